@@ -1,0 +1,357 @@
+"""Every error of qmpsnap, and what each says about your disks.
+
+    QmpsnapError                      .changed  .hint  .exit_code
+    +- Refused            (exit 3)    nothing of the VM was changed, nothing of ours is left
+    |  +- UnknownNode                 no disk, node, layer or job of that name
+    |  +- AmbiguousName               the name fits two; .candidates
+    |  +- NotInChain                  the layer is not in the chain, or on the wrong side of the other
+    |  +- NodeBusy                    a job holds the node; .node .job_id
+    |  +- TargetExists                a file of that name is there already; .file
+    |  +- TargetUnusable              the target cannot be made or does not fit; .file
+    |  +- StillNeeded                 another image stands on what would change; .by
+    |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
+    |  +- Unsupported                 this QEMU or this machine cannot; .feature
+    |  +- UnsafeImage                 an image header that no tool should follow; .file
+    |  +- BadName                     a name outside the grammar; .name
+    |  +- ForeignJob                  a job that is not ours; .job_id
+    +- TargetError        (exit 4)    the other side said no, or cannot be reached
+    |  +- ConnectFailed               no QMP there, or no greeting in time
+    |  +- CommandFailed               QEMU's error reply; .command .arguments .qmp_class .desc
+    |  +- JobFailed                   the job ended with an error; .job_id .error
+    |  +- Malformed                   an answer that is not QMP, or not what the schema promises
+    |  +- GuestFailed                 a test's guest: a command failed, or no answer; .script .status .output
+    +- LinkLost           (exit 5)    the connection went; .step was in flight; the outcome is unknown
+    +- GraphMismatch      (exit 6)    it succeeded, the graph is not the predicted one; .expected .found
+    +- Incomplete         (exit 7)    stopped between steps; .done .remaining
+       +- JobPaused                   an I/O error paused the job; .job_id .reason
+       +- Detached                    the caller left; the job runs on; .job_id
+    +- Interrupted        (exit 130)  the caller asked to stop, and what was done is undone
+
+`changed` speaks of the chains and of the bytes of every layer. A commit that failed has written
+into its base: the guest reads what it read, `changed` is YES, and `invalid` names each layer that
+no longer holds its moment.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "AmbiguousName",
+    "BadName",
+    "Changed",
+    "CommandFailed",
+    "ConnectFailed",
+    "Detached",
+    "ForeignJob",
+    "GraphMismatch",
+    "GuestFailed",
+    "Incomplete",
+    "Interrupted",
+    "JobFailed",
+    "JobPaused",
+    "LinkLost",
+    "Malformed",
+    "NodeBusy",
+    "NotInChain",
+    "QmpsnapError",
+    "Refused",
+    "StillNeeded",
+    "TargetError",
+    "TargetExists",
+    "TargetUnusable",
+    "UnknownNode",
+    "UnsafeImage",
+    "Unsupported",
+    "WouldLose",
+]
+
+
+class Changed(Enum):
+    """Whether anything changed, in the chains or in the bytes of any layer."""
+
+    NO = "no"
+    YES = "yes"
+    UNKNOWN = "unknown"
+
+
+class QmpsnapError(Exception):
+    """Base of all errors; says whether anything changed and what to do next.
+
+    Attributes:
+        changed: What became of the chains and of the layers' bytes.
+        hint: What to do next, or "".
+        invalid: Files that no longer hold their moment.
+        left: Files, nodes or jobs that stay behind, each with what removes it.
+        exit_code: What the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        changed: Changed = Changed.NO,
+        hint: str = "",
+        invalid: Sequence[str] = (),
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.changed = changed
+        self.hint = hint
+        self.invalid = tuple(invalid)
+        self.left = tuple(left)
+
+
+class Refused(QmpsnapError):
+    """Nothing of the VM was changed, and nothing of ours is left."""
+
+    exit_code = 3
+
+
+class UnknownNode(Refused):
+    """There is no disk, node, layer or job of that name."""
+
+
+class AmbiguousName(Refused):
+    """The name fits more than one thing; `candidates` lists them."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.candidates = tuple(candidates)
+
+
+class NotInChain(Refused):
+    """The layer is not in the disk's chain, or stands on the wrong side of the other."""
+
+
+class NodeBusy(Refused):
+    """A job holds the node."""
+
+    def __init__(self, message: str, *, node: str, job_id: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.node = node
+        self.job_id = job_id
+
+
+class TargetExists(Refused):
+    """A file of that name is there already; it was not touched."""
+
+    def __init__(self, message: str, *, file: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+
+
+class TargetUnusable(Refused):
+    """The target cannot be made there, or does not fit."""
+
+    def __init__(self, message: str, *, file: str, hint: str = "", left: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint, left=left)
+        self.file = file
+
+
+class StillNeeded(Refused):
+    """Another image stands on a layer that would change; `by` names each."""
+
+    def __init__(self, message: str, *, by: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.by = tuple(by)
+
+
+class WouldLose(Refused):
+    """Internal snapshots or persistent bitmaps would be lost; `what` names each."""
+
+    def __init__(self, message: str, *, what: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.what = tuple(what)
+
+
+class Unsupported(Refused):
+    """This QEMU, or this machine's layout, cannot do it."""
+
+    def __init__(self, message: str, *, feature: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.feature = feature
+
+
+class UnsafeImage(Refused):
+    """An image header that no tool should be let follow."""
+
+    def __init__(self, message: str, *, file: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+
+
+class BadName(Refused):
+    """A name outside the grammar."""
+
+    def __init__(self, message: str, *, name: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+
+
+class ForeignJob(Refused):
+    """A job that is not ours, and nobody said that it may be touched."""
+
+    def __init__(self, message: str, *, job_id: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.job_id = job_id
+
+
+class TargetError(QmpsnapError):
+    """The other side said no, or cannot be reached."""
+
+    exit_code = 4
+
+
+class ConnectFailed(TargetError):
+    """There is no QMP at that address, or no greeting came in time."""
+
+
+class CommandFailed(TargetError):
+    """QEMU answered a command with an error."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: str,
+        arguments: Mapping[str, object],
+        qmp_class: str,
+        desc: str,
+        changed: Changed = Changed.NO,
+        hint: str = "",
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, left=left)
+        self.command = command
+        self.arguments = dict(arguments)
+        self.qmp_class = qmp_class
+        self.desc = desc
+
+
+class JobFailed(TargetError):
+    """A job ended with an error, or was cancelled by somebody else."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        error: str,
+        changed: Changed = Changed.NO,
+        hint: str = "",
+        invalid: Sequence[str] = (),
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+        self.job_id = job_id
+        self.error = error
+
+
+class Malformed(TargetError):
+    """An answer that is not QMP, or not what the schema promises."""
+
+
+class GuestFailed(TargetError):
+    """A test's guest failed a command, or does not answer; `status` is None for the latter."""
+
+    def __init__(self, message: str, *, script: str, status: int | None = None, output: str = "") -> None:
+        super().__init__(message, changed=Changed.UNKNOWN)
+        self.script = script
+        self.status = status
+        self.output = output
+
+
+class LinkLost(QmpsnapError):
+    """The connection went while something was under way; `step` was in flight."""
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str = "",
+        changed: Changed = Changed.UNKNOWN,
+        hint: str = "",
+        invalid: Sequence[str] = (),
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+        self.step = step
+
+
+class GraphMismatch(QmpsnapError):
+    """The command succeeded, and the graph is not the predicted one.
+
+    Raised with `changed` NO before the first step, when the graph moved since it was planned on.
+    """
+
+    exit_code = 6
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected: Mapping[str, Sequence[str]],
+        found: Mapping[str, Sequence[str]],
+        changed: Changed = Changed.YES,
+        hint: str = "",
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, left=left)
+        self.expected = {disk: tuple(files) for disk, files in expected.items()}
+        self.found = {disk: tuple(files) for disk, files in found.items()}
+
+
+class Incomplete(QmpsnapError):
+    """Stopped between steps; `done` and `remaining` say where."""
+
+    exit_code = 7
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        done: Sequence[str] = (),
+        remaining: Sequence[str] = (),
+        changed: Changed = Changed.YES,
+        hint: str = "",
+        invalid: Sequence[str] = (),
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+        self.done = tuple(done)
+        self.remaining = tuple(remaining)
+
+
+class JobPaused(Incomplete):
+    """An I/O error paused the job, as its error policy asked; it waits to be resumed or cancelled."""
+
+    def __init__(
+        self, message: str, *, job_id: str, reason: str, hint: str, invalid: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, invalid=invalid)
+        self.job_id = job_id
+        self.reason = reason
+
+
+class Detached(Incomplete):
+    """The caller left as it asked to; the job runs on and can be waited for."""
+
+    def __init__(self, message: str, *, job_id: str, hint: str, invalid: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint, invalid=invalid)
+        self.job_id = job_id
+
+
+class Interrupted(QmpsnapError):
+    """The caller asked to stop; what was done is undone, and `changed` says what that leaves."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Pure values: what is, as QEMU and the images say it."""

@@ -1,0 +1,169 @@
+"""What lies on the disk, as far as a planner asked: files, directories, and what stands on what.
+
+A file has many names (symlinks, hard links, relative names in headers). Here each file that exists
+has one: `FileFact.real`, and all of `Standing`; compare nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from qmpsnap.model.header import Header
+    from qmpsnap.model.record import Record
+
+__all__ = ["Ask", "DirFact", "FileFact", "Files", "Kind", "Standing", "invalid_name", "is_invalid_name"]
+
+Kind = Literal["missing", "regular", "directory", "block", "symlink", "other"]
+
+_INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a planner wants to know; all paths are absolute.
+
+    Attributes:
+        files: Files of interest, whether they exist or not. Of several hard links to one file the first
+            asked for names it, so put a chain's own files first.
+        directories: Directories in which files are to be made.
+        survey: Directories whose images' headers are read (not those below them).
+        records: Directories of records, of which most will not exist.
+    """
+
+    files: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
+    survey: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """What is there under one path.
+
+    Attributes:
+        path: As it was asked for.
+        kind: What it is through symlinks; "symlink" for one that leads nowhere; "other" also when it
+            cannot be looked at.
+        size: Bytes of a regular file, else 0.
+        device: st_dev, 0 when it is missing.
+        inode: st_ino, 0 when it is missing.
+        header: An image's header; None for a raw file, and when it is broken (`problem` says so).
+        real: The file's one name.
+        backing: The one name of the file that it stands on; None when its header names no local file.
+        problem: Why it cannot be looked at, or what is wrong with its header; else "".
+        modified: When it was last written, in seconds since 1970; 0 when it is missing.
+    """
+
+    path: str
+    kind: Kind
+    size: int = 0
+    device: int = 0
+    inode: int = 0
+    header: Header | None = None
+    real: str = ""
+    backing: str | None = None
+    problem: str = ""
+    modified: float = 0.0
+
+    @property
+    def taken(self) -> bool:
+        """Whether the name is in use, be it by a symlink that leads nowhere."""
+        return self.kind != "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class DirFact:
+    """Whether files can be made in a directory.
+
+    Attributes:
+        path: As it was asked for.
+        exists: Whether it is a directory, through symlinks.
+        writable: Whether we, with our effective ids, can make files in it.
+        free_bytes: What a process without privileges can still fill; 0 when it does not exist.
+        problem: Why it is not writable, or "".
+    """
+
+    path: str
+    exists: bool
+    writable: bool
+    free_bytes: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Standing:
+    """The header of image `file` names the file `on` as its backing file; both by their one name."""
+
+    file: str
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The answer to an `Ask`, as the disk was when it was looked at.
+
+    Attributes:
+        shared: Whether we see the file system that QEMU sees. If not, all else is empty.
+        files: By the path that was asked for.
+        directories: By the path that was asked for.
+        standing: Of each image that was asked for, surveyed, or that one of these stands on; sorted.
+        looked_in: Directories that were surveyed, by their real path.
+        unreadable: What could not be read in a survey, as "PATH: REASON".
+        records: Intent and moment records of the directories asked for.
+        bad_records: What lies in these and is no record of ours, as "PATH: REASON".
+    """
+
+    shared: bool = False
+    files: Mapping[str, FileFact] = field(default_factory=lambda: MappingProxyType({}))
+    directories: Mapping[str, DirFact] = field(default_factory=lambda: MappingProxyType({}))
+    standing: tuple[Standing, ...] = ()
+    looked_in: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+    bad_records: tuple[str, ...] = ()
+
+    def real(self, path: str) -> str:
+        """Return the one name of a file that was asked for; any other path as it is."""
+        fact = self.files.get(path)
+        return fact.real if fact is not None else path
+
+    def same(self, path: str, other: str) -> bool:
+        """Whether two paths that were asked for lead to one file."""
+        return self.real(path) == self.real(other)
+
+    def on(self, path: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
+        """Images that stand on `path`, directly or through others, by their one names, sorted.
+
+        Args:
+            path: A file that was asked for (excluded from the result).
+            without: Files, such as the rest of a chain, that are neither listed nor passed through.
+        """
+        passed = {self.real(path), *(self.real(file) for file in without)}
+        found: set[str] = set()
+        pending = [self.real(path)]
+        above: dict[str, list[str]] = {}
+        for standing in self.standing:
+            above.setdefault(standing.on, []).append(standing.file)
+        while pending:
+            for file in above.get(pending.pop(), ()):
+                if file not in passed:
+                    passed.add(file)
+                    found.add(file)
+                    pending.append(file)
+        return tuple(sorted(found))
+
+
+def invalid_name(file: str, *, attempt: int = 1) -> str:
+    """Name under which a folded file is kept: "FILE.invalid", then "FILE.invalid.2" and so on."""
+    return f"{file}.invalid" if attempt == 1 else f"{file}.invalid.{attempt}"
+
+
+def is_invalid_name(file: str) -> bool:
+    """Whether the name says that the file holds no moment any more; a survey leaves such files out."""
+    return _INVALID.fullmatch(file) is not None

@@ -1,0 +1,107 @@
+"""Which disk, and which layer, somebody means.
+
+A disk is found by its name, qdev id, QOM path, drive id, a node name or a file; a layer by its full
+path, else by the last part of the path, its node name or a snapshot's name, else by that last part
+without its suffix. Several spellings of one thing are one match; two things are a refusal.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import AmbiguousName, NotInChain, UnknownNode
+from qmpsnap.model.graph import draw
+from qmpsnap.model.names import stem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from qmpsnap.model.graph import Disk, Graph, Layer
+
+__all__ = ["find_disk", "find_layer", "snapshot_file_name"]
+
+_PERIPHERALS = ("/machine/peripheral/", "/machine/peripheral-anon/")
+
+
+def find_disk(graph: Graph, spelling: str) -> Disk:
+    """The one disk that `spelling` means, an empty drive as well.
+
+    Raises:
+        UnknownNode: When no disk is called so.
+        AmbiguousName: When two are.
+    """
+    if spelling in graph.disks:
+        return graph.disks[spelling]
+    found = [disk for disk in graph.disks.values() if spelling in _spellings(disk)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = [disk.name for disk in found]
+        raise AmbiguousName(
+            f"{spelling!r} fits more than one disk: {', '.join(names)}",
+            candidates=names,
+            hint="name the disk by its qdev id",
+        )
+    known = ", ".join(graph.disks) or "none"
+    raise UnknownNode(f"there is no disk {spelling!r}", hint=f"the disks are: {known}")
+
+
+def _spellings(disk: Disk) -> Iterable[str]:
+    yield from (disk.qdev, disk.drive, disk.root)
+    for prefix in _PERIPHERALS:
+        if disk.qdev.startswith(prefix):
+            parts = disk.qdev.removeprefix(prefix).split("/")
+            yield prefix + parts[0]
+            if prefix == _PERIPHERALS[0]:
+                yield parts[0]
+    if disk.qdev and not disk.qdev.startswith("/"):
+        yield _PERIPHERALS[0] + disk.qdev
+    for node in disk.filters:
+        yield node.node
+    for layer in disk.layers:
+        yield from (layer.node, layer.file, posixpath.basename(layer.file))
+
+
+def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None = None) -> int:
+    """Index in the disk's chain, active first, of the one layer that `spelling` means.
+
+    Args:
+        disk: The disk in whose chain the layer is looked for.
+        spelling: Full path, last part of it, node name or snapshot's name.
+        moments: Overlay that began at each named moment on this disk, where that is recorded.
+
+    Raises:
+        NotInChain: When no layer of the chain is called so.
+        AmbiguousName: When two are.
+    """
+    base = disk.base.file
+    recorded = (moments or {}).get(spelling)
+    ways: tuple[Callable[[Layer], bool], ...] = (
+        lambda layer: layer.file == spelling,
+        lambda layer: (
+            posixpath.basename(layer.file) in {spelling, snapshot_file_name(base, spelling)}
+            or layer.node == spelling
+            or (recorded is not None and layer.file == recorded)
+        ),
+        lambda layer: stem(layer.file) == spelling,
+    )
+    for fits in ways:
+        found = [index for index, layer in enumerate(disk.layers) if fits(layer)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = [disk.layers[index].file for index in found]
+            raise AmbiguousName(
+                f"{spelling!r} fits more than one layer of {disk.name}: {', '.join(names)}",
+                candidates=names,
+                hint="name the layer by its full path",
+            )
+    raise NotInChain(
+        f"there is no layer {spelling!r} in the chain of {disk.name}", hint=f"the chain is {draw(disk.files)}"
+    )
+
+
+def snapshot_file_name(base: str, name: str) -> str:
+    """Last part of the path that a snapshot's overlay gets when nobody says where."""
+    return f"{stem(base)}.{name}.qcow2"

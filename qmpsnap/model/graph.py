@@ -1,0 +1,184 @@
+"""What QEMU's block graph looks like to us: disks, their chains, and the nodes around them.
+
+All values are frozen. A chain is always a tuple of layers, active first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Layer", "Node", "draw"]
+
+# Drivers that pass data through: a node of one of these is no image.
+FILTER_DRIVERS = frozenset({
+    "blkdebug", "blklogwrites", "blkreplay", "blkverify", "commit_top", "compress", "copy-before-write",
+    "copy-on-read", "mirror_top", "preallocate", "snapshot-access", "throttle",
+})  # fmt: skip
+
+# Protocol drivers whose `file` is a path on the host that runs QEMU.
+PATH_DRIVERS = frozenset({"file", "host_cdrom", "host_device"})
+
+Chains = dict[str, tuple[str, ...]]
+"""Files of each disk's chain, active first, by the disk's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class InternalSnapshot:
+    """A snapshot inside a qcow2 file. QAPI: SnapshotInfo (block-core.json)."""
+
+    id: str
+    name: str
+    vm_state_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A named dirty bitmap. QAPI: BlockDirtyInfo (block-core.json)."""
+
+    name: str
+    persistent: bool = False
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One vertex of QEMU's graph, as query-named-block-nodes lists it.
+
+    Attributes:
+        name: node-name; one that begins with '#' is QEMU's own and may change.
+        driver: QEMU's driver name ("qcow2", "raw", "file", "throttle").
+        file: Path where there is one, else the file name as QEMU spells it.
+        read_only: Whether QEMU has it open read-only.
+        backing: File that it stands on, "" where there is none.
+    """
+
+    name: str
+    driver: str
+    file: str
+    read_only: bool = False
+    backing: str = ""
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether the node passes data through and is no image."""
+        return self.driver in FILTER_DRIVERS
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image of a chain.
+
+    Attributes:
+        node: node-name of the format node.
+        file: Path of the protocol node; never a json: name where the image lies in a file.
+        format: Driver of the format node ("qcow2", "raw").
+        virtual_size: Bytes that the guest sees.
+        allocated: Bytes on the host, or None where QEMU does not know.
+        backing: Backing file as the header records it, or None.
+        backing_format: Its format as recorded, or None.
+        read_only: Whether QEMU has the layer open read-only.
+        local: Whether `file` is a path on the host that runs QEMU.
+        snapshots: Internal snapshots of the image.
+        bitmaps: Named dirty bitmaps of the node.
+    """
+
+    node: str
+    file: str
+    format: str
+    virtual_size: int
+    allocated: int | None = None
+    backing: str | None = None
+    backing_format: str | None = None
+    read_only: bool = False
+    local: bool = True
+    snapshots: tuple[InternalSnapshot, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter node above or between the layers of a disk."""
+
+    node: str
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What the guest sees, with its chain.
+
+    Attributes:
+        name: How it is called in output: qdev id, else drive id, else the root node's name.
+        qdev: As query-block gives it: a QOM path or a plain id, or "".
+        drive: The id of a -drive, or "".
+        root: node-name of the top node, a filter where there is one; "" for an empty drive.
+        layers: The chain, active first; empty for an empty drive.
+        filters: Filters on the way from the root to the base, the root's first.
+        read_only: Whether the guest may not write.
+    """
+
+    name: str
+    qdev: str = ""
+    drive: str = ""
+    root: str = ""
+    layers: tuple[Layer, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    read_only: bool = False
+
+    @property
+    def active(self) -> Layer:
+        """The newest layer, the one the guest writes to."""
+        return self.layers[0]
+
+    @property
+    def base(self) -> Layer:
+        """The oldest layer."""
+        return self.layers[-1]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the chain, active first."""
+        return tuple(layer.file for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All disks of a machine, and every node that QEMU has.
+
+    Attributes:
+        disks: By the disk's name, in QEMU's order.
+        nodes: Every node by its name, those under no disk as well.
+    """
+
+    disks: Mapping[str, Disk]
+    nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
+
+    def chains(self, *names: str) -> Chains:
+        """Files of each disk's chain, active first; of all disks when none is named."""
+        return {name: self.disks[name].files for name in (names or self.disks) if name in self.disks}
+
+
+def draw(files: tuple[str, ...]) -> str:
+    """Picture of one chain, base first: `[base] <- [sn1] <- [sn2*]`.
+
+    Args:
+        files: The chain's files, active first.
+    """
+    if not files:
+        return "(empty)"
+    names = [_short(file) for file in reversed(files)]
+    names[-1] += "*"
+    return " <- ".join(f"[{name}]" for name in names)
+
+
+def _short(file: str) -> str:
+    name = file.rpartition("/")[2] or file
+    for suffix in (".qcow2", ".raw", ".img"):
+        if name.endswith(suffix) and name != suffix:
+            return name.removesuffix(suffix)
+    return name

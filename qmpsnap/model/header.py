@@ -1,0 +1,301 @@
+"""What the first bytes of an image say; the one reader of image headers.
+
+Headers are hostile: a guest may have written one into its raw disk. So every length and offset
+is checked against the data, nothing is followed, and whatever is wrong is a ValueError.
+
+    qcow2   docs/interop/qcow2.txt ("Header", "Header extensions", "Bitmaps extension")
+    qed     docs/interop/qed_spec.txt ("Header");  qcow: block/qcow.c (QCowHeader)
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import struct
+from dataclasses import dataclass
+
+__all__ = ["MAGICS", "MAX_HEADER_BYTES", "Header", "backing_path", "parse_header", "why_unsafe"]
+
+QCOW_MAGIC = b"QFI\xfb"
+QED_MAGIC = b"QED\0"
+MAGICS = (QCOW_MAGIC, QED_MAGIC)
+MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one
+
+_LONGEST_NAME = 1023  # block/qcow2.c: qcow2_do_open refuses longer ones
+_LONGEST_QED_NAME = 4095  # block/qed.c: shorter than PATH_MAX
+_LONGEST_FORMAT = 15  # block/qcow2.c: bs->backing_format has 16 bytes
+
+_EXT_END = 0
+_EXT_BACKING_FORMAT = 0xE2792ACA
+_EXT_DATA_FILE = 0x44415441
+_EXT_BITMAPS = 0x23852875
+
+_DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4  # qcow2's incompatible features
+_BITMAPS_VALID = 1  # qcow2's autoclear features
+_QED_BACKING, _QED_DIRTY, _QED_RAW_BACKING = 1, 2, 4
+
+_FILE_DRIVERS = ("file", "host_device", "host_cdrom")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The part of an image's header that a planner needs.
+
+    Attributes:
+        format: "qcow2", "qcow" or "qed".
+        version: The format's own version; 2 or 3 for qcow2.
+        virtual_size: Bytes of the disk that the guest sees.
+        cluster_size: In bytes.
+        backing: The backing file's name as it was written, or None.
+        backing_format: As it was written, or None: then whoever opens the image would have to probe.
+        data_file: Name of the external data file; "" when there is one without a name; None without one.
+        snapshot_count: Number of internal snapshots.
+        bitmaps: Number of persistent bitmaps that QEMU would load.
+        dirty: Whether it was not closed properly.
+        corrupt: Whether QEMU marked it as corrupt.
+        l1_offset: Where qcow2's table of data begins, in bytes.
+        l1_entries: How many 8-byte entries that table has.
+    """
+
+    format: str
+    version: int
+    virtual_size: int
+    cluster_size: int
+    backing: str | None = None
+    backing_format: str | None = None
+    data_file: str | None = None
+    snapshot_count: int = 0
+    bitmaps: int = 0
+    dirty: bool = False
+    corrupt: bool = False
+    l1_offset: int = 0
+    l1_entries: int = 0
+
+
+def parse_header(data: bytes) -> Header | None:
+    """Read an image's header from the first bytes of its file.
+
+    Args:
+        data: The beginning of the file; `MAX_HEADER_BYTES` always suffice, 4096 nearly always.
+
+    Returns:
+        The header; None without a known magic (raw, or a format that we do not read).
+
+    Raises:
+        ValueError: When there is a magic and the rest is broken, or ends before the header does.
+    """
+    if data[:4] == QCOW_MAGIC:
+        version = _unpack(data, ">I", 4)[0]
+        if version == 1:
+            return _parse_qcow(data)
+        if version in {2, 3}:
+            return _parse_qcow2(data, version)
+        raise ValueError(f"qcow2 of unknown version {version}")
+    if data[:4] == QED_MAGIC:
+        return _parse_qed(data)
+    return None
+
+
+def _parse_qcow(data: bytes) -> Header:
+    offset, length, _, size, cluster_bits = _unpack(data, ">QIIQB", 8)
+    return Header(
+        format="qcow",
+        version=1,
+        virtual_size=size,
+        cluster_size=_cluster_size(cluster_bits, 9, 16),
+        backing=_name(data, offset, length, len(data), _LONGEST_NAME),
+    )
+
+
+def _parse_qcow2(data: bytes, version: int) -> Header:
+    offset, length, cluster_bits, size, _, l1_entries, l1_offset = _unpack(data, ">QIIQIIQ", 8)
+    (snapshots,) = _unpack(data, ">I", 60)
+    cluster = _cluster_size(cluster_bits, 9, 21)
+    incompatible, autoclear, header_length = 0, 0, 72
+    if version == 3:
+        incompatible, _, autoclear, _, header_length = _unpack(data, ">QQQII", 72)
+        if header_length < 104 or header_length > cluster:
+            raise ValueError(
+                f"header length {header_length} is not within 104 and the cluster's {cluster} bytes"
+            )
+    backing = _name(data, offset, length, cluster, _LONGEST_NAME)
+    extensions = _extensions(data, header_length, offset or cluster)
+    data_file = extensions.get(_EXT_DATA_FILE, b"") if incompatible & _DATA_FILE else None
+    backing_format = extensions.get(_EXT_BACKING_FORMAT)
+    if backing_format is not None and len(backing_format) > _LONGEST_FORMAT:
+        raise ValueError(
+            f"backing format of {len(backing_format)} bytes, at most {_LONGEST_FORMAT} are allowed"
+        )
+    bitmaps = extensions.get(_EXT_BITMAPS)
+    return Header(
+        format="qcow2",
+        version=version,
+        virtual_size=size,
+        cluster_size=cluster,
+        backing=backing,
+        backing_format=_text(backing_format) or None if backing_format is not None else None,
+        data_file=_text(data_file) if data_file is not None else None,
+        snapshot_count=snapshots,
+        bitmaps=_unpack(bitmaps, ">I", 0)[0] if bitmaps is not None and autoclear & _BITMAPS_VALID else 0,
+        dirty=bool(incompatible & _DIRTY),
+        corrupt=bool(incompatible & _CORRUPT),
+        l1_offset=l1_offset,
+        l1_entries=l1_entries,
+    )
+
+
+def _parse_qed(data: bytes) -> Header:
+    cluster, _, clusters, features, _, _, _, size, offset, length = _unpack(data, "<IIIQQQQQII", 4)
+    if cluster < 1 << 12 or cluster > 1 << 26 or cluster & (cluster - 1):
+        raise ValueError(f"cluster size {cluster} is no power of two from 4096 to 64 MiB")
+    backing = None
+    if features & _QED_BACKING:
+        backing = _name(data, offset, length, cluster * clusters, _LONGEST_QED_NAME)
+    return Header(
+        format="qed",
+        version=1,
+        virtual_size=size,
+        cluster_size=cluster,
+        backing=backing,
+        backing_format="raw" if backing is not None and features & _QED_RAW_BACKING else None,
+        dirty=bool(features & _QED_DIRTY),
+    )
+
+
+def _extensions(data: bytes, start: int, end: int) -> dict[int, bytes]:
+    """Read the header extensions from `start` up to `end` (excluded); the last one of a type counts."""
+    found: dict[int, bytes] = {}
+    at = start
+    while at < end:
+        kind, length = _unpack(data, ">II", at)
+        at += 8
+        if kind == _EXT_END:
+            break
+        if length > end - at:
+            raise ValueError(f"header extension {kind:#x} of {length} bytes goes beyond the header's end")
+        if at + length > len(data):
+            raise ValueError(f"truncated in header extension {kind:#x}")
+        found[kind] = data[at : at + length]
+        at += (length + 7) & ~7
+    return found
+
+
+def _name(data: bytes, offset: int, length: int, end: int, longest: int) -> str | None:
+    """Read a backing file's name, which lies before `end`; None when none is written."""
+    if offset == 0 or length == 0:
+        return None
+    if length > longest:
+        raise ValueError(f"backing file name of {length} bytes, at most {longest} are allowed")
+    if offset + length > end:
+        raise ValueError(f"backing file name at {offset} goes beyond the header's end")
+    if offset + length > len(data):
+        raise ValueError("truncated in the backing file's name")
+    return _text(data[offset : offset + length]) or None
+
+
+def _text(raw: bytes) -> str:
+    """Decode a name as the file system does; to QEMU it ends at the first NUL, as a C string."""
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _cluster_size(bits: int, lowest: int, highest: int) -> int:
+    if not lowest <= bits <= highest:
+        raise ValueError(f"cluster bits {bits} are not within {lowest} and {highest}")
+    return 1 << bits
+
+
+def _unpack(data: bytes, layout: str, offset: int) -> tuple[int, ...]:
+    if len(data) < offset + struct.calcsize(layout):
+        raise ValueError(f"truncated at byte {len(data)}")
+    return struct.unpack_from(layout, data, offset)
+
+
+def backing_path(recorded: str, *, of: str) -> str | None:
+    """Tell which file a recorded backing name means to QEMU.
+
+    A plain relative name counts from the overlay's directory (block.c: path_combine). One within
+    "file:" or "json:" would count from the directory of the process that opens it, which
+    nobody recorded; the overlay's directory is the best guess for that too.
+
+    Args:
+        recorded: The name as the header has it.
+        of: Absolute path of the overlay.
+
+    Returns:
+        An absolute path, not normalized, for ".." behind a symlink is the file system's to resolve;
+        None when it is no local file (nbd:, rbd:, http:, a json: without a file).
+    """
+    name = _json_file(recorded) if recorded.startswith("json:") else _plain_file(recorded)
+    if not name or "\0" in name:
+        return None
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a json: name can spell what no file system holds
+        return None
+    return posixpath.join(posixpath.dirname(of), name)
+
+
+def _plain_file(name: str) -> str | None:
+    protocol = _protocol(name)
+    if protocol is None:
+        return name
+    return name[len(protocol) + 1 :] if protocol in _FILE_DRIVERS else None
+
+
+def _protocol(name: str) -> str | None:
+    """Return what stands before a colon that no slash precedes (block.c: path_has_protocol)."""
+    head, colon, _ = name.partition(":")
+    return head if colon and "/" not in head else None
+
+
+def _json_file(name: str) -> str | None:
+    """Find the file at the bottom of a json: name, whose options nest by objects or by dots."""
+    try:
+        options = json.loads(name.removeprefix("json:"))
+    except (ValueError, RecursionError):
+        return None
+    flat: dict[str, object] = {}
+    pending: list[tuple[str, object]] = [("", options)]
+    while pending:
+        prefix, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()]
+        else:
+            flat[prefix] = value
+    prefix = ""
+    while any(key.startswith(prefix) for key in flat):
+        filename = flat.get(prefix + "filename")
+        if isinstance(filename, str):
+            if flat.get(prefix + "driver") in _FILE_DRIVERS:
+                return filename
+            return _plain_file(filename)
+        prefix += "file."
+    return None
+
+
+def why_unsafe(header: Header, *, of: str, allowed_dirs: tuple[str, ...] | None) -> str | None:
+    """Tell why no tool should be let open an image with this header, or None.
+
+    Args:
+        header: The image's header.
+        of: Absolute path of the image.
+        allowed_dirs: Absolute directories in which, or below which, its backing file and its data
+            file may lie; None allows all.
+    """
+    for what, name in (("backing file", header.backing), ("data file", header.data_file)):
+        if not name:
+            continue
+        resolved = backing_path(name, of=of)
+        if resolved is None or _protocol(name) not in {None, "file"}:
+            return f"its {what} {name!r} is no plain file name"
+        path = posixpath.normpath(resolved)
+        if path == of:
+            return f"its {what} is the image itself"
+        if allowed_dirs is not None and not any(_within(path, directory) for directory in allowed_dirs):
+            return f"its {what} {name!r} lies outside the allowed directories"
+    return None
+
+
+def _within(path: str, directory: str) -> bool:
+    top = posixpath.normpath(directory)
+    return posixpath.commonpath([path, top]) == top

@@ -1,0 +1,214 @@
+"""What a job is: its states, what each allows, and what its name says.
+
+The two tables are QEMU's own (job.c, JobSTT and JobVerbTable), as data.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "ENDED",
+    "TRANSITIONS",
+    "VERBS",
+    "Ending",
+    "IoStatus",
+    "Job",
+    "JobId",
+    "JobOp",
+    "JobStatus",
+    "JobVerb",
+    "allowed",
+    "parse_job_id",
+]
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. QAPI: JobStatus (job.json)."""
+
+    UNDEFINED = "undefined"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    READY = "ready"
+    STANDBY = "standby"
+    WAITING = "waiting"
+    PENDING = "pending"
+    ABORTING = "aborting"
+    CONCLUDED = "concluded"
+    NULL = "null"
+
+
+class JobVerb(StrEnum):
+    """What can be asked of a job. QAPI: JobVerb (job.json)."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    SET_SPEED = "set-speed"
+    COMPLETE = "complete"
+    FINALIZE = "finalize"
+    DISMISS = "dismiss"
+
+
+class IoStatus(StrEnum):
+    """What an I/O error did to a job. QAPI: BlockDeviceIoStatus (block-core.json)."""
+
+    OK = "ok"
+    FAILED = "failed"
+    NOSPACE = "nospace"
+
+
+class JobOp(StrEnum):
+    """The operation that a job of ours is part of."""
+
+    STREAM = "stream"
+    COMMIT = "commit"
+    MIRROR = "mirror"
+    SNAPSHOT = "snapshot"
+
+
+class Ending(StrEnum):
+    """How a job of ours is to end."""
+
+    PIVOT = "pivot"  # job-complete at READY: the disk gets another root
+    COPY = "copy"  # block-job-cancel without force at READY: the root stays
+    KEEP = "keep"  # it ends by itself, and the root stays
+
+
+_S = JobStatus
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
+    {
+        _S.UNDEFINED: frozenset({_S.CREATED}),
+        _S.CREATED: frozenset({_S.RUNNING, _S.ABORTING, _S.NULL}),
+        _S.RUNNING: frozenset({_S.PAUSED, _S.READY, _S.WAITING, _S.ABORTING}),
+        _S.PAUSED: frozenset({_S.RUNNING}),
+        _S.READY: frozenset({_S.STANDBY, _S.WAITING, _S.ABORTING}),
+        _S.STANDBY: frozenset({_S.READY}),
+        _S.WAITING: frozenset({_S.PENDING, _S.ABORTING}),
+        _S.PENDING: frozenset({_S.ABORTING, _S.CONCLUDED}),
+        _S.ABORTING: frozenset({_S.ABORTING, _S.CONCLUDED}),
+        _S.CONCLUDED: frozenset({_S.NULL}),
+        _S.NULL: frozenset(),
+    }
+)
+"""The states that may follow each state."""
+
+_ALIVE = frozenset({_S.CREATED, _S.RUNNING, _S.PAUSED, _S.READY, _S.STANDBY})
+VERBS: Mapping[JobVerb, frozenset[JobStatus]] = MappingProxyType(
+    {
+        JobVerb.CANCEL: _ALIVE | {_S.WAITING, _S.PENDING},
+        JobVerb.PAUSE: _ALIVE,
+        JobVerb.RESUME: _ALIVE,
+        JobVerb.SET_SPEED: _ALIVE,
+        # QEMU 7.2, 10.0 and 11.1 take it in standby too; the job then completes when it is resumed.
+        JobVerb.COMPLETE: frozenset({_S.READY, _S.STANDBY}),
+        JobVerb.FINALIZE: frozenset({_S.PENDING}),
+        JobVerb.DISMISS: frozenset({_S.CONCLUDED}),
+    }
+)
+"""The states in which QEMU takes each verb."""
+
+ENDED = frozenset({_S.CONCLUDED, _S.NULL})
+"""The states in which a job does nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobId:
+    """The name of a job of ours, taken apart: `qmpsnap-<op>-<ending>-<token>`.
+
+    Attributes:
+        op: The operation.
+        ending: What whoever waits for it does at its end.
+        token: Eight hexadecimal digits.
+    """
+
+    op: JobOp
+    ending: Ending
+    token: str
+
+    def __str__(self) -> str:
+        return f"qmpsnap-{self.op}-{self.ending}-{self.token}"
+
+
+_GRAMMAR = re.compile(r"qmpsnap-({})-({})-([0-9a-f]{{8}})".format("|".join(JobOp), "|".join(Ending)))
+
+
+def parse_job_id(text: str) -> JobId | None:
+    """Take a job's id apart; None when it is not one of ours."""
+    match = _GRAMMAR.fullmatch(text)
+    return JobId(JobOp(match[1]), Ending(match[2]), match[3]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job, as QEMU told it at one moment.
+
+    Attributes:
+        id: Its name.
+        type: QEMU's kind of job: stream, commit, mirror, backup, create, ...
+        status: Where it stands.
+        offset: How much is done, in the unit of `length`.
+        length: How much there is to do; may grow, and may be 0. Bytes, for block jobs.
+        speed: Limit in bytes a second, 0 for none; None when QEMU did not say.
+        error: QEMU's text if it failed; None while it runs and after success.
+        io_status: What an I/O error did; None when it is not a block job.
+        paused: It stands still: asked to, or by an error, or for a moment to let others work.
+        ready: Source and target are in step; it can be completed.
+    """
+
+    id: str
+    type: str
+    status: JobStatus
+    offset: int = 0
+    length: int = 0
+    speed: int | None = None
+    error: str | None = None
+    io_status: IoStatus | None = None
+    paused: bool = False
+    ready: bool = False
+
+    @property
+    def mine(self) -> bool:
+        """Whether its name says that it is ours."""
+        return parse_job_id(self.id) is not None
+
+    @property
+    def op(self) -> JobOp | None:
+        """The operation that it belongs to; None when it is not ours."""
+        name = parse_job_id(self.id)
+        return name.op if name else None
+
+    @property
+    def ending(self) -> Ending | None:
+        """How it is to end; None when it is not ours."""
+        name = parse_job_id(self.id)
+        return name.ending if name else None
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, from 0 to 1; a job without length has done all once it is ready or ended."""
+        if self.length <= 0:
+            return 1.0 if self.ready or self.status in ENDED else 0.0
+        return min(max(self.offset / self.length, 0.0), 1.0)
+
+    @property
+    def stopped_by_error(self) -> bool:
+        """Whether an I/O error stopped it and nobody has resumed it since.
+
+        QEMU sets the I/O status with the policies `stop` and `enospc` alone, and clears it when
+        the job is resumed. A pause without it was asked for, or lasts a moment.
+        """
+        return self.paused and self.io_status in {IoStatus.FAILED, IoStatus.NOSPACE}
+
+
+def allowed(job: Job, verb: JobVerb) -> bool:
+    """Say whether QEMU takes that verb for the job as it stands."""
+    return job.status in VERBS[verb]

@@ -1,0 +1,102 @@
+"""Names that we give, and the grammar of those that we are given.
+
+Only this file knows how a job id, a node name or an overlay's file name is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import BadName
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = [
+    "check_name",
+    "digest",
+    "job_id",
+    "node_name",
+    "overlay_file",
+    "owned_node",
+    "state_directory",
+    "stem",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_OWNED = "qmpsnap-a-"
+
+
+def check_name(name: str) -> str:
+    """Return `name` when it is a snapshot's name by the one grammar.
+
+    Raises:
+        BadName: When it does not match `[A-Za-z0-9_][A-Za-z0-9._-]{0,63}`.
+    """
+    if _NAME.fullmatch(name):
+        return name
+    raise BadName(
+        f"{name!r} is not a name for a snapshot",
+        name=name,
+        hint="use letters, digits, '_', '.' and '-', at most 64, beginning with a letter, digit or '_'",
+    )
+
+
+def digest(*parts: object, avoid: Collection[str] = ()) -> str:
+    """Eight hex digits that the same parts always give, none of `avoid`'s members ending in them.
+
+    Deterministic on purpose: a plan printed by a dry run names the jobs and nodes that the run uses.
+    """
+    salt = 0
+    while True:
+        text = hashlib.blake2s(
+            repr((parts, salt)).encode(errors="surrogateescape"), digest_size=4
+        ).hexdigest()
+        if not any(name.endswith(text) for name in avoid):
+            return text
+        salt += 1
+
+
+def job_id(op: str, ending: str, token: str) -> str:
+    """Id that tells whoever comes later what the job is and how it ends.
+
+    Args:
+        op: "stream", "commit", "mirror" or "snapshot".
+        ending: "pivot", "copy" or "keep" (the root stays).
+        token: Eight hex digits.
+    """
+    return f"qmpsnap-{op}-{ending}-{token}"
+
+
+def node_name(token: str, *, owned: bool = False) -> str:
+    """node-name of an overlay or target, at most 31 bytes.
+
+    Args:
+        token: Eight hex digits.
+        owned: Whether we add it by blockdev-add, so that only a blockdev-del frees it.
+    """
+    return f"{_OWNED}{token}" if owned else f"qmpsnap-{token}"
+
+
+def owned_node(name: str) -> bool:
+    """Whether the node is one that we added and have to delete when it has no use any more."""
+    return name.startswith(_OWNED)
+
+
+def stem(file: str) -> str:
+    """Last part of the path without its last suffix: "/d/base.qcow2" gives "base"."""
+    name = posixpath.basename(file)
+    return posixpath.splitext(name)[0] or name
+
+
+def overlay_file(*, active: str, base: str, name: str) -> str:
+    """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
+    return posixpath.join(posixpath.dirname(active), f"{stem(base)}.{name}.qcow2")
+
+
+def state_directory(base: str) -> str:
+    """Directory of our records for machines on this base image: `STEM-of-base.qmpsnap` beside it."""
+    return posixpath.join(posixpath.dirname(base), f"{stem(base)}.qmpsnap")

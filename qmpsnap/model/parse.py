@@ -1,0 +1,232 @@
+"""The only reader of QEMU's raw block queries.
+
+Three commands make one graph. query-block tells the disks; query-blockstats alone names every node
+along a chain; query-named-block-nodes tells what each node is. They are joined by node name.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
+
+from qmpsnap.errors import Malformed
+from qmpsnap.model.graph import (
+    FILTER_DRIVERS,
+    PATH_DRIVERS,
+    Bitmap,
+    Disk,
+    Filter,
+    Graph,
+    InternalSnapshot,
+    Layer,
+    Node,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["GRAPH_QUERIES", "GraphMoved", "parse_graph"]
+
+Raw = dict[str, object]
+
+GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
+    ("query-block", MappingProxyType({})),
+    ("query-blockstats", MappingProxyType({})),
+    ("query-named-block-nodes", MappingProxyType({"flat": True})),
+)
+"""The commands, with arguments, whose answers `parse_graph` takes, in this order."""
+
+_PERIPHERAL = "/machine/peripheral/"
+
+
+class GraphMoved(Exception):
+    """The three answers do not belong to one moment: ask again."""
+
+
+def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -> Graph:
+    """Join the three answers into one graph.
+
+    Args:
+        block: Return value of query-block.
+        stats: Return value of query-blockstats, without arguments.
+        named: Return value of query-named-block-nodes, flat.
+        cwd: QEMU's working directory where we know it; relative file names are resolved against it.
+
+    Raises:
+        GraphMoved: When a node is named in one answer and missing in another.
+        Malformed: When an answer is not of the schema's shape.
+
+    QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
+    """
+    try:
+        return _Join(_rows(block), _rows(stats), _rows(named), cwd).graph()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Malformed(
+            f"QEMU's answer about its block graph has not the expected shape: {error!r}"
+        ) from error
+
+
+def _rows(answer: object) -> list[Raw]:
+    if not isinstance(answer, list):
+        raise TypeError(f"a list was expected, not {type(answer).__name__}")
+    return cast("list[Raw]", answer)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a string was expected, not {value!r}")
+    return value
+
+
+def _maybe_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"a number was expected, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    block: list[Raw]
+    stats: list[Raw]
+    named: list[Raw]
+    cwd: str
+
+    def graph(self) -> Graph:
+        entries = {_text(row["node-name"]): row for row in self.named}
+        paths = {self._absolute(_text(row["file"])) for row in self.named if row["drv"] in PATH_DRIVERS}
+        nodes = {name: self._node(name, row, entries) for name, row in entries.items()}
+        nodes |= self._cut_short(nodes, paths)
+        chains = {self._key(row): row for row in self.stats}
+        disks: dict[str, Disk] = {}
+        for row in self.block:
+            chain = chains.get(self._key(row))
+            if chain is None:
+                raise GraphMoved(self._key(row))
+            disk = self._disk(row, chain, entries, nodes, paths, taken=disks)
+            disks[disk.name] = disk
+        return Graph(MappingProxyType(disks), MappingProxyType(nodes))
+
+    @staticmethod
+    def _key(row: Raw) -> tuple[object, object]:
+        return row.get("device"), row.get("qdev")
+
+    def _node(self, name: str, row: Raw, entries: Mapping[str, Raw]) -> Node:
+        backing = self._absolute(_text(row.get("backing_file") or ""))
+        return Node(name, _text(row["drv"]), self._path(row, entries), bool(row["ro"]), backing)
+
+    def _path(self, row: Raw, entries: Mapping[str, Raw]) -> str:
+        """The path behind a node: its own file name, or that of the node that it lies on.
+
+        11.1 names the children. Before, a json: name holds the options of the same child; it is
+        given whenever the options in use differ from what the header says.
+        """
+        spelled = _text(row["file"])
+        if not spelled.startswith("json:"):
+            return self._absolute(spelled)
+        for child in cast("list[Raw]", row.get("children") or []):
+            below = entries.get(_text(child["node-name"]))
+            if child.get("child") in {"file", "backing"} and below is not None and below is not row:
+                return self._path(below, entries) if child["child"] == "file" else spelled
+        try:
+            options = json.loads(spelled.removeprefix("json:"))
+        except ValueError:  # QEMU cuts a file name at 4095 bytes and ends it in "..."
+            return spelled
+        while isinstance(options, dict):
+            if options.get("driver") in PATH_DRIVERS and isinstance(options.get("filename"), str):
+                return self._absolute(options["filename"])
+            options = options.get("file")
+        return spelled
+
+    @staticmethod
+    def _cut_short(nodes: Mapping[str, Node], paths: set[str]) -> dict[str, Node]:
+        """The node whose name QEMU cut short, when just one path is left that it can lie on."""
+        lost = [node for node in nodes.values() if node.file.startswith("json:") and not node.is_filter]
+        left = paths - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
+        if len(lost) != 1 or len(left) != 1:
+            return {}
+        return {lost[0].name: replace(lost[0], file=left.pop())}
+
+    def _absolute(self, path: str) -> str:
+        if self.cwd and path and not path.startswith("/") and ":" not in path.partition("/")[0]:
+            return posixpath.normpath(posixpath.join(self.cwd, path))
+        return path
+
+    def _disk(
+        self,
+        row: Raw,
+        chain: Raw,
+        entries: Mapping[str, Raw],
+        nodes: Mapping[str, Node],
+        paths: set[str],
+        *,
+        taken: Iterable[str],
+    ) -> Disk:
+        drive, qdev = _text(row.get("device", "")), _text(row.get("qdev", ""))
+        inserted = cast("Raw | None", row.get("inserted"))
+        layers: list[Layer] = []
+        filters: list[Filter] = []
+        below: Raw | None = chain if inserted is not None else None
+        root = "" if inserted is None else _text(inserted["node-name"])
+        if below is not None and below.get("node-name") != root:
+            raise GraphMoved(row)
+        while below is not None:
+            name = _text(below["node-name"])
+            node = nodes.get(name)
+            if node is None:
+                raise GraphMoved(name)
+            if node.driver in FILTER_DRIVERS:
+                filters.append(Filter(name, node.driver))
+            else:
+                layers.append(_layer(node, entries[name], local=node.file in paths))
+            below = cast("Raw | None", below.get("backing"))
+        return Disk(
+            name=_name(qdev, drive, root, taken),
+            qdev=qdev,
+            drive=drive,
+            root=root,
+            layers=tuple(layers),
+            filters=tuple(filters),
+            read_only=inserted is not None and bool(inserted["ro"]),
+        )
+
+
+def _name(qdev: str, drive: str, root: str, taken: Iterable[str]) -> str:
+    """The disk's name in output: qdev id, else drive id, else root node; the first that is free."""
+    user_id = qdev.removeprefix(_PERIPHERAL).partition("/")[0]
+    spellings = [user_id if not user_id.startswith("/") and user_id else "", drive, root, qdev]
+    spellings = [spelling for spelling in spellings if spelling]
+    for spelling in spellings:
+        if spelling not in taken:
+            return spelling
+    raise Malformed(f"QEMU lists two disks that cannot be told apart: {spellings!r}")
+
+
+def _layer(node: Node, row: Raw, *, local: bool) -> Layer:
+    image = cast("Raw", row["image"])
+    return Layer(
+        node=node.name,
+        file=node.file,
+        format=node.driver,
+        virtual_size=_int(image["virtual-size"]),
+        allocated=None if image.get("actual-size") is None else _int(image["actual-size"]),
+        backing=_maybe_text(image.get("backing-filename")),
+        backing_format=_maybe_text(image.get("backing-filename-format")),
+        read_only=node.read_only,
+        local=local,
+        snapshots=tuple(
+            InternalSnapshot(_text(one["id"]), _text(one["name"]), _int(one.get("vm-state-size", 0)))
+            for one in cast("list[Raw]", image.get("snapshots") or [])
+        ),
+        bitmaps=tuple(
+            Bitmap(_text(one["name"]), bool(one.get("persistent")), bool(one.get("busy")))
+            for one in cast("list[Raw]", row.get("dirty-bitmaps") or [])
+            if one.get("name")
+        ),
+    )

@@ -1,0 +1,284 @@
+"""What we write down because it cannot be read back: intents and moments, as JSON.
+
+A record is read by whoever comes later, perhaps as root, and files that it names as made may be
+removed: so what is read is checked field by field, and such a name must be an absolute path.
+Layers are named as QEMU's graph names them, which need not be a path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import BadName
+from qmpsnap.model.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["IntentRecord", "MomentRecord", "Record", "from_json", "moment_of", "to_json"]
+
+VERSION = 1
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_OPS = ("stream", "commit", "mirror", "snapshot")
+_POLICIES = ("", "rename", "remove", "keep")
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRecord:
+    """An operation that was begun: enough for a stranger to finish or to undo it.
+
+    Attributes:
+        id: That of the operation's job; part of the record's file name.
+        op: "stream", "commit", "mirror" or "snapshot".
+        created: ISO 8601 time in UTC.
+        chains: Files of each disk's chain, active first, before the operation.
+        after: The same chains once it has succeeded (stream, commit, mirror).
+        made: Files that the operation makes.
+        overlays: Overlay of each disk (snapshot).
+        name: The snapshot's name (snapshot).
+        folded: Files that lose their moment by success and are then treated by `policy` (commit).
+        policy: "rename", "remove" or "keep" (commit), else "".
+        renames: New name of each folded file (policy "rename").
+        invalid: Files that hold no moment from the job's start on (commit).
+        target: The file that is written (mirror), else "".
+        disk: The disk of a job, "" for a snapshot of several.
+        directory: Where the record lies; not part of what is written.
+    """
+
+    id: str
+    op: str
+    created: str
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    made: tuple[str, ...] = ()
+    overlays: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    folded: tuple[str, ...] = ()
+    policy: str = ""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    invalid: tuple[str, ...] = ()
+    target: str = ""
+    disk: str = ""
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        chains = {disk: tuple(files) for disk, files in self.chains.items()}
+        object.__setattr__(self, "chains", MappingProxyType(chains))
+        after = {disk: tuple(files) for disk, files in self.after.items()}
+        object.__setattr__(self, "after", MappingProxyType(after))
+        object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
+        object.__setattr__(self, "renames", MappingProxyType(dict(self.renames)))
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the path under which the record is kept."""
+        return f"intent-{self.id}.json"
+
+    @property
+    def started(self) -> float:
+        """The same as `created`, in seconds since 1970."""
+        return datetime.fromisoformat(self.created).timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class MomentRecord:
+    """A moment that a snapshot made: what each disk read when its overlay began.
+
+    Attributes:
+        id: That of the operation that made it; part of the record's file name.
+        name: The snapshot's name.
+        created: ISO 8601 time in UTC.
+        overlays: Overlay of each disk, which began at the moment.
+        covered: File of each disk that holds the moment.
+        directory: Where the record lies; not part of what is written.
+    """
+
+    id: str
+    name: str
+    created: str
+    overlays: Mapping[str, str] = field(default_factory=dict)
+    covered: Mapping[str, str] = field(default_factory=dict)
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
+        object.__setattr__(self, "covered", MappingProxyType(dict(self.covered)))
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the path under which the record is kept."""
+        return f"moment-{self.name}-{self.id}.json"
+
+
+Record = IntentRecord | MomentRecord
+
+
+def moment_of(intent: IntentRecord) -> MomentRecord:
+    """Return the moment that a snapshot's intent becomes when the snapshot succeeded."""
+    covered = {disk: intent.chains[disk][0] for disk in intent.overlays if intent.chains.get(disk)}
+    return MomentRecord(
+        id=intent.id,
+        name=intent.name,
+        created=intent.created,
+        overlays=intent.overlays,
+        covered=covered,
+        directory=intent.directory,
+    )
+
+
+def to_json(record: Record) -> str:
+    """Write a record as JSON, one line, in ASCII."""
+    match record:
+        case IntentRecord():
+            body: dict[str, object] = {
+                "version": VERSION,
+                "kind": "intent",
+                "id": record.id,
+                "op": record.op,
+                "created": record.created,
+                "chains": {disk: list(files) for disk, files in record.chains.items()},
+                "after": {disk: list(files) for disk, files in record.after.items()},
+                "made": list(record.made),
+                "overlays": dict(record.overlays),
+                "name": record.name,
+                "folded": list(record.folded),
+                "policy": record.policy,
+                "renames": dict(record.renames),
+                "invalid": list(record.invalid),
+                "target": record.target,
+                "disk": record.disk,
+            }
+        case MomentRecord():
+            body = {
+                "version": VERSION,
+                "kind": "moment",
+                "id": record.id,
+                "name": record.name,
+                "created": record.created,
+                "overlays": dict(record.overlays),
+                "covered": dict(record.covered),
+            }
+    return json.dumps(body) + "\n"
+
+
+def from_json(text: str, *, directory: str = "") -> Record:
+    """Read a record that `to_json` wrote.
+
+    Raises:
+        ValueError: When it is no JSON, of another version, or a field is missing or of the wrong shape.
+    """
+    try:
+        body = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  # the file is wrong, no caller is
+    if body.get("version") != VERSION:
+        raise ValueError(f"version {body.get('version')!r}, only {VERSION} is known")
+    fields = _Fields(body)
+    match body.get("kind"):
+        case "intent":
+            record: Record = IntentRecord(
+                id=fields.text("id"),
+                op=fields.choice("op", _OPS),
+                created=fields.text("created"),
+                chains=fields.chains("chains"),
+                after=fields.chains("after"),
+                made=fields.paths("made"),
+                overlays=fields.path_by_key("overlays"),
+                name=fields.text("name"),
+                folded=fields.texts("folded"),
+                policy=fields.choice("policy", _POLICIES),
+                renames=fields.path_by_key("renames"),
+                invalid=fields.texts("invalid"),
+                target=fields.text("target"),
+                disk=fields.text("disk"),
+            )
+        case "moment":
+            record = MomentRecord(
+                id=fields.text("id"),
+                name=fields.text("name"),
+                created=fields.text("created"),
+                overlays=fields.path_by_key("overlays"),
+                covered=fields.text_by_key("covered"),
+            )
+        case kind:
+            raise ValueError(f"a record of unknown kind {kind!r}")
+    check(record)
+    return replace(record, directory=directory)
+
+
+def check(record: Record) -> None:
+    """Check what becomes part of the record's own file name.
+
+    Raises:
+        ValueError: When the id, or a moment's name, is outside its grammar.
+    """
+    if not _ID.fullmatch(record.id):
+        raise ValueError(f"{record.id!r} is no id")
+    datetime.fromisoformat(record.created)
+    if isinstance(record, MomentRecord) or record.name:
+        try:
+            check_name(record.name)
+        except BadName as error:
+            raise ValueError(error.message) from error
+
+
+class _Fields:
+    """Typed access to a record's JSON; every wrong shape is a ValueError that names the field."""
+
+    def __init__(self, body: Mapping[str, object]) -> None:
+        self._body = body
+
+    def text(self, key: str) -> str:
+        return _text(key, self._body.get(key))
+
+    def choice(self, key: str, choices: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in choices:
+            raise ValueError(f"{key!r} is {value!r}, none of {', '.join(map(repr, choices))}")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        return _texts(key, self._body.get(key))
+
+    def paths(self, key: str) -> tuple[str, ...]:
+        return tuple(_path(key, text) for text in self.texts(key))
+
+    def chains(self, key: str) -> dict[str, tuple[str, ...]]:
+        return {disk: _texts(key, files) for disk, files in self._mapping(key).items()}
+
+    def text_by_key(self, key: str) -> dict[str, str]:
+        return {name: _text(key, value) for name, value in self._mapping(key).items()}
+
+    def path_by_key(self, key: str) -> dict[str, str]:
+        return {name: _path(key, text) for name, text in self.text_by_key(key).items()}
+
+    def _mapping(self, key: str) -> Mapping[str, object]:
+        value = self._body.get(key)
+        if not isinstance(value, dict):
+            raise ValueError(f"{key!r} is no object")  # noqa: TRY004  # the file is wrong, no caller is
+        return value
+
+
+def _texts(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{key!r} is no list")  # noqa: TRY004  # the file is wrong, no caller is
+    return tuple(_text(key, item) for item in value)
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{key!r} holds {value!r}, which is no text")
+    return value
+
+
+def _path(key: str, text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{key!r} holds {text!r}, which is no absolute path")
+    return text

@@ -1,0 +1,50 @@
+import pytest
+
+from qmpsnap.model.files import FileFact, Files, Standing, invalid_name, is_invalid_name
+
+
+def standing(*pairs):
+    return Files(shared=True, standing=tuple(Standing(file, on) for file, on in pairs))
+
+
+def test_on_names_all_that_stand_on_a_file_through_others():
+    files = standing(("/m", "/base"), ("/t", "/m"), ("/u", "/m"), ("/x", "/other"))
+    assert files.on("/base") == ("/m", "/t", "/u")
+
+
+def test_on_does_not_pass_through_the_rest_of_a_chain():
+    files = standing(("/m", "/base"), ("/t", "/m"), ("/m2", "/base"), ("/t2", "/m2"))
+    assert files.on("/base", without=("/m", "/t")) == ("/m2", "/t2")
+
+
+def test_on_ends_when_the_headers_make_a_loop():
+    assert standing(("/a", "/b"), ("/b", "/a")).on("/a") == ("/b",)
+
+
+def test_on_takes_every_name_that_was_asked_for():
+    fact = FileFact("/link", "regular", real="/base")
+    files = Files(shared=True, files={"/link": fact}, standing=(Standing("/o", "/base"),))
+    assert files.on("/link") == ("/o",)
+    assert files.on("/base", without=("/link",)) == ("/o",)
+
+
+def test_same_compares_files_and_not_their_names():
+    link, base = FileFact("/link", "regular", real="/base"), FileFact("/base", "regular", real="/base")
+    files = Files(shared=True, files={"/link": link, "/base": base})
+    assert files.same("/link", "/base")
+    assert not files.same("/link", "/other")
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("missing", False), ("symlink", True), ("regular", True)])
+def test_taken_tells_a_name_in_use(kind, taken):
+    assert FileFact("/f", kind).taken is taken
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 17])
+def test_is_invalid_name_knows_the_names_that_we_give(attempt):
+    assert is_invalid_name(invalid_name("/d/s\n1.qcow2", attempt=attempt))
+
+
+@pytest.mark.parametrize("name", ["/d/s1.qcow2", "/d/x.invalid.qcow2", "/d/x.invalidated", "/d/x.invalid.2b"])
+def test_is_invalid_name_leaves_other_names(name):
+    assert not is_invalid_name(name)

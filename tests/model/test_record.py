@@ -1,0 +1,127 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpsnap.model.record import IntentRecord, MomentRecord, from_json, moment_of, to_json
+
+COMMIT = IntentRecord(
+    id="0a1b2c3d",
+    op="commit",
+    created="2024-05-01T12:00:00+00:00",
+    chains={"vda": ("/d/s1", "/d/base", "nbd://host/x")},
+    after={"vda": ("/d/base", "nbd://host/x")},
+    folded=("/d/s1",),
+    policy="rename",
+    renames={"/d/s1": "/d/s1.invalid"},
+    invalid=("/d/base",),
+    disk="vda",
+)
+SNAPSHOT = IntentRecord(
+    id="00000001",
+    op="snapshot",
+    created="2024-05-01T12:00:00+00:00",
+    chains={"vda": ("/d/a", "/d/base"), "vdb": ("/d/b",)},
+    made=("/d/o", "/d/p"),
+    overlays={"vda": "/d/o", "vdb": "/d/p"},
+    name="before-upgrade",
+)
+
+
+@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT)])
+def test_from_json_reads_what_to_json_wrote(record):
+    assert from_json(to_json(record)) == record
+
+
+def test_from_json_says_where_the_record_lies():
+    assert from_json(to_json(COMMIT), directory="/d/base.qmpsnap").directory == "/d/base.qmpsnap"
+
+
+def test_to_json_keeps_names_that_are_no_utf_8():
+    record = replace(COMMIT, made=("/d/\udcff",))
+    assert to_json(record).isascii()
+    assert from_json(to_json(record)) == record
+
+
+def test_moment_of_names_what_each_overlay_covers():
+    assert moment_of(replace(SNAPSHOT, directory="/r")) == MomentRecord(
+        id="00000001",
+        name="before-upgrade",
+        created="2024-05-01T12:00:00+00:00",
+        overlays={"vda": "/d/o", "vdb": "/d/p"},
+        covered={"vda": "/d/a", "vdb": "/d/b"},
+        directory="/r",
+    )
+
+
+def test_file_name_tells_kind_name_and_id():
+    names = [COMMIT.file_name, moment_of(SNAPSHOT).file_name]
+    assert names == ["intent-0a1b2c3d.json", "moment-before-upgrade-00000001.json"]
+
+
+def test_started_counts_from_1970_whatever_the_zone():
+    assert replace(COMMIT, created="1970-01-01T02:00:01+02:00").started == 1.0
+
+
+def test_records_cannot_be_changed_through_what_they_were_made_of():
+    overlays = {"vda": "/d/o"}
+    record = replace(SNAPSHOT, overlays=overlays)
+    overlays["vda"] = "/etc/passwd"
+    assert record.overlays == {"vda": "/d/o"}
+    with pytest.raises(TypeError):
+        record.overlays["vda"] = "/etc/passwd"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"version": None}, "version None"),
+        ({"kind": "other"}, "unknown kind 'other'"),
+        ({"id": "../../x"}, "is no id"),
+        ({"id": "x/../y"}, "is no id"),
+        ({"id": 7}, "'id' holds 7"),
+        ({"op": "format"}, "'op' is 'format'"),
+        ({"policy": "shred"}, "'policy' is 'shred'"),
+        ({"name": "../x"}, "is not a name"),
+        ({"made": ["etc/passwd"]}, "no absolute path"),
+        ({"made": "/etc/passwd"}, "'made' is no list"),
+        ({"made": ["/a\0b"]}, "no text"),
+        ({"overlays": {"vda": "o"}}, "no absolute path"),
+        ({"overlays": []}, "'overlays' is no object"),
+        ({"renames": {"/a": "b"}}, "no absolute path"),
+        ({"chains": {"vda": [1]}}, "no text"),
+        ({"created": None}, "no text"),
+        ({"created": "yesterday"}, "Invalid isoformat string"),
+        ({"after": {"vda": [1]}}, "no text"),
+    ],
+)
+def test_from_json_says_what_is_wrong_when_a_field_is(change, reason):
+    body = json.loads(to_json(SNAPSHOT)) | change
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "[" * 100_000, '{"version":1}', "{"])
+def test_from_json_refuses_what_is_no_record(text):
+    with pytest.raises(ValueError):  # noqa: PT011  # each has its own reason
+        from_json(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(list(json.loads(to_json(SNAPSHOT)))), JSON)
+def test_from_json_gives_a_record_or_a_value_error_when_a_field_is_hostile(key, value):
+    body = json.loads(to_json(SNAPSHOT)) | {key: value}
+    try:
+        record = from_json(json.dumps(body))
+    except ValueError:
+        return
+    assert from_json(to_json(record)) == record
