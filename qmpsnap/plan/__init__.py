@@ -1,0 +1,1 @@
+"""Pure planning: intent + graph + files + features -> Plan, or a typed refusal."""

@@ -1,0 +1,270 @@
+"""Plan of a commit: layers' data goes down into a layer below them.
+
+A commit writes into its base, so whatever else stands on the base, or on a folded layer, would read
+wrong data without a word from QEMU: such images are looked for first.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
+from qmpsnap.model.files import Ask, invalid_name
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    delete_owned,
+    layer_index,
+    local_chains,
+    recorded_like,
+    refuse_busy,
+    refuse_covered,
+    refuse_empty,
+    refuse_loss,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    RetireFile,
+    StartCommit,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.plan.intent import Commit
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+_INVALID_NAMES = 9
+
+
+def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know: names for the folded files, and who stands on the chain."""
+    disk = refuse_empty(find_disk(graph, intent.disk))
+    local = [layer.file for layer in disk.layers if layer.file.startswith("/")]
+    records = state_questions(graph, state_dir)
+    names = [
+        invalid_name(file, attempt=attempt) for file in local for attempt in range(1, _INVALID_NAMES + 1)
+    ]
+    return Ask(
+        files=unique((*local, *intent.invalidate, *names)),
+        directories=unique((*map(posixpath.dirname, local), *intent.look_in, *with_parents(records))),
+        survey=unique((*map(posixpath.dirname, local), *intent.look_in)),
+        records=records,
+    )
+
+
+def plan(intent: Commit, scene: Scene) -> Plan:
+    """Plan one block-commit with its ending and the retirement of the folded files; or refuse.
+
+    Raises:
+        UnknownNode: When the disk is not there.
+        NotInChain: When a layer is not in its chain, or `base` is not below `top`.
+        NodeBusy: When a job holds the chain.
+        StillNeeded: When another image stands on what would change; `.by` names each.
+        WouldLose: When internal snapshots or persistent bitmaps would be lost.
+        TargetUnusable: When a directory to look in is not there.
+        Unsupported: When the chain has one layer only, or `keep_overlay` goes without the active layer.
+    """
+    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    if len(disk.layers) == 1:
+        raise Unsupported(f"the chain of {disk.name} has one layer only", feature="commit of a base image")
+    top = 0 if intent.top is None else layer_index(scene, disk, intent.top)
+    base = len(disk.layers) - 1 if intent.base is None else layer_index(scene, disk, intent.base)
+    if base <= top:
+        raise NotInChain(
+            f"base {disk.layers[base].file} is not below top {disk.layers[top].file}",
+            hint="base is the lower one",
+        )
+    active = top == 0
+    if intent.keep_overlay and not active:
+        raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    folded = disk.layers[top:base]
+    refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
+    given_up, notes = _refuse_needed(intent, scene, disk, (*folded, disk.layers[base]))
+
+    token = digest("commit", disk.name, disk.files, top, base, intent.keep_overlay, avoid=scene.names)
+    ending = "keep" if intent.keep_overlay or not active else "pivot"
+    start = StartCommit(
+        job_id=job_id("commit", ending, token),
+        disk=disk.name,
+        root=disk.root,
+        top_node=disk.layers[top].node,
+        top_file=disk.layers[top].file,
+        base_node=disk.layers[base].node,
+        base_file=disk.layers[base].file,
+        active=active,
+        backing=None if active else recorded_like(disk.layers[top - 1], disk.layers[base]),
+        on_error=intent.on_error,
+        speed=intent.speed,
+    )
+    # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
+    stopped = tuple(layer.file for layer in disk.layers[top + 1 : base + 1])
+    retired = {} if intent.keep_overlay else _retired(intent, scene, folded)
+    place = state_place(scene, disk)
+    record = IntentRecord(
+        id=start.job_id,
+        op="commit",
+        created=scene.now,
+        chains=local_chains({disk.name: disk.files}),
+        after=local_chains(
+            {disk.name: disk.files if intent.keep_overlay else disk.files[:top] + disk.files[base:]}
+        ),
+        folded=tuple(retired),
+        policy="" if intent.keep_overlay else intent.folded if scene.files.shared else "keep",
+        renames={file: to for file, to in retired.items() if to and intent.folded == "rename"},
+        invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
+        disk=disk.name,
+    )
+    stages = _stages(intent, scene, start, folded, retired, place, record)
+    kept = tuple(layer.file for layer in folded if layer.file not in retired or intent.folded == "keep")
+    gone = tuple(to for to in retired.values() if to)
+    return Plan(
+        op="commit",
+        intent=intent,
+        disks=(disk.name,),
+        stages=stages,
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=() if ending == "keep" else (disk.name,),
+        folded=() if intent.keep_overlay else tuple(layer.file for layer in folded),
+        invalid=(*stopped, *given_up) if intent.keep_overlay else (*kept, *gone, *given_up),
+        invalid_if_stopped=(*stopped, *given_up),
+        notes=notes
+        if place or not scene.files.shared
+        else (*notes, "no directory for records can be written"),
+    )
+
+
+def _stages(
+    intent: Commit,
+    scene: Scene,
+    start: StartCommit,
+    folded: tuple[Layer, ...],
+    retired: Mapping[str, str],
+    place: str,
+    record: IntentRecord,
+) -> tuple[Stage, ...]:
+    fold: list[Step] = [start]
+    if start.active:
+        fold.append(AwaitJob(start.job_id, "ready"))
+        fold.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
+    # A job holds its nodes until it is dismissed: only then does the graph show what stays.
+    fold += [AwaitJob(start.job_id, "concluded"), DismissJob(start.job_id)]
+    tidy: list[Step] = []
+    if not intent.keep_overlay:
+        tidy += delete_owned(folded)
+        tidy += [RetireFile(file, intent.folded, to) for file, to in retired.items()]
+    if place and not intent.keep_overlay:
+        tidy.append(FinishRecord(place, (record.id, *_superseded(scene, start, folded))))
+    stages = [
+        Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
+        Stage(f"commit into {start.base_file}", tuple(fold), verify=True),
+        Stage("put the folded layers away", tuple(tidy), tidy=True),
+    ]
+    return tuple(stage for stage in stages if stage.steps)
+
+
+def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> tuple[str, ...]:
+    """Records of earlier commits of these layers that failed, and moments whose overlays are folded."""
+    gone = {layer.file for layer in folded}
+    ids = []
+    for record in scene.files.records:
+        match record:
+            case IntentRecord(op="commit") if set(record.invalid) <= gone | {start.base_file}:
+                ids.append(record.id)
+            case MomentRecord() if record.overlays and set(record.overlays.values()) <= gone:
+                ids.append(record.id)
+            case _:
+                pass
+    return tuple(ids)
+
+
+def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[str, str]:
+    """New name of each folded file that we see; "" where it is removed or keeps its name."""
+    if not scene.files.shared or intent.folded == "keep":
+        return {}
+    retired = {}
+    for layer in folded:
+        if not layer.file.startswith("/"):
+            continue
+        if intent.folded == "remove":
+            retired[layer.file] = ""
+            continue
+        names = [invalid_name(layer.file, attempt=attempt) for attempt in range(1, _INVALID_NAMES + 1)]
+        free = [name for name in names if not scene.files.files[name].taken]
+        if not free:
+            raise TargetUnusable(
+                f"{names[0]} and {len(names) - 1} more of that name exist",
+                file=names[0],
+                hint="remove some of them",
+            )
+        retired[layer.file] = free[0]
+    return retired
+
+
+def _refuse_needed(
+    intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Refuse when anybody else stands on what changes; else what is given up, and notes."""
+    files = scene.files
+    by = []
+    for other in scene.graph.disks.values():
+        if other.name != disk.name:
+            by += [
+                f"disk {other.name}"
+                for layer in changed
+                if any(files.same(layer.file, f) for f in other.files)
+            ]
+    if not files.shared:
+        _refuse_by(by)
+        return (), ("images of other machines were not looked for: QEMU's files are not visible from here",)
+    for where in intent.look_in:
+        if not files.directories[where].exists:
+            raise TargetUnusable(f"the directory {where} to look in does not exist", file=where)
+    for where in files.unreadable:
+        if where.partition(": ")[0] in files.looked_in or where.partition(": ")[0] in files.directories:
+            raise TargetUnusable(
+                f"cannot look for images that stand on the chain: {where}",
+                file=where,
+                hint="run as a user who can read the directory",
+            )
+    standing = unique(
+        file
+        for layer in changed
+        if layer.file.startswith("/")
+        for file in files.on(layer.file, without=disk.files)
+    )
+    wanted = {files.real(file) for file in intent.invalidate}
+    _refuse_by([*by, *(file for file in standing if file not in wanted)])
+    notes = tuple(f"could not be read, may stand on the chain: {where}" for where in files.unreadable)
+    return tuple(file for file in standing if file in wanted), notes
+
+
+def _refuse_by(by: list[str]) -> None:
+    by = list(dict.fromkeys(by))
+    if by:
+        raise StillNeeded(
+            f"still needed by {', '.join(by)}: it stands on a layer that this commit changes",
+            by=by,
+            hint="stream it first, or give it up with --invalidate FILE",
+        )

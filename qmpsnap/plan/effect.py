@@ -1,0 +1,147 @@
+"""What a step does to the graph: the one truth.
+
+The planner predicts with it, the executor verifies by it, the fake target simulates by it. A job's
+start already shows the graph as of its end when it ends by itself; a job that waits at READY
+changes nothing until it is completed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, assert_never
+
+from qmpsnap.model.graph import Graph, Layer, Node
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    CreateOverlay,
+    CreatePlaceholder,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    KeepMoment,
+    ProbeAbsent,
+    RemoveMade,
+    RemoveOrphan,
+    RetireFile,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    TakeSnapshots,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.model.graph import Disk
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["apply", "apply_all"]
+
+
+def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
+    """The graph after all of the steps."""
+    for step in steps:
+        graph = apply(graph, step)
+    return graph
+
+
+def apply(graph: Graph, step: Step) -> Graph:
+    """The graph after one step that succeeded, and, for a job that ends by itself, after its end."""
+    match step:
+        case TakeSnapshots():
+            for one in step.overlays:
+                disk = graph.disks[one.disk]
+                covered = replace(disk.active, read_only=True)
+                overlay = Layer(
+                    node=one.node,
+                    file=one.file,
+                    format="qcow2",
+                    virtual_size=covered.virtual_size,
+                    backing=one.backing,
+                    backing_format=covered.format,
+                )
+                graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
+            return graph
+        case StartStream():
+            disk = graph.disks[step.disk]
+            files = disk.files
+            into = files.index(step.file)
+            base = len(files) if step.base_file is None else files.index(step.base_file)
+            return _without(graph, disk, into + 1, base, backing=step.backing)
+        case StartCommit() if not step.active:
+            disk = graph.disks[step.disk]
+            files = disk.files
+            top, base = files.index(step.top_file), files.index(step.base_file)
+            return _without(graph, disk, top, base, backing=step.backing)
+        case CompleteJob(start=StartCommit() as start):
+            disk = graph.disks[start.disk]
+            base = disk.files.index(start.base_file)
+            layers = (replace(disk.layers[base], read_only=False), *disk.layers[base + 1 :])
+            return _with_layers(graph, disk, layers)
+        case CompleteJob(start=StartMirror() as start):
+            disk = graph.disks[start.disk]
+            return _with_layers(graph, disk, _mirrored(disk, start))
+        case DeleteNode():
+            nodes = {name: node for name, node in graph.nodes.items() if name != step.node}
+            return replace(graph, nodes=MappingProxyType(nodes))
+        case (
+            StartCommit()
+            | StartMirror()
+            | CompleteJob()
+            | EndCopy()
+            | CancelJob()
+            | DismissJob()
+            | AwaitJob()
+            | AdoptJob()
+            | ProbeAbsent()
+            | WriteRecord()
+            | FinishRecord()
+            | KeepMoment()
+            | CreateOverlay()
+            | CreatePlaceholder()
+            | RetireFile()
+            | RemoveMade()
+            | RemoveOrphan()
+        ):
+            return graph
+        case _:
+            assert_never(step)
+
+
+def _mirrored(disk: Disk, start: StartMirror) -> tuple[Layer, ...]:
+    kept = {"full": (), "top": disk.layers[1:], "none": disk.layers}[start.sync]
+    copy = Layer(
+        node=start.node,
+        file=start.target,
+        format=start.format,
+        virtual_size=disk.active.virtual_size,
+        backing=kept[0].file if kept else None,
+        backing_format=kept[0].format if kept else None,
+    )
+    return (copy, *kept)
+
+
+def _without(graph: Graph, disk: Disk, first: int, end: int, *, backing: str | None) -> Graph:
+    """Take the layers from `first` to just before `end` out; the one above stands on what is left."""
+    below = disk.layers[end] if end < len(disk.layers) else None
+    above = replace(
+        disk.layers[first - 1],
+        backing=None if below is None else (backing or below.file),
+        backing_format=None if below is None else below.format,
+    )
+    return _with_layers(graph, disk, (*disk.layers[: first - 1], above, *disk.layers[end:]))
+
+
+def _with_layers(graph: Graph, disk: Disk, layers: tuple[Layer, ...]) -> Graph:
+    root = layers[0].node if disk.root == disk.active.node else disk.root
+    disks = {**graph.disks, disk.name: replace(disk, layers=layers, root=root)}
+    nodes = dict(graph.nodes)
+    for layer in layers:
+        nodes[layer.node] = Node(layer.node, layer.format, layer.file, layer.read_only)
+    return Graph(MappingProxyType(disks), MappingProxyType(nodes))

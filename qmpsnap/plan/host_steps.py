@@ -1,0 +1,134 @@
+"""Steps on files of ours: nothing is sent to QEMU. Part of the vocabulary in steps.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.intent import Folded
+
+__all__ = [
+    "CreateOverlay",
+    "CreatePlaceholder",
+    "FinishRecord",
+    "HostStep",
+    "KeepMoment",
+    "RemoveMade",
+    "RemoveOrphan",
+    "RetireFile",
+    "WriteRecord",
+]
+
+Arguments = dict[str, object]
+
+
+class _Host:
+    """A step of ours on files; nothing is sent."""
+
+    __slots__ = ()
+    on: ClassVar[Literal["host"]] = "host"
+
+    @property
+    def arguments(self) -> Arguments:
+        """The step's own facts, for people and for JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRecord(_Host):
+    """Write down what is about to happen, so that whoever comes after a crash can end it."""
+
+    directory: str
+    record: IntentRecord
+    command: ClassVar[str] = "write-record"
+
+    @property
+    def arguments(self) -> Arguments:
+        """Where the record goes, and its id."""
+        return {"directory": self.directory, "id": self.record.id}
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRecord(_Host):
+    """Remove the records of operations that have ended."""
+
+    directory: str
+    ids: tuple[str, ...]
+    command: ClassVar[str] = "finish-record"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepMoment(_Host):
+    """Turn a snapshot's record into the record of its moment."""
+
+    directory: str
+    id: str
+    name: str
+    command: ClassVar[str] = "keep-moment"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOverlay(_Host):
+    """Make an overlay exclusively, with owner, group, mode and label of the layer that it covers."""
+
+    file: str
+    size_bytes: int
+    backing: str
+    backing_format: str
+    like: str
+    command: ClassVar[str] = "create-overlay"
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePlaceholder(_Host):
+    """Make an empty file exclusively, so that what QEMU truncates is certainly ours."""
+
+    file: str
+    like: str
+    command: ClassVar[str] = "create-file"
+
+
+@dataclass(frozen=True, slots=True)
+class RetireFile(_Host):
+    """Rename a folded file, never onto another, or remove it."""
+
+    file: str
+    policy: Folded
+    to: str
+    command: ClassVar[str] = "retire-file"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveMade(_Host):
+    """Remove a file that this very run made, once QEMU certainly does not hold it."""
+
+    file: str
+    command: ClassVar[str] = "remove-file"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveOrphan(_Host):
+    """Remove a file that an interrupted run made, if it is still as it was made: empty.
+
+    Attributes:
+        file: The file.
+        backing: The layer that it was made over; None for a placeholder without a byte.
+    """
+
+    file: str
+    backing: str | None
+    command: ClassVar[str] = "remove-orphan"
+
+
+HostStep = (
+    WriteRecord
+    | FinishRecord
+    | KeepMoment
+    | CreateOverlay
+    | CreatePlaceholder
+    | RetireFile
+    | RemoveMade
+    | RemoveOrphan
+)

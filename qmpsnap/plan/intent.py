@@ -1,0 +1,119 @@
+"""What somebody wants: one frozen value per operation, with the names as they were spelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Commit", "Ending", "Folded", "Intent", "Mirror", "OnError", "Snapshot", "Stream", "Sync"]
+
+OnError = Literal["report", "stop", "ignore"]
+"""What a job does at an I/O error: end with it, pause until it is resumed, or try the same again."""
+
+Folded = Literal["rename", "remove", "keep"]
+"""What becomes of the files whose data went into the base."""
+
+Ending = Literal["pivot", "finish"]
+"""How a mirror ends: the disk moves to the copy, or the copy is left as of that moment."""
+
+Sync = Literal["full", "top", "none"]
+"""What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """New overlays on one or more disks, at one instant.
+
+    Attributes:
+        name: The moment's name.
+        disks: Disks to take, in any spelling; empty: every writable disk with a medium.
+        files: Overlay's path for a disk of `disks`, by the same spelling; absolute.
+        use_existing: Whether the files are there already, made by the caller.
+    """
+
+    name: str
+    disks: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    use_existing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Backing data goes up into a layer, which then no longer needs what stood between.
+
+    Attributes:
+        disk: The disk, in any spelling.
+        base: The layer that stays below (excluded from the copy); None: no backing file is left.
+        into: The layer that receives the data; None: the active layer.
+        on_error: What the job does at an I/O error.
+        speed: Limit in bytes/s; 0: none.
+    """
+
+    disk: str
+    base: str | None = None
+    into: str | None = None
+    on_error: OnError = "report"
+    speed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Layers' data goes down into a layer below them.
+
+    Attributes:
+        disk: The disk, in any spelling.
+        top: Newest layer to fold (included); None: the active layer, which ends in a pivot.
+        base: Layer that receives the data (kept); None: the deepest one.
+        keep_overlay: With the active layer as top: end at READY and leave the chain as it is.
+        look_in: More directories whose images are looked at for some that stand on what changes.
+        invalidate: Images that stand on what changes and that the caller gives up, by path.
+        folded: What becomes of the folded files.
+        discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
+        on_error: What the job does at an I/O error.
+        speed: Limit in bytes/s; 0: none.
+    """
+
+    disk: str
+    top: str | None = None
+    base: str | None = None
+    keep_overlay: bool = False
+    look_in: tuple[str, ...] = ()
+    invalidate: tuple[str, ...] = ()
+    folded: Folded = "rename"
+    discard_internal: bool = False
+    on_error: OnError = "report"
+    speed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A copy elsewhere that follows the guest's writes.
+
+    Attributes:
+        disk: The disk, in any spelling.
+        target: Path of the copy; absolute.
+        ending: "pivot" or "finish".
+        sync: "full", "top" or "none".
+        format: Format of the copy; None: that of the active layer.
+        use_existing: Whether the target is there already, made by the caller.
+        discard_internal: Whether internal snapshots and persistent bitmaps may be lost by the pivot.
+        on_error: What the job does at an I/O error, of source or target.
+        speed: Limit in bytes/s; 0: none.
+    """
+
+    disk: str
+    target: str
+    ending: Ending
+    sync: Sync = "full"
+    format: str | None = None
+    use_existing: bool = False
+    discard_internal: bool = False
+    on_error: OnError = "report"
+    speed: int = 0
+
+
+Intent = Snapshot | Stream | Commit | Mirror

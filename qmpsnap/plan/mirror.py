@@ -1,0 +1,225 @@
+"""Plan of a mirror: a copy elsewhere that follows the guest's writes until it takes over or is left.
+
+The copy's file is made by us, empty and exclusively; QEMU then formats it with the right size and
+backing file. sync "none" must not be handed an existing image: its pivot would lose the disk's data
+without an error from QEMU (docs/explanation/qemu.md).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import TargetExists, TargetUnusable, UnsafeImage, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    delete_owned,
+    local_chains,
+    refuse_busy,
+    refuse_covered,
+    refuse_empty,
+    refuse_loss,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    ProbeAbsent,
+    StartMirror,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.intent import Mirror
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+
+def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the target and its directory."""
+    disk = refuse_empty(find_disk(graph, intent.disk))
+    records = state_questions(graph, state_dir)
+    return Ask(
+        files=unique((*(file for file in disk.files if file.startswith("/")), intent.target)),
+        directories=unique((posixpath.dirname(intent.target), *with_parents(records))),
+        records=records,
+    )
+
+
+def plan(intent: Mirror, scene: Scene) -> Plan:
+    """Plan one drive-mirror with its ending; or refuse.
+
+    Raises:
+        UnknownNode: When the disk is not there.
+        NodeBusy: When a job holds the chain.
+        TargetExists: When the target is there already.
+        TargetUnusable: When it cannot be made there, or one that exists does not fit.
+        WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
+        Unsupported: When `sync` does not go with the rest.
+    """
+    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    pivot = intent.ending == "pivot"
+    form = intent.format or disk.active.format
+    _check_sync(intent, disk, form)
+    if pivot and disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    leaving = {"full": disk.layers, "top": disk.layers[:1], "none": ()}[intent.sync] if pivot else ()
+    refuse_loss(leaving, allowed=intent.discard_internal)
+    _check_target(intent, scene, disk, form)
+
+    shared = scene.files.shared
+    token = digest(
+        "mirror", disk.name, disk.files, intent.target, intent.ending, intent.sync, form, avoid=scene.names
+    )
+    start = StartMirror(
+        job_id=job_id("mirror", "pivot" if pivot else "copy", token),
+        disk=disk.name,
+        root=disk.root,
+        replaces=disk.active.node if disk.root != disk.active.node else None,
+        target=intent.target,
+        format=form,
+        node=node_name(digest(token, "target", avoid=scene.names)),
+        sync=intent.sync,
+        existing=intent.use_existing,
+        on_error=intent.on_error,
+        speed=intent.speed,
+    )
+    ours = shared and not intent.use_existing
+    kept = {"full": (), "top": disk.files[1:], "none": disk.files}[intent.sync]
+    place = state_place(scene, disk)
+    record = IntentRecord(
+        id=start.job_id,
+        op="mirror",
+        created=scene.now,
+        chains=local_chains({disk.name: disk.files}),
+        after=local_chains({disk.name: (intent.target, *kept) if pivot else disk.files}),
+        made=(intent.target,) if ours else (),
+        target=intent.target,
+        disk=disk.name,
+    )
+    prepare: list[Step] = [WriteRecord(place, record)] if place else []
+    if ours:
+        prepare.append(CreatePlaceholder(intent.target, disk.active.file))
+    elif not shared and not intent.use_existing:
+        prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
+    tidy: list[Step] = [*delete_owned(leaving)]
+    if place:
+        tidy.append(FinishRecord(place, (record.id,)))
+    stages = [
+        Stage("make the target", tuple(prepare)),
+        Stage(
+            f"mirror to {intent.target}",
+            (
+                start,
+                AwaitJob(start.job_id, "ready"),
+                CompleteJob(start.job_id, start) if pivot else EndCopy(start.job_id),
+                AwaitJob(start.job_id, "concluded"),
+                DismissJob(start.job_id),
+            ),
+            verify=True,
+        ),
+        Stage("put everything away", tuple(tidy), tidy=True),
+    ]
+    stages = [stage for stage in stages if stage.steps]
+    return Plan(
+        op="mirror",
+        intent=intent,
+        disks=(disk.name,),
+        stages=tuple(stages),
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=(disk.name,) if pivot else (),
+        notes=() if shared else ("QEMU makes the target: its files are not visible from here",),
+    )
+
+
+def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
+    if form not in {"raw", "qcow2"}:
+        raise Unsupported(f"a copy in format {form!r} is not made here", feature=f"mirror to {form}")
+    if intent.sync == "none" and intent.ending == "finish":
+        raise Unsupported("sync none copies new writes only: left behind, it is no copy", feature="sync none")
+    if intent.sync == "none" and intent.use_existing:
+        raise Unsupported(
+            "sync none onto an existing image would lose the disk's data at the pivot",
+            feature="sync none",
+            hint="leave --use-existing out and the image is made",
+        )
+    stands = intent.sync == "none" or (intent.sync == "top" and len(disk.layers) > 1)
+    if stands and form == "raw":
+        raise Unsupported(
+            f"sync {intent.sync} needs a backing file, and raw has none", feature=f"sync {intent.sync}"
+        )
+
+
+def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
+    target = intent.target
+    for other in scene.graph.disks.values():
+        if any(scene.files.same(target, layer) for layer in other.files):
+            raise TargetExists(f"{target} is a layer of {other.name} already", file=target)
+    if not target.startswith("/"):
+        raise TargetUnusable(f"{target!r} is no absolute path", file=target)
+    if not scene.files.shared:
+        return
+    fact = scene.files.files[target]
+    if intent.use_existing:
+        _check_existing(intent, scene, disk, form)
+        return
+    if fact.taken:
+        raise TargetExists(
+            f"{target} exists already and was not touched",
+            file=target,
+            hint="take another name, or --use-existing",
+        )
+    where = scene.files.directories[posixpath.dirname(target)]
+    if not where.exists:
+        raise TargetUnusable(f"the directory {where.path} does not exist", file=target, hint="make it first")
+    if not where.writable:
+        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=target)
+
+
+def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
+    target, fact = intent.target, scene.files.files[intent.target]
+    if fact.kind not in {"regular", "block"}:
+        raise TargetUnusable(f"{target} is {fact.kind}: {fact.problem or 'no image'}", file=target)
+    if fact.problem:
+        raise TargetUnusable(f"{target}: {fact.problem}", file=target)
+    header = fact.header
+    if (header.format if header else "raw") != form:
+        raise TargetUnusable(f"{target} is {header.format if header else 'raw'}, not {form}", file=target)
+    size = header.virtual_size if header else fact.size
+    if size != disk.active.virtual_size:
+        raise TargetUnusable(
+            f"{target} has {size} bytes, {disk.name} has {disk.active.virtual_size}",
+            file=target,
+            hint="a mirror needs a target of the disk's size",
+        )
+    if header is not None and header.data_file is not None:
+        raise UnsafeImage(f"{target} keeps its data in another file ({header.data_file!r})", file=target)
+    below = disk.layers[1].file if intent.sync == "top" and len(disk.layers) > 1 else None
+    found = fact.backing if header is not None and header.backing is not None else None
+    wanted = scene.files.real(below) if below else None
+    if found != wanted or (header is not None and header.backing is not None and found is None):
+        recorded = header.backing if header else None
+        raise TargetUnusable(
+            f"{target} has the backing file {recorded!r}, not {below!r}",
+            file=target,
+            hint="the guest would read other data after the pivot",
+        )

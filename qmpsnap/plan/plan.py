@@ -1,0 +1,146 @@
+"""A plan: stages of steps, the chain before and after, and what stays true if it fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.graph import draw
+from qmpsnap.plan.steps import AwaitJob, DismissJob, StartCommit, StartMirror, StartStream, WriteRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.graph import Chains, Graph
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.steps import Start, Step
+
+__all__ = ["Plan", "Stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps after which the chains are read and compared.
+
+    Attributes:
+        title: What the stage does, in a few words.
+        steps: In order.
+        verify: Whether the graph is read after the last step and compared with `Plan.after`.
+        tidy: Whether the operation has succeeded by then, so that the steps only put things away:
+            each is tried, and none is taken back.
+    """
+
+    title: str
+    steps: tuple[Step, ...]
+    verify: bool = False
+    tidy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done, in full, before anything is.
+
+    Attributes:
+        op: "snapshot", "stream", "commit" or "mirror".
+        intent: What was asked for; None for the rest of an interrupted operation.
+        disks: Names of the disks that the plan touches.
+        stages: In order.
+        before: Graph that the plan was made on.
+        after: Graph as predicted; None where it cannot be told.
+        expect: Chains as predicted where the graph is not, by an earlier run's record.
+        moves: Disks whose root moves to another file.
+        folded: Files whose data go into another layer and that leave the chain.
+        invalid: Files that no longer hold their moment once it is done, under their later names.
+        invalid_if_stopped: Files that no longer hold their moment when it fails or is cancelled.
+        notes: What the caller should know.
+        resumes: Steps that an earlier run had done, to be taken back if this one fails or is stopped.
+        vanished: Why the operation can't be called a success although nothing is left to do, or "".
+    """
+
+    op: str
+    intent: Intent | None
+    disks: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    before: Graph
+    after: Graph | None
+    expect: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    moves: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
+    invalid: tuple[str, ...] = ()
+    invalid_if_stopped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    resumes: tuple[Step, ...] = ()
+    vanished: str = ""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps, in order."""
+        return tuple(step for stage in self.stages for step in stage.steps)
+
+    @property
+    def start(self) -> Start | None:
+        """The step that starts the plan's job, or None."""
+        return next(
+            (step for step in self.steps if isinstance(step, StartStream | StartCommit | StartMirror)), None
+        )
+
+    @property
+    def job_id(self) -> str:
+        """Id of the plan's job, or ""."""
+        return next((step.job_id for step in self.steps if isinstance(step, _OF_A_JOB)), "")
+
+    @property
+    def record(self) -> WriteRecord | None:
+        """The step that writes down what is about to happen, or None."""
+        return next((step for step in self.steps if isinstance(step, WriteRecord)), None)
+
+    @property
+    def chains_before(self) -> Chains:
+        """Files of the touched disks' chains, active first, as of now."""
+        return self.before.chains(*self.disks)
+
+    @property
+    def chains_after(self) -> Chains:
+        """Files of the touched disks' chains, active first, as predicted; a disk may be missing."""
+        return self.after.chains(*self.disks) if self.after is not None else dict(self.expect)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as `-n --json` prints it: steps, chains before and after."""
+        return {
+            "steps": [
+                {"command": step.command, "arguments": step.arguments, "on": step.on} for step in self.steps
+            ],
+            "before": {disk: list(files) for disk, files in self.chains_before.items()},
+            "after": {disk: list(files) for disk, files in self.chains_after.items()},
+            "invalid": list(self.invalid),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """The plan as `-n` prints it."""
+        lines = []
+        for disk in self.disks:
+            lines.append(f"{disk}: {draw(self.chains_before[disk])}")
+            if disk in self.chains_after:
+                lines.append(f"{'':{len(disk)}}  becomes {draw(self.chains_after[disk])}")
+        number = 0
+        for stage in self.stages:
+            lines.append(f"{stage.title}:")
+            for step in stage.steps:
+                number += 1
+                lines.append(f"  {number}. {_line(step)}")
+        lines += [f"afterwards invalid: {file}" for file in self.invalid]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+_OF_A_JOB = StartStream | StartCommit | StartMirror | AwaitJob | DismissJob
+
+
+def _line(step: Step) -> str:
+    arguments = json.dumps(step.arguments, ensure_ascii=False)
+    if step.on == "qmp":
+        return f'-> {{"execute": "{step.command}", "arguments": {arguments}}}'
+    return f"{'..' if step.on == 'wait' else '**'} {step.command} {arguments}"

@@ -1,0 +1,59 @@
+"""The one door to the planners: which file plans which intent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from qmpsnap.plan import commit, mirror, snapshot, stream
+from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["ask", "plan"]
+
+
+def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What has to be known about the file system before `plan` can answer.
+
+    Args:
+        intent: What is wanted.
+        graph: The graph as read.
+        state_dir: Where records go when the caller says so, else "".
+
+    Raises:
+        Refused: When a name in the intent means nothing, or two things.
+    """
+    match intent:
+        case Snapshot():
+            return snapshot.ask(intent, graph, state_dir=state_dir)
+        case Stream():
+            return stream.ask(intent, graph, state_dir=state_dir)
+        case Commit():
+            return commit.ask(intent, graph, state_dir=state_dir)
+        case Mirror():
+            return mirror.ask(intent, graph, state_dir=state_dir)
+        case _:
+            assert_never(intent)
+
+
+def plan(intent: Intent, scene: Scene) -> Plan:
+    """The plan, or a typed refusal; the same input gives the same plan.
+
+    Raises:
+        Refused: One of its kinds; nothing was sent.
+    """
+    match intent:
+        case Snapshot():
+            return snapshot.plan(intent, scene)
+        case Stream():
+            return stream.plan(intent, scene)
+        case Commit():
+            return commit.plan(intent, scene)
+        case Mirror():
+            return mirror.plan(intent, scene)
+        case _:
+            assert_never(intent)

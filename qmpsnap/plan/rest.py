@@ -1,0 +1,284 @@
+"""Plan of what is left of an operation whose client went away: finish it, or clear it away.
+
+The job's id tells how it was to end; the record beside the images tells the rest. Without a record
+only what the id and the graph tell is done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import UnknownNode
+from qmpsnap.model.files import Ask
+from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import holders, local_chains, state_questions, unique
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    KeepMoment,
+    RemoveOrphan,
+    RetireFile,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Chains, Graph
+    from qmpsnap.model.job import Job, JobId
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+# The kernel stamps files with a clock that lags ours by some milliseconds.
+_CLOCK_LAG = 0.1
+
+
+def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str = "") -> Ask:
+    """What has to be known: every record of the machine's disks, and the files that they name."""
+    places = state_questions(graph, state_dir)
+    chains = (file for record in records for files in record.chains.values() for file in files)
+    named = (file for record in records for file in (*record.made, *record.overlays.values()))
+    return Ask(files=unique((*chains, *named)), records=places)
+
+
+def plan(job_id: str, scene: Scene) -> Plan:
+    """Plan what is left of the operation with that id.
+
+    Raises:
+        UnknownNode: When there is neither a job nor a record of that id.
+    """
+    name = parse_job_id(job_id)
+    job = next((one for one in scene.jobs if one.id == job_id), None)
+    record = _record(job_id, scene)
+    if name is None or (job is None and record is None):
+        raise UnknownNode(f"there is no job {job_id!r}", hint="jobs lists what there is")
+    if job is not None:
+        return _with_job(name, job, record, scene)
+    assert record is not None  # noqa: S101 - for the type checker
+    match record.op:
+        case "snapshot":
+            return _snapshot(record, scene)
+        case "mirror":
+            return _mirror(record, scene)
+        case "stream":
+            return _stream(record, scene)
+        case _:
+            return _commit(record, scene)
+
+
+def _record(job_id: str, scene: Scene) -> IntentRecord | None:
+    for record in scene.files.records:
+        if isinstance(record, IntentRecord) and record.id == job_id:
+            return record
+    return None
+
+
+def _disks(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
+    return tuple(disk for disk in record.chains if disk in scene.graph.disks)
+
+
+def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
+    """The job is there: bring it to the end that its id names, then put everything away."""
+    if record is not None:
+        disks = _disks(record, scene)
+    else:
+        disks = tuple(
+            disk.name for disk in scene.graph.disks.values() if disk.layers and job in holders(scene, disk)
+        )[:1]
+    end: list[Step] = []
+    if job.status not in ENDED and _gets_ready(name, job, record, scene):
+        if job.status is not JobStatus.READY:
+            end.append(AwaitJob(job.id, "ready"))
+        end.append(CompleteJob(job.id) if name.ending is Ending.PIVOT else EndCopy(job.id))
+    end.append(AwaitJob(job.id, "concluded"))
+    if name.op is not JobOp.STREAM:  # which dismisses itself
+        end.append(DismissJob(job.id))
+    tidy: list[Step] = []
+    if record is not None:
+        tidy += _retire(record)
+        if not _keeps_overlay(record):
+            tidy.append(FinishRecord(record.directory, (record.id,)))
+    resumes: list[Step] = []
+    if record is not None:
+        resumes.append(WriteRecord(record.directory, record))
+        resumes += [CreatePlaceholder(file, "") for file in record.made]
+    return _plan(
+        name.op,
+        disks,
+        scene,
+        (
+            Stage(f"bring {job.id} to its end", tuple(end), verify=True),
+            Stage("put everything away", tuple(tidy), tidy=True),
+        ),
+        record=record,
+        moves=disks if name.ending is Ending.PIVOT and job.status not in ENDED else (),
+        resumes=(*resumes, AdoptJob(job.id)),
+    )
+
+
+def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:
+    """Whether the job waits at READY: every mirror, and a commit of the active layer."""
+    if name.op is JobOp.MIRROR or name.ending is Ending.PIVOT or job.ready:
+        return True
+    if name.op is not JobOp.COMMIT:
+        return False
+    if record is not None:
+        return _keeps_overlay(record)
+    return any(node.driver == "mirror_top" for node in scene.graph.nodes.values())
+
+
+def _keeps_overlay(record: IntentRecord) -> bool:
+    return record.op == "commit" and not record.policy
+
+
+def _retire(record: IntentRecord) -> list[Step]:
+    match record.policy:
+        case "rename":
+            return [RetireFile(file, "rename", to) for file, to in record.renames.items()]
+        case "remove":
+            return [RetireFile(file, "remove", "") for file in record.folded]
+        case _:
+            return []
+
+
+def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
+    """A snapshot happened, or it did not: its transaction is atomic."""
+    taken = all(
+        disk in scene.graph.disks and file in scene.graph.disks[disk].files
+        for disk, file in record.overlays.items()
+    )
+    steps: list[Step] = []
+    if taken:
+        steps.append(KeepMoment(record.directory, record.id, record.name))
+    else:
+        backing = {
+            file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
+        }
+        held = {node.file for node in scene.graph.nodes.values()}
+        steps += [RemoveOrphan(file, backing.get(file)) for file in record.made if file not in held]
+        steps.append(FinishRecord(record.directory, (record.id,)))
+    note = f"snapshot {record.name!r} {'was taken' if taken else 'was not taken, its files are removed'}"
+    return _plan(
+        "snapshot", _disks(record, scene), scene, (Stage(note, tuple(steps), tidy=True),), notes=(note,)
+    )
+
+
+def _mirror(record: IntentRecord, scene: Scene) -> Plan:
+    """The job is gone: it had pivoted, or it had not begun, or nobody can tell any more."""
+    finish: Step = FinishRecord(record.directory, (record.id,))
+    disks = _disks(record, scene)
+    if any(record.target in scene.graph.disks[disk].files for disk in disks):
+        return _plan("mirror", disks, scene, (Stage("it had pivoted", (finish,), tidy=True),), record=record)
+    fact = scene.files.files.get(record.target)
+    if record.made and fact is not None and fact.kind == "regular" and fact.size == 0:
+        steps: tuple[Step, ...] = (RemoveOrphan(record.target, None), finish)
+        return _plan(
+            "mirror",
+            disks,
+            scene,
+            (Stage("it had not begun", steps, tidy=True),),
+            notes=("it had not begun",),
+        )
+    return _plan(
+        "mirror",
+        disks,
+        scene,
+        (Stage("the job is gone", (finish,), tidy=True),),
+        vanished=f"the job is gone; whether {record.target} is a whole copy is not known, it was left there",
+    )
+
+
+def _stream(record: IntentRecord, scene: Scene) -> Plan:
+    """The job is gone: the chain tells whether it had ended well; no file lost its moment either way."""
+    disks = _disks(record, scene)
+    finish: Step = FinishRecord(record.directory, (record.id,))
+    if _chains_now(disks, scene) == record.after:
+        return _plan(
+            "stream", disks, scene, (Stage("it had ended well", (finish,), tidy=True),), record=record
+        )
+    return _plan(
+        "stream",
+        disks,
+        scene,
+        (Stage("the job is gone", (finish,), tidy=True),),
+        vanished="the job is gone before its end; no file lost its moment by it",
+    )
+
+
+def _chains_now(disks: tuple[str, ...], scene: Scene) -> Chains:
+    return local_chains(scene.graph.chains(*disks))
+
+
+def _commit(record: IntentRecord, scene: Scene) -> Plan:
+    """The job is gone: what the chain is now tells whether it had ended well."""
+    disks = _disks(record, scene)
+    finish: Step = FinishRecord(record.directory, (record.id,))
+    if _keeps_overlay(record):
+        return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
+    if _chains_now(disks, scene) == record.after:
+        steps = (*_retire(record), finish)
+        return _plan("commit", disks, scene, (Stage("it had ended well", steps, tidy=True),), record=record)
+    if not _written(record, scene):
+        return _plan(
+            "commit",
+            disks,
+            scene,
+            (Stage("it had not begun", (finish,), tidy=True),),
+            notes=("it had not begun",),
+        )
+    return _plan(
+        "commit",
+        disks,
+        scene,
+        (),
+        record=record,
+        vanished="the job is gone before its end; its base was written into",
+    )
+
+
+def _written(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the base was, or may have been, written since the record was made."""
+    facts = [scene.files.files.get(file) for file in record.invalid]
+    return any(fact is None or fact.modified >= record.started - _CLOCK_LAG for fact in facts)
+
+
+def _plan(
+    op: str,
+    disks: tuple[str, ...],
+    scene: Scene,
+    stages: tuple[Stage, ...],
+    *,
+    record: IntentRecord | None = None,
+    moves: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+    resumes: tuple[Step, ...] = (),
+    vanished: str = "",
+) -> Plan:
+    stopped = record.invalid if record is not None else ()
+    invalid: tuple[str, ...] = ()
+    if record is not None and op == "commit":
+        invalid = (
+            stopped if _keeps_overlay(record) or vanished else tuple(record.renames.values()) or record.folded
+        )
+    return Plan(
+        op=op,
+        intent=None,
+        disks=disks,
+        stages=stages,
+        before=scene.graph,
+        after=None,
+        expect=dict(record.after) if record is not None else {},
+        moves=moves,
+        invalid=invalid,
+        invalid_if_stopped=stopped,
+        notes=notes,
+        resumes=resumes,
+        vanished=vanished,
+    )

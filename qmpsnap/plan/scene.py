@@ -1,0 +1,230 @@
+"""All that a planner may know: the graph, the files, the jobs and what this QEMU can do."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NodeBusy, Unsupported, WouldLose
+from qmpsnap.model.find import find_layer
+from qmpsnap.model.job import ENDED
+from qmpsnap.model.names import owned_node, state_directory
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.steps import DeleteNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.model.features import Features
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Chains, Disk, Graph, Layer
+    from qmpsnap.model.job import Job
+
+__all__ = [
+    "Scene",
+    "delete_owned",
+    "holders",
+    "layer_index",
+    "local_chains",
+    "recorded_like",
+    "refuse_busy",
+    "refuse_covered",
+    "refuse_empty",
+    "refuse_loss",
+    "state_directories",
+    "state_place",
+    "state_questions",
+    "unique",
+    "with_parents",
+]
+
+# The filter that each kind of job puts over the layer it works on; mirror_top serves both kinds.
+_JOB_FILTERS = {
+    "copy-on-read": frozenset({"stream"}),
+    "commit_top": frozenset({"commit"}),
+    "mirror_top": frozenset({"mirror", "commit"}),
+    "copy-before-write": frozenset({"backup"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is, at the moment of planning.
+
+    Attributes:
+        graph: QEMU's block graph.
+        files: What the planner asked about the file system.
+        jobs: Every job that QEMU has, of any client.
+        features: What this QEMU can do.
+        now: Time of planning, UTC, ISO 8601, for records.
+        state_dir: Where records go when the caller says so, else "".
+    """
+
+    graph: Graph
+    files: Files
+    jobs: tuple[Job, ...]
+    features: Features
+    now: str
+    state_dir: str = ""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names that are in use: nodes, jobs and records."""
+        records = (record.id for record in self.files.records if isinstance(record, IntentRecord))
+        return frozenset((*self.graph.nodes, *(job.id for job in self.jobs), *records))
+
+
+def state_directories(disk: Disk, state_dir: str) -> tuple[str, ...]:
+    """Where records of this disk may lie, the preferred place first.
+
+    Beside the base image; where that directory cannot be written, beside the next layer up.
+    """
+    if state_dir:
+        return (state_dir,)
+    name = posixpath.basename(state_directory(disk.base.file))
+    places = [
+        posixpath.join(posixpath.dirname(layer.file), name) for layer in reversed(disk.layers) if layer.local
+    ]
+    return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
+
+
+def state_place(scene: Scene, disk: Disk) -> str:
+    """The directory that takes our records, or "" when none can be written."""
+    if not scene.files.shared and not scene.state_dir:
+        return ""
+    facts = scene.files.directories
+    for place in state_directories(disk, scene.state_dir):
+        own, parent = facts.get(place), facts.get(posixpath.dirname(place))
+        where = own if own is not None and own.exists else parent
+        if where is not None and where.writable:
+            return place
+    return ""
+
+
+def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:
+    """Directories in which records of any of the disks may lie."""
+    return unique(
+        place for disk in graph.disks.values() if disk.layers for place in state_directories(disk, state_dir)
+    )
+
+
+def with_parents(places: Iterable[str]) -> tuple[str, ...]:
+    """The directories and those that they lie in: what `state_place` has to know of."""
+    return unique(one for place in places for one in (place, posixpath.dirname(place)))
+
+
+def holders(scene: Scene, disk: Disk) -> tuple[Job, ...]:
+    """Jobs that hold a node of the disk's chain.
+
+    QEMU lists no nodes with a job. A job named after the disk's drive holds that; every other block
+    job puts a filter over the layer it works on, whose file name is that of the layer.
+    """
+    paths = set(disk.files)
+    kinds: set[str] = set()
+    for node in scene.graph.nodes.values():
+        if node.driver in _JOB_FILTERS and node.file in paths:
+            kinds |= _JOB_FILTERS[node.driver]
+    return tuple(
+        job
+        for job in scene.jobs
+        if job.status not in ENDED and (job.type in kinds or (disk.drive and job.id == disk.drive))
+    )
+
+
+def refuse_busy(scene: Scene, disk: Disk) -> None:
+    """Refuse when a job holds the disk's chain.
+
+    Raises:
+        NodeBusy: Naming the job.
+    """
+    for job in holders(scene, disk):
+        raise NodeBusy(
+            f"the chain of {disk.name} is held by job {job.id!r} ({job.type}, {job.status.value})",
+            node=disk.active.node,
+            job_id=job.id,
+            hint=f"wait for it (job wait {job.id}) or cancel it (job cancel {job.id})",
+        )
+
+
+def refuse_empty(disk: Disk) -> Disk:
+    """Return the disk when it has a medium.
+
+    Raises:
+        Unsupported: When the drive is empty.
+    """
+    if not disk.layers:
+        raise Unsupported(f"disk {disk.name!r} has no medium", feature="a chain in an empty drive")
+    return disk
+
+
+def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
+    """Index of the layer that somebody means, snapshots' recorded names included."""
+    moments = {
+        record.name: record.overlays[disk.name]
+        for record in scene.files.records
+        if isinstance(record, MomentRecord) and record.overlays.get(disk.name) in disk.files
+    }
+    return find_layer(disk, spelling, moments=moments)
+
+
+def recorded_like(overlay: Layer, base: Layer | None) -> str | None:
+    """How the overlay's header shall name its new backing file; None: as QEMU does, by the full path.
+
+    A chain whose headers hold relative names can be moved as a whole; QEMU would write the full path.
+    """
+    if base is None or overlay.backing is None or not base.local or not overlay.file.startswith("/"):
+        return None
+    if overlay.backing.startswith("/") or ":" in overlay.backing:
+        return None
+    return posixpath.relpath(base.file, posixpath.dirname(overlay.file))
+
+
+def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:
+    """The steps that free the nodes among these layers that we added ourselves."""
+    return tuple(DeleteNode(layer.node) for layer in layers if owned_node(layer.node))
+
+
+def refuse_loss(layers: Iterable[Layer], *, allowed: bool) -> None:
+    """Refuse when a layer that leaves the chain holds what only it can hold.
+
+    Raises:
+        WouldLose: Naming internal snapshots and persistent bitmaps.
+    """
+    what = []
+    for layer in layers:
+        what += [f"internal snapshot {one.name!r} of {layer.file}" for one in layer.snapshots]
+        what += [f"persistent bitmap {one.name!r} of {layer.file}" for one in layer.bitmaps if one.persistent]
+    if what and not allowed:
+        raise WouldLose(
+            f"this would be lost: {'; '.join(what)}", what=what, hint="give it up with --discard-internal"
+        )
+
+
+def local_chains(chains: Chains) -> Chains:
+    """The same chains, without what is no file on the host: records name files alone."""
+    return {disk: tuple(file for file in files if file.startswith("/")) for disk, files in chains.items()}
+
+
+def refuse_covered(scene: Scene, disk: Disk) -> None:
+    """Refuse when a node that no disk uses stands on the active layer: QEMU then takes it for no root.
+
+    Such nodes are what an embedder's blockdev-add leaves behind after a pivot.
+
+    Raises:
+        NodeBusy: Naming the node.
+    """
+    used = {layer.node for other in scene.graph.disks.values() for layer in other.layers}
+    for node in scene.graph.nodes.values():
+        if node.backing and node.backing == disk.active.file and node.name not in used and not node.is_filter:
+            raise NodeBusy(
+                f"node {node.name!r} ({node.file}) stands on the active layer of {disk.name} and has no use",
+                node=node.name,
+                job_id="",
+                hint=f"free it first: blockdev-del {node.name}",
+            )
+
+
+def unique(paths: Iterable[str]) -> tuple[str, ...]:
+    """The same paths without repetition, in order."""
+    return tuple(dict.fromkeys(paths))

@@ -1,0 +1,69 @@
+"""What takes a step back, as steps; and the steps after which there is no way back, only on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    CreateOverlay,
+    CreatePlaceholder,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    KeepMoment,
+    ProbeAbsent,
+    RemoveMade,
+    RemoveOrphan,
+    RetireFile,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    TakeSnapshots,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["no_way_back", "undo"]
+
+
+def no_way_back(step: Step) -> bool:
+    """Whether, once the step is sent, the operation is carried to its end whatever happens."""
+    return isinstance(step, TakeSnapshots | CompleteJob | EndCopy)
+
+
+def undo(step: Step) -> tuple[Step, ...]:
+    """The steps that take this one back, in order; none where nothing is to be taken back."""
+    match step:
+        case WriteRecord():
+            return (FinishRecord(step.directory, (step.record.id,)),)
+        case CreateOverlay() | CreatePlaceholder():
+            return (RemoveMade(step.file),)
+        case StartStream():  # dismisses itself
+            return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"))
+        case StartCommit() | StartMirror() | AdoptJob():
+            return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"), DismissJob(step.job_id))
+        case (
+            FinishRecord()
+            | KeepMoment()
+            | RetireFile()
+            | RemoveMade()
+            | RemoveOrphan()
+            | ProbeAbsent()
+            | TakeSnapshots()
+            | CompleteJob()
+            | EndCopy()
+            | CancelJob()
+            | DismissJob()
+            | DeleteNode()
+            | AwaitJob()
+        ):
+            return ()
+        case _:
+            assert_never(step)
