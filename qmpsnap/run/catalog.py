@@ -1,0 +1,262 @@
+"""Keeps records of intents and moments: one small JSON file each, beside the base image.
+
+A record is made exclusively, synced and given its name only then, so a reader never meets a
+half of one. Directories that may not be trusted, because a stranger owns them or may write to
+them, are neither written nor read: files that a record names are removed one day.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH102, PTH106, PTH118, PTH120, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.names import state_directory
+from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json
+from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qmpsnap.model.record import Record
+
+__all__ = ["Catalog", "read_records"]
+
+_RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
+_LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Catalog:
+    """Records beside the images. Every call works in a thread, to its end, also when it is cancelled."""
+
+    async def where(self, chain: Sequence[str]) -> str | None:
+        """Directory for the records of a machine: beside its base image, else beside the next layer up.
+
+        Args:
+            chain: Files of the first disk's chain, active first, absolute paths.
+
+        Returns:
+            The directory, which need not exist yet; None when none can be written.
+        """
+        return await in_thread(partial(_where, tuple(chain)))
+
+    async def write_intent(self, record: IntentRecord, directory: str) -> IntentRecord:
+        """Write down an operation that is about to begin; durable when it returns.
+
+        After failure nothing is left. After cancel the record may stand; `finish` removes it.
+
+        Returns:
+            The record, now knowing its directory, for `finish` and `to_moment`.
+
+        Raises:
+            TargetExists: When there is a record of that id.
+            TargetUnusable: When it cannot be written there.
+        """
+        stored = replace(record, directory=directory)
+        await self._write(stored)
+        return stored
+
+    async def finish(self, record: Record) -> None:
+        """Remove a record, and its directory when nothing else is in it; removing it twice does no harm.
+
+        Raises:
+            TargetUnusable: When it cannot be removed.
+        """
+        try:
+            await in_thread(partial(_remove, record))
+        except OSError as error:
+            raise _unusable(record, error, "remove") from error
+
+    async def to_moment(self, intent: IntentRecord) -> MomentRecord:
+        """Turn the intent of a snapshot that succeeded into its moment's record; durable when it returns.
+
+        After failure or cancel there is the intent or the moment, or both; never neither.
+
+        Raises:
+            TargetExists: When there is such a moment.
+            TargetUnusable: When it cannot be written.
+        """
+        moment = moment_of(intent)
+        await self._write(moment, instead_of=intent)
+        return moment
+
+    async def read(self, directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+        """Read all records; returns them, and what is none or may not be trusted as "PATH: REASON"."""
+        return await in_thread(partial(read_records, tuple(directories)))
+
+    async def _write(self, record: Record, *, instead_of: Record | None = None) -> None:
+        try:
+            await in_thread(partial(_write, record, instead_of))
+        except FileExistsError as error:
+            file = os.path.join(record.directory, record.file_name)
+            raise TargetExists(f"there is a record {file!r} already", file=file) from error
+        except (OSError, ValueError) as error:
+            raise _unusable(record, error, "write") from error
+
+
+def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """Read the records in `directories`, those that do not exist being empty; blocking.
+
+    Returns:
+        The records, by directory and name, and what is none or may not be trusted, as "PATH: REASON".
+    """
+    records: list[Record] = []
+    bad: list[str] = []
+    for directory in dict.fromkeys(directories):
+        try:
+            descriptor = _open_trusted(directory)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            bad.append(f"{directory}: {_reason(error)}")
+            continue
+        try:
+            for name in sorted(filter(_RECORD.fullmatch, os.listdir(descriptor))):
+                try:
+                    records.append(_read(descriptor, name, directory))
+                except FileNotFoundError:  # finished meanwhile
+                    continue
+                except (OSError, ValueError) as error:
+                    bad.append(f"{os.path.join(directory, name)}: {_reason(error)}")
+        finally:
+            os.close(descriptor)
+    return tuple(records), tuple(bad)
+
+
+def _where(chain: tuple[str, ...]) -> str | None:
+    for layer in reversed(chain):
+        if not layer.startswith("/"):
+            continue
+        directory = state_directory(layer)
+        try:
+            os.close(_open_trusted(directory))
+            place = directory
+        except FileNotFoundError:
+            place = os.path.dirname(directory)
+        except (OSError, ValueError):
+            continue
+        if os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+            return directory
+    return None
+
+
+def _write(record: Record, instead_of: Record | None) -> None:
+    check(record)
+    made = False
+    for _ in range(8):  # whoever finishes the last record removes the directory
+        try:
+            descriptor = _open_trusted(record.directory)
+            break
+        except FileNotFoundError:
+            made = _make_directory(record.directory) or made
+    else:
+        raise FileNotFoundError(record.directory)
+    try:
+        _put(descriptor, record)
+        if instead_of is not None:
+            _unlink(instead_of.file_name, descriptor)
+        sync_directory(descriptor)
+    except OSError:
+        if made:
+            _remove_empty(record.directory)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _make_directory(directory: str) -> bool:
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        return False
+    sync_directory(os.path.dirname(directory))
+    return True
+
+
+def _put(descriptor: int, record: Record) -> None:
+    name = f".{record.file_name}.{secrets.token_hex(4)}"
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, 0o644, dir_fd=descriptor), "w", encoding="ascii") as file:
+        try:
+            file.write(to_json(record))
+            file.flush()
+            os.fsync(file.fileno())
+            rename_exclusively(name, record.file_name, directory=descriptor)
+        except OSError:
+            _unlink(name, descriptor)
+            raise
+
+
+def _read(descriptor: int, name: str, directory: str) -> Record:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, dir_fd=descriptor), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        _trust(status)
+        if status.st_size > _LONGEST:
+            raise ValueError(f"{status.st_size} bytes are too many for a record")
+        record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
+    if record.file_name != name:
+        raise ValueError(f"holds the record {record.file_name!r}")
+    return record
+
+
+def _remove(record: Record) -> None:
+    try:
+        descriptor = _open_trusted(record.directory)
+    except FileNotFoundError:
+        return
+    try:
+        _unlink(record.file_name, descriptor)
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+    _remove_empty(record.directory)
+
+
+def _open_trusted(directory: str) -> int:
+    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        _trust(os.fstat(descriptor))
+    except ValueError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _trust(status: os.stat_result) -> None:
+    if status.st_uid not in {0, os.geteuid()}:
+        raise ValueError(f"belongs to the user {status.st_uid}, and is not trusted")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError("others may write to it, and it is not trusted")
+
+
+def _unlink(name: str, descriptor: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=descriptor)
+
+
+def _remove_empty(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error)).lower()
+
+
+def _unusable(record: Record, error: OSError | ValueError, verb: str) -> TargetUnusable:
+    file = os.path.join(record.directory, record.file_name)
+    return TargetUnusable(f"cannot {verb} the record {file!r}: {_reason(error)}", file=file)

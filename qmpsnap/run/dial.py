@@ -1,0 +1,156 @@
+"""Opens the socket of a monitor, and looks at who is at its other end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from qmpsnap.errors import ConnectFailed
+from qmpsnap.run.log import get_logger
+
+__all__ = ["Address", "Peer", "describe", "dial", "peer_of"]
+
+_log = get_logger("qmpsnap.session")
+_RETRY = 0.05  # seconds; the kernel tells nobody when a listener's backlog has room again
+
+Address = str | tuple[str, int] | socket.socket
+"""A unix socket's path, "tcp:HOST:PORT", (host, port), or a connected socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a socket.
+
+    Attributes:
+        is_unix: Whether it is a unix socket, hence on this machine.
+        pid: The process that listens there; None when it cannot be told.
+    """
+
+    is_unix: bool
+    pid: int | None
+
+
+def describe(address: Address) -> str:
+    """Return the address for people; also the form that `dial` takes, but for sockets."""
+    if isinstance(address, socket.socket):
+        return f"socket {address.fileno()}"
+    if isinstance(address, tuple):
+        return f"tcp:{address[0]}:{address[1]}"
+    return address
+
+
+async def dial(address: Address) -> socket.socket:
+    """Connect to the address; a socket is returned as it is.
+
+    While others wait in the listener's backlog it tries again; the time limit is the caller's.
+    Cancelled or failed, no socket is left open.
+
+    Raises:
+        ConnectFailed: When nobody listens there, with the system's reason.
+    """
+    if isinstance(address, socket.socket):
+        address.setblocking(False)  # noqa: FBT003 - the standard library's own
+        return address
+    if isinstance(address, tuple):
+        return await _dial_tcp(address[0], address[1])
+    if address.startswith("tcp:"):
+        host, _, port = address.removeprefix("tcp:").rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConnectFailed(f"{address!r} is no address of the form 'tcp:HOST:PORT'")
+        return await _dial_tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    return await _dial_unix(address)
+
+
+def peer_of(sock: object, pid: int | None) -> Peer:
+    """Look at who is at the other end.
+
+    The kernel's answer is who called listen(). The ends of a socket pair have no address, and
+    there the kernel names whoever made the pair: that is not taken for QEMU.
+
+    Args:
+        sock: A connected socket, or asyncio's view of one; anything else counts as unknown.
+        pid: What the caller knows better; None when it does not.
+    """
+    if not hasattr(sock, "getsockopt") or sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]
+        return Peer(is_unix=False, pid=pid)
+    if pid is None and sock.getpeername():  # type: ignore[attr-defined]
+        size = struct.calcsize("3i")
+        found, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        pid = found or None  # 0: a process that our PID namespace does not show
+    return Peer(is_unix=True, pid=pid)
+
+
+async def _dial_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's own
+        while True:
+            try:
+                # Not asyncio's sock_connect: it takes EAGAIN, a full backlog, for a connect under way.
+                sock.connect(path)
+            except BlockingIOError:
+                await anyio.sleep(_RETRY)
+            else:
+                break
+        _warn_of_others(path)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise ConnectFailed(_why(path, error), hint=_what_next(error)) from error
+        raise
+    return sock
+
+
+async def _dial_tcp(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    where = f"tcp:{host}:{port}"
+    failure: OSError | None = None
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise ConnectFailed(f"cannot look up {where}: {error}") from error
+    for family, kind, protocol, _, target in found:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)  # noqa: FBT003 - the standard library's own
+            await loop.sock_connect(sock, target)
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            failure = error
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+    raise ConnectFailed(_why(where, failure), hint=_what_next(failure)) from failure
+
+
+def _why(where: str, error: OSError | None) -> str:
+    return f"cannot connect to {where}: {(error and error.strerror) or error or 'no address found'}"
+
+
+def _what_next(error: OSError | None) -> str:
+    match error:
+        case FileNotFoundError():
+            return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
+        case ConnectionRefusedError():
+            return "the socket is there, but nobody listens: QEMU has probably ended"
+        case PermissionError():
+            return "writing to the socket needs the rights of QEMU's user"
+        case _:
+            return ""
+
+
+def _warn_of_others(path: str) -> None:
+    """Warn when every user of this machine may write to the monitor, and so become QEMU's user."""
+    real = Path(path).resolve()
+    if not real.stat().st_mode & stat.S_IWOTH:
+        return
+    if all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents):
+        _log.warning("socket.found_writable_by_others", vm=path, hint=f"chmod o-w {path}")

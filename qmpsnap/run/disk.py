@@ -1,0 +1,90 @@
+"""Blocking work on the disk: in a thread, to its end, and so that a power cut leaves it whole.
+
+Nothing here ever replaces a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.to_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["in_thread", "rename_exclusively", "sync_directory"]
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a thread, and return only when it has ended.
+
+    A cancelled call waits for the end too, whether it was cancelled by an anyio scope or by
+    asyncio: then what the work made stands, though its result is lost.
+    """
+    task = asyncio.ensure_future(anyio.to_thread.run_sync(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # Without the scope, anyio would deliver its cancellation again in every turn of the loop.
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    continue
+        raise
+
+
+def sync_directory(directory: str | int) -> None:
+    """Make the names in a directory, given by path or descriptor, outlast a power cut."""
+    descriptor = (
+        os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if isinstance(directory, str)
+        else directory
+    )
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a directory
+            raise
+    finally:
+        if isinstance(directory, str):
+            os.close(descriptor)
+
+
+def rename_exclusively(source: str, target: str, *, directory: int | None = None) -> None:
+    """Rename a file; a target that exists is never replaced.
+
+    By a second link, for rename() itself replaces. Where the file system has no links, or forbids them for
+    files of others, an empty target is made exclusively and renamed over.
+
+    Args:
+        source: The file; a symlink is renamed itself.
+        target: Its new name, in the same file system.
+        directory: Descriptor from which relative names count.
+
+    Raises:
+        FileExistsError: When there is a target; nothing was done.
+        OSError: When it cannot be done; nothing was done.
+    """
+    try:
+        os.link(source, target, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+    else:
+        os.unlink(source, dir_fd=directory)
+        return
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(target, flags, 0o600, dir_fd=directory))
+    try:
+        os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        os.unlink(target, dir_fd=directory)
+        raise

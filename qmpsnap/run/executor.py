@@ -1,0 +1,102 @@
+"""Plan -> effects: check the chains, perform, wait, check again; undo or report.
+
+The only code that changes a VM. An operation runs in a task of its own that is never cancelled: a
+caller's cancellation is a request to it, so that what was sent is always awaited, and then undone
+or brought to its end. `Executor.run` returns only when that task has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.operation import Operation
+from qmpsnap.run.outcome import Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.outcome import Done
+    from qmpsnap.run.target import Target
+
+__all__ = ["Executor"]
+
+_log = get_logger("qmpsnap.run")
+_AFTER_CANCEL = 30.0  # seconds that taking back or finishing may take once the caller has left
+
+
+class Executor:
+    """Runs plans on one target, one at a time.
+
+    Args:
+        target: The machine.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._lock = anyio.Lock()
+
+    async def run(self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None) -> Done:
+        """Run a plan to its end.
+
+        Cancelled before the step that cannot be taken back, what was done is undone; after it, the
+        rest is done. Either is bounded by 30 s; then the cancellation goes on its way.
+
+        Args:
+            plan: The plan, as the planner made it.
+            hooks: What the caller wants to be told, and its wish to leave.
+            seen: The graph when it was read a moment ago, for this very plan.
+
+        Raises:
+            GraphMismatch: When the chains are not those that the plan was made on, `changed` NO; or
+                not the predicted ones afterwards.
+            Refused: When a file could not be made; nothing was sent.
+            CommandFailed: When QEMU refused a command; what was done before is undone.
+            JobFailed: When a job ended with an error.
+            JobPaused: When an I/O error paused the job by its policy; the job is left as it is.
+            Detached: When the caller left; the job runs on.
+            Interrupted: When the caller asked to stop; what was done is undone.
+            Incomplete: When the operation succeeded and something could not be put away.
+            LinkLost: When the link went; `changed` says what is known after one try to connect again.
+        """
+        async with self._lock:
+            operation = Operation(self._target, plan, hooks or Hooks(), seen)
+            task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}")
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                operation.stop.set()
+                await _ended(task, plan.op)
+                raise
+
+    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
+        """Send one command about a job: pause, resume, speed, cancel.
+
+        Raises:
+            CommandFailed: When QEMU refuses it.
+            LinkLost: When the link goes before the reply.
+        """
+        await self._target.command(command, arguments)
+
+
+async def _ended(task: asyncio.Task[Done], op: str) -> None:
+    """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
+    deadline = time.monotonic() + _AFTER_CANCEL
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait({task}, timeout=max(0.1, deadline - time.monotonic()))
+            except asyncio.CancelledError:
+                continue
+            if time.monotonic() >= deadline and not task.done():
+                _log.warning("operation.given_up", op=op, after=_AFTER_CANCEL)
+                task.cancel()
+    if not task.cancelled():
+        error = task.exception()
+        _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")

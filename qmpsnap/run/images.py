@@ -1,0 +1,326 @@
+"""Makes, looks at and puts away image files; never replaces one, never opens what it need not.
+
+A file is made exclusively by us and handed to qemu-img by its descriptor, so that nobody can slip
+another one in between. Its formats are said, not probed; no shell is used.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH116, PTH120
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import QmpsnapError, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.files import Files
+from qmpsnap.run import put_away, survey
+from qmpsnap.run.disk import in_thread, sync_directory
+from qmpsnap.run.put_away import Created
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.run.put_away import Policy
+
+__all__ = ["Created", "Images"]
+
+_LONGEST_BACKING = 1023  # bytes; block/qcow2.c: qcow2_do_open refuses longer ones
+_ITSELF = "/proc/self/fd/0"  # the file that qemu-img gets as its standard input
+_LABEL = "security.selinux"
+_NO_LABEL = {errno.ENODATA, errno.ENOTSUP}
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    file: str
+    format: str
+    size_bytes: int
+    like: str | None
+    backing: str | None
+    backing_format: str | None
+
+
+class Images:
+    """Image files on the file system that we share with QEMU.
+
+    Every call works in a thread and returns only when that has ended, also when it is cancelled.
+
+    Args:
+        qemu_img: Name or path of the program.
+    """
+
+    def __init__(self, qemu_img: str = "qemu-img") -> None:
+        self._qemu_img = qemu_img
+
+    async def look(self, ask: Ask, *, shared: bool) -> Files:
+        """Answer what a planner asked; never fails, what cannot be looked at says why.
+
+        Args:
+            ask: What to look at.
+            shared: Whether our file system is QEMU's; if not, nothing is looked at.
+        """
+        return await in_thread(partial(survey.look, ask)) if shared else Files(shared=False)
+
+    async def create_overlay(
+        self,
+        file: str,
+        *,
+        size_bytes: int,
+        backing: str,
+        backing_format: str,
+        like: str | None,
+        format: str = "qcow2",  # noqa: A002  # QEMU's word
+    ) -> Created:
+        """Make an empty overlay; as `create_image`, with a backing file."""
+        return await self.create_image(
+            file,
+            size_bytes=size_bytes,
+            format=format,
+            like=like,
+            backing=backing,
+            backing_format=backing_format,
+        )
+
+    async def create_image(
+        self,
+        file: str,
+        *,
+        size_bytes: int,
+        format: str,  # noqa: A002  # QEMU's word
+        like: str | None,
+        backing: str | None = None,
+        backing_format: str | None = None,
+    ) -> Created:
+        """Make an empty image exclusively, ready for QEMU and synced.
+
+        After success its header says what was asked, and it has owner, group, mode and label of `like`.
+        After failure or cancel it does not exist.
+
+        Args:
+            file: Absolute path, whose directory exists.
+            size_bytes: What the guest sees.
+            format: "raw", "qcow2" or "qed".
+            like: File whose owner, group, mode and label it takes; None leaves it ours, mode 0600.
+            backing: Absolute path of the backing file, written as it is and not opened.
+            backing_format: Its format; always given with `backing`.
+
+        Raises:
+            TargetExists: When there is something of that name, be it a symlink that leads nowhere.
+            TargetUnusable: When it cannot be made there, or not with that owner; the message says why.
+            Unsupported: When qemu-img is not there, or the format is none of ours.
+        """
+        request = _Request(file, format, size_bytes, like, backing, backing_format)
+        made: list[Created] = []
+        try:
+            return await in_thread(lambda: self._create(request, made))
+        except asyncio.CancelledError:
+            for created in made:
+                with contextlib.suppress(OSError):
+                    put_away.remove(created)
+            raise
+
+    async def remove_created(self, created: Created) -> bool:
+        """Remove a file that we made; False when its name leads to another one, or to none.
+
+        Raises:
+            TargetUnusable: When it cannot be removed.
+        """
+        try:
+            return await in_thread(partial(put_away.remove, created))
+        except OSError as error:
+            raise _unusable(created.file, error, "remove") from error
+
+    async def retire(self, file: str, policy: Policy, to: str = "") -> None:
+        """Put away a file that holds no moment any more; doing it twice does no harm.
+
+        Args:
+            file: Absolute path; a symlink is put away itself, so give the real one.
+            policy: "rename" to `to`, "remove", or "keep", which does nothing.
+            to: The new name, in the same directory.
+
+        Raises:
+            TargetExists: When `to` exists and is another file; nothing was done.
+            TargetUnusable: When it cannot be done; nothing was done.
+        """
+        try:
+            await in_thread(partial(put_away.retire, file, policy, to))
+        except FileExistsError as error:
+            raise TargetExists(f"{to!r} exists already, {file!r} keeps its name", file=to) from error
+        except OSError as error:
+            raise _unusable(file, error, policy) from error
+
+    async def is_fresh_overlay(self, file: str, backing: str) -> bool:
+        """Whether `file` is an overlay on `backing` (or was about to become one) that never got any data.
+
+        A file that cannot be read is not fresh.
+        """
+        return await in_thread(partial(put_away.fresh, file, backing)) is not None
+
+    async def remove_orphan(self, file: str, backing: str | None) -> bool:
+        """Remove what an interrupted run made, if it is as it was made; False when it is not there.
+
+        Args:
+            file: Absolute path.
+            backing: What it was made over, see `is_fresh_overlay`; None: QEMU was to format it, and it
+                has no byte yet.
+
+        Raises:
+            TargetUnusable: When there is data in it, or it cannot be removed; it stays.
+        """
+        created = await in_thread(partial(put_away.fresh, file, backing))
+        if created is not None:
+            return await self.remove_created(created)
+        if not await in_thread(partial(os.path.lexists, file)):
+            return False
+        raise TargetUnusable(
+            f"{file!r} was made by an interrupted run, but is not empty any more; it stays", file=file
+        )
+
+    async def as_created(self, file: str) -> Created | None:
+        """Take a file that an earlier run of ours made for our own; None when it is gone, or no file."""
+        return await in_thread(partial(put_away.identity, file))
+
+    def _create(self, request: _Request, made: list[Created]) -> Created:
+        flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+        try:
+            _check(request)
+            descriptor = os.open(request.file, flags, 0o600)
+        except FileExistsError as error:
+            raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
+        except (OSError, ValueError) as error:
+            raise _unusable(request.file, error, "make") from error
+        try:
+            status = os.fstat(descriptor)
+            created = Created(request.file, status.st_dev, status.st_ino)
+            made.append(created)
+            self._fill(request, descriptor)
+            _verify(request, descriptor)
+            if request.like is not None:
+                _take_after(descriptor, request.like)
+            os.fsync(descriptor)
+            sync_directory(os.path.dirname(request.file))
+        except (OSError, ValueError) as error:
+            raise _left(_unusable(request.file, error, "make"), made.pop()) from error
+        except QmpsnapError as error:
+            _left(error, made.pop())
+            raise
+        finally:
+            os.close(descriptor)
+        return created
+
+    def _fill(self, request: _Request, descriptor: int) -> None:
+        if request.format == "raw":
+            os.ftruncate(descriptor, request.size_bytes)
+            return
+        command = [self._qemu_img, "create", "-q", "-u", "-f", request.format]
+        if request.backing is not None and request.backing_format is not None:
+            command += ["-b", request.backing, "-F", request.backing_format]
+        command += [_ITSELF, str(request.size_bytes)]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=descriptor,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        except OSError as error:
+            raise Unsupported(
+                f"{self._qemu_img!r} cannot be started: {error.strerror}",
+                feature="qemu-img",
+                hint="install qemu-utils, or let QEMU make the files (--shared-fs no)",
+            ) from error
+        if done.returncode != 0:
+            said = os.fsdecode(done.stderr).strip().removeprefix("qemu-img: ").removeprefix(f"{_ITSELF}: ")
+            raise TargetUnusable(f"cannot make {request.file!r}: {said}", file=request.file)
+
+
+def _check(request: _Request) -> None:
+    why = ""
+    if request.format not in {"raw", "qcow2", "qed"}:
+        raise Unsupported(
+            f"we make no images of format {request.format!r}", feature=f"format {request.format}"
+        )
+    if not request.file.startswith("/") or (
+        request.backing is not None and not request.backing.startswith("/")
+    ):
+        why = "its name and its backing file's must be absolute paths"
+    elif (request.backing is None) != (request.backing_format is None):
+        why = "a backing file and its format belong together"
+    elif request.backing is not None and request.format == "raw":
+        why = "raw images have no backing file"
+    elif request.backing is not None and len(os.fsencode(request.backing)) > _LONGEST_BACKING:
+        why = f"its backing file's name is longer than {_LONGEST_BACKING} bytes"
+    if why:
+        raise TargetUnusable(f"cannot make {request.file!r}: {why}", file=request.file)
+
+
+def _verify(request: _Request, descriptor: int) -> None:
+    if request.format == "raw":
+        return
+    header = survey.descriptor_header(descriptor)
+    found = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
+    if found != (request.format, request.backing, (request.size_bytes + 511) // 512):
+        raise ValueError(f"its header does not say what was asked, but {header}")
+    # qed has room for "raw" only
+    if header is not None and header.backing_format != request.backing_format and request.format != "qed":
+        raise ValueError(f"its header says backing format {header.backing_format!r}")
+
+
+def _take_after(descriptor: int, like: str) -> None:
+    """Give the file owner, group, mode and label of `like`."""
+    try:
+        model = os.stat(like)
+        label = _label(like)
+    except OSError as error:
+        raise ValueError(f"the owner of {like!r} cannot be read: {error.strerror}") from error
+    ours = os.fstat(descriptor)
+    try:
+        if (model.st_uid, model.st_gid) != (ours.st_uid, ours.st_gid):
+            os.fchown(descriptor, model.st_uid, model.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(model.st_mode) & 0o777)
+        if label is not None and label != _label(descriptor):
+            os.setxattr(descriptor, _LABEL, label)
+    except OSError as error:
+        owner = f"owner {model.st_uid}:{model.st_gid} and mode {stat.S_IMODE(model.st_mode) & 0o777:o}"
+        raise ValueError(
+            f"it cannot be given {owner} of {like!r}, and QEMU might not open it again: {error.strerror}"
+        ) from error
+
+
+def _label(file: str | int) -> bytes | None:
+    try:
+        return os.getxattr(file, _LABEL)
+    except OSError as error:
+        if error.errno in _NO_LABEL:
+            return None
+        raise
+
+
+def _left(error: QmpsnapError, created: Created) -> QmpsnapError:
+    """Remove what a failure leaves; what cannot be removed is named in the error."""
+    try:
+        put_away.remove(created)
+    except OSError:
+        error.left = (*error.left, f"{created.file} (an empty file of ours: rm it)")
+    return error
+
+
+def _unusable(file: str, error: OSError | ValueError, verb: str) -> TargetUnusable:
+    directory = os.path.dirname(file)
+    if not isinstance(error, OSError):
+        why = str(error)
+    elif error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        why = f"there is no directory {directory!r}"
+    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        why = f"{directory!r} is not writable for us ({(error.strerror or '').lower()})"
+    else:
+        why = (error.strerror or str(error)).lower()
+    return TargetUnusable(f"cannot {verb} {file!r}: {why}", file=file)

@@ -1,0 +1,380 @@
+"""Follows jobs: by QEMU's events, and by asking query-jobs where events do not suffice.
+
+Waiting is passive. A watch takes notes as events come; whoever waits on it asks QEMU once when
+a note says that something was reached, and believes the answer. Nothing is polled, but for
+progress, which QEMU has no event for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost, UnknownNode
+from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
+from qmpsnap.model.parse_jobs import parse_jobs, parse_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from qmpsnap.run.event import Event
+    from qmpsnap.run.session import Session
+
+__all__ = ["JobMonitor", "JobWatch", "Progress"]
+
+_WINDOW = 8  # samples that a rate is taken over
+_REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
+_STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
+_READY = frozenset({JobStatus.READY, JobStatus.STANDBY})
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is.
+
+    Attributes:
+        job: The job as QEMU told it just now.
+        rate: Its recent speed in units of `job.length` (bytes, for block jobs) a second; None
+            while there is nothing to tell it from.
+        remaining: Seconds to go at that rate; None when it cannot be told.
+    """
+
+    job: Job
+    rate: float | None
+    remaining: float | None
+
+
+class JobMonitor:
+    """Follows the jobs of one session; `async with` it.
+
+    It keeps notes on watched jobs alone, so it can stay open for the life of a machine.
+
+    Attributes:
+        found: The jobs that were there when it was opened, also those that ended while nobody
+            was there.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.found: tuple[Job, ...] = ()
+        self._session = session
+        self._watches: dict[str, list[JobWatch]] = {}
+        self._open = ExitStack()
+
+    async def __aenter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._session.subscribe(self._on_event, lost=self._wake_all))
+            self.found = await self.jobs()
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._open.close()
+        for watch in self._each():
+            watch.close()
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """Ask QEMU for its jobs, everybody's.
+
+        Raises:
+            LinkLost: When the link went.
+            Malformed: When the answer is not what the schema promises.
+        """
+        jobs, block_jobs = await asyncio.gather(
+            self._session.query("query-jobs"), self._session.query("query-block-jobs")
+        )
+        return parse_jobs(jobs, block_jobs)
+
+    async def job(self, job_id: str) -> Job:
+        """Ask QEMU for one job.
+
+        Raises:
+            UnknownNode: When there is no job of that name.
+            LinkLost: When the link went.
+            Malformed: When the answer is not what the schema promises.
+        """
+        for job in await self.jobs():
+            if job.id == job_id:
+                return job
+        raise UnknownNode(f"there is no job {job_id!r}", hint="`qmpsnap jobs` lists them")
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[JobWatch]:
+        """Take notes on a job while the block lasts.
+
+        For a job that is to be started, open it before the command is sent: the first events come
+        before the reply. For a job that runs or has ended, its `until_...` ask QEMU once.
+        """
+        watch = JobWatch(job_id, self, self._session)
+        watches = self._watches.setdefault(job_id, [])
+        watches.append(watch)
+        try:
+            yield watch
+        finally:
+            watch.close()
+            watches.remove(watch)
+            if not watches:
+                self._watches.pop(job_id, None)
+
+    async def progress(self, job_id: str, interval: float = 1.0) -> AsyncIterator[Progress]:
+        """Tell how far a job is, every `interval` seconds, until it has ended or is gone.
+
+        Asks each time: QEMU sends no event for progress.
+
+        Raises:
+            LinkLost: When the link went.
+            Malformed: When the answer is not what the schema promises.
+        """
+        samples: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        while True:
+            job = next((job for job in await self.jobs() if job.id == job_id), None)
+            if job is None:
+                return
+            samples.append((anyio.current_time(), job.offset))
+            yield _progress(job, samples)
+            if job.status in ENDED:
+                return
+            await anyio.sleep(interval)
+
+    def _on_event(self, event: Event) -> None:
+        # BLOCK_JOB_... events call the job's id "device", but for BLOCK_JOB_PENDING.
+        key = "device" if event.name.startswith("BLOCK_JOB_") else "id"
+        job_id = event.data.get(key)
+        if isinstance(job_id, str):
+            for watch in self._watches.get(job_id, ()):
+                watch.note(event)
+
+    def _wake_all(self) -> None:
+        for watch in self._each():
+            watch.wake()
+
+    def _each(self) -> list[JobWatch]:
+        return [watch for watches in self._watches.values() for watch in watches]
+
+
+class _Goal(Enum):
+    """What a waiter waits for."""
+
+    READY = "ready"
+    CONCLUDED = "concluded"
+
+
+class JobWatch:
+    """Notes on one job; made by `JobMonitor.watch`.
+
+    Attributes:
+        job_id: The job's name.
+        error_count: How many I/O errors it had since the watch was opened.
+    """
+
+    def __init__(self, job_id: str, monitor: JobMonitor, session: Session) -> None:
+        self.job_id = job_id
+        self.error_count = 0
+        self._monitor = monitor
+        self._session = session
+        self._closed = False
+        self._changed = anyio.Event()
+        self._heard = 0  # events that mattered: did one come while an answer was on its way?
+        self._status: JobStatus | None = None
+        self._times: dict[JobStatus, float] = {}
+        self._stopped = False  # an I/O error said that it stops the job
+        self._failed = False
+        self._error: str | None = None
+        self._last = Job(job_id, "", JobStatus.UNDEFINED)
+
+    @property
+    def times(self) -> Mapping[JobStatus, float]:
+        """QEMU's time of the last change to each state, in seconds since 1970.
+
+        A pivot's standstill is that from PENDING to CONCLUDED.
+        """
+        return MappingProxyType(self._times)
+
+    @property
+    def status(self) -> JobStatus | None:
+        """The last state heard of; None before anything was."""
+        return self._status
+
+    async def until_ready(self) -> Job:
+        """Wait until source and target are in step; return the job at that moment.
+
+        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
+
+        Raises:
+            JobFailed: When it ended, with an error or before anybody completed it; `changed` is
+                UNKNOWN.
+            JobPaused: When an I/O error has stopped it, as its policy asks.
+            LinkLost: When the link went, whatever the last events said.
+        """
+        return await self._until(_Goal.READY)
+
+    async def until_concluded(self) -> Job:
+        """Wait until the job has ended well; return it, still to be dismissed.
+
+        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
+        A job that somebody else dismissed is returned if its end was seen here.
+
+        Raises:
+            JobFailed: When it ended with an error, was cancelled, or vanished with its end unseen;
+                `changed` is UNKNOWN.
+            JobPaused: When an I/O error has stopped it, as its policy asks.
+            LinkLost: When the link went, whatever the last events said.
+        """
+        return await self._until(_Goal.CONCLUDED)
+
+    def note(self, event: Event) -> None:
+        """Take note of an event of this job (for the monitor)."""
+        if event.name == "BLOCK_JOB_ERROR":
+            # With the policy `ignore` thousands a second: counted, and nobody is woken.
+            self.error_count += 1
+            if event.data.get("action") != "stop":
+                return
+            self._stopped = True
+        self._heard += 1
+        match event.name:
+            case "BLOCK_JOB_ERROR":
+                self.wake()
+            case "BLOCK_JOB_COMPLETED":
+                self._measure(event)
+                if "error" in event.data:
+                    self._fail(str(event.data["error"]))
+            case "BLOCK_JOB_CANCELLED":
+                self._measure(event)
+                self._fail("Operation canceled")  # QEMU's own text, which query-jobs has
+            case "JOB_STATUS_CHANGE":
+                status = parse_status(event.data.get("status"))
+                if status is not None:
+                    self._enter(status, event.timestamp)
+            case _:
+                pass
+
+    def wake(self) -> None:
+        """Let waiters look again (for the monitor)."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def close(self) -> None:
+        """End the waiters: nobody takes notes any more (for the monitor)."""
+        self._closed = True
+        self.wake()
+
+    def _enter(self, status: JobStatus, timestamp: float) -> None:
+        if status is JobStatus.CREATED:  # another job under the same name
+            self._times.clear()
+            self._stopped = self._failed = False
+            self._error = None
+        self._status = status
+        self._times[status] = timestamp
+        if status is JobStatus.ABORTING:
+            self._failed = True
+        self.wake()
+
+    def _fail(self, error: str) -> None:
+        self._failed = True
+        self._error = error
+
+    def _measure(self, event: Event) -> None:
+        offset, length, speed, kind = (event.data.get(key) for key in ("offset", "len", "speed", "type"))
+        if isinstance(offset, int) and isinstance(length, int) and isinstance(speed, int):
+            self._last = replace(self._last, offset=offset, length=length, speed=speed, type=str(kind))
+
+    async def _until(self, goal: _Goal) -> Job:
+        if self._status is None:
+            await self._learn()
+        while True:
+            changed, heard = self._changed, self._heard
+            if self._closed:
+                raise LinkLost(f"nobody follows job {self.job_id!r} any more", step=self._step)
+            if self._status in ENDED:
+                job = await self._ask()
+                if heard == self._heard:
+                    return self._judge(goal, job)
+            elif self._session.lost.is_set():
+                raise self._lost()
+            elif self._stopped and self._status in _STILL:
+                job = await self._ask()
+                if heard == self._heard:
+                    if job is not None and job.stopped_by_error:
+                        raise self._paused(job)
+                    self._stopped = False  # it was resumed meanwhile
+                    continue
+            elif goal is _Goal.READY and self._status in _READY:
+                job = await self._ask()
+                if heard == self._heard and job is not None and job.ready:
+                    return job
+            if heard == self._heard:
+                await changed.wait()
+
+    async def _learn(self) -> None:
+        """Ask for a job that no event has spoken of yet."""
+        heard = self._heard
+        job = await self._ask()
+        if heard != self._heard:
+            return
+        if job is None:
+            raise self._failure("vanished", "it is not in query-jobs, and its end was not seen")
+        self._status = job.status
+        self._stopped = job.stopped_by_error
+        self._failed = job.status is JobStatus.ABORTING
+
+    async def _ask(self) -> Job | None:
+        """Ask QEMU for the job; None when it does not know it."""
+        try:
+            job = next((job for job in await self._monitor.jobs() if job.id == self.job_id), None)
+        except LinkLost as error:
+            raise self._lost() from error
+        if job is not None:
+            self._last = job
+        return job
+
+    def _judge(self, goal: _Goal, job: Job | None) -> Job:
+        """Say what the end of the job was: query-jobs' word, or if it is dismissed, the events'."""
+        if job is not None:
+            error, failed = job.error, job.error is not None
+        else:
+            error, failed = self._error, self._failed
+            if not failed and JobStatus.CONCLUDED not in self._times:
+                raise self._failure("vanished", "it was dismissed, and its end was not seen")
+        if failed:
+            raise self._failure("failed", error or "QEMU gave no reason")
+        if goal is _Goal.READY:
+            raise self._failure("failed", "it ended before anybody completed it")
+        return job or replace(self._last, status=JobStatus.CONCLUDED, paused=False, ready=False)
+
+    @property
+    def _step(self) -> str:
+        return f"waiting for job {self.job_id!r}"
+
+    def _failure(self, what: str, error: str) -> JobFailed:
+        return JobFailed(
+            f"job {self.job_id!r} {what}: {error}", job_id=self.job_id, error=error, changed=Changed.UNKNOWN
+        )
+
+    def _paused(self, job: Job) -> JobPaused:
+        assert job.io_status is not None  # noqa: S101 - stopped_by_error says so
+        reason = _REASONS[job.io_status]
+        return JobPaused(
+            f"job {self.job_id!r} is paused: {reason}",
+            job_id=self.job_id,
+            reason=reason,
+            hint=f"mend it, then `qmpsnap job resume {self.job_id}`; or `qmpsnap job cancel {self.job_id}`",
+        )
+
+    def _lost(self) -> LinkLost:
+        """Make the error for a lost link, with the last that was heard of the job."""
+        said = f"{self._status}: {self._error}" if self._error else f"{self._status or 'nothing'}"
+        return self._session.link_lost(self._step, known=f"the last that was heard of it is {said!r}")
+
+
+def _progress(job: Job, samples: deque[tuple[float, int]]) -> Progress:
+    (since, start), (now, offset) = samples[0], samples[-1]
+    if now <= since or offset < start:
+        return Progress(job, None, None)
+    rate = (offset - start) / (now - since)
+    return Progress(job, rate, (job.length - offset) / rate if rate > 0 else None)

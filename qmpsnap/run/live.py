@@ -1,0 +1,242 @@
+"""A running QEMU, as a target."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from qmpsnap.errors import (
+    CommandFailed,
+    Malformed,
+    QmpsnapError,
+    TargetExists,
+    TargetUnusable,
+)
+from qmpsnap.model.features import Features
+from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    ProbeAbsent,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    TakeSnapshots,
+)
+from qmpsnap.run.catalog import Catalog
+from qmpsnap.run.concluded import ConcludedStreams
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.host import Host
+from qmpsnap.run.jobs import JobMonitor
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.shared import holds, working_directory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from qmpsnap.model.files import Ask, Files
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.job import Job
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.run.images import Images
+    from qmpsnap.run.session import Session
+    from qmpsnap.run.target import Progress, Watch
+
+__all__ = ["LiveTarget"]
+
+_log = get_logger("qmpsnap.run")
+_GRAPH_TRIES = 20
+_RELINK_LIMIT = 0.5  # seconds; whoever waits is told within one
+
+
+class LiveTarget:
+    """A running QEMU behind one session; enter it before use.
+
+    Args:
+        link: Makes a session; called again after the link was lost, when `again` is given.
+        again: Makes the session anew, or None where that cannot be done (a socket that was given).
+        shared_fs: Whether our file system is QEMU's; None: found out for each disk.
+        images: Makes and looks at image files.
+        name: How the machine is called in logs.
+    """
+
+    def __init__(
+        self,
+        link: Callable[[], AbstractAsyncContextManager[Session]],
+        *,
+        again: bool,
+        shared_fs: bool | None,
+        images: Images,
+        name: str,
+    ) -> None:
+        self._link = link
+        self._again = again
+        self._shared_fs = shared_fs
+        self._images = images
+        self._catalog = Catalog()
+        self._host = Host(images, self._catalog)
+        self._name = name
+        self._features: Features | None = None
+        self._cwd = ""
+        self._stack = AsyncExitStack()
+        self._concluded: ConcludedStreams
+        self.session: Session
+        self.monitor: JobMonitor
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        self.session = await stack.enter_async_context(self._link())
+        self.monitor = await stack.enter_async_context(JobMonitor(self.session))
+        self._concluded = ConcludedStreams(self.session, self.monitor)
+        stack.enter_context(self.session.subscribe(self._concluded.note))
+        self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""
+
+    @property
+    def name(self) -> str:
+        """How the machine is called in logs and errors."""
+        return self._name
+
+    async def graph(self) -> Graph:
+        """Read the block graph: three queries, joined; asked again when it moved in between.
+
+        Raises:
+            LinkLost: When the link goes.
+            Malformed: When the answers cannot be joined.
+            NodeBusy: When somebody's concluded stream job would make the question crash this QEMU.
+        """
+        await self._concluded.check()
+        for attempt in range(_GRAPH_TRIES):
+            answers = await asyncio.gather(
+                *(self.session.query(command, arguments) for command, arguments in GRAPH_QUERIES)
+            )
+            try:
+                return parse_graph(*answers, cwd=self._cwd)
+            except GraphMoved as moved:
+                _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
+                await anyio.sleep(0.01 * attempt)
+        raise Malformed("QEMU's block graph did not hold still while it was read", hint="try again")
+
+    async def features(self) -> Features:
+        """What this QEMU can do; asked once a session. QAPI: query-commands."""
+        if self._features is None:
+            answer = await self.session.query("query-commands")
+            try:
+                self._features = Features(frozenset(str(one["name"]) for one in answer))  # type: ignore[attr-defined]
+            except (TypeError, KeyError) as error:
+                raise Malformed(
+                    f"QEMU's answer to query-commands is not a list of commands: {error!r}"
+                ) from error
+        return self._features
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """Every job, of any client, now. QAPI: query-jobs, query-block-jobs."""
+        return await self.monitor.jobs()
+
+    async def look(self, ask: Ask, graph: Graph) -> Files:
+        """Answer what a planner asked, when our file system is QEMU's; else say that it is not."""
+        return await self._images.look(ask, shared=await self.shares(graph))
+
+    async def shares(self, graph: Graph) -> bool:
+        """Whether we see the files that QEMU sees.
+
+        So when each active file, as we see it, is one that the process at the other end of the
+        socket has open: same device, same inode.
+        """
+        if self._shared_fs is not None:
+            return self._shared_fs
+        pid = self.session.peer_pid
+        files = tuple(disk.active.file for disk in graph.disks.values() if disk.layers and disk.active.local)
+        if pid is None or not self.session.is_unix or not files:
+            return False
+        return await in_thread(partial(holds, pid, files))
+
+    async def perform(self, step: Step) -> float:
+        """Do one step that is no wait; return the seconds that it took.
+
+        Raises:
+            CommandFailed: When QEMU refuses it.
+            LinkLost: When the link goes; whether it happened is not known.
+            Refused: When a file of ours cannot be made or put away.
+        """
+        started = time.perf_counter()
+        match step:
+            case ProbeAbsent():
+                await self._probe(step)
+            case (
+                TakeSnapshots()
+                | StartStream()
+                | StartCommit()
+                | StartMirror()
+                | CompleteJob()
+                | EndCopy()
+                | CancelJob()
+                | DismissJob()
+                | DeleteNode()
+            ):
+                await self.session.change(step.command, step.arguments)
+            case AwaitJob() | AdoptJob():
+                raise AssertionError("a wait is not performed")
+            case _:
+                await self._host.perform(step)
+        return time.perf_counter() - started
+
+    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
+        """Send one command about a job that is no step of a plan."""
+        await self.session.change(command, arguments)
+
+    async def _probe(self, step: ProbeAbsent) -> None:
+        """Succeed when QEMU does not find the file; only that very error is a success."""
+        try:
+            await self.session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            if "No such file or directory" in error.desc:
+                return
+            raise TargetUnusable(f"QEMU cannot look at {step.file}: {error.desc}", file=step.file) from error
+        await self.session.change("blockdev-del", {"node-name": step.node})
+        raise TargetExists(
+            f"{step.file} exists already where QEMU runs, and was not touched",
+            file=step.file,
+            hint="take another name",
+        )
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[Watch]:
+        """Listen to a job; to be entered before the command that starts it."""
+        with self.monitor.watch(job_id) as watch:
+            yield watch
+
+    def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
+        """Ask for a job's progress again and again, until it ends."""
+        return self.monitor.progress(job_id, interval)
+
+    async def relink(self) -> bool:
+        """After the link was lost: connect again, once, in half a second; whether that succeeded."""
+        if not self._again:
+            return False
+        with suppress(QmpsnapError), anyio.move_on_after(_RELINK_LIMIT):
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                old, self._stack = self._stack, stack.pop_all()
+                await old.aclose()
+                _log.info("session.relinked", vm=self._name)
+                return True
+        return False

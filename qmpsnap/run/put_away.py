@@ -1,0 +1,115 @@
+"""Removes and renames files: only those that we made, or that hold no moment any more. Blocking."""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH108, PTH120, PTH121
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, assert_never
+
+from qmpsnap.model.header import backing_path
+from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.survey import descriptor_header
+
+if TYPE_CHECKING:
+    from qmpsnap.model.header import Header
+
+__all__ = ["Created", "Policy", "fresh", "identity", "remove", "retire"]
+
+Policy = Literal["rename", "remove", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A file that we made; it is removed only as long as the name still leads to it."""
+
+    file: str
+    device: int
+    inode: int
+
+
+def remove(created: Created) -> bool:
+    """Remove a file that we made, as long as the name leads to it; False when it does not."""
+    try:
+        status = os.lstat(created.file)
+    except FileNotFoundError:
+        return False
+    if (status.st_dev, status.st_ino) != (created.device, created.inode):
+        return False
+    os.unlink(created.file)
+    return True
+
+
+def retire(file: str, policy: Policy, to: str) -> None:
+    """Rename or remove a file that holds no moment any more; doing it twice does no harm."""
+    match policy:
+        case "keep":
+            return
+        case "remove":
+            if not os.path.lexists(file):
+                return
+            os.unlink(file)
+        case "rename":
+            if not os.path.lexists(file):
+                return
+            if os.path.lexists(to) and os.path.samestat(os.lstat(file), os.lstat(to)):
+                os.unlink(file)  # we were killed between the two halves of a renaming
+            else:
+                rename_exclusively(file, to)
+        case _:
+            assert_never(policy)
+    sync_directory(os.path.dirname(file))
+
+
+def identity(file: str) -> Created | None:
+    """Identify a regular file; None when there is none."""
+    try:
+        status = os.lstat(file)
+    except (OSError, ValueError):
+        return None
+    return Created(file, status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+def fresh(file: str, backing: str | None) -> Created | None:
+    """Identify a file that never got any data: an empty one, or an overlay on `backing`."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and (status.st_size == 0 or _is_empty(descriptor, file, backing)):
+            return Created(file, status.st_dev, status.st_ino)
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _is_empty(descriptor: int, file: str, backing: str | None) -> bool:
+    if backing is None:
+        return False
+    header = descriptor_header(descriptor)
+    return header is not None and _stands_on(header, file, backing) and not _has_data(header, descriptor)
+
+
+def _stands_on(header: Header, file: str, backing: str) -> bool:
+    """Whether it stands on `backing`, or on nothing: qemu-img writes the backing file's name last."""
+    if header.backing is None:
+        return True
+    resolved = backing_path(header.backing, of=file)
+    return resolved is not None and (resolved == backing or os.path.samefile(resolved, backing))
+
+
+def _has_data(header: Header, descriptor: int) -> bool:
+    """Whether anything was ever written: an entry of qcow2's first table is set then."""
+    if header.format != "qcow2" or header.snapshot_count or header.bitmaps or header.data_file is not None:
+        return True
+    length = header.l1_entries * struct.calcsize(">Q")
+    table = os.pread(descriptor, min(length, 1 << 25), header.l1_offset)  # QEMU's own bound: 32 MiB
+    return len(table) < length or any(table)

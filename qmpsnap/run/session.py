@@ -1,0 +1,369 @@
+"""One QMP connection: commands, events, and the moment when it is lost.
+
+Only this file and run/client.py import qemu.qmp. Commands run in tasks of their own: one that
+changes something is awaited whatever becomes of its caller. No task outlives its session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp.message import DeserializationError
+from qemu.qmp.protocol import StateError
+from qemu.qmp.qmp_client import BadReplyError
+
+from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
+from qmpsnap.run.change import Change, Limits, settled
+from qmpsnap.run.client import Client, Tap, first_line, greet
+from qmpsnap.run.dial import Address, Peer, describe, dial, peer_of
+from qmpsnap.run.event import Event, Subscriptions, read_event
+from qmpsnap.run.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+__all__ = ["Event", "Session", "adopt", "connect"]
+
+_log = get_logger("qmpsnap.session")
+_END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told within one second
+
+
+class Session:
+    """One QMP connection; made by `connect` and `adopt`, and ends with their block.
+
+    Attributes:
+        address: Where it leads, for people.
+        is_unix: Whether it is a unix socket, hence on this machine.
+        peer_pid: The process that listens at the other end of a unix socket; None if not known.
+        lost: Set once no command can be answered any more.
+        close_reason: Why it was lost, or "".
+        trace: Called with {"execute": ..., "arguments": {...}} just before each command is sent.
+    """
+
+    def __init__(
+        self, client: QMPClient, peer: Peer, limits: Limits, *, address: str, owned: socket.socket | None
+    ) -> None:
+        self.address = address
+        self.is_unix = peer.is_unix
+        self.peer_pid = peer.pid
+        self.lost = anyio.Event()
+        self.close_reason = ""
+        self.trace: Callable[[dict[str, object]], None] | None = None
+        self._client = client
+        self._limits = limits
+        self._owned = owned  # the socket of a client that we made; None: the embedder's client
+        self._garbled = False  # the link ended because the other side did not speak QMP
+        self._last_words = ""  # the reason of QEMU's SHUTDOWN
+        self._closing = False
+        self._calls: set[asyncio.Task[object]] = set()
+        self._subscriptions = Subscriptions()
+        self._disconnecting: asyncio.Task[str] | None = None
+        self._tap = Tap(self._on_event)
+        client.register_listener(self._tap)
+        self._watch = asyncio.create_task(self._watch_link(), name="qmpsnap: link")
+
+    async def query(
+        self, command: str, arguments: Mapping[str, object] | None = None, /, **more: object
+    ) -> object:
+        """Ask QEMU something that changes nothing.
+
+        A cancelled query is given up at once, and what QEMU answers to it is dropped.
+
+        Args:
+            command: Name of the command.
+            arguments: Its arguments.
+            more: Further arguments, those whose names Python can spell.
+
+        Raises:
+            CommandFailed: When QEMU answers with an error.
+            TargetError: When no answer comes within the reply limit.
+            LinkLost: When the link went before the answer; `changed` is NO.
+            Malformed: When the answer is not QMP.
+        """
+        call = self._send(command, {**(arguments or {}), **more}, in_doubt=Changed.NO)
+        await asyncio.wait({call}, timeout=self._limits.reply)
+        if not call.done():
+            raise TargetError(
+                f"QEMU did not answer {command!r} within {self._limits.reply:g} s",
+                hint=f"{_process(self.peer_pid)} may be stopped, or busy for another client",
+            )
+        return call.result()
+
+    async def change(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Send a command that changes something; wait for its reply, however long it takes.
+
+        Cancelled before it is sent, nothing is sent. Cancelled later, the reply is awaited for
+        at most 30 s, then the cancellation goes on its way. `begin` does the same, and lets the
+        caller see the outcome then.
+
+        Raises:
+            CommandFailed: When QEMU answers with an error.
+            LinkLost: When the link went before the reply, or none came within 30 s after a
+                cancellation. `changed` is UNKNOWN, or NO when the command was never sent.
+            Malformed: When the reply is not QMP; `changed` is UNKNOWN.
+        """
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return await self.begin(command, arguments).reply()
+
+    def begin(self, command: str, arguments: Mapping[str, object] | None = None) -> Change:
+        """Send a command that changes something; `Change.reply` waits for its reply.
+
+        Raises:
+            LinkLost: When the link was lost before; nothing was sent.
+        """
+        sent = dict(arguments or {})
+        call = self._send(command, sent, in_doubt=Changed.UNKNOWN)
+        return Change(call, command, sent, address=self.address, limits=self._limits)
+
+    def subscribe(
+        self, sink: Callable[[Event], None], *, lost: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Call `sink` with each event while the block lasts, and `lost` once after the last.
+
+        Events come in QEMU's order, each before the reply that follows it on the wire reaches
+        its waiter. Both are called by the event loop and must not block; what they raise goes to
+        the loop's exception handler. Nothing is kept.
+        """
+        return self._subscriptions.subscribe(sink, lost)
+
+    async def wait_lost(self) -> None:
+        """Return once the link is lost; `close_reason` says why."""
+        await self.lost.wait()
+
+    def link_lost(self, step: str, *, changed: Changed = Changed.UNKNOWN, known: str = "") -> LinkLost:
+        """Make the error that says that the link went while `step` was in flight."""
+        reason = self.close_reason or "no answer"
+        return LinkLost(
+            f"lost {self.address} with {step} in flight: {reason}{'; ' if known else ''}{known}",
+            step=step,
+            changed=changed,
+            hint="connect again and look: the chains and query-jobs tell what became of it",
+        )
+
+    async def close(self) -> None:
+        """End the session, and its client if that is ours; called when the block ends."""
+        self._closing = True
+        await self._give_up()
+        if self._owned is not None:
+            await self._disconnected()
+            await asyncio.wait({self._watch}, timeout=_END_LIMIT)
+        self._watch.cancel()
+        await asyncio.wait({self._watch})
+        self._client.remove_listener(self._tap)
+        if not self.lost.is_set():
+            self._set_lost("the session was closed")
+
+    def _send(self, command: str, arguments: dict[str, object], *, in_doubt: Changed) -> asyncio.Task[object]:
+        if self.lost.is_set():
+            raise self.link_lost(repr(command), changed=Changed.NO)
+        if self.trace is not None:
+            self.trace({"execute": command, "arguments": arguments})
+        call = asyncio.create_task(self._execute(command, arguments, in_doubt), name=f"qmpsnap: {command}")
+        self._calls.add(call)
+        call.add_done_callback(self._forget)
+        return call
+
+    def _forget(self, call: asyncio.Task[object]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # a caller that gave up does not ask: asyncio need not complain
+
+    async def _execute(self, command: str, arguments: dict[str, object], in_doubt: Changed) -> object:
+        """Run one command in qemu.qmp; its errors become ours."""
+        try:
+            return await self._client.execute(command, arguments or None)
+        except ExecuteError as error:
+            raise CommandFailed(
+                f"QEMU refused {command!r}: {error}",
+                command=command,
+                arguments=arguments,
+                qmp_class=error.error_class,
+                desc=str(error),
+            ) from error
+        except BadReplyError as error:
+            text = f"QEMU's reply to {command!r} is not QMP: {error.error_message}"
+            raise Malformed(text, changed=in_doubt) from error
+        except (QMPError, OSError, EOFError, asyncio.CancelledError) as error:
+            # Cancelled by `_give_up` alone: nobody else has this task.
+            if isinstance(error, StateError):
+                in_doubt = Changed.NO  # qemu.qmp did not send it
+            if not self._closing:
+                with anyio.move_on_after(2 * _END_LIMIT):  # the reason comes right behind
+                    await self.lost.wait()
+            if self._garbled:
+                text = f"no answer to {command!r} from {self.address}: {self.close_reason}"
+                raise Malformed(text, changed=in_doubt) from error
+            raise self.link_lost(repr(command), changed=in_doubt) from error
+
+    def _on_event(self, message: Message) -> None:
+        event = read_event(message)
+        if event is None:
+            return
+        if event.name == "SHUTDOWN":
+            self._last_words = str(event.data.get("reason", ""))
+        self._subscriptions.deliver(event)
+
+    async def _watch_link(self) -> None:
+        """Wait for the end of the link, and tell everybody.
+
+        qemu.qmp sets its event and clears it in one go: a waiter that comes a moment later waits
+        for the next change. So the state is looked at first, with no await in between. Any change
+        is final here, also if the embedder connects the same client again.
+        """
+        if self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+        reason = "the client was disconnected"
+        if self._owned is not None:
+            reason = await self._disconnected()
+        if self._last_words and not self._closing:
+            reason = f"QEMU ended ({self._last_words})"
+        self._set_lost(reason)
+        if not self._closing:
+            _log.info("session.lost", vm=self.address, reason=reason)
+        if self._calls:
+            # qemu.qmp ends them as it disconnects; where its disconnect hangs, we do.
+            await asyncio.wait(set(self._calls), timeout=_END_LIMIT)
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        await asyncio.sleep(0)  # a task that has not begun could not say why it ends
+        for call in self._calls:
+            call.cancel()
+        if self._calls:
+            await asyncio.wait(set(self._calls))
+
+    def _set_lost(self, reason: str) -> None:
+        self.close_reason = reason
+        self.lost.set()
+        self._subscriptions.deliver_lost()
+
+    async def _disconnected(self) -> str:
+        """Disconnect the client, once for all who ask; return why the link ended."""
+        if self._disconnecting is None:
+            self._disconnecting = asyncio.create_task(self._disconnect(), name="qmpsnap: disconnect")
+        await asyncio.wait({self._disconnecting})
+        return self._disconnecting.result()
+
+    async def _disconnect(self) -> str:
+        ending = asyncio.create_task(self._client.disconnect())
+        await asyncio.wait({ending}, timeout=_END_LIMIT)
+        if not ending.done() and self._owned is not None:
+            with suppress(OSError):
+                self._owned.shutdown(socket.SHUT_RDWR)  # what waits for QEMU to read ends now
+            await asyncio.wait({ending}, timeout=_END_LIMIT)
+        if not ending.done():
+            ending.cancel()
+            await asyncio.wait({ending})
+        error = asyncio.CancelledError() if ending.cancelled() else ending.exception()
+        match error:
+            # EOF or a reset is what the end of a link looks like, after `quit` for instance.
+            case _ if self._closing:
+                return "the session was closed"
+            case None | EOFError() | asyncio.CancelledError():
+                return "the other side closed it"
+            case DeserializationError() if not error.raw.endswith(b"\n"):
+                return "the other side closed it in the middle of a message"
+            case QMPError() | ValueError() | RecursionError():
+                self._garbled = True
+                return f"what came is not QMP: {first_line(error)}"
+            case _:
+                return str(error) or type(error).__name__
+
+
+@asynccontextmanager
+async def connect(
+    address: Address,
+    *,
+    pid: int | None = None,
+    reply_limit: float = 60.0,
+    greeting_limit: float = 5.0,
+) -> AsyncIterator[Session]:
+    """Connect to a QEMU's monitor for the length of a block.
+
+    Failed or cancelled, no socket and no task is left. That QEMU went meanwhile is no error of
+    the block's end.
+
+    Args:
+        address: Path of a unix socket, "tcp:HOST:PORT", (host, port), or a connected socket,
+            which is ours from now on and is closed with the block.
+        pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
+        reply_limit: Seconds that a query may take.
+        greeting_limit: Seconds that connecting may take, the greeting included.
+
+    Raises:
+        ConnectFailed: When nobody listens there, or no QMP comes within the limit.
+    """
+    where = describe(address)
+    ends = anyio.current_time() + greeting_limit
+    sock: socket.socket | None = address if isinstance(address, socket.socket) else None
+    try:
+        with anyio.move_on_after(greeting_limit):
+            sock = await dial(address)
+        if sock is None:
+            raise ConnectFailed(
+                f"no connection to {where} within {greeting_limit:g} s",
+                hint="other clients wait for the monitor, or the host does not answer",
+            )
+        peer = peer_of(sock, pid)
+        client = Client()
+        try:
+            await greet(client, sock, seconds=ends - anyio.current_time(), where=where)
+        except TimeoutError:
+            missing = "answer to our greeting" if client.greeting else "greeting"
+            raise ConnectFailed(
+                f"no {missing} from {where} within {greeting_limit:g} s",
+                hint=f"another client may hold the monitor, or {_process(peer.pid)} is stopped or busy",
+            ) from None
+        session = Session(client, peer, Limits(reply_limit), address=where, owned=sock)
+        try:
+            _log.debug("session.connected", vm=where, pid=peer.pid)
+            yield session
+        finally:
+            await settled(asyncio.create_task(session.close()))
+    finally:
+        if sock is not None:
+            sock.close()
+
+
+@asynccontextmanager
+async def adopt(
+    client: QMPClient, *, pid: int | None = None, reply_limit: float = 60.0
+) -> AsyncIterator[Session]:
+    """Use a connected client of the embedder for the length of a block.
+
+    It is left as it was found: connected, with its own listeners, their queues and history.
+
+    Args:
+        client: The client, in state RUNNING.
+        pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
+        reply_limit: Seconds that a query may take.
+
+    Raises:
+        ConnectFailed: When it is not connected.
+    """
+    if client.runstate is not Runstate.RUNNING:
+        state = client.runstate.name
+        raise ConnectFailed(
+            f"the given QMPClient is {state}, not connected", hint="await its connect() first"
+        )
+    writer: asyncio.StreamWriter | None = getattr(
+        client, "_writer", None
+    )  # there is no public way to its socket
+    peer = peer_of(writer and writer.get_extra_info("socket"), pid)
+    session = Session(
+        client, peer, Limits(reply_limit), address=client.name or "the given client", owned=None
+    )
+    try:
+        yield session
+    finally:
+        await settled(asyncio.create_task(session.close()))
+
+
+def _process(pid: int | None) -> str:
+    return f"QEMU (process {pid})" if pid else "QEMU"

@@ -1,0 +1,210 @@
+"""Looks at files and directories, and finds which image stands on which.
+
+Only regular files are opened, read-only, and nothing that a header names is believed: it is looked
+at by the same rules. Blocking; `Images.look` runs it in a thread.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH110, PTH114, PTH116
+
+from __future__ import annotations
+
+import os
+import stat
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_header
+from qmpsnap.run.catalog import read_records
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask, Kind
+    from qmpsnap.model.header import Header
+
+__all__ = ["descriptor_header", "look"]
+
+_KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
+
+
+def look(ask: Ask) -> Files:
+    """Answer `ask`; what vanishes meanwhile is missing, what cannot be read is listed."""
+    survey = _Survey()
+    files = {path: survey.fact(path) for path in ask.files}
+    looked_in = tuple(
+        dict.fromkeys(real for path in ask.survey if (real := survey.directory(path)) is not None)
+    )
+    survey.follow()
+    records, bad_records = read_records(ask.records)
+    return Files(
+        shared=True,
+        files=MappingProxyType(files),
+        directories=MappingProxyType({path: _directory_fact(path) for path in ask.directories}),
+        standing=tuple(sorted(survey.standing)),
+        looked_in=looked_in,
+        unreadable=tuple(dict.fromkeys(survey.unreadable)),
+        records=records,
+        bad_records=bad_records,
+    )
+
+
+def descriptor_header(descriptor: int) -> Header | None:
+    """Read the header of an open file, in steps, as most are short.
+
+    Raises:
+        ValueError: When there is a magic and the rest is broken.
+        OSError: When it cannot be read.
+    """
+    data = os.pread(descriptor, _READS[0], 0)
+    if data[:4] not in MAGICS:
+        return None
+    for longer in _READS[1:]:
+        try:
+            return parse_header(data)
+        except ValueError:
+            known = len(data)
+            data = os.pread(descriptor, longer, 0)
+            if len(data) == known:
+                raise
+    return parse_header(data)
+
+
+def _file_header(path: str) -> Header | None:
+    descriptor = os.open(path, _OPEN)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return descriptor_header(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Survey:
+    """One look; gives each file that it meets one name, the first under which it met it."""
+
+    def __init__(self) -> None:
+        self.standing: set[Standing] = set()
+        self.unreadable: list[str] = []
+        self._names: dict[tuple[int, int], str] = {}
+        self._read: set[str] = set()
+        self._pending: list[str] = []
+
+    def fact(self, path: str) -> FileFact:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return FileFact(
+                path, "symlink" if os.path.islink(path) else "missing", real=os.path.realpath(path)
+            )
+        except NotADirectoryError:
+            return FileFact(path, "missing", real=path)
+        except (OSError, ValueError) as error:
+            kind: Kind = "symlink" if os.path.islink(path) else "other"
+            return FileFact(path, kind, real=path, problem=_reason(error))
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
+        header, backing, problem = None, None, ""
+        if kind == "regular":
+            try:
+                header, backing = self._image(path)
+            except (OSError, ValueError) as error:
+                problem = _reason(error)
+        return FileFact(
+            path,
+            kind,
+            size=status.st_size if kind == "regular" else 0,
+            device=status.st_dev,
+            inode=status.st_ino,
+            modified=status.st_mtime,
+            header=header,
+            real=self._name(path),
+            backing=backing,
+            problem=problem,
+        )
+
+    def directory(self, path: str) -> str | None:
+        """Read the headers in a directory; returns its real path, None when it cannot be read."""
+        try:
+            real = os.path.realpath(path)
+            with os.scandir(real) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except (OSError, ValueError) as error:
+            self.unreadable.append(f"{path}: {_reason(error)}")
+            return None
+        for entry in entries:
+            try:
+                regular = entry.is_file()
+            except OSError:  # a symlink in a loop, or behind a directory that is closed to us
+                continue
+            if regular and not is_invalid_name(entry.name):
+                self._try_image(entry.path)
+        return real
+
+    def follow(self) -> None:
+        """Read the images that others stand on, down to the bases; what was read once is not read again."""
+        while self._pending:
+            self._try_image(self._pending.pop())
+
+    def _try_image(self, path: str) -> None:
+        if path in self._read:
+            return
+        try:
+            self._image(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:
+            self.unreadable.append(f"{path}: {_reason(error)}")
+
+    def _image(self, path: str) -> tuple[Header | None, str | None]:
+        self._read.add(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None, None
+        header = _file_header(path)
+        backing = (
+            self._stand(path, header.backing) if header is not None and header.backing is not None else None
+        )
+        return header, backing
+
+    def _stand(self, path: str, recorded: str) -> str | None:
+        # A relative name counts from where the image was opened: a symlink's directory, or the file's own.
+        opened_as = dict.fromkeys((path, os.path.realpath(path)))
+        named = [found for name in opened_as if (found := backing_path(recorded, of=name)) is not None]
+        there = [found for found in dict.fromkeys(named) if os.path.exists(found)] or named[:1]
+        image = self._name(path)
+        if not is_invalid_name(image):
+            self.standing.update(Standing(image, self._name(found)) for found in there)
+            self._pending += there
+        return self._name(there[0]) if there else None
+
+    def _name(self, path: str) -> str:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return os.path.realpath(path)
+        key = (status.st_dev, status.st_ino)
+        name = self._names.get(key)
+        if name is None:
+            name = self._names[key] = os.path.realpath(path)
+        return name
+
+
+def _directory_fact(path: str) -> DirFact:
+    try:
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            return DirFact(path, exists=False, writable=False, problem="not a directory")
+        space = os.statvfs(path)
+        writable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    except (OSError, ValueError) as error:
+        return DirFact(path, exists=False, writable=False, problem=_reason(error))
+    read_only = bool(space.f_flag & os.ST_RDONLY)
+    problem = "read-only file system" if read_only else "" if writable else "permission denied"
+    free_bytes = space.f_bavail * space.f_frsize
+    return DirFact(
+        path, exists=True, writable=writable and not read_only, free_bytes=free_bytes, problem=problem
+    )
+
+
+def _reason(error: OSError | ValueError) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error)).lower()

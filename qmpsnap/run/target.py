@@ -1,0 +1,82 @@
+"""What a plan is run on. Live and offline differ here, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from qmpsnap.model.features import Features
+    from qmpsnap.model.files import Ask, Files
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.job import Job, JobStatus
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["Progress", "Target", "Watch"]
+
+
+class Progress(Protocol):
+    """How far a job is."""
+
+    @property
+    def job(self) -> Job:
+        """The job as of now."""
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second since the last look; None at the first."""
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left at that rate; None when it cannot be told."""
+
+
+class Watch(Protocol):
+    """One job, listened to since before its command was sent."""
+
+    @property
+    def times(self) -> Mapping[JobStatus, float]:
+        """QEMU's own time, in seconds, of the last change to each status."""
+
+    async def until_ready(self) -> Job:
+        """Return once the job is READY; raise JobFailed, JobPaused or LinkLost."""
+
+    async def until_concluded(self) -> Job:
+        """Return once the job concluded without an error; raise JobFailed, JobPaused or LinkLost."""
+
+
+class Target(Protocol):
+    """A machine, running or off, as the executor sees it."""
+
+    @property
+    def name(self) -> str:
+        """How the machine is called in logs and errors."""
+
+    async def graph(self) -> Graph:
+        """Read the block graph, now."""
+
+    async def look(self, ask: Ask, graph: Graph) -> Files:
+        """Answer what a planner asked about the file system."""
+
+    async def features(self) -> Features:
+        """What this QEMU can do; asked once."""
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """Every job, of any client, now."""
+
+    async def perform(self, step: Step) -> float:
+        """Do one step that is no wait; return the seconds that it took."""
+
+    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
+        """Send one command about a job that is no step of a plan."""
+
+    def watch(self, job_id: str) -> AbstractContextManager[Watch]:
+        """Listen to a job; to be entered before the command that starts it."""
+
+    def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
+        """Ask for a job's progress again and again, until it ends."""
+
+    async def relink(self) -> bool:
+        """After the link was lost: connect again, once; whether that succeeded."""

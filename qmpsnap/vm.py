@@ -1,0 +1,298 @@
+"""What embedders hold: one machine, with a method for each thing that can be wanted of it.
+
+Each verb is exactly `run(await plan(intent))`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import ConnectFailed
+from qmpsnap.plan import planner
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.run.executor import Executor
+from qmpsnap.vm_jobs import JobVerbs
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.intent import Ending, Folded, Intent, OnError, Sync
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.run.live import LiveTarget
+    from qmpsnap.run.outcome import Done, Hooks
+    from qmpsnap.run.session import Event
+
+__all__ = ["VM"]
+
+
+class VM(JobVerbs):
+    """One machine.
+
+    Methods that change something read the graph, plan, run, and read the graph again. A cancelled
+    call awaits what was sent, then undoes or finishes it as its docstring says, in at most 30 s; the
+    next call on the same VM works.
+
+    Attributes:
+        name: How the machine is called in logs.
+        pid: QEMU's process where it is known, else None.
+    """
+
+    _target: LiveTarget
+
+    def __init__(self, target: LiveTarget, *, state_dir: str = "") -> None:
+        self._target = target
+        self._executor = Executor(target)
+        self._state_dir = state_dir
+        self.name = target.name
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process where it is known, else None."""
+        return self._target.session.peer_pid
+
+    # -- see ---------------------------------------------------------------------------------------
+
+    async def graph(self) -> Graph:
+        """Every disk with its chain, and every node, as QEMU has them now.
+
+        Raises:
+            LinkLost: When the link is gone.
+            TargetError: When QEMU does not answer within the session's reply limit.
+
+        QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
+        """
+        return await self._target.graph()
+
+    def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Call `sink` with each of QEMU's events while the block lasts; nothing is queued."""
+        return self._target.session.subscribe(sink)
+
+    async def wait_lost(self) -> str:
+        """Return once the link to QEMU is lost, with the reason."""
+        await self._target.session.wait_lost()
+        return self._target.session.close_reason
+
+    async def reconnect(self) -> None:
+        """Connect again after the link was lost; jobs that ended meanwhile are then known.
+
+        Raises:
+            ConnectFailed: When it cannot be done: QEMU has ended, or the socket was given to us.
+        """
+        if not await self._target.relink():
+            raise ConnectFailed(f"{self.name} cannot be reached again", hint="look whether QEMU still runs")
+
+    # -- plan and run ------------------------------------------------------------------------------
+
+    async def plan(self, intent: Intent) -> Plan:
+        """What would be done, to the last argument; nothing is sent that changes anything.
+
+        Raises:
+            Refused: One of its kinds, when it cannot or must not be done.
+        """
+        return planner.plan(intent, await self._scene(intent))
+
+    async def run(self, plan: Plan, hooks: Hooks | None = None) -> Done:
+        """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
+        return await self._executor.run(plan, hooks)
+
+    async def _do(self, intent: Intent, hooks: Hooks | None) -> Done:
+        plan = await self.plan(intent)
+        return await self._executor.run(plan, hooks, seen=plan.before)
+
+    async def _scene(self, intent: Intent) -> Scene:
+        graph = await self._target.graph()
+        question = planner.ask(intent, graph, state_dir=self._state_dir)
+        files = await self._target.look(question, graph)
+        return await self._complete(graph, files)
+
+    # -- verbs -------------------------------------------------------------------------------------
+
+    async def snapshot(
+        self,
+        name: str,
+        *,
+        disks: Sequence[str] = (),
+        files: Mapping[str, str | os.PathLike[str]] | None = None,
+        use_existing: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Put new overlays on disks, all at one instant, while the guest runs.
+
+        After success each disk writes to its overlay, and the layer beneath holds the moment. After
+        failure no node and no file of ours is left. Cancelled before the transaction was sent,
+        nothing is left; cancelled after it, the snapshot stands.
+
+        Args:
+            name: The moment's name.
+            disks: Disks in any spelling; none: every writable disk with a medium.
+            files: Where a disk's overlay goes; else beside the active layer, `STEM-of-base.NAME.qcow2`.
+            use_existing: Whether the files are there already; size, backing and format are checked.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            TargetExists: When an overlay's file is there already.
+            TargetUnusable: When it cannot be made there, or does not fit.
+            NodeBusy: When a job holds one of the chains.
+            UnknownNode, AmbiguousName: When a disk is not there, or its name fits two.
+            CommandFailed: When QEMU refuses the transaction; nothing was changed.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: transaction, blockdev-snapshot-sync (block-core.json).
+        """
+        paths = {disk: str(Path(file).absolute()) for disk, file in (files or {}).items()}
+        return await self._do(Snapshot(name, tuple(disks or paths), paths, use_existing), hooks)
+
+    async def stream(
+        self,
+        disk: str,
+        *,
+        base: str | None = None,
+        into: str | None = None,
+        on_error: OnError = "report",
+        speed: int = 0,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Copy backing data up into a layer, so that what stood between is not needed any more.
+
+        After success the layers between stay valid files. Failed or cancelled, the chain is as it
+        was; what was copied stays in the layer and reads the same.
+
+        Args:
+            disk: The disk in any spelling.
+            base: Layer that stays below (excluded from the copy); None: none stays.
+            into: Layer that receives the data; None: the active layer.
+            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
+            speed: Limit in bytes/s; 0: none.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            NotInChain: When a layer is not in the chain, or `base` is not below `into`.
+            NodeBusy: When a job holds the chain.
+            JobFailed: When QEMU ends the job with an error; `.error` is its text.
+            JobPaused: When an I/O error paused the job.
+
+        QAPI: block-stream (block-core.json).
+        """
+        return await self._do(Stream(disk, base, into, on_error, speed), hooks)
+
+    async def commit(
+        self,
+        disk: str,
+        *,
+        top: str | None = None,
+        base: str | None = None,
+        keep_overlay: bool = False,
+        look_in: Iterable[str | os.PathLike[str]] = (),
+        invalidate: Iterable[str | os.PathLike[str]] = (),
+        folded: Folded = "rename",
+        discard_internal: bool = False,
+        on_error: OnError = "report",
+        speed: int = 0,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Fold the layers from top down to just above base into base.
+
+        On success the chain no longer holds them; their files are renamed to FILE.invalid, for they
+        hold no moment any more. On failure or cancel before the pivot the guest reads what it read,
+        no job is left, and the base with what reads through it is invalid: `.invalid` names them.
+
+        Args:
+            disk: The disk in any spelling.
+            top: Newest layer to fold (included); None: the active layer, which ends in a pivot.
+            base: Layer that receives the data (kept), below `top`; None: the deepest one.
+            keep_overlay: With the active layer as top: end at READY, the chain unchanged.
+            look_in: More directories in which images may stand on what changes.
+            invalidate: Images that stand on what changes and are given up.
+            folded: "rename" to FILE.invalid, "remove", or "keep".
+            discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
+            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
+            speed: Limit in bytes/s; 0: none.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            NotInChain: When a layer is not in the chain, or `base` is not below `top`.
+            NodeBusy: When a job holds the chain.
+            StillNeeded: When another image stands on what would change; `.by` names each.
+            WouldLose: When internal snapshots or persistent bitmaps would be lost.
+            JobFailed: When QEMU ends the job with an error; `.error` is its text.
+            JobPaused: When an I/O error paused the job.
+
+        QAPI: block-commit, job-complete (block-core.json, job.json).
+        """
+        intent = Commit(
+            disk=disk,
+            top=top,
+            base=base,
+            keep_overlay=keep_overlay,
+            look_in=_paths(look_in),
+            invalidate=_paths(invalidate),
+            folded=folded,
+            discard_internal=discard_internal,
+            on_error=on_error,
+            speed=speed,
+        )
+        return await self._do(intent, hooks)
+
+    async def mirror(
+        self,
+        disk: str,
+        target: str | os.PathLike[str],
+        *,
+        ending: Ending,
+        sync: Sync = "full",
+        format: str | None = None,  # noqa: A002 - QEMU's word
+        use_existing: bool = False,
+        discard_internal: bool = False,
+        on_error: OnError = "report",
+        speed: int = 0,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Copy a disk elsewhere while the guest writes, then move to the copy or leave it.
+
+        After a pivot the disk writes to the copy. After "finish" the copy holds the disk as of the
+        end of the call. Failed or cancelled before the pivot, the chain is as it was, and a target
+        that we made is removed.
+
+        Args:
+            disk: The disk in any spelling.
+            target: Path of the copy.
+            ending: "pivot" or "finish".
+            sync: "full", "top" (the active layer alone) or "none" (new writes only, pivot only).
+            format: "raw" or "qcow2"; None: that of the active layer.
+            use_existing: Whether the target is there already; size, backing and format are checked.
+            discard_internal: Whether internal snapshots and persistent bitmaps may be left behind.
+            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
+            speed: Limit in bytes/s; 0: none.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            TargetExists: When the target is there already.
+            TargetUnusable: When it cannot be made there, or does not fit.
+            NodeBusy: When a job holds the chain.
+            WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
+            JobFailed: When QEMU ends the job with an error; `.error` is its text.
+            JobPaused: When an I/O error paused the job.
+
+        QAPI: drive-mirror, job-complete, block-job-cancel (block-core.json, job.json).
+        """
+        intent = Mirror(
+            disk=disk,
+            target=str(Path(target).absolute()),
+            ending=ending,
+            sync=sync,
+            format=format,
+            use_existing=use_existing,
+            discard_internal=discard_internal,
+            on_error=on_error,
+            speed=speed,
+        )
+        return await self._do(intent, hooks)
+
+
+def _paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    return tuple(str(Path(path).absolute()) for path in paths)

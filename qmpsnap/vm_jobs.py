@@ -1,0 +1,165 @@
+"""The part of a VM that speaks of jobs: progress, verbs, and what an earlier client left."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.errors import Changed, ForeignJob, Interrupted, UnknownNode
+from qmpsnap.model.job import parse_job_id
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import rest
+from qmpsnap.plan.scene import Scene
+from qmpsnap.run.outcome import Done, Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.job import Job
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.executor import Executor
+    from qmpsnap.run.target import Progress, Target
+
+__all__ = ["JobVerbs"]
+
+
+class JobVerbs:
+    """Jobs of one machine; a part of VM."""
+
+    _target: Target
+    _executor: Executor
+    _state_dir: str
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """Every job that QEMU has, of any client, as of now; a concluded one with its error.
+
+        QAPI: query-jobs (job.json), query-block-jobs (block-core.json).
+        """
+        return await self._target.jobs()
+
+    async def interrupted(self) -> tuple[IntentRecord, ...]:
+        """Records of operations whose client went away, and of files that hold no moment any more.
+
+        Empty where QEMU's files are not visible from here.
+        """
+        graph = await self._target.graph()
+        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        return tuple(record for record in files.records if isinstance(record, IntentRecord))
+
+    def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
+        """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
+        return self._target.progress(job_id, interval)
+
+    async def plan_rest(self, job_id: str) -> Plan:
+        """What is left of an operation of ours whose client went away.
+
+        Raises:
+            UnknownNode: When there is neither a job nor a record of that id.
+        """
+        graph = await self._target.graph()
+        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)
+        question = rest.ask(graph, records=records, state_dir=self._state_dir)
+        return rest.plan(job_id, await self._complete(graph, await self._target.look(question, graph)))
+
+    async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
+        """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
+
+        Args:
+            job_id: The job, or the operation whose record is left.
+            foreign: Whether a job that is not ours may be waited for; it is not completed, nor dismissed.
+            hooks: What the caller wants to be told.
+
+        Returns:
+            The operation's result; of a job that is not ours, the job as it ended.
+
+        Raises:
+            UnknownNode: When there is neither a job nor a record of that id.
+            ForeignJob: When the job is not ours.
+            JobFailed: When it ended with an error, or vanished.
+            JobPaused: When an I/O error paused it.
+        """
+        if parse_job_id(job_id) is None:
+            await self._job(job_id, foreign=foreign)
+            with self._target.watch(job_id) as watch:
+                return await watch.until_concluded()
+        plan = await self.plan_rest(job_id)
+        return await self._executor.run(plan, hooks, seen=plan.before)
+
+    async def job_pause(self, job_id: str, *, foreign: bool = False) -> None:
+        """Pause a job until it is resumed. QAPI: job-pause."""
+        await self._verb("job-pause", job_id, foreign=foreign)
+
+    async def job_resume(self, job_id: str, *, foreign: bool = False) -> None:
+        """Resume a job that was paused, also by an error. QAPI: job-resume."""
+        await self._verb("job-resume", job_id, foreign=foreign)
+
+    async def job_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
+        """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
+        await self._job(job_id, foreign=foreign)
+        await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
+
+    async def job_cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
+        """Stop a job, wait for its end, and clear away what its operation leaves.
+
+        A job that had ended well meanwhile is finished instead; the result says so by its chains.
+        One that is not ours is told to stop, and not waited for.
+
+        Returns:
+            What was changed, and which files hold no moment any more; None for a job that is not ours.
+
+        Raises:
+            UnknownNode: When there is neither a job nor a record of that id.
+            ForeignJob: When the job is not ours.
+
+        QAPI: job-cancel, job-dismiss (job.json).
+        """
+        if parse_job_id(job_id) is None:
+            await self._verb("job-cancel", job_id, foreign=foreign)
+            return None
+        plan = await self.plan_rest(job_id)
+        hooks = Hooks(cancel=anyio.Event())
+        hooks.cancel.set()  # type: ignore[union-attr]
+        try:
+            return await self._executor.run(plan, hooks, seen=plan.before)
+        except Interrupted as stopped:
+            graph = await self._target.graph()
+            return Done(
+                op=plan.op,
+                chains=graph.chains(*plan.disks),
+                left=stopped.left,
+                invalid=stopped.invalid,
+                notes=(stopped.message,),
+                job_id=job_id,
+                changed=stopped.changed is not Changed.NO,
+            )
+
+    async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
+        await self._job(job_id, foreign=foreign)
+        await self._executor.command(command, {"id": job_id})
+
+    async def _job(self, job_id: str, *, foreign: bool) -> Job:
+        for job in await self._target.jobs():
+            if job.id == job_id:
+                if not job.mine and not foreign:
+                    raise ForeignJob(
+                        f"job {job_id!r} is not ours ({job.type})",
+                        job_id=job_id,
+                        hint="say --foreign (foreign=True) to touch it all the same",
+                    )
+                return job
+        raise UnknownNode(f"there is no job {job_id!r}", hint="jobs lists what there is")
+
+    async def _complete(self, graph: Graph, files: Files) -> Scene:
+        return Scene(
+            graph=graph,
+            files=files,
+            jobs=await self._target.jobs(),
+            features=await self._target.features(),
+            now=datetime.now(UTC).isoformat(timespec="microseconds"),
+            state_dir=self._state_dir,
+        )

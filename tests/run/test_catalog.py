@@ -1,0 +1,183 @@
+import os
+from dataclasses import replace
+
+import pytest
+
+from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.record import IntentRecord, moment_of, to_json
+from qmpsnap.run.catalog import Catalog
+
+
+@pytest.fixture
+def place(tmp_path):
+    directory = tmp_path / "d"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def catalog():
+    return Catalog()
+
+
+def intent(record_id="0a1b2c3d", **fields):
+    return IntentRecord(
+        record_id,
+        "snapshot",
+        "2024-05-01T12:00:00+00:00",
+        **({"name": "n", "overlays": {"vda": "/d/o"}} | fields),
+    )
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def test_write_intent_makes_the_directory_and_a_record_that_can_be_read(place, catalog):
+    stored = await catalog.write_intent(intent(), f"{place}/base.qmpsnap")
+    assert stored == replace(intent(), directory=f"{place}/base.qmpsnap")
+    assert names(place / "base.qmpsnap") == ["intent-0a1b2c3d.json"]
+    assert await catalog.read([f"{place}/base.qmpsnap"]) == ((stored,), ())
+
+
+async def test_write_intent_never_replaces_a_record(place, catalog):
+    stored = await catalog.write_intent(intent(), str(place))
+    with pytest.raises(TargetExists):
+        await catalog.write_intent(intent(name="other"), str(place))
+    assert await catalog.read([str(place)]) == ((stored,), ())
+    assert names(place) == ["intent-0a1b2c3d.json"]
+
+
+async def test_write_intent_is_refused_when_there_is_nothing_to_write_in(place, catalog):
+    with pytest.raises(TargetUnusable, match=r"cannot write the record .*: no such file"):
+        await catalog.write_intent(intent(), f"{place}/no/base.qmpsnap")
+
+
+async def test_write_intent_follows_no_symlink(place, catalog):
+    (place / "victim").mkdir()
+    (place / "base.qmpsnap").symlink_to("victim")
+    with pytest.raises(TargetUnusable):
+        await catalog.write_intent(intent(), f"{place}/base.qmpsnap")
+    assert names(place / "victim") == []
+
+
+@pytest.mark.parametrize("mode", [0o757, 0o775])
+async def test_a_directory_that_others_may_write_is_neither_written_nor_read(place, catalog, mode):
+    (place / "intent-x.json").write_text(to_json(intent("x")))
+    place.chmod(mode)
+    with pytest.raises(TargetUnusable, match="not trusted"):
+        await catalog.write_intent(intent(), str(place))
+    assert await catalog.read([str(place)]) == (
+        (),
+        (f"{place}: others may write to it, and it is not trusted",),
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_strangers_directory_is_neither_written_nor_read(place, catalog):
+    (place / "intent-x.json").write_text(to_json(intent("x")))
+    os.chown(place, 12345, 12345)
+    with pytest.raises(TargetUnusable, match="belongs to the user 12345"):
+        await catalog.write_intent(intent(), str(place))
+    assert (await catalog.read([str(place)]))[0] == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_read_leaves_out_a_strangers_record(place, catalog):
+    (place / "intent-x.json").write_text(to_json(intent("x")))
+    os.chown(place / "intent-x.json", 12345, 12345)
+    records, bad = await catalog.read([str(place)])
+    assert (records, "not trusted" in bad[0]) == ((), True)
+
+
+@pytest.mark.parametrize("record_id", ["", "../x", "a/b", "x" * 65])
+async def test_write_intent_is_refused_when_the_id_is_no_id(place, catalog, record_id):
+    with pytest.raises(TargetUnusable, match="is no id"):
+        await catalog.write_intent(intent(record_id), f"{place}/base.qmpsnap")
+    assert names(place) == []
+
+
+async def test_finish_removes_the_record_and_the_empty_directory(place, catalog):
+    stored = await catalog.write_intent(intent(), f"{place}/base.qmpsnap")
+    for _ in range(2):
+        await catalog.finish(stored)
+        assert names(place) == []
+
+
+async def test_finish_keeps_the_other_records(place, catalog):
+    stored = await catalog.write_intent(intent(), f"{place}/base.qmpsnap")
+    other = await catalog.write_intent(intent("other"), f"{place}/base.qmpsnap")
+    await catalog.finish(stored)
+    assert await catalog.read([f"{place}/base.qmpsnap"]) == ((other,), ())
+
+
+async def test_to_moment_puts_the_moment_in_the_intents_place(place, catalog):
+    stored = await catalog.write_intent(intent(chains={"vda": ("/d/a", "/d/base")}), str(place))
+    moment = await catalog.to_moment(stored)
+    assert moment == moment_of(stored)
+    assert moment.covered == {"vda": "/d/a"}
+    assert names(place) == ["moment-n-0a1b2c3d.json"]
+    assert await catalog.read([str(place)]) == ((moment,), ())
+
+
+async def test_to_moment_keeps_the_intent_when_the_moment_cannot_be_written(place, catalog):
+    stored = await catalog.write_intent(intent(), str(place))
+    (place / "moment-n-0a1b2c3d.json").write_text("precious")
+    with pytest.raises(TargetExists):
+        await catalog.to_moment(stored)
+    assert names(place) == ["intent-0a1b2c3d.json", "moment-n-0a1b2c3d.json"]
+    assert (place / "moment-n-0a1b2c3d.json").read_text() == "precious"
+
+
+async def test_read_reports_what_is_no_record_of_ours(place, catalog, tmp_path):
+    stored = await catalog.write_intent(intent(), str(place))
+    (place / "intent-half.json").write_text('{"version":1')
+    (place / "intent-renamed.json").write_text(to_json(intent()))
+    (place / "moment-binary.json").write_bytes(b"\xff")
+    (tmp_path / "elsewhere").write_text(to_json(intent("link")))
+    (place / "intent-link.json").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(place / "intent-fifo.json")
+    (place / "somebody's.json").write_text("7")
+    records, bad = await catalog.read([str(place)])
+    assert records == (stored,)
+    assert [line.removeprefix(f"{place}/") for line in bad] == [
+        "intent-fifo.json: not a regular file",
+        "intent-half.json: expecting ',' delimiter: line 1 column 13 (char 12)",
+        "intent-link.json: too many levels of symbolic links",
+        "intent-renamed.json: holds the record 'intent-0a1b2c3d.json'",
+        "moment-binary.json: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    ]
+
+
+async def test_read_reports_a_directory_that_is_none_and_passes_over_a_missing_one(place, catalog):
+    (place / "file").touch()
+    assert await catalog.read([f"{place}/file", f"{place}/no"]) == ((), (f"{place}/file: not a directory",))
+
+
+async def test_read_reads_each_directory_once(place, catalog):
+    stored = await catalog.write_intent(intent(), str(place))
+    assert await catalog.read([str(place), str(place)]) == ((stored,), ())
+
+
+async def test_where_is_beside_the_base_image(place, catalog):
+    assert await catalog.where([f"{place}/top.qcow2", f"{place}/base.qcow2"]) == f"{place}/base.qmpsnap"
+
+
+async def test_where_is_beside_the_next_layer_up_when_the_base_is_out_of_reach(place, catalog):
+    chain = [f"{place}/top.qcow2", f"{place}/mid.qcow2", f"{place}/no/base.qcow2", "nbd://host/x"]
+    assert await catalog.where(chain) == f"{place}/mid.qmpsnap"
+
+
+async def test_where_passes_over_a_directory_that_is_not_to_be_trusted(place, catalog):
+    (place / "base.qmpsnap").symlink_to(".")
+    chain = [f"{place}/top.qcow2", f"{place}/base.qcow2"]
+    assert await catalog.where(chain) == f"{place}/top.qmpsnap"
+
+
+async def test_where_takes_no_relative_name(place, catalog, monkeypatch):
+    monkeypatch.chdir(place.parent)
+    assert await catalog.where(["d/base.qcow2"]) is None
+
+
+async def test_where_is_nowhere_when_nothing_can_be_written(catalog):
+    assert await catalog.where(["/proc/sys/x.qcow2", "/no/such/x.qcow2", "nbd://host/x"]) is None

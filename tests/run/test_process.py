@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from qmpsnap.errors import ConnectFailed, Unsupported
+from qmpsnap.run.process import start_qemu
+
+GREETING = b'{"QMP": {}}'
+
+# Stands in for QEMU: greets on the inherited descriptor, then does as it is told.
+FAKE = """
+import os, signal, socket, subprocess, sys, time
+monitor = socket.socket(fileno=int(sys.argv[-3].rpartition("fd=")[2]))
+def greet(): monitor.send(b'{"QMP": {}}')
+"""
+SERVE = "greet(); monitor.recv(1)"
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); greet(); time.sleep(60)"
+WITH_CHILD = """
+child = subprocess.Popen(["sleep", "60"])
+print("child", child.pid, flush=True)
+greet()
+time.sleep(60)
+"""
+
+
+def fake_qemu(behaviour: str) -> list[str]:
+    return [sys.executable, "-ISc", FAKE + behaviour]
+
+
+def exists(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def gone_within(seconds: float, *pids: int) -> bool:
+    end = time.monotonic() + seconds
+    while any(exists(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def child_in(tail: str) -> int:
+    return int(tail.partition("child ")[2].split()[0])
+
+
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+async def test_start_qemu_gives_a_socket_with_the_greeting_unread():
+    async with start_qemu(fake_qemu(SERVE)) as process:
+        assert process.socket.recv(100) == GREETING
+        assert exists(process.pid)
+
+
+async def test_start_qemu_ends_the_process_when_the_block_is_left():
+    async with start_qemu(fake_qemu(SERVE)) as process:
+        pass
+    assert not exists(process.pid)
+    assert process.returncode == -signal.SIGTERM
+
+
+async def test_start_qemu_leaves_no_child_and_no_descriptor():
+    before = children(), descriptors()
+    async with start_qemu(fake_qemu(SERVE)):
+        pass
+    assert (children(), descriptors()) == before
+
+
+async def test_start_qemu_leaves_no_child_and_no_descriptor_when_the_binary_is_missing():
+    before = children(), descriptors()
+    with pytest.raises(ConnectFailed, match="cannot start '/missing/qemu': No such file"):
+        async with start_qemu(["/missing/qemu"]):
+            pass
+    assert (children(), descriptors()) == before
+
+
+async def test_start_qemu_kills_when_sigterm_is_not_heeded():
+    async with start_qemu(fake_qemu(STUBBORN), quit_limit=0.01) as process:
+        pass
+    assert process.returncode == -signal.SIGKILL
+
+
+async def test_start_qemu_ends_what_the_process_started():
+    async with start_qemu(fake_qemu(WITH_CHILD)) as process:
+        child = child_in(process.output_tail)
+        assert exists(child)
+    assert gone_within(1, child)
+
+
+async def test_start_qemu_raises_with_the_output_when_the_process_dies_before_the_greeting():
+    dying = fake_qemu("sys.exit('-m: invalid size')")
+    with pytest.raises(ConnectFailed, match="ended with status 1 before its greeting: -m: invalid size"):
+        async with start_qemu(dying):
+            pass
+
+
+async def test_start_qemu_raises_when_the_monitor_stays_silent():
+    before = children(), descriptors()
+    with pytest.raises(ConnectFailed, match=r"said nothing for 0\.05 s"):
+        async with start_qemu(fake_qemu("time.sleep(60)"), greeting_limit=0.05):
+            pass
+    assert (children(), descriptors()) == before
+
+
+async def test_start_qemu_leaves_nothing_when_the_start_is_cancelled():
+    before = children(), descriptors()
+    with anyio.move_on_after(0.02) as scope:
+        async with start_qemu(fake_qemu("time.sleep(60)")):
+            pass
+    assert scope.cancelled_caught
+    assert (children(), descriptors()) == before
+
+
+async def test_start_qemu_lets_the_error_of_the_block_through():
+    with pytest.raises(ZeroDivisionError):
+        async with start_qemu(fake_qemu(SERVE)) as process:
+            raise ZeroDivisionError
+    assert not exists(process.pid)
+
+
+async def test_start_qemu_refuses_daemonize():
+    with pytest.raises(Unsupported) as refused:
+        async with start_qemu(["/missing/qemu", "-daemonize"]):
+            pass
+    assert refused.value.feature == "-daemonize"
+
+
+async def test_wait_returns_the_status_to_every_task_when_the_process_ends():
+    statuses: list[int] = []
+
+    async with start_qemu(fake_qemu(SERVE + "; sys.exit(3)")) as process:
+
+        async def wait() -> None:
+            statuses.append(await process.wait())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            tasks.start_soon(wait)
+            process.socket.send(b"x")
+    assert statuses == [3, 3]
+
+
+async def test_output_tail_is_the_end_of_what_was_written_and_the_log_holds_all(tmp_path):
+    talkative = fake_qemu("print('a' * 300_000, flush=True); print('the end', flush=True); " + SERVE)
+    async with start_qemu(talkative, log=tmp_path / "log") as process:
+        pass
+    assert process.output_tail.endswith("a\nthe end")
+    assert len(process.output_tail) <= 16 * 1024
+    assert (tmp_path / "log").stat().st_size == 300_000 + 1 + len("the end\n")
+
+
+def test_start_qemu_kills_the_process_and_its_children_when_we_are_killed():
+    ours = textwrap.dedent(f"""
+        import anyio
+        from qmpsnap.run.process import start_qemu
+        async def main():
+            async with start_qemu({fake_qemu(WITH_CHILD)!r}) as process:
+                print(process.pid, process.output_tail, flush=True)
+                await anyio.sleep(60)
+        anyio.run(main)
+    """)
+    with subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE, text=True) as launcher:
+        line = launcher.stdout.readline()
+        pids = int(line.split()[0]), child_in(line)
+        assert all(exists(pid) for pid in pids)
+        launcher.kill()
+    assert gone_within(1, *pids)

@@ -1,0 +1,226 @@
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qmpsnap.model.files import Ask, Standing
+from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.run.survey import look
+from qmpsnap.testing.headers import qcow2_bytes, qed_bytes
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory, and a function that makes an image in it; both by their real paths."""
+    directory = tmp_path.resolve() / "d"
+    directory.mkdir()
+    (directory / "base").write_bytes(b"raw data")
+    return directory
+
+
+def image(path, backing=None, **fields):
+    path.write_bytes(qcow2_bytes(backing=backing, **fields))
+    return str(path)
+
+
+def fact(path):
+    return look(Ask(files=(str(path),))).files[str(path)]
+
+
+def survey(place, *files):
+    return look(Ask(files=tuple(map(str, files or [place / "base"])), survey=(str(place),)))
+
+
+def test_fact_tells_a_regular_file_with_its_header(place):
+    top = image(place / "top", "base", backing_format="raw")
+    found = fact(top)
+    status = (place / "top").stat()
+    assert (found.kind, found.size, found.modified) == ("regular", status.st_size, status.st_mtime)
+    assert (found.device, found.inode) == (status.st_dev, status.st_ino)
+    assert found.header is not None
+    assert (found.real, found.backing, found.header.backing_format) == (top, str(place / "base"), "raw")
+    assert found.problem == ""
+
+
+def test_fact_tells_what_is_no_regular_file(place):
+    os.mkfifo(place / "fifo")
+    (place / "loop").symlink_to("loop")
+    (place / "dangling").symlink_to("nowhere")
+    (place / "link").symlink_to("base")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(place / "socket"))
+    names = ["fifo", "socket", "loop", "dangling", "link", "missing", "base/below", "."]
+    assert {name: fact(f"{place}/{name}").kind for name in names} == {
+        "fifo": "other",
+        "socket": "other",
+        "loop": "symlink",
+        "dangling": "symlink",
+        "link": "regular",
+        "missing": "missing",
+        "base/below": "missing",
+        ".": "directory",
+    }
+
+
+def test_fact_gives_the_real_path_of_a_symlink(place):
+    (place / "link").symlink_to("base")
+    assert fact(place / "link").real == str(place / "base")
+
+
+def test_fact_says_so_when_a_header_is_broken(place):
+    (place / "x").write_bytes(qcow2_bytes(backing="base")[:80])
+    found = fact(place / "x")
+    assert (found.kind, found.header, found.problem) == ("regular", None, "truncated at byte 80")
+
+
+def test_fact_says_so_when_a_name_can_be_none():
+    assert fact("/d/a\0b").problem == "embedded null byte"
+    assert fact("/" + "x" * 300).problem == "file name too long"
+
+
+def test_look_tells_where_files_can_be_made(place):
+    made = look(Ask(directories=(str(place), str(place / "no"), str(place / "base")))).directories
+    assert made[str(place)].writable
+    assert made[str(place)].free_bytes > 0
+    assert made[str(place / "no")].problem == "no such file or directory"
+    assert made[str(place / "base")].problem == "not a directory"
+    assert [fact.exists for fact in made.values()] == [True, False, False]
+
+
+def test_look_tells_a_directory_in_which_we_cannot_write():
+    found = look(Ask(directories=("/proc/sys",))).directories["/proc/sys"]  # closed to root too
+    assert (found.exists, found.writable, found.problem) == (True, False, "permission denied")
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    ["base", "{d}/base", "./base", "../d/base", "file:{d}/base", 'json:{{"file.filename":"{d}/base"}}'],
+)
+def test_survey_finds_an_overlay_however_it_spells_its_base(place, recorded):
+    top = image(place / "top", recorded.format(d=place))
+    assert survey(place).on(str(place / "base")) == (top,)
+
+
+def test_survey_finds_an_overlay_that_names_its_base_by_a_symlink(place):
+    (place / "link").symlink_to("base")
+    top = image(place / "top", "link")
+    assert survey(place).on(str(place / "base")) == (top,)
+
+
+def test_survey_finds_an_overlay_when_the_base_is_asked_for_by_a_symlink(place):
+    (place / "link").symlink_to("base")
+    top = image(place / "top", "base")
+    assert survey(place, place / "link").on(str(place / "link")) == (top,)
+
+
+def test_survey_finds_an_overlay_that_names_its_base_by_a_hard_link(place):
+    (place / "hard").hardlink_to(place / "base")
+    top = image(place / "top", "hard")
+    assert survey(place).on(str(place / "base")) == (top,)
+
+
+def test_survey_names_a_file_of_the_chain_as_asked_when_it_has_hard_links(place):
+    top = image(place / "top", "base")
+    (place / "a-link").hardlink_to(place / "top")
+    found = survey(place, place / "base", top)
+    assert found.on(str(place / "base"), without=(top,)) == ()
+
+
+def test_survey_resolves_a_relative_name_from_a_symlink_to_the_overlay(place, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    top = image(other / "top", "base")
+    (place / "link").symlink_to(top)
+    assert survey(place).standing == (Standing(str(other.resolve() / "top"), str(place / "base")),)
+
+
+def test_survey_goes_down_through_images_that_lie_elsewhere(place, tmp_path):
+    other = tmp_path.resolve() / "other"
+    other.mkdir()
+    mid = image(other / "mid", str(place / "base"))
+    top = image(place / "top", mid)
+    assert survey(place).on(str(place / "base")) == tuple(sorted([mid, top]))
+
+
+def test_survey_ends_when_the_headers_make_a_loop(place):
+    a, b = image(place / "a", "b"), image(place / "b", "a")
+    assert survey(place).standing == (Standing(a, b), Standing(b, a))
+
+
+def test_survey_leaves_out_what_holds_no_moment_any_more(place):
+    image(place / "s1.invalid", "base")
+    (place / "s2.invalid").write_bytes(b"QFI\xfb")
+    image(place / "s1.invalid.2", "base")
+    (place / "link").symlink_to("s1.invalid")
+    found = survey(place)
+    assert (found.standing, found.unreadable) == ((), ())
+
+
+def test_survey_reads_every_format_that_we_know(place):
+    (place / "x.qed").write_bytes(qed_bytes(backing="base"))
+    image(place / "y", "base", version=2)
+    assert survey(place).on(str(place / "base")) == (str(place / "x.qed"), str(place / "y"))
+
+
+@pytest.mark.parametrize("pad", [5_000, 100_000])
+def test_survey_reads_on_when_a_header_is_long(place, pad):
+    top = image(place / "top", "base", pad=pad, cluster_bits=21)
+    assert survey(place).on(str(place / "base")) == (top,)
+
+
+def test_survey_lists_what_it_cannot_read(place):
+    (place / "broken").write_bytes(b"QFI\xfb\0\0\0\x09")
+    found = look(Ask(survey=(str(place), str(place / "no"))))
+    assert found.unreadable == (
+        f"{place}/broken: qcow2 of unknown version 9",
+        f"{place}/no: no such file or directory",
+    )
+    assert found.looked_in == (str(place),)
+
+
+def test_survey_opens_no_fifo_and_passes_over_what_is_no_file(place):
+    os.mkfifo(place / "fifo")
+    (place / "loop").symlink_to("loop")
+    (place / "dangling").symlink_to("nowhere")
+    (place / "below").mkdir()
+    image(place / "below" / "x", "../base")
+    found = survey(place)
+    assert (found.standing, found.unreadable) == ((), ())
+
+
+def test_survey_opens_nothing_but_files_when_a_header_names_something_else(place):
+    with socket.socket(socket.AF_UNIX) as unix:  # to open it is an error, which would be listed
+        unix.bind(str(place / "socket"))
+    top = image(place / "top", "socket")
+    found = survey(place)
+    assert (found.standing, found.unreadable) == ((Standing(top, f"{place}/socket"),), ())
+
+
+def test_survey_tells_on_what_an_image_stands_when_that_is_gone(place):
+    top = image(place / "top", "gone")
+    found = survey(place)
+    assert (found.standing, found.unreadable) == ((Standing(top, f"{place}/gone"),), ())
+
+
+def test_survey_looks_into_a_directory_by_its_real_path(place):
+    (place.parent / "link").symlink_to("d")
+    top = image(place / "top", "base")
+    found = look(Ask(files=(f"{place}/base",), survey=(f"{place.parent}/link", str(place))))
+    assert (found.looked_in, found.on(f"{place}/base")) == ((str(place),), (top,))
+
+
+def test_look_reads_records(place):
+    record = IntentRecord("0a1b2c3d", "commit", "2024-05-01T12:00:00+00:00", directory=str(place))
+    (place / record.file_name).write_text(to_json(record))
+    (place / "intent-half.json").write_text("{")
+    found = look(Ask(records=(str(place),)))
+    assert found.records == (record,)
+    assert [line.split(": ")[0] for line in found.bad_records] == [f"{place}/intent-half.json"]
+
+
+def test_survey_keeps_names_that_are_no_utf_8(place):
+    name = os.fsdecode(os.fsencode(place) + b"/b\xff")
+    Path(name).write_bytes(b"raw")
+    top = image(place / "top", "b\udcff")
+    assert survey(place, name).on(name) == (top,)
