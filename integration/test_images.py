@@ -1,0 +1,248 @@
+"""Image files made by every qemu-img that is here, and read by our own parser."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+
+from qmpsnap.errors import TargetUnusable
+from qmpsnap.model.files import Ask
+from qmpsnap.model.header import backing_path, parse_header
+from qmpsnap.run.images import Images
+from qmpsnap.testing.headers import qcow2_bytes, qed_bytes
+
+SIZE = 1 << 30
+SCRIPT = Path(__file__).parent.parent / "scripts" / "qemu-matrix"
+MATRIX = [
+    line.split(maxsplit=1)
+    for line in subprocess.run([SCRIPT], capture_output=True, text=True, check=True).stdout.splitlines()
+]
+NAMES = [
+    "plain.qcow2",
+    "with space",
+    "com,ma,,=",
+    "co:lon",
+    "quo'te\"s",
+    "back\\slash",
+    "ünï-☃",
+    "%d$HOME`x`*?",
+    "-dash",
+    "no-utf-8-\udcff",
+    "new\nline",
+    "json:{}",
+    "nbd:x",
+    "x" * 200,
+]
+
+
+@pytest.fixture(params=[directory for _, directory in MATRIX], ids=[version for version, _ in MATRIX])
+def qemu(request):
+    return Path(request.param)
+
+
+@pytest.fixture
+def run(qemu, tmp_path):
+    """Run one of this QEMU's programs in the test's directory."""
+
+    def call(program, *arguments):
+        return subprocess.run(
+            [qemu / program, *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        ).stdout
+
+    return call
+
+
+@pytest.fixture
+def images(qemu):
+    return Images(str(qemu / "qemu-img"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB of its own, without an option, and what mounts it again."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def info(run, file):
+    return json.loads(run("qemu-img", "info", "--output=json", file))
+
+
+def header_of(path):
+    with path.open("rb") as file:
+        return parse_header(file.read(1 << 21))
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_create_overlay_writes_every_name_as_it_is(images, tmp_path, run, name):
+    base = f"{tmp_path}/base-{name}"
+    Path(base).touch()
+    os.truncate(base, SIZE)
+    created = await images.create_overlay(
+        f"{tmp_path}/{name}", size_bytes=SIZE, backing=base, backing_format="raw", like=base
+    )
+    found = header_of(tmp_path / name)
+    assert found is not None
+    assert (found.backing, found.backing_format, found.virtual_size) == (base, "raw", SIZE)
+    assert await images.is_fresh_overlay(created.file, base)
+    if name.isprintable():  # JSON has no spelling for the others
+        assert Path(info(run, created.file)["full-backing-filename"]).samefile(base)
+
+
+@pytest.mark.parametrize("backing_format", ["raw", "qcow2", "qed", "vmdk"])
+async def test_create_overlay_writes_the_backing_format(images, tmp_path, backing_format):
+    await images.create_overlay(
+        f"{tmp_path}/o", size_bytes=SIZE, backing="/no/such/base", backing_format=backing_format, like=None
+    )
+    found = header_of(tmp_path / "o")
+    assert found is not None
+    assert (found.backing, found.backing_format) == ("/no/such/base", backing_format)
+
+
+async def test_create_overlay_makes_a_qed(images, tmp_path):
+    await images.create_overlay(
+        f"{tmp_path}/o",
+        size_bytes=SIZE,
+        backing="/no/such/base",
+        backing_format="raw",
+        like=None,
+        format="qed",
+    )
+    found = header_of(tmp_path / "o")
+    assert found is not None
+    assert (found.format, found.backing, found.backing_format) == ("qed", "/no/such/base", "raw")
+
+
+@pytest.mark.parametrize("size", [512, 1 << 20, (1 << 40) + 512])
+@pytest.mark.parametrize("image_format", ["raw", "qcow2", "qed"])
+async def test_create_image_has_the_size_that_was_asked(images, tmp_path, run, size, image_format):
+    await images.create_image(f"{tmp_path}/i", size_bytes=size, format=image_format, like=None)
+    told = json.loads(run("qemu-img", "info", "-f", image_format, "--output=json", "i"))
+    assert told["virtual-size"] == size
+
+
+async def test_create_overlay_makes_several_at_once(images, tmp_path):
+    base = f"{tmp_path}/base"
+    Path(base).touch()
+    async with anyio.create_task_group() as group:
+        for name in range(8):
+            group.start_soon(
+                lambda file: images.create_overlay(
+                    file, size_bytes=SIZE, backing=base, backing_format="raw", like=base
+                ),
+                f"{tmp_path}/{name}",
+            )
+    files = await images.look(Ask(files=(base,), survey=(str(tmp_path),)), shared=True)
+    assert files.on(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
+
+
+async def test_create_overlay_leaves_nothing_when_the_disk_is_full(images, small_disk):
+    (small_disk / "filler").write_bytes(bytes(56 << 10))
+    with pytest.raises(TargetUnusable, match="No space left on device"):
+        await images.create_overlay(
+            f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+        )
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+async def test_create_overlay_says_so_when_the_file_system_is_read_only(images, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    files = await images.look(Ask(directories=(str(small_disk),)), shared=True)
+    fact = files.directories[str(small_disk)]
+    assert (fact.exists, fact.writable, fact.problem) == (True, False, "read-only file system")
+    with pytest.raises(TargetUnusable, match="read-only file system"):
+        await images.create_overlay(
+            f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on", "compression_type=zstd"],
+)
+async def test_is_fresh_overlay_is_false_once_anything_is_written(images, tmp_path, run, options):
+    base = tmp_path / "base"
+    base.touch()
+    os.truncate(base, 64 << 20)
+    more = ["-o", options] if options else []
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", *more, "o")
+    assert await images.is_fresh_overlay(f"{tmp_path}/o", str(base))
+    run("qemu-io", "-f", "qcow2", "-c", "write -z 63M 512", "o")
+    assert not await images.is_fresh_overlay(f"{tmp_path}/o", str(base))
+
+
+@pytest.mark.parametrize("options", ["compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M"])
+@pytest.mark.parametrize("recorded", ["base", "./base", "sub/../base", "{d}/base", "file:{d}/base"])
+def test_parse_header_agrees_with_qemu_img(tmp_path, run, options, recorded):
+    base = tmp_path / "base"
+    base.touch()
+    (tmp_path / "sub").mkdir()
+    recorded = recorded.format(d=tmp_path)
+    run(
+        "qemu-img",
+        "create",
+        "-q",
+        "-u",
+        "-f",
+        "qcow2",
+        "-o",
+        options,
+        "-b",
+        recorded,
+        "-F",
+        "raw",
+        "o",
+        "64M",
+    )
+    for name in "ab":
+        run("qemu-img", "snapshot", "-q", "-c", name, "o")
+    told, found = info(run, tmp_path / "o"), header_of(tmp_path / "o")
+    assert found is not None
+    assert (
+        (found.format, found.virtual_size, found.cluster_size),
+        (found.backing, found.backing_format, found.snapshot_count),
+    ) == (
+        (told["format"], told["virtual-size"], told["cluster-size"]),
+        (told["backing-filename"], told["backing-filename-format"], len(told["snapshots"])),
+    )
+    resolved = backing_path(recorded, of=f"{tmp_path}/o")
+    assert resolved is not None
+    assert Path(resolved).samefile(base)
+    assert Path(told.get("full-backing-filename", base).removeprefix("file:")).samefile(base)
+
+
+def test_parse_header_counts_the_bitmaps_that_qemu_img_lists(tmp_path, run):
+    run("qemu-img", "create", "-q", "-f", "qcow2", "o", "64M")
+    for name in "abc":
+        run("qemu-img", "bitmap", "--add", "o", name)
+    found = header_of(tmp_path / "o")
+    assert found is not None
+    assert found.bitmaps == len(info(run, "o")["format-specific"]["data"]["bitmaps"]) == 3
+
+
+def test_parse_header_names_the_data_file(tmp_path, run):
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "o", "64M")
+    found = header_of(tmp_path / "o")
+    assert found is not None
+    assert found.data_file == "d.raw"
+
+
+@pytest.mark.parametrize("data", [qcow2_bytes, qed_bytes])
+def test_headers_made_by_hand_are_headers_to_qemu_img(tmp_path, run, data):
+    (tmp_path / "o").write_bytes(data(backing="/no/such/base").ljust(1 << 20, b"\0"))
+    told = json.loads(run("qemu-img", "info", "-U", "--output=json", "o"))
+    assert (told["backing-filename"], told["virtual-size"]) == ("/no/such/base", SIZE)

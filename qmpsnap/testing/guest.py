@@ -1,0 +1,286 @@
+"""A real Linux guest that runs commands and reports what it wrote.
+
+The guest is Debian's cloud kernel and an initramfs (`scripts/setup guest` puts the parts in place).
+Commands go over a virtio-serial port whose host end is a unix socket; one client at a time, and a
+later one can take over. What the guest runs is bounded in the guest, and the wait for it here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from qmpsnap.errors import GuestFailed
+from qmpsnap.testing.writer import BLOCK_BYTES, Writes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from anyio.abc import SocketStream
+
+__all__ = ["Guest", "GuestFailed", "Writer", "open_guest"]
+
+_EOT: Final = "\x04"
+_BOOT_ID: Final = "cat /proc/sys/kernel/random/boot_id"
+# On top of the guest's own limit: a stopped machine and a slow host take time, too.
+_GRACE_S: Final = 15.0
+_KILLED: Final = 128 + 9
+
+
+class Guest:
+    """A guest that answers; made by `open_guest`."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self._received = bytearray()
+        self._lock = anyio.Lock()
+
+    async def run(self, script: str, *, limit: float = 30.0) -> str:
+        """Run a shell script in the guest and return what it printed.
+
+        stdin is empty, stderr goes where stdout goes; scripts run one after the other. A cancelled call
+        leaves the script running; the next call waits for its end.
+
+        Args:
+            script: For busybox's sh; without NUL and EOT.
+            limit: Seconds of the guest's time after which the script is killed (rounded up). What it
+                put into the background lives on.
+        Returns:
+            Its output, without the newline at the end.
+        Raises:
+            GuestFailed: When the exit status is not 0, or the guest does not answer.
+        """
+        output = (await self.run_bytes(script, limit=limit)).decode(errors="replace")
+        return output.removesuffix("\n")
+
+    async def run_bytes(self, script: str, *, limit: float = 30.0) -> bytes:
+        """Run a shell script as `run` does, and return its output as it is."""
+        status, output = await self._ask(script, limit=max(1, math.ceil(limit)), patience=limit + _GRACE_S)
+        return _succeeded(script, status, output)
+
+    async def quick(self, script: str) -> str:
+        """Run a script of some builtins that prints one line: 3 ms under TCG where `run` takes 11.
+
+        It has no limit in the guest: one that does not end takes the guest's agent with it.
+        """
+        return _succeeded(script, *await self._ask(script, limit=0, patience=_GRACE_S)).decode()
+
+    async def wait_ready(self, *, limit: float = 120.0) -> str:
+        """Return the guest's boot id as soon as it answers."""
+        return await self._wait_boot(not_this="", limit=limit)
+
+    async def reset(self, *, limit: float = 120.0) -> None:
+        """Let the guest reboot, without unmounting anything, and return when it answers again."""
+        boot = await self.wait_ready(limit=limit)
+        await self.run("(usleep 50000; reboot -f) > /dev/null 2>&1 &")
+        await self._wait_boot(not_this=boot, limit=limit)
+
+    async def poweroff(self) -> None:
+        """Let the guest sync and power itself off; returns when it has begun to."""
+        await self.run("sync; (usleep 50000; poweroff -f) > /dev/null 2>&1 &", limit=60)
+
+    async def device(self, serial: str, *, limit: float = 10.0) -> str:
+        """Return the device file of the disk with that serial, such as /dev/vda.
+
+        Args:
+            serial: The serial, which `guest_argv` makes the disk's name.
+            limit: Seconds that the guest has to find it.
+        Raises:
+            GuestFailed: When the guest sees no such disk.
+        """
+        # scsi and ata report theirs as a page with a head of four bytes, ata with spaces around it; the
+        # kernel scans both after the agent is up, and says nothing at the end.
+        found = await self.run(
+            f"tries={math.ceil(limit * 20)}\n"
+            "while [ $((tries -= 1)) -ge 0 ]; do\n"
+            "    for disk in /sys/block/*; do\n"
+            "        serial=$(cat $disk/serial || tail -c +5 $disk/device/vpd_pg80 | tr -d ' ')\n"
+            f"        [ \"$serial\" != '{serial}' ] || {{ echo /dev/${{disk##*/}}; exit; }}\n"
+            "    done\n"
+            "    usleep 50000\n"
+            "done 2> /dev/null"
+        )
+        if not found:
+            raise GuestFailed(f"the guest sees no disk with serial {serial!r}", script="")
+        return found
+
+    async def start_writer(
+        self,
+        device: str,
+        *,
+        seed: int = 0,
+        blocks: int | None = None,
+        burst: int = 4,
+        pause_s: float = 0.0,
+    ) -> Writer:
+        """Start a writer on a whole disk, and return when it has begun.
+
+        It writes until it is stopped, or a write fails. One writer a disk, and nobody else may write to
+        it: the writes are counted by the guest's kernel, disk by disk.
+
+        Args:
+            device: The disk, such as /dev/vda.
+            seed: What is written where; see `Writes`.
+            blocks: Blocks of 64 KiB to write to, from the disk's start; the whole disk if None.
+            burst: Neighbouring blocks written in a row; the larger, the faster.
+            pause_s: Pause after each burst, in seconds.
+        Raises:
+            GuestFailed: When there is no such disk, or a writer on it.
+        """
+        if blocks is None:
+            sectors = int(await self.run(f"cat /sys/block/{device.rpartition('/')[2]}/size"))
+            blocks = sectors * 512 // BLOCK_BYTES // burst * burst
+        writes = Writes(seed=seed, blocks=blocks, burst=burst)
+        directory = f"/run/writer/{device.rpartition('/')[2]}"
+        arguments = f"{device} {seed} {writes.slots} {burst} {round(pause_s * 1e6)}"
+        await self.run(
+            f"[ -b {device} ] || {{ echo no such disk; exit 1; }}\n"
+            f"[ ! -e {directory} ] || [ -e {directory}/ended ] || {{ echo a writer is there; exit 1; }}\n"
+            f"rm -rf {directory}; mkdir -p {directory}\n"
+            f"setsid writer {arguments} > {directory}/output 2>&1 < /dev/null &\n"
+            f"while [ ! -e {directory}/started ]; do usleep 10000; done"
+        )
+        return Writer(self, directory=directory, device=device, writes=writes)
+
+    async def _wait_boot(self, *, not_this: str, limit: float) -> str:
+        with anyio.move_on_after(limit):
+            while True:
+                # A question is lost when the guest is reset while it is under way: it is asked again.
+                try:
+                    status, output = await self._ask(_BOOT_ID, limit=0, patience=1)
+                except GuestFailed as error:
+                    if error.status is None and not isinstance(error.__cause__, TimeoutError):
+                        raise
+                    continue
+                boot = output.decode().strip()
+                if status == 0 and boot != not_this:
+                    return boot
+                await anyio.sleep(0.02)
+        raise GuestFailed(f"the guest was not ready after {limit:g} s", script="")
+
+    async def _ask(self, script: str, *, limit: int, patience: float) -> tuple[int, bytes]:
+        text = script.strip(" ")
+        if _EOT in text or "\0" in text:
+            raise ValueError("a script for the guest holds neither NUL nor EOT")
+        token = secrets.token_hex(4)
+        request = f"{_EOT}{token} {limit} {len(text.encode())} {text}{_EOT}"
+        async with self._lock:
+            try:
+                with anyio.fail_after(patience):
+                    await self._stream.send(request.encode())
+                    return await self._answer(token)
+            except TimeoutError as error:
+                message = f"the guest did not answer within {patience:g} s to {_shortened(script)!r}"
+                raise GuestFailed(message, script=script) from error
+            except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
+                raise GuestFailed("the guest's port was closed: is QEMU gone?", script=script) from error
+
+    async def _answer(self, token: str) -> tuple[int, bytes]:
+        """Read the answer of that token, past what is left of earlier ones."""
+        while not (line := await self._line()).startswith(token):
+            pass
+        if line != f"{token} begin":
+            _, status, output = line.split(" ", 2)
+            return int(status), output.encode()
+        encoded: list[str] = []
+        while not (line := await self._line()).startswith(token):
+            encoded.append(line)
+        try:
+            return int(line.split()[1]), base64.b64decode("".join(encoded), validate=True)
+        except binascii.Error as error:
+            raise GuestFailed("the guest's answer is broken", script="") from error
+
+    async def _line(self) -> str:
+        while (end := self._received.find(b"\n")) < 0:
+            self._received += await self._stream.receive()
+        line = self._received[:end].decode(errors="replace")
+        del self._received[: end + 1]
+        return line
+
+
+class Writer:
+    """A writer that runs in the guest; made by `Guest.start_writer`."""
+
+    def __init__(self, guest: Guest, *, directory: str, device: str, writes: Writes) -> None:
+        self.device: Final = device
+        self.writes: Final = writes
+        self._guest = guest
+        self._directory = directory
+
+    async def count(self) -> int:
+        """Return how many writes the disk has acknowledged.
+
+        One more can be under way: a disk cut off between two calls that returned a and b has seen
+        between a and b + 1 writes, both included.
+        """
+        name = self.device.rpartition("/")[2]
+        answer = await self._guest.quick(
+            f"read -r _ _ _ _ _ _ now _ < /sys/block/{name}/stat; read -r first < {self._directory}/sectors\n"
+            "echo $((now - first))"
+        )
+        return int(answer) * 512 // BLOCK_BYTES
+
+    async def longest_gap(self) -> float:
+        """Return the longest time in seconds that a burst took since the last such call.
+
+        It is the guest's time, which stands still while the machine is stopped: what is seen is I/O
+        that is held up while the guest runs. A quiet burst takes some milliseconds.
+        """
+        answer = await self._guest.run(f"cd {self._directory}; cat longest 2> /dev/null; rm -f longest")
+        return int(answer or "0") / 1e6
+
+    async def stop(self, *, limit: float = 60.0) -> int:
+        """Let the writer end after its burst, and return the exact number of writes.
+
+        Raises:
+            GuestFailed: When a write had failed, or the burst does not end.
+        """
+        answer = await self._guest.run(
+            f"cd {self._directory} && : > stop && while [ ! -e ended ]; do usleep 5000; done\n"
+            "cat ended error",
+            limit=limit,
+        )
+        status, _, error = answer.partition("\n")
+        if status != "0":
+            text = error.splitlines()[0] if error else "no reason given"
+            raise GuestFailed(f"the writer on {self.device} ended by itself: {text}", script="", output=error)
+        return await self.count()
+
+
+@asynccontextmanager
+async def open_guest(port: Path | str, *, limit: float = 120.0) -> AsyncIterator[Guest]:
+    """Connect to a guest's port, and wait until it has booted.
+
+    The port is free for the next client when the block is left.
+
+    Args:
+        port: The unix socket of the guest's port (see `guest_argv`).
+        limit: Seconds until the guest must answer.
+    Raises:
+        GuestFailed: When it does not.
+        OSError: When there is no such socket.
+    """
+    async with await anyio.connect_unix(port) as stream:
+        guest = Guest(stream)
+        await guest.wait_ready(limit=limit)
+        yield guest
+
+
+def _succeeded(script: str, status: int, output: bytes) -> bytes:
+    if status == 0:
+        return output
+    text = output.decode(errors="replace").strip()
+    how = "was killed at its limit" if status == _KILLED else f"ended with status {status}"
+    message = f"in the guest, {_shortened(script)!r} {how}: {text[-500:] or 'it printed nothing'}"
+    raise GuestFailed(message, script=script, status=status, output=text)
+
+
+def _shortened(script: str) -> str:
+    return script if len(script) <= 80 else script[:77] + "..."

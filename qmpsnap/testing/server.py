@@ -1,0 +1,247 @@
+"""A QMP server on a real unix socket whose answers are scripted.
+
+For tests of whatever speaks QMP: ours, and those of programs that embed us. It answers what it
+was told to, sends events, and misbehaves when asked; it knows nothing of disks.
+
+    async with serve(path) as server:
+        server.answer("query-status", Return({"status": "running"}))
+        server.answer("job-cancel", Emit("BLOCK_JOB_CANCELLED", {"device": "j"}), Return())
+        async with connect(path) as session:
+            await session.query("query-status")
+        assert server.received[-1]["execute"] == "query-status"
+
+Like QEMU it serves one client at a time: the next one is greeted when the first has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qmpsnap.run.change import settled
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+__all__ = ["GREETING", "Action", "Emit", "Fail", "Hangup", "QmpServer", "Raw", "Return", "Wait", "serve"]
+
+GREETING: bytes = (
+    b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 1}, "package": "scripted"}, '
+    b'"capabilities": ["oob"]}}\r\n'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Reply with this value."""
+
+    value: object = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Reply with this error."""
+
+    desc: str
+    qmp_class: str = "GenericError"
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Send an event; without a timestamp (seconds), that of now."""
+
+    event: str
+    data: Mapping[str, object] = field(default_factory=dict)
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Send these bytes as they are."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do not go on before the event is set."""
+
+    until: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup:
+    """Close the connection, after what was said before."""
+
+
+Action = Return | Fail | Emit | Raw | Wait | Hangup
+
+
+class QmpServer:
+    """The server's side of a test; made by `serve`.
+
+    Attributes:
+        path: Its socket.
+        received: Every command that came, as it came, qmp_capabilities included.
+        greeting: What a client is greeted with; None for a silent server.
+    """
+
+    def __init__(self, path: str, greeting: bytes | None) -> None:
+        self.path = path
+        self.greeting = greeting
+        self.received: list[dict[str, object]] = []
+        self._answers: dict[str, tuple[Action, ...] | Callable[[dict[str, object]], object]] = {}
+        self._once: dict[str, list[tuple[Action, ...]]] = {}
+        self._turn = asyncio.Lock()
+        self._writer: asyncio.StreamWriter | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._arrived = asyncio.Condition()
+        self.answer("qmp_capabilities", Return())
+
+    @property
+    def commands(self) -> list[str]:
+        """Names of the commands that came, without qmp_capabilities."""
+        names = [str(command.get("execute", command.get("exec-oob"))) for command in self.received]
+        return [name for name in names if name != "qmp_capabilities"]
+
+    def answer(self, command: str, *actions: Action) -> None:
+        """Do this whenever that command comes; a command without an answer is unknown."""
+        self._answers[command] = actions
+
+    def answer_once(self, command: str, *actions: Action) -> None:
+        """Do this the next time that the command comes, before what `answer` said."""
+        self._once.setdefault(command, []).append(actions)
+
+    def compute(self, command: str, reply: Callable[[dict[str, object]], object]) -> None:
+        """Reply with what a function makes of the command's arguments."""
+        self._answers[command] = reply
+
+    def emit(self, *events: Emit) -> None:
+        """Send events to the client that is connected, in one piece."""
+        self.send(b"".join(_spell(event, None) for event in events))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the client that is connected; nobody there is no error."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(data)
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        if self._writer is not None:
+            self._writer.close()
+
+    async def wait_for(self, command: str, *, count: int = 1) -> None:
+        """Return once that command has come so often."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: self.commands.count(command) >= count)
+
+    async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client until it goes (for asyncio's server)."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio's server runs us in one
+        self._serving.add(task)
+        try:
+            async with self._turn:
+                self._writer = writer
+                await self._talk(reader, writer)
+        except (ConnectionError, asyncio.CancelledError, ValueError):
+            pass  # the client went, or the server ends: both are how this is meant to end
+        finally:
+            self._serving.discard(task)
+            self._writer = None if self._writer is writer else self._writer
+            writer.transport.abort()
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def end(self) -> None:
+        """Hang up on everybody."""
+        serving = set(self._serving)
+        for task in serving:
+            task.cancel()
+        if serving:
+            await asyncio.wait(serving)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.greeting is not None:
+            writer.write(self.greeting)
+        decoder = json.JSONDecoder()
+        heard = ""
+        while data := await reader.read(1 << 20):
+            heard += data.decode()
+            while heard := heard.lstrip():
+                # qemu.qmp ends no command with a newline: objects simply follow each other.
+                try:
+                    command, length = decoder.raw_decode(heard)
+                except json.JSONDecodeError:
+                    break  # not all of it has come
+                heard = heard[length:]
+                self.received.append(command)
+                async with self._arrived:
+                    self._arrived.notify_all()
+                await self._act(command, writer)
+
+    async def _act(self, command: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        said = b""  # sent in one piece, as QEMU's output buffer does
+        for action in self._actions(command):
+            match action:
+                case Wait(until):
+                    writer.write(said)
+                    said = b""
+                    await until.wait()
+                case Hangup():
+                    writer.write(said)
+                    await writer.drain()
+                    raise ConnectionAbortedError
+                case _:
+                    said += _spell(action, command.get("id"))
+        writer.write(said)
+        await writer.drain()
+
+    def _actions(self, command: dict[str, object]) -> tuple[Action, ...]:
+        name = str(command.get("execute", command.get("exec-oob")))
+        if self._once.get(name):
+            return self._once[name].pop(0)
+        answer = self._answers.get(name)
+        if answer is None:
+            return (Fail(f"The command {name} has not been found", "CommandNotFound"),)
+        if isinstance(answer, tuple):
+            return answer
+        arguments = command.get("arguments", {})
+        return (Return(answer(arguments if isinstance(arguments, dict) else {})),)
+
+
+@asynccontextmanager
+async def serve(path: str, *, greeting: bytes | None = GREETING) -> AsyncIterator[QmpServer]:
+    """Listen on a unix socket for the length of a block.
+
+    Args:
+        path: Where the socket is made.
+        greeting: What a client is greeted with; None for a silent server.
+    """
+    server = QmpServer(path, greeting)
+    listener = await asyncio.start_unix_server(server.serve_client, path, limit=64 * 1024 * 1024)
+    try:
+        yield server
+    finally:
+        listener.close()
+        await settled(asyncio.create_task(server.end()))
+
+
+def _spell(action: Return | Fail | Emit | Raw, command_id: object) -> bytes:
+    message: dict[str, object]
+    match action:
+        case Raw(data):
+            return data
+        case Return(value):
+            message = {"return": value, "id": command_id}
+        case Fail(desc, qmp_class):
+            message = {"error": {"class": qmp_class, "desc": desc}, "id": command_id}
+        case Emit(event, data, timestamp):
+            now = time.time() if timestamp is None else timestamp
+            stamp = {"seconds": int(now), "microseconds": round(now % 1 * 1e6)}
+            message = {"timestamp": stamp, "event": event, "data": dict(data)}
+    return json.dumps(message).encode() + b"\r\n"
