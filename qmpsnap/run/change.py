@@ -26,11 +26,13 @@ class Limits:
 
     Attributes:
         reply: Seconds that a query may take.
-        warning: Seconds after which a command without a reply is logged.
+        silence: Seconds after which a silent monitor is logged, whatever it was asked.
+        warning: Seconds after which a command that changes something is logged once more.
         cancelled: Seconds that a reply is awaited after a cancellation.
     """
 
     reply: float = 60.0
+    silence: float = 3.0
     warning: float = 10.0
     cancelled: float = 30.0
 
@@ -94,12 +96,14 @@ class Change:
             Malformed: When the reply is not QMP.
         """
         try:
-            await asyncio.wait({self._call}, timeout=self._limits.warning)
-            if not self._call.done():
-                _log.warning(
-                    "command.delayed", vm=self._address, command=self.command, seconds=self._limits.warning
-                )
-                await asyncio.wait({self._call})
+            waited = 0.0
+            for seconds in (self._limits.silence, self._limits.warning):
+                await asyncio.wait({self._call}, timeout=max(seconds - waited, 0))
+                if self._call.done():
+                    break
+                waited = seconds
+                _log.warning("command.delayed", vm=self._address, command=self.command, seconds=seconds)
+            await asyncio.wait({self._call})
         except asyncio.CancelledError as cancelled:
             await settled(self._call, limit=self._limits.cancelled)
             if self.outcome in {Outcome.DONE, Outcome.FAILED}:

@@ -61,6 +61,7 @@ class Session:
         self._garbled = False  # the link ended because the other side did not speak QMP
         self._last_words = ""  # the reason of QEMU's SHUTDOWN
         self._closing = False
+        self._silent = False  # it was said that QEMU does not answer
         self._calls: set[asyncio.Task[object]] = set()
         self._subscriptions = Subscriptions()
         self._disconnecting: asyncio.Task[str] | None = None
@@ -87,7 +88,13 @@ class Session:
             Malformed: When the answer is not QMP.
         """
         call = self._send(command, {**(arguments or {}), **more}, in_doubt=Changed.NO)
-        await asyncio.wait({call}, timeout=self._limits.reply)
+        await asyncio.wait({call}, timeout=min(self._limits.silence, self._limits.reply))
+        if not call.done():
+            if not self._silent:
+                _log.warning("query.delayed", vm=self.address, command=command, seconds=self._limits.silence)
+            self._silent = True  # said once, however many wait
+            await asyncio.wait({call}, timeout=max(self._limits.reply - self._limits.silence, 0))
+        self._silent &= not call.done()
         if not call.done():
             raise TargetError(
                 f"QEMU did not answer {command!r} within {self._limits.reply:g} s",

@@ -9,7 +9,7 @@ import structlog.testing
 from qmpsnap.errors import Changed, CommandFailed, LinkLost
 from qmpsnap.run.change import Change, Limits, Outcome, settled
 
-QUICK = Limits(warning=0.01, cancelled=0.02)
+QUICK = Limits(silence=0.005, warning=0.015, cancelled=0.02)
 REFUSED = CommandFailed("no", command="job-cancel", arguments={}, qmp_class="GenericError", desc="no")
 
 
@@ -34,13 +34,14 @@ async def test_reply_returns_the_value():
     assert change.outcome is Outcome.DONE
 
 
-async def test_reply_logs_a_warning_when_it_takes_long():
+async def test_reply_logs_the_silence_and_later_the_delay_when_it_takes_long():
     future = asyncio.get_running_loop().create_future()
     change = change_of(future)
-    asyncio.get_running_loop().call_later(0.03, future.set_result, None)
+    asyncio.get_running_loop().call_later(0.1, future.set_result, None)
     with structlog.testing.capture_logs() as logs:
         await change.reply()
-    assert [(entry["event"], entry["command"]) for entry in logs] == [("command.delayed", "job-cancel")]
+    said = [(entry["event"], entry["command"], entry["seconds"]) for entry in logs]
+    assert said == [("command.delayed", "job-cancel", 0.005), ("command.delayed", "job-cancel", 0.015)]
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(None, Outcome.DONE), (REFUSED, Outcome.FAILED)])
