@@ -1,0 +1,242 @@
+"""The command line and jobs: interrupts, detaching, waiting, events, and questions on a terminal."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from integration.cli import Cli, Terminal, records
+from integration.machines import blockdev, wait_for
+
+SLOW = ("--speed", "64K")  # a job that ends long after the test
+
+
+@pytest.fixture
+def vda(images, machine):
+    """A machine with vda on base <- s1 <- s2, and the command for it."""
+    made = images("base <- s1 <- s2")
+    with machine(*blockdev("vda", made.active)) as running:
+        yield running, Cli(running), made
+
+
+# -- jobs --------------------------------------------------------------------------------------------
+
+
+def test_sigterm_undoes_and_exits_130(vda):
+    _, cli, made = vda
+    process = cli.start("--json", "stream", "vda", *SLOW)
+    cli.job()
+    process.terminate()
+    ended = cli.end(process)
+    assert (ended.code, ended.json["error"]["type"]) == (130, "Interrupted")
+    assert "stopping" in ended.err
+    assert cli("--json", "chain").json["disks"][0]["layers"][0]["file"] == made.active
+
+
+def test_ctrl_c_without_a_terminal_names_what_a_commit_made_invalid_and_how_to_mend_it(vda):
+    running, cli, made = vda
+    process = cli.start("--json", "commit", "vda", *SLOW)
+    cli.job("commit")
+    process.send_signal(signal.SIGINT)
+    error = cli.end(process).json["error"]
+    assert (error["type"], error["changed"]) == ("Interrupted", "yes")
+    assert made.files[0] in error["invalid"]
+    (left,) = cli("--json", "jobs").json["interrupted"]
+    assert (left["invalid"], left["ways"]) == (
+        error["invalid"],
+        [f"qmpsnap commit vda --base {made.files[0]}"],
+    )
+    marked = [
+        layer["file"] for layer in cli("--json", "chain").json["disks"][0]["layers"] if layer["invalid"]
+    ]
+    assert sorted(marked) == sorted(error["invalid"])
+    assert cli(*left["ways"][0].split()[1:]).code == 0
+    assert (records(running), cli("jobs").out) == ([], "no jobs\n")
+
+
+def test_a_second_ctrl_c_leaves_the_job_and_job_wait_ends_it(vda, leftovers):
+    running, cli, made = vda
+    process = cli.start("commit", "vda", *SLOW)
+    job = cli.job("commit")
+    running.process.send_signal(signal.SIGSTOP)  # so that it cannot have undone anything
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == (
+        f"stopping, and taking back what was done; once more leaves job {job} running\n"
+    )
+    process.send_signal(signal.SIGINT)
+    ended = cli.end(process)
+    running.process.send_signal(signal.SIGCONT)
+    assert (ended.code, ended.out) == (130, f"{job}\n")
+    listed = cli("--json", "jobs").json
+    assert [one["id"] for one in (*listed["jobs"], *listed["interrupted"])] == [job]
+    cli("job", "speed", job, "0")
+    last = cli("--json", "job", "wait", job)
+    # QEMU may drop a command that it had not read when its client left, so the job may have gone on.
+    assert last.code == 0 or (last.code, last.json["error"]["type"]) == (4, "JobFailed")
+    assert made.files[0] in (
+        last.json["active"].values() if last.code == 0 else last.json["error"]["invalid"]
+    )
+    leftovers.allow(*records(running))
+
+
+def test_jobs_are_listed_slowed_paused_resumed_and_cancelled(vda):
+    running, cli, _ = vda
+    node = running.roots()["vda"][0]
+    job = "qmpsnap-stream-keep-0a1b2c3d"
+    running.qmp("block-stream", {"job-id": job, "device": node, "speed": 65536, "auto-dismiss": False})
+    (listed,) = cli("--json", "jobs").json["jobs"]
+    assert (listed["id"], listed["ours"], listed["speed"]) == (job, True, 65536)
+    assert cli("job", "speed", job, "128K").out == f"{job}: at most 128 KiB/s\n"
+    assert running.qmp("query-block-jobs")[0]["speed"] == 131072
+    assert cli("job", "pause", job).code == 0
+    assert running.qmp("query-block-jobs")[0]["paused"]
+    assert cli("job", "resume", job).code == 0
+    assert not running.qmp("query-block-jobs")[0]["paused"]
+    ended = cli("--json", "job", "cancel", job)
+    assert (ended.code, ended.json["op"]) == (0, "stream"), ended
+    assert running.qmp("query-jobs") == []
+
+
+def test_jobs_of_others_need_foreign(vda):
+    running, cli, _ = vda
+    node = running.roots()["vda"][0]
+    running.qmp("block-stream", {"job-id": "theirs", "device": node, "speed": 65536})
+    assert cli("--json", "job", "cancel", "theirs").json["error"]["type"] == "ForeignJob"
+    assert cli("job", "cancel", "theirs", "--foreign").code == 0
+    wait_for(lambda: running.qmp("query-jobs") == [], "its end")
+
+
+def test_progress_is_a_line_at_a_time_on_stderr(vda):
+    _, cli, _ = vda
+    process = cli.start("--json", "stream", "vda", "--progress", *SLOW)
+    line = json.loads(process.stderr.readline())
+    assert line["progress"]["job"] == cli.job()
+    process.terminate()
+    assert cli.end(process).code == 130
+
+
+def test_events_are_a_line_each_until_the_link_is_lost(vda):
+    running, cli, _ = vda
+    process = cli.start("--json", "events")
+    for word in ("cont", "stop") * 100:
+        running.qmp(word)
+        if select.select([process.stdout], [], [], 0.05)[0]:
+            break
+    event = json.loads(process.stdout.readline())
+    assert (event["version"], event["event"]) in {(1, "RESUME"), (1, "STOP")}
+    running.kill()
+    *_, last = cli.end(process).out.splitlines()
+    assert (process.returncode, json.loads(last)["error"]["type"]) == (5, "LinkLost")
+
+
+def test_events_end_quietly_when_the_reader_goes(vda):
+    running, cli, _ = vda
+    process = cli.start("events")
+    for word in ("cont", "stop") * 100:
+        running.qmp(word)
+        if select.select([process.stdout], [], [], 0.05)[0]:
+            break
+    process.stdout.close()
+    with process:
+        assert (process.wait(10), process.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize("progress", [(), ("--progress",)], ids=["quiet", "progress"])
+def test_qemu_killed_under_a_job_exits_5_within_a_second(vda, leftovers, progress):
+    running, cli, _ = vda
+    process = cli.start("--json", "commit", "vda", *SLOW, *progress)
+    cli.job("commit")
+    running.kill()
+    started = time.monotonic()
+    ended = cli.end(process)
+    assert time.monotonic() - started < 2
+    error = ended.json["error"]
+    assert (ended.code, error["type"], error["changed"]) == (5, "LinkLost", "yes")
+    leftovers.allow(*records(running))
+
+
+# -- on a terminal -----------------------------------------------------------------------------------
+
+PROMPT = "[d]etach, [c]ancel, go [o]n? "
+
+
+def test_terminal_shows_a_bar(vda):
+    _, cli, _ = vda
+    with Terminal(cli, "stream", "vda", *SLOW) as terminal:
+        terminal.wait_for("stream running")
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type("c\n")
+        assert terminal.end().code == 130
+
+
+def test_terminal_asks_and_goes_on(vda):
+    running, cli, made = vda
+    with Terminal(cli, "--json", "stream", "vda", *SLOW) as terminal:
+        job = cli.job()
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type("what?\n")
+        terminal.wait_for(PROMPT)
+        terminal.type("o\n")
+        terminal.wait_for("going on")
+        terminal.type("\x03")  # the first again
+        terminal.wait_for(PROMPT)
+        terminal.type("o\n")
+        running.qmp("block-job-set-speed", device=job, speed=0)
+        ended = terminal.end()
+    assert ended.code == 0, ended
+    assert ended.json["chains"] == {"vda": [made.active]}
+
+
+def test_terminal_asks_while_the_operation_goes_on_and_ends(vda):
+    running, cli, made = vda
+    with Terminal(cli, "--json", "stream", "vda", *SLOW) as terminal:
+        job = cli.job()
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        running.qmp("block-job-set-speed", device=job, speed=0)
+        terminal.wait_for("it has ended meanwhile")
+        ended = terminal.end()
+    assert (ended.code, ended.json["chains"]) == (0, {"vda": [made.active]})
+
+
+@pytest.mark.parametrize("answer", ["d\n", "\x03"], ids=["answer", "second"])
+def test_terminal_detaches_and_job_wait_finishes(vda, answer):
+    _, cli, made = vda
+    with Terminal(cli, "commit", "vda", *SLOW) as terminal:
+        job = cli.job("commit")
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type(answer)
+        ended = terminal.end()
+    assert (ended.code, ended.out) == (130, f"{job}\n")
+    assert f"left job {job} running" in ended.err
+    assert f"job wait {job}" in ended.err
+    assert cli.job("commit") == job
+    listed = cli("jobs").out
+    assert f"qmpsnap job wait {job}" in listed
+    assert cli("job", "speed", job, "0").out == f"{job}: no limit\n"
+    done = cli("--json", "job", "wait", job)
+    assert (done.code, done.json["active"]) == (0, {"vda": made.files[0]}), done
+
+
+def test_terminal_cancels(vda):
+    _, cli, made = vda
+    with Terminal(cli, "--json", "mirror", "vda", "copy.qcow2", "--pivot", *SLOW) as terminal:
+        cli.job("mirror")
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type("c\n")
+        ended = terminal.end()
+    assert (ended.code, ended.json["error"]["type"], ended.json["error"]["changed"]) == (
+        130,
+        "Interrupted",
+        "no",
+    )
+    assert not (Path(made.active).parent / "copy.qcow2").exists()

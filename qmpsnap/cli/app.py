@@ -1,0 +1,221 @@
+"""The group of verbs, the options that all of them share, and how a verb is declared.
+
+A verb's module is imported when the verb is used: `qmpsnap chain` pays for no other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["SOCKET_VARIABLE", "App", "Verb", "Verbs", "cli", "verb"]
+
+SOCKET_VARIABLE = "QMPSNAP_SOCKET"
+
+# In the order of the help. Where each is declared: module of qmpsnap.cli, attribute.
+_VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "chain": ("chain", "chain"),
+        "snapshot": ("snapshot", "snapshot"),
+        "stream": ("stream", "stream"),
+        "commit": ("commit", "commit"),
+        "mirror": ("mirror", "mirror"),
+        "jobs": ("jobs", "jobs"),
+        "job": ("job", "job"),
+        "events": ("events", "events"),
+        "completion": ("completion", "completion"),
+    }
+)
+_ALIASES: Mapping[str, str] = MappingProxyType(
+    {"blockpull": "stream", "blockcommit": "commit", "blockcopy": "mirror"}
+)
+
+
+@dataclass
+class App:
+    """What was asked for, whatever the verb.
+
+    Attributes:
+        socket: Path of QEMU's monitor, or tcp:HOST:PORT; "" when none was given.
+        json: Whether results and errors are JSON.
+        verbose: How often -v was given.
+        shared_fs: Whether we see QEMU's files; None: found out.
+        state_dir: Where records go; None: beside each base image.
+        moved: Disks whose root has moved so far, each with its new active file.
+    """
+
+    socket: str = ""
+    json: bool = False
+    verbose: int = 0
+    shared_fs: bool | None = None
+    state_dir: str | None = None
+    moved: Mapping[str, str] = field(default_factory=dict)
+
+    def address(self) -> str:
+        """QEMU's monitor.
+
+        Raises:
+            click.UsageError: When none was given.
+        """
+        if not self.socket:
+            raise click.UsageError(
+                f"which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in ${SOCKET_VARIABLE}."
+                "\nQEMU has one when it is started with -qmp unix:PATH,server=on,wait=off"
+            )
+        return self.socket
+
+
+_SHARED = MappingProxyType({"yes": True, "no": False, "auto": None})
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's
+    """Keep a shared option's value, given before the verb or after it."""
+    app = context.ensure_object(App)
+    source = context.get_parameter_source(option.name or "")
+    if source not in {click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT}:
+        return
+    match option.name:
+        case "socket":
+            app.socket = value
+        case "json":
+            app.json = value
+        case "verbose":
+            app.verbose += value
+        case "shared_fs":
+            app.shared_fs = _SHARED[value]
+        case _:
+            app.state_dir = value
+
+
+def _shared_options(*, again: bool) -> list[click.Parameter]:
+    """Make the options that stand before the verb; `again`: the same, accepted after it as well."""
+
+    def option(*names: str, **details: Any) -> click.Option:  # noqa: ANN401 - click's
+        return click.Option(names, expose_value=False, callback=_remember, hidden=again, **details)
+
+    return [
+        option(
+            "-s",
+            "--socket",
+            metavar="PATH|tcp:HOST:PORT",
+            envvar=None if again else SOCKET_VARIABLE,
+            type=click.Path(),
+            help=f"QEMU's monitor. [default: ${SOCKET_VARIABLE}]",
+        ),
+        option("--json", is_flag=True, help="Results and errors as one JSON object. [default: text]"),
+        option(
+            "-v", "--verbose", count=True, help="Log each step; -vv: the QMP traffic. [default: warnings]"
+        ),
+        option(
+            "--shared-fs",
+            type=click.Choice(list(_SHARED)),
+            help="Whether QEMU's files are visible from here. [default: auto, found out]",
+        ),
+        option(
+            "--state-dir",
+            metavar="DIR",
+            type=click.Path(),
+            help="Where records of what is under way go. [default: beside each base image]",
+        ),
+    ]
+
+
+class Verb(click.Command):
+    """A verb: it takes the shared options too, and its help ends with an example.
+
+    Args:
+        example: One command line that does something useful.
+        details: click's own arguments.
+    """
+
+    def __init__(self, *, example: str = "", **details: Any) -> None:  # noqa: ANN401 - click's
+        super().__init__(**details)
+        self.params = [*self.params, *_shared_options(again=True)]
+        self._example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example."""
+        del ctx
+        if self._example:
+            with formatter.section("Example"):
+                formatter.write(f"  {self._example}\n")
+
+
+def verb(name: str, *, example: str, short_help: str | None = None) -> Callable[[Callable[..., None]], Verb]:
+    """Declare a verb; its docstring is its help."""
+
+    def declare(function: Callable[..., None]) -> Verb:
+        return click.command(name, cls=Verb, example=example, short_help=short_help)(function)
+
+    return declare
+
+
+class Verbs(click.Group):
+    """The group of all verbs; each is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the verbs, in the order of the help; aliases are not listed."""
+        del ctx
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb, or what an alias stands for."""
+        del ctx
+        place = _VERBS.get(_ALIASES.get(cmd_name, cmd_name))
+        if place is None:
+            return None
+        found = getattr(import_module(f"qmpsnap.cli.{place[0]}"), place[1])
+        assert isinstance(found, click.Command)  # noqa: S101 - the table above says so
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; one that does not exist is a usage error that lists those that do."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"there is no verb {args[0]!r}; there are {', '.join(_VERBS)}")
+        return super().resolve_command(ctx, args)
+
+
+def _version(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's
+    if value and not context.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - for this option alone
+
+        try:
+            click.echo(f"qmpsnap {version('qmpsnap')}")
+        except PackageNotFoundError:
+            click.echo("qmpsnap, not installed")
+        context.exit()
+
+
+@click.group(
+    cls=Verbs,
+    no_args_is_help=False,
+    params=[
+        *_shared_options(again=False),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_version,
+            help="Print the version, and exit.",
+        ),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    subcommand_metavar="VERB ...",
+    options_metavar="[-s PATH|tcp:HOST:PORT] [--json] [-v]",
+    epilog="These options may stand after the verb, too. Verbs that change something take -n (--dry-run): "
+    "it prints the exact QMP and sends none of it. "
+    "Exit: 0 done, 2 usage, 3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
+    "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",
+)
+def cli() -> None:
+    """Snapshots of running virtual machines, over QEMU's own monitor."""

@@ -1,0 +1,118 @@
+"""`qmpsnap chain`: what each disk reads, layer by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import DISK
+from qmpsnap.cli.output import emit, shown, size, spell, table, tell
+from qmpsnap.cli.runner import current_app, run
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.graph import draw
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.model.graph import Disk, Layer
+    from qmpsnap.vm import VM
+
+__all__ = ["chain"]
+
+_LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query
+_HEADER = ("FILE", "FORMAT", "SIZE", "ALLOCATED", "NODE", "SNAPSHOTS", "")
+_RIGHT = ("SIZE", "ALLOCATED")
+
+
+@verb(
+    "chain",
+    example="qmpsnap -s /run/vm1/qmp.sock chain vda",
+    short_help="Show each disk's layers, files and snapshots.",
+)
+@click.argument("disk", type=DISK, required=False)
+def chain(disk: str | None) -> None:
+    """Show the layers of each disk, or of DISK, the active one first.
+
+    DISK is a qdev id, a QOM path, a drive id, a node name or a file.
+    """
+
+    async def work(vm: VM, signals: Signals) -> tuple[list[Disk], dict[str, str]]:
+        del signals
+        graph = await vm.graph()
+        disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
+        records = await vm.interrupted(graph)
+        return disks, {file: record.id for record in records for file in record.invalid}
+
+    disks, invalid = run(work)
+    for one in disks:
+        if len(one.layers) > _LONG:
+            tell(
+                f"warning: {shown(one.name)} has {len(one.layers)} layers, and each of them costs time; "
+                f"fold some: qmpsnap commit {shown(one.name)} --top LAYER --base LAYER"
+            )
+    if current_app().json:
+        emit(spell(disks=[_json(one, invalid) for one in disks]))
+    else:
+        emit(*(line for one in disks for line in _text(one, invalid)) if disks else ["no disks"])
+
+
+def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:
+    lines = [f"{shown(disk.name)}: {shown(draw(disk.files))}"]
+    if disk.layers:
+        lines += table(_HEADER, (_row(disk, layer, invalid) for layer in disk.layers), right=_RIGHT)
+    lines += [f"  filter: {shown(one.node)} ({one.driver})" for one in disk.filters]
+    return lines
+
+
+def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> tuple[str, ...]:
+    remarks = []
+    if layer.file in invalid:
+        remarks.append(f"INVALID, holds no moment: {invalid[layer.file]} wrote into it")
+    if layer is disk.active and disk.read_only:
+        remarks.append("read-only")
+    return (
+        layer.file,
+        layer.format,
+        size(layer.virtual_size),
+        size(layer.allocated),
+        layer.node,
+        ", ".join(snapshot.name for snapshot in layer.snapshots),
+        "; ".join(remarks),
+    )
+
+
+def _json(disk: Disk, invalid: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "name": disk.name,
+        "qdev": disk.qdev,
+        "drive": disk.drive,
+        "root": disk.root,
+        "read_only": disk.read_only,
+        "layers": [
+            {
+                "node": layer.node,
+                "file": layer.file,
+                "format": layer.format,
+                "virtual_size": layer.virtual_size,
+                "allocated": layer.allocated,
+                "backing": layer.backing,
+                "backing_format": layer.backing_format,
+                "read_only": layer.read_only,
+                "active": layer is disk.active,
+                "invalid": layer.file in invalid,
+                "snapshots": [
+                    {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size}
+                    for one in layer.snapshots
+                ],
+                "bitmaps": [
+                    {"name": one.name, "persistent": one.persistent, "busy": one.busy}
+                    for one in layer.bitmaps
+                ],
+            }
+            for layer in disk.layers
+        ],
+        "filters": [{"node": one.node, "driver": one.driver} for one in disk.filters],
+    }

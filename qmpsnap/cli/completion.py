@@ -1,0 +1,28 @@
+"""`qmpsnap completion`: the script that makes Tab work."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import ShellComplete, get_completion_class
+
+from qmpsnap.cli.app import cli, verb
+from qmpsnap.cli.output import emit
+
+__all__ = ["completion"]
+
+
+@verb(
+    "completion",
+    example="qmpsnap completion bash > ~/.local/share/bash-completion/completions/qmpsnap",
+    short_help="Print the script that makes Tab work.",
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL: bash, zsh or fish.
+
+    With -s, or QMPSNAP_SOCKET, disks, layers and jobs complete with those of the running machine.
+    """
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - click has all three
+    # bash's own class starts a bash to ask for its version; the script does not depend on it.
+    emit(ShellComplete.source(found(cli, {}, "qmpsnap", "_QMPSNAP_COMPLETE")).rstrip())

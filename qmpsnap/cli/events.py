@@ -1,0 +1,105 @@
+"""`qmpsnap events`: what QEMU tells, as it tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.outcome import INTERRUPTED
+from qmpsnap.cli.output import emit, shown, spell
+from qmpsnap.cli.runner import current_app, run
+from qmpsnap.errors import Changed, Interrupted, LinkLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.run.event import Event
+    from qmpsnap.vm import VM
+
+__all__ = ["events"]
+
+
+@verb(
+    "events",
+    example="qmpsnap -s /run/vm1/qmp.sock --json events | jq .event",
+    short_help="Print QEMU's events as they come.",
+)
+def events() -> None:
+    """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130)."""
+    app = current_app()
+
+    async def work(vm: VM, signals: Signals) -> str:
+        del signals
+        unread = anyio.Event()
+
+        def sink(event: Event) -> None:
+            if not unread.is_set() and not emit(_json(event) if app.json else _text(event)):
+                unread.set()
+
+        with vm.events(sink), _reader_gone(unread.set):
+            lost = asyncio.ensure_future(vm.wait_lost())
+            gone = asyncio.ensure_future(unread.wait())
+            try:
+                await asyncio.wait({lost, gone}, return_when=asyncio.FIRST_COMPLETED)
+                return lost.result() if lost.done() else ""
+            finally:
+                for task in (lost, gone):
+                    task.cancel()
+
+    try:
+        reason = run(work)
+    except Interrupted:
+        click.get_current_context().exit(INTERRUPTED)  # how it is meant to end: nothing to say
+    if reason:
+        raise LinkLost(
+            f"no more events: {reason}",
+            step="events",
+            changed=Changed.NO,
+            hint="connect again when it is back",
+        )
+
+
+@contextmanager
+def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
+    """Call `tell` when the pipe that stdout is has no reader any more, also while no event comes."""
+    descriptor = sys.stdout.fileno()
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        yield
+        return
+    # A pipe that we write to is never readable: only its end wakes us.
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        tell()
+
+    loop.add_reader(descriptor, ended)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _json(event: Event) -> str:
+    return spell(event=event.name, data=dict(event.data), timestamp=event.timestamp)
+
+
+def _text(event: Event) -> str:
+    time = datetime.fromtimestamp(event.timestamp, UTC).astimezone().isoformat(" ", "milliseconds")
+    facts = (f"{key}={_value(value)}" for key, value in event.data.items())
+    return " ".join([time, shown(event.name), *facts])
+
+
+def _value(value: object) -> str:
+    return shown(value) if isinstance(value, str) and value else json.dumps(value)

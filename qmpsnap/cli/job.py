@@ -1,0 +1,214 @@
+"""`qmpsnap job`: pause, resume, cancel, slow down or wait for one job."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import Verb, verb
+from qmpsnap.cli.jobs import job_json
+from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
+from qmpsnap.cli.output import emit, shown, size, spell
+from qmpsnap.cli.progress import reporter
+from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
+from qmpsnap.model.job import parse_job_id
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.undo import undo
+from qmpsnap.run.outcome import Done
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.model.job import Job
+    from qmpsnap.vm import VM
+
+__all__ = ["job"]
+
+_job_id = click.argument("job_id", metavar="ID", type=JOB)
+_foreign = click.option("--foreign", is_flag=True, help="Touch it though it is not ours. [default: refuse]")
+
+
+@click.group("job", subcommand_metavar="VERB ID", options_metavar="", no_args_is_help=False)
+def job() -> None:
+    """Pause, resume, cancel, slow down or wait for one job."""
+
+
+def _add(function: Verb) -> Verb:
+    job.add_command(function)
+    return function
+
+
+@_add
+@verb("pause", example="qmpsnap -s /run/vm1/qmp.sock job pause qmpsnap-commit-pivot-0a1b2c3d")
+@_job_id
+@_foreign
+@dry_run
+def pause(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+    """Pause a job until it is resumed."""
+    _send(
+        "pause",
+        job_id,
+        "job-pause",
+        {"id": job_id},
+        lambda vm: vm.job_pause(job_id, foreign=foreign),
+        dry_run,
+    )
+
+
+@_add
+@verb("resume", example="qmpsnap -s /run/vm1/qmp.sock job resume qmpsnap-commit-pivot-0a1b2c3d")
+@_job_id
+@_foreign
+@dry_run
+def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+    """Resume a job that was paused, also by an error."""
+    _send(
+        "resume",
+        job_id,
+        "job-resume",
+        {"id": job_id},
+        lambda vm: vm.job_resume(job_id, foreign=foreign),
+        dry_run,
+    )
+
+
+@_add
+@verb("speed", example="qmpsnap -s /run/vm1/qmp.sock job speed qmpsnap-commit-pivot-0a1b2c3d 20M")
+@_job_id
+@click.argument("bytes_per_second", metavar="BYTES", type=SPEED)
+@_foreign
+@dry_run
+def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -> None:
+    """Limit a job to BYTES a second, also 100K, 10M, 1G; 0: no limit."""
+    _send(
+        "speed",
+        job_id,
+        "block-job-set-speed",
+        {"device": job_id, "speed": bytes_per_second},
+        lambda vm: vm.job_speed(job_id, bytes_per_second, foreign=foreign),
+        dry_run,
+    )
+
+
+@_add
+@verb("cancel", example="qmpsnap -s /run/vm1/qmp.sock job cancel qmpsnap-commit-pivot-0a1b2c3d")
+@_job_id
+@_foreign
+@dry_run
+def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+    """Stop a job, and clear away what its operation leaves.
+
+    A job of another client is told to stop, and not waited for.
+    """
+    ours = parse_job_id(job_id) is not None
+    if not ours:
+        _send(
+            "cancel",
+            job_id,
+            "job-cancel",
+            {"id": job_id},
+            lambda vm: vm.job_cancel(job_id, foreign=foreign),
+            dry_run,
+        )
+        return
+
+    async def work(vm: VM, signals: Signals) -> Plan | Done | None:
+        plan = await vm.plan_rest(job_id)
+        if dry_run:
+            return plan
+        with signals.operation(plan.job_id):
+            return await vm.job_cancel(job_id)
+
+    match run(work):
+        case Done() as done:
+            show_done(done)
+        case Plan() as plan:
+            steps = [one for done in reversed(plan.resumes) for one in undo(done)]
+            show_steps(*((one.command, one.arguments, one.on) for one in steps))
+        case None:
+            raise AssertionError("a job of ours is waited for")
+
+
+@_add
+@verb(
+    "wait",
+    example="qmpsnap -s /run/vm1/qmp.sock job wait qmpsnap-commit-pivot-0a1b2c3d",
+    short_help="Wait for a job, and finish what was left of its operation.",
+)
+@_job_id
+@_foreign
+@progress
+@dry_run
+def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
+    """Wait for a job, and finish what was left of its operation: pivot, dismissal, files.
+
+    A job of another client is only waited for. It is found by its id also when it has ended already.
+    """
+    app = current_app()
+
+    async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
+        if parse_job_id(job_id) is None:
+            return await (
+                vm.job(job_id, foreign=foreign) if dry_run else vm.job_wait(job_id, foreign=foreign)
+            )
+        plan = await vm.plan_rest(job_id)
+        if dry_run:
+            return plan
+        bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
+        with signals.operation(plan.job_id, bar):
+            return await vm.run(plan, hooks(signals, bar))
+
+    started = time.monotonic()
+    match run(work):
+        case Done() as done:
+            show_done(done)
+        case Plan() as plan:
+            show_plan(plan)
+        case _ if dry_run:
+            show_steps(("await-job", {"id": job_id, "until": "concluded"}, "wait"))
+        case other:
+            _show("wait", other.id, time.monotonic() - started, other)
+
+
+def _send(
+    op: str,
+    job_id: str,
+    command: str,
+    arguments: dict[str, object],
+    act: Callable[[VM], Awaitable[object]],
+    dry_run: bool,  # noqa: FBT001 - private
+) -> None:
+    """Send one command about a job, or with -n print it."""
+    foreign = bool(click.get_current_context().params["foreign"])
+    started = time.monotonic()
+
+    async def work(vm: VM, signals: Signals) -> Job:
+        found = await vm.job(job_id, foreign=foreign)
+        if not dry_run:
+            with signals.operation(""):
+                await act(vm)
+        return found
+
+    found = run(work)
+    if dry_run:
+        show_steps((command, arguments, "qmp"))
+    else:
+        _show(op, job_id, time.monotonic() - started, found, arguments.get("speed"))
+
+
+_SAID = {"pause": "is paused", "resume": "goes on", "cancel": "was told to stop", "wait": "has ended"}
+
+
+def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None) -> None:
+    """Print what was done to a job; neither a chain nor a layer was changed by it."""
+    if current_app().json:
+        done = Done(op=f"job-{op}", chains={}, elapsed_s=elapsed, job_id=job_id, changed=False)
+        emit(spell(**done.to_json(), job_id=job_id, job=job_json(found)))
+    elif op == "speed":
+        limit = f"at most {size(speed)}/s" if isinstance(speed, int) and speed else "no limit"
+        emit(f"{shown(job_id)}: {limit}")
+    else:
+        emit(f"{shown(job_id)} {_SAID[op]}")

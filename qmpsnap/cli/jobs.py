@@ -1,0 +1,158 @@
+"""`qmpsnap jobs`: what QEMU is at, and what an earlier client left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.output import emit, shown, size, spell, table, tell
+from qmpsnap.cli.runner import current_app, run
+from qmpsnap.errors import Refused
+from qmpsnap.model.job import ENDED, IoStatus
+
+if TYPE_CHECKING:
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.model.job import Job
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.vm import VM
+
+__all__ = ["job_json", "jobs"]
+
+_HEADER = ("ID", "TYPE", "STATE", "DONE", "LIMIT", "WHOSE")
+_RIGHT = ("DONE", "LIMIT")
+
+
+@verb(
+    "jobs", example="qmpsnap -s /run/vm1/qmp.sock jobs", short_help="List jobs, and what a lost client left."
+)
+def jobs() -> None:
+    """List the jobs of any client, and operations whose client went away."""
+
+    async def work(vm: VM, signals: Signals) -> tuple[tuple[Job, ...], list[_Left]]:
+        del signals
+        found = await vm.jobs()
+        alive = {job.id for job in found}
+        try:
+            records = await vm.interrupted()
+        except Refused as error:  # the jobs are known, and one of them may be the reason
+            tell(f"warning: what a lost client left cannot be looked for: {shown(error.message)}")
+            tell(f"  next: {shown(error.hint)}")
+            records = ()
+        left = [one for one in records if one.id not in alive and not _keeps_overlay(one)]
+        return found, [_Left(one, (await vm.plan_rest(one.id)).vanished) for one in left]
+
+    found, interrupted = run(work)
+    if current_app().json:
+        emit(
+            spell(
+                jobs=[{**job_json(job), "ways": _ways(job)} for job in found],
+                interrupted=[left.to_json() for left in interrupted],
+            )
+        )
+        return
+    lines = table(_HEADER, map(_row, found), right=_RIGHT, indent="") if found else []
+    for job in found:
+        if job.error:
+            lines.append(f"{shown(job.id)}: error: {shown(job.error)}")
+        if ways := _ways(job):
+            lines.append(f"{shown(job.id)}: {', or '.join(ways)}")
+    for left in interrupted:
+        lines += left.text()
+    emit(*lines or ["no jobs"])
+
+
+def _keeps_overlay(record: IntentRecord) -> bool:
+    """Whether the record is there to stay: it says which layers a `commit --keep-overlay` wrote into."""
+    return record.op == "commit" and not record.policy
+
+
+def job_json(job: Job) -> dict[str, object]:
+    """A job as it is listed in JSON."""
+    return {
+        "id": job.id,
+        "type": job.type,
+        "status": job.status,
+        "offset": job.offset,
+        "length": job.length,
+        "speed": job.speed,
+        "error": job.error,
+        "io_status": job.io_status,
+        "paused": job.paused,
+        "ready": job.ready,
+        "ours": job.mine,
+    }
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    return (
+        job.id,
+        job.type,
+        _state(job),
+        f"{job.fraction:.0%} of {size(job.length)}",
+        f"{size(job.speed)}/s" if job.speed else "",
+        "ours" if job.mine else "another's",
+    )
+
+
+def _state(job: Job) -> str:
+    if job.stopped_by_error:
+        return "paused: no space" if job.io_status is IoStatus.NOSPACE else "paused: I/O error"
+    return str(job.status)
+
+
+def _ways(job: Job) -> list[str]:
+    """What can be typed to end a job of ours, the likeliest first."""
+    if not job.mine:
+        return []
+    if job.status in ENDED:
+        return [f"qmpsnap job wait {job.id}"]
+    if job.stopped_by_error:
+        return [f"qmpsnap job resume {job.id}", f"qmpsnap job cancel {job.id}"]
+    return [f"qmpsnap job wait {job.id}", f"qmpsnap job cancel {job.id}"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """An operation that has no job any more; `vanished` says why it cannot be brought to its end, or ""."""
+
+    record: IntentRecord
+    vanished: str
+
+    @property
+    def way(self) -> str:
+        """What can be typed to end it: what is left is done, or a commit is done anew."""
+        record = self.record
+        files = record.chains.get(record.disk, ())
+        if not self.vanished or record.op != "commit" or not record.folded:
+            return f"qmpsnap job wait {record.id}"
+        # A commit that was stopped has written into its base: nothing but the same commit mends that.
+        above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1
+        top = f" --top {quote(record.folded[0])}" if above else ""
+        return f"qmpsnap commit {quote(record.disk)}{top} --base {quote(files[below])}"
+
+    def text(self) -> list[str]:
+        """Lines for people."""
+        record = self.record
+        what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
+        became = "was stopped half-way" if self.vanished else "its client went away"
+        lines = [f"{record.id}: {shown(what)}, begun {record.created}, {became}"]
+        lines += [f"  invalid, it holds no moment any more: {shown(file)}" for file in record.invalid]
+        return [*lines, f"  ended by: {shown(self.way)}"]
+
+    def to_json(self) -> dict[str, object]:
+        """The same for programs."""
+        record = self.record
+        return {
+            "id": record.id,
+            "op": record.op,
+            "created": record.created,
+            "disk": record.disk,
+            "name": record.name,
+            "chains": {disk: list(files) for disk, files in record.chains.items()},
+            "made": list(record.made),
+            "invalid": list(record.invalid),
+            "vanished": self.vanished,
+            "ways": [self.way],
+        }

@@ -1,0 +1,66 @@
+"""Logs on stderr, as -v asks for them. Only the command line configures logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+__all__ = ["configure"]
+
+# What every record has; the rest are the fields of the message.
+_OWN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+_WIRE = ("--> ", "<-- ")
+
+
+def configure(verbose: int) -> None:
+    """Send logs to stderr: warnings; from -v each step; from -vv the QMP traffic as well."""
+    logger = logging.getLogger("qmpsnap")
+    for old in [one for one in logger.handlers if isinstance(one, _ToStderr)]:
+        logger.removeHandler(old)
+    logger.addHandler(handler := _ToStderr())
+    handler.setFormatter(_Fields())
+    logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
+    # qemu.qmp logs each error that it also raises, and that we print: once is enough.
+    wire = logging.getLogger("qemu.qmp")
+    wire.propagate = False
+    wire.handlers.clear()
+    wire.addHandler(traffic := _ToStderr())
+    traffic.setFormatter(_Traffic())
+    traffic.addFilter(lambda record: record.msg.startswith(_WIRE))
+    wire.setLevel(logging.DEBUG if verbose >= 2 else logging.CRITICAL + 1)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what it has to say is ours to say
+
+
+class _ToStderr(logging.Handler):
+    """Writes to the stderr of the moment, so that a progress bar can move out of the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201 - a log
+
+
+class _Fields(logging.Formatter):
+    """`12:00:00.123 info step.done op=commit elapsed=0.1`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {key: value for key, value in vars(record).items() if key not in _OWN}
+        facts = [f"{key}={_value(value)}" for key, value in fields.items()]
+        time = f"{self.formatTime(record, '%H:%M:%S')}.{record.msecs:03.0f}"
+        return " ".join([time, record.levelname.lower(), record.getMessage(), *facts])
+
+
+class _Traffic(logging.Formatter):
+    """One QMP message a line: qemu.qmp spells each over many."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        try:
+            text = json.dumps(json.loads(text))
+        except ValueError:
+            text = " ".join(text.split())
+        return f"{record.msg[:3]} {text}"
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return text if text and text.isprintable() and " " not in text and '"' not in text else json.dumps(text)

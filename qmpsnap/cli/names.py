@@ -1,0 +1,78 @@
+"""Names of a running machine, for completion: quick, silent, and none when it does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+import qmpsnap
+from qmpsnap.cli.app import App
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.model.find import find_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import click
+
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.vm import VM
+
+__all__ = ["disks", "jobs", "layers"]
+
+T = TypeVar("T")
+_PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
+
+
+def disks(context: click.Context) -> list[str]:
+    """Names of the disks."""
+    graph = _ask(context, lambda vm: vm.graph())
+    return list(graph.disks) if graph is not None else []
+
+
+def layers(context: click.Context) -> list[str]:
+    """Last parts of the layers' paths; of the disk that the command line names, else of all."""
+    graph = _ask(context, lambda vm: vm.graph())
+    if graph is None:
+        return []
+    # click forgets the arguments before an option that waits for its value; the shell remembers.
+    words = os.environ.get("COMP_WORDS", "").split()
+    disk = context.params.get("disk") or next((word for word in words if word in graph.disks), None)
+    return sorted(_layers(graph, disk))
+
+
+def jobs(context: click.Context) -> list[str]:
+    """Ids of the jobs."""
+    found = _ask(context, lambda vm: vm.jobs())
+    return [job.id for job in found] if found is not None else []
+
+
+def _layers(graph: Graph, disk: str | None) -> set[str]:
+    found = list(graph.disks.values())
+    if disk:
+        try:
+            found = [find_disk(graph, disk)]
+        except QmpsnapError:
+            return set()
+    return {layer.file.rpartition("/")[2] or layer.file for one in found for layer in one.layers}
+
+
+def _ask(context: click.Context, question: Callable[[VM], Awaitable[T]]) -> T | None:
+    app = context.find_object(App)
+    if app is None or not app.socket:
+        return None
+    answer: list[T] = []
+
+    async def asked() -> None:
+        with anyio.move_on_after(_PATIENCE):
+            async with qmpsnap.connect(app.socket, shared_fs=False, greeting_limit=_PATIENCE / 2) as vm:
+                answer.append(await question(vm))
+
+    try:
+        asyncio.run(asked())
+    except (QmpsnapError, OSError):
+        return None
+    return answer[0] if answer else None

@@ -1,0 +1,114 @@
+"""Types of arguments, and options that several verbs have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qmpsnap.cli import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.shell_completion import CompletionItem
+
+__all__ = [
+    "DISK",
+    "FILE",
+    "JOB",
+    "LAYER",
+    "SPEED",
+    "dry_run",
+    "job_options",
+    "progress",
+]
+
+_SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?(?:/s)?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """A name that the machine knows; completes with those that there are."""
+
+    def __init__(self, name: str, find: Callable[[click.Context], list[str]]) -> None:
+        self.name = name
+        self._find = find
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names of the running machine; none when it does not answer at once."""
+        del param
+        return [
+            click.shell_completion.CompletionItem(name)
+            for name in self._find(ctx)
+            if name.startswith(incomplete)
+        ]
+
+
+class _File(click.Path):
+    """A file's name, relative to the caller's directory; made absolute."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
+        if not value:
+            self.fail("a file needs a name", param, ctx)
+        return str(Path(value).absolute())
+
+
+class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """Bytes a second, also as 100K, 10M, 1.5G."""
+
+    name = "speed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401 - click's
+        if isinstance(value, int):
+            return value
+        found = _SPEED.fullmatch(value)
+        if found is None:
+            self.fail(f"{value!r} is no speed: bytes a second, as 500000, 100K, 10M or 1.5G", param, ctx)
+        return round(float(found[1]) * _FACTORS[found[2].upper()])
+
+
+DISK = _Live("disk", names.disks)
+LAYER = _Live("layer", names.layers)
+JOB = _Live("job", names.jobs)
+FILE = _File()
+SPEED = _Speed()
+
+dry_run = click.option(
+    "-n", "--dry-run", is_flag=True, help="Print the plan and its exact QMP; send nothing."
+)
+progress = click.option(
+    "--progress",
+    is_flag=True,
+    help="Progress on stderr, a line at a time; JSON with --json. [default: a bar on a terminal]",
+)
+
+
+def job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every verb that runs a job."""
+    for option in (
+        dry_run,
+        progress,
+        click.option(
+            "--speed",
+            type=SPEED,
+            metavar="BYTES",
+            default=0,
+            help="Limit in bytes a second, also 100K, 10M, 1G. [default: none]",
+        ),
+        click.option(
+            "--on-error",
+            type=click.Choice(["report", "stop", "ignore"]),
+            default="report",
+            show_default=True,
+            help="At an I/O error: end with it, pause until resumed, or try the same again.",
+        ),
+    ):
+        function = option(function)
+    return function

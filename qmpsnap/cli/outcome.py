@@ -1,0 +1,150 @@
+"""How a command ends: its exit code, and of an error the text or the JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import App, cli
+from qmpsnap.cli.output import emit, moved, shown, spell, tell
+from qmpsnap.errors import (
+    AmbiguousName,
+    Changed,
+    Detached,
+    GraphMismatch,
+    Incomplete,
+    Interrupted,
+    LinkLost,
+    NodeBusy,
+    QmpsnapError,
+    Refused,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["INTERRUPTED", "report", "run_group"]
+
+INTERRUPTED = 130
+_USAGE = 2
+_SPOKEN = {"message", "changed", "hint", "invalid", "left"}
+
+
+def run_group(arguments: Sequence[str]) -> int:
+    """Run the verb that the arguments name; whatever comes out of it becomes an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
+    app = App()
+    try:
+        code = cli.main(args=list(arguments), prog_name="qmpsnap", standalone_mode=False, obj=app)
+        return code if isinstance(code, int) else 0
+    except QmpsnapError as error:
+        return report(app, error)
+    except click.ClickException as error:
+        if not arguments:
+            tell(cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)))
+            return _USAGE
+        return _misused(app, arguments, error)
+    except (click.Abort, KeyboardInterrupt):
+        return report(app, Interrupted("stopped before anything was sent"))
+    except Exception as error:  # noqa: BLE001 - the one place where a fault of ours may end
+        return _fault(app, error)
+
+
+def report(app: App, error: QmpsnapError) -> int:
+    """Say what happened, whether anything changed, and what to do next; return the exit code."""
+    code = INTERRUPTED if isinstance(error, Detached) else error.exit_code
+    if app.json:
+        more = {key: value for key, value in vars(error).items() if key not in _SPOKEN}
+        body = {
+            "type": type(error).__name__,
+            "message": error.message,
+            "changed": error.changed.value,
+            "hint": error.hint,
+            "invalid": list(error.invalid),
+            "left": list(error.left),
+            **more,
+        }
+        if app.moved:
+            body["active"] = dict(app.moved)
+        emit(spell(error=body))
+        return code
+    tell(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{shown(error.message)}")
+    if isinstance(error, Incomplete) and error.remaining:
+        tell(*(f"  still to do: {shown(step)}" for step in error.remaining))
+    if isinstance(error, GraphMismatch):
+        tell(*(f"  expected {shown(disk)}: {', '.join(files)}" for disk, files in error.expected.items()))
+        tell(*(f"  found    {shown(disk)}: {', '.join(files)}" for disk, files in error.found.items()))
+    tell(*(f"  invalid, it holds no moment any more: {shown(file)}" for file in error.invalid))
+    tell(*(f"  left behind: {shown(one)}" for one in error.left))
+    tell(*(f"  {line}" for line in moved(app.moved)))
+    tell(f"  {_changed(error)}")
+    if hint := _hint(error):
+        tell(f"  next: {shown(hint)}")
+    if isinstance(error, Detached):
+        emit(error.job_id)
+    return code
+
+
+def _changed(error: QmpsnapError) -> str:
+    match error.changed:
+        case Changed.NO:
+            return "nothing was changed"
+        case Changed.YES if isinstance(error, Detached):
+            return "the job writes into layers until it ends"
+        case Changed.YES if isinstance(error, Incomplete | GraphMismatch):
+            return "the machine's chains, or bytes of its layers, were changed"
+        case Changed.YES if error.invalid:
+            return "the guest reads what it read; bytes of the layers named above were changed"
+        case Changed.YES if isinstance(error, Interrupted):
+            return "the chains are as they were; bytes of a layer were changed, and it reads what it read"
+        case Changed.YES:
+            return "the machine's chains, or bytes of its layers, were changed"
+        case Changed.UNKNOWN:
+            return "whether anything was changed is not known"
+
+
+def _hint(error: QmpsnapError) -> str:
+    if error.hint:
+        return error.hint
+    match error:
+        case NodeBusy():
+            return f"qmpsnap job wait {error.job_id}, or qmpsnap job cancel {error.job_id}"
+        case AmbiguousName():
+            return f"one of: {', '.join(error.candidates)}"
+        case LinkLost() | GraphMismatch():
+            return "qmpsnap chain, and qmpsnap jobs, show what became of it"
+        case Incomplete():
+            return "qmpsnap jobs shows what is left, and how to end it"
+        case _:
+            return ""
+
+
+def _misused(app: App, arguments: Sequence[str], error: click.ClickException) -> int:
+    message = error.format_message()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "qmpsnap"
+    hint = f"{path} --help"
+    if app.json or "--json" in arguments:
+        body = {"type": "UsageError", "message": message, "changed": "no", "hint": hint}
+        emit(spell(error=body))
+    else:
+        tell(f"qmpsnap: {message}", f"  next: {hint}")
+    return _USAGE
+
+
+def _fault(app: App, error: Exception) -> int:
+    """Say that this is our own fault; the whole story with -v."""
+    message = f"a fault in qmpsnap: {type(error).__name__}: {error}"
+    hint = "look with qmpsnap chain and qmpsnap jobs; please report it, with the output of the same under -vv"
+    if app.verbose:
+        import traceback  # noqa: PLC0415 - for a fault alone
+
+        tell(*traceback.format_exception(error))
+    if isinstance(error, OSError) and not app.verbose:
+        message, hint = f"{error.strerror or error}", ""
+    found = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
+    return report(app, found)

@@ -1,0 +1,111 @@
+"""What results look like: text for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["VERSION", "duration", "emit", "moved", "shown", "size", "spell", "table", "tell"]
+
+VERSION = 1
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def emit(*lines: str) -> bool:
+    """Write lines to stdout, at once; False when nobody reads them any more."""
+    try:
+        for line in lines:
+            print(line)  # noqa: T201 - this is where results are printed
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def tell(*lines: str) -> None:
+    """Write lines to stderr."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
+
+
+def spell(**fields: object) -> str:
+    """One JSON object, on one line, with its version."""
+    return json.dumps({"version": VERSION, **fields}, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict | str | int | float):
+        return value
+    try:
+        return dict(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def shown(text: str) -> str:
+    """A name as people can read it: whatever a terminal would obey is spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def size(number: int | None) -> str:
+    """Bytes in units of 1024, three digits: "1.5 GiB"."""
+    if number is None:
+        return "?"
+    if abs(number) < 1024:
+        return f"{number} B"
+    value, unit = float(number), ""
+    for unit in _UNITS:  # noqa: B007 - the last one is used
+        value /= 1024
+        if abs(value) < 999.5:
+            break
+    return f"{value:.3g} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: "3.1 ms", "12 s", "1:02:03"."""
+    if seconds is None:
+        return "?"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 99.5:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), indent: str = "  "
+) -> list[str]:
+    """Lines of a table; a column without any content is left out.
+
+    Args:
+        header: The columns' names.
+        rows: Texts, as many in each row as there are columns.
+        right: Columns that are set to the right.
+        indent: What each line begins with.
+    """
+    body = [tuple(map(shown, row)) for row in rows]
+    used = [index for index in range(len(header)) if any(row[index] for row in body)]
+    lines = []
+    widths = {index: max(len(row[index]) for row in (tuple(header), *body)) for index in used}
+    for row in (tuple(header), *body):
+        cells = [
+            row[index].rjust(widths[index]) if header[index] in right else row[index].ljust(widths[index])
+            for index in used
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def moved(active: Mapping[str, str]) -> list[str]:
+    """What whoever starts the machine next must know."""
+    return [f"from now on start {shown(disk)} from {shown(file)}" for disk, file in active.items()]

@@ -1,0 +1,125 @@
+"""How far a job is, on stderr: a bar on a terminal; with --progress a line a second anywhere.
+
+With --json these lines are JSON objects. They go to stderr, since stdout holds exactly one object.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from qmpsnap.cli.output import duration, shown, size, spell, tell
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from qmpsnap.run.target import Progress
+
+__all__ = ["Bar", "Lines", "reporter"]
+
+_SOON = 2  # looks; a job that ends within the first needs no bar
+
+
+def reporter(*, asked: bool, as_json: bool) -> Bar | Lines | None:
+    """What shows the progress; None where nobody wants to see it, and then QEMU is not asked."""
+    if asked:
+        return Lines(as_json=as_json)
+    return Bar() if sys.stderr.isatty() else None
+
+
+class Lines:
+    """One line for each look at a job."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._json = as_json
+
+    def tell(self, progress: Progress) -> None:
+        """Show where the job is."""
+        job = progress.job
+        if self._json:
+            facts = {
+                "job": job.id,
+                "status": job.status,
+                "offset": job.offset,
+                "length": job.length,
+                "rate": progress.rate,
+                "remaining_s": progress.remaining,
+            }
+            tell(spell(progress=facts))
+        else:
+            tell(f"{shown(job.id)}: {job.status}, {_facts(progress)}")
+
+    def hide(self) -> None:
+        """Nothing to do: a line stays where it is."""
+
+    show = hide
+
+
+class Bar:
+    """A bar that comes when a job takes longer than one look, and goes when it is hidden."""
+
+    def __init__(self) -> None:
+        self._rich: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._looks = 0
+        self._hidden = False
+
+    def tell(self, progress: Progress) -> None:
+        """Show where the job is."""
+        self._looks += 1
+        if self._looks < _SOON or self._hidden:
+            return
+        if self._rich is None:
+            self._draw(progress)
+        assert self._rich is not None  # noqa: S101 - just drawn
+        assert self._task is not None  # noqa: S101 - just drawn
+        job = progress.job
+        self._rich.update(
+            self._task,
+            total=job.length or None,
+            completed=job.offset,
+            status=str(job.status),
+            facts=_facts(progress),
+        )
+        self._rich.refresh()
+
+    def hide(self) -> None:
+        """Take the bar away, for a question or for good."""
+        self._hidden = True
+        if self._rich is not None:
+            self._rich.stop()
+            self._rich = None
+
+    def show(self) -> None:
+        """Let the bar come again."""
+        self._hidden = False
+
+    def _draw(self, progress: Progress) -> None:
+        # Loading rich takes as long as many a job: not before there is something to draw.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
+        from rich.progress import Progress as RichProgress  # noqa: PLC0415
+
+        self._rich = RichProgress(
+            TextColumn("{task.description} {task.fields[status]}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+        )
+        job = progress.job
+        self._task = self._rich.add_task(shown(job.type), total=None, status="", facts="")
+        self._rich.start()
+
+
+def _facts(progress: Progress) -> str:
+    job = progress.job
+    facts = [f"{job.fraction:.0%} of {size(job.length)}"]
+    if progress.rate is not None:
+        facts.append(f"{size(round(progress.rate))}/s")
+    if progress.remaining is not None:
+        facts.append(f"{duration(progress.remaining)} left")
+    return ", ".join(facts)

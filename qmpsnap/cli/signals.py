@@ -1,0 +1,193 @@
+"""Ctrl-C and SIGTERM while a command runs.
+
+Before an operation has begun, either ends the command. While it runs:
+  first Ctrl-C on a terminal   asks: detach, cancel or go on; the operation goes on meanwhile
+  first one elsewhere, SIGTERM cancel, and undo what was done
+  second one                   detach: the job's id is printed, the job runs on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import anyio
+
+from qmpsnap.cli.outcome import report
+from qmpsnap.cli.output import shown, tell
+from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qmpsnap.cli.app import App
+    from qmpsnap.cli.progress import Bar, Lines
+    from qmpsnap.errors import QmpsnapError
+
+__all__ = ["Signals"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AFTER_CANCEL = 30.0  # seconds; then the outcome is unknown
+_AFTER_DETACH = 1.0  # seconds; an operation that is past its wait cannot be left in good order
+
+
+class Signals:
+    """What SIGINT and SIGTERM do; `with` it, inside the event loop.
+
+    Attributes:
+        cancel: Set to stop the operation (for `Hooks`).
+        detach: Set to leave its job running (for `Hooks`).
+    """
+
+    def __init__(self, app: App) -> None:
+        self.cancel = anyio.Event()
+        self.detach = anyio.Event()
+        self._app = app
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._came = 0
+        self._running = False  # an operation is under way
+        self._ended = False  # it ended: there is nothing to interrupt any more
+        self._asking = False
+        self._job_id = ""
+        self._bar: Bar | Lines | None = None
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop_asking()
+        for number in _SIGNALS:
+            self._loop.remove_signal_handler(number)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether one of them came."""
+        return self._came > 0
+
+    @contextmanager
+    def operation(self, job_id: str, bar: Bar | Lines | None = None) -> Iterator[None]:
+        """From here on an operation runs that must not simply be dropped.
+
+        Args:
+            job_id: Its job, which can be left running; "" when it has none.
+            bar: What shows its progress, to be hidden while a question is asked.
+        """
+        self._running, self._job_id, self._bar = True, job_id, bar
+        try:
+            yield
+        finally:
+            self._ended = True
+            if self._asking:
+                self._stop_asking()
+                tell("", "it has ended meanwhile")
+            if bar is not None:
+                bar.hide()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._ended:
+            return
+        self._came += 1
+        if not self._running:
+            if self._came > 1 or self._task is None:
+                self._leave(Interrupted("stopped before anything was changed"))
+            self._task.cancel()
+        elif self._came > 1 and not (self._asking and number is signal.SIGTERM):
+            self._stop_asking()
+            self._detach()
+        elif number is signal.SIGINT and self._job_id and sys.stdin.isatty() and sys.stderr.isatty():
+            self._ask()
+        else:
+            self._stop_asking()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self.cancel.is_set():
+            return
+        again = f"; once more leaves job {self._job_id} running" if self._job_id else ""
+        tell(f"stopping, and taking back what was done{again}")
+        self.cancel.set()
+        self._loop.call_later(_AFTER_CANCEL, self._give_up)
+
+    def _detach(self) -> None:
+        if not self._job_id:
+            tell("no job runs that could be left; waiting for QEMU's answer")
+            return
+        self.detach.set()
+        self._loop.call_later(_AFTER_DETACH, self._left)
+
+    def _left(self) -> None:
+        """Leave at once: the operation was not in its wait any more. Whoever comes finds the record."""
+        what = "it was being cancelled" if self.cancel.is_set() else "it was about to end"
+        self._leave(
+            Detached(
+                f"left job {self._job_id}; {what}",
+                job_id=self._job_id,
+                hint=f"qmpsnap job wait {self._job_id} tells what became of it and ends what is left",
+            )
+        )
+
+    def _give_up(self) -> None:
+        self._leave(
+            LinkLost(
+                f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt",
+                changed=Changed.UNKNOWN,
+                hint="when it answers again: qmpsnap chain, and qmpsnap jobs, show what became of it",
+            )
+        )
+
+    def _leave(self, error: QmpsnapError) -> NoReturn:
+        """End the process now, with what is known."""
+        if self._bar is not None:
+            self._bar.hide()
+        code = report(self._app, error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    # -- the question ------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        if self._bar is not None:
+            self._bar.hide()
+        self._asking = True
+        # Whole lines come when the terminal has them, so the loop is never kept from its work.
+        self._loop.add_reader(sys.stdin.fileno(), self._on_answer)
+        tell("", f"job {shown(self._job_id)} goes on meanwhile")
+        self._prompt()
+
+    def _prompt(self) -> None:
+        sys.stderr.write("[d]etach, [c]ancel, go [o]n? ")
+        sys.stderr.flush()
+
+    def _on_answer(self) -> None:
+        try:
+            answer = os.read(sys.stdin.fileno(), 4096).decode(errors="replace").strip().lower()
+        except OSError:
+            answer = "o"
+        match answer[:1]:
+            case "d":
+                self._stop_asking()
+                self._detach()
+            case "c":
+                self._stop_asking()
+                self._cancel()
+            case "o" | "":
+                self._stop_asking()
+                self._came = 0
+                tell("going on")
+                if self._bar is not None:
+                    self._bar.show()
+            case _:
+                self._prompt()
+
+    def _stop_asking(self) -> None:
+        if self._asking:
+            self._asking = False
+            self._loop.remove_reader(sys.stdin.fileno())

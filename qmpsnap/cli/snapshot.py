@@ -1,0 +1,53 @@
+"""`qmpsnap snapshot`: new overlays, all at one instant."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import DISK, FILE, dry_run
+from qmpsnap.cli.runner import change
+from qmpsnap.plan.intent import Snapshot
+
+__all__ = ["snapshot"]
+
+
+@verb(
+    "snapshot",
+    example="qmpsnap -s /run/vm1/qmp.sock snapshot before-upgrade --disk vda --disk vdb=/fast/vdb.qcow2",
+    short_help="Put an overlay on each disk, all at one instant.",
+)
+@click.argument("name", required=False)
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="D[=FILE]",
+    type=DISK,
+    help="A disk to take, and where its overlay goes. May be repeated. "
+    "[default: every writable disk with a medium; beside the active layer, STEM-of-base.NAME.qcow2]",
+)
+@click.option(
+    "--use-existing",
+    is_flag=True,
+    help="The overlays are there already: check size, backing file and format. [default: make them]",
+)
+@dry_run
+def snapshot(name: str | None, disks: tuple[str, ...], *, use_existing: bool, dry_run: bool) -> None:
+    """Put a new overlay on each disk, all at one instant, while the guest runs.
+
+    NAME is the moment's name. [default: snap-YYYYmmddTHHMMSS, local time]
+    """
+    spelled, files = [], {}
+    for one in disks:
+        disk, equals, file = one.partition("=")
+        if not disk or (equals and not file):
+            raise click.BadParameter(f"{one!r} is not D or D=FILE", param_hint="--disk")
+        spelled.append(disk)
+        if file:
+            files[disk] = FILE.convert(file, None, None)
+    # Local time, as it is for people; the moment's record has UTC.
+    moment = name if name is not None else f"snap-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
+    change(Snapshot(moment, tuple(spelled), files, use_existing), dry_run=dry_run)

@@ -1,0 +1,47 @@
+"""`qmpsnap stream`: backing data goes up into the overlay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import DISK, LAYER, job_options
+from qmpsnap.cli.runner import change
+from qmpsnap.plan.intent import Stream
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import OnError
+
+__all__ = ["stream"]
+
+
+@verb(
+    "stream",
+    example="qmpsnap -s /run/vm1/qmp.sock stream vda --base base.qcow2",
+    short_help="Copy backing data up into an overlay (blockpull).",
+)
+@click.argument("disk", type=DISK)
+@click.option(
+    "--base", type=LAYER, metavar="LAYER", help="Layer that stays below, excluded. [default: none stays]"
+)
+@click.option(
+    "--into", type=LAYER, metavar="LAYER", help="Layer that receives the data. [default: the active layer]"
+)
+@job_options
+def stream(
+    disk: str,
+    *,
+    base: str | None,
+    into: str | None,
+    on_error: OnError,
+    speed: int,
+    progress: bool,
+    dry_run: bool,
+) -> None:
+    """Copy backing data up, so that the layers between are not needed (alias blockpull).
+
+    The layers between stay valid files. A LAYER is a path, its last part, a node name or a snapshot's name.
+    """
+    change(Stream(disk, base, into, on_error, speed), dry_run=dry_run, progress=progress)

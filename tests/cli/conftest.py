@@ -1,0 +1,106 @@
+"""What the command line's tests share: the command, run in this process, and a scripted QEMU."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import NamedTuple
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from qmpsnap.cli.main import run
+from qmpsnap.testing.server import Return, serve
+
+GIB = 1 << 30
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        """The one object on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(monkeypatch):
+    monkeypatch.delenv("QMPSNAP_SOCKET", raising=False)
+    wire, ours = logging.getLogger("qemu.qmp"), logging.getLogger("qmpsnap")
+    before = [
+        (one, list(one.handlers), one.level, one.propagate)
+        for one in (wire, ours, logging.getLogger("asyncio"))
+    ]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
+        logger.manager._clear_cache()
+
+
+@pytest.fixture
+def qmpsnap(capsys):
+    """Run a command line in this process."""
+
+    def call(*words):
+        capsys.readouterr()
+        code = run([str(word) for word in words])
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A scripted QMP server in a thread of its own; without disks until a test says otherwise."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve(str(tmp_path / "s"))) as scripted,
+    ):
+        disks(scripted)
+        for command in ("query-jobs", "query-block-jobs", "query-commands", "query-qmp-schema"):
+            scripted.answer(command, Return([]))
+        yield scripted
+
+
+@pytest.fixture
+def machine(qmpsnap, server):
+    """Run a command line against the scripted server."""
+    return lambda *words: qmpsnap("-s", server.path, *words)
+
+
+def disks(server, **chains):
+    """Let the server have these disks, each with its files, active first; none: an empty drive."""
+    block, stats, nodes = [], [], []
+    for disk, files in chains.items():
+        place = {"device": "", "qdev": f"/machine/peripheral/{disk}/virtio-backend"}
+        row = {**place, "type": "unknown", "locked": False, "removable": not files}
+        below = None
+        for index, file in reversed(list(enumerate(files))):
+            node, image = f"{disk}-{index}", {"filename": file, "format": "qcow2", "virtual-size": GIB}
+            image |= {"actual-size": 1 << 20, "cluster-size": 65536}
+            if index + 1 < len(files):
+                image |= {"backing-filename": files[index + 1], "backing-filename-format": "qcow2"}
+            facts = {"ro": index > 0, "drv": "qcow2", "encrypted": False, "iops": 0}
+            nodes.append({**facts, "node-name": node, "file": file, "image": image})
+            protocol = {**facts, "drv": "file", "node-name": f"{node}-file", "file": file}
+            nodes.append({**protocol, "image": {"filename": file, "format": "file", "virtual-size": 1 << 20}})
+            parent = {"node-name": f"{node}-file", "stats": {}}
+            below = {
+                "node-name": node,
+                "stats": {},
+                "parent": parent,
+                **({"backing": below} if below else {}),
+            }
+        if below:
+            row["inserted"] = {**nodes[-2], "node-name": f"{disk}-0"}
+        block.append(row)
+        stats.append({**place, "stats": {}, **(below or {})})
+    server.answer("query-block", Return(block))
+    server.answer("query-blockstats", Return(stats))
+    server.answer("query-named-block-nodes", Return(nodes))

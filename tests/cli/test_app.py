@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.cli.app import _VERBS
+
+
+def test_help_names_every_verb_and_the_exit_codes(qmpsnap):
+    ended = qmpsnap("--help")
+    assert ended.code == 0
+    assert all(f"  {name} " in ended.out for name in _VERBS)
+    assert "130 interrupted" in ended.out
+    assert "..." not in ended.out.replace("VERB ...", "")  # no line is cut short
+
+
+def test_no_arguments_print_the_help_on_stderr(qmpsnap):
+    ended = qmpsnap()
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Usage: qmpsnap")
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for name in _VERBS if name != "job"), "blockpull", "blockcommit", "blockcopy"]
+)
+def test_help_of_a_verb_has_an_example(qmpsnap, name):
+    ended = qmpsnap(name, "--help")
+    assert ended.code == 0
+    assert "\nExample:\n  qmpsnap " in ended.out
+
+
+@pytest.mark.parametrize("name", ["pause", "resume", "cancel", "speed", "wait"])
+def test_help_of_a_job_verb_has_an_example_and_a_dry_run(qmpsnap, name):
+    ended = qmpsnap("job", name, "--help")
+    assert f"Example:\n  qmpsnap -s /run/vm1/qmp.sock job {name} " in ended.out
+    assert "--dry-run" in ended.out
+
+
+def test_a_verb_that_does_not_exist_is_answered_by_those_that_do(qmpsnap):
+    ended = qmpsnap("merge")
+    assert ended.code == 2
+    assert "there is no verb 'merge'; there are chain, snapshot" in ended.err
+
+
+def test_no_socket_is_a_usage_error_that_says_how_to_give_one(qmpsnap):
+    ended = qmpsnap("chain")
+    assert ended.code == 2
+    assert "-s PATH" in ended.err
+    assert "QMPSNAP_SOCKET" in ended.err
+
+
+def test_socket_comes_from_the_environment(qmpsnap, server, monkeypatch):
+    monkeypatch.setenv("QMPSNAP_SOCKET", server.path)
+    assert qmpsnap("chain").out == "no disks\n"
+
+
+def test_socket_of_the_command_line_goes_before_the_environment(qmpsnap, server, monkeypatch):
+    monkeypatch.setenv("QMPSNAP_SOCKET", "/none")
+    assert qmpsnap("-s", server.path, "chain").code == 0
+
+
+def test_shared_options_may_stand_after_the_verb(qmpsnap, server):
+    ended = qmpsnap("chain", "-s", server.path, "--json")
+    assert ended.json == {"version": 1, "disks": []}
+
+
+def test_nobody_there_exits_4(qmpsnap, tmp_path):
+    ended = qmpsnap("-s", tmp_path / "none", "--json", "jobs")
+    error = ended.json["error"]
+    assert (ended.code, ended.err, error["type"], error["changed"]) == (4, "", "ConnectFailed", "no")

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.testing.server import Return
+
+from .conftest import disks
+
+OURS = "qmpsnap-stream-keep-0a1b2c3d"
+
+
+def job(server, job_id, status="running", *, block=None, **more):
+    progress = {"current-progress": 25, "total-progress": 100}
+    server.answer(
+        "query-jobs", Return([{"id": job_id, "type": "stream", "status": status, **progress, **more}])
+    )
+    if block is not None:
+        facts = {"device": job_id, "type": "stream", "len": 100, "offset": 25, "busy": True, "paused": False}
+        facts |= {"speed": 1 << 20, "io-status": "ok", "ready": False, "status": status}
+        server.answer("query-block-jobs", Return([facts | block]))
+
+
+def test_jobs_says_when_there_are_none(machine):
+    assert machine("jobs").out == "no jobs\n"
+
+
+def test_jobs_lists_ours_with_the_ways_to_end_it(machine, server):
+    job(server, OURS, block={})
+    assert machine("jobs").out.splitlines() == [
+        "ID                            TYPE    STATE            DONE    LIMIT  WHOSE",
+        f"{OURS}  stream  running  25% of 100 B  1 MiB/s  ours",
+        f"{OURS}: qmpsnap job wait {OURS}, or qmpsnap job cancel {OURS}",
+    ]
+
+
+def test_jobs_lists_another_s_without_ways(machine, server):
+    job(server, "theirs")
+    found = machine("jobs", "--json").json
+    assert [(one["id"], one["ours"], one["ways"]) for one in found["jobs"]] == [("theirs", False, [])]
+    assert found["interrupted"] == []
+
+
+def test_jobs_says_why_one_is_paused(machine, server):
+    job(server, OURS, "paused", block={"paused": True, "io-status": "nospace"})
+    out = machine("jobs").out
+    assert "paused: no space" in out
+    assert f"qmpsnap job resume {OURS}, or qmpsnap job cancel {OURS}" in out
+
+
+def test_jobs_shows_the_error_of_one_that_ended(machine, server):
+    job(server, OURS, "concluded", type="commit", error="Input/output error")
+    assert f"{OURS}: error: Input/output error" in machine("jobs").out
+
+
+def test_jobs_lists_them_also_when_the_graph_must_not_be_asked_for(machine, server):
+    job(server, "theirs", "concluded")
+    ended = machine("jobs")
+    assert (ended.code, ended.out.splitlines()[1].split()[:3]) == (0, ["theirs", "stream", "concluded"])
+    assert ended.err.startswith("warning: what a lost client left cannot be looked for: stream job 'theirs'")
+
+
+@pytest.mark.parametrize(("after", "became"), [(1, "its client went away"), (0, "was stopped half-way")])
+def test_jobs_lists_what_a_lost_client_left(machine, server, tmp_path, after, became):
+    file = str(tmp_path / "base.qcow2")
+    disks(server, vda=(file,))
+    record = IntentRecord(
+        id=OURS,
+        op="stream",
+        created="2024-01-01T00:00:00+00:00",
+        chains={"vda": (file, "/gone")},
+        after={"vda": (file if after else "/other",)},
+        disk="vda",
+    )
+    (tmp_path / "base.qmpsnap").mkdir()
+    (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    assert machine("--shared-fs", "yes", "jobs").out.splitlines() == [
+        f"{OURS}: stream of vda, begun 2024-01-01T00:00:00+00:00, {became}",
+        f"  ended by: qmpsnap job wait {OURS}",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
+def test_job_verb_refuses_another_s_job(machine, server, verb):
+    job(server, "theirs")
+    ended = machine("--json", "job", verb, "theirs")
+    assert (ended.code, ended.json["error"]["type"]) == (3, "ForeignJob")
+    assert f"job-{verb}" not in server.commands
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
+def test_job_verb_touches_another_s_job_when_told_to(machine, server, verb):
+    job(server, "theirs")
+    server.answer(f"job-{verb}", Return())
+    ended = machine("--json", "job", verb, "theirs", "--foreign")
+    assert (ended.code, ended.json["op"], ended.json["changed"]) == (0, f"job-{verb}", False)
+    assert server.received[-1]["execute"] == f"job-{verb}"
+
+
+@pytest.mark.parametrize("dry", [("-n", "--foreign"), ("-n",)])
+def test_job_verb_sends_nothing_on_a_dry_run(machine, server, dry):
+    job(server, OURS if len(dry) == 1 else "theirs", block={})
+    ended = machine("--json", "job", "speed", OURS if len(dry) == 1 else "theirs", "1.5K", *dry)
+    (step,) = ended.json["plan"]["steps"]
+    assert (step["command"], step["arguments"]["speed"], ended.json["changed"]) == (
+        "block-job-set-speed",
+        1536,
+        False,
+    )
+    assert "block-job-set-speed" not in server.commands
+
+
+def test_job_verb_refuses_on_a_dry_run_what_the_run_would_refuse(machine, server):
+    job(server, "theirs")
+    assert machine("--json", "job", "pause", "theirs", "-n").json["error"]["type"] == "ForeignJob"
+
+
+def test_job_speed_refuses_what_is_no_speed(machine):
+    ended = machine("job", "speed", OURS, "fast")
+    assert ended.code == 2
+    assert "'fast' is no speed" in ended.err
+
+
+def test_job_wait_refuses_an_id_that_nobody_knows(machine):
+    ended = machine("--json", "job", "wait", OURS)
+    assert (ended.code, ended.json["error"]["type"]) == (3, "UnknownNode")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def python(program, *words):
+    return subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_main_says_what_to_install_when_a_package_is_missing(package):
+    ended = python(f"import sys; sys.modules[{package!r}] = None; from qmpsnap.cli.main import main; main()")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"qmpsnap: the command line needs {package}: pip install 'qmpsnap[cli]'\n"
+
+
+def test_importing_qmpsnap_needs_neither_click_nor_rich():
+    ended = python("import sys; sys.modules['click'] = sys.modules['rich'] = None; import qmpsnap")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_chain_loads_neither_rich_nor_other_verbs(server):
+    program = (
+        "import sys; from qmpsnap.cli.main import run; code = run(sys.argv[1:]);"
+        "print(code, [name for name in sys.modules if name == 'rich' or name.startswith('qmpsnap.cli.')])"
+    )
+    ended = python(program, "-s", server.path, "chain")
+    code, loaded = ended.stdout.splitlines()[-1].split(" ", 1)
+    assert code == "0"
+    assert "'rich'" not in loaded
+    assert "commit" not in loaded
+
+
+def test_python_m_is_the_command(server):
+    words = [sys.executable, "-m", "qmpsnap", "-s", server.path, "chain"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "no disks\n", "")
+
+
+def test_a_reader_that_has_gone_is_no_error(server):
+    words = [sys.executable, "-m", "qmpsnap", "-s", server.path, "chain"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_full_disk_under_stdout_is_said(server):
+    words = [sys.executable, "-m", "qmpsnap", "-s", server.path, "chain"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert "No space left on device" in ended.stderr

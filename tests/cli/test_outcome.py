@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap import errors
+from qmpsnap.cli.app import App
+from qmpsnap.cli.outcome import report
+from qmpsnap.cli.output import spell
+from qmpsnap.errors import Changed
+
+JOB = "qmpsnap-commit-pivot-0a1b2c3d"
+
+
+def text(capsys, error, app=None):
+    code = report(app or App(), error)
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Refused("m"), 3),
+        (errors.TargetExists("m", file="/f"), 3),
+        (errors.ConnectFailed("m"), 4),
+        (errors.JobFailed("m", job_id=JOB, error="e"), 4),
+        (errors.LinkLost("m"), 5),
+        (errors.GraphMismatch("m", expected={}, found={}), 6),
+        (errors.Incomplete("m"), 7),
+        (errors.JobPaused("m", job_id=JOB, reason="no space", hint="h"), 7),
+        (errors.Detached("m", job_id=JOB, hint="h"), 130),
+        (errors.Interrupted("m"), 130),
+    ],
+)
+def test_report_returns_the_code_of_the_error_s_class(capsys, error, code):
+    assert text(capsys, error)[0] == code
+
+
+def test_report_says_what_happened_whether_anything_changed_and_what_next(capsys):
+    error = errors.TargetExists("/f exists already", file="/f", hint="take another name")
+    assert text(capsys, error) == (
+        3,
+        "",
+        ["qmpsnap: refused: /f exists already", "  nothing was changed", "  next: take another name"],
+    )
+
+
+def test_report_names_invalid_files_and_what_is_left(capsys):
+    error = errors.JobFailed(
+        "job failed", job_id=JOB, error="e", changed=Changed.YES, invalid=["/base"], left=["/made"]
+    )
+    assert text(capsys, error)[2] == [
+        "qmpsnap: job failed",
+        "  invalid, it holds no moment any more: /base",
+        "  left behind: /made",
+        "  the guest reads what it read; bytes of the layers named above were changed",
+    ]
+
+
+def test_report_names_what_is_still_to_do(capsys):
+    error = errors.Incomplete("done, but", remaining=["retire-file x"])
+    assert text(capsys, error)[2] == [
+        "qmpsnap: done, but",
+        "  still to do: retire-file x",
+        "  the machine's chains, or bytes of its layers, were changed",
+        "  next: qmpsnap jobs shows what is left, and how to end it",
+    ]
+
+
+def test_report_says_what_to_start_from_when_the_root_had_moved(capsys):
+    app = App(moved={"vda": "/new"})
+    assert "  from now on start vda from /new" in text(capsys, errors.LinkLost("lost"), app)[2]
+
+
+def test_report_prints_the_job_s_id_when_it_was_left(capsys):
+    assert text(capsys, errors.Detached("left", job_id=JOB, hint="h"))[1] == f"{JOB}\n"
+
+
+def test_report_as_json_is_one_object_with_all_that_the_error_knows(capsys):
+    app = App(json=True, moved={"vda": "/new"})
+    error = errors.CommandFailed(
+        "no",
+        command="transaction",
+        arguments={"a": 1},
+        qmp_class="GenericError",
+        desc="d",
+        hint="h",
+        left=["l"],
+    )
+    code, out, err = text(capsys, error, app)
+    body = {
+        "type": "CommandFailed", "message": "no", "changed": "no", "hint": "h", "invalid": [], "left": ["l"],
+        "command": "transaction", "arguments": {"a": 1}, "qmp_class": "GenericError", "desc": "d",
+        "active": {"vda": "/new"},
+    }  # fmt: skip
+    assert (code, out, err) == (4, spell(error=body) + "\n", [])
+
+
+def test_run_says_what_a_fault_is_and_exits_1(qmpsnap, monkeypatch):
+    monkeypatch.setattr("qmpsnap.cli.runner.configure", lambda _: {}["x"])
+    ended = qmpsnap("-s", "/none", "--json", "chain")
+    assert (ended.code, ended.json["error"]["type"]) == (1, "QmpsnapError")
+    assert "a fault in qmpsnap: KeyError" in ended.json["error"]["message"]
+
+
+def test_run_refuses_misuse_with_2(qmpsnap):
+    ended = qmpsnap("-s", "/none", "mirror", "vda", "t")
+    assert (ended.code, ended.out) == (2, "")
+    assert (
+        ended.err
+        == "qmpsnap: say how the mirror ends: either --pivot or --finish\n  next: qmpsnap mirror --help\n"
+    )
+
+
+def test_run_tells_misuse_as_json_though_it_could_not_read_all(qmpsnap):
+    ended = qmpsnap("chain", "--nope", "--json")
+    assert (ended.code, ended.json["error"]["type"], ended.json["error"]["changed"]) == (
+        2,
+        "UsageError",
+        "no",
+    )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qmpsnap.cli import runner
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+
+
+@pytest.fixture
+def intent(qmpsnap, monkeypatch):
+    """What a command line asks for; nothing is connected to."""
+    asked = []
+
+    def run(work):
+        asked.extend(cell.cell_contents for cell in work.__closure__ if isinstance(cell.cell_contents, KINDS))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+
+    def call(*words):
+        assert qmpsnap(*words).code == 130
+        return asked.pop()
+
+    return call
+
+
+KINDS = (Snapshot, Stream, Commit, Mirror)
+
+
+def test_snapshot_without_a_name_is_named_by_the_time(intent):
+    assert re.fullmatch(r"snap-\d{8}T\d{6}", intent("snapshot").name)
+
+
+def test_snapshot_splits_disk_at_the_first_equals_and_makes_files_absolute(intent):
+    here = Path.cwd()
+    asked = intent(
+        "snapshot", "n", "--disk", "vda", "--disk", "vdb=a=b.qcow2", "--disk", "vdc=/x/y", "--use-existing"
+    )
+    assert asked == Snapshot(
+        "n", ("vda", "vdb", "vdc"), {"vdb": f"{here}/a=b.qcow2", "vdc": "/x/y"}, use_existing=True
+    )
+
+
+@pytest.mark.parametrize("word", ["=f", "vda="])
+def test_snapshot_refuses_half_a_disk(qmpsnap, word):
+    assert qmpsnap("-s", "/none", "snapshot", "--disk", word).code == 2
+
+
+def test_stream_says_all_that_can_be_said(intent):
+    asked = intent("stream", "vda", "--base", "b", "--into", "i", "--on-error", "stop", "--speed", "2M")
+    assert asked == Stream("vda", "b", "i", "stop", 2 << 20)
+
+
+def test_stream_has_the_promised_defaults(intent):
+    assert intent("blockpull", "vda") == Stream("vda")
+
+
+def test_commit_says_all_that_can_be_said(intent):
+    words = (
+        "--top",
+        "t",
+        "--base",
+        "b",
+        "--keep-overlay",
+        "--look-in",
+        "/l",
+        "--invalidate",
+        "/i",
+        "--folded",
+        "keep",
+    )
+    asked = intent("commit", "vda", *words, "--discard-internal", "--on-error", "ignore", "--speed", "5")
+    assert asked == Commit(
+        "vda", "t", "b", keep_overlay=True, look_in=("/l",), invalidate=("/i",), folded="keep",
+        discard_internal=True, on_error="ignore", speed=5,
+    )  # fmt: skip
+
+
+def test_commit_has_the_promised_defaults(intent):
+    assert intent("blockcommit", "vda") == Commit("vda")
+
+
+def test_mirror_says_all_that_can_be_said(intent):
+    words = ("--finish", "--sync", "top", "--format", "raw", "--use-existing", "--discard-internal")
+    assert intent("mirror", "vda", "/t", *words) == Mirror(
+        "vda", "/t", "finish", sync="top", format="raw", use_existing=True, discard_internal=True
+    )
+
+
+def test_mirror_has_the_promised_defaults(intent):
+    assert intent("blockcopy", "vda", "t", "--pivot") == Mirror("vda", f"{Path.cwd()}/t", "pivot")
+
+
+@pytest.mark.parametrize("words", [(), ("--pivot", "--finish")])
+def test_mirror_refuses_no_ending_and_two(qmpsnap, words):
+    assert qmpsnap("-s", "/none", "mirror", "vda", "t", *words).code == 2
