@@ -41,12 +41,37 @@ class JobVerbs:
         """
         return await self._target.jobs()
 
-    async def interrupted(self) -> tuple[IntentRecord, ...]:
+    async def job(self, job_id: str, *, foreign: bool = True) -> Job:
+        """One job, as of now.
+
+        Args:
+            job_id: The job.
+            foreign: Whether it may be somebody else's.
+
+        Raises:
+            UnknownNode: When there is no job of that id.
+            ForeignJob: When it is not ours, and `foreign` is False.
+        """
+        for job in await self._target.jobs():
+            if job.id == job_id:
+                if not job.mine and not foreign:
+                    raise ForeignJob(
+                        f"job {job_id!r} is not ours ({job.type})",
+                        job_id=job_id,
+                        hint="say --foreign (foreign=True) to touch it all the same",
+                    )
+                return job
+        raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+
+    async def interrupted(self, graph: Graph | None = None) -> tuple[IntentRecord, ...]:
         """Records of operations whose client went away, and of files that hold no moment any more.
 
         Empty where QEMU's files are not visible from here.
+
+        Args:
+            graph: The graph when it was read a moment ago; None: it is read.
         """
-        graph = await self._target.graph()
+        graph = graph or await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
         return tuple(record for record in files.records if isinstance(record, IntentRecord))
 
@@ -84,7 +109,7 @@ class JobVerbs:
             JobPaused: When an I/O error paused it.
         """
         if parse_job_id(job_id) is None:
-            await self._job(job_id, foreign=foreign)
+            await self.job(job_id, foreign=foreign)
             with self._target.watch(job_id) as watch:
                 return await watch.until_concluded()
         plan = await self.plan_rest(job_id)
@@ -100,7 +125,7 @@ class JobVerbs:
 
     async def job_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
         """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
-        await self._job(job_id, foreign=foreign)
+        await self.job(job_id, foreign=foreign)
         await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
 
     async def job_cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
@@ -139,20 +164,8 @@ class JobVerbs:
             )
 
     async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
-        await self._job(job_id, foreign=foreign)
+        await self.job(job_id, foreign=foreign)
         await self._executor.command(command, {"id": job_id})
-
-    async def _job(self, job_id: str, *, foreign: bool) -> Job:
-        for job in await self._target.jobs():
-            if job.id == job_id:
-                if not job.mine and not foreign:
-                    raise ForeignJob(
-                        f"job {job_id!r} is not ours ({job.type})",
-                        job_id=job_id,
-                        hint="say --foreign (foreign=True) to touch it all the same",
-                    )
-                return job
-        raise UnknownNode(f"there is no job {job_id!r}", hint="jobs lists what there is")
 
     async def _complete(self, graph: Graph, files: Files) -> Scene:
         return Scene(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from qmpsnap.cli.signals import Signals
-    from qmpsnap.run.event import Event
+    from qmpsnap.run.session.event import Event
     from qmpsnap.vm import VM
 
 __all__ = ["events"]

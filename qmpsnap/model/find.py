@@ -33,7 +33,7 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
     """
     if spelling in graph.disks:
         return graph.disks[spelling]
-    found = [disk for disk in graph.disks.values() if spelling in _spellings(disk)]
+    found = [disk for disk in graph.disks.values() if spelling and spelling in _spellings(disk)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 __all__ = [
+    "among_devices",
     "check_name",
     "digest",
     "job_id",
@@ -95,6 +96,11 @@ def stem(file: str) -> str:
 def overlay_file(*, active: str, base: str, name: str) -> str:
     """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
     return posixpath.join(posixpath.dirname(active), f"{stem(base)}.{name}.qcow2")
+
+
+def among_devices(path: str) -> bool:
+    """Whether the path lies among the host's devices, where no file of ours belongs (but /dev/shm)."""
+    return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
 
 
 def state_directory(base: str) -> str:

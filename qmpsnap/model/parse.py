@@ -132,11 +132,11 @@ class _Join:
             return self._absolute(spelled)
         for child in cast("list[Raw]", row.get("children") or []):
             below = entries.get(_text(child["node-name"]))
-            if child.get("child") in {"file", "backing"} and below is not None and below is not row:
-                return self._path(below, entries) if child["child"] == "file" else spelled
+            if child.get("child") == "file" and below is not None and below is not row:
+                return self._path(below, entries)
         try:
             options = json.loads(spelled.removeprefix("json:"))
-        except ValueError:  # QEMU cuts a file name at 4095 bytes and ends it in "..."
+        except (ValueError, RecursionError):  # QEMU cuts a file name at 4095 bytes and ends it in "..."
             return spelled
         while isinstance(options, dict):
             if options.get("driver") in PATH_DRIVERS and isinstance(options.get("filename"), str):

@@ -62,8 +62,10 @@ def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
     names = [
         invalid_name(file, attempt=attempt) for file in local for attempt in range(1, _INVALID_NAMES + 1)
     ]
+    # An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
+    nodes = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
     return Ask(
-        files=unique((*local, *intent.invalidate, *names)),
+        files=unique((*local, *intent.invalidate, *names, *nodes)),
         directories=unique((*map(posixpath.dirname, local), *intent.look_in, *with_parents(records))),
         survey=unique((*map(posixpath.dirname, local), *intent.look_in)),
         records=records,
@@ -129,7 +131,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         after=local_chains(
             {disk.name: disk.files if intent.keep_overlay else disk.files[:top] + disk.files[base:]}
         ),
-        folded=tuple(retired),
+        folded=() if intent.keep_overlay else tuple(one.file for one in folded if one.file.startswith("/")),
         policy="" if intent.keep_overlay else intent.folded if scene.files.shared else "keep",
         renames={file: to for file, to in retired.items() if to and intent.folded == "rename"},
         invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
@@ -190,7 +192,9 @@ def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> 
     ids = []
     for record in scene.files.records:
         match record:
-            case IntentRecord(op="commit") if set(record.invalid) <= gone | {start.base_file}:
+            case IntentRecord(op="commit") if record.invalid and set(record.invalid) <= (
+                gone | {start.base_file}
+            ):
                 ids.append(record.id)
             case MomentRecord() if record.overlays and set(record.overlays.values()) <= gone:
                 ids.append(record.id)
@@ -242,7 +246,7 @@ def _refuse_needed(
         if not files.directories[where].exists:
             raise TargetUnusable(f"the directory {where} to look in does not exist", file=where)
     for where in files.unreadable:
-        if where.partition(": ")[0] in files.looked_in or where.partition(": ")[0] in files.directories:
+        if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
             raise TargetUnusable(
                 f"cannot look for images that stand on the chain: {where}",
                 file=where,
@@ -256,8 +260,13 @@ def _refuse_needed(
     )
     wanted = {files.real(file) for file in intent.invalidate}
     _refuse_by([*by, *(file for file in standing if file not in wanted)])
-    notes = tuple(f"could not be read, may stand on the chain: {where}" for where in files.unreadable)
-    return tuple(file for file in standing if file in wanted), notes
+    notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]
+    notes += [
+        f"images of other machines that stand on {layer.file} were not looked for"
+        for layer in changed
+        if not layer.file.startswith("/")
+    ]
+    return tuple(file for file in standing if file in wanted), tuple(notes)
 
 
 def _refuse_by(by: list[str]) -> None:

@@ -22,7 +22,9 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     EndCopy,
+    FinalizeJob,
     FinishRecord,
+    FlushNode,
     KeepMoment,
     ProbeAbsent,
     RemoveMade,
@@ -95,6 +97,8 @@ def apply(graph: Graph, step: Step) -> Graph:
             | StartMirror()
             | CompleteJob()
             | EndCopy()
+            | FlushNode()
+            | FinalizeJob()
             | CancelJob()
             | DismissJob()
             | AwaitJob()

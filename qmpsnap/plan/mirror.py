@@ -120,9 +120,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         prepare.append(CreatePlaceholder(intent.target, disk.active.file))
     elif not shared and not intent.use_existing:
         prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
-    tidy: list[Step] = [*delete_owned(leaving)]
-    if place:
-        tidy.append(FinishRecord(place, (record.id,)))
+    finish = (FinishRecord(place, (record.id,)),) if place else ()
     stages = [
         Stage("make the target", tuple(prepare)),
         Stage(
@@ -132,11 +130,13 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
                 AwaitJob(start.job_id, "ready"),
                 CompleteJob(start.job_id, start) if pivot else EndCopy(start.job_id),
                 AwaitJob(start.job_id, "concluded"),
+                # No chain tells that a copy is whole: the job does, until the record needs it no more.
+                *(() if pivot else finish),
                 DismissJob(start.job_id),
             ),
             verify=True,
         ),
-        Stage("put everything away", tuple(tidy), tidy=True),
+        Stage("put everything away", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
     ]
     stages = [stage for stage in stages if stage.steps]
     return Plan(
@@ -177,6 +177,12 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     if not target.startswith("/"):
         raise TargetUnusable(f"{target!r} is no absolute path", file=target)
     if not scene.files.shared:
+        if intent.use_existing:
+            raise Unsupported(
+                f"size and backing of {target} cannot be checked: QEMU's files are not visible from here",
+                feature="use_existing",
+                hint="leave --use-existing out and the image is made",
+            )
         return
     fact = scene.files.files[target]
     if intent.use_existing:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.graph import draw
-from qmpsnap.plan.steps import AwaitJob, DismissJob, StartCommit, StartMirror, StartStream, WriteRecord
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CreateOverlay,
+    DismissJob,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    WriteRecord,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from qmpsnap.model.graph import Chains, Graph
     from qmpsnap.plan.intent import Intent
@@ -36,6 +45,15 @@ class Stage:
     steps: tuple[Step, ...]
     verify: bool = False
     tidy: bool = False
+
+    @property
+    def groups(self) -> Iterator[tuple[Step, ...]]:
+        """The steps in order; overlays that follow each other may be made side by side."""
+        for together, steps in itertools.groupby(self.steps, lambda step: isinstance(step, CreateOverlay)):
+            if together:
+                yield tuple(steps)
+            else:
+                yield from ((step,) for step in steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,9 @@ from qmpsnap.plan.steps import (
     CreatePlaceholder,
     DismissJob,
     EndCopy,
+    FinalizeJob,
     FinishRecord,
+    FlushNode,
     KeepMoment,
     RemoveOrphan,
     RetireFile,
@@ -97,14 +99,20 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         if job.status is not JobStatus.READY:
             end.append(AwaitJob(job.id, "ready"))
         end.append(CompleteJob(job.id) if name.ending is Ending.PIVOT else EndCopy(job.id))
+    if job.status not in ENDED and name.op is JobOp.STREAM:
+        end.append(AwaitJob(job.id, "pending"))
+        # Which layer it fills is not told; a flush of one that is not written does nothing.
+        end += [FlushNode(layer.node) for disk in disks for layer in scene.graph.disks[disk].layers]
+        end.append(FinalizeJob(job.id))
     end.append(AwaitJob(job.id, "concluded"))
-    if name.op is not JobOp.STREAM:  # which dismisses itself
-        end.append(DismissJob(job.id))
     tidy: list[Step] = []
     if record is not None:
         tidy += _retire(record)
         if not _keeps_overlay(record):
-            tidy.append(FinishRecord(record.directory, (record.id,)))
+            # No chain tells that a copy is whole: the job does, until the record needs it no more.
+            (end if name.ending is Ending.COPY else tidy).append(FinishRecord(record.directory, (record.id,)))
+    if name.op is not JobOp.STREAM:  # which dismisses itself
+        end.append(DismissJob(job.id))
     resumes: list[Step] = []
     if record is not None:
         resumes.append(WriteRecord(record.directory, record))
@@ -119,7 +127,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         ),
         record=record,
         moves=disks if name.ending is Ending.PIVOT and job.status not in ENDED else (),
-        resumes=(*resumes, AdoptJob(job.id)),
+        resumes=(*resumes, AdoptJob(job.id, dismisses_itself=name.op is JobOp.STREAM)),
     )
 
 
@@ -148,9 +156,22 @@ def _retire(record: IntentRecord) -> list[Step]:
             return []
 
 
+def _invalid_after(record: IntentRecord) -> tuple[str, ...]:
+    """Files that hold no moment once the commit has succeeded: the folded ones, and what was given up."""
+    chain = {file for files in record.chains.values() for file in files}
+    given_up = (file for file in record.invalid if file not in chain)
+    match record.policy:
+        case "rename":
+            return (*record.renames.values(), *given_up)
+        case "remove":
+            return tuple(given_up)
+        case _:
+            return (*record.folded, *given_up)
+
+
 def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
-    """A snapshot happened, or it did not: its transaction is atomic."""
-    taken = all(
+    """A snapshot happened, or it did not: its transaction is atomic, so one disk speaks for all."""
+    taken = any(
         disk in scene.graph.disks and file in scene.graph.disks[disk].files
         for disk, file in record.overlays.items()
     )
@@ -177,7 +198,11 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
     if any(record.target in scene.graph.disks[disk].files for disk in disks):
         return _plan("mirror", disks, scene, (Stage("it had pivoted", (finish,), tidy=True),), record=record)
     fact = scene.files.files.get(record.target)
-    if record.made and fact is not None and fact.kind == "regular" and fact.size == 0:
+    if (
+        record.made
+        and fact is not None
+        and (fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
+    ):
         steps: tuple[Step, ...] = (RemoveOrphan(record.target, None), finish)
         return _plan(
             "mirror",
@@ -246,7 +271,9 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
 def _written(record: IntentRecord, scene: Scene) -> bool:
     """Whether the base was, or may have been, written since the record was made."""
     facts = [scene.files.files.get(file) for file in record.invalid]
-    return any(fact is None or fact.modified >= record.started - _CLOCK_LAG for fact in facts)
+    return any(
+        fact is None or not fact.modified or fact.modified >= record.started - _CLOCK_LAG for fact in facts
+    )
 
 
 def _plan(
@@ -264,9 +291,7 @@ def _plan(
     stopped = record.invalid if record is not None else ()
     invalid: tuple[str, ...] = ()
     if record is not None and op == "commit":
-        invalid = (
-            stopped if _keeps_overlay(record) or vanished else tuple(record.renames.values()) or record.folded
-        )
+        invalid = stopped if _keeps_overlay(record) or vanished else _invalid_after(record)
     return Plan(
         op=op,
         intent=None,

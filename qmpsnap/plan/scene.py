@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NodeBusy, Unsupported, WouldLose
 from qmpsnap.model.find import find_layer
 from qmpsnap.model.job import ENDED
-from qmpsnap.model.names import owned_node, state_directory
+from qmpsnap.model.names import among_devices, owned_node, state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.steps import DeleteNode
 
@@ -48,6 +48,10 @@ _JOB_FILTERS = {
 }
 
 
+# Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
+_RECORD_BYTES = 64 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What is, at the moment of planning.
@@ -78,14 +82,15 @@ class Scene:
 def state_directories(disk: Disk, state_dir: str) -> tuple[str, ...]:
     """Where records of this disk may lie, the preferred place first.
 
-    Beside the base image; where that directory cannot be written, beside the next layer up.
+    Beside the base image; where that directory cannot be written, beside the next layer up. Last comes
+    each layer's own place: it becomes the base image's when a stream leaves nothing below it.
     """
     if state_dir:
         return (state_dir,)
     name = posixpath.basename(state_directory(disk.base.file))
-    places = [
-        posixpath.join(posixpath.dirname(layer.file), name) for layer in reversed(disk.layers) if layer.local
-    ]
+    files = [layer.file for layer in reversed(disk.layers) if layer.local and not among_devices(layer.file)]
+    places = [posixpath.join(posixpath.dirname(file), name) for file in files]
+    places += [state_directory(file) for file in files]
     return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
 
 
@@ -97,7 +102,7 @@ def state_place(scene: Scene, disk: Disk) -> str:
     for place in state_directories(disk, scene.state_dir):
         own, parent = facts.get(place), facts.get(posixpath.dirname(place))
         where = own if own is not None and own.exists else parent
-        if where is not None and where.writable:
+        if where is not None and where.writable and where.free_bytes >= _RECORD_BYTES:
             return place
     return ""
 
@@ -143,7 +148,7 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
             f"the chain of {disk.name} is held by job {job.id!r} ({job.type}, {job.status.value})",
             node=disk.active.node,
             job_id=job.id,
-            hint=f"wait for it (job wait {job.id}) or cancel it (job cancel {job.id})",
+            hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
         )
 
 

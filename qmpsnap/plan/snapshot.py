@@ -13,7 +13,7 @@ from qmpsnap.errors import TargetExists, TargetUnusable, UnknownNode, UnsafeImag
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_file
+from qmpsnap.model.names import among_devices, check_name, digest, job_id, node_name, overlay_file
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
@@ -78,7 +78,7 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
 
 def _default_file(disk: Disk, name: str) -> str:
     active = disk.active
-    if not active.local or posixpath.dirname(active.file).startswith("/dev"):
+    if not active.local or among_devices(active.file):
         raise TargetUnusable(
             f"the active layer of {disk.name} is no file ({active.file}), so there is no place beside it",
             file=active.file,
@@ -225,6 +225,12 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None
                 hint="an overlay needs a file of its own",
             )
     if not scene.files.shared:
+        if intent.use_existing:
+            raise Unsupported(
+                f"size and backing file of {file} cannot be checked: QEMU's files are not visible from here",
+                feature="use_existing",
+                hint="QEMU would take an overlay that does not fit; leave --use-existing out and it is made",
+            )
         _check_unseen(disk, file)
         return
     if not file.startswith("/"):

@@ -20,6 +20,16 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.job_steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    FlushNode,
+    QmpStep,
+)
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import OnError, Sync
@@ -34,7 +44,9 @@ __all__ = [
     "DeleteNode",
     "DismissJob",
     "EndCopy",
+    "FinalizeJob",
     "FinishRecord",
+    "FlushNode",
     "HostStep",
     "KeepMoment",
     "ProbeAbsent",
@@ -54,25 +66,8 @@ __all__ = [
 Arguments = dict[str, object]
 
 
-class _Qmp:
-    """A step that is one QMP command."""
-
-    __slots__ = ()
-    on: ClassVar[Literal["qmp"]] = "qmp"
-
-
-class _Wait:
-    """A step that waits for an event; nothing is sent."""
-
-    __slots__ = ()
-    on: ClassVar[Literal["wait"]] = "wait"
-
-
-# -- QMP commands ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class ProbeAbsent(_Qmp):
+class ProbeAbsent(QmpStep):
     """Let QEMU try to open a file that must not be there; only its error is a success.
 
     For machines whose files we cannot see: blockdev-snapshot-sync and drive-mirror truncate an
@@ -110,7 +105,7 @@ class TakenOverlay:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeSnapshots(_Qmp):
+class TakeSnapshots(QmpStep):
     """Put every overlay on its disk, at one instant. QAPI: transaction, blockdev-snapshot-sync."""
 
     overlays: tuple[TakenOverlay, ...]
@@ -136,12 +131,13 @@ class TakeSnapshots(_Qmp):
 
 
 @dataclass(frozen=True, slots=True)
-class StartStream(_Qmp):
+class StartStream(QmpStep):
     """Copy backing data up into a layer. QAPI: block-stream (block-core.json).
 
-    The job dismisses itself, other than those of commit and mirror: QEMU 7.2 crashes when anybody
-    asks for its block nodes while a concluded stream job waits for its dismissal. The chain and the
-    record tell a later client what became of it.
+    The job waits before its end until it is finalized: QEMU would name the new backing file in the
+    layer's header before all of the data is on the disk. It dismisses itself, other than those of
+    commit and mirror: QEMU 7.2 crashes when anybody asks for its block nodes while a concluded stream
+    job waits for its dismissal (docs/explanation/qemu.md).
 
     Attributes:
         job_id: The job's id.
@@ -176,12 +172,13 @@ class StartStream(_Qmp):
                 "backing-file": self.backing,
                 "on-error": self.on_error,
                 "speed": self.speed,
+                "auto-finalize": False,
             }
         )
 
 
 @dataclass(frozen=True, slots=True)
-class StartCommit(_Qmp):
+class StartCommit(QmpStep):
     """Copy layers' data down into the base. QAPI: block-commit (block-core.json).
 
     Attributes:
@@ -228,7 +225,7 @@ class StartCommit(_Qmp):
 
 
 @dataclass(frozen=True, slots=True)
-class StartMirror(_Qmp):
+class StartMirror(QmpStep):
     """Copy a disk elsewhere and follow its writes. QAPI: drive-mirror (block-core.json).
 
     Attributes:
@@ -279,7 +276,7 @@ class StartMirror(_Qmp):
 
 
 @dataclass(frozen=True, slots=True)
-class CompleteJob(_Qmp):
+class CompleteJob(QmpStep):
     """Let a READY job pivot. QAPI: job-complete (job.json).
 
     Attributes:
@@ -297,46 +294,7 @@ class CompleteJob(_Qmp):
 
 
 @dataclass(frozen=True, slots=True)
-class EndCopy(_Qmp):
-    """End a READY job without a pivot, its target consistent. QAPI: block-job-cancel, force false.
-
-    job-cancel would not do: it is force, and promises nothing about the target.
-    """
-
-    job_id: str
-    command: ClassVar[str] = "block-job-cancel"
-
-    @property
-    def arguments(self) -> Arguments:
-        return {"device": self.job_id, "force": False}
-
-
-@dataclass(frozen=True, slots=True)
-class CancelJob(_Qmp):
-    """Stop a job wherever it stands. QAPI: job-cancel (job.json)."""
-
-    job_id: str
-    command: ClassVar[str] = "job-cancel"
-
-    @property
-    def arguments(self) -> Arguments:
-        return {"id": self.job_id}
-
-
-@dataclass(frozen=True, slots=True)
-class DismissJob(_Qmp):
-    """Let a concluded job go. QAPI: job-dismiss (job.json)."""
-
-    job_id: str
-    command: ClassVar[str] = "job-dismiss"
-
-    @property
-    def arguments(self) -> Arguments:
-        return {"id": self.job_id}
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteNode(_Qmp):
+class DeleteNode(QmpStep):
     """Free a node that we added. QAPI: blockdev-del (block-core.json)."""
 
     node: str
@@ -345,41 +303,6 @@ class DeleteNode(_Qmp):
     @property
     def arguments(self) -> Arguments:
         return {"node-name": self.node}
-
-
-# -- waits -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitJob(_Wait):
-    """Wait for a job's event. QAPI: JOB_STATUS_CHANGE (job.json).
-
-    Attributes:
-        job_id: The job.
-        until: "ready" (a mirror or an active commit has caught up) or "concluded".
-    """
-
-    job_id: str
-    until: Literal["ready", "concluded"]
-    command: ClassVar[str] = "await-job"
-
-    @property
-    def arguments(self) -> Arguments:
-        """The job and what is waited for."""
-        return {"id": self.job_id, "until": self.until}
-
-
-@dataclass(frozen=True, slots=True)
-class AdoptJob(_Wait):
-    """Take over a job of ours that an earlier client started; nothing is sent."""
-
-    job_id: str
-    command: ClassVar[str] = "adopt-job"
-
-    @property
-    def arguments(self) -> Arguments:
-        """The job."""
-        return {"id": self.job_id}
 
 
 Start = StartStream | StartCommit | StartMirror
@@ -392,6 +315,8 @@ Step = (
     | StartMirror
     | CompleteJob
     | EndCopy
+    | FlushNode
+    | FinalizeJob
     | CancelJob
     | DismissJob
     | DeleteNode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, Unsupported
@@ -22,7 +23,7 @@ from qmpsnap.plan.scene import (
     state_questions,
     with_parents,
 )
-from qmpsnap.plan.steps import AwaitJob, FinishRecord, StartStream, WriteRecord
+from qmpsnap.plan.steps import AwaitJob, FinalizeJob, FinishRecord, FlushNode, StartStream, WriteRecord
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -48,7 +49,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         NodeBusy: When a job holds the chain.
         Unsupported: When the layer cannot take data, or nothing stands below it.
     """
-    scene.features.need("block-stream", "job-cancel")
+    scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
     into = 0 if intent.into is None else layer_index(scene, disk, intent.into)
     base = len(disk.layers) if intent.base is None else layer_index(scene, disk, intent.base)
@@ -78,7 +79,8 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         speed=intent.speed,
     )
     gone = disk.layers[into + 1 : base]
-    place = state_place(scene, disk)
+    # The record has to be found beside the base image of before and of after.
+    place = state_place(scene, disk if keeps else replace(disk, layers=disk.layers[: into + 1]))
     after = (*disk.files[: into + 1], *disk.files[base:])
     record = IntentRecord(
         id=start.job_id,
@@ -90,7 +92,17 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     )
     stages = [
         Stage("write down what is about to happen", (WriteRecord(place, record),) if place else ()),
-        Stage(f"stream into {receiver.file}", (start, AwaitJob(start.job_id, "concluded")), verify=True),
+        Stage(
+            f"stream into {receiver.file}",
+            (
+                start,
+                AwaitJob(start.job_id, "pending"),
+                FlushNode(receiver.node),
+                FinalizeJob(start.job_id),
+                AwaitJob(start.job_id, "concluded"),
+            ),
+            verify=True,
+        ),
         Stage(
             "put everything away",
             (*delete_owned(gone), *((FinishRecord(place, (record.id,)),) if place else ())),

@@ -14,7 +14,9 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     EndCopy,
+    FinalizeJob,
     FinishRecord,
+    FlushNode,
     KeepMoment,
     ProbeAbsent,
     RemoveMade,
@@ -35,7 +37,7 @@ __all__ = ["no_way_back", "undo"]
 
 def no_way_back(step: Step) -> bool:
     """Whether, once the step is sent, the operation is carried to its end whatever happens."""
-    return isinstance(step, TakeSnapshots | CompleteJob | EndCopy)
+    return isinstance(step, TakeSnapshots | CompleteJob | EndCopy | FinalizeJob)
 
 
 def undo(step: Step) -> tuple[Step, ...]:
@@ -45,7 +47,7 @@ def undo(step: Step) -> tuple[Step, ...]:
             return (FinishRecord(step.directory, (step.record.id,)),)
         case CreateOverlay() | CreatePlaceholder():
             return (RemoveMade(step.file),)
-        case StartStream():  # dismisses itself
+        case StartStream() | AdoptJob(dismisses_itself=True):
             return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"))
         case StartCommit() | StartMirror() | AdoptJob():
             return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"), DismissJob(step.job_id))
@@ -59,6 +61,8 @@ def undo(step: Step) -> tuple[Step, ...]:
             | TakeSnapshots()
             | CompleteJob()
             | EndCopy()
+            | FlushNode()
+            | FinalizeJob()
             | CancelJob()
             | DismissJob()
             | DeleteNode()

@@ -13,9 +13,9 @@ from qmpsnap.errors import NodeBusy
 from qmpsnap.model.job import JobStatus
 
 if TYPE_CHECKING:
-    from qmpsnap.run.event import Event
     from qmpsnap.run.jobs import JobMonitor
     from qmpsnap.run.session import Session
+    from qmpsnap.run.session.event import Event
 
 __all__ = ["ConcludedStreams"]
 

@@ -24,15 +24,14 @@ from qmpsnap.model.parse_jobs import parse_jobs, parse_status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from qmpsnap.run.event import Event
     from qmpsnap.run.session import Session
+    from qmpsnap.run.session.event import Event
 
 __all__ = ["JobMonitor", "JobWatch", "Progress"]
 
 _WINDOW = 8  # samples that a rate is taken over
 _REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
 _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
-_READY = frozenset({JobStatus.READY, JobStatus.STANDBY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +161,19 @@ class _Goal(Enum):
     """What a waiter waits for."""
 
     READY = "ready"
+    PENDING = "pending"
     CONCLUDED = "concluded"
+
+
+_AT: dict[_Goal, frozenset[JobStatus]] = {
+    _Goal.READY: frozenset({JobStatus.READY, JobStatus.STANDBY}),
+    _Goal.PENDING: frozenset({JobStatus.PENDING}),
+    _Goal.CONCLUDED: frozenset(),
+}
+
+
+def _is_at(goal: _Goal, job: Job) -> bool:
+    return job.ready if goal is _Goal.READY else job.status is JobStatus.PENDING
 
 
 class JobWatch:
@@ -213,6 +224,19 @@ class JobWatch:
             LinkLost: When the link went, whatever the last events said.
         """
         return await self._until(_Goal.READY)
+
+    async def until_pending(self) -> Job:
+        """Wait until the job has done its work and waits to be finalized; return it at that moment.
+
+        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
+
+        Raises:
+            JobFailed: When it ended, with an error or because somebody else finalized it; `changed` is
+                UNKNOWN.
+            JobPaused: When an I/O error has stopped it, as its policy asks.
+            LinkLost: When the link went, whatever the last events said.
+        """
+        return await self._until(_Goal.PENDING)
 
     async def until_concluded(self) -> Job:
         """Wait until the job has ended well; return it, still to be dismissed.
@@ -304,9 +328,9 @@ class JobWatch:
                         raise self._paused(job)
                     self._stopped = False  # it was resumed meanwhile
                     continue
-            elif goal is _Goal.READY and self._status in _READY:
+            elif self._status in _AT[goal]:
                 job = await self._ask()
-                if heard == self._heard and job is not None and job.ready:
+                if heard == self._heard and job is not None and _is_at(goal, job):
                     return job
             if heard == self._heard:
                 await changed.wait()
@@ -343,7 +367,7 @@ class JobWatch:
                 raise self._failure("vanished", "it was dismissed, and its end was not seen")
         if failed:
             raise self._failure("failed", error or "QEMU gave no reason")
-        if goal is _Goal.READY:
+        if goal is not _Goal.CONCLUDED:
             raise self._failure("failed", "it ended before anybody completed it")
         return job or replace(self._last, status=JobStatus.CONCLUDED, paused=False, ready=False)
 
@@ -363,7 +387,7 @@ class JobWatch:
             f"job {self.job_id!r} is paused: {reason}",
             job_id=self.job_id,
             reason=reason,
-            hint=f"mend it, then `qmpsnap job resume {self.job_id}`; or `qmpsnap job cancel {self.job_id}`",
+            hint=f"mend it, then qmpsnap job resume {self.job_id}; or qmpsnap job cancel {self.job_id}",
         )
 
     def _lost(self) -> LinkLost:

@@ -27,6 +27,8 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     EndCopy,
+    FinalizeJob,
+    FlushNode,
     ProbeAbsent,
     StartCommit,
     StartMirror,
@@ -181,6 +183,8 @@ class LiveTarget:
         match step:
             case ProbeAbsent():
                 await self._probe(step)
+            case FlushNode():
+                await self._flush(step)
             case (
                 TakeSnapshots()
                 | StartStream()
@@ -188,6 +192,7 @@ class LiveTarget:
                 | StartMirror()
                 | CompleteJob()
                 | EndCopy()
+                | FinalizeJob()
                 | CancelJob()
                 | DismissJob()
                 | DeleteNode()
@@ -202,6 +207,18 @@ class LiveTarget:
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job that is no step of a plan."""
         await self.session.change(command, arguments)
+
+    async def _flush(self, step: FlushNode) -> None:
+        """Succeed when the human monitor has nothing to say; it knows no error replies."""
+        said = await self.session.change(step.command, step.arguments)
+        if said != "":
+            raise CommandFailed(
+                f"QEMU could not flush {step.node!r}: {said}",
+                command=step.command,
+                arguments=step.arguments,
+                qmp_class="GenericError",
+                desc=str(said).strip(),
+            )
 
     async def _probe(self, step: ProbeAbsent) -> None:
         """Succeed when QEMU does not find the file; only that very error is a success."""

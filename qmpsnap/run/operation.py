@@ -7,6 +7,7 @@ early, and to stop is a wish that is looked at between the steps and while a job
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,12 +25,11 @@ from qmpsnap.errors import (
     QmpsnapError,
 )
 from qmpsnap.model.job import JobStatus
+from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.steps import (
     AdoptJob,
     AwaitJob,
     CancelJob,
-    CreateOverlay,
-    CreatePlaceholder,
     DismissJob,
     FinishRecord,
     RemoveMade,
@@ -40,15 +40,13 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.undo import no_way_back, undo
+from qmpsnap.run.caller import Caller
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import Done, left_nodes, mismatch
+from qmpsnap.run.outcome import Done, by_qemu, invalid_now, left_nodes, made_files, mismatch, vanished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.job import Job
-    from qmpsnap.plan.plan import Plan, Stage
+    from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.outcome import Hooks
     from qmpsnap.run.target import Target, Watch
@@ -81,44 +79,56 @@ class Operation:
     """
 
     def __init__(self, target: Target, plan: Plan, hooks: Hooks, seen: Graph | None) -> None:
-        self.stop = hooks.cancel or anyio.Event()
+        self._caller = Caller(hooks)
+        self.stop = self._caller.stop
         self._target = target
         self._plan = plan
-        self._hooks = hooks
         self._graph = seen
         self._done: list[Step] = list(plan.resumes)
         adopts = any(isinstance(step, AdoptJob) for step in plan.resumes)
         self._sent = adopts  # some QMP command of the plan went out
+        self._tried: list[Step] = []  # what was begun; it may have failed
         self._forward = False  # the step that cannot be taken back went out
         self._moved = adopts and plan.op != "mirror"  # a chain, or bytes of a layer, changed
         self._standstill: float | None = None
         self._bytes = 0
 
     async def run(self) -> Done:
-        """Run the plan; see `Executor.run`."""
+        """Run the plan; see `Executor.run`. What a call-back raised is raised when all is in order."""
+        try:
+            done = await self._run()
+        except QmpsnapError as error:
+            if (complaint := self._caller.complaint) is None:
+                raise
+            complaint.add_note(f"{self._plan.op}: {error}")
+            raise complaint from error
+        if (complaint := self._caller.complaint) is not None:
+            complaint.add_note(f"{self._plan.op}: done all the same, the chains are {dict(done.chains)}")
+            raise complaint
+        return done
+
+    async def _run(self) -> Done:
         started = time.monotonic()
         await self._check_before()
         with self._target.watch(self._plan.job_id) as watch:
             try:
-                await self._stages(self._plan.stages, watch)
-            except _Stop:
-                await self._back_or_on(None, watch)
+                await self._there_or_back(watch)
             except LinkLost as error:
                 await self._look_after_loss(error)
                 raise
-            except (JobPaused, Detached, GraphMismatch, Incomplete):
-                raise
-            except QmpsnapError as error:
-                await self._back_or_on(error, watch)
         if self._plan.vanished:
-            raise JobFailed(
-                self._plan.vanished,
-                job_id=self._plan.job_id,
-                error="vanished",
-                changed=Changed.YES if self._plan.invalid else Changed.UNKNOWN,
-                invalid=self._plan.invalid,
-            )
+            raise vanished(self._plan)
         return self._result(time.monotonic() - started)
+
+    async def _there_or_back(self, watch: Watch) -> None:
+        try:
+            await self._stages(self._plan.stages, watch)
+        except _Stop:
+            await self._back_or_on(None, watch)
+        except (LinkLost, JobPaused, Detached, GraphMismatch, Incomplete):
+            raise
+        except QmpsnapError as error:
+            await self._back_or_on(error, watch)
 
     def _result(self, elapsed: float) -> Done:
         plan, graph = self._plan, self._graph or self._plan.before
@@ -156,7 +166,7 @@ class Operation:
             if stage.tidy:
                 await self._tidy(stage)
                 continue
-            for steps in _together(stage.steps):
+            for steps in stage.groups:
                 if self.stop.is_set() and not self._forward:
                     raise _Stop
                 if len(steps) > 1:
@@ -171,6 +181,7 @@ class Operation:
     async def _perform(self, step: Step) -> None:
         self._sent |= step.on == "qmp"
         self._forward |= no_way_back(step)
+        self._tried.append(step)
         started = time.monotonic()
         try:
             seconds = await self._target.perform(step)
@@ -200,70 +211,48 @@ class Operation:
             raise errors[0]
 
     async def _wait(self, step: AwaitJob, watch: Watch) -> None:
-        """Wait for the job, or for the caller's wish to stop or to leave, whichever is first."""
-        result: list[Job] = []
-        failure: list[QmpsnapError] = []
-
-        async def job(scope: anyio.CancelScope) -> None:
-            try:
-                result.append(
-                    await (watch.until_ready() if step.until == "ready" else watch.until_concluded())
-                )
-            except QmpsnapError as error:
-                failure.append(error)
-            scope.cancel()
-
-        async def wish(event: anyio.Event, scope: anyio.CancelScope) -> None:
-            await event.wait()
-            scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(job, group.cancel_scope)
-            if self._hooks.progress is not None:
-                group.start_soon(self._report, step.job_id)
-            if not self._forward:
-                group.start_soon(wish, self.stop, group.cancel_scope)
-                if self._hooks.detach is not None:
-                    group.start_soon(wish, self._hooks.detach, group.cancel_scope)
-        if failure:
-            error = failure[0]
-            if not isinstance(error, LinkLost):
-                self._say(error)
-            raise error
-        if not result:
+        try:
+            job = await self._caller.wait(step, watch, self._target, may_leave=not self._forward)
+        except LinkLost:
+            raise
+        except QmpsnapError as error:
+            self._say(error)
+            raise
+        if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
         self._done.append(step)
-        self._bytes = max(self._bytes, result[0].offset)
+        self._forward |= step.until == "concluded"
+        self._bytes = max(self._bytes, job.offset)
         times = watch.times
         if step.until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
             self._standstill = max(0.0, times[_CONCLUDED] - times[_PENDING])
 
-    async def _report(self, job_id: str) -> None:
-        async for progress in self._target.progress(job_id, self._hooks.interval):
-            await self._hooks.tell(progress)
-
     def _detached(self, job_id: str) -> Detached:
-        return Detached(
+        error = Detached(
             f"left job {job_id} running",
             job_id=job_id,
-            hint=f"job wait {job_id} brings it to its end, job cancel {job_id} stops it",
-            invalid=self._plan.invalid_if_stopped,
+            hint=f"qmpsnap job wait {job_id} brings it to its end, qmpsnap job cancel {job_id} stops it",
         )
+        self._say(error)
+        return error
 
     async def _verify(self) -> None:
         plan = self._plan
         self._graph = await self._target.graph()
+        found = self._graph.chains(*plan.disks)
+        self._moved |= found != plan.chains_before
         problem = mismatch(plan, self._graph)
         if problem:
-            raise GraphMismatch(
+            error = GraphMismatch(
                 f"the graph is not the predicted one: {problem}",
                 expected=plan.chains_after,
-                found=self._graph.chains(*plan.disks),
+                found=found,
                 hint="look at it with chain, and at what is left with jobs",
             )
-        self._moved |= bool(plan.moves)
+            self._say(error)
+            raise error
         if plan.moves:
-            await self._hooks.tell_pivot({disk: self._graph.disks[disk].active.file for disk in plan.moves})
+            await self._caller.tell_pivot({disk: self._graph.disks[disk].active.file for disk in plan.moves})
 
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""
@@ -283,10 +272,17 @@ class Operation:
                 f"{self._plan.op} is done, but not all could be put away: {reasons}",
                 done=[step.command for step in self._done],
                 remaining=[f"{step.command} {step.arguments}" for step, _ in failed],
-                invalid=self._plan.invalid,
+                hint=self._later,
+                invalid=invalid_now(self._plan, [step for step, _ in failed]),
             ) from failed[0][1]
 
     # -- backward ----------------------------------------------------------------------------------
+
+    @property
+    def _later(self) -> str:
+        """How what is left of the operation is brought to its end, or ""."""
+        named = self._plan.job_id or (self._plan.record.record.id if self._plan.record else "")
+        return f"job wait {named} brings it to its end" if named else ""
 
     def _say(self, error: QmpsnapError) -> None:
         """Let the error say what became of the layers."""
@@ -297,42 +293,53 @@ class Operation:
         """Take back what was done and raise; or go on to the end when the job had ended well."""
         try:
             left = await self._take_back(watch)
-            if self._sent:
-                self._graph = await self._target.graph()
-                self._moved |= self._graph.chains(*self._plan.disks) != self._plan.chains_before
         except _EndedWell:
-            self._forward = True
-            await self._verify()
-            await self._stages(tuple(stage for stage in self._plan.stages if stage.tidy), watch)
+            await self._on(watch)
             return
-        except LinkLost as lost:
-            await self._look_after_loss(lost)
-            raise lost from error
         if error is None:
             error = Interrupted("stopped as asked, and what was done is undone")
+        graph = await self._look() if self._sent else self._graph
+        if graph is not None:
+            self._graph = graph
+            self._moved |= graph.chains(*self._plan.disks) != self._plan.chains_before
         self._say(error)
+        if graph is None and not self._moved:
+            error.changed = Changed.UNKNOWN
+        if not self._moved:
+            left += by_qemu(self._tried)
         error.left = (*error.left, *left)
         raise error
+
+    async def _on(self, watch: Watch) -> None:
+        """Bring an operation to its end whose job had ended well before it could be stopped."""
+        self._forward = True
+        for step in self._plan.steps:
+            if isinstance(step, DismissJob):
+                with suppress(CommandFailed):  # somebody else did
+                    await self._perform(step)
+        await self._verify()
+        stages = self._plan.stages
+        early = [step for stage in stages if not stage.tidy for step in stage.steps]
+        late = [step for step in early if isinstance(step, FinishRecord) and step not in self._done]
+        await self._tidy(Stage("put the record away", tuple(late), tidy=True))
+        await self._stages(tuple(stage for stage in stages if stage.tidy), watch)
 
     async def _take_back(self, watch: Watch) -> tuple[str, ...]:
         """Undo in reverse; return what has to stay."""
         left: list[str] = []
+        if any(isinstance(step, TakeSnapshots) for step in self._done):
+            return ()  # it stands, and its record is left for whoever finishes it
         held: frozenset[str] | None = None if self._sent else frozenset()
         for done in reversed(self._done):
             if isinstance(done, WriteRecord) and self._moved and self._plan.invalid_if_stopped:
                 continue  # the one place that says which files hold no moment any more
             for step in undo(done):
                 if isinstance(step, RemoveMade):
-                    held = await self._held() if held is None else held
+                    held = await self._held(made_files(self._done)) if held is None else held
                     if step.file in held:
-                        left.append(step.file)
+                        left.append(f"{step.file} (QEMU may have it open)")
                         continue
                 await self._undo_step(step, watch, left)
-        for step in self._plan.steps:
-            if isinstance(step, TakeSnapshots) and self._sent:
-                left += [
-                    f"{one.file} (perhaps, made by QEMU)" for one in step.overlays if one.made_by == "qemu"
-                ]
         return tuple(left)
 
     async def _undo_step(self, step: Step, watch: Watch, left: list[str]) -> None:
@@ -351,46 +358,43 @@ class Operation:
         except QmpsnapError as error:
             left.append(f"{step.command} {step.arguments}: {error}")
 
-    async def _held(self) -> frozenset[str]:
-        """Files that QEMU has in its graph, as read now."""
-        graph = await self._target.graph()
-        return frozenset(node.file for node in graph.nodes.values())
+    async def _look(self) -> Graph | None:
+        """The graph as of now; None when it cannot be read although QEMU answers."""
+        try:
+            return await self._target.graph()
+        except LinkLost:
+            raise
+        except QmpsnapError as error:
+            _log.warning("graph.unreadable", vm=self._target.name, reason=str(error))
+            return None
+
+    async def _held(self, files: tuple[str, ...]) -> frozenset[str]:
+        """Which of the files QEMU has in its graph, as read now; all when it cannot be read."""
+        graph = await self._look()
+        return frozenset(files if graph is None else (node.file for node in graph.nodes.values()))
 
     async def _look_after_loss(self, error: LinkLost) -> None:
-        """Connect once more and say what is known; files stay unless the graph shows them free."""
-        made = [step.file for step in self._done if isinstance(step, CreateOverlay | CreatePlaceholder)]
-        job_id = self._plan.job_id
-        error.invalid = self._plan.invalid_if_stopped if self._moved else ()
-        error.left = tuple(made)
+        """Connect once more and say what is known; files stay, be they in use or not."""
+        made = made_files(self._done)
+        error.left = made
         if not self._sent:
             error.changed = Changed.NO
             return
-        error.changed = Changed.YES if self._moved and self._plan.op != "snapshot" else Changed.UNKNOWN
-        error.hint = f"connect again and look: chain, jobs{f', job wait {job_id}' if job_id else ''}"
+        writes = any(isinstance(step, StartStream | StartCommit) for step in self._tried)
+        error.changed = Changed.YES if self._moved else Changed.UNKNOWN
+        error.invalid = self._plan.invalid_if_stopped if self._moved or writes else ()
+        error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
+        error.hint = f"connect again and look: chain, jobs; {self._later}".removesuffix("; ")
         if not await self._target.relink():
             return
         try:
             graph = await self._target.graph()
-            alive = any(job.id == job_id for job in await self._target.jobs())
+            alive = any(job.id == self._plan.job_id for job in await self._target.jobs())
         except QmpsnapError:
             return
-        found = graph.chains(*self._plan.disks)
-        if found == self._plan.chains_after and found != self._plan.chains_before:
-            error.changed = Changed.YES
-        elif found == self._plan.chains_before and not alive and not self._moved:
-            error.changed = Changed.NO
-
-
-def _together(steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
-    """Overlays are made side by side; everything else one after the other."""
-    run: list[Step] = []
-    for step in steps:
-        if isinstance(step, CreateOverlay):
-            run.append(step)
-            continue
-        if run:
-            yield tuple(run)
-            run = []
-        yield (step,)
-    if run:
-        yield tuple(run)
+        held = {node.file for node in graph.nodes.values()}
+        error.left = tuple(file for file in made if file not in held)
+        same = graph.chains(*self._plan.disks) == self._plan.chains_before
+        self._moved |= not same or (alive and writes)
+        if self._moved or not alive:
+            self._say(error)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import posixpath
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.model.header import backing_path
-from qmpsnap.plan.steps import DeleteNode
+from qmpsnap.plan.steps import (
+    CreateOverlay,
+    CreatePlaceholder,
+    DeleteNode,
+    ProbeAbsent,
+    RetireFile,
+    StartMirror,
+    TakeSnapshots,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     import anyio
 
     from qmpsnap.model.graph import Chains, Graph, Layer
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Step
     from qmpsnap.run.target import Progress
 
-__all__ = ["Done", "Hooks", "left_nodes", "mismatch"]
+__all__ = ["Done", "Hooks", "by_qemu", "invalid_now", "left_nodes", "made_files", "mismatch", "vanished"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +121,61 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
     )
 
 
+def made_files(done: Iterable[Step]) -> tuple[str, ...]:
+    """Files that these steps made."""
+    return tuple(step.file for step in done if isinstance(step, CreateOverlay | CreatePlaceholder))
+
+
+def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
+    """Files that QEMU may have made for steps that did not happen; we could not see them."""
+    unseen = {step.file for step in tried if isinstance(step, ProbeAbsent)}
+    files: list[str] = []
+    for step in tried:
+        if isinstance(step, TakeSnapshots):
+            files += [one.file for one in step.overlays]
+        elif isinstance(step, StartMirror):
+            files.append(step.target)
+    return tuple(f"{file} (perhaps, made by QEMU)" for file in files if file in unseen)
+
+
+def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:
+    """Files that hold no moment, under the names that they have when these steps failed."""
+    steps = [step for step in failed if isinstance(step, RetireFile)]
+    kept = {step.to: step.file for step in steps if step.to}
+    return (
+        *(kept.get(file, file) for file in plan.invalid),
+        *(step.file for step in steps if not step.to),
+    )
+
+
+def vanished(plan: Plan) -> JobFailed:
+    """Make the error for a job that ended unseen, and not as it should have.
+
+    A commit writes into layers. The others change a chain, or nothing, and the chain has been read.
+    """
+    changed = Changed.NO
+    if plan.op == "commit":
+        changed = Changed.YES if plan.invalid else Changed.UNKNOWN
+    return JobFailed(
+        plan.vanished, job_id=plan.job_id, error="vanished", changed=changed, invalid=plan.invalid
+    )
+
+
 def mismatch(plan: Plan, graph: Graph) -> str:
     """In what the chains differ from the predicted ones; "" when they do not.
 
     Files and formats of each chain are compared, and of each layer whose backing file was to change,
     that its header names the file below.
     """
-    if plan.after is None and not plan.expect:
-        for name in plan.moves:
-            if graph.disks[name].active.file == plan.before.disks[name].active.file:
-                return f"the active layer of {name} is still {graph.disks[name].active.file}"
+    if plan.after is None:
+        return _unexpected(plan, graph)
+    checked = _callers_files(plan)
     for name, files in plan.chains_after.items():
         found = graph.disks.get(name)
         if found is None:
             return f"disk {name} is gone"
         if found.files != files:
             return f"the chain of {name} is {list(found.files)}"
-        if plan.after is None:
-            continue
         before = {layer.file: layer.backing for layer in plan.before.disks[name].layers}
         for index, wanted in enumerate(plan.after.disks[name].layers):
             layer = found.layers[index]
@@ -135,10 +183,37 @@ def mismatch(plan: Plan, graph: Graph) -> str:
             if layer.format != wanted.format:
                 return f"{layer.file} has the format {layer.format}, not {wanted.format}"
             changes = layer.file not in before or before[layer.file] != wanted.backing
+            changes &= layer.file not in checked
             if changes and not _stands_on(layer, below):
                 wanted_file = below.file if below else "none"
                 return f"the header of {layer.file} names {layer.backing!r}, not {wanted_file}"
     return ""
+
+
+def _unexpected(plan: Plan, graph: Graph) -> str:
+    """In what the chains differ from those that an earlier run's record, or a job's id, promised."""
+    for name in plan.expect or plan.moves:
+        if name not in graph.disks:
+            return f"disk {name} is gone"
+    for name, files in plan.expect.items():  # a record names files alone
+        found = graph.disks[name].files
+        if tuple(file for file in found if file.startswith("/")) != files:
+            return f"the chain of {name} is {list(found)}"
+    for name in () if plan.expect else plan.moves:
+        if graph.disks[name].files[:1] == plan.before.disks[name].files[:1]:
+            return f"the active layer of {name} is still {graph.disks[name].active.file}"
+    return ""
+
+
+def _callers_files(plan: Plan) -> frozenset[str]:
+    """Files that the caller made; their headers were compared with the disk's files, not with names."""
+    files: list[str] = []
+    for step in plan.steps:
+        if isinstance(step, TakeSnapshots):
+            files += [one.file for one in step.overlays if one.made_by == "caller"]
+        elif isinstance(step, StartMirror) and step.existing:
+            files.append(step.target)
+    return frozenset(files)
 
 
 def _stands_on(layer: Layer, below: Layer | None) -> bool:
@@ -146,4 +221,5 @@ def _stands_on(layer: Layer, below: Layer | None) -> bool:
         return below is None and layer.backing is None
     if not layer.file.startswith("/") or not below.local:
         return True
-    return backing_path(layer.backing, of=layer.file) == below.file or layer.backing == below.file
+    named = backing_path(layer.backing, of=layer.file)
+    return below.file in {layer.backing, named and posixpath.normpath(named)}

@@ -43,6 +43,9 @@ class Watch(Protocol):
     async def until_ready(self) -> Job:
         """Return once the job is READY; raise JobFailed, JobPaused or LinkLost."""
 
+    async def until_pending(self) -> Job:
+        """Return once the job waits to be finalized; raise JobFailed, JobPaused or LinkLost."""
+
     async def until_concluded(self) -> Job:
         """Return once the job concluded without an error; raise JobFailed, JobPaused or LinkLost."""
 

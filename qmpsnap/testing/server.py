@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qmpsnap.run.change import settled
+from qmpsnap.run.session.change import settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -1,7 +1,4 @@
-"""qemu.qmp's client, made fit for a long life: nothing is kept, and connecting can be cancelled.
-
-Only this file and run/session.py import qemu.qmp.
-"""
+"""qemu.qmp's client, made fit for a long life: nothing is kept, and connecting can be cancelled."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from qemu.qmp.events import EventListener
 from qemu.qmp.qmp_client import NegotiationError
 
 from qmpsnap.errors import ConnectFailed
-from qmpsnap.run.change import settled
+from qmpsnap.run.session.change import settled
 
 if TYPE_CHECKING:
     import socket

@@ -1,7 +1,7 @@
 """One QMP connection: commands, events, and the moment when it is lost.
 
-Only this file and run/client.py import qemu.qmp. Commands run in tasks of their own: one that
-changes something is awaited whatever becomes of its caller. No task outlives its session.
+Commands run in tasks of their own: one that changes something is awaited whatever becomes of its
+caller. No task outlives its session.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import BadReplyError
 
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
-from qmpsnap.run.change import Change, Limits, settled
-from qmpsnap.run.client import Client, Tap, first_line, greet
-from qmpsnap.run.dial import Address, Peer, describe, dial, peer_of
-from qmpsnap.run.event import Event, Subscriptions, read_event
+from qmpsnap.model.hints import hint_for
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.session.change import Change, Limits, settled
+from qmpsnap.run.session.client import Client, Tap, first_line, greet
+from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
+from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -192,6 +193,7 @@ class Session:
                 arguments=arguments,
                 qmp_class=error.error_class,
                 desc=str(error),
+                hint=hint_for(str(error)),
             ) from error
         except BadReplyError as error:
             text = f"QEMU's reply to {command!r} is not QMP: {error.error_message}"

@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 
 from qmpsnap.errors import ConnectFailed
-from qmpsnap.run.dial import Peer, describe, dial, peer_of
+from qmpsnap.run.session.dial import Peer, describe, dial, peer_of
 
 
 @pytest.fixture

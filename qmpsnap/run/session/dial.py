@@ -102,7 +102,7 @@ async def _dial_unix(path: str) -> socket.socket:
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
-            raise ConnectFailed(_why(path, error), hint=_what_next(error)) from error
+            raise ConnectFailed(_why(path, error), hint=_what_next(error, path)) from error
         raise
     return sock
 
@@ -135,8 +135,10 @@ def _why(where: str, error: OSError | None) -> str:
     return f"cannot connect to {where}: {(error and error.strerror) or error or 'no address found'}"
 
 
-def _what_next(error: OSError | None) -> str:
+def _what_next(error: OSError | None, path: str = "") -> str:
     match error:
+        case ConnectionRefusedError() if path and not Path(path).is_socket():
+            return "it is no socket"
         case FileNotFoundError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():

@@ -11,8 +11,8 @@ import structlog.testing
 from qemu.qmp import QMPClient, Runstate
 
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
-from qmpsnap.run.change import Limits, Outcome
 from qmpsnap.run.session import adopt, connect
+from qmpsnap.run.session.change import Limits, Outcome
 from qmpsnap.testing.server import Emit, Fail, Hangup, Raw, Return, Wait
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from qmpsnap.run.event import Event, Subscriptions, read_event
+from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
 STAMP = {"seconds": 10, "microseconds": 250000}
 

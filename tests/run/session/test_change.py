@@ -7,7 +7,7 @@ import pytest
 import structlog.testing
 
 from qmpsnap.errors import Changed, CommandFailed, LinkLost
-from qmpsnap.run.change import Change, Limits, Outcome, settled
+from qmpsnap.run.session.change import Change, Limits, Outcome, settled
 
 QUICK = Limits(silence=0.005, warning=0.015, cancelled=0.02)
 REFUSED = CommandFailed("no", command="job-cancel", arguments={}, qmp_class="GenericError", desc="no")

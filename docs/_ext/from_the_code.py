@@ -1,0 +1,102 @@
+"""Directives that read the code, so that what the pages say of it stays true.
+
+cli-help VERB...     what `qmpsnap VERB... --help` prints
+errors               every class of errors.py, its exit code, and when it is raised
+job-states           QEMU's states of a job, what may follow each, and what can be asked of it there
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from qmpsnap import errors
+from qmpsnap.cli.app import App, cli
+from qmpsnap.model.job import TRANSITIONS, VERBS
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+class CliHelp(SphinxDirective):
+    """What the command line prints about a verb."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Run it, and show its output."""
+        words = self.arguments[0].split() if self.arguments else []
+        result = CliRunner().invoke(
+            cli, [*words, "--help"], prog_name="qmpsnap", obj=App(), terminal_width=96
+        )
+        if result.exit_code:
+            raise self.error(f"qmpsnap {' '.join(words)} --help: {result.output}")
+        return [_literal(result.output)]
+
+
+class Errors(SphinxDirective):
+    """The table of all errors."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make one row a class, in the order of the file."""
+        classes = [
+            one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Exception)
+        ]
+        rows = [
+            [
+                nodes.literal(
+                    text="\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}" * (len(one.__mro__) - 4) + one.__name__
+                ),
+                nodes.Text(str(one.exit_code)),
+                nodes.Text((one.__doc__ or "").split("\n\n")[0].replace("`", "")),
+            ]
+            for one in classes
+        ]
+        return [_table(["class", "exit", "raised when"], rows)]
+
+
+class JobStates(SphinxDirective):
+    """The table of a job's states."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make one row a state."""
+        rows = [
+            [
+                nodes.literal(text=state.value),
+                nodes.Text(", ".join(one for one in TRANSITIONS if one in following)),
+                nodes.Text(", ".join(verb for verb, states in VERBS.items() if state in states)),
+            ]
+            for state, following in TRANSITIONS.items()
+        ]
+        return [_table(["state", "may become", "takes"], rows)]
+
+
+def _literal(text: str) -> nodes.literal_block:
+    block = nodes.literal_block(text, text)
+    block["language"] = "text"
+    return block
+
+
+def _table(header: list[str], rows: list[list[nodes.Node]]) -> nodes.table:
+    group = nodes.tgroup(cols=len(header))
+    group += [nodes.colspec(colwidth=1) for _ in header]
+    group += nodes.thead("", _row([nodes.Text(text) for text in header]))
+    group += nodes.tbody("", *map(_row, rows))
+    return nodes.table("", group)
+
+
+def _row(cells: list[nodes.Node]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Give Sphinx the directives."""
+    app.add_directive("cli-help", CliHelp)
+    app.add_directive("errors", Errors)
+    app.add_directive("job-states", JobStates)
+    return {"parallel_read_safe": True}

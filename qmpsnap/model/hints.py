@@ -1,0 +1,25 @@
+"""What to do about an error that QEMU gives in words."""
+
+from __future__ import annotations
+
+__all__ = ["hint_for"]
+
+# Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
+_HINTS = (
+    ('" lock', "another process has the file open; find it with: fuser -v FILE"),
+    (
+        "Permission denied",
+        "look at owner, mode and label of the file and its directories: QEMU's user may not open it",
+    ),
+    ("Read-only file system", "the file system is mounted read-only"),
+    ("No space left on device", "make room there, or say another place"),
+    ("No such file or directory", "QEMU looks where it runs: is the path the same there?"),
+    ("is busy", "look who holds it: qmpsnap jobs"),
+    ("Need a root block node", "a node without a use stands on the disk's root; free it with blockdev-del"),
+    ("Too many open files", "raise QEMU's limit of open files"),
+)
+
+
+def hint_for(description: str) -> str:
+    """What to do next about QEMU's error text, or "" when it says enough itself."""
+    return next((hint for words, hint in _HINTS if words in description), "")

@@ -1,0 +1,105 @@
+"""The caller of an operation while it runs: its call-backs, and its wish to stop or to leave.
+
+What a call-back raises must not leave an operation half-way: it counts as the wish to stop, and is
+raised once all is undone or done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+import anyio
+
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.run.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.job import Job
+    from qmpsnap.plan.steps import AwaitJob
+    from qmpsnap.run.outcome import Hooks
+    from qmpsnap.run.target import Target, Watch
+
+__all__ = ["Caller"]
+
+_log = get_logger("qmpsnap.run")
+
+
+class Caller:
+    """One operation's caller.
+
+    Attributes:
+        stop: Set when the operation is to stop: by the caller, its cancellation, or its call-back's error.
+        complaint: What a call-back raised, or None.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.stop = hooks.cancel or anyio.Event()
+        self.complaint: Exception | None = None
+        self._hooks = hooks
+
+    async def tell_pivot(self, active: Mapping[str, str]) -> None:
+        """Tell where each disk's root is now; never raises."""
+        try:
+            await self._hooks.tell_pivot(active)
+        except Exception as error:  # noqa: BLE001 - raised when all is in order
+            self._complain(error)
+
+    async def wait(self, step: AwaitJob, watch: Watch, target: Target, *, may_leave: bool) -> Job | None:
+        """Wait for the job, or for the wish to stop or to leave, whichever is first; None for a wish.
+
+        Raises:
+            JobFailed, JobPaused, LinkLost: What the wait for the job raises.
+        """
+        result: list[Job] = []
+        failure: list[QmpsnapError] = []
+
+        async def job(scope: anyio.CancelScope) -> None:
+            try:
+                result.append(await _reached(step, watch))
+            except QmpsnapError as error:
+                failure.append(error)
+            scope.cancel()
+
+        async def wish(event: anyio.Event, scope: anyio.CancelScope) -> None:
+            await event.wait()
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(job, group.cancel_scope)
+            if self._hooks.progress is not None and self.complaint is None:
+                group.start_soon(self._report, step.job_id, target)
+            if may_leave:
+                group.start_soon(wish, self.stop, group.cancel_scope)
+                if self._hooks.detach is not None:
+                    group.start_soon(wish, self._hooks.detach, group.cancel_scope)
+        if failure:
+            raise failure[0]
+        return result[0] if result else None
+
+    async def _report(self, job_id: str, target: Target) -> None:
+        """Tell of the progress; never raises."""
+        try:
+            async for progress in target.progress(job_id, self._hooks.interval):
+                await self._hooks.tell(progress)
+        except QmpsnapError as error:  # the wait for the job says more
+            _log.debug("progress.lost", job_id=job_id, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - raised when all is in order
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        self.complaint = self.complaint or error
+        self.stop.set()
+
+
+async def _reached(step: AwaitJob, watch: Watch) -> Job:
+    match step.until:
+        case "ready":
+            return await watch.until_ready()
+        case "pending":
+            return await watch.until_pending()
+        case "concluded":
+            return await watch.until_concluded()
+        case _:
+            assert_never(step.until)

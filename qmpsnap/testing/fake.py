@@ -1,0 +1,361 @@
+"""A machine that exists in memory only: what an executor runs plans on in tests.
+
+    fake = FakeTarget(graph(vda="base <- s1*"))
+    fake.fail("transaction", refused("no such node"))
+    await Executor(fake).run(plan)
+    assert fake.performed == list(plan.steps)
+
+It simulates with `plan.effect.apply`, the same truth that planners predict with; so it can show
+that an executor does the right thing with a result, never that QEMU gives that result.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.errors import CommandFailed, JobFailed, LinkLost
+from qmpsnap.model.features import Features
+from qmpsnap.model.graph import Graph, Node
+from qmpsnap.model.job import ENDED, Job, JobStatus
+from qmpsnap.plan import effect
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    FlushNode,
+    ProbeAbsent,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    TakeSnapshots,
+)
+from qmpsnap.run.jobs import Progress
+from qmpsnap.testing.fake_files import FakeFiles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from qmpsnap.errors import QmpsnapError
+    from qmpsnap.model.files import Ask, Files
+    from qmpsnap.plan.steps import Start, Step
+
+__all__ = ["COMMANDS", "FakeTarget", "refused"]
+
+COMMANDS = frozenset({
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-sync", "drive-mirror",
+    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "transaction",
+})  # fmt: skip
+"""The commands that a fake QEMU has unless it is told otherwise."""
+
+_CANCELLED = "Operation canceled"  # QEMU's own text
+
+
+def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
+    """QEMU's error reply, as an error."""
+    return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    at: Step | str
+    error: QmpsnapError
+    happened: bool
+
+
+class _Watch:
+    """What the fake knows of one job's times; its waits are the target's."""
+
+    def __init__(self, target: FakeTarget, job_id: str) -> None:
+        self.times: Mapping[JobStatus, float] = MappingProxyType(
+            {JobStatus.PENDING: 100.0, JobStatus.CONCLUDED: 100.25}
+        )
+        self._target, self._job_id = target, job_id
+
+    async def until_ready(self) -> Job:
+        return await self._target.wait(AwaitJob(self._job_id, "ready"))
+
+    async def until_pending(self) -> Job:
+        return await self._target.wait(AwaitJob(self._job_id, "pending"))
+
+    async def until_concluded(self) -> Job:
+        return await self._target.wait(AwaitJob(self._job_id, "concluded"))
+
+
+class FakeTarget:
+    """A drawn machine.
+
+    Args:
+        graph: Its block graph at the beginning.
+        files: Its files; None: those of the graph, visible.
+        commands: The commands that it has.
+        change: What a step does to the graph; another function than `apply` makes a QEMU that lies.
+
+    Attributes:
+        state: The graph as of now; set it to let the graph move behind everybody's back.
+        files: The files as of now.
+        performed: Every step so far, waits included, also those that failed.
+        sent: Commands about jobs that are no steps.
+        before: Called with each step just before it is done.
+        hold: Whether jobs run on until `let_go`.
+        job_error: With what jobs end; "" with success.
+        relinks: Whether a lost link can be made again.
+        watched: How many watches are open.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        files: FakeFiles | None = None,
+        commands: frozenset[str] = COMMANDS,
+        change: Callable[[Graph, Step], Graph] = effect.apply,
+    ) -> None:
+        self.state = graph
+        self.files = files or FakeFiles(graph)
+        self.performed: list[Step] = []
+        self.sent: list[tuple[str, dict[str, object]]] = []
+        self.before: Callable[[Step], None] | None = None
+        self.hold = False
+        self.job_error = ""
+        self.relinks = False
+        self.watched = 0
+        self._commands, self._change = commands, change
+        self._faults: list[_Fault] = []
+        self._jobs: dict[str, Job] = {}
+        self._starts: dict[str, Start] = {}
+        self._lost = False
+        self._changed = anyio.Event()
+
+    # -- for tests ---------------------------------------------------------------------------------
+
+    def fail(self, at: Step | str, error: QmpsnapError, *, happened: bool = False) -> None:
+        """Let that step, or the next one of that command, end with an error, once.
+
+        Args:
+            at: A step, or a command; "graph" for the next look at the graph.
+            error: What is raised; LinkLost loses the link as well.
+            happened: Whether the step is done all the same.
+        """
+        self._faults.append(_Fault(at, error, happened))
+
+    def start_job(self, job: Job, start: Start) -> None:
+        """Let a job be there already, started by whom it may."""
+        self._jobs[job.id], self._starts[job.id] = job, start
+
+    def let_go(self) -> None:
+        """Let jobs go on: to READY, or to their end."""
+        self.hold = False
+        for job_id, job in self._jobs.items():
+            if job.status is JobStatus.RUNNING:
+                self._advance(job_id)
+
+    # -- Target ------------------------------------------------------------------------------------
+
+    async def graph(self) -> Graph:
+        """The graph as of now."""
+        await self._checkpoint()
+        self._raise("graph")
+        return self.state
+
+    async def look(self, ask: Ask, graph: Graph) -> Files:  # noqa: ARG002 - of the Protocol
+        """What the planner asked about the fake's files."""
+        return self.files.look(ask)
+
+    async def features(self) -> Features:
+        """The commands that the fake was given."""
+        return Features(self._commands)
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """Every job that is not dismissed."""
+        await self._checkpoint()
+        return tuple(job for job in self._jobs.values() if job.status is not JobStatus.NULL)
+
+    async def perform(self, step: Step) -> float:
+        """Do one step; it takes 0.125 s."""
+        await self._begin(step)
+        self._raise(step)
+        self._do(step)
+        return 0.125
+
+    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
+        """Take note of a command about a job."""
+        await self._checkpoint()
+        self.sent.append((command, dict(arguments)))
+        self._raise(command)
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[_Watch]:
+        """Listen to a job."""
+        self.watched += 1
+        try:
+            yield _Watch(self, job_id)
+        finally:
+            self.watched -= 1
+
+    async def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
+        """Tell of a job until it ends."""
+        while True:
+            job = next((job for job in await self.jobs() if job.id == job_id), None)
+            if job is None or job.status in ENDED:
+                return
+            yield Progress(job, None, None)
+            await anyio.sleep(interval)
+
+    async def relink(self) -> bool:
+        """Connect again if that was allowed."""
+        self._lost = self._lost and not self.relinks
+        return self.relinks
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    async def wait(self, step: AwaitJob) -> Job:
+        """Wait for a job (for the watch)."""
+        await self._begin(step)
+        self._raise(step)
+        while True:
+            changed = self._changed
+            await self._checkpoint()
+            job = self._jobs.get(step.job_id)
+            if job is None:
+                raise _failed(step.job_id, "vanished")
+            if job.status in ENDED and (job.error or step.until != "concluded"):
+                raise _failed(job.id, job.error or "it ended before anybody completed it")
+            if job.status in ENDED or (step.until == "ready" and job.ready):
+                return job
+            if step.until == job.status == JobStatus.PENDING:
+                return job
+            await changed.wait()
+
+    def _start(self, start: Start) -> None:
+        self.start_job(Job(start.job_id, start.command, JobStatus.RUNNING, length=8), start)
+        if isinstance(start, StartMirror):
+            node = Node(start.node, start.format, start.target)
+            self.state = replace(self.state, nodes=MappingProxyType({**self.state.nodes, start.node: node}))
+        elif isinstance(start, StartCommit):
+            self.files.touch(start.base_file)
+        if not self.hold:
+            self._advance(start.job_id)
+
+    def _advance(self, job_id: str) -> None:
+        start = self._starts[job_id]
+        waits = isinstance(start, StartMirror) or (isinstance(start, StartCommit) and start.active)
+        if self.job_error:
+            self._end(job_id, start, self.job_error)
+        elif waits:
+            self._set(job_id, JobStatus.READY)
+        elif isinstance(start, StartStream):
+            self._set(job_id, JobStatus.PENDING)
+        else:
+            self._end(job_id, start)
+
+    def _end(self, job_id: str, step: Step, error: str = "") -> None:
+        if not error:
+            self.state = self._change(self.state, step)
+            self.files.follow(self.state)
+        own = isinstance(self._starts[job_id], StartStream)  # it dismisses itself
+        self._set(job_id, JobStatus.NULL if own else JobStatus.CONCLUDED, error)
+
+    def _set(self, job_id: str, status: JobStatus, error: str = "") -> None:
+        ready = status is JobStatus.READY
+        done = 0 if error else 8
+        self._jobs[job_id] = replace(
+            self._jobs[job_id], status=status, offset=done, ready=ready, error=error or None
+        )
+        self._wake()
+
+    def _need(self, step: Step, job_id: str, *states: JobStatus) -> None:
+        job = self._jobs.get(job_id)
+        if job is None or job.status is JobStatus.NULL:
+            raise refused("Job not found", command=step.command, qmp_class="DeviceNotActive")
+        if job.status not in states:
+            raise refused(f"Job '{job_id}' in state '{job.status}' cannot accept it", command=step.command)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _do(self, step: Step) -> None:
+        match step:
+            case TakeSnapshots():
+                self.state = self._change(self.state, step)
+                self.files.follow(self.state)
+            case StartStream() | StartCommit() | StartMirror():
+                self._start(step)
+            case CompleteJob():
+                self._need(step, step.job_id, JobStatus.READY)
+                start = self._starts[step.job_id]
+                assert not isinstance(start, StartStream)  # noqa: S101 - which is never READY
+                self._end(step.job_id, CompleteJob(step.job_id, start), self.job_error)
+            case EndCopy():
+                self._need(step, step.job_id, JobStatus.READY)
+                self._end(step.job_id, step, self.job_error)
+            case FinalizeJob():
+                self._need(step, step.job_id, JobStatus.PENDING)
+                self._end(step.job_id, self._starts[step.job_id])
+            case CancelJob():
+                self._need(step, step.job_id, JobStatus.RUNNING, JobStatus.READY, JobStatus.PENDING)
+                self._end(step.job_id, step, _CANCELLED)
+            case DismissJob():
+                self._need(step, step.job_id, JobStatus.CONCLUDED)
+                self._dismiss(step.job_id)
+            case DeleteNode():
+                if step.node not in self.state.nodes:
+                    raise refused(f"Failed to find node with node-name='{step.node}'", command=step.command)
+                self.state = self._change(self.state, step)
+            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob():
+                pass
+            case _:
+                self.files.perform(step)
+
+    def _dismiss(self, job_id: str) -> None:
+        self._set(job_id, JobStatus.NULL)
+        start = self._starts[job_id]
+        used = {layer.node for disk in self.state.disks.values() for layer in disk.layers}
+        if isinstance(start, StartMirror) and start.node not in used:
+            nodes = {name: node for name, node in self.state.nodes.items() if name != start.node}
+            self.state = replace(self.state, nodes=MappingProxyType(nodes))
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    async def _begin(self, step: Step) -> None:
+        await self._checkpoint()
+        self.performed.append(step)
+        if self.before is not None:
+            self.before(step)
+        for _ in range(3):  # a step takes longer than a wish to stop takes to arrive
+            await anyio.lowlevel.checkpoint()
+
+    def _raise(self, at: Step | str) -> None:
+        names = (at,) if isinstance(at, str) else (at, at.command)
+        fault = next((one for one in self._faults if one.at in names), None)
+        if fault is None:
+            return
+        self._faults.remove(fault)
+        if fault.happened and not isinstance(at, str):
+            self._do(at)
+        self._lost = isinstance(fault.error, LinkLost)
+        self._wake()
+        raise fault.error
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _checkpoint(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._lost:
+            raise LinkLost("the link is lost", step="fake")
+
+
+def _failed(job_id: str, error: str) -> JobFailed:
+    return JobFailed(f"job {job_id!r} failed: {error}", job_id=job_id, error=error)

@@ -1,0 +1,192 @@
+"""A file system that exists in memory only, for planners' tests and for the fake target.
+
+It holds the images of a drawn graph; every directory exists and can be written unless it is told
+otherwise. `look` answers what a planner asks, `perform` does the steps on files of ours.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, assert_never
+
+from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.header import Header, backing_path
+from qmpsnap.model.record import IntentRecord, moment_of
+from qmpsnap.plan.host_steps import (
+    CreateOverlay,
+    CreatePlaceholder,
+    FinishRecord,
+    KeepMoment,
+    RemoveMade,
+    RemoveOrphan,
+    RetireFile,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.record import Record
+    from qmpsnap.plan.host_steps import HostStep
+
+__all__ = ["FakeFiles"]
+
+MIB = 1024 * 1024
+LATER = 2.0**32  # seconds since 1970, in the year 2106
+
+
+class FakeFiles:
+    """Files of a drawn graph.
+
+    Args:
+        graph: Its layers become images, each standing on the one below.
+        shared: Whether they are visible; if not, `look` says so and no more.
+
+    Attributes:
+        facts: What is there, by path; add and remove at will.
+        directories: What is not as usual about a directory, by path.
+        records: Intent and moment records, each in its directory.
+        unreadable: What a survey could not read, as "PATH: REASON".
+    """
+
+    def __init__(self, graph: Graph, *, shared: bool = True) -> None:
+        self.shared = shared
+        self.facts: dict[str, FileFact] = {}
+        self.directories: dict[str, DirFact] = {}
+        self.records: list[Record] = []
+        self.unreadable: tuple[str, ...] = ()
+        self.follow(graph)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every file that is there, sorted."""
+        return tuple(sorted(self.facts))
+
+    def put(
+        self,
+        path: str,
+        *,
+        format: str = "qcow2",  # noqa: A002 - QEMU's word
+        size_bytes: int = 64 * MIB,
+        backing: str | None = None,
+        backing_format: str | None = None,
+    ) -> None:
+        """Put an image there, instead of what was there.
+
+        Args:
+            path: Absolute path.
+            format: Anything but "raw" gets a header.
+            size_bytes: What a guest sees.
+            backing: Backing file as the header records it.
+            backing_format: Its format as recorded; None: "qcow2" when there is a backing file.
+        """
+        header, stands_on = None, None
+        if format != "raw":
+            below = (backing_format or "qcow2") if backing else None
+            header = Header(format, 3, size_bytes, 65536, backing=backing, backing_format=below)
+            found = backing_path(backing, of=path) if backing else None
+            stands_on = posixpath.normpath(found) if found else None
+        size = 196_616 if header else size_bytes
+        modified = self.facts[path].modified if path in self.facts else 1.0
+        self.facts[path] = FileFact(
+            path, "regular", size, header=header, real=path, backing=stands_on, modified=modified
+        )
+
+    def touch(self, path: str) -> None:
+        """Let a file be written into, later than any record; what `put` made is older than all."""
+        if path in self.facts:
+            self.facts[path] = replace(self.facts[path], modified=LATER)
+
+    def follow(self, graph: Graph) -> None:
+        """Let the images' headers say what the graph says, as QEMU writes them."""
+        for disk in graph.disks.values():
+            for layer in disk.layers:
+                if layer.file.startswith("/"):
+                    self.put(
+                        layer.file,
+                        format=layer.format,
+                        size_bytes=layer.virtual_size,
+                        backing=layer.backing,
+                        backing_format=layer.backing_format,
+                    )
+
+    def look(self, ask: Ask) -> Files:
+        """Answer what a planner asks."""
+        if not self.shared:
+            return Files()
+        missing = {path: FileFact(path, "missing", real=path) for path in ask.files if path not in self.facts}
+        standing = {
+            Standing(fact.real, fact.backing)
+            for path, fact in self.facts.items()
+            if fact.backing is not None
+            and not is_invalid_name(path)
+            and (path in ask.files or posixpath.dirname(path) in ask.survey)
+        }
+        return Files(
+            shared=True,
+            files=MappingProxyType(
+                {path: self.facts[path] for path in ask.files if path in self.facts} | missing
+            ),
+            directories=MappingProxyType({path: self._directory(path) for path in ask.directories}),
+            standing=tuple(sorted(standing)),
+            looked_in=ask.survey,
+            unreadable=self.unreadable,
+            records=tuple(record for record in self.records if record.directory in ask.records),
+        )
+
+    def _directory(self, path: str) -> DirFact:
+        exists = not path.endswith(".qmpsnap") or any(record.directory == path for record in self.records)
+        return self.directories.get(
+            path, DirFact(path, exists=exists, writable=exists, free_bytes=1024 * MIB)
+        )
+
+    def perform(self, step: HostStep) -> None:
+        """Do one step on files.
+
+        Raises:
+            TargetExists: When a file that is to be made, or a new name, is there.
+            TargetUnusable: When a record is not.
+        """
+        match step:
+            case WriteRecord():
+                self.records.append(replace(step.record, directory=step.directory))
+            case FinishRecord():
+                self.records = [
+                    one for one in self.records if one.directory != step.directory or one.id not in step.ids
+                ]
+            case KeepMoment():
+                self._keep(step)
+            case CreateOverlay():
+                self._refuse_taken(step.file)
+                self.put(
+                    step.file,
+                    size_bytes=step.size_bytes,
+                    backing=step.backing,
+                    backing_format=step.backing_format,
+                )
+            case CreatePlaceholder():
+                self._refuse_taken(step.file)
+                self.put(step.file, format="raw", size_bytes=0)
+            case RetireFile(policy="rename"):
+                self._refuse_taken(step.to)
+                self.facts[step.to] = replace(self.facts.pop(step.file), path=step.to, real=step.to)
+            case RetireFile(policy="remove") | RemoveMade() | RemoveOrphan():
+                self.facts.pop(step.file, None)
+            case RetireFile():
+                pass
+            case _:
+                assert_never(step)
+
+    def _keep(self, step: KeepMoment) -> None:
+        for index, record in enumerate(self.records):
+            if isinstance(record, IntentRecord) and record.id == step.id:
+                self.records[index] = moment_of(record)
+                return
+        raise TargetUnusable(f"the record {step.id} is gone from {step.directory}", file=step.directory)
+
+    def _refuse_taken(self, file: str) -> None:
+        if file in self.facts:
+            raise TargetExists(f"{file} exists already", file=file)

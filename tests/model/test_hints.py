@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.model.hints import hint_for
+
+
+@pytest.mark.parametrize(
+    ("description", "part"),
+    [
+        ('Failed to get "write" lock', "fuser"),
+        ("Could not open '/a': Permission denied", "owner"),
+        ("Could not create '/a': No space left on device", "room"),
+        ("Node 'a' is busy: block device is in use by block job: stream", "qmpsnap jobs"),
+        ("Need a root block node", "blockdev-del"),
+    ],
+)
+def test_hint_for_says_what_to_do_about_what_qemu_says(description, part):
+    assert part in hint_for(description)
+
+
+@pytest.mark.parametrize("description", ["Block node is read-only", "Image is not in qcow2 format", ""])
+def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
+    assert hint_for(description) == ""

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpsnap.errors import BadName
+from qmpsnap.model.job import Ending, JobId, JobOp, parse_job_id
+from qmpsnap.model.names import (
+    check_name,
+    digest,
+    job_id,
+    node_name,
+    overlay_file,
+    owned_node,
+    state_directory,
+    stem,
+)
+
+
+@pytest.mark.parametrize("name", ["a", "_", "0.9-rc1", "before_upgrade", "x" * 64])
+def test_check_name_returns_a_name_of_the_grammar(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "-n", "a b", "a/b", "größe", "x" * 65, "a\n", "..", "a\0"])
+def test_check_name_refuses_a_name_outside_the_grammar(name: str) -> None:
+    with pytest.raises(BadName) as caught:
+        check_name(name)
+    assert caught.value.name == name
+
+
+@given(st.lists(st.text() | st.integers() | st.none()), st.integers(0, 2**32))
+def test_digest_is_eight_hex_digits_and_always_the_same(parts: list[object], other: int) -> None:
+    token = digest(*parts)
+    assert token == digest(*parts)
+    assert len(token) == 8
+    assert set(token) <= set("0123456789abcdef")
+    assert digest(*parts, other, "x") != digest(*parts, other, "y")
+
+
+def test_digest_avoids_names_that_end_in_it() -> None:
+    first = digest("commit", "vda")
+    second = digest("commit", "vda", avoid=[f"qmpsnap-{first}"])
+    third = digest("commit", "vda", avoid=[f"qmpsnap-{first}", f"qmpsnap-commit-keep-{second}"])
+    assert len({first, second, third}) == 3
+
+
+def test_digest_takes_a_file_name_that_is_no_unicode() -> None:
+    assert digest("/d/\udcff.qcow2") != digest("/d/\udcfe.qcow2")
+
+
+@pytest.mark.parametrize("op", list(JobOp))
+@pytest.mark.parametrize("ending", list(Ending))
+def test_job_id_is_what_parse_job_id_reads(op: JobOp, ending: Ending) -> None:
+    assert parse_job_id(job_id(op, ending, "0a1b2c3d")) == JobId(op, ending, "0a1b2c3d")
+
+
+@given(st.text())
+def test_node_name_fits_what_qemu_takes(part: str) -> None:
+    for owned in (False, True):
+        name = node_name(digest(part), owned=owned)
+        assert len(name.encode()) <= 31
+        assert name.isascii()
+        assert name[0].isalpha()
+        assert owned_node(name) is owned
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/d/base.qcow2", "base"),
+        ("/d/base", "base"),
+        ("/d/base.v2.qcow2", "base.v2"),
+        ("/d/.qcow2", ".qcow2"),
+    ],
+)
+def test_stem_is_the_last_part_without_its_last_suffix(file: str, name: str) -> None:
+    assert stem(file) == name
+
+
+def test_overlay_file_lies_beside_the_active_layer_and_is_named_after_the_base() -> None:
+    assert overlay_file(active="/fast/s1.qcow2", base="/slow/base.img", name="n1") == "/fast/base.n1.qcow2"
+
+
+def test_state_directory_lies_beside_the_base() -> None:
+    assert state_directory("/slow/base.img") == "/slow/base.qmpsnap"

@@ -1,0 +1,92 @@
+"""Operations to run on a fake machine: one of each kind, and what is there before and after."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.steps import StartCommit, StartStream
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import COMMANDS, FakeTarget
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.vm import VM
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Step
+
+MACHINE = graph(vda="base <- s1 <- s2*", vdb="data*")
+FILES = {
+    "vda": ("/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"),
+    "vdb": ("/images/data.qcow2",),
+}
+COPY = "/images/copy.qcow2"
+
+INTENTS: dict[str, Intent] = {
+    "snapshot": Snapshot("n1"),
+    "stream": Stream("vda", "base"),
+    "commit": Commit("vda", "s1", "base"),
+    "commit-pivot": Commit("vda"),
+    "commit-keep": Commit("vda", keep_overlay=True),
+    "mirror-pivot": Mirror("vda", COPY, "pivot", "top"),
+    "mirror-finish": Mirror("vda", COPY, "finish"),
+}
+UNSEEN: dict[str, Intent] = {
+    "unseen-snapshot": Snapshot("n1"),
+    "unseen-mirror": Mirror("vda", COPY, "pivot"),
+}
+CASES = INTENTS | UNSEEN
+
+
+def machine(case: str) -> FakeTarget:
+    """A fake machine for that case."""
+    return FakeTarget(MACHINE, files=FakeFiles(MACHINE, shared=case in INTENTS), commands=COMMANDS)
+
+
+def vm_of(fake: FakeTarget) -> VM:
+    """The machine as an embedder holds it."""
+    return VM(fake)  # type: ignore[arg-type]  # a VM needs a session for `pid` alone
+
+
+async def plan_of(case: str, fake: FakeTarget) -> Plan:
+    """The case's plan on the machine as it is now."""
+    return await vm_of(fake).plan(CASES[case])
+
+
+@functools.cache
+def known_plan(case: str) -> Plan:
+    """The same plan without a loop: for parametrizing over its steps."""
+
+    async def make() -> Plan:
+        return await plan_of(case, machine(case))
+
+    return asyncio.run(make())
+
+
+def steps_of(*cases: str, on: tuple[str, ...] = ("host", "qmp", "wait")) -> list[tuple[str, int]]:
+    """Each case with each place of a step of these kinds."""
+    return [
+        (case, place)
+        for case in (cases or CASES)
+        for place, step in enumerate(known_plan(case).steps)
+        if step.on in on
+    ]
+
+
+def stage_is_tidy(plan: Plan, place: int) -> bool:
+    """Whether the step at that place only puts things away."""
+    return [stage.tidy for stage in plan.stages for _ in stage.steps][place]
+
+
+def writes(step: Step) -> bool:
+    """Whether the step begins to write into a layer that is there already."""
+    return isinstance(step, StartCommit | StartStream)
+
+
+def intents(fake: FakeTarget) -> list[str]:
+    """Ids of the intent records that lie about."""
+    return [record.id for record in fake.files.records if isinstance(record, IntentRecord)]

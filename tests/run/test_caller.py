@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from qmpsnap.errors import JobFailed, LinkLost, Malformed
+from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.steps import AwaitJob
+from qmpsnap.run.caller import Caller
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget
+from tests.plan.scenes import planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.job import Job
+
+pytestmark = pytest.mark.timeout(10)
+TWO = graph(vda="base <- s1*")
+PLAN = planned(Commit("vda"), TWO)
+READY = AwaitJob(PLAN.job_id, "ready")
+
+
+async def started(*, hold: bool) -> FakeTarget:
+    fake = FakeTarget(TWO)
+    fake.hold = hold
+    assert PLAN.start is not None
+    await fake.perform(PLAN.start)
+    return fake
+
+
+async def waited(fake: FakeTarget, hooks: Hooks, *, may_leave: bool = True) -> Job | None:
+    with fake.watch(READY.job_id) as watch:
+        return await Caller(hooks).wait(READY, watch, fake, may_leave=may_leave)
+
+
+async def test_caller_waits_for_the_job() -> None:
+    job = await waited(await started(hold=False), Hooks())
+    assert job is not None
+    assert job.ready
+
+
+def wishing(wish: str) -> Hooks:
+    event = anyio.Event()
+    event.set()
+    return Hooks(cancel=event) if wish == "cancel" else Hooks(detach=event)
+
+
+@pytest.mark.parametrize("wish", ["cancel", "detach"])
+async def test_caller_wishes_to_stop_or_to_leave(wish: str) -> None:
+    assert await waited(await started(hold=True), wishing(wish)) is None
+
+
+@pytest.mark.parametrize("wish", ["cancel", "detach"])
+async def test_caller_cannot_leave_when_there_is_no_way_back(wish: str) -> None:
+    assert await waited(await started(hold=False), wishing(wish), may_leave=False) is not None
+
+
+async def test_caller_is_told_why_the_job_ended() -> None:
+    fake = FakeTarget(TWO)
+    fake.job_error = "No space left on device"
+    assert PLAN.start is not None
+    await fake.perform(PLAN.start)
+    with pytest.raises(JobFailed, match="No space left"):
+        await waited(fake, Hooks())
+
+
+async def test_caller_gets_the_lost_link_as_such_when_progress_is_asked_for() -> None:
+    fake = await started(hold=True)
+    fake.fail("await-job", LinkLost("gone"))
+    with pytest.raises(LinkLost):
+        await waited(fake, Hooks(progress=lambda _: None, interval=0))
+
+
+async def test_caller_goes_on_when_progress_cannot_be_asked_for() -> None:
+    fake = await started(hold=False)
+
+    def broken(_: object) -> None:
+        raise Malformed("no progress")
+
+    assert await waited(fake, Hooks(progress=broken)) is not None
+
+
+async def test_caller_counts_what_a_call_back_raises_as_the_wish_to_stop() -> None:
+    fake = await started(hold=True)
+    complaint = ZeroDivisionError()
+
+    def raising(_: object) -> None:
+        raise complaint
+
+    caller = Caller(Hooks(progress=raising, on_pivot=raising))
+    with fake.watch(READY.job_id) as watch:
+        assert await caller.wait(READY, watch, fake, may_leave=True) is None
+    await caller.tell_pivot({})
+    assert caller.complaint is complaint
+    assert caller.stop.is_set()

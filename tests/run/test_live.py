@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from qmpsnap.errors import (
+    CommandFailed,
+    ConnectFailed,
+    LinkLost,
+    Malformed,
+    QmpsnapError,
+    TargetExists,
+    TargetUnusable,
+)
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.parse import GRAPH_QUERIES, parse_graph
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    ProbeAbsent,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    TakenOverlay,
+    TakeSnapshots,
+)
+from qmpsnap.run.images import Images
+from qmpsnap.run.live import LiveTarget
+from qmpsnap.run.session import connect
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.jobs import ScriptedJobs, job_turns
+from qmpsnap.testing.server import Emit, Fail, Return
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.testing.server import QmpServer
+
+pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+
+DATA = Path(__file__).parent.parent / "model" / "data"
+JOB = "qmpsnap-mirror-pivot-00000000"
+
+
+def said(name: str) -> list[Any]:
+    data = json.loads((DATA / f"{name}.json").read_text())
+    return [data["block"], data["stats"], data["named"]]
+
+
+def answer_graph(server: QmpServer, name: str) -> None:
+    for (command, _), answer in zip(GRAPH_QUERIES, said(name), strict=True):
+        server.answer(command, Return(answer))
+
+
+@asynccontextmanager
+async def live(
+    server: QmpServer, *, again: bool = True, shared_fs: bool | None = None
+) -> AsyncIterator[LiveTarget]:
+    def link() -> Any:
+        return connect(server.path)
+
+    async with LiveTarget(link, again=again, shared_fs=shared_fs, images=Images(), name="vm1") as target:
+        yield target
+
+
+@pytest.fixture
+async def target(server: QmpServer) -> AsyncIterator[LiveTarget]:
+    ScriptedJobs(server)
+    answer_graph(server, "mixed-7")
+    async with live(server) as target:
+        yield target
+
+
+async def test_graph_asks_three_questions_and_joins_the_answers(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    before = len(server.received)
+    assert await target.graph() == parse_graph(*said("mixed-7"))
+    asked = [(one["execute"], one.get("arguments", {})) for one in server.received[before:]]
+    assert sorted(map(repr, asked)) == sorted(repr((name, dict(more))) for name, more in GRAPH_QUERIES)
+
+
+async def test_graph_resolves_relative_names_against_qemus_directory(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    answer_graph(server, "relative-7")
+    here = str(Path.cwd())  # the scripted server is this process
+    found = await target.graph()
+    assert found.disks["vda"].files == (f"{here}/sub/s1.qcow2", f"{here}/base.qcow2")
+
+
+async def test_graph_is_asked_for_again_when_it_moved_meanwhile(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    block, stats, named = said("mixed-7")
+    server.answer_once("query-named-block-nodes", Return(named[1:]))
+    server.answer_once("query-blockstats", Return(stats[1:]))
+    assert await target.graph() == parse_graph(block, stats, named)
+    assert server.commands.count("query-block") == 2
+
+
+async def test_graph_is_malformed_when_an_answer_has_another_shape(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.answer("query-blockstats", Return({}))
+    with pytest.raises(Malformed):
+        await target.graph()
+
+
+async def test_graph_ends_when_the_link_is_lost(server: QmpServer, target: LiveTarget) -> None:
+    server.hang_up()
+    with pytest.raises(LinkLost):
+        await target.graph()
+
+
+async def test_features_are_asked_for_once(server: QmpServer, target: LiveTarget) -> None:
+    server.answer("query-commands", Return([{"name": "transaction"}, {"name": "quit"}]))
+    assert await target.features() == Features(frozenset({"transaction", "quit"}))
+    assert await target.features() == Features(frozenset({"transaction", "quit"}))
+    assert server.commands.count("query-commands") == 1
+
+
+@pytest.mark.parametrize("answer", [None, 7, [7], [{}]])
+async def test_features_are_malformed_when_they_are_no_list_of_commands(
+    server: QmpServer, target: LiveTarget, answer: object
+) -> None:
+    server.answer("query-commands", Return(answer))
+    with pytest.raises(Malformed):
+        await target.features()
+
+
+async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
+    jobs = ScriptedJobs(server)
+    jobs.put("theirs", "running")
+    async with live(server) as target:
+        assert [(job.id, job.mine) for job in await target.jobs()] == [("theirs", False)]
+
+
+async def test_shares_is_told_by_the_files_that_the_process_has_open(
+    target: LiveTarget, tmp_path: Path
+) -> None:
+    file = tmp_path / "s1.qcow2"
+    file.touch()
+    machine = graph(chain("base.raw <- s1*", directory=str(tmp_path)))
+    assert not await target.shares(machine)
+    with file.open():
+        assert await target.shares(machine)
+        assert (await target.look(Ask(files=(str(file),)), machine)).files[str(file)].kind == "regular"
+    assert await target.look(Ask(files=(str(file),)), machine) == Files(shared=False)
+
+
+async def test_shares_is_false_when_no_disk_has_a_file(target: LiveTarget) -> None:
+    assert not await target.shares(graph())
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_shares_is_what_the_caller_says(server: QmpServer, given: bool) -> None:
+    ScriptedJobs(server)
+    async with live(server, shared_fs=given) as target:
+        assert await target.shares(graph(vda="nowhere*")) is given
+
+
+STEPS: list[Step] = [
+    TakeSnapshots((TakenOverlay("vda", "n", "o", "/o", "/b", "us"),)),
+    StartStream(JOB, "vda", "n", "/f", None, None, None, "report", 0),
+    StartCommit(JOB, "vda", "r", "t", "/t", "b", "/b", False, None, "stop", 7),
+    StartMirror(JOB, "vda", "r", "x", "/c", "raw", "n", "full", False, "ignore", 0),
+    CompleteJob(JOB),
+    EndCopy(JOB),
+    CancelJob(JOB),
+    DismissJob(JOB),
+    DeleteNode("n"),
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+async def test_perform_sends_a_step_word_for_word(server: QmpServer, target: LiveTarget, step: Step) -> None:
+    server.answer(step.command, Return())
+    seconds = await target.perform(step)
+    sent = server.received[-1]
+    assert (sent["execute"], sent["arguments"]) == (step.command, step.arguments)
+    assert 0 < seconds < 5
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+async def test_perform_says_so_when_qemu_refuses(server: QmpServer, target: LiveTarget, step: Step) -> None:
+    server.answer(step.command, Fail("no such thing"))
+    with pytest.raises(CommandFailed) as caught:
+        await target.perform(step)
+    assert (caught.value.command, caught.value.desc) == (step.command, "no such thing")
+
+
+async def test_perform_does_our_own_steps(target: LiveTarget, tmp_path: Path) -> None:
+    model, copy = tmp_path / "model", tmp_path / "copy"
+    model.touch()
+    await target.perform(CreatePlaceholder(str(copy), str(model)))
+    assert copy.exists()
+
+
+async def test_perform_is_for_no_wait(target: LiveTarget) -> None:
+    with pytest.raises(AssertionError):
+        await target.perform(AwaitJob(JOB, "ready"))
+
+
+async def test_probe_succeeds_when_qemu_finds_no_file(server: QmpServer, target: LiveTarget) -> None:
+    server.answer("blockdev-add", Fail("Could not open '/o': No such file or directory"))
+    await target.perform(ProbeAbsent("/o", "n"))
+    assert "blockdev-del" not in server.commands
+
+
+async def test_probe_frees_the_node_and_refuses_when_qemu_finds_the_file(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.answer("blockdev-add", Return())
+    server.answer("blockdev-del", Return())
+    with pytest.raises(TargetExists) as caught:
+        await target.perform(ProbeAbsent("/o", "n"))
+    assert caught.value.file == "/o"
+    assert server.received[-1]["arguments"] == {"node-name": "n"}
+
+
+@pytest.mark.parametrize("desc", ["Could not open '/o': Permission denied", "Is a directory"])
+async def test_probe_refuses_when_qemu_cannot_look(server: QmpServer, target: LiveTarget, desc: str) -> None:
+    server.answer("blockdev-add", Fail(desc))
+    with pytest.raises(TargetUnusable, match=desc):
+        await target.perform(ProbeAbsent("/o", "n"))
+
+
+async def test_command_is_sent_as_it_is(server: QmpServer, target: LiveTarget) -> None:
+    server.answer("job-pause", Return())
+    await target.command("job-pause", {"id": JOB})
+    assert server.received[-1]["arguments"] == {"id": JOB}
+
+
+async def test_watch_hears_what_comes_before_the_reply(server: QmpServer) -> None:
+    jobs = ScriptedJobs(server)
+    async with live(server) as target:
+        jobs.put(JOB, "ready")
+        server.answer("drive-mirror", *job_turns(JOB, "created", "running", "ready"), Return())
+        with target.watch(JOB) as watch:
+            await target.perform(STEPS[3])
+            assert (await watch.until_ready()).ready
+
+
+async def test_progress_ends_with_the_job(server: QmpServer) -> None:
+    jobs = ScriptedJobs(server)
+    jobs.put(JOB, "running", offset=2)
+    async with live(server) as target:
+        seen = []
+        async for progress in target.progress(JOB, 0.001):
+            seen.append(progress.job.offset)
+            jobs.remove(JOB)
+    assert seen == [2]
+
+
+async def test_relink_connects_again_and_everything_works(server: QmpServer, target: LiveTarget) -> None:
+    server.hang_up()
+    await target.session.wait_lost()
+    assert await target.relink()
+    assert await target.graph() == parse_graph(*said("mixed-7"))
+    assert await target.jobs() == ()
+
+
+async def test_relink_fails_when_the_socket_was_given(server: QmpServer) -> None:
+    ScriptedJobs(server)
+    async with live(server, again=False) as target:
+        server.hang_up()
+        assert not await target.relink()
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_relink_gives_up_within_a_second_when_nobody_answers(server: QmpServer, silent: bool) -> None:
+    ScriptedJobs(server)
+    async with live(server) as target:
+        if silent:
+            server.greeting = None
+        else:
+            Path(server.path).unlink()
+        server.hang_up()
+        await target.session.wait_lost()
+        with anyio.fail_after(1):
+            assert not await target.relink()
+        with pytest.raises(LinkLost):
+            await target.graph()
+
+
+async def test_entering_fails_when_nobody_is_there_and_leaves_nothing(tmp_path: Path) -> None:
+    def link() -> Any:
+        return connect(str(tmp_path / "nobody"))
+
+    target = LiveTarget(link, again=True, shared_fs=None, images=Images(), name="vm1")
+    with pytest.raises(ConnectFailed):
+        async with target:
+            pytest.fail("entered")
+
+
+async def test_graph_is_not_asked_for_while_that_would_crash_qemu(server: QmpServer) -> None:
+    jobs = ScriptedJobs(server)
+    answer_graph(server, "mixed-7")
+    server.answer("query-qmp-schema", Return([]))
+    server.compute("query-jobs", lambda _: [one | {"type": "stream"} for one in jobs.jobs()])
+    async with live(server) as target:
+        jobs.put("s", "concluded")
+        server.emit(Emit("JOB_STATUS_CHANGE", {"id": "s", "status": "concluded"}))
+        await target.jobs()
+        with pytest.raises(QmpsnapError, match="would crash"):
+            await target.graph()
+    assert "query-named-block-nodes" not in server.commands
+
+
+async def test_name_is_what_it_was_given(target: LiveTarget) -> None:
+    assert target.name == "vm1"

@@ -1,0 +1,438 @@
+"""An operation that succeeds, that fails at each of its steps, and that is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from qmpsnap.errors import (
+    Changed,
+    Detached,
+    GraphMismatch,
+    Incomplete,
+    Interrupted,
+    JobFailed,
+    JobPaused,
+    Malformed,
+    NodeBusy,
+    QmpsnapError,
+    TargetExists,
+    TargetUnusable,
+)
+from qmpsnap.model.job import JobStatus
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    CreateOverlay,
+    DismissJob,
+    FinishRecord,
+    ProbeAbsent,
+    RetireFile,
+    StartMirror,
+    TakeSnapshots,
+)
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget, refused
+from tests.run.operations import (
+    CASES,
+    COPY,
+    FILES,
+    INTENTS,
+    MACHINE,
+    intents,
+    machine,
+    plan_of,
+    stage_is_tidy,
+    steps_of,
+    vm_of,
+    writes,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.run.target import Progress
+
+pytestmark = pytest.mark.timeout(10)
+
+
+def chains_after(plan: Plan) -> dict[str, tuple[str, ...]]:
+    assert plan.after is not None
+    return plan.after.chains()
+
+
+async def check_nothing_is_left(fake: FakeTarget, *, started_commit: str = "") -> None:
+    """Chains, files and jobs are as in the beginning; a commit that began keeps its record."""
+    assert fake.state.chains() == FILES
+    assert fake.files.names == machine("snapshot").files.names
+    assert set(fake.state.nodes) == set(MACHINE.nodes)
+    assert await fake.jobs() == ()
+    assert fake.watched == 0
+    assert intents(fake) == ([started_commit] if started_commit else [])
+
+
+async def check_the_next_run_works(case: str, fake: FakeTarget) -> None:
+    plan = await plan_of(case, fake)
+    done = await vm_of(fake).run(plan)
+    assert done.chains == plan.chains_after
+    assert await fake.jobs() == ()
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_performs_the_steps_of_its_plan_in_order(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    done = await vm_of(fake).run(plan)
+    assert fake.performed == list(plan.steps)
+    assert fake.state.chains() == chains_after(plan)
+    assert await fake.jobs() == ()
+    assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
+    moved = {disk: files[0] for disk, files in plan.chains_after.items() if disk in plan.moves}
+    assert (done.op, done.chains, done.active) == (plan.op, plan.chains_after, moved)
+    assert (done.invalid, done.notes, done.job_id, done.changed) == (
+        plan.invalid,
+        plan.notes,
+        plan.job_id,
+        True,
+    )
+    assert done.bytes == (8 if plan.job_id else 0)
+    assert done.standstill_s == (None if not plan.moves else 0.25 if plan.job_id else 0.125)
+
+
+@pytest.mark.parametrize("case", INTENTS)
+async def test_operation_leaves_the_files_that_its_plan_names(case: str) -> None:
+    fake = machine(case)
+    before = set(fake.files.names)
+    plan = await plan_of(case, fake)
+    await vm_of(fake).run(plan)
+    now = set(fake.files.names)
+    assert {file for files in fake.state.chains().values() for file in files} <= now
+    assert set(plan.invalid) <= now
+    assert before - now == (set(plan.folded) if plan.op == "commit" else set())
+
+
+async def test_operation_reads_no_graph_when_it_was_seen_a_moment_ago() -> None:
+    fake = machine("stream")
+    plan = await plan_of("stream", fake)
+    fake.fail("graph", Malformed("the first look"))
+    with pytest.raises(Malformed):
+        await vm_of(fake).run(plan)
+    fake.fail(plan.steps[0], refused("stop here"))
+    with pytest.raises(QmpsnapError, match="stop here"):
+        await vm_of(fake)._executor.run(plan, seen=plan.before)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_refuses_when_the_chains_moved_since_the_plan(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    fake.state = graph(vda="base <- s1*", vdb="data*")
+    with pytest.raises(GraphMismatch) as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.changed, caught.value.exit_code) == (Changed.NO, 6)
+    assert caught.value.found["vda"] == ("/images/s1.qcow2", "/images/base.qcow2")
+    assert fake.performed == []
+
+
+def refusal(step: Step) -> QmpsnapError:
+    match step.on:
+        case "qmp":
+            return refused("QEMU says no", command=step.command)
+        case "host":
+            return TargetUnusable("the disk says no", file="/images/x")
+        case _:
+            return JobFailed("the job says no", job_id="", error="no")
+
+
+@pytest.mark.parametrize(("case", "place"), steps_of(on=("host", "qmp")))
+async def test_operation_takes_everything_back_when_a_step_is_refused(case: str, place: int) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    if stage_is_tidy(plan, place) or isinstance(plan.steps[place], DismissJob | FinishRecord):
+        return  # the operation has succeeded by then: below
+    error = refusal(plan.steps[place])
+    fake.fail(plan.steps[place], error)
+    with pytest.raises(QmpsnapError) as caught:
+        await vm_of(fake).run(plan)
+    assert caught.value is error
+    written = any(map(writes, plan.steps[:place]))
+    assert error.changed is (Changed.YES if written else Changed.NO)
+    assert error.invalid == (plan.invalid_if_stopped if written else ())
+    by_qemu = [step for step in plan.steps[: place + 1] if isinstance(step, TakeSnapshots | StartMirror)]
+    assert bool(error.left) is (case.startswith("unseen") and bool(by_qemu))
+    await check_nothing_is_left(fake, started_commit=plan.job_id if written and plan.op == "commit" else "")
+    await check_the_next_run_works(case, fake)
+
+
+@pytest.mark.parametrize(("case", "place"), steps_of(on=("wait",)))
+async def test_operation_takes_everything_back_when_the_job_fails(case: str, place: int) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+
+    def fail(step: Step) -> None:
+        if step == plan.steps[place - 1]:
+            fake.job_error = "No space left on device"
+
+    fake.before = fail
+    with pytest.raises(JobFailed, match="No space left") as caught:
+        await vm_of(fake).run(plan)
+    written = plan.op in {"commit", "stream"}
+    assert caught.value.changed is (Changed.YES if written else Changed.NO)
+    assert caught.value.invalid == plan.invalid_if_stopped
+    fake.before, fake.job_error = None, ""
+    await check_nothing_is_left(fake, started_commit=plan.job_id if plan.op == "commit" else "")
+    await check_the_next_run_works(case, fake)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "commit" in case or "mirror" in case])
+async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    gone = refused("Job not found", command="job-dismiss")
+    fake.fail(DismissJob(plan.job_id), gone, happened=True)
+    done = await vm_of(fake).run(plan)
+    assert done.chains == plan.chains_after
+    assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
+
+
+@pytest.mark.parametrize(("case", "place"), steps_of(on=("host", "qmp")))
+async def test_operation_says_what_could_not_be_put_away(case: str, place: int) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    if not stage_is_tidy(plan, place):
+        return
+    step = plan.steps[place]
+    fake.fail(step, refusal(step))
+    with pytest.raises(Incomplete) as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.changed, caught.value.exit_code) == (Changed.YES, 7)
+    assert caught.value.remaining[0] == f"{step.command} {step.arguments}"
+    assert fake.state.chains() == chains_after(plan)
+    assert await fake.jobs() == ()
+    still_there = set(fake.files.names)
+    assert set(caught.value.invalid) <= still_there
+    if isinstance(step, RetireFile):
+        assert step.file in caught.value.invalid
+        assert intents(fake) == [plan.job_id]  # so that `job wait` can go on
+    assert len(fake.performed) == len(plan.steps) - isinstance(step, RetireFile)
+
+
+async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by_its_record() -> None:
+    fake = machine("commit-pivot")
+    plan = await plan_of("commit-pivot", fake)
+    fake.fail("retire-file", TargetUnusable("no", file="/images/s2.qcow2"))
+    with pytest.raises(Incomplete):
+        await vm_of(fake).run(plan)
+    fake.files.facts["/images/s1.qcow2"] = fake.files.facts.pop("/images/s1.qcow2.invalid")
+    done = await vm_of(fake).job_wait(plan.job_id)
+    assert isinstance(done, Done)
+    assert (set(done.invalid) <= set(fake.files.names), intents(fake)) == (True, [])
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_reports_a_graph_that_is_not_the_predicted_one(case: str) -> None:
+    def lie(before: Graph, step: Step) -> Graph:
+        return before
+
+    truth = machine(case)
+    fake = FakeTarget(MACHINE, files=truth.files, change=lie)
+    plan = await plan_of(case, fake)
+    if plan.chains_after == plan.chains_before:
+        return
+    with pytest.raises(GraphMismatch) as caught:
+        await vm_of(fake).run(plan)
+    found = {disk: FILES[disk] for disk in plan.disks}
+    assert (caught.value.expected, caught.value.found) == (plan.chains_after, found)
+    written = plan.op in {"commit", "stream"}
+    if plan.op != "snapshot":
+        assert caught.value.changed is (Changed.YES if written else Changed.NO)
+    assert caught.value.invalid == plan.invalid_if_stopped
+    assert intents(fake) == ([plan.record.record.id] if plan.record else [])
+
+
+async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_read_after_the_snapshot() -> (
+    None
+):
+    fake = machine("snapshot")
+    plan = await plan_of("snapshot", fake)
+    broken = Malformed("the graph did not hold still")
+
+    def unreadable(step: Step) -> None:
+        if isinstance(step, TakeSnapshots):
+            fake.fail("graph", broken)
+
+    fake.before = unreadable
+    with pytest.raises(Malformed) as caught:
+        await vm_of(fake).run(plan)
+    assert caught.value.changed is Changed.YES
+    assert fake.state.chains() == chains_after(plan)
+    assert {file for files in fake.state.chains().values() for file in files} <= set(fake.files.names)
+    assert caught.value.left == ()  # what a guest writes to is not left behind
+    assert intents(fake) == [plan.record.record.id if plan.record else ""]
+    fake.before = None
+    assert plan.record is not None
+    assert isinstance(await vm_of(fake).job_wait(plan.record.record.id), Done)
+    assert intents(fake) == []
+
+
+@pytest.mark.parametrize("error", [Malformed("no"), NodeBusy("no", node="", job_id="s")])
+async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_it_goes_back(
+    error: QmpsnapError,
+) -> None:
+    fake = machine("mirror-pivot")
+    plan = await plan_of("mirror-pivot", fake)
+    fake.fail(CompleteJob(plan.job_id, plan.start), refused("no"))  # type: ignore[arg-type]
+    fake.before = lambda step: fake.fail("graph", error) if isinstance(step, CompleteJob) else None
+    with pytest.raises(QmpsnapError) as caught:
+        await vm_of(fake).run(plan)
+    assert await fake.jobs() == ()
+    assert caught.value.left == (f"{COPY} (QEMU may have it open)",)
+    assert COPY in fake.files.names
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_leaves_a_job_that_an_error_paused_and_says_what_is_changed(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    if not plan.job_id:
+        return
+    fake.hold = True
+    paused = JobPaused("paused: no space", job_id=plan.job_id, reason="no space", hint="make room")
+    fake.fail("await-job", paused)
+    with pytest.raises(JobPaused) as caught:
+        await vm_of(fake).run(plan)
+    written = plan.op in {"commit", "stream"}
+    assert caught.value.changed is (Changed.YES if written else Changed.NO)
+    assert caught.value.invalid == plan.invalid_if_stopped
+    assert [job.id for job in await fake.jobs()] == [plan.job_id]
+    assert intents(fake) == ([plan.job_id] if plan.record else [])
+
+
+@pytest.mark.parametrize("case", [case for case in INTENTS if case != "snapshot"])
+async def test_operation_that_is_left_runs_on_and_is_brought_to_its_end_later(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    fake.hold = True
+    leave = anyio.Event()
+    fake.before = lambda step: leave.set() if isinstance(step, AwaitJob) else None
+    with pytest.raises(Detached) as caught:
+        await vm_of(fake).run(plan, Hooks(detach=leave))
+    written = plan.op in {"commit", "stream"}
+    assert caught.value.job_id == plan.job_id
+    assert caught.value.changed is (Changed.YES if written else Changed.NO)
+    assert caught.value.invalid == plan.invalid_if_stopped
+    assert [job.status for job in await fake.jobs()] == [JobStatus.RUNNING]
+    fake.before = None
+    fake.let_go()
+    done = await vm_of(fake).job_wait(plan.job_id)
+    assert isinstance(done, Done)
+    assert (done.chains, set(done.invalid)) == (plan.chains_after, set(plan.invalid))
+    assert await fake.jobs() == ()
+    assert fake.state.chains() == chains_after(plan)
+    assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
+
+
+@pytest.mark.parametrize("case", [case for case in INTENTS if case != "snapshot"])
+async def test_operation_that_was_left_can_be_cancelled_later(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    fake.hold = True
+    leave = anyio.Event()
+    leave.set()
+    with pytest.raises(Detached):
+        await vm_of(fake).run(plan, Hooks(detach=leave))
+    done = await vm_of(fake).job_cancel(plan.job_id)
+    assert done is not None
+    written = plan.op in {"commit", "stream"}
+    assert (done.changed, done.invalid, done.left) == (written, plan.invalid_if_stopped, ())
+    await check_nothing_is_left(fake, started_commit=plan.job_id if plan.op == "commit" else "")
+
+
+async def test_operation_tells_of_progress_and_of_the_pivot() -> None:
+    fake = machine("commit-pivot")
+    plan = await plan_of("commit-pivot", fake)
+    seen: list[str] = []
+    moved: list[object] = []
+
+    async def progress(told: Progress) -> None:
+        seen.append(told.job.id)
+        fake.let_go()
+
+    fake.hold = True
+    await vm_of(fake).run(plan, Hooks(progress=progress, interval=0, on_pivot=moved.append))
+    assert set(seen) == {plan.job_id}
+    assert moved == [{"vda": "/images/base.qcow2"}]
+
+
+async def test_operation_is_undone_and_raises_what_its_call_back_raised() -> None:
+    fake = machine("mirror-pivot")
+    plan = await plan_of("mirror-pivot", fake)
+    fake.hold = True
+
+    def progress(told: Progress) -> None:
+        raise ZeroDivisionError(told.job.id)
+
+    with pytest.raises(ZeroDivisionError, match=plan.job_id) as caught:
+        await vm_of(fake).run(plan, Hooks(progress=progress))
+    assert isinstance(caught.value.__cause__, Interrupted)
+    await check_nothing_is_left(fake)
+
+
+async def test_operation_is_done_and_raises_what_its_call_back_at_the_pivot_raised() -> None:
+    fake = machine("commit-pivot")
+    plan = await plan_of("commit-pivot", fake)
+
+    def moved(active: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await vm_of(fake).run(plan, Hooks(on_pivot=moved))
+    assert fake.state.chains() == chains_after(plan)
+    assert intents(fake) == []
+
+
+async def test_operation_makes_overlays_side_by_side_and_removes_those_that_were_made() -> None:
+    fake = machine("snapshot")
+    plan = await plan_of("snapshot", fake)
+    overlays = [step for step in plan.steps if isinstance(step, CreateOverlay)]
+    fake.fail(overlays[0], TargetExists("taken", file=overlays[0].file))
+    with pytest.raises(TargetExists):
+        await vm_of(fake).run(plan)
+    assert overlays[1] in fake.performed
+    await check_nothing_is_left(fake)
+
+
+async def test_operation_names_a_file_that_exists_where_qemu_runs_and_nothing_as_left() -> None:
+    fake = machine("unseen-snapshot")
+    plan = await plan_of("unseen-snapshot", fake)
+    probe = next(step for step in plan.steps if isinstance(step, ProbeAbsent))
+    fake.fail(probe, TargetExists("exists already", file=probe.file))
+    with pytest.raises(TargetExists) as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.left, caught.value.changed) == ((), Changed.NO)
+
+
+@pytest.mark.parametrize("case", ["commit", "commit-pivot"])
+async def test_operation_keeps_its_record_until_everything_is_put_away(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    kept: list[bool] = []
+    fake.before = lambda step: kept.append(bool(intents(fake))) if isinstance(step, RetireFile) else None
+    await vm_of(fake).run(plan)
+    assert all(kept)
+    assert isinstance(plan.steps[-1], FinishRecord)
+
+
+async def test_operation_says_so_when_the_record_of_a_whole_copy_could_not_be_removed() -> None:
+    fake = machine("mirror-finish")
+    plan = await plan_of("mirror-finish", fake)
+    for _ in range(2):  # it is tried once more at the end
+        fake.fail("finish-record", TargetUnusable("read-only file system", file="/images"))
+    with pytest.raises(Incomplete, match="read-only file system") as caught:
+        await vm_of(fake).run(plan)
+    assert await fake.jobs() == ()
+    assert caught.value.hint == f"job wait {plan.job_id} brings it to its end"
