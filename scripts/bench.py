@@ -288,6 +288,7 @@ async def processes(bench: Bench):
         sides = {
             "qemu.qmp": [sys.executable, "-c", "import qemu.qmp"],
             "import": [sys.executable, "-c", "import qmpsnap"],
+            "use": [sys.executable, "-c", "from qmpsnap import connect, launch, Commit"],
             "chain": [command, "-s", socket, "chain"],
         }
         took: dict[str, list[float]] = {name: [] for name in sides}
@@ -297,6 +298,7 @@ async def processes(bench: Bench):
                 subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
                 took[name].append(time.perf_counter() - started)
     yield ratio("import qmpsnap, whole process", took["import"], took["qemu.qmp"], 2.4)
+    yield ratio("from qmpsnap import connect, launch, Commit", took["use"], took["qemu.qmp"], 2.4)
     yield ratio("qmpsnap chain, whole process", took["chain"], took["qemu.qmp"], 3.8)
 
 
@@ -362,7 +364,8 @@ async def events(bench: Bench):
 EVENTS = """
 import asyncio, json, sys
 async def client(reader, writer):
-    writer.write(b'{"QMP": {"version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": ""}, "capabilities": []}}\\r\\n')
+    version = {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": ""}
+    writer.write(json.dumps({"QMP": {"version": version, "capabilities": []}}).encode() + b"\\r\\n")
     decoder, text = json.JSONDecoder(), ""
     while data := await reader.read(65536):
         text += data.decode()

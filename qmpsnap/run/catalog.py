@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from dataclasses import replace
 from functools import partial
@@ -184,7 +183,7 @@ def _make_directory(directory: str) -> bool:
 
 
 def _put(descriptor: int, record: Record) -> None:
-    name = f".{record.file_name}.{secrets.token_hex(4)}"
+    name = f".{record.file_name}.{os.urandom(4).hex()}"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, 0o644, dir_fd=descriptor), "w", encoding="ascii") as file:
         try:
