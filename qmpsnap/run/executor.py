@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Executor"]
 
 _log = get_logger("qmpsnap.run")
-_AFTER_CANCEL = 30.0  # seconds that taking back or finishing may take once the caller has left
+_AFTER_CANCEL = 30.0  # seconds
 
 
 class Executor:
@@ -36,10 +36,12 @@ class Executor:
 
     Args:
         target: The machine.
+        after_cancel: Seconds that taking back or finishing may take once the caller has left.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, after_cancel: float = _AFTER_CANCEL) -> None:
         self._target = target
+        self._after_cancel = after_cancel
         self._lock = anyio.Lock()
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None) -> Done:
@@ -72,7 +74,7 @@ class Executor:
                 return await asyncio.shield(task)
             except asyncio.CancelledError:
                 operation.stop.set()
-                await _ended(task, plan.op)
+                await _ended(task, plan.op, self._after_cancel)
                 raise
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
@@ -85,9 +87,9 @@ class Executor:
         await self._target.command(command, arguments)
 
 
-async def _ended(task: asyncio.Task[Done], op: str) -> None:
+async def _ended(task: asyncio.Task[Done], op: str, limit: float) -> None:
     """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
-    deadline = time.monotonic() + _AFTER_CANCEL
+    deadline = time.monotonic() + limit
     with anyio.CancelScope(shield=True):
         while not task.done():
             try:
@@ -95,7 +97,7 @@ async def _ended(task: asyncio.Task[Done], op: str) -> None:
             except asyncio.CancelledError:
                 continue
             if time.monotonic() >= deadline and not task.done():
-                _log.warning("operation.given_up", op=op, after=_AFTER_CANCEL)
+                _log.warning("operation.given_up", op=op, after=limit)
                 task.cancel()
     if not task.cancelled():
         error = task.exception()

@@ -172,10 +172,6 @@ _AT: dict[_Goal, frozenset[JobStatus]] = {
 }
 
 
-def _is_at(goal: _Goal, job: Job) -> bool:
-    return job.ready if goal is _Goal.READY else job.status is JobStatus.PENDING
-
-
 class JobWatch:
     """Notes on one job; made by `JobMonitor.watch`.
 
@@ -226,9 +222,7 @@ class JobWatch:
         return await self._until(_Goal.READY)
 
     async def until_pending(self) -> Job:
-        """Wait until the job has done its work and waits to be finalized; return it at that moment.
-
-        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
+        """Wait until the job has done its work and waits to be finalized; as `until_ready`.
 
         Raises:
             JobFailed: When it ended, with an error or because somebody else finalized it; `changed` is
@@ -330,7 +324,7 @@ class JobWatch:
                     continue
             elif self._status in _AT[goal]:
                 job = await self._ask()
-                if heard == self._heard and job is not None and _is_at(goal, job):
+                if heard == self._heard and job is not None and (job.ready or goal is _Goal.PENDING):
                     return job
             if heard == self._heard:
                 await changed.wait()

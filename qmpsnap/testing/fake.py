@@ -301,7 +301,7 @@ class FakeTarget:
                 self._end(step.job_id, step, self.job_error)
             case FinalizeJob():
                 self._need(step, step.job_id, JobStatus.PENDING)
-                self._end(step.job_id, self._starts[step.job_id])
+                self._end(step.job_id, self._starts[step.job_id], self.job_error)
             case CancelJob():
                 self._need(step, step.job_id, JobStatus.RUNNING, JobStatus.READY, JobStatus.PENDING)
                 self._end(step.job_id, step, _CANCELLED)

@@ -14,8 +14,9 @@ THROTTLED = replace(
     chain("t*", name="vdt"), filters=(Filter("thr", "throttle"),), root="thr", qdev="/machine/peripheral/vdt"
 )
 ANON = replace(chain("anon*", name="virtio0"), qdev="/machine/peripheral-anon/device[1]/virtio-backend")
+NAMED = replace(chain("n*", name="node0"), qdev="/machine/peripheral/vdx/virtio-backend")
 CDROM = Disk("cd0", qdev="cd0")
-ALL = graph(VDA, THROTTLED, ANON, CDROM)
+ALL = graph(VDA, THROTTLED, ANON, NAMED, CDROM)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ ALL = graph(VDA, THROTTLED, ANON, CDROM)
         ("thr", "vdt"),
         ("vdt-t", "vdt"),
         ("/machine/peripheral-anon/device[1]", "virtio0"),
+        ("vdx", "node0"),
         ("cd0", "cd0"),
         ("/machine/peripheral/cd0", "cd0"),
     ],
@@ -46,7 +48,7 @@ def test_find_disk_takes_every_spelling(spelling: str, name: str) -> None:
 def test_find_disk_refuses_what_no_disk_is_called(spelling: str) -> None:
     with pytest.raises(UnknownNode) as caught:
         find_disk(ALL, spelling)
-    assert caught.value.hint == "the disks are: vda, vdt, virtio0, cd0"
+    assert caught.value.hint == "the disks are: vda, vdt, virtio0, node0, cd0"
 
 
 def test_find_disk_refuses_what_two_disks_share() -> None:

@@ -67,13 +67,19 @@ def known_plan(case: str) -> Plan:
     return asyncio.run(make())
 
 
-def steps_of(*cases: str, on: tuple[str, ...] = ("host", "qmp", "wait")) -> list[tuple[str, int]]:
-    """Each case with each place of a step of these kinds."""
+def steps_of(*on: str, tidy: bool | None = None) -> list[tuple[str, int]]:
+    """Each case with each place of a step of these kinds.
+
+    Args:
+        on: "host", "qmp" or "wait"; none: all.
+        tidy: Whether the operation has succeeded by then; None: either.
+    """
     return [
         (case, place)
-        for case in (cases or CASES)
+        for case in CASES
         for place, step in enumerate(known_plan(case).steps)
-        if step.on in on
+        if step.on in (on or ("host", "qmp", "wait"))
+        and (tidy is None or tidy is stage_is_tidy(known_plan(case), place))
     ]
 
 
@@ -90,3 +96,18 @@ def writes(step: Step) -> bool:
 def intents(fake: FakeTarget) -> list[str]:
     """Ids of the intent records that lie about."""
     return [record.id for record in fake.files.records if isinstance(record, IntentRecord)]
+
+
+def chains_after(plan: Plan) -> dict[str, tuple[str, ...]]:
+    assert plan.after is not None
+    return plan.after.chains()
+
+
+async def check_nothing_is_left(fake: FakeTarget, *, started_commit: str = "") -> None:
+    """Chains, files and jobs are as in the beginning; a commit that began keeps its record."""
+    assert fake.state.chains() == FILES
+    assert fake.files.names == machine("snapshot").files.names
+    assert set(fake.state.nodes) == set(MACHINE.nodes)
+    assert await fake.jobs() == ()
+    assert fake.watched == 0
+    assert intents(fake) == ([started_commit] if started_commit else [])

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, QmpsnapError, UnknownNode
-from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, ProbeAbsent, TakeSnapshots
+from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, FinalizeJob, ProbeAbsent, TakeSnapshots
 from qmpsnap.plan.undo import no_way_back
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
@@ -82,7 +82,9 @@ def is_forward(plan: Plan, place: int) -> bool:
         return True
     started = next((n for n, step in enumerate(plan.steps) if step == plan.start), len(plan.steps))
     waited = [n for n, step in enumerate(plan.steps) if isinstance(step, AwaitJob)]
-    by_itself = bool(plan.start) and not any(isinstance(s, CompleteJob | EndCopy) for s in plan.steps)
+    by_itself = bool(plan.start) and not any(
+        isinstance(s, CompleteJob | EndCopy | FinalizeJob) for s in plan.steps
+    )
     return by_itself and (place == started or place > waited[-1])  # the job ended at once
 
 
@@ -129,7 +131,7 @@ def truth(fake: FakeTarget, plan: Plan) -> Changed:
 
 @pytest.mark.parametrize("relinks", [True, False])
 @pytest.mark.parametrize("happened", [True, False])
-@pytest.mark.parametrize(("case", "place"), steps_of(on=("qmp", "wait")))
+@pytest.mark.parametrize(("case", "place"), steps_of("qmp", "wait"))
 async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(
     case: str, place: int, happened: bool, relinks: bool
 ) -> None:
@@ -156,7 +158,7 @@ async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(
 
 @pytest.mark.parametrize("happened", [True, False])
 @pytest.mark.parametrize(
-    ("case", "place"), [(case, place) for case, place in steps_of(on=("qmp", "wait")) if case in INTENTS]
+    ("case", "place"), [(case, place) for case, place in steps_of("qmp", "wait") if case in INTENTS]
 )
 async def test_executor_leaves_what_a_later_client_can_finish_when_the_link_is_lost(
     case: str, place: int, happened: bool
@@ -225,7 +227,7 @@ async def test_executor_runs_one_plan_at_a_time() -> None:
     await first
     with pytest.raises(QmpsnapError, match="not those that the plan was made on"):
         await second
-    assert len(fake.performed) == count + 1  # the first one's record
+    assert len(fake.performed) == count + 4  # the first one's end, and its record
 
 
 async def test_executor_waits_for_the_end_however_often_it_is_cancelled() -> None:
@@ -241,6 +243,40 @@ async def test_executor_waits_for_the_end_however_often_it_is_cancelled() -> Non
     assert task.cancelled()
     assert await fake.jobs() == ()
     assert fake.state.chains() == FILES
+
+
+async def test_executor_gives_up_when_what_is_cancelled_does_not_end_in_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake = machine("mirror-pivot")
+    executor = Executor(fake, after_cancel=0.02)
+    plan = await plan_of("mirror-pivot", fake)
+    fake.hold = True
+    fake.fail("job-cancel", refused("the main loop is busy"))  # so that the job runs on for ever
+    task = asyncio.create_task(executor.run(plan))
+    await until_it_waits(fake)
+    task.cancel()
+    with anyio.fail_after(2), caplog.at_level("INFO", "qmpsnap"):
+        await asyncio.wait({task})
+    assert task.cancelled()
+    assert [record.message for record in caplog.records] == ["operation.given_up"]
+    assert fake.watched == 0
+    await executor.command("job-cancel", {"id": plan.job_id})
+
+
+async def test_executor_says_how_an_operation_ended_whose_caller_had_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake = machine("mirror-pivot")
+    plan = await plan_of("mirror-pivot", fake)
+    fake.hold = True
+    task = asyncio.create_task(vm_of(fake).run(plan))
+    await until_it_waits(fake)
+    task.cancel()
+    with caplog.at_level("INFO", "qmpsnap"):
+        await asyncio.wait({task})
+    assert caplog.records[-1].message == "operation.cancelled"
+    assert "stopped as asked" in vars(caplog.records[-1])["outcome"]
 
 
 async def test_executor_lets_go_of_a_caller_that_left_while_another_plan_ran() -> None:

@@ -99,6 +99,16 @@ async def test_watch_returns_at_ready(server, jobs, monitor):
         assert task.result().ready
 
 
+async def test_watch_returns_when_the_job_waits_to_be_finalized(server, jobs, monitor):
+    with monitor.watch(JOB) as watch:
+        server.emit(*turns("created", "running"))
+        await heard(monitor)
+        async with waiting(watch.until_pending()) as task:
+            jobs.put(JOB, "pending", offset=8)
+            server.emit(*turns("waiting", "pending"))
+        assert task.result().status is JobStatus.PENDING
+
+
 async def test_watch_fails_when_the_job_ended_with_an_error(server, jobs, monitor):
     with monitor.watch(JOB) as watch:
         server.emit(*turns("created", "running"))
@@ -122,7 +132,7 @@ async def test_until_ready_fails_when_the_job_ended_without_being_completed(serv
             await watch.until_ready()
 
 
-@pytest.mark.parametrize("until", ["until_ready", "until_concluded"])
+@pytest.mark.parametrize("until", ["until_ready", "until_pending", "until_concluded"])
 async def test_watch_says_paused_when_an_io_error_stopped_the_job(server, jobs, monitor, until):
     with monitor.watch(JOB) as watch:
         server.emit(*turns("created", "running"))

@@ -28,6 +28,7 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     EndCopy,
+    FlushNode,
     ProbeAbsent,
     StartCommit,
     StartMirror,
@@ -236,6 +237,21 @@ async def test_probe_refuses_when_qemu_cannot_look(server: QmpServer, target: Li
     server.answer("blockdev-add", Fail(desc))
     with pytest.raises(TargetUnusable, match=desc):
         await target.perform(ProbeAbsent("/o", "n"))
+
+
+async def test_flush_succeeds_when_the_human_monitor_has_nothing_to_say(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.answer("human-monitor-command", Return(""))
+    await target.perform(FlushNode("n"))
+    assert server.received[-1]["arguments"] == {"command-line": "qemu-io n flush"}
+
+
+async def test_flush_fails_with_what_the_human_monitor_says(server: QmpServer, target: LiveTarget) -> None:
+    server.answer("human-monitor-command", Return("Error: Cannot find device='n'\r\n"))
+    with pytest.raises(CommandFailed, match="could not flush 'n'") as caught:
+        await target.perform(FlushNode("n"))
+    assert caught.value.desc == "Error: Cannot find device='n'"
 
 
 async def test_command_is_sent_as_it_is(server: QmpServer, target: LiveTarget) -> None:

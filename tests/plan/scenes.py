@@ -1,0 +1,54 @@
+"""Drawn scenes for planners' tests: a graph, its files, and who else is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.features import Features
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.plan import planner
+from qmpsnap.plan.scene import Scene
+from qmpsnap.testing.fake import COMMANDS
+from qmpsnap.testing.fake_files import FakeFiles
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.plan import Plan
+
+NOW = "2024-05-01T12:00:00.000000+00:00"
+STATE = "/images/base.qmpsnap"
+
+
+def planned(
+    intent: Intent,
+    graph: Graph,
+    *,
+    files: FakeFiles | None = None,
+    jobs: tuple[Job, ...] = (),
+    commands: frozenset[str] = COMMANDS,
+    state_dir: str = "",
+) -> Plan:
+    """What the planner makes of an intent, asked as `VM.plan` asks it."""
+    files = files or FakeFiles(graph)
+    asked = planner.ask(intent, graph, state_dir=state_dir)
+    scene = Scene(graph, files.look(asked), jobs, Features(commands), NOW, state_dir)
+    return planner.plan(intent, scene)
+
+
+def unseen(graph: Graph) -> FakeFiles:
+    """Files that cannot be seen from here."""
+    return FakeFiles(graph, shared=False)
+
+
+def with_layer(disk: Disk, index: int, **changes: object) -> Disk:
+    """The disk with one layer changed; 0 is the active one."""
+    layers: list[Layer] = list(disk.layers)
+    layers[index] = replace(layers[index], **changes)  # type: ignore[arg-type]
+    return replace(disk, layers=tuple(layers))
+
+
+def job(job_id: str, kind: str = "mirror", status: JobStatus = JobStatus.RUNNING) -> Job:
+    """A job of that kind."""
+    return Job(job_id, kind, status, ready=status is JobStatus.READY)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.model.graph import Layer, Node
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.effect import apply, apply_all
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    CreateOverlay,
+    CreatePlaceholder,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    KeepMoment,
+    ProbeAbsent,
+    RemoveMade,
+    RemoveOrphan,
+    RetireFile,
+    StartCommit,
+    StartMirror,
+    StartStream,
+    Step,
+    TakenOverlay,
+    TakeSnapshots,
+    WriteRecord,
+)
+from qmpsnap.testing.drawing import MIB, graph
+
+JOB = "qmpsnap-commit-keep-00000000"
+ALL = graph(vda="base <- s1 <- s2*", vdb="data.raw*")
+S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
+
+
+def commit(top: str, base: str, *, active: bool = False, backing: str | None = None) -> StartCommit:
+    files = {"s2": S2, "s1": S1, "base": BASE}
+    return StartCommit(
+        JOB,
+        "vda",
+        "vda-s2",
+        f"vda-{top}",
+        files[top],
+        f"vda-{base}",
+        files[base],
+        active,
+        backing,
+        "report",
+        0,
+    )
+
+
+def stream(file: str, base: str | None, *, backing: str | None = None) -> StartStream:
+    return StartStream(JOB, "vda", "n", file, "b" if base else None, base, backing, "report", 0)
+
+
+def test_a_snapshot_puts_an_overlay_on_each_of_its_disks() -> None:
+    step = TakeSnapshots(
+        (
+            TakenOverlay("vda", "vda-s2", "n1", "/o/a", S2, "us"),
+            TakenOverlay("vdb", "vdb-data.raw", "n2", "/o/b", "/images/data.raw", "qemu"),
+        )
+    )
+    after = apply(ALL, step)
+    assert after.chains() == {"vda": ("/o/a", S2, S1, BASE), "vdb": ("/o/b", "/images/data.raw")}
+    assert after.disks["vdb"].layers == (
+        Layer("n2", "/o/b", "qcow2", 64 * MIB, backing="/images/data.raw", backing_format="raw"),
+        Layer("vdb-data.raw", "/images/data.raw", "raw", 64 * MIB, 196_616, read_only=True),
+    )
+    assert (after.disks["vda"].root, after.nodes["n2"]) == ("n1", Node("n2", "qcow2", "/o/b"))
+
+
+@pytest.mark.parametrize(
+    ("step", "files", "backing"),
+    [
+        (stream(S2, None), (S2,), None),
+        (stream(S2, BASE), (S2, BASE), BASE),
+        (stream(S2, BASE, backing="base.qcow2"), (S2, BASE), "base.qcow2"),
+        (stream(S1, None), (S2, S1), S1),
+    ],
+)
+def test_a_stream_takes_out_what_stands_between(
+    step: StartStream, files: tuple[str, ...], backing: str | None
+) -> None:
+    disk = apply(ALL, step).disks["vda"]
+    assert (disk.files, disk.active.backing) == (files, backing)
+
+
+@pytest.mark.parametrize(
+    ("step", "files", "backing"),
+    [
+        (commit("s1", "base"), (S2, BASE), BASE),
+        (commit("s1", "base", backing="base.qcow2"), (S2, BASE), "base.qcow2"),
+    ],
+)
+def test_a_commit_of_intermediate_layers_takes_them_out(
+    step: StartCommit, files: tuple[str, ...], backing: str
+) -> None:
+    disk = apply(ALL, step).disks["vda"]
+    assert (disk.files, disk.active.backing, disk.active.backing_format) == (files, backing, "qcow2")
+
+
+def test_a_commit_of_the_active_layer_changes_nothing_until_it_is_completed() -> None:
+    start = commit("s2", "base", active=True)
+    assert apply(ALL, start) == ALL
+    disk = apply(ALL, CompleteJob(JOB, start)).disks["vda"]
+    assert (disk.files, disk.root, disk.active.read_only) == ((BASE,), "vda-base", False)
+
+
+def test_a_mirror_changes_nothing_until_it_is_completed() -> None:
+    start = StartMirror(JOB, "vda", "vda-s2", None, "/c", "raw", "copy", "full", False, "report", 0)
+    assert apply(ALL, start) == ALL
+    disk = apply(ALL, CompleteJob(JOB, start)).disks["vda"]
+    assert disk.layers == (Layer("copy", "/c", "raw", 64 * MIB),)
+    assert disk.root == "copy"
+
+
+def test_a_node_that_is_deleted_is_gone() -> None:
+    assert "vda-s1" not in apply(ALL, DeleteNode("vda-s1")).nodes
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        WriteRecord("/r", IntentRecord(JOB, "commit", "2024-05-01T12:00:00+00:00")),
+        FinishRecord("/r", (JOB,)),
+        KeepMoment("/r", JOB, "n1"),
+        CreateOverlay("/o", 1, S2, "qcow2", S2),
+        CreatePlaceholder("/o", S2),
+        RetireFile(S1, "rename", f"{S1}.invalid"),
+        RemoveMade("/o"),
+        RemoveOrphan("/o", None),
+        ProbeAbsent("/o", "n"),
+        EndCopy(JOB),
+        CancelJob(JOB),
+        DismissJob(JOB),
+        AwaitJob(JOB, "ready"),
+        AdoptJob(JOB),
+        CompleteJob(JOB),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_everything_else_leaves_the_graph_as_it_is(step: Step) -> None:
+    assert apply(ALL, step) == ALL
+
+
+def test_no_step_touches_another_disk() -> None:
+    for step in (stream(S2, None), commit("s1", "base"), CompleteJob(JOB, commit("s2", "base", active=True))):
+        assert apply(ALL, step).disks["vdb"] is ALL.disks["vdb"]
+
+
+def test_apply_all_is_one_after_the_other() -> None:
+    steps: list[Step] = [stream(S2, BASE), CompleteJob(JOB, commit("s2", "base", active=True))]
+    assert apply_all(ALL, steps).disks["vda"].files == (BASE,)
+    assert apply_all(ALL, []) is ALL

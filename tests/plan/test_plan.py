@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.steps import StartCommit
+from qmpsnap.testing.drawing import graph
+from tests.plan.scenes import planned, unseen
+
+TWO = graph(vda="base <- s1 <- s2*", vdb="data*")
+
+
+def test_plan_is_printed_as_json_step_by_step() -> None:
+    plan = planned(Commit("vda", "s1", "base"), TWO)
+    job_id = plan.job_id
+    assert json.loads(json.dumps(plan.to_json())) == {
+        "steps": [
+            {
+                "command": "write-record",
+                "arguments": {"directory": "/images/base.qmpsnap", "id": job_id},
+                "on": "host",
+            },
+            {
+                "command": "block-commit",
+                "arguments": {
+                    "job-id": job_id,
+                    "device": "vda-s2",
+                    "top-node": "vda-s1",
+                    "base-node": "vda-base",
+                    "on-error": "report",
+                    "speed": 0,
+                    "auto-dismiss": False,
+                },
+                "on": "qmp",
+            },
+            {"command": "await-job", "arguments": {"id": job_id, "until": "concluded"}, "on": "wait"},
+            {"command": "job-dismiss", "arguments": {"id": job_id}, "on": "qmp"},
+            {
+                "command": "retire-file",
+                "arguments": {
+                    "file": "/images/s1.qcow2",
+                    "policy": "rename",
+                    "to": "/images/s1.qcow2.invalid",
+                },
+                "on": "host",
+            },
+            {
+                "command": "finish-record",
+                "arguments": {"directory": "/images/base.qmpsnap", "ids": [job_id]},
+                "on": "host",
+            },
+        ],
+        "before": {"vda": ["/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"]},
+        "after": {"vda": ["/images/s2.qcow2", "/images/base.qcow2"]},
+        "invalid": ["/images/s1.qcow2.invalid"],
+        "notes": [],
+    }
+
+
+def test_plan_is_printed_for_people() -> None:
+    plan = planned(Snapshot("n1", ("vdb",)), TWO, files=unseen(TWO))
+    probe, take = plan.steps
+    assert str(plan) == "\n".join(
+        [
+            "vdb: [data*]",
+            "     becomes [data] <- [data.n1*]",
+            "make the overlays:",
+            f'  1. -> {{"execute": "blockdev-add", "arguments": {json.dumps(probe.arguments)}}}',
+            "take the snapshot:",
+            f'  2. -> {{"execute": "transaction", "arguments": {json.dumps(take.arguments)}}}',
+            "note: QEMU makes the overlays: its files are not visible from here",
+            "note: no directory for records can be written: the moment's name is not kept",
+        ]
+    )
+
+
+def test_plan_for_people_tells_waits_from_our_own_steps() -> None:
+    lines = str(planned(Commit("vda", "s1", "base"), TWO)).splitlines()
+    marks = [line.split()[1] for line in lines if line.startswith("  ") and ". " in line[:5]]
+    assert marks == ["**", "->", "..", "->", "**", "**"]
+    assert lines[-1] == "afterwards invalid: /images/s1.qcow2.invalid"
+
+
+def test_plan_knows_its_job_and_what_starts_it() -> None:
+    plan = planned(Commit("vda"), TWO)
+    assert isinstance(plan.start, StartCommit)
+    assert plan.job_id == plan.start.job_id
+    snapshot = planned(Snapshot("n1"), TWO)
+    assert (snapshot.start, snapshot.job_id) == (None, "")
+
+
+def test_stage_groups_the_overlays_that_follow_each_other() -> None:
+    record, first, second, take = (
+        step for stage in planned(Snapshot("n1"), TWO).stages for step in stage.steps if not stage.tidy
+    )
+    stage = Stage("all", (record, first, second, take, first))
+    assert list(stage.groups) == [(record,), (first, second), (take,), (first,)]
+
+
+def test_plan_without_a_predicted_graph_expects_what_a_record_said() -> None:
+    plan = Plan("commit", None, ("vda",), (), TWO, None, expect={"vda": ("/images/base.qcow2",)})
+    assert plan.chains_after == {"vda": ("/images/base.qcow2",)}
+    assert "becomes [base*]" in str(plan)
+
+
+def test_the_same_intent_gives_the_same_plan() -> None:
+    for intent in (Snapshot("n1"), Stream("vda"), Commit("vda"), Mirror("vda", "/c", "pivot")):
+        assert planned(intent, TWO) == planned(intent, TWO)

@@ -1,0 +1,252 @@
+"""Any intent on any machine: it is refused, or what comes out is what the talk says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qmpsnap.errors import Refused, StillNeeded
+from qmpsnap.model.job import parse_job_id
+from qmpsnap.plan import planner
+from qmpsnap.plan.intent import Commit, Ending, Folded, Intent, Mirror, Snapshot, Stream, Sync
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    CreateOverlay,
+    CreatePlaceholder,
+    DismissJob,
+    FlushNode,
+    ProbeAbsent,
+    StartMirror,
+    TakeSnapshots,
+    WriteRecord,
+)
+from qmpsnap.plan.undo import no_way_back, undo
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+
+COPY = "/copies/c.qcow2"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine, and images of others that are off, each on a layer of vda or on another of them."""
+
+    graph: Graph
+    shared: bool
+    others: tuple[tuple[str, str], ...]  # each with what it stands on
+
+    def files(self) -> FakeFiles:
+        files = FakeFiles(self.graph, shared=self.shared)
+        for name, on in self.others:
+            files.put(f"/images/{name}.qcow2", backing=f"/images/{on}.qcow2")
+        return files
+
+    def stands_at(self, name: str) -> str:
+        """The layer of vda that an image stands on, maybe through others."""
+        on = dict(self.others)[name]
+        return self.stands_at(on) if on in dict(self.others) else on
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    depth = draw(st.integers(1, 6))
+    layers = ["base", *(f"s{number}" for number in range(1, depth))]
+    second = chain("data <- d1 <- d2*", name="vdb", directory="/more")
+    others: list[tuple[str, str]] = []
+    for number in range(draw(st.integers(0, 2))):
+        on = draw(st.sampled_from([*layers, *(name for name, _ in others)]))
+        others.append((f"off{number}", on))
+    shared = draw(st.booleans())
+    return Machine(graph(chain(" <- ".join(layers) + "*"), second), shared, tuple(others))
+
+
+NAMES = st.sampled_from(["base", "s1", "s2", "s3", "s4", "s5", "nope"])
+LAYERS = st.none() | NAMES
+SYNCS: st.SearchStrategy[Sync] = st.sampled_from(["full", "top", "none"])
+ENDINGS: st.SearchStrategy[Ending] = st.sampled_from(["pivot", "finish"])
+FOLDED: st.SearchStrategy[Folded] = st.sampled_from(["rename", "remove", "keep"])
+INTENTS: st.SearchStrategy[Intent] = st.one_of(
+    st.builds(Snapshot, st.just("n1"), st.sampled_from([("vda",), ("vda", "vdb"), (), ("vdb",)])),
+    st.builds(Stream, st.just("vda"), LAYERS, LAYERS),
+    st.builds(Commit, st.just("vda"), LAYERS, LAYERS, st.booleans(), folded=FOLDED),
+    st.builds(Mirror, st.just("vda"), st.just(COPY), ENDINGS, SYNCS),
+)
+
+
+def wanted(intent: Intent, machine: Machine) -> dict[str, list[str]] | None:
+    """The chains that the talk promises, active first; None where it must be refused."""
+    chains = {name: list(disk.files) for name, disk in machine.graph.disks.items()}
+    vda = chains["vda"]
+    known = {file.rpartition("/")[2].removesuffix(".qcow2"): place for place, file in enumerate(vda)}
+
+    def at(layer: str | None, default: int) -> int:
+        return default if layer is None else known.get(layer, -100)
+
+    match intent:
+        case Snapshot():
+            for disk in intent.disks or chains:
+                base, place = ("base", "/images") if disk == "vda" else ("data", "/more")
+                chains[disk].insert(0, f"{place}/{base}.n1.qcow2")
+        case Stream():
+            into, base_at = at(intent.into, 0), at(intent.base, len(vda))
+            if into < 0 or base_at < 0 or base_at - into < 2:
+                return None
+            del vda[into + 1 : base_at]
+        case Commit():
+            top, base_at = at(intent.top, 0), at(intent.base, len(vda) - 1)
+            stuck = {known[machine.stands_at(name)] for name, _ in machine.others}
+            hit = machine.shared and any(top <= place <= base_at for place in stuck)
+            if top < 0 or base_at <= top or (intent.keep_overlay and top) or hit:
+                return None
+            if not intent.keep_overlay:
+                del vda[top:base_at]
+        case Mirror():
+            if intent.sync == "none" and intent.ending == "finish":
+                return None
+            if intent.ending == "pivot":
+                vda[:] = [COPY] + {"full": [], "top": vda[1:], "none": vda[:]}[intent.sync]
+    return chains
+
+
+def lists(chains: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    return {disk: list(files) for disk, files in chains.items()}
+
+
+def plan_or_none(intent: Intent, machine: Machine) -> Plan | None:
+    try:
+        return planned(intent, machine.graph, files=machine.files())
+    except Refused:
+        return None
+
+
+def run(plan: Plan, files: FakeFiles) -> Graph:
+    """What is there when the plan has run."""
+    for step in plan.steps:
+        if step.on == "host":
+            files.perform(step)
+        elif isinstance(step, StartMirror):
+            files.put(step.target, format=step.format)
+    assert plan.after is not None
+    files.follow(plan.after)
+    return plan.after
+
+
+@settings(max_examples=200, deadline=None)
+@given(INTENTS, machines())
+def test_planner_refuses_or_gives_the_chains_that_the_talk_promises(intent: Intent, machine: Machine) -> None:
+    plan = plan_or_none(intent, machine)
+    found = lists(plan.after.chains()) if plan is not None and plan.after is not None else None
+    assert found == wanted(intent, machine)
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTENTS, machines())
+def test_planner_leaves_every_other_disk_alone(intent: Intent, machine: Machine) -> None:
+    plan = plan_or_none(intent, machine)
+    assume(plan is not None)
+    assert plan is not None
+    assert plan.after is not None
+    for name, disk in machine.graph.disks.items():
+        if name not in plan.disks:
+            assert plan.after.disks[name] is disk
+            said = json.dumps([step.arguments for step in plan.steps])
+            assert not any(layer.node in said or layer.file in said for layer in disk.layers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTENTS, machines())
+def test_planner_gives_names_of_the_grammar_and_always_the_same(intent: Intent, machine: Machine) -> None:
+    plan = plan_or_none(intent, machine)
+    assume(plan is not None)
+    assert plan is not None
+    assert plan == plan_or_none(intent, machine)
+    ids = {step.job_id for step in plan.steps if isinstance(step, AwaitJob | DismissJob | CompleteJob)}
+    ids |= {step.record.id for step in plan.steps if isinstance(step, WriteRecord)}
+    named = [parse_job_id(job_id) for job_id in ids]
+    assert [name.op for name in named if name is not None] == [plan.op] * len(ids)
+    made = [one.node for step in plan.steps if isinstance(step, TakeSnapshots) for one in step.overlays]
+    made += [step.node for step in plan.steps if isinstance(step, StartMirror | ProbeAbsent)]
+    assert all(len(node.encode()) <= 31 and node.startswith("qmpsnap-") for node in made)
+    assert not set(made) & set(machine.graph.nodes)
+    taken = [node for step in plan.steps if isinstance(step, TakeSnapshots) for node in made]
+    assert len(set(taken)) == len(set(made)) or not taken
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTENTS, machines())
+def test_planner_finds_nothing_left_to_do_when_it_is_done(intent: Intent, machine: Machine) -> None:
+    assume(machine.shared)
+    plan = plan_or_none(intent, machine)
+    assume(plan is not None)
+    assert plan is not None
+    files = machine.files()
+    after = run(plan, files)
+    try:
+        again = planned(intent, after, files=files)
+    except Refused:
+        return
+    assert again.chains_after == again.chains_before  # a commit that keeps the overlay
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTENTS, machines())
+def test_planner_can_take_back_every_step_before_the_one_without_return(
+    intent: Intent, machine: Machine
+) -> None:
+    plan = plan_or_none(intent, machine)
+    assume(plan is not None)
+    assert plan is not None
+    steps = [step for stage in plan.stages if not stage.tidy for step in stage.steps]
+    last = next((place for place, step in enumerate(steps) if no_way_back(step)), len(steps))
+    for step in steps[:last]:
+        harmless = isinstance(step, AwaitJob | DismissJob | FlushNode | ProbeAbsent)
+        assert harmless or undo(step) != ()
+    made = {step.file for step in steps if isinstance(step, CreateOverlay | CreatePlaceholder)}
+    assert not made & set(machine.files().names)
+    assert sum(map(no_way_back, steps)) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTENTS, machines())
+def test_planner_puts_away_and_calls_invalid_only_what_left_the_chain(
+    intent: Intent, machine: Machine
+) -> None:
+    plan = plan_or_none(intent, machine)
+    assume(plan is not None)
+    assert plan is not None
+    files = machine.files()
+    before = set(files.names)
+    after = run(plan, files)
+    used = {file for disk in after.disks.values() for file in disk.files}
+    assert used <= set(files.names)
+    gone = before - set(files.names)
+    assert gone <= set(plan.folded)
+    if not (isinstance(intent, Commit) and intent.keep_overlay):
+        assert not used & set(plan.invalid)
+        assert set(plan.invalid) <= set(files.names)
+
+
+def test_planner_asks_for_what_it_then_reads() -> None:
+    drawn = graph(vda="base <- s1*")
+    for intent in (Snapshot("n1"), Stream("vda"), Commit("vda"), Mirror("vda", COPY, "pivot")):
+        asked = planner.ask(intent, drawn, state_dir="/state")
+        assert asked.records == ("/state",)
+        assert planned(intent, drawn, state_dir="/state").record is not None
+
+
+def test_wanted_is_able_to_refuse() -> None:
+    machine = Machine(graph(vda="base <- s1*"), shared=True, others=(("off0", "base"),))
+    assert wanted(Commit("vda"), machine) is None
+    with pytest.raises(StillNeeded):
+        planned(Commit("vda"), machine.graph, files=machine.files())

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import CommandFailed, JobFailed, LinkLost, Unsupported
+from qmpsnap.model.job import JobStatus
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CancelJob,
+    CompleteJob,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    StartMirror,
+)
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import COMMANDS, FakeTarget, refused
+from tests.plan.scenes import planned
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Start
+
+pytestmark = pytest.mark.timeout(10)
+TWO = graph(vda="base <- s1 <- s2*")
+PIVOT = planned(Commit("vda"), TWO)
+MIDDLE = planned(Commit("vda", "s1", "base"), TWO)
+STREAM = planned(Stream("vda"), TWO)
+MIRROR = planned(Mirror("vda", "/c", "finish"), TWO)
+
+
+def start_of(plan: Plan) -> Start:
+    assert plan.start is not None
+    return plan.start
+
+
+async def statuses(fake: FakeTarget) -> list[JobStatus]:
+    return [job.status for job in await fake.jobs()]
+
+
+@pytest.mark.parametrize("intent", [Snapshot("n1"), Stream("vda"), Commit("vda", "s1", "base")])
+async def test_fake_does_what_the_plan_predicts(intent: Snapshot | Stream | Commit) -> None:
+    fake, plan = FakeTarget(TWO), planned(intent, TWO)
+    for step in plan.steps:
+        if step.on == "wait":
+            continue
+        await fake.perform(step)
+    assert (await fake.graph()).chains() == plan.chains_after
+    assert fake.performed == [step for step in plan.steps if step.on != "wait"]
+
+
+async def test_fake_job_waits_at_ready_until_it_is_completed() -> None:
+    fake = FakeTarget(TWO)
+    await fake.perform(start_of(PIVOT))
+    assert await statuses(fake) == [JobStatus.READY]
+    assert fake.state == TWO
+    await fake.perform(CompleteJob(PIVOT.job_id))
+    assert await statuses(fake) == [JobStatus.CONCLUDED]
+    await fake.perform(DismissJob(PIVOT.job_id))
+    assert await statuses(fake) == []
+    assert fake.state.chains() == PIVOT.chains_after
+
+
+async def test_fake_stream_waits_to_be_finalized_and_dismisses_itself() -> None:
+    fake = FakeTarget(TWO)
+    await fake.perform(start_of(STREAM))
+    with fake.watch(STREAM.job_id) as watch:
+        assert (await watch.until_pending()).status is JobStatus.PENDING
+    await fake.perform(FinalizeJob(STREAM.job_id))
+    assert await fake.jobs() == ()
+    with fake.watch(STREAM.job_id) as watch:
+        await watch.until_concluded()
+
+
+async def test_fake_job_runs_until_it_is_let_go() -> None:
+    fake = FakeTarget(TWO)
+    fake.hold = True
+    await fake.perform(start_of(MIDDLE))
+    with fake.watch(MIDDLE.job_id) as watch:
+        waiting = asyncio.create_task(watch.until_concluded())
+        await asyncio.sleep(0.001)
+        assert not waiting.done()
+        assert await statuses(fake) == [JobStatus.RUNNING]
+        fake.let_go()
+        assert (await waiting).status is JobStatus.CONCLUDED
+
+
+async def test_fake_mirror_holds_its_target_until_it_is_dismissed() -> None:
+    fake, start = FakeTarget(TWO), start_of(MIRROR)
+    assert isinstance(start, StartMirror)
+    await fake.perform(start)
+    assert fake.state.nodes[start.node].file == "/c"
+    await fake.perform(EndCopy(start.job_id))
+    assert start.node in fake.state.nodes
+    await fake.perform(DismissJob(start.job_id))
+    assert start.node not in fake.state.nodes
+
+
+async def test_fake_job_can_be_cancelled_and_ends_with_an_error() -> None:
+    fake = FakeTarget(TWO)
+    await fake.perform(start_of(PIVOT))
+    await fake.perform(CancelJob(PIVOT.job_id))
+    with fake.watch(PIVOT.job_id) as watch, pytest.raises(JobFailed, match="Operation canceled"):
+        await watch.until_ready()
+    assert fake.state == TWO
+
+
+async def test_fake_job_ends_with_the_error_that_was_set() -> None:
+    fake = FakeTarget(TWO)
+    fake.job_error = "No space left on device"
+    await fake.perform(start_of(MIDDLE))
+    with fake.watch(MIDDLE.job_id) as watch, pytest.raises(JobFailed, match="No space left"):
+        await watch.until_concluded()
+    assert fake.state == TWO
+
+
+@pytest.mark.parametrize("kind", [CompleteJob, EndCopy, CancelJob, DismissJob])
+async def test_fake_refuses_what_no_job_or_its_state_allows(kind: type[CompleteJob | CancelJob]) -> None:
+    fake = FakeTarget(TWO)
+    with pytest.raises(CommandFailed, match="Job not found"):
+        await fake.perform(kind(MIDDLE.job_id))
+    fake.hold = True
+    await fake.perform(start_of(MIDDLE))
+    if kind is not CancelJob:
+        with pytest.raises(CommandFailed, match="in state 'running'"):
+            await fake.perform(kind(MIDDLE.job_id))
+
+
+async def test_fake_refuses_to_delete_a_node_that_is_not_there() -> None:
+    with pytest.raises(CommandFailed, match="Failed to find node"):
+        await FakeTarget(TWO).perform(DeleteNode("none"))
+
+
+async def test_fake_waits_for_no_job_that_is_not_there() -> None:
+    with FakeTarget(TWO).watch("none") as watch, pytest.raises(JobFailed, match="vanished"):
+        await watch.until_concluded()
+
+
+async def test_fake_fails_a_step_once_whether_it_happened_or_not() -> None:
+    fake, start = FakeTarget(TWO), start_of(MIDDLE)
+    fake.fail("block-commit", refused("no"))
+    fake.fail(start, refused("no, but done"), happened=True)
+    with pytest.raises(CommandFailed, match=r"no$"):
+        await fake.perform(start)
+    assert fake.state == TWO
+    with pytest.raises(CommandFailed, match="but done"):
+        await fake.perform(start)
+    assert fake.state.chains() == MIDDLE.chains_after
+    assert fake.performed == [start, start]
+
+
+@pytest.mark.parametrize("relinks", [True, False])
+async def test_fake_loses_the_link_for_everybody(relinks: bool) -> None:
+    fake = FakeTarget(TWO)
+    fake.hold, fake.relinks = True, relinks
+    await fake.perform(start_of(MIDDLE))
+    with fake.watch(MIDDLE.job_id) as watch:
+        waiting = asyncio.create_task(watch.until_concluded())
+        await asyncio.sleep(0.001)
+        fake.fail("graph", LinkLost("gone"))
+        with pytest.raises(LinkLost):
+            await fake.graph()
+        with pytest.raises(LinkLost):
+            await waiting
+    assert await fake.relink() is relinks
+    if relinks:
+        assert await fake.graph() == TWO
+    else:
+        with pytest.raises(LinkLost):
+            await fake.jobs()
+
+
+async def test_fake_tells_of_each_step_before_it_is_done() -> None:
+    fake = FakeTarget(TWO)
+    seen: list[object] = []
+    fake.before = lambda step: seen.append((step, fake.state == TWO))
+    await fake.perform(start_of(MIDDLE))
+    with fake.watch(MIDDLE.job_id) as watch:
+        await watch.until_concluded()
+    assert seen == [(start_of(MIDDLE), True), (AwaitJob(MIDDLE.job_id, "concluded"), False)]
+
+
+async def test_fake_has_the_commands_that_it_was_given() -> None:
+    (await FakeTarget(TWO).features()).need(*COMMANDS)
+    with pytest.raises(Unsupported):
+        (await FakeTarget(TWO, commands=frozenset()).features()).need("transaction")
+
+
+async def test_fake_tells_of_progress_until_the_job_ends() -> None:
+    fake = FakeTarget(TWO)
+    fake.hold = True
+    await fake.perform(start_of(MIDDLE))
+    seen = []
+    async for progress in fake.progress(MIDDLE.job_id, 0):
+        seen.append(progress.job.status)
+        fake.let_go()
+    assert seen == [JobStatus.RUNNING]
+
+
+async def test_fake_takes_note_of_commands_about_jobs() -> None:
+    fake = FakeTarget(TWO)
+    await fake.command("job-pause", {"id": "j"})
+    assert fake.sent == [("job-pause", {"id": "j"})]

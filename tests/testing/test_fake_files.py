@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.files import Ask, DirFact, Files, Standing
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.host_steps import (
+    CreateOverlay,
+    CreatePlaceholder,
+    FinishRecord,
+    HostStep,
+    KeepMoment,
+    RemoveMade,
+    RemoveOrphan,
+    RetireFile,
+    WriteRecord,
+)
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_files import FakeFiles
+
+ONE = graph(vda="base <- s1*")
+S1, BASE = "/images/s1.qcow2", "/images/base.qcow2"
+RECORD = IntentRecord("r", "snapshot", "2024-05-01T12:00:00+00:00", overlays={"vda": "/o"}, name="n1")
+
+
+def test_fake_files_are_those_of_the_graph() -> None:
+    found = FakeFiles(ONE).look(Ask(files=(S1, BASE, "/images/none")))
+    assert [fact.kind for fact in found.files.values()] == ["regular", "regular", "missing"]
+    header = found.files[S1].header
+    assert header is not None
+    assert (header.format, header.backing, header.backing_format) == ("qcow2", BASE, "qcow2")
+    assert found.standing == (Standing(S1, BASE),)
+
+
+def test_fake_files_show_nothing_when_they_are_not_shared() -> None:
+    assert FakeFiles(ONE, shared=False).look(Ask(files=(S1,), survey=("/images",))) == Files()
+
+
+def test_fake_files_survey_a_directory_but_not_what_is_named_invalid() -> None:
+    files = FakeFiles(ONE)
+    files.put("/images/x.qcow2", backing="base.qcow2")
+    files.put("/images/y.qcow2.invalid", backing=BASE)
+    files.put("/else/z.qcow2", backing=BASE)
+    assert files.look(Ask(survey=("/images",))).on(BASE) == (S1, "/images/x.qcow2")
+
+
+def test_fake_files_have_every_directory_but_those_of_records_until_one_is_written() -> None:
+    files = FakeFiles(ONE)
+    files.directories["/full"] = DirFact("/full", exists=True, writable=False)
+    ask = Ask(directories=("/any", "/full", "/r.qmpsnap"), records=("/r.qmpsnap",))
+    facts = files.look(ask).directories
+    assert [(one.exists, one.writable) for one in facts.values()] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+    files.perform(WriteRecord("/r.qmpsnap", RECORD))
+    assert files.look(ask).directories["/r.qmpsnap"].exists
+    assert [record.directory for record in files.look(ask).records] == ["/r.qmpsnap"]
+
+
+@pytest.mark.parametrize(
+    ("step", "names"),
+    [
+        (CreateOverlay("/o", 1, S1, "qcow2", S1), (BASE, S1, "/o")),
+        (CreatePlaceholder("/o", S1), (BASE, S1, "/o")),
+        (RetireFile(S1, "rename", "/z"), (BASE, "/z")),
+        (RetireFile(S1, "remove", ""), (BASE,)),
+        (RetireFile(S1, "keep", ""), (BASE, S1)),
+        (RemoveMade(S1), (BASE,)),
+        (RemoveOrphan("/none", None), (BASE, S1)),
+    ],
+)
+def test_fake_files_do_a_step(step: HostStep, names: tuple[str, ...]) -> None:
+    files = FakeFiles(ONE)
+    files.perform(step)
+    assert files.names == names
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        CreateOverlay(BASE, 1, S1, "qcow2", S1),
+        CreatePlaceholder(BASE, S1),
+        RetireFile(S1, "rename", BASE),
+    ],
+)
+def test_fake_files_never_replace_one(step: HostStep) -> None:
+    with pytest.raises(TargetExists):
+        FakeFiles(ONE).perform(step)
+
+
+def test_fake_files_keep_a_moment_and_finish_records() -> None:
+    files = FakeFiles(ONE)
+    files.perform(WriteRecord("/r", RECORD))
+    files.perform(KeepMoment("/r", "r", "n1"))
+    assert [type(record) for record in files.records] == [MomentRecord]
+    with pytest.raises(TargetUnusable, match="is gone"):
+        files.perform(KeepMoment("/r", "r", "n1"))
+    files.perform(FinishRecord("/other", ("r",)))
+    assert len(files.records) == 1
+    files.perform(FinishRecord("/r", ("r",)))
+    assert files.records == []
+
+
+def test_fake_files_remember_when_one_was_written_into() -> None:
+    files = FakeFiles(ONE)
+    before = files.facts[BASE].modified
+    files.touch(BASE)
+    files.touch("/none")
+    files.follow(ONE)
+    assert files.facts[BASE].modified > before > 0
