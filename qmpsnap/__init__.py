@@ -8,47 +8,45 @@
 Every verb is a method of `VM`, and exactly `run(await plan(Intent))`.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+import logging
 
-if TYPE_CHECKING:
-    from qmpsnap.entry import connect, launch
-    from qmpsnap.errors import (
-        AmbiguousName,
-        BadName,
-        Changed,
-        CommandFailed,
-        ConnectFailed,
-        Detached,
-        ForeignJob,
-        GraphMismatch,
-        Incomplete,
-        Interrupted,
-        JobFailed,
-        JobPaused,
-        LinkLost,
-        Malformed,
-        NodeBusy,
-        NotInChain,
-        QmpsnapError,
-        Refused,
-        StillNeeded,
-        TargetError,
-        TargetExists,
-        TargetUnusable,
-        UnknownNode,
-        UnsafeImage,
-        Unsupported,
-        WouldLose,
-    )
-    from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
-    from qmpsnap.model.job import Job, JobStatus
-    from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
-    from qmpsnap.plan.plan import Plan, Stage
-    from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.run.session import Event
-    from qmpsnap.run.target import Progress
-    from qmpsnap.vm import VM
+from qmpsnap.entry import connect, launch
+from qmpsnap.errors import (
+    AmbiguousName,
+    BadName,
+    Changed,
+    CommandFailed,
+    ConnectFailed,
+    Detached,
+    ForeignJob,
+    GraphMismatch,
+    Incomplete,
+    Interrupted,
+    JobFailed,
+    JobPaused,
+    LinkLost,
+    Malformed,
+    NodeBusy,
+    NotInChain,
+    QmpsnapError,
+    Refused,
+    StillNeeded,
+    TargetError,
+    TargetExists,
+    TargetUnusable,
+    UnknownNode,
+    UnsafeImage,
+    Unsupported,
+    WouldLose,
+)
+from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.session import Event
+from qmpsnap.run.target import Progress
+from qmpsnap.vm import VM
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
@@ -104,84 +102,4 @@ __all__ = [  # noqa: RUF022
     "Interrupted",
 ]
 
-# Loaded when it is first asked for, so that who only names the package, as a test plugin or the
-# command line's --help does, waits for nothing.
-_HOMES = {
-    "qmpsnap.entry": (
-        "connect",
-        "launch",
-    ),
-    "qmpsnap.errors": (
-        "AmbiguousName",
-        "BadName",
-        "Changed",
-        "CommandFailed",
-        "ConnectFailed",
-        "Detached",
-        "ForeignJob",
-        "GraphMismatch",
-        "Incomplete",
-        "Interrupted",
-        "JobFailed",
-        "JobPaused",
-        "LinkLost",
-        "Malformed",
-        "NodeBusy",
-        "NotInChain",
-        "QmpsnapError",
-        "Refused",
-        "StillNeeded",
-        "TargetError",
-        "TargetExists",
-        "TargetUnusable",
-        "UnknownNode",
-        "UnsafeImage",
-        "Unsupported",
-        "WouldLose",
-    ),
-    "qmpsnap.model.graph": (
-        "Bitmap",
-        "Disk",
-        "Filter",
-        "Graph",
-        "InternalSnapshot",
-        "Layer",
-        "Node",
-        "draw",
-    ),
-    "qmpsnap.model.job": (
-        "Job",
-        "JobStatus",
-    ),
-    "qmpsnap.plan.intent": (
-        "Commit",
-        "Intent",
-        "Mirror",
-        "Snapshot",
-        "Stream",
-    ),
-    "qmpsnap.plan.plan": (
-        "Plan",
-        "Stage",
-    ),
-    "qmpsnap.run.outcome": (
-        "Done",
-        "Hooks",
-    ),
-    "qmpsnap.run.session": ("Event",),
-    "qmpsnap.run.target": ("Progress",),
-    "qmpsnap.vm": ("VM",),
-}
-
-
-def __getattr__(name: str) -> object:
-    for module, names in _HOMES.items():
-        if name in names:
-            value: object = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+logging.getLogger("qmpsnap").addHandler(logging.NullHandler())

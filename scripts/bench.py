@@ -288,7 +288,6 @@ async def processes(bench: Bench):
         sides = {
             "qemu.qmp": [sys.executable, "-c", "import qemu.qmp"],
             "import": [sys.executable, "-c", "import qmpsnap"],
-            "use": [sys.executable, "-c", "from qmpsnap import connect, launch, Commit"],
             "chain": [command, "-s", socket, "chain"],
         }
         took: dict[str, list[float]] = {name: [] for name in sides}
@@ -298,7 +297,6 @@ async def processes(bench: Bench):
                 subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
                 took[name].append(time.perf_counter() - started)
     yield ratio("import qmpsnap, whole process", took["import"], took["qemu.qmp"], 2.4)
-    yield ratio("from qmpsnap import connect, launch, Commit", took["use"], took["qemu.qmp"], 2.4)
     yield ratio("qmpsnap chain, whole process", took["chain"], took["qemu.qmp"], 3.8)
 
 

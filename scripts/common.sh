@@ -2,6 +2,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export QMPSNAP_CACHE=${QMPSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qmpsnap}
 mkdir -p "$QMPSNAP_CACHE"
+unset PYTHONDONTWRITEBYTECODE           # else every run would compile the package and the tests again
 
 say() { printf '== %s\n' "$*" >&2; }
 

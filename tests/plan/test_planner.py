@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from qmpsnap.errors import Refused, StillNeeded
@@ -142,6 +142,12 @@ def run(plan: Plan, files: FakeFiles) -> Graph:
     return plan.after
 
 
+# Most of what can be wanted of a random machine is refused; what is not, is what these look at.
+OFTEN_REFUSED = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
+
+
 @settings(max_examples=200, deadline=None)
 @given(INTENTS, machines())
 def test_planner_refuses_or_gives_the_chains_that_the_talk_promises(intent: Intent, machine: Machine) -> None:
@@ -150,7 +156,7 @@ def test_planner_refuses_or_gives_the_chains_that_the_talk_promises(intent: Inte
     assert found == wanted(intent, machine)
 
 
-@settings(max_examples=60, deadline=None)
+@OFTEN_REFUSED
 @given(INTENTS, machines())
 def test_planner_leaves_every_other_disk_alone(intent: Intent, machine: Machine) -> None:
     plan = plan_or_none(intent, machine)
@@ -164,7 +170,7 @@ def test_planner_leaves_every_other_disk_alone(intent: Intent, machine: Machine)
             assert not any(layer.node in said or layer.file in said for layer in disk.layers)
 
 
-@settings(max_examples=60, deadline=None)
+@OFTEN_REFUSED
 @given(INTENTS, machines())
 def test_planner_gives_names_of_the_grammar_and_always_the_same(intent: Intent, machine: Machine) -> None:
     plan = plan_or_none(intent, machine)
@@ -183,7 +189,7 @@ def test_planner_gives_names_of_the_grammar_and_always_the_same(intent: Intent, 
     assert len(set(taken)) == len(set(made)) or not taken
 
 
-@settings(max_examples=60, deadline=None)
+@OFTEN_REFUSED
 @given(INTENTS, machines())
 def test_planner_finds_nothing_left_to_do_when_it_is_done(intent: Intent, machine: Machine) -> None:
     assume(machine.shared)
@@ -199,7 +205,7 @@ def test_planner_finds_nothing_left_to_do_when_it_is_done(intent: Intent, machin
     assert again.chains_after == again.chains_before  # a commit that keeps the overlay
 
 
-@settings(max_examples=60, deadline=None)
+@OFTEN_REFUSED
 @given(INTENTS, machines())
 def test_planner_can_take_back_every_step_before_the_one_without_return(
     intent: Intent, machine: Machine
@@ -217,7 +223,7 @@ def test_planner_can_take_back_every_step_before_the_one_without_return(
     assert sum(map(no_way_back, steps)) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@OFTEN_REFUSED
 @given(INTENTS, machines())
 def test_planner_puts_away_and_calls_invalid_only_what_left_the_chain(
     intent: Intent, machine: Machine
