@@ -50,7 +50,7 @@ class FileFact:
         path: As it was asked for.
         kind: What it is through symlinks; "symlink" for one that leads nowhere; "other" also when it
             cannot be looked at.
-        size: Bytes of a regular file, else 0.
+        size: Bytes of a regular file or a block device, else 0.
         device: st_dev, 0 when it is missing.
         inode: st_ino, 0 when it is missing.
         header: An image's header; None for a raw file, and when it is broken (`problem` says so).

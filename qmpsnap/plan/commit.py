@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["ask", "plan"]
 
 _INVALID_NAMES = 9
+_NOT_ALLOWED = "Permission denied"  # strerror(EACCES), as the survey gives it
 
 
 def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -138,6 +139,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         disk=disk.name,
     )
     stages = _stages(intent, scene, start, folded, retired, place, record)
+    links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
+    notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
     kept = tuple(layer.file for layer in folded if layer.file not in retired or intent.folded == "keep")
     gone = tuple(to for to in retired.values() if to)
     return Plan(
@@ -211,8 +214,10 @@ def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[st
     for layer in folded:
         if not layer.file.startswith("/"):
             continue
-        if intent.folded == "remove":
+        if intent.folded == "remove" and not _is_link(scene, layer.file):
             retired[layer.file] = ""
+            continue
+        if _is_link(scene, layer.file):  # its own name is not what others find it by
             continue
         names = [invalid_name(layer.file, attempt=attempt) for attempt in range(1, _INVALID_NAMES + 1)]
         free = [name for name in names if not scene.files.files[name].taken]
@@ -224,6 +229,13 @@ def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[st
             )
         retired[layer.file] = free[0]
     return retired
+
+
+def _is_link(scene: Scene, file: str) -> bool:
+    """Whether the last part of the path is a symlink: the surveyed directory does not hold the file."""
+    real = scene.files.real(file)
+    where, name = posixpath.split(real)
+    return name != posixpath.basename(file) or where not in {*scene.files.looked_in, posixpath.dirname(file)}
 
 
 def _refuse_needed(
@@ -258,8 +270,10 @@ def _refuse_needed(
         if layer.file.startswith("/")
         for file in files.on(layer.file, without=disk.files)
     )
-    wanted = {files.real(file) for file in intent.invalidate}
+    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
+    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(_NOT_ALLOWED)]
     _refuse_by([*by, *(file for file in standing if file not in wanted)])
+    _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")
     notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]
     notes += [
         f"images of other machines that stand on {layer.file} were not looked for"
@@ -269,11 +283,11 @@ def _refuse_needed(
     return tuple(file for file in standing if file in wanted), tuple(notes)
 
 
-def _refuse_by(by: list[str]) -> None:
+def _refuse_by(by: list[str], why: str = "it stands") -> None:
     by = list(dict.fromkeys(by))
     if by:
         raise StillNeeded(
-            f"still needed by {', '.join(by)}: it stands on a layer that this commit changes",
+            f"still needed by {', '.join(by)}: {why} on a layer that this commit changes",
             by=by,
             hint="stream it first, or give it up with --invalidate FILE",
         )

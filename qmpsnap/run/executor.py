@@ -8,6 +8,7 @@ or brought to its end. `Executor.run` returns only when that task has ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ __all__ = ["Executor"]
 
 _log = get_logger("qmpsnap.run")
 _AFTER_CANCEL = 30.0  # seconds
+_AFTER_ABANDON = 2.0  # seconds, for what an operation does when its link is given up
 
 
 class Executor:
@@ -74,7 +76,7 @@ class Executor:
                 return await asyncio.shield(task)
             except asyncio.CancelledError:
                 operation.stop.set()
-                await _ended(task, plan.op, self._after_cancel)
+                await self._ended(task, plan.op)
                 raise
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
@@ -86,19 +88,25 @@ class Executor:
         """
         await self._target.command(command, arguments)
 
-
-async def _ended(task: asyncio.Task[Done], op: str, limit: float) -> None:
-    """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
-    deadline = time.monotonic() + limit
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait({task}, timeout=max(0.1, deadline - time.monotonic()))
-            except asyncio.CancelledError:
-                continue
-            if time.monotonic() >= deadline and not task.done():
+    async def _ended(self, task: asyncio.Task[Done], op: str) -> None:
+        """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
+        limit = self._after_cancel
+        with anyio.CancelScope(shield=True):
+            await _done(task, limit)
+            if not task.done():
                 _log.warning("operation.given_up", op=op, after=limit)
+                await self._target.abandon()
+                await _done(task, min(limit, _AFTER_ABANDON))
                 task.cancel()
-    if not task.cancelled():
-        error = task.exception()
-        _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
+                await _done(task, min(limit, _AFTER_ABANDON))
+        if task.done() and not task.cancelled():
+            error = task.exception()
+            _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
+
+
+async def _done(task: asyncio.Task[Done], limit: float) -> None:
+    """Wait until the task is done, at most so many seconds, however often we are cancelled meanwhile."""
+    deadline = time.monotonic() + limit
+    while not task.done() and time.monotonic() < deadline:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task}, timeout=deadline - time.monotonic())

@@ -245,6 +245,10 @@ class LiveTarget:
         """Ask for a job's progress again and again, until it ends."""
         return self.monitor.progress(job_id, interval)
 
+    async def abandon(self) -> None:
+        """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
+        await self.session.abandon()
+
     async def relink(self) -> bool:
         """After the link was lost: connect again, once, in half a second; whether that succeeded."""
         if not self._again:

@@ -113,7 +113,7 @@ class _Survey:
         return FileFact(
             path,
             kind,
-            size=status.st_size if kind == "regular" else 0,
+            size=_size(path, kind, status.st_size),
             device=status.st_dev,
             inode=status.st_ino,
             modified=status.st_mtime,
@@ -208,3 +208,17 @@ def _directory_fact(path: str) -> DirFact:
 def _reason(error: OSError | ValueError) -> str:
     text = error.strerror if isinstance(error, OSError) else None
     return (text or str(error)).lower()
+
+
+def _size(path: str, kind: Kind, size: int) -> int:
+    """Bytes of a regular file or a block device, else 0."""
+    if kind != "block":
+        return size if kind == "regular" else 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)  # st_size of a device is 0
+    finally:
+        os.close(descriptor)

@@ -81,5 +81,8 @@ class Target(Protocol):
     def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
         """Ask for a job's progress again and again, until it ends."""
 
+    async def abandon(self) -> None:
+        """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
+
     async def relink(self) -> bool:
         """After the link was lost: connect again, once; whether that succeeded."""

@@ -213,6 +213,9 @@ class FakeTarget:
             yield Progress(job, None, None)
             await anyio.sleep(interval)
 
+    async def abandon(self) -> None:
+        """Nothing is ever in flight here for longer than a turn of the loop."""
+
     async def relink(self) -> bool:
         """Connect again if that was allowed."""
         self._lost = self._lost and not self.relinks

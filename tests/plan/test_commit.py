@@ -312,3 +312,13 @@ def test_commit_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(Commit("vda"), T5, commands=COMMANDS - {command})
     assert caught.value.feature == command
+
+
+@pytest.mark.parametrize("folded", ["rename", "remove"])
+def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) -> None:
+    files = FakeFiles(T5)
+    files.facts[S2] = replace(files.facts[S2], real="/elsewhere/data.qcow2")
+    plan = planned(Commit("vda", "s2", "s1", folded=folded), T5, files=files)
+    assert [step for step in plan.steps if isinstance(step, RetireFile)] == []
+    assert plan.invalid == (S2,)
+    assert plan.notes == (f"{S2} is a symlink and keeps its name, though its data is folded",)

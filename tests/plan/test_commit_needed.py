@@ -146,3 +146,12 @@ def test_commit_says_when_a_layer_that_changes_is_no_file_that_can_be_looked_for
     remote = graph(with_layer(chain("base <- s1 <- s2*"), 2, file="rbd:pool/base", local=False))
     plan = planned(Commit("vda", "s1", "rbd:pool/base"), remote)
     assert plan.notes == ("images of other machines that stand on rbd:pool/base were not looked for",)
+
+
+def test_commit_refuses_when_a_file_beside_the_chain_may_not_be_read() -> None:
+    files = FakeFiles(T5)
+    files.unreadable = (f"{OTHER}: Permission denied",)
+    with pytest.raises(StillNeeded) as caught:
+        planned(Commit("vda", "s2", "base"), T5, files=files)
+    assert caught.value.by == (OTHER,)
+    assert planned(Commit("vda", "s2", "base", invalidate=(OTHER,)), T5, files=files)

@@ -62,6 +62,7 @@ class Session:
         self._garbled = False  # the link ended because the other side did not speak QMP
         self._last_words = ""  # the reason of QEMU's SHUTDOWN
         self._closing = False
+        self._abandoning = False
         self._silent = False  # it was said that QEMU does not answer
         self._calls: set[asyncio.Task[object]] = set()
         self._subscriptions = Subscriptions()
@@ -202,7 +203,7 @@ class Session:
             # Cancelled by `_give_up` alone: nobody else has this task.
             if isinstance(error, StateError):
                 in_doubt = Changed.NO  # qemu.qmp did not send it
-            if not self._closing:
+            if not self._closing and not self._abandoning:
                 with anyio.move_on_after(2 * _END_LIMIT):  # the reason comes right behind
                     await self.lost.wait()
             if self._garbled:
@@ -239,6 +240,17 @@ class Session:
             # qemu.qmp ends them as it disconnects; where its disconnect hangs, we do.
             await asyncio.wait(set(self._calls), timeout=_END_LIMIT)
         await self._give_up()
+
+    async def abandon(self) -> None:
+        """Wait no longer for any command in flight: each raises LinkLost, its outcome unknown.
+
+        The session goes on; what QEMU answers late is dropped.
+        """
+        self._abandoning = True
+        try:
+            await self._give_up()
+        finally:
+            self._abandoning = False
 
     async def _give_up(self) -> None:
         await asyncio.sleep(0)  # a task that has not begun could not say why it ends
