@@ -40,7 +40,7 @@ def _logging_as_before(monkeypatch):
     yield
     for logger, handlers, level, propagate in before:
         logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
-        logger.manager._clear_cache()
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

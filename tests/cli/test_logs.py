@@ -12,7 +12,9 @@ from qmpsnap.run.log import get_logger
 def test_configure_shows_what_v_asks_for(capsys, verbose, seen):
     configure(verbose)
     log = get_logger("qmpsnap.run")
-    log.debug("d"), log.info("i"), log.warning("w")
+    log.debug("d")
+    log.info("i")
+    log.warning("w")
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.split()[2] for line in err.splitlines()] == seen

@@ -45,6 +45,8 @@ def test_python_m_is_the_command(server):
 def test_a_reader_that_has_gone_is_no_error(server):
     words = [sys.executable, "-m", "qmpsnap", "-s", server.path, "chain"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0

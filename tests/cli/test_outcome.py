@@ -97,7 +97,7 @@ def test_report_as_json_is_one_object_with_all_that_the_error_knows(capsys):
 
 
 def test_run_says_what_a_fault_is_and_exits_1(qmpsnap, monkeypatch):
-    monkeypatch.setattr("qmpsnap.cli.runner.configure", lambda _: {}["x"])
+    monkeypatch.setattr("qmpsnap.cli.runner.configure", lambda _: dict[str, str]()["x"])
     ended = qmpsnap("-s", "/none", "--json", "chain")
     assert (ended.code, ended.json["error"]["type"]) == (1, "QmpsnapError")
     assert "a fault in qmpsnap: KeyError" in ended.json["error"]["message"]

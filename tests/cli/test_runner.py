@@ -12,7 +12,7 @@ from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 @pytest.fixture
 def intent(qmpsnap, monkeypatch):
     """What a command line asks for; nothing is connected to."""
-    asked = []
+    asked: list[object] = []
 
     def run(work):
         asked.extend(cell.cell_contents for cell in work.__closure__ if isinstance(cell.cell_contents, KINDS))

@@ -51,7 +51,8 @@ def test_parse_job_id_returns_none_when_the_name_is_not_ours(text):
 
 def test_transitions_lead_every_state_to_null():
     for start in set(JobStatus) - {JobStatus.NULL}:
-        reached, todo = set(), [start]
+        reached: set[JobStatus] = set()
+        todo = [start]
         while todo:
             for state in TRANSITIONS[todo.pop()] - reached:
                 reached.add(state)

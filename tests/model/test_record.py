@@ -71,7 +71,7 @@ def test_records_cannot_be_changed_through_what_they_were_made_of():
     overlays["vda"] = "/etc/passwd"
     assert record.overlays == {"vda": "/d/o"}
     with pytest.raises(TypeError):
-        record.overlays["vda"] = "/etc/passwd"
+        record.overlays["vda"] = "/etc/passwd"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import stat
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,9 +50,8 @@ def overlay(images, place, name="new", **changes):
 
 
 def good(place, **fields):
-    return qcow2_bytes(
-        **({"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE} | fields)
-    )
+    wanted: dict[str, Any] = {"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE}
+    return qcow2_bytes(**(wanted | fields))
 
 
 def names(place):

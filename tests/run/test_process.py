@@ -179,6 +179,7 @@ def test_start_qemu_kills_the_process_and_its_children_when_we_are_killed():
         anyio.run(main)
     """)
     with subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
         line = launcher.stdout.readline()
         pids = int(line.split()[0]), child_in(line)
         assert all(exists(pid) for pid in pids)

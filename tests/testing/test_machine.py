@@ -28,7 +28,7 @@ def values(argv: list[str], option: str) -> list[str]:
 def guest_parts(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("QMPSNAP_CACHE", str(tmp_path))
     monkeypatch.delenv("QMPSNAP_GUEST", raising=False)
-    parts = tmp_path / "guest"
+    parts: Path = tmp_path / "guest"
     (parts / "modules").mkdir(parents=True)
     (parts / "vmlinuz").touch()
     (parts / "busybox").write_bytes(STATIC_ELF)
@@ -68,11 +68,11 @@ def test_guest_argv_brings_the_controllers_that_the_disks_need():
     disks = [GuestDisk(name=f"d{number}", file=Path("/d"), bus="ide") for number in range(3)]
     devices = values(argv_of(*disks, GuestDisk(name="s", file=Path("/s"), bus="scsi")), "-device")
     assert devices[2:4] == ["virtio-scsi-pci,id=scsi", "piix3-ide,id=pata"]
-    assert [re.search(r"bus=([^,]*)(?:,unit=(.))?", device).groups() for device in devices[4:]] == [
+    assert [re.findall(r"bus=([^,]*)(?:,unit=(.))?", device)[0] for device in devices[4:]] == [
         ("pata.0", "0"),
         ("pata.0", "1"),
         ("pata.1", "0"),
-        ("scsi.0", None),
+        ("scsi.0", ""),
     ]
 
 
@@ -94,4 +94,4 @@ def test_find_guest_image_says_what_to_run_when_the_kernel_is_missing(guest_part
 
 def test_setup_unpacks_the_modules_that_the_guest_loads():
     setup = (Path(__file__).parents[2] / "scripts/setup").read_text()
-    assert tuple(re.search(r"modules=\(([^)]*)\)", setup)[1].split()) == MODULES
+    assert tuple(re.findall(r"modules=\(([^)]*)\)", setup)[0].split()) == MODULES

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_read_event_survives_what_the_schema_does_not_promise(message, expected)
 
 
 async def test_subscriptions_call_nobody_after_the_block():
-    heard = []
+    heard: list[Any] = []
     subscriptions = Subscriptions()
     with subscriptions.subscribe(heard.append, lambda: heard.append("lost")):
         subscriptions.deliver(Event("STOP", {}, 0.0))
@@ -38,7 +39,7 @@ async def test_subscriptions_call_nobody_after_the_block():
 
 
 async def test_subscriptions_tell_lost_after_the_last_event():
-    heard = []
+    heard: list[Any] = []
     subscriptions = Subscriptions()
     with subscriptions.subscribe(heard.append, lambda: heard.append("lost")):
         event = Event("STOP", {}, 0.0)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import tracemalloc
+from typing import Any
 
 import anyio
 import pytest
@@ -126,9 +127,9 @@ async def test_every_call_ends_when_the_server_dies_with_calls_open(server):
         server.hang_up()
         with anyio.fail_after(1):
             ends = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(end) for end in ends] == [LinkLost] * 4
-        assert [end.changed for end in ends] == [Changed.NO] * 3 + [Changed.UNKNOWN]
-        assert ends[3].step == "'transaction'"
+        lost = [end for end in ends if isinstance(end, LinkLost)]
+        assert [end.changed for end in lost] == [Changed.NO] * 3 + [Changed.UNKNOWN]
+        assert lost[3].step == "'transaction'"
 
 
 async def test_commands_fail_at_once_when_the_link_was_lost(server):
@@ -189,7 +190,7 @@ async def test_change_says_unknown_when_the_server_dies_after_a_cancellation(ser
 
 async def test_subscribe_hears_an_event_before_the_reply_behind_it(server):
     server.answer("job-cancel", Emit("STOP", {"a": 1}, 10.25), Return())
-    heard = []
+    heard: list[Any] = []
     async with connect(server.path) as session:
         with session.subscribe(heard.append):
             await session.change("job-cancel")
@@ -202,7 +203,7 @@ async def test_subscribe_survives_a_sink_that_raises(server, nothing_stays):
     def sink(event):
         raise RuntimeError(event.name)
 
-    heard = []
+    heard: list[Any] = []
     server.answer("job-cancel", Emit("STOP"), Return())
     async with connect(server.path) as session:
         with session.subscribe(sink), session.subscribe(heard.append):
@@ -257,7 +258,7 @@ async def test_adopt_refuses_a_client_that_is_not_connected():
 async def test_adopt_leaves_the_client_as_it_was(server, client):
     server.answer("stop", Emit("STOP"), Return())
     before = (list(client._listeners), client.readbuflen, client.name, client.events.event_filter)
-    heard = []
+    heard: list[Any] = []
     async with adopt(client) as session:
         assert (session.is_unix, session.peer_pid) == (True, os.getpid())
         with session.subscribe(heard.append):
