@@ -88,7 +88,7 @@ def test_jobs_are_listed_slowed_paused_resumed_and_cancelled(vda):
     running, cli, _ = vda
     node = running.roots()["vda"][0]
     job = "qmpsnap-stream-keep-0a1b2c3d"
-    running.qmp("block-stream", {"job-id": job, "device": node, "speed": 65536, "auto-dismiss": False})
+    running.qmp("block-stream", {"job-id": job, "device": node, "speed": 65536, "auto-finalize": False})
     (listed,) = cli("--json", "jobs").json["jobs"]
     assert (listed["id"], listed["ours"], listed["speed"]) == (job, True, 65536)
     assert cli("job", "speed", job, "128K").out == f"{job}: at most 128 KiB/s\n"

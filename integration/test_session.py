@@ -17,9 +17,9 @@ import pytest
 
 from qmpsnap.errors import CommandFailed, ConnectFailed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import VERBS, Job, JobStatus, JobVerb
-from qmpsnap.run.change import Outcome
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.session import connect
+from qmpsnap.run.session.change import Outcome
 
 MATRIX = Path(__file__).resolve().parents[1] / "scripts" / "qemu-matrix"
 QEMUS = [

@@ -1,0 +1,1 @@
+"""Tests on real QEMUs: every one that `scripts/qemu-matrix` lists."""

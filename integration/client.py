@@ -1,0 +1,45 @@
+"""A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
+
+An order is one JSON line {"socket", "qemu_img", "case", "folder", "point"}: run the case there, and die by
+SIGKILL at that point of its steps. The answer is one line: the child's exit status, -9 when it was killed,
+0 when the operation has fewer points.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import traceback
+
+from integration.harness import CASES, kill_me, stepped
+
+
+async def run(order):
+    def at(point):
+        if point == order["point"]:
+            kill_me()
+
+    async with stepped(order["socket"], order["qemu_img"], at) as vm:
+        await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))
+
+
+def main():
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                asyncio.run(run(json.loads(line)))
+                status = 0
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Fixtures of all integration tests.
+
+    qemu        Qemu of the matrix (`.version .directory .system .img() .create() .read() .check()`), one
+                test each; `--qemu 7.2` or QMPSNAP_QEMU=7.2 (several: with commas) takes these alone
+    machine     machine("vda", "base <- s1") or machine(*qemu_arguments): a Machine to be entered by
+                `with`; it has `.vm` arguments, `.write() .read() .qmp() .connect()`
+    images      images("base <- s1 <- s2", folder=...): images of known content (known_images.make_images)
+    small       small(size): a new tmpfs of that size, where we may mount; gone with the test
+    leftovers   leftovers.allow(FILE): a record that the test leaves on purpose
+
+After every test, whether it uses these or not, nothing may be left: no process that we started, no
+task, no descriptor, no temporary file and no intent record in its tmp_path. A Machine checks at its
+end that QEMU has no job and no node of ours.
+
+The helpers behind the fixtures are in machines.py and known_images.py; see there for their arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from integration.known_images import QEMUS, make_images
+from integration.machines import Leftovers, Machine
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--qemu", default=os.environ.get("QMPSNAP_QEMU", ""), help="versions to test, as 7.2,10.0"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = [version for version in config.getoption("--qemu").split(",") if version]
+    if not wanted:
+        return
+    unwanted = {
+        name
+        for qemu in QEMUS
+        for name in (qemu.version, qemu.short)
+        if not any(qemu.version == version or qemu.version.startswith(f"{version}.") for version in wanted)
+    }
+    missing = [version for version in wanted if not any(q.version.startswith(version) for q in QEMUS)]
+    if missing:
+        raise pytest.UsageError(f"scripts/qemu-matrix has no QEMU {', '.join(missing)}")
+    dropped = [
+        item
+        for item in items
+        if Path(__file__).parent in item.path.parents
+        and hasattr(item, "callspec")
+        and unwanted & set(item.callspec.id.split("-"))
+    ]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
+@pytest.fixture(params=QEMUS, ids=[qemu.short for qemu in QEMUS])
+def qemu(request):
+    return request.param
+
+
+@pytest.fixture
+def images(qemu, tmp_path):
+    def make(drawing="base <- s1 <- s2", *, folder=None, **options):
+        place = tmp_path if folder is None else tmp_path / folder
+        place.mkdir(exist_ok=True)
+        return make_images(qemu, place, drawing, **options)
+
+    return make
+
+
+@pytest.fixture
+def machine(qemu, tmp_path):
+    def make(*arguments, **options):
+        return Machine(qemu, tmp_path, *arguments, **options)
+
+    return make
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Make tmpfs of a size; skipped where we may not mount."""
+    mounted = []
+
+    def mount(size="4m", name="small"):
+        place = tmp_path / name
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "qmpsnap-test", place]
+        if subprocess.run(words, check=False, capture_output=True).returncode:
+            pytest.skip("only root can mount a tmpfs")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def _descriptors():
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[int(path.name)] = str(path.readlink())
+    return found
+
+
+def _children(folder):
+    """Our child processes, and whoever has the test's folder in its command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == os.getpid() or (folder and folder in command):
+            found.append((int(entry.name), command.replace("\0", " ").strip()))
+    return found
+
+
+@pytest.fixture
+def leftovers(tmp_path):
+    return Leftovers(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request, leftovers, tmp_path):
+    before, children = _descriptors(), {pid for pid, _ in _children("")}
+    yield
+    gc.collect()
+    left = [child for child in _children(str(tmp_path)) if child[0] not in children]
+    assert left == [], "processes are left"
+    opened = {
+        number: to
+        for number, to in _descriptors().items()
+        if number not in before and "[eventpoll]" not in to and not to.startswith("/proc/")
+    }
+    assert len(opened) <= _loop_descriptors(request), f"descriptors are left: {opened}"
+    assert leftovers.found() == [], "temporary files or records are left"
+
+
+def _loop_descriptors(request):
+    """Sockets of a test's event loop, when that ends after us."""
+    return 2 if any("runner" in name for name in request.fixturenames) else 0
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_left(_nothing_left):
+    yield
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert left == [], "tasks are left"

@@ -1,0 +1,46 @@
+"""An operation that is cancelled, at every await of it: what was sent is undone or brought to its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from integration.harness import CASES, Rig, interrupt
+from integration.known_images import QEMUS
+
+SYSTEM = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[qemu.short for qemu in QEMUS[:1]])
+
+
+# A scope and a task reach the same shield: one operation of each shape is enough for the scope.
+WAYS = [
+    *((name, "task") for name in CASES),
+    *((name, "scope") for name in ("snapshot", "commit", "mirror with pivot")),
+]
+
+
+@SYSTEM
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "cancel"), WAYS)
+async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, name, cancel):
+    number, came = 1, True
+    while came:
+        rig = Rig(qemu, CASES[name], tmp_path / f"n{number}")
+        with rig.start() as running:
+            done = False
+            while came and not done:
+                async with running.connect() as vm:
+
+                    async def operation(vm=vm, rig=rig):
+                        return await vm.run(await vm.plan(rig.intent))
+
+                    came, finished = await interrupt(operation, number, cancel=cancel)
+                    done = await rig.cleared(vm) or bool(finished)
+                    running.check_nothing_left()
+                number += 1
+        rig.verify(done=done)
+        for file in rig.records():
+            file.unlink()
+    assert done
+    assert number > 40
+    assert asyncio.get_running_loop().get_task_factory() is None
