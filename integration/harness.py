@@ -176,6 +176,12 @@ class Rig:
     def records(self):
         return [path for path in self.folder.rglob("*.json") if path.name.startswith("intent-")]
 
+    def forget_records(self):
+        """Remove the records that name what holds no moment; nothing leads to any other that is left."""
+        for file in self.records():
+            assert from_json(file.read_text()).invalid, f"{file} is left, and nobody finds it"
+            file.unlink()
+
     def names(self):
         """Files that there are, records left out."""
         return [name for name in listing(self.folder) if ".qmpsnap/" not in name]

@@ -39,6 +39,17 @@ async def test_snapshot_onto_a_full_file_system_is_refused(images, machine, smal
     assert listing(full) == ["filler"]
 
 
+async def test_mirror_onto_a_full_file_system_is_refused(images, machine, small):
+    made, full = images("base"), small("64k")
+    (full / "filler").write_bytes(bytes(64 * KIB))
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            with traced(vm) as sent, pytest.raises(TargetUnusable, match="no space") as caught:
+                await vm.mirror("vda", full / "t.qcow2", ending="pivot")
+            assert (sent, caught.value.changed, caught.value.exit_code) == ([], Changed.NO, 3)
+    assert listing(full) == ["filler"]
+
+
 async def test_snapshot_of_three_disks_leaves_nothing_when_the_third_cannot_be_made(
     images, machine, tmp_path, small
 ):

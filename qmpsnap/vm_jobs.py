@@ -73,7 +73,8 @@ class JobVerbs:
         """
         graph = graph or await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
-        return tuple(record for record in files.records if isinstance(record, IntentRecord))
+        found = (record for record in files.records if isinstance(record, IntentRecord))
+        return tuple({record.id: record for record in found}.values())  # one that lies in two places is one
 
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
         """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""

@@ -109,7 +109,8 @@ class Files:
     """The answer to an `Ask`, as the disk was when it was looked at.
 
     Attributes:
-        shared: Whether we see the file system that QEMU sees. If not, all else is empty.
+        shared: Whether we see the file system that QEMU sees. If not, all else is empty; where only the
+            proof is lacking, a survey has been made all the same.
         files: By the path that was asked for.
         directories: By the path that was asked for.
         standing: Of each image that was asked for, surveyed, or that one of these stands on; sorted.

@@ -251,9 +251,19 @@ def _refuse_needed(
                 for layer in changed
                 if any(files.same(layer.file, f) for f in other.files)
             ]
+    standing = unique(
+        file
+        for layer in changed
+        if layer.file.startswith("/")
+        for file in files.on(layer.file, without=disk.files)
+    )
+    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
     if not files.shared:
-        _refuse_by(by)
-        return (), ("images of other machines were not looked for: QEMU's files are not visible from here",)
+        _refuse_by([*by, *(file for file in standing if file not in wanted)])
+        note = "images of other machines were not looked for: QEMU's files are not visible from here"
+        if files.looked_in:
+            note = "images of other machines were looked for, but whether these are QEMU's files is not known"
+        return tuple(file for file in standing if file in wanted), (note,)
     for where in intent.look_in:
         if not files.directories[where].exists:
             raise TargetUnusable(f"the directory {where} to look in does not exist", file=where)
@@ -264,13 +274,6 @@ def _refuse_needed(
                 file=where,
                 hint="run as a user who can read the directory",
             )
-    standing = unique(
-        file
-        for layer in changed
-        if layer.file.startswith("/")
-        for file in files.on(layer.file, without=disk.files)
-    )
-    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
     locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(_NOT_ALLOWED)]
     _refuse_by([*by, *(file for file in standing if file not in wanted)])
     _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")

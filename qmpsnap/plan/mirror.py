@@ -8,6 +8,7 @@ without an error from QEMU (docs/explanation/qemu.md).
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists, TargetUnusable, UnsafeImage, Unsupported
@@ -24,6 +25,8 @@ from qmpsnap.plan.scene import (
     refuse_covered,
     refuse_empty,
     refuse_loss,
+    refuse_place,
+    state_directories,
     state_place,
     state_questions,
     unique,
@@ -53,7 +56,9 @@ __all__ = ["ask", "plan"]
 def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the target and its directory."""
     disk = refuse_empty(find_disk(graph, intent.disk))
-    records = state_questions(graph, state_dir)
+    records = unique(
+        (*state_questions(graph, state_dir), *state_directories(_copied(intent, disk), state_dir))
+    )
     return Ask(
         files=unique((*(file for file in disk.files if file.startswith("/")), intent.target)),
         directories=unique((posixpath.dirname(intent.target), *with_parents(records))),
@@ -104,7 +109,11 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     )
     ours = shared and not intent.use_existing
     kept = {"full": (), "top": disk.files[1:], "none": disk.files}[intent.sync]
-    place = state_place(scene, disk)
+    # The record has to be found beside the base image of before and, where the copy becomes that, of after.
+    places = [state_place(scene, disk)]
+    if pivot and intent.sync == "full" and places[0]:
+        places.append(state_place(scene, _copied(intent, disk)))
+    places = [place for place in dict.fromkeys(places) if place]
     record = IntentRecord(
         id=start.job_id,
         op="mirror",
@@ -115,12 +124,12 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         target=intent.target,
         disk=disk.name,
     )
-    prepare: list[Step] = [WriteRecord(place, record)] if place else []
+    prepare: list[Step] = [WriteRecord(place, record) for place in places]
     if ours:
         prepare.append(CreatePlaceholder(intent.target, disk.active.file))
     elif not shared and not intent.use_existing:
         prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
-    finish = (FinishRecord(place, (record.id,)),) if place else ()
+    finish = tuple(FinishRecord(place, (record.id,)) for place in places)
     stages = [
         Stage("make the target", tuple(prepare)),
         Stage(
@@ -149,6 +158,11 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         moves=(disk.name,) if pivot else (),
         notes=() if shared else ("QEMU makes the target: its files are not visible from here",),
     )
+
+
+def _copied(intent: Mirror, disk: Disk) -> Disk:
+    """The disk as it is when nothing but the copy is left of its chain."""
+    return replace(disk, layers=(replace(disk.active, file=intent.target, local=True),))
 
 
 def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
@@ -194,11 +208,7 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
             file=target,
             hint="take another name, or --use-existing",
         )
-    where = scene.files.directories[posixpath.dirname(target)]
-    if not where.exists:
-        raise TargetUnusable(f"the directory {where.path} does not exist", file=target, hint="make it first")
-    if not where.writable:
-        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=target)
+    refuse_place(scene, target)
 
 
 def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:

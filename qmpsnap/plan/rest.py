@@ -13,7 +13,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import holders, local_chains, state_questions, unique
+from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
     AdoptJob,
     AwaitJob,
@@ -44,7 +44,12 @@ _CLOCK_LAG = 0.1
 
 def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str = "") -> Ask:
     """What has to be known: every record of the machine's disks, and the files that they name."""
-    places = state_questions(graph, state_dir)
+    places = unique(
+        (
+            *state_questions(graph, state_dir),
+            *(one for record in records for one in record_directories(record)),
+        )
+    )
     chains = (file for record in records for files in record.chains.values() for file in files)
     named = (file for record in records for file in (*record.made, *record.overlays.values()))
     return Ask(files=unique((*chains, *named)), records=places)
@@ -82,6 +87,19 @@ def _record(job_id: str, scene: Scene) -> IntentRecord | None:
     return None
 
 
+def _finish(record: IntentRecord, scene: Scene) -> tuple[FinishRecord, ...]:
+    """Remove the record wherever it lies, last where the chain of after leads to it.
+
+    A mirror whose copy becomes the base image keeps it beside both.
+    """
+    found = {one.directory for one in scene.files.records if one.id == record.id}
+    return tuple(
+        FinishRecord(place, (record.id,))
+        for place in record_directories(record)
+        if place in found or place == record.directory
+    )
+
+
 def _disks(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     return tuple(disk for disk in record.chains if disk in scene.graph.disks)
 
@@ -91,9 +109,10 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if record is not None:
         disks = _disks(record, scene)
     else:
+        # With another job of its kind on another disk, only the outcome tells which of them it was.
         disks = tuple(
             disk.name for disk in scene.graph.disks.values() if disk.layers and job in holders(scene, disk)
-        )[:1]
+        )
     end: list[Step] = []
     if job.status not in ENDED and _gets_ready(name, job, record, scene):
         if job.status is not JobStatus.READY:
@@ -110,12 +129,12 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         tidy += _retire(record)
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
-            (end if name.ending is Ending.COPY else tidy).append(FinishRecord(record.directory, (record.id,)))
+            (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
     if name.op is not JobOp.STREAM:  # which dismisses itself
         end.append(DismissJob(job.id))
     resumes: list[Step] = []
     if record is not None:
-        resumes.append(WriteRecord(record.directory, record))
+        resumes += [WriteRecord(step.directory, record) for step in _finish(record, scene)]
         resumes += [CreatePlaceholder(file, "") for file in record.made]
     return _plan(
         name.op,
@@ -126,9 +145,15 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
             Stage("put everything away", tuple(tidy), tidy=True),
         ),
         record=record,
-        moves=disks if name.ending is Ending.PIVOT and job.status not in ENDED else (),
+        moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
         resumes=(*resumes, AdoptJob(job.id, dismisses_itself=name.op is JobOp.STREAM)),
     )
+
+
+def _moves(job_id: str, disks: tuple[str, ...]) -> tuple[str, ...]:
+    """The disks whose root an operation of that id moves: whoever comes later has to be told so too."""
+    name = parse_job_id(job_id)
+    return disks if name is not None and name.ending is Ending.PIVOT else ()
 
 
 def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:
@@ -193,17 +218,18 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
 
 def _mirror(record: IntentRecord, scene: Scene) -> Plan:
     """The job is gone: it had pivoted, or it had not begun, or nobody can tell any more."""
-    finish: Step = FinishRecord(record.directory, (record.id,))
+    finish = _finish(record, scene)
     disks = _disks(record, scene)
     if any(record.target in scene.graph.disks[disk].files for disk in disks):
-        return _plan("mirror", disks, scene, (Stage("it had pivoted", (finish,), tidy=True),), record=record)
+        done = (Stage("it had pivoted", finish, tidy=True),)
+        return _plan("mirror", disks, scene, done, record=record, moves=_moves(record.id, disks))
     fact = scene.files.files.get(record.target)
     if (
         record.made
         and fact is not None
         and (fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
     ):
-        steps: tuple[Step, ...] = (RemoveOrphan(record.target, None), finish)
+        steps: tuple[Step, ...] = (RemoveOrphan(record.target, None), *reversed(finish))
         return _plan(
             "mirror",
             disks,
@@ -215,7 +241,7 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
         "mirror",
         disks,
         scene,
-        (Stage("the job is gone", (finish,), tidy=True),),
+        (Stage("the job is gone", tuple(reversed(finish)), tidy=True),),
         vanished=f"the job is gone; whether {record.target} is a whole copy is not known, it was left there",
     )
 
@@ -249,7 +275,8 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
         return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
     if _chains_now(disks, scene) == record.after:
         steps = (*_retire(record), finish)
-        return _plan("commit", disks, scene, (Stage("it had ended well", steps, tidy=True),), record=record)
+        done = (Stage("it had ended well", steps, tidy=True),)
+        return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks))
     if not _written(record, scene):
         return _plan(
             "commit",

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NodeBusy, Unsupported, WouldLose
+from qmpsnap.errors import NodeBusy, TargetUnusable, Unsupported, WouldLose
 from qmpsnap.model.find import find_layer
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, owned_node, state_directory
@@ -14,7 +14,7 @@ from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.steps import DeleteNode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from qmpsnap.model.features import Features
     from qmpsnap.model.files import Files
@@ -27,11 +27,13 @@ __all__ = [
     "holders",
     "layer_index",
     "local_chains",
+    "record_directories",
     "recorded_like",
     "refuse_busy",
     "refuse_covered",
     "refuse_empty",
     "refuse_loss",
+    "refuse_place",
     "state_directories",
     "state_place",
     "state_questions",
@@ -50,6 +52,9 @@ _JOB_FILTERS = {
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
 _RECORD_BYTES = 64 * 1024
+
+# An empty qcow2 image takes four clusters of 64 KiB; less room than that is no room.
+_IMAGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,20 @@ def state_directories(disk: Disk, state_dir: str) -> tuple[str, ...]:
     """
     if state_dir:
         return (state_dir,)
-    name = posixpath.basename(state_directory(disk.base.file))
-    files = [layer.file for layer in reversed(disk.layers) if layer.local and not among_devices(layer.file)]
+    return _places(disk.base.file, [layer.file for layer in reversed(disk.layers) if layer.local])
+
+
+def record_directories(record: IntentRecord) -> tuple[str, ...]:
+    """Where the record of an operation may lie: beside the chains of before, then those of after."""
+    chains = (files for files in (*record.chains.values(), *record.after.values()) if files)
+    return unique(
+        (*(place for files in chains for place in _places(files[-1], files[::-1])), record.directory)
+    )
+
+
+def _places(base: str, files: Sequence[str]) -> tuple[str, ...]:
+    name = posixpath.basename(state_directory(base))
+    files = [file for file in files if not among_devices(file)]
     places = [posixpath.join(posixpath.dirname(file), name) for file in files]
     places += [state_directory(file) for file in files]
     return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
@@ -123,17 +140,25 @@ def holders(scene: Scene, disk: Disk) -> tuple[Job, ...]:
     """Jobs that hold a node of the disk's chain.
 
     QEMU lists no nodes with a job. A job named after the disk's drive holds that; every other block
-    job puts a filter over the layer it works on, whose file name is that of the layer.
+    job puts a filter over the layer it works on, whose file name is that of the layer. Of two jobs of
+    one kind on two disks each is a candidate for both, unless its record names its disk.
     """
     paths = set(disk.files)
     kinds: set[str] = set()
     for node in scene.graph.nodes.values():
         if node.driver in _JOB_FILTERS and node.file in paths:
             kinds |= _JOB_FILTERS[node.driver]
+    elsewhere = {
+        record.id
+        for record in scene.files.records
+        if isinstance(record, IntentRecord) and disk.name not in record.chains
+    }
     return tuple(
         job
         for job in scene.jobs
-        if job.status not in ENDED and (job.type in kinds or (disk.drive and job.id == disk.drive))
+        if job.status not in ENDED
+        and job.id not in elsewhere
+        and (job.type in kinds or (disk.drive and job.id == disk.drive))
     )
 
 
@@ -141,15 +166,21 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
     """Refuse when a job holds the disk's chain.
 
     Raises:
-        NodeBusy: Naming the job.
+        NodeBusy: Naming the job, or each that it may be.
     """
-    for job in holders(scene, disk):
-        raise NodeBusy(
-            f"the chain of {disk.name} is held by job {job.id!r} ({job.type}, {job.status.value})",
-            node=disk.active.node,
-            job_id=job.id,
-            hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
-        )
+    found = holders(scene, disk)
+    if not found:
+        return
+    named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in found)
+    only = found[0].id if found[0].mine else f"{found[0].id} --foreign"
+    raise NodeBusy(
+        f"the chain of {disk.name} is held by {named}",
+        node=disk.active.node,
+        job_id=found[0].id,
+        hint=f"wait for it (qmpsnap job wait {only}) or stop it (qmpsnap job cancel {only})"
+        if len(found) == 1
+        else "which of them it is QEMU does not tell; qmpsnap jobs lists them",
+    )
 
 
 def refuse_empty(disk: Disk) -> Disk:
@@ -161,6 +192,25 @@ def refuse_empty(disk: Disk) -> Disk:
     if not disk.layers:
         raise Unsupported(f"disk {disk.name!r} has no medium", feature="a chain in an empty drive")
     return disk
+
+
+def refuse_place(scene: Scene, file: str) -> None:
+    """Refuse when a new image cannot be made under that path.
+
+    Raises:
+        TargetUnusable: When its directory is missing, may not be written, or has no room for an empty image.
+    """
+    where = scene.files.directories[posixpath.dirname(file)]
+    if not where.exists:
+        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
+    if not where.writable:
+        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    if where.free_bytes < _IMAGE_BYTES:
+        raise TargetUnusable(
+            f"no space left in {where.path}: {where.free_bytes} bytes free",
+            file=file,
+            hint="say another file",
+        )
 
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:

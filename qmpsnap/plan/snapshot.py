@@ -21,6 +21,7 @@ from qmpsnap.plan.scene import (
     local_chains,
     refuse_busy,
     refuse_covered,
+    refuse_place,
     state_place,
     state_questions,
     unique,
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
 
 __all__ = ["ask", "plan"]
-
-# An empty overlay takes four clusters of 64 KiB; less room than that is no room.
-_OVERLAY_BYTES = 256 * 1024
 
 
 def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], list[str]]:
@@ -245,7 +243,7 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None
             hint="take another name, or --use-existing",
         )
     else:
-        _check_directory(scene, file)
+        refuse_place(scene, file)
 
 
 def _check_unseen(disk: Disk, file: str) -> None:
@@ -258,20 +256,6 @@ def _check_unseen(disk: Disk, file: str) -> None:
             "directory would record a backing file that the next start does not find",
             file=file,
             hint="start QEMU with an absolute path, or run where its files are visible",
-        )
-
-
-def _check_directory(scene: Scene, file: str) -> None:
-    where = scene.files.directories[posixpath.dirname(file)]
-    if not where.exists:
-        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
-    if not where.writable:
-        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
-    if where.free_bytes < _OVERLAY_BYTES:
-        raise TargetUnusable(
-            f"no space left in {where.path}: {where.free_bytes} bytes free",
-            file=file,
-            hint="say another FILE",
         )
 
 

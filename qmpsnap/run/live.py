@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -18,6 +19,7 @@ from qmpsnap.errors import (
     TargetUnusable,
 )
 from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
 from qmpsnap.plan.steps import (
     AdoptJob,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from qmpsnap.model.files import Ask, Files
+    from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
     from qmpsnap.plan.steps import Step
@@ -154,8 +156,23 @@ class LiveTarget:
         return await self.monitor.jobs()
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
-        """Answer what a planner asked, when our file system is QEMU's; else say that it is not."""
-        return await self._images.look(ask, shared=await self.shares(graph))
+        """Answer what a planner asked, when our file system is QEMU's; else say that it is not.
+
+        A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
+        may not look at QEMU's process: an image that stands on the chain there must not be missed.
+        """
+        shared = await self.shares(graph)
+        found = await self._images.look(ask, shared=shared)
+        if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
+            return found
+        seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)
+        return replace(
+            found,
+            files=seen.files,
+            standing=seen.standing,
+            looked_in=seen.looked_in,
+            unreadable=seen.unreadable,
+        )
 
     async def shares(self, graph: Graph) -> bool:
         """Whether we see the files that QEMU sees.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -42,13 +43,21 @@ from qmpsnap.plan.steps import (
 from qmpsnap.plan.undo import no_way_back, undo
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import Done, by_qemu, invalid_now, left_nodes, made_files, mismatch, vanished
+from qmpsnap.run.outcome import (
+    by_qemu,
+    invalid_now,
+    made_files,
+    mismatch,
+    moved_roots,
+    outcome,
+    vanished,
+)
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
-    from qmpsnap.run.outcome import Hooks
+    from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.target import Target, Watch
 
 __all__ = ["Operation"]
@@ -133,17 +142,8 @@ class Operation:
     def _result(self, elapsed: float) -> Done:
         plan, graph = self._plan, self._graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
-        return Done(
-            op=plan.op,
-            chains=graph.chains(*plan.disks),
-            active={disk: graph.disks[disk].active.file for disk in plan.moves},
-            standstill_s=self._standstill,
-            elapsed_s=elapsed,
-            bytes=self._bytes,
-            left=left_nodes(plan, graph),
-            invalid=plan.invalid,
-            notes=plan.notes,
-            job_id=plan.job_id,
+        return replace(
+            outcome(plan, graph), standstill_s=self._standstill, elapsed_s=elapsed, bytes=self._bytes
         )
 
     async def _check_before(self) -> None:
@@ -252,7 +252,7 @@ class Operation:
             self._say(error)
             raise error
         if plan.moves:
-            await self._caller.tell_pivot({disk: self._graph.disks[disk].active.file for disk in plan.moves})
+            await self._caller.tell_pivot(moved_roots(plan, self._graph))
 
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""

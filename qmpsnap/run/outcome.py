@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.target import Progress
 
-__all__ = ["Done", "Hooks", "by_qemu", "invalid_now", "left_nodes", "made_files", "mismatch", "vanished"]
+__all__ = [
+    "Done",
+    "Hooks",
+    "by_qemu",
+    "invalid_now",
+    "left_nodes",
+    "made_files",
+    "mismatch",
+    "moved_roots",
+    "outcome",
+    "vanished",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,19 @@ class Hooks:
         """Pass on where each disk's root is now."""
         if self.on_pivot is not None and inspect.isawaitable(told := self.on_pivot(active)):
             await told
+
+
+def outcome(plan: Plan, graph: Graph) -> Done:
+    """What a plan that was run to its end has made of the machine, as read back."""
+    return Done(
+        op=plan.op,
+        chains=graph.chains(*plan.disks),
+        active=moved_roots(plan, graph),
+        left=left_nodes(plan, graph),
+        invalid=plan.invalid,
+        notes=plan.notes,
+        job_id=plan.job_id,
+    )
 
 
 def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
@@ -199,10 +223,23 @@ def _unexpected(plan: Plan, graph: Graph) -> str:
         found = graph.disks[name].files
         if tuple(file for file in found if file.startswith("/")) != files:
             return f"the chain of {name} is {list(found)}"
-    for name in () if plan.expect else plan.moves:
-        if graph.disks[name].files[:1] == plan.before.disks[name].files[:1]:
-            return f"the active layer of {name} is still {graph.disks[name].active.file}"
+    if plan.moves and not moved_roots(plan, graph):
+        still = (f"of {name} is still {graph.disks[name].active.file}" for name in plan.moves)
+        return f"the active layer {' and that '.join(still)}"
     return ""
+
+
+def moved_roots(plan: Plan, graph: Graph) -> dict[str, str]:
+    """The new active file of each disk whose root the plan moved.
+
+    Of a job that nobody wrote down only the outcome tells which of `plan.moves` it was on.
+    """
+    told = plan.after is not None or plan.expect
+    return {
+        name: graph.disks[name].active.file
+        for name in plan.moves
+        if told or graph.disks[name].files[:1] != plan.before.disks[name].files[:1]
+    }
 
 
 def _callers_files(plan: Plan) -> frozenset[str]:

@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 
 from qmpsnap.errors import StillNeeded, TargetUnusable
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Files, Standing
 from qmpsnap.model.graph import Graph, Node
+from qmpsnap.plan import commit
 from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import planned, unseen, with_layer
+from tests.plan.scenes import NOW, planned, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
 S4, S3, S2, S1, BASE = (f"/images/{name}.qcow2" for name in ("s4", "s3", "s2", "s1", "base"))
@@ -102,6 +107,19 @@ def test_commit_refuses_when_another_disk_stands_there_and_files_are_not_visible
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("g1"), clones, files=unseen(clones))
     assert caught.value.by == ("disk g2",)
+
+
+def test_commit_refuses_beside_an_image_that_is_seen_where_files_may_not_be_qemus() -> None:
+    """A user who may not look at QEMU's process cannot prove that its files are those that we see."""
+    machine = graph(vda="base <- s1*")
+    found = Files(standing=(Standing("/images/other.qcow2", "/images/base.qcow2"),), looked_in=("/images",))
+    scene = Scene(machine, found, (), Features(COMMANDS), NOW)
+    with pytest.raises(StillNeeded) as caught:
+        commit.plan(Commit("vda"), scene)
+    assert caught.value.by == ("/images/other.qcow2",)
+    given_up = commit.plan(Commit("vda", invalidate=("/images/other.qcow2",)), scene)
+    assert "/images/other.qcow2" in given_up.invalid
+    assert "whether these are QEMU's files is not known" in given_up.notes[0]
 
 
 def exported(on: str) -> Graph:

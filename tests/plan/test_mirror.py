@@ -39,6 +39,7 @@ from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
 TWO = graph(vda="base <- s1*")
 CHAIN = ("/images/s1.qcow2", "/images/base.qcow2")
 COPY = "/copies/vda.qcow2"
+BESIDE = "/copies/vda.qmpsnap"
 
 
 def pivot(sync: Sync = "full", **more: object) -> Mirror:
@@ -77,7 +78,10 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
         disk="vda",
     )
     assert plan.stages == (
-        Stage("make the target", (WriteRecord(STATE, record), CreatePlaceholder(COPY, CHAIN[0]))),
+        Stage(
+            "make the target",
+            (WriteRecord(STATE, record), WriteRecord(BESIDE, record), CreatePlaceholder(COPY, CHAIN[0])),
+        ),
         Stage(
             f"mirror to {COPY}",
             (
@@ -89,7 +93,11 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
             ),
             verify=True,
         ),
-        Stage("put everything away", (FinishRecord(STATE, (plan.job_id,)),), tidy=True),
+        Stage(
+            "put everything away",
+            (FinishRecord(STATE, (plan.job_id,)), FinishRecord(BESIDE, (plan.job_id,))),
+            tidy=True,
+        ),
     )
     assert plan.job_id.startswith("qmpsnap-mirror-pivot-")
     assert len(start.node.encode()) <= 31
@@ -173,7 +181,7 @@ def existing(form: str = "qcow2", **more: object) -> FakeFiles:
 
 def test_mirror_takes_an_existing_target_when_it_fits() -> None:
     plan = planned(pivot(use_existing=True), TWO, files=existing())
-    assert [type(step) for step in plan.steps[:2]] == [WriteRecord, StartMirror]
+    assert [type(step) for step in plan.steps[:3]] == [WriteRecord, WriteRecord, StartMirror]
     assert plan.start is not None
     assert plan.start.arguments["mode"] == "existing"
     assert plan.record is not None
@@ -245,6 +253,7 @@ def test_mirror_refuses_a_layer_of_any_disk_as_its_target(file: str, use_existin
     [
         (DirFact("/copies", exists=False, writable=False), "does not exist"),
         (DirFact("/copies", exists=True, writable=False, problem="permission denied"), "permission denied"),
+        (DirFact("/copies", exists=True, writable=True, free_bytes=4096), "no space left in /copies"),
     ],
 )
 def test_mirror_refuses_a_directory_that_cannot_take_the_target(where: DirFact, message: str) -> None:

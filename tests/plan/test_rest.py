@@ -29,6 +29,7 @@ from qmpsnap.plan.steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.undo import undo
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, planned, with_layer
@@ -67,6 +68,15 @@ def after(plan: Plan) -> Graph:
 def files_with(record: IntentRecord, of: Graph) -> FakeFiles:
     files = FakeFiles(of)
     files.records.append(record)
+    return files
+
+
+def files_left_by(plan: Plan, of: Graph) -> FakeFiles:
+    """The files as they are when the run's client dies at its end: the record may lie in two places."""
+    files = FakeFiles(of)
+    files.records += [
+        replace(one.record, directory=one.directory) for one in plan.steps if isinstance(one, WriteRecord)
+    ]
     return files
 
 
@@ -177,6 +187,14 @@ def test_rest_does_what_the_id_tells_when_there_is_no_record(
     assert (plan.disks, plan.resumes, plan.expect) == (("vda",), (adopted,), {})
 
 
+def test_rest_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_the_job_was() -> None:
+    filters = (Node("#f", "mirror_top", S2), Node("#g", "mirror_top", "/images/data.qcow2"))
+    both = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"), nodes=filters)
+    one, other = "qmpsnap-mirror-pivot-0a1b2c3d", "qmpsnap-mirror-pivot-4e5f6071"
+    plan = rested(other, both, jobs=tuple(Job(each, "mirror", JobStatus.RUNNING) for each in (one, other)))
+    assert (plan.disks, plan.moves) == (("vda", "vdb"), ("vda", "vdb"))
+
+
 @pytest.mark.parametrize("job_id", ["qmpsnap-commit-pivot-0a1b2c3d", "somebody's", ""])
 def test_rest_refuses_when_there_is_neither_a_job_nor_a_record(job_id: str) -> None:
     with pytest.raises(UnknownNode):
@@ -220,6 +238,36 @@ def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
     assert plan.steps == (FinishRecord(STATE, (record.id,)),)
     assert (plan.vanished, plan.expect) == ("", record.after)
+    assert plan.moves == ("vda",)  # nobody was told yet what to start the machine from
+
+
+@pytest.mark.parametrize("intent", [PIVOT, Mirror("vda", COPY, "pivot")])
+def test_rest_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
+    intent: Commit | Mirror,
+) -> None:
+    done = planned(intent, TWO)
+    jobs = alive(left_by(done), JobStatus.CONCLUDED)
+    plan = rested(done.job_id, after(done), files=files_left_by(done, after(done)), jobs=jobs)
+    assert plan.moves == ("vda",)
+
+
+def test_rest_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() -> None:
+    """Killed between two removals, what is left lies beside the chain that there is."""
+    done = planned(Mirror("vda", COPY, "pivot"), TWO)
+    old, new = FinishRecord(STATE, (done.job_id,)), FinishRecord("/images/copy.qmpsnap", (done.job_id,))
+    files = files_left_by(done, TWO)
+    assert rested(done.job_id, after(done), files=files).steps == (old, new)
+    jobs = alive(left_by(done))
+    plan = rested(done.job_id, TWO, files=files_left_by(done, TWO), jobs=jobs)
+    assert plan.stages[-1].steps == (old, new)
+    assert [
+        one for step in reversed(plan.resumes) for one in undo(step) if isinstance(one, FinishRecord)
+    ] == [
+        new,
+        old,
+    ]
+    begun = rested(done.job_id, TWO, files=files_left_by(done, TWO))
+    assert begun.steps == (RemoveOrphan(COPY, None), new, old)
 
 
 def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
@@ -280,7 +328,13 @@ def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
     assert plan.steps == (*steps, FinishRecord(STATE, (record.id,)))
-    assert (plan.vanished, plan.invalid) == ("", invalid)
+    assert (plan.vanished, plan.invalid, plan.moves) == ("", invalid, ())
+
+
+def test_rest_of_a_commit_that_had_pivoted_says_that_the_root_moved() -> None:
+    done = planned(PIVOT, TWO)
+    record = left_by(done)
+    assert rested(record.id, after(done), files=files_with(record, TWO)).moves == ("vda",)
 
 
 def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:

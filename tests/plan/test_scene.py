@@ -156,6 +156,43 @@ def test_holders_leaves_out_jobs_of_other_disks_and_those_that_ended() -> None:
     assert holders(scene(near, jobs=ended), near.disks["vda"]) == ()
 
 
+def two_mirrors() -> Graph:
+    filters = (Node("#f", "mirror_top", "/images/s1.qcow2"), Node("#g", "mirror_top", "/images/data.qcow2"))
+    return graph(*ONE.disks.values(), chain("data*", name="vdb"), nodes=filters)
+
+
+def test_refuse_busy_names_the_job_whose_record_names_the_disk() -> None:
+    """Else somebody who does as the hint says stops the other disk's job."""
+    both = two_mirrors()
+    files = FakeFiles(both)
+    ids = {disk: f"qmpsnap-mirror-pivot-0000000{index}" for index, disk in enumerate(both.disks)}
+    for disk, job_id in ids.items():
+        chains = {disk: both.disks[disk].files}
+        files.records.append(IntentRecord(job_id, "mirror", NOW, chains, disk=disk, directory=STATE))
+    busy = scene(both, files=files, jobs=tuple(map(job, ids.values())))
+    for disk, job_id in ids.items():
+        with pytest.raises(NodeBusy, match=f"the chain of {disk} is held by job '{job_id}'") as caught:
+            refuse_busy(busy, both.disks[disk])
+        assert caught.value.job_id == job_id
+        assert caught.value.hint == (
+            f"wait for it (qmpsnap job wait {job_id}) or stop it (qmpsnap job cancel {job_id})"
+        )
+
+
+def test_refuse_busy_names_each_job_that_it_may_be_when_nothing_is_recorded() -> None:
+    both = two_mirrors()
+    with pytest.raises(NodeBusy, match=r"held by job 'a' \(.*\) or job 'b' \(") as caught:
+        refuse_busy(scene(both, jobs=(job("a"), job("b"))), both.disks["vdb"])
+    assert "cancel" not in caught.value.hint
+
+
+def test_refuse_busy_says_how_somebody_elses_job_is_touched() -> None:
+    held = graph(*ONE.disks.values(), nodes=(Node("#f", "mirror_top", "/images/s1.qcow2"),))
+    with pytest.raises(NodeBusy) as caught:
+        refuse_busy(scene(held, jobs=(job("theirs"),)), held.disks["vda"])
+    assert "qmpsnap job wait theirs --foreign" in caught.value.hint
+
+
 def test_refuse_busy_knows_a_job_that_is_named_after_the_drive() -> None:
     disk = chain("base*", drive="drv0")
     with pytest.raises(NodeBusy, match=r"held by job 'drv0' \(backup, running\)"):

@@ -159,7 +159,9 @@ def test_stream_refuses_a_disk_that_a_job_holds() -> None:
     held = graph(chain("base <- s1*"), nodes=(Node("#f", "commit_top", "/images/s1.qcow2"),))
     with pytest.raises(NodeBusy) as caught:
         planned(Stream("vda"), held, jobs=(job("c1", "commit"),))
-    assert caught.value.hint == "wait for it (qmpsnap job wait c1) or stop it (qmpsnap job cancel c1)"
+    assert caught.value.hint == (
+        "wait for it (qmpsnap job wait c1 --foreign) or stop it (qmpsnap job cancel c1 --foreign)"
+    )
 
 
 @pytest.mark.parametrize("command", ["block-stream", "job-cancel"])

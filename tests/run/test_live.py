@@ -160,6 +160,8 @@ async def test_shares_is_told_by_the_files_that_the_process_has_open(
         assert await target.shares(machine)
         assert (await target.look(Ask(files=(str(file),)), machine)).files[str(file)].kind == "regular"
     assert await target.look(Ask(files=(str(file),)), machine) == Files(shared=False)
+    looked = await target.look(Ask(survey=(str(file.parent),)), machine)
+    assert (looked.shared, looked.looked_in) == (False, (str(file.parent),))  # it may be QEMU's all the same
 
 
 async def test_shares_is_false_when_no_disk_has_a_file(target: LiveTarget) -> None:

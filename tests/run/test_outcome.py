@@ -20,6 +20,7 @@ from qmpsnap.run.outcome import (
     left_nodes,
     made_files,
     mismatch,
+    outcome,
     vanished,
 )
 from qmpsnap.testing.drawing import chain, graph
@@ -133,6 +134,16 @@ def test_mismatch_without_a_record_wants_the_root_to_have_moved() -> None:
     assert mismatch(plan, TWO) == f"the active layer of vda is still {S2}"
     assert mismatch(plan, graph(vda="base*")) == ""
     assert mismatch(plan, only()) == "disk vda is gone"
+
+
+def test_outcome_names_the_one_disk_that_moved_when_the_plan_could_not_know() -> None:
+    both = graph(vda="base <- s1 <- s2*", vdb="data*")
+    plan = Plan("mirror", None, ("vda", "vdb"), (), both, None, moves=("vda", "vdb"))
+    still = "the active layer of vda is still /images/s2.qcow2 and that of vdb is still /images/data.qcow2"
+    assert mismatch(plan, both) == still
+    moved = graph(vda="base <- s1 <- s2*", vdb="copy*")
+    assert mismatch(plan, moved) == ""
+    assert outcome(plan, moved).active == {"vdb": "/images/copy.qcow2"}
 
 
 def test_left_nodes_are_those_without_a_use_that_somebody_named() -> None:

@@ -17,6 +17,7 @@ from qmpsnap.run.log import get_logger
 __all__ = ["Address", "Peer", "describe", "dial", "peer_of"]
 
 _log = get_logger("qmpsnap.session")
+_LAST_PORT = 65535  # the resolver takes a higher one, and counts from 0 again
 _RETRY = 0.05  # seconds; the kernel tells nobody when a listener's backlog has room again
 
 Address = str | tuple[str, int] | socket.socket
@@ -61,7 +62,7 @@ async def dial(address: Address) -> socket.socket:
         return await _dial_tcp(address[0], address[1])
     if address.startswith("tcp:"):
         host, _, port = address.removeprefix("tcp:").rpartition(":")
-        if not host or not port.isdecimal():
+        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
             raise ConnectFailed(f"{address!r} is no address of the form 'tcp:HOST:PORT'")
         return await _dial_tcp(host.removeprefix("[").removesuffix("]"), int(port))
     return await _dial_unix(address)

@@ -33,7 +33,7 @@ async def test_dial_connects_by_tcp(form):
             assert peer_of(sock, None) == Peer(is_unix=False, pid=None)
 
 
-@pytest.mark.parametrize("address", ["tcp:", "tcp:host", "tcp::1", "tcp:host:http"])
+@pytest.mark.parametrize("address", ["tcp:", "tcp:host", "tcp::1", "tcp:host:http", "tcp:127.0.0.1:65536"])
 async def test_dial_refuses_an_address_without_host_and_port(address):
     with pytest.raises(ConnectFailed, match="tcp:HOST:PORT"):
         await dial(address)
