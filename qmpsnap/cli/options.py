@@ -37,6 +37,14 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         self.name = name
         self._find = find
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
+        """The name as it is; a relative path, which no other kind of name can be, made absolute."""
+        del param, ctx
+        name, equals, file = str(value).partition("=")  # a disk may bring its FILE along
+        if "/" in name and not name.startswith("/"):
+            name = str(Path(name).absolute())
+        return f"{name}{equals}{file}"
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:

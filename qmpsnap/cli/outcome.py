@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import App, cli
-from qmpsnap.cli.output import emit, moved, shown, spell, tell
+from qmpsnap.cli.output import Unwritable, emit, moved, shown, spell, tell
 from qmpsnap.errors import (
     AmbiguousName,
     Changed,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["INTERRUPTED", "report", "run_group"]
 
 INTERRUPTED = 130
+_UNWRITABLE = 1
 _USAGE = 2
 _SPOKEN = {"message", "changed", "hint", "invalid", "left"}
 
@@ -42,16 +43,26 @@ def run_group(arguments: Sequence[str]) -> int:
         code = cli.main(args=list(arguments), prog_name="qmpsnap", standalone_mode=False, obj=app)
         return code if isinstance(code, int) else 0
     except QmpsnapError as error:
-        return report(app, error)
+        return _reported(app, error)
     except click.ClickException as error:
         if not arguments:
             tell(cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)))
             return _USAGE
         return _misused(app, arguments, error)
     except (click.Abort, KeyboardInterrupt):
-        return report(app, Interrupted("stopped before anything was sent"))
+        return _reported(app, Interrupted("stopped before anything was sent"))
+    except Unwritable:
+        return _UNWRITABLE
     except Exception as error:  # noqa: BLE001 - the one place where a fault of ours may end
         return _fault(app, error)
+
+
+def _reported(app: App, error: QmpsnapError) -> int:
+    """As `report`; an error that stdout does not take was told on stderr, and its exit code stays."""
+    try:
+        return report(app, error)
+    except Unwritable:
+        return INTERRUPTED if isinstance(error, Detached) else error.exit_code
 
 
 def report(app: App, error: QmpsnapError) -> int:
@@ -144,7 +155,5 @@ def _fault(app: App, error: Exception) -> int:
         import traceback  # noqa: PLC0415 - for a fault alone
 
         tell(*traceback.format_exception(error))
-    if isinstance(error, OSError) and not app.verbose:
-        message, hint = f"{error.strerror or error}", ""
     found = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
-    return report(app, found)
+    return _reported(app, found)

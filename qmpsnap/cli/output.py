@@ -10,22 +10,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["VERSION", "duration", "emit", "moved", "shown", "size", "spell", "table", "tell"]
+__all__ = ["VERSION", "Unwritable", "duration", "emit", "moved", "shown", "size", "spell", "table", "tell"]
 
 VERSION = 1
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
+class Unwritable(Exception):
+    """The result could not be written to stdout; it was told on stderr instead."""
+
+
 def emit(*lines: str) -> bool:
-    """Write lines to stdout, at once; False when nobody reads them any more."""
+    """Write lines to stdout, at once; False when nobody reads them any more.
+
+    Raises:
+        Unwritable: When stdout takes them not, a full disk under it for instance.
+    """
     try:
         for line in lines:
             print(line)  # noqa: T201 - this is where results are printed
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere()
         return False
+    except OSError as error:
+        _to_nowhere()
+        tell(f"qmpsnap: stdout cannot be written ({error.strerror or error}); the result is:", *lines)
+        raise Unwritable from error
     return True
+
+
+def _to_nowhere() -> None:
+    """Send what is still buffered away, or the interpreter complains about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(*lines: str) -> None:

@@ -266,7 +266,7 @@ def _refuse_needed(
         return tuple(file for file in standing if file in wanted), (note,)
     for where in intent.look_in:
         if not files.directories[where].exists:
-            raise TargetUnusable(f"the directory {where} to look in does not exist", file=where)
+            raise TargetUnusable(f"{where}, to look in, is no directory", file=where)
     for where in files.unreadable:
         if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
             raise TargetUnusable(

@@ -65,7 +65,7 @@ def plan(job_id: str, scene: Scene) -> Plan:
     job = next((one for one in scene.jobs if one.id == job_id), None)
     record = _record(job_id, scene)
     if name is None or (job is None and record is None):
-        raise UnknownNode(f"there is no job {job_id!r}", hint="jobs lists what there is")
+        raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
     if job is not None:
         return _with_job(name, job, record, scene)
     assert record is not None  # noqa: S101 - for the type checker

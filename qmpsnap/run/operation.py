@@ -247,7 +247,7 @@ class Operation:
                 f"the graph is not the predicted one: {problem}",
                 expected=plan.chains_after,
                 found=found,
-                hint="look at it with chain, and at what is left with jobs",
+                hint="look: qmpsnap chain, and for what is left qmpsnap jobs",
             )
             self._say(error)
             raise error
@@ -282,7 +282,7 @@ class Operation:
     def _later(self) -> str:
         """How what is left of the operation is brought to its end, or ""."""
         named = self._plan.job_id or (self._plan.record.record.id if self._plan.record else "")
-        return f"job wait {named} brings it to its end" if named else ""
+        return f"qmpsnap job wait {named} brings it to its end" if named else ""
 
     def _say(self, error: QmpsnapError) -> None:
         """Let the error say what became of the layers."""
@@ -384,7 +384,7 @@ class Operation:
         error.changed = Changed.YES if self._moved else Changed.UNKNOWN
         error.invalid = self._plan.invalid_if_stopped if self._moved or writes else ()
         error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
-        error.hint = f"connect again and look: chain, jobs; {self._later}".removesuffix("; ")
+        error.hint = f"connect again and look: qmpsnap chain, qmpsnap jobs; {self._later}".removesuffix("; ")
         if not await self._target.relink():
             return
         try:

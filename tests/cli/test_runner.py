@@ -97,3 +97,9 @@ def test_mirror_has_the_promised_defaults(intent):
 @pytest.mark.parametrize("words", [(), ("--pivot", "--finish")])
 def test_mirror_refuses_no_ending_and_two(qmpsnap, words):
     assert qmpsnap("-s", "/none", "mirror", "vda", "t", *words).code == 2
+
+
+def test_a_relative_file_names_a_disk_from_the_callers_directory(intent, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert intent("stream", "vm/vda.qcow2").disk == f"{tmp_path}/vm/vda.qcow2"
+    assert intent("stream", "vda").disk == "vda"
