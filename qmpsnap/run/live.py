@@ -24,6 +24,7 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     CancelJob,
     CompleteJob,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -33,6 +34,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
 )
 from qmpsnap.run.catalog import Catalog
@@ -187,6 +189,8 @@ class LiveTarget:
                 await self._flush(step)
             case (
                 TakeSnapshots()
+                | TakeInternal()
+                | DeleteInternal()
                 | StartStream()
                 | StartCommit()
                 | StartMirror()
