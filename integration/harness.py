@@ -21,7 +21,7 @@ import anyio
 from integration.known_images import content, make_images
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record import from_json
-from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
 from qmpsnap.run import session as sessions
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
@@ -43,6 +43,8 @@ class Case:
         after: Files that there are once it is done, relative to the folder; records left out.
         reads: What each file then reads, as a number of layers (see `known_images.content`).
         writes_into: Names of the layers that hold no moment from the job's start on.
+        inside: Of a case that changes no chain: internal snapshots of active layers, by disk.
+        inside_after: The same once it is done.
     """
 
     disks: Mapping[str, str]
@@ -50,6 +52,8 @@ class Case:
     after: tuple[str, ...]
     reads: Mapping[str, int]
     writes_into: tuple[str, ...] = ()
+    inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inside_after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 CASES = {
@@ -58,6 +62,22 @@ CASES = {
         lambda _: Snapshot("sn"),
         ("vda/base.qcow2", "vda/s1.qcow2", "vda/base.sn.qcow2", "vdb/base.qcow2", "vdb/base.sn.qcow2"),
         {"vda/base": 1, "vda/s1": 2, "vda/base.sn": 2, "vdb/base": 1, "vdb/base.sn": 1},
+    ),
+    "snapshot inside": Case(
+        {"vda": "base <- s1", "vdb": "base"},
+        lambda _: SnapshotInternal("i1"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
+        inside={"vda": ("old",)},
+        inside_after={"vda": ("old", "i1"), "vdb": ("i1",)},
+    ),
+    "delete inside": Case(
+        {"vda": "base <- s1"},
+        lambda _: Delete("old"),
+        ("vda/base.qcow2", "vda/s1.qcow2"),
+        {"vda/base": 1, "vda/s1": 2},
+        inside={"vda": ("older", "old")},
+        inside_after={"vda": ("older",)},
     ),
     "stream": Case(
         {"vda": "base <- s1 <- s2 <- s3"},
@@ -150,6 +170,9 @@ class Rig:
             name: make_images(self.qemu, self._made(name), drawing)
             for name, drawing in self.case.disks.items()
         }
+        for disk, names in self.case.inside.items():
+            for name in names:
+                self.qemu.img("snapshot", "-c", name, self.images[disk].active)
         self.before = listing(self.folder)
         for name in self.before:  # that a commit had begun is told by the time at which a file was written
             os.utime(self.folder / name, (1e9, 1e9))
@@ -202,12 +225,26 @@ class Rig:
         assert invalid <= {self.path(name) for name in self.case.writes_into}
         chains, names = (await vm.graph()).chains(), self.names()
         done = chains != self.chains_before or "copy.qcow2" in names
+        if self.case.inside:
+            inside = await self._inside(vm)
+            assert inside in (self.case.inside, self.case.inside_after)
+            done |= inside == self.case.inside_after
         assert names == (sorted(self.case.after) if done else self.before)
         assert not (done and written)
         return done
 
-    def verify(self, *, done):
-        """Demand that every byte is right; QEMU has ended. `done` as `cleared` returned it."""
+    async def _inside(self, vm):
+        """Internal snapshots of active layers, of the disks that have some."""
+        disks = (await vm.graph()).disks.values()
+        found = {disk.name: tuple(one.name for one in disk.active.snapshots) for disk in disks}
+        return {disk: names for disk, names in found.items() if names}
+
+    def verify(self, *, done, leaks=False):
+        """Demand that every byte is right; QEMU has ended. `done` as `cleared` returned it.
+
+        `leaks`: images may have lost space, as QEMU leaves them when it is killed after it wrote a table of
+        internal snapshots.
+        """
         invalid = set()
         for file in self.records():
             invalid |= set(from_json(file.read_text()).invalid)
@@ -221,8 +258,13 @@ class Rig:
                 if file not in invalid
             }
         for name, count in reads.items():
-            self.qemu.check(self.path(name))
+            self.qemu.check(self.path(name), leaks=leaks)
             assert self.qemu.read(self.path(name)) == content(count), f"{name} does not read its moment"
+        for disk, names in (self.case.inside_after if done else self.case.inside).items():
+            made = self.images[disk]
+            assert self.qemu.inside(made.active) == list(names)
+            for name in names:
+                assert self.qemu.read_inside(made.active, name) == made.content[-1], f"{name} on {disk}"
         for disk, made in self.images.items():
             if Path(made.active).exists():
                 assert self.qemu.read(made.active) == made.content[-1], f"{disk} does not read what it read"

@@ -42,5 +42,5 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, n
         for file in rig.records():
             file.unlink()
     assert done
-    assert number > 40
+    assert number > (20 if rig.case.inside else 40)
     assert asyncio.get_running_loop().get_task_factory() is None

@@ -52,6 +52,8 @@ def test_chain_shows_what_there_is(vda):
     "words",
     [
         ("snapshot", "sn"),
+        ("snapshot", "sn", "--internal"),
+        ("delete", "old"),
         ("stream", "vda"),
         ("stream", "vda", "--base", "base"),
         ("commit", "vda"),
@@ -64,6 +66,8 @@ def test_chain_shows_what_there_is(vda):
 )
 def test_change_sends_what_n_printed_and_prints_where_that_led(vda, leftovers, words):
     running, cli, _ = vda
+    if words[0] == "delete":
+        running.qmp("blockdev-snapshot-internal-sync", device="vda-node", name="old")
     dry = cli("--json", *words, "-n")
     assert (dry.code, dry.err, dry.json["changed"]) == (0, "", False)
     ended = cli("--json", "-vv", *words)
@@ -130,6 +134,9 @@ def test_snapshot_takes_several_disks_at_once_and_names_those_left_out(images, m
         (("snapshot", "sn", "--disk", "vdx"), "UnknownNode"),
         (("snapshot", "sn", "--disk", "vda=s1.qcow2"), "TargetExists"),
         (("snapshot", "sn", "--disk", "vda=none/o.qcow2"), "TargetUnusable"),
+        (("snapshot", "no/name", "--internal"), "BadName"),
+        (("snapshot", "sn", "--internal", "--disk", "vdx"), "UnknownNode"),
+        (("delete", "nope"), "UnknownNode"),
         (("commit", "vda", "--top", "nope"), "NotInChain"),
         (("commit", "vda", "--top", "base", "--base", "s1"), "NotInChain"),
         (("stream", "vda", "--base", "s1", "--into", "s1"), "NotInChain"),

@@ -117,7 +117,7 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
                         assert "left there" in failed.message
                         Path(rig.path("copy")).unlink()
                     done = await rig.cleared(vm)
-            rig.verify(done=done)
+            rig.verify(done=done, leaks=bool(rig.case.inside))
         rig.forget_records()
         point += 1
-    assert point > 4
+    assert point > (2 if rig.case.inside else 4)

@@ -128,3 +128,40 @@ async def test_a_guest_that_resets_goes_on_and_so_does_its_mirror(qemu, tmp_path
     qemu.img("convert", "-O", "raw", tmp_path / "copy.qcow2", tmp_path / "raw")
     with (tmp_path / "raw").open("rb") as image:
         assert writer.writes.count_in(image, low=count, high=count) == count
+
+
+async def test_a_guest_that_writes_all_the_while_has_every_moment_inside_its_image(qemu, tmp_path):
+    image = tmp_path / "vda.qcow2"
+    moments = {}
+    async with guest_on(qemu, tmp_path, image) as (vm, guest, _):
+        device = await guest.device("vda")
+        writer = await guest.start_writer(device, seed=5, burst=4)
+        for name in ("i1", "i2", "i3", "i4"):
+            before = await writer.count()
+            taken = await vm.snapshot_internal(name)
+            moments[name] = (before, await writer.count() + 4)  # a burst may be under way
+            assert 0 < taken.standstill_s < 5
+            with anyio.fail_after(60):
+                while await writer.count() < moments[name][1] + 30:
+                    await anyio.sleep(0.05)
+        for name in ("i2", "i4"):
+            await vm.delete(name)
+            del moments[name]
+        assert [one.name for one in (await vm.moments()).moments] == list(moments)
+        after = await writer.count()
+        with anyio.fail_after(60):
+            while await writer.count() < after + 30:
+                await anyio.sleep(0.05)
+        count = await writer.stop()
+        await guest.poweroff()
+    qemu.check(image)
+    assert qemu.inside(image) == list(moments)
+    found = []
+    for name, (low, high) in moments.items():
+        (tmp_path / "raw").write_bytes(qemu.read_inside(image, name))
+        with (tmp_path / "raw").open("rb") as raw:
+            found.append(writer.writes.count_in(raw, low=low, high=high))
+    assert found == sorted(found)
+    (tmp_path / "raw").write_bytes(qemu.read(image))
+    with (tmp_path / "raw").open("rb") as raw:
+        assert writer.writes.count_in(raw, low=count, high=count) == count

@@ -41,7 +41,8 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+from qmpsnap.model.moments import Held, Moment, Moments
+from qmpsnap.plan.intent import Commit, Delete, Intent, Mirror, Snapshot, SnapshotInternal, Stream
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.session import Event
@@ -54,9 +55,11 @@ __all__ = [  # noqa: RUF022
     "launch",
     "VM",
     "Snapshot",
+    "SnapshotInternal",
     "Stream",
     "Commit",
     "Mirror",
+    "Delete",
     "Intent",
     "Plan",
     "Stage",
@@ -69,6 +72,9 @@ __all__ = [  # noqa: RUF022
     "Filter",
     "Node",
     "InternalSnapshot",
+    "Moments",
+    "Moment",
+    "Held",
     "Bitmap",
     "Job",
     "JobStatus",

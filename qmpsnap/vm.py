@@ -13,6 +13,7 @@ from qmpsnap.plan import planner
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.executor import Executor
 from qmpsnap.vm_jobs import JobVerbs
+from qmpsnap.vm_moments import MomentVerbs
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["VM"]
 
 
-class VM(JobVerbs):
+class VM(JobVerbs, MomentVerbs):
     """One machine.
 
     Methods that change something read the graph, plan, run, and read the graph again. A cancelled

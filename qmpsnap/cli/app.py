@@ -27,6 +27,8 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "stream": ("stream", "stream"),
         "commit": ("commit", "commit"),
         "mirror": ("mirror", "mirror"),
+        "list": ("list", "list_"),
+        "delete": ("delete", "delete"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
         "events": ("events", "events"),

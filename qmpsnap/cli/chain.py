@@ -104,7 +104,7 @@ def _json(disk: Disk, invalid: Mapping[str, str]) -> dict[str, object]:
                 "active": layer is disk.active,
                 "invalid": layer.file in invalid,
                 "snapshots": [
-                    {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size}
+                    {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size, "date": one.date}
                     for one in layer.snapshots
                 ],
                 "bitmaps": [

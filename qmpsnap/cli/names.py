@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.vm import VM
 
-__all__ = ["disks", "jobs", "layers"]
+__all__ = ["disks", "jobs", "layers", "moments"]
 
 T = TypeVar("T")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
@@ -48,6 +48,15 @@ def jobs(context: click.Context) -> list[str]:
     """Ids of the jobs."""
     found = _ask(context, lambda vm: vm.jobs())
     return [job.id for job in found] if found is not None else []
+
+
+def moments(context: click.Context) -> list[str]:
+    """Names of the internal snapshots of the active layers: those that can be deleted."""
+    graph = _ask(context, lambda vm: vm.graph())
+    if graph is None:
+        return []
+    active = [disk.active for disk in graph.disks.values() if disk.layers]
+    return sorted({one.name for layer in active for one in layer.snapshots})
 
 
 def _layers(graph: Graph, disk: str | None) -> set[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "FILE",
     "JOB",
     "LAYER",
+    "MOMENT",
     "SPEED",
     "dry_run",
     "job_options",
@@ -85,6 +86,7 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
 DISK = _Live("disk", names.disks)
 LAYER = _Live("layer", names.layers)
 JOB = _Live("job", names.jobs)
+MOMENT = _Live("name", names.moments)
 FILE = _File()
 SPEED = _Speed()
 

@@ -29,11 +29,19 @@ Chains = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class InternalSnapshot:
-    """A snapshot inside a qcow2 file. QAPI: SnapshotInfo (block-core.json)."""
+    """A snapshot inside a qcow2 file. QAPI: SnapshotInfo (block-core.json).
+
+    Attributes:
+        id: Its id in the image, chosen by QEMU; "" in a prediction.
+        name: Its name.
+        vm_state_size: Bytes of VM state kept with it; 0: none.
+        date: When it was taken, by the host's clock, in seconds since 1970; 0 in a prediction.
+    """
 
     id: str
     name: str
     vm_state_size: int = 0
+    date: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,12 @@ def _layer(node: Node, row: Raw, *, local: bool) -> Layer:
         read_only=node.read_only,
         local=local,
         snapshots=tuple(
-            InternalSnapshot(_text(one["id"]), _text(one["name"]), _int(one.get("vm-state-size", 0)))
+            InternalSnapshot(
+                _text(one["id"]),
+                _text(one["name"]),
+                _int(one.get("vm-state-size", 0)),
+                _int(one.get("date-sec", 0)) + _int(one.get("date-nsec", 0)) / 1e9,
+            )
             for one in cast("list[Raw]", image.get("snapshots") or [])
         ),
         bitmaps=tuple(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.model.graph import Graph, Layer, Node
+from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node
 from qmpsnap.plan.steps import (
     AdoptJob,
     AwaitJob,
@@ -19,6 +19,7 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     CreateOverlay,
     CreatePlaceholder,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -33,6 +34,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
@@ -70,6 +72,16 @@ def apply(graph: Graph, step: Step) -> Graph:
                 )
                 graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
             return graph
+        case TakeInternal():
+            for name, _ in step.roots:
+                disk = graph.disks[name]
+                snapshots = (*disk.active.snapshots, InternalSnapshot("", step.name))
+                graph = _with_snapshots(graph, disk, snapshots)
+            return graph
+        case DeleteInternal():
+            disk = graph.disks[step.disk]
+            kept = (one for one in disk.active.snapshots if (one.id, one.name) != (step.id, step.name))
+            return _with_snapshots(graph, disk, tuple(kept))
         case StartStream():
             disk = graph.disks[step.disk]
             files = disk.files
@@ -116,6 +128,10 @@ def apply(graph: Graph, step: Step) -> Graph:
             return graph
         case _:
             assert_never(step)
+
+
+def _with_snapshots(graph: Graph, disk: Disk, snapshots: tuple[InternalSnapshot, ...]) -> Graph:
+    return _with_layers(graph, disk, (replace(disk.active, snapshots=snapshots), *disk.layers[1:]))
 
 
 def _mirrored(disk: Disk, start: StartMirror) -> tuple[Layer, ...]:

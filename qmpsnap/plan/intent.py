@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Commit", "Ending", "Folded", "Intent", "Mirror", "OnError", "Snapshot", "Stream", "Sync"]
+__all__ = [
+    "Commit",
+    "Delete",
+    "Ending",
+    "Folded",
+    "Intent",
+    "Mirror",
+    "OnError",
+    "Snapshot",
+    "SnapshotInternal",
+    "Stream",
+    "Sync",
+]
 
 OnError = Literal["report", "stop", "ignore"]
 """What a job does at an I/O error: end with it, pause until it is resumed, or try the same again."""
@@ -39,6 +51,30 @@ class Snapshot:
     disks: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     use_existing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInternal:
+    """A snapshot inside the active layer of one or more disks, at one instant; no chain changes.
+
+    Attributes:
+        name: The moment's name.
+        disks: Disks to take, in any spelling; empty: every writable disk with a medium.
+    """
+
+    name: str
+    disks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A moment goes, and all others stay.
+
+    Attributes:
+        name: The moment's name.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +152,4 @@ class Mirror:
     speed: int = 0
 
 
-Intent = Snapshot | Stream | Commit | Mirror
+Intent = Snapshot | SnapshotInternal | Delete | Stream | Commit | Mirror

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.plan import commit, mirror, snapshot, stream
-from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+from qmpsnap.plan import commit, delete, internal, mirror, snapshot, stream
+from qmpsnap.plan.intent import Commit, Delete, Intent, Mirror, Snapshot, SnapshotInternal, Stream
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
@@ -30,6 +30,10 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
     match intent:
         case Snapshot():
             return snapshot.ask(intent, graph, state_dir=state_dir)
+        case SnapshotInternal():
+            return internal.ask(intent, graph, state_dir=state_dir)
+        case Delete():
+            return delete.ask(intent, graph, state_dir=state_dir)
         case Stream():
             return stream.ask(intent, graph, state_dir=state_dir)
         case Commit():
@@ -49,6 +53,10 @@ def plan(intent: Intent, scene: Scene) -> Plan:
     match intent:
         case Snapshot():
             return snapshot.plan(intent, scene)
+        case SnapshotInternal():
+            return internal.plan(intent, scene)
+        case Delete():
+            return delete.plan(intent, scene)
         case Stream():
             return stream.plan(intent, scene)
         case Commit():

@@ -192,6 +192,13 @@ def _overlay(
 
 
 def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
+    for layer in disk.layers:
+        if any(one.name == name for one in layer.snapshots):
+            raise TargetExists(
+                f"{disk.name} has an internal snapshot {name!r} already, inside {layer.file}",
+                file=layer.file,
+                hint="take another name",
+            )
     for record in scene.files.records:
         if isinstance(record, MomentRecord) and record.name == name:
             for file in record.overlays.values():

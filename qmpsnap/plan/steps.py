@@ -20,6 +20,7 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.internal_steps import DeleteInternal, InternalStep, TakeInternal
 from qmpsnap.plan.job_steps import (
     AdoptJob,
     AwaitJob,
@@ -41,6 +42,7 @@ __all__ = [
     "CompleteJob",
     "CreateOverlay",
     "CreatePlaceholder",
+    "DeleteInternal",
     "DeleteNode",
     "DismissJob",
     "EndCopy",
@@ -48,6 +50,7 @@ __all__ = [
     "FinishRecord",
     "FlushNode",
     "HostStep",
+    "InternalStep",
     "KeepMoment",
     "ProbeAbsent",
     "RemoveMade",
@@ -58,6 +61,7 @@ __all__ = [
     "StartMirror",
     "StartStream",
     "Step",
+    "TakeInternal",
     "TakeSnapshots",
     "TakenOverlay",
     "WriteRecord",
@@ -310,6 +314,7 @@ Step = (
     HostStep
     | ProbeAbsent
     | TakeSnapshots
+    | InternalStep
     | StartStream
     | StartCommit
     | StartMirror

@@ -11,6 +11,7 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     CreateOverlay,
     CreatePlaceholder,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -25,6 +26,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
@@ -32,12 +34,19 @@ from qmpsnap.plan.steps import (
 if TYPE_CHECKING:
     from qmpsnap.plan.steps import Step
 
-__all__ = ["no_way_back", "undo"]
+__all__ = ["changes", "no_way_back", "undo"]
 
 
 def no_way_back(step: Step) -> bool:
     """Whether, once the step is sent, the operation is carried to its end whatever happens."""
-    return isinstance(step, TakeSnapshots | CompleteJob | EndCopy | FinalizeJob)
+    return isinstance(
+        step, TakeSnapshots | TakeInternal | DeleteInternal | CompleteJob | EndCopy | FinalizeJob
+    )
+
+
+def changes(step: Step) -> bool:
+    """Whether, once the step is done, a chain, a layer's bytes or its snapshots are others."""
+    return isinstance(step, TakeSnapshots | TakeInternal | DeleteInternal | StartStream | StartCommit)
 
 
 def undo(step: Step) -> tuple[Step, ...]:
@@ -59,6 +68,8 @@ def undo(step: Step) -> tuple[Step, ...]:
             | RemoveOrphan()
             | ProbeAbsent()
             | TakeSnapshots()
+            | TakeInternal()
+            | DeleteInternal()
             | CompleteJob()
             | EndCopy()
             | FlushNode()

@@ -26,6 +26,7 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     CancelJob,
     CompleteJob,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -35,6 +36,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
 )
 from qmpsnap.run.catalog import Catalog
@@ -204,6 +206,8 @@ class LiveTarget:
                 await self._flush(step)
             case (
                 TakeSnapshots()
+                | TakeInternal()
+                | DeleteInternal()
                 | StartStream()
                 | StartCommit()
                 | StartMirror()

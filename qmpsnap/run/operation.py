@@ -37,10 +37,11 @@ from qmpsnap.plan.steps import (
     RetireFile,
     StartCommit,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
-from qmpsnap.plan.undo import no_way_back, undo
+from qmpsnap.plan.undo import changes, no_way_back, undo
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import (
@@ -50,6 +51,7 @@ from qmpsnap.run.outcome import (
     mismatch,
     moved_roots,
     outcome,
+    same,
     vanished,
 )
 
@@ -150,9 +152,9 @@ class Operation:
         if self._graph is None:
             self._graph = await self._target.graph()
         found = self._graph.chains(*self._plan.disks)
-        if found != self._plan.chains_before:
+        if not same(self._plan, self._graph):
             raise GraphMismatch(
-                "the chains are not those that the plan was made on",
+                "the chains, or the snapshots inside, are not those that the plan was made on",
                 expected=self._plan.chains_before,
                 found=found,
                 changed=Changed.NO,
@@ -189,8 +191,8 @@ class Operation:
             self._forward = False  # QEMU said no: it is as it was before
             raise
         self._done.append(step)
-        self._moved |= isinstance(step, TakeSnapshots | StartStream | StartCommit)
-        if isinstance(step, TakeSnapshots):
+        self._moved |= changes(step)
+        if isinstance(step, TakeSnapshots | TakeInternal):
             self._standstill = seconds
         elapsed = round(time.monotonic() - started, 4)
         _log.info("step.done", vm=self._target.name, op=self._plan.op, step=step.command, elapsed=elapsed)
@@ -240,7 +242,7 @@ class Operation:
         plan = self._plan
         self._graph = await self._target.graph()
         found = self._graph.chains(*plan.disks)
-        self._moved |= found != plan.chains_before
+        self._moved |= not same(plan, self._graph)
         problem = mismatch(plan, self._graph)
         if problem:
             error = GraphMismatch(
@@ -301,7 +303,7 @@ class Operation:
         graph = await self._look() if self._sent else self._graph
         if graph is not None:
             self._graph = graph
-            self._moved |= graph.chains(*self._plan.disks) != self._plan.chains_before
+            self._moved |= not same(self._plan, graph)
         self._say(error)
         if graph is None and not self._moved:
             error.changed = Changed.UNKNOWN
@@ -376,9 +378,8 @@ class Operation:
     async def _look_after_loss(self, error: LinkLost) -> None:
         """Connect once more and say what is known; files stay, be they in use or not."""
         made = made_files(self._done)
-        error.left = made
         if not self._sent:
-            error.changed = Changed.NO
+            error.changed, error.left = Changed.NO, made
             return
         writes = any(isinstance(step, StartStream | StartCommit) for step in self._tried)
         error.changed = Changed.YES if self._moved else Changed.UNKNOWN
@@ -394,7 +395,6 @@ class Operation:
             return
         held = {node.file for node in graph.nodes.values()}
         error.left = tuple(file for file in made if file not in held)
-        same = graph.chains(*self._plan.disks) == self._plan.chains_before
-        self._moved |= not same or (alive and writes)
+        self._moved |= not same(self._plan, graph) or (alive and writes)
         if self._moved or not alive:
             self._say(error)

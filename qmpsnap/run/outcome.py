@@ -13,10 +13,12 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.plan.steps import (
     CreateOverlay,
     CreatePlaceholder,
+    DeleteInternal,
     DeleteNode,
     ProbeAbsent,
     RetireFile,
     StartMirror,
+    TakeInternal,
     TakeSnapshots,
 )
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from qmpsnap.model.graph import Chains, Graph, Layer
+    from qmpsnap.model.graph import Chains, Disk, Graph, Layer
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.target import Progress
@@ -40,6 +42,7 @@ __all__ = [
     "mismatch",
     "moved_roots",
     "outcome",
+    "same",
     "vanished",
 ]
 
@@ -49,7 +52,7 @@ class Done:
     """The result of an operation, as read back after it.
 
     Attributes:
-        op: "snapshot", "stream", "commit" or "mirror".
+        op: "snapshot", "snapshot-internal", "delete", "stream", "commit" or "mirror".
         chains: Files of each touched disk's chain, active first.
         active: The new active file of each disk whose root moved: start the machine from it.
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, or a
@@ -185,6 +188,25 @@ def vanished(plan: Plan) -> JobFailed:
     )
 
 
+def same(plan: Plan, graph: Graph) -> bool:
+    """Whether what the plan touches is as it was when the plan was made."""
+    if graph.chains(*plan.disks) != plan.chains_before:
+        return False
+    return not _inside(plan) or all(
+        _snapshots(graph.disks[name]) == _snapshots(plan.before.disks[name]) for name in plan.disks
+    )
+
+
+def _inside(plan: Plan) -> bool:
+    """Whether the plan makes or deletes snapshots inside images."""
+    return any(isinstance(step, TakeInternal | DeleteInternal) for step in plan.steps)
+
+
+def _snapshots(disk: Disk) -> list[list[str]]:
+    """Names of the internal snapshots of each layer, sorted: ids cannot be predicted."""
+    return [sorted(one.name for one in layer.snapshots) for layer in disk.layers]
+
+
 def mismatch(plan: Plan, graph: Graph) -> str:
     """In what the chains differ from the predicted ones; "" when they do not.
 
@@ -200,6 +222,8 @@ def mismatch(plan: Plan, graph: Graph) -> str:
             return f"disk {name} is gone"
         if found.files != files:
             return f"the chain of {name} is {list(found.files)}"
+        if _inside(plan) and _snapshots(found) != (expected := _snapshots(plan.after.disks[name])):
+            return f"the internal snapshots of {name} are {_snapshots(found)}, not {expected}"
         before = {layer.file: layer.backing for layer in plan.before.disks[name].layers}
         for index, wanted in enumerate(plan.after.disks[name].layers):
             layer = found.layers[index]

@@ -28,6 +28,7 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     CancelJob,
     CompleteJob,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -37,6 +38,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    TakeInternal,
     TakeSnapshots,
 )
 from qmpsnap.run.jobs import Progress
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "FakeTarget", "refused"]
 
 COMMANDS = frozenset({
-    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-sync", "drive-mirror",
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
+    "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
     "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "transaction",
 })  # fmt: skip
 """The commands that a fake QEMU has unless it is told otherwise."""
@@ -289,7 +292,7 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case TakeSnapshots():
+            case TakeSnapshots() | TakeInternal() | DeleteInternal():
                 self.state = self._change(self.state, step)
                 self.files.follow(self.state)
             case StartStream() | StartCommit() | StartMirror():

@@ -74,8 +74,11 @@ def machine(qmpsnap, server):
     return lambda *words: qmpsnap("-s", server.path, *words)
 
 
-def disks(server, **chains):
-    """Let the server have these disks, each with its files, active first; none: an empty drive."""
+def disks(server, *, inside=(), **chains):
+    """Let the server have these disks, each with its files, active first; none: an empty drive.
+
+    `inside`: internal snapshots of active layers, each as (disk, id, name, bytes of VM state).
+    """
     block, stats, nodes = [], [], []
     for disk, files in chains.items():
         place = {"device": "", "qdev": f"/machine/peripheral/{disk}/virtio-backend"}
@@ -86,6 +89,12 @@ def disks(server, **chains):
             image |= {"actual-size": 1 << 20, "cluster-size": 65536}
             if index + 1 < len(files):
                 image |= {"backing-filename": files[index + 1], "backing-filename-format": "qcow2"}
+            image["snapshots"] = [
+                {"id": number, "name": name, "vm-state-size": size, "date-sec": 1714564800 + int(number),
+                 "date-nsec": 0, "vm-clock-sec": 0, "vm-clock-nsec": 0}
+                for where, number, name, size in inside
+                if where == disk and index == 0
+            ]  # fmt: skip
             facts = {"ro": index > 0, "drv": "qcow2", "encrypted": False, "iops": 0}
             nodes.append({**facts, "node-name": node, "file": file, "image": image})
             protocol = {**facts, "drv": "file", "node-name": f"{node}-file", "file": file}

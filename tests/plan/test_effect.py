@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.model.graph import Layer, Node
+from qmpsnap.model.graph import InternalSnapshot, Layer, Node
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply, apply_all
 from qmpsnap.plan.steps import (
@@ -12,6 +12,7 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     CreateOverlay,
     CreatePlaceholder,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -25,6 +26,7 @@ from qmpsnap.plan.steps import (
     StartMirror,
     StartStream,
     Step,
+    TakeInternal,
     TakenOverlay,
     TakeSnapshots,
     WriteRecord,
@@ -156,3 +158,20 @@ def test_apply_all_is_one_after_the_other() -> None:
     steps: list[Step] = [stream(S2, BASE), CompleteJob(JOB, commit("s2", "base", active=True))]
     assert apply_all(ALL, steps).disks["vda"].files == (BASE,)
     assert apply_all(ALL, []) is ALL
+
+
+def test_apply_takes_and_deletes_snapshots_inside_active_layers() -> None:
+    graph_ = graph(vda="base <- s1*", vdb="data*")
+    taken = apply(graph_, TakeInternal("i1", (("vda", "vda-s1"), ("vdb", "vdb-data"))))
+    inside = {name: disk.active.snapshots for name, disk in taken.disks.items()}
+    assert inside == {"vda": (InternalSnapshot("", "i1"),), "vdb": (InternalSnapshot("", "i1"),)}
+    assert taken.disks["vda"].layers[1] == graph_.disks["vda"].layers[1]
+    assert taken.nodes == graph_.nodes
+    gone = apply(taken, DeleteInternal("vda", "vda-s1", "", "i1"))
+    assert gone.disks["vda"] == graph_.disks["vda"]
+    assert gone.disks["vdb"] is taken.disks["vdb"]
+
+
+def test_apply_deletes_none_of_another_id() -> None:
+    taken = apply(graph(vda="base*"), TakeInternal("i1", (("vda", "vda-base"),)))
+    assert apply(taken, DeleteInternal("vda", "vda-base", "9", "i1")) == taken

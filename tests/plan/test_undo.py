@@ -10,6 +10,7 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     CreateOverlay,
     CreatePlaceholder,
+    DeleteInternal,
     DeleteNode,
     DismissJob,
     EndCopy,
@@ -23,10 +24,11 @@ from qmpsnap.plan.steps import (
     StartMirror,
     StartStream,
     Step,
+    TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
-from qmpsnap.plan.undo import no_way_back, undo
+from qmpsnap.plan.undo import changes, no_way_back, undo
 
 JOB = "qmpsnap-commit-keep-00000000"
 RECORD = IntentRecord(JOB, "commit", "2024-05-01T12:00:00+00:00")
@@ -54,7 +56,16 @@ def test_undo_takes_back_what_was_made_or_started(step: Step, steps: tuple[Step,
     assert not no_way_back(step)
 
 
-@pytest.mark.parametrize("step", [TakeSnapshots(()), CompleteJob(JOB), EndCopy(JOB)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        TakeSnapshots(()),
+        TakeInternal("n", ()),
+        DeleteInternal("vda", "r", "1", "n"),
+        CompleteJob(JOB),
+        EndCopy(JOB),
+    ],
+)
 def test_no_way_back_from_what_only_goes_on(step: Step) -> None:
     assert no_way_back(step)
     assert undo(step) == ()
@@ -79,3 +90,19 @@ def test_no_way_back_from_what_only_goes_on(step: Step) -> None:
 def test_undo_of_everything_else_is_nothing(step: Step) -> None:
     assert undo(step) == ()
     assert not no_way_back(step)
+
+
+@pytest.mark.parametrize(
+    ("step", "does"),
+    [
+        (TakeSnapshots(()), True),
+        (TakeInternal("n", ()), True),
+        (DeleteInternal("vda", "r", "1", "n"), True),
+        (STREAM, True),
+        (COMMIT, True),
+        (MIRROR, False),
+        (CreateOverlay("/o", 1, "/b", "qcow2", "/b"), False),
+    ],
+)
+def test_changes_tells_what_is_another_once_the_step_is_done(step: Step, does: bool) -> None:
+    assert changes(step) is does

@@ -6,20 +6,24 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
 from qmpsnap.plan.steps import StartCommit, StartStream
-from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.vm import VM
+from tests.plan.scenes import with_layer
 
 if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
 
-MACHINE = graph(vda="base <- s1 <- s2*", vdb="data*")
+OLD = (InternalSnapshot("1", "old"),)
+MACHINE = graph(chain("base <- s1 <- s2*"), with_layer(chain("data*", name="vdb"), 0, snapshots=OLD))
 FILES = {
     "vda": ("/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"),
     "vdb": ("/images/data.qcow2",),
@@ -28,6 +32,8 @@ COPY = "/images/copy.qcow2"
 
 INTENTS: dict[str, Intent] = {
     "snapshot": Snapshot("n1"),
+    "snapshot-internal": SnapshotInternal("n1"),
+    "delete": Delete("old"),
     "stream": Stream("vda", "base"),
     "commit": Commit("vda", "s1", "base"),
     "commit-pivot": Commit("vda"),
@@ -98,6 +104,11 @@ def intents(fake: FakeTarget) -> list[str]:
     return [record.id for record in fake.files.records if isinstance(record, IntentRecord)]
 
 
+def inside(machine: Graph) -> dict[str, list[str]]:
+    """Names of the internal snapshots in each disk's active layer."""
+    return {name: [one.name for one in disk.active.snapshots] for name, disk in machine.disks.items()}
+
+
 def chains_after(plan: Plan) -> dict[str, tuple[str, ...]]:
     assert plan.after is not None
     return plan.after.chains()
@@ -106,6 +117,7 @@ def chains_after(plan: Plan) -> dict[str, tuple[str, ...]]:
 async def check_nothing_is_left(fake: FakeTarget, *, started_commit: str = "") -> None:
     """Chains, files and jobs are as in the beginning; a commit that began keeps its record."""
     assert fake.state.chains() == FILES
+    assert inside(fake.state) == inside(MACHINE)
     assert fake.files.names == machine("snapshot").files.names
     assert set(fake.state.nodes) == set(MACHINE.nodes)
     assert await fake.jobs() == ()

@@ -1,0 +1,162 @@
+"""The moments that a machine's disks hold: external ones by our records, internal ones by the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from qmpsnap.model.record import IntentRecord, MomentRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.record import Record
+
+__all__ = ["Held", "Moment", "Moments", "find_moments"]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One disk's part of a moment.
+
+    Attributes:
+        disk: The disk's name.
+        file: File that holds what the disk read.
+        overlay: External: the overlay that began there; "" for an internal one.
+        allocated: External: bytes that the overlay takes on the host; None where QEMU does not tell.
+        id: Internal: the snapshot's id in the image; "" for an external one.
+        vm_state_size: Internal: bytes of VM state that the image keeps with it.
+        in_chain: Whether `file` is where the moment is read from: for an external one the layer just
+            below its overlay, for an internal one the active layer. A stream or a commit changes that.
+        invalid: Whether a commit has written into `file` since.
+    """
+
+    disk: str
+    file: str
+    overlay: str = ""
+    allocated: int | None = None
+    id: str = ""
+    vm_state_size: int = 0
+    in_chain: bool = True
+    invalid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What disks read at one instant, under one name.
+
+    Attributes:
+        name: Its name.
+        kind: "external" (overlays began there) or "internal" (inside the images).
+        created: ISO 8601 time in UTC; of an internal one the earliest of its parts.
+        held: One part for each image that has it, in the order of the disks, active layer first.
+        current: Whether a disk writes to the overlay that began there.
+    """
+
+    name: str
+    kind: Literal["external", "internal"]
+    created: str
+    held: tuple[Held, ...]
+    current: bool = False
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """Names of the disks that it is on."""
+        return tuple(dict.fromkeys(one.disk for one in self.held))
+
+    @property
+    def vm_state_size(self) -> int:
+        """Bytes of VM state kept with it; 0: disks alone."""
+        return sum(one.vm_state_size for one in self.held)
+
+    @property
+    def allocated(self) -> int | None:
+        """External: bytes of its overlays; None where one is not known, and for an internal one."""
+        sizes = [one.allocated for one in self.held]
+        return None if self.kind == "internal" or None in sizes else sum(size or 0 for size in sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Everything that can be listed.
+
+    Attributes:
+        moments: The oldest first.
+        current: Of each disk with a medium the name of the moment at which its active layer began;
+            None where no record tells one.
+        records_seen: Whether records could be looked for: else external moments are not known.
+    """
+
+    moments: tuple[Moment, ...]
+    current: Mapping[str, str | None]
+    records_seen: bool = True
+
+    def named(self, name: str) -> tuple[Moment, ...]:
+        """The moments of that name: one, or one of each kind, or none."""
+        return tuple(one for one in self.moments if one.name == name)
+
+
+def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool = True) -> Moments:
+    """Every moment of the graph's disks.
+
+    A record whose overlays are in no chain tells nothing about these disks, and is left out.
+    """
+    known = tuple(records)
+    invalid = {file for one in known if isinstance(one, IntentRecord) for file in one.invalid}
+    found = [_external(graph, one, invalid) for one in known if isinstance(one, MomentRecord)]
+    moments = [one for one in found if one.held]
+    parts: dict[str, list[tuple[float, Held]]] = {}
+    for disk in graph.disks.values():
+        for name, date, held in _internal(disk):
+            parts.setdefault(name, []).append((date, held))
+    for name, dated in parts.items():
+        created = datetime.fromtimestamp(min(date for date, _ in dated), UTC).isoformat()
+        moments.append(Moment(name, "internal", created, tuple(held for _, held in dated)))
+    moments.sort(key=lambda one: (datetime.fromisoformat(one.created), one.name))
+    current: dict[str, str | None] = {disk.name: None for disk in graph.disks.values() if disk.layers}
+    for one in moments:
+        for part in one.held:
+            if part.overlay and part.overlay == graph.disks[part.disk].active.file:
+                current[part.disk] = one.name
+    return Moments(tuple(moments), MappingProxyType(current), records_seen)
+
+
+def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:
+    held = []
+    current = False
+    for disk in graph.disks.values():
+        overlay = record.overlays.get(disk.name, "")
+        if overlay not in disk.files:
+            continue
+        index = disk.files.index(overlay)
+        covered = record.covered.get(disk.name, "")
+        below = disk.files[index + 1] if index + 1 < len(disk.files) else None
+        held.append(
+            Held(
+                disk.name,
+                covered,
+                overlay=overlay,
+                allocated=disk.layers[index].allocated,
+                in_chain=covered == below,
+                invalid=covered in invalid,
+            )
+        )
+        current |= index == 0
+    return Moment(record.name, "external", record.created, tuple(held), current)
+
+
+def _internal(disk: Disk) -> Iterable[tuple[str, float, Held]]:
+    """Parts of internal moments; what a commit writes into an image leaves its snapshots as they are."""
+    for layer in disk.layers:
+        for one in layer.snapshots:
+            part = Held(
+                disk.name,
+                layer.file,
+                id=one.id,
+                vm_state_size=one.vm_state_size,
+                in_chain=layer is disk.active,
+            )
+            yield one.name, one.date, part

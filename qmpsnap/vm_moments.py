@@ -1,0 +1,95 @@
+"""The part of a VM that speaks of moments: list them, take them inside the images, delete them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.moments import find_moments
+from qmpsnap.plan import rest
+from qmpsnap.plan.intent import Delete, SnapshotInternal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qmpsnap.model.moments import Moments
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.run.outcome import Done, Hooks
+    from qmpsnap.run.target import Target
+
+__all__ = ["MomentVerbs"]
+
+
+class MomentVerbs:
+    """Moments of one machine; a part of VM."""
+
+    _target: Target
+    _state_dir: str
+
+    async def moments(self) -> Moments:
+        """Every moment that the disks hold, as of now: external ones and internal ones.
+
+        External ones are known by our records, which lie beside the images: where QEMU's files are not
+        visible from here, `records_seen` is False and only internal ones are listed.
+
+        Raises:
+            LinkLost: When the link is gone.
+
+        QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
+        """
+        graph = await self._target.graph()
+        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        return find_moments(graph, files.records, records_seen=files.shared)
+
+    async def snapshot_internal(
+        self, name: str, *, disks: Sequence[str] = (), hooks: Hooks | None = None
+    ) -> Done:
+        """Take a snapshot inside the active layers of disks, all at one instant; no chain changes.
+
+        After success each image holds the moment under that name, and the guest goes on in the same
+        image. After failure none of them does. Cancelled before the transaction was sent, nothing is
+        left; cancelled after it, the snapshot stands.
+
+        Args:
+            name: The moment's name.
+            disks: Disks in any spelling; none: every writable disk with a medium.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment of the machine has the name.
+            Unsupported: When a disk is no qcow2 image, read-only or empty.
+            NodeBusy: When a job holds one of the chains.
+            UnknownNode, AmbiguousName: When a disk is not there, or its name fits two.
+            CommandFailed: When QEMU refuses the transaction; nothing was changed.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: transaction, blockdev-snapshot-internal-sync (block-core.json).
+        """
+        return await self._do(SnapshotInternal(name, tuple(disks)), hooks)
+
+    async def delete(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Delete a moment; so far an internal one, from each disk that has it.
+
+        After success no active layer has a snapshot of that name. One disk comes after the other: after
+        a failure `changed` says whether one was deleted, and to delete again takes those that are left.
+        Cancelled before the first command was sent, nothing is changed; after it, the rest is done.
+
+        Args:
+            name: The moment's name, also one outside our grammar that somebody else chose.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            UnknownNode: When no moment has the name.
+            AmbiguousName: When two have it.
+            Unsupported: When it is an external one.
+            NotInChain: When it is inside an image below an active layer.
+            NodeBusy: When a job holds one of the chains.
+            CommandFailed: When QEMU refuses.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json).
+        """
+        return await self._do(Delete(name), hooks)
+
+    async def _do(self, intent: Intent, hooks: Hooks | None) -> Done:
+        raise NotImplementedError

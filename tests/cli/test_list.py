@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from qmpsnap.model.record import MomentRecord, to_json
+
+from .conftest import disks
+
+TAKEN = "2024-05-01T12:00:00+00:00"
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def both(server, tmp_path):
+    """A machine with the external moment sn and the internal ones i1 (with VM state) and i2."""
+    top, base = (str(tmp_path / name) for name in ("top.qcow2", "base.qcow2"))
+    disks(server, inside=[("vda", "1", "i1", 4096), ("vdb", "1", "i1", 0), ("vda", "2", "i2", 0)],
+          vda=(top, base), vdb=("/d/b.qcow2",))  # fmt: skip
+    record = MomentRecord("qmpsnap-snapshot-keep-0a1b2c3d", "sn", TAKEN, {"vda": top}, {"vda": base})
+    (tmp_path / "base.qmpsnap").mkdir()
+    (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    return top, base
+
+
+def test_list_says_when_there_are_none(machine):
+    assert machine("--shared-fs", "yes", "list") == (0, "no snapshots\n", "")
+
+
+def test_list_shows_both_kinds_the_oldest_first(machine, both):
+    assert machine("--shared-fs", "yes", "list").out.splitlines() == [
+        "NAME  KIND      TAKEN                OVERLAYS  VM STATE  DISKS",
+        "sn    external  2024-05-01 12:00:00     1 MiB            vda       current",
+        "i1    internal  2024-05-01 12:00:01               4 KiB  vda, vdb",
+        "i2    internal  2024-05-01 12:00:02                      vda",
+        "vda: since sn",
+    ]
+
+
+def test_list_prints_json_with_every_part(machine, both):
+    top, base = both
+    found = machine("--shared-fs", "yes", "--json", "list").json
+    assert found["current"] == {"vda": "sn", "vdb": None}
+    assert found["records_seen"] is True
+    assert found["moments"][:2] == [
+        {
+            "name": "sn", "kind": "external", "created": TAKEN, "current": True, "allocated": 1 << 20,
+            "vm_state_size": 0,
+            "held": [{"disk": "vda", "file": base, "overlay": top, "allocated": 1 << 20, "id": "",
+                      "vm_state_size": 0, "in_chain": True, "invalid": False}],
+        },
+        {
+            "name": "i1", "kind": "internal", "created": "2024-05-01T12:00:01+00:00", "current": False,
+            "allocated": None, "vm_state_size": 4096,
+            "held": [
+                {"disk": "vda", "file": top, "overlay": "", "allocated": None, "id": "1",
+                 "vm_state_size": 4096, "in_chain": True, "invalid": False},
+                {"disk": "vdb", "file": "/d/b.qcow2", "overlay": "", "allocated": None, "id": "1",
+                 "vm_state_size": 0, "in_chain": True, "invalid": False},
+            ],
+        },
+    ]  # fmt: skip
+
+
+def test_list_warns_when_external_ones_cannot_be_known(machine, both):
+    ended = machine("--shared-fs", "no", "list")
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["NAME", "i1", "i2"]
+    assert ended.err.startswith("warning: QEMU's files are not visible from here")

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.moments import Held, Moment, find_moments
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.testing.drawing import chain, graph
+from tests.plan.scenes import with_layer
+
+S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
+CHAIN = graph(vda="base <- s1 <- s2*")
+FIRST = MomentRecord(
+    "qmpsnap-snapshot-keep-1", "first", "2024-05-01T12:00:00+00:00", {"vda": S1}, {"vda": BASE}
+)
+LATER = MomentRecord(
+    "qmpsnap-snapshot-keep-2", "later", "2024-05-02T12:00:00+00:00", {"vda": S2}, {"vda": S1}
+)
+
+
+def test_moments_tell_which_file_holds_what_and_what_is_current() -> None:
+    found = find_moments(CHAIN, (LATER, FIRST))
+    assert found.moments == (
+        Moment("first", "external", FIRST.created, (Held("vda", BASE, overlay=S1, allocated=196_616),)),
+        Moment("later", "external", LATER.created, (Held("vda", S1, overlay=S2, allocated=196_616),), True),
+    )
+    assert found.current == {"vda": "later"}
+    assert [one.allocated for one in found.moments] == [196_616, 196_616]
+
+
+def test_moments_leave_out_records_of_overlays_that_are_in_no_chain() -> None:
+    found = find_moments(graph(vda="base <- s1*"), (LATER, FIRST))
+    assert [one.name for one in found.moments] == ["first"]
+
+
+def test_moments_say_when_the_holder_is_not_below_its_overlay_any_more() -> None:
+    (moment,) = find_moments(graph(vda="base <- s2*"), (LATER,)).moments
+    assert moment.held == (Held("vda", S1, overlay=S2, allocated=196_616, in_chain=False),)
+
+
+def test_moments_say_that_a_commit_wrote_into_the_holder() -> None:
+    began = IntentRecord(
+        "qmpsnap-commit-keep-0", "commit", "2024-05-03T12:00:00+00:00", chains={}, invalid=(BASE, S1)
+    )
+    found = find_moments(CHAIN, (FIRST, LATER, began))
+    assert [one.held[0].invalid for one in found.moments] == [True, True]
+
+
+def test_moments_inside_images_of_one_name_are_one_moment() -> None:
+    disks = [
+        with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("3", "in", 4096, 1714564800.5),)),
+        with_layer(chain("data*", name="vdb"), 0, snapshots=(InternalSnapshot("1", "in", 0, 1714564800.25),)),
+    ]
+    (moment,) = find_moments(graph(*disks), ()).moments
+    assert moment == Moment(
+        "in",
+        "internal",
+        "2024-05-01T12:00:00.250000+00:00",
+        (Held("vda", S1, id="3", vm_state_size=4096), Held("vdb", "/images/data.qcow2", id="1")),
+    )
+    assert (moment.disks, moment.vm_state_size, moment.allocated) == (("vda", "vdb"), 4096, None)
+
+
+def test_moments_inside_a_layer_below_are_not_in_the_chain() -> None:
+    disk = with_layer(chain("base <- s1*"), 1, snapshots=(InternalSnapshot("1", "in"),))
+    (moment,) = find_moments(graph(disk), ()).moments
+    assert [(one.file, one.in_chain) for one in moment.held] == [(BASE, False)]
+
+
+def test_moments_of_one_name_and_both_kinds_are_two() -> None:
+    disk = with_layer(chain("base <- s1 <- s2*"), 0, snapshots=(InternalSnapshot("1", "first"),))
+    found = find_moments(graph(disk), (FIRST,))
+    assert {one.kind for one in found.named("first")} == {"external", "internal"}
+    assert found.named("nope") == ()
+
+
+def test_moments_have_no_current_one_where_no_record_tells() -> None:
+    assert find_moments(CHAIN, (FIRST,)).current == {"vda": None}

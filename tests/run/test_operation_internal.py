@@ -1,0 +1,62 @@
+"""Operations that change what is inside an image, and no chain."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from qmpsnap.errors import Changed, CommandFailed, GraphMismatch
+from qmpsnap.plan.intent import Delete
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake import FakeTarget, refused
+from tests.plan.scenes import with_layer
+from tests.run.operations import MACHINE, OLD, inside, machine, plan_of, vm_of
+
+pytestmark = pytest.mark.timeout(10)
+
+
+@pytest.mark.parametrize("case", ["snapshot-internal", "delete"])
+async def test_operation_refuses_when_the_snapshots_inside_moved_since_the_plan(case: str) -> None:
+    fake = machine(case)
+    plan = await plan_of(case, fake)
+    gone = graph(vda="base <- s1 <- s2*", vdb="data*")
+    assert gone.chains() == fake.state.chains()
+    fake.state = gone
+    with pytest.raises(GraphMismatch, match="snapshots inside") as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.changed, fake.performed) == (Changed.NO, [])
+
+
+async def test_operation_says_that_a_half_done_deletion_changed_something() -> None:
+    disks = [with_layer(chain("data*", name=name), 0, snapshots=OLD) for name in ("vda", "vdb")]
+    fake = FakeTarget(graph(*disks))
+    plan = await vm_of(fake).plan(Delete("old"))
+    _, second = plan.steps
+    fake.fail(second, refused("no room"))
+    with pytest.raises(CommandFailed, match="no room") as caught:
+        await vm_of(fake).run(plan)
+    assert caught.value.changed is Changed.YES
+    assert inside(fake.state) == {"vda": [], "vdb": ["old"]}
+    done = await vm_of(fake).delete("old")
+    assert inside(fake.state) == {"vda": [], "vdb": []}
+    assert done.chains == {"vdb": ("/images/data.qcow2",)}
+
+
+async def test_operation_that_was_to_stop_between_two_deletions_does_the_rest() -> None:
+    disks = [with_layer(chain("data*", name=name), 0, snapshots=OLD) for name in ("vda", "vdb")]
+    fake = FakeTarget(graph(*disks))
+    plan = await vm_of(fake).plan(Delete("old"))
+    hooks = Hooks(cancel=anyio.Event())
+    assert hooks.cancel is not None
+    fake.before = lambda _: hooks.cancel.set()  # type: ignore[union-attr]
+    await vm_of(fake).run(plan, hooks)
+    assert inside(fake.state) == {"vda": [], "vdb": []}
+
+
+@pytest.mark.parametrize("case", ["snapshot-internal", "delete"])
+async def test_operation_notices_when_qemu_did_not_do_it_inside_the_image(case: str) -> None:
+    fake = FakeTarget(MACHINE, change=lambda state, _: state)
+    with pytest.raises(GraphMismatch, match="the internal snapshots of") as caught:
+        await vm_of(fake).run(await plan_of(case, fake))
+    assert caught.value.exit_code == 6
