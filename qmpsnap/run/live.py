@@ -26,11 +26,14 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     DeleteInternal,
     DeleteNode,
+    DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FlushNode,
+    LoadVm,
     ProbeAbsent,
+    SaveVm,
     StartCommit,
     StartMirror,
     StartStream,
@@ -41,6 +44,7 @@ from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.host import Host
+from qmpsnap.run.human import checkpoint
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.shared import holds, working_directory
@@ -174,7 +178,7 @@ class LiveTarget:
         return await in_thread(partial(holds, pid, files))
 
     async def perform(self, step: Step) -> float:
-        """Do one step that is no wait; return the seconds that it took.
+        """Do one step that is no wait; return the seconds that it took (a checkpoint: the standstill).
 
         Raises:
             CommandFailed: When QEMU refuses it.
@@ -187,6 +191,8 @@ class LiveTarget:
                 await self._probe(step)
             case FlushNode():
                 await self._flush(step)
+            case SaveVm() | LoadVm() | DelVm():
+                return await checkpoint(self.session, step)
             case (
                 TakeSnapshots()
                 | TakeInternal()
