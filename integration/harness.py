@@ -21,7 +21,16 @@ import anyio
 from integration.known_images import content, make_images
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record import from_json
-from qmpsnap.plan.intent import Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
+from qmpsnap.plan.intent import (
+    CheckpointInternal,
+    Commit,
+    Delete,
+    DeleteCheckpoint,
+    Mirror,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
 from qmpsnap.run import session as sessions
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
@@ -78,6 +87,22 @@ CASES = {
         {"vda/base": 1, "vda/s1": 2},
         inside={"vda": ("older", "old")},
         inside_after={"vda": ("older",)},
+    ),
+    "checkpoint inside": Case(
+        {"vda": "base <- s1", "vdb": "base"},
+        lambda _: CheckpointInternal("c1"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
+        inside={"vda": ("old",)},
+        inside_after={"vda": ("old", "c1"), "vdb": ("c1",)},
+    ),
+    "delete checkpoint inside": Case(
+        {"vda": "base <- s1", "vdb": "base"},
+        lambda _: DeleteCheckpoint("old"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
+        inside={"vda": ("old",), "vdb": ("older", "old")},
+        inside_after={"vdb": ("older",)},
     ),
     "stream": Case(
         {"vda": "base <- s1 <- s2 <- s3"},

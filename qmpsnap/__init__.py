@@ -42,7 +42,18 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.moments import Held, Moment, Moments
-from qmpsnap.plan.intent import Commit, Delete, Intent, Mirror, Snapshot, SnapshotInternal, Stream
+from qmpsnap.plan.intent import (
+    CheckpointInternal,
+    Commit,
+    Delete,
+    DeleteCheckpoint,
+    Intent,
+    Mirror,
+    RevertInternal,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.session import Event
@@ -60,6 +71,9 @@ __all__ = [  # noqa: RUF022
     "Commit",
     "Mirror",
     "Delete",
+    "CheckpointInternal",
+    "RevertInternal",
+    "DeleteCheckpoint",
     "Intent",
     "Plan",
     "Stage",

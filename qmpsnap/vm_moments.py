@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import rest
-from qmpsnap.plan.intent import Delete, SnapshotInternal
+from qmpsnap.plan.intent import CheckpointInternal, Delete, DeleteCheckpoint, RevertInternal, SnapshotInternal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +90,75 @@ class MomentVerbs:
         QAPI: blockdev-snapshot-delete-internal-sync (block-core.json).
         """
         return await self._do(Delete(name), hooks)
+
+    async def checkpoint_internal(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Keep VM state and every writable disk, of one instant, inside the images.
+
+        The guest stands still meanwhile; a running one runs on, a paused one stays so. After failure the
+        images hold nothing of it. Cancelled once it was sent, it is taken; before, nothing is left.
+
+        Args:
+            name: The checkpoint's name.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment of the machine has the name: QEMU would replace it.
+            Unsupported: When a writable disk (UEFI variables, too) is no qcow2 image.
+            NodeBusy: When a job runs, or a writable node without a use is in the way.
+            CommandFailed: When QEMU says anything; `.desc` is its text.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        HMP: savevm.
+        """
+        return await self._do(CheckpointInternal(name), hooks)
+
+    async def revert_internal(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Go back to a checkpoint inside the images, in the same QEMU.
+
+        After success memory and every writable disk are as they were; a guest that ran runs on, one that
+        was paused stays so. What was written since is lost. After a failure before the disks moved all is
+        as it was. After any other the guest stands still, its disks are at the checkpoint, and its memory is
+        not to be trusted: `changed` is YES. Cancelled once it was sent, it is done; before, nothing is.
+
+        Args:
+            name: The checkpoint's name.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            UnknownNode: When no moment has the name.
+            AmbiguousName: When two have it.
+            NotInChain: When a writable disk has it not in its active layer.
+            Unsupported: When it holds disks alone, or a writable disk is no qcow2 image.
+            NodeBusy: When a job runs, or a writable node without a use is in the way.
+            CommandFailed: When QEMU says anything; `changed` tells the two kinds of failure apart.
+            LinkLost: When the link goes; `changed` is UNKNOWN, for no graph tells.
+
+        HMP: loadvm.
+        """
+        return await self._do(RevertInternal(name), hooks)
+
+    async def delete_checkpoint(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Delete a checkpoint from the images that have it, through the human monitor.
+
+        `delete` does the same through QMP, disk after disk.
+
+        Args:
+            name: The checkpoint's name.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            UnknownNode: When no moment has the name: QEMU would say nothing.
+            AmbiguousName: When two have it.
+            NotInChain: When a disk has it below its active layer.
+            Unsupported: When it is an external one, or a writable disk is no qcow2 image.
+            NodeBusy: When a job runs, or a writable node without a use is in the way.
+            CommandFailed: When QEMU says anything; `.desc` is its text.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        HMP: delvm.
+        """
+        return await self._do(DeleteCheckpoint(name), hooks)
 
     async def _do(self, intent: Intent, hooks: Hooks | None) -> Done:
         raise NotImplementedError

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Delete
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "plan"]
+__all__ = ["ask", "internal_moment", "plan"]
 
 
 def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -40,7 +40,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
         NodeBusy: When a job holds one of the chains.
     """
-    moment = _one(intent.name, scene)
+    moment = internal_moment(intent.name, scene)
     scene.features.need("blockdev-snapshot-delete-internal-sync")
     steps: list[DeleteInternal] = []
     for part in moment.held:
@@ -75,7 +75,14 @@ def plan(intent: Delete, scene: Scene) -> Plan:
     )
 
 
-def _one(name: str, scene: Scene) -> Moment:
+def internal_moment(name: str, scene: Scene) -> Moment:
+    """Return the one internal moment of that name.
+
+    Raises:
+        UnknownNode: When no moment has it.
+        AmbiguousName: When an external and an internal one have it.
+        Unsupported: When it is an external one.
+    """
     moments = find_moments(scene.graph, scene.files.records)
     found = moments.named(name)
     if not found:

@@ -21,16 +21,19 @@ from qmpsnap.plan.steps import (
     CreatePlaceholder,
     DeleteInternal,
     DeleteNode,
+    DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FinishRecord,
     FlushNode,
     KeepMoment,
+    LoadVm,
     ProbeAbsent,
     RemoveMade,
     RemoveOrphan,
     RetireFile,
+    SaveVm,
     StartCommit,
     StartMirror,
     StartStream,
@@ -72,16 +75,8 @@ def apply(graph: Graph, step: Step) -> Graph:
                 )
                 graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
             return graph
-        case TakeInternal():
-            for name, _ in step.roots:
-                disk = graph.disks[name]
-                snapshots = (*disk.active.snapshots, InternalSnapshot("", step.name))
-                graph = _with_snapshots(graph, disk, snapshots)
-            return graph
-        case DeleteInternal():
-            disk = graph.disks[step.disk]
-            kept = (one for one in disk.active.snapshots if (one.id, one.name) != (step.id, step.name))
-            return _with_snapshots(graph, disk, tuple(kept))
+        case TakeInternal() | DeleteInternal() | SaveVm() | DelVm():
+            return _inside(graph, step)
         case StartStream():
             disk = graph.disks[step.disk]
             files = disk.files
@@ -116,6 +111,7 @@ def apply(graph: Graph, step: Step) -> Graph:
             | AwaitJob()
             | AdoptJob()
             | ProbeAbsent()
+            | LoadVm()
             | WriteRecord()
             | FinishRecord()
             | KeepMoment()
@@ -128,6 +124,27 @@ def apply(graph: Graph, step: Step) -> Graph:
             return graph
         case _:
             assert_never(step)
+
+
+def _inside(graph: Graph, step: TakeInternal | DeleteInternal | SaveVm | DelVm) -> Graph:
+    """Snapshots inside active layers come and go; what QEMU calls them is not predicted, but their names."""
+    match step:
+        case TakeInternal() | SaveVm():
+            names = step.disks if isinstance(step, SaveVm) else tuple(name for name, _ in step.roots)
+            for name in names:
+                disk = graph.disks[name]
+                snapshots = (*disk.active.snapshots, InternalSnapshot("", step.name))
+                graph = _with_snapshots(graph, disk, snapshots)
+        case DeleteInternal():
+            disk = graph.disks[step.disk]
+            kept = (one for one in disk.active.snapshots if (one.id, one.name) != (step.id, step.name))
+            graph = _with_snapshots(graph, disk, tuple(kept))
+        case DelVm():
+            for name in step.disks:
+                disk = graph.disks[name]
+                left = tuple(one for one in disk.active.snapshots if one.name != step.name)
+                graph = _with_snapshots(graph, disk, left)
+    return graph
 
 
 def _with_snapshots(graph: Graph, disk: Disk, snapshots: tuple[InternalSnapshot, ...]) -> Graph:

@@ -10,13 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "CheckpointIntent",
+    "CheckpointInternal",
     "Commit",
     "Delete",
+    "DeleteCheckpoint",
     "Ending",
     "Folded",
     "Intent",
     "Mirror",
     "OnError",
+    "RevertInternal",
     "Snapshot",
     "SnapshotInternal",
     "Stream",
@@ -72,6 +76,39 @@ class Delete:
 
     Attributes:
         name: The moment's name.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInternal:
+    """VM state and every writable disk, at one instant, inside the images.
+
+    Attributes:
+        name: The checkpoint's name.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevertInternal:
+    """The machine goes back to a checkpoint inside its images, in the same QEMU.
+
+    Attributes:
+        name: The checkpoint's name.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCheckpoint:
+    """A checkpoint inside the images goes, and all others stay.
+
+    Attributes:
+        name: The checkpoint's name.
     """
 
     name: str
@@ -152,4 +189,5 @@ class Mirror:
     speed: int = 0
 
 
-Intent = Snapshot | SnapshotInternal | Delete | Stream | Commit | Mirror
+CheckpointIntent = CheckpointInternal | RevertInternal | DeleteCheckpoint
+Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | Stream | Commit | Mirror

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.plan import commit, delete, internal, mirror, snapshot, stream
-from qmpsnap.plan.intent import Commit, Delete, Intent, Mirror, Snapshot, SnapshotInternal, Stream
+from qmpsnap.plan import checkpoint, commit, delete, internal, mirror, snapshot, stream
+from qmpsnap.plan.intent import (
+    CheckpointInternal,
+    Commit,
+    Delete,
+    DeleteCheckpoint,
+    Intent,
+    Mirror,
+    RevertInternal,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
@@ -34,6 +45,8 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             return internal.ask(intent, graph, state_dir=state_dir)
         case Delete():
             return delete.ask(intent, graph, state_dir=state_dir)
+        case CheckpointInternal() | RevertInternal() | DeleteCheckpoint():
+            return checkpoint.ask(intent, graph, state_dir=state_dir)
         case Stream():
             return stream.ask(intent, graph, state_dir=state_dir)
         case Commit():
@@ -57,6 +70,12 @@ def plan(intent: Intent, scene: Scene) -> Plan:
             return internal.plan(intent, scene)
         case Delete():
             return delete.plan(intent, scene)
+        case CheckpointInternal():
+            return checkpoint.plan_save(intent, scene)
+        case RevertInternal():
+            return checkpoint.plan_revert(intent, scene)
+        case DeleteCheckpoint():
+            return checkpoint.plan_delete(intent, scene)
         case Stream():
             return stream.plan(intent, scene)
         case Commit():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from qmpsnap.plan.checkpoint_steps import CheckpointStep, DelVm, LoadVm, SaveVm
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -39,9 +40,11 @@ __all__ = [
     "AdoptJob",
     "AwaitJob",
     "CancelJob",
+    "CheckpointStep",
     "CompleteJob",
     "CreateOverlay",
     "CreatePlaceholder",
+    "DelVm",
     "DeleteInternal",
     "DeleteNode",
     "DismissJob",
@@ -52,10 +55,12 @@ __all__ = [
     "HostStep",
     "InternalStep",
     "KeepMoment",
+    "LoadVm",
     "ProbeAbsent",
     "RemoveMade",
     "RemoveOrphan",
     "RetireFile",
+    "SaveVm",
     "Start",
     "StartCommit",
     "StartMirror",
@@ -315,6 +320,7 @@ Step = (
     | ProbeAbsent
     | TakeSnapshots
     | InternalStep
+    | CheckpointStep
     | StartStream
     | StartCommit
     | StartMirror

@@ -13,16 +13,19 @@ from qmpsnap.plan.steps import (
     CreatePlaceholder,
     DeleteInternal,
     DeleteNode,
+    DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FinishRecord,
     FlushNode,
     KeepMoment,
+    LoadVm,
     ProbeAbsent,
     RemoveMade,
     RemoveOrphan,
     RetireFile,
+    SaveVm,
     StartCommit,
     StartMirror,
     StartStream,
@@ -34,19 +37,41 @@ from qmpsnap.plan.steps import (
 if TYPE_CHECKING:
     from qmpsnap.plan.steps import Step
 
-__all__ = ["changes", "no_way_back", "undo"]
+__all__ = ["changes", "drains", "no_way_back", "undo", "unseen"]
 
 
 def no_way_back(step: Step) -> bool:
     """Whether, once the step is sent, the operation is carried to its end whatever happens."""
     return isinstance(
-        step, TakeSnapshots | TakeInternal | DeleteInternal | CompleteJob | EndCopy | FinalizeJob
+        step,
+        TakeSnapshots
+        | TakeInternal
+        | DeleteInternal
+        | SaveVm
+        | LoadVm
+        | DelVm
+        | CompleteJob
+        | EndCopy
+        | FinalizeJob,
     )
 
 
 def changes(step: Step) -> bool:
     """Whether, once the step is done, a chain, a layer's bytes or its snapshots are others."""
-    return isinstance(step, TakeSnapshots | TakeInternal | DeleteInternal | StartStream | StartCommit)
+    return isinstance(
+        step,
+        TakeSnapshots | TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm | StartStream | StartCommit,
+    )
+
+
+def drains(step: Step) -> bool:
+    """Whether the seconds that the step reports are those in which the guest stood still."""
+    return isinstance(step, TakeSnapshots | TakeInternal | SaveVm | LoadVm)
+
+
+def unseen(step: Step) -> bool:
+    """Whether no graph tells if the step was done."""
+    return isinstance(step, LoadVm)
 
 
 def undo(step: Step) -> tuple[Step, ...]:
@@ -70,6 +95,9 @@ def undo(step: Step) -> tuple[Step, ...]:
             | TakeSnapshots()
             | TakeInternal()
             | DeleteInternal()
+            | SaveVm()
+            | LoadVm()
+            | DelVm()
             | CompleteJob()
             | EndCopy()
             | FlushNode()

@@ -28,11 +28,14 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     DeleteInternal,
     DeleteNode,
+    DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FlushNode,
+    LoadVm,
     ProbeAbsent,
+    SaveVm,
     StartCommit,
     StartMirror,
     StartStream,
@@ -43,6 +46,7 @@ from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.host import Host
+from qmpsnap.run.human import checkpoint
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.shared import holds, working_directory
@@ -191,7 +195,7 @@ class LiveTarget:
         return await in_thread(partial(holds, pid, files))
 
     async def perform(self, step: Step) -> float:
-        """Do one step that is no wait; return the seconds that it took.
+        """Do one step that is no wait; return the seconds that it took (a checkpoint: the standstill).
 
         Raises:
             CommandFailed: When QEMU refuses it.
@@ -204,6 +208,8 @@ class LiveTarget:
                 await self._probe(step)
             case FlushNode():
                 await self._flush(step)
+            case SaveVm() | LoadVm() | DelVm():
+                return await checkpoint(self.session, step)
             case (
                 TakeSnapshots()
                 | TakeInternal()

@@ -37,11 +37,10 @@ from qmpsnap.plan.steps import (
     RetireFile,
     StartCommit,
     StartStream,
-    TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
-from qmpsnap.plan.undo import changes, no_way_back, undo
+from qmpsnap.plan.undo import changes, drains, no_way_back, undo, unseen
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import (
@@ -187,12 +186,13 @@ class Operation:
         started = time.monotonic()
         try:
             seconds = await self._target.perform(step)
-        except CommandFailed:
-            self._forward = False  # QEMU said no: it is as it was before
+        except CommandFailed as error:
+            self._forward = False  # QEMU said no: it is as it was before, unless it says otherwise
+            self._moved |= error.changed is Changed.YES
             raise
         self._done.append(step)
         self._moved |= changes(step)
-        if isinstance(step, TakeSnapshots | TakeInternal):
+        if drains(step):
             self._standstill = seconds
         elapsed = round(time.monotonic() - started, 4)
         _log.info("step.done", vm=self._target.name, op=self._plan.op, step=step.command, elapsed=elapsed)
@@ -386,7 +386,7 @@ class Operation:
         error.invalid = self._plan.invalid_if_stopped if self._moved or writes else ()
         error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
         error.hint = f"connect again and look: qmpsnap chain, qmpsnap jobs; {self._later}".removesuffix("; ")
-        if not await self._target.relink():
+        if not await self._target.relink() or any(map(unseen, self._tried)):
             return
         try:
             graph = await self._target.graph()

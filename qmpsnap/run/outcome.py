@@ -15,8 +15,11 @@ from qmpsnap.plan.steps import (
     CreatePlaceholder,
     DeleteInternal,
     DeleteNode,
+    DelVm,
+    LoadVm,
     ProbeAbsent,
     RetireFile,
+    SaveVm,
     StartMirror,
     TakeInternal,
     TakeSnapshots,
@@ -52,10 +55,12 @@ class Done:
     """The result of an operation, as read back after it.
 
     Attributes:
-        op: "snapshot", "snapshot-internal", "delete", "stream", "commit" or "mirror".
+        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal",
+            "delete-checkpoint", "stream", "commit" or "mirror".
         chains: Files of each touched disk's chain, active first.
         active: The new active file of each disk whose root moved: start the machine from it.
-        standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, or a
+        standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
+            checkpoint from STOP to RESUME by QEMU's own clock (0 when the guest was paused), or a
             pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
             itself waits for. None where nothing was drained that we could measure.
         elapsed_s: Seconds of the whole operation.
@@ -199,7 +204,9 @@ def same(plan: Plan, graph: Graph) -> bool:
 
 def _inside(plan: Plan) -> bool:
     """Whether the plan makes or deletes snapshots inside images."""
-    return any(isinstance(step, TakeInternal | DeleteInternal) for step in plan.steps)
+    return any(
+        isinstance(step, TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm) for step in plan.steps
+    )
 
 
 def _snapshots(disk: Disk) -> list[list[str]]:

@@ -30,11 +30,14 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     DeleteInternal,
     DeleteNode,
+    DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FlushNode,
+    LoadVm,
     ProbeAbsent,
+    SaveVm,
     StartCommit,
     StartMirror,
     StartStream,
@@ -292,7 +295,7 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case TakeSnapshots() | TakeInternal() | DeleteInternal():
+            case TakeSnapshots() | TakeInternal() | DeleteInternal() | SaveVm() | LoadVm() | DelVm():
                 self.state = self._change(self.state, step)
                 self.files.follow(self.state)
             case StartStream() | StartCommit() | StartMirror():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.intent import Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
+from qmpsnap.plan.intent import CheckpointInternal, Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
 from qmpsnap.plan.steps import StartCommit, StartStream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
@@ -34,6 +34,7 @@ INTENTS: dict[str, Intent] = {
     "snapshot": Snapshot("n1"),
     "snapshot-internal": SnapshotInternal("n1"),
     "delete": Delete("old"),
+    "checkpoint-internal": CheckpointInternal("n1"),
     "stream": Stream("vda", "base"),
     "commit": Commit("vda", "s1", "base"),
     "commit-pivot": Commit("vda"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, GraphMismatch
+from qmpsnap.errors import Changed, CommandFailed, GraphMismatch, LinkLost
+from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.plan.intent import Delete
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
@@ -16,7 +17,7 @@ from tests.run.operations import MACHINE, OLD, inside, machine, plan_of, vm_of
 pytestmark = pytest.mark.timeout(10)
 
 
-@pytest.mark.parametrize("case", ["snapshot-internal", "delete"])
+@pytest.mark.parametrize("case", ["snapshot-internal", "delete", "checkpoint-internal"])
 async def test_operation_refuses_when_the_snapshots_inside_moved_since_the_plan(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -54,9 +55,43 @@ async def test_operation_that_was_to_stop_between_two_deletions_does_the_rest() 
     assert inside(fake.state) == {"vda": [], "vdb": []}
 
 
-@pytest.mark.parametrize("case", ["snapshot-internal", "delete"])
+@pytest.mark.parametrize("case", ["snapshot-internal", "delete", "checkpoint-internal"])
 async def test_operation_notices_when_qemu_did_not_do_it_inside_the_image(case: str) -> None:
     fake = FakeTarget(MACHINE, change=lambda state, _: state)
     with pytest.raises(GraphMismatch, match="the internal snapshots of") as caught:
         await vm_of(fake).run(await plan_of(case, fake))
     assert caught.value.exit_code == 6
+
+
+def with_checkpoint() -> FakeTarget:
+    state = InternalSnapshot("1", "c1", 4096)
+    return FakeTarget(graph(with_layer(chain("base <- s1*"), 0, snapshots=(state,))))
+
+
+async def test_operation_goes_back_to_a_checkpoint_and_deletes_it() -> None:
+    fake = with_checkpoint()
+    back = await vm_of(fake).revert_internal("c1")
+    assert (back.op, back.changed, back.standstill_s) == ("revert-internal", True, 0.125)
+    gone = await vm_of(fake).delete_checkpoint("c1")
+    assert (gone.op, inside(fake.state)) == ("delete-checkpoint", {"vda": []})
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_operation_does_not_know_whether_it_went_back_when_the_link_is_lost(happened: bool) -> None:
+    fake = with_checkpoint()
+    fake.relinks = True
+    fake.fail("human-monitor-command", LinkLost("gone"), happened=happened)
+    with pytest.raises(LinkLost) as caught:
+        await vm_of(fake).revert_internal("c1")
+    assert caught.value.changed is Changed.UNKNOWN
+
+
+@pytest.mark.parametrize("changed", [Changed.NO, Changed.YES])
+async def test_operation_says_of_a_failed_way_back_what_the_target_said(changed: Changed) -> None:
+    fake = with_checkpoint()
+    error = refused("half-way")
+    error.changed = changed
+    fake.fail("human-monitor-command", error)
+    with pytest.raises(CommandFailed, match="half-way") as caught:
+        await vm_of(fake).revert_internal("c1")
+    assert caught.value.changed is changed

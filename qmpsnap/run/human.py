@@ -1,0 +1,84 @@
+"""Checkpoints through the human monitor: what it says, and what that means for a guest that ran."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import Changed, CommandFailed, Malformed
+from qmpsnap.plan.checkpoint_steps import DelVm, LoadVm, SaveVm
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.checkpoint_steps import CheckpointStep
+    from qmpsnap.run.session import Event, Session
+
+__all__ = ["checkpoint"]
+
+# What loadvm says before it has moved any disk; the same on 7.2, 10.0 and 11.1.
+_EARLY = (
+    "does not exist in one or more devices",
+    "This is a disk-only snapshot",
+    "is writable but does not support snapshots",
+    "no block device can store vmstate",
+    "There is no snapshot available",
+)
+
+
+async def checkpoint(session: Session, step: CheckpointStep) -> float:
+    """Do the step; return the seconds from STOP to RESUME by QEMU's own clock, 0 when it did not run.
+
+    Raises:
+        CommandFailed: When the monitor has anything to say. Of a load that failed before the disks moved
+            `changed` is NO, and a guest that ran runs on; of any other it is YES, and the guest stands.
+        LinkLost: When the link goes; what became of it is not known.
+    """
+    times: dict[str, float] = {}
+
+    def note(event: Event) -> None:
+        if event.name in {"STOP", "RESUME"}:
+            times.setdefault(event.name, event.timestamp)
+
+    ran = isinstance(step, LoadVm) and await _runs(session)
+    with session.subscribe(note):
+        said = str(await session.change(step.command, step.arguments)).strip()
+        if not said:
+            return max(0.0, times["RESUME"] - times["STOP"]) if {"STOP", "RESUME"} <= set(times) else 0.0
+        match step:
+            case SaveVm():
+                raise _failed(step, f"QEMU could not take checkpoint {step.name!r}", said)
+            case DelVm():
+                raise _failed(step, f"QEMU could not delete checkpoint {step.name!r}", said)
+            case LoadVm():
+                if any(text in said for text in _EARLY):
+                    if ran:
+                        await session.change("cont", {})
+                    raise _failed(step, f"QEMU did not go back to {step.name!r}", said)
+    raise _failed(
+        step,
+        f"QEMU failed half-way back to {step.name!r}; the guest stands still, its disks are there, "
+        "its memory is not to be trusted",
+        said,
+        changed=Changed.YES,
+        hint="go back once more, or reset the guest before it runs (system_reset, cont)",
+    )
+
+
+async def _runs(session: Session) -> bool:
+    answer = await session.query("query-status")
+    if not isinstance(answer, dict) or not isinstance(answer.get("running"), bool):
+        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {answer!r}")
+    return bool(answer["running"])
+
+
+def _failed(
+    step: CheckpointStep, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
+) -> CommandFailed:
+    text = " ".join(said.split())
+    return CommandFailed(
+        f"{what}: {text}",
+        command=step.command,
+        arguments=step.arguments,
+        qmp_class="GenericError",
+        desc=text,
+        changed=changed,
+        hint=hint,
+    )
