@@ -40,8 +40,12 @@ def test_sigterm_undoes_and_exits_130(vda):
 
 def test_ctrl_c_without_a_terminal_names_what_a_commit_made_invalid_and_how_to_mend_it(vda):
     running, cli, made = vda
+    base = Path(made.files[0])
+    untouched = base.stat().st_mtime_ns
     process = cli.start("--json", "commit", "vda", *SLOW)
     cli.job("commit")
+    # Before its first write a commit has made nothing invalid, and then there is nothing to mend.
+    wait_for(lambda: base.stat().st_mtime_ns != untouched, "the commit's first write")
     process.send_signal(signal.SIGINT)
     error = cli.end(process).json["error"]
     assert (error["type"], error["changed"]) == ("Interrupted", "yes")
