@@ -25,6 +25,10 @@ class MomentVerbs:
     _target: Target
     _state_dir: str
 
+    if TYPE_CHECKING:
+
+        async def _do(self, intent: Intent, hooks: Hooks | None) -> Done: ...
+
     async def moments(self) -> Moments:
         """Every moment that the disks hold, as of now: external ones and internal ones.
 
@@ -159,6 +163,3 @@ class MomentVerbs:
         HMP: delvm.
         """
         return await self._do(DeleteCheckpoint(name), hooks)
-
-    async def _do(self, intent: Intent, hooks: Hooks | None) -> Done:
-        raise NotImplementedError
