@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qmpsnap.run.jobs import JobMonitor
+from qmpsnap.run.session import connect
+from qmpsnap.testing.jobs import ScriptedJobs
 from qmpsnap.testing.server import Return, serve
 
 
@@ -40,3 +43,14 @@ async def server(tmp_path):
     async with serve(str(tmp_path / "s")) as server:
         server.answer("query-status", Return({"status": "running"}))
         yield server
+
+
+@pytest.fixture
+def jobs(server):
+    return ScriptedJobs(server)
+
+
+@pytest.fixture
+async def monitor(server, jobs):
+    async with connect(server.path) as session, JobMonitor(session) as monitor:
+        yield monitor

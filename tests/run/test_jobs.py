@@ -1,59 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
-import anyio
 import pytest
 
 from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost, UnknownNode
 from qmpsnap.model.job import IoStatus, JobStatus
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.session import connect
-from qmpsnap.testing.jobs import ScriptedJobs, job_turns
-from qmpsnap.testing.server import Emit, Hangup, Return, Wait
+from qmpsnap.testing.server import Hangup, Return, Wait
+from tests.run.watched import DONE, JOB, heard, io_error, turns, waiting
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
-JOB = "qmpsnap-mirror-pivot-0a1b2c3d"
-DONE = Emit("BLOCK_JOB_COMPLETED", {"device": JOB, "len": 8, "offset": 8, "speed": 0, "type": "mirror"})
-
-
-@pytest.fixture
-def jobs(server):
-    return ScriptedJobs(server)
-
-
-@pytest.fixture
-async def monitor(server, jobs):
-    async with connect(server.path) as session, JobMonitor(session) as monitor:
-        yield monitor
-
-
-def turns(*states, at=100.0):
-    return job_turns(JOB, *states, at=at)
-
-
-def io_error(action):
-    return Emit("BLOCK_JOB_ERROR", {"device": JOB, "operation": "write", "action": action})
-
-
-async def heard(monitor):
-    """Return once every event that was sent has been heard."""
-    await monitor._session.query("query-jobs")
-
-
-@contextlib.asynccontextmanager
-async def waiting(coroutine):
-    """The coroutine runs as a task meanwhile, and ends with the block."""
-    task = asyncio.create_task(coroutine)
-    await asyncio.sleep(0.002)
-    try:
-        with anyio.fail_after(5):
-            yield task
-            await asyncio.wait({task})
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def test_watch_returns_the_job_when_it_concluded(server, jobs, monitor):
