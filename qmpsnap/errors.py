@@ -14,10 +14,12 @@
     |  +- UnsafeImage                 an image header that no tool should follow; .file
     |  +- BadName                     a name outside the grammar; .name
     |  +- ForeignJob                  a job that is not ours; .job_id
+    |  +- MachineDiffers              VM state of another machine, or of other disks; .differences
     +- TargetError        (exit 4)    the other side said no, or cannot be reached
     |  +- ConnectFailed               no QMP there, or no greeting in time
     |  +- CommandFailed               QEMU's error reply; .command .arguments .qmp_class .desc
     |  +- JobFailed                   the job ended with an error; .job_id .error
+    |  +- MigrationFailed             VM state could not be written or read; .error
     |  +- Malformed                   an answer that is not QMP, or not what the schema promises
     |  +- GuestFailed                 a test's guest: a command failed, or no answer; .script .status .output
     +- LinkLost           (exit 5)    the connection went; .step was in flight; the outcome is unknown
@@ -55,7 +57,9 @@ __all__ = [
     "JobFailed",
     "JobPaused",
     "LinkLost",
+    "MachineDiffers",
     "Malformed",
+    "MigrationFailed",
     "NodeBusy",
     "NotInChain",
     "QmpsnapError",
@@ -204,6 +208,14 @@ class ForeignJob(Refused):
         self.job_id = job_id
 
 
+class MachineDiffers(Refused):
+    """VM state is another machine's, or its disks have changed since; `differences` names each."""
+
+    def __init__(self, message: str, *, differences: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.differences = tuple(differences)
+
+
 class TargetError(QmpsnapError):
     """The other side said no, or cannot be reached."""
 
@@ -252,6 +264,22 @@ class JobFailed(TargetError):
     ) -> None:
         super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
         self.job_id = job_id
+        self.error = error
+
+
+class MigrationFailed(TargetError):
+    """VM state could not be written, or not be read; `error` is QEMU's text."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        error: str,
+        changed: Changed = Changed.NO,
+        hint: str = "",
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, changed=changed, hint=hint, left=left)
         self.error = error
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from qmpsnap.model.header import Header
+    from qmpsnap.model.memory import MemoryFact
     from qmpsnap.model.record import Record
 
 __all__ = ["Ask", "DirFact", "FileFact", "Files", "Kind", "Standing", "invalid_name", "is_invalid_name"]
@@ -34,12 +35,14 @@ class Ask:
         directories: Directories in which files are to be made.
         survey: Directories whose images' headers are read (not those below them).
         records: Directories of records, of which most will not exist.
+        memories: Files of VM state.
     """
 
     files: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     survey: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
+    memories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Files:
         unreadable: What could not be read in a survey, as "PATH: REASON".
         records: Intent and moment records of the directories asked for.
         bad_records: What lies in these and is no record of ours, as "PATH: REASON".
+        memories: Files of VM state, by the path that was asked for.
     """
 
     shared: bool = False
@@ -128,6 +132,7 @@ class Files:
     unreadable: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     bad_records: tuple[str, ...] = ()
+    memories: Mapping[str, MemoryFact] = field(default_factory=lambda: MappingProxyType({}))
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

@@ -73,6 +73,10 @@ class JobOp(StrEnum):
     COMMIT = "commit"
     MIRROR = "mirror"
     SNAPSHOT = "snapshot"
+    CHECKPOINT = "checkpoint"
+    REVERT = "revert"
+    SAVE = "save"
+    DELETE = "delete"
 
 
 class Ending(StrEnum):

@@ -15,17 +15,74 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
+from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["IntentRecord", "MomentRecord", "Record", "from_json", "moment_of", "to_json"]
+__all__ = [
+    "IntentRecord",
+    "KeptState",
+    "MomentRecord",
+    "Record",
+    "Settings",
+    "from_json",
+    "moment_of",
+    "to_json",
+]
 
 VERSION = 1
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-_OPS = ("stream", "commit", "mirror", "snapshot")
+_OPS = (
+    "stream", "commit", "mirror", "snapshot",
+    "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
+)  # fmt: skip
+_MODES = ("stop", "background", "in-place")
 _POLICIES = ("", "rename", "remove", "keep")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """VM state that is kept in a file of its own, with a moment of the disks.
+
+    Attributes:
+        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any).
+        file: The file, under the name that it has once it is whole.
+        tag: Name of the snapshot inside the store; "" for a stream.
+        running: Whether the guest ran.
+        fingerprint: What the machine was.
+    """
+
+    mode: str
+    file: str
+    tag: str
+    running: bool
+    fingerprint: Fingerprint
+
+    @property
+    def partial(self) -> str:
+        """What the file is called until it is whole."""
+        return f"{self.file}.partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a QEMU was set to before an operation, to be put back.
+
+    Attributes:
+        running: Whether the guest ran.
+        capabilities: Of each migration capability its name and whether it was on.
+        parameters: Of each migration parameter its name and its value.
+    """
+
+    running: bool
+    capabilities: Mapping[str, bool] = field(default_factory=dict)
+    parameters: Mapping[str, int | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "capabilities", MappingProxyType(dict(self.capabilities)))
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +91,22 @@ class IntentRecord:
 
     Attributes:
         id: That of the operation's job; part of the record's file name.
-        op: "stream", "commit", "mirror" or "snapshot".
+        op: "stream", "commit", "mirror", "snapshot", "checkpoint", "revert", "save", or, inside the images,
+            "checkpoint-internal" or "revert-internal".
         created: ISO 8601 time in UTC.
         chains: Files of each disk's chain, active first, before the operation.
         after: The same chains once it has succeeded (stream, commit, mirror).
         made: Files that the operation makes.
-        overlays: Overlay of each disk (snapshot).
-        name: The snapshot's name (snapshot).
+        overlays: Overlay of each disk (snapshot, checkpoint, revert).
+        name: The moment's name (snapshot, checkpoint, revert).
         folded: Files that lose their moment by success and are then treated by `policy` (commit).
         policy: "rename", "remove" or "keep" (commit), else "".
         renames: New name of each folded file (policy "rename").
         invalid: Files that hold no moment from the job's start on (commit).
         target: The file that is written (mirror), else "".
         disk: The disk of a job, "" for a snapshot of several.
+        state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
+        was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
     """
 
@@ -64,6 +124,8 @@ class IntentRecord:
     invalid: tuple[str, ...] = ()
     target: str = ""
     disk: str = ""
+    state: KeptState | None = None
+    was: Settings | None = None
     directory: str = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +157,9 @@ class MomentRecord:
         created: ISO 8601 time in UTC.
         overlays: Overlay of each disk, which began at the moment.
         covered: File of each disk that holds the moment.
+        chains: Files of each disk's chain as of the moment, newest first; the first is `covered`.
+        branches: Overlays that began there later, by a revert, each by disk; the oldest first.
+        state: VM state of the same instant, or None.
         directory: Where the record lies; not part of what is written.
     """
 
@@ -103,11 +168,22 @@ class MomentRecord:
     created: str
     overlays: Mapping[str, str] = field(default_factory=dict)
     covered: Mapping[str, str] = field(default_factory=dict)
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    branches: tuple[Mapping[str, str], ...] = ()
+    state: KeptState | None = None
     directory: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
         object.__setattr__(self, "covered", MappingProxyType(dict(self.covered)))
+        chains = {disk: tuple(files) for disk, files in self.chains.items()}
+        object.__setattr__(self, "chains", MappingProxyType(chains))
+        branches = tuple(MappingProxyType(dict(one)) for one in self.branches)
+        object.__setattr__(self, "branches", branches)
+
+    def began(self, disk: str) -> tuple[str, ...]:
+        """Every overlay of the disk that began at the moment, the oldest first."""
+        return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
 
     @property
     def file_name(self) -> str:
@@ -127,6 +203,8 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         created=intent.created,
         overlays=intent.overlays,
         covered=covered,
+        chains={disk: intent.chains[disk] for disk in covered},
+        state=intent.state,
         directory=intent.directory,
     )
 
@@ -152,6 +230,8 @@ def to_json(record: Record) -> str:
                 "invalid": list(record.invalid),
                 "target": record.target,
                 "disk": record.disk,
+                "state": _state_json(record.state),
+                "was": _settings_json(record.was),
             }
         case MomentRecord():
             body = {
@@ -162,6 +242,9 @@ def to_json(record: Record) -> str:
                 "created": record.created,
                 "overlays": dict(record.overlays),
                 "covered": dict(record.covered),
+                "chains": {disk: list(files) for disk, files in record.chains.items()},
+                "branches": [dict(one) for one in record.branches],
+                "state": _state_json(record.state),
             }
     return json.dumps(body) + "\n"
 
@@ -198,6 +281,8 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 invalid=fields.texts("invalid"),
                 target=fields.text("target"),
                 disk=fields.text("disk"),
+                state=fields.state("state"),
+                was=fields.settings("was"),
             )
         case "moment":
             record = MomentRecord(
@@ -206,6 +291,9 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 created=fields.text("created"),
                 overlays=fields.path_by_key("overlays"),
                 covered=fields.text_by_key("covered"),
+                chains=fields.chains("chains") if "chains" in body else {},
+                branches=fields.branches("branches"),
+                state=fields.state("state"),
             )
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")
@@ -227,6 +315,28 @@ def check(record: Record) -> None:
             check_name(record.name)
         except BadName as error:
             raise ValueError(error.message) from error
+
+
+def _state_json(state: KeptState | None) -> dict[str, object] | None:
+    if state is None:
+        return None
+    return {
+        "mode": state.mode,
+        "file": state.file,
+        "tag": state.tag,
+        "running": state.running,
+        "fingerprint": state.fingerprint.to_json(),
+    }
+
+
+def _settings_json(was: Settings | None) -> dict[str, object] | None:
+    if was is None:
+        return None
+    return {
+        "running": was.running,
+        "capabilities": dict(was.capabilities),
+        "parameters": dict(was.parameters),
+    }
 
 
 class _Fields:
@@ -258,6 +368,42 @@ class _Fields:
 
     def path_by_key(self, key: str) -> dict[str, str]:
         return {name: _path(key, text) for name, text in self.text_by_key(key).items()}
+
+    def branches(self, key: str) -> tuple[dict[str, str], ...]:
+        value = self._body.get(key, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{key!r} is no list")  # noqa: TRY004  # the file is wrong, no caller is
+        return tuple(_Fields({key: one}).path_by_key(key) for one in value)
+
+    def state(self, key: str) -> KeptState | None:
+        if self._body.get(key) is None:
+            return None
+        inner = _Fields(self._mapping(key))
+        return KeptState(
+            mode=inner.choice("mode", _MODES),
+            file=_path("file", inner.text("file")),
+            tag=inner.text("tag"),
+            running=inner.flag("running"),
+            fingerprint=Fingerprint.from_json(self._mapping(key).get("fingerprint")),
+        )
+
+    def settings(self, key: str) -> Settings | None:
+        if self._body.get(key) is None:
+            return None
+        inner = _Fields(self._mapping(key))
+        parameters: dict[str, int | str] = {}
+        for name, value in inner._mapping("parameters").items():
+            if not isinstance(value, int | str):
+                raise ValueError(f"parameter {name!r} holds {value!r}")  # noqa: TRY004  # as above
+            parameters[name] = value
+        capabilities = {name: value is True for name, value in inner._mapping("capabilities").items()}
+        return Settings(inner.flag("running"), capabilities, parameters)
+
+    def flag(self, key: str) -> bool:
+        value = self._body.get(key)
+        if not isinstance(value, bool):
+            raise ValueError(f"{key!r} is {value!r}, not true or false")  # noqa: TRY004  # as above
+        return value
 
     def _mapping(self, key: str) -> Mapping[str, object]:
         value = self._body.get(key)

@@ -13,27 +13,37 @@ from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node
 from qmpsnap.plan.steps import (
+    AddNode,
     AdoptJob,
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
     CreateOverlay,
     CreatePlaceholder,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FinishRecord,
     FlushNode,
+    GuestStep,
     KeepMoment,
+    LoadState,
     LoadVm,
+    MemoryStep,
+    MigrationStep,
     ProbeAbsent,
     RemoveMade,
     RemoveOrphan,
+    ReopenFilter,
     RetireFile,
+    SaveState,
     SaveVm,
+    SetDrive,
     StartCommit,
     StartMirror,
     StartStream,
@@ -46,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from qmpsnap.model.graph import Disk
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.steps import NewRoot, Step
 
 __all__ = ["apply", "apply_all"]
 
@@ -60,6 +70,8 @@ def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
 
 def apply(graph: Graph, step: Step) -> Graph:
     """The graph after one step that succeeded, and, for a job that ends by itself, after its end."""
+    if isinstance(step, GuestStep | MigrationStep | MemoryStep):
+        return graph
     match step:
         case TakeSnapshots():
             for one in step.overlays:
@@ -75,8 +87,13 @@ def apply(graph: Graph, step: Step) -> Graph:
                 )
                 graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
             return graph
-        case TakeInternal() | DeleteInternal() | SaveVm() | DelVm():
+        case TakeInternal() | DeleteInternal() | SaveVm() | DelVm() | SaveState() | DeleteState():
             return _inside(graph, step)
+        case SetDrive() | ReopenFilter():
+            return _with_layers(graph, graph.disks[step.root.disk], _rooted(graph, step.root))
+        case AddNode():
+            nodes = {**graph.nodes, step.node: Node(step.node, step.format, step.file)}
+            return replace(graph, nodes=MappingProxyType(nodes))
         case StartStream():
             disk = graph.disks[step.disk]
             files = disk.files
@@ -112,6 +129,8 @@ def apply(graph: Graph, step: Step) -> Graph:
             | AdoptJob()
             | ProbeAbsent()
             | LoadVm()
+            | LoadState()
+            | CheckRoots()
             | WriteRecord()
             | FinishRecord()
             | KeepMoment()
@@ -126,11 +145,34 @@ def apply(graph: Graph, step: Step) -> Graph:
             assert_never(step)
 
 
-def _inside(graph: Graph, step: TakeInternal | DeleteInternal | SaveVm | DelVm) -> Graph:
+def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
+    """The layers that a disk reads by another root; those that it read before are known better."""
+    disk = graph.disks[root.disk]
+    known = {layer.file: layer for layer in disk.layers}
+    size = disk.active.virtual_size
+    files = ((root.file, root.format), *root.chain)
+    layers = []
+    for index, (file, form) in enumerate(files):
+        below = files[index + 1] if index + 1 < len(files) else None
+        layer = known.get(file) or Layer(
+            node=root.node if index == 0 else "",
+            file=file,
+            format=form,
+            virtual_size=size,
+            backing=root.backing if index == 0 else below and below[0],
+            backing_format=below and below[1],
+        )
+        layers.append(replace(layer, node=root.node if index == 0 else layer.node, read_only=index > 0))
+    return tuple(layers)
+
+
+def _inside(
+    graph: Graph, step: TakeInternal | DeleteInternal | SaveVm | DelVm | SaveState | DeleteState
+) -> Graph:
     """Snapshots inside active layers come and go; what QEMU calls them is not predicted, but their names."""
     match step:
-        case TakeInternal() | SaveVm():
-            names = step.disks if isinstance(step, SaveVm) else tuple(name for name, _ in step.roots)
+        case TakeInternal() | SaveVm() | SaveState():
+            names = tuple(name for name, _ in step.roots) if isinstance(step, TakeInternal) else step.disks
             for name in names:
                 disk = graph.disks[name]
                 snapshots = (*disk.active.snapshots, InternalSnapshot("", step.name))
@@ -139,7 +181,7 @@ def _inside(graph: Graph, step: TakeInternal | DeleteInternal | SaveVm | DelVm) 
             disk = graph.disks[step.disk]
             kept = (one for one in disk.active.snapshots if (one.id, one.name) != (step.id, step.name))
             graph = _with_snapshots(graph, disk, tuple(kept))
-        case DelVm():
+        case DelVm() | DeleteState():
             for name in step.disks:
                 disk = graph.disks[name]
                 left = tuple(one for one in disk.active.snapshots if one.name != step.name)

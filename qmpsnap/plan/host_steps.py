@@ -13,6 +13,7 @@ __all__ = [
     "CreateOverlay",
     "CreatePlaceholder",
     "FinishRecord",
+    "HostOnly",
     "HostStep",
     "KeepMoment",
     "RemoveMade",
@@ -24,7 +25,7 @@ __all__ = [
 Arguments = dict[str, object]
 
 
-class _Host:
+class HostOnly:
     """A step of ours on files; nothing is sent."""
 
     __slots__ = ()
@@ -37,7 +38,7 @@ class _Host:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteRecord(_Host):
+class WriteRecord(HostOnly):
     """Write down what is about to happen, so that whoever comes after a crash can end it."""
 
     directory: str
@@ -51,7 +52,7 @@ class WriteRecord(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class FinishRecord(_Host):
+class FinishRecord(HostOnly):
     """Remove the records of operations that have ended."""
 
     directory: str
@@ -60,7 +61,7 @@ class FinishRecord(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class KeepMoment(_Host):
+class KeepMoment(HostOnly):
     """Turn a snapshot's record into the record of its moment."""
 
     directory: str
@@ -70,7 +71,7 @@ class KeepMoment(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class CreateOverlay(_Host):
+class CreateOverlay(HostOnly):
     """Make an overlay exclusively, with owner, group, mode and label of the layer that it covers."""
 
     file: str
@@ -82,7 +83,7 @@ class CreateOverlay(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class CreatePlaceholder(_Host):
+class CreatePlaceholder(HostOnly):
     """Make an empty file exclusively, so that what QEMU truncates is certainly ours."""
 
     file: str
@@ -91,7 +92,7 @@ class CreatePlaceholder(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class RetireFile(_Host):
+class RetireFile(HostOnly):
     """Rename a folded file, never onto another, or remove it."""
 
     file: str
@@ -101,7 +102,7 @@ class RetireFile(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveMade(_Host):
+class RemoveMade(HostOnly):
     """Remove a file that this very run made, once QEMU certainly does not hold it."""
 
     file: str
@@ -109,7 +110,7 @@ class RemoveMade(_Host):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveOrphan(_Host):
+class RemoveOrphan(HostOnly):
     """Remove a file that an interrupted run made, if it is still as it was made: empty.
 
     Attributes:

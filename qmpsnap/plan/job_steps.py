@@ -14,6 +14,7 @@ __all__ = [
     "FinalizeJob",
     "FlushNode",
     "QmpStep",
+    "WaitStep",
 ]
 
 Arguments = dict[str, object]
@@ -26,7 +27,7 @@ class QmpStep:
     on: ClassVar[Literal["qmp"]] = "qmp"
 
 
-class _Wait:
+class WaitStep:
     """A step that waits for an event; nothing is sent."""
 
     __slots__ = ()
@@ -106,7 +107,7 @@ class DismissJob(QmpStep):
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitJob(_Wait):
+class AwaitJob(WaitStep):
     """Wait for a job's event. QAPI: JOB_STATUS_CHANGE (job.json).
 
     Attributes:
@@ -126,7 +127,7 @@ class AwaitJob(_Wait):
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptJob(_Wait):
+class AdoptJob(WaitStep):
     """Take over a job of ours that an earlier client started; nothing is sent.
 
     Attributes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from qmpsnap.plan.checkpoint_steps import CheckpointStep, DelVm, LoadVm, SaveVm
+from qmpsnap.plan.guest_steps import ContinueGuest, GuestStep, ResetGuest, StopGuest
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -32,40 +33,93 @@ from qmpsnap.plan.job_steps import (
     FlushNode,
     QmpStep,
 )
+from qmpsnap.plan.memory_steps import (
+    CreateMemory,
+    CreateStore,
+    KeepBranch,
+    MemoryStep,
+    RemoveState,
+    SealMemory,
+    SealStore,
+)
+from qmpsnap.plan.migration_steps import (
+    AwaitMigration,
+    CancelMigration,
+    LoadMemory,
+    MigrationStep,
+    PassFile,
+    ReleaseFile,
+    SaveMemory,
+    SetCapabilities,
+    SetParameters,
+)
+from qmpsnap.plan.root_steps import AddNode, AddStore, CheckRoots, NewRoot, ReopenFilter, RootStep, SetDrive
+from qmpsnap.plan.state_steps import DeleteState, LoadState, SaveState, StateJobStep
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import OnError, Sync
 
 __all__ = [
+    "AddNode",
+    "AddStore",
     "AdoptJob",
     "AwaitJob",
+    "AwaitMigration",
     "CancelJob",
+    "CancelMigration",
+    "CheckRoots",
     "CheckpointStep",
     "CompleteJob",
+    "ContinueGuest",
+    "CreateMemory",
     "CreateOverlay",
     "CreatePlaceholder",
+    "CreateStore",
     "DelVm",
     "DeleteInternal",
     "DeleteNode",
+    "DeleteState",
     "DismissJob",
     "EndCopy",
     "FinalizeJob",
     "FinishRecord",
     "FlushNode",
+    "GuestStep",
     "HostStep",
     "InternalStep",
+    "KeepBranch",
     "KeepMoment",
+    "LoadMemory",
+    "LoadState",
     "LoadVm",
+    "MemoryStep",
+    "MigrationStep",
+    "NewRoot",
+    "PassFile",
     "ProbeAbsent",
+    "ReleaseFile",
     "RemoveMade",
     "RemoveOrphan",
+    "RemoveState",
+    "ReopenFilter",
+    "ResetGuest",
     "RetireFile",
+    "RootStep",
+    "SaveMemory",
+    "SaveState",
     "SaveVm",
+    "SealMemory",
+    "SealStore",
+    "SetCapabilities",
+    "SetDrive",
+    "SetParameters",
     "Start",
     "StartCommit",
     "StartMirror",
     "StartStream",
+    "StateJobStep",
     "Step",
+    "StopGuest",
     "TakeInternal",
     "TakeSnapshots",
     "TakenOverlay",
@@ -321,6 +375,11 @@ Step = (
     | TakeSnapshots
     | InternalStep
     | CheckpointStep
+    | StateJobStep
+    | GuestStep
+    | MigrationStep
+    | MemoryStep
+    | RootStep
     | StartStream
     | StartCommit
     | StartMirror

@@ -5,39 +5,66 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.plan.steps import (
+    AddNode,
+    AddStore,
     AdoptJob,
     AwaitJob,
+    AwaitMigration,
     CancelJob,
+    CancelMigration,
+    CheckRoots,
     CompleteJob,
+    ContinueGuest,
+    CreateMemory,
     CreateOverlay,
     CreatePlaceholder,
+    CreateStore,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FinishRecord,
     FlushNode,
+    KeepBranch,
     KeepMoment,
+    LoadMemory,
+    LoadState,
     LoadVm,
+    PassFile,
     ProbeAbsent,
+    ReleaseFile,
     RemoveMade,
     RemoveOrphan,
+    RemoveState,
+    ReopenFilter,
+    ResetGuest,
     RetireFile,
+    SaveMemory,
+    SaveState,
     SaveVm,
+    SealMemory,
+    SealStore,
+    SetCapabilities,
+    SetDrive,
+    SetParameters,
     StartCommit,
     StartMirror,
     StartStream,
+    StopGuest,
     TakeInternal,
     TakeSnapshots,
     WriteRecord,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from qmpsnap.plan.steps import Step
 
-__all__ = ["changes", "drains", "no_way_back", "undo", "unseen"]
+__all__ = ["changes", "drains", "no_way_back", "stands_still", "taking_back", "undo", "unseen"]
 
 
 def no_way_back(step: Step) -> bool:
@@ -50,6 +77,11 @@ def no_way_back(step: Step) -> bool:
         | SaveVm
         | LoadVm
         | DelVm
+        | SaveState
+        | LoadState
+        | DeleteState
+        | SetDrive
+        | ReopenFilter
         | CompleteJob
         | EndCopy
         | FinalizeJob,
@@ -57,21 +89,59 @@ def no_way_back(step: Step) -> bool:
 
 
 def changes(step: Step) -> bool:
-    """Whether, once the step is done, a chain, a layer's bytes or its snapshots are others."""
-    return isinstance(
-        step,
-        TakeSnapshots | TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm | StartStream | StartCommit,
-    )
+    """Whether, once the step is done, a layer's bytes or its snapshots are others for good."""
+    match step:
+        case SaveState() | LoadState() | DeleteState():
+            return bool(step.disks) or isinstance(step, LoadState)
+        case _:
+            return isinstance(
+                step,
+                TakeSnapshots
+                | TakeInternal
+                | DeleteInternal
+                | SaveVm
+                | LoadVm
+                | DelVm
+                | StartStream
+                | StartCommit,
+            )
 
 
 def drains(step: Step) -> bool:
-    """Whether the seconds that the step reports are those in which the guest stood still."""
-    return isinstance(step, TakeSnapshots | TakeInternal | SaveVm | LoadVm)
+    """Whether the seconds that the step takes are those in which a guest that runs on stood still."""
+    return isinstance(step, TakeSnapshots | TakeInternal)
+
+
+def stands_still(step: Step) -> bool:
+    """Whether QEMU stops a guest that runs for the step, so that its events tell for how long."""
+    return isinstance(step, StopGuest | SaveVm | LoadVm | SaveState | LoadState)
 
 
 def unseen(step: Step) -> bool:
     """Whether no graph tells if the step was done."""
-    return isinstance(step, LoadVm)
+    return isinstance(step, LoadVm | LoadState | LoadMemory)
+
+
+def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
+    """The steps that take an operation back as far as that can be, in order.
+
+    Overlays that a transaction has put on stay: the guest may have written to them. Memory that a load has
+    begun to write belongs to the disks as they are then, if to any: these stay, and the guest stands.
+
+    Args:
+        done: What was done, in order.
+        loaded: Whether a load of VM state had begun to move something when it failed.
+    """
+    taken = any(isinstance(step, TakeSnapshots) for step in done)
+    alone = not any(isinstance(step, CreateMemory | CreateStore) for step in done)
+    for step in reversed(done):
+        if taken and isinstance(step, CreateOverlay | CreatePlaceholder):
+            continue
+        if taken and alone and isinstance(step, WriteRecord):
+            continue  # for whoever finishes the snapshot
+        if loaded and not isinstance(step, AddStore | LoadState | PassFile | SetCapabilities | SetParameters):
+            continue
+        yield from undo(step)
 
 
 def undo(step: Step) -> tuple[Step, ...]:
@@ -79,18 +149,34 @@ def undo(step: Step) -> tuple[Step, ...]:
     match step:
         case WriteRecord():
             return (FinishRecord(step.directory, (step.record.id,)),)
-        case CreateOverlay() | CreatePlaceholder():
+        case CreateOverlay() | CreatePlaceholder() | CreateMemory() | CreateStore():
             return (RemoveMade(step.file),)
         case StartStream() | AdoptJob(dismisses_itself=True):
             return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"))
         case StartCommit() | StartMirror() | AdoptJob():
             return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"), DismissJob(step.job_id))
+        case SaveState() | LoadState() | DeleteState():  # it cannot be cancelled, and has concluded
+            return (DismissJob(step.job_id),)
+        case AddNode():
+            return (DeleteNode(step.node),)
+        case SetDrive() | ReopenFilter():
+            return step.back()
+        case SetCapabilities() | SetParameters() | PassFile():
+            return (step.back(),)
+        case SaveMemory():
+            return (CancelMigration(),)
+        case StopGuest():
+            return (ContinueGuest(),)
         case (
             FinishRecord()
             | KeepMoment()
+            | KeepBranch()
             | RetireFile()
             | RemoveMade()
             | RemoveOrphan()
+            | RemoveState()
+            | SealMemory()
+            | SealStore()
             | ProbeAbsent()
             | TakeSnapshots()
             | TakeInternal()
@@ -98,6 +184,13 @@ def undo(step: Step) -> tuple[Step, ...]:
             | SaveVm()
             | LoadVm()
             | DelVm()
+            | LoadMemory()
+            | AwaitMigration()
+            | CancelMigration()
+            | ReleaseFile()
+            | ContinueGuest()
+            | ResetGuest()
+            | CheckRoots()
             | CompleteJob()
             | EndCopy()
             | FlushNode()

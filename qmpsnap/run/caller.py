@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qmpsnap.model.job import Job
-    from qmpsnap.plan.steps import AwaitJob
+    from qmpsnap.plan.steps import AwaitJob, AwaitMigration
     from qmpsnap.run.outcome import Hooks
     from qmpsnap.run.target import Target, Watch
 
@@ -77,6 +77,35 @@ class Caller:
         if failure:
             raise failure[0]
         return result[0] if result else None
+
+    async def wait_migration(self, step: AwaitMigration, target: Target) -> bool:
+        """Wait for a migration, or for the wish to stop; False for the wish.
+
+        Raises:
+            MigrationFailed, LinkLost: What the wait raises.
+        """
+        failure: list[QmpsnapError] = []
+        done = False
+
+        async def wait(scope: anyio.CancelScope) -> None:
+            nonlocal done
+            try:
+                await target.perform(step)
+                done = True
+            except QmpsnapError as error:
+                failure.append(error)
+            scope.cancel()
+
+        async def wish(scope: anyio.CancelScope) -> None:
+            await self.stop.wait()
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait, group.cancel_scope)
+            group.start_soon(wish, group.cancel_scope)
+        if failure:
+            raise failure[0]
+        return done
 
     async def _report(self, job_id: str, target: Target) -> None:
         """Tell of the progress; never raises."""

@@ -89,6 +89,19 @@ class Catalog:
         await self._write(moment, instead_of=intent)
         return moment
 
+    async def rewrite(self, record: MomentRecord) -> None:
+        """Put a moment's record in the place of what it was before; durable when it returns.
+
+        After failure or cancel there is the one or the other, whole.
+
+        Raises:
+            TargetUnusable: When it cannot be written.
+        """
+        try:
+            await in_thread(partial(_rewrite, record))
+        except (OSError, ValueError) as error:
+            raise _unusable(record, error, "write") from error
+
     async def read(self, directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
         """Read all records; returns them, and what is none or may not be trusted as "PATH: REASON"."""
         return await in_thread(partial(read_records, tuple(directories)))
@@ -173,6 +186,16 @@ def _write(record: Record, instead_of: Record | None) -> None:
         os.close(descriptor)
 
 
+def _rewrite(record: MomentRecord) -> None:
+    check(record)
+    descriptor = _open_trusted(record.directory)
+    try:
+        _put(descriptor, record, replace=True)
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _make_directory(directory: str) -> bool:
     try:
         os.mkdir(directory, 0o755)
@@ -182,7 +205,7 @@ def _make_directory(directory: str) -> bool:
     return True
 
 
-def _put(descriptor: int, record: Record) -> None:
+def _put(descriptor: int, record: Record, *, replace: bool = False) -> None:
     name = f".{record.file_name}.{os.urandom(4).hex()}"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, 0o644, dir_fd=descriptor), "w", encoding="ascii") as file:
@@ -190,7 +213,10 @@ def _put(descriptor: int, record: Record) -> None:
             file.write(to_json(record))
             file.flush()
             os.fsync(file.fileno())
-            rename_exclusively(name, record.file_name, directory=descriptor)
+            if replace:
+                os.rename(name, record.file_name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+            else:
+                rename_exclusively(name, record.file_name, directory=descriptor)
         except OSError:
             _unlink(name, descriptor)
             raise

@@ -1,10 +1,13 @@
-"""Steps on files of ours: overlays, records, and what is put away. No QMP here."""
+"""Steps on files of ours: overlays, VM state, records, and what is put away. No QMP here."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.errors import TargetUnusable
+from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -15,14 +18,26 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.memory_steps import (
+    CreateMemory,
+    CreateStore,
+    KeepBranch,
+    MemoryStep,
+    RemoveState,
+    SealMemory,
+    SealStore,
+)
+from qmpsnap.run import memory_files
+from qmpsnap.run.disk import in_thread
 
 if TYPE_CHECKING:
-    from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.host_steps import HostStep
     from qmpsnap.run.catalog import Catalog
     from qmpsnap.run.images import Created, Images
 
 __all__ = ["Host"]
+
+_STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it
 
 
 class Host:
@@ -37,14 +52,18 @@ class Host:
         self._images = images
         self._catalog = catalog
         self._made: dict[str, Created] = {}
+        self.state_bytes = 0  # of the last file of VM state that was sealed
 
-    async def perform(self, step: HostStep) -> None:
+    async def perform(self, step: HostStep | MemoryStep) -> None:
         """Do one step.
 
         Raises:
             TargetExists: When a file that is to be made is there.
             TargetUnusable: When it cannot be made, renamed or removed.
         """
+        if isinstance(step, MemoryStep):
+            await self._perform_on_memory(step)
+            return
         match step:
             case WriteRecord():
                 await self._catalog.write_intent(step.record, step.directory)
@@ -78,9 +97,52 @@ class Host:
             case _:
                 assert_never(step)
 
+    async def _perform_on_memory(self, step: MemoryStep) -> None:
+        match step:
+            case CreateMemory():
+                self._made[step.file] = await self._images.create_image(
+                    step.file, size_bytes=0, format="raw", like=None
+                )
+            case CreateStore():
+                self._made[step.file] = await self._images.create_image(
+                    step.file, size_bytes=_STORE_BYTES, format="qcow2", like=step.like, private=True
+                )
+            case SealMemory() | SealStore():
+                await self._seal(step)
+            case RemoveState():
+                await self._images.retire(step.file, "remove")
+            case KeepBranch():
+                moment = await self._moment(step.directory, step.id)
+                if step.overlays not in moment.branches:
+                    branches = (*moment.branches, step.overlays)
+                    await self._catalog.rewrite(replace(moment, branches=branches))
+            case _:
+                assert_never(step)
+
+    async def _seal(self, step: SealMemory | SealStore) -> None:
+        seal = (
+            partial(memory_files.seal_memory, step)
+            if isinstance(step, SealMemory)
+            else partial(memory_files.seal_store, step)
+        )
+        try:
+            self.state_bytes = await in_thread(seal)
+        except FileExistsError as error:
+            raise TargetExists(f"{step.file!r} exists already", file=step.file) from error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise TargetUnusable(f"cannot keep {step.file!r}: {reason}", file=step.file) from error
+
     async def _intent(self, directory: str, record_id: str) -> IntentRecord:
         records, _ = await self._catalog.read((directory,))
         for record in records:
-            if record.id == record_id and record.file_name.startswith("intent-"):
-                return record  # type: ignore[return-value]
+            if record.id == record_id and isinstance(record, IntentRecord):
+                return record
         raise TargetUnusable(f"the record {record_id} is gone from {directory}", file=directory)
+
+    async def _moment(self, directory: str, record_id: str) -> MomentRecord:
+        records, _ = await self._catalog.read((directory,))
+        for record in records:
+            if record.id == record_id and isinstance(record, MomentRecord):
+                return record
+        raise TargetUnusable(f"the moment {record_id} is gone from {directory}", file=directory)

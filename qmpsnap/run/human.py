@@ -9,9 +9,9 @@ from qmpsnap.plan.checkpoint_steps import DelVm, LoadVm, SaveVm
 
 if TYPE_CHECKING:
     from qmpsnap.plan.checkpoint_steps import CheckpointStep
-    from qmpsnap.run.session import Event, Session
+    from qmpsnap.run.session import Session
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "failed_early"]
 
 # What loadvm says before it has moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (
@@ -23,35 +23,28 @@ _EARLY = (
 )
 
 
-async def checkpoint(session: Session, step: CheckpointStep) -> float:
-    """Do the step; return the seconds from STOP to RESUME by QEMU's own clock, 0 when it did not run.
+async def checkpoint(session: Session, step: CheckpointStep) -> None:
+    """Do the step.
 
     Raises:
         CommandFailed: When the monitor has anything to say. Of a load that failed before the disks moved
             `changed` is NO, and a guest that ran runs on; of any other it is YES, and the guest stands.
         LinkLost: When the link goes; what became of it is not known.
     """
-    times: dict[str, float] = {}
-
-    def note(event: Event) -> None:
-        if event.name in {"STOP", "RESUME"}:
-            times.setdefault(event.name, event.timestamp)
-
     ran = isinstance(step, LoadVm) and await _runs(session)
-    with session.subscribe(note):
-        said = str(await session.change(step.command, step.arguments)).strip()
-        if not said:
-            return max(0.0, times["RESUME"] - times["STOP"]) if {"STOP", "RESUME"} <= set(times) else 0.0
-        match step:
-            case SaveVm():
-                raise _failed(step, f"QEMU could not take checkpoint {step.name!r}", said)
-            case DelVm():
-                raise _failed(step, f"QEMU could not delete checkpoint {step.name!r}", said)
-            case LoadVm():
-                if any(text in said for text in _EARLY):
-                    if ran:
-                        await session.change("cont", {})
-                    raise _failed(step, f"QEMU did not go back to {step.name!r}", said)
+    said = str(await session.change(step.command, step.arguments)).strip()
+    if not said:
+        return
+    match step:
+        case SaveVm():
+            raise _failed(step, f"QEMU could not take checkpoint {step.name!r}", said)
+        case DelVm():
+            raise _failed(step, f"QEMU could not delete checkpoint {step.name!r}", said)
+        case LoadVm():
+            if failed_early(said):
+                if ran:
+                    await session.change("cont", {})
+                raise _failed(step, f"QEMU did not go back to {step.name!r}", said)
     raise _failed(
         step,
         f"QEMU failed half-way back to {step.name!r}; the guest stands still, its disks are there, "
@@ -60,6 +53,11 @@ async def checkpoint(session: Session, step: CheckpointStep) -> float:
         changed=Changed.YES,
         hint="go back once more, or reset the guest before it runs (system_reset, cont)",
     )
+
+
+def failed_early(said: str) -> bool:
+    """Whether a load that failed with these words had moved nothing yet."""
+    return any(text in said for text in _EARLY)
 
 
 async def _runs(session: Session) -> bool:

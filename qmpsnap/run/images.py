@@ -45,6 +45,7 @@ class _Request:
     like: str | None
     backing: str | None
     backing_format: str | None
+    private: bool
 
 
 class Images:
@@ -97,6 +98,7 @@ class Images:
         like: str | None,
         backing: str | None = None,
         backing_format: str | None = None,
+        private: bool = False,
     ) -> Created:
         """Make an empty image exclusively, ready for QEMU and synced.
 
@@ -108,6 +110,7 @@ class Images:
             size_bytes: What the guest sees.
             format: "raw", "qcow2" or "qed".
             like: File whose owner, group, mode and label it takes; None leaves it ours, mode 0600.
+            private: Whether the mode is 0600 all the same.
             backing: Absolute path of the backing file, written as it is and not opened.
             backing_format: Its format; always given with `backing`.
 
@@ -116,7 +119,7 @@ class Images:
             TargetUnusable: When it cannot be made there, or not with that owner; the message says why.
             Unsupported: When qemu-img is not there, or the format is none of ours.
         """
-        request = _Request(file, format, size_bytes, like, backing, backing_format)
+        request = _Request(file, format, size_bytes, like, backing, backing_format, private)
         made: list[Created] = []
         try:
             return await in_thread(lambda: self._create(request, made))
@@ -203,7 +206,7 @@ class Images:
             self._fill(request, descriptor)
             _verify(request, descriptor)
             if request.like is not None:
-                _take_after(descriptor, request.like)
+                _take_after(descriptor, request.like, private=request.private)
             os.fsync(descriptor)
             sync_directory(os.path.dirname(request.file))
         except (OSError, ValueError) as error:
@@ -274,8 +277,8 @@ def _verify(request: _Request, descriptor: int) -> None:
         raise ValueError(f"its header says backing format {header.backing_format!r}")
 
 
-def _take_after(descriptor: int, like: str) -> None:
-    """Give the file owner, group, mode and label of `like`."""
+def _take_after(descriptor: int, like: str, *, private: bool) -> None:
+    """Give the file owner, group, mode and label of `like`; a private one keeps its mode."""
     try:
         model = os.stat(like)
         label = _label(like)
@@ -285,7 +288,8 @@ def _take_after(descriptor: int, like: str) -> None:
     try:
         if (model.st_uid, model.st_gid) != (ours.st_uid, ours.st_gid):
             os.fchown(descriptor, model.st_uid, model.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(model.st_mode) & 0o777)
+        if not private:
+            os.fchmod(descriptor, stat.S_IMODE(model.st_mode) & 0o777)
         if label is not None and label != _label(descriptor):
             os.setxattr(descriptor, _LABEL, label)
     except OSError as error:

@@ -22,20 +22,29 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
 from qmpsnap.plan.steps import (
+    AddNode,
     AdoptJob,
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FlushNode,
+    GuestStep,
+    LoadState,
     LoadVm,
+    MigrationStep,
     ProbeAbsent,
+    ReopenFilter,
+    SaveState,
     SaveVm,
+    SetDrive,
     StartCommit,
     StartMirror,
     StartStream,
@@ -49,7 +58,11 @@ from qmpsnap.run.host import Host
 from qmpsnap.run.human import checkpoint
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.machine import read_machine
+from qmpsnap.run.migration import Migrations
+from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import holds, working_directory
+from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -58,6 +71,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.images import Images
     from qmpsnap.run.session import Session
@@ -101,6 +115,7 @@ class LiveTarget:
         self._cwd = ""
         self._stack = AsyncExitStack()
         self._concluded: ConcludedStreams
+        self._migrations: Migrations
         self.session: Session
         self.monitor: JobMonitor
 
@@ -117,7 +132,9 @@ class LiveTarget:
         self.session = await stack.enter_async_context(self._link())
         self.monitor = await stack.enter_async_context(JobMonitor(self.session))
         self._concluded = ConcludedStreams(self.session, self.monitor)
+        self._migrations = Migrations(self.session)
         stack.enter_context(self.session.subscribe(self._concluded.note))
+        stack.enter_context(self.session.subscribe(self._migrations.note))
         self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""
 
     @property
@@ -194,8 +211,24 @@ class LiveTarget:
             return False
         return await in_thread(partial(holds, pid, files))
 
+    async def machine(self, graph: Graph) -> Machine:
+        """What the machine is beyond its disks, now."""
+        return await read_machine(self.session, graph)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the file of VM state that was written last."""
+        return self._host.state_bytes
+
+    @contextmanager
+    def stops(self) -> Iterator[Stops]:
+        """Listen to how the guest stands still."""
+        stops = Stops()
+        with self.session.subscribe(stops.note):
+            yield stops
+
     async def perform(self, step: Step) -> float:
-        """Do one step that is no wait; return the seconds that it took (a checkpoint: the standstill).
+        """Do one step, a wait for a job excepted; return the seconds that it took.
 
         Raises:
             CommandFailed: When QEMU refuses it.
@@ -203,13 +236,21 @@ class LiveTarget:
             Refused: When a file of ours cannot be made or put away.
         """
         started = time.perf_counter()
+        if isinstance(step, MigrationStep):
+            await self._migrations.perform(step)
+            return time.perf_counter() - started
+        if isinstance(step, GuestStep):
+            await self.session.change(step.command, step.arguments)
+            return time.perf_counter() - started
         match step:
             case ProbeAbsent():
                 await self._probe(step)
             case FlushNode():
                 await self._flush(step)
             case SaveVm() | LoadVm() | DelVm():
-                return await checkpoint(self.session, step)
+                await checkpoint(self.session, step)
+            case CheckRoots():
+                await check_roots(self.session, step)
             case (
                 TakeSnapshots()
                 | TakeInternal()
@@ -223,6 +264,12 @@ class LiveTarget:
                 | CancelJob()
                 | DismissJob()
                 | DeleteNode()
+                | SaveState()
+                | LoadState()
+                | DeleteState()
+                | AddNode()
+                | SetDrive()
+                | ReopenFilter()
             ):
                 await self.session.change(step.command, step.arguments)
             case AwaitJob() | AdoptJob():

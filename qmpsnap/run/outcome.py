@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.model.header import backing_path
 from qmpsnap.plan.steps import (
+    CreateMemory,
     CreateOverlay,
     CreatePlaceholder,
+    CreateStore,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DelVm,
+    LoadState,
     LoadVm,
     ProbeAbsent,
     RetireFile,
+    SaveState,
     SaveVm,
     StartMirror,
     TakeInternal,
@@ -60,11 +65,11 @@ class Done:
         chains: Files of each touched disk's chain, active first.
         active: The new active file of each disk whose root moved: start the machine from it.
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
-            checkpoint from STOP to RESUME by QEMU's own clock (0 when the guest was paused), or a
-            pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
+            checkpoint or a revert from STOP to RESUME by QEMU's own clock (0 when the guest was paused),
+            or a pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
             itself waits for. None where nothing was drained that we could measure.
         elapsed_s: Seconds of the whole operation.
-        bytes: Bytes that the job copied, as QEMU counts them.
+        bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, bytes of its VM state.
         left: Nodes of others that have no use any more, each as the command that frees it.
         invalid: Files that no longer hold their moment, under their present names.
         notes: What the caller should know.
@@ -155,7 +160,8 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
 def made_files(done: Iterable[Step]) -> tuple[str, ...]:
     """Files that these steps made."""
-    return tuple(step.file for step in done if isinstance(step, CreateOverlay | CreatePlaceholder))
+    makes = CreateOverlay | CreatePlaceholder | CreateMemory | CreateStore
+    return tuple(step.file for step in done if isinstance(step, makes))
 
 
 def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
@@ -204,9 +210,9 @@ def same(plan: Plan, graph: Graph) -> bool:
 
 def _inside(plan: Plan) -> bool:
     """Whether the plan makes or deletes snapshots inside images."""
-    return any(
-        isinstance(step, TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm) for step in plan.steps
-    )
+    ours = TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm
+    jobs = SaveState | LoadState | DeleteState
+    return any(isinstance(step, ours) or (isinstance(step, jobs) and step.disks) for step in plan.steps)
 
 
 def _snapshots(disk: Disk) -> list[list[str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_header
+from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def look(ask: Ask) -> Files:
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=records,
         bad_records=bad_records,
+        memories=MappingProxyType(memory_files.look(ask.memories)),
     )
 
 

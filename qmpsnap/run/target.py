@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job, JobStatus
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Progress", "Target", "Watch"]
+__all__ = ["Progress", "StandsStill", "Target", "Watch"]
 
 
 class Progress(Protocol):
@@ -50,6 +51,14 @@ class Watch(Protocol):
         """Return once the job concluded without an error; raise JobFailed, JobPaused or LinkLost."""
 
 
+class StandsStill(Protocol):
+    """How long the guest stood still, listened to since before the first step."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from STOP to RESUME by QEMU's clock; None: it did not, or stands still yet."""
+
+
 class Target(Protocol):
     """A machine, running or off, as the executor sees it."""
 
@@ -69,8 +78,18 @@ class Target(Protocol):
     async def jobs(self) -> tuple[Job, ...]:
         """Every job, of any client, now."""
 
+    async def machine(self, graph: Graph) -> Machine:
+        """What the machine is beyond its disks, now."""
+
     async def perform(self, step: Step) -> float:
-        """Do one step that is no wait; return the seconds that it took."""
+        """Do one step, a wait for a job excepted; return the seconds that it took."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the file of VM state that was written last."""
+
+    def stops(self) -> AbstractContextManager[StandsStill]:
+        """Listen to how the guest stands still."""
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job that is no step of a plan."""

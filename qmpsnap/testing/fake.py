@@ -24,20 +24,31 @@ from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.plan import effect
 from qmpsnap.plan.steps import (
+    AddNode,
     AdoptJob,
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DelVm,
     DismissJob,
     EndCopy,
     FinalizeJob,
     FlushNode,
+    GuestStep,
+    LoadState,
     LoadVm,
+    MigrationStep,
     ProbeAbsent,
+    ReopenFilter,
+    SaveState,
     SaveVm,
+    SealMemory,
+    SealStore,
+    SetDrive,
     StartCommit,
     StartMirror,
     StartStream,
@@ -46,13 +57,15 @@ from qmpsnap.plan.steps import (
 )
 from qmpsnap.run.jobs import Progress
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.model.files import Ask, Files
-    from qmpsnap.plan.steps import Start, Step
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.steps import Start, StateJobStep, Step
 
 __all__ = ["COMMANDS", "FakeTarget", "refused"]
 
@@ -105,6 +118,7 @@ class FakeTarget:
         files: Its files; None: those of the graph, visible.
         commands: The commands that it has.
         change: What a step does to the graph; another function than `apply` makes a QEMU that lies.
+        machine: How it stands at the beginning; None: its guest runs.
 
     Attributes:
         state: The graph as of now; set it to let the graph move behind everybody's back.
@@ -116,6 +130,7 @@ class FakeTarget:
         job_error: With what jobs end; "" with success.
         relinks: Whether a lost link can be made again.
         watched: How many watches are open.
+        guest: How it stands.
     """
 
     name = "fake"
@@ -127,6 +142,7 @@ class FakeTarget:
         files: FakeFiles | None = None,
         commands: frozenset[str] = COMMANDS,
         change: Callable[[Graph, Step], Graph] = effect.apply,
+        machine: Machine | None = None,
     ) -> None:
         self.state = graph
         self.files = files or FakeFiles(graph)
@@ -137,10 +153,11 @@ class FakeTarget:
         self.job_error = ""
         self.relinks = False
         self.watched = 0
+        self.guest = FakeMachine(machine or a_machine(graph))
         self._commands, self._change = commands, change
         self._faults: list[_Fault] = []
         self._jobs: dict[str, Job] = {}
-        self._starts: dict[str, Start] = {}
+        self._starts: dict[str, Start | StateJobStep] = {}
         self._lost = False
         self._changed = anyio.Event()
 
@@ -156,7 +173,7 @@ class FakeTarget:
         """
         self._faults.append(_Fault(at, error, happened))
 
-    def start_job(self, job: Job, start: Start) -> None:
+    def start_job(self, job: Job, start: Start | StateJobStep) -> None:
         """Let a job be there already, started by whom it may."""
         self._jobs[job.id], self._starts[job.id] = job, start
 
@@ -187,6 +204,23 @@ class FakeTarget:
         """Every job that is not dismissed."""
         await self._checkpoint()
         return tuple(job for job in self._jobs.values() if job.status is not JobStatus.NULL)
+
+    async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
+        """How the machine stands."""
+        await self._checkpoint()
+        return self.guest.now
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the file of VM state that was written last."""
+        sealed = [step for step in self.performed if isinstance(step, SealMemory | SealStore)]
+        return self.files.facts[sealed[-1].file].size if sealed else 0
+
+    @contextmanager
+    def stops(self) -> Iterator[FakeMachine]:
+        """Listen to how the guest stands still."""
+        self.guest.seconds = None
+        yield self.guest
 
     async def perform(self, step: Step) -> float:
         """Do one step; it takes 0.125 s."""
@@ -270,7 +304,7 @@ class FakeTarget:
             self._end(job_id, start)
 
     def _end(self, job_id: str, step: Step, error: str = "") -> None:
-        if not error:
+        if not error and not isinstance(step, CancelJob):
             self.state = self._change(self.state, step)
             self.files.follow(self.state)
         own = isinstance(self._starts[job_id], StartStream)  # it dismisses itself
@@ -296,14 +330,24 @@ class FakeTarget:
     def _do(self, step: Step) -> None:
         match step:
             case TakeSnapshots() | TakeInternal() | DeleteInternal() | SaveVm() | LoadVm() | DelVm():
+                if isinstance(step, SaveVm | LoadVm):
+                    self.guest.blink()
                 self.state = self._change(self.state, step)
                 self.files.follow(self.state)
             case StartStream() | StartCommit() | StartMirror():
                 self._start(step)
+            case SaveState() | LoadState() | DeleteState():
+                if not isinstance(step, DeleteState):
+                    self.guest.blink()
+                self.start_job(Job(step.job_id, step.command, JobStatus.RUNNING, length=1), step)
+                self._end(step.job_id, step, self.job_error)
+            case AddNode() | SetDrive() | ReopenFilter():
+                self.state = self._change(self.state, step)
+                self.files.follow(self.state)
             case CompleteJob():
                 self._need(step, step.job_id, JobStatus.READY)
                 start = self._starts[step.job_id]
-                assert not isinstance(start, StartStream)  # noqa: S101 - which is never READY
+                assert isinstance(start, StartCommit | StartMirror)  # noqa: S101 - no other is ever READY
                 self._end(step.job_id, CompleteJob(step.job_id, start), self.job_error)
             case EndCopy():
                 self._need(step, step.job_id, JobStatus.READY)
@@ -321,8 +365,10 @@ class FakeTarget:
                 if step.node not in self.state.nodes:
                     raise refused(f"Failed to find node with node-name='{step.node}'", command=step.command)
                 self.state = self._change(self.state, step)
-            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob():
+            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob() | CheckRoots():
                 pass
+            case _ if isinstance(step, GuestStep | MigrationStep):
+                self.guest.perform(step)
             case _:
                 self.files.perform(step)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, assert_never
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.header import Header, backing_path
-from qmpsnap.model.record import IntentRecord, moment_of
+from qmpsnap.model.memory import MemoryFact, MemoryNote
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -25,12 +26,21 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.memory_steps import (
+    CreateMemory,
+    CreateStore,
+    KeepBranch,
+    RemoveState,
+    SealMemory,
+    SealStore,
+)
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
     from qmpsnap.plan.host_steps import HostStep
+    from qmpsnap.plan.memory_steps import MemoryStep
 
 __all__ = ["FakeFiles"]
 
@@ -50,6 +60,7 @@ class FakeFiles:
         directories: What is not as usual about a directory, by path.
         records: Intent and moment records, each in its directory.
         unreadable: What a survey could not read, as "PATH: REASON".
+        memories: Files of VM state, by path.
     """
 
     def __init__(self, graph: Graph, *, shared: bool = True) -> None:
@@ -58,6 +69,7 @@ class FakeFiles:
         self.directories: dict[str, DirFact] = {}
         self.records: list[Record] = []
         self.unreadable: tuple[str, ...] = ()
+        self.memories: dict[str, MemoryFact] = {}
         self.follow(graph)
 
     @property
@@ -135,6 +147,7 @@ class FakeFiles:
             looked_in=ask.survey,
             unreadable=self.unreadable,
             records=tuple(record for record in self.records if record.directory in ask.records),
+            memories=MappingProxyType({path: self._memory(path) for path in ask.memories}),
         )
 
     def _directory(self, path: str) -> DirFact:
@@ -143,7 +156,13 @@ class FakeFiles:
             path, DirFact(path, exists=exists, writable=exists, free_bytes=1024 * MIB)
         )
 
-    def perform(self, step: HostStep) -> None:
+    def _memory(self, path: str) -> MemoryFact:
+        if path in self.memories:
+            return self.memories[path]
+        size = self.facts[path].size if path in self.facts else -1
+        return MemoryFact(path, size=size, problem="it does not end in a note of ours")
+
+    def perform(self, step: HostStep | MemoryStep) -> None:
         """Do one step on files.
 
         Raises:
@@ -173,8 +192,16 @@ class FakeFiles:
             case RetireFile(policy="rename"):
                 self._refuse_taken(step.to)
                 self.facts[step.to] = replace(self.facts.pop(step.file), path=step.to, real=step.to)
-            case RetireFile(policy="remove") | RemoveMade() | RemoveOrphan():
+            case RetireFile(policy="remove") | RemoveMade() | RemoveOrphan() | RemoveState():
                 self.facts.pop(step.file, None)
+                self.memories.pop(step.file, None)
+            case CreateMemory() | CreateStore():
+                self._refuse_taken(step.file)
+                self.put(step.file, format="raw" if isinstance(step, CreateMemory) else "qcow2", size_bytes=0)
+            case SealMemory() | SealStore():
+                self._seal(step)
+            case KeepBranch():
+                self._branch(step)
             case RetireFile():
                 pass
             case _:
@@ -186,6 +213,21 @@ class FakeFiles:
                 self.records[index] = moment_of(record)
                 return
         raise TargetUnusable(f"the record {step.id} is gone from {step.directory}", file=step.directory)
+
+    def _seal(self, step: SealMemory | SealStore) -> None:
+        self._refuse_taken(step.file)
+        fact = self.facts.pop(step.partial)
+        self.facts[step.file] = replace(fact, path=step.file, real=step.file, size=4 * MIB)
+        if isinstance(step, SealMemory):
+            note = MemoryNote(step.id, step.name, 4 * MIB, step.running, step.fingerprint)
+            self.memories[step.file] = MemoryFact(step.file, 4 * MIB, note)
+
+    def _branch(self, step: KeepBranch) -> None:
+        for index, record in enumerate(self.records):
+            if isinstance(record, MomentRecord) and record.id == step.id:
+                self.records[index] = replace(record, branches=(*record.branches, step.overlays))
+                return
+        raise TargetUnusable(f"the moment {step.id} is gone from {step.directory}", file=step.directory)
 
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:

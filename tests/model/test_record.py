@@ -52,6 +52,7 @@ def test_moment_of_names_what_each_overlay_covers():
         created="2024-05-01T12:00:00+00:00",
         overlays={"vda": "/d/o", "vdb": "/d/p"},
         covered={"vda": "/d/a", "vdb": "/d/b"},
+        chains={"vda": ("/d/a", "/d/base"), "vdb": ("/d/b",)},
         directory="/r",
     )
 

@@ -63,7 +63,15 @@ async def test_host_turns_an_intent_into_its_moment(host: Host, tmp_path: Path) 
     await host.perform(WriteRecord(place, RECORD))
     await host.perform(KeepMoment(place, RECORD.id, "n1"))
     ((moment,), _) = read_records((place,))
-    assert moment == MomentRecord(RECORD.id, "n1", RECORD.created, {"vda": "/d/o"}, {"vda": "/d/base"}, place)
+    assert moment == MomentRecord(
+        RECORD.id,
+        "n1",
+        RECORD.created,
+        {"vda": "/d/o"},
+        {"vda": "/d/base"},
+        {"vda": ("/d/base",)},
+        directory=place,
+    )
 
 
 async def test_host_says_so_when_the_record_is_gone(host: Host, tmp_path: Path) -> None:

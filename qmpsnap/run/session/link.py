@@ -104,12 +104,19 @@ class Session:
             )
         return call.result()
 
-    async def change(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+    async def change(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, fd: int | None = None
+    ) -> object:
         """Send a command that changes something; wait for its reply, however long it takes.
 
         Cancelled before it is sent, nothing is sent. Cancelled later, the reply is awaited for
         at most 30 s, then the cancellation goes on its way. `begin` does the same, and lets the
         caller see the outcome then.
+
+        Args:
+            command: What is sent.
+            arguments: With which arguments.
+            fd: A descriptor that goes with it, over a unix socket; it stays the caller's.
 
         Raises:
             CommandFailed: When QEMU answers with an error.
@@ -118,6 +125,9 @@ class Session:
             Malformed: When the reply is not QMP; `changed` is UNKNOWN.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
+        if fd is not None:
+            with suppress(QMPError, OSError):  # the command then says that it got none
+                self._client.send_fd_scm(fd)
         return await self.begin(command, arguments).reply()
 
     def begin(self, command: str, arguments: Mapping[str, object] | None = None) -> Change:

@@ -1,0 +1,149 @@
+"""What a machine is beyond its disks: how it stands, and what VM state of it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Device", "Fingerprint", "Machine"]
+
+# Run states in which a migration is still to come in: nothing can be saved, all can be loaded.
+_INCOMING = "inmigrate"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What has to be equal where VM state is loaded, and what it was saved by.
+
+    Attributes:
+        machine: QOM type of the machine, which has the machine's version in it.
+        memory: Bytes of RAM.
+        cpus: QOM type of each CPU.
+        devices: QOM type of each device, by its id or its place.
+        disks: Bytes that the guest sees of each disk, by the disk's name.
+        qemu: Version of QEMU; another one may do, so it is told and not compared.
+    """
+
+    machine: str
+    memory: int
+    cpus: tuple[str, ...]
+    devices: Mapping[str, str]
+    disks: Mapping[str, int]
+    qemu: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", MappingProxyType(dict(self.devices)))
+        object.__setattr__(self, "disks", MappingProxyType(dict(self.disks)))
+
+    def differences(self, now: Fingerprint) -> tuple[str, ...]:
+        """In what a machine differs from this one, each as a sentence's part; none: the state fits."""
+        found = []
+        if now.machine != self.machine:
+            found.append(f"the machine is {now.machine}, not {self.machine}")
+        if now.memory != self.memory:
+            found.append(f"it has {now.memory} bytes of memory, not {self.memory}")
+        if now.cpus != self.cpus:
+            found.append(f"it has {_many(now.cpus)}, not {_many(self.cpus)}")
+        found += _apart("device", self.devices, now.devices)
+        found += _apart("disk", self.disks, now.disks)
+        return tuple(found)
+
+    def to_json(self) -> dict[str, object]:
+        """The same for a record."""
+        return {
+            "machine": self.machine,
+            "memory": self.memory,
+            "cpus": list(self.cpus),
+            "devices": dict(self.devices),
+            "disks": dict(self.disks),
+            "qemu": self.qemu,
+        }
+
+    @classmethod
+    def from_json(cls, body: object) -> Fingerprint:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: When a field is missing or of the wrong shape.
+        """
+        if not isinstance(body, dict):
+            raise ValueError("a fingerprint is no object")  # noqa: TRY004  # the file is wrong, no caller is
+        try:
+            return cls(
+                machine=str(body["machine"]),
+                memory=int(body["memory"]),
+                cpus=tuple(str(one) for one in body["cpus"]),
+                devices={str(name): str(kind) for name, kind in body["devices"].items()},
+                disks={str(name): int(size) for name, size in body["disks"].items()},
+                qemu=str(body["qemu"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a fingerprint lacks {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device that a disk is plugged into.
+
+    Attributes:
+        path: Its QOM path.
+        kind: Its QOM type, as in "virtio-blk-device".
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as it stands now.
+
+    Attributes:
+        status: QEMU's run state. QAPI: RunState (run-state.json).
+        running: Whether the guest's CPUs run.
+        migration: Status of the last migration; "none" when there was none.
+        capabilities: What a migration does, by name.
+        parameters: How it does it, by name; those that we set.
+        fingerprint: What VM state fits.
+        devices: The device of each disk, by the disk's name.
+        passes_files: Whether the monitor takes open files: a unix socket does.
+    """
+
+    status: str
+    running: bool
+    migration: str
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, int | str]
+    fingerprint: Fingerprint
+    devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
+    passes_files: bool = True
+
+    @property
+    def incoming(self) -> bool:
+        """Whether it waits for VM state."""
+        return self.status == _INCOMING
+
+    @property
+    def migrating(self) -> bool:
+        """Whether a migration is under way."""
+        return self.migration not in {"none", "completed", "failed", "cancelled"}
+
+
+def _many(cpus: tuple[str, ...]) -> str:
+    kinds = ", ".join(dict.fromkeys(cpus))
+    return f"{len(cpus)} CPU{'s' if len(cpus) != 1 else ''} ({kinds})"
+
+
+def _apart(what: str, was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    found = [f"it lacks the {what} {name} ({was[name]})" for name in was if name not in now]
+    found += [f"it has another {what}, {name} ({now[name]})" for name in now if name not in was]
+    found += [
+        f"its {what} {name} is {now[name]}, not {was[name]}"
+        for name in was
+        if name in now and now[name] != was[name]
+    ]
+    return found

@@ -1,0 +1,141 @@
+"""The note at the end of a memory file: whose VM state it is, and on which layers it stands.
+
+QEMU reads a migration stream to its end mark and no further, so what follows is ours. A file that was
+cut, and a file of somebody else, have no note.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from qmpsnap.model.machine import Fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
+
+VERSION = 1
+_MAGIC = b"QMPSNAP\x01"
+_TAIL = struct.Struct(">Q8s")
+TAIL_BYTES = _TAIL.size
+MAX_NOTE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """A layer as it was when the memory was written.
+
+    Attributes:
+        disk: The disk's name.
+        file: The layer's path.
+        inode: st_ino.
+        size: Bytes.
+        modified: When it was last written, in nanoseconds since 1970.
+    """
+
+    disk: str
+    file: str
+    inode: int
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNote:
+    """What a memory file is.
+
+    Attributes:
+        id: That of the operation that wrote it.
+        name: The checkpoint's name; "" for a file of `save`.
+        stream_bytes: Bytes of QEMU's stream, which begins the file.
+        running: Whether the guest ran.
+        fingerprint: What the machine was.
+        layers: Of `save`: every layer, as it was; else none.
+    """
+
+    id: str
+    name: str
+    stream_bytes: int
+    running: bool
+    fingerprint: Fingerprint
+    layers: tuple[LayerState, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """What is appended to the stream."""
+        body = {
+            "version": VERSION,
+            "id": self.id,
+            "name": self.name,
+            "bytes": self.stream_bytes,
+            "running": self.running,
+            "fingerprint": self.fingerprint.to_json(),
+            "layers": [[one.disk, one.file, one.inode, one.size, one.modified] for one in self.layers],
+        }
+        text = json.dumps(body).encode("ascii")
+        return text + _TAIL.pack(len(text), _MAGIC)
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> MemoryNote:
+        """Read what `to_bytes` made, without its tail.
+
+        Raises:
+            ValueError: When it is no note of ours, or of another version.
+        """
+        try:
+            body = cast("Mapping[str, object]", json.loads(text))
+            if body["version"] != VERSION:
+                raise ValueError(f"version {body['version']!r}, only {VERSION} is known")
+            return cls(
+                id=str(body["id"]),
+                name=str(body["name"]),
+                stream_bytes=int(cast("int", body["bytes"])),
+                running=bool(body["running"]),
+                fingerprint=Fingerprint.from_json(body["fingerprint"]),
+                layers=tuple(
+                    LayerState(str(disk), str(file), int(inode), int(size), int(modified))
+                    for disk, file, inode, size, modified in cast(
+                        "list[tuple[str, str, int, int, int]]", body["layers"]
+                    )
+                ),
+            )
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"its note has not the expected shape: {error!r}") from error
+
+
+def note_size(tail: bytes) -> int:
+    """Bytes of the note that stands before this tail, the last `TAIL_BYTES` of a file.
+
+    Raises:
+        ValueError: When there is none.
+    """
+    if len(tail) == TAIL_BYTES:
+        size, magic = _TAIL.unpack(tail)
+        if magic == _MAGIC and size <= MAX_NOTE_BYTES:
+            return int(size)
+    raise ValueError("it does not end in a note of ours: it was cut, or somebody else wrote it")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFact:
+    """What a file of VM state is, as far as it can be told from outside.
+
+    Attributes:
+        path: As it was asked for.
+        size: Bytes; -1 when there is no such file.
+        note: Its note, or None.
+        problem: Why there is none, or "".
+    """
+
+    path: str
+    size: int = -1
+    note: MemoryNote | None = None
+    problem: str = ""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return self.size >= 0

@@ -1,0 +1,51 @@
+"""Steps on the guest: it stands still, runs on, or begins anew. Part of the vocabulary in steps.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qmpsnap.plan.job_steps import QmpStep
+
+__all__ = ["ContinueGuest", "GuestStep", "ResetGuest", "StopGuest"]
+
+Arguments = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuest(QmpStep):
+    """Let a guest that runs stand still. QAPI: stop (misc.json)."""
+
+    command: ClassVar[str] = "stop"
+
+    @property
+    def arguments(self) -> Arguments:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueGuest(QmpStep):
+    """Let it run on; does nothing, and is no event, when it runs already. QAPI: cont (misc.json)."""
+
+    command: ClassVar[str] = "cont"
+
+    @property
+    def arguments(self) -> Arguments:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ResetGuest(QmpStep):
+    """Press its reset button: its memory belongs to other disks. QAPI: system_reset (machine.json)."""
+
+    command: ClassVar[str] = "system_reset"
+
+    @property
+    def arguments(self) -> Arguments:
+        """None."""
+        return {}
+
+
+GuestStep = StopGuest | ContinueGuest | ResetGuest

@@ -1,0 +1,119 @@
+"""Makes, seals and looks at files of VM state. Blocking.
+
+They hold all that a guest had in its memory: made exclusively, mode 0600, synced before they get their
+name, and never put in the place of another file.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH116, PTH120
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
+from qmpsnap.run.disk import rename_exclusively, sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.plan.memory_steps import SealMemory, SealStore
+
+__all__ = ["look", "open_memory", "seal_memory", "seal_store"]
+
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
+    """What each of the files is; never fails."""
+    return {path: _fact(path) for path in paths}
+
+
+def open_memory(file: str, *, write: bool) -> int:
+    """Open a file of VM state to be handed to QEMU; the descriptor is the caller's to close.
+
+    Raises:
+        OSError: When it cannot be opened, or is no regular file.
+    """
+    flags = os.O_RDWR if write else os.O_RDONLY
+    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "not a regular file")
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def seal_memory(step: SealMemory) -> int:
+    """Append the note, sync, and give the file its name; return the bytes of the stream.
+
+    Raises:
+        FileExistsError: When there is a file of that name.
+        OSError: When it cannot be done; the file keeps its partial name.
+    """
+    layers = []
+    for disk, file in step.layers:
+        status = os.stat(file)
+        layers.append(LayerState(disk, file, status.st_ino, status.st_size, status.st_mtime_ns))
+    descriptor = os.open(step.partial, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        note = MemoryNote(step.id, step.name, size, step.running, step.fingerprint, tuple(layers))
+        text = note.to_bytes()
+        while text:
+            text = text[os.write(descriptor, text) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    rename_exclusively(step.partial, step.file)
+    sync_directory(os.path.dirname(step.file))
+    return size
+
+
+def seal_store(step: SealStore) -> int:
+    """Sync the store and give it its name; return the bytes that it takes.
+
+    Raises:
+        FileExistsError: When there is a file of that name.
+        OSError: When it cannot be done; the store keeps its partial name.
+    """
+    descriptor = os.open(step.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    rename_exclusively(step.partial, step.file)
+    sync_directory(os.path.dirname(step.file))
+    return size
+
+
+def _fact(path: str) -> MemoryFact:
+    try:
+        descriptor = os.open(path, _OPEN)
+    except FileNotFoundError:
+        return MemoryFact(path, problem="there is no such file")
+    except (OSError, ValueError) as error:
+        return MemoryFact(path, size=0, problem=_reason(error))
+    size = 0
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return MemoryFact(path, size=0, problem="it is no regular file")
+        size = status.st_size
+        length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
+        note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
+        if note.stream_bytes + length + TAIL_BYTES != size:
+            return MemoryFact(path, size=size, problem="its length is not what its note says")
+        return MemoryFact(path, size=size, note=note)
+    except (OSError, ValueError) as error:
+        return MemoryFact(path, size=size, problem=_reason(error))
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error)).lower()

@@ -1,0 +1,167 @@
+"""Migrations to and from files of VM state: what is set, what is passed, and how they end."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+import anyio
+
+from qmpsnap.errors import CommandFailed, MigrationFailed, TargetUnusable
+from qmpsnap.model.parse_machine import parse_migration
+from qmpsnap.plan.migration_steps import (
+    AwaitMigration,
+    CancelMigration,
+    LoadMemory,
+    PassFile,
+    ReleaseFile,
+    SaveMemory,
+    SetCapabilities,
+    SetParameters,
+)
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.memory_files import open_memory
+from qmpsnap.run.stops import Stops
+
+if TYPE_CHECKING:
+    from qmpsnap.model.parse_machine import MigrationStatus
+    from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.run.session import Event, Session
+
+__all__ = ["Migrations"]
+
+_OVER = frozenset({"none", "completed", "failed", "cancelled"})
+_FEW_BYTES = 1000  # more memory than this is written only once the devices' state is kept
+_LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
+_AGAIN = 0.25  # seconds between two looks else, should an event have been missed
+_SETTLE = 0.5  # seconds that the thread of a migration needs to end after it has `completed`
+
+
+def _writes(now: MigrationStatus) -> bool:
+    """Whether the devices' state is kept, and pages of memory follow, or all is written."""
+    return now.status == "completed" or (now.status == "active" and now.transferred > _FEW_BYTES)
+
+
+class Migrations:
+    """The migrations of one QEMU; feed it every event.
+
+    Args:
+        session: The link.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._ended = time.monotonic()  # of one that ended before our time nothing better is known
+        self._changed = anyio.Event()
+        self._stops = Stops()
+
+    def note(self, event: Event) -> None:
+        """Take note of an event."""
+        self._stops.note(event)
+        if event.name == "MIGRATION":
+            if event.data.get("status") in _OVER:
+                self._ended = time.monotonic()
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    async def status(self) -> MigrationStatus:
+        """How far the last migration is. QAPI: query-migrate."""
+        return parse_migration(await self._session.query("query-migrate"))
+
+    async def perform(self, step: MigrationStep) -> None:
+        """Do one step.
+
+        Raises:
+            CommandFailed: When QEMU refuses it.
+            MigrationFailed: When the migration failed, or did not give what was wanted.
+            TargetUnusable: When the file cannot be opened.
+            LinkLost: When the link goes.
+        """
+        match step:
+            case SetCapabilities() | SetParameters():
+                if step.values:
+                    await self._session.change(step.command, step.arguments)
+            case SaveMemory() | LoadMemory():
+                self._stops = Stops()
+                await self._session.change(step.command, step.arguments)
+            case PassFile():
+                await self._pass(step)
+            case ReleaseFile():
+                await self._release(step)
+            case CancelMigration():
+                await self._cancel(step)
+            case AwaitMigration():
+                await self._await(step)
+            case _:
+                assert_never(step)
+
+    async def _pass(self, step: PassFile) -> None:
+        try:
+            descriptor = await in_thread(partial(open_memory, step.file, write=step.write))
+        except OSError as error:
+            raise TargetUnusable(
+                f"cannot open {step.file!r}: {(error.strerror or str(error)).lower()}", file=step.file
+            ) from error
+        try:
+            await self._session.change(step.command, step.arguments, fd=descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def _release(self, step: ReleaseFile) -> None:
+        """Succeed also when QEMU has closed it already, as it does at the end of a migration."""
+        try:
+            await self._session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            if "not found" not in error.desc and "does not exist" not in error.desc:
+                raise
+
+    async def _cancel(self, step: CancelMigration) -> None:
+        if (await self.status()).status in _OVER:
+            return
+        await self._session.change(step.command, step.arguments)
+        while (await self.status()).status not in _OVER:
+            await self._next(_AGAIN)
+        self._ended = time.monotonic()
+
+    async def _await(self, step: AwaitMigration) -> None:
+        match step.until:
+            case "settled":
+                while (now := await self.status()).status not in _OVER:
+                    await self._next(_AGAIN)
+                if now.status != "none":
+                    # Started too early, the next one kills QEMU 7.2 and hangs 10.0; nothing tells when.
+                    await anyio.sleep(max(0.0, self._ended + _SETTLE - time.monotonic()))
+            case "writing":
+                # No event tells that the first page is written.
+                while not _writes(await self._look()):
+                    await self._next(_LOOK)
+            case "completed":
+                while (now := await self._look()).status != "completed":
+                    await self._next(_AGAIN)
+                self._ended = time.monotonic()
+                if step.once and self._stops.count > 0:
+                    raise MigrationFailed(
+                        "QEMU had to stop the guest once more before it kept the memory: that is later "
+                        "than the disks, and of no use",
+                        error="the guest was stopped twice",
+                        hint="try again",
+                    )
+            case _:
+                assert_never(step.until)
+
+    async def _look(self) -> MigrationStatus:
+        """How far it is; raise when it has failed."""
+        now = await self.status()
+        if now.status in {"failed", "cancelled"}:
+            self._ended = time.monotonic()
+            text = now.error or f"it was {now.status}, QEMU gives no reason"
+            raise MigrationFailed(f"QEMU could not move the VM state: {text}", error=text)
+        return now
+
+    async def _next(self, seconds: float) -> None:
+        """Wait for the next event of a migration, at most so many seconds."""
+        changed = self._changed
+        with anyio.move_on_after(seconds):
+            await changed.wait()

@@ -1,0 +1,39 @@
+"""How long, and how often, the guest stood still: by QEMU's own clock, from STOP to RESUME."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qmpsnap.run.session import Event
+
+__all__ = ["Stops"]
+
+
+class Stops:
+    """Takes note of STOP and RESUME; feed it every event of an operation."""
+
+    def __init__(self) -> None:
+        self._stopped: float | None = None
+        self._closed: list[float] = []
+        self._count = 0
+
+    def note(self, event: Event) -> None:
+        """Take note of an event."""
+        if event.name == "STOP":
+            self._count += 1
+            if self._stopped is None:
+                self._stopped = event.timestamp
+        elif event.name == "RESUME" and self._stopped is not None:
+            self._closed.append(max(0.0, event.timestamp - self._stopped))
+            self._stopped = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds in which the guest stood still, and runs on since; None: it never stood still."""
+        return sum(self._closed) if self._closed else None
+
+    @property
+    def count(self) -> int:
+        """How often it was stopped."""
+        return self._count

@@ -1,0 +1,168 @@
+"""The way back of an operation: what was done is taken back, or it is said what has to stay.
+
+Used by the operation alone, in the task that nothing cancels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import (
+    Changed,
+    CommandFailed,
+    Interrupted,
+    JobFailed,
+    JobPaused,
+    LinkLost,
+    QmpsnapError,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CancelJob,
+    DismissJob,
+    FinishRecord,
+    ReleaseFile,
+    RemoveMade,
+    StartCommit,
+    StartStream,
+    TakeSnapshots,
+)
+from qmpsnap.plan.undo import taking_back, unseen
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.outcome import by_qemu, made_files, same
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.run.course import Course
+    from qmpsnap.run.target import Target, Watch
+
+__all__ = ["EndedWell", "WayBack"]
+
+_log = get_logger("qmpsnap.run")
+
+
+class EndedWell(Exception):
+    """The job that was to be cancelled had ended with success."""
+
+
+class WayBack:
+    """Takes one operation back.
+
+    Args:
+        target: The machine.
+        course: How far the operation has come.
+    """
+
+    def __init__(self, target: Target, course: Course) -> None:
+        self._target = target
+        self._course = course
+
+    async def go(self, error: QmpsnapError | None, watch: Watch) -> QmpsnapError:
+        """Take back what was done; return the error, or that it was stopped as asked, saying what is left.
+
+        Raises:
+            EndedWell: When the job that was to be cancelled had ended with success: there is but the way on.
+            LinkLost: When the link goes meanwhile.
+        """
+        course = self._course
+        left = await self._take_back(watch)
+        if error is None:
+            error = Interrupted("stopped as asked, and what was done is undone")
+        graph = await self._look() if course.sent else course.graph
+        if graph is not None:
+            course.graph = graph
+            course.moved |= not same(course.plan, graph)
+        course.say(error)
+        if graph is None and not course.moved:
+            error.changed = Changed.UNKNOWN
+        if not course.moved:
+            left += by_qemu(course.tried)
+        error.left = (*error.left, *left, *self._overlays())
+        return error
+
+    def _overlays(self) -> tuple[str, ...]:
+        """Overlays that stay in their chains although no moment has them, each with what folds it."""
+        plan = self._course.plan
+        taken = next((one for one in self._course.done if isinstance(one, TakeSnapshots)), None)
+        if taken is None or plan.op != "checkpoint":
+            return ()
+        return tuple(
+            f"{one.file} (the guest writes to it: qmpsnap commit {one.disk} --top {one.file} "
+            f"--base {one.backing} folds it)"
+            for one in taken.overlays
+        )
+
+    async def _take_back(self, watch: Watch) -> tuple[str, ...]:
+        """Undo in reverse; return what has to stay."""
+        left: list[str] = []
+        course = self._course
+        held: frozenset[str] | None = None if course.sent else frozenset()
+        keeps = course.moved and course.plan.invalid_if_stopped
+        for step in taking_back(course.done, loaded=course.loaded):
+            if isinstance(step, FinishRecord) and keeps:
+                continue  # the one place that says which files hold no moment any more
+            if isinstance(step, RemoveMade):
+                held = await self._held(made_files(course.done)) if held is None else held
+                if step.file in held:
+                    left.append(f"{step.file} (QEMU may have it open)")
+                    continue
+            await self._undo_step(step, watch, left)
+        return tuple(left)
+
+    async def _undo_step(self, step: Step, watch: Watch, left: list[str]) -> None:
+        try:
+            if isinstance(step, AwaitJob):
+                await watch.until_concluded()
+                raise EndedWell
+            await self._target.perform(step)
+        except LinkLost:
+            raise
+        except (JobFailed, JobPaused):
+            pass  # cancelled, or failed before: concluded either way
+        except CommandFailed as error:
+            # it had ended, or is gone: as was wanted
+            if not isinstance(step, CancelJob | DismissJob | ReleaseFile):
+                left.append(f"{step.command} {step.arguments}: {error.desc}")
+        except QmpsnapError as error:
+            left.append(f"{step.command} {step.arguments}: {error}")
+
+    async def _look(self) -> Graph | None:
+        """The graph as of now; None when it cannot be read although QEMU answers."""
+        try:
+            return await self._target.graph()
+        except LinkLost:
+            raise
+        except QmpsnapError as error:
+            _log.warning("graph.unreadable", vm=self._target.name, reason=str(error))
+            return None
+
+    async def _held(self, files: tuple[str, ...]) -> frozenset[str]:
+        """Which of the files QEMU has in its graph, as read now; all when it cannot be read."""
+        graph = await self._look()
+        return frozenset(files if graph is None else (node.file for node in graph.nodes.values()))
+
+    async def after_loss(self, error: LinkLost) -> None:
+        """Connect once more and let the error say what is known; files stay, be they in use or not."""
+        course, plan = self._course, self._course.plan
+        made = made_files(course.done)
+        if not course.sent:
+            error.changed, error.left = Changed.NO, made
+            return
+        writes = any(isinstance(step, StartStream | StartCommit) for step in course.tried)
+        error.changed = Changed.YES if course.moved else Changed.UNKNOWN
+        error.invalid = plan.invalid_if_stopped if course.moved or writes else ()
+        error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
+        error.hint = f"connect again and look: qmpsnap chain, qmpsnap jobs; {course.later}".removesuffix("; ")
+        if not await self._target.relink() or any(map(unseen, course.tried)):
+            return
+        try:
+            graph = await self._target.graph()
+            alive = any(job.id == plan.job_id for job in await self._target.jobs())
+        except QmpsnapError:
+            return
+        held = {node.file for node in graph.nodes.values()}
+        error.left = tuple(file for file in made if file not in held)
+        course.moved |= not same(plan, graph) or (alive and writes)
+        if course.moved or not alive:
+            course.say(error)
