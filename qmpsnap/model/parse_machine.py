@@ -77,7 +77,7 @@ def device_path(qdev: str) -> str:
 
 
 def parse_machine(
-    answers: Sequence[object], kinds: Mapping[str, str], graph: Graph, *, passes_files: bool
+    answers: Sequence[object], kinds: Mapping[str, str], graph: Graph, *, cpu: str, passes_files: bool
 ) -> Machine:
     """Join the answers.
 
@@ -85,6 +85,7 @@ def parse_machine(
         answers: Return values of `MACHINE_QUERIES`, in their order.
         kinds: QOM type of each disk's device, by the disk's name; disks without a device are missing.
         graph: The block graph, for the disks' sizes.
+        cpu: QOM type of the CPUs.
         passes_files: Whether the monitor takes open files.
 
     Raises:
@@ -96,7 +97,7 @@ def parse_machine(
         fingerprint = Fingerprint(
             machine=str(machine),
             memory=_memory(cast("Raw", memory)),
-            cpus=tuple(_cpu(one) for one in cast("list[Raw]", cpus)),
+            cpus=(cpu,) * len(cast("list[Raw]", cpus)),
             devices={
                 f"{place}{one['name']}": _kind(str(one["type"]))
                 for place, rows in zip(("", "/"), plugged, strict=True)
@@ -128,11 +129,6 @@ def parse_machine(
 
 def _memory(row: Raw) -> int:
     return int(cast("int", row["base-memory"])) + int(cast("int", row.get("plugged-memory", 0)))
-
-
-def _cpu(row: Raw) -> str:
-    """Kind of a CPU: its QOM path ends in it, or in an index of its place."""
-    return str(row.get("target", "")) + ":" + str(row.get("qom-path", "")).rpartition("/")[2]
 
 
 def _kind(child: str) -> str:

@@ -31,9 +31,15 @@ Arguments = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class CreateMemory(HostOnly):
-    """Make an empty file that takes a stream of VM state; QEMU gets it open."""
+    """Make an empty file that takes a stream of VM state; QEMU gets it open.
+
+    Attributes:
+        file: The file.
+        reserve_bytes: Bytes of the disk that are taken for it beforehand, so that there is room for certain.
+    """
 
     file: str
+    reserve_bytes: int = 0
     command: ClassVar[str] = "create-memory"
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from qmpsnap.plan.job_steps import QmpStep, WaitStep
 
 __all__ = [
+    "AwaitClosed",
     "AwaitMigration",
     "CancelMigration",
     "LoadMemory",
@@ -138,9 +139,15 @@ class ReleaseFile(QmpStep):
 
 @dataclass(frozen=True, slots=True)
 class SaveMemory(QmpStep):
-    """Begin to write VM state to a file. QAPI: migrate (migration.json)."""
+    """Begin to write VM state to a file. QAPI: migrate (migration.json).
+
+    Attributes:
+        uri: Where to.
+        may_stop: As in AwaitMigration.
+    """
 
     uri: str
+    may_stop: bool = True
     command: ClassVar[str] = "migrate"
 
     @property
@@ -164,8 +171,13 @@ class LoadMemory(QmpStep):
 
 @dataclass(frozen=True, slots=True)
 class CancelMigration(QmpStep):
-    """Stop a migration, and return once it has stopped. QAPI: migrate_cancel (migration.json)."""
+    """Stop a migration, and return once it has stopped. QAPI: migrate_cancel (migration.json).
 
+    Attributes:
+        wait: Whether to wait for its end instead: QEMU 7.2 hangs the guest when that runs on meanwhile.
+    """
+
+    wait: bool = False
     command: ClassVar[str] = "migrate_cancel"
 
     @property
@@ -180,19 +192,38 @@ class AwaitMigration(WaitStep):
 
     Attributes:
         until: "settled": the one before is over, its thread too. "writing": the state of the devices is
-            kept and the pages of memory follow, so that the guest may run on. "completed": all is written.
-        once: With "completed": whether the guest may have stood still once only. QEMU saves a later memory
-            than the disks when it has to stop the guest a second time.
+            kept and the pages of memory follow, so that the guest may run on. "saved": all is written by a
+            guest that stands still. "kept": all is written while it ran on; QEMU keeps a later memory
+            than the disks when it had to stop the guest a second time, and that is a failure. "loaded".
+        may_stop: Whether it may be given up meanwhile. QEMU 7.2 hangs a guest for good whose memory it
+            was to write while it ran on, when that is cancelled.
     """
 
-    until: Literal["settled", "writing", "completed"]
-    once: bool = False
+    until: Literal["settled", "writing", "saved", "kept", "loaded"]
+    may_stop: bool = True
     command: ClassVar[str] = "await-migration"
 
     @property
     def arguments(self) -> Arguments:
         """What is waited for."""
-        return {"until": self.until, "once": self.once}
+        return {"until": self.until}
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitClosed(WaitStep):
+    """Wait until QEMU has closed the file: then its thread has ended, and all is handed to the kernel.
+
+    Started before that, the next migration kills QEMU. The lock that `PassFile` leaves on the file goes
+    with QEMU's last descriptor of it; no event tells.
+    """
+
+    file: str
+    command: ClassVar[str] = "await-closed"
+
+    @property
+    def arguments(self) -> Arguments:
+        """The file."""
+        return {"file": self.file}
 
 
 MigrationStep = (
@@ -204,4 +235,5 @@ MigrationStep = (
     | LoadMemory
     | CancelMigration
     | AwaitMigration
+    | AwaitClosed
 )

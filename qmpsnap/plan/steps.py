@@ -43,6 +43,7 @@ from qmpsnap.plan.memory_steps import (
     SealStore,
 )
 from qmpsnap.plan.migration_steps import (
+    AwaitClosed,
     AwaitMigration,
     CancelMigration,
     LoadMemory,
@@ -63,6 +64,7 @@ __all__ = [
     "AddNode",
     "AddStore",
     "AdoptJob",
+    "AwaitClosed",
     "AwaitJob",
     "AwaitMigration",
     "CancelJob",

@@ -8,6 +8,7 @@ from qmpsnap.plan.steps import (
     AddNode,
     AddStore,
     AdoptJob,
+    AwaitClosed,
     AwaitJob,
     AwaitMigration,
     CancelJob,
@@ -164,7 +165,7 @@ def undo(step: Step) -> tuple[Step, ...]:
         case SetCapabilities() | SetParameters() | PassFile():
             return (step.back(),)
         case SaveMemory():
-            return (CancelMigration(),)
+            return (CancelMigration(wait=not step.may_stop),)
         case StopGuest():
             return (ContinueGuest(),)
         case (
@@ -186,6 +187,7 @@ def undo(step: Step) -> tuple[Step, ...]:
             | DelVm()
             | LoadMemory()
             | AwaitMigration()
+            | AwaitClosed()
             | CancelMigration()
             | ReleaseFile()
             | ContinueGuest()

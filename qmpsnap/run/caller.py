@@ -102,7 +102,8 @@ class Caller:
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait, group.cancel_scope)
-            group.start_soon(wish, group.cancel_scope)
+            if step.may_stop:
+                group.start_soon(wish, group.cancel_scope)
         if failure:
             raise failure[0]
         return done

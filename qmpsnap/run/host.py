@@ -103,6 +103,8 @@ class Host:
                 self._made[step.file] = await self._images.create_image(
                     step.file, size_bytes=0, format="raw", like=None
                 )
+                if step.reserve_bytes:
+                    await self._reserve(step)
             case CreateStore():
                 self._made[step.file] = await self._images.create_image(
                     step.file, size_bytes=_STORE_BYTES, format="qcow2", like=step.like, private=True
@@ -118,6 +120,16 @@ class Host:
                     await self._catalog.rewrite(replace(moment, branches=branches))
             case _:
                 assert_never(step)
+
+    async def _reserve(self, step: CreateMemory) -> None:
+        try:
+            await in_thread(partial(memory_files.reserve, step.file, step.reserve_bytes))
+        except OSError as error:
+            await self._images.remove_created(self._made.pop(step.file))
+            reason = (error.strerror or str(error)).lower()
+            raise TargetUnusable(
+                f"there is no room of {step.reserve_bytes} bytes for {step.file!r}: {reason}", file=step.file
+            ) from error
 
     async def _seal(self, step: SealMemory | SealStore) -> None:
         seal = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import CommandFailed
+from qmpsnap.errors import CommandFailed, Malformed
 from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
     from qmpsnap.run.session import Session
 
-__all__ = ["read_machine"]
+__all__ = ["read_machine", "run_state"]
 
 
 async def read_machine(session: Session, graph: Graph) -> Machine:
@@ -31,12 +31,29 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
     query-cpus-fast, qom-get, qom-list.
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
-    answers, kinds = await asyncio.gather(
+    answers, cpu, kinds = await asyncio.gather(
         asyncio.gather(*(session.query(command, arguments) for command, arguments in MACHINE_QUERIES)),
+        _cpu(session),
         asyncio.gather(*(_kind(session, disk) for disk in disks)),
     )
     known = {disk.name: kind for disk, kind in zip(disks, kinds, strict=True) if kind}
-    return parse_machine(answers, known, graph, passes_files=session.is_unix)
+    return parse_machine(answers, known, graph, cpu=cpu, passes_files=session.is_unix)
+
+
+async def run_state(session: Session) -> str:
+    """QEMU's run state, now. QAPI: query-status (run-state.json)."""
+    answer = await session.query("query-status")
+    if not isinstance(answer, dict):
+        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {answer!r}")
+    return str(answer.get("status"))
+
+
+async def _cpu(session: Session) -> str:
+    """QOM type of the first CPU; all are alike."""
+    cpus = await session.query("query-cpus-fast")
+    if not isinstance(cpus, list) or not cpus:
+        raise Malformed(f"QEMU's answer to query-cpus-fast has not the expected shape: {cpus!r}")
+    return str(await session.query("qom-get", {"path": cpus[0]["qom-path"], "property": "type"}))
 
 
 async def _kind(session: Session, disk: Disk) -> str:

@@ -9,6 +9,9 @@ name, and never put in the place of another file.
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 
     from qmpsnap.plan.memory_steps import SealMemory, SealStore
 
-__all__ = ["look", "open_memory", "seal_memory", "seal_store"]
+__all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store"]
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -34,16 +39,55 @@ def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
 def open_memory(file: str, *, write: bool) -> int:
     """Open a file of VM state to be handed to QEMU; the descriptor is the caller's to close.
 
+    A file to be written is locked, and the lock stays with QEMU's descriptor until that is closed.
+
     Raises:
-        OSError: When it cannot be opened, or is no regular file.
+        OSError: When it cannot be opened or locked, or is no regular file.
     """
-    flags = os.O_RDWR if write else os.O_RDONLY
+    flags = os.O_WRONLY if write else os.O_RDONLY  # QEMU compares the flags, and takes no O_RDWR
     descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(0, "not a regular file")  # noqa: TRY301 - closed below
+        if write:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.set_blocking(descriptor, True)
+    except OSError:
         os.close(descriptor)
-        raise OSError(0, "not a regular file")
-    os.set_blocking(descriptor, True)
+        raise
     return descriptor
+
+
+def is_closed(file: str) -> bool:
+    """Whether QEMU has closed the file that it was given to write.
+
+    Raises:
+        OSError: When it cannot be looked at.
+    """
+    descriptor = os.open(file, _OPEN)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def reserve(file: str, size_bytes: int) -> None:
+    """Take so many bytes on the disk for a file, which keeps its length.
+
+    Raises:
+        OSError: When there is no room; a file system that cannot reserve is no error.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if _LIBC.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
+            number = ctypes.get_errno()
+            if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
 
 
 def seal_memory(step: SealMemory) -> int:
@@ -64,6 +108,7 @@ def seal_memory(step: SealMemory) -> int:
         text = note.to_bytes()
         while text:
             text = text[os.write(descriptor, text) :]
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size)  # gives back what was reserved beyond
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -12,6 +12,7 @@ import anyio
 from qmpsnap.errors import CommandFailed, MigrationFailed, TargetUnusable
 from qmpsnap.model.parse_machine import parse_migration
 from qmpsnap.plan.migration_steps import (
+    AwaitClosed,
     AwaitMigration,
     CancelMigration,
     LoadMemory,
@@ -22,7 +23,8 @@ from qmpsnap.plan.migration_steps import (
     SetParameters,
 )
 from qmpsnap.run.disk import in_thread
-from qmpsnap.run.memory_files import open_memory
+from qmpsnap.run.machine import run_state
+from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Migrations:
         self._session = session
         self._ended = time.monotonic()  # of one that ended before our time nothing better is known
         self._changed = anyio.Event()
+        self._settled = False  # whether the last one is known to be over, its thread too
         self._stops = Stops()
 
     def note(self, event: Event) -> None:
@@ -63,6 +66,7 @@ class Migrations:
         if event.name == "MIGRATION":
             if event.data.get("status") in _OVER:
                 self._ended = time.monotonic()
+            self._settled = False
             self._changed.set()
             self._changed = anyio.Event()
 
@@ -84,7 +88,7 @@ class Migrations:
                 if step.values:
                     await self._session.change(step.command, step.arguments)
             case SaveMemory() | LoadMemory():
-                self._stops = Stops()
+                self._stops, self._settled = Stops(), False
                 await self._session.change(step.command, step.arguments)
             case PassFile():
                 await self._pass(step)
@@ -94,6 +98,8 @@ class Migrations:
                 await self._cancel(step)
             case AwaitMigration():
                 await self._await(step)
+            case AwaitClosed():
+                await self._until_closed(step.file)
             case _:
                 assert_never(step)
 
@@ -120,7 +126,8 @@ class Migrations:
     async def _cancel(self, step: CancelMigration) -> None:
         if (await self.status()).status in _OVER:
             return
-        await self._session.change(step.command, step.arguments)
+        if not step.wait:
+            await self._session.change(step.command, step.arguments)
         while (await self.status()).status not in _OVER:
             await self._next(_AGAIN)
         self._ended = time.monotonic()
@@ -130,26 +137,44 @@ class Migrations:
             case "settled":
                 while (now := await self.status()).status not in _OVER:
                     await self._next(_AGAIN)
-                if now.status != "none":
-                    # Started too early, the next one kills QEMU 7.2 and hangs 10.0; nothing tells when.
+                if now.status != "none" and not self._settled:
+                    # Started too early, the next one kills QEMU; of another client's nothing tells more.
                     await anyio.sleep(max(0.0, self._ended + _SETTLE - time.monotonic()))
             case "writing":
                 # No event tells that the first page is written.
                 while not _writes(await self._look()):
                     await self._next(_LOOK)
-            case "completed":
-                while (now := await self._look()).status != "completed":
-                    await self._next(_AGAIN)
-                self._ended = time.monotonic()
-                if step.once and self._stops.count > 0:
+            case "saved":
+                await self._completed()
+                await self._until_state("postmigrate", there=True)  # `cont` is refused before
+            case "kept":
+                await self._completed()
+                if self._stops.count > 0:
                     raise MigrationFailed(
                         "QEMU had to stop the guest once more before it kept the memory: that is later "
                         "than the disks, and of no use",
                         error="the guest was stopped twice",
                         hint="try again",
                     )
+            case "loaded":
+                await self._completed()
+                await self._until_state("inmigrate", there=False)
             case _:
                 assert_never(step.until)
+
+    async def _completed(self) -> None:
+        while (await self._look()).status != "completed":
+            await self._next(_AGAIN)
+
+    async def _until_state(self, state: str, *, there: bool) -> None:
+        """Wait until the run state is that one, or no more; it follows `completed`, without an event."""
+        while (await run_state(self._session) == state) is not there:
+            await self._next(_LOOK)
+
+    async def _until_closed(self, file: str) -> None:
+        while not await in_thread(partial(is_closed, file)):
+            await self._next(_LOOK)
+        self._settled = True
 
     async def _look(self) -> MigrationStatus:
         """How far it is; raise when it has failed."""

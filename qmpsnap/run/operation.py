@@ -240,7 +240,7 @@ class Operation:
             course.moved = False
 
     async def _wait_migration(self, step: AwaitMigration) -> None:
-        """Wait for a migration; until it is complete the caller may stop it, whatever else is done."""
+        """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""
         course = self._course
         course.tried.append(step)
         if not await self._caller.wait_migration(step, self._target):

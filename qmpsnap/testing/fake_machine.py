@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.model.machine import Device, Fingerprint, Machine
 from qmpsnap.plan.steps import (
+    AwaitClosed,
     AwaitMigration,
     CancelMigration,
     ContinueGuest,
@@ -112,7 +113,7 @@ class FakeMachine:
                 self._stand("paused", running=False)
             case CancelMigration():
                 self.now = replace(self.now, migration="cancelled")
-            case AwaitMigration() | ResetGuest():
+            case AwaitMigration() | AwaitClosed() | ResetGuest():
                 pass
             case _:
                 assert_never(step)
