@@ -30,7 +30,8 @@ class Held:
         id: Internal: the snapshot's id in the image; "" for an external one.
         vm_state_size: Internal: bytes of VM state that the image keeps with it.
         in_chain: Whether `file` is where the moment is read from: for an external one the layer just
-            below its overlay, for an internal one the active layer. A stream or a commit changes that.
+            below its overlay, for an internal one the active layer. A stream, a commit or a revert
+            changes that.
         invalid: Whether a commit has written into `file` since.
     """
 
@@ -53,7 +54,8 @@ class Moment:
         kind: "external" (overlays began there) or "internal" (inside the images).
         created: ISO 8601 time in UTC; of an internal one the earliest of its parts.
         held: One part for each image that has it, in the order of the disks, active layer first.
-        current: Whether a disk writes to the overlay that began there.
+        current: Whether a disk writes to an overlay that began there.
+        record: External: what was written down of it; None for an internal one.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Moment:
     created: str
     held: tuple[Held, ...]
     current: bool = False
+    record: MomentRecord | None = None
 
     @property
     def disks(self) -> tuple[str, ...]:
@@ -68,8 +71,21 @@ class Moment:
         return tuple(dict.fromkeys(one.disk for one in self.held))
 
     @property
+    def mode(self) -> str:
+        """How its VM state is kept: "stop", "background", "in-place", "internal", or "": disks alone."""
+        if self.record is not None and self.record.state is not None:
+            return self.record.state.mode
+        return "internal" if self.vm_state_size else ""
+
+    @property
+    def vm_state_file(self) -> str:
+        """The file that keeps its VM state, or ""; of an internal one the images do."""
+        state = self.record.state if self.record is not None else None
+        return state.file if state is not None else ""
+
+    @property
     def vm_state_size(self) -> int:
-        """Bytes of VM state kept with it; 0: disks alone."""
+        """Bytes of VM state inside the images; 0: none there."""
         return sum(one.vm_state_size for one in self.held)
 
     @property
@@ -102,12 +118,14 @@ class Moments:
 def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool = True) -> Moments:
     """Every moment of the graph's disks.
 
-    A record whose overlays are in no chain tells nothing about these disks, and is left out.
+    A record is of these disks when an overlay that began there is in a chain, or when it is of one family
+    with such a record: a revert leaves layers aside to which another revert can come back. Others are left
+    out: machines that share a base image keep their records in one place.
     """
     known = tuple(records)
     invalid = {file for one in known if isinstance(one, IntentRecord) for file in one.invalid}
-    found = [_external(graph, one, invalid) for one in known if isinstance(one, MomentRecord)]
-    moments = [one for one in found if one.held]
+    ours = _family(graph, [one for one in known if isinstance(one, MomentRecord)])
+    moments = [_external(graph, one, invalid) for one in ours]
     parts: dict[str, list[tuple[float, Held]]] = {}
     for disk in graph.disks.values():
         for name, date, held in _internal(disk):
@@ -124,28 +142,59 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     return Moments(tuple(moments), MappingProxyType(current), records_seen)
 
 
+def _family(graph: Graph, records: list[MomentRecord]) -> list[MomentRecord]:
+    """Records of these disks: by overlays in their chains, and by layers that such a record knows.
+
+    Where the guest writes to the layer that held a moment, its overlay was folded into that.
+    """
+    files = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
+    written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
+    found: list[MomentRecord] = []
+    pending = records
+    while pending:
+        begun = {
+            one.id: {(disk, file) for disk in one.covered for file in one.began(disk)} for one in pending
+        }
+        near = [
+            one
+            for one in pending
+            if begun[one.id] & files or (_stands_in(one, found) and not written & set(one.covered.items()))
+        ]
+        if not near:
+            break
+        found += near
+        pending = [one for one in pending if one not in near]
+    return [one for one in records if one in found]
+
+
+def _stands_in(record: MomentRecord, family: list[MomentRecord]) -> bool:
+    """Whether the record covers an overlay that began at a moment of the family."""
+    return any(record.covered.get(disk) in other.began(disk) for other in family for disk in record.covered)
+
+
 def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:
     held = []
     current = False
     for disk in graph.disks.values():
-        overlay = record.overlays.get(disk.name, "")
-        if overlay not in disk.files:
-            continue
-        index = disk.files.index(overlay)
         covered = record.covered.get(disk.name, "")
-        below = disk.files[index + 1] if index + 1 < len(disk.files) else None
+        if not covered:
+            continue
+        begun = [file for file in record.began(disk.name) if file in disk.files]
+        overlay = begun[0] if begun else record.overlays.get(disk.name, "")
+        index = disk.files.index(overlay) if begun else -1
+        below = disk.files[index + 1] if begun and index + 1 < len(disk.files) else None
         held.append(
             Held(
                 disk.name,
                 covered,
                 overlay=overlay,
-                allocated=disk.layers[index].allocated,
+                allocated=disk.layers[index].allocated if begun else None,
                 in_chain=covered == below,
                 invalid=covered in invalid,
             )
         )
         current |= index == 0
-    return Moment(record.name, "external", record.created, tuple(held), current)
+    return Moment(record.name, "external", record.created, tuple(held), current, record)
 
 
 def _internal(disk: Disk) -> Iterable[tuple[str, float, Held]]:

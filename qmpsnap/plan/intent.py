@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "Checkpoint",
     "CheckpointIntent",
     "CheckpointInternal",
     "Commit",
@@ -19,10 +20,17 @@ __all__ = [
     "Folded",
     "Intent",
     "Mirror",
+    "Mode",
     "OnError",
+    "PrepareRevert",
+    "Restore",
+    "Revert",
+    "RevertIncoming",
     "RevertInternal",
+    "Save",
     "Snapshot",
     "SnapshotInternal",
+    "StateIntent",
     "Stream",
     "Sync",
 ]
@@ -38,6 +46,10 @@ Ending = Literal["pivot", "finish"]
 
 Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
+
+
+Mode = Literal["stop", "background", "in-place"]
+"""How a checkpoint keeps the memory: the guest stands still, or runs on, or goes back in the same QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,5 +201,80 @@ class Mirror:
     speed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """VM state in a file of its own, and overlays on every writable disk, at one instant.
+
+    Attributes:
+        name: The checkpoint's name.
+        mode: How the memory is kept; a guest that is paused is kept by "stop" where "background" is asked.
+        memory: Path of the file of VM state; absolute; "": beside the first disk's active layer.
+    """
+
+    name: str
+    mode: Mode = "stop"
+    memory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """The machine goes back to a moment, in the same QEMU.
+
+    Attributes:
+        name: The moment's name.
+        leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
+        discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
+    """
+
+    name: str
+    leave: tuple[str, ...] = ()
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRevert:
+    """Overlays on a moment's layers, for a new QEMU to start from; the machine itself goes on.
+
+    Attributes:
+        name: The moment's name.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevertIncoming:
+    """A QEMU that was started on prepared overlays, and waits for its VM state, gets it.
+
+    Attributes:
+        name: The checkpoint's name.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """VM state goes to a file, and the guest stands still from then on.
+
+    Attributes:
+        file: Path of the file; absolute.
+    """
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """A QEMU that waits for its VM state gets that of a file which `Save` made.
+
+    Attributes:
+        file: Path of the file; absolute.
+    """
+
+    file: str
+
+
+StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore
 CheckpointIntent = CheckpointInternal | RevertInternal | DeleteCheckpoint
-Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | Stream | Commit | Mirror
+Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | StateIntent | Stream | Commit | Mirror

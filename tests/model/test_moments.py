@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.moments import Held, Moment, find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -18,9 +20,10 @@ LATER = MomentRecord(
 
 def test_moments_tell_which_file_holds_what_and_what_is_current() -> None:
     found = find_moments(CHAIN, (LATER, FIRST))
+    first, later = (Held("vda", one, overlay=on, allocated=196_616) for one, on in ((BASE, S1), (S1, S2)))
     assert found.moments == (
-        Moment("first", "external", FIRST.created, (Held("vda", BASE, overlay=S1, allocated=196_616),)),
-        Moment("later", "external", LATER.created, (Held("vda", S1, overlay=S2, allocated=196_616),), True),
+        Moment("first", "external", FIRST.created, (first,), record=FIRST),
+        Moment("later", "external", LATER.created, (later,), current=True, record=LATER),
     )
     assert found.current == {"vda": "later"}
     assert [one.allocated for one in found.moments] == [196_616, 196_616]
@@ -74,3 +77,23 @@ def test_moments_of_one_name_and_both_kinds_are_two() -> None:
 
 def test_moments_have_no_current_one_where_no_record_tells() -> None:
     assert find_moments(CHAIN, (FIRST,)).current == {"vda": None}
+
+
+BRANCH = replace(FIRST, branches=({"vda": "/images/r1.qcow2"},))
+
+
+def test_moments_are_current_at_an_overlay_that_a_revert_made() -> None:
+    found = find_moments(graph(vda="base <- r1*"), (BRANCH,))
+    assert found.moments[0].held == (Held("vda", BASE, overlay="/images/r1.qcow2", allocated=196_616),)
+    assert found.current == {"vda": "first"}
+
+
+def test_moments_know_those_that_a_revert_left_aside() -> None:
+    found = find_moments(graph(vda="base <- r1*"), (LATER, BRANCH))
+    assert [(one.name, one.held[0].in_chain) for one in found.moments] == [("first", True), ("later", False)]
+
+
+def test_moments_leave_out_those_of_another_machine_on_the_same_base() -> None:
+    theirs = MomentRecord("x", "theirs", FIRST.created, {"vda": "/images/o.qcow2"}, {"vda": BASE})
+    found = find_moments(graph(vda="base <- r1*"), (theirs, BRANCH))
+    assert [one.name for one in found.moments] == ["first"]
