@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Passage", "machine_of", "refuse_jobs", "refuse_memory_place", "refuse_state", "state_file"]
+__all__ = [
+    "Passage",
+    "file_number",
+    "machine_of",
+    "refuse_jobs",
+    "refuse_memory_place",
+    "refuse_state",
+    "state_file",
+]
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"
@@ -47,6 +55,11 @@ def machine_of(scene: Scene) -> Machine:
     """The machine beyond its disks, which the scene has for every operation on VM state."""
     assert scene.machine is not None  # noqa: S101 - planner.needs_machine says so
     return scene.machine
+
+
+def file_number(token: str) -> int:
+    """What QEMU knows an open file by: a number that fits in its 31 bits."""
+    return int(token, 16) & 0x7FFFFFFF
 
 
 def refuse_jobs(scene: Scene) -> None:
