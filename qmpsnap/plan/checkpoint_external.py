@@ -189,7 +189,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
         new.record,
         made=(*new.record.made, state.partial),
         state=state,
-        was=Settings(running=machine.running),
+        was=Settings(running=machine.running, process=machine.process),
     )
     stop, go_on = _around(machine)
     job = record.id

@@ -360,7 +360,7 @@ def _intent_record(
         overlays={one.disk.name: one.root.file for one in new},
         name=name,
         state=state,
-        was=Settings(running=machine.running) if machine is not None else None,
+        was=Settings(running=machine.running, process=machine.process) if machine is not None else None,
     )
 
 
