@@ -75,7 +75,7 @@ def change(intent: Intent, *, dry_run: bool, progress: bool = False) -> None:
         plan = await vm.plan(intent)
         if dry_run:
             return plan
-        bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
+        bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
         with signals.operation(plan.job_id, bar):
             return await vm.run(plan, hooks(signals, bar))
 
