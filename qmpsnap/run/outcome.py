@@ -74,6 +74,8 @@ class Done:
         invalid: Files that no longer hold their moment, under their present names.
         notes: What the caller should know.
         job_id: Id that the job had, or "".
+        prepared: Of each disk the overlay that a new QEMU is to be started from.
+        memory: The file of VM state that this QEMU is to be given, or "".
     """
 
     op: str
@@ -87,6 +89,8 @@ class Done:
     notes: tuple[str, ...] = ()
     job_id: str = ""
     changed: bool = True
+    prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    memory: str = ""
 
     def to_json(self) -> dict[str, object]:
         """The result as `--json` prints it."""
@@ -101,6 +105,8 @@ class Done:
             "left": list(self.left),
             "invalid": list(self.invalid),
             "notes": list(self.notes),
+            "prepared": dict(self.prepared),
+            "memory": self.memory,
         }
 
 
