@@ -14,6 +14,7 @@ from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.executor import Executor
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
+from qmpsnap.vm_state import StateVerbs
 
 if TYPE_CHECKING:
     import os
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VM"]
 
 
-class VM(JobVerbs, MomentVerbs):
+class VM(JobVerbs, MomentVerbs, StateVerbs):
     """One machine.
 
     Methods that change something read the graph, plan, run, and read the graph again. A cancelled
@@ -109,6 +110,9 @@ class VM(JobVerbs, MomentVerbs):
         graph = await self._target.graph()
         question = planner.ask(intent, graph, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
+        more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
+        if more is not None:
+            files = await self._target.look(more, graph)
         machine = await self._target.machine(graph) if planner.needs_machine(intent) else None
         return await self._complete(graph, files, machine)
 

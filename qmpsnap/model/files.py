@@ -36,6 +36,7 @@ class Ask:
         survey: Directories whose images' headers are read (not those below them).
         records: Directories of records, of which most will not exist.
         memories: Files of VM state.
+        fresh: Overlays, each with the layer that it was made on, of which is asked whether they have data.
     """
 
     files: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Ask:
     survey: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
     memories: tuple[str, ...] = ()
+    fresh: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class FileFact:
         backing: The one name of the file that it stands on; None when its header names no local file.
         problem: Why it cannot be looked at, or what is wrong with its header; else "".
         modified: When it was last written, in seconds since 1970; 0 when it is missing.
+        modified_ns: The same in whole nanoseconds.
     """
 
     path: str
@@ -73,6 +76,7 @@ class FileFact:
     backing: str | None = None
     problem: str = ""
     modified: float = 0.0
+    modified_ns: int = 0
 
     @property
     def taken(self) -> bool:
@@ -122,6 +126,7 @@ class Files:
         records: Intent and moment records of the directories asked for.
         bad_records: What lies in these and is no record of ours, as "PATH: REASON".
         memories: Files of VM state, by the path that was asked for.
+        fresh: Overlays among those asked for that never got any data.
     """
 
     shared: bool = False
@@ -133,6 +138,7 @@ class Files:
     records: tuple[Record, ...] = ()
     bad_records: tuple[str, ...] = ()
     memories: Mapping[str, MemoryFact] = field(default_factory=lambda: MappingProxyType({}))
+    fresh: frozenset[str] = frozenset()
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

@@ -110,10 +110,17 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter node above or between the layers of a disk."""
+    """A filter node above or between the layers of a disk.
+
+    Attributes:
+        node: node-name.
+        driver: QEMU's driver name.
+        group: Of a throttle: its group, where QEMU tells.
+    """
 
     node: str
     driver: str
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

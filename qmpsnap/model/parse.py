@@ -69,6 +69,16 @@ def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -
         ) from error
 
 
+def _group(row: Raw) -> str:
+    """The group of a throttle: QEMU tells it in the json: file name alone."""
+    try:
+        options = json.loads(_text(row["file"]).removeprefix("json:"))
+    except (ValueError, RecursionError):
+        return ""
+    group = options.get("throttle-group") if isinstance(options, dict) else None
+    return group if isinstance(group, str) else ""
+
+
 def _rows(answer: object) -> list[Raw]:
     if not isinstance(answer, list):
         raise TypeError(f"a list was expected, not {type(answer).__name__}")
@@ -182,7 +192,7 @@ class _Join:
             if node is None:
                 raise GraphMoved(name)
             if node.driver in FILTER_DRIVERS:
-                filters.append(Filter(name, node.driver))
+                filters.append(Filter(name, node.driver, _group(entries[name])))
             else:
                 layers.append(_layer(node, entries[name], local=node.file in paths))
             below = cast("Raw | None", below.get("backing"))

@@ -61,8 +61,9 @@ class Plan:
     """What will be done, in full, before anything is.
 
     Attributes:
-        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal",
-            "delete-checkpoint", "stream", "commit" or "mirror".
+        op: "snapshot", "snapshot-internal", "delete", "checkpoint", "checkpoint-internal", "revert",
+            "revert-prepare", "revert-internal", "save", "restore", "delete-checkpoint", "stream", "commit"
+            or "mirror".
         intent: What was asked for; None for the rest of an interrupted operation.
         disks: Names of the disks that the plan touches.
         stages: In order.
@@ -75,6 +76,8 @@ class Plan:
         invalid_if_stopped: Files that no longer hold their moment when it fails or is cancelled.
         notes: What the caller should know.
         resumes: Steps that an earlier run had done, to be taken back if this one fails or is stopped.
+        prepared: Overlays that are made for another QEMU to start from, by disk.
+        memory: The file of VM state that it is to load, or "".
         vanished: Why the operation can't be called a success although nothing is left to do, or "".
     """
 
@@ -91,6 +94,8 @@ class Plan:
     invalid_if_stopped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     resumes: tuple[Step, ...] = ()
+    prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    memory: str = ""
     vanished: str = ""
 
     @property

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.plan import checkpoint, commit, delete, internal, mirror, snapshot, stream
+from qmpsnap.plan import (
+    checkpoint,
+    checkpoint_external,
+    commit,
+    delete,
+    internal,
+    mirror,
+    revert,
+    save,
+    snapshot,
+    stream,
+)
 from qmpsnap.plan.intent import (
+    Checkpoint,
     CheckpointInternal,
     Commit,
     Delete,
     DeleteCheckpoint,
     Intent,
     Mirror,
+    PrepareRevert,
+    Restore,
+    Revert,
+    RevertIncoming,
     RevertInternal,
+    Save,
     Snapshot,
     SnapshotInternal,
     Stream,
 )
 
 if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask
+    from qmpsnap.model.files import Ask, Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "needs_machine", "plan"]
+__all__ = ["ask", "ask_again", "needs_machine", "plan"]
 
 
 def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -47,6 +64,14 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             return delete.ask(intent, graph, state_dir=state_dir)
         case CheckpointInternal() | RevertInternal() | DeleteCheckpoint():
             return checkpoint.ask(intent, graph, state_dir=state_dir)
+        case Checkpoint():
+            return checkpoint_external.ask(intent, graph, state_dir=state_dir)
+        case Revert() | PrepareRevert() | RevertIncoming():
+            return revert.ask(intent, graph, state_dir=state_dir)
+        case Save():
+            return save.ask_save(intent, graph, state_dir=state_dir)
+        case Restore():
+            return save.ask_restore(intent, graph, state_dir=state_dir)
         case Stream():
             return stream.ask(intent, graph, state_dir=state_dir)
         case Commit():
@@ -57,9 +82,18 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             assert_never(intent)
 
 
+def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = "") -> Ask | None:
+    """What has to be known besides, now that the records have been read; None: nothing."""
+    if isinstance(intent, Revert | PrepareRevert | RevertIncoming):
+        return revert.ask_again(intent, graph, files, state_dir=state_dir)
+    return None
+
+
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    return isinstance(intent, CheckpointInternal | RevertInternal)
+    return isinstance(
+        intent, CheckpointInternal | RevertInternal | Checkpoint | Revert | RevertIncoming | Save | Restore
+    )
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:
@@ -81,6 +115,18 @@ def plan(intent: Intent, scene: Scene) -> Plan:
             return checkpoint.plan_revert(intent, scene)
         case DeleteCheckpoint():
             return checkpoint.plan_delete(intent, scene)
+        case Checkpoint():
+            return checkpoint_external.plan(intent, scene)
+        case Revert():
+            return revert.plan(intent, scene)
+        case PrepareRevert():
+            return revert.plan_prepare(intent, scene)
+        case RevertIncoming():
+            return revert.plan_incoming(intent, scene)
+        case Save():
+            return save.plan_save(intent, scene)
+        case Restore():
+            return save.plan_restore(intent, scene)
         case Stream():
             return stream.plan(intent, scene)
         case Commit():

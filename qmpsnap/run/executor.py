@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
@@ -78,6 +80,15 @@ class Executor:
                 operation.stop.set()
                 await self._ended(task, plan.op)
                 raise
+
+    async def put_away(self, plan: Plan) -> None:
+        """Remove the overlays that a plan made and that nobody wrote to; what cannot be removed stays."""
+        for step in plan.steps:
+            if isinstance(step, CreateOverlay):
+                try:
+                    await self._target.perform(RemoveOrphan(step.file, step.backing))
+                except QmpsnapError as error:
+                    _log.warning("overlay.left", file=step.file, reason=str(error))
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job: pause, resume, speed, cancel.

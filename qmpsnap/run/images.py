@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,7 @@ class Images:
             ask: What to look at.
             shared: Whether our file system is QEMU's; if not, nothing is looked at.
         """
-        return await in_thread(partial(survey.look, ask)) if shared else Files(shared=False)
+        return await in_thread(partial(_look, ask)) if shared else Files(shared=False)
 
     async def create_overlay(
         self,
@@ -243,6 +243,11 @@ class Images:
         if done.returncode != 0:
             said = os.fsdecode(done.stderr).strip().removeprefix("qemu-img: ").removeprefix(f"{_ITSELF}: ")
             raise TargetUnusable(f"cannot make {request.file!r}: {said}", file=request.file)
+
+
+def _look(ask: Ask) -> Files:
+    fresh = frozenset(file for file, backing in ask.fresh if put_away.fresh(file, backing) is not None)
+    return replace(survey.look(ask), fresh=fresh)
 
 
 def _check(request: _Request) -> None:

@@ -31,6 +31,7 @@ from qmpsnap.plan.steps import (
     AwaitMigration,
     DismissJob,
     FinishRecord,
+    KeepBranch,
     LoadState,
     RetireFile,
     SealMemory,
@@ -128,6 +129,8 @@ class Operation:
         except EndedWell:
             await self._on(watch)
             return
+        if self._course.loaded and self._plan.moves and self._course.graph is not None:
+            await self._caller.tell_pivot(moved_roots(self._plan, self._course.graph))
         raise told
 
     def _result(self, elapsed: float, stops: StandsStill) -> Done:
@@ -278,7 +281,8 @@ class Operation:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""
         failed: list[tuple[Step, QmpsnapError]] = []
         for step in stage.steps:
-            if isinstance(step, FinishRecord) and any(isinstance(one, RetireFile) for one, _ in failed):
+            needed = RetireFile | KeepBranch
+            if isinstance(step, FinishRecord) and any(isinstance(one, needed) for one, _ in failed):
                 continue
             try:
                 await self._perform(step)

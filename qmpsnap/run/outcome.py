@@ -74,8 +74,8 @@ class Done:
         invalid: Files that no longer hold their moment, under their present names.
         notes: What the caller should know.
         job_id: Id that the job had, or "".
-        prepared: Of each disk the overlay that a new QEMU is to be started from.
-        memory: The file of VM state that this QEMU is to be given, or "".
+        prepared: Overlays that were made for another QEMU to start from, by disk.
+        memory: The file of VM state that it is to load, or "".
     """
 
     op: str
@@ -105,8 +105,7 @@ class Done:
             "left": list(self.left),
             "invalid": list(self.invalid),
             "notes": list(self.notes),
-            "prepared": dict(self.prepared),
-            "memory": self.memory,
+            **({"prepared": dict(self.prepared), "memory": self.memory} if self.prepared else {}),
         }
 
 
@@ -149,6 +148,8 @@ def outcome(plan: Plan, graph: Graph) -> Done:
         invalid=plan.invalid,
         notes=plan.notes,
         job_id=plan.job_id,
+        prepared=plan.prepared,
+        memory=plan.memory,
     )
 
 

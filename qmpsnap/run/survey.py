@@ -119,6 +119,7 @@ class _Survey:
             device=status.st_dev,
             inode=status.st_ino,
             modified=status.st_mtime,
+            modified_ns=status.st_mtime_ns,
             header=header,
             real=self._name(path),
             backing=backing,

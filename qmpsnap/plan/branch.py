@@ -1,0 +1,241 @@
+"""A new branch from a moment: an overlay on the layer of each disk that holds it, and the way to it."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.header import backing_path
+from qmpsnap.model.names import among_devices, digest, node_name, owned_node, stem
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.scene import refuse_place, unique
+from qmpsnap.plan.steps import (
+    AddNode,
+    CreateOverlay,
+    DeleteNode,
+    NewRoot,
+    ReopenFilter,
+    SetDrive,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.header import Header
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import MomentRecord
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["Branch", "branch_file", "branch_files", "branch_token", "branches"]
+
+# QOM types of devices whose root was changed under a real guest, which then read the new data.
+_TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One disk's new branch.
+
+    Attributes:
+        disk: The disk.
+        root: What it reads once it is there.
+        was: What it reads now.
+        make: The step that makes the overlay.
+        inside: Index of the layer that holds the moment in the disk's present chain; None: it is not there.
+    """
+
+    disk: Disk
+    root: NewRoot
+    was: NewRoot
+    make: CreateOverlay
+    inside: int | None
+
+    @property
+    def add(self) -> AddNode:
+        """The step that opens the overlay, on the layer's node where there is one."""
+        backing = self.disk.layers[self.inside].node if self.inside is not None else None
+        return AddNode(self.root.node, self.root.file, backing=backing)
+
+    def move(self, machine: Machine) -> SetDrive | ReopenFilter:
+        """The step that gives the disk its new root.
+
+        Raises:
+            Unsupported: When the device is of a kind that was not tried, or under another filter.
+        """
+        disk = self.disk
+        active = disk.active.node
+        closes = active.startswith(("#", "qmpsnap-")) and not owned_node(active)
+        if disk.root != active:
+            (above, *more) = disk.filters
+            if more or above.driver != "throttle" or not above.group:
+                raise Unsupported(
+                    f"{disk.name} is under the filter {above.node!r} ({above.driver})",
+                    feature=f"going back under a {above.driver}",
+                    hint="let the job that made it end; a throttle alone is no hindrance",
+                )
+            return ReopenFilter(self.root, above.node, above.group, self.was, closes)
+        device = machine.devices.get(disk.name)
+        if device is None or device.kind not in _TRIED or _nested(device.path, device.kind):
+            kind = device.kind if device else "no device"
+            raise Unsupported(
+                f"{disk.name} is {kind} ({device.path if device else disk.qdev!r}), whose root cannot be "
+                "changed under a guest for certain",
+                feature=f"going back in place on {kind}",
+                hint="go back into a new QEMU: qmpsnap revert NAME --prepare",
+            )
+        return SetDrive(self.root, device.path, self.was, closes)
+
+    @property
+    def frees(self) -> tuple[DeleteNode, ...]:
+        """The steps that free the nodes of ours that the disk leaves behind."""
+        left = self.disk.layers[: self.inside] if self.inside is not None else self.disk.layers
+        return tuple(DeleteNode(layer.node) for layer in left if owned_node(layer.node))
+
+
+def branch_token(record: MomentRecord, graph: Graph) -> str:
+    """Eight hex digits of which all names of a revert are made: others for each branch of the moment."""
+    return digest("revert", record.id, len(record.branches), sorted(graph.chains().items()))
+
+
+def branch_file(disk: Disk, name: str, token: str) -> str:
+    """Where the overlay goes: beside the active layer, `STEM-of-base.NAME-TOKEN.qcow2`.
+
+    Raises:
+        TargetUnusable: When the active layer is no file.
+    """
+    active = disk.active.file
+    if not disk.active.local or among_devices(active):
+        raise TargetUnusable(
+            f"the active layer of {disk.name} is no file ({active}), so there is no place beside it",
+            file=active,
+            hint="a disk can stay as it is: --leave",
+        )
+    return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}-{token}.qcow2")
+
+
+def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
+    """Files that have to be known for new branches from the moment."""
+    chains = (file for files in record.chains.values() for file in files)
+    begun = (file for disk in record.covered for file in record.began(disk))
+    present = (file for disk in record.covered if disk in graph.disks for file in graph.disks[disk].files)
+    known = (*present, *record.covered.values(), *chains, *begun)
+    return unique(file for file in known if file.startswith("/"))
+
+
+def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tuple[Branch, ...]:
+    """A new branch of each of the disks; or refuse.
+
+    Raises:
+        NotInChain: When a layer does not hold the moment any more.
+        TargetExists: When an overlay's file is there already.
+        TargetUnusable: When an overlay cannot be made.
+        Unsupported: When the disk has another size than it had.
+    """
+    return tuple(_branch(moment, disk, token, scene) for disk in disks)
+
+
+def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
+    record = moment.record
+    assert record is not None  # noqa: S101 - an external moment has one
+    covered = record.covered[disk.name]
+    _refuse_invalid(moment, disk, covered, scene)
+    inside = disk.files.index(covered) if covered in disk.files else None
+    if inside == 0:
+        raise NotInChain(
+            f"{disk.name} writes to {covered}, which held {moment.name!r}: its overlay was folded into it",
+            hint="there is nothing to go back to",
+        )
+    chain = _present(disk, inside) if inside is not None else _left_aside(record, disk, scene)
+    file = branch_file(disk, moment.name, token)
+    if scene.files.files[file].taken:
+        raise TargetExists(f"{file} exists already and was not touched", file=file, hint="look what it is")
+    refuse_place(scene, file)
+    size = disk.active.virtual_size
+    fact = scene.files.files.get(covered)
+    then = fact.header.virtual_size if fact is not None and fact.header is not None else size
+    if inside is not None:
+        then = disk.layers[inside].virtual_size
+    if then != size:
+        raise Unsupported(
+            f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
+            feature="going back to another size in place",
+            hint="go back into a new QEMU: qmpsnap revert NAME --prepare",
+        )
+    names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
+    new, old = (node_name(one, owned=True) for one in names)
+    active = disk.active
+    closes = active.node.startswith(("#", "qmpsnap-")) and not owned_node(active.node)
+    return Branch(
+        disk=disk,
+        root=NewRoot(disk.name, new, file, "qcow2", covered, chain),
+        was=NewRoot(
+            disk.name,
+            old if closes else active.node,
+            active.file,
+            active.format,
+            active.backing,
+            tuple((layer.file, layer.format) for layer in disk.layers[1:]),
+        ),
+        make=CreateOverlay(file, size, covered, chain[0][1], active.file),
+        inside=inside,
+    )
+
+
+def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:
+    return tuple((layer.file, layer.format) for layer in disk.layers[inside:])
+
+
+def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
+    """Files and formats of a chain that is not open: as recorded, and as the headers still say.
+
+    The format of a layer is what the overlay on it records; nothing is probed.
+    """
+    files = record.chains.get(disk.name, ())
+    above = next((file for file in record.began(disk.name) if _header(scene, file)), "")
+    header = _header(scene, above)
+    if not files or header is None:
+        raise NotInChain(
+            f"{record.name!r} of {disk.name} is left aside, and no overlay that began there tells its format",
+            hint=f"it was {record.covered[disk.name]}",
+        )
+    found: list[tuple[str, str]] = []
+    for file in files:
+        fact = scene.files.files.get(file)
+        named = backing_path(header.backing, of=above) if header and header.backing else None
+        expected = scene.files.real(file)
+        if fact is None or fact.kind == "missing" or header is None or not header.backing_format:
+            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or was never recorded whole")
+        if named is None or scene.files.real(posixpath.normpath(named)) != expected:
+            raise NotInChain(
+                f"{above} stands on {header.backing!r} by now, not on {file}: the chain of {record.name!r} "
+                "was changed since"
+            )
+        found.append((file, header.backing_format))
+        above, header = file, fact.header
+    if header is not None and header.backing:
+        raise NotInChain(f"{above} stands on {header.backing!r}, which {record.name!r} did not")
+    return tuple(found)
+
+
+def _header(scene: Scene, file: str) -> Header | None:
+    fact = scene.files.files.get(file)
+    return fact.header if fact is not None else None
+
+
+def _refuse_invalid(moment: Moment, disk: Disk, covered: str, scene: Scene) -> None:
+    invalid = {file for one in scene.files.records if isinstance(one, IntentRecord) for file in one.invalid}
+    chain = (moment.record.chains.get(disk.name, ()) if moment.record else ()) or (covered,)
+    for file in chain:
+        if file in invalid:
+            raise NotInChain(
+                f"{file} holds no moment any more: a commit has written into it",
+                hint=f"{moment.name!r} of {disk.name} is lost",
+            )
+
+
+def _nested(path: str, kind: str) -> bool:
+    """Whether the device lies inside another one: a stick's disk keeps its chain whatever it answers."""
+    depth = path.count("/")
+    return depth != (4 if kind == "virtio-blk-device" else 3)

@@ -1,0 +1,224 @@
+"""Plan of an external checkpoint: VM state in a file of its own, overlays on all disks, one instant.
+
+stop         the guest stands still, memory goes to a file, overlays are put on, on it goes
+background   overlays are put on while it stands still for a moment; memory is written as it runs on
+in-place     as stop, the memory into a qcow2 store: going back needs no new QEMU
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import TargetUnusable, Unsupported
+from qmpsnap.model.names import digest, node_name
+from qmpsnap.model.record import KeptState, Settings
+from qmpsnap.plan import overlays
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Snapshot
+from qmpsnap.plan.internal import refuse_taken
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import unique
+from qmpsnap.plan.steps import (
+    AddStore,
+    AwaitClosed,
+    AwaitJob,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    CreateStore,
+    DeleteNode,
+    DismissJob,
+    KeepMoment,
+    SaveMemory,
+    SaveState,
+    SealMemory,
+    SealStore,
+    StopGuest,
+    TakeSnapshots,
+    WriteRecord,
+)
+from qmpsnap.plan.vm_state import (
+    Passage,
+    machine_of,
+    refuse_jobs,
+    refuse_memory_place,
+    refuse_state,
+    state_file,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.intent import Checkpoint, Mode
+    from qmpsnap.plan.overlays import Overlays
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+_POSTMIGRATE = (
+    "the machine stays paused, in the state postmigrate: until it has run, no memory can be written to a "
+    "file once more (--mode in-place has no such price)"
+)
+
+
+def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system."""
+    question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir)
+    files = [
+        file
+        for mode in ("stop", "in-place")
+        for path in (_file(intent, mode, graph),)
+        for file in (path, f"{path}.partial")
+    ]
+    places = [posixpath.dirname(file) for file in files]
+    return replace(
+        question,
+        files=(*question.files, *files),
+        directories=unique((*question.directories, *places)),
+    )
+
+
+def plan(intent: Checkpoint, scene: Scene) -> Plan:
+    """Plan a checkpoint; or refuse.
+
+    Raises:
+        BadName: When the name is outside the grammar.
+        TargetExists: When a moment of the machine has the name, or a file that is to be made is there.
+        TargetUnusable: When a file cannot be made, or there may be no room for the memory.
+        NodeBusy: When a job or a migration is under way.
+        Unsupported: When a disk, the machine's state or this QEMU does not allow it.
+    """
+    refuse_jobs(scene)
+    refuse_taken(intent.name, scene)
+    new = overlays.prepare("checkpoint", Snapshot(intent.name), scene)
+    machine = machine_of(scene)
+    # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
+    mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
+    refuse_state(machine, migrates=mode != "in-place")
+    if not scene.files.shared:
+        raise Unsupported(
+            "QEMU's files are not visible from here, so no file of VM state can be made for it",
+            feature="VM state in files that are not visible",
+            hint="run where they are, or keep it inside the images: checkpoint --mode internal",
+        )
+    if not new.place:
+        raise TargetUnusable(
+            "no directory for records can be written, and without a record nobody finds a checkpoint",
+            file=new.disks[0].base.file,
+            hint="say one: --state-dir DIR",
+        )
+    file = _file(intent, mode, scene.graph)
+    state = KeptState(mode, file, "", machine.running, machine.fingerprint)
+    refuse_memory_place(scene, file, state.partial)
+    stages = _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine)
+    notes = list(new.notes)
+    if mode != intent.mode:
+        notes.append("the guest is paused, so its memory is written as by --mode stop")
+    if mode == "stop" and not machine.running:
+        notes.append(_POSTMIGRATE)
+    return Plan(
+        op="checkpoint",
+        intent=intent,
+        disks=new.names,
+        stages=stages,
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=new.names,
+        notes=tuple(notes),
+    )
+
+
+def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
+    """Where the VM state goes."""
+    if intent.memory:
+        return intent.memory
+    first = next((disk for disk in graph.disks.values() if disk.layers and not disk.read_only), None)
+    if first is None:
+        return ""  # refused for want of a disk
+    return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
+
+
+def _stream(new: Overlays, state: KeptState, machine: Machine) -> tuple[Stage, ...]:
+    """A stream, for a new QEMU."""
+    background = state.mode == "background"
+    passage = Passage(machine, state.partial, int(new.token, 16), background=background)
+    record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
+    save = SaveMemory(passage.passed.uri, passage.may_stop)
+    take = TakeSnapshots(new.overlays)
+    stop, go_on = _around(machine)
+    steps: tuple[Step, ...]
+    kept: tuple[Step, ...] = ()
+    if background:
+        writing = AwaitMigration("writing", passage.may_stop)
+        steps = (*stop, take, save, *passage.released, writing, *go_on)
+        kept = (AwaitMigration("kept", passage.may_stop),)
+    else:
+        steps = (*stop, save, *passage.released, AwaitMigration("saved"), take, *go_on)
+    seal = SealMemory(state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint)
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateMemory(state.partial, passage.reserve_bytes),
+                *passage.before,
+            ),
+        ),
+        Stage("take the checkpoint", steps, verify=True),
+        Stage("keep the memory", (*kept, AwaitClosed(state.partial), seal)),
+        Stage(
+            "put the settings back, and keep the moment",
+            (*passage.after, KeepMoment(new.place, record.id, record.name)),
+            tidy=True,
+        ),
+    )
+
+
+def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -> tuple[Stage, ...]:
+    """A store, for any QEMU; memory first, so that a failure of it leaves the disks as they are."""
+    tag = f"qmpsnap-{new.token}"
+    state = replace(state, tag=tag)
+    node = node_name(digest(new.token, "store", avoid=scene.names), owned=True)
+    record = replace(
+        new.record,
+        made=(*new.record.made, state.partial),
+        state=state,
+        was=Settings(running=machine.running),
+    )
+    stop, go_on = _around(machine)
+    job = record.id
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateStore(state.partial, new.disks[0].active.file),
+                AddStore(node, state.partial),
+            ),
+        ),
+        Stage(
+            "take the checkpoint",
+            (
+                *stop,
+                SaveState(job, tag, (("", node),)),
+                AwaitJob(job, "concluded"),
+                DismissJob(job),
+                TakeSnapshots(new.overlays),
+                *go_on,
+            ),
+            verify=True,
+        ),
+        Stage("keep the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
+        Stage("keep the moment", (KeepMoment(new.place, record.id, record.name),), tidy=True),
+    )
+
+
+def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What lets a guest that runs stand still, and run on."""
+    return ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())

@@ -1,0 +1,381 @@
+"""Plans of going back to an external moment: in place, or by overlays for a new QEMU.
+
+    disks alone          new roots, then the guest is reset: its memory belongs to other disks
+    in-place             new roots, then the VM state is loaded from its store
+    stop, background     overlays now (prepare), the memory into a QEMU that was started on them (incoming)
+
+What was written since is kept in the layers that are left aside.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import AmbiguousName, MachineDiffers, NotInChain, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.moments import find_moments
+from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.save import load_steps, refuse_other, whole_note
+from qmpsnap.plan.scene import local_chains, refuse_busy, state_questions, unique, with_parents
+from qmpsnap.plan.steps import (
+    AddStore,
+    AwaitJob,
+    CheckRoots,
+    ContinueGuest,
+    DeleteNode,
+    DismissJob,
+    FinishRecord,
+    KeepBranch,
+    LoadState,
+    ResetGuest,
+    RetireFile,
+    SetDrive,
+    StopGuest,
+    WriteRecord,
+)
+from qmpsnap.plan.vm_state import machine_of, refuse_jobs, refuse_state
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import KeptState, MomentRecord, Record
+    from qmpsnap.plan.branch import Branch
+    from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "ask_again", "moment_named", "plan", "plan_incoming", "plan_prepare"]
+
+
+def ask(intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system, first: which moments there are."""
+    del intent
+    return Ask(records=state_questions(graph, state_dir))
+
+
+def ask_again(
+    intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, files: Files, *, state_dir: str = ""
+) -> Ask:
+    """What it wants to know then: the files of the moment."""
+    question = ask(intent, graph, state_dir=state_dir)
+    record = _record_named(intent.name, graph, files.records)
+    if record is None:
+        return question
+    token = branch_token(record, graph)
+    disks = [graph.disks[name] for name in record.covered if name in graph.disks]
+    made = [branch_file(disk, intent.name, token) for disk in disks if disk.layers and disk.active.local]
+    fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
+    state = record.state.file if record.state is not None else ""
+    return replace(
+        question,
+        files=unique((*branch_files(record, graph), *made, *((state,) if state else ()))),
+        directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
+        memories=(state,) if state else (),
+        fresh=fresh,
+    )
+
+
+def plan(intent: Revert, scene: Scene) -> Plan:
+    """Plan to go back to an external moment in the same QEMU; or refuse.
+
+    Raises:
+        UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+        Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
+        NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
+        MachineDiffers: When the machine is not the one that it was.
+        NodeBusy: When a job or a migration is under way.
+        TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
+    """
+    moment = moment_named(intent.name, scene)
+    record = _record_of(moment)
+    machine = machine_of(scene)
+    state = record.state
+    if state is not None and state.mode != "in-place":
+        raise Unsupported(
+            f"the memory of {intent.name!r} was taken by --mode {state.mode}: only a new QEMU can load it",
+            feature=f"going back to a checkpoint of mode {state.mode} in place",
+            hint=f"qmpsnap revert {intent.name} --prepare, start a QEMU on these files, then --into-incoming",
+        )
+    refuse_jobs(scene)
+    refuse_state(machine, migrates=False)
+    disks = _disks(intent, moment, scene)
+    if state is not None:
+        _refuse_store(state, machine, scene, intent.name)
+    token = branch_token(record, scene.graph)
+    new = branches(moment, disks, token, scene)
+    load, store = _load(state, token, scene)
+    moves = tuple(one.move(machine) for one in new)
+    stop, go_on = ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())
+    intent_record = _intent_record(intent.name, new, state, machine, token, scene)
+    steps: tuple[Step, ...] = (
+        *stop,
+        *moves,
+        *_check(new, moves),
+        *(load or (ResetGuest(),)),
+        *go_on,
+    )
+    tidy: tuple[Step, ...] = (
+        *(DeleteNode(one.node) for one in store),
+        *(free for one in new for free in one.frees),
+        KeepBranch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
+        *(RetireFile(one.was.file, "remove", "") for one in new if intent.discard),
+        FinishRecord(record.directory, (intent_record.id,)),
+    )
+    notes = [] if state is not None else ["the guest is reset: its memory belongs to the disks as they were"]
+    if intent.leave:
+        notes.append(f"stays as it is: {', '.join(intent.leave)}")
+    return Plan(
+        op="revert",
+        intent=intent,
+        disks=tuple(one.disk.name for one in new),
+        stages=(
+            Stage(
+                "make the overlays",
+                (
+                    WriteRecord(record.directory, intent_record),
+                    *(one.make for one in new),
+                    *(one.add for one in new),
+                    *store,
+                ),
+            ),
+            Stage(f"go back to {intent.name!r}", steps, verify=True),
+            Stage("put everything away", tidy, tidy=True),
+        ),
+        before=scene.graph,
+        after=apply_all(scene.graph, steps),
+        moves=tuple(one.disk.name for one in new),
+        notes=tuple(notes),
+    )
+
+
+def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
+    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine goes on. Or refuse.
+
+    Raises:
+        UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+        NotInChain: When a layer does not hold it any more.
+        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole.
+    """
+    moment = moment_named(intent.name, scene)
+    record = _record_of(moment)
+    if record.state is not None and record.state.mode != "in-place":
+        whole_note(scene.files, record.state.file)
+    disks = [scene.graph.disks[name] for name in record.covered if name in scene.graph.disks]
+    token = branch_token(record, scene.graph)
+    new = branches(moment, disks, token, scene)
+    made = {one.disk.name: one.root.file for one in new}
+    intent_record = _intent_record(intent.name, new, None, None, token, scene)
+    return Plan(
+        op="revert-prepare",
+        intent=intent,
+        disks=tuple(one.disk.name for one in new),
+        stages=(
+            Stage(
+                "make the overlays",
+                (WriteRecord(record.directory, intent_record), *(one.make for one in new)),
+            ),
+            Stage(
+                "keep them",
+                (
+                    KeepBranch(record.directory, record.id, made),
+                    FinishRecord(record.directory, (intent_record.id,)),
+                ),
+                tidy=True,
+            ),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+        prepared=made,
+        memory=record.state.file if record.state is not None else "",
+    )
+
+
+def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
+    """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
+
+    Raises:
+        UnknownNode, AmbiguousName: When no moment of these disks has the name, or two have it.
+        Unsupported: When the machine does not wait for VM state, or the moment has none for it.
+        NotInChain: When a disk does not stand on the checkpoint's layer.
+        MachineDiffers: When the machine is another, or an overlay has data already.
+        TargetUnusable: When the memory file is missing, cut, or another one.
+    """
+    moment = moment_named(intent.name, scene)
+    record = _record_of(moment)
+    state = record.state
+    if state is None or state.mode == "in-place":
+        raise Unsupported(
+            f"{intent.name!r} has no memory that a new QEMU could read",
+            feature="VM state for a new QEMU",
+            hint=f"qmpsnap revert {intent.name} goes back in place",
+        )
+    note = whole_note(scene.files, state.file)
+    if note.id != record.id:
+        raise TargetUnusable(
+            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {intent.name!r}",
+            file=state.file,
+        )
+    machine = machine_of(scene)
+    token = digest("incoming", intent.name, note.id, avoid=scene.names)
+    load, after = load_steps(machine, state.file, int(token, 16), running=state.running)
+    refuse_other(machine, note, what=f"{intent.name!r}")
+    _refuse_not_prepared(record, scene)
+    disks = tuple(name for name in record.covered if name in scene.graph.disks)
+    return Plan(
+        op="revert",
+        intent=intent,
+        disks=disks,
+        stages=(
+            Stage(f"load the memory of {intent.name!r}", load, verify=True),
+            Stage("put the settings back", after, tidy=True),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+    )
+
+
+def moment_named(name: str, scene: Scene) -> Moment:
+    """The one moment of that name.
+
+    Raises:
+        UnknownNode: When no moment has it.
+        AmbiguousName: When two have it.
+    """
+    moments = find_moments(scene.graph, scene.files.records)
+    found = moments.named(name)
+    if not found:
+        names = ", ".join(dict.fromkeys(repr(one.name) for one in moments.moments))
+        raise UnknownNode(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}")
+    if len(found) > 1:
+        raise AmbiguousName(
+            f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",
+            candidates=[f"{one.kind}, on {', '.join(one.disks)}" for one in found],
+            hint="delete one of them first",
+        )
+    return found[0]
+
+
+def _record_of(moment: Moment) -> MomentRecord:
+    """The record of an external moment; internal ones are planned elsewhere."""
+    if moment.record is None:
+        raise Unsupported(
+            f"{moment.name!r} is inside the images",
+            feature="overlays on a moment inside images",
+            hint=f"qmpsnap revert {moment.name} goes back in place",
+        )
+    return moment.record
+
+
+def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> MomentRecord | None:
+    found = find_moments(graph, records).named(name)
+    return next((one.record for one in found if one.record is not None), None)
+
+
+def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
+    """The disks that go back; every other writable one has to be named."""
+    leave = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
+    record = _record_of(moment)
+    for disk in scene.graph.disks.values():
+        if disk.layers and not disk.read_only and disk.name not in record.covered and disk.name not in leave:
+            raise NotInChain(
+                f"{disk.name} is writable and not part of {intent.name!r}",
+                hint=f"it can stay as it is: --leave {disk.name}",
+            )
+    missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
+    if missing:
+        raise UnknownNode(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
+    disks = [scene.graph.disks[name] for name in record.covered if name not in leave]
+    if not disks:
+        raise UnknownNode("no disk is left to go back")
+    for disk in disks:
+        refuse_busy(scene, disk)
+    return disks
+
+
+def _refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
+    """Refuse when the VM state cannot be loaded into this machine."""
+    differences = state.fingerprint.differences(machine.fingerprint)
+    if differences:
+        raise MachineDiffers(
+            f"{name!r} is the state of another machine: {'; '.join(differences)}",
+            differences=differences,
+            hint="plug the machine as it was then",
+        )
+    fact = scene.files.files[state.file]
+    if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
+        raise TargetUnusable(
+            f"the VM state of {name!r} is gone or broken: {state.file} {fact.problem}".rstrip(),
+            file=state.file,
+        )
+    if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
+        raise TargetUnusable(f"{state.file} is no store of VM state of ours", file=state.file)
+
+
+def _load(state: KeptState | None, token: str, scene: Scene) -> tuple[tuple[Step, ...], tuple[AddStore, ...]]:
+    """The steps that load the VM state, and the one that opens its store; none where there is none."""
+    if state is None:
+        return (), ()
+    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
+    job = job_id("revert", "keep", token)
+    load = LoadState(job, state.tag, (("", node),), node)
+    return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)
+
+
+def _check(new: tuple[Branch, ...], moves: tuple[Step, ...]) -> tuple[CheckRoots, ...]:
+    roots = tuple(
+        (one.disk.name, one.disk.qdev, one.root.node)
+        for one, move in zip(new, moves, strict=True)
+        if isinstance(move, SetDrive)
+    )
+    return (CheckRoots(roots),) if roots else ()
+
+
+def _intent_record(
+    name: str,
+    new: tuple[Branch, ...],
+    state: KeptState | None,
+    machine: Machine | None,
+    token: str,
+    scene: Scene,
+) -> IntentRecord:
+    return IntentRecord(
+        id=job_id("revert", "keep", token),
+        op="revert",
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(one.disk.name for one in new))),
+        after={
+            one.disk.name: (one.root.file, *(file for file, _ in one.root.chain if file.startswith("/")))
+            for one in new
+        },
+        made=tuple(one.root.file for one in new),
+        overlays={one.disk.name: one.root.file for one in new},
+        name=name,
+        state=state,
+        was=Settings(running=machine.running) if machine is not None else None,
+    )
+
+
+def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
+    for name, covered in record.covered.items():
+        disk = scene.graph.disks.get(name)
+        if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
+            reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
+            raise NotInChain(
+                f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
+                hint=f"qmpsnap revert {record.name} --prepare makes the overlays to start from",
+            )
+        if disk.active.file not in scene.files.fresh:
+            raise MachineDiffers(
+                f"{disk.active.file} has data already, the memory of {record.name!r} does not fit it",
+                differences=[f"{disk.active.file} is not empty"],
+                hint=f"qmpsnap revert {record.name} --prepare makes a new one",
+            )

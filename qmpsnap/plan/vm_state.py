@@ -1,0 +1,236 @@
+"""What all operations on VM state in files share: what is in the way, and the steps around a migration."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.job import ENDED
+from qmpsnap.model.names import among_devices, stem
+from qmpsnap.model.record import Settings
+from qmpsnap.plan.steps import (
+    AwaitMigration,
+    PassFile,
+    ReleaseFile,
+    SetCapabilities,
+    SetParameters,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.migration_steps import Way
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["Passage", "machine_of", "refuse_jobs", "refuse_memory_place", "refuse_state", "state_file"]
+
+_FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
+_BACKGROUND = "background-snapshot"
+_SLACK = 160 << 20  # bytes beside a guest's memory: video memory, firmware, devices
+_LEAST = 1 << 20
+
+# Run states in which there is no state of a guest to be kept, or none to be trusted.
+_NOTHING = {
+    "inmigrate": "it waits for VM state itself",
+    "restore-vm": "a load of VM state has failed, and its memory is not to be trusted",
+    "save-vm": "it keeps VM state just now",
+    "finish-migrate": "a migration is about to end",
+    "colo": "it is one half of a COLO pair",
+    "preconfig": "it is not made yet",
+}
+
+
+def machine_of(scene: Scene) -> Machine:
+    """The machine beyond its disks, which the scene has for every operation on VM state."""
+    assert scene.machine is not None  # noqa: S101 - planner.needs_machine says so
+    return scene.machine
+
+
+def refuse_jobs(scene: Scene) -> None:
+    """Refuse while any job is under way.
+
+    Raises:
+        NodeBusy: Naming it.
+    """
+    for job in scene.jobs:
+        if job.status not in ENDED:
+            raise NodeBusy(
+                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
+                node="",
+                job_id=job.id,
+                hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
+            )
+
+
+def refuse_state(machine: Machine, *, migrates: bool) -> None:
+    """Refuse when the machine stands in a way in which its VM state cannot be kept.
+
+    Args:
+        machine: The machine.
+        migrates: Whether that is done by a migration.
+
+    Raises:
+        NodeBusy: When a migration is under way.
+        Unsupported: When there is no state to keep, or the monitor takes no files.
+    """
+    if machine.migrating:
+        raise NodeBusy(
+            f"a migration is under way ({machine.migration})",
+            node="",
+            job_id="",
+            hint="wait for its end, or stop it: migrate_cancel",
+        )
+    if machine.status in _NOTHING:
+        raise Unsupported(
+            f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",
+            feature=f"VM state of a machine in {machine.status}",
+            hint="let it run first, or reset it",
+        )
+    if not migrates:
+        return
+    if machine.status == "postmigrate":
+        raise Unsupported(
+            "the machine is in the state postmigrate: its VM state was written to a file, and QEMU writes it "
+            "once more only after it has run",
+            feature="a second migration",
+            hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
+        )
+    if not machine.passes_files:
+        raise Unsupported(
+            "the monitor is no unix socket, so QEMU cannot be given an open file",
+            feature="VM state over a monitor by TCP",
+            hint="connect to a unix socket (-s PATH), or take it --mode in-place",
+        )
+
+
+def state_file(disk: Disk, name: str, ending: str) -> str:
+    """Where VM state goes when nobody says: beside the disk's active layer, `STEM-of-base.NAME.ENDING`.
+
+    Raises:
+        TargetUnusable: When the active layer is no file.
+    """
+    active = disk.active.file
+    if not disk.active.local or among_devices(active):
+        raise TargetUnusable(
+            f"the active layer of {disk.name} is no file ({active}), so there is no place beside it",
+            file=active,
+            hint="say where the VM state goes: --memory FILE",
+        )
+    return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}.{ending}")
+
+
+def refuse_memory_place(scene: Scene, file: str, partial: str) -> None:
+    """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
+
+    Raises:
+        TargetExists: When there is such a file, or an unfinished one.
+        TargetUnusable: When the directory is missing, may not be written, or has less room than the guest
+            has memory.
+    """
+    if not file.startswith("/"):
+        raise TargetUnusable(f"{file!r} is no absolute path", file=file)
+    for path, hint in ((file, "take another name"), (partial, "look whose it is: qmpsnap jobs lists ours")):
+        if scene.files.files[path].taken:
+            raise TargetExists(f"{path} exists already and was not touched", file=path, hint=hint)
+    where = scene.files.directories[posixpath.dirname(file)]
+    if not where.exists:
+        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
+    if not where.writable:
+        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    need = machine_of(scene).fingerprint.memory + _LEAST
+    if where.free_bytes < need:
+        raise TargetUnusable(
+            f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",
+            file=file,
+            hint="make room, or say another file: --memory FILE",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The steps around a migration to or from a file.
+
+    Args:
+        machine: The machine as it stands.
+        file: The file.
+        number: What QEMU knows it by.
+        background: Whether the guest runs on while its memory is written.
+        write: Whether QEMU writes the file.
+    """
+
+    machine: Machine
+    file: str
+    number: int
+    background: bool = False
+    write: bool = True
+
+    @property
+    def way(self) -> Way:
+        """How QEMU gets the file: one that knows mapped-ram can write to a file by itself, others by fd."""
+        return "fdset" if "mapped-ram" in self.machine.capabilities else "fd"
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether it can be cancelled: where QEMU gets a descriptor alone it is too old for that."""
+        return not self.background or self.way == "fdset"
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is to be reserved on the disk: a failure is as bad as a cancellation there."""
+        return 0 if self.may_stop else self.machine.fingerprint.memory + _SLACK
+
+    @property
+    def capabilities(self) -> tuple[SetCapabilities, ...]:
+        """The step that sets what is wanted and switches all else off; none where all is so already.
+
+        Raises:
+            Unsupported: When QEMU does not know one.
+        """
+        now = self.machine.capabilities
+        wanted = dict.fromkeys(now, False) | {"events": True, _BACKGROUND: self.background}
+        if self.background and _BACKGROUND not in now:
+            raise Unsupported(
+                "this QEMU cannot write memory while the guest runs on",
+                feature=_BACKGROUND,
+                hint="take it --mode stop",
+            )
+        values = tuple((name, on) for name, on in wanted.items() if name in now and now[name] is not on)
+        return (SetCapabilities(values, tuple((name, now[name]) for name, _ in values)),) if values else ()
+
+    @property
+    def parameters(self) -> tuple[SetParameters, ...]:
+        """The step that takes the speed limit away."""
+        was = tuple(self.machine.parameters.items())
+        return (SetParameters(tuple((name, _FAST) for name, _ in was), was),) if was else ()
+
+    @property
+    def passed(self) -> PassFile:
+        """The step that gives QEMU the file."""
+        return PassFile(self.file, self.number, self.way, write=self.write)
+
+    @property
+    def before(self) -> tuple[Step, ...]:
+        """What comes before the guest stands still."""
+        return (AwaitMigration("settled"), *self.capabilities, *self.parameters, self.passed)
+
+    @property
+    def released(self) -> tuple[ReleaseFile, ...]:
+        """What lets go of our part of the file once the migration has begun; by fd QEMU has none."""
+        return (self.passed.back(),) if self.way == "fdset" else ()
+
+    @property
+    def after(self) -> tuple[Step, ...]:
+        """What puts QEMU's settings back."""
+        return (*(one.back() for one in self.parameters), *(one.back() for one in self.capabilities))
+
+    @property
+    def was(self) -> Settings:
+        """The settings as they are now, for a record."""
+        return Settings(
+            running=self.machine.running,
+            capabilities={name: on for one in self.capabilities for name, on in one.was},
+            parameters={name: value for one in self.parameters for name, value in one.was},
+        )

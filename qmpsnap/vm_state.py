@@ -1,0 +1,218 @@
+"""The part of a VM that speaks of VM state in files: checkpoints, ways back to them, save and restore."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmpsnap.plan.intent import Checkpoint, PrepareRevert, Restore, Revert, RevertIncoming, Save
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from qmpsnap.plan.intent import Intent, Mode
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.executor import Executor
+    from qmpsnap.run.outcome import Done, Hooks
+    from qmpsnap.vm import VM
+
+__all__ = ["StateVerbs"]
+
+
+class StateVerbs:
+    """VM state of one machine; a part of VM."""
+
+    _executor: Executor
+
+    if TYPE_CHECKING:
+
+        async def _do(self, intent: Intent, hooks: Hooks | None) -> Done: ...
+
+        async def plan(self, intent: Intent) -> Plan: ...  # noqa: D102 - see VM
+
+    async def checkpoint(
+        self,
+        name: str,
+        *,
+        mode: Mode = "stop",
+        memory: str | os.PathLike[str] | None = None,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
+
+        After success the layers beneath hold the disks, the file the memory, and both are listed as one
+        moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
+        and no file of ours is left, but where "background" fails after the overlays were put on these
+        stay, for the guest writes to them: `.left` names each, with the commit that folds it. Cancelled, it
+        is taken back in the same way; "in-place" is finished once the memory is being written.
+
+        Args:
+            name: The checkpoint's name.
+            mode: "stop": the guest stands still while its memory is written; a new QEMU goes back to it.
+                "background": it runs on meanwhile; a new QEMU goes back. "in-place": it stands still; any
+                QEMU goes back, this one, too.
+            memory: Where the VM state goes; None: beside the first disk's active layer.
+            hooks: What the caller wants to be told.
+
+        Returns:
+            The chains, the standstill by QEMU's own clock, and the bytes of VM state.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment has the name, or a file that is to be made is there.
+            TargetUnusable: When a file cannot be made, or there may be no room for the memory.
+            NodeBusy: When a job or a migration is under way.
+            Unsupported: When a disk, the machine's run state or this QEMU does not allow it.
+            MigrationFailed: When QEMU cannot write the memory; `.error` is its text.
+            JobFailed: When it cannot write it into the store.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync.
+        """
+        file = "" if memory is None else str(Path(memory).absolute())
+        return await self._do(Checkpoint(name, mode, file), hooks)
+
+    async def revert(
+        self,
+        name: str,
+        *,
+        leave: Sequence[str] = (),
+        discard: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Go back to a moment in the same QEMU.
+
+        With an in-place checkpoint memory and disks are as they were; with a moment of disks alone the guest
+        is reset. Each disk writes to a new overlay on the layer that holds the moment; what was written since
+        is kept in the layers that are left aside. A guest that ran runs on, one that was paused stays so.
+        After a failure before the memory was touched all is as it was. After any other the guest stands
+        still, its disks are at the moment and its memory is not to be trusted: `changed` is YES. Cancelled
+        once a disk was moved, it is finished; before, nothing is changed.
+
+        Args:
+            name: The moment's name.
+            leave: Writable disks that stay as they are.
+            discard: Whether the layers that the guest wrote to until now are removed.
+            hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
+
+        Raises:
+            UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+            Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
+            NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
+            MachineDiffers: When the machine is not the one that it was; `.differences` names how.
+            NodeBusy: When a job or a migration is under way.
+            TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
+            JobFailed: When QEMU cannot load the memory; `changed` tells the two kinds of failure apart.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset.
+        """
+        return await self._do(Revert(name, tuple(leave), discard), hooks)
+
+    async def revert_prepare(self, name: str) -> Done:
+        """Make the overlays from which a new QEMU goes back to a moment; this one goes on.
+
+        Returns:
+            `.prepared`: the overlay of each disk; `.memory`: the file that is to be loaded, or "".
+
+        Raises:
+            UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+            NotInChain: When a layer does not hold it any more.
+            TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole.
+        """
+        return await self._do(PrepareRevert(name), None)
+
+    async def revert_incoming(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Load a checkpoint's memory into this QEMU, started `-S -incoming defer` on prepared overlays.
+
+        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
+        ended, and the overlays are as they were made.
+
+        Raises:
+            UnknownNode, AmbiguousName: When no moment of these disks has the name, or two have it.
+            Unsupported: When the machine does not wait for VM state, or the moment has none for it.
+            NotInChain: When a disk does not stand on the checkpoint's layer.
+            MachineDiffers: When the machine is another, or an overlay has data already.
+            TargetUnusable: When the memory file is missing, cut, or another one.
+            LinkLost: When QEMU ends, as it does when it cannot load the memory.
+
+        QAPI: migrate-incoming (migration.json).
+        """
+        return await self._do(RevertIncoming(name), hooks)
+
+    @asynccontextmanager
+    async def reverted(
+        self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
+    ) -> AsyncIterator[VM]:
+        """Go back to a checkpoint in a new QEMU, which lasts as long as the block.
+
+        This one goes on; if the two must not run side by side, `launcher` ends it. When the new one cannot be
+        started or cannot load the memory, the overlays that were made for it are removed.
+
+        Args:
+            name: The checkpoint's name.
+            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming
+                defer`, otherwise as this one was; `lambda active: qmpsnap.launch([...])` is one.
+
+        Yields:
+            The new machine, its guest as it was at the checkpoint.
+
+        Raises:
+            Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
+        """
+        plan = await self.plan(PrepareRevert(name))
+        made = await self._executor.run(plan, seen=plan.before)
+        active = {disk: Path(file) for disk, file in made.prepared.items()}
+        loaded = False
+        try:
+            async with launcher(active) as vm:
+                await vm.revert_incoming(name)
+                loaded = True
+                yield vm
+        finally:
+            if not loaded:
+                await self._executor.put_away(plan)
+
+    async def save(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
+        """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
+
+        After a failure, and cancelled, a guest that ran runs on and no file of ours is left.
+
+        Args:
+            file: Where it goes.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            TargetExists: When the file is there already.
+            TargetUnusable: When it cannot be made there, or there may be no room.
+            NodeBusy: When a job or a migration is under way.
+            Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
+            MigrationFailed: When QEMU cannot write it; `.error` is its text.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: migrate (migration.json).
+        """
+        return await self._do(Save(str(Path(file).absolute())), hooks)
+
+    async def restore(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
+        """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.
+
+        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
+        ended, and the layers are as they were.
+
+        Args:
+            file: The file.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            Unsupported: When the machine does not wait for VM state.
+            TargetUnusable: When the file is missing, cut, or none of ours.
+            MachineDiffers: When the machine is another, or a layer has changed since; `.differences`.
+            LinkLost: When QEMU ends, as it does when it cannot load the state.
+
+        QAPI: migrate-incoming (migration.json).
+        """
+        return await self._do(Restore(str(Path(file).absolute())), hooks)
