@@ -35,8 +35,7 @@ def save(file: str, *, progress: bool, dry_run: bool) -> None:
 
     def then(done: Done) -> list[str]:
         return [
-            "the guest stands still: quit this QEMU; its disks are not to be written to",
-            "then start the same machine with -S -incoming defer:",
+            "quit this QEMU; the file is of use as long as nobody writes to these disks",
             *(f"start {shown(disk)} from {shown(files[0])}" for disk, files in done.chains.items() if files),
             f"next: {command('restore', file, to_new=True)}",
         ]

@@ -5,20 +5,23 @@ from pathlib import Path
 from qmpsnap.plan.intent import Save
 from qmpsnap.run.outcome import Done
 
-SAVED = Done("save", {"vda": ("/d/top", "/d/base"), "vdb": ("/d/b",)}, elapsed_s=0.5, bytes=91 << 20)
+SAVED = Done(
+    "save", {"vda": ("/d/top", "/d/base"), "vdb": ("/d/b",)}, elapsed_s=0.5, bytes=91 << 20,
+    notes=("the guest stands still from then on",),
+)  # fmt: skip
 
 
 def test_save_makes_the_file_absolute(intent):
     assert intent("save", "m") == Save(f"{Path.cwd()}/m")
 
 
-def test_save_says_that_the_guest_stands_still_and_what_to_start(told):
+def test_save_says_what_to_start_and_what_to_type_then(told):
     assert told(SAVED, "save", "/d/vm 1.state").out.splitlines() == [
         "save: done in 500 ms, VM state of 91 MiB",
         "vda: [base] <- [top*]",
         "vdb: [b*]",
-        "the guest stands still: quit this QEMU; its disks are not to be written to",
-        "then start the same machine with -S -incoming defer:",
+        "note: the guest stands still from then on",
+        "quit this QEMU; the file is of use as long as nobody writes to these disks",
         "start vda from /d/top",
         "start vdb from /d/b",
         "next: qmpsnap -s NEW restore '/d/vm 1.state'",
