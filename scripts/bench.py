@@ -13,13 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench_checkpoints import checkpoints
 from bench_disks import graphs, snapshots
 from bench_itself import events, many, processes
 from bench_jobs import job_ends, jobs
 from bench_machines import Bench
 from bench_rows import HEADER
 
-GROUPS = (snapshots, graphs, job_ends, jobs, processes, many, events)
+GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, processes, many, events)
 
 
 async def main() -> int:
