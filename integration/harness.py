@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Coroutine
 from contextlib import asynccontextmanager
@@ -22,11 +23,15 @@ from integration.known_images import content, make_images
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record import from_json
 from qmpsnap.plan.intent import (
+    Checkpoint,
     CheckpointInternal,
     Commit,
     Delete,
     DeleteCheckpoint,
     Mirror,
+    PrepareRevert,
+    Revert,
+    Save,
     Snapshot,
     SnapshotInternal,
     Stream,
@@ -37,7 +42,7 @@ from qmpsnap.run.live import LiveTarget
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from qmpsnap.plan.intent import Intent
 
@@ -54,6 +59,10 @@ class Case:
         writes_into: Names of the layers that hold no moment from the job's start on.
         inside: Of a case that changes no chain: internal snapshots of active layers, by disk.
         inside_after: The same once it is done.
+        running: Whether the guest runs.
+        ends: Run state once it is done, where the guest ran.
+        prepare: What is done to the machine beforehand, by a client of its own.
+        halfway: Names of another good end: the overlays stay, and no moment has them.
     """
 
     disks: Mapping[str, str]
@@ -63,7 +72,18 @@ class Case:
     writes_into: tuple[str, ...] = ()
     inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inside_after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    running: bool = False
+    ends: str = "running"
+    prepare: Callable[[VM], Awaitable[object]] | None = None
+    halfway: tuple[str, ...] = ()
 
+
+TWO = {"vda": "base <- s1", "vdb": "base"}
+BEFORE = ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2")
+READS = {"vda/base": 1, "vda/s1": 2, "vdb/base": 1}
+TAKEN = (*BEFORE, "vda/base.ck.qcow2", "vdb/base.ck.qcow2")
+TAKEN_READS = {**READS, "vda/base.ck": 2, "vdb/base.ck": 1}
+BACK = ("vda/base.ck-#.qcow2", "vdb/base.ck-#.qcow2")
 
 CASES = {
     "snapshot": Case(
@@ -143,6 +163,60 @@ CASES = {
         ("vda/base.qcow2", "vda/s1.qcow2", "copy.qcow2"),
         {"vda/base": 1, "vda/s1": 2, "copy": 2},
     ),
+    "checkpoint stop": Case(
+        TWO,
+        lambda _: Checkpoint("ck"),
+        (*TAKEN, "vda/base.ck.memory"),
+        TAKEN_READS,
+        running=True,
+    ),
+    "checkpoint background": Case(
+        TWO,
+        lambda _: Checkpoint("ck", "background"),
+        (*TAKEN, "vda/base.ck.memory"),
+        TAKEN_READS,
+        running=True,
+        halfway=TAKEN,
+    ),
+    "checkpoint in place": Case(
+        TWO,
+        lambda _: Checkpoint("ck", "in-place"),
+        (*TAKEN, "vda/base.ck.vmstate.qcow2"),
+        TAKEN_READS,
+        running=True,
+    ),
+    "revert in place": Case(
+        TWO,
+        lambda _: Revert("ck"),
+        (*TAKEN, "vda/base.ck.vmstate.qcow2", *BACK),
+        TAKEN_READS,
+        running=True,
+        prepare=lambda vm: vm.checkpoint("ck", mode="in-place"),
+    ),
+    "revert disks": Case(
+        TWO,
+        lambda _: Revert("ck"),
+        (*TAKEN, *BACK),
+        TAKEN_READS,
+        running=True,
+        prepare=lambda vm: vm.snapshot("ck"),
+    ),
+    "revert prepare": Case(
+        TWO,
+        lambda _: PrepareRevert("ck"),
+        (*TAKEN, *BACK),
+        TAKEN_READS,
+        running=True,
+        prepare=lambda vm: vm.snapshot("ck"),
+    ),
+    "save": Case(
+        TWO,
+        lambda folder: Save(f"{folder}/vm.state"),
+        (*BEFORE, "vm.state"),
+        READS,
+        running=True,
+        ends="postmigrate",
+    ),
 }
 
 
@@ -198,7 +272,8 @@ class Rig:
         for disk, names in self.case.inside.items():
             for name in names:
                 self.qemu.img("snapshot", "-c", name, self.images[disk].active)
-        self.before = listing(self.folder)
+        self.before = self.names()
+        self.chains_before = {name: made.chain for name, made in self.images.items()}
         for name in self.before:  # that a commit had begun is told by the time at which a file was written
             os.utime(self.folder / name, (1e9, 1e9))
 
@@ -217,10 +292,6 @@ class Rig:
     def intent(self):
         return self.case.intent(str(self.folder))
 
-    @property
-    def chains_before(self):
-        return {name: made.chain for name, made in self.images.items()}
-
     def records(self):
         return [path for path in self.folder.rglob("*.json") if path.name.startswith("intent-")]
 
@@ -231,8 +302,36 @@ class Rig:
             file.unlink()
 
     def names(self):
-        """Files that there are, records left out."""
-        return [name for name in listing(self.folder) if ".qmpsnap/" not in name]
+        """Files that there are, records left out, and digests spelled as "#"."""
+        found = [name for name in listing(self.folder) if ".qmpsnap/" not in name]
+        return sorted(re.sub(r"-[0-9a-f]{8}\.", "-#.", name) for name in found)
+
+    async def prepare(self, running):
+        """Bring the machine to where the operation begins."""
+        if self.case.running:
+            running.qmp("cont")
+        if self.case.prepare is not None:
+            async with running.connect() as vm:
+                await self.case.prepare(vm)
+                self.chains_before = (await vm.graph()).chains()
+            self.before = self.names()
+        self.settings = self._settings(running)
+
+    @staticmethod
+    def _settings(running):
+        capabilities = running.qmp("query-migrate-capabilities")
+        return (
+            sorted(one["capability"] for one in capabilities if one["state"]),
+            running.qmp("query-migrate-parameters")["max-bandwidth"],
+            running.qmp("query-fdsets"),
+        )
+
+    def check_machine(self, running, *, done):
+        """Demand that QEMU stands, and is set, as before; it is the one that the operation began on."""
+        assert self._settings(running) == self.settings
+        if self.case.running:
+            status = running.qmp("query-status")["status"]
+            assert status == (self.case.ends if done else "running")
 
     def path(self, name):
         return str(self.folder / f"{name}.qcow2")
@@ -249,12 +348,14 @@ class Rig:
         invalid = {file for record in written for file in record.invalid}
         assert invalid <= {self.path(name) for name in self.case.writes_into}
         chains, names = (await vm.graph()).chains(), self.names()
-        done = chains != self.chains_before or "copy.qcow2" in names
+        done = chains != self.chains_before or bool({"copy.qcow2", "vm.state"} & set(names))
+        done |= self.case.prepare is not None and names == sorted(self.case.after)
         if self.case.inside:
             inside = await self._inside(vm)
             assert inside in (self.case.inside, self.case.inside_after)
             done |= inside == self.case.inside_after
-        assert names == (sorted(self.case.after) if done else self.before)
+        if not (done and self.case.halfway and names == sorted(self.case.halfway)):
+            assert names == (sorted(self.case.after) if done else self.before)
         assert not (done and written)
         return done
 

@@ -27,6 +27,7 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, n
     while came:
         rig = Rig(qemu, CASES[name], tmp_path / f"n{number}")
         with rig.start() as running:
+            await rig.prepare(running)
             done = False
             while came and not done:
                 async with running.connect() as vm:
@@ -37,6 +38,7 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, n
                     came, finished = await interrupt(operation, number, cancel=cancel)
                     done = await rig.cleared(vm) or bool(finished)
                     running.check_nothing_left()
+                    rig.check_machine(running, done=done)
                 number += 1
         rig.verify(done=done)
         for file in rig.records():

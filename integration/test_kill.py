@@ -67,12 +67,14 @@ async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, name)
         while status == -9:
             rig = Rig(qemu, CASES[name], tmp_path / f"p{point}")
             with rig.start() as running:
+                await rig.prepare(running)
                 status = run(running, rig, name, point)
                 assert status in {0, -9}
                 async with running.connect() as vm:
                     failed = await end(vm)
                     done = await rig.cleared(vm)
                 running.check_nothing_left()
+                rig.check_machine(running, done=done)
                 # A stream that had not begun and one that failed look alike.
                 assert failed is None or (name == "stream" and not done and failed.changed is Changed.NO)
             rig.verify(done=done)
@@ -89,6 +91,7 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
         rig = Rig(qemu, CASES[name], tmp_path / f"p{point}")
         killed_at = 0.0
         with rig.start() as running:
+            await rig.prepare(running)
 
             def at(now, point=point, running=running):
                 nonlocal killed_at

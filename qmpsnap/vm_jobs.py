@@ -91,7 +91,9 @@ class JobVerbs:
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)
         question = rest.ask(graph, records=records, state_dir=self._state_dir)
-        return rest.plan(job_id, await self._complete(graph, await self._target.look(question, graph)))
+        files = await self._target.look(question, graph)
+        machine = await self._target.machine(graph) if any(one.was for one in records) else None
+        return rest.plan(job_id, await self._complete(graph, files, machine))
 
     async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
         """Wait for a job and finish what was left of its operation: pivot, dismissal, files.

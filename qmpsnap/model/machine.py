@@ -111,6 +111,7 @@ class Machine:
         fingerprint: What VM state fits.
         devices: The device of each disk, by the disk's name.
         passes_files: Whether the monitor takes open files: a unix socket does.
+        process: Which QEMU it is: no other has the same; "" when that is not known.
     """
 
     status: str
@@ -121,6 +122,7 @@ class Machine:
     fingerprint: Fingerprint
     devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
     passes_files: bool = True
+    process: str = ""
 
     @property
     def incoming(self) -> bool:

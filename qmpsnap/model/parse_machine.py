@@ -77,7 +77,13 @@ def device_path(qdev: str) -> str:
 
 
 def parse_machine(
-    answers: Sequence[object], kinds: Mapping[str, str], graph: Graph, *, cpu: str, passes_files: bool
+    answers: Sequence[object],
+    kinds: Mapping[str, str],
+    graph: Graph,
+    *,
+    cpu: str,
+    passes_files: bool,
+    process: str,
 ) -> Machine:
     """Join the answers.
 
@@ -87,6 +93,7 @@ def parse_machine(
         graph: The block graph, for the disks' sizes.
         cpu: QOM type of the CPUs.
         passes_files: Whether the monitor takes open files.
+        process: Which QEMU it is, or "".
 
     Raises:
         Malformed: When an answer is not of the schema's shape.
@@ -122,6 +129,7 @@ def parse_machine(
             fingerprint=fingerprint,
             devices={name: Device(device_path(graph.disks[name].qdev), kind) for name, kind in kinds.items()},
             passes_files=passes_files,
+            process=process,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Malformed(f"QEMU's answer about its machine has not the expected shape: {error!r}") from error

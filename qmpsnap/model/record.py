@@ -74,11 +74,13 @@ class Settings:
         running: Whether the guest ran.
         capabilities: Of each migration capability its name and whether it was on.
         parameters: Of each migration parameter its name and its value.
+        process: Which QEMU it was; "" where that was not known.
     """
 
     running: bool
     capabilities: Mapping[str, bool] = field(default_factory=dict)
     parameters: Mapping[str, int | str] = field(default_factory=dict)
+    process: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "capabilities", MappingProxyType(dict(self.capabilities)))
@@ -336,6 +338,7 @@ def _settings_json(was: Settings | None) -> dict[str, object] | None:
         "running": was.running,
         "capabilities": dict(was.capabilities),
         "parameters": dict(was.parameters),
+        "process": was.process,
     }
 
 
@@ -397,7 +400,7 @@ class _Fields:
                 raise ValueError(f"parameter {name!r} holds {value!r}")  # noqa: TRY004  # as above
             parameters[name] = value
         capabilities = {name: value is True for name, value in inner._mapping("capabilities").items()}
-        return Settings(inner.flag("running"), capabilities, parameters)
+        return Settings(inner.flag("running"), capabilities, parameters, inner.text("process"))
 
     def flag(self, key: str) -> bool:
         value = self._body.get(key)

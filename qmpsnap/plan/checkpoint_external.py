@@ -41,6 +41,7 @@ from qmpsnap.plan.steps import (
 )
 from qmpsnap.plan.vm_state import (
     Passage,
+    file_number,
     machine_of,
     refuse_jobs,
     refuse_memory_place,
@@ -145,7 +146,7 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
 def _stream(new: Overlays, state: KeptState, machine: Machine) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
     background = state.mode == "background"
-    passage = Passage(machine, state.partial, int(new.token, 16), background=background)
+    passage = Passage(machine, state.partial, file_number(new.token), background=background)
     record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
     save = SaveMemory(passage.passed.uri, passage.may_stop)
     take = TakeSnapshots(new.overlays)
@@ -188,7 +189,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
         new.record,
         made=(*new.record.made, state.partial),
         state=state,
-        was=Settings(running=machine.running),
+        was=Settings(running=machine.running, process=machine.process),
     )
     stop, go_on = _around(machine)
     job = record.id

@@ -12,6 +12,7 @@ from qmpsnap.errors import UnknownNode
 from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import rest_checkpoint, rest_revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
@@ -52,7 +53,13 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
     )
     chains = (file for record in records for files in record.chains.values() for file in files)
     named = (file for record in records for file in (*record.made, *record.overlays.values()))
-    return Ask(files=unique((*chains, *named)), records=places)
+    states = (
+        file
+        for record in records
+        if record.state is not None
+        for file in (record.state.file, record.state.partial)
+    )
+    return Ask(files=unique((*chains, *named, *states)), records=places)
 
 
 def plan(job_id: str, scene: Scene) -> Plan:
@@ -66,6 +73,10 @@ def plan(job_id: str, scene: Scene) -> Plan:
     record = _record(job_id, scene)
     if name is None or (job is None and record is None):
         raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+    if record is not None and record.op in {"checkpoint", "save"}:
+        return rest_checkpoint.plan(record, scene)
+    if record is not None and record.op == "revert":
+        return rest_revert.plan(record, scene)
     if job is not None:
         return _with_job(name, job, record, scene)
     assert record is not None  # noqa: S101 - for the type checker

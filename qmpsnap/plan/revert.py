@@ -40,7 +40,7 @@ from qmpsnap.plan.steps import (
     StopGuest,
     WriteRecord,
 )
-from qmpsnap.plan.vm_state import machine_of, refuse_jobs, refuse_state
+from qmpsnap.plan.vm_state import file_number, machine_of, refuse_jobs, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -226,7 +226,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         )
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
-    load, after = load_steps(machine, state.file, int(token, 16), running=state.running)
+    load, after = load_steps(machine, state.file, file_number(token), running=state.running)
     refuse_other(machine, note, what=f"{intent.name!r}")
     _refuse_not_prepared(record, scene)
     disks = tuple(name for name in record.covered if name in scene.graph.disks)
@@ -360,7 +360,7 @@ def _intent_record(
         overlays={one.disk.name: one.root.file for one in new},
         name=name,
         state=state,
-        was=Settings(running=machine.running) if machine is not None else None,
+        was=Settings(running=machine.running, process=machine.process) if machine is not None else None,
     )
 
 

@@ -23,7 +23,14 @@ from qmpsnap.plan.steps import (
     StopGuest,
     WriteRecord,
 )
-from qmpsnap.plan.vm_state import Passage, machine_of, refuse_jobs, refuse_memory_place, refuse_state
+from qmpsnap.plan.vm_state import (
+    Passage,
+    file_number,
+    machine_of,
+    refuse_jobs,
+    refuse_memory_place,
+    refuse_state,
+)
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -81,7 +88,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint)
     refuse_memory_place(scene, state.file, state.partial)
-    passage = Passage(machine, state.partial, int(token, 16))
+    passage = Passage(machine, state.partial, file_number(token))
     record = IntentRecord(
         id=job_id("save", "keep", token),
         op="save",
@@ -138,7 +145,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     refuse_other(machine, note, what=intent.file)
     _refuse_changed(note, scene, intent.file)
     token = digest("restore", intent.file, note.id, avoid=scene.names)
-    steps, after = load_steps(machine, intent.file, int(token, 16), running=note.running)
+    steps, after = load_steps(machine, intent.file, file_number(token), running=note.running)
     disks = tuple(disk.name for disk in scene.graph.disks.values() if disk.layers)
     return Plan(
         op="restore",

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Passage", "machine_of", "refuse_jobs", "refuse_memory_place", "refuse_state", "state_file"]
+__all__ = [
+    "Passage",
+    "file_number",
+    "machine_of",
+    "refuse_jobs",
+    "refuse_memory_place",
+    "refuse_state",
+    "state_file",
+    "way_of",
+]
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"
@@ -47,6 +56,16 @@ def machine_of(scene: Scene) -> Machine:
     """The machine beyond its disks, which the scene has for every operation on VM state."""
     assert scene.machine is not None  # noqa: S101 - planner.needs_machine says so
     return scene.machine
+
+
+def file_number(token: str) -> int:
+    """What QEMU knows an open file by: a number that fits in its 31 bits."""
+    return int(token, 16) & 0x7FFFFFFF
+
+
+def way_of(machine: Machine) -> Way:
+    """How QEMU gets an open file: one that knows mapped-ram can write to a file by itself, others by fd."""
+    return "fdset" if "mapped-ram" in machine.capabilities else "fd"
 
 
 def refuse_jobs(scene: Scene) -> None:
@@ -169,8 +188,8 @@ class Passage:
 
     @property
     def way(self) -> Way:
-        """How QEMU gets the file: one that knows mapped-ram can write to a file by itself, others by fd."""
-        return "fdset" if "mapped-ram" in self.machine.capabilities else "fd"
+        """How QEMU gets the file."""
+        return way_of(self.machine)
 
     @property
     def may_stop(self) -> bool:
@@ -233,4 +252,5 @@ class Passage:
             running=self.machine.running,
             capabilities={name: on for one in self.capabilities for name, on in one.was},
             parameters={name: value for one in self.parameters for name, value in one.was},
+            process=self.machine.process,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import CommandFailed, Malformed
 from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine
+from qmpsnap.run.shared import identity
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
@@ -37,7 +38,14 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
         asyncio.gather(*(_kind(session, disk) for disk in disks)),
     )
     known = {disk.name: kind for disk, kind in zip(disks, kinds, strict=True) if kind}
-    return parse_machine(answers, known, graph, cpu=cpu, passes_files=session.is_unix)
+    return parse_machine(
+        answers,
+        known,
+        graph,
+        cpu=cpu,
+        passes_files=session.is_unix,
+        process=identity(session.peer_pid),
+    )
 
 
 async def run_state(session: Session) -> str:

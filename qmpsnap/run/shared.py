@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["holds", "working_directory"]
+__all__ = ["holds", "identity", "working_directory"]
 
 
 def holds(pid: int, files: Iterable[str]) -> bool:
@@ -41,6 +41,18 @@ def holds(pid: int, files: Iterable[str]) -> bool:
         if not wanted:
             return True
     return False
+
+
+def identity(pid: int | None) -> str:
+    """What no other process has, not even one that gets the same number later; "" when it is not known."""
+    if pid is None:
+        return ""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            started = file.read().rpartition(")")[2].split()[19]  # clock ticks since the host's start
+    except (OSError, IndexError):
+        return ""
+    return f"{pid}.{started}"
 
 
 def working_directory(pid: int | None) -> str:

@@ -1,0 +1,218 @@
+"""Plan of what is left of a revert, or of its preparation, whose client went away.
+
+No disk has moved: all is taken back. One has: there is but the way on, for memory and disks no longer
+belong together; what was done is done once more, which changes nothing as long as the guest has not run.
+A guest that runs again has come back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.names import digest, node_name, owned_node
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.rest_checkpoint import ends_job, goes_on, same_qemu
+from qmpsnap.plan.steps import (
+    AddNode,
+    AddStore,
+    AwaitJob,
+    CheckRoots,
+    ContinueGuest,
+    DeleteNode,
+    DismissJob,
+    FinishRecord,
+    KeepBranch,
+    LoadState,
+    NewRoot,
+    RemoveOrphan,
+    ReopenFilter,
+    ResetGuest,
+    SetDrive,
+)
+from qmpsnap.plan.vm_state import machine_of
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["plan"]
+
+
+def plan(record: IntentRecord, scene: Scene) -> Plan:
+    """Plan what is left of the revert of that record."""
+    disks = tuple(disk for disk in record.overlays if disk in scene.graph.disks)
+    moved = tuple(disk for disk in disks if scene.graph.disks[disk].files[:1] == (record.overlays[disk],))
+    if record.was is None:
+        return _prepared(record, scene, disks)
+    if not moved:
+        return _not_begun(record, scene, disks)
+    return _on(record, scene, disks, moved)
+
+
+def _prepared(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Plan:
+    """Overlays for another QEMU: kept when the moment knows them, else removed."""
+    moment = _moment(record, scene)
+    known = moment is not None and record.overlays in moment.branches
+    remove = () if known else _orphans(record, scene)
+    note = f"the overlays for {record.name!r} are {'there' if known else 'removed'}"
+    return Plan(
+        op="revert-prepare",
+        intent=None,
+        disks=disks,
+        stages=(Stage(note, (*remove, _finish(record)), tidy=True),),
+        before=scene.graph,
+        after=scene.graph,
+        notes=(note,),
+    )
+
+
+def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Plan:
+    """No disk has moved: the guest runs on, and what was made goes."""
+    steps: tuple[Step, ...] = (
+        *ends_job(record, scene),
+        *goes_on(record, scene),
+        *(DeleteNode(name) for name in _unused(record, scene)),
+    )
+    note = f"it had not gone back to {record.name!r}, and what was made for it is removed"
+    return Plan(
+        op="revert",
+        intent=None,
+        disks=disks,
+        stages=(
+            Stage("take it back", steps, verify=True),
+            Stage("put everything away", (*_orphans(record, scene, freed=True), _finish(record)), tidy=True),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+        notes=(note,),
+    )
+
+
+def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple[str, ...]) -> Plan:
+    """A disk has moved: all do, and the memory comes with them, unless the guest runs already."""
+    machine = machine_of(scene)
+    steps: list[Step] = list(ends_job(record, scene))
+    if same_qemu(record, scene) and not machine.running:
+        rest = [scene.graph.disks[disk] for disk in disks if disk not in moved]
+        roots: list[tuple[str, str, str]] = []
+        for disk in rest:
+            steps += _move(disk, record, scene)
+            if disk.root == disk.active.node:
+                roots.append((disk.name, disk.qdev, _node_of(record.overlays[disk.name], scene)))
+        if roots:
+            steps.append(CheckRoots(tuple(roots)))
+        steps += _load(record, scene)
+        if record.was is not None and record.was.running:
+            steps.append(ContinueGuest())
+    moment = _moment(record, scene)
+    keep = (KeepBranch(moment.directory, moment.id, record.overlays),) if moment is not None else ()
+    tidy: tuple[Step, ...] = (
+        *(DeleteNode(name) for name in _left_behind(record, scene)),
+        *keep,
+        _finish(record),
+    )
+    note = f"the machine is back at {record.name!r}"
+    return Plan(
+        op="revert",
+        intent=None,
+        disks=disks,
+        stages=(
+            Stage(f"go back to {record.name!r}", tuple(steps), verify=True),
+            Stage("put everything away", tidy, tidy=True),
+        ),
+        before=scene.graph,
+        after=None,
+        expect={disk: files for disk, files in record.after.items() if disk in disks},
+        moves=disks,
+        notes=(note,),
+    )
+
+
+def _move(disk: Disk, record: IntentRecord, scene: Scene) -> list[Step]:
+    """What gives one more disk its new root."""
+    file = record.overlays[disk.name]
+    node = _node_of(file, scene)
+    steps: list[Step] = [] if node in scene.graph.nodes else [AddNode(node, file)]
+    new = NewRoot(disk.name, node, file, "qcow2", None, _below(record, disk))
+    was = NewRoot(disk.name, disk.active.node, disk.active.file, disk.active.format, None, ())
+    if disk.root != disk.active.node:
+        return [*steps, ReopenFilter(new, disk.root, disk.filters[0].group, was, closes=False)]
+    return [*steps, SetDrive(new, machine_of(scene).devices[disk.name].path, was, closes=False)]
+
+
+def _below(record: IntentRecord, disk: Disk) -> tuple[tuple[str, str], ...]:
+    known = {layer.file: layer.format for layer in disk.layers}
+    return tuple((file, known.get(file, "qcow2")) for file in record.after.get(disk.name, ())[1:])
+
+
+def _load(record: IntentRecord, scene: Scene) -> list[Step]:
+    """What gives the guest the memory that belongs to its disks, or a new beginning."""
+    state = record.state
+    if state is None:
+        return [ResetGuest()]
+    open_now = [
+        node.name for node in scene.graph.nodes.values() if node.file == state.file and node.driver == "qcow2"
+    ]
+    node = open_now[0] if open_now else node_name(digest(record.id, "store", avoid=scene.names), owned=True)
+    add: list[Step] = [] if open_now else [AddStore(node, state.file)]
+    load = LoadState(record.id, state.tag, (("", node),), node)
+    free = [] if open_now else [DeleteNode(node)]  # one that is open already goes with what is put away
+    return [*add, load, AwaitJob(record.id, "concluded"), DismissJob(record.id), *free]
+
+
+def _node_of(file: str, scene: Scene) -> str:
+    """node-name of the overlay where it is open, else the one that it gets."""
+    for node in scene.graph.nodes.values():
+        if node.file == file and owned_node(node.name):
+            return node.name
+    return node_name(digest(file, avoid=scene.names), owned=True)
+
+
+def _unused(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
+    """Nodes that the operation opened and no disk uses."""
+    used = {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
+    files = {*record.overlays.values(), record.state.file if record.state is not None else ""}
+    return tuple(
+        node.name
+        for node in scene.graph.nodes.values()
+        if node.file in files and owned_node(node.name) and node.name not in used
+    )
+
+
+def _left_behind(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
+    """Nodes of ours that no disk uses once all have moved: old roots, and the store."""
+    kept = {file for files in record.after.values() for file in files}
+    store = record.state.file if record.state is not None else ""
+    old = {file for files in record.chains.values() for file in files if file not in kept}
+    return tuple(
+        node.name
+        for node in scene.graph.nodes.values()
+        if owned_node(node.name) and node.file in {*old, store} and node.driver != "file"
+    )
+
+
+def _orphans(record: IntentRecord, scene: Scene, *, freed: bool = False) -> tuple[RemoveOrphan, ...]:
+    held = {node.file for node in scene.graph.nodes.values()}
+    if freed:
+        held -= {scene.graph.nodes[name].file for name in _unused(record, scene)}
+    return tuple(
+        RemoveOrphan(file, record.after[disk][1])
+        for disk, file in record.overlays.items()
+        if file not in held and len(record.after.get(disk, ())) > 1
+    )
+
+
+def _moment(record: IntentRecord, scene: Scene) -> MomentRecord | None:
+    for one in scene.files.records:
+        if not isinstance(one, MomentRecord) or one.name != record.name:
+            continue
+        if all(one.covered.get(disk) == files[1] for disk, files in record.after.items() if len(files) > 1):
+            return one
+    return None
+
+
+def _finish(record: IntentRecord) -> FinishRecord:
+    return FinishRecord(record.directory, (record.id,))
