@@ -33,6 +33,7 @@ __all__ = [
     "StateIntent",
     "Stream",
     "Sync",
+    "Via",
 ]
 
 OnError = Literal["report", "stop", "ignore"]
@@ -50,6 +51,9 @@ Sync = Literal["full", "top", "none"]
 
 Mode = Literal["stop", "background", "in-place"]
 """How a checkpoint keeps the memory: the guest stands still, or runs on, or goes back in the same QEMU."""
+
+Via = Literal["hmp", "jobs"]
+"""What an internal checkpoint is taken and loaded by: QEMU's human monitor, or its jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,13 @@ class CheckpointInternal:
 
     Attributes:
         name: The checkpoint's name.
+        leave: Disks, in any spelling, that are not part of it.
+        via: What it is taken by; None: the human monitor, unless a disk is left.
     """
 
     name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +232,13 @@ class Revert:
         name: The moment's name.
         leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
         discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
+        via: What an internal checkpoint is loaded by; None: the human monitor, unless a disk is left.
     """
 
     name: str
     leave: tuple[str, ...] = ()
     discard: bool = False
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)

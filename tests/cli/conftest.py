@@ -9,7 +9,9 @@ from typing import NamedTuple
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from qmpsnap.cli import runner
 from qmpsnap.cli.main import run
+from qmpsnap.plan.intent import Intent
 from qmpsnap.testing.server import Return, serve
 
 GIB = 1 << 30
@@ -72,6 +74,36 @@ def server(tmp_path):
 def machine(qmpsnap, server):
     """Run a command line against the scripted server."""
     return lambda *words: qmpsnap("-s", server.path, *words)
+
+
+@pytest.fixture
+def intent(qmpsnap, monkeypatch):
+    """What a command line asks for; nothing is connected to."""
+    asked: list[object] = []
+
+    def no_run(work):
+        cells = [cell.cell_contents for cell in work.__closure__]
+        asked.extend(one for one in cells if isinstance(one, Intent))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", no_run)
+
+    def call(*words):
+        assert qmpsnap(*words).code == 130
+        return asked.pop()
+
+    return call
+
+
+@pytest.fixture
+def told(qmpsnap, monkeypatch):
+    """What a command line prints of a result; nothing is connected to."""
+
+    def call(done, *words):
+        monkeypatch.setattr(runner, "run", lambda _: done)
+        return qmpsnap("-s", "/old", *words)
+
+    return call
 
 
 def disks(server, *, inside=(), **chains):

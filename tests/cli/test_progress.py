@@ -21,6 +21,12 @@ def test_lines_as_text_say_how_far_how_fast_and_how_long(capsys):
     assert capsys.readouterr().err == "j: running, 25% of 100 B, 50 B/s, 1.5 s left\n"
 
 
+def test_lines_say_no_more_than_the_status_of_a_job_that_counts_nothing(capsys):
+    job = Job("j", "snapshot-save", JobStatus.RUNNING, offset=0, length=1)
+    Lines(as_json=False).tell(Progress(job, None, None))
+    assert capsys.readouterr().err == "j: running\n"
+
+
 def test_reporter_is_none_without_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     assert reporter(asked=False, as_json=False) is None
