@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from integration.machines import listing, traced
+from qmpsnap.errors import Changed, Refused
 from qmpsnap.run.memory_files import look
 
 ENDINGS = {"stop": "memory", "background": "memory", "in-place": "vmstate.qcow2"}
@@ -38,3 +42,18 @@ def note(file):
     fact = look([str(file)])[str(file)]
     assert fact.note is not None, fact.problem
     return fact.note
+
+
+async def refuses(running, vm, intent, error, text, *, folder=None):
+    """Demand that an intent is refused by that error, and that nothing is sent, made or changed."""
+    folder = folder or running.folder
+
+    def now():
+        return listing(folder), running.roots(), settings(running), status(running)
+
+    before = now()
+    with traced(vm) as sent, pytest.raises(Refused, match=text) as caught:
+        await vm.run(await vm.plan(intent))
+    assert (type(caught.value), caught.value.changed, caught.value.exit_code) == (error, Changed.NO, 3)
+    assert (sent, now()) == ([], before)
+    return caught.value
