@@ -27,6 +27,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.steps import (
+    AddStore,
     AwaitJob,
     AwaitMigration,
     DeleteNode,
@@ -132,8 +133,29 @@ class Operation:
             await self._on(watch)
             return
         if self._course.loaded and self._plan.moves and self._course.graph is not None:
+            told.left = (*told.left, *await self._stay())
             await self._caller.tell_pivot(moved_roots(self._plan, self._course.graph))
         raise told
+
+    async def _stay(self) -> tuple[str, ...]:
+        """Keep where the disks are when the memory could not be loaded there; return what is left.
+
+        What the guest wrote until then is not removed, also where that was wanted.
+        """
+        closed = {step.node for step in self._course.done if isinstance(step, AddStore)}
+        steps = tuple(
+            step
+            for stage in self._plan.stages
+            for step in stage.steps
+            if stage.tidy
+            and not isinstance(step, RetireFile)
+            and not (isinstance(step, DeleteNode) and step.node in closed)
+        )
+        try:
+            await self._tidy(Stage("keep where the disks are", steps, tidy=True))
+        except Incomplete as error:
+            return error.remaining
+        return ()
 
     async def _look_at_what_is_left(self) -> None:
         """Read the graph again where nodes of others may have gone with those of ours that were put away."""
