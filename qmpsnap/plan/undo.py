@@ -114,8 +114,10 @@ def drains(step: Step) -> bool:
 
 
 def stands_still(step: Step) -> bool:
-    """Whether QEMU stops a guest that runs for the step, so that its events tell for how long."""
-    return isinstance(step, StopGuest | SaveVm | LoadVm | SaveState | LoadState)
+    """Whether the guest stands still for the step, so that QEMU's events tell for how long."""
+    return isinstance(
+        step, StopGuest | SaveVm | LoadVm | SaveState | LoadState | SaveMemory | SetDrive | ReopenFilter
+    )
 
 
 def unseen(step: Step) -> bool:

@@ -27,8 +27,10 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.steps import (
+    AddStore,
     AwaitJob,
     AwaitMigration,
+    DeleteNode,
     DismissJob,
     FinishRecord,
     KeepBranch,
@@ -42,7 +44,7 @@ from qmpsnap.run.caller import Caller
 from qmpsnap.run.course import Course
 from qmpsnap.run.human import failed_early
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import invalid_now, mismatch, moved_roots, outcome, same, vanished
+from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
 from qmpsnap.run.way_back import EndedWell, WayBack
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ class Operation:
                 raise
             if self._plan.vanished:
                 raise vanished(self._plan)
+            await self._look_at_what_is_left()
             return self._result(time.monotonic() - started, stops)
 
     async def _there_or_back(self, watch: Watch) -> None:
@@ -130,8 +133,37 @@ class Operation:
             await self._on(watch)
             return
         if self._course.loaded and self._plan.moves and self._course.graph is not None:
+            told.left = (*told.left, *await self._stay())
             await self._caller.tell_pivot(moved_roots(self._plan, self._course.graph))
         raise told
+
+    async def _stay(self) -> tuple[str, ...]:
+        """Keep where the disks are when the memory could not be loaded there; return what is left.
+
+        What the guest wrote until then is not removed, also where that was wanted.
+        """
+        closed = {step.node for step in self._course.done if isinstance(step, AddStore)}
+        steps = tuple(
+            step
+            for stage in self._plan.stages
+            for step in stage.steps
+            if stage.tidy
+            and not isinstance(step, RetireFile)
+            and not (isinstance(step, DeleteNode) and step.node in closed)
+        )
+        try:
+            await self._tidy(Stage("keep where the disks are", steps, tidy=True))
+        except Incomplete as error:
+            return error.remaining
+        return ()
+
+    async def _look_at_what_is_left(self) -> None:
+        """Read the graph again where nodes of others may have gone with those of ours that were put away."""
+        course = self._course
+        freed = any(isinstance(step, DeleteNode) for stage in self._plan.stages[-1:] for step in stage.steps)
+        if freed and course.graph is not None and left_nodes(self._plan, course.graph):
+            with suppress(QmpsnapError):  # all is done
+                course.graph = await self._target.graph()
 
     def _result(self, elapsed: float, stops: StandsStill) -> Done:
         plan, graph = self._plan, self._course.graph or self._plan.before
