@@ -87,7 +87,7 @@ def test_parse_tells_two_disks_on_one_base_apart(qemu: str) -> None:
 @NEWEST_AND_OLDEST
 def test_parse_finds_the_chain_under_a_throttle(qemu: str) -> None:
     disk = parsed(f"throttle-{qemu}").disks["vda"]
-    assert (disk.root, disk.filters, disk.active.node) == ("thr", (Filter("thr", "throttle"),), "f1")
+    assert (disk.root, disk.filters, disk.active.node) == ("thr", (Filter("thr", "throttle", "tg"),), "f1")
     assert outline(disk) == [
         ("/tmp/images/f1.qcow2", "qcow2", "/tmp/images/f0.qcow2"),
         ("/tmp/images/f0.qcow2", "qcow2", None),
