@@ -341,12 +341,19 @@ class FakeTarget:
                 if step.node not in self.state.nodes:
                     raise refused(f"Failed to find node with node-name='{step.node}'", command=step.command)
                 self.state = self._change(self.state, step)
-            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob() | CheckRoots():
+            case CheckRoots():
+                self._check(step)
+            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob():
                 pass
             case _ if isinstance(step, GuestStep | MigrationStep):
                 self.guest.perform(step)
             case _:
                 self.files.perform(step)
+
+    def _check(self, step: CheckRoots) -> None:
+        for disk, _, node in step.roots:
+            if self.state.disks[disk].root != node:
+                raise refused(f"the device of {disk} did not take the node {node!r}", command=step.command)
 
     def _dismiss(self, job_id: str) -> None:
         self._set(job_id, JobStatus.NULL)
