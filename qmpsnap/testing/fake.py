@@ -305,7 +305,17 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case TakeSnapshots() | TakeInternal() | DeleteInternal() | SaveVm() | LoadVm() | DelVm():
+            case (
+                TakeSnapshots()
+                | TakeInternal()
+                | DeleteInternal()
+                | SaveVm()
+                | LoadVm()
+                | DelVm()
+                | AddNode()
+                | SetDrive()
+                | ReopenFilter()
+            ):
                 if isinstance(step, SaveVm | LoadVm):
                     self.guest.blink()
                 self.state = self._change(self.state, step)
@@ -317,9 +327,6 @@ class FakeTarget:
                     self.guest.blink()
                 self.start_job(Job(step.job_id, step.command, JobStatus.RUNNING, length=1), step)
                 self._end(step.job_id, step, self.job_error)
-            case AddNode() | SetDrive() | ReopenFilter():
-                self.state = self._change(self.state, step)
-                self.files.follow(self.state)
             case CompleteJob():
                 self._need(step, step.job_id, JobStatus.READY)
                 start = self._starts[step.job_id]
