@@ -269,7 +269,7 @@ def traced(vm):
     sent = []
 
     def note(message):
-        if not message["execute"].startswith("query-"):
+        if not message["execute"].startswith(("query-", "qom-get", "qom-list")):
             sent.append((message["execute"], message["arguments"]))
 
     vm._target.session.trace = note

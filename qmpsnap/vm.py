@@ -109,7 +109,8 @@ class VM(JobVerbs, MomentVerbs):
         graph = await self._target.graph()
         question = planner.ask(intent, graph, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
-        return await self._complete(graph, files)
+        machine = await self._target.machine(graph) if planner.needs_machine(intent) else None
+        return await self._complete(graph, files, machine)
 
     # -- verbs -------------------------------------------------------------------------------------
 

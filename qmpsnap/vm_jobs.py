@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.executor import Executor
     from qmpsnap.run.target import Progress, Target
@@ -168,7 +169,7 @@ class JobVerbs:
         await self.job(job_id, foreign=foreign)
         await self._executor.command(command, {"id": job_id})
 
-    async def _complete(self, graph: Graph, files: Files) -> Scene:
+    async def _complete(self, graph: Graph, files: Files, machine: Machine | None = None) -> Scene:
         return Scene(
             graph=graph,
             files=files,
@@ -176,4 +177,5 @@ class JobVerbs:
             features=await self._target.features(),
             now=datetime.now(UTC).isoformat(timespec="microseconds"),
             state_dir=self._state_dir,
+            machine=machine,
         )

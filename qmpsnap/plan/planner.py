@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "plan"]
+__all__ = ["ask", "needs_machine", "plan"]
 
 
 def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -55,6 +55,11 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             return mirror.ask(intent, graph, state_dir=state_dir)
         case _:
             assert_never(intent)
+
+
+def needs_machine(intent: Intent) -> bool:
+    """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
+    return isinstance(intent, CheckpointInternal | RevertInternal)
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:

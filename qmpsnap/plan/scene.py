@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Chains, Disk, Graph, Layer
     from qmpsnap.model.job import Job
+    from qmpsnap.model.machine import Machine
 
 __all__ = [
     "Scene",
@@ -68,6 +69,7 @@ class Scene:
         features: What this QEMU can do.
         now: Time of planning, UTC, ISO 8601, for records.
         state_dir: Where records go when the caller says so, else "".
+        machine: What the machine is beyond its disks; None where the plan does not depend on it.
     """
 
     graph: Graph
@@ -76,6 +78,7 @@ class Scene:
     features: Features
     now: str
     state_dir: str = ""
+    machine: Machine | None = None
 
     @property
     def names(self) -> frozenset[str]:

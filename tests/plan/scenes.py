@@ -11,9 +11,11 @@ from qmpsnap.plan import planner
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
 
@@ -29,11 +31,14 @@ def planned(
     jobs: tuple[Job, ...] = (),
     commands: frozenset[str] = COMMANDS,
     state_dir: str = "",
+    machine: Machine | None = None,
 ) -> Plan:
     """What the planner makes of an intent, asked as `VM.plan` asks it."""
     files = files or FakeFiles(graph)
     asked = planner.ask(intent, graph, state_dir=state_dir)
-    scene = Scene(graph, files.look(asked), jobs, Features(commands), NOW, state_dir)
+    if machine is None and planner.needs_machine(intent):
+        machine = a_machine(graph)
+    scene = Scene(graph, files.look(asked), jobs, Features(commands), NOW, state_dir, machine)
     return planner.plan(intent, scene)
 
 

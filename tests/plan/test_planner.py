@@ -15,12 +15,14 @@ from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
 from qmpsnap.plan.intent import (
+    CheckpointInternal,
     Commit,
     Delete,
     Ending,
     Folded,
     Intent,
     Mirror,
+    RevertInternal,
     Snapshot,
     SnapshotInternal,
     Stream,
@@ -267,6 +269,12 @@ def test_planner_asks_for_what_it_then_reads() -> None:
         asked = planner.ask(intent, drawn, state_dir="/state")
         assert asked.records == ("/state",)
         assert planned(intent, drawn, state_dir="/state").record is not None
+
+
+def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back() -> None:
+    for intent in (CheckpointInternal("c1"), RevertInternal("c1")):
+        assert planner.needs_machine(intent)
+    assert not planner.needs_machine(Snapshot("n1"))
 
 
 def test_wanted_is_able_to_refuse() -> None:
