@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from integration.harness import CASES, Rig, interrupt
+from integration.cases import CASES
+from integration.harness import Rig, interrupt
 from integration.known_images import QEMUS
 
 SYSTEM = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[qemu.short for qemu in QEMUS[:1]])

@@ -16,7 +16,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from integration.harness import CASES, Rig, stepped
+from integration.cases import CASES
+from integration.harness import Rig, stepped
 from qmpsnap.errors import Changed, JobFailed, LinkLost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,10 +34,11 @@ def clients():
         stdout=subprocess.PIPE,
     ) as server:
 
-        def run(running, rig, name, point):
+        def run(running, rig, name, point, delay=0):
             order = {
                 "socket": running.socket, "qemu_img": str(rig.qemu.directory / "qemu-img"),
                 "case": name, "folder": str(rig.folder), "point": point,
+                "delay": delay,
             }  # fmt: skip
             server.stdin.write(json.dumps(order) + "\n")
             server.stdin.flush()

@@ -14,7 +14,6 @@ __all__ = [
     "CheckpointInternal",
     "Commit",
     "Delete",
-    "DeleteCheckpoint",
     "Ending",
     "Folded",
     "Intent",
@@ -25,6 +24,7 @@ __all__ = [
     "SnapshotInternal",
     "Stream",
     "Sync",
+    "Via",
 ]
 
 OnError = Literal["report", "stop", "ignore"]
@@ -38,6 +38,13 @@ Ending = Literal["pivot", "finish"]
 
 Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
+
+Via = Literal["hmp", "jobs"]
+"""How a checkpoint inside images is worked on: through the human monitor, or through jobs.
+
+Through the human monitor when every writable disk takes part; through the jobs when one is left out, and
+under a throttle, where QEMU does not survive the way back by the human monitor.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +83,27 @@ class Delete:
 
     Attributes:
         name: The moment's name.
+        via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
+            alone disk after disk.
     """
 
     name: str
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInternal:
-    """VM state and every writable disk, at one instant, inside the images.
+    """VM state and writable disks, at one instant, inside the images.
 
     Attributes:
         name: The checkpoint's name.
+        leave: Writable disks that take no part, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +112,13 @@ class RevertInternal:
 
     Attributes:
         name: The checkpoint's name.
+        leave: Writable disks that stay as they are, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteCheckpoint:
-    """A checkpoint inside the images goes, and all others stay.
-
-    Attributes:
-        name: The checkpoint's name.
-    """
-
-    name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,5 +196,5 @@ class Mirror:
     speed: int = 0
 
 
-CheckpointIntent = CheckpointInternal | RevertInternal | DeleteCheckpoint
+CheckpointIntent = CheckpointInternal | RevertInternal
 Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | Stream | Commit | Mirror

@@ -61,8 +61,8 @@ class Plan:
     """What will be done, in full, before anything is.
 
     Attributes:
-        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal",
-            "delete-checkpoint", "stream", "commit" or "mirror".
+        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal", "stream",
+            "commit" or "mirror".
         intent: What was asked for; None for the rest of an interrupted operation.
         disks: Names of the disks that the plan touches.
         stages: In order.

@@ -9,7 +9,6 @@ from qmpsnap.plan.intent import (
     CheckpointInternal,
     Commit,
     Delete,
-    DeleteCheckpoint,
     Intent,
     Mirror,
     RevertInternal,
@@ -45,7 +44,7 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             return internal.ask(intent, graph, state_dir=state_dir)
         case Delete():
             return delete.ask(intent, graph, state_dir=state_dir)
-        case CheckpointInternal() | RevertInternal() | DeleteCheckpoint():
+        case CheckpointInternal() | RevertInternal():
             return checkpoint.ask(intent, graph, state_dir=state_dir)
         case Stream():
             return stream.ask(intent, graph, state_dir=state_dir)
@@ -59,7 +58,7 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
 
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    return isinstance(intent, CheckpointInternal | RevertInternal)
+    return isinstance(intent, CheckpointInternal | RevertInternal | Delete)
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:
@@ -79,8 +78,6 @@ def plan(intent: Intent, scene: Scene) -> Plan:
             return checkpoint.plan_save(intent, scene)
         case RevertInternal():
             return checkpoint.plan_revert(intent, scene)
-        case DeleteCheckpoint():
-            return checkpoint.plan_delete(intent, scene)
         case Stream():
             return stream.plan(intent, scene)
         case Commit():

@@ -12,6 +12,7 @@ from qmpsnap.errors import UnknownNode
 from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import rest_state
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
@@ -66,6 +67,8 @@ def plan(job_id: str, scene: Scene) -> Plan:
     record = _record(job_id, scene)
     if name is None or (job is None and record is None):
         raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+    if record.op in rest_state.OPS if record is not None else job is not None and job.type in rest_state.JOBS:
+        return rest_state.plan(name, job, record, scene)
     if job is not None:
         return _with_job(name, job, record, scene)
     assert record is not None  # noqa: S101 - for the type checker
