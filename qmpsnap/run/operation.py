@@ -34,7 +34,6 @@ from qmpsnap.plan.steps import (
     DismissJob,
     FinishRecord,
     KeepBranch,
-    LoadState,
     RetireFile,
     SealMemory,
     SealStore,
@@ -42,7 +41,6 @@ from qmpsnap.plan.steps import (
 from qmpsnap.plan.undo import changes, drains, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.course import Course
-from qmpsnap.run.human import failed_early
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
 from qmpsnap.run.way_back import EndedWell, WayBack
@@ -171,7 +169,8 @@ class Operation:
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
             standstill = stops.seconds or 0.0
-        return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=self._bytes)
+        size = self._bytes or self._course.state_bytes
+        return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
         course = self._course
@@ -245,11 +244,14 @@ class Operation:
     async def _wait(self, step: AwaitJob, watch: Watch) -> None:
         course = self._course
         try:
-            job = await self._caller.wait(step, watch, self._target, may_leave=not course.forward)
+            quiet = course.state_job is not None
+            job = await self._caller.wait(
+                step, watch, self._target, may_leave=not course.forward, quiet=quiet
+            )
         except LinkLost:
             raise
         except JobFailed as error:
-            self._failed_load(error)
+            course.failed_job(error)
             course.say(error)
             raise
         except QmpsnapError as error:
@@ -259,20 +261,11 @@ class Operation:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
         course.done.append(step)
         course.forward |= step.until == "concluded"
-        if self._plan.start is not None or self._plan.intent is None:  # others count no bytes
+        if course.copies:  # others count no bytes
             self._bytes = max(self._bytes, job.offset)
         times = watch.times
         if step.until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
             self._drained = max(0.0, times[_CONCLUDED] - times[_PENDING])
-
-    def _failed_load(self, error: JobFailed) -> None:
-        """Take note when a load of VM state had begun to move something, so that nothing is to run."""
-        course = self._course
-        if any(isinstance(step, LoadState) for step in course.tried) and not failed_early(error.error):
-            course.loaded = course.moved = True
-            error.hint = "go back once more, or reset the guest before it runs (system_reset, cont)"
-        elif any(isinstance(step, LoadState) for step in course.tried):
-            course.moved = False
 
     async def _wait_migration(self, step: AwaitMigration) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""

@@ -74,7 +74,8 @@ __all__ = ["COMMANDS", "FakeTarget", "refused"]
 COMMANDS = frozenset({
     "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
-    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "transaction",
+    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
+    "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
 })  # fmt: skip
 """The commands that a fake QEMU has unless it is told otherwise."""
 
