@@ -184,6 +184,7 @@ def test_began_names_every_overlay_of_a_disk_the_oldest_first():
 
 
 def test_kept_state_is_called_otherwise_until_it_is_whole():
+    assert REVERTED.state is not None
     assert REVERTED.state.partial == "/d/m.vmstate.qcow2.partial"
 
 
