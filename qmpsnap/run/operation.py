@@ -33,6 +33,7 @@ from qmpsnap.plan.steps import (
     FinishRecord,
     KeepBranch,
     LoadState,
+    ResetGuest,
     RetireFile,
     SealMemory,
     SealStore,
@@ -188,6 +189,7 @@ class Operation:
             raise
         course.done.append(step)
         course.moved |= changes(step)
+        course.loaded |= isinstance(step, ResetGuest)
         if isinstance(step, SealMemory | SealStore):
             self._bytes = self._target.state_bytes
         if drains(step):
@@ -225,6 +227,7 @@ class Operation:
             raise
         if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
+        course.loaded |= any(isinstance(one, LoadState) for one in course.done)
         course.done.append(step)
         course.forward |= step.until == "concluded"
         if self._plan.start is not None or self._plan.intent is None:  # others count no bytes
@@ -236,11 +239,8 @@ class Operation:
     def _failed_load(self, error: JobFailed) -> None:
         """Take note when a load of VM state had begun to move something, so that nothing is to run."""
         course = self._course
-        if any(isinstance(step, LoadState) for step in course.tried) and not failed_early(error.error):
-            course.loaded = course.moved = True
-            error.hint = "go back once more, or reset the guest before it runs (system_reset, cont)"
-        elif any(isinstance(step, LoadState) for step in course.tried):
-            course.moved = False
+        if any(isinstance(step, LoadState) for step in course.tried):
+            course.loaded = course.moved = not failed_early(error.error)
 
     async def _wait_migration(self, step: AwaitMigration) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""
