@@ -27,7 +27,11 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "stream": ("stream", "stream"),
         "commit": ("commit", "commit"),
         "mirror": ("mirror", "mirror"),
+        "checkpoint": ("checkpoint", "checkpoint"),
+        "save": ("save", "save"),
+        "restore": ("restore", "restore"),
         "list": ("list", "list_"),
+        "revert": ("revert", "revert"),
         "delete": ("delete", "delete"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
@@ -220,4 +224,4 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",
 )
 def cli() -> None:
-    """Snapshots of running virtual machines, over QEMU's own monitor."""
+    """Snapshots and checkpoints of running virtual machines, over QEMU's own monitor."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
@@ -16,18 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["list_"]
 
-_HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "VM STATE", "DISKS", "")
+_HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS", "")
 _RIGHT = ("OVERLAYS", "VM STATE")
 
 
 @verb(
-    "list", example="qmpsnap -s /run/vm1/qmp.sock list", short_help="List snapshots, external and internal."
+    "list",
+    example="qmpsnap -s /run/vm1/qmp.sock list",
+    short_help="List snapshots and checkpoints, external and internal.",
 )
 def list_() -> None:
-    """List the moments that the disks hold, the oldest first: external and internal snapshots.
+    """List the moments that the disks hold, the oldest first: snapshots and checkpoints.
 
     Times are local; with --json they are UTC. OVERLAYS is what the overlays that began at a moment take on
-    the host by now, VM STATE what an image keeps of the guest's memory.
+    the host by now, VM STATE what an image, or a file of its own, keeps of the guest's memory, and MODE how
+    an external checkpoint was taken: it tells the way back.
     """
 
     async def work(vm: VM, signals: Signals) -> Moments:
@@ -51,20 +56,50 @@ def list_() -> None:
     emit(*lines or ["no snapshots"])
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """VM state of a moment.
+
+    Attributes:
+        bytes: What it takes; None where the file cannot be looked at; 0: there is none.
+        missing: Whether its file is gone.
+    """
+
+    bytes: int | None
+    missing: bool = False
+
+
+def _state(moment: Moment) -> _State:
+    """Look at a moment's VM state; a record is seen only where the files are visible, too."""
+    if not moment.vm_state_file:
+        return _State(moment.vm_state_size)
+    try:
+        return _State(Path(moment.vm_state_file).stat().st_size)
+    except FileNotFoundError:
+        return _State(None, missing=True)
+    except OSError:
+        return _State(None)
+
+
 def _row(moment: Moment) -> tuple[str, ...]:
+    state = _state(moment)
     return (
         moment.name,
         moment.kind,
         f"{datetime.fromisoformat(moment.created).astimezone():%Y-%m-%d %H:%M:%S}",
         size(moment.allocated) if moment.kind == "external" else "",
-        size(moment.vm_state_size) if moment.vm_state_size else "",
+        moment.mode if moment.kind == "external" else "",
+        size(state.bytes) if moment.mode else "",
         ", ".join(moment.disks),
-        "; ".join(_remarks(moment)),
+        "; ".join(_remarks(moment, state)),
     )
 
 
-def _remarks(moment: Moment) -> list[str]:
+def _remarks(moment: Moment, state: _State) -> list[str]:
     remarks = ["current"] if moment.current else []
+    if moment.vm_state_file:
+        what = "its VM state is MISSING" if state.missing else "VM state"
+        remarks.append(f"{what}: {moment.vm_state_file}")
     for part in moment.held:
         if part.invalid:
             remarks.append(f"INVALID on {part.disk}: a commit wrote into {part.file}")
@@ -76,6 +111,7 @@ def _remarks(moment: Moment) -> list[str]:
 
 
 def _json(moment: Moment) -> dict[str, object]:
+    state = _state(moment)
     return {
         "name": moment.name,
         "kind": moment.kind,
@@ -83,6 +119,10 @@ def _json(moment: Moment) -> dict[str, object]:
         "current": moment.current,
         "allocated": moment.allocated,
         "vm_state_size": moment.vm_state_size,
+        "mode": moment.mode,
+        "vm_state_file": moment.vm_state_file,
+        "vm_state_bytes": state.bytes,
+        "vm_state_missing": state.missing,
         "held": [_part(part) for part in moment.held],
     }
 

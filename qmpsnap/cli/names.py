@@ -51,12 +51,9 @@ def jobs(context: click.Context) -> list[str]:
 
 
 def moments(context: click.Context) -> list[str]:
-    """Names of the internal snapshots of the active layers: those that can be deleted."""
-    graph = _ask(context, lambda vm: vm.graph())
-    if graph is None:
-        return []
-    active = [disk.active for disk in graph.disks.values() if disk.layers]
-    return sorted({one.name for layer in active for one in layer.snapshots})
+    """Names of the moments: external ones too, where QEMU's files are visible."""
+    found = _ask(context, lambda vm: vm.moments(), with_files=True)
+    return sorted({one.name for one in found.moments}) if found is not None else []
 
 
 def _layers(graph: Graph, disk: str | None) -> set[str]:
@@ -69,7 +66,9 @@ def _layers(graph: Graph, disk: str | None) -> set[str]:
     return {layer.file.rpartition("/")[2] or layer.file for one in found for layer in one.layers}
 
 
-def _ask(context: click.Context, question: Callable[[VM], Awaitable[T]]) -> T | None:
+def _ask(
+    context: click.Context, question: Callable[[VM], Awaitable[T]], *, with_files: bool = False
+) -> T | None:
     app = context.find_object(App)
     if app is None or not app.socket:
         return None
@@ -77,7 +76,12 @@ def _ask(context: click.Context, question: Callable[[VM], Awaitable[T]]) -> T | 
 
     async def asked() -> None:
         with anyio.move_on_after(_PATIENCE):
-            async with qmpsnap.connect(app.socket, shared_fs=False, greeting_limit=_PATIENCE / 2) as vm:
+            async with qmpsnap.connect(
+                app.socket,
+                shared_fs=app.shared_fs if with_files else False,
+                state_dir=app.state_dir or None,
+                greeting_limit=_PATIENCE / 2,
+            ) as vm:
                 answer.append(await question(vm))
 
     try:

@@ -25,6 +25,7 @@ __all__ = [
     "dry_run",
     "job_options",
     "progress",
+    "via",
 ]
 
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?(?:/s)?", re.IGNORECASE)
@@ -97,6 +98,13 @@ progress = click.option(
     "--progress",
     is_flag=True,
     help="Progress on stderr, a line at a time; JSON with --json. [default: a bar on a terminal]",
+)
+
+via = click.option(
+    "--via",
+    type=click.Choice(["hmp", "jobs"]),
+    help="For internal ones: QEMU's human monitor (savevm, loadvm), or its jobs (snapshot-save, "
+    "snapshot-load). [default: the human monitor, unless a disk is left]",
 )
 
 

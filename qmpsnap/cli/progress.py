@@ -48,7 +48,7 @@ class Lines:
             }
             tell(spell(progress=facts))
         else:
-            tell(f"{shown(job.id)}: {job.status}, {_facts(progress)}")
+            tell(", ".join(filter(None, (f"{shown(job.id)}: {job.status}", _facts(progress)))))
 
     def hide(self) -> None:
         """Nothing to do: a line stays where it is."""
@@ -77,7 +77,7 @@ class Bar:
         job = progress.job
         self._rich.update(
             self._task,
-            total=job.length or None,
+            total=job.length if job.length > 1 else None,
             completed=job.offset,
             status=str(job.status),
             facts=_facts(progress),
@@ -117,6 +117,8 @@ class Bar:
 
 def _facts(progress: Progress) -> str:
     job = progress.job
+    if job.length <= 1:  # jobs on VM state count from 0 to 1: nothing to tell of
+        return ""
     facts = [f"{job.fraction:.0%} of {size(job.length)}"]
     if progress.rate is not None:
         facts.append(f"{size(round(progress.rate))}/s")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 import qmpsnap
 from qmpsnap.cli.app import App
+from qmpsnap.cli.done import lines
 from qmpsnap.cli.logs import configure
-from qmpsnap.cli.output import duration, emit, moved, shown, size, spell
+from qmpsnap.cli.output import emit, shown, spell
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
-from qmpsnap.model.graph import draw
 from qmpsnap.run.outcome import Hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from qmpsnap.cli.progress import Bar, Lines
     from qmpsnap.plan.intent import Intent
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done
     from qmpsnap.vm import VM
 
-__all__ = ["change", "current_app", "hooks", "run", "show_done", "show_plan", "show_steps"]
+__all__ = ["change", "command", "current_app", "hooks", "run", "show_done", "show_plan", "show_steps"]
 
 _NOT_SENT = "nothing was sent (-n)"
 T = TypeVar("T")
@@ -67,23 +68,54 @@ def run(work: Callable[[VM, Signals], Awaitable[T]]) -> T:
     return asyncio.run(connected())
 
 
-def change(intent: Intent, *, dry_run: bool, progress: bool = False) -> None:
-    """Plan what was asked for; run it, or with -n print what would run."""
+def change(
+    intent: Intent,
+    *,
+    dry_run: bool,
+    progress: bool = False,
+    wait: bool = False,
+    then: Callable[[Done], Iterable[str]] = lambda _: (),
+) -> None:
+    """Plan what was asked for; run it, or with -n print what would run.
+
+    Args:
+        intent: What was asked for.
+        dry_run: Whether it is to be printed alone.
+        progress: Whether progress was asked for.
+        wait: Whether jobs that are in the way are waited for.
+        then: More lines of the text, at its end: what is to be done next.
+    """
     app = current_app()
 
     async def work(vm: VM, signals: Signals) -> Plan | Done:
-        plan = await vm.plan(intent)
+        plan = await (vm.when_idle(intent) if wait else vm.plan(intent))
         if dry_run:
             return plan
-        bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
+        bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
         with signals.operation(plan.job_id, bar):
             return await vm.run(plan, hooks(signals, bar))
 
     result = run(work)
     if isinstance(result, qmpsnap.Done):
-        show_done(result)
+        show_done(result, then)
     else:
         show_plan(result)
+
+
+def command(*words: str, to_new: bool = False) -> str:
+    """A command line that can be typed, with the options that this one was given.
+
+    Args:
+        words: The verb and what follows it.
+        to_new: Whether it is for another QEMU, whose monitor nobody knows yet: NEW stands for that.
+    """
+    app = current_app()
+    options = ["-s", "NEW" if to_new else app.socket]
+    if app.state_dir:
+        options += ["--state-dir", app.state_dir]
+    if app.shared_fs is not None:
+        options += ["--shared-fs", "yes" if app.shared_fs else "no"]
+    return shown(shlex.join(["qmpsnap", *options, *words]))
 
 
 def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
@@ -118,36 +150,24 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
     """
     if current_app().json:
         listed = [
-            {"command": command, "arguments": dict(arguments), "on": kind}
-            for command, arguments, kind in steps
+            {"command": name, "arguments": dict(arguments), "on": kind} for name, arguments, kind in steps
         ]
         emit(spell(plan={"steps": listed, "before": {}, "after": {}}, changed=False))
         return
-    lines = []
-    for number, (command, arguments, kind) in enumerate(steps, 1):
+    text = []
+    for number, (name, arguments, kind) in enumerate(steps, 1):
         if kind == "qmp":
-            text = json.dumps({"execute": command, "arguments": dict(arguments)}, ensure_ascii=False)
-            lines.append(f"  {number}. -> {shown(text)}")
+            sent = json.dumps({"execute": name, "arguments": dict(arguments)}, ensure_ascii=False)
+            text.append(f"  {number}. -> {shown(sent)}")
         else:
-            text = json.dumps(dict(arguments), ensure_ascii=False, default=str)
-            lines.append(f"  {number}. {'..' if kind == 'wait' else '**'} {command} {shown(text)}")
-    emit(*lines, _NOT_SENT)
+            given = json.dumps(dict(arguments), ensure_ascii=False, default=str)
+            text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {shown(given)}")
+    emit(*text, _NOT_SENT)
 
 
-def show_done(done: Done) -> None:
-    """Print the result of an operation."""
+def show_done(done: Done, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:
+    """Print the result of an operation; `then` gives more lines of the text."""
     if current_app().json:
         emit(spell(**done.to_json(), job_id=done.job_id))
-        return
-    # One that was stopped took no time of its own; its notes say what became of it.
-    facts = [f"done in {duration(done.elapsed_s)}" if done.elapsed_s else "stopped"]
-    if done.bytes:
-        facts.append(f"{size(done.bytes)} copied")
-    if done.standstill_s is not None:
-        facts.append(f"the guest's I/O stood still for {duration(done.standstill_s)}")
-    lines = [f"{done.op}: {', '.join(facts)}"]
-    lines += [f"{shown(disk)}: {shown(draw(files))}" for disk, files in done.chains.items()]
-    lines += [f"invalid, it holds no moment any more: {shown(file)}" for file in done.invalid]
-    lines += [f"of no use any more, and not ours: {shown(command)} frees it" for command in done.left]
-    lines += [f"note: {shown(note)}" for note in done.notes]
-    emit(*lines, *moved(done.active))
+    else:
+        emit(*lines(done), *then(done))

@@ -15,7 +15,6 @@ __all__ = [
     "CheckpointInternal",
     "Commit",
     "Delete",
-    "DeleteCheckpoint",
     "Ending",
     "Folded",
     "Intent",
@@ -33,6 +32,7 @@ __all__ = [
     "StateIntent",
     "Stream",
     "Sync",
+    "Via",
 ]
 
 OnError = Literal["report", "stop", "ignore"]
@@ -46,6 +46,13 @@ Ending = Literal["pivot", "finish"]
 
 Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
+
+Via = Literal["hmp", "jobs"]
+"""How a checkpoint inside images is worked on: through the human monitor, or through jobs.
+
+Through the human monitor when every writable disk takes part; through the jobs when one is left out, and
+under a throttle, where QEMU does not survive the way back by the human monitor.
+"""
 
 
 Mode = Literal["stop", "background", "in-place"]
@@ -88,20 +95,27 @@ class Delete:
 
     Attributes:
         name: The moment's name.
+        via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
+            alone disk after disk.
     """
 
     name: str
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInternal:
-    """VM state and every writable disk, at one instant, inside the images.
+    """VM state and writable disks, at one instant, inside the images.
 
     Attributes:
         name: The checkpoint's name.
+        leave: Writable disks that take no part, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +124,13 @@ class RevertInternal:
 
     Attributes:
         name: The checkpoint's name.
+        leave: Writable disks that stay as they are, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteCheckpoint:
-    """A checkpoint inside the images goes, and all others stay.
-
-    Attributes:
-        name: The checkpoint's name.
-    """
-
-    name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +231,13 @@ class Revert:
         name: The moment's name.
         leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
         discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
+        via: How an internal checkpoint is loaded; None: by the rule of `Via`.
     """
 
     name: str
     leave: tuple[str, ...] = ()
     discard: bool = False
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,5 +285,5 @@ class Restore:
 
 
 StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore
-CheckpointIntent = CheckpointInternal | RevertInternal | DeleteCheckpoint
+CheckpointIntent = CheckpointInternal | RevertInternal
 Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | StateIntent | Stream | Commit | Mirror

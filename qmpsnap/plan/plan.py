@@ -13,6 +13,8 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     CreateOverlay,
     DismissJob,
+    LoadMemory,
+    SaveMemory,
     StartCommit,
     StartMirror,
     StartStream,
@@ -62,8 +64,7 @@ class Plan:
 
     Attributes:
         op: "snapshot", "snapshot-internal", "delete", "checkpoint", "checkpoint-internal", "revert",
-            "revert-prepare", "revert-internal", "save", "restore", "delete-checkpoint", "stream", "commit"
-            or "mirror".
+            "revert-prepare", "revert-internal", "save", "restore", "stream", "commit" or "mirror".
         intent: What was asked for; None for the rest of an interrupted operation.
         disks: Names of the disks that the plan touches.
         stages: In order.
@@ -114,6 +115,11 @@ class Plan:
     def job_id(self) -> str:
         """Id of the plan's job, or ""."""
         return next((step.job_id for step in self.steps if isinstance(step, _OF_A_JOB)), "")
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether VM state is written to a file, or read from one, by a migration."""
+        return any(isinstance(step, SaveMemory | LoadMemory) for step in self.steps)
 
     @property
     def record(self) -> WriteRecord | None:

@@ -1,8 +1,8 @@
 """Plan of what is left of a revert, or of its preparation, whose client went away.
 
-No disk has moved: all is taken back. One has: there is but the way on, for memory and disks no longer belong
-together; what was done is done once more, which changes nothing as long as the guest has not run. A guest that
-runs again has come back.
+No disk has moved: all is taken back. One has: there is but the way on, for memory and disks no longer
+belong together; what was done is done once more, which changes nothing as long as the guest has not run.
+A guest that runs again has come back.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class WayBack:
         if not course.moved:
             left += by_qemu(course.tried)
         error.left = (*error.left, *left, *self._overlays())
-        if course.loaded:
-            error.hint = "go back once more, or reset the guest before it runs (system_reset, cont)"
+        if course.loaded and course.plan.moves:
+            error.hint = error.hint or "disks and memory are there, and the guest stands still: cont"
         return error
 
     def _overlays(self) -> tuple[str, ...]:

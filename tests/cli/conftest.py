@@ -9,7 +9,9 @@ from typing import NamedTuple
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from qmpsnap.cli import runner
 from qmpsnap.cli.main import run
+from qmpsnap.plan.intent import Intent
 from qmpsnap.testing.server import Return, serve
 
 GIB = 1 << 30
@@ -65,6 +67,7 @@ def server(tmp_path):
         disks(scripted)
         for command in ("query-jobs", "query-block-jobs", "query-commands", "query-qmp-schema"):
             scripted.answer(command, Return([]))
+        stands(scripted)
         yield scripted
 
 
@@ -72,6 +75,54 @@ def server(tmp_path):
 def machine(qmpsnap, server):
     """Run a command line against the scripted server."""
     return lambda *words: qmpsnap("-s", server.path, *words)
+
+
+@pytest.fixture
+def intent(qmpsnap, monkeypatch):
+    """What a command line asks for; nothing is connected to."""
+    asked: list[object] = []
+
+    def no_run(work):
+        cells = [cell.cell_contents for cell in work.__closure__]
+        asked.extend(one for one in cells if isinstance(one, Intent))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", no_run)
+
+    def call(*words):
+        assert qmpsnap(*words).code == 130
+        return asked.pop()
+
+    return call
+
+
+@pytest.fixture
+def told(qmpsnap, monkeypatch):
+    """What a command line prints of a result; nothing is connected to."""
+
+    def call(done, *words):
+        monkeypatch.setattr(runner, "run", lambda _: done)
+        return qmpsnap("-s", "/old", *words)
+
+    return call
+
+
+def stands(server, status="running", migration="none"):
+    """Let the server's machine stand so, without devices."""
+    version = {"major": 7, "minor": 2, "micro": 0}
+    answers = {
+        "query-status": {"status": status, "running": status == "running"},
+        "query-migrate": {} if migration == "none" else {"status": migration},
+        "query-migrate-capabilities": [],
+        "query-migrate-parameters": {"max-bandwidth": 1 << 27},
+        "query-version": {"qemu": version, "package": ""},
+        "query-memory-size-summary": {"base-memory": GIB, "plugged-memory": 0},
+        "query-cpus-fast": [{"qom-path": "/machine/unattached/device[0]"}],
+        "qom-get": "pc-q35-7.2-machine",
+        "qom-list": [],
+    }
+    for command, answer in answers.items():
+        server.answer(command, Return(answer))
 
 
 def disks(server, *, inside=(), **chains):

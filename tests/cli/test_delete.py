@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import click
 import pytest
 
-from qmpsnap.cli import names
-from qmpsnap.cli.app import App
 from qmpsnap.testing.server import Return
 
 from .conftest import disks
@@ -35,11 +32,6 @@ def test_delete_refuses_a_name_that_nobody_has(machine, inside):
     ended = machine("delete", "nope")
     assert (ended.code, ended.out) == (3, "")
     assert ended.err.startswith("qmpsnap: refused: there is no snapshot 'nope'")
-
-
-def test_delete_completes_with_the_snapshots_inside(machine, server, inside):
-    context = click.Context(click.Command("x"), obj=App(socket=server.path))
-    assert names.moments(context) == ["i1"]
 
 
 def test_snapshot_internal_prints_its_plan(machine, inside):

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from qmpsnap.model.record import MomentRecord, to_json
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.record import KeptState, MomentRecord, to_json
 
 from .conftest import disks
 
@@ -54,13 +55,15 @@ def test_list_prints_json_with_every_part(machine, both):
     assert found["moments"][:2] == [
         {
             "name": "sn", "kind": "external", "created": TAKEN, "current": True, "allocated": 1 << 20,
-            "vm_state_size": 0,
+            "vm_state_size": 0, "mode": "", "vm_state_file": "", "vm_state_bytes": 0,
+            "vm_state_missing": False,
             "held": [{"disk": "vda", "file": base, "overlay": top, "allocated": 1 << 20, "id": "",
                       "vm_state_size": 0, "in_chain": True, "invalid": False}],
         },
         {
             "name": "i1", "kind": "internal", "created": "2024-05-01T12:00:01+00:00", "current": False,
-            "allocated": None, "vm_state_size": 4096,
+            "allocated": None, "vm_state_size": 4096, "mode": "internal", "vm_state_file": "",
+            "vm_state_bytes": 4096, "vm_state_missing": False,
             "held": [
                 {"disk": "vda", "file": top, "overlay": "", "allocated": None, "id": "1",
                  "vm_state_size": 4096, "in_chain": True, "invalid": False},
@@ -75,3 +78,42 @@ def test_list_warns_when_external_ones_cannot_be_known(machine, both):
     ended = machine("--shared-fs", "no", "list")
     assert [line.split()[0] for line in ended.out.splitlines()] == ["NAME", "i1", "i2"]
     assert ended.err.startswith("warning: QEMU's files are not visible from here")
+
+
+@pytest.fixture
+def checkpoint(server, tmp_path):
+    """A machine with the external checkpoint c1; yields the file of its VM state, which is not there."""
+    top, base, memory = (str(tmp_path / name) for name in ("top.qcow2", "base.qcow2", "base.c1.vmstate"))
+    disks(server, vda=(top, base))
+    state = KeptState(
+        "background", memory, "", running=True, fingerprint=Fingerprint("q35", 1 << 28, (), {}, {})
+    )
+    record = MomentRecord(
+        "qmpsnap-checkpoint-keep-0a1b2c3d", "c1", TAKEN, {"vda": top}, {"vda": base}, state=state
+    )
+    (tmp_path / "base.qmpsnap").mkdir()
+    (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    return tmp_path / "base.c1.vmstate"
+
+
+def test_list_shows_how_a_checkpoint_was_taken_and_what_it_keeps(machine, checkpoint):
+    checkpoint.write_bytes(b"x" * 2048)
+    header, row, *_ = machine("--shared-fs", "yes", "list").out.splitlines()
+    assert header == "NAME  KIND      TAKEN                OVERLAYS  MODE        VM STATE  DISKS"
+    left = "c1    external  2024-05-01 12:00:00     1 MiB  background     2 KiB  vda    "
+    assert row == f"{left}current; VM state: {checkpoint}"
+
+
+def test_list_says_that_a_file_of_vm_state_is_missing(machine, checkpoint):
+    ended = machine("--shared-fs", "yes", "list")
+    assert ended.out.splitlines()[1].endswith(f"current; its VM state is MISSING: {checkpoint}")
+
+
+def test_list_prints_json_of_a_checkpoint(machine, checkpoint):
+    checkpoint.write_bytes(b"x" * 2048)
+    keys = ("mode", "vm_state_file", "vm_state_bytes", "vm_state_missing", "vm_state_size")
+    (there,) = machine("--shared-fs", "yes", "--json", "list").json["moments"]
+    assert [there[key] for key in keys] == ["background", str(checkpoint), 2048, False, 0]
+    checkpoint.unlink()
+    (gone,) = machine("--shared-fs", "yes", "--json", "list").json["moments"]
+    assert [gone[key] for key in keys] == ["background", str(checkpoint), None, True, 0]

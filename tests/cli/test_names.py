@@ -5,6 +5,7 @@ import pytest
 
 from qmpsnap.cli import names
 from qmpsnap.cli.app import App
+from qmpsnap.model.record import MomentRecord, to_json
 
 from .conftest import disks
 
@@ -26,6 +27,17 @@ def test_layers_are_those_of_the_disk_that_was_named(context):
 
 def test_layers_are_those_of_all_when_no_disk_was_named(context):
     assert names.layers(context) == ["b.qcow2", "base.qcow2", "top.qcow2"]
+
+
+def test_moments_are_those_inside_and_those_of_records(server, tmp_path):
+    top, base = (str(tmp_path / name) for name in ("top.qcow2", "base.qcow2"))
+    disks(server, inside=[("vda", "1", "i1", 0), ("vdb", "1", "i1", 0)], vda=(top, base), vdb=("/d/b",))
+    taken = "2024-05-01T12:00:00+00:00"
+    record = MomentRecord("qmpsnap-snapshot-keep-0a1b2c3d", "sn", taken, {"vda": top}, {"vda": base})
+    (tmp_path / "base.qmpsnap").mkdir()
+    (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    app = App(socket=server.path, shared_fs=True)
+    assert names.moments(click.Context(click.Command("x"), obj=app)) == ["i1", "sn"]
 
 
 def test_names_are_none_without_a_machine(capfd, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 from qmpsnap.cli.progress import Bar, Lines, reporter
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.run.jobs import Progress
+from qmpsnap.run.progress import Progress
 
 SEEN = Progress(Job("j", "commit", JobStatus.RUNNING, offset=25, length=100), 50.0, 1.5)
 
@@ -19,6 +19,12 @@ def test_lines_as_json_are_one_object_each_on_stderr(capsys):
 def test_lines_as_text_say_how_far_how_fast_and_how_long(capsys):
     Lines(as_json=False).tell(SEEN)
     assert capsys.readouterr().err == "j: running, 25% of 100 B, 50 B/s, 1.5 s left\n"
+
+
+def test_lines_say_no_more_than_the_status_of_a_job_that_counts_nothing(capsys):
+    job = Job("j", "snapshot-save", JobStatus.RUNNING, offset=0, length=1)
+    Lines(as_json=False).tell(Progress(job, None, None))
+    assert capsys.readouterr().err == "j: running\n"
 
 
 def test_reporter_is_none_without_a_terminal(monkeypatch):

@@ -5,29 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.cli import runner
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-
-
-@pytest.fixture
-def intent(qmpsnap, monkeypatch):
-    """What a command line asks for; nothing is connected to."""
-    asked: list[object] = []
-
-    def run(work):
-        asked.extend(cell.cell_contents for cell in work.__closure__ if isinstance(cell.cell_contents, KINDS))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run", run)
-
-    def call(*words):
-        assert qmpsnap(*words).code == 130
-        return asked.pop()
-
-    return call
-
-
-KINDS = (Snapshot, Stream, Commit, Mirror)
 
 
 def test_snapshot_without_a_name_is_named_by_the_time(intent):

@@ -56,6 +56,11 @@ def test_build_initramfs_makes_programs_that_can_be_run():
     assert found["init"][0] & 0o111
 
 
+def test_init_prints_a_line_before_it_does_anything():
+    script = unpack(build_initramfs(busybox=b"", modules={}))["init"][1].decode()
+    assert script.splitlines()[:2] == ["#!/bin/sh", "echo init runs"]
+
+
 def test_init_loads_every_module_of_the_list():
     script = unpack(build_initramfs(busybox=b"", modules={}))["init"][1].decode()
     assert [name for name in MODULES if name not in script.split()] == []

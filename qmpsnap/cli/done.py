@@ -1,0 +1,41 @@
+"""What the result of an operation looks like to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.cli.output import duration, moved, shown, size
+from qmpsnap.model.graph import draw
+
+if TYPE_CHECKING:
+    from qmpsnap.run.outcome import Done
+
+__all__ = ["lines"]
+
+_WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
+
+
+def lines(done: Done) -> list[str]:
+    """The result, its cost first, and what whoever starts the machine must know last."""
+    found = [f"{done.op}: {', '.join(_facts(done))}"]
+    found += [f"{shown(disk)}: {shown(draw(files))}" for disk, files in done.chains.items()]
+    found += [f"invalid, it holds no moment any more: {shown(file)}" for file in done.invalid]
+    found += [f"of no use any more, and not ours: {shown(command)} frees it" for command in done.left]
+    found += [f"note: {shown(note)}" for note in done.notes]
+    return [*found, *moved(done.active)]
+
+
+def _facts(done: Done) -> list[str]:
+    # One that was stopped took no time of its own; its notes say what became of it.
+    facts = [f"done in {duration(done.elapsed_s)}" if done.elapsed_s else "stopped"]
+    if done.op.partition("-")[0] in _WHOLE_MACHINE:
+        if done.bytes:
+            facts.append(f"VM state of {size(done.bytes)}")
+        if done.standstill_s:  # 0: it was paused before, or does not run on
+            facts.append(f"the guest stood still for {duration(done.standstill_s)}")
+        return facts
+    if done.bytes:
+        facts.append(f"{size(done.bytes)} copied")
+    if done.standstill_s is not None:
+        facts.append(f"the guest's I/O stood still for {duration(done.standstill_s)}")
+    return facts

@@ -1,0 +1,43 @@
+"""`qmpsnap save`: VM state goes to a file, and the guest stands still."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import FILE, dry_run, progress
+from qmpsnap.cli.output import shown
+from qmpsnap.cli.runner import change, command
+from qmpsnap.plan.intent import Save
+
+if TYPE_CHECKING:
+    from qmpsnap.run.outcome import Done
+
+__all__ = ["save"]
+
+
+@verb(
+    "save",
+    example="qmpsnap -s /run/vm1/qmp.sock save vm1.state",
+    short_help="Write memory and devices to a file; the guest stands still.",
+)
+@click.argument("file", type=FILE)
+@progress
+@dry_run
+def save(file: str, *, progress: bool, dry_run: bool) -> None:
+    """Write the guest's memory and devices to FILE; the guest stands still from then on.
+
+    Quit this QEMU then. FILE is of use as long as nobody writes to the disks: `restore` gives it to a new
+    QEMU that was started on them. To keep a moment and go on running is `checkpoint`.
+    """
+
+    def then(done: Done) -> list[str]:
+        return [
+            "quit this QEMU; the file is of use as long as nobody writes to these disks",
+            *(f"start {shown(disk)} from {shown(files[0])}" for disk, files in done.chains.items() if files),
+            f"next: {command('restore', file, to_new=True)}",
+        ]
+
+    change(Save(file), dry_run=dry_run, progress=progress, then=then)

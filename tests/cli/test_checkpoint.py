@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
+
+
+def test_checkpoint_has_the_promised_defaults(intent):
+    assert intent("checkpoint", "c1") == Checkpoint("c1", "stop", "")
+
+
+@pytest.mark.parametrize("mode", ["stop", "background", "in-place"])
+def test_checkpoint_asks_for_the_mode_and_the_file(intent, mode):
+    asked = intent("checkpoint", "c1", "--mode", mode, "--memory", "m")
+    assert asked == Checkpoint("c1", mode, f"{Path.cwd()}/m")
+
+
+def test_checkpoint_internal_is_an_intent_of_its_own(intent):
+    words = ("--mode", "internal", "--leave", "vdb", "--leave", "vdc", "--via", "jobs")
+    assert intent("checkpoint", "c1", *words) == CheckpointInternal("c1", ("vdb", "vdc"), "jobs")
+    assert intent("checkpoint", "c1", "--mode", "internal") == CheckpointInternal("c1")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--mode", "internal", "--memory", "m"), "leave out --memory"),
+        (("--leave", "vdb"), "--leave and --via are for --mode internal"),
+        (
+            ("--mode", "in-place", "--via", "hmp"),
+            "--leave and --via are for --mode internal, not for in-place",
+        ),
+        (("--mode", "live"), "'live' is not one of"),
+    ],
+)
+def test_checkpoint_refuses_options_of_another_mode(qmpsnap, words, told):
+    ended = qmpsnap("-s", "/none", "checkpoint", "c1", *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert told in ended.err
+
+
+@pytest.mark.parametrize("mode", ["stop", "background", "in-place", "internal"])
+def test_checkpoint_tells_the_price_of_each_mode(qmpsnap, mode):
+    lines = qmpsnap("checkpoint", "--help").out.splitlines()
+    assert any(line.startswith(f"  {mode}  ") for line in lines)
