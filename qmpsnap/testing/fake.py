@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import CommandFailed, JobFailed, LinkLost
+from qmpsnap.errors import JobFailed, LinkLost
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
@@ -56,7 +56,7 @@ from qmpsnap.plan.steps import (
     TakeSnapshots,
 )
 from qmpsnap.run.progress import Progress
-from qmpsnap.testing.fake_faults import Fault, Faults
+from qmpsnap.testing.fake_faults import Fault, Faults, refused
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
@@ -79,12 +79,18 @@ COMMANDS = frozenset({
 })  # fmt: skip
 """The commands that a fake QEMU has unless it is told otherwise."""
 
+_AT_ONCE = (
+    TakeSnapshots
+    | TakeInternal
+    | DeleteInternal
+    | SaveVm
+    | LoadVm
+    | DelVm
+    | AddNode
+    | SetDrive
+    | ReopenFilter
+)
 _CANCELLED = "Operation canceled"  # QEMU's own text
-
-
-def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
-    """QEMU's error reply, as an error."""
-    return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
 
 
 class FakeTarget:
@@ -311,17 +317,7 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case (
-                TakeSnapshots()
-                | TakeInternal()
-                | DeleteInternal()
-                | SaveVm()
-                | LoadVm()
-                | DelVm()
-                | AddNode()
-                | SetDrive()
-                | ReopenFilter()
-            ):
+            case _ if isinstance(step, _AT_ONCE):
                 if isinstance(step, SaveVm | LoadVm):
                     self.guest.blink()
                 self.state = self._change(self.state, step)

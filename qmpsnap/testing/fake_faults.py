@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qmpsnap.errors import CommandFailed
+
 if TYPE_CHECKING:
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Fault", "Faults"]
+__all__ = ["Fault", "Faults", "refused"]
+
+
+def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
+    """QEMU's error reply, as an error."""
+    return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
 
 
 @dataclass(frozen=True, slots=True)
