@@ -234,7 +234,7 @@ async def test_operation_does_not_set_a_root_that_the_device_has_kept() -> None:
     kept = next(step for step in plan.steps if isinstance(step, SetDrive))
     doing, before = fake._change, stand(fake)
     fake._change = lambda state, step: state if step == kept else doing(state, step)
-    with pytest.raises(QmpsnapError, match="did not take the node"):
+    with pytest.raises(QmpsnapError, match="kept its root"):
         await vm_of(fake).run(plan)
     assert stand(fake) == before
     assert [step.root.disk for step in fake.performed if isinstance(step, SetDrive)] == ["vda", "vdb", "vdb"]
