@@ -34,6 +34,8 @@ from qmpsnap.plan.steps import (
     DismissJob,
     FinishRecord,
     KeepBranch,
+    LoadState,
+    ResetGuest,
     RetireFile,
     SealMemory,
     SealStore,
@@ -219,6 +221,7 @@ class Operation:
             raise
         course.done.append(step)
         course.moved |= changes(step)
+        course.loaded |= isinstance(step, ResetGuest)
         if isinstance(step, SealMemory | SealStore):
             self._bytes = self._target.state_bytes
         if drains(step):
@@ -259,6 +262,7 @@ class Operation:
             raise
         if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
+        course.loaded |= any(isinstance(one, LoadState) for one in course.done)
         course.done.append(step)
         course.forward |= step.until == "concluded"
         if course.copies:  # others count no bytes

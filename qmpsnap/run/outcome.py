@@ -25,6 +25,8 @@ from qmpsnap.plan.steps import (
     RetireFile,
     SaveState,
     SaveVm,
+    SealMemory,
+    SealStore,
     StartMirror,
     TakeInternal,
     TakeSnapshots,
@@ -167,9 +169,11 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
 
 def made_files(done: Iterable[Step]) -> tuple[str, ...]:
-    """Files that these steps made."""
+    """Files that these steps made, under the names that they have by now."""
     makes = CreateOverlay | CreatePlaceholder | CreateMemory | CreateStore
-    return tuple(step.file for step in done if isinstance(step, makes))
+    steps = tuple(done)
+    whole = {step.partial: step.file for step in steps if isinstance(step, SealMemory | SealStore)}
+    return tuple(whole.get(step.file, step.file) for step in steps if isinstance(step, makes))
 
 
 def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
