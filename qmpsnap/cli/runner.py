@@ -17,7 +17,6 @@ from qmpsnap.cli.output import emit, shown, spell
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
-from qmpsnap.plan.steps import AwaitMigration
 from qmpsnap.run.outcome import Hooks
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def change(
         plan = await vm.plan(intent)
         if dry_run:
             return plan
-        bar = reporter(asked=progress, as_json=app.json) if _takes_long(plan) else None
+        bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
         with signals.operation(plan.job_id, bar):
             return await vm.run(plan, hooks(signals, bar))
 
@@ -99,11 +98,6 @@ def change(
         show_done(result, then)
     else:
         show_plan(result)
-
-
-def _takes_long(plan: Plan) -> bool:
-    """Whether there is progress to be shown: of a job, or of memory that is written or read."""
-    return bool(plan.job_id) or any(isinstance(step, AwaitMigration) for step in plan.steps)
 
 
 def command(*words: str, to_new: bool = False) -> str:

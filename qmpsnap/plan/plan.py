@@ -13,6 +13,8 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     CreateOverlay,
     DismissJob,
+    LoadMemory,
+    SaveMemory,
     StartCommit,
     StartMirror,
     StartStream,
@@ -114,6 +116,11 @@ class Plan:
     def job_id(self) -> str:
         """Id of the plan's job, or ""."""
         return next((step.job_id for step in self.steps if isinstance(step, _OF_A_JOB)), "")
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether VM state is written to a file, or read from one, by a migration."""
+        return any(isinstance(step, SaveMemory | LoadMemory) for step in self.steps)
 
     @property
     def record(self) -> WriteRecord | None:

@@ -14,16 +14,17 @@ from qmpsnap.errors import QmpsnapError
 from qmpsnap.run.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from qmpsnap.model.job import Job
     from qmpsnap.plan.steps import AwaitJob, AwaitMigration
     from qmpsnap.run.outcome import Hooks
-    from qmpsnap.run.target import Target, Watch
+    from qmpsnap.run.target import Progress, Target, Watch
 
 __all__ = ["Caller"]
 
 _log = get_logger("qmpsnap.run")
+_LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory
 
 
 class Caller:
@@ -69,7 +70,8 @@ class Caller:
         async with anyio.create_task_group() as group:
             group.start_soon(job, group.cancel_scope)
             if self._hooks.progress is not None and self.complaint is None:
-                group.start_soon(self._report, step.job_id, target)
+                looks = target.progress(step.job_id, self._hooks.interval)
+                group.start_soon(self._report, looks)
             if may_leave:
                 group.start_soon(wish, self.stop, group.cancel_scope)
                 if self._hooks.detach is not None:
@@ -102,19 +104,21 @@ class Caller:
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait, group.cancel_scope)
+            if self._hooks.progress is not None and self.complaint is None and step.until in _LONG:
+                group.start_soon(self._report, target.memory_progress(self._hooks.interval))
             if step.may_stop:
                 group.start_soon(wish, group.cancel_scope)
         if failure:
             raise failure[0]
         return done
 
-    async def _report(self, job_id: str, target: Target) -> None:
+    async def _report(self, looks: AsyncIterator[Progress]) -> None:
         """Tell of the progress; never raises."""
         try:
-            async for progress in target.progress(job_id, self._hooks.interval):
+            async for progress in looks:
                 await self._hooks.tell(progress)
         except QmpsnapError as error:  # the wait for the job says more
-            _log.debug("progress.lost", job_id=job_id, reason=str(error))
+            _log.debug("progress.lost", reason=str(error))
         except Exception as error:  # noqa: BLE001 - raised when all is in order
             self._complain(error)
 

@@ -8,9 +8,8 @@ progress, which QEMU has no event for.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -20,34 +19,19 @@ import anyio
 from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost, UnknownNode
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import parse_jobs, parse_status
+from qmpsnap.run.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from qmpsnap.run.progress import Progress
     from qmpsnap.run.session import Session
     from qmpsnap.run.session.event import Event
 
-__all__ = ["JobMonitor", "JobWatch", "Progress"]
+__all__ = ["JobMonitor", "JobWatch"]
 
-_WINDOW = 8  # samples that a rate is taken over
 _REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
 _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is.
-
-    Attributes:
-        job: The job as QEMU told it just now.
-        rate: Its recent speed in units of `job.length` (bytes, for block jobs) a second; None
-            while there is nothing to tell it from.
-        remaining: Seconds to go at that rate; None when it cannot be told.
-    """
-
-    job: Job
-    rate: float | None
-    remaining: float | None
 
 
 class JobMonitor:
@@ -130,13 +114,12 @@ class JobMonitor:
             LinkLost: When the link went.
             Malformed: When the answer is not what the schema promises.
         """
-        samples: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        meter = Meter()
         while True:
             job = next((job for job in await self.jobs() if job.id == job_id), None)
             if job is None:
                 return
-            samples.append((anyio.current_time(), job.offset))
-            yield _progress(job, samples)
+            yield meter.look(job)
             if job.status in ENDED:
                 return
             await anyio.sleep(interval)
@@ -388,11 +371,3 @@ class JobWatch:
         """Make the error for a lost link, with the last that was heard of the job."""
         said = f"{self._status}: {self._error}" if self._error else f"{self._status or 'nothing'}"
         return self._session.link_lost(self._step, known=f"the last that was heard of it is {said!r}")
-
-
-def _progress(job: Job, samples: deque[tuple[float, int]]) -> Progress:
-    (since, start), (now, offset) = samples[0], samples[-1]
-    if now <= since or offset < start:
-        return Progress(job, None, None)
-    rate = (offset - start) / (now - since)
-    return Progress(job, rate, (job.length - offset) / rate if rate > 0 else None)

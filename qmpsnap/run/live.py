@@ -319,6 +319,10 @@ class LiveTarget:
         """Ask for a job's progress again and again, until it ends."""
         return self.monitor.progress(job_id, interval)
 
+    def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Ask how much of the VM state has moved again and again, until it has."""
+        return self._migrations.progress(interval)
+
     async def abandon(self) -> None:
         """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
         await self.session.abandon()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 import anyio
 
 from qmpsnap.errors import CommandFailed, MigrationFailed, TargetUnusable
+from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.parse_machine import parse_migration
 from qmpsnap.plan.migration_steps import (
     AwaitClosed,
@@ -25,11 +26,15 @@ from qmpsnap.plan.migration_steps import (
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
+from qmpsnap.run.progress import Meter
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from qmpsnap.model.parse_machine import MigrationStatus
     from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.run.progress import Progress
     from qmpsnap.run.session import Event, Session
 
 __all__ = ["Migrations"]
@@ -73,6 +78,19 @@ class Migrations:
     async def status(self) -> MigrationStatus:
         """How far the last migration is. QAPI: query-migrate."""
         return parse_migration(await self._session.query("query-migrate"))
+
+    async def progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Tell how much of the memory has moved, every `interval` seconds, until all has.
+
+        Raises:
+            LinkLost: When the link goes.
+        """
+        meter = Meter()
+        while (now := await self.status()).status not in _OVER:
+            yield meter.look(
+                Job("memory", "migrate", JobStatus.RUNNING, offset=now.transferred, length=now.total)
+            )
+            await anyio.sleep(interval)
 
     async def perform(self, step: MigrationStep) -> None:
         """Do one step.

@@ -100,6 +100,9 @@ class Target(Protocol):
     def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
         """Ask for a job's progress again and again, until it ends."""
 
+    def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Ask how much of the VM state has moved again and again, until it has."""
+
     async def abandon(self) -> None:
         """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
 

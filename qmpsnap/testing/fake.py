@@ -55,7 +55,7 @@ from qmpsnap.plan.steps import (
     TakeInternal,
     TakeSnapshots,
 )
-from qmpsnap.run.jobs import Progress
+from qmpsnap.run.progress import Progress
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 
@@ -252,6 +252,11 @@ class FakeTarget:
                 return
             yield Progress(job, None, None)
             await anyio.sleep(interval)
+
+    async def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Tell of VM state that is moved: once, for it takes no time."""
+        yield Progress(Job("memory", "migrate", JobStatus.RUNNING, offset=4, length=8), None, None)
+        await anyio.sleep(interval)
 
     async def abandon(self) -> None:
         """Nothing is ever in flight here for longer than a turn of the loop."""

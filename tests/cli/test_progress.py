@@ -4,7 +4,7 @@ import json
 
 from qmpsnap.cli.progress import Bar, Lines, reporter
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.run.jobs import Progress
+from qmpsnap.run.progress import Progress
 
 SEEN = Progress(Job("j", "commit", JobStatus.RUNNING, offset=25, length=100), 50.0, 1.5)
 

@@ -1,0 +1,48 @@
+"""How far something is, and how fast it goes: looks at a job, one after the other, become a rate."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from qmpsnap.model.job import Job
+
+__all__ = ["Meter", "Progress"]
+
+_WINDOW = 8  # looks that a rate is taken over
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is.
+
+    Attributes:
+        job: The job as QEMU told it just now; of VM state that is written or read a job of type "migrate".
+        rate: Its recent speed in units of `job.length` (bytes, for block jobs) a second; None
+            while there is nothing to tell it from.
+        remaining: Seconds to go at that rate; None when it cannot be told.
+    """
+
+    job: Job
+    rate: float | None
+    remaining: float | None
+
+
+class Meter:
+    """Takes the looks at one job."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+
+    def look(self, job: Job) -> Progress:
+        """Take one more look."""
+        self._looks.append((anyio.current_time(), job.offset))
+        (since, start), (now, offset) = self._looks[0], self._looks[-1]
+        if now <= since or offset < start:
+            return Progress(job, None, None)
+        rate = (offset - start) / (now - since)
+        return Progress(job, rate, (job.length - offset) / rate if rate > 0 else None)
