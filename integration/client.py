@@ -1,8 +1,8 @@
 """A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
 
-An order is one JSON line {"socket", "qemu_img", "case", "folder", "point"}: run the case there, and die by
-SIGKILL at that point of its steps. The answer is one line: the child's exit status, -9 when it was killed,
-0 when the operation has fewer points.
+An order is one JSON line {"socket", "qemu_img", "case", "folder", "point", "delay"}: run the case there, and
+die by SIGKILL at that point of its steps, or so many seconds after it. The answer is one line: the child's
+exit status, -9 when it was killed, 0 when the operation has fewer points.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import traceback
 
-from integration.harness import CASES, kill_me, stepped
+from integration.cases import CASES
+from integration.harness import kill_me, stepped
 
 
 async def run(order):
     def at(point):
-        if point == order["point"]:
+        if point == order["point"] and order["delay"]:
+            threading.Timer(order["delay"], kill_me).start()
+        elif point == order["point"]:
             kill_me()
 
     async with stepped(order["socket"], order["qemu_img"], at) as vm:

@@ -1,8 +1,8 @@
 """Interrupting operations: the same cases for cancel, kill -9 of the client and kill -9 of QEMU.
 
-A Case is an operation on known images. A Rig is a machine with these images. `Rig.verify` says what must
-hold after any interruption that was cleared away: the chains are those before or those after, no job, no
-node and no file of ours is left, every byte is right, and a layer that lost its moment is named.
+A Case (`cases.py`) is an operation on known images. A Rig is a machine with these images. `Rig.verify` says
+what must hold after any interruption that was cleared away: the chains are those before or those after, no
+job, no node and no file of ours is left, every byte is right, and a layer that lost its moment is named.
 """
 
 from __future__ import annotations
@@ -19,205 +19,17 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from integration.known_images import content, make_images
+from integration.cases import LATER, Case
+from integration.known_images import MIB, content, make_images, overwritten
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record import from_json
-from qmpsnap.plan.intent import (
-    Checkpoint,
-    CheckpointInternal,
-    Commit,
-    Delete,
-    DeleteCheckpoint,
-    Mirror,
-    PrepareRevert,
-    Revert,
-    Save,
-    Snapshot,
-    SnapshotInternal,
-    Stream,
-)
 from qmpsnap.run import session as sessions
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from qmpsnap.plan.intent import Intent
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operation.
-
-    Attributes:
-        disks: Drawing of each disk's images.
-        intent: What is wanted, by the folder that holds a folder of each disk.
-        after: Files that there are once it is done, relative to the folder; records left out.
-        reads: What each file then reads, as a number of layers (see `known_images.content`).
-        writes_into: Names of the layers that hold no moment from the job's start on.
-        inside: Of a case that changes no chain: internal snapshots of active layers, by disk.
-        inside_after: The same once it is done.
-        running: Whether the guest runs.
-        ends: Run state once it is done, where the guest ran.
-        prepare: What is done to the machine beforehand, by a client of its own.
-        halfway: Names of another good end: the overlays stay, and no moment has them.
-    """
-
-    disks: Mapping[str, str]
-    intent: Callable[[str], Intent]
-    after: tuple[str, ...]
-    reads: Mapping[str, int]
-    writes_into: tuple[str, ...] = ()
-    inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    inside_after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    running: bool = False
-    ends: str = "running"
-    prepare: Callable[[VM], Awaitable[object]] | None = None
-    halfway: tuple[str, ...] = ()
-
-
-TWO = {"vda": "base <- s1", "vdb": "base"}
-BEFORE = ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2")
-READS = {"vda/base": 1, "vda/s1": 2, "vdb/base": 1}
-TAKEN = (*BEFORE, "vda/base.ck.qcow2", "vdb/base.ck.qcow2")
-TAKEN_READS = {**READS, "vda/base.ck": 2, "vdb/base.ck": 1}
-BACK = ("vda/base.ck-#.qcow2", "vdb/base.ck-#.qcow2")
-
-CASES = {
-    "snapshot": Case(
-        {"vda": "base <- s1", "vdb": "base"},
-        lambda _: Snapshot("sn"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vda/base.sn.qcow2", "vdb/base.qcow2", "vdb/base.sn.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "vda/base.sn": 2, "vdb/base": 1, "vdb/base.sn": 1},
-    ),
-    "snapshot inside": Case(
-        {"vda": "base <- s1", "vdb": "base"},
-        lambda _: SnapshotInternal("i1"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
-        inside={"vda": ("old",)},
-        inside_after={"vda": ("old", "i1"), "vdb": ("i1",)},
-    ),
-    "delete inside": Case(
-        {"vda": "base <- s1"},
-        lambda _: Delete("old"),
-        ("vda/base.qcow2", "vda/s1.qcow2"),
-        {"vda/base": 1, "vda/s1": 2},
-        inside={"vda": ("older", "old")},
-        inside_after={"vda": ("older",)},
-    ),
-    "checkpoint inside": Case(
-        {"vda": "base <- s1", "vdb": "base"},
-        lambda _: CheckpointInternal("c1"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
-        inside={"vda": ("old",)},
-        inside_after={"vda": ("old", "c1"), "vdb": ("c1",)},
-    ),
-    "delete checkpoint inside": Case(
-        {"vda": "base <- s1", "vdb": "base"},
-        lambda _: DeleteCheckpoint("old"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
-        inside={"vda": ("old",), "vdb": ("older", "old")},
-        inside_after={"vdb": ("older",)},
-    ),
-    "stream": Case(
-        {"vda": "base <- s1 <- s2 <- s3"},
-        lambda _: Stream("vda", base="base"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vda/s2.qcow2", "vda/s3.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "vda/s2": 3, "vda/s3": 4},
-    ),
-    "commit": Case(
-        {"vda": "base <- s1 <- s2 <- s3"},
-        lambda _: Commit("vda", top="s2", base="base"),
-        ("vda/base.qcow2", "vda/s1.qcow2.invalid", "vda/s2.qcow2.invalid", "vda/s3.qcow2"),
-        {"vda/base": 3, "vda/s3": 4},
-        ("vda/base", "vda/s1"),
-    ),
-    "active commit": Case(
-        {"vda": "base <- s1 <- s2"},
-        lambda _: Commit("vda"),
-        ("vda/base.qcow2", "vda/s1.qcow2.invalid", "vda/s2.qcow2.invalid"),
-        {"vda/base": 3},
-        ("vda/base", "vda/s1"),
-    ),
-    "commit that keeps": Case(
-        {"vda": "base <- s1 <- s2"},
-        lambda _: Commit("vda", keep_overlay=True),
-        ("vda/base.qcow2", "vda/s1.qcow2", "vda/s2.qcow2"),
-        {"vda/base": 3, "vda/s2": 3},
-        ("vda/base", "vda/s1"),
-    ),
-    "mirror with pivot": Case(
-        {"vda": "base <- s1"},
-        lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="pivot"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "copy.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "copy": 2},
-    ),
-    "mirror that ends": Case(
-        {"vda": "base <- s1"},
-        lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="finish"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "copy.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "copy": 2},
-    ),
-    "checkpoint stop": Case(
-        TWO,
-        lambda _: Checkpoint("ck"),
-        (*TAKEN, "vda/base.ck.memory"),
-        TAKEN_READS,
-        running=True,
-    ),
-    "checkpoint background": Case(
-        TWO,
-        lambda _: Checkpoint("ck", "background"),
-        (*TAKEN, "vda/base.ck.memory"),
-        TAKEN_READS,
-        running=True,
-        halfway=TAKEN,
-    ),
-    "checkpoint in place": Case(
-        TWO,
-        lambda _: Checkpoint("ck", "in-place"),
-        (*TAKEN, "vda/base.ck.vmstate.qcow2"),
-        TAKEN_READS,
-        running=True,
-    ),
-    "revert in place": Case(
-        TWO,
-        lambda _: Revert("ck"),
-        (*TAKEN, "vda/base.ck.vmstate.qcow2", *BACK),
-        TAKEN_READS,
-        running=True,
-        prepare=lambda vm: vm.checkpoint("ck", mode="in-place"),
-    ),
-    "revert disks": Case(
-        TWO,
-        lambda _: Revert("ck"),
-        (*TAKEN, *BACK),
-        TAKEN_READS,
-        running=True,
-        prepare=lambda vm: vm.snapshot("ck"),
-    ),
-    "revert prepare": Case(
-        TWO,
-        lambda _: PrepareRevert("ck"),
-        (*TAKEN, *BACK),
-        TAKEN_READS,
-        running=True,
-        prepare=lambda vm: vm.snapshot("ck"),
-    ),
-    "save": Case(
-        TWO,
-        lambda folder: Save(f"{folder}/vm.state"),
-        (*BEFORE, "vm.state"),
-        READS,
-        running=True,
-        ends="postmigrate",
-    ),
-}
+    from collections.abc import Callable
 
 
 class Stepped(LiveTarget):
@@ -256,12 +68,14 @@ async def stepped(socket, qemu_img, at):
 
 @dataclass
 class Rig:
-    """A case's images in a folder of their own."""
+    """A case's images in a folder of their own; `memory`: a file whose bytes the guest's RAM begins with."""
 
     qemu: object
     case: Case
     folder: Path
+    memory: Path | None = None
     images: dict = field(default_factory=dict)
+    running: Machine | None = None
 
     def __post_init__(self):
         self.folder.mkdir(parents=True)
@@ -271,7 +85,13 @@ class Rig:
         }
         for disk, names in self.case.inside.items():
             for name in names:
-                self.qemu.img("snapshot", "-c", name, self.images[disk].active)
+                if name != self.case.checkpoint:
+                    self.qemu.img("snapshot", "-c", name, self.images[disk].active)
+        if self.case.checkpoint:
+            with self.start() as running:
+                running.qmp.hmp(f"savevm {self.case.checkpoint}")
+                for disk in self.images:
+                    running.write(disk, *LATER)
         self.before = self.names()
         self.chains_before = {name: made.chain for name, made in self.images.items()}
         for name in self.before:  # that a commit had begun is told by the time at which a file was written
@@ -286,7 +106,15 @@ class Rig:
         active = active or {}
         disks = [blockdev(name, active.get(name, made.active)) for name, made in self.images.items()]
         # Sockets' names must be short, and are not to be listed among the images.
-        return Machine(self.qemu, self.folder.parent, *sum(disks, ()))
+        extra = ()
+        if self.memory is not None:
+            size = self.memory.stat().st_size
+            ram = f"memory-backend-file,id=ram,size={size},mem-path={self.memory},share=off"
+            extra = ("-object", ram, "-M", "memory-backend=ram", "-m", f"{size // MIB}")
+        self.running = Machine(self.qemu, self.folder.parent, *sum(disks, ()), extra=extra)
+        if self.case.runs:
+            self.running.qmp("cont")
+        return self.running
 
     @property
     def intent(self):
@@ -306,31 +134,28 @@ class Rig:
         found = [name for name in listing(self.folder) if ".qmpsnap/" not in name]
         return sorted(re.sub(r"-[0-9a-f]{8}\.", "-#.", name) for name in found)
 
-    async def prepare(self, running):
-        """Bring the machine to where the operation begins."""
-        if self.case.running:
-            running.qmp("cont")
+    async def prepare(self):
+        """Bring the machine that was just started to where the operation begins."""
         if self.case.prepare is not None:
-            async with running.connect() as vm:
+            async with self.running.connect() as vm:
                 await self.case.prepare(vm)
                 self.chains_before = (await vm.graph()).chains()
             self.before = self.names()
-        self.settings = self._settings(running)
+        self.settings = self._settings()
 
-    @staticmethod
-    def _settings(running):
-        capabilities = running.qmp("query-migrate-capabilities")
+    def _settings(self):
+        capabilities = self.running.qmp("query-migrate-capabilities")
         return (
             sorted(one["capability"] for one in capabilities if one["state"]),
-            running.qmp("query-migrate-parameters")["max-bandwidth"],
-            running.qmp("query-fdsets"),
+            self.running.qmp("query-migrate-parameters")["max-bandwidth"],
+            self.running.qmp("query-fdsets"),
         )
 
-    def check_machine(self, running, *, done):
+    def check_machine(self, *, done):
         """Demand that QEMU stands, and is set, as before; it is the one that the operation began on."""
-        assert self._settings(running) == self.settings
-        if self.case.running:
-            status = running.qmp("query-status")["status"]
+        assert self._settings() == self.settings
+        if self.case.runs:
+            status = self.running.qmp("query-status")["status"]
             assert status == (self.case.ends if done else "running")
 
     def path(self, name):
@@ -353,11 +178,23 @@ class Rig:
         if self.case.inside:
             inside = await self._inside(vm)
             assert inside in (self.case.inside, self.case.inside_after)
-            done |= inside == self.case.inside_after
+            done |= self._went_back() if self.case.goes_back else inside == self.case.inside_after
+            assert self.running.qmp("query-status")["running"] is self.case.runs
         if not (done and self.case.halfway and names == sorted(self.case.halfway)):
             assert names == (sorted(self.case.after) if done else self.before)
         assert not (done and written)
         return done
+
+    def _went_back(self):
+        """Whether the disks' bytes are the checkpoint's; demand that they are of one instant."""
+        (back,) = {not self.running.reads(disk, *LATER) for disk in self.images}
+        return back
+
+    def _active(self, disk, *, done):
+        """What a disk reads."""
+        read = self.images[disk].content[-1]
+        later = self.case.checkpoint and not (done and self.case.goes_back)
+        return overwritten(read, LATER) if later else read
 
     async def _inside(self, vm):
         """Internal snapshots of active layers, of the disks that have some."""
@@ -383,9 +220,12 @@ class Rig:
                 for count, file in enumerate(made.files, 1)
                 if file not in invalid
             }
+        active = {made.active: disk for disk, made in self.images.items()}
         for name, count in reads.items():
             self.qemu.check(self.path(name), leaks=leaks)
-            assert self.qemu.read(self.path(name)) == content(count), f"{name} does not read its moment"
+            disk = active.get(self.path(name))
+            wanted = self._active(disk, done=done) if disk and self.case.checkpoint else content(count)
+            assert self.qemu.read(self.path(name)) == wanted, f"{name} does not read its moment"
         for disk, names in (self.case.inside_after if done else self.case.inside).items():
             made = self.images[disk]
             assert self.qemu.inside(made.active) == list(names)
@@ -393,7 +233,8 @@ class Rig:
                 assert self.qemu.read_inside(made.active, name) == made.content[-1], f"{name} on {disk}"
         for disk, made in self.images.items():
             if Path(made.active).exists():
-                assert self.qemu.read(made.active) == made.content[-1], f"{disk} does not read what it read"
+                wanted = self._active(disk, done=done)
+                assert self.qemu.read(made.active) == wanted, f"{disk} does not read what it read"
 
 
 # -- cancel at every await -------------------------------------------------------------------------

@@ -210,11 +210,15 @@ class Machine:
         printed = self.qemu_io(disk, f"write -P {pattern} {offset} {length}")
         assert f"wrote {length}/{length}" in printed, printed
 
-    def read(self, disk, pattern, offset, length):
-        """Demand that the guest reads the pattern there."""
+    def reads(self, disk, pattern, offset, length):
+        """Return whether the guest reads the pattern there."""
         printed = self.qemu_io(disk, f"read -P {pattern} {offset} {length}")
         assert f"read {length}/{length}" in printed, printed
-        assert "verification failed" not in printed, printed
+        return "verification failed" not in printed
+
+    def read(self, disk, pattern, offset, length):
+        """Demand that the guest reads the pattern there."""
+        assert self.reads(disk, pattern, offset, length), f"{disk} reads no {pattern:#x} at {offset}"
 
     # -- what is there -----------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from integration.harness import CASES, Rig, interrupt
+from integration.cases import CASES
+from integration.harness import Rig, interrupt
 from integration.known_images import QEMUS
 
 SYSTEM = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[qemu.short for qemu in QEMUS[:1]])
@@ -27,7 +28,7 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, n
     while came:
         rig = Rig(qemu, CASES[name], tmp_path / f"n{number}")
         with rig.start() as running:
-            await rig.prepare(running)
+            await rig.prepare()
             done = False
             while came and not done:
                 async with running.connect() as vm:
@@ -38,7 +39,7 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, n
                     came, finished = await interrupt(operation, number, cancel=cancel)
                     done = await rig.cleared(vm) or bool(finished)
                     running.check_nothing_left()
-                    rig.check_machine(running, done=done)
+                    rig.check_machine(done=done)
                 number += 1
         rig.verify(done=done)
         for file in rig.records():

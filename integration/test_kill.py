@@ -16,7 +16,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from integration.harness import CASES, Rig, stepped
+from integration.cases import CASES
+from integration.harness import Rig, stepped
 from qmpsnap.errors import Changed, JobFailed, LinkLost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,10 +34,11 @@ def clients():
         stdout=subprocess.PIPE,
     ) as server:
 
-        def run(running, rig, name, point):
+        def run(running, rig, name, point, delay=0):
             order = {
                 "socket": running.socket, "qemu_img": str(rig.qemu.directory / "qemu-img"),
                 "case": name, "folder": str(rig.folder), "point": point,
+                "delay": delay,
             }  # fmt: skip
             server.stdin.write(json.dumps(order) + "\n")
             server.stdin.flush()
@@ -67,14 +69,14 @@ async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, name)
         while status == -9:
             rig = Rig(qemu, CASES[name], tmp_path / f"p{point}")
             with rig.start() as running:
-                await rig.prepare(running)
+                await rig.prepare()
                 status = run(running, rig, name, point)
                 assert status in {0, -9}
                 async with running.connect() as vm:
                     failed = await end(vm)
                     done = await rig.cleared(vm)
                 running.check_nothing_left()
-                rig.check_machine(running, done=done)
+                rig.check_machine(done=done)
                 # A stream that had not begun and one that failed look alike.
                 assert failed is None or (name == "stream" and not done and failed.changed is Changed.NO)
             rig.verify(done=done)
@@ -91,7 +93,7 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
         rig = Rig(qemu, CASES[name], tmp_path / f"p{point}")
         killed_at = 0.0
         with rig.start() as running:
-            await rig.prepare(running)
+            await rig.prepare()
 
             def at(now, point=point, running=running):
                 nonlocal killed_at

@@ -102,8 +102,8 @@ class VM(JobVerbs, MomentVerbs, StateVerbs):
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
         return await self._executor.run(plan, hooks)
 
-    async def _do(self, intent: Intent, hooks: Hooks | None) -> Done:
-        plan = await self.plan(intent)
+    async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
+        plan = await (self.when_idle(intent) if wait else self.plan(intent))
         return await self._executor.run(plan, hooks, seen=plan.before)
 
     async def _scene(self, intent: Intent) -> Scene:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import Changed, ForeignJob, Interrupted, UnknownNode
+from qmpsnap.errors import Changed, ForeignJob, Interrupted, JobFailed, JobPaused, NodeBusy, UnknownNode
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import rest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
     from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.executor import Executor
     from qmpsnap.run.target import Progress, Target
@@ -34,6 +35,11 @@ class JobVerbs:
     _target: Target
     _executor: Executor
     _state_dir: str
+
+    if TYPE_CHECKING:
+
+        async def plan(self, intent: Intent) -> Plan:
+            """See `VM.plan`."""
 
     async def jobs(self) -> tuple[Job, ...]:
         """Every job that QEMU has, of any client, as of now; a concluded one with its error.
@@ -80,6 +86,40 @@ class JobVerbs:
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
         """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
         return self._target.progress(job_id, interval)
+
+    async def when_idle(self, intent: Intent) -> Plan:
+        """Plan as soon as no job is in the way any more, of whichever client.
+
+        Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that
+        never ends by itself is not waited for: one that is READY, or that an error has paused.
+
+        Args:
+            intent: What is wanted.
+
+        Raises:
+            NodeBusy: When such a job is in the way, or something that is no job.
+            Refused: What `plan` raises.
+            LinkLost: When the link goes.
+        """
+        waited: set[str] = set()
+        while True:
+            try:
+                return await self.plan(intent)
+            except NodeBusy as busy:
+                if not busy.job_id or busy.job_id in waited or not await self._ends(busy.job_id):
+                    raise
+                waited.add(busy.job_id)
+
+    async def _ends(self, job_id: str) -> bool:
+        """Wait for the job's end, which it is not asked for; False once it is clear that it will not end."""
+        with self._target.watch(job_id) as watch:
+            try:
+                await watch.until_ready()
+            except JobFailed:
+                return True  # also one that ended well: nobody completed it
+            except JobPaused:
+                pass
+        return False
 
     async def plan_rest(self, job_id: str) -> Plan:
         """What is left of an operation of ours whose client went away.

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import rest
-from qmpsnap.plan.intent import CheckpointInternal, Delete, DeleteCheckpoint, RevertInternal, SnapshotInternal
+from qmpsnap.plan.intent import CheckpointInternal, Delete, RevertInternal, SnapshotInternal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qmpsnap.model.moments import Moments
-    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.intent import Intent, Via
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.target import Target
 
@@ -27,7 +27,7 @@ class MomentVerbs:
 
     if TYPE_CHECKING:
 
-        async def _do(self, intent: Intent, hooks: Hooks | None) -> Done: ...
+        async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done: ...
 
     async def moments(self) -> Moments:
         """Every moment that the disks hold, as of now: external ones and internal ones.
@@ -71,8 +71,11 @@ class MomentVerbs:
         """
         return await self._do(SnapshotInternal(name, tuple(disks)), hooks)
 
-    async def delete(self, name: str, *, hooks: Hooks | None = None) -> Done:
-        """Delete a moment; so far an internal one, from each disk that has it.
+    async def delete(self, name: str, *, via: Via | None = None, hooks: Hooks | None = None) -> Done:
+        """Delete a moment: an internal one, from each disk that has it, or an external checkpoint.
+
+        Of an external checkpoint the file of VM state and the name go; its layers stay, and a note says
+        how they are folded.
 
         After success no active layer has a snapshot of that name. One disk comes after the other: after
         a failure `changed` says whether one was deleted, and to delete again takes those that are left.
@@ -80,86 +83,101 @@ class MomentVerbs:
 
         Args:
             name: The moment's name, also one outside our grammar that somebody else chose.
+            via: "hmp" or "jobs" forces a way. None: one of disks alone goes disk after disk; one with VM
+                state through the human monitor when every writable disk has it, and else through a job.
             hooks: What the caller wants to be told.
 
         Raises:
             UnknownNode: When no moment has the name.
             AmbiguousName: When two have it.
-            Unsupported: When it is an external one.
+            Unsupported: When it is an external one of disks alone, or the machine's state was saved and it
+                did not run since.
             NotInChain: When it is inside an image below an active layer.
             NodeBusy: When a job holds one of the chains.
-            CommandFailed: When QEMU refuses.
+            CommandFailed, JobFailed: When QEMU refuses.
             LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json).
+        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
+        HMP: delvm.
         """
-        return await self._do(Delete(name), hooks)
+        return await self._do(Delete(name, via), hooks)
 
-    async def checkpoint_internal(self, name: str, *, hooks: Hooks | None = None) -> Done:
-        """Keep VM state and every writable disk, of one instant, inside the images.
+    async def checkpoint_internal(
+        self,
+        name: str,
+        *,
+        leave: Sequence[str] = (),
+        via: Via | None = None,
+        wait: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Keep VM state and the writable disks, of one instant, inside the images.
 
         The guest stands still meanwhile; a running one runs on, a paused one stays so. After failure the
         images hold nothing of it. Cancelled once it was sent, it is taken; before, nothing is left.
 
         Args:
             name: The checkpoint's name.
+            leave: Writable disks that take no part, in any spelling.
+            via: "hmp" or "jobs" forces a way. None: through the human monitor when every writable disk
+                takes part, through a job when one is left out or has a throttle above it.
+            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
             hooks: What the caller wants to be told.
+
+        Returns:
+            `bytes` are those of the VM state, as read back.
 
         Raises:
             BadName: When the name is outside the grammar.
             TargetExists: When a moment of the machine has the name: QEMU would replace it.
-            Unsupported: When a writable disk (UEFI variables, too) is no qcow2 image.
+            UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
+            Unsupported: When a disk that takes part (UEFI variables, too) is no qcow2 image, the machine's
+                state was saved and it did not run since, or the human monitor is to leave a disk out.
             NodeBusy: When a job runs, or a writable node without a use is in the way.
-            CommandFailed: When QEMU says anything; `.desc` is its text.
+            CommandFailed, JobFailed: When QEMU could not take it.
             LinkLost: When the link goes; `changed` says what is known.
 
-        HMP: savevm.
+        HMP: savevm. QAPI: snapshot-save (migration.json).
         """
-        return await self._do(CheckpointInternal(name), hooks)
+        return await self._do(CheckpointInternal(name, tuple(leave), via), hooks, wait=wait)
 
-    async def revert_internal(self, name: str, *, hooks: Hooks | None = None) -> Done:
+    async def revert_internal(
+        self,
+        name: str,
+        *,
+        leave: Sequence[str] = (),
+        via: Via | None = None,
+        hooks: Hooks | None = None,
+    ) -> Done:
         """Go back to a checkpoint inside the images, in the same QEMU.
 
-        After success memory and every writable disk are as they were; a guest that ran runs on, one that
-        was paused stays so. What was written since is lost. After a failure before the disks moved all is
-        as it was. After any other the guest stands still, its disks are at the checkpoint, and its memory is
-        not to be trusted: `changed` is YES. Cancelled once it was sent, it is done; before, nothing is.
+        After success memory and the disks that take part are as they were; a guest that ran runs on, one
+        that was paused stays so. What was written since is lost. After a failure before the disks moved all
+        is as it was. After any other the guest stands still, its disks are at the checkpoint, and its
+        memory is not to be trusted: `changed` is YES. Cancelled once it was sent, it is done; before,
+        nothing is.
 
         Args:
             name: The checkpoint's name.
+            leave: Writable disks that stay as they are, beside a memory of another time; each that has the
+                checkpoint not must be named.
+            via: "hmp" or "jobs" forces a way, as in `checkpoint_internal`.
             hooks: What the caller wants to be told.
 
+        Returns:
+            `bytes` are those of the VM state.
+
         Raises:
-            UnknownNode: When no moment has the name.
+            UnknownNode: When no moment has the name, or a disk to leave is not there.
             AmbiguousName: When two have it.
-            NotInChain: When a writable disk has it not in its active layer.
-            Unsupported: When it holds disks alone, or a writable disk is no qcow2 image.
+            NotInChain: When a writable disk that is not to be left has it not in its active layer.
+            Unsupported: When it holds disks alone, its VM state is in a disk to leave, a disk that takes
+                part is no qcow2 image, the machine's state was saved and it did not run since, or the human
+                monitor is to leave a disk out.
             NodeBusy: When a job runs, or a writable node without a use is in the way.
-            CommandFailed: When QEMU says anything; `changed` tells the two kinds of failure apart.
+            CommandFailed, JobFailed: When QEMU failed; `changed` tells the two kinds of failure apart.
             LinkLost: When the link goes; `changed` is UNKNOWN, for no graph tells.
 
-        HMP: loadvm.
+        HMP: loadvm. QAPI: snapshot-load (migration.json).
         """
-        return await self._do(RevertInternal(name), hooks)
-
-    async def delete_checkpoint(self, name: str, *, hooks: Hooks | None = None) -> Done:
-        """Delete a checkpoint from the images that have it, through the human monitor.
-
-        `delete` does the same through QMP, disk after disk.
-
-        Args:
-            name: The checkpoint's name.
-            hooks: What the caller wants to be told.
-
-        Raises:
-            UnknownNode: When no moment has the name: QEMU would say nothing.
-            AmbiguousName: When two have it.
-            NotInChain: When a disk has it below its active layer.
-            Unsupported: When it is an external one, or a writable disk is no qcow2 image.
-            NodeBusy: When a job runs, or a writable node without a use is in the way.
-            CommandFailed: When QEMU says anything; `.desc` is its text.
-            LinkLost: When the link goes; `changed` says what is known.
-
-        HMP: delvm.
-        """
-        return await self._do(DeleteCheckpoint(name), hooks)
+        return await self._do(RevertInternal(name, tuple(leave), via), hooks)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from qmpsnap.plan.intent import Intent, Mode
+    from qmpsnap.plan.intent import Intent, Mode, Via
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.executor import Executor
     from qmpsnap.run.outcome import Done, Hooks
@@ -29,7 +29,7 @@ class StateVerbs:
 
     if TYPE_CHECKING:
 
-        async def _do(self, intent: Intent, hooks: Hooks | None) -> Done: ...
+        async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done: ...
 
         async def plan(self, intent: Intent) -> Plan: ...  # noqa: D102 - see VM
 
@@ -39,6 +39,7 @@ class StateVerbs:
         *,
         mode: Mode = "stop",
         memory: str | os.PathLike[str] | None = None,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
@@ -55,6 +56,7 @@ class StateVerbs:
                 "background": it runs on meanwhile; a new QEMU goes back. "in-place": it stands still; any
                 QEMU goes back, this one, too.
             memory: Where the VM state goes; None: beside the first disk's active layer.
+            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Returns:
@@ -73,7 +75,7 @@ class StateVerbs:
         QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync.
         """
         file = "" if memory is None else str(Path(memory).absolute())
-        return await self._do(Checkpoint(name, mode, file), hooks)
+        return await self._do(Checkpoint(name, mode, file), hooks, wait=wait)
 
     async def revert(
         self,
@@ -81,9 +83,12 @@ class StateVerbs:
         *,
         leave: Sequence[str] = (),
         discard: bool = False,
+        via: Via | None = None,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Go back to a moment in the same QEMU.
+        """Go back to a moment in the same QEMU, of whichever kind it is.
+
+        To a checkpoint inside the images as `revert_internal` does. Else:
 
         With an in-place checkpoint memory and disks are as they were; with a moment of disks alone the guest
         is reset. Each disk writes to a new overlay on the layer that holds the moment; what was written since
@@ -96,6 +101,7 @@ class StateVerbs:
             name: The moment's name.
             leave: Writable disks that stay as they are.
             discard: Whether the layers that the guest wrote to until now are removed.
+            via: How a checkpoint inside the images is loaded, see `checkpoint_internal`.
             hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
 
         Raises:
@@ -110,7 +116,7 @@ class StateVerbs:
 
         QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset.
         """
-        return await self._do(Revert(name, tuple(leave), discard), hooks)
+        return await self._do(Revert(name, tuple(leave), discard, via), hooks)
 
     async def revert_prepare(self, name: str) -> Done:
         """Make the overlays from which a new QEMU goes back to a moment; this one goes on.

@@ -12,7 +12,7 @@ from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Mode, Via
+    from qmpsnap.plan.intent import Intent, Mode, Via
 
 __all__ = ["checkpoint"]
 
@@ -44,6 +44,11 @@ __all__ = ["checkpoint"]
     help="With internal: a writable disk that is not part of it. May be repeated. [default: none]",
 )
 @via
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for jobs that are under way, without a limit. [default: refuse]",
+)
 @progress
 @dry_run
 def checkpoint(
@@ -53,6 +58,7 @@ def checkpoint(
     memory: str | None,
     leave: tuple[str, ...],
     via: Via | None,
+    wait: bool,
     progress: bool,
     dry_run: bool,
 ) -> None:
@@ -74,8 +80,10 @@ def checkpoint(
     if mode == "internal":
         if memory is not None:
             raise click.UsageError("--mode internal keeps the memory in an image: leave out --memory")
-        change(CheckpointInternal(name, leave=leave, via=via), dry_run=dry_run, progress=progress)
+        intent: Intent = CheckpointInternal(name, leave=leave, via=via)
+        change(intent, dry_run=dry_run, progress=progress, wait=wait)
         return
     if leave or via is not None:
         raise click.UsageError(f"--leave and --via are for --mode internal, not for {mode}")
-    change(Checkpoint(name, mode=mode, memory=memory or ""), dry_run=dry_run, progress=progress)
+    intent = Checkpoint(name, mode=mode, memory=memory or "")
+    change(intent, dry_run=dry_run, progress=progress, wait=wait)

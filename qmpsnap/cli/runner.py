@@ -73,6 +73,7 @@ def change(
     *,
     dry_run: bool,
     progress: bool = False,
+    wait: bool = False,
     then: Callable[[Done], Iterable[str]] = lambda _: (),
 ) -> None:
     """Plan what was asked for; run it, or with -n print what would run.
@@ -81,12 +82,13 @@ def change(
         intent: What was asked for.
         dry_run: Whether it is to be printed alone.
         progress: Whether progress was asked for.
+        wait: Whether jobs that are in the way are waited for.
         then: More lines of the text, at its end: what is to be done next.
     """
     app = current_app()
 
     async def work(vm: VM, signals: Signals) -> Plan | Done:
-        plan = await vm.plan(intent)
+        plan = await (vm.when_idle(intent) if wait else vm.plan(intent))
         if dry_run:
             return plan
         bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.fields import Fields
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -70,19 +72,15 @@ class Fingerprint:
         Raises:
             ValueError: When a field is missing or of the wrong shape.
         """
-        if not isinstance(body, dict):
-            raise ValueError("a fingerprint is no object")  # noqa: TRY004  # the file is wrong, no caller is
-        try:
-            return cls(
-                machine=str(body["machine"]),
-                memory=int(body["memory"]),
-                cpus=tuple(str(one) for one in body["cpus"]),
-                devices={str(name): str(kind) for name, kind in body["devices"].items()},
-                disks={str(name): int(size) for name, size in body["disks"].items()},
-                qemu=str(body["qemu"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"a fingerprint lacks {error}") from error
+        fields = Fields(body, what="a fingerprint")
+        return cls(
+            machine=fields.text("machine"),
+            memory=fields.number("memory"),
+            cpus=fields.texts("cpus"),
+            devices=fields.text_by_key("devices"),
+            disks=fields.number_by_key("disks"),
+            qemu=fields.text("qemu"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

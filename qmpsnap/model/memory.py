@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
+from qmpsnap.model.fields import Fields
 from qmpsnap.model.machine import Fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
 
@@ -23,6 +20,7 @@ _MAGIC = b"QMPSNAP\x01"
 _TAIL = struct.Struct(">Q8s")
 TAIL_BYTES = _TAIL.size
 MAX_NOTE_BYTES = 16 << 20
+_LAYER = ("disk", "file", "inode", "size", "modified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +84,32 @@ class MemoryNote:
             ValueError: When it is no note of ours, or of another version.
         """
         try:
-            body = cast("Mapping[str, object]", json.loads(text))
-            if body["version"] != VERSION:
-                raise ValueError(f"version {body['version']!r}, only {VERSION} is known")
-            return cls(
-                id=str(body["id"]),
-                name=str(body["name"]),
-                stream_bytes=int(cast("int", body["bytes"])),
-                running=bool(body["running"]),
-                fingerprint=Fingerprint.from_json(body["fingerprint"]),
-                layers=tuple(
-                    LayerState(str(disk), str(file), int(inode), int(size), int(modified))
-                    for disk, file, inode, size, modified in cast(
-                        "list[tuple[str, str, int, int, int]]", body["layers"]
-                    )
-                ),
-            )
-        except (KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"its note has not the expected shape: {error!r}") from error
+            fields = Fields(json.loads(text), what="its note")
+        except RecursionError as error:
+            raise ValueError("its note is nested too deeply") from error
+        if fields.value("version") != VERSION:
+            raise ValueError(f"its note has version {fields.value('version')!r}, only {VERSION} is known")
+        return cls(
+            id=fields.text("id"),
+            name=fields.text("name"),
+            stream_bytes=fields.number("bytes"),
+            running=fields.flag("running"),
+            fingerprint=Fingerprint.from_json(fields.value("fingerprint")),
+            layers=tuple(map(_layer, fields.list("layers"))),
+        )
+
+
+def _layer(row: object) -> LayerState:
+    if not isinstance(row, list) or len(row) != len(_LAYER):
+        raise ValueError(f"a layer in its note is {row!r}")
+    fields = Fields(dict(zip(_LAYER, row, strict=True)))
+    return LayerState(
+        disk=fields.text("disk"),
+        file=fields.text("file"),
+        inode=fields.number("inode"),
+        size=fields.number("size"),
+        modified=fields.number("modified"),
+    )
 
 
 def note_size(tail: bytes) -> int:

@@ -102,9 +102,9 @@ def parse_machine(
         status, migration, capabilities, parameters, version, memory, cpus, machine, *plugged = answers
         state = cast("Raw", status)
         fingerprint = Fingerprint(
-            machine=str(machine),
+            machine=_text(machine),
             memory=_memory(cast("Raw", memory)),
-            cpus=(cpu,) * len(cast("list[Raw]", cpus)),
+            cpus=(cpu,) * len([one["qom-path"] for one in cast("list[Raw]", cpus)]),
             devices={
                 f"{place}{one['name']}": _kind(str(one["type"]))
                 for place, rows in zip(("", "/"), plugged, strict=True)
@@ -133,6 +133,12 @@ def parse_machine(
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Malformed(f"QEMU's answer about its machine has not the expected shape: {error!r}") from error
+
+
+def _text(answer: object) -> str:
+    if not isinstance(answer, str):
+        raise TypeError(f"a text was expected, not {answer!r}")
+    return answer
 
 
 def _memory(row: Raw) -> int:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
+from qmpsnap.model.fields import Fields
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.names import check_name
 
@@ -261,12 +262,10 @@ def from_json(text: str, *, directory: str = "") -> Record:
         body = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(body, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  # the file is wrong, no caller is
-    if body.get("version") != VERSION:
-        raise ValueError(f"version {body.get('version')!r}, only {VERSION} is known")
-    fields = _Fields(body)
-    match body.get("kind"):
+    fields = Fields(body, what="the record")
+    if fields.value("version") != VERSION:
+        raise ValueError(f"version {fields.value('version')!r}, only {VERSION} is known")
+    match fields.value("kind"):
         case "intent":
             record: Record = IntentRecord(
                 id=fields.text("id"),
@@ -283,8 +282,8 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 invalid=fields.texts("invalid"),
                 target=fields.text("target"),
                 disk=fields.text("disk"),
-                state=fields.state("state"),
-                was=fields.settings("was"),
+                state=_state(fields),
+                was=_settings(fields),
             )
         case "moment":
             record = MomentRecord(
@@ -293,9 +292,9 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 created=fields.text("created"),
                 overlays=fields.path_by_key("overlays"),
                 covered=fields.text_by_key("covered"),
-                chains=fields.chains("chains") if "chains" in body else {},
-                branches=fields.branches("branches"),
-                state=fields.state("state"),
+                chains=fields.chains("chains") if fields.has("chains") else {},
+                branches=_branches(fields),
+                state=_state(fields),
             )
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")
@@ -342,92 +341,35 @@ def _settings_json(was: Settings | None) -> dict[str, object] | None:
     }
 
 
-class _Fields:
-    """Typed access to a record's JSON; every wrong shape is a ValueError that names the field."""
-
-    def __init__(self, body: Mapping[str, object]) -> None:
-        self._body = body
-
-    def text(self, key: str) -> str:
-        return _text(key, self._body.get(key))
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in choices:
-            raise ValueError(f"{key!r} is {value!r}, none of {', '.join(map(repr, choices))}")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return _texts(key, self._body.get(key))
-
-    def paths(self, key: str) -> tuple[str, ...]:
-        return tuple(_path(key, text) for text in self.texts(key))
-
-    def chains(self, key: str) -> dict[str, tuple[str, ...]]:
-        return {disk: _texts(key, files) for disk, files in self._mapping(key).items()}
-
-    def text_by_key(self, key: str) -> dict[str, str]:
-        return {name: _text(key, value) for name, value in self._mapping(key).items()}
-
-    def path_by_key(self, key: str) -> dict[str, str]:
-        return {name: _path(key, text) for name, text in self.text_by_key(key).items()}
-
-    def branches(self, key: str) -> tuple[dict[str, str], ...]:
-        value = self._body.get(key, [])
-        if not isinstance(value, list):
-            raise ValueError(f"{key!r} is no list")  # noqa: TRY004  # the file is wrong, no caller is
-        return tuple(_Fields({key: one}).path_by_key(key) for one in value)
-
-    def state(self, key: str) -> KeptState | None:
-        if self._body.get(key) is None:
-            return None
-        inner = _Fields(self._mapping(key))
-        return KeptState(
-            mode=inner.choice("mode", _MODES),
-            file=_path("file", inner.text("file")),
-            tag=inner.text("tag"),
-            running=inner.flag("running"),
-            fingerprint=Fingerprint.from_json(self._mapping(key).get("fingerprint")),
-        )
-
-    def settings(self, key: str) -> Settings | None:
-        if self._body.get(key) is None:
-            return None
-        inner = _Fields(self._mapping(key))
-        parameters: dict[str, int | str] = {}
-        for name, value in inner._mapping("parameters").items():
-            if not isinstance(value, int | str):
-                raise ValueError(f"parameter {name!r} holds {value!r}")  # noqa: TRY004  # as above
-            parameters[name] = value
-        capabilities = {name: value is True for name, value in inner._mapping("capabilities").items()}
-        return Settings(inner.flag("running"), capabilities, parameters, inner.text("process"))
-
-    def flag(self, key: str) -> bool:
-        value = self._body.get(key)
-        if not isinstance(value, bool):
-            raise ValueError(f"{key!r} is {value!r}, not true or false")  # noqa: TRY004  # as above
-        return value
-
-    def _mapping(self, key: str) -> Mapping[str, object]:
-        value = self._body.get(key)
-        if not isinstance(value, dict):
-            raise ValueError(f"{key!r} is no object")  # noqa: TRY004  # the file is wrong, no caller is
-        return value
+def _state(fields: Fields) -> KeptState | None:
+    if not fields.has("state"):
+        return None
+    inner = fields.within("state")
+    return KeptState(
+        mode=inner.choice("mode", _MODES),
+        file=inner.path("file"),
+        tag=inner.text("tag"),
+        running=inner.flag("running"),
+        fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
+    )
 
 
-def _texts(key: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"{key!r} is no list")  # noqa: TRY004  # the file is wrong, no caller is
-    return tuple(_text(key, item) for item in value)
+def _settings(fields: Fields) -> Settings | None:
+    if not fields.has("was"):
+        return None
+    inner = fields.within("was")
+    parameters: dict[str, int | str] = {}
+    for name, value in inner.items("parameters").items():
+        if not isinstance(value, int | str) or isinstance(value, bool):
+            raise ValueError(f"parameter {name!r} holds {value!r}")  # noqa: TRY004  # as above
+        parameters[name] = value
+    return Settings(
+        inner.flag("running"), inner.flag_by_key("capabilities"), parameters, inner.text("process")
+    )
 
 
-def _text(key: str, value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{key!r} holds {value!r}, which is no text")
-    return value
-
-
-def _path(key: str, text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError(f"{key!r} holds {text!r}, which is no absolute path")
-    return text
+def _branches(fields: Fields) -> tuple[dict[str, str], ...]:
+    """Overlays that began at a moment later; records of before there were any have no such field."""
+    if not fields.has("branches"):
+        return ()
+    return tuple(Fields({"branches": one}).path_by_key("branches") for one in fields.list("branches"))

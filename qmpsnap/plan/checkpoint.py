@@ -1,39 +1,56 @@
-"""Plans of checkpoints inside the images: take one, go back to it, delete it. HMP savevm, loadvm, delvm.
+"""Plans of checkpoints inside the images: take one, go back to it. By the human monitor, or by jobs.
 
-QEMU takes every writable disk, and every writable node without a use; what cannot be taken is in the way
-of all three, and is named before anything is sent.
+Both are written down first where records can be: QEMU leaves a guest standing when a load fails, and can be
+killed between two disks. `plan.rest_state` ends what is left of either.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, NodeBusy, NotInChain, Unsupported
+from qmpsnap.errors import BadName, NotInChain, Unsupported
 from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import PATH_DRIVERS
-from qmpsnap.model.job import ENDED
-from qmpsnap.model.names import check_name
+from qmpsnap.model.names import check_name, digest, job_id
+from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.delete import internal_moment
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.internal import refuse_taken
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import state_questions
-from qmpsnap.plan.steps import DelVm, LoadVm, SaveVm
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_migrated,
+    state_place,
+    state_questions,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    DismissJob,
+    FinishRecord,
+    LoadState,
+    LoadVm,
+    SaveState,
+    SaveVm,
+    WriteRecord,
+)
+from qmpsnap.plan.taking import refuse_double, taking
 
 if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.graph import Graph
     from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.intent import CheckpointIntent, CheckpointInternal, DeleteCheckpoint, RevertInternal
+    from qmpsnap.plan.intent import CheckpointIntent, CheckpointInternal, RevertInternal
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.taking import Taking
 
-__all__ = ["ask", "plan_delete", "plan_revert", "plan_save"]
+__all__ = ["ask", "plan_revert", "plan_save"]
 
 
 def ask(intent: CheckpointIntent, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system: the names that records give to moments."""
+    """What the planner wants to know: the names that records give to moments, and where records can lie."""
     del intent
-    return Ask(records=state_questions(graph, state_dir))
+    places = state_questions(graph, state_dir)
+    return Ask(directories=with_parents(places), records=places)
 
 
 def plan_save(intent: CheckpointInternal, scene: Scene) -> Plan:
@@ -42,148 +59,130 @@ def plan_save(intent: CheckpointInternal, scene: Scene) -> Plan:
     Raises:
         BadName: When the name is outside the grammar.
         TargetExists: When a moment of the machine has the name.
-        Unsupported: When a writable disk is no qcow2 image, or there is none.
+        UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
+        Unsupported: When a disk that takes part is no qcow2 image, there is none, the machine's state was
+            saved and it did not run since, or this QEMU lacks a command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     check_name(intent.name)
     refuse_taken(intent.name, scene)
-    disks = _taken(scene)
-    step = SaveVm(intent.name, tuple(disk.name for disk in disks))
-    return _plan("checkpoint-internal", intent, scene, disks, "take the checkpoint", step)
+    refuse_migrated(scene)
+    part = taking(scene, leave=intent.leave, via=intent.via)
+    if part.via == "jobs":
+        scene.features.need("snapshot-save", "job-dismiss")
+    named = job_id("checkpoint", "keep", _token(intent, part, scene))
+    step: Step
+    if part.via == "jobs":
+        step = SaveState(named, intent.name, part.nodes)
+    else:
+        step = SaveVm(intent.name, part.names)
+    return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
 
 
 def plan_revert(intent: RevertInternal, scene: Scene) -> Plan:
     """Plan to go back to a checkpoint; or refuse.
 
     Raises:
-        UnknownNode: When no moment has the name.
+        UnknownNode: When no moment has the name, or a disk to leave is not there.
         AmbiguousName: When two have it.
-        NotInChain: When a writable disk has it not in its active layer.
-        Unsupported: When it holds disks alone, is an external one, or a writable disk is no qcow2 image.
+        NotInChain: When a writable disk that is not to be left has it not in its active layer.
+        Unsupported: When it holds disks alone, is an external one, its VM state is in a disk to leave, a
+            disk that takes part is no qcow2 image, the machine's state was saved and it did not run
+            since, or this QEMU lacks a command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     moment = internal_moment(intent.name, scene)
-    disks = _taken(scene)
-    _refuse_double(moment)
-    have = {part.disk for part in moment.held if part.in_chain}
-    for disk in disks:
+    refuse_migrated(scene)
+    part = taking(scene, leave=intent.leave, via=intent.via)
+    if part.via == "jobs":
+        scene.features.need("snapshot-load", "job-dismiss")
+    refuse_double(moment)
+    have = {held.disk for held in moment.held if held.in_chain}
+    for disk in part.disks:
         if disk.name not in have:
             raise NotInChain(
                 f"checkpoint {intent.name!r} is not inside the active layer of {disk.name} "
                 f"({disk.active.file})",
-                hint="QEMU goes back with all writable disks: unplug that one, or fold its overlay",
+                hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
+                f"then: --leave {disk.name}",
             )
-    if not any(part.vm_state_size for part in moment.held if part.disk in {one.name for one in disks}):
+    vmstate = _vmstate(moment, part)
+    named = job_id("revert", "keep", _token(intent, part, scene))
+    step: Step
+    if part.via == "jobs":
+        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=_runs(scene))
+    else:
+        step = LoadVm(intent.name)
+    return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
+
+
+def _vmstate(moment: Moment, part: Taking) -> str:
+    """Name of the disk that keeps the VM state."""
+    keeps = [held.disk for held in moment.held if held.vm_state_size and held.in_chain]
+    for name in keeps:
+        if name in part.names:
+            return name
+    if keeps:
         raise Unsupported(
-            f"{intent.name!r} holds disks alone, no VM state",
-            feature="going back to an internal snapshot of disks while QEMU runs",
-            hint=f"with the machine off: qemu-img snapshot -a {intent.name} FILE, for each disk",
+            f"the VM state of {moment.name!r} is inside {keeps[0]}, which is to be left",
+            feature="VM state without the disk that keeps it",
+            hint=f"go back with {keeps[0]}",
         )
-    return _plan("revert-internal", intent, scene, disks, f"go back to {intent.name!r}", LoadVm(intent.name))
-
-
-def plan_delete(intent: DeleteCheckpoint, scene: Scene) -> Plan:
-    """Plan the deletion of a checkpoint; or refuse.
-
-    Raises:
-        UnknownNode: When no moment has the name.
-        AmbiguousName: When two have it.
-        NotInChain: When a disk has it below its active layer.
-        Unsupported: When it is an external one, or a writable disk is no qcow2 image.
-        NodeBusy: When a job runs, or a writable node without a use is in the way.
-    """
-    moment = internal_moment(intent.name, scene)
-    taken = {disk.name for disk in _taken(scene)}
-    _refuse_double(moment)
-    for part in moment.held:
-        if not part.in_chain or part.disk not in taken:
-            raise NotInChain(
-                f"{intent.name!r} is inside {part.file}, where QEMU deletes nothing: it is below the active "
-                f"layer of {part.disk}, or read-only",
-                hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
-            )
-    disks = [scene.graph.disks[name] for name in moment.disks]
-    step = DelVm(intent.name, moment.disks)
-    return _plan("delete-checkpoint", intent, scene, disks, f"delete {intent.name!r}", step)
-
-
-def _plan(op: str, intent: CheckpointIntent, scene: Scene, disks: list[Disk], title: str, step: Step) -> Plan:
-    return Plan(
-        op=op,
-        intent=intent,
-        disks=tuple(disk.name for disk in disks),
-        stages=(Stage(title, (step,), verify=True),),
-        before=scene.graph,
-        after=apply(scene.graph, step),
+    raise Unsupported(
+        f"{moment.name!r} holds disks alone, no VM state",
+        feature="going back to an internal snapshot of disks while QEMU runs",
+        hint=f"with the machine off: qemu-img snapshot -a {moment.name} FILE, for each disk",
     )
 
 
-def _taken(scene: Scene) -> list[Disk]:
-    """The disks that QEMU takes: every writable one, when nothing is in the way."""
-    scene.features.need("human-monitor-command")
-    disks = [disk for disk in scene.graph.disks.values() if disk.layers and not disk.read_only]
-    for disk in disks:
-        if disk.filters:
-            raise Unsupported(
-                f"{disk.name} has a filter ({disk.filters[0].driver} {disk.filters[0].node!r}) above it: "
-                "to go back to a checkpoint under a throttle ends QEMU 10.0 and 11.1",
-                feature="checkpoints under a filter",
-                hint="set limits by block_set_io_throttle instead of a throttle node",
-            )
-        if disk.active.format != "qcow2":
-            raise Unsupported(
-                f"{disk.name} ({disk.active.file}) is writable and {disk.active.format}, "
-                "which keeps no checkpoints",
-                feature=f"checkpoints inside {disk.active.format}",
-                hint=_way_out(disk),
-            )
-    if not disks:
-        raise Unsupported(
-            "there is no writable qcow2 disk to keep it in", feature="a checkpoint without disks"
-        )
-    for job in scene.jobs:
-        if job.status not in ENDED:
-            raise NodeBusy(
-                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
-                node="",
-                job_id=job.id,
-                hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
-            )
-    _refuse_unused(scene.graph)
-    return disks
+def _runs(scene: Scene) -> bool:
+    return scene.machine is not None and scene.machine.running
 
 
-def _way_out(disk: Disk) -> str:
-    if "pflash" in disk.name or "flash" in disk.qdev:
-        return "give QEMU the UEFI variables as a qcow2 image, or read-only"
-    return "give it to QEMU as qcow2 or read-only, or unplug it; an external snapshot leaves the memory out"
+def _recordable(name: str) -> bool:
+    """Whether a record may carry the name: one that somebody else chose may be outside our grammar."""
+    try:
+        check_name(name)
+    except BadName:
+        return False
+    return True
 
 
-def _refuse_unused(graph: Graph) -> None:
-    """Refuse when a writable node has no use: QEMU would take it, too."""
-    used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
-    images = [one for one in graph.nodes.values() if not one.is_filter and one.driver not in PATH_DRIVERS]
-    below = {one.backing for one in images if one.backing}
-    behind = {one.file for one in images}
-    for node in graph.nodes.values():
-        if node.is_filter or node.read_only or node.name in used:
-            continue
-        child = node.file in (behind if node.driver in PATH_DRIVERS else below)
-        if not child:
-            raise NodeBusy(
-                f"node {node.name!r} ({node.file}) is writable and has no use: QEMU would take it, too",
-                node=node.name,
-                job_id="",
-                hint=f"free it first: blockdev-del {node.name}",
-            )
+def _token(intent: CheckpointIntent, part: Taking, scene: Scene) -> str:
+    files = [(disk.name, disk.files) for disk in part.disks]
+    return digest(type(intent).__name__, intent.name, files, avoid=scene.names)
 
 
-def _refuse_double(moment: Moment) -> None:
-    places = [(part.disk, part.file) for part in moment.held]
-    for part in moment.held:
-        if places.count((part.disk, part.file)) > 1:
-            raise AmbiguousName(
-                f"{part.file} has more than one internal snapshot {moment.name!r}",
-                candidates=[f"id {one.id}" for one in moment.held if one.file == part.file],
-                hint="only qemu-img makes two of one name; it deletes them once the machine is off",
-            )
+def _plan(
+    op: str, intent: CheckpointIntent, scene: Scene, part: Taking, title: str, step: Step, named: str
+) -> Plan:
+    place = state_place(scene, part.disks[0])
+    record = IntentRecord(
+        id=named,
+        op=op,
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*part.names)),
+        name=intent.name,
+        disk=part.names[0] if len(part.names) == 1 else "",
+        was=Settings(_runs(scene)),
+    )
+    written = bool(place) and _recordable(intent.name)
+    first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
+    last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
+    steps: tuple[Step, ...] = (step,)
+    if isinstance(step, SaveState | LoadState):
+        steps = (step, AwaitJob(named, "concluded"), DismissJob(named))
+    stages = (
+        Stage("write down what is begun", first),
+        Stage(title, steps, verify=True),
+        Stage("put the record away", last, tidy=True),
+    )
+    return Plan(
+        op=op,
+        intent=intent,
+        disks=part.names,
+        stages=tuple(stage for stage in stages if stage.steps),
+        before=scene.graph,
+        after=apply(scene.graph, step),
+        notes=part.notes,
+    )

@@ -1,22 +1,26 @@
-"""Plan of a deletion: one moment goes, all others stay. So far of internal ones alone."""
+"""Plan of a deletion: one moment goes, all others stay. So far of internal ones, and of checkpoints."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, NotInChain, UnknownNode, Unsupported
+from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.files import Ask
-from qmpsnap.model.moments import find_moments
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.plan import delete_external
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_busy, refuse_covered, state_questions
-from qmpsnap.plan.steps import DeleteInternal
+from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_migrated, state_questions
+from qmpsnap.plan.steps import AwaitJob, DeleteInternal, DeleteState, DelVm, DismissJob
+from qmpsnap.plan.taking import refuse_double, stray, taking, writable
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.intent import Delete
+    from qmpsnap.model.moments import Held, Moment
+    from qmpsnap.plan.intent import Delete, Via
     from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
 
 __all__ = ["ask", "internal_moment", "plan"]
 
@@ -28,39 +32,37 @@ def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:
 
 
 def plan(intent: Delete, scene: Scene) -> Plan:
-    """Plan the deletion of an internal snapshot from each disk that has it; or refuse.
+    """Plan the deletion of an internal snapshot from each disk that has it, or of a checkpoint; or refuse.
 
-    QEMU has no transaction for it: between two disks a failure leaves it on the second. Deleted again,
-    it goes from those that still have it.
+    Of an external checkpoint the VM state and the name go; its layers stay in their chains.
+
+    One of disks alone goes disk after disk, as it came: QEMU has no transaction for it. One with VM state
+    goes as it came, too: through the human monitor when every writable disk has it, else through a job.
+    None of the three is all or nothing: after a failure, deleted again, it goes from those that are left.
 
     Raises:
         UnknownNode: When no moment has the name.
         AmbiguousName: When an external and an internal one have it, or an image has it twice.
-        Unsupported: When it is an external one, or on a read-only disk.
+        Unsupported: When it is an external one, or on a read-only disk; when the machine's state was saved
+            and it did not run since; or when the human monitor is asked for and a disk is in its way.
         NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
         NodeBusy: When a job holds one of the chains.
     """
+    named = moment_named(intent.name, scene)
+    if named.vm_state_file:
+        return delete_external.plan(intent, named, scene)
     moment = internal_moment(intent.name, scene)
-    scene.features.need("blockdev-snapshot-delete-internal-sync")
-    steps: list[DeleteInternal] = []
+    refuse_migrated(scene)
+    refuse_double(moment)
     for part in moment.held:
-        disk = scene.graph.disks[part.disk]
-        if not part.in_chain:
-            raise NotInChain(
-                f"{intent.name!r} is inside {part.file}, which stands below the active layer of {disk.name}",
-                hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
-            )
-        if any(step.disk == disk.name for step in steps):
-            raise AmbiguousName(
-                f"{part.file} has more than one internal snapshot {intent.name!r}",
-                candidates=[f"id {one.id}" for one in moment.held if one.file == part.file],
-                hint="only qemu-img makes two of one name; it deletes them once the machine is off",
-            )
-        if disk.read_only:
-            raise Unsupported(f"disk {disk.name!r} is read-only", feature="deletion on a read-only disk")
-        refuse_busy(scene, disk)
-        refuse_covered(scene, disk)
-        steps.append(DeleteInternal(disk.name, disk.root, part.id, intent.name))
+        _check(part, moment, scene)
+    if intent.via is None and not moment.vm_state_size:
+        steps = _one_by_one(moment, scene)
+    elif (intent.via or _by_rule(moment, scene)) == "hmp":
+        taking(scene, leave=(), via="hmp")
+        steps = (DelVm(moment.name, moment.disks),)
+    else:
+        steps = _by_job(moment, scene)
     notes = []
     if moment.vm_state_size:
         notes.append(f"its VM state of {moment.vm_state_size} bytes goes with it")
@@ -68,11 +70,49 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         op="delete",
         intent=intent,
         disks=moment.disks,
-        stages=(Stage(f"delete {intent.name!r} inside the images", tuple(steps), verify=True),),
+        stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
         after=apply_all(scene.graph, steps),
         notes=tuple(notes),
     )
+
+
+def _check(part: Held, moment: Moment, scene: Scene) -> None:
+    """Refuse when QEMU cannot delete this disk's part."""
+    disk = scene.graph.disks[part.disk]
+    if not part.in_chain:
+        raise NotInChain(
+            f"{moment.name!r} is inside {part.file}, which stands below the active layer of {disk.name}",
+            hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
+        )
+    if disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="deletion on a read-only disk")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+
+
+def _by_rule(moment: Moment, scene: Scene) -> Via:
+    """The human monitor when all that it takes has the moment, and a job otherwise."""
+    disks = writable(scene.graph)
+    whole = {disk.name for disk in disks} == set(moment.disks)
+    return "hmp" if whole and not any(disk.filters for disk in disks) and not stray(scene.graph) else "jobs"
+
+
+def _one_by_one(moment: Moment, scene: Scene) -> tuple[Step, ...]:
+    scene.features.need("blockdev-snapshot-delete-internal-sync")
+    return tuple(
+        DeleteInternal(part.disk, scene.graph.disks[part.disk].root, part.id, moment.name)
+        for part in moment.held
+    )
+
+
+def _by_job(moment: Moment, scene: Scene) -> tuple[Step, ...]:
+    scene.features.need("snapshot-delete", "job-dismiss")
+    disks = [scene.graph.disks[name] for name in moment.disks]
+    token = digest("delete", moment.name, [(disk.name, disk.files) for disk in disks], avoid=scene.names)
+    named = job_id("delete", "keep", token)
+    nodes = tuple((disk.name, disk.active.node) for disk in disks)
+    return DeleteState(named, moment.name, nodes), AwaitJob(named, "concluded"), DismissJob(named)
 
 
 def internal_moment(name: str, scene: Scene) -> Moment:
@@ -83,25 +123,13 @@ def internal_moment(name: str, scene: Scene) -> Moment:
         AmbiguousName: When an external and an internal one have it.
         Unsupported: When it is an external one.
     """
-    moments = find_moments(scene.graph, scene.files.records)
-    found = moments.named(name)
-    if not found:
-        names = dict.fromkeys(one.name for one in moments.moments)
-        raise UnknownNode(
-            f"there is no snapshot {name!r}", hint=f"there are: {', '.join(map(repr, names)) or 'none'}"
-        )
-    if len(found) > 1:
-        raise AmbiguousName(
-            f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",
-            candidates=[f"{one.kind}, on {', '.join(one.disks)}" for one in found],
-            hint="an external one goes by commit or stream",
-        )
-    if found[0].kind == "external":
-        part = found[0].held[0]
+    found = moment_named(name, scene)
+    if found.kind == "external":
+        part = found.held[0]
         fold = f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
         raise Unsupported(
             f"{name!r} is an external snapshot (its overlay is {part.overlay}); those cannot be deleted yet",
             feature="deletion of an external snapshot",
             hint=f"fold its overlay by commit: {fold}",
         )
-    return found[0]
+    return found

@@ -15,7 +15,6 @@ __all__ = [
     "CheckpointInternal",
     "Commit",
     "Delete",
-    "DeleteCheckpoint",
     "Ending",
     "Folded",
     "Intent",
@@ -48,12 +47,16 @@ Ending = Literal["pivot", "finish"]
 Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
 
+Via = Literal["hmp", "jobs"]
+"""How a checkpoint inside images is worked on: through the human monitor, or through jobs.
+
+Through the human monitor when every writable disk takes part; through the jobs when one is left out, and
+under a throttle, where QEMU does not survive the way back by the human monitor.
+"""
+
 
 Mode = Literal["stop", "background", "in-place"]
 """How a checkpoint keeps the memory: the guest stands still, or runs on, or goes back in the same QEMU."""
-
-Via = Literal["hmp", "jobs"]
-"""What an internal checkpoint is taken and loaded by: QEMU's human monitor, or its jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +95,22 @@ class Delete:
 
     Attributes:
         name: The moment's name.
+        via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
+            alone disk after disk.
     """
 
     name: str
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInternal:
-    """VM state and every writable disk, at one instant, inside the images.
+    """VM state and writable disks, at one instant, inside the images.
 
     Attributes:
         name: The checkpoint's name.
-        leave: Disks, in any spelling, that are not part of it.
-        via: What it is taken by; None: the human monitor, unless a disk is left.
+        leave: Writable disks that take no part, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
@@ -118,20 +124,13 @@ class RevertInternal:
 
     Attributes:
         name: The checkpoint's name.
+        leave: Writable disks that stay as they are, in any spelling.
+        via: How; None: by the rule of `Via`.
     """
 
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteCheckpoint:
-    """A checkpoint inside the images goes, and all others stay.
-
-    Attributes:
-        name: The checkpoint's name.
-    """
-
-    name: str
+    leave: tuple[str, ...] = ()
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +231,7 @@ class Revert:
         name: The moment's name.
         leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
         discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
-        via: What an internal checkpoint is loaded by; None: the human monitor, unless a disk is left.
+        via: How an internal checkpoint is loaded; None: by the rule of `Via`.
     """
 
     name: str
@@ -286,5 +285,5 @@ class Restore:
 
 
 StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore
-CheckpointIntent = CheckpointInternal | RevertInternal | DeleteCheckpoint
+CheckpointIntent = CheckpointInternal | RevertInternal
 Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | StateIntent | Stream | Commit | Mirror

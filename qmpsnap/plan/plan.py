@@ -64,8 +64,7 @@ class Plan:
 
     Attributes:
         op: "snapshot", "snapshot-internal", "delete", "checkpoint", "checkpoint-internal", "revert",
-            "revert-prepare", "revert-internal", "save", "restore", "delete-checkpoint", "stream", "commit"
-            or "mirror".
+            "revert-prepare", "revert-internal", "save", "restore", "stream", "commit" or "mirror".
         intent: What was asked for; None for the rest of an interrupted operation.
         disks: Names of the disks that the plan touches.
         stages: In order.

@@ -21,7 +21,6 @@ from qmpsnap.plan.intent import (
     CheckpointInternal,
     Commit,
     Delete,
-    DeleteCheckpoint,
     Intent,
     Mirror,
     PrepareRevert,
@@ -62,7 +61,7 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
             return internal.ask(intent, graph, state_dir=state_dir)
         case Delete():
             return delete.ask(intent, graph, state_dir=state_dir)
-        case CheckpointInternal() | RevertInternal() | DeleteCheckpoint():
+        case CheckpointInternal() | RevertInternal():
             return checkpoint.ask(intent, graph, state_dir=state_dir)
         case Checkpoint():
             return checkpoint_external.ask(intent, graph, state_dir=state_dir)
@@ -91,9 +90,8 @@ def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = ""
 
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    return isinstance(
-        intent, CheckpointInternal | RevertInternal | Checkpoint | Revert | RevertIncoming | Save | Restore
-    )
+    inside = CheckpointInternal | RevertInternal | Delete
+    return isinstance(intent, inside | Checkpoint | Revert | RevertIncoming | Save | Restore)
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:
@@ -113,8 +111,6 @@ def plan(intent: Intent, scene: Scene) -> Plan:
             return checkpoint.plan_save(intent, scene)
         case RevertInternal():
             return checkpoint.plan_revert(intent, scene)
-        case DeleteCheckpoint():
-            return checkpoint.plan_delete(intent, scene)
         case Checkpoint():
             return checkpoint_external.plan(intent, scene)
         case Revert():

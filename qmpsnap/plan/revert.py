@@ -13,14 +13,17 @@ import posixpath
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, MachineDiffers, NotInChain, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.errors import MachineDiffers, NotInChain, TargetUnusable, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan import checkpoint
 from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import RevertInternal
+from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
 from qmpsnap.plan.scene import local_chains, refuse_busy, state_questions, unique, with_parents
@@ -53,13 +56,14 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["ask", "ask_again", "moment_named", "plan", "plan_incoming", "plan_prepare"]
+__all__ = ["ask", "ask_again", "plan", "plan_incoming", "plan_prepare"]
 
 
 def ask(intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system, first: which moments there are."""
     del intent
-    return Ask(records=state_questions(graph, state_dir))
+    places = state_questions(graph, state_dir)
+    return Ask(directories=with_parents(places), records=places)
 
 
 def ask_again(
@@ -96,6 +100,14 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
     """
     moment = moment_named(intent.name, scene)
+    if moment.kind == "internal":
+        return _internal(intent, scene)
+    if intent.via is not None:
+        raise Unsupported(
+            f"{intent.name!r} is no checkpoint inside images, and there is but one way back to it",
+            feature=f"going back to an external moment by {intent.via}",
+            hint="leave --via out",
+        )
     record = _record_of(moment)
     machine = machine_of(scene)
     state = record.state
@@ -155,6 +167,17 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         moves=tuple(one.disk.name for one in new),
         notes=tuple(notes),
     )
+
+
+def _internal(intent: Revert, scene: Scene) -> Plan:
+    """The way back to a moment inside the images, where nothing that was written since is kept."""
+    if intent.discard:
+        raise Unsupported(
+            f"{intent.name!r} is inside the images: what was written since is lost in any case",
+            feature="discarding layers by a revert inside images",
+            hint="leave --discard out",
+        )
+    return checkpoint.plan_revert(RevertInternal(intent.name, intent.leave, intent.via), scene)
 
 
 def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
@@ -241,27 +264,6 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         before=scene.graph,
         after=scene.graph,
     )
-
-
-def moment_named(name: str, scene: Scene) -> Moment:
-    """The one moment of that name.
-
-    Raises:
-        UnknownNode: When no moment has it.
-        AmbiguousName: When two have it.
-    """
-    moments = find_moments(scene.graph, scene.files.records)
-    found = moments.named(name)
-    if not found:
-        names = ", ".join(dict.fromkeys(repr(one.name) for one in moments.moments))
-        raise UnknownNode(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}")
-    if len(found) > 1:
-        raise AmbiguousName(
-            f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",
-            candidates=[f"{one.kind}, on {', '.join(one.disks)}" for one in found],
-            hint="delete one of them first",
-        )
-    return found[0]
 
 
 def _record_of(moment: Moment) -> MomentRecord:

@@ -30,10 +30,12 @@ __all__ = [
     "local_chains",
     "record_directories",
     "recorded_like",
+    "refuse_any_job",
     "refuse_busy",
     "refuse_covered",
     "refuse_empty",
     "refuse_loss",
+    "refuse_migrated",
     "refuse_place",
     "state_directories",
     "state_place",
@@ -184,6 +186,47 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
         if len(found) == 1
         else "which of them it is QEMU does not tell; qmpsnap jobs lists them",
     )
+
+
+def refuse_any_job(scene: Scene) -> None:
+    """Refuse while a job is under way, on whichever disk and of whichever client.
+
+    Raises:
+        NodeBusy: Naming the first.
+    """
+    for job in scene.jobs:
+        if job.status not in ENDED:
+            only = job.id if job.mine else f"{job.id} --foreign"
+            raise NodeBusy(
+                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
+                node="",
+                job_id=job.id,
+                hint=f"wait for it (qmpsnap job wait {only}) or stop it (qmpsnap job cancel {only})",
+            )
+
+
+def refuse_migrated(scene: Scene) -> None:
+    """Refuse what writes into images while QEMU has given them up for a migration.
+
+    Raises:
+        Unsupported: When its VM state was saved or sent away, is being so, or is still to come in.
+    """
+    machine = scene.machine
+    if machine is None:
+        return
+    feature = f"work on VM state or inside images in run state {machine.status!r}"
+    if machine.status == "postmigrate":
+        raise Unsupported(
+            "the guest's state was saved, and QEMU has given its images up",
+            feature=feature,
+            hint="let it run first: cont",
+        )
+    if machine.incoming:
+        raise Unsupported("QEMU waits for VM state", feature=feature, hint="load it first: migrate-incoming")
+    if machine.migrating:
+        raise Unsupported(
+            f"a migration is under way ({machine.migration})", feature=feature, hint="wait for its end"
+        )
 
 
 def refuse_empty(disk: Disk) -> Disk:

@@ -65,11 +65,15 @@ class SaveState(_StateJob):
 class LoadState(_StateJob):
     """Go back to VM state in the first node, and to the snapshot in each. QAPI: snapshot-load.
 
+    A load that fails leaves a guest that ran standing, be it before anything moved or half-way.
+
     Attributes:
         vmstate: node-name of the node that keeps the VM state.
+        running: Whether the guest is let run on when nothing has moved: it ran, and QEMU stopped it.
     """
 
     vmstate: str
+    running: bool = False
     command: ClassVar[str] = "snapshot-load"
 
     @property

@@ -114,8 +114,10 @@ def drains(step: Step) -> bool:
 
 
 def stands_still(step: Step) -> bool:
-    """Whether QEMU stops a guest that runs for the step, so that its events tell for how long."""
-    return isinstance(step, StopGuest | SaveVm | LoadVm | SaveState | LoadState)
+    """Whether the guest stands still for the step, so that QEMU's events tell for how long."""
+    return isinstance(
+        step, StopGuest | SaveVm | LoadVm | SaveState | LoadState | SaveMemory | SetDrive | ReopenFilter
+    )
 
 
 def unseen(step: Step) -> bool:
@@ -140,9 +142,17 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
             continue
         if taken and alone and isinstance(step, WriteRecord):
             continue  # for whoever finishes the snapshot
-        if loaded and not isinstance(step, AddStore | LoadState | PassFile | SetCapabilities | SetParameters):
-            continue
-        yield from undo(step)
+        if loaded and isinstance(step, LoadState):
+            yield DismissJob(step.job_id)
+        elif not loaded or _stays_true(step):
+            yield from undo(step)
+
+
+def _stays_true(step: Step) -> bool:
+    """Whether a step is taken back also where the guest is left standing on what a load has moved."""
+    if isinstance(step, WriteRecord):  # inside images there is nothing that somebody could finish
+        return step.record.op == "revert-internal"
+    return isinstance(step, AddStore | PassFile | SetCapabilities | SetParameters)
 
 
 def undo(step: Step) -> tuple[Step, ...]:
@@ -157,7 +167,8 @@ def undo(step: Step) -> tuple[Step, ...]:
         case StartCommit() | StartMirror() | AdoptJob():
             return (CancelJob(step.job_id), AwaitJob(step.job_id, "concluded"), DismissJob(step.job_id))
         case SaveState() | LoadState() | DeleteState():  # it cannot be cancelled, and has concluded
-            return (DismissJob(step.job_id),)
+            resumes = isinstance(step, LoadState) and step.running
+            return (*((ContinueGuest(),) if resumes else ()), DismissJob(step.job_id))
         case AddNode():
             return (DeleteNode(step.node),)
         case SetDrive() | ReopenFilter():

@@ -47,8 +47,17 @@ class Caller:
         except Exception as error:  # noqa: BLE001 - raised when all is in order
             self._complain(error)
 
-    async def wait(self, step: AwaitJob, watch: Watch, target: Target, *, may_leave: bool) -> Job | None:
+    async def wait(
+        self, step: AwaitJob, watch: Watch, target: Target, *, may_leave: bool, quiet: bool = False
+    ) -> Job | None:
         """Wait for the job, or for the wish to stop or to leave, whichever is first; None for a wish.
+
+        Args:
+            step: What is waited for.
+            watch: Notes on the job, taken since before it was started.
+            target: Where the job is.
+            may_leave: Whether a wish ends the wait.
+            quiet: Whether nobody asks for the progress: the job holds QEMU's main loop and has none.
 
         Raises:
             JobFailed, JobPaused, LinkLost: What the wait for the job raises.
@@ -69,7 +78,7 @@ class Caller:
 
         async with anyio.create_task_group() as group:
             group.start_soon(job, group.cancel_scope)
-            if self._hooks.progress is not None and self.complaint is None:
+            if self._hooks.progress is not None and self.complaint is None and not quiet:
                 looks = target.progress(step.job_id, self._hooks.interval)
                 group.start_soon(self._report, looks)
             if may_leave:

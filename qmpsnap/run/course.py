@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed
-from qmpsnap.plan.steps import AdoptJob
+from qmpsnap.plan.steps import AdoptJob, LoadState, LoadVm, SaveState, SaveVm, StateJobStep
+from qmpsnap.plan.undo import changes
+from qmpsnap.run.human import failed_early
 
 if TYPE_CHECKING:
-    from qmpsnap.errors import QmpsnapError
+    from qmpsnap.errors import JobFailed, QmpsnapError
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
@@ -35,15 +37,57 @@ class Course:
     """
 
     def __init__(self, plan: Plan, graph: Graph | None) -> None:
-        adopts = any(isinstance(step, AdoptJob) for step in plan.resumes)
+        adopts = any(isinstance(step, AdoptJob | StateJobStep) for step in plan.resumes)
         self.plan = plan
         self.graph = graph
         self.done: list[Step] = list(plan.resumes)
         self.tried: list[Step] = []
         self.sent = adopts
-        self.forward = False
+        self.forward = self.state_job is not None  # QEMU carries it to its end, whatever is wished
         self.moved = adopts and plan.op != "mirror"
         self.loaded = False
+
+    def failed_job(self, error: JobFailed) -> None:
+        """Take note of what a job on VM state has left when it failed.
+
+        A load that had begun to move something leaves the guest standing, and nothing is to let it run.
+        QEMU takes the others back by itself, and the graph, which is read next, tells.
+        """
+        job = self.state_job
+        if job is None:
+            return
+        self.loaded = isinstance(job, LoadState) and not failed_early(error.error)
+        self.moved = self.loaded or any(changes(step) for step in self.done if step is not job)
+        if self.loaded:
+            error.hint = (
+                "the guest stands still, and its memory is not to be trusted: go back once more, or reset it "
+                "before it runs (system_reset, cont)"
+            )
+
+    @property
+    def copies(self) -> bool:
+        """Whether the job's offset is in bytes that it copied."""
+        return (self.plan.start is not None or self.plan.intent is None) and self.state_job is None
+
+    @property
+    def state_job(self) -> StateJobStep | None:
+        """The step that has started a job on VM state: QEMU answers nobody while it works."""
+        return next((step for step in self.done if isinstance(step, StateJobStep)), None)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the VM state that was kept, or that was gone back to, inside the images."""
+        keeps = (one for one in self.done if isinstance(one, SaveVm | LoadVm | SaveState | LoadState))
+        step = next(keeps, None)
+        if step is None or self.graph is None:
+            return 0
+        return sum(
+            one.vm_state_size
+            for name in self.plan.disks
+            if name in self.graph.disks and self.graph.disks[name].layers
+            for one in self.graph.disks[name].active.snapshots
+            if one.name == step.name
+        )
 
     def say(self, error: QmpsnapError) -> None:
         """Let the error say what became of the layers."""

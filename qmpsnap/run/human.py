@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["checkpoint", "failed_early"]
 
-# What loadvm says before it has moved any disk; the same on 7.2, 10.0 and 11.1.
+# What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (
+    "No block device node '",
+    "vmstate block device '",
     "does not exist in one or more devices",
     "This is a disk-only snapshot",
     "is writable but does not support snapshots",

@@ -27,12 +27,13 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.steps import (
+    AddStore,
     AwaitJob,
     AwaitMigration,
+    DeleteNode,
     DismissJob,
     FinishRecord,
     KeepBranch,
-    LoadState,
     RetireFile,
     SealMemory,
     SealStore,
@@ -40,9 +41,8 @@ from qmpsnap.plan.steps import (
 from qmpsnap.plan.undo import changes, drains, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.course import Course
-from qmpsnap.run.human import failed_early
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import invalid_now, mismatch, moved_roots, outcome, same, vanished
+from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
 from qmpsnap.run.way_back import EndedWell, WayBack
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Operation:
                 raise
             if self._plan.vanished:
                 raise vanished(self._plan)
+            await self._look_at_what_is_left()
             return self._result(time.monotonic() - started, stops)
 
     async def _there_or_back(self, watch: Watch) -> None:
@@ -130,8 +131,37 @@ class Operation:
             await self._on(watch)
             return
         if self._course.loaded and self._plan.moves and self._course.graph is not None:
+            told.left = (*told.left, *await self._stay())
             await self._caller.tell_pivot(moved_roots(self._plan, self._course.graph))
         raise told
+
+    async def _stay(self) -> tuple[str, ...]:
+        """Keep where the disks are when the memory could not be loaded there; return what is left.
+
+        What the guest wrote until then is not removed, also where that was wanted.
+        """
+        closed = {step.node for step in self._course.done if isinstance(step, AddStore)}
+        steps = tuple(
+            step
+            for stage in self._plan.stages
+            for step in stage.steps
+            if stage.tidy
+            and not isinstance(step, RetireFile)
+            and not (isinstance(step, DeleteNode) and step.node in closed)
+        )
+        try:
+            await self._tidy(Stage("keep where the disks are", steps, tidy=True))
+        except Incomplete as error:
+            return error.remaining
+        return ()
+
+    async def _look_at_what_is_left(self) -> None:
+        """Read the graph again where nodes of others may have gone with those of ours that were put away."""
+        course = self._course
+        freed = any(isinstance(step, DeleteNode) for stage in self._plan.stages[-1:] for step in stage.steps)
+        if freed and course.graph is not None and left_nodes(self._plan, course.graph):
+            with suppress(QmpsnapError):  # all is done
+                course.graph = await self._target.graph()
 
     def _result(self, elapsed: float, stops: StandsStill) -> Done:
         plan, graph = self._plan, self._course.graph or self._plan.before
@@ -139,7 +169,8 @@ class Operation:
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
             standstill = stops.seconds or 0.0
-        return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=self._bytes)
+        size = self._bytes or self._course.state_bytes
+        return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
         course = self._course
@@ -213,11 +244,14 @@ class Operation:
     async def _wait(self, step: AwaitJob, watch: Watch) -> None:
         course = self._course
         try:
-            job = await self._caller.wait(step, watch, self._target, may_leave=not course.forward)
+            quiet = course.state_job is not None
+            job = await self._caller.wait(
+                step, watch, self._target, may_leave=not course.forward, quiet=quiet
+            )
         except LinkLost:
             raise
         except JobFailed as error:
-            self._failed_load(error)
+            course.failed_job(error)
             course.say(error)
             raise
         except QmpsnapError as error:
@@ -227,20 +261,11 @@ class Operation:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
         course.done.append(step)
         course.forward |= step.until == "concluded"
-        if self._plan.start is not None or self._plan.intent is None:  # others count no bytes
+        if course.copies:  # others count no bytes
             self._bytes = max(self._bytes, job.offset)
         times = watch.times
         if step.until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
             self._drained = max(0.0, times[_CONCLUDED] - times[_PENDING])
-
-    def _failed_load(self, error: JobFailed) -> None:
-        """Take note when a load of VM state had begun to move something, so that nothing is to run."""
-        course = self._course
-        if any(isinstance(step, LoadState) for step in course.tried) and not failed_early(error.error):
-            course.loaded = course.moved = True
-            error.hint = "go back once more, or reset the guest before it runs (system_reset, cont)"
-        elif any(isinstance(step, LoadState) for step in course.tried):
-            course.moved = False
 
     async def _wait_migration(self, step: AwaitMigration) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""

@@ -60,8 +60,8 @@ class Done:
     """The result of an operation, as read back after it.
 
     Attributes:
-        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal",
-            "delete-checkpoint", "stream", "commit" or "mirror".
+        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal", "stream",
+            "commit" or "mirror".
         chains: Files of each touched disk's chain, active first.
         active: The new active file of each disk whose root moved: start the machine from it.
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
@@ -69,7 +69,8 @@ class Done:
             or a pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
             itself waits for. None where nothing was drained that we could measure.
         elapsed_s: Seconds of the whole operation.
-        bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, bytes of its VM state.
+        bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, and of the way back to one,
+            bytes of its VM state as read back.
         left: Nodes of others that have no use any more, each as the command that frees it.
         invalid: Files that no longer hold their moment, under their present names.
         notes: What the caller should know.
@@ -196,9 +197,10 @@ def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:
 def vanished(plan: Plan) -> JobFailed:
     """Make the error for a job that ended unseen, and not as it should have.
 
-    A commit writes into layers. The others change a chain, or nothing, and the chain has been read.
+    A commit writes into layers, a load into memory and disks. The others change a chain, or nothing, and
+    the chain has been read.
     """
-    changed = Changed.NO
+    changed = Changed.YES if plan.op == "revert-internal" else Changed.NO
     if plan.op == "commit":
         changed = Changed.YES if plan.invalid else Changed.UNKNOWN
     return JobFailed(

@@ -12,7 +12,7 @@ that an executor does the right thing with a result, never that QEMU gives that 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,10 @@ from qmpsnap.plan.steps import (
     TakeSnapshots,
 )
 from qmpsnap.run.progress import Progress
+from qmpsnap.testing.fake_faults import Fault, Faults
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import FakeMachine, a_machine
+from qmpsnap.testing.fake_watch import FakeWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -72,7 +74,8 @@ __all__ = ["COMMANDS", "FakeTarget", "refused"]
 COMMANDS = frozenset({
     "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
-    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "transaction",
+    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
+    "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
 })  # fmt: skip
 """The commands that a fake QEMU has unless it is told otherwise."""
 
@@ -82,32 +85,6 @@ _CANCELLED = "Operation canceled"  # QEMU's own text
 def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
     """QEMU's error reply, as an error."""
     return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    at: Step | str
-    error: QmpsnapError
-    happened: bool
-
-
-class _Watch:
-    """What the fake knows of one job's times; its waits are the target's."""
-
-    def __init__(self, target: FakeTarget, job_id: str) -> None:
-        self.times: Mapping[JobStatus, float] = MappingProxyType(
-            {JobStatus.PENDING: 100.0, JobStatus.CONCLUDED: 100.25}
-        )
-        self._target, self._job_id = target, job_id
-
-    async def until_ready(self) -> Job:
-        return await self._target.wait(AwaitJob(self._job_id, "ready"))
-
-    async def until_pending(self) -> Job:
-        return await self._target.wait(AwaitJob(self._job_id, "pending"))
-
-    async def until_concluded(self) -> Job:
-        return await self._target.wait(AwaitJob(self._job_id, "concluded"))
 
 
 class FakeTarget:
@@ -155,7 +132,7 @@ class FakeTarget:
         self.watched = 0
         self.guest = FakeMachine(machine or a_machine(graph))
         self._commands, self._change = commands, change
-        self._faults: list[_Fault] = []
+        self._faults = Faults()
         self._jobs: dict[str, Job] = {}
         self._starts: dict[str, Start | StateJobStep] = {}
         self._lost = False
@@ -171,7 +148,7 @@ class FakeTarget:
             error: What is raised; LinkLost loses the link as well.
             happened: Whether the step is done all the same.
         """
-        self._faults.append(_Fault(at, error, happened))
+        self._faults.add(Fault(at, error, happened))
 
     def start_job(self, job: Job, start: Start | StateJobStep) -> None:
         """Let a job be there already, started by whom it may."""
@@ -236,11 +213,11 @@ class FakeTarget:
         self._raise(command)
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[_Watch]:
+    def watch(self, job_id: str) -> Iterator[FakeWatch]:
         """Listen to a job."""
         self.watched += 1
         try:
-            yield _Watch(self, job_id)
+            yield FakeWatch(self.wait, job_id)
         finally:
             self.watched -= 1
 
@@ -334,7 +311,17 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case TakeSnapshots() | TakeInternal() | DeleteInternal() | SaveVm() | LoadVm() | DelVm():
+            case (
+                TakeSnapshots()
+                | TakeInternal()
+                | DeleteInternal()
+                | SaveVm()
+                | LoadVm()
+                | DelVm()
+                | AddNode()
+                | SetDrive()
+                | ReopenFilter()
+            ):
                 if isinstance(step, SaveVm | LoadVm):
                     self.guest.blink()
                 self.state = self._change(self.state, step)
@@ -346,9 +333,6 @@ class FakeTarget:
                     self.guest.blink()
                 self.start_job(Job(step.job_id, step.command, JobStatus.RUNNING, length=1), step)
                 self._end(step.job_id, step, self.job_error)
-            case AddNode() | SetDrive() | ReopenFilter():
-                self.state = self._change(self.state, step)
-                self.files.follow(self.state)
             case CompleteJob():
                 self._need(step, step.job_id, JobStatus.READY)
                 start = self._starts[step.job_id]
@@ -370,12 +354,19 @@ class FakeTarget:
                 if step.node not in self.state.nodes:
                     raise refused(f"Failed to find node with node-name='{step.node}'", command=step.command)
                 self.state = self._change(self.state, step)
-            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob() | CheckRoots():
+            case CheckRoots():
+                self._check(step)
+            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob():
                 pass
             case _ if isinstance(step, GuestStep | MigrationStep):
                 self.guest.perform(step)
             case _:
                 self.files.perform(step)
+
+    def _check(self, step: CheckRoots) -> None:
+        for disk, _, node in step.roots:
+            if self.state.disks[disk].root != node:
+                raise refused(f"the device of {disk} did not take the node {node!r}", command=step.command)
 
     def _dismiss(self, job_id: str) -> None:
         self._set(job_id, JobStatus.NULL)
@@ -396,11 +387,9 @@ class FakeTarget:
             await anyio.lowlevel.checkpoint()
 
     def _raise(self, at: Step | str) -> None:
-        names = (at,) if isinstance(at, str) else (at, at.command)
-        fault = next((one for one in self._faults if one.at in names), None)
+        fault = self._faults.take(at)
         if fault is None:
             return
-        self._faults.remove(fault)
         if fault.happened and not isinstance(at, str):
             self._do(at)
         self._lost = isinstance(fault.error, LinkLost)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.header import Header, backing_path
-from qmpsnap.model.memory import MemoryFact, MemoryNote
+from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -104,13 +104,20 @@ class FakeFiles:
         size = 196_616 if header else size_bytes
         modified = self.facts[path].modified if path in self.facts else 1.0
         self.facts[path] = FileFact(
-            path, "regular", size, header=header, real=path, backing=stands_on, modified=modified
+            path,
+            "regular",
+            size,
+            header=header,
+            real=path,
+            backing=stands_on,
+            modified=modified,
+            modified_ns=int(modified) * 10**9,
         )
 
     def touch(self, path: str) -> None:
         """Let a file be written into, later than any record; what `put` made is older than all."""
         if path in self.facts:
-            self.facts[path] = replace(self.facts[path], modified=LATER)
+            self.facts[path] = replace(self.facts[path], modified=LATER, modified_ns=int(LATER) * 10**9)
 
     def follow(self, graph: Graph) -> None:
         """Let the images' headers say what the graph says, as QEMU writes them."""
@@ -148,6 +155,7 @@ class FakeFiles:
             unreadable=self.unreadable,
             records=tuple(record for record in self.records if record.directory in ask.records),
             memories=MappingProxyType({path: self._memory(path) for path in ask.memories}),
+            fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
         )
 
     def _directory(self, path: str) -> DirFact:
@@ -155,6 +163,11 @@ class FakeFiles:
         return self.directories.get(
             path, DirFact(path, exists=exists, writable=exists, free_bytes=1024 * MIB)
         )
+
+    def _is_fresh(self, path: str, backing: str) -> bool:
+        """Whether it stands on that and was never touched."""
+        fact = self.facts.get(path)
+        return fact is not None and fact.backing == backing and fact.modified < LATER
 
     def _memory(self, path: str) -> MemoryFact:
         if path in self.memories:
@@ -217,10 +230,16 @@ class FakeFiles:
     def _seal(self, step: SealMemory | SealStore) -> None:
         self._refuse_taken(step.file)
         fact = self.facts.pop(step.partial)
-        self.facts[step.file] = replace(fact, path=step.file, real=step.file, size=4 * MIB)
+        header = replace(fact.header, snapshot_count=1) if fact.header is not None else None
+        self.facts[step.file] = replace(fact, path=step.file, real=step.file, size=4 * MIB, header=header)
         if isinstance(step, SealMemory):
-            note = MemoryNote(step.id, step.name, 4 * MIB, step.running, step.fingerprint)
+            layers = tuple(self._as_now(disk, file) for disk, file in step.layers)
+            note = MemoryNote(step.id, step.name, 4 * MIB, step.running, step.fingerprint, layers)
             self.memories[step.file] = MemoryFact(step.file, 4 * MIB, note)
+
+    def _as_now(self, disk: str, file: str) -> LayerState:
+        fact = self.facts[file]
+        return LayerState(disk, file, fact.inode, fact.size, fact.modified_ns)
 
     def _branch(self, step: KeepBranch) -> None:
         for index, record in enumerate(self.records):

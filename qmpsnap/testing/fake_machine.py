@@ -104,11 +104,13 @@ class FakeMachine:
             case ReleaseFile():
                 self.passed.discard(step.number)
             case SaveMemory():
+                self._consume(step.uri)
                 background = self.now.capabilities.get("background-snapshot", False)
                 self.now = replace(self.now, migration="completed")
                 if not background:
                     self._stand("postmigrate", running=False)
             case LoadMemory():
+                self._consume(step.uri)
                 self.now = replace(self.now, migration="completed")
                 self._stand("paused", running=False)
             case CancelMigration():
@@ -117,6 +119,11 @@ class FakeMachine:
                 pass
             case _:
                 assert_never(step)
+
+    def _consume(self, uri: str) -> None:
+        """A migration by descriptor takes it for itself; a set of files stays until it is released."""
+        if uri.startswith("fd:"):
+            self.passed.discard(int(uri.rpartition("-")[2]))
 
     def _stand(self, status: str, *, running: bool) -> None:
         self.now = replace(self.now, status=status, running=running)

@@ -67,6 +67,7 @@ def server(tmp_path):
         disks(scripted)
         for command in ("query-jobs", "query-block-jobs", "query-commands", "query-qmp-schema"):
             scripted.answer(command, Return([]))
+        stands(scripted)
         yield scripted
 
 
@@ -104,6 +105,24 @@ def told(qmpsnap, monkeypatch):
         return qmpsnap("-s", "/old", *words)
 
     return call
+
+
+def stands(server, status="running", migration="none"):
+    """Let the server's machine stand so, without devices."""
+    version = {"major": 7, "minor": 2, "micro": 0}
+    answers = {
+        "query-status": {"status": status, "running": status == "running"},
+        "query-migrate": {} if migration == "none" else {"status": migration},
+        "query-migrate-capabilities": [],
+        "query-migrate-parameters": {"max-bandwidth": 1 << 27},
+        "query-version": {"qemu": version, "package": ""},
+        "query-memory-size-summary": {"base-memory": GIB, "plugged-memory": 0},
+        "query-cpus-fast": [{"qom-path": "/machine/unattached/device[0]"}],
+        "qom-get": "pc-q35-7.2-machine",
+        "qom-list": [],
+    }
+    for command, answer in answers.items():
+        server.answer(command, Return(answer))
 
 
 def disks(server, *, inside=(), **chains):

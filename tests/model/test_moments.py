@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import Held, Moment, find_moments
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
 
@@ -97,3 +98,31 @@ def test_moments_leave_out_those_of_another_machine_on_the_same_base() -> None:
     theirs = MomentRecord("x", "theirs", FIRST.created, {"vda": "/images/o.qcow2"}, {"vda": BASE})
     found = find_moments(graph(vda="base <- r1*"), (theirs, BRANCH))
     assert [one.name for one in found.moments] == ["first"]
+
+
+KEPT = KeptState("stop", "/images/m", "", True, Fingerprint("pc", 7, (), {}, {}))
+
+
+def test_moments_tell_how_and_where_their_vm_state_is_kept() -> None:
+    external = find_moments(CHAIN, (replace(LATER, state=KEPT), FIRST)).moments
+    assert [(one.mode, one.vm_state_file) for one in external] == [("", ""), ("stop", "/images/m")]
+    disk = with_layer(chain("base*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),))
+    (internal,) = find_moments(graph(disk), ()).moments
+    assert (internal.mode, internal.vm_state_file) == ("internal", "")
+
+
+def test_moments_left_aside_are_known_through_others_that_were_left_aside() -> None:
+    third = MomentRecord("r3", "third", "2024-05-03T12:00:00+00:00", {"vda": "/images/s3.qcow2"}, {"vda": S2})
+    found = find_moments(graph(vda="base <- r1*"), (third, LATER, BRANCH))
+    assert [one.name for one in found.moments] == ["first", "later", "third"]
+
+
+def test_moments_whose_overlay_was_folded_are_none_of_the_family() -> None:
+    found = find_moments(graph(vda="base <- s1*"), (FIRST, LATER))  # s2 was folded into s1
+    assert [one.name for one in found.moments] == ["first"]
+
+
+def test_moments_are_on_the_disks_that_the_machine_has() -> None:
+    both = replace(FIRST, overlays={"vda": S1, "vdb": "/b"}, covered={"vda": BASE, "vdb": "/a"})
+    (moment,) = find_moments(graph(vda="base <- s1*"), (both,)).moments
+    assert moment.disks == ("vda",)

@@ -94,6 +94,26 @@ def test_parse_finds_the_chain_under_a_throttle(qemu: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "",
+        "/images/a.qcow2",
+        "json:",
+        "json:[]",
+        "json:{}",
+        'json:{"throttle-group": 7}',
+        "json:" + "[" * 100_000,
+    ],
+)
+def test_parse_knows_no_group_of_a_throttle_where_qemu_tells_none(file: str) -> None:
+    said = answers("throttle-7")
+    (entry,) = [one for one in said["named"] if one["node-name"] == "thr"]
+    entry["file"] = file
+    disk = parse_graph(said["block"], said["stats"], said["named"]).disks["vda"]
+    assert disk.filters == (Filter("thr", "throttle"),)
+
+
 @NEWEST_AND_OLDEST
 def test_parse_shows_a_named_filter_of_a_job_and_hides_an_implicit_one(qemu: str) -> None:
     graph = parsed(f"filters-{qemu}")

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpsnap.model.record import IntentRecord, MomentRecord, from_json, moment_of, to_json
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.record import (
+    IntentRecord,
+    KeptState,
+    MomentRecord,
+    Settings,
+    from_json,
+    moment_of,
+    to_json,
+)
 
 COMMIT = IntentRecord(
     id="0a1b2c3d",
@@ -28,9 +37,22 @@ SNAPSHOT = IntentRecord(
     overlays={"vda": "/d/o", "vdb": "/d/p"},
     name="before-upgrade",
 )
+CHECKPOINT = replace(
+    SNAPSHOT,
+    op="checkpoint",
+    state=KeptState(
+        "in-place",
+        "/d/m.vmstate.qcow2",
+        "qmpsnap-00000001",
+        True,
+        Fingerprint("pc", 7, ("cpu",), {"vda": "virtio-blk-pci"}, {"vda": 64}),
+    ),
+    was=Settings(True, {"events": False}, {"max-bandwidth": 7, "tls-creds": "x"}, "1-2"),
+)
+REVERTED = replace(moment_of(CHECKPOINT), branches=({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/d/r3"}))
 
 
-@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT)])
+@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, REVERTED])
 def test_from_json_reads_what_to_json_wrote(record):
     assert from_json(to_json(record)) == record
 
@@ -105,6 +127,67 @@ def test_from_json_says_what_is_wrong_when_a_field_is(change, reason):
         from_json(json.dumps(body))
 
 
+KEPT = json.loads(to_json(CHECKPOINT))["state"]
+WAS = json.loads(to_json(CHECKPOINT))["was"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"state": 7}, "'state' is no object"),
+        ({"state": {**KEPT, "mode": "other"}}, "'mode' is 'other'"),
+        ({"state": {**KEPT, "file": "m"}}, "no absolute path"),
+        ({"state": {**KEPT, "tag": None}}, "'tag' holds None"),
+        ({"state": {**KEPT, "running": 1}}, "'running' is 1"),
+        ({"state": {**KEPT, "fingerprint": None}}, "a fingerprint is no object"),
+        ({"state": {**KEPT, "fingerprint": {}}}, "'machine' holds None"),
+        ({"was": []}, "'was' is no object"),
+        ({"was": {**WAS, "running": None}}, "'running' is None"),
+        ({"was": {**WAS, "capabilities": {"events": 1}}}, "'capabilities' is 1"),
+        ({"was": {**WAS, "parameters": {"max-bandwidth": True}}}, "parameter 'max-bandwidth' holds True"),
+        ({"was": {**WAS, "parameters": {"max-bandwidth": None}}}, "parameter 'max-bandwidth' holds None"),
+        ({"was": {**WAS, "process": 7}}, "'process' holds 7"),
+    ],
+)
+def test_from_json_says_what_is_wrong_with_a_checkpoint(change, reason):
+    body = json.loads(to_json(CHECKPOINT)) | change
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("branches", "reason"),
+    [(7, "'branches' is no list"), ([7], "is no object"), ([{"vda": "r"}], "no absolute path")],
+)
+def test_from_json_says_what_is_wrong_with_a_branch(branches, reason):
+    body = json.loads(to_json(REVERTED)) | {"branches": branches}
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+def test_from_json_reads_moments_of_before_there_were_branches_and_states():
+    body = json.loads(to_json(moment_of(SNAPSHOT)))
+    old = {key: value for key, value in body.items() if key not in {"chains", "branches", "state"}}
+    assert from_json(json.dumps(old)) == replace(moment_of(SNAPSHOT), chains={})
+
+
+def test_moment_of_a_checkpoint_keeps_its_state_and_not_how_qemu_was_set():
+    moment = moment_of(CHECKPOINT)
+    assert moment.state == CHECKPOINT.state
+    assert "was" not in json.loads(to_json(moment))
+
+
+def test_began_names_every_overlay_of_a_disk_the_oldest_first():
+    assert REVERTED.began("vda") == ("/d/o", "/d/r1", "/d/r3")
+    assert REVERTED.began("vdb") == ("/d/p", "/d/r2")
+    assert REVERTED.began("vdz") == ()
+
+
+def test_kept_state_is_called_otherwise_until_it_is_whole():
+    assert REVERTED.state is not None
+    assert REVERTED.state.partial == "/d/m.vmstate.qcow2.partial"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "7", "[" * 100_000, '{"version":1}', "{"])
 def test_from_json_refuses_what_is_no_record(text):
     with pytest.raises(ValueError):  # noqa: PT011  # each has its own reason
@@ -120,7 +203,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from(list(json.loads(to_json(SNAPSHOT)))), JSON)
 def test_from_json_gives_a_record_or_a_value_error_when_a_field_is_hostile(key, value):
-    body = json.loads(to_json(SNAPSHOT)) | {key: value}
+    body = json.loads(to_json(CHECKPOINT)) | {key: value}
     try:
         record = from_json(json.dumps(body))
     except ValueError:

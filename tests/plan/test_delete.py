@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import AmbiguousName, NodeBusy, NotInChain, Refused, UnknownNode, Unsupported
-from qmpsnap.model.graph import InternalSnapshot, Node
+from qmpsnap.model.graph import Filter, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.intent import Delete
-from qmpsnap.plan.steps import DeleteInternal
+from qmpsnap.plan.steps import DeleteInternal, DeleteState, DelVm
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
@@ -17,6 +17,7 @@ from tests.plan.scenes import NOW, STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.intent import Via
 
 
 def holding(name: str, *snapshots: InternalSnapshot, drawing: str = "base <- s1*", layer: int = 0) -> Disk:
@@ -52,6 +53,35 @@ def test_delete_takes_a_name_that_somebody_else_chose() -> None:
 def test_delete_says_what_goes_with_it() -> None:
     plan = planned(Delete("vm"), graph(holding("vda", InternalSnapshot("1", "vm", 4096))))
     assert plan.notes == ("its VM state of 4096 bytes goes with it",)
+
+
+VM_STATE = InternalSnapshot("1", "vm", 4096)
+PART = replace(VM_STATE, vm_state_size=0)
+RULE: dict[str, tuple[Graph, type[DelVm | DeleteState | DeleteInternal]]] = {
+    "on every disk": (graph(holding("vda", VM_STATE), holding("vdb", PART)), DelVm),
+    "beside a disk that has it not": (graph(holding("vda", VM_STATE), holding("vdb")), DeleteState),
+    "beside a raw disk": (graph(holding("vda", VM_STATE), chain("d.raw*", name="vdr")), DeleteState),
+    "under a throttle": (
+        graph(replace(holding("vda", VM_STATE), root="thr", filters=(Filter("thr", "throttle"),))),
+        DeleteState,
+    ),
+    "beside a node without use": (
+        graph(holding("vda", VM_STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),)), DeleteState,
+    ),
+    "of disks alone": (graph(holding("vda", PART)), DeleteInternal),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RULE)
+def test_delete_goes_as_the_moment_came(case: str) -> None:
+    drawn, kind = RULE[case]
+    assert isinstance(planned(Delete("vm"), drawn).steps[0], kind)
+
+
+@pytest.mark.parametrize(("via", "kind"), [("hmp", DelVm), ("jobs", DeleteState)])
+def test_delete_goes_as_it_is_forced_to(via: Via, kind: type[DelVm | DeleteState]) -> None:
+    for drawn in (graph(holding("vda", VM_STATE)), graph(holding("vda", PART))):
+        assert isinstance(planned(Delete("vm", via), drawn).steps[0], kind)
 
 
 REFUSED: dict[str, tuple[Graph, type[Refused], str]] = {

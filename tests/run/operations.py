@@ -35,6 +35,7 @@ INTENTS: dict[str, Intent] = {
     "snapshot-internal": SnapshotInternal("n1"),
     "delete": Delete("old"),
     "checkpoint-internal": CheckpointInternal("n1"),
+    "checkpoint-by-jobs": CheckpointInternal("n1", via="jobs"),
     "stream": Stream("vda", "base"),
     "commit": Commit("vda", "s1", "base"),
     "commit-pivot": Commit("vda"),

@@ -81,8 +81,8 @@ async def test_operation_performs_the_steps_of_its_plan_in_order(case: str) -> N
         plan.job_id,
         True,
     )
-    assert done.bytes == (8 if plan.job_id else 0)
-    drained = bool(plan.moves) or case in {"snapshot-internal", "checkpoint-internal"}
+    assert done.bytes == (8 if plan.start is not None else 0)
+    drained = bool(plan.moves) or case in {"snapshot-internal", "checkpoint-internal", "checkpoint-by-jobs"}
     assert done.standstill_s == (
         None if not drained else 0.25 if plan.job_id or "checkpoint" in case else 0.125
     )

@@ -72,8 +72,9 @@ async def test_operation_goes_back_to_a_checkpoint_and_deletes_it() -> None:
     fake = with_checkpoint()
     back = await vm_of(fake).revert_internal("c1")
     assert (back.op, back.changed, back.standstill_s) == ("revert-internal", True, 0.25)
-    gone = await vm_of(fake).delete_checkpoint("c1")
-    assert (gone.op, inside(fake.state)) == ("delete-checkpoint", {"vda": []})
+    assert back.bytes == 4096
+    gone = await vm_of(fake).delete("c1")
+    assert (gone.op, inside(fake.state)) == ("delete", {"vda": []})
 
 
 @pytest.mark.parametrize("happened", [True, False])

@@ -11,12 +11,17 @@ from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.plan.steps import (
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
+    ContinueGuest,
+    CreateMemory,
     DeleteNode,
     DismissJob,
     EndCopy,
     FinalizeJob,
+    SealMemory,
     StartMirror,
+    StopGuest,
 )
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget, refused
@@ -206,3 +211,30 @@ async def test_fake_takes_note_of_commands_about_jobs() -> None:
     fake = FakeTarget(TWO)
     await fake.command("job-pause", {"id": "j"})
     assert fake.sent == [("job-pause", {"id": "j"})]
+
+
+async def test_fake_says_when_a_device_kept_its_old_root() -> None:
+    fake = FakeTarget(TWO)
+    await fake.perform(CheckRoots((("vda", "q", "vda-s2"),)))
+    with pytest.raises(CommandFailed, match="did not take the node 'new'"):
+        await fake.perform(CheckRoots((("vda", "q", "new"),)))
+
+
+async def test_fake_tells_how_long_the_guest_stood_still_since_somebody_listens() -> None:
+    fake = FakeTarget(TWO)
+    fake.guest.blink()
+    with fake.stops() as stops:
+        assert stops.seconds is None
+        await fake.perform(StopGuest())
+        await fake.perform(ContinueGuest())
+        assert stops.seconds == 0.25
+    assert (await fake.machine(TWO)).running
+
+
+async def test_fake_counts_the_bytes_of_the_memory_that_was_kept_last() -> None:
+    fake = FakeTarget(TWO)
+    assert fake.state_bytes == 0
+    fingerprint = fake.guest.now.fingerprint
+    await fake.perform(CreateMemory("/m.partial"))
+    await fake.perform(SealMemory("/m.partial", "/m", "id", "c1", True, fingerprint))
+    assert fake.state_bytes == fake.files.facts["/m"].size > 0

@@ -4,6 +4,8 @@ import pytest
 
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.files import Ask, DirFact, Files, Standing
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.memory import LayerState, MemoryNote
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -15,6 +17,14 @@ from qmpsnap.plan.host_steps import (
     RemoveOrphan,
     RetireFile,
     WriteRecord,
+)
+from qmpsnap.plan.memory_steps import (
+    CreateMemory,
+    CreateStore,
+    KeepBranch,
+    RemoveState,
+    SealMemory,
+    SealStore,
 )
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -111,3 +121,55 @@ def test_fake_files_remember_when_one_was_written_into() -> None:
     files.touch("/none")
     files.follow(ONE)
     assert files.facts[BASE].modified > before > 0
+
+
+PARTIAL = "/images/m.partial"
+KEPT = Fingerprint("pc", 1, (), {}, {})
+
+
+def test_fake_files_keep_a_memory_file_with_its_note_under_its_name() -> None:
+    files = FakeFiles(ONE)
+    files.perform(CreateMemory(PARTIAL))
+    seal = SealMemory(PARTIAL, "/images/m", "id", "c1", True, KEPT, (("vda", S1),))
+    files.perform(seal)
+    fact = files.look(Ask(memories=("/images/m",))).memories["/images/m"]
+    assert fact.note == MemoryNote(
+        "id", "c1", fact.size, True, KEPT, (LayerState("vda", S1, 0, 196_616, 10**9),)
+    )
+    assert set(files.names) == {BASE, S1, "/images/m"}
+    files.perform(RemoveState("/images/m"))
+    assert not files.look(Ask(memories=("/images/m",))).memories["/images/m"].exists
+
+
+def test_fake_files_keep_a_store_with_a_snapshot_inside() -> None:
+    files = FakeFiles(ONE)
+    files.perform(CreateStore(PARTIAL, S1))
+    files.perform(SealStore(PARTIAL, "/images/m"))
+    header = files.facts["/images/m"].header
+    assert header is not None
+    assert (header.format, header.snapshot_count) == ("qcow2", 1)
+
+
+@pytest.mark.parametrize("make", [CreateMemory(S1), CreateStore(S1, BASE)])
+def test_fake_files_make_no_state_over_another_file(make: CreateMemory | CreateStore) -> None:
+    with pytest.raises(TargetExists):
+        FakeFiles(ONE).perform(make)
+
+
+def test_fake_files_know_overlays_that_were_never_touched() -> None:
+    files = FakeFiles(ONE)
+    ask = Ask(fresh=((S1, BASE), (BASE, S1), ("/none", BASE)))
+    assert files.look(ask).fresh == {S1}
+    files.touch(S1)
+    assert files.look(ask).fresh == frozenset()
+
+
+def test_fake_files_add_a_branch_to_its_moment() -> None:
+    files = FakeFiles(ONE)
+    files.records.append(MomentRecord("r", "c1", RECORD.created, directory="/r"))
+    files.perform(KeepBranch("/r", "r", {"vda": "/o"}))
+    (moment,) = files.records
+    assert isinstance(moment, MomentRecord)
+    assert moment.branches == ({"vda": "/o"},)
+    with pytest.raises(TargetUnusable, match="is gone"):
+        files.perform(KeepBranch("/r", "other", {}))

@@ -1,0 +1,167 @@
+"""Plan of what is left of a checkpoint inside images, or of the way back to one, whose client went away.
+
+QEMU carries a save, a load or a deletion that it was told to its end, and answers nobody until then. So what
+a later client finds has ended; only the guest may stand that ran, or a job wait to be dismissed. After QEMU
+itself was killed a checkpoint may be on some of its disks alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.job import ENDED
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    ContinueGuest,
+    DeleteInternal,
+    DismissJob,
+    FinishRecord,
+    LoadState,
+    SaveState,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk
+    from qmpsnap.model.job import Job, JobId
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["JOBS", "OPS", "plan"]
+
+JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
+"""QEMU's kinds of job on VM state."""
+
+OPS = ("checkpoint-internal", "revert-internal")
+"""What the records of these operations call them."""
+
+_LOAD_FAILED = "restore-vm"  # the run state in which a failed load leaves a guest that ran
+
+
+def plan(name: JobId, job: Job | None, record: IntentRecord | None, scene: Scene) -> Plan:
+    """Plan it.
+
+    Args:
+        name: The operation's id, taken apart.
+        job: Its job, if there is one.
+        record: What was written down of it, if it was.
+        scene: What is; with the machine when there is a record.
+    """
+    if job is not None:
+        return _job(name, job, record, scene)
+    assert record is not None  # noqa: S101 - for the type checker
+    return _revert(record, scene) if record.op == "revert-internal" else _checkpoint(record, scene)
+
+
+def _job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
+    """It has ended, or is about to: dismiss it, and let a guest run on that it left standing for nothing."""
+    disks = _disks(record, scene)
+    tag = record.name if record is not None else ""
+    nodes = tuple((disk.name, disk.active.node) for disk in disks)
+    resumes: list[Step] = [WriteRecord(record.directory, record)] if record is not None else []
+    if job.type == "snapshot-load":
+        stands = _left_standing(record, scene) if job.status in ENDED else _ran(record)
+        resumes.append(LoadState(job.id, tag, nodes, "", running=stands))
+    else:
+        resumes.append(SaveState(job.id, tag, nodes))
+    return _plan(
+        record.op if record is not None else name.op,
+        disks,
+        scene,
+        Stage(f"bring {job.id} to its end", (AwaitJob(job.id, "concluded"), DismissJob(job.id)), verify=True),
+        _finish(record),
+        resumes=tuple(resumes),
+    )
+
+
+def _revert(record: IntentRecord, scene: Scene) -> Plan:
+    """There is no job: how the guest stands tells what became of it."""
+    disks = _disks(record, scene)
+    finish = _finish(record)
+    if not _left_standing(record, scene):
+        note = f"no load has failed; whether the machine went back to {record.name!r} QEMU does not tell"
+        return _plan(record.op, disks, scene, finish, notes=(note,))
+    if any(not _has(disk, record.name) for disk in disks):
+        note = f"the way back to {record.name!r} failed before anything moved: the guest runs on"
+        return _plan(record.op, disks, scene, Stage(note, (ContinueGuest(),)), finish, notes=(note,))
+    return _plan(
+        record.op,
+        disks,
+        scene,
+        finish,
+        vanished=f"QEMU failed half-way back to {record.name!r}; the guest stands still, and its memory is "
+        "not to be trusted: go back once more, or reset it before it runs (system_reset, cont)",
+    )
+
+
+def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
+    """It is on every disk, or on none; or QEMU was killed between two: then it is taken from those."""
+    disks = _disks(record, scene)
+    having = [disk for disk in disks if _has(disk, record.name)]
+    if len(having) == len(record.chains):
+        note = f"checkpoint {record.name!r} was taken"
+        return _plan(record.op, disks, scene, _finish(record), notes=(note,))
+    note = f"checkpoint {record.name!r} was not taken"
+    parts = tuple(
+        DeleteInternal(disk.name, disk.root, one.id, one.name)
+        for disk in having
+        for one in disk.active.snapshots
+        if one.name == record.name
+    )
+    return _plan(
+        record.op,
+        disks,
+        scene,
+        Stage("take it from the disks that have it", parts),
+        _finish(record),
+        notes=(note,),
+    )
+
+
+def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
+    """Whether a guest that ran stands because a load failed."""
+    return _ran(record) and scene.machine is not None and scene.machine.status == _LOAD_FAILED
+
+
+def _ran(record: IntentRecord | None) -> bool:
+    return record is not None and record.was is not None and record.was.running
+
+
+def _has(disk: Disk, name: str) -> bool:
+    return any(one.name == name for one in disk.active.snapshots)
+
+
+def _disks(record: IntentRecord | None, scene: Scene) -> tuple[Disk, ...]:
+    """The disks that took part; none where nobody wrote them down."""
+    names = record.chains if record is not None else ()
+    disks = (scene.graph.disks[name] for name in names if name in scene.graph.disks)
+    return tuple(disk for disk in disks if disk.layers)
+
+
+def _finish(record: IntentRecord | None) -> Stage:
+    steps = () if record is None else (FinishRecord(record.directory, (record.id,)),)
+    return Stage("put the record away", steps, tidy=True)
+
+
+def _plan(
+    op: str,
+    disks: tuple[Disk, ...],
+    scene: Scene,
+    *stages: Stage,
+    notes: tuple[str, ...] = (),
+    resumes: tuple[Step, ...] = (),
+    vanished: str = "",
+) -> Plan:
+    return Plan(
+        op=op,
+        intent=None,
+        disks=tuple(disk.name for disk in disks),
+        stages=tuple(stage for stage in stages if stage.steps),
+        before=scene.graph,
+        after=None,
+        notes=notes,
+        resumes=resumes,
+        vanished=vanished,
+    )

@@ -1,0 +1,46 @@
+"""What goes wrong on a fake target, and when: each fault happens once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qmpsnap.errors import QmpsnapError
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["Fault", "Faults"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error at a step.
+
+    Attributes:
+        at: A step, or a command; "graph" for a look at the graph.
+        error: What is raised.
+        happened: Whether the step is done all the same.
+    """
+
+    at: Step | str
+    error: QmpsnapError
+    happened: bool
+
+
+class Faults:
+    """Faults that are still to come, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        """Let it happen at the next such step."""
+        self._faults.append(fault)
+
+    def take(self, at: Step | str) -> Fault | None:
+        """The fault that happens now, which then is no more to come."""
+        names = (at,) if isinstance(at, str) else (at, at.command)
+        fault = next((one for one in self._faults if one.at in names), None)
+        if fault is not None:
+            self._faults.remove(fault)
+        return fault

@@ -1,0 +1,43 @@
+"""The watch over one job of a fake target."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.job import JobStatus
+from qmpsnap.plan.steps import AwaitJob
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from qmpsnap.model.job import Job
+
+__all__ = ["FakeWatch"]
+
+
+class FakeWatch:
+    """What the fake knows of one job's times; its waits are the target's.
+
+    Args:
+        wait: The target's wait.
+        job_id: The job.
+    """
+
+    def __init__(self, wait: Callable[[AwaitJob], Awaitable[Job]], job_id: str) -> None:
+        self.times: Mapping[JobStatus, float] = MappingProxyType(
+            {JobStatus.PENDING: 100.0, JobStatus.CONCLUDED: 100.25}
+        )
+        self._wait, self._job_id = wait, job_id
+
+    async def until_ready(self) -> Job:
+        """Wait until the job can be completed."""
+        return await self._wait(AwaitJob(self._job_id, "ready"))
+
+    async def until_pending(self) -> Job:
+        """Wait until the job can be finalized."""
+        return await self._wait(AwaitJob(self._job_id, "pending"))
+
+    async def until_concluded(self) -> Job:
+        """Wait until the job has ended."""
+        return await self._wait(AwaitJob(self._job_id, "concluded"))

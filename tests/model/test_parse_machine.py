@@ -1,0 +1,117 @@
+"""What real QEMUs answered about their machines, under data/, against what it means."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpsnap.errors import Malformed
+from qmpsnap.model.machine import Device, Fingerprint, Machine
+from qmpsnap.model.parse_machine import (
+    MACHINE_QUERIES,
+    MigrationStatus,
+    device_path,
+    parse_machine,
+    parse_migration,
+)
+from qmpsnap.testing.drawing import graph
+
+DATA = Path(__file__).parent / "data"
+MIB = 1024 * 1024
+VERSIONS = {"7": "7.2.22", "11": "11.1.3"}
+COMMANDS = [name for name, _ in MACHINE_QUERIES]
+NEWEST_AND_OLDEST = pytest.mark.parametrize("qemu", ["7", "11"])
+
+
+def answers(qemu: str) -> list[Any]:
+    found: list[Any] = json.loads((DATA / f"machine-{qemu}.json").read_text())["answers"]
+    return found
+
+
+def parsed(said: list[Any]) -> Machine:
+    return parse_machine(
+        said,
+        {"vda": "virtio-blk-device"},
+        graph(vda="base <- s1*"),
+        cpu="qemu64-x86_64-cpu",
+        passes_files=True,
+        process="7-8",
+    )
+
+
+@NEWEST_AND_OLDEST
+def test_parse_machine_reads_what_a_qemu_answers(qemu: str) -> None:
+    machine = parsed(answers(qemu))
+    assert (machine.status, machine.running, machine.migration) == ("prelaunch", False, "none")
+    assert machine.parameters == {"max-bandwidth": 134_217_728}
+    assert machine.capabilities["background-snapshot"] is False
+    assert ("mapped-ram" in machine.capabilities) is (qemu == "11")
+    assert machine.fingerprint == Fingerprint(
+        machine=f"pc-q35-{'7.2' if qemu == '7' else '11.1'}-machine",
+        memory=64 * MIB,
+        cpus=("qemu64-x86_64-cpu",) * 2,
+        devices={"vda": "virtio-blk-pci", "/device[0]": "e1000"},
+        disks={"vda": 64 * MIB},
+        qemu=VERSIONS[qemu],
+    )
+    assert machine.devices == {"vda": Device("/machine/peripheral/vda/virtio-backend", "virtio-blk-device")}
+    assert (machine.passes_files, machine.process) == (True, "7-8")
+
+
+def test_parse_machine_counts_memory_that_was_plugged_in() -> None:
+    said = answers("7")
+    said[COMMANDS.index("query-memory-size-summary")] = {"base-memory": 64 * MIB, "plugged-memory": MIB}
+    assert parsed(said).fingerprint.memory == 65 * MIB
+
+
+def test_parse_machine_leaves_empty_drives_out_of_what_has_to_be_equal() -> None:
+    machine = parse_machine(answers("7"), {}, graph(), cpu="c", passes_files=False, process="")
+    assert (machine.fingerprint.disks, machine.devices, machine.passes_files) == ({}, {}, False)
+
+
+@pytest.mark.parametrize("place", range(len(MACHINE_QUERIES)), ids=COMMANDS)
+@pytest.mark.parametrize("wrong", [None, 7, [7], {"x": 1}])
+def test_parse_machine_is_malformed_when_an_answer_has_another_shape(place: int, wrong: object) -> None:
+    said = copy.deepcopy(answers("7"))
+    said[place] = wrong
+    if COMMANDS[place] in {"query-migrate", "query-migrate-parameters"} and isinstance(wrong, dict):
+        assert parsed(said).migration == "none"  # an object in which anything may be missing
+        return
+    with pytest.raises(Malformed):
+        parsed(said)
+
+
+def test_parse_machine_is_malformed_when_an_answer_is_missing() -> None:
+    with pytest.raises(Malformed):
+        parsed(answers("7")[:-1])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({}, MigrationStatus("none")),
+        ({"status": "setup"}, MigrationStatus("setup")),
+        (
+            {"status": "active", "ram": {"transferred": 4_194_304, "total": 268_435_456}},
+            MigrationStatus("active", "", 4_194_304, 268_435_456),
+        ),
+        ({"status": "failed", "error-desc": "no space"}, MigrationStatus("failed", "no space")),
+    ],
+)
+def test_parse_migration_tells_how_far_it_is(answer: object, status: MigrationStatus) -> None:
+    assert parse_migration(answer) == status
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", {"ram": 7}, {"ram": {"total": "x"}}, {"ram": [1]}])
+def test_parse_migration_is_malformed_when_the_answer_has_another_shape(answer: object) -> None:
+    with pytest.raises(Malformed):
+        parse_migration(answer)
+
+
+def test_device_path_is_that_of_a_plain_id_or_what_is_one_already() -> None:
+    assert device_path("vda") == "/machine/peripheral/vda"
+    assert device_path("/machine/peripheral/vda/virtio-backend") == "/machine/peripheral/vda/virtio-backend"
