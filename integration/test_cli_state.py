@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,56 @@ def test_list_tells_the_kinds_of_vm_state(pair):
     files[1].unlink()
     rows = cli("list").out.splitlines()
     assert f"its VM state is MISSING: {files[1]}" in rows[2]
+
+
+def test_delete_takes_the_vm_state_and_the_name_of_a_checkpoint(pair):
+    running, cli = pair
+    assert cli("checkpoint", "c1").code == cli("checkpoint", "c2", "--mode", "in-place").code == 0
+    (first, second) = (Path(one["vm_state_file"]) for one in cli("--json", "list").json["moments"])
+    roots = running.roots()
+    ended = cli("--json", "delete", "c1")
+    assert (ended.code, first.exists(), second.exists(), running.roots()) == (0, False, True, roots)
+    assert [one["name"] for one in cli("--json", "list").json["moments"]] == ["c2"]
+
+
+def test_an_internal_checkpoint_goes_and_comes_back_beside_a_raw_disk(pair):
+    running, cli = pair
+    ended = cli("--json", "checkpoint", "c1", "--mode", "internal")
+    assert (ended.code, ended.json["error"]["type"]) == (3, "Unsupported")
+    running.write("vda", *WRITE)
+    running.write("vdb", *WRITE)
+    text = cli("checkpoint", "c1", "--mode", "internal", "--leave", "vdb").out
+    assert "VM state of " in text
+    assert "from now on" not in text
+    assert [one["mode"] for one in cli("--json", "list").json["moments"]] == ["internal"]
+    running.write("vda", *LATER)
+    running.write("vdb", *LATER)
+    dry = cli("--json", "revert", "c1", "--leave", "vdb", "-n")
+    ended = cli("--json", "-vv", "revert", "c1", "--leave", "vdb")
+    assert ended.code == 0, ended.err
+    assert [one for one in sent(ended.err) if one[0] not in {"qom-get", "qom-list"}] == planned(dry)
+    assert (ended.json["op"], ended.json["active"], status(running)) == ("revert-internal", {}, "running")
+    running.read("vda", *WRITE)
+    running.read("vdb", *LATER)
+    assert cli("delete", "c1").code == 0
+    assert cli("list").out == "no snapshots\n"
+
+
+def test_checkpoint_waits_for_a_job_when_asked(pair):
+    running, cli = pair
+    copy = f"{running.folder}/copy"
+    running.qmp("drive-backup", {"job-id": "theirs", "device": "vda-node", "target": copy, "sync": "full"},
+                speed=4096)  # fmt: skip
+    refused = cli("--json", "checkpoint", "c1")
+    assert (refused.code, refused.json["error"]["type"]) == (3, "NodeBusy")
+    waiting = cli.start("checkpoint", "c1", "--wait")
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(1)
+    assert [name for name in files_in(running) if "c1" in name] == []
+    running.qmp("block-job-set-speed", device="theirs", speed=0)
+    ended = cli.end(waiting)
+    assert ended.code == 0, ended.err
+    assert "checkpoint: done" in ended.out
 
 
 # -- refusals ------------------------------------------------------------------------------------------
