@@ -230,6 +230,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         Unsupported: When the machine does not wait for VM state, or the moment has none for it.
         NotInChain: When a disk does not stand on the checkpoint's layer.
         MachineDiffers: When the machine is another, or an overlay has data already.
+        NodeBusy: When a job is under way.
         TargetUnusable: When the memory file is missing, cut, or another one.
     """
     moment = moment_named(intent.name, scene)
@@ -242,6 +243,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
             hint=f"qmpsnap revert {intent.name} goes back in place",
         )
     note = whole_note(scene.files, state.file)
+    refuse_jobs(scene)
     if note.id != record.id:
         raise TargetUnusable(
             f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {intent.name!r}",

@@ -129,10 +129,12 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     """Plan to read VM state from a file of `save` into a QEMU that waits for it; or refuse.
 
     Raises:
+        NodeBusy: When a job is under way.
         Unsupported: When the machine does not wait for VM state.
         TargetUnusable: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
+    refuse_jobs(scene)
     _refuse_unseen(scene)
     note = whole_note(scene.files, intent.file)
     if note.name:
