@@ -50,8 +50,8 @@ pytestmark = pytest.mark.timeout(10)
 
 STATE_BYTES = 4 << 20
 # Seconds from STOP to RESUME; 0 where the guest was paused, or has to stand from then on.
-STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": 0.0}
-STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])  # type: ignore[arg-type]
+STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": None}
+STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])
 EARLY, LATE = "Snapshot 'x' does not exist in one or more devices", "Error -5 while loading VM state"
 
 
