@@ -113,8 +113,11 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         )
     file = _file(intent, mode, scene.graph)
     state = KeptState(mode, file, "", machine.running, machine.fingerprint)
-    refuse_memory_place(scene, file, state.partial)
-    stages = _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine)
+    passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
+    refuse_memory_place(scene, file, state.partial, reserve_bytes=passage.reserve_bytes)
+    stages = (
+        _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
+    )
     notes = list(new.notes)
     if mode != intent.mode:
         notes.append("the guest is paused, so its memory is written as by --mode stop")
@@ -142,10 +145,9 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
     return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
 
 
-def _stream(new: Overlays, state: KeptState, machine: Machine) -> tuple[Stage, ...]:
+def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
-    background = state.mode == "background"
-    passage = Passage(machine, state.partial, file_number(new.token), background=background)
+    background = passage.background
     record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
     save = SaveMemory(passage.passed.uri, passage.may_stop)
     take = TakeSnapshots(new.overlays)

@@ -123,8 +123,14 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}.{ending}")
 
 
-def refuse_memory_place(scene: Scene, file: str, partial: str) -> None:
+def refuse_memory_place(scene: Scene, file: str, partial: str, *, reserve_bytes: int = 0) -> None:
     """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
+
+    Args:
+        scene: The machine, and what lies on its disk.
+        file: The file.
+        partial: What it is called until it is whole.
+        reserve_bytes: What will be reserved for it; 0: nothing.
 
     Raises:
         TargetExists: When there is such a file, or an unfinished one.
@@ -141,7 +147,7 @@ def refuse_memory_place(scene: Scene, file: str, partial: str) -> None:
         raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
     if not where.writable:
         raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
-    need = machine_of(scene).fingerprint.memory + _LEAST
+    need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise TargetUnusable(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",
