@@ -171,7 +171,7 @@ class StateVerbs:
             Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
         """
         plan = await self.plan(PrepareRevert(name))
-        made = await self._executor.run(plan, seen=plan.before)
+        made = await self._executor.run(plan)
         active = {disk: Path(file) for disk, file in made.prepared.items()}
         loaded = False
         try:
