@@ -127,7 +127,8 @@ class StateVerbs:
         Raises:
             UnknownNode, AmbiguousName: When no moment has the name, or two have it.
             NotInChain: When a layer does not hold it any more.
-            TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole.
+            TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole,
+                or another one.
         """
         return await self._do(PrepareRevert(name), None)
 

@@ -163,7 +163,6 @@ def _plan(
         created=scene.now,
         chains=local_chains(scene.graph.chains(*part.names)),
         name=intent.name,
-        disk=part.names[0] if len(part.names) == 1 else "",
         was=Settings(_runs(scene)),
     )
     written = bool(place) and _recordable(intent.name)

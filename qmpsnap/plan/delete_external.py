@@ -41,7 +41,11 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
         for part in moment.held
         if part.in_chain
     ]
+    present = {file for disk in scene.graph.disks.values() for file in disk.files}
+    aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]
     notes = [f"the layers stay; to fold its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]
+    if aside:
+        notes.append(f"in no chain of this machine by now: {', '.join(aside)}")
     return Plan(
         op="delete",
         intent=intent,

@@ -90,7 +90,9 @@ def apply(graph: Graph, step: Step) -> Graph:
         case TakeInternal() | DeleteInternal() | SaveVm() | DelVm() | SaveState() | DeleteState():
             return _inside(graph, step)
         case SetDrive() | ReopenFilter():
-            return _with_layers(graph, graph.disks[step.root.disk], _rooted(graph, step.root))
+            disk = graph.disks[step.root.disk]
+            moved = _with_layers(graph, disk, _rooted(graph, step.root))
+            return _without_node(moved, disk.active.node) if step.closes else moved
         case AddNode():
             nodes = {**graph.nodes, step.node: Node(step.node, step.format, step.file)}
             return replace(graph, nodes=MappingProxyType(nodes))
@@ -114,8 +116,7 @@ def apply(graph: Graph, step: Step) -> Graph:
             disk = graph.disks[start.disk]
             return _with_layers(graph, disk, _mirrored(disk, start))
         case DeleteNode():
-            nodes = {name: node for name, node in graph.nodes.items() if name != step.node}
-            return replace(graph, nodes=MappingProxyType(nodes))
+            return _without_node(graph, step.node)
         case (
             StartCommit()
             | StartMirror()
@@ -143,6 +144,11 @@ def apply(graph: Graph, step: Step) -> Graph:
             return graph
         case _:
             assert_never(step)
+
+
+def _without_node(graph: Graph, gone: str) -> Graph:
+    nodes = {name: node for name, node in graph.nodes.items() if name != gone}
+    return replace(graph, nodes=MappingProxyType(nodes))
 
 
 def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
@@ -222,5 +228,6 @@ def _with_layers(graph: Graph, disk: Disk, layers: tuple[Layer, ...]) -> Graph:
     disks = {**graph.disks, disk.name: replace(disk, layers=layers, root=root)}
     nodes = dict(graph.nodes)
     for layer in layers:
-        nodes[layer.node] = Node(layer.node, layer.format, layer.file, layer.read_only)
+        if layer.node:  # else QEMU names it
+            nodes[layer.node] = Node(layer.node, layer.format, layer.file, layer.read_only)
     return Graph(MappingProxyType(disks), MappingProxyType(nodes))

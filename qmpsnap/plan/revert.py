@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.machine import Machine
+    from qmpsnap.model.memory import MemoryNote
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import KeptState, MomentRecord, Record
     from qmpsnap.plan.branch import Branch
@@ -186,12 +187,13 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     Raises:
         UnknownNode, AmbiguousName: When no moment has the name, or two have it.
         NotInChain: When a layer does not hold it any more.
-        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole.
+        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole, or
+            another one.
     """
     moment = moment_named(intent.name, scene)
     record = _record_of(moment)
     if record.state is not None and record.state.mode != "in-place":
-        whole_note(scene.files, record.state.file)
+        _own_note(record, record.state, scene)
     disks = [scene.graph.disks[name] for name in record.covered if name in scene.graph.disks]
     token = branch_token(record, scene.graph)
     new = branches(moment, disks, token, scene)
@@ -242,13 +244,8 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
             feature="VM state for a new QEMU",
             hint=f"qmpsnap revert {intent.name} goes back in place",
         )
-    note = whole_note(scene.files, state.file)
+    note = _own_note(record, state, scene)
     refuse_jobs(scene)
-    if note.id != record.id:
-        raise TargetUnusable(
-            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {intent.name!r}",
-            file=state.file,
-        )
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     load, after = load_steps(machine, state.file, file_number(token), running=state.running)
@@ -266,6 +263,17 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         before=scene.graph,
         after=scene.graph,
     )
+
+
+def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
+    """The note of the moment's memory file, which has to be whole and this moment's."""
+    note = whole_note(scene.files, state.file)
+    if note.id != record.id:
+        raise TargetUnusable(
+            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
+            file=state.file,
+        )
+    return note
 
 
 def _record_of(moment: Moment) -> MomentRecord:

@@ -81,6 +81,7 @@ def no_way_back(step: Step) -> bool:
         | SaveState
         | LoadState
         | DeleteState
+        | LoadMemory
         | SetDrive
         | ReopenFilter
         | CompleteJob
@@ -128,20 +129,24 @@ def unseen(step: Step) -> bool:
 def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
     """The steps that take an operation back as far as that can be, in order.
 
-    Overlays that a transaction has put on stay: the guest may have written to them. Memory that a load has
-    begun to write belongs to the disks as they are then, if to any: these stay, and the guest stands.
+    Overlays that a transaction has put on stay: the guest may have written to them. Memory that was
+    loaded, in part or whole, and that of a guest which was reset, belongs to the disks as they are then,
+    if to any: these stay, and the guest stands.
 
     Args:
         done: What was done, in order.
-        loaded: Whether a load of VM state had begun to move something when it failed.
+        loaded: Whether the guest's memory is another by now, or is not to be trusted.
     """
     taken = any(isinstance(step, TakeSnapshots) for step in done)
     alone = not any(isinstance(step, CreateMemory | CreateStore) for step in done)
+    freed = {step.node for step in done if isinstance(step, DeleteNode)}
     for step in reversed(done):
         if taken and isinstance(step, CreateOverlay | CreatePlaceholder):
             continue
         if taken and alone and isinstance(step, WriteRecord):
             continue  # for whoever finishes the snapshot
+        if isinstance(step, AddNode) and step.node in freed:
+            continue
         if loaded and isinstance(step, LoadState):
             yield DismissJob(step.job_id)
         elif not loaded or _stays_true(step):

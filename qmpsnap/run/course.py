@@ -33,7 +33,8 @@ class Course:
         sent: Whether any command of the plan went out.
         forward: Whether the step that cannot be taken back went out.
         moved: Whether a chain, or bytes of a layer, changed.
-        loaded: Whether a load of VM state had begun to move something when it failed.
+        loaded: Whether the guest's memory is another by now, or is not to be trusted: a load had begun to
+            move something when it failed, or has ended, or the guest was reset.
     """
 
     def __init__(self, plan: Plan, graph: Graph | None) -> None:

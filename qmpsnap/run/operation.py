@@ -30,13 +30,17 @@ from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,
     AwaitMigration,
+    ContinueGuest,
     DeleteNode,
     DismissJob,
     FinishRecord,
     KeepBranch,
+    LoadState,
+    ResetGuest,
     RetireFile,
     SealMemory,
     SealStore,
+    StopGuest,
 )
 from qmpsnap.plan.undo import changes, drains, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
@@ -168,7 +172,9 @@ class Operation:
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
-            standstill = stops.seconds or 0.0
+            kinds = {type(step) for step in self._course.done}
+            stands = StopGuest in kinds and ContinueGuest not in kinds  # from then on: there is no end of it
+            standstill = None if stands else stops.seconds or 0.0
         size = self._bytes or self._course.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
@@ -219,6 +225,7 @@ class Operation:
             raise
         course.done.append(step)
         course.moved |= changes(step)
+        course.loaded |= isinstance(step, ResetGuest)
         if isinstance(step, SealMemory | SealStore):
             self._bytes = self._target.state_bytes
         if drains(step):
@@ -259,6 +266,7 @@ class Operation:
             raise
         if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
+        course.loaded |= any(isinstance(one, LoadState) for one in course.done)
         course.done.append(step)
         course.forward |= step.until == "concluded"
         if course.copies:  # others count no bytes

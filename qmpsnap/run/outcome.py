@@ -25,6 +25,8 @@ from qmpsnap.plan.steps import (
     RetireFile,
     SaveState,
     SaveVm,
+    SealMemory,
+    SealStore,
     StartMirror,
     TakeInternal,
     TakeSnapshots,
@@ -67,7 +69,7 @@ class Done:
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
             checkpoint or a revert from STOP to RESUME by QEMU's own clock (0 when the guest was paused),
             or a pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
-            itself waits for. None where nothing was drained that we could measure.
+            itself waits for. None where nothing was drained that we could measure, and where it stands still.
         elapsed_s: Seconds of the whole operation.
         bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, and of the way back to one,
             bytes of its VM state as read back.
@@ -167,9 +169,11 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
 
 def made_files(done: Iterable[Step]) -> tuple[str, ...]:
-    """Files that these steps made."""
+    """Files that these steps made, under the names that they have by now."""
     makes = CreateOverlay | CreatePlaceholder | CreateMemory | CreateStore
-    return tuple(step.file for step in done if isinstance(step, makes))
+    steps = tuple(done)
+    whole = {step.partial: step.file for step in steps if isinstance(step, SealMemory | SealStore)}
+    return tuple(whole.get(step.file, step.file) for step in steps if isinstance(step, makes))
 
 
 def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:

@@ -19,10 +19,12 @@ from qmpsnap.errors import (
 from qmpsnap.plan.steps import (
     AwaitJob,
     CancelJob,
+    CheckRoots,
     DismissJob,
     FinishRecord,
     ReleaseFile,
     RemoveMade,
+    SetDrive,
     StartCommit,
     StartStream,
     TakeSnapshots,
@@ -79,6 +81,8 @@ class WayBack:
         if not course.moved:
             left += by_qemu(course.tried)
         error.left = (*error.left, *left, *self._overlays())
+        if course.loaded and course.plan.moves:
+            error.hint = error.hint or "disks and memory are there, and the guest stands still: cont"
         return error
 
     def _overlays(self) -> tuple[str, ...]:
@@ -99,7 +103,7 @@ class WayBack:
         course = self._course
         held: frozenset[str] | None = None if course.sent else frozenset()
         keeps = course.moved and course.plan.invalid_if_stopped
-        for step in taking_back(course.done, loaded=course.loaded):
+        for step in taking_back(await self._happened(), loaded=course.loaded):
             if isinstance(step, FinishRecord) and keeps:
                 continue  # the one place that says which files hold no moment any more
             if isinstance(step, RemoveMade):
@@ -109,6 +113,20 @@ class WayBack:
                     continue
             await self._undo_step(step, watch, left)
         return tuple(left)
+
+    async def _happened(self) -> list[Step]:
+        """What was done, without roots that a device did not take: to set the one that it has kills QEMU."""
+        course = self._course
+        if not any(isinstance(step, CheckRoots) and step not in course.done for step in course.tried):
+            return course.done
+        graph = await self._look()
+        if graph is None:  # which ones were taken is not known: they stay
+            return [step for step in course.done if not isinstance(step, SetDrive)]
+        return [
+            step
+            for step in course.done
+            if not isinstance(step, SetDrive) or graph.disks[step.root.disk].files[:1] == (step.root.file,)
+        ]
 
     async def _undo_step(self, step: Step, watch: Watch, left: list[str]) -> None:
         try:

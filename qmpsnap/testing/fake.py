@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import CommandFailed, JobFailed, LinkLost
+from qmpsnap.errors import LinkLost
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
@@ -56,7 +56,7 @@ from qmpsnap.plan.steps import (
     TakeSnapshots,
 )
 from qmpsnap.run.progress import Progress
-from qmpsnap.testing.fake_faults import Fault, Faults
+from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
@@ -79,12 +79,18 @@ COMMANDS = frozenset({
 })  # fmt: skip
 """The commands that a fake QEMU has unless it is told otherwise."""
 
+_AT_ONCE = (
+    TakeSnapshots
+    | TakeInternal
+    | DeleteInternal
+    | SaveVm
+    | LoadVm
+    | DelVm
+    | AddNode
+    | SetDrive
+    | ReopenFilter
+)
 _CANCELLED = "Operation canceled"  # QEMU's own text
-
-
-def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
-    """QEMU's error reply, as an error."""
-    return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
 
 
 class FakeTarget:
@@ -254,9 +260,9 @@ class FakeTarget:
             await self._checkpoint()
             job = self._jobs.get(step.job_id)
             if job is None:
-                raise _failed(step.job_id, "vanished")
+                raise failed(step.job_id, "vanished")
             if job.status in ENDED and (job.error or step.until != "concluded"):
-                raise _failed(job.id, job.error or "it ended before anybody completed it")
+                raise failed(job.id, job.error or "it ended before anybody completed it")
             if job.status in ENDED or (step.until == "ready" and job.ready):
                 return job
             if step.until == job.status == JobStatus.PENDING:
@@ -293,8 +299,7 @@ class FakeTarget:
         self._set(job_id, JobStatus.NULL if own else JobStatus.CONCLUDED, error)
 
     def _set(self, job_id: str, status: JobStatus, error: str = "") -> None:
-        ready = status is JobStatus.READY
-        done = 0 if error else 8
+        ready, done = status is JobStatus.READY, 0 if error else 8
         self._jobs[job_id] = replace(
             self._jobs[job_id], status=status, offset=done, ready=ready, error=error or None
         )
@@ -311,17 +316,7 @@ class FakeTarget:
 
     def _do(self, step: Step) -> None:
         match step:
-            case (
-                TakeSnapshots()
-                | TakeInternal()
-                | DeleteInternal()
-                | SaveVm()
-                | LoadVm()
-                | DelVm()
-                | AddNode()
-                | SetDrive()
-                | ReopenFilter()
-            ):
+            case _ if isinstance(step, _AT_ONCE):
                 if isinstance(step, SaveVm | LoadVm):
                     self.guest.blink()
                 self.state = self._change(self.state, step)
@@ -364,17 +359,15 @@ class FakeTarget:
                 self.files.perform(step)
 
     def _check(self, step: CheckRoots) -> None:
-        for disk, _, node in step.roots:
-            if self.state.disks[disk].root != node:
-                raise refused(f"the device of {disk} did not take the node {node!r}", command=step.command)
+        for disk in (disk for disk, _, node in step.roots if self.state.disks[disk].root != node):
+            raise refused(f"the device of {disk} kept its root", command=step.command)
 
     def _dismiss(self, job_id: str) -> None:
         self._set(job_id, JobStatus.NULL)
         start = self._starts[job_id]
         used = {layer.node for disk in self.state.disks.values() for layer in disk.layers}
         if isinstance(start, StartMirror) and start.node not in used:
-            nodes = {name: node for name, node in self.state.nodes.items() if name != start.node}
-            self.state = replace(self.state, nodes=MappingProxyType(nodes))
+            self.state = effect.apply(self.state, DeleteNode(start.node))
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -404,7 +397,3 @@ class FakeTarget:
         await anyio.lowlevel.checkpoint()
         if self._lost:
             raise LinkLost("the link is lost", step="fake")
-
-
-def _failed(job_id: str, error: str) -> JobFailed:
-    return JobFailed(f"job {job_id!r} failed: {error}", job_id=job_id, error=error)

@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qmpsnap.errors import CommandFailed, JobFailed
+
 if TYPE_CHECKING:
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Fault", "Faults"]
+__all__ = ["Fault", "Faults", "failed", "refused"]
+
+
+def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") -> CommandFailed:
+    """QEMU's error reply, as an error."""
+    return CommandFailed(desc, command=command, arguments={}, qmp_class=qmp_class, desc=desc)
+
+
+def failed(job_id: str, error: str) -> JobFailed:
+    """What a job ended with, as an error."""
+    return JobFailed(f"job {job_id!r} failed: {error}", job_id=job_id, error=error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,8 @@ class FakeMachine:
                 self.now = replace(self.now, migration="completed")
                 self._stand("paused", running=False)
             case CancelMigration():
-                self.now = replace(self.now, migration="cancelled")
+                if self.now.migrating:
+                    self.now = replace(self.now, migration="cancelled")
             case AwaitMigration() | AwaitClosed() | ResetGuest():
                 pass
             case _:

@@ -35,10 +35,13 @@ def planned(
 ) -> Plan:
     """What the planner makes of an intent, asked as `VM.plan` asks it."""
     files = files or FakeFiles(graph)
-    asked = planner.ask(intent, graph, state_dir=state_dir)
+    found = files.look(planner.ask(intent, graph, state_dir=state_dir))
+    more = planner.ask_again(intent, graph, found, state_dir=state_dir)
+    if more is not None:
+        found = files.look(more)
     if machine is None and planner.needs_machine(intent):
         machine = a_machine(graph)
-    scene = Scene(graph, files.look(asked), jobs, Features(commands), NOW, state_dir, machine)
+    scene = Scene(graph, found, jobs, Features(commands), NOW, state_dir, machine)
     return planner.plan(intent, scene)
 
 

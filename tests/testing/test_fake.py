@@ -216,7 +216,7 @@ async def test_fake_takes_note_of_commands_about_jobs() -> None:
 async def test_fake_says_when_a_device_kept_its_old_root() -> None:
     fake = FakeTarget(TWO)
     await fake.perform(CheckRoots((("vda", "q", "vda-s2"),)))
-    with pytest.raises(CommandFailed, match="did not take the node 'new'"):
+    with pytest.raises(CommandFailed, match="the device of vda kept its root"):
         await fake.perform(CheckRoots((("vda", "q", "new"),)))
 
 

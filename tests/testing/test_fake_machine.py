@@ -72,7 +72,10 @@ def test_fake_machine_knows_which_files_it_was_given() -> None:
 def test_fake_machine_says_how_the_last_migration_ended() -> None:
     assert after().now.migration == "none"
     assert after(SaveMemory("file:/m")).now.migration == "completed"
-    assert after(SaveMemory("file:/m"), CancelMigration()).now.migration == "cancelled"
+    assert after(SaveMemory("file:/m"), CancelMigration()).now.migration == "completed"
+    machine = FakeMachine(a_machine(ONE, migration="active"))
+    machine.perform(CancelMigration())
+    assert machine.now.migration == "cancelled"
 
 
 def test_fake_machine_counts_how_long_its_guest_stood_still() -> None:

@@ -1,0 +1,333 @@
+"""Operations on VM state in files: success, failure at each step, a wish to stop, a lost link."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from qmpsnap.errors import (
+    Changed,
+    Incomplete,
+    Interrupted,
+    JobFailed,
+    LinkLost,
+    MigrationFailed,
+    QmpsnapError,
+    TargetUnusable,
+)
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    AwaitMigration,
+    CheckRoots,
+    CreateOverlay,
+    KeepBranch,
+    LoadMemory,
+    LoadState,
+    ReopenFilter,
+    ResetGuest,
+    RetireFile,
+    SaveState,
+    SetDrive,
+    TakeSnapshots,
+)
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.testing.fake import refused
+from tests.run.operations import vm_of
+from tests.run.states import CASES, begun, known_plan, stand, steps_of
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.run.outcome import Done
+    from qmpsnap.testing.fake import FakeTarget
+    from tests.run.states import Stand
+
+pytestmark = pytest.mark.timeout(10)
+
+STATE_BYTES = 4 << 20
+# Seconds from STOP to RESUME; 0 where the guest was paused, or has to stand from then on.
+STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": None}
+STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])
+EARLY, LATE = "Snapshot 'x' does not exist in one or more devices", "Error -5 while loading VM state"
+
+
+def settings(of: Stand) -> tuple[object, ...]:
+    return (of.capabilities, of.parameters, of.passed)
+
+
+def moment(fake: FakeTarget, name: str) -> MomentRecord:
+    (found,) = [one for one in fake.files.records if isinstance(one, MomentRecord) and one.name == name]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_on_state_does_what_its_plan_says(case: str) -> None:
+    fake = await begun(case)
+    before = stand(fake)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    done = await vm_of(fake).run(plan)
+    now = stand(fake)
+    assert fake.performed == list(plan.steps)
+    assert now.chains == (plan.after.chains() if plan.after is not None else None)
+    assert settings(now) == settings(before)
+    assert await fake.jobs() == ()
+    assert not [record for record in fake.files.records if isinstance(record, IntentRecord)]
+    assert (done.op, done.chains, done.notes) == (plan.op, plan.chains_after, plan.notes)
+    assert done.active == {disk: plan.chains_after[disk][0] for disk in plan.moves}
+    assert done.standstill_s == STANDSTILL.get(case, 0.25)
+    assert done.bytes == (STATE_BYTES if plan.op in {"checkpoint", "save"} else 0)
+    assert (dict(done.prepared), done.memory) == (dict(plan.prepared), plan.memory)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_on_state_leaves_the_guest_as_it_was_or_as_it_was_kept(case: str) -> None:
+    fake = await begun(case)
+    ran = fake.guest.now.running
+    await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
+    assert fake.guest.now.running is (case in {"incoming", "restore"} or (ran and case != "save"))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if known_plan(case).op == "checkpoint"])
+async def test_operation_keeps_the_file_of_a_checkpoint_with_its_moment(case: str) -> None:
+    fake = await begun(case)
+    ran = fake.guest.now.running
+    await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
+    state = moment(fake, "c1").state
+    assert state is not None
+    assert (state.mode, state.running) == (case.removesuffix("-old").removesuffix("-paused"), ran)
+    assert state.file in fake.files.names
+    assert state.partial not in fake.files.names
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("revert", "prepare"))])
+async def test_operation_keeps_the_branch_that_a_revert_begins(case: str) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    await vm_of(fake).run(plan)
+    made = {step.file for step in plan.steps if isinstance(step, CreateOverlay)}
+    branches = moment(fake, "c2" if case == "revert-aside" else "c1").branches
+    assert set(branches[-1].values()) == made
+
+
+def refusal(step: Step) -> QmpsnapError:
+    match step:
+        case AwaitMigration():
+            return MigrationFailed("it says no", error="no")
+        case AwaitJob():
+            return JobFailed("it says no", job_id=step.job_id, error=LATE)
+        case _ if step.on == "qmp" or isinstance(step, CheckRoots):
+            return refused("it says no", command=step.command)
+        case _:
+            return TargetUnusable("it says no", file="/images/x")
+
+
+async def fails_at(case: str, place: int) -> tuple[FakeTarget, Plan, Stand, QmpsnapError]:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    before = stand(fake)
+    error = refusal(plan.steps[place])
+    fake.fail(plan.steps[place], error)
+    with pytest.raises(type(error)) as caught:
+        await vm_of(fake).run(plan)
+    assert caught.value is error
+    assert await fake.jobs() == ()
+    assert fake.watched == 0
+    return fake, plan, before, error
+
+
+def no_return(plan: Plan, place: int) -> str:
+    """What was done before that step that stays done: "overlays", "load", or ""."""
+    done = plan.steps[:place]
+    if any(isinstance(step, TakeSnapshots) for step in done):
+        return "overlays"
+    loaded = any(isinstance(step, LoadState) for step in done)  # the job's end tells of it, not the command
+    return "load" if loaded or any(isinstance(step, ResetGuest) for step in done) else ""
+
+
+PLACES = steps_of(tidy=False)
+
+
+@pytest.mark.parametrize(
+    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == ""]
+)
+async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: str, place: int) -> None:
+    fake, plan, before, error = await fails_at(case, place)
+    assert stand(fake) == before
+    assert (error.changed, error.left) == (Changed.NO, ())
+    if fake.guest.now.migration == "completed" and not before.running:
+        return  # QEMU takes no second migration before the guest has run
+    done = await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
+    assert done.chains == plan.chains_after
+
+
+@pytest.mark.parametrize(
+    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == "overlays"]
+)
+async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after_them(
+    case: str, place: int
+) -> None:
+    fake, plan, before, error = await fails_at(case, place)
+    overlays = tuple(step.file for step in plan.steps if isinstance(step, CreateOverlay))
+    assert stand(fake) == replace(
+        before,
+        chains=plan.chains_after,
+        files=tuple(sorted((*before.files, *overlays))),
+        opened=tuple(sorted((*before.opened, *overlays))),
+    )
+    assert error.changed is Changed.YES
+    assert [left.split()[0] for left in error.left] == list(overlays)
+    assert all("qmpsnap commit" in left for left in error.left)
+
+
+@pytest.mark.parametrize(
+    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == "load"]
+)
+async def test_operation_lets_the_guest_stand_when_it_fails_once_its_memory_was_touched(
+    case: str, place: int
+) -> None:
+    fake, plan, before, error = await fails_at(case, place)
+    now = stand(fake)
+    assert (now.chains, now.running) == (plan.chains_after, False)
+    assert set(before.files) <= set(now.files)
+    assert error.changed is Changed.YES
+    assert not [node for node in fake.state.nodes.values() if "vmstate" in node.file]
+    assert (error.left, bool(error.hint)) == ((), True)
+    assert not [record for record in fake.files.records if isinstance(record, IntentRecord)]
+    branch = {disk: plan.chains_after[disk][0] for disk in plan.moves}
+    assert moment(fake, "c2" if case == "revert-aside" else "c1").branches[-1] == branch
+
+
+LOADS = [case for case in CASES if any(isinstance(step, LoadState) for step in known_plan(case).steps)]
+
+
+@pytest.mark.parametrize("case", LOADS)
+async def test_operation_takes_everything_back_when_a_load_fails_before_it_moves_anything(case: str) -> None:
+    fake = await begun(case)
+    before = stand(fake)
+    fake.job_error = EARLY
+    with pytest.raises(JobFailed) as caught:
+        await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
+    assert stand(fake) == before
+    assert caught.value.changed is Changed.NO
+
+
+@pytest.mark.parametrize("case", LOADS)
+async def test_operation_says_what_helps_when_a_load_fails_half_way(case: str) -> None:
+    fake = await begun(case)
+    fake.job_error = LATE
+    moved: list[object] = []
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    with pytest.raises(JobFailed) as caught:
+        await vm_of(fake).run(plan, Hooks(on_pivot=moved.append))
+    assert "not to be trusted: go back once more" in caught.value.hint
+    assert moved == [{disk: files[0] for disk, files in plan.chains_after.items()}]
+    assert not fake.guest.now.running
+
+
+async def test_operation_does_not_set_a_root_that_the_device_has_kept() -> None:
+    fake = await begun("revert")
+    plan = await vm_of(fake).plan(CASES["revert"].intent)
+    kept = next(step for step in plan.steps if isinstance(step, SetDrive))
+    doing, before = fake._change, stand(fake)
+    fake._change = lambda state, step: state if step == kept else doing(state, step)
+    with pytest.raises(QmpsnapError, match="kept its root"):
+        await vm_of(fake).run(plan)
+    assert stand(fake) == before
+    assert [step.root.disk for step in fake.performed if isinstance(step, SetDrive)] == ["vda", "vdb", "vdb"]
+
+
+@pytest.mark.parametrize(("case", "place"), steps_of(tidy=True))
+async def test_operation_on_state_says_what_could_not_be_put_away(case: str, place: int) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    step = plan.steps[place]
+    fake.fail(step, refusal(step))
+    with pytest.raises(Incomplete) as caught:
+        await vm_of(fake).run(plan)
+    assert caught.value.remaining == (f"{step.command} {step.arguments}",)
+    assert fake.state.chains(*plan.disks) == plan.chains_after
+    records = [one for one in fake.files.records if isinstance(one, IntentRecord)]
+    needed = isinstance(step, KeepBranch | RetireFile) or step.command in {"keep-moment", "finish-record"}
+    assert bool(records) is needed
+
+
+@pytest.mark.parametrize(("case", "place"), PLACES)
+async def test_operation_on_state_that_is_to_stop_is_undone_or_done(case: str, place: int) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    before = stand(fake)
+    stop = anyio.Event()
+    fake.before = lambda step: stop.set() if step == plan.steps[place] else None
+    done = await outcome(fake, plan, Hooks(cancel=stop))
+    now = stand(fake)
+    assert (settings(now), await fake.jobs()) == (settings(before), ())
+    if not isinstance(done, Interrupted):
+        assert now.chains == plan.chains_after
+        return
+    assert (now.running, now.records) == (before.running, before.records)
+    if now.chains == before.chains:
+        assert now == before
+    else:  # a checkpoint in the background, whose overlays stay
+        assert (plan.op, done.changed, len(done.left)) == ("checkpoint", Changed.YES, 2)
+
+
+async def outcome(fake: FakeTarget, plan: Plan, hooks: Hooks) -> Done | Interrupted:
+    try:
+        return await vm_of(fake).run(plan, hooks)
+    except Interrupted as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("case", "at"),
+    [
+        ("revert", SetDrive),
+        ("revert-throttled", ReopenFilter),
+        ("revert", LoadState),
+        ("revert-disks", ResetGuest),
+        ("in-place", SaveState),
+        ("stop", TakeSnapshots),
+        ("incoming", LoadMemory),
+        ("restore", LoadMemory),
+        ("background-old", AwaitMigration),
+    ],
+)
+async def test_operation_on_state_is_finished_when_it_is_to_stop_after_the_step_without_return(
+    case: str, at: type[Step]
+) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    last = [step for step in plan.steps if isinstance(step, at)][-1]
+    stop = anyio.Event()
+    fake.before = lambda step: stop.set() if step == last else None
+    done = await outcome(fake, plan, Hooks(cancel=stop))
+    assert not isinstance(done, Interrupted)
+    assert fake.performed == list(plan.steps)
+
+
+@pytest.mark.parametrize("happened", [True, False])
+@pytest.mark.parametrize("relinks", [True, False])
+@pytest.mark.parametrize(
+    "case", ["stop", "background", "in-place", "save", "revert", "revert-disks", "incoming"]
+)
+async def test_operation_on_state_never_lies_about_a_lost_link(
+    case: str, relinks: bool, happened: bool
+) -> None:
+    for place, step in enumerate(known_plan(case).steps):
+        if step.on == "host":
+            continue
+        fake = await begun(case)
+        plan = await vm_of(fake).plan(CASES[case].intent)
+        before = stand(fake)
+        fake.relinks = relinks
+        fake.fail(plan.steps[place], LinkLost("gone"), happened=happened)
+        with pytest.raises(LinkLost) as caught:
+            await vm_of(fake).run(plan)
+        moved = stand(fake).chains != before.chains
+        assert caught.value.changed in {Changed.UNKNOWN, Changed.YES if moved else Changed.NO}
+        named = {left.split()[0] for left in caught.value.left}
+        assert named <= set(fake.files.names)
