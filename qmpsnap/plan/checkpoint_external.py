@@ -19,7 +19,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.internal import refuse_taken
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import unique
+from qmpsnap.plan.scene import refuse_any_job, unique
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitClosed,
@@ -43,7 +43,6 @@ from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
     machine_of,
-    refuse_jobs,
     refuse_memory_place,
     refuse_state,
     state_file,
@@ -93,7 +92,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         NodeBusy: When a job or a migration is under way.
         Unsupported: When a disk, the machine's state or this QEMU does not allow it.
     """
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     refuse_taken(intent.name, scene)
     new = overlays.prepare("checkpoint", Snapshot(intent.name), scene)
     machine = machine_of(scene)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, RemoveState
-from qmpsnap.plan.vm_state import refuse_jobs
 
 if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
@@ -34,7 +34,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             hint="fold its overlay by commit: "
             f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}",
         )
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     steps = (RemoveState(record.state.file), FinishRecord(record.directory, (record.id,)))
     folds = [
         f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"

@@ -26,7 +26,14 @@ from qmpsnap.plan.intent import RevertInternal
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
-from qmpsnap.plan.scene import local_chains, refuse_busy, state_questions, unique, with_parents
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_any_job,
+    refuse_busy,
+    state_questions,
+    unique,
+    with_parents,
+)
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,
@@ -43,7 +50,7 @@ from qmpsnap.plan.steps import (
     StopGuest,
     WriteRecord,
 )
-from qmpsnap.plan.vm_state import file_number, machine_of, refuse_jobs, refuse_state
+from qmpsnap.plan.vm_state import file_number, machine_of, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -118,7 +125,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             feature=f"going back to a checkpoint of mode {state.mode} in place",
             hint=f"qmpsnap revert {intent.name} --prepare, start a QEMU on these files, then --into-incoming",
         )
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     refuse_state(machine, migrates=False)
     disks = _disks(intent, moment, scene)
     if state is not None:
@@ -245,7 +252,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
             hint=f"qmpsnap revert {intent.name} goes back in place",
         )
     note = _own_note(record, state, scene)
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     load, after = load_steps(machine, state.file, file_number(token), running=state.running)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
-from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, stem
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.steps import (
@@ -29,7 +28,6 @@ __all__ = [
     "Passage",
     "file_number",
     "machine_of",
-    "refuse_jobs",
     "refuse_memory_place",
     "refuse_state",
     "state_file",
@@ -66,22 +64,6 @@ def file_number(token: str) -> int:
 def way_of(machine: Machine) -> Way:
     """How QEMU gets an open file: one that knows mapped-ram can write to a file by itself, others by fd."""
     return "fdset" if "mapped-ram" in machine.capabilities else "fd"
-
-
-def refuse_jobs(scene: Scene) -> None:
-    """Refuse while any job is under way.
-
-    Raises:
-        NodeBusy: Naming it.
-    """
-    for job in scene.jobs:
-        if job.status not in ENDED:
-            raise NodeBusy(
-                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
-                node="",
-                job_id=job.id,
-                hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
-            )
 
 
 def refuse_state(machine: Machine, *, migrates: bool) -> None:
