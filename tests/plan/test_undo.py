@@ -245,8 +245,16 @@ def test_taking_back_leaves_the_disks_and_the_guest_alone_once_memory_was_touche
 
 @pytest.mark.parametrize(
     ("step", "stands"),
-    [(StopGuest(), True), (LOAD, True), (MOVE, True), (REOPEN, True), (SaveMemory("u"), True)]
-    + [(TAKE, False), (ContinueGuest(), False), (LoadMemory("u"), False)],
+    [
+        (StopGuest(), True),
+        (LOAD, True),
+        (MOVE, True),
+        (REOPEN, True),
+        (SaveMemory("u"), True),
+        (TAKE, False),
+        (ContinueGuest(), False),
+        (LoadMemory("u"), False),
+    ],
 )
 def test_stands_still_whatever_stops_a_guest_that_runs(step: Step, stands: bool) -> None:
     assert stands_still(step) is stands
