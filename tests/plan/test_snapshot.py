@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from qmpsnap.model.graph import Graph
+from typing import TYPE_CHECKING
+
 from qmpsnap.model.names import job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.intent import Snapshot
@@ -13,8 +14,11 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.testing.drawing import MIB, graph
-from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.testing.fake_files import FakeFiles
 
 ONE = graph(vda="base <- s1*")
 N1 = "/images/base.n1.qcow2"
