@@ -114,6 +114,10 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     file = _file(intent, mode, scene.graph)
     state = KeptState(mode, file, "", machine.running, machine.fingerprint)
     refuse_memory_place(scene, file, state.partial)
+    if {file, state.partial} & {one.file for one in new.overlays}:
+        raise TargetUnusable(
+            f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"
+        )
     stages = _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine)
     notes = list(new.notes)
     if mode != intent.mode:
