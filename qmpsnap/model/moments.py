@@ -137,7 +137,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     current: dict[str, str | None] = {disk.name: None for disk in graph.disks.values() if disk.layers}
     for one in moments:
         for part in one.held:
-            if part.overlay and part.overlay == graph.disks[part.disk].active.file:
+            if part.overlay and graph.disks[part.disk].files[:1] == (part.overlay,):
                 current[part.disk] = one.name
     return Moments(tuple(moments), MappingProxyType(current), records_seen)
 

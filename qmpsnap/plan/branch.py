@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.names import among_devices, digest, node_name, owned_node, stem
-from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.scene import refuse_place, unique
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.scene import refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
     AddNode,
     CreateOverlay,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.header import Header
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import MomentRecord
     from qmpsnap.plan.scene import Scene
 
 __all__ = ["Branch", "branch_file", "branch_files", "branch_token", "branches"]
@@ -141,6 +140,7 @@ def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tup
 def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
     record = moment.record
     assert record is not None  # noqa: S101 - an external moment has one
+    refuse_empty(disk)
     covered = record.covered[disk.name]
     _refuse_invalid(moment, disk, covered, scene)
     inside = disk.files.index(covered) if covered in disk.files else None
@@ -192,12 +192,15 @@ def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:
 def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
     """Files and formats of a chain that is not open: as recorded, and as the headers still say.
 
-    The format of a layer is what the overlay on it records; nothing is probed.
+    The format of a layer is what the overlay on it records, or that of an overlay of ours; nothing is probed.
     """
     files = record.chains.get(disk.name, ())
     above = next((file for file in record.began(disk.name) if _header(scene, file)), "")
     header = _header(scene, above)
-    if not files or header is None:
+    ours = {
+        file for one in scene.files.records if isinstance(one, MomentRecord) for file in one.began(disk.name)
+    }
+    if not files or (header is None and files[0] not in ours):
         raise NotInChain(
             f"{record.name!r} of {disk.name} is left aside, and no overlay that began there tells its format",
             hint=f"it was {record.covered[disk.name]}",
@@ -205,6 +208,10 @@ def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[s
     found: list[tuple[str, str]] = []
     for file in files:
         fact = scene.files.files.get(file)
+        if fact is not None and fact.header is not None and not above:
+            found.append((file, "qcow2"))  # an overlay that we made, and none stands on it any more
+            above, header = file, fact.header
+            continue
         named = backing_path(header.backing, of=above) if header and header.backing else None
         expected = scene.files.real(file)
         if fact is None or fact.kind == "missing" or header is None or not header.backing_format:

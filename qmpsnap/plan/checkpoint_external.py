@@ -115,6 +115,10 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     state = KeptState(mode, file, "", machine.running, machine.fingerprint)
     passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
     refuse_memory_place(scene, file, state.partial, reserve_bytes=passage.reserve_bytes)
+    if {file, state.partial} & {one.file for one in new.overlays}:
+        raise TargetUnusable(
+            f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"
+        )
     stages = (
         _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
     )

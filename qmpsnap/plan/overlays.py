@@ -14,8 +14,9 @@ from qmpsnap.errors import TargetExists, TargetUnusable, UnknownNode, UnsafeImag
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import among_devices, check_name, digest, job_id, node_name, overlay_file
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.scene import (
     local_chains,
     refuse_busy,
@@ -221,15 +222,14 @@ def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
                 file=layer.file,
                 hint="take another name",
             )
-    for record in scene.files.records:
-        if isinstance(record, MomentRecord) and record.name == name:
-            for file in record.overlays.values():
-                if file in disk.files:
-                    raise TargetExists(
-                        f"{disk.name} has a snapshot {name!r} already: {file}",
-                        file=file,
-                        hint="take another name",
-                    )
+    for moment in find_moments(scene.graph, scene.files.records).named(name):
+        for part in moment.held:
+            if part.disk == disk.name and part.overlay:
+                raise TargetExists(
+                    f"{disk.name} has a snapshot {name!r} already: {part.overlay}",
+                    file=part.overlay,
+                    hint="take another name",
+                )
 
 
 def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import Held, Moment, find_moments
 from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
@@ -126,3 +126,10 @@ def test_moments_are_on_the_disks_that_the_machine_has() -> None:
     both = replace(FIRST, overlays={"vda": S1, "vdb": "/b"}, covered={"vda": BASE, "vdb": "/a"})
     (moment,) = find_moments(graph(vda="base <- s1*"), (both,)).moments
     assert moment.disks == ("vda",)
+
+
+def test_moments_are_known_of_a_drive_whose_medium_was_taken_out() -> None:
+    both = replace(FIRST, overlays={"vda": S1, "fd0": "/f1"}, covered={"vda": BASE, "fd0": "/f0"})
+    found = find_moments(graph(Disk("fd0"), vda="base <- s1*"), (both,))
+    assert [(part.disk, part.in_chain) for part in found.moments[0].held] == [("fd0", False), ("vda", True)]
+    assert found.current == {"vda": "first"}

@@ -1,31 +1,47 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from qmpsnap.model.graph import InternalSnapshot, Layer, Node
+from qmpsnap.model.graph import Filter, InternalSnapshot, Layer, Node
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply, apply_all
 from qmpsnap.plan.steps import (
+    AddNode,
     AdoptJob,
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
+    CreateMemory,
     CreateOverlay,
     CreatePlaceholder,
     DeleteInternal,
     DeleteNode,
+    DeleteState,
     DismissJob,
     EndCopy,
     FinishRecord,
     KeepMoment,
+    LoadMemory,
+    LoadState,
+    NewRoot,
     ProbeAbsent,
     RemoveMade,
     RemoveOrphan,
+    RemoveState,
+    ReopenFilter,
+    ResetGuest,
     RetireFile,
+    SaveMemory,
+    SaveState,
+    SetDrive,
     StartCommit,
     StartMirror,
     StartStream,
     Step,
+    StopGuest,
     TakeInternal,
     TakenOverlay,
     TakeSnapshots,
@@ -175,3 +191,71 @@ def test_apply_takes_and_deletes_snapshots_inside_active_layers() -> None:
 def test_apply_deletes_none_of_another_id() -> None:
     taken = apply(graph(vda="base*"), TakeInternal("i1", (("vda", "vda-base"),)))
     assert apply(taken, DeleteInternal("vda", "vda-base", "9", "i1")) == taken
+
+
+NEW = NewRoot("vda", "new", "/new", "qcow2", S1, ((S1, "qcow2"), (BASE, "qcow2")))
+OLD = NewRoot("vda", "vda-s2", S2, "qcow2", S1, ((S1, "qcow2"), (BASE, "qcow2")))
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_new_root_is_read_on_the_layers_that_are_known_already(closes: bool) -> None:
+    after = apply(ALL, SetDrive(NEW, "/q", OLD, closes))
+    disk = after.disks["vda"]
+    assert (disk.files, disk.root) == (("/new", S1, BASE), "new")
+    assert [layer.node for layer in disk.layers] == ["new", "vda-s1", "vda-base"]
+    assert [layer.read_only for layer in disk.layers] == [False, True, True]
+    assert disk.active == Layer("new", "/new", "qcow2", 64 * MIB, backing=S1, backing_format="qcow2")
+    assert ("vda-s2" in after.nodes) is not closes
+    assert after.disks["vdb"] is ALL.disks["vdb"]
+
+
+def test_a_new_root_under_a_filter_leaves_the_filter_the_root() -> None:
+    disk = replace(ALL.disks["vda"], root="thr", filters=(Filter("thr", "throttle", "tg"),))
+    after = apply(graph(disk), ReopenFilter(NEW, "thr", "tg", OLD, closes=False))
+    assert (after.disks["vda"].root, after.disks["vda"].files[0]) == ("thr", "/new")
+
+
+def test_layers_that_were_left_aside_get_nodes_that_are_not_predicted() -> None:
+    aside = replace(NEW, backing="/aside", chain=(("/aside", "qcow2"), (BASE, "qcow2")))
+    after = apply(ALL, SetDrive(aside, "/q", OLD, closes=False))
+    assert [layer.node for layer in after.disks["vda"].layers] == ["new", "", "vda-base"]
+    assert after.disks["vda"].layers[1].backing == BASE
+    assert "" not in after.nodes
+
+
+def test_the_old_root_comes_back_as_it_was() -> None:
+    move = SetDrive(NEW, "/q", OLD, closes=False)
+    back = apply_all(ALL, (move, *move.back()))
+    assert back.chains() == ALL.chains()
+    assert back.disks["vda"].root == "vda-s2"
+
+
+def test_an_image_that_is_opened_stands_under_no_disk() -> None:
+    after = apply(ALL, AddNode("n", "/o"))
+    assert (after.disks, after.nodes["n"]) == (ALL.disks, Node("n", "qcow2", "/o"))
+    assert apply(after, DeleteNode("n")) == ALL
+
+
+def test_vm_state_in_a_store_changes_no_disk_and_on_disks_their_snapshots() -> None:
+    assert apply(ALL, SaveState(JOB, "c1", (("", "store"),))) == ALL
+    saved = apply(ALL, SaveState(JOB, "c1", (("vda", "vda-s2"),)))
+    assert saved.disks["vda"].active.snapshots == (InternalSnapshot("", "c1"),)
+    assert apply(saved, DeleteState(JOB, "c1", (("vda", "vda-s2"),))) == ALL
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        StopGuest(),
+        ResetGuest(),
+        SaveMemory("u"),
+        LoadMemory("u"),
+        CreateMemory("/m"),
+        RemoveState("/m"),
+        CheckRoots(()),
+        LoadState(JOB, "c1", (), "store"),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_what_moves_memory_leaves_the_graph_as_it_is(step: Step) -> None:
+    assert apply(ALL, step) == ALL

@@ -1,0 +1,56 @@
+"""A machine with an external moment, as planners meet it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.memory import MemoryFact, MemoryNote
+from qmpsnap.model.record import KeptState, MomentRecord
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import NOW, STATE
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+
+ID = "qmpsnap-checkpoint-keep-00000001"
+O1, S1, BASE = "/images/o1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
+O2, DATA = "/images/o2.qcow2", "/images/data.raw"
+TWO = graph(vda="base <- s1 <- o1*", vdb="data.raw <- o2*")
+MEMORY, STORE = "/images/base.c1.memory", "/images/base.c1.vmstate.qcow2"
+MOMENT = MomentRecord(
+    ID,
+    "c1",
+    NOW,
+    overlays={"vda": O1, "vdb": O2},
+    covered={"vda": S1, "vdb": DATA},
+    chains={"vda": (S1, BASE), "vdb": (DATA,)},
+    directory=STATE,
+)
+
+
+def kept(mode: str, of: Graph = TWO) -> MomentRecord:
+    """The moment with VM state; "" without."""
+    if not mode:
+        return MOMENT
+    file = STORE if mode == "in-place" else MEMORY
+    tag = "qmpsnap-00000001" if mode == "in-place" else ""
+    return replace(MOMENT, state=KeptState(mode, file, tag, True, a_machine(of).fingerprint))
+
+
+def files_of(mode: str, of: Graph = TWO) -> FakeFiles:
+    """Files of a machine with the moment and its VM state, whole."""
+    files = FakeFiles(of)
+    files.records.append(kept(mode, of))
+    if mode == "in-place":
+        files.put(STORE)
+        header = files.facts[STORE].header
+        assert header is not None
+        files.facts[STORE] = replace(files.facts[STORE], header=replace(header, snapshot_count=1))
+    elif mode:
+        files.put(MEMORY, format="raw", size_bytes=4096)
+        note = MemoryNote(ID, "c1", 4096, True, a_machine(of).fingerprint)
+        files.memories[MEMORY] = MemoryFact(MEMORY, 4096, note)
+    return files

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import NotInChain, Refused, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk, Filter
+from qmpsnap.model.machine import Device
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.branch import branch_token
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.steps import AddNode, CreateOverlay, DeleteNode, ReopenFilter, SetDrive
+from qmpsnap.testing.drawing import MIB, chain, graph
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import BASE, DATA, MOMENT, O1, O2, S1, TWO, files_of
+from tests.plan.scenes import NOW, STATE, planned, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.testing.fake_files import FakeFiles
+
+BACK = Revert("c1")
+
+
+def branch(plan: Plan, disk: str = "vda") -> tuple[CreateOverlay, AddNode, SetDrive | ReopenFilter]:
+    """The steps that give the disk its branch."""
+    move = next(
+        step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter) and step.root.disk == disk
+    )
+    add = next(step for step in plan.steps if isinstance(step, AddNode) and step.node == move.root.node)
+    make = next(step for step in plan.steps if isinstance(step, CreateOverlay) and step.file == add.file)
+    return make, add, move
+
+
+def renamed(of: Graph, node: str) -> Graph:
+    """The same machine, vda's active layer under another node name."""
+    disk = replace(with_layer(of.disks["vda"], 0, node=node), root=node)
+    return graph(disk, of.disks["vdb"])
+
+
+def test_branch_stands_on_the_layer_that_holds_the_moment() -> None:
+    make, add, move = branch(planned(BACK, TWO, files=files_of("")))
+    assert make == CreateOverlay(add.file, 64 * MIB, S1, "qcow2", O1)
+    assert (add.backing, move.root.backing) == ("vda-s1", S1)
+    assert move.root.chain == ((S1, "qcow2"), (BASE, "qcow2"))
+    assert (move.was.file, move.was.node, move.was.chain) == (O1, "vda-o1", move.root.chain)
+
+
+def test_branch_records_the_format_of_a_raw_layer() -> None:
+    make, add, _ = branch(planned(BACK, TWO, files=files_of("")), "vdb")
+    assert (make.backing, make.backing_format, add.backing) == (DATA, "raw", "vdb-data.raw")
+
+
+def test_branch_has_another_file_each_time() -> None:
+    first = branch_token(MOMENT, TWO)
+    again = branch_token(replace(MOMENT, branches=({"vda": "/x"},)), TWO)
+    assert len({first, again, branch_token(MOMENT, graph(vda="base <- s1*"))}) == 3
+    make, *_ = branch(planned(BACK, TWO, files=files_of("")))
+    assert make.file == f"/images/base.c1-{first}.qcow2"
+
+
+@pytest.mark.parametrize(
+    ("node", "closes"),
+    [("vda-o1", False), ("#block123", True), ("qmpsnap-00000002", True), ("qmpsnap-a-00000002", False)],
+)
+def test_branch_knows_which_old_root_qemu_closes_by_itself(node: str, closes: bool) -> None:
+    _, _, move = branch(planned(BACK, renamed(TWO, node), files=files_of("")))
+    assert move.closes is closes
+    assert (move.was.node == node) is not closes
+
+
+def test_branch_frees_the_nodes_of_ours_that_it_leaves() -> None:
+    plan = planned(BACK, renamed(TWO, "qmpsnap-a-00000002"), files=files_of(""))
+    assert [step for step in plan.steps if isinstance(step, DeleteNode)] == [DeleteNode("qmpsnap-a-00000002")]
+    assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, DeleteNode)]
+
+
+# -- where the disk is plugged in ------------------------------------------------------------------
+
+
+def filtered(*filters: Filter) -> Graph:
+    disk = replace(TWO.disks["vda"], root=filters[0].node, filters=filters)
+    return graph(disk, TWO.disks["vdb"])
+
+
+THROTTLE = Filter("thr", "throttle", "tg")
+
+
+def test_branch_goes_under_a_throttle_by_opening_that_again() -> None:
+    _, _, move = branch(planned(BACK, filtered(THROTTLE), files=files_of("")))
+    assert isinstance(move, ReopenFilter)
+    assert (move.filter, move.group) == ("thr", "tg")
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        (Filter("thr", "throttle"),),
+        (Filter("m", "mirror_top"),),
+        (THROTTLE, THROTTLE),
+        (Filter("c", "copy-on-read"), THROTTLE),
+    ],
+)
+def test_branch_is_refused_under_any_other_filter(filters: tuple[Filter, ...]) -> None:
+    with pytest.raises(Unsupported, match="vda is under the filter"):
+        planned(BACK, filtered(*filters), files=files_of(""))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/machine/peripheral/vda/virtio-backend", "virtio-blk-device"),
+        ("/machine/peripheral/vda", "scsi-hd"),
+        ("/machine/peripheral-anon/device[1]", "ide-hd"),
+    ],
+)
+def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
+    device = {**a_machine(TWO).devices, "vda": Device(path, kind)}
+    _, _, move = branch(planned(BACK, TWO, files=files_of(""), machine=a_machine(TWO, devices=device)))
+    assert isinstance(move, SetDrive)
+    assert move.path == path
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        None,
+        Device("/machine/peripheral/vda", "nvme"),
+        Device("/machine/peripheral/vda", "usb-storage"),
+        Device("/machine/peripheral/vda/vda.0/legacy[0]", "scsi-hd"),
+        Device("/machine/peripheral/vda", "virtio-blk-device"),
+    ],
+)
+def test_branch_is_refused_for_any_other_device(device: Device | None) -> None:
+    known = {name: one for name, one in a_machine(TWO).devices.items() if name != "vda"}
+    machine = a_machine(TWO, devices=known | ({"vda": device} if device else {}))
+    with pytest.raises(Unsupported, match="whose root cannot be changed") as caught:
+        planned(BACK, TWO, files=files_of(""), machine=machine)
+    assert caught.value.hint == "let it stay as it is: --leave vda; or go back into a new QEMU: --prepare"
+
+
+# -- what is refused of the layers -----------------------------------------------------------------
+
+
+def put(*files: str) -> FakeFiles:
+    found = files_of("")
+    for file in files:
+        found.put(file, format="raw")
+    return found
+
+
+def full() -> FakeFiles:
+    files = files_of("")
+    files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=4096)
+    return files
+
+
+def with_record(record: IntentRecord) -> FakeFiles:
+    files = files_of("")
+    files.records.append(record)
+    return files
+
+
+WROTE = IntentRecord("qmpsnap-commit-keep-0", "commit", NOW, invalid=(BASE,), directory=STATE)
+GROWN = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
+FOLDED = graph(chain("base <- s1*"), TWO.disks["vdb"])
+REMOTE = graph(with_layer(TWO.disks["vda"], 0, file="nbd://h/x", local=False), TWO.disks["vdb"])
+EMPTY = graph(Disk("vda"), TWO.disks["vdb"])
+TAKEN = f"/images/base.c1-{branch_token(MOMENT, TWO)}.qcow2"
+REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
+    "taken": (TWO, put(TAKEN), TargetExists, "was not touched"),
+    "no room": (TWO, full(), TargetUnusable, "no space left"),
+    "invalid": (TWO, with_record(WROTE), NotInChain, "holds no moment any more"),
+    "another size": (GROWN, files_of(""), Unsupported, "134217728 bytes, it had 67108864"),
+    "folded": (FOLDED, files_of(""), NotInChain, "its overlay was folded into it"),
+    "remote": (REMOTE, files_of(""), TargetUnusable, "no place beside it"),
+    "empty": (EMPTY, files_of(""), Unsupported, "no medium"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_branch_refuses_what_cannot_be(case: str) -> None:
+    drawn, files, error, text = REFUSED[case]
+    with pytest.raises(Refused, match=text) as caught:
+        planned(BACK, drawn, files=files, state_dir=STATE)
+    assert type(caught.value) is error
+
+
+# -- of a moment that a revert left aside ----------------------------------------------------------
+
+C2 = MomentRecord(
+    "qmpsnap-checkpoint-keep-00000002",
+    "c2",
+    NOW,
+    overlays={"vda": "/images/o3.qcow2"},
+    covered={"vda": O1},
+    chains={"vda": (O1, S1, BASE)},
+    directory=STATE,
+)
+ASIDE = graph(vda="base <- s1 <- r1*")
+
+
+def aside() -> FakeFiles:
+    files = files_of("", ASIDE)
+    files.records[:] = [replace(MOMENT, branches=({"vda": "/images/r1.qcow2"},)), C2]
+    files.put(O1, backing=S1)
+    files.put("/images/o3.qcow2", backing=O1)
+    return files
+
+
+def test_branch_of_a_moment_left_aside_opens_the_chain_by_its_headers() -> None:
+    make, add, move = branch(planned(Revert("c2"), ASIDE, files=aside()))
+    assert (make.backing, make.backing_format, add.backing) == (O1, "qcow2", None)
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+
+
+def test_branch_of_a_moment_left_aside_needs_no_overlay_on_a_layer_that_we_made() -> None:
+    files = aside()
+    del files.facts["/images/o3.qcow2"]  # given up by revert --discard
+    make, _, move = branch(planned(Revert("c2"), ASIDE, files=files))
+    assert (make.backing, make.backing_format) == (O1, "qcow2")
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+
+
+def gone(file: str) -> FakeFiles:
+    files = aside()
+    del files.facts[file]
+    return files
+
+
+def changed(file: str, backing: str | None) -> FakeFiles:
+    files = aside()
+    files.put(file, backing=backing)
+    return files
+
+
+def theirs() -> FakeFiles:
+    """Nobody knows the format of what C2 covers: no overlay on it, and it is none of ours."""
+    files = gone("/images/o3.qcow2")
+    files.records[0] = replace(MOMENT, overlays={}, branches=({"vda": "/images/r1.qcow2"},))
+    files.records[1] = replace(C2, overlays={"vda": "/images/o3.qcow2"})
+    return files
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        (gone(O1), "is gone"),
+        (changed(O1, BASE), "stands on '/images/base.qcow2' by now"),
+        (changed(BASE, "/images/more.qcow2"), "stands on '/images/more.qcow2', which 'c2' did not"),
+    ],
+)
+def test_branch_of_a_moment_left_aside_is_refused_when_its_chain_is_another(
+    files: FakeFiles, text: str
+) -> None:
+    with pytest.raises(NotInChain, match=text):
+        planned(Revert("c2"), ASIDE, files=files)
+
+
+def test_branch_of_a_moment_left_aside_probes_no_format() -> None:
+    with pytest.raises(Refused):
+        planned(Revert("c2"), ASIDE, files=theirs())
+
+
+def test_branch_is_not_named_as_any_node_that_is_there() -> None:
+    _, add, _ = branch(planned(BACK, TWO, files=files_of("")))
+    used = replace(TWO, nodes={**TWO.nodes, add.node: TWO.nodes["vda-base"]})
+    _, other, _ = branch(planned(BACK, used, files=files_of("")))
+    assert other.node != add.node
+    assert O2 not in other.file

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpsnap.errors import (
+    AmbiguousName,
+    MachineDiffers,
+    NodeBusy,
+    NotInChain,
+    Refused,
+    TargetUnusable,
+    UnknownNode,
+    Unsupported,
+)
+from qmpsnap.model.graph import Graph, InternalSnapshot
+from qmpsnap.model.memory import MemoryFact
+from qmpsnap.model.record import Settings
+from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+from qmpsnap.plan.steps import (
+    AddStore,
+    CheckRoots,
+    ContinueGuest,
+    CreateOverlay,
+    DeleteNode,
+    FinishRecord,
+    KeepBranch,
+    LoadMemory,
+    LoadState,
+    LoadVm,
+    PassFile,
+    ResetGuest,
+    RetireFile,
+    SetDrive,
+    StopGuest,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import BASE, ID, MEMORY, O1, O2, S1, STORE, TWO, files_of, kept
+from tests.plan.scenes import STATE, job, planned, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.testing.fake_files import FakeFiles
+
+BACK = Revert("c1")
+
+
+def kinds(*steps: object) -> list[str]:
+    return [type(step).__name__ for step in steps]
+
+
+def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
+    plan = planned(BACK, TWO, files=files_of(""))
+    make, go, tidy = plan.stages
+    assert kinds(*make.steps) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "AddNode", "AddNode"),
+    ]
+    assert kinds(*go.steps) == [
+        *("StopGuest", "SetDrive", "SetDrive", "CheckRoots", "ResetGuest", "ContinueGuest"),
+    ]
+    assert kinds(*tidy.steps) == ["KeepBranch", "FinishRecord"]
+    assert (go.verify, tidy.tidy) == (True, True)
+    assert plan.notes == ("the guest is reset: its memory belongs to the disks as they were",)
+    assert plan.moves == ("vda", "vdb")
+    for files in plan.chains_after.values():
+        assert files[0].startswith(("/images/base.c1-", "/images/data.c1-"))
+    assert plan.chains_after["vda"][1:] == (S1, BASE)
+
+
+def test_revert_in_place_loads_the_store_instead() -> None:
+    plan = planned(BACK, TWO, files=files_of("in-place"))
+    _, go, tidy = plan.stages
+    assert kinds(*go.steps) == [
+        *("StopGuest", "SetDrive", "SetDrive", "CheckRoots"),
+        *("LoadState", "AwaitJob", "DismissJob", "ContinueGuest"),
+    ]
+    store = next(step for step in plan.steps if isinstance(step, AddStore))
+    load = next(step for step in plan.steps if isinstance(step, LoadState))
+    assert (store.file, load.name, load.nodes) == (STORE, "qmpsnap-00000001", (("", store.node),))
+    assert tidy.steps[0] == DeleteNode(store.node)
+    assert plan.notes == ()
+
+
+def test_revert_reads_back_the_root_of_each_device() -> None:
+    plan = planned(BACK, TWO, files=files_of(""))
+    roots = tuple(
+        (step.root.disk, TWO.disks[step.root.disk].qdev, step.root.node)
+        for step in plan.steps
+        if isinstance(step, SetDrive)
+    )
+    assert [step for step in plan.steps if isinstance(step, CheckRoots)] == [CheckRoots(roots)]
+
+
+def test_revert_writes_down_what_it_does_and_keeps_the_branch() -> None:
+    plan = planned(BACK, TWO, files=files_of("in-place"), machine=a_machine(TWO, process="1-2"))
+    assert plan.record is not None
+    record = plan.record.record
+    new = {step.root.disk: step.root.file for step in plan.steps if isinstance(step, SetDrive)}
+    assert (plan.record.directory, record.op, record.name) == (STATE, "revert", "c1")
+    assert (dict(record.overlays), dict(record.after)) == (new, dict(plan.chains_after))
+    assert (record.state, record.was) == (kept("in-place").state, Settings(True, process="1-2"))
+    assert [step for step in plan.steps if isinstance(step, KeepBranch)] == [KeepBranch(STATE, ID, new)]
+    assert plan.steps[-1] == FinishRecord(STATE, (record.id,))
+
+
+@pytest.mark.parametrize("mode", ["", "in-place"])
+def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
+    plan = planned(BACK, TWO, files=files_of(mode), machine=a_machine(TWO, running=False))
+    assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
+
+
+def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> None:
+    given_up = planned(Revert("c1", discard=True), TWO, files=files_of(""))
+    removed = [step for step in given_up.steps if isinstance(step, RetireFile)]
+    assert removed == [RetireFile(O1, "remove", ""), RetireFile(O2, "remove", "")]
+    assert given_up.stages[-1].steps[1:3] == tuple(removed)
+    assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, RetireFile)]
+
+
+THREE = graph(*TWO.disks.values(), chain("n*", name="vdn"))
+
+
+def test_revert_leaves_a_disk_alone_that_is_named_and_only_then() -> None:
+    with pytest.raises(NotInChain, match="vdn is writable and not part") as caught:
+        planned(BACK, THREE, files=files_of("", THREE))
+    assert "--leave vdn" in caught.value.hint
+    plan = planned(Revert("c1", leave=("vdn",)), THREE, files=files_of("", THREE))
+    assert plan.disks == ("vda", "vdb")
+    assert "stays as it is: vdn" in plan.notes
+    assert planned(Revert("c1", leave=("vdn", "vdb")), THREE, files=files_of("", THREE)).disks == ("vda",)
+
+
+def test_revert_to_a_moment_inside_the_images_is_planned_as_that() -> None:
+    inside = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),)))
+    plan = planned(Revert("in"), inside)
+    assert [step for step in plan.steps if isinstance(step, LoadVm)] == [LoadVm("in")]
+    with pytest.raises(Unsupported, match="lost in any case"):
+        planned(Revert("in", discard=True), inside)
+
+
+def store(**changes: object) -> FakeFiles:
+    files = files_of("in-place")
+    fact = files.facts[STORE]
+    assert fact.header is not None
+    files.facts[STORE] = replace(fact, header=replace(fact.header, **changes))  # type: ignore[arg-type]
+    return files
+
+
+def without(path: str, mode: str) -> FakeFiles:
+    files = files_of(mode)
+    files.facts.pop(path)
+    files.memories.pop(path, None)
+    return files
+
+
+OTHER = a_machine(graph(vda="base <- s1 <- o1*"))
+BOTH_KINDS = graph(
+    with_layer(TWO.disks["vda"], 0, snapshots=(InternalSnapshot("1", "c1"),)), TWO.disks["vdb"]
+)
+REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
+    "no such": (Revert("no"), TWO, {"files": files_of("")}, UnknownNode, "no snapshot 'no'"),
+    "two": (BACK, BOTH_KINDS, {"files": files_of("")}, AmbiguousName, "the name of 2 snapshots"),
+    "stop": (BACK, TWO, {"files": files_of("stop")}, Unsupported, "only a new QEMU can load it"),
+    "background": (BACK, TWO, {"files": files_of("background")}, Unsupported, "--mode background"),
+    "via": (Revert("c1", via="jobs"), TWO, {"files": files_of("")}, Unsupported, "one way back"),
+    "job": (BACK, TWO, {"files": files_of(""), "jobs": (job("theirs"),)}, NodeBusy, "'theirs'"),
+    "migrating": (
+        BACK,
+        TWO,
+        {"files": files_of(""), "machine": a_machine(TWO, migration="setup")},
+        NodeBusy,
+        "setup",
+    ),
+    "waiting": (
+        BACK,
+        TWO,
+        {"files": files_of(""), "machine": a_machine(TWO, status="inmigrate")},
+        Unsupported,
+        "inmigrate",
+    ),
+    "other machine": (
+        BACK,
+        TWO,
+        {"files": files_of("in-place"), "machine": OTHER},
+        MachineDiffers,
+        "another machine: it lacks the device vdb",
+    ),
+    "no store": (BACK, TWO, {"files": without(STORE, "in-place")}, TargetUnusable, "gone or broken"),
+    "empty store": (BACK, TWO, {"files": store(snapshot_count=0)}, TargetUnusable, "no store of VM state"),
+    "odd store": (BACK, TWO, {"files": store(backing="/x")}, TargetUnusable, "no store of VM state"),
+    "store elsewhere": (BACK, TWO, {"files": store(data_file="/x")}, TargetUnusable, "no store of VM state"),
+    "raw store": (BACK, TWO, {"files": store(format="qed")}, TargetUnusable, "gone or broken"),
+    "all left": (
+        Revert("c1", leave=("vda", "vdb")),
+        TWO,
+        {"files": files_of("")},
+        UnknownNode,
+        "no disk is left",
+    ),
+    "disk gone": (
+        BACK,
+        graph(TWO.disks["vda"]),
+        {"files": files_of("")},
+        UnknownNode,
+        "no disk 'vdb', which 'c1' was taken of",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_revert_refuses_what_cannot_be(case: str) -> None:
+    intent, drawn, around, error, text = REFUSED[case]
+    with pytest.raises(Refused, match=text) as caught:
+        planned(intent, drawn, **around)
+    assert type(caught.value) is error
+
+
+# -- for a new QEMU --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["", "stop", "background", "in-place"])
+def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
+    plan = planned(PrepareRevert("c1"), TWO, files=files_of(mode))
+    assert kinds(*plan.steps) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "KeepBranch", "FinishRecord"),
+    ]
+    assert (plan.after, plan.moves) == (TWO, ())
+    made = [step.file for step in plan.steps if isinstance(step, CreateOverlay)]
+    assert list(plan.prepared.values()) == made
+
+
+def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
+    names = {mode: planned(PrepareRevert("c1"), TWO, files=files_of(mode)).memory for mode in ("", "stop")}
+    assert names == {"": "", "stop": MEMORY}
+
+
+def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:
+    files = files_of("stop")
+    files.memories[MEMORY] = MemoryFact(MEMORY, 7, problem="it was cut")
+    with pytest.raises(TargetUnusable, match="no whole memory file of ours: it was cut"):
+        planned(PrepareRevert("c1"), TWO, files=files)
+
+
+def test_prepare_refuses_a_moment_inside_the_images() -> None:
+    inside = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),)))
+    with pytest.raises(Unsupported, match="inside the images"):
+        planned(PrepareRevert("in"), inside)
+
+
+WAITING: dict[str, Any] = {"status": "inmigrate", "running": False}
+READY = graph(vda="base <- s1 <- r1*", vdb="data.raw <- r2*")
+INCOMING = RevertIncoming("c1")
+
+
+def prepared(mode: str = "stop") -> FakeFiles:
+    files = files_of(mode, READY)
+    branch = {"vda": "/images/r1.qcow2", "vdb": "/images/r2.qcow2"}
+    files.records[:] = [replace(kept(mode, READY), branches=(branch,))]
+    return files
+
+
+def test_incoming_passes_the_memory_loads_it_and_lets_the_guest_run() -> None:
+    plan = planned(INCOMING, READY, files=prepared(), machine=a_machine(READY, **WAITING))
+    load, tidy = plan.stages
+    assert kinds(*load.steps) == [
+        *("SetCapabilities", "PassFile", "LoadMemory", "AwaitMigration", "ContinueGuest"),
+    ]
+    assert kinds(*tidy.steps) == ["ReleaseFile", "SetCapabilities"]
+    passed = next(step for step in plan.steps if isinstance(step, PassFile))
+    assert (passed.file, passed.write) == (MEMORY, False)
+    assert next(step for step in plan.steps if isinstance(step, LoadMemory)).uri == passed.uri
+    assert plan.after == READY
+
+
+def test_incoming_leaves_a_guest_paused_that_was_paused() -> None:
+    files = prepared()
+    (record,) = files.records
+    state = kept("stop", READY).state
+    assert state is not None
+    files.records[:] = [replace(record, state=replace(state, running=False))]
+    plan = planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING))
+    assert not [step for step in plan.steps if isinstance(step, ContinueGuest)]
+
+
+def touched() -> FakeFiles:
+    files = prepared()
+    files.touch("/images/r2.qcow2")
+    return files
+
+
+def noted(**changes: object) -> FakeFiles:
+    files = prepared()
+    note = files.memories[MEMORY].note
+    assert note is not None
+    files.memories[MEMORY] = MemoryFact(MEMORY, 4096, replace(note, **changes))  # type: ignore[arg-type]
+    return files
+
+
+def cut() -> FakeFiles:
+    files = prepared()
+    files.memories[MEMORY] = MemoryFact(MEMORY, 7, problem="it was cut")
+    return files
+
+
+BIGGER = replace(a_machine(READY).fingerprint, memory=7)
+INCOMING_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refused], str]] = {
+    "running": (READY, prepared(), {"status": "running"}, Unsupported, "does not wait for VM state"),
+    "tcp": (READY, prepared(), {"passes_files": False}, Unsupported, "unix socket"),
+    "no memory": (READY, prepared(""), {}, Unsupported, "no memory that a new QEMU could read"),
+    "in place": (READY, prepared("in-place"), {}, Unsupported, "no memory that a new QEMU could read"),
+    "cut": (READY, cut(), {}, TargetUnusable, "it was cut"),
+    "of another": (READY, noted(id="other", name="c9"), {}, TargetUnusable, "memory of 'c9', not of 'c1'"),
+    "other machine": (READY, noted(fingerprint=BIGGER), {}, MachineDiffers, "268435456 bytes of memory"),
+    "written": (READY, touched(), {}, MachineDiffers, "r2.qcow2 has data already"),
+    "not prepared": (
+        graph(READY.disks["vda"], chain("data.raw <- o2 <- x*", name="vdb")),
+        prepared(),
+        {},
+        NotInChain,
+        "and not an overlay on /images/data.raw",
+    ),
+    "on the layer": (
+        graph(READY.disks["vda"], chain("data.raw*", name="vdb")),
+        prepared(),
+        {},
+        NotInChain,
+        "vdb reads /images/data.raw, and not an overlay",
+    ),
+    "disk gone": (graph(READY.disks["vda"]), prepared(), {}, NotInChain, "vdb is not there"),
+}
+
+
+@pytest.mark.parametrize("case", INCOMING_REFUSED)
+def test_incoming_refuses_what_cannot_be(case: str) -> None:
+    drawn, files, changes, error, text = INCOMING_REFUSED[case]
+    machine = a_machine(READY, **{**WAITING, **changes})
+    with pytest.raises(Refused, match=text) as caught:
+        planned(INCOMING, drawn, files=files, machine=machine)
+    assert type(caught.value) is error
+
+
+def test_revert_resets_no_guest_whose_memory_comes_back() -> None:
+    steps = planned(BACK, TWO, files=files_of("in-place")).steps
+    assert not [step for step in steps if isinstance(step, ResetGuest)]
