@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+
 from qmpsnap.plan.intent import Checkpoint, PrepareRevert, Restore, Revert, RevertIncoming, Save
 
 if TYPE_CHECKING:
@@ -46,9 +48,9 @@ class StateVerbs:
 
         After success the layers beneath hold the disks, the file the memory, and both are listed as one
         moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
-        and no file of ours is left, but where "background" fails after the overlays were put on these
-        stay, for the guest writes to them: `.left` names each, with the commit that folds it. Cancelled, it
-        is taken back in the same way; "in-place" is finished once the memory is being written.
+        and no file of ours is left, but overlays that were put on before it ("background" writes its memory
+        after them) stay, for the guest writes to them: `.left` names each, with the commit that folds it.
+        Cancelled, it is taken back in the same way; "in-place" is finished once the memory is being written.
 
         Args:
             name: The checkpoint's name.
@@ -181,7 +183,8 @@ class StateVerbs:
                 yield vm
         finally:
             if not loaded:
-                await self._executor.put_away(plan)
+                with anyio.CancelScope(shield=True):
+                    await self._executor.put_away(plan)
 
     async def save(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
         """Write VM state to a file; the guest stands still from then on, so that its disks fit it.

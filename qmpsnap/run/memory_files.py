@@ -75,6 +75,8 @@ def is_closed(file: str) -> bool:
 def reserve(file: str, size_bytes: int) -> None:
     """Take so many bytes on the disk for a file, which keeps its length.
 
+    Asked first: a kernel that finds no room has taken all that there was by then.
+
     Raises:
         OSError: When there is no room; a file system that cannot reserve is no error.
     """
@@ -83,6 +85,9 @@ def reserve(file: str, size_bytes: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        space = os.fstatvfs(descriptor)
+        if size_bytes > space.f_bavail * space.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
             number = ctypes.get_errno()
             if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
