@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
 
 SAVE = SaveMemory("fd:qmpsnap-7")
-ACTIVE: dict[str, object] = {"status": "active", "ram": {"transferred": 4096, "remaining": 1024, "total": 8192}}
+ACTIVE: dict[str, object] = {
+    "status": "active",
+    "ram": {"transferred": 4096, "remaining": 1024, "total": 8192},
+}
 
 
 @asynccontextmanager
