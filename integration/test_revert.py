@@ -34,10 +34,11 @@ async def take(vm, name, kind):
     return await vm.checkpoint(name, mode=kind)
 
 
-@pytest.mark.parametrize("runs", [False, True], ids=["paused", "running"])
+@pytest.mark.parametrize(("way", "runs"), [("drive", True), ("blockdev", False), ("throttle", True)], ids=str)
 async def test_revert_gives_the_disks_back_and_keeps_what_was_written_since(
     qemu, images, machine, way, kind, runs
 ):
+    way = WAYS[way]
     vda, vdb = images("base <- s1", folder="a"), images("base", folder="b", base_format="raw")
     with machine(*way("vda", vda.active), *blockdev("vdb", vdb.active, "raw")) as running:
         running.qmp("cont")
@@ -106,8 +107,11 @@ async def test_revert_with_discard_removes_what_was_written_since(qemu, images, 
     )
 
 
+@pytest.mark.parametrize(
+    ("way", "kind"), [("drive", "in-place"), ("blockdev", "disks"), ("throttle", "in-place")]
+)
 async def test_revert_goes_back_ten_times_and_leaves_no_node(images, machine, way, kind):
-    made = images("base <- s1")
+    made, way = images("base <- s1"), WAYS[way]
     with machine(*way("vda", made.active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
@@ -125,8 +129,11 @@ async def test_revert_goes_back_ten_times_and_leaves_no_node(images, machine, wa
             assert len(moment.record.branches) == 10
 
 
+@pytest.mark.parametrize(
+    ("way", "kind"), [("drive", "disks"), ("blockdev", "in-place"), ("throttle", "disks")]
+)
 async def test_revert_goes_to_a_branch_that_was_left_aside_and_back(qemu, images, machine, way, kind):
-    made = images("base")
+    made, way = images("base"), WAYS[way]
     with machine(*way("vda", made.active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 import qmpsnap
+from integration.harness import interrupt
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, listing, messages, traced
 from integration.states import note, opened, refuses, settings, status
@@ -244,3 +246,57 @@ async def test_a_stream_that_is_broken_inside_ends_the_new_qemu_and_nothing_else
             file.write_bytes(kept)
             async with vm.reverted("c1", lambda active: started(machine, blockdev, active)):
                 pass
+
+
+async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two, machine):
+    vda, vdb = two
+    with machine(*blockdev("vda", vda.active), *blockdev("vdb", vdb.active, "raw")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.checkpoint("c1")
+            before = listing(running.folder)
+
+            @asynccontextmanager
+            async def never(_active):
+                await anyio.sleep_forever()
+                yield
+
+            async def operation():
+                async with vm.reverted("c1", never):
+                    raise AssertionError
+
+            for cancel in ("task", "scope"):
+                for number in (1, 3, *range(10, 60, 3)):
+                    came, _ = await interrupt(operation, number, cancel=cancel)
+                    assert came
+                    assert listing(running.folder) == before, f"{cancel} at {number}"
+                    assert await vm.interrupted() == ()
+            with anyio.CancelScope() as scope:
+
+                @asynccontextmanager
+                async def cancelled(active):
+                    assert all(path.exists() for path in active.values())
+                    scope.cancel()
+                    await anyio.sleep_forever()
+                    yield
+
+                async with vm.reverted("c1", cancelled):
+                    raise AssertionError
+            assert scope.cancelled_caught
+            assert listing(running.folder) == before
+
+
+async def test_reverted_with_a_launcher_that_ends_the_old_machine(two, machine, mode):
+    vda, vdb = two
+    with machine(*blockdev("vda", vda.active), *blockdev("vdb", vdb.active, "raw")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.checkpoint("c1", mode=mode)
+
+            def instead(active):
+                running.quit()
+                return started(machine, blockdev, active)
+
+            async with vm.reverted("c1", instead) as new:
+                assert [one.name for one in (await new.moments()).moments] == ["c1"]
+                await new.checkpoint("c2", mode=mode)

@@ -173,7 +173,11 @@ class StateVerbs:
             Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
         """
         plan = await self.plan(PrepareRevert(name))
-        made = await self._executor.run(plan)
+        try:
+            made = await self._executor.run(plan)
+        except anyio.get_cancelled_exc_class():  # they may be whole all the same
+            await self._put_away(plan)
+            raise
         active = {disk: Path(file) for disk, file in made.prepared.items()}
         loaded = False
         try:
@@ -183,8 +187,11 @@ class StateVerbs:
                 yield vm
         finally:
             if not loaded:
-                with anyio.CancelScope(shield=True):
-                    await self._executor.put_away(plan)
+                await self._put_away(plan)
+
+    async def _put_away(self, plan: Plan) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._executor.put_away(plan)
 
     async def save(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
         """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
