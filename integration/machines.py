@@ -18,6 +18,8 @@ import qmpsnap
 CHEAP = ("-M", "q35", "-m", "64", "-nodefaults", "-no-user-config", "-display", "none", "-S")
 _FILTERS = {"mirror_top", "commit_top", "copy-on-read", "copy-before-write"}
 _LIBC = ctypes.CDLL(None)
+READS = ("query-", "qom-get", "qom-list")
+"""How commands begin that change nothing."""
 
 
 def blockdev(name, file, form="qcow2", *, node=None):
@@ -273,7 +275,7 @@ def traced(vm):
     sent = []
 
     def note(message):
-        if not message["execute"].startswith(("query-", "qom-get", "qom-list")):
+        if not message["execute"].startswith(READS):
             sent.append((message["execute"], message["arguments"]))
 
     vm._target.session.trace = note

@@ -57,3 +57,14 @@ async def refuses(running, vm, intent, error, text, *, folder=None):
     assert (type(caught.value), caught.value.changed, caught.value.exit_code) == (error, Changed.NO, 3)
     assert (sent, now()) == ([], before)
     return caught.value
+
+
+def fill(place, leave):
+    """Fill a small file system up to so many bytes; return the file that does it."""
+    file = Path(place) / "filler"
+    with file.open("wb") as filler:
+        space = os.statvfs(place)
+        left = space.f_bavail * space.f_frsize - leave
+        while left > 0:
+            left -= filler.write(bytes(min(left, 1 << 20)))
+    return file

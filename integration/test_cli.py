@@ -8,7 +8,7 @@ import re
 import pytest
 
 from integration.cli import Cli, records
-from integration.machines import blockdev, drive
+from integration.machines import READS, blockdev, drive
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def sent(err):
     """Commands in the log of -vv, those that ask excepted."""
     messages = [json.loads(line[4:]) for line in err.splitlines() if line.startswith("--> ")]
     commands = [(one["execute"], one.get("arguments", {})) for one in messages]
-    return [one for one in commands if not one[0].startswith(("query-", "qmp_"))]
+    return [one for one in commands if not one[0].startswith((*READS, "qmp_"))]
 
 
 def planned(ended):

@@ -167,7 +167,7 @@ async def test_revert_refuses_a_name_that_is_missing_or_stands_for_two(images, m
             error = await refuses(running, vm, Revert("c1"), AmbiguousName, "2 snapshots")
             assert len(error.candidates) == 2
             running.qmp("blockdev-snapshot-internal-sync", device=root, name="inside")
-            await refuses(running, vm, Revert("inside"), Unsupported, "inside the images")
+            await refuses(running, vm, Revert("inside"), Unsupported, "holds disks alone")
 
 
 async def test_revert_of_memory_for_a_new_qemu_is_refused_in_place(images, machine):

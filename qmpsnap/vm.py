@@ -5,6 +5,7 @@ Each verb is exactly `run(await plan(intent))`.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,8 +104,8 @@ class VM(JobVerbs, MomentVerbs, StateVerbs):
         return await self._executor.run(plan, hooks)
 
     async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
-        plan = await (self.when_idle(intent) if wait else self.plan(intent))
-        return await self._executor.run(plan, hooks, seen=plan.before)
+        make = self.when_idle if wait else self.plan
+        return await self._executor.do(partial(make, intent), hooks)
 
     async def _scene(self, intent: Intent) -> Scene:
         graph = await self._target.graph()

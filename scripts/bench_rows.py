@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-__all__ = ["HEADER", "Row", "ms", "ratio"]
+__all__ = ["HEADER", "Row", "ms", "plain", "ratio"]
 
 HEADER = f"{'what':<52} {'ours':>12} {'against':>12} {'ratio':>9} {'bound':>7}"
 
@@ -50,3 +50,9 @@ def ms(seconds: float) -> str:
 def ratio(what: str, ours: list[float], bare: list[float], bound: float) -> Row:
     a, b = statistics.median(ours), statistics.median(bare)
     return Row(what, ms(a), ms(b), a / b, bound)
+
+
+def plain(what: str, ours: list[float]) -> Row:
+    """A row without another side, and without a bound."""
+    seconds = statistics.median(ours)
+    return Row(what, ms(seconds), "-", seconds * 1000, None, "ms")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import MOMENT, dry_run
+from qmpsnap.cli.options import MOMENT, dry_run, via
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Delete
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Via
 
 __all__ = ["delete"]
 
@@ -15,13 +20,17 @@ __all__ = ["delete"]
 @verb(
     "delete",
     example="qmpsnap -s /run/vm1/qmp.sock delete before-upgrade",
-    short_help="Delete an internal snapshot from each disk that has it.",
+    short_help="Delete an internal snapshot, or a checkpoint of either kind.",
 )
 @click.argument("name", type=MOMENT)
+@via
 @dry_run
-def delete(name: str, *, dry_run: bool) -> None:
-    """Delete the internal snapshot NAME from each disk that has it, while the guest runs.
+def delete(name: str, *, via: Via | None, dry_run: bool) -> None:
+    """Delete the moment NAME, while the guest runs.
 
-    External ones cannot be deleted yet; a commit folds their overlays.
+    An internal one goes from each disk that has it. Of an external checkpoint the file of VM state and the
+    name go; its layers stay, and a note says how they are folded.
+
+    External snapshots of disks alone cannot be deleted yet; a commit folds their overlays.
     """
-    change(Delete(name), dry_run=dry_run)
+    change(Delete(name, via), dry_run=dry_run)

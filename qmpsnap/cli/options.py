@@ -103,8 +103,9 @@ progress = click.option(
 via = click.option(
     "--via",
     type=click.Choice(["hmp", "jobs"]),
-    help="For internal ones: QEMU's human monitor (savevm, loadvm), or its jobs (snapshot-save, "
-    "snapshot-load). [default: the human monitor, unless a disk is left]",
+    help="How internal ones are worked on: by QEMU's human monitor (savevm and so on), or by its jobs "
+    "(snapshot-save). [default: the human monitor; jobs where a writable disk takes no part, or has a "
+    "throttle above it]",
 )
 
 

@@ -44,12 +44,14 @@ class MigrationStatus:
         error: Its text when it failed, else "".
         transferred: Bytes of memory that are written.
         total: Bytes of memory that there are.
+        remaining: Bytes of memory that are still to come; what holds zeros is not transferred.
     """
 
     status: str
     error: str = ""
     transferred: int = 0
     total: int = 0
+    remaining: int = 0
 
 
 def parse_migration(answer: object) -> MigrationStatus:
@@ -66,6 +68,7 @@ def parse_migration(answer: object) -> MigrationStatus:
             error=str(row.get("error-desc", "")),
             transferred=int(cast("int", memory.get("transferred", 0))),
             total=int(cast("int", memory.get("total", 0))),
+            remaining=int(cast("int", memory.get("remaining", 0))),
         )
     except (TypeError, AttributeError, ValueError) as error:
         raise Malformed(f"QEMU's answer to query-migrate has not the expected shape: {error!r}") from error

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Branch", "branch_file", "branch_files", "branch_token", "branches"]
 
+_WRITTEN_BACK = " (QEMU writes UEFI variables back by itself as it loads the memory)"
 # QOM types of devices whose root was changed under a real guest, which then read the new data.
 _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
 
@@ -82,7 +83,8 @@ class Branch:
                 f"{disk.name} is {kind} ({device.path if device else disk.qdev!r}), whose root cannot be "
                 "changed under a guest for certain",
                 feature=f"going back in place on {kind}",
-                hint="go back into a new QEMU: qmpsnap revert NAME --prepare",
+                hint=f"let it stay as it is: --leave {disk.name}{_WRITTEN_BACK if 'pflash' in kind else ''}; "
+                "or go back into a new QEMU: --prepare",
             )
         return SetDrive(self.root, device.path, self.was, closes)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, RemoveState
-from qmpsnap.plan.vm_state import refuse_jobs
 
 if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
@@ -34,14 +34,18 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             hint="fold its overlay by commit: "
             f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}",
         )
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     steps = (RemoveState(record.state.file), FinishRecord(record.directory, (record.id,)))
     folds = [
         f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
         for part in moment.held
         if part.in_chain
     ]
+    present = {file for disk in scene.graph.disks.values() for file in disk.files}
+    aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]
     notes = [f"the layers stay; to fold its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]
+    if aside:
+        notes.append(f"in no chain of this machine by now: {', '.join(aside)}")
     return Plan(
         op="delete",
         intent=intent,

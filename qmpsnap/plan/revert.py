@@ -19,14 +19,20 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan import checkpoint
+from qmpsnap.plan import checkpoint_internal
 from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
-from qmpsnap.plan.intent import RevertInternal
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
-from qmpsnap.plan.scene import local_chains, refuse_busy, state_questions, unique, with_parents
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_any_job,
+    refuse_busy,
+    state_questions,
+    unique,
+    with_parents,
+)
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,
@@ -43,12 +49,13 @@ from qmpsnap.plan.steps import (
     StopGuest,
     WriteRecord,
 )
-from qmpsnap.plan.vm_state import file_number, machine_of, refuse_jobs, refuse_state
+from qmpsnap.plan.vm_state import file_number, machine_of, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.machine import Machine
+    from qmpsnap.model.memory import MemoryNote
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import KeptState, MomentRecord, Record
     from qmpsnap.plan.branch import Branch
@@ -117,7 +124,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             feature=f"going back to a checkpoint of mode {state.mode} in place",
             hint=f"qmpsnap revert {intent.name} --prepare, start a QEMU on these files, then --into-incoming",
         )
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     refuse_state(machine, migrates=False)
     disks = _disks(intent, moment, scene)
     if state is not None:
@@ -177,7 +184,7 @@ def _internal(intent: Revert, scene: Scene) -> Plan:
             feature="discarding layers by a revert inside images",
             hint="leave --discard out",
         )
-    return checkpoint.plan_revert(RevertInternal(intent.name, intent.leave, intent.via), scene)
+    return checkpoint_internal.plan_revert(intent, scene)
 
 
 def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
@@ -186,12 +193,13 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     Raises:
         UnknownNode, AmbiguousName: When no moment has the name, or two have it.
         NotInChain: When a layer does not hold it any more.
-        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole.
+        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole, or
+            another one.
     """
     moment = moment_named(intent.name, scene)
     record = _record_of(moment)
     if record.state is not None and record.state.mode != "in-place":
-        whole_note(scene.files, record.state.file)
+        _own_note(record, record.state, scene)
     disks = [scene.graph.disks[name] for name in record.covered if name in scene.graph.disks]
     token = branch_token(record, scene.graph)
     new = branches(moment, disks, token, scene)
@@ -230,6 +238,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         Unsupported: When the machine does not wait for VM state, or the moment has none for it.
         NotInChain: When a disk does not stand on the checkpoint's layer.
         MachineDiffers: When the machine is another, or an overlay has data already.
+        NodeBusy: When a job is under way.
         TargetUnusable: When the memory file is missing, cut, or another one.
     """
     moment = moment_named(intent.name, scene)
@@ -241,12 +250,8 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
             feature="VM state for a new QEMU",
             hint=f"qmpsnap revert {intent.name} goes back in place",
         )
-    note = whole_note(scene.files, state.file)
-    if note.id != record.id:
-        raise TargetUnusable(
-            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {intent.name!r}",
-            file=state.file,
-        )
+    note = _own_note(record, state, scene)
+    refuse_any_job(scene)
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     load, after = load_steps(machine, state.file, file_number(token), running=state.running)
@@ -264,6 +269,17 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         before=scene.graph,
         after=scene.graph,
     )
+
+
+def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
+    """The note of the moment's memory file, which has to be whole and this moment's."""
+    note = whole_note(scene.files, state.file)
+    if note.id != record.id:
+        raise TargetUnusable(
+            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
+            file=state.file,
+        )
+    return note
 
 
 def _record_of(moment: Moment) -> MomentRecord:

@@ -10,7 +10,14 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import local_chains, state_place, state_questions, unique, with_parents
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_any_job,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
 from qmpsnap.plan.steps import (
     AwaitClosed,
     AwaitMigration,
@@ -27,7 +34,6 @@ from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
     machine_of,
-    refuse_jobs,
     refuse_memory_place,
     refuse_state,
 )
@@ -70,7 +76,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
         UnknownNode: When there is no disk.
     """
-    refuse_jobs(scene)
+    refuse_any_job(scene)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
     _refuse_unseen(scene)
@@ -129,10 +135,12 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     """Plan to read VM state from a file of `save` into a QEMU that waits for it; or refuse.
 
     Raises:
+        NodeBusy: When a job is under way.
         Unsupported: When the machine does not wait for VM state.
         TargetUnusable: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
+    refuse_any_job(scene)
     _refuse_unseen(scene)
     note = whole_note(scene.files, intent.file)
     if note.name:

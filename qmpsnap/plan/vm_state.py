@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
-from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, stem
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.steps import (
@@ -29,7 +28,6 @@ __all__ = [
     "Passage",
     "file_number",
     "machine_of",
-    "refuse_jobs",
     "refuse_memory_place",
     "refuse_state",
     "state_file",
@@ -66,22 +64,6 @@ def file_number(token: str) -> int:
 def way_of(machine: Machine) -> Way:
     """How QEMU gets an open file: one that knows mapped-ram can write to a file by itself, others by fd."""
     return "fdset" if "mapped-ram" in machine.capabilities else "fd"
-
-
-def refuse_jobs(scene: Scene) -> None:
-    """Refuse while any job is under way.
-
-    Raises:
-        NodeBusy: Naming it.
-    """
-    for job in scene.jobs:
-        if job.status not in ENDED:
-            raise NodeBusy(
-                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
-                node="",
-                job_id=job.id,
-                hint=f"wait for it (qmpsnap job wait {job.id}) or stop it (qmpsnap job cancel {job.id})",
-            )
 
 
 def refuse_state(machine: Machine, *, migrates: bool) -> None:
@@ -141,8 +123,14 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}.{ending}")
 
 
-def refuse_memory_place(scene: Scene, file: str, partial: str) -> None:
+def refuse_memory_place(scene: Scene, file: str, partial: str, *, reserve_bytes: int = 0) -> None:
     """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
+
+    Args:
+        scene: The machine, and what lies on its disk.
+        file: The file.
+        partial: What it is called until it is whole.
+        reserve_bytes: What will be reserved for it; 0: nothing.
 
     Raises:
         TargetExists: When there is such a file, or an unfinished one.
@@ -159,7 +147,7 @@ def refuse_memory_place(scene: Scene, file: str, partial: str) -> None:
         raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
     if not where.writable:
         raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
-    need = machine_of(scene).fingerprint.memory + _LEAST
+    need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise TargetUnusable(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists, TargetUnusable
-from qmpsnap.model.names import state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 
@@ -37,17 +36,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class Catalog:
     """Records beside the images. Every call works in a thread, to its end, also when it is cancelled."""
-
-    async def where(self, chain: Sequence[str]) -> str | None:
-        """Directory for the records of a machine: beside its base image, else beside the next layer up.
-
-        Args:
-            chain: Files of the first disk's chain, active first, absolute paths.
-
-        Returns:
-            The directory, which need not exist yet; None when none can be written.
-        """
-        return await in_thread(partial(_where, tuple(chain)))
 
     async def write_intent(self, record: IntentRecord, directory: str) -> IntentRecord:
         """Write down an operation that is about to begin; durable when it returns.
@@ -143,23 +131,6 @@ def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[
         finally:
             os.close(descriptor)
     return tuple(records), tuple(bad)
-
-
-def _where(chain: tuple[str, ...]) -> str | None:
-    for layer in reversed(chain):
-        if not layer.startswith("/"):
-            continue
-        directory = state_directory(layer)
-        try:
-            os.close(_open_trusted(directory))
-            place = directory
-        except FileNotFoundError:
-            place = os.path.dirname(directory)
-        except (OSError, ValueError):
-            continue
-        if os.access(place, os.W_OK | os.X_OK, effective_ids=True):
-            return directory
-    return None
 
 
 def _write(record: Record, instead_of: Record | None) -> None:

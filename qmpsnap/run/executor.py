@@ -21,7 +21,7 @@ from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
@@ -47,6 +47,7 @@ class Executor:
         self._target = target
         self._after_cancel = after_cancel
         self._lock = anyio.Lock()
+        self._turns = 0  # how many plans were begun or have ended
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None) -> Done:
         """Run a plan to its end.
@@ -71,15 +72,26 @@ class Executor:
             Incomplete: When the operation succeeded and something could not be put away.
             LinkLost: When the link went; `changed` says what is known after one try to connect again.
         """
+        turns = self._turns
         async with self._lock:
-            operation = Operation(self._target, plan, hooks or Hooks(), seen)
-            task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}")
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                operation.stop.set()
-                await self._ended(task, plan.op)
-                raise
+            return await self._run(plan, hooks, seen if self._turns == turns else None)
+
+    async def do(self, make: Callable[[], Awaitable[Plan]], hooks: Hooks | None = None) -> Done:
+        """Plan and run at once; planned once more when another plan of ours ran in between.
+
+        Args:
+            make: Reads the machine and plans.
+            hooks: What the caller wants to be told, and its wish to leave.
+
+        Raises:
+            QmpsnapError: What `make` and `run` raise.
+        """
+        turns = self._turns
+        plan = await make()
+        async with self._lock:
+            if self._turns != turns:
+                plan = await make()
+            return await self._run(plan, hooks, plan.before)
 
     async def put_away(self, plan: Plan) -> None:
         """Remove the overlays that a plan made and that nobody wrote to; what cannot be removed stays."""
@@ -98,6 +110,19 @@ class Executor:
             LinkLost: When the link goes before the reply.
         """
         await self._target.command(command, arguments)
+
+    async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None) -> Done:
+        operation = Operation(self._target, plan, hooks or Hooks(), seen)
+        self._turns += 1
+        task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            operation.stop.set()
+            await self._ended(task, plan.op)
+            raise
+        finally:
+            self._turns += 1
 
     async def _ended(self, task: asyncio.Task[Done], op: str) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost, UnknownNode
+from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import parse_jobs, parse_status
 from qmpsnap.run.progress import Meter
@@ -73,19 +73,6 @@ class JobMonitor:
             self._session.query("query-jobs"), self._session.query("query-block-jobs")
         )
         return parse_jobs(jobs, block_jobs)
-
-    async def job(self, job_id: str) -> Job:
-        """Ask QEMU for one job.
-
-        Raises:
-            UnknownNode: When there is no job of that name.
-            LinkLost: When the link went.
-            Malformed: When the answer is not what the schema promises.
-        """
-        for job in await self.jobs():
-            if job.id == job_id:
-                return job
-        raise UnknownNode(f"there is no job {job_id!r}", hint="`qmpsnap jobs` lists them")
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[JobWatch]:

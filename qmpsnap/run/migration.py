@@ -88,7 +88,13 @@ class Migrations:
         meter = Meter()
         while (now := await self.status()).status not in _OVER:
             yield meter.look(
-                Job("memory", "migrate", JobStatus.RUNNING, offset=now.transferred, length=now.total)
+                Job(
+                    "memory",
+                    "migrate",
+                    JobStatus.RUNNING,
+                    offset=now.total - now.remaining,
+                    length=now.total,
+                )
             )
             await anyio.sleep(interval)
 

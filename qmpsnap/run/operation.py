@@ -30,6 +30,7 @@ from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,
     AwaitMigration,
+    ContinueGuest,
     DeleteNode,
     DismissJob,
     FinishRecord,
@@ -39,6 +40,7 @@ from qmpsnap.plan.steps import (
     RetireFile,
     SealMemory,
     SealStore,
+    StopGuest,
 )
 from qmpsnap.plan.undo import changes, drains, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
@@ -170,7 +172,9 @@ class Operation:
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
-            standstill = stops.seconds or 0.0
+            kinds = {type(step) for step in self._course.done}
+            stands = StopGuest in kinds and ContinueGuest not in kinds  # from then on: there is no end of it
+            standstill = None if stands else stops.seconds or 0.0
         size = self._bytes or self._course.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 

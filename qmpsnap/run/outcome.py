@@ -69,7 +69,7 @@ class Done:
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
             checkpoint or a revert from STOP to RESUME by QEMU's own clock (0 when the guest was paused),
             or a pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
-            itself waits for. None where nothing was drained that we could measure.
+            itself waits for. None where nothing was drained that we could measure, and where it stands still.
         elapsed_s: Seconds of the whole operation.
         bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, and of the way back to one,
             bytes of its VM state as read back.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.server import Return
 
 from .conftest import disks
@@ -32,6 +33,11 @@ def test_delete_refuses_a_name_that_nobody_has(machine, inside):
     ended = machine("delete", "nope")
     assert (ended.code, ended.out) == (3, "")
     assert ended.err.startswith("qmpsnap: refused: there is no snapshot 'nope'")
+
+
+def test_delete_says_all_that_can_be_said(intent):
+    assert intent("delete", "c1") == Delete("c1")
+    assert intent("delete", "c1", "--via", "jobs") == Delete("c1", "jobs")
 
 
 def test_snapshot_internal_prints_its_plan(machine, inside):

@@ -140,7 +140,7 @@ def test_branch_is_refused_for_any_other_device(device: Device | None) -> None:
     machine = a_machine(TWO, devices=known | ({"vda": device} if device else {}))
     with pytest.raises(Unsupported, match="whose root cannot be changed") as caught:
         planned(BACK, TWO, files=files_of(""), machine=machine)
-    assert caught.value.hint == "go back into a new QEMU: qmpsnap revert NAME --prepare"
+    assert caught.value.hint == "let it stay as it is: --leave vda; or go back into a new QEMU: --prepare"
 
 
 # -- what is refused of the layers -----------------------------------------------------------------

@@ -27,7 +27,6 @@ from qmpsnap.plan.intent import (
     Restore,
     Revert,
     RevertIncoming,
-    RevertInternal,
     Save,
     Snapshot,
     SnapshotInternal,
@@ -281,7 +280,6 @@ def test_planner_asks_for_what_it_then_reads() -> None:
     "intent",
     [
         CheckpointInternal("c1"),
-        RevertInternal("c1"),
         Checkpoint("c1"),
         Revert("c1"),
         RevertIncoming("c1"),

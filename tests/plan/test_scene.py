@@ -20,6 +20,7 @@ from qmpsnap.plan.scene import (
     layer_index,
     local_chains,
     recorded_like,
+    refuse_any_job,
     refuse_busy,
     refuse_covered,
     refuse_empty,
@@ -288,3 +289,10 @@ def test_local_chains_leave_out_what_is_no_file() -> None:
 
 def test_unique_keeps_the_order() -> None:
     assert unique(["b", "a", "b", "c", "a"]) == ("b", "a", "c")
+
+
+def test_refuse_any_job_names_the_one_that_is_under_way() -> None:
+    refuse_any_job(scene(jobs=(job("done", status=JobStatus.CONCLUDED),)))
+    with pytest.raises(NodeBusy, match="'theirs'") as caught:
+        refuse_any_job(scene(jobs=(job("done", status=JobStatus.CONCLUDED), job("theirs"))))
+    assert caught.value.job_id == "theirs"

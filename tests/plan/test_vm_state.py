@@ -9,14 +9,12 @@ import pytest
 from qmpsnap.errors import NodeBusy, Refused, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact
-from qmpsnap.model.job import JobStatus
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import AwaitMigration, PassFile, ReleaseFile, SetCapabilities, SetParameters
 from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
-    refuse_jobs,
     refuse_memory_place,
     refuse_state,
     state_file,
@@ -24,7 +22,7 @@ from qmpsnap.plan.vm_state import (
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.scenes import NOW, job, with_layer
+from tests.plan.scenes import NOW, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
@@ -49,13 +47,6 @@ def old(**more: Any) -> Passage:
 def test_file_number_fits_in_what_qemu_takes() -> None:
     assert file_number("00000007") == 7
     assert file_number("ffffffff") == 2**31 - 1
-
-
-def test_refuse_jobs_names_the_one_that_is_under_way() -> None:
-    refuse_jobs(scene(FakeFiles(ONE), jobs=(job("done", status=JobStatus.CONCLUDED),)))
-    with pytest.raises(NodeBusy, match="'theirs'") as caught:
-        refuse_jobs(scene(FakeFiles(ONE), jobs=(job("theirs"),)))
-    assert caught.value.job_id == "theirs"
 
 
 @pytest.mark.parametrize(

@@ -159,30 +159,6 @@ async def test_read_reads_each_directory_once(place, catalog):
     assert await catalog.read([str(place), str(place)]) == ((stored,), ())
 
 
-async def test_where_is_beside_the_base_image(place, catalog):
-    assert await catalog.where([f"{place}/top.qcow2", f"{place}/base.qcow2"]) == f"{place}/base.qmpsnap"
-
-
-async def test_where_is_beside_the_next_layer_up_when_the_base_is_out_of_reach(place, catalog):
-    chain = [f"{place}/top.qcow2", f"{place}/mid.qcow2", f"{place}/no/base.qcow2", "nbd://host/x"]
-    assert await catalog.where(chain) == f"{place}/mid.qmpsnap"
-
-
-async def test_where_passes_over_a_directory_that_is_not_to_be_trusted(place, catalog):
-    (place / "base.qmpsnap").symlink_to(".")
-    chain = [f"{place}/top.qcow2", f"{place}/base.qcow2"]
-    assert await catalog.where(chain) == f"{place}/top.qmpsnap"
-
-
-async def test_where_takes_no_relative_name(place, catalog, monkeypatch):
-    monkeypatch.chdir(place.parent)
-    assert await catalog.where(["d/base.qcow2"]) is None
-
-
-async def test_where_is_nowhere_when_nothing_can_be_written(catalog):
-    assert await catalog.where(["/proc/sys/x.qcow2", "/no/such/x.qcow2", "nbd://host/x"]) is None
-
-
 async def test_rewrite_puts_a_moment_in_the_place_of_what_it_was(place, catalog):
     moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
     later = replace(moment, branches=({"vda": "/d/r"},))

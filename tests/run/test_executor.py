@@ -238,6 +238,13 @@ async def test_executor_runs_one_plan_at_a_time() -> None:
     assert len(fake.performed) == count + 4  # the first one's end, and its record
 
 
+async def test_executor_plans_again_when_another_plan_ran_in_between() -> None:
+    fake = machine("snapshot")
+    vm = vm_of(fake)
+    one, two = await asyncio.gather(vm.snapshot("n1"), vm.snapshot("n2"))
+    assert {disk: files[1:] for disk, files in two.chains.items()} == one.chains
+
+
 async def test_executor_waits_for_the_end_however_often_it_is_cancelled() -> None:
     fake = machine("mirror-pivot")
     plan = await plan_of("mirror-pivot", fake)

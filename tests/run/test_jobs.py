@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost, UnknownNode
+from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import IoStatus, JobStatus
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.session import connect
@@ -162,12 +162,6 @@ async def test_jobs_joins_what_qemu_says(jobs, monitor):
     jobs.put(JOB, "paused", offset=3, io_status="nospace")
     (job,) = await monitor.jobs()
     assert (job.offset, job.length, job.speed, job.io_status, job.mine) == (3, 8, 5, IoStatus.NOSPACE, True)
-    assert await monitor.job(JOB) == job
-
-
-async def test_job_refuses_a_name_that_is_not_there(jobs, monitor):
-    with pytest.raises(UnknownNode, match="no job 'x'"):
-        await monitor.job("x")
 
 
 async def test_progress_tells_rate_and_time_left_until_the_end(jobs, monitor):

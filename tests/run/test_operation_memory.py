@@ -50,8 +50,8 @@ pytestmark = pytest.mark.timeout(10)
 
 STATE_BYTES = 4 << 20
 # Seconds from STOP to RESUME; 0 where the guest was paused, or has to stand from then on.
-STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": 0.0}
-STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])  # type: ignore[arg-type]
+STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": None}
+STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])
 EARLY, LATE = "Snapshot 'x' does not exist in one or more devices", "Error -5 while loading VM state"
 
 
@@ -255,8 +255,13 @@ async def test_operation_on_state_says_what_could_not_be_put_away(case: str, pla
     assert bool(records) is needed
 
 
-@pytest.mark.parametrize(("case", "place"), PLACES)
-async def test_operation_on_state_that_is_to_stop_is_undone_or_done(case: str, place: int) -> None:
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_on_state_that_is_to_stop_is_undone_or_done(case: str) -> None:
+    for place in [place for one, place in PLACES if one == case]:
+        await stops_at(case, place)
+
+
+async def stops_at(case: str, place: int) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     before = stand(fake)

@@ -5,34 +5,13 @@ from __future__ import annotations
 import pytest
 
 import qmpsnap
-from qmpsnap.plan.intent import CheckpointInternal, RevertInternal
+from integration.counter import Counter
+from qmpsnap.plan.intent import CheckpointInternal, Revert
 from qmpsnap.testing.guest import open_guest
 from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_argv
 
 ALL = {"vda": "qcow2", "vdb": "qcow2"}
 RAW_BESIDE = {"vdr": "raw", "vda": "qcow2"}
-
-
-class Counter:
-    """A count in the guest's RAM and on each of its disks."""
-
-    def __init__(self, guest, devices):
-        self._guest, self._devices = guest, devices
-
-    async def set(self, number):
-        writes = "; ".join(
-            f"printf %-512s {number} | dd of={device} bs=512 oflag=direct conv=notrunc 2> /dev/null"
-            for device in self._devices.values()
-        )
-        await self._guest.run(f"echo {number} > /run/count; {writes}")
-
-    async def get(self):
-        """The count in RAM, and that on each disk."""
-        reads = "; ".join(
-            f"dd if={device} bs=512 count=1 iflag=direct 2> /dev/null" for device in self._devices.values()
-        )
-        memory, *disks = (await self._guest.run(f"cat /run/count; {reads}")).split()
-        return {"RAM": memory, **dict(zip(self._devices, disks, strict=True))}
 
 
 @pytest.mark.timeout(180)
@@ -68,7 +47,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
             paused = number % 2 == 1
             if paused:
                 await vm._target.session.change("stop", {})
-            back = await vm.run(await vm.plan(RevertInternal("c1", leave, via)))
+            back = await vm.run(await vm.plan(Revert("c1", leave, via)))
             assert (back.standstill_s > 0) is not paused
             if paused:
                 assert (await vm._target.session.query("query-status"))["running"] is False

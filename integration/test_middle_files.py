@@ -1,0 +1,56 @@
+"""The client is killed while QEMU is in the middle of writing VM state to a file, or of reading a store.
+
+Who comes later brings it to a good end: the guest runs, QEMU is set as before, nothing half-made is listed.
+A background checkpoint is not among them: QEMU takes none of memory that lies in a file, and the memory of
+a machine without a guest is written in no time otherwise. test_kill.py kills it right after it has begun.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from integration.cases import CASES
+from integration.harness import Rig
+from integration.test_kill import clients, end
+from integration.test_middle import AFTER, memory  # noqa: F401 - a fixture
+from qmpsnap.plan.steps import AwaitJob, LoadState, SaveMemory, SaveState
+
+# What becomes of each: taken back, or brought to its end.
+ENDS = {
+    "checkpoint stop": False,
+    "checkpoint in place": False,
+    "revert in place": True,
+    "save": False,
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ENDS)
+async def test_killed_client_leaves_a_file_half_written_and_the_next_one_puts_all_right(
+    qemu,
+    tmp_path,
+    memory,  # noqa: F811
+    name,
+):
+    rig = Rig(qemu, CASES[name], tmp_path / "rig", memory)
+    with clients() as run, rig.start() as running:
+        await rig.prepare()
+        async with running.connect() as vm:
+            plan = await vm.plan(rig.intent)
+        performed = [step for step in plan.steps if not isinstance(step, AwaitJob)]
+        (place,) = (
+            2 * number + isinstance(step, SaveMemory)  # which is answered at once
+            for number, step in enumerate(performed)
+            if isinstance(step, SaveMemory | SaveState | LoadState)
+        )
+        assert run(running, rig, name, place, AFTER) == -9
+        async with running.connect() as vm:
+            assert await end(vm) is None
+            done = await rig.cleared(vm)
+            listed = [one.name for one in (await vm.moments()).moments]
+        assert done is ENDS[name]
+        assert listed == (["ck"] if name == "revert in place" else [])
+        running.check_nothing_left()
+        rig.check_machine(done=done)
+    rig.verify(done=done)
+    rig.forget_records()
