@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Snapshot, Stream
 
 
 def test_intents_default_to_what_the_command_line_promises() -> None:
@@ -10,3 +10,8 @@ def test_intents_default_to_what_the_command_line_promises() -> None:
     assert Mirror("vda", "/c", "finish") == Mirror(
         "vda", "/c", "finish", "full", None, False, False, "report", 0
     )
+
+
+def test_intents_on_vm_state_default_to_what_keeps_most() -> None:
+    assert Checkpoint("c1") == Checkpoint("c1", mode="stop", memory="")
+    assert Revert("c1") == Revert("c1", leave=(), discard=False, via=None)

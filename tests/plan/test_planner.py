@@ -15,6 +15,7 @@ from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
 from qmpsnap.plan.intent import (
+    Checkpoint,
     CheckpointInternal,
     Commit,
     Delete,
@@ -22,7 +23,11 @@ from qmpsnap.plan.intent import (
     Folded,
     Intent,
     Mirror,
+    PrepareRevert,
+    Restore,
     Revert,
+    RevertIncoming,
+    Save,
     Snapshot,
     SnapshotInternal,
     Stream,
@@ -271,10 +276,22 @@ def test_planner_asks_for_what_it_then_reads() -> None:
         assert planned(intent, drawn, state_dir="/state").record is not None
 
 
-def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back() -> None:
-    for intent in (CheckpointInternal("c1"), Revert("c1")):
-        assert planner.needs_machine(intent)
+@pytest.mark.parametrize(
+    "intent",
+    [
+        CheckpointInternal("c1"),
+        Checkpoint("c1"),
+        Revert("c1"),
+        RevertIncoming("c1"),
+        Save("/m"),
+        Restore("/m"),
+    ],
+    ids=lambda intent: type(intent).__name__,
+)
+def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back(intent: Intent) -> None:
+    assert planner.needs_machine(intent)
     assert not planner.needs_machine(Snapshot("n1"))
+    assert not planner.needs_machine(PrepareRevert("c1"))
 
 
 def test_wanted_is_able_to_refuse() -> None:

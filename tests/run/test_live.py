@@ -21,18 +21,33 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.parse import GRAPH_QUERIES, parse_graph
 from qmpsnap.plan.steps import (
+    AddNode,
+    AddStore,
     AwaitJob,
     CancelJob,
+    CheckRoots,
     CompleteJob,
+    ContinueGuest,
     CreatePlaceholder,
     DeleteNode,
+    DeleteState,
     DismissJob,
     EndCopy,
     FlushNode,
+    LoadMemory,
+    LoadState,
+    NewRoot,
     ProbeAbsent,
+    ReopenFilter,
+    ResetGuest,
+    SaveMemory,
+    SaveState,
+    SetDrive,
+    SetParameters,
     StartCommit,
     StartMirror,
     StartStream,
+    StopGuest,
     TakenOverlay,
     TakeSnapshots,
 )
@@ -175,6 +190,7 @@ async def test_shares_is_what_the_caller_says(server: QmpServer, given: bool) ->
         assert await target.shares(graph(vda="nowhere*")) is given
 
 
+ROOT = NewRoot("vda", "n", "/o", "qcow2", None, ())
 STEPS: list[Step] = [
     TakeSnapshots((TakenOverlay("vda", "n", "o", "/o", "/b", "us"),)),
     StartStream(JOB, "vda", "n", "/f", None, None, None, "report", 0),
@@ -185,7 +201,18 @@ STEPS: list[Step] = [
     CancelJob(JOB),
     DismissJob(JOB),
     DeleteNode("n"),
+    AddNode("n", "/o", backing="b"),
+    AddStore("n", "/m"),
+    SetDrive(ROOT, "/q", ROOT, closes=False),
+    ReopenFilter(ROOT, "thr", "tg", ROOT, closes=False),
+    SaveState(JOB, "c1", (("", "n"),)),
+    LoadState(JOB, "c1", (("", "n"),), "n"),
+    DeleteState(JOB, "c1", (("vda", "n"),)),
+    SetParameters((("max-bandwidth", 9),), ()),
+    SaveMemory("fd:qmpsnap-7"),
+    LoadMemory("fd:qmpsnap-7"),
 ]
+NO_ARGUMENTS: list[Step] = [StopGuest(), ContinueGuest(), ResetGuest()]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
@@ -203,6 +230,39 @@ async def test_perform_says_so_when_qemu_refuses(server: QmpServer, target: Live
     with pytest.raises(CommandFailed) as caught:
         await target.perform(step)
     assert (caught.value.command, caught.value.desc) == (step.command, "no such thing")
+
+
+@pytest.mark.parametrize("step", NO_ARGUMENTS, ids=lambda step: step.command)
+async def test_perform_sends_what_concerns_the_guest(
+    server: QmpServer, target: LiveTarget, step: Step
+) -> None:
+    server.answer(step.command, Return())
+    await target.perform(step)
+    assert server.commands[-1] == step.command
+    server.answer(step.command, Fail("no such thing"))
+    with pytest.raises(CommandFailed):
+        await target.perform(step)
+
+
+async def test_perform_reads_the_roots_back(server: QmpServer, target: LiveTarget) -> None:
+    row = {"qdev": "/q", "inserted": {"node-name": "n"}}
+    server.answer("query-block", Return([row]))
+    await target.perform(CheckRoots((("vda", "/q", "n"),)))
+    with pytest.raises(CommandFailed, match="did not take"):
+        await target.perform(CheckRoots((("vda", "/q", "other"),)))
+
+
+async def test_stops_are_listened_to_for_as_long_as_the_block_lasts(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.emit(Emit("STOP", timestamp=1.0), Emit("RESUME", timestamp=2.0))
+    await target.jobs()
+    with target.stops() as stops:
+        server.emit(Emit("STOP", timestamp=3.0), Emit("RESUME", timestamp=3.25))
+        await target.jobs()
+    server.emit(Emit("STOP", timestamp=4.0), Emit("RESUME", timestamp=5.0))
+    await target.jobs()
+    assert stops.seconds == 0.25
 
 
 async def test_perform_does_our_own_steps(target: LiveTarget, tmp_path: Path) -> None:

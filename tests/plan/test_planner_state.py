@@ -1,0 +1,136 @@
+"""Any walk through checkpoints, snapshots and ways back: a refusal changes nothing, the rest comes true."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qmpsnap.errors import Refused
+from qmpsnap.plan.intent import Checkpoint, Intent, Mode, PrepareRevert, Revert, Save, Snapshot
+from qmpsnap.plan.steps import AddNode, ContinueGuest, StopGuest, TakeSnapshots
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake import COMMANDS, FakeTarget
+from qmpsnap.testing.fake_machine import a_machine
+from tests.run.operations import vm_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.plan.plan import Plan
+
+NAMES = st.sampled_from(["a", "b", "c"])
+MODES: st.SearchStrategy[Mode] = st.sampled_from(["stop", "background", "in-place"])
+INTENTS: st.SearchStrategy[Intent | bool] = st.one_of(
+    st.builds(Checkpoint, NAMES, MODES),
+    st.builds(Snapshot, NAMES),
+    st.builds(Revert, NAMES, st.sampled_from([(), ("vdb",)]), st.booleans()),
+    st.builds(PrepareRevert, NAMES),
+    st.builds(Save, st.sampled_from(["/images/m", "/images/n"])),
+    st.booleans(),  # somebody lets the guest run, or stops it
+)
+
+
+def machine(*, depth: int, raw: bool, running: bool, old: bool) -> FakeTarget:
+    layers = ["base", *(f"s{number}" for number in range(1, depth))]
+    drawn = graph(chain(" <- ".join(layers) + "*"), chain("data.raw*" if raw else "data <- d1*", name="vdb"))
+    known = ("events", "background-snapshot", "xbzrle") + (() if old else ("mapped-ram",))
+    made = a_machine(drawn, running=running, capabilities=dict.fromkeys(known, False))
+    return FakeTarget(drawn, commands=COMMANDS, machine=made)
+
+
+MACHINES = st.builds(
+    machine, depth=st.integers(1, 3), raw=st.booleans(), running=st.booleans(), old=st.booleans()
+)
+
+
+class Walk:
+    """A machine, and what each moment's disks read when it was taken."""
+
+    def __init__(self, fake: FakeTarget) -> None:
+        self.fake = fake
+        self.moments: dict[str, Mapping[str, tuple[str, ...]]] = {}
+
+    async def go(self, intent: Intent) -> None:
+        fake, vm = self.fake, vm_of(self.fake)
+        before = (fake.state, fake.files.names, fake.guest.now)
+        try:
+            plan = await vm.plan(intent)
+        except Refused:
+            assert (fake.state, fake.files.names, fake.guest.now) == before
+            return
+        check_plan(plan, fake)
+        chains, ran = fake.state.chains(), fake.guest.now.running
+        done = await vm.run(plan)
+        assert done.chains == plan.chains_after == fake.state.chains(*plan.disks)
+        assert fake.guest.now.running is (ran and not isinstance(intent, Save))
+        assert (fake.guest.passed, await fake.jobs()) == (set(), ())
+        if isinstance(intent, Checkpoint | Snapshot):
+            assert intent.name not in self.moments
+            self.moments[intent.name] = chains
+        if isinstance(intent, Revert):
+            for disk in plan.disks:
+                assert fake.state.disks[disk].files[1:] == self.moments[intent.name][disk]
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Nothing that a disk or a moment reads is ever removed."""
+        used = {file for files in self.fake.state.chains().values() for file in files}
+        used |= {file for chains in self.moments.values() for files in chains.values() for file in files}
+        assert used <= set(self.fake.files.names)
+
+
+def check_plan(plan: Plan, fake: FakeTarget) -> None:
+    assert not {disk for disk in plan.moves if disk not in plan.disks}
+    opened = [step.node for step in plan.steps if isinstance(step, AddNode)]
+    opened += [one.node for step in plan.steps if isinstance(step, TakeSnapshots) for one in step.overlays]
+    assert len(set(opened)) == len(opened)
+    assert all(len(node.encode()) <= 31 and node.startswith("qmpsnap-") for node in opened)
+    assert not set(opened) & set(fake.state.nodes)
+    said = json.dumps([step.arguments for step in plan.steps if step.on == "qmp"])
+    for name, disk in fake.state.disks.items():
+        if name not in plan.disks:
+            assert not any(layer.node and f'"{layer.node}"' in said for layer in disk.layers)
+    if not fake.guest.now.running:
+        assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
+
+
+def stand(fake: FakeTarget, *, running: bool) -> None:
+    fake.guest.perform(ContinueGuest() if running else StopGuest())
+
+
+@settings(max_examples=60, deadline=None)
+@given(MACHINES, st.lists(INTENTS, max_size=8))
+def test_planner_refuses_or_goes_where_it_says_and_keeps_what_any_moment_reads(
+    fake: FakeTarget, intents: list[Intent | bool]
+) -> None:
+    async def walk() -> None:
+        walked = Walk(fake)
+        for intent in intents:
+            if isinstance(intent, bool):
+                stand(fake, running=intent)
+            else:
+                await walked.go(intent)
+
+    asyncio.run(walk())
+
+
+@settings(max_examples=40, deadline=None)
+@given(MACHINES, st.lists(NAMES, min_size=2, max_size=6), st.booleans())
+def test_planner_finds_every_moment_from_every_other(
+    fake: FakeTarget, names: list[str], discard: bool
+) -> None:
+    async def walk() -> None:
+        walked = Walk(fake)
+        for name in ("a", "b", "c"):
+            mode = "in-place" if name == "b" else ""
+            await walked.go(Checkpoint(name, "in-place") if mode else Snapshot(name))
+        assert set(walked.moments) == {"a", "b", "c"}
+        for name in names:
+            await walked.go(Revert(name, discard=discard))
+            assert fake.state.disks["vda"].files[1:] == walked.moments[name]["vda"]
+
+    asyncio.run(walk())
