@@ -14,7 +14,6 @@ from qmpsnap.plan.intent import (
     Mirror,
     PrepareRevert,
     Revert,
-    RevertInternal,
     Save,
     Snapshot,
     SnapshotInternal,
@@ -107,14 +106,12 @@ CASES = {
     "checkpoint by jobs": Case(
         intent=lambda _: CheckpointInternal("c1", via="jobs"), **TWO_DISKS, **TAKEN, runs=True
     ),
-    "revert inside": Case(
-        intent=lambda _: RevertInternal("c1"), **TWO_DISKS, **KEPT, checkpoint="c1", runs=True
-    ),
+    "revert inside": Case(intent=lambda _: Revert("c1"), **TWO_DISKS, **KEPT, checkpoint="c1", runs=True),
     "revert by jobs": Case(
-        intent=lambda _: RevertInternal("c1", via="jobs"), **TWO_DISKS, **KEPT, checkpoint="c1", runs=True
+        intent=lambda _: Revert("c1", via="jobs"), **TWO_DISKS, **KEPT, checkpoint="c1", runs=True
     ),
     "revert by jobs, paused": Case(
-        intent=lambda _: RevertInternal("c1", via="jobs"), **TWO_DISKS, **KEPT, checkpoint="c1"
+        intent=lambda _: Revert("c1", via="jobs"), **TWO_DISKS, **KEPT, checkpoint="c1"
     ),
     "delete checkpoint": Case(intent=lambda _: Delete("c1"), **TWO_DISKS, **GONE, checkpoint="c1"),
     "delete checkpoint by jobs": Case(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import rest
-from qmpsnap.plan.intent import CheckpointInternal, Delete, RevertInternal, SnapshotInternal
+from qmpsnap.plan.intent import CheckpointInternal, Delete, SnapshotInternal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,44 +140,3 @@ class MomentVerbs:
         HMP: savevm. QAPI: snapshot-save (migration.json).
         """
         return await self._do(CheckpointInternal(name, tuple(leave), via), hooks, wait=wait)
-
-    async def revert_internal(
-        self,
-        name: str,
-        *,
-        leave: Sequence[str] = (),
-        via: Via | None = None,
-        hooks: Hooks | None = None,
-    ) -> Done:
-        """Go back to a checkpoint inside the images, in the same QEMU.
-
-        After success memory and the disks that take part are as they were; a guest that ran runs on, one
-        that was paused stays so. What was written since is lost. After a failure before the disks moved all
-        is as it was. After any other the guest stands still, its disks are at the checkpoint, and its
-        memory is not to be trusted: `changed` is YES. Cancelled once it was sent, it is done; before,
-        nothing is.
-
-        Args:
-            name: The checkpoint's name.
-            leave: Writable disks that stay as they are, beside a memory of another time; each that has the
-                checkpoint not must be named.
-            via: "hmp" or "jobs" forces a way, as in `checkpoint_internal`.
-            hooks: What the caller wants to be told.
-
-        Returns:
-            `bytes` are those of the VM state.
-
-        Raises:
-            UnknownNode: When no moment has the name, or a disk to leave is not there.
-            AmbiguousName: When two have it.
-            NotInChain: When a writable disk that is not to be left has it not in its active layer.
-            Unsupported: When it holds disks alone, its VM state is in a disk to leave, a disk that takes
-                part is no qcow2 image, the machine's state was saved and it did not run since, or the human
-                monitor is to leave a disk out.
-            NodeBusy: When a job runs, or a writable node without a use is in the way.
-            CommandFailed, JobFailed: When QEMU failed; `changed` tells the two kinds of failure apart.
-            LinkLost: When the link goes; `changed` is UNKNOWN, for no graph tells.
-
-        HMP: loadvm. QAPI: snapshot-load (migration.json).
-        """
-        return await self._do(RevertInternal(name, tuple(leave), via), hooks)

@@ -48,9 +48,9 @@ class StateVerbs:
 
         After success the layers beneath hold the disks, the file the memory, and both are listed as one
         moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
-        and no file of ours is left, but where "background" fails after the overlays were put on these
-        stay, for the guest writes to them: `.left` names each, with the commit that folds it. Cancelled, it
-        is taken back in the same way; "in-place" is finished once the memory is being written.
+        and no file of ours is left, but overlays that were put on before it ("background" writes its memory
+        after them) stay, for the guest writes to them: `.left` names each, with the commit that folds it.
+        Cancelled, it is taken back in the same way; "in-place" is finished once the memory is being written.
 
         Args:
             name: The checkpoint's name.
@@ -90,18 +90,17 @@ class StateVerbs:
     ) -> Done:
         """Go back to a moment in the same QEMU, of whichever kind it is.
 
-        To a checkpoint inside the images as `revert_internal` does. Else:
-
-        With an in-place checkpoint memory and disks are as they were; with a moment of disks alone the guest
-        is reset. Each disk writes to a new overlay on the layer that holds the moment; what was written since
-        is kept in the layers that are left aside. A guest that ran runs on, one that was paused stays so.
+        After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
+        of external disks alone the guest is reset. A guest that ran runs on, one that was paused stays so.
+        An external moment's disks write to new overlays on the layers that hold it, and what was written
+        since is kept in the layers that are left aside; inside the images it is lost.
         After a failure before the memory was touched all is as it was. After any other the guest stands
         still, its disks are at the moment and its memory is not to be trusted: `changed` is YES. Cancelled
-        once a disk was moved, it is finished; before, nothing is changed.
+        once a disk was moved, or the load was sent, it is finished; before, nothing is changed.
 
         Args:
             name: The moment's name.
-            leave: Writable disks that stay as they are.
+            leave: Writable disks, in any spelling, that stay as they are, beside a memory of another time.
             discard: Whether the layers that the guest wrote to until now are removed.
             via: How a checkpoint inside the images is loaded, see `checkpoint_internal`.
             hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
@@ -113,10 +112,11 @@ class StateVerbs:
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
             NodeBusy: When a job or a migration is under way.
             TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
-            JobFailed: When QEMU cannot load the memory; `changed` tells the two kinds of failure apart.
+            JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
+                failure apart.
             LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset.
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset. HMP: loadvm.
         """
         return await self._do(Revert(name, tuple(leave), discard, via), hooks)
 

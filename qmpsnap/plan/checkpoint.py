@@ -1,187 +1,230 @@
-"""Plans of checkpoints inside the images: take one, go back to it. By the human monitor, or by jobs.
+"""Plan of an external checkpoint: VM state in a file of its own, overlays on all disks, one instant.
 
-Both are written down first where records can be: QEMU leaves a guest standing when a load fails, and can be
-killed between two disks. `plan.rest_state` ends what is left of either.
+stop         the guest stands still, memory goes to a file, overlays are put on, on it goes
+background   overlays are put on while it stands still for a moment; memory is written as it runs on
+in-place     as stop, the memory into a qcow2 store: going back needs no new QEMU
 """
 
 from __future__ import annotations
 
+import posixpath
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import BadName, NotInChain, Unsupported
-from qmpsnap.model.files import Ask
-from qmpsnap.model.names import check_name, digest, job_id
-from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan.delete import internal_moment
-from qmpsnap.plan.effect import apply
-from qmpsnap.plan.internal import refuse_taken
+from qmpsnap.errors import TargetUnusable, Unsupported
+from qmpsnap.model.names import digest, node_name
+from qmpsnap.model.record import KeptState, Settings
+from qmpsnap.plan import overlays
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    local_chains,
-    refuse_migrated,
-    state_place,
-    state_questions,
-    with_parents,
-)
+from qmpsnap.plan.scene import refuse_any_job, unique
+from qmpsnap.plan.snapshot_internal import refuse_taken
 from qmpsnap.plan.steps import (
+    AddStore,
+    AwaitClosed,
     AwaitJob,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    CreateStore,
+    DeleteNode,
     DismissJob,
-    FinishRecord,
-    LoadState,
-    LoadVm,
+    KeepMoment,
+    SaveMemory,
     SaveState,
-    SaveVm,
+    SealMemory,
+    SealStore,
+    StopGuest,
+    TakeSnapshots,
     WriteRecord,
 )
-from qmpsnap.plan.taking import refuse_double, taking
+from qmpsnap.plan.vm_state import (
+    Passage,
+    file_number,
+    machine_of,
+    refuse_memory_place,
+    refuse_state,
+    state_file,
+)
 
 if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.intent import CheckpointIntent, CheckpointInternal, RevertInternal
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.intent import Checkpoint, Mode
+    from qmpsnap.plan.overlays import Overlays
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
-    from qmpsnap.plan.taking import Taking
 
-__all__ = ["ask", "plan_revert", "plan_save"]
+__all__ = ["ask", "plan"]
 
-
-def ask(intent: CheckpointIntent, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know: the names that records give to moments, and where records can lie."""
-    del intent
-    places = state_questions(graph, state_dir)
-    return Ask(directories=with_parents(places), records=places)
+_POSTMIGRATE = (
+    "the machine stays paused, in the state postmigrate: until it has run, no memory can be written to a "
+    "file once more (--mode in-place has no such price)"
+)
 
 
-def plan_save(intent: CheckpointInternal, scene: Scene) -> Plan:
+def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system."""
+    question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir)
+    files = [
+        file
+        for mode in ("stop", "in-place")
+        for path in (_file(intent, mode, graph),)
+        for file in (path, f"{path}.partial")
+    ]
+    places = [posixpath.dirname(file) for file in files]
+    return replace(
+        question,
+        files=(*question.files, *files),
+        directories=unique((*question.directories, *places)),
+    )
+
+
+def plan(intent: Checkpoint, scene: Scene) -> Plan:
     """Plan a checkpoint; or refuse.
 
     Raises:
         BadName: When the name is outside the grammar.
-        TargetExists: When a moment of the machine has the name.
-        UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
-        Unsupported: When a disk that takes part is no qcow2 image, there is none, the machine's state was
-            saved and it did not run since, or this QEMU lacks a command.
-        NodeBusy: When a job runs, or a writable node without a use is in the way.
+        TargetExists: When a moment of the machine has the name, or a file that is to be made is there.
+        TargetUnusable: When a file cannot be made, or there may be no room for the memory.
+        NodeBusy: When a job or a migration is under way.
+        Unsupported: When a disk, the machine's state or this QEMU does not allow it.
     """
-    check_name(intent.name)
+    refuse_any_job(scene)
     refuse_taken(intent.name, scene)
-    refuse_migrated(scene)
-    part = taking(scene, leave=intent.leave, via=intent.via)
-    if part.via == "jobs":
-        scene.features.need("snapshot-save", "job-dismiss")
-    named = job_id("checkpoint", "keep", _token(intent, part, scene))
-    step: Step
-    if part.via == "jobs":
-        step = SaveState(named, intent.name, part.nodes)
-    else:
-        step = SaveVm(intent.name, part.names)
-    return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
-
-
-def plan_revert(intent: RevertInternal, scene: Scene) -> Plan:
-    """Plan to go back to a checkpoint; or refuse.
-
-    Raises:
-        UnknownNode: When no moment has the name, or a disk to leave is not there.
-        AmbiguousName: When two have it.
-        NotInChain: When a writable disk that is not to be left has it not in its active layer.
-        Unsupported: When it holds disks alone, is an external one, its VM state is in a disk to leave, a
-            disk that takes part is no qcow2 image, the machine's state was saved and it did not run
-            since, or this QEMU lacks a command.
-        NodeBusy: When a job runs, or a writable node without a use is in the way.
-    """
-    moment = internal_moment(intent.name, scene)
-    refuse_migrated(scene)
-    part = taking(scene, leave=intent.leave, via=intent.via)
-    if part.via == "jobs":
-        scene.features.need("snapshot-load", "job-dismiss")
-    refuse_double(moment)
-    have = {held.disk for held in moment.held if held.in_chain}
-    for disk in part.disks:
-        if disk.name not in have:
-            raise NotInChain(
-                f"checkpoint {intent.name!r} is not inside the active layer of {disk.name} "
-                f"({disk.active.file})",
-                hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
-                f"then: --leave {disk.name}",
-            )
-    vmstate = _vmstate(moment, part)
-    named = job_id("revert", "keep", _token(intent, part, scene))
-    step: Step
-    if part.via == "jobs":
-        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=_runs(scene))
-    else:
-        step = LoadVm(intent.name)
-    return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
-
-
-def _vmstate(moment: Moment, part: Taking) -> str:
-    """Name of the disk that keeps the VM state."""
-    keeps = [held.disk for held in moment.held if held.vm_state_size and held.in_chain]
-    for name in keeps:
-        if name in part.names:
-            return name
-    if keeps:
+    new = overlays.prepare("checkpoint", Snapshot(intent.name), scene)
+    machine = machine_of(scene)
+    # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
+    mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
+    refuse_state(machine, migrates=mode != "in-place")
+    if not scene.files.shared:
         raise Unsupported(
-            f"the VM state of {moment.name!r} is inside {keeps[0]}, which is to be left",
-            feature="VM state without the disk that keeps it",
-            hint=f"go back with {keeps[0]}",
+            "QEMU's files are not visible from here, so no file of VM state can be made for it",
+            feature="VM state in files that are not visible",
+            hint="run where they are, or keep it inside the images: checkpoint --mode internal",
         )
-    raise Unsupported(
-        f"{moment.name!r} holds disks alone, no VM state",
-        feature="going back to an internal snapshot of disks while QEMU runs",
-        hint=f"with the machine off: qemu-img snapshot -a {moment.name} FILE, for each disk",
-    )
-
-
-def _runs(scene: Scene) -> bool:
-    return scene.machine is not None and scene.machine.running
-
-
-def _recordable(name: str) -> bool:
-    """Whether a record may carry the name: one that somebody else chose may be outside our grammar."""
-    try:
-        check_name(name)
-    except BadName:
-        return False
-    return True
-
-
-def _token(intent: CheckpointIntent, part: Taking, scene: Scene) -> str:
-    files = [(disk.name, disk.files) for disk in part.disks]
-    return digest(type(intent).__name__, intent.name, files, avoid=scene.names)
-
-
-def _plan(
-    op: str, intent: CheckpointIntent, scene: Scene, part: Taking, title: str, step: Step, named: str
-) -> Plan:
-    place = state_place(scene, part.disks[0])
-    record = IntentRecord(
-        id=named,
-        op=op,
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*part.names)),
-        name=intent.name,
-        was=Settings(_runs(scene)),
-    )
-    written = bool(place) and _recordable(intent.name)
-    first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
-    last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
-    steps: tuple[Step, ...] = (step,)
-    if isinstance(step, SaveState | LoadState):
-        steps = (step, AwaitJob(named, "concluded"), DismissJob(named))
+    if not new.place:
+        raise TargetUnusable(
+            "no directory for records can be written, and without a record nobody finds a checkpoint",
+            file=new.disks[0].base.file,
+            hint="say one: --state-dir DIR",
+        )
+    file = _file(intent, mode, scene.graph)
+    state = KeptState(mode, file, "", machine.running, machine.fingerprint)
+    passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
+    refuse_memory_place(scene, file, state.partial, reserve_bytes=passage.reserve_bytes)
+    if {file, state.partial} & {one.file for one in new.overlays}:
+        raise TargetUnusable(
+            f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"
+        )
     stages = (
-        Stage("write down what is begun", first),
-        Stage(title, steps, verify=True),
-        Stage("put the record away", last, tidy=True),
+        _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
     )
+    notes = list(new.notes)
+    if mode != intent.mode:
+        notes.append("the guest is paused, so its memory is written as by --mode stop")
+    if mode == "stop" and not machine.running:
+        notes.append(_POSTMIGRATE)
     return Plan(
-        op=op,
+        op="checkpoint",
         intent=intent,
-        disks=part.names,
-        stages=tuple(stage for stage in stages if stage.steps),
+        disks=new.names,
+        stages=stages,
         before=scene.graph,
-        after=apply(scene.graph, step),
-        notes=part.notes,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=new.names,
+        notes=tuple(notes),
     )
+
+
+def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
+    """Where the VM state goes."""
+    if intent.memory:
+        return intent.memory
+    first = next((disk for disk in graph.disks.values() if disk.layers and not disk.read_only), None)
+    if first is None:
+        return ""  # refused for want of a disk
+    return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
+
+
+def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage) -> tuple[Stage, ...]:
+    """A stream, for a new QEMU."""
+    background = passage.background
+    record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
+    save = SaveMemory(passage.passed.uri, passage.may_stop)
+    take = TakeSnapshots(new.overlays)
+    stop, go_on = _around(machine)
+    steps: tuple[Step, ...]
+    kept: tuple[Step, ...] = ()
+    if background:
+        writing = AwaitMigration("writing", passage.may_stop)
+        steps = (*stop, take, save, *passage.released, writing, *go_on)
+        kept = (AwaitMigration("kept", passage.may_stop),)
+    else:
+        steps = (*stop, save, *passage.released, AwaitMigration("saved"), take, *go_on)
+    seal = SealMemory(state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint)
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateMemory(state.partial, passage.reserve_bytes),
+                *passage.before,
+            ),
+        ),
+        Stage("take the checkpoint", steps, verify=True),
+        Stage("keep the memory", (*kept, AwaitClosed(state.partial), seal)),
+        Stage(
+            "put the settings back, and keep the moment",
+            (*passage.after, KeepMoment(new.place, record.id, record.name)),
+            tidy=True,
+        ),
+    )
+
+
+def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -> tuple[Stage, ...]:
+    """A store, for any QEMU; memory first, so that a failure of it leaves the disks as they are."""
+    tag = f"qmpsnap-{new.token}"
+    state = replace(state, tag=tag)
+    node = node_name(digest(new.token, "store", avoid=scene.names), owned=True)
+    record = replace(
+        new.record,
+        made=(*new.record.made, state.partial),
+        state=state,
+        was=Settings(running=machine.running, process=machine.process),
+    )
+    stop, go_on = _around(machine)
+    job = record.id
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateStore(state.partial, new.disks[0].active.file),
+                AddStore(node, state.partial),
+            ),
+        ),
+        Stage(
+            "take the checkpoint",
+            (
+                *stop,
+                SaveState(job, tag, (("", node),)),
+                AwaitJob(job, "concluded"),
+                DismissJob(job),
+                TakeSnapshots(new.overlays),
+                *go_on,
+            ),
+            verify=True,
+        ),
+        Stage("keep the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
+        Stage("keep the moment", (KeepMoment(new.place, record.id, record.name),), tidy=True),
+    )
+
+
+def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What lets a guest that runs stand still, and run on."""
+    return ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())

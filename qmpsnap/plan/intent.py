@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "CheckpointIntent",
     "CheckpointInternal",
     "Commit",
     "Delete",
@@ -25,7 +24,6 @@ __all__ = [
     "Restore",
     "Revert",
     "RevertIncoming",
-    "RevertInternal",
     "Save",
     "Snapshot",
     "SnapshotInternal",
@@ -110,21 +108,6 @@ class CheckpointInternal:
     Attributes:
         name: The checkpoint's name.
         leave: Writable disks that take no part, in any spelling.
-        via: How; None: by the rule of `Via`.
-    """
-
-    name: str
-    leave: tuple[str, ...] = ()
-    via: Via | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RevertInternal:
-    """The machine goes back to a checkpoint inside its images, in the same QEMU.
-
-    Attributes:
-        name: The checkpoint's name.
-        leave: Writable disks that stay as they are, in any spelling.
         via: How; None: by the rule of `Via`.
     """
 
@@ -285,5 +268,4 @@ class Restore:
 
 
 StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore
-CheckpointIntent = CheckpointInternal | RevertInternal
-Intent = Snapshot | SnapshotInternal | Delete | CheckpointIntent | StateIntent | Stream | Commit | Mirror
+Intent = Snapshot | SnapshotInternal | Delete | CheckpointInternal | StateIntent | Stream | Commit | Mirror

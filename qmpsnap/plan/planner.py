@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.plan import (
     checkpoint,
-    checkpoint_external,
+    checkpoint_internal,
     commit,
     delete,
-    internal,
     mirror,
     revert,
     save,
     snapshot,
+    snapshot_internal,
     stream,
 )
 from qmpsnap.plan.intent import (
@@ -27,7 +27,6 @@ from qmpsnap.plan.intent import (
     Restore,
     Revert,
     RevertIncoming,
-    RevertInternal,
     Save,
     Snapshot,
     SnapshotInternal,
@@ -58,13 +57,13 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
         case Snapshot():
             return snapshot.ask(intent, graph, state_dir=state_dir)
         case SnapshotInternal():
-            return internal.ask(intent, graph, state_dir=state_dir)
+            return snapshot_internal.ask(intent, graph, state_dir=state_dir)
         case Delete():
             return delete.ask(intent, graph, state_dir=state_dir)
-        case CheckpointInternal() | RevertInternal():
-            return checkpoint.ask(intent, graph, state_dir=state_dir)
+        case CheckpointInternal():
+            return checkpoint_internal.ask(intent, graph, state_dir=state_dir)
         case Checkpoint():
-            return checkpoint_external.ask(intent, graph, state_dir=state_dir)
+            return checkpoint.ask(intent, graph, state_dir=state_dir)
         case Revert() | PrepareRevert() | RevertIncoming():
             return revert.ask(intent, graph, state_dir=state_dir)
         case Save():
@@ -90,7 +89,7 @@ def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = ""
 
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    inside = CheckpointInternal | RevertInternal | Delete
+    inside = CheckpointInternal | Delete
     return isinstance(intent, inside | Checkpoint | Revert | RevertIncoming | Save | Restore)
 
 
@@ -104,15 +103,13 @@ def plan(intent: Intent, scene: Scene) -> Plan:
         case Snapshot():
             return snapshot.plan(intent, scene)
         case SnapshotInternal():
-            return internal.plan(intent, scene)
+            return snapshot_internal.plan(intent, scene)
         case Delete():
             return delete.plan(intent, scene)
         case CheckpointInternal():
-            return checkpoint.plan_save(intent, scene)
-        case RevertInternal():
-            return checkpoint.plan_revert(intent, scene)
+            return checkpoint_internal.plan(intent, scene)
         case Checkpoint():
-            return checkpoint_external.plan(intent, scene)
+            return checkpoint.plan(intent, scene)
         case Revert():
             return revert.plan(intent, scene)
         case PrepareRevert():

@@ -12,7 +12,7 @@ from qmpsnap.errors import UnknownNode
 from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan import rest_checkpoint, rest_revert, rest_state
+from qmpsnap.plan import rest_checkpoint, rest_internal, rest_revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
@@ -77,8 +77,12 @@ def plan(job_id: str, scene: Scene) -> Plan:
         return rest_checkpoint.plan(record, scene)
     if record is not None and record.op == "revert":
         return rest_revert.plan(record, scene)
-    if record.op in rest_state.OPS if record is not None else job is not None and job.type in rest_state.JOBS:
-        return rest_state.plan(name, job, record, scene)
+    if (
+        record.op in rest_internal.OPS
+        if record is not None
+        else job is not None and job.type in rest_internal.JOBS
+    ):
+        return rest_internal.plan(name, job, record, scene)
     if job is not None:
         return _with_job(name, job, record, scene)
     assert record is not None  # noqa: S101 - for the type checker

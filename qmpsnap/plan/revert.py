@@ -19,10 +19,9 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan import checkpoint
+from qmpsnap.plan import checkpoint_internal
 from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
-from qmpsnap.plan.intent import RevertInternal
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
@@ -185,7 +184,7 @@ def _internal(intent: Revert, scene: Scene) -> Plan:
             feature="discarding layers by a revert inside images",
             hint="leave --discard out",
         )
-    return checkpoint.plan_revert(RevertInternal(intent.name, intent.leave, intent.via), scene)
+    return checkpoint_internal.plan_revert(intent, scene)
 
 
 def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:

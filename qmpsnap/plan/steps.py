@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qmpsnap.plan.checkpoint_steps import CheckpointStep, DelVm, LoadVm, SaveVm
 from qmpsnap.plan.guest_steps import ContinueGuest, GuestStep, ResetGuest, StopGuest
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -22,6 +21,7 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
+from qmpsnap.plan.human_steps import DelVm, HumanStep, LoadVm, SaveVm
 from qmpsnap.plan.internal_steps import DeleteInternal, InternalStep, TakeInternal
 from qmpsnap.plan.job_steps import (
     AdoptJob,
@@ -70,7 +70,6 @@ __all__ = [
     "CancelJob",
     "CancelMigration",
     "CheckRoots",
-    "CheckpointStep",
     "CompleteJob",
     "ContinueGuest",
     "CreateMemory",
@@ -88,6 +87,7 @@ __all__ = [
     "FlushNode",
     "GuestStep",
     "HostStep",
+    "HumanStep",
     "InternalStep",
     "KeepBranch",
     "KeepMoment",
@@ -376,7 +376,7 @@ Step = (
     | ProbeAbsent
     | TakeSnapshots
     | InternalStep
-    | CheckpointStep
+    | HumanStep
     | StateJobStep
     | GuestStep
     | MigrationStep

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, CommandFailed, Malformed
-from qmpsnap.plan.checkpoint_steps import DelVm, LoadVm, SaveVm
+from qmpsnap.plan.human_steps import DelVm, LoadVm, SaveVm
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.checkpoint_steps import CheckpointStep
+    from qmpsnap.plan.human_steps import HumanStep
     from qmpsnap.run.session import Session
 
 __all__ = ["checkpoint", "failed_early"]
@@ -25,7 +25,7 @@ _EARLY = (
 )
 
 
-async def checkpoint(session: Session, step: CheckpointStep) -> None:
+async def checkpoint(session: Session, step: HumanStep) -> None:
     """Do the step.
 
     Raises:
@@ -70,7 +70,7 @@ async def _runs(session: Session) -> bool:
 
 
 def _failed(
-    step: CheckpointStep, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
+    step: HumanStep, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
 ) -> CommandFailed:
     text = " ".join(said.split())
     return CommandFailed(

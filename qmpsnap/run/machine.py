@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from qmpsnap.errors import CommandFailed, Malformed
 from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine
@@ -59,9 +59,11 @@ async def run_state(session: Session) -> str:
 async def _cpu(session: Session) -> str:
     """QOM type of the first CPU; all are alike."""
     cpus = await session.query("query-cpus-fast")
-    if not isinstance(cpus, list) or not cpus:
-        raise Malformed(f"QEMU's answer to query-cpus-fast has not the expected shape: {cpus!r}")
-    return str(await session.query("qom-get", {"path": cpus[0]["qom-path"], "property": "type"}))
+    try:
+        path = cast("list[dict[str, object]]", cpus)[0]["qom-path"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise Malformed(f"QEMU's answer to query-cpus-fast has not the expected shape: {cpus!r}") from error
+    return str(await session.query("qom-get", {"path": path, "property": "type"}))
 
 
 async def _kind(session: Session, disk: Disk) -> str:

@@ -9,7 +9,6 @@ name, and never put in the place of another file.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store"]
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -77,12 +75,20 @@ def is_closed(file: str) -> bool:
 def reserve(file: str, size_bytes: int) -> None:
     """Take so many bytes on the disk for a file, which keeps its length.
 
+    Asked first: a kernel that finds no room has taken all that there was by then.
+
     Raises:
         OSError: When there is no room; a file system that cannot reserve is no error.
     """
+    import ctypes  # noqa: PLC0415 - it would cost every start, for the checkpoints of one old QEMU
+
+    libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if _LIBC.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
+        space = os.fstatvfs(descriptor)
+        if size_bytes > space.f_bavail * space.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
             number = ctypes.get_errno()
             if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
                 raise OSError(number, os.strerror(number))

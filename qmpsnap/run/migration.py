@@ -152,22 +152,24 @@ class Migrations:
             return
         if not step.wait:
             await self._session.change(step.command, step.arguments)
+        changed = self._changed
         while (await self.status()).status not in _OVER:
-            await self._next(_AGAIN)
+            changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
 
     async def _await(self, step: AwaitMigration) -> None:
         match step.until:
             case "settled":
+                changed = self._changed
                 while (now := await self.status()).status not in _OVER:
-                    await self._next(_AGAIN)
+                    changed = await self._next(changed, _AGAIN)
                 if now.status != "none" and not self._settled:
                     # Started too early, the next one kills QEMU; of another client's nothing tells more.
                     await anyio.sleep(max(0.0, self._ended + _SETTLE - time.monotonic()))
             case "writing":
                 # No event tells that the first page is written.
                 while not _writes(await self._look()):
-                    await self._next(_LOOK)
+                    await self._next(self._changed, _LOOK)
             case "saved":
                 await self._completed()
                 await self._until_state("postmigrate", there=True)  # `cont` is refused before
@@ -187,17 +189,18 @@ class Migrations:
                 assert_never(step.until)
 
     async def _completed(self) -> None:
+        changed = self._changed
         while (await self._look()).status != "completed":
-            await self._next(_AGAIN)
+            changed = await self._next(changed, _AGAIN)
 
     async def _until_state(self, state: str, *, there: bool) -> None:
         """Wait until the run state is that one, or no more; it follows `completed`, without an event."""
         while (await run_state(self._session) == state) is not there:
-            await self._next(_LOOK)
+            await self._next(self._changed, _LOOK)
 
     async def _until_closed(self, file: str) -> None:
         while not await in_thread(partial(is_closed, file)):
-            await self._next(_LOOK)
+            await self._next(self._changed, _LOOK)
         self._settled = True
 
     async def _look(self) -> MigrationStatus:
@@ -209,8 +212,14 @@ class Migrations:
             raise MigrationFailed(f"QEMU could not move the VM state: {text}", error=text)
         return now
 
-    async def _next(self, seconds: float) -> None:
-        """Wait for the next event of a migration, at most so many seconds."""
-        changed = self._changed
+    async def _next(self, changed: anyio.Event, seconds: float) -> anyio.Event:
+        """Wait for an event of a migration since `changed` was taken, at most so many seconds.
+
+        Taken before QEMU was asked: an event may come together with its answer.
+
+        Returns:
+            What the next wait begins with.
+        """
         with anyio.move_on_after(seconds):
             await changed.wait()
+        return self._changed

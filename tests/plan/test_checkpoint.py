@@ -1,258 +1,237 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qmpsnap.errors import (
-    AmbiguousName,
-    BadName,
-    NodeBusy,
-    NotInChain,
-    Refused,
-    TargetExists,
-    UnknownNode,
-    Unsupported,
-)
-from qmpsnap.model.graph import Filter, InternalSnapshot, Node
-from qmpsnap.model.job import JobStatus, parse_job_id
-from qmpsnap.model.record import Settings
-from qmpsnap.plan.checkpoint_steps import quoted
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, RevertInternal, Via
+from qmpsnap.errors import BadName, NodeBusy, Refused, TargetExists, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk, InternalSnapshot
+from qmpsnap.model.record import KeptState, MomentRecord, Settings
+from qmpsnap.plan.intent import Checkpoint, Mode
 from qmpsnap.plan.steps import (
-    AwaitJob,
-    DeleteState,
-    DelVm,
-    DismissJob,
-    FinishRecord,
-    LoadState,
-    LoadVm,
-    SaveState,
-    SaveVm,
-    WriteRecord,
+    AddStore,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    CreateStore,
+    SealMemory,
+    SealStore,
+    StopGuest,
+    TakeSnapshots,
 )
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS
+from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.scenes import STATE as STATE_DIR
-from tests.plan.scenes import job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
 
 if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+
+TWO = graph(vda="base <- s1*", vdb="data.raw*")
+OLD = MappingProxyType({"events": False, "background-snapshot": False})
+MODES: list[Mode] = ["stop", "background", "in-place"]
 
 
-def holding(name: str, *snapshots: InternalSnapshot, layer: int = 0) -> Disk:
-    return with_layer(chain("base <- s1*", name=name), layer, snapshots=snapshots)
+def kinds(plan: Plan) -> list[str]:
+    return [type(step).__name__ for step in plan.steps]
 
 
-STATE, PART = InternalSnapshot("1", "c1", 4096), InternalSnapshot("1", "c1")
-FILTERED = graph(replace(holding("vda", STATE), root="thr", filters=(Filter("thr", "throttle"),)))
-BEFORE_WRITE = graph(
-    replace(holding("vda", STATE), root="cbw", filters=(Filter("cbw", "copy-before-write"),))
-)
-READ_ONLY = replace(chain("iso*", name="vdr"), read_only=True)
-TWO = graph(holding("vda", STATE), holding("vdb", PART), READ_ONLY)
+def test_checkpoint_stopped_writes_the_memory_before_the_overlays() -> None:
+    plan = planned(Checkpoint("c1"), TWO)
+    assert [stage.title for stage in plan.stages if stage.verify] == ["take the checkpoint"]
+    assert kinds(plan) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateMemory"),
+        *("AwaitMigration", "SetCapabilities", "SetParameters", "PassFile"),
+        *("StopGuest", "SaveMemory", "ReleaseFile", "AwaitMigration", "TakeSnapshots", "ContinueGuest"),
+        *("AwaitClosed", "SealMemory", "SetParameters", "SetCapabilities", "KeepMoment"),
+    ]
 
 
-SAVE, LOAD, DELETE = CheckpointInternal("c2"), RevertInternal("c1"), Delete("c1")
-NODES = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
+def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
+    plan = planned(Checkpoint("c1", "background"), TWO)
+    assert kinds(plan)[8:16] == [
+        *("StopGuest", "TakeSnapshots", "SaveMemory", "ReleaseFile", "AwaitMigration", "ContinueGuest"),
+        *("AwaitMigration", "AwaitClosed"),
+    ]
+    waits = [step.until for step in plan.steps if isinstance(step, AwaitMigration)]
+    assert waits == ["settled", "writing", "kept"]
 
 
-@pytest.mark.parametrize(
-    ("intent", "step", "inside"),
-    [
-        (SAVE, SaveVm("c2", ("vda", "vdb")), ["c1", "c2"]),
-        (LOAD, LoadVm("c1"), ["c1"]),
-        (DELETE, DelVm("c1", ("vda", "vdb")), []),
-    ],
-)
-def test_checkpoint_is_one_line_of_the_human_monitor(
-    intent: Intent, step: SaveVm | LoadVm | DelVm, inside: list[str]
-) -> None:
-    plan = planned(intent, TWO, files=unseen(TWO))
-    assert plan.steps == (step,)
-    assert (plan.disks, plan.chains_after) == (("vda", "vdb"), plan.chains_before)
-    assert plan.after is not None
-    for name in plan.disks:
-        assert [one.name for one in plan.after.disks[name].active.snapshots] == inside
+def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
+    plan = planned(Checkpoint("c1", "in-place"), TWO)
+    assert kinds(plan) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateStore", "AddStore"),
+        *("StopGuest", "SaveState", "AwaitJob", "DismissJob", "TakeSnapshots", "ContinueGuest"),
+        *("DeleteNode", "SealStore", "KeepMoment"),
+    ]
+    store = next(step for step in plan.steps if isinstance(step, AddStore))
+    assert store.file == "/images/base.c1.vmstate.qcow2.partial"
+    assert next(step for step in plan.steps if isinstance(step, CreateStore)).like == "/images/s1.qcow2"
 
 
-@pytest.mark.parametrize(
-    ("intent", "step", "inside"),
-    [
-        (replace(SAVE, via="jobs"), SaveState("", "c2", NODES), ["c1", "c2"]),
-        (replace(LOAD, via="jobs"), LoadState("", "c1", NODES, "vda-s1", running=True), ["c1"]),
-        (replace(DELETE, via="jobs"), DeleteState("", "c1", NODES), []),
-    ],
-)
-def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
-    intent: Intent, step: SaveState | LoadState | DeleteState, inside: list[str]
-) -> None:
-    plan = planned(intent, TWO, files=unseen(TWO))
-    job_id = plan.job_id
-    assert parse_job_id(job_id) is not None
-    assert plan.steps == (
-        replace(step, job_id=job_id), AwaitJob(job_id, "concluded"), DismissJob(job_id),
-    )  # fmt: skip
-    assert plan.after is not None
-    for name in plan.disks:
-        assert [one.name for one in plan.after.disks[name].active.snapshots] == inside
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_puts_overlays_on_every_writable_disk_at_one_instant(mode: Mode) -> None:
+    plan = planned(Checkpoint("c1", mode), TWO)
+    (take,) = [step for step in plan.steps if isinstance(step, TakeSnapshots)]
+    assert [one.disk for one in take.overlays] == ["vda", "vdb"]
+    assert plan.moves == ("vda", "vdb")
+    assert plan.chains_after == {
+        "vda": ("/images/base.c1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"),
+        "vdb": ("/images/data.c1.qcow2", "/images/data.raw"),
+    }
 
 
-@pytest.mark.parametrize("via", ["hmp", "jobs"])
-@pytest.mark.parametrize("intent", [SAVE, LOAD])
-@pytest.mark.parametrize("running", [True, False])
-def test_checkpoint_is_written_down_first_and_put_away_last(
-    intent: CheckpointInternal | RevertInternal, via: Via, *, running: bool
-) -> None:
-    plan = planned(replace(intent, via=via), TWO, machine=a_machine(TWO, running=running))
-    first, last = plan.steps[0], plan.steps[-1]
-    assert isinstance(first, WriteRecord)
-    record = first.record
-    assert last == FinishRecord(STATE_DIR, (record.id,))
-    assert (record.op, record.name, record.was) == (plan.op, intent.name, Settings(running))
-    assert dict(record.chains) == plan.chains_before
-    assert plan.job_id in {"", record.id}
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: Mode) -> None:
+    machine = a_machine(TWO, process="1-2")
+    plan = planned(Checkpoint("c1", mode), TWO, machine=machine)
+    assert plan.record is not None
+    record = plan.record.record
+    ending = "vmstate.qcow2" if mode == "in-place" else "memory"
+    tag = f"qmpsnap-{record.id[-8:]}" if mode == "in-place" else ""
+    file = f"/images/base.c1.{ending}"
+    assert record.state == KeptState(mode, file, tag, True, machine.fingerprint)
+    assert record.made[-1] == f"{file}.partial"
+    assert record.was is not None
+    assert (record.was.running, record.was.process) == (True, "1-2")
+    if mode == "in-place":
+        assert record.was == Settings(running=True, process="1-2")
+    else:
+        assert record.was.parameters == {"max-bandwidth": 134_217_728}
 
 
-def test_checkpoint_whose_name_no_record_may_carry_is_not_written_down() -> None:
-    theirs = graph(holding("vda", replace(STATE, name="a b")))
-    assert planned(RevertInternal("a b"), theirs).steps == (LoadVm("a b"),)
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_goes_where_the_caller_says(mode: Mode) -> None:
+    plan = planned(Checkpoint("c1", mode, "/fast/m"), TWO)
+    made = [step.file for step in plan.steps if isinstance(step, CreateMemory | CreateStore)]
+    sealed = [step.file for step in plan.steps if isinstance(step, SealMemory | SealStore)]
+    assert (made, sealed) == (["/fast/m.partial"], ["/fast/m"])
 
 
-RAW_BESIDE = graph(holding("vda", STATE), chain("d.raw*", name="vdr"))
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: Mode) -> None:
+    plan = planned(Checkpoint("c1", mode), TWO, machine=a_machine(TWO, running=False))
+    assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
 
 
-@pytest.mark.parametrize("leave", ["vdr", "/images/d.raw"])
-def test_checkpoint_leaves_a_disk_out_by_any_spelling_and_says_so(leave: str) -> None:
-    plan = planned(CheckpointInternal("c2", leave=(leave,)), RAW_BESIDE, files=unseen(RAW_BESIDE))
-    assert isinstance(plan.steps[0], SaveState)
-    assert (plan.steps[0].nodes, plan.disks) == ((("vda", "vda-s1"),), ("vda",))
-    assert plan.notes == ("left out: vdr",)
+def test_checkpoint_of_a_paused_guest_in_the_background_is_one_that_is_stopped_and_says_so() -> None:
+    machine = a_machine(TWO, running=False)
+    plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
+    stopped = planned(Checkpoint("c1"), TWO, machine=machine)
+    assert plan.steps == stopped.steps
+    assert plan.notes[0] == "the guest is paused, so its memory is written as by --mode stop"
+    assert "postmigrate" in plan.notes[1]
+    assert "postmigrate" in stopped.notes[0]
 
 
-def test_revert_leaves_a_disk_that_has_the_checkpoint_when_it_is_named() -> None:
-    plan = planned(RevertInternal("c1", leave=("vdb",)), TWO, files=unseen(TWO))
-    assert isinstance(plan.steps[0], LoadState)
-    assert plan.steps[0].nodes == (("vda", "vda-s1"),)
+def test_checkpoint_in_place_can_be_taken_where_no_file_can_be_passed() -> None:
+    machine = a_machine(TWO, passes_files=False, status="postmigrate", running=False)
+    assert planned(Checkpoint("c1", "in-place"), TWO, machine=machine).steps
 
 
-def test_checkpoint_by_jobs_keeps_its_memory_in_no_uefi_variables_when_there_is_another_disk() -> None:
-    flash = graph(chain("vars*", name="pflash1"), holding("vda"))
-    plan = planned(replace(SAVE, via="jobs"), flash, files=unseen(flash))
-    assert plan.steps[0].arguments["vmstate"] == "vda-s1"
+def test_checkpoint_reserves_room_where_a_failure_would_hang_the_guest() -> None:
+    machine = a_machine(TWO, capabilities=OLD)
+    plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
+    (made,) = [step for step in plan.steps if isinstance(step, CreateMemory)]
+    assert made.reserve_bytes == (256 + 160) << 20
 
 
-def test_revert_by_jobs_takes_the_memory_from_the_disk_that_has_it() -> None:
-    swapped = graph(holding("vda", PART), holding("vdb", STATE))
-    plan = planned(replace(LOAD, via="jobs"), swapped, files=unseen(swapped))
-    assert plan.steps[0].arguments["vmstate"] == "vdb-s1"
+def files_with(*taken: str, **directories: DirFact) -> FakeFiles:
+    files = FakeFiles(TWO)
+    for file in taken:
+        files.put(file, format="raw")
+    files.directories |= {one.path: one for one in directories.values()}
+    return files
 
 
-def test_checkpoint_under_a_throttle_goes_by_jobs_on_the_node_below() -> None:
-    for intent in (SAVE, LOAD, DELETE):
-        step = planned(intent, FILTERED, files=unseen(FILTERED)).steps[0]
-        assert isinstance(step, SaveState | LoadState | DeleteState)
-        assert step.nodes == (("vda", "vda-s1"),)
-
-
-def test_checkpoint_says_word_for_word_what_is_sent() -> None:
-    assert SaveVm("c1", ()).arguments == {"command-line": 'savevm "c1"'}
-    assert LoadVm("c1").arguments == {"command-line": 'loadvm "c1"'}
-    assert DelVm('a"\\\n', ()).arguments == {"command-line": 'delvm "a\\"\\\\\\n"'}
-    assert quoted("a b;c") == '"a b;c"'
-
-
-RAW = RAW_BESIDE
-ADDED = graph(holding("vda", STATE), chain("n*", name="vdn"))
-FLASH = graph(holding("vda", STATE), chain("vars.raw*", name="pflash1"))
-LEAKED = graph(holding("vda", STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),))
-BARE = graph(holding("vda", STATE), nodes=(Node("bare", "file", "/images/x.qcow2"),))
-REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
-    "bad name": (TWO, CheckpointInternal('c"'), BadName, "name for a snapshot"),
-    "existing": (TWO, CheckpointInternal("c1"), TargetExists, "'c1' already"),
-    "raw": (RAW, SAVE, Unsupported, r"vdr \(/images/d\.raw\) is writable and raw"),
-    "raw, load": (RAW, LOAD, Unsupported, "vdr"),
-    "raw, delete by hmp": (RAW, replace(DELETE, via="hmp"), Unsupported, "vdr"),
-    "leave by hmp": (RAW, replace(SAVE, leave=("vdr",), via="hmp"), Unsupported, "every writable disk, vdr"),
-    "leave, load by hmp": (TWO, replace(LOAD, leave=("vdb",), via="hmp"), Unsupported, "vdb too"),
-    "leave all": (RAW, replace(SAVE, leave=("vda", "vdr")), Unsupported, "no writable qcow2 disk"),
-    "leave nobody": (RAW, replace(SAVE, leave=("vdz",)), UnknownNode, "vdz"),
-    "leave the memory": (TWO, replace(LOAD, leave=("vda",)), Unsupported, "inside vda, which is to be left"),
-    "leave another": (ADDED, replace(LOAD, leave=("vda",)), NotInChain, "vdn"),
-    "flash": (FLASH, SAVE, Unsupported, "pflash1"),
-    "filter by hmp": (FILTERED, replace(SAVE, via="hmp"), Unsupported, "throttle 'thr'"),
-    "other filter": (BEFORE_WRITE, SAVE, Unsupported, "copy-before-write 'cbw'"),
-    "leaked": (LEAKED, SAVE, NodeBusy, "'leak'"),
-    "leaked file": (BARE, SAVE, NodeBusy, "'bare'"),
-    "no disk": (graph(READ_ONLY), SAVE, Unsupported, "no writable qcow2 disk"),
-    "load missing": (TWO, RevertInternal("no"), UnknownNode, "'no'"),
-    "delete missing": (TWO, Delete("no"), UnknownNode, "'no'"),
-    "disk added": (ADDED, LOAD, NotInChain, "vdn"),
-    "below": (graph(holding("vda", STATE, layer=1)), LOAD, NotInChain, "active layer of vda"),
-    "delete below": (graph(holding("vda", STATE, layer=1)), DELETE, NotInChain, "below"),
-    "disks alone": (graph(holding("vda", PART)), LOAD, Unsupported, "holds disks alone"),
-    "double": (graph(holding("vda", STATE, replace(STATE, id="2"))), LOAD, AmbiguousName, "more than one"),
+FULL = DirFact("/images", exists=True, writable=True, free_bytes=16 << 20)
+LOCKED = DirFact("/images", exists=True, writable=False, problem="permission denied")
+EMPTY = graph(Disk("cd0"))
+INSIDE = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "c1"),)))
+REMOTE = graph(with_layer(chain("base*"), 0, file="nbd://host/x", local=False))
+REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
+    "bad name": (Checkpoint("c/1"), {}, BadName, "name for a snapshot"),
+    "job": (Checkpoint("c1"), {"jobs": (job("theirs"),)}, NodeBusy, "'theirs'"),
+    "name inside": (Checkpoint("c1"), {"graph": INSIDE}, TargetExists, "'c1' already"),
+    "overlay there": (
+        Checkpoint("c1"),
+        {"files": files_with("/images/base.c1.qcow2")},
+        TargetExists,
+        "base.c1.qcow2 exists",
+    ),
+    "memory there": (
+        Checkpoint("c1"),
+        {"files": files_with("/images/base.c1.memory")},
+        TargetExists,
+        "base.c1.memory exists",
+    ),
+    "half a store there": (
+        Checkpoint("c1", "in-place"),
+        {"files": files_with("/images/base.c1.vmstate.qcow2.partial")},
+        TargetExists,
+        "partial exists",
+    ),
+    "no room": (Checkpoint("c1"), {"files": files_with(at=FULL)}, TargetUnusable, "bytes free"),
+    "no records": (
+        Checkpoint("c1"),
+        {"files": files_with(at=LOCKED)},
+        TargetUnusable,
+        "cannot be written",
+    ),
+    "overlay's name": (
+        Checkpoint("c1", memory="/images/data.c1.qcow2"),
+        {},
+        TargetUnusable,
+        "to be an overlay",
+    ),
+    "relative": (Checkpoint("c1", memory="m"), {}, TargetUnusable, "no absolute path"),
+    "no disk": (Checkpoint("c1"), {"graph": EMPTY}, UnknownNode, "no writable disk"),
+    "remote": (Checkpoint("c1"), {"graph": REMOTE}, TargetUnusable, "no place beside it"),
+    "unseen": (Checkpoint("c1"), {"files": unseen(TWO), "state_dir": "/r"}, Unsupported, "not visible"),
+    "waiting": (
+        Checkpoint("c1"),
+        {"machine": a_machine(TWO, status="inmigrate", running=False)},
+        Unsupported,
+        "inmigrate",
+    ),
+    "migrating": (Checkpoint("c1"), {"machine": a_machine(TWO, migration="active")}, NodeBusy, "active"),
+    "tcp": (Checkpoint("c1"), {"machine": a_machine(TWO, passes_files=False)}, Unsupported, "unix socket"),
+    "no background": (
+        Checkpoint("c1", "background"),
+        {"machine": a_machine(TWO, capabilities={"events": False})},
+        Unsupported,
+        "while the guest runs on",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
-    drawn, intent, error, text = REFUSED[case]
+    intent, around, error, text = REFUSED[case]
+    drawn: Graph = around.get("graph", TWO)
+    more = {key: value for key, value in around.items() if key != "graph"}
     with pytest.raises(Refused, match=text) as caught:
-        planned(intent, drawn)
+        planned(intent, drawn, **more)
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("via", ["hmp", "jobs"])
-@pytest.mark.parametrize("intent", [SAVE, LOAD])
-def test_checkpoint_refuses_while_any_job_is_under_way(
-    intent: CheckpointInternal | RevertInternal, via: Via
-) -> None:
-    intent = replace(intent, via=via)
-    with pytest.raises(NodeBusy, match="'theirs'"):
-        planned(intent, TWO, jobs=(job("theirs"),))
-    assert planned(intent, TWO, jobs=(job("theirs", status=JobStatus.CONCLUDED),)).steps
+def test_checkpoint_refuses_the_name_of_a_moment_that_a_revert_left_aside() -> None:
+    s1 = {"vda": "/images/s1.qcow2"}
+    gone, base = {"vda": "/images/gone.qcow2"}, {"vda": "/images/base.qcow2"}
+    first = MomentRecord("x", "first", NOW, gone, base, branches=(s1,), directory=STATE)
+    aside = MomentRecord("y", "aside", NOW, {"vda": "/images/z.qcow2"}, gone, directory=STATE)
+    files = FakeFiles(TWO)
+    files.records += [first, aside]
+    with pytest.raises(TargetExists, match="'aside' already"):
+        planned(Checkpoint("aside"), TWO, files=files)
+    assert planned(Checkpoint("other"), TWO, files=files).steps
 
 
-@pytest.mark.parametrize("command", ["snapshot-save", "snapshot-load", "snapshot-delete"])
-def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
-    intents: dict[str, Intent] = {
-        "snapshot-save": replace(SAVE, via="jobs"),
-        "snapshot-load": replace(LOAD, via="jobs"),
-        "snapshot-delete": replace(DELETE, via="jobs"),
-    }
-    with pytest.raises(Unsupported, match=command):
-        planned(intents[command], TWO, commands=COMMANDS - {command})
-
-
-@pytest.mark.parametrize("intent", [SAVE, LOAD, DELETE, Delete("disks")])
-@pytest.mark.parametrize(
-    ("status", "migration", "hint"),
-    [
-        ("postmigrate", "completed", "let it run first: cont"),
-        ("inmigrate", "none", "load it first"),
-        ("running", "active", "wait for its end"),
-    ],
-)
-def test_checkpoint_refuses_while_qemu_has_given_its_images_up(
-    intent: Intent, status: str, migration: str, hint: str
-) -> None:
-    drawn = graph(holding("vda", STATE, InternalSnapshot("2", "disks")))
-    with pytest.raises(Unsupported) as caught:
-        planned(intent, drawn, machine=a_machine(drawn, status=status, migration=migration))
-    assert hint in caught.value.hint
-
-
-def test_checkpoint_says_the_way_out_for_uefi_variables() -> None:
-    with pytest.raises(Unsupported) as caught:
-        planned(SAVE, FLASH)
-    assert caught.value.hint == (
-        "give QEMU the UEFI variables as a qcow2 image, or read-only, or leave it as it is: --leave pflash1"
-    )
-
-
-def test_checkpoint_leaves_nodes_that_others_stand_on_alone() -> None:
-    nodes = (Node("f", "file", "/images/s1.qcow2"), Node("t", "throttle", "/images/s1.qcow2"))
-    assert planned(SAVE, graph(*TWO.disks.values(), nodes=nodes)).steps
+def test_checkpoint_leaves_out_and_names_disks_that_cannot_change() -> None:
+    read_only = replace(chain("iso.raw*", name="vdr"), read_only=True)
+    plan = planned(Checkpoint("c1"), graph(read_only, vda="base <- s1*"))
+    assert (plan.disks, plan.notes) == (("vda",), ("left out: vdr (read-only)",))

@@ -22,7 +22,7 @@ from qmpsnap.plan.intent import (
     Folded,
     Intent,
     Mirror,
-    RevertInternal,
+    Revert,
     Snapshot,
     SnapshotInternal,
     Stream,
@@ -272,7 +272,7 @@ def test_planner_asks_for_what_it_then_reads() -> None:
 
 
 def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back() -> None:
-    for intent in (CheckpointInternal("c1"), RevertInternal("c1")):
+    for intent in (CheckpointInternal("c1"), Revert("c1")):
         assert planner.needs_machine(intent)
     assert not planner.needs_machine(Snapshot("n1"))
 

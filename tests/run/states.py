@@ -70,14 +70,19 @@ def waiting(machine: Machine) -> Machine:
     return replace(machine, status="inmigrate", running=False, migration="none")
 
 
+def ready_on(overlays: Mapping[str, str]) -> Graph:
+    """A machine that was started on overlays of MACHINE's layers."""
+    return graph(
+        replace(chain("base <- s1 <- x*"), layers=_on(overlays["vda"], "base <- s1*", "vda")),
+        replace(chain("data.raw <- x*", name="vdb"), layers=_on(overlays["vdb"], "data.raw*", "vdb")),
+    )
+
+
 async def _prepared(mode: Mode) -> FakeTarget:
     """A new QEMU on the overlays that were prepared for it."""
     old = await _checkpoint(mode, fake_of())
     made = await vm_of(old).revert_prepare("c1")
-    new = graph(
-        replace(chain("base <- s1 <- x*"), layers=_on(made.prepared["vda"], "base <- s1*", "vda")),
-        replace(chain("data.raw <- x*", name="vdb"), layers=_on(made.prepared["vdb"], "data.raw*", "vdb")),
-    )
+    new = ready_on(made.prepared)
     return FakeTarget(new, files=old.files, commands=COMMON, machine=waiting(a_machine(new)))
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from qmpsnap.errors import JobFailed, LinkLost, Malformed
+from qmpsnap.errors import JobFailed, LinkLost, Malformed, MigrationFailed, QmpsnapError
 from qmpsnap.plan.intent import Commit
-from qmpsnap.plan.steps import AwaitJob
+from qmpsnap.plan.steps import AwaitJob, AwaitMigration, Step
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
@@ -96,3 +96,49 @@ async def test_caller_counts_what_a_call_back_raises_as_the_wish_to_stop() -> No
     await caller.tell_pivot({})
     assert caller.complaint is complaint
     assert caller.stop.is_set()
+
+
+WAIT = AwaitMigration("saved")
+
+
+async def test_caller_waits_for_a_migration() -> None:
+    fake = FakeTarget(TWO)
+    assert await Caller(Hooks()).wait_migration(WAIT, fake)
+    assert fake.performed == [WAIT]
+
+
+async def test_caller_wishes_to_stop_while_memory_is_written() -> None:
+    assert not await Caller(wishing("cancel")).wait_migration(WAIT, Endless(TWO))
+
+
+async def test_caller_cannot_stop_a_migration_that_would_hang_the_guest() -> None:
+    step = AwaitMigration("kept", may_stop=False)
+    assert await Caller(wishing("cancel")).wait_migration(step, FakeTarget(TWO))
+
+
+@pytest.mark.parametrize("error", [MigrationFailed("no", error="no"), LinkLost("gone")])
+async def test_caller_is_told_why_a_migration_ended(error: QmpsnapError) -> None:
+    fake = FakeTarget(TWO)
+    fake.fail(WAIT, error)
+    with pytest.raises(type(error)):
+        await Caller(Hooks()).wait_migration(WAIT, fake)
+
+
+async def test_caller_hears_how_much_memory_has_moved_and_may_complain() -> None:
+    complaint = ZeroDivisionError()
+
+    def raising(_: object) -> None:
+        raise complaint
+
+    caller = Caller(Hooks(progress=raising, interval=0))
+    await caller.wait_migration(WAIT, Endless(TWO))
+    assert caller.complaint is complaint
+
+
+class Endless(FakeTarget):
+    """A target whose migrations never end by themselves."""
+
+    async def perform(self, step: Step) -> float:
+        if isinstance(step, AwaitMigration):
+            await anyio.sleep_forever()
+        return await super().perform(step)

@@ -157,3 +157,23 @@ async def test_read_reports_a_directory_that_is_none_and_passes_over_a_missing_o
 async def test_read_reads_each_directory_once(place, catalog):
     stored = await catalog.write_intent(intent(), str(place))
     assert await catalog.read([str(place), str(place)]) == ((stored,), ())
+
+
+async def test_rewrite_puts_a_moment_in_the_place_of_what_it_was(place, catalog):
+    moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
+    later = replace(moment, branches=({"vda": "/d/r"},))
+    await catalog.rewrite(later)
+    assert names(place) == [moment.file_name]
+    assert await catalog.read([str(place)]) == ((later,), ())
+
+
+async def test_rewrite_leaves_the_old_one_whole_when_it_cannot_be_written(place, catalog):
+    moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
+    with pytest.raises(TargetUnusable, match="is not a name"):
+        await catalog.rewrite(replace(moment, name="../x"))
+    place.chmod(0o777)
+    with pytest.raises(TargetUnusable, match="not trusted"):
+        await catalog.rewrite(replace(moment, branches=({"vda": "/d/r"},)))
+    place.chmod(0o755)
+    assert await catalog.read([str(place)]) == ((moment,), ())
+    assert names(place) == [moment.file_name]

@@ -8,7 +8,8 @@ import pytest
 
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.header import parse_header
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -18,6 +19,14 @@ from qmpsnap.plan.host_steps import (
     RemoveOrphan,
     RetireFile,
     WriteRecord,
+)
+from qmpsnap.plan.memory_steps import (
+    CreateMemory,
+    CreateStore,
+    KeepBranch,
+    RemoveState,
+    SealMemory,
+    SealStore,
 )
 from qmpsnap.run.catalog import Catalog, read_records
 from qmpsnap.run.host import Host
@@ -135,3 +144,90 @@ async def test_host_removes_an_orphan_only_while_it_is_empty(host: Host, tmp_pat
     with pytest.raises(TargetUnusable, match="not empty"):
         await host.perform(RemoveOrphan(str(orphan), None))
     assert orphan.read_text() == "data"
+
+
+KEPT = Fingerprint("pc", 7, (), {}, {})
+MOMENT = moment_of(RECORD)
+
+
+async def test_host_makes_seals_and_removes_a_memory_file(host: Host, tmp_path: Path) -> None:
+    partial, whole = str(tmp_path / "m.partial"), str(tmp_path / "m")
+    await host.perform(CreateMemory(partial))
+    assert Path(partial).stat().st_mode & 0o777 == 0o600
+    Path(partial).write_bytes(b"stream")
+    await host.perform(SealMemory(partial, whole, "id", "c1", True, KEPT))
+    assert (host.state_bytes, Path(partial).exists()) == (len(b"stream"), False)
+    await host.perform(RemoveMade(partial))  # what took another name is not removed by the old one
+    assert Path(whole).exists()
+    await host.perform(RemoveState(whole))
+    await host.perform(RemoveState(whole))  # twice does no harm
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_host_removes_a_memory_file_that_it_made_although_qemu_wrote_to_it(
+    host: Host, tmp_path: Path
+) -> None:
+    partial = tmp_path / "m.partial"
+    await host.perform(CreateMemory(str(partial)))
+    partial.write_bytes(b"half a stream")
+    await host.perform(RemoveMade(str(partial)))
+    assert not partial.exists()
+
+
+async def test_host_leaves_nothing_of_a_memory_file_for_which_there_is_no_room(
+    host: Host, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetUnusable, match="no room of"):
+        await host.perform(CreateMemory(str(tmp_path / "m"), reserve_bytes=1 << 62))
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_qemu_img
+async def test_host_makes_a_store_that_is_private_whatever_the_layer_is(
+    host: Host, base: str, tmp_path: Path
+) -> None:
+    partial, whole = str(tmp_path / "m.partial"), str(tmp_path / "m")
+    await host.perform(CreateStore(partial, base))
+    assert Path(partial).stat().st_mode & 0o777 == 0o600
+    header = parse_header(Path(partial).read_bytes())
+    assert header is not None
+    assert (header.format, header.backing) == ("qcow2", None)
+    await host.perform(SealStore(partial, whole))
+    assert host.state_bytes == Path(whole).stat().st_size
+
+
+async def test_host_seals_nothing_over_another_file(host: Host, tmp_path: Path) -> None:
+    partial, whole = tmp_path / "m.partial", tmp_path / "m"
+    partial.write_bytes(b"stream")
+    whole.write_text("precious")
+    for step in (
+        SealMemory(str(partial), str(whole), "id", "c1", True, KEPT),
+        SealStore(str(partial), str(whole)),
+    ):
+        with pytest.raises(TargetExists):
+            await host.perform(step)
+    assert whole.read_text() == "precious"
+
+
+async def test_host_says_what_cannot_be_sealed(host: Host, tmp_path: Path) -> None:
+    gone = str(tmp_path / "m.partial")
+    with pytest.raises(TargetUnusable, match="no such file"):
+        await host.perform(SealMemory(gone, str(tmp_path / "m"), "id", "c1", True, KEPT))
+
+
+async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path) -> None:
+    place = str(tmp_path / "base.qmpsnap")
+    await host.perform(WriteRecord(place, RECORD))
+    await host.perform(KeepMoment(place, RECORD.id, "n1"))
+    for _ in range(2):
+        await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r1"}))
+    await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r2"}))
+    branches = ({"vda": "/d/r1"}, {"vda": "/d/r2"})
+    assert read_records((place,))[0] == (replace(MOMENT, branches=branches, directory=place),)
+
+
+async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) -> None:
+    place = str(tmp_path / "base.qmpsnap")
+    await host.perform(WriteRecord(place, RECORD))  # an intent is no moment
+    with pytest.raises(TargetUnusable, match=r"the moment .* is gone"):
+        await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r1"}))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import Changed, CommandFailed
-from qmpsnap.plan.checkpoint_steps import DelVm, LoadVm, SaveVm
+from qmpsnap.plan.human_steps import DelVm, LoadVm, SaveVm
 from qmpsnap.run import session as sessions
 from qmpsnap.run.human import checkpoint
 from qmpsnap.testing.server import Return

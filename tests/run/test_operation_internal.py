@@ -70,7 +70,7 @@ def with_checkpoint() -> FakeTarget:
 
 async def test_operation_goes_back_to_a_checkpoint_and_deletes_it() -> None:
     fake = with_checkpoint()
-    back = await vm_of(fake).revert_internal("c1")
+    back = await vm_of(fake).revert("c1")
     assert (back.op, back.changed, back.standstill_s) == ("revert-internal", True, 0.25)
     assert back.bytes == 4096
     gone = await vm_of(fake).delete("c1")
@@ -83,7 +83,7 @@ async def test_operation_does_not_know_whether_it_went_back_when_the_link_is_los
     fake.relinks = True
     fake.fail("human-monitor-command", LinkLost("gone"), happened=happened)
     with pytest.raises(LinkLost) as caught:
-        await vm_of(fake).revert_internal("c1")
+        await vm_of(fake).revert("c1")
     assert caught.value.changed is Changed.UNKNOWN
 
 
@@ -94,5 +94,5 @@ async def test_operation_says_of_a_failed_way_back_what_the_target_said(changed:
     error.changed = changed
     fake.fail("human-monitor-command", error)
     with pytest.raises(CommandFailed, match="half-way") as caught:
-        await vm_of(fake).revert_internal("c1")
+        await vm_of(fake).revert("c1")
     assert caught.value.changed is changed

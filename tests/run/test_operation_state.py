@@ -8,7 +8,7 @@ from qmpsnap.errors import Changed, JobFailed, UnknownNode
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, RevertInternal
+from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, Revert
 from qmpsnap.plan.steps import ContinueGuest, DismissJob, LoadState, WriteRecord
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(10)
 
 EARLY = "Snapshot 'c1' does not exist in one or more devices"
 LATE = "Size mismatch: pc.ram: 0x4000000 != 0x6000000: Invalid argument"
-SAVE, LOAD = CheckpointInternal("c2", via="jobs"), RevertInternal("c1", via="jobs")
+SAVE, LOAD = CheckpointInternal("c2", via="jobs"), Revert("c1", via="jobs")
 
 
 def with_checkpoint(*, running: bool = True) -> FakeTarget:
@@ -132,7 +132,7 @@ async def test_rest_of_a_load_that_went_well_is_put_away() -> None:
 
 async def test_rest_of_a_load_without_a_job_that_failed_half_way_says_so_and_that_it_is_changed() -> None:
     fake = with_checkpoint()
-    plan = await vm_of(fake).plan(RevertInternal("c1"))
+    plan = await vm_of(fake).plan(Revert("c1"))
     await fake.perform(plan.steps[0])
     (left,) = (one for one in fake.files.records if isinstance(one, IntentRecord))
     fake.guest.now = a_machine(fake.state, running=False, status="restore-vm")

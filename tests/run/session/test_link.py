@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import socket
 import tracemalloc
 from typing import Any
 
@@ -14,7 +16,7 @@ from qemu.qmp import QMPClient, Runstate
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
 from qmpsnap.run.session import adopt, connect
 from qmpsnap.run.session.change import Limits, Outcome
-from qmpsnap.testing.server import Emit, Fail, Hangup, Raw, Return, Wait
+from qmpsnap.testing.server import GREETING, Emit, Fail, Hangup, Raw, Return, Wait
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
 
@@ -323,3 +325,48 @@ async def test_loss_is_logged_once(server):
         async with connect(server.path):
             pass
     assert [entry["event"] for entry in logs].count("session.lost") == 1
+
+
+# Passing a descriptor
+
+
+async def test_change_passes_a_descriptor_that_stays_the_callers(tmp_path):
+    file = tmp_path / "m"
+    file.write_bytes(b"the file itself")
+    arrived: list[bytes] = []
+    ours, qemus = socket.socketpair()
+
+    def qemu():
+        qemus.sendall(GREETING)
+        commands = []
+        while "getfd" not in commands:
+            heard = b""
+            while not heard.endswith(b"}"):
+                data, descriptors, *_ = socket.recv_fds(qemus, 65536, 4)
+                heard += data
+                for one in descriptors:
+                    arrived.append(os.pread(one, 99, 0))
+                    os.close(one)
+            command = json.loads(heard)
+            commands.append(command["execute"])
+            qemus.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
+        return commands
+
+    answering = asyncio.create_task(asyncio.to_thread(qemu))
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        async with connect(ours) as session:
+            await session.change("getfd", {"fdname": "x"}, fd=descriptor)
+            assert await answering == ["qmp_capabilities", "getfd"]
+        assert os.pread(descriptor, 3, 0) == b"the"
+    finally:
+        os.close(descriptor)
+        qemus.close()
+    assert arrived == [b"the file itself"]
+
+
+async def test_change_lets_qemu_say_that_no_descriptor_came_where_none_can(server):
+    server.answer("getfd", Fail("No file descriptor supplied via SCM_RIGHTS"))
+    async with connect(server.path) as session:
+        with pytest.raises(CommandFailed, match="No file descriptor"):
+            await session.change("getfd", {"fdname": "x"}, fd=1 << 20)

@@ -8,7 +8,7 @@ from integration.known_images import KIB, MIB, content
 from integration.machines import blockdev, wait_for
 from integration.test_kill import end
 from qmpsnap.errors import Changed
-from qmpsnap.plan.intent import CheckpointInternal, RevertInternal
+from qmpsnap.plan.intent import CheckpointInternal, Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 RUNS = pytest.mark.parametrize("runs", [False, True], ids=["paused", "running"])
@@ -44,7 +44,7 @@ async def test_guest_that_a_failed_load_left_standing_for_nothing_runs_on(images
         before = status(running)
         async with running.connect() as vm:
             await vm.checkpoint_internal("c1")
-            step = await write_down(vm, RevertInternal("c1", via=via))
+            step = await write_down(vm, Revert("c1", via=via))
         running.qmp.hmp("delvm c1")
         send(running, step)
         assert status(running) == ("restore-vm" if runs else before)
@@ -65,7 +65,7 @@ async def test_guest_that_a_load_left_half_way_is_left_standing_and_that_is_said
         running.qmp("cont")
         running.write("vda", *WRITE)
         async with running.connect() as vm:
-            step = await write_down(vm, RevertInternal("c1", via=via))
+            step = await write_down(vm, Revert("c1", via=via))
         send(running, step)
         async with running.connect() as vm:
             failed = await end(vm)
@@ -80,7 +80,7 @@ async def test_guest_that_somebody_paused_after_the_client_died_stays_paused(ima
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint_internal("c1")
-            send(running, await write_down(vm, RevertInternal("c1")))
+            send(running, await write_down(vm, Revert("c1")))
         running.qmp("stop")
         running.qmp.hmp("delvm c1")
         async with running.connect() as vm:

@@ -6,7 +6,7 @@ import pytest
 
 import qmpsnap
 from integration.counter import Counter
-from qmpsnap.plan.intent import CheckpointInternal, RevertInternal
+from qmpsnap.plan.intent import CheckpointInternal, Revert
 from qmpsnap.testing.guest import open_guest
 from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_argv
 
@@ -47,7 +47,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
             paused = number % 2 == 1
             if paused:
                 await vm._target.session.change("stop", {})
-            back = await vm.run(await vm.plan(RevertInternal("c1", leave, via)))
+            back = await vm.run(await vm.plan(Revert("c1", leave, via)))
             assert (back.standstill_s > 0) is not paused
             if paused:
                 assert (await vm._target.session.query("query-status"))["running"] is False

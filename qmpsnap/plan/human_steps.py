@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from qmpsnap.plan.job_steps import QmpStep
 
-__all__ = ["CheckpointStep", "DelVm", "LoadVm", "SaveVm"]
+__all__ = ["DelVm", "HumanStep", "LoadVm", "SaveVm"]
 
 Arguments = dict[str, object]
 
@@ -72,7 +72,7 @@ class DelVm(QmpStep):
         return {"command-line": f"delvm {quoted(self.name)}"}
 
 
-CheckpointStep = SaveVm | LoadVm | DelVm
+HumanStep = SaveVm | LoadVm | DelVm
 
 
 def quoted(text: str) -> str:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpsnap.errors import LinkLost, Malformed
+from qmpsnap.model.parse_machine import MACHINE_QUERIES, parse_machine
+from qmpsnap.run import session as sessions
+from qmpsnap.run.machine import read_machine, run_state
+from qmpsnap.run.shared import identity
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.server import Hangup, Return
+
+if TYPE_CHECKING:
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.testing.server import QmpServer
+
+pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+
+DATA = Path(__file__).parent.parent / "model" / "data"
+TWO = graph(vda="base <- s1*", vdb="data*")
+
+
+def said() -> list[Any]:
+    answers: list[Any] = json.loads((DATA / "machine-7.json").read_text())["answers"]
+    return answers
+
+
+def answer(server: QmpServer, answers: list[Any]) -> None:
+    """Let the server answer as that QEMU did; vdb has no device under its path."""
+    by_path: dict[tuple[str, str], object] = {
+        ("/machine/unattached/device[0]", "type"): "qemu64-x86_64-cpu",
+        ("/machine/peripheral/vda/virtio-backend", "type"): "virtio-blk-device",
+    }
+    lists: dict[str, object] = {}
+    for (command, arguments), value in zip(MACHINE_QUERIES, answers, strict=True):
+        if command == "qom-get":
+            by_path[str(arguments["path"]), str(arguments["property"])] = value
+        elif command == "qom-list":
+            lists[str(arguments["path"])] = value
+        else:
+            server.answer(command, Return(value))
+    server.compute("qom-list", lambda arguments: lists[arguments["path"]])  # type: ignore[index]
+
+    def get(arguments: dict[str, object]) -> object:
+        return by_path.get((str(arguments["path"]), str(arguments["property"])), "")
+
+    server.compute("qom-get", get)
+
+
+async def machine_of(server: QmpServer) -> Machine:
+    async with sessions.connect(server.path) as session:
+        return await read_machine(session, TWO)
+
+
+async def test_read_machine_asks_for_all_of_it_and_for_each_disks_device(server: QmpServer) -> None:
+    answer(server, said())
+    async with sessions.connect(server.path) as session:
+        machine = await read_machine(session, TWO)
+        process = identity(session.peer_pid)
+    assert machine == parse_machine(
+        said(),
+        {"vda": "virtio-blk-device"},
+        TWO,
+        cpu="qemu64-x86_64-cpu",
+        passes_files=True,
+        process=process,
+    )
+    assert process != ""
+
+
+@pytest.mark.parametrize("cpus", [[], [{}], [7], {"x": 1}, None])
+async def test_read_machine_is_malformed_when_cpus_have_another_shape(
+    server: QmpServer, cpus: object
+) -> None:
+    answer(server, said())
+    server.answer("query-cpus-fast", Return(cpus))
+    with pytest.raises(Malformed):
+        await machine_of(server)
+
+
+async def test_read_machine_ends_when_the_link_is_lost(server: QmpServer) -> None:
+    answer(server, said())
+    server.answer("query-version", Hangup())
+    with pytest.raises(LinkLost):
+        await machine_of(server)
+
+
+async def test_run_state_is_qemus_word(server: QmpServer) -> None:
+    server.answer("query-status", Return({"status": "postmigrate", "running": False}))
+    async with sessions.connect(server.path) as session:
+        assert await run_state(session) == "postmigrate"
+        server.answer("query-status", Return([]))
+        with pytest.raises(Malformed):
+            await run_state(session)

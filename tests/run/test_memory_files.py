@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.memory import LayerState, MemoryFact
+from qmpsnap.plan.memory_steps import SealMemory, SealStore
+from qmpsnap.run.memory_files import is_closed, look, open_memory, reserve, seal_memory, seal_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEPT = Fingerprint("pc", 7, ("cpu",), {}, {})
+STREAM = b"a stream of VM state" * 100
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    file = tmp_path / "m.partial"
+    file.write_bytes(STREAM)
+    return file
+
+
+def seal(partial: Path, *layers: tuple[str, str]) -> SealMemory:
+    name = str(partial).removesuffix(".partial")
+    return SealMemory(str(partial), name, "id", "c1", True, KEPT, layers)
+
+
+def fact(path: Path | str) -> MemoryFact:
+    return look([str(path)])[str(path)]
+
+
+def test_seal_memory_gives_a_whole_file_its_note_and_its_name(partial: Path, tmp_path: Path) -> None:
+    layer = tmp_path / "layer"
+    layer.write_bytes(b"data")
+    status = layer.stat()
+    assert seal_memory(seal(partial, ("vda", str(layer)))) == len(STREAM)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["layer", "m"]
+    found = fact(tmp_path / "m")
+    assert (found.size, found.problem) == ((tmp_path / "m").stat().st_size, "")
+    assert found.note is not None
+    assert (found.note.stream_bytes, found.note.name, found.note.fingerprint) == (len(STREAM), "c1", KEPT)
+    assert found.note.layers == (
+        LayerState("vda", str(layer), status.st_ino, status.st_size, status.st_mtime_ns),
+    )
+    assert (tmp_path / "m").read_bytes().startswith(STREAM)
+
+
+def test_seal_memory_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").write_text("precious")
+    with pytest.raises(FileExistsError):
+        seal_memory(seal(partial))
+    assert (tmp_path / "m").read_text() == "precious"
+    assert partial.exists()
+
+
+def test_seal_memory_writes_nothing_when_a_layer_is_gone(partial: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        seal_memory(seal(partial, ("vda", "/no/such/layer")))
+    assert partial.read_bytes() == STREAM
+
+
+def test_seal_memory_gives_back_what_was_reserved(partial: Path, tmp_path: Path) -> None:
+    reserve(str(partial), 8 << 20)
+    reserved = partial.stat().st_blocks
+    seal_memory(seal(partial))
+    assert (tmp_path / "m").stat().st_blocks < max(reserved, 1 << 12)
+
+
+def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:
+    step = SealStore(str(partial), str(tmp_path / "m"))
+    assert seal_store(step) == len(STREAM)
+    assert (tmp_path / "m").read_bytes() == STREAM
+    partial.write_bytes(b"another")
+    with pytest.raises(FileExistsError):
+        seal_store(step)
+    assert (tmp_path / "m").read_bytes() == STREAM
+
+
+@pytest.mark.parametrize("length", [0, 1, len(STREAM), -1, -16, -17])
+def test_look_knows_no_note_in_a_file_that_was_cut(partial: Path, tmp_path: Path, length: int) -> None:
+    seal_memory(seal(partial))
+    whole = tmp_path / "m"
+    size = whole.stat().st_size
+    os.truncate(whole, length if length >= 0 else size + length)
+    found = fact(whole)
+    assert (found.note, found.exists) == (None, True)
+    assert "it was cut, or somebody else wrote it" in found.problem
+
+
+def test_look_knows_no_note_where_something_is_missing_before_it(partial: Path, tmp_path: Path) -> None:
+    seal_memory(seal(partial))
+    (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[1:])
+    assert fact(tmp_path / "m").problem == "its length is not what its note says"
+
+
+def test_look_says_why_it_cannot_look(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    paths = [str(tmp_path / name) for name in ("none", "pipe", "link", "a\0b")] + [str(tmp_path)]
+    found = look(paths)
+    assert [found[path].exists for path in paths] == [False, True, True, True, True]
+    assert found[paths[0]].problem == "there is no such file"
+    assert {found[paths[1]].problem, found[paths[4]].problem} == {"it is no regular file"}
+    assert found[paths[2]].problem != ""
+    assert "null" in found[paths[3]].problem
+
+
+def test_open_memory_locks_a_file_to_be_written_until_the_last_descriptor_is_closed(partial: Path) -> None:
+    assert is_closed(str(partial))
+    ours = open_memory(str(partial), write=True)
+    qemus = os.dup(ours)
+    os.close(ours)
+    assert not is_closed(str(partial))
+    with pytest.raises(BlockingIOError):
+        open_memory(str(partial), write=True)
+    os.close(qemus)
+    assert is_closed(str(partial))
+
+
+@pytest.mark.parametrize(("write", "mode"), [(True, os.O_WRONLY), (False, os.O_RDONLY)])
+def test_open_memory_opens_for_one_way_alone_and_blocking(partial: Path, write: bool, mode: int) -> None:
+    descriptor = open_memory(str(partial), write=write)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    os.close(descriptor)
+    assert (flags & os.O_ACCMODE, flags & os.O_NONBLOCK) == (mode, 0)
+
+
+def test_open_memory_to_be_read_leaves_no_lock(partial: Path) -> None:
+    descriptor = open_memory(str(partial), write=False)
+    assert is_closed(str(partial))
+    os.close(descriptor)
+
+
+def test_open_memory_opens_nothing_but_a_regular_file(partial: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(partial)
+    for path in (tmp_path / "link", tmp_path / "none", tmp_path):
+        with pytest.raises(OSError):  # noqa: PT011  # each has its own reason
+            open_memory(str(path), write=False)
+
+
+def test_reserve_takes_room_and_leaves_the_length(partial: Path) -> None:
+    reserve(str(partial), 1 << 20)
+    assert partial.stat().st_size == len(STREAM)
+    assert partial.stat().st_blocks * 512 >= 1 << 20
+
+
+def test_reserve_says_so_when_there_is_no_room(partial: Path) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # the number is what counts
+        reserve(str(partial), 1 << 62)  # more than any file can have, so that nothing is taken
+    assert caught.value.errno in {errno.ENOSPC, errno.EFBIG}
+    assert partial.read_bytes() == STREAM

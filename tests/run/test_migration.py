@@ -1,0 +1,341 @@
+"""Migrations against a scripted QEMU: what is sent, what is waited for, and how each can end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from qmpsnap.errors import CommandFailed, LinkLost, MigrationFailed, TargetUnusable
+from qmpsnap.plan.migration_steps import (
+    AwaitClosed,
+    AwaitMigration,
+    CancelMigration,
+    LoadMemory,
+    PassFile,
+    ReleaseFile,
+    SaveMemory,
+    SetCapabilities,
+    SetParameters,
+)
+from qmpsnap.run import migration
+from qmpsnap.run import session as sessions
+from qmpsnap.run.memory_files import open_memory
+from qmpsnap.run.migration import Migrations
+from qmpsnap.testing.server import Emit, Fail, Hangup, Return
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.testing.server import Action, QmpServer
+
+pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+
+SAVE = SaveMemory("fd:qmpsnap-7")
+ACTIVE: dict[str, object] = {
+    "status": "active",
+    "ram": {"transferred": 4096, "remaining": 1024, "total": 8192},
+}
+
+
+@asynccontextmanager
+async def migrations(server: QmpServer) -> AsyncIterator[Migrations]:
+    server.answer("migrate", Return())
+    async with sessions.connect(server.path) as session:
+        made = Migrations(session)
+        with session.subscribe(made.note):
+            yield made
+
+
+def looks(server: QmpServer, *answers: object) -> None:
+    """What query-migrate says, one after the other; the last for good."""
+    *first, last = [one if isinstance(one, tuple) else (Return(one),) for one in answers]
+    for one in first:
+        server.answer_once("query-migrate", *one)
+    server.answer("query-migrate", *last)
+
+
+def says(server: QmpServer, *states: str) -> None:
+    """What query-status says, one after the other; the last for good."""
+    for state in states[:-1]:
+        server.answer_once("query-status", Return({"status": state}))
+    server.answer("query-status", Return({"status": states[-1]}))
+
+
+def status(word: str) -> dict[str, object]:
+    return {"status": word}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        SetCapabilities((("events", True),), (("events", False),)),
+        SetParameters((("max-bandwidth", 9),), (("max-bandwidth", 1),)),
+        SAVE,
+        LoadMemory("fd:qmpsnap-7"),
+        ReleaseFile(7, "fd"),
+        ReleaseFile(7, "fdset"),
+    ],
+    ids=lambda step: step.command,
+)
+async def test_migration_sends_a_step_word_for_word(server: QmpServer, step: MigrationStep) -> None:
+    server.answer(step.command, Return())
+    async with migrations(server) as moving:
+        server.answer(step.command, Return())
+        await moving.perform(step)
+    assert (server.received[-1]["execute"], server.received[-1]["arguments"]) == (
+        step.command,
+        step.arguments,
+    )
+
+
+async def test_migration_sends_nothing_where_nothing_is_to_be_set(server: QmpServer) -> None:
+    async with migrations(server) as moving:
+        await moving.perform(SetCapabilities((), ()))
+        await moving.perform(SetParameters((), ()))
+    assert server.commands == []
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["fd", "fdset"])
+async def test_pass_file_leaves_the_file_to_qemu_alone(server: QmpServer, tmp_path: Path, way: str) -> None:
+    file = tmp_path / "m"
+    file.touch()
+    step = PassFile(str(file), 7, way, write=True)  # type: ignore[arg-type]
+    server.answer(step.command, Return())
+    async with migrations(server) as moving:
+        await moving.perform(step)
+    assert server.received[-1]["arguments"] == step.arguments
+
+
+async def test_pass_file_closes_our_end_when_qemu_refuses(server: QmpServer, tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    file.touch()
+    server.answer("getfd", Fail("No file descriptor supplied via SCM_RIGHTS"))
+    async with migrations(server) as moving:
+        with pytest.raises(CommandFailed):
+            await moving.perform(PassFile(str(file), 7, "fd", write=True))
+
+
+async def test_pass_file_is_refused_when_it_cannot_be_opened(server: QmpServer, tmp_path: Path) -> None:
+    async with migrations(server) as moving:
+        with pytest.raises(TargetUnusable, match="no such file"):
+            await moving.perform(PassFile(str(tmp_path / "none"), 7, "fd", write=False))
+    assert server.commands == []
+
+
+@pytest.mark.parametrize("desc", ["File descriptor named 'qmpsnap-7' not found", "fdset 7 does not exist"])
+async def test_release_file_is_content_when_qemu_has_closed_it(server: QmpServer, desc: str) -> None:
+    server.answer("closefd", Fail(desc))
+    async with migrations(server) as moving:
+        await moving.perform(ReleaseFile(7, "fd"))
+
+
+async def test_release_file_says_any_other_refusal(server: QmpServer) -> None:
+    server.answer("remove-fd", Fail("in use"))
+    async with migrations(server) as moving:
+        with pytest.raises(CommandFailed, match="in use"):
+            await moving.perform(ReleaseFile(7, "fdset"))
+
+
+async def test_await_closed_returns_once_the_last_descriptor_is_closed(
+    server: QmpServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "m"
+    file.touch()
+    qemus = open_memory(str(file), write=True)
+    async with migrations(server) as moving:
+        waiting = asyncio.create_task(moving.perform(AwaitClosed(str(file))))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        os.close(qemus)
+        await waiting
+
+
+# -- waits -----------------------------------------------------------------------------------------
+
+
+async def test_settled_waits_for_the_migration_of_somebody_else(server: QmpServer) -> None:
+    first, second = (
+        (Return(status(word)), Emit("MIGRATION", status(word))) for word in ("active", "cancelling")
+    )
+    looks(server, first, second, {})
+    async with migrations(server) as moving:
+        await moving.perform(AwaitMigration("settled"))
+    assert server.commands.count("query-migrate") == 3
+
+
+async def test_settled_needs_no_time_when_there_was_none(server: QmpServer) -> None:
+    looks(server, {})
+    async with migrations(server) as moving:
+        started = time.monotonic()
+        await moving.perform(AwaitMigration("settled"))
+        assert time.monotonic() - started < migration._SETTLE / 2
+
+
+async def test_settled_gives_the_thread_of_the_last_one_its_time(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_SETTLE", 0.05)
+    looks(server, status("completed"))
+    async with migrations(server) as moving:
+        started = time.monotonic()
+        await moving.perform(AwaitMigration("settled"))
+        assert time.monotonic() - started >= 0.04
+
+
+async def test_settled_needs_no_time_when_its_file_is_known_to_be_closed(
+    server: QmpServer, tmp_path: Path
+) -> None:
+    (tmp_path / "m").touch()
+    looks(server, status("completed"))
+    async with migrations(server) as moving:
+        await moving.perform(AwaitClosed(str(tmp_path / "m")))
+        started = time.monotonic()
+        await moving.perform(AwaitMigration("settled"))
+        assert time.monotonic() - started < migration._SETTLE / 2
+
+
+@pytest.mark.parametrize("last", [ACTIVE, status("completed")], ids=["pages", "all"])
+async def test_writing_waits_for_pages_of_memory(server: QmpServer, last: object) -> None:
+    looks(server, status("setup"), {"status": "active", "ram": {"transferred": 1000}}, last)
+    async with migrations(server) as moving:
+        await moving.perform(AwaitMigration("writing"))
+    assert server.commands.count("query-migrate") == 3
+
+
+async def test_saved_waits_until_qemu_takes_a_cont(server: QmpServer) -> None:
+    looks(server, ACTIVE, status("completed"))
+    says(server, "finish-migrate", "finish-migrate", "postmigrate")
+    async with migrations(server) as moving:
+        await moving.perform(SAVE)
+        waiting = asyncio.create_task(moving.perform(AwaitMigration("saved")))
+        await server.wait_for("query-migrate")
+        server.emit(Emit("MIGRATION", status("completed")))
+        await waiting
+    assert server.commands.count("query-status") == 3
+
+
+async def test_saved_misses_no_event_that_comes_together_with_an_answer(server: QmpServer) -> None:
+    answer = (Return(ACTIVE), Emit("MIGRATION", status("completed")))
+    looks(server, *[answer] * 3, status("completed"))
+    says(server, "postmigrate")
+    async with migrations(server) as moving:
+        started = time.monotonic()
+        await moving.perform(AwaitMigration("saved"))
+        assert time.monotonic() - started < migration._AGAIN
+
+
+async def test_kept_is_content_with_a_guest_that_ran_on(server: QmpServer) -> None:
+    looks(server, status("completed"))
+    async with migrations(server) as moving:
+        server.emit(Emit("STOP"))  # before the migration began
+        await moving.status()
+        await moving.perform(SAVE)
+        server.emit(Emit("RESUME"))
+        await moving.perform(AwaitMigration("kept"))
+
+
+async def test_kept_fails_when_qemu_stopped_the_guest_once_more(server: QmpServer) -> None:
+    looks(server, ACTIVE, (Emit("STOP"), Return(status("completed"))))
+    async with migrations(server) as moving:
+        await moving.perform(SAVE)
+        waiting = asyncio.create_task(moving.perform(AwaitMigration("kept")))
+        await server.wait_for("query-migrate")
+        server.emit(Emit("RESUME"), Emit("MIGRATION", status("completed")))
+        with pytest.raises(MigrationFailed, match="later than the disks") as caught:
+            await waiting
+    assert (caught.value.error, caught.value.hint) == ("the guest was stopped twice", "try again")
+
+
+async def test_loaded_waits_until_the_machine_waits_no_more(server: QmpServer) -> None:
+    looks(server, status("completed"))
+    says(server, "inmigrate", "paused")
+    async with migrations(server) as moving:
+        await moving.perform(AwaitMigration("loaded"))
+    assert server.commands.count("query-status") == 2
+
+
+@pytest.mark.parametrize("until", ["writing", "saved", "kept", "loaded"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": "failed", "error-desc": "no space left"}, "no space left"),
+        ({"status": "failed"}, "it was failed, QEMU gives no reason"),
+        ({"status": "cancelled"}, "it was cancelled, QEMU gives no reason"),
+    ],
+)
+async def test_await_migration_says_why_it_failed(
+    server: QmpServer, until: str, answer: dict[str, object], said: str
+) -> None:
+    looks(server, status("active"), answer)
+    async with migrations(server) as moving:
+        waiting = asyncio.create_task(moving.perform(AwaitMigration(until)))  # type: ignore[arg-type]
+        await server.wait_for("query-migrate")
+        server.emit(Emit("MIGRATION", answer))
+        with pytest.raises(MigrationFailed) as caught:
+            await waiting
+    assert caught.value.error == said
+
+
+@pytest.mark.parametrize("until", ["settled", "writing", "saved", "kept", "loaded"])
+async def test_await_migration_ends_when_the_link_is_lost(server: QmpServer, until: str) -> None:
+    looks(server, (Return(status("active")), Emit("MIGRATION", status("active"))), (Hangup(),))
+    async with migrations(server) as moving:
+        with pytest.raises(LinkLost):
+            await moving.perform(AwaitMigration(until))  # type: ignore[arg-type]
+
+
+# -- cancelled -------------------------------------------------------------------------------------
+
+
+async def test_cancel_returns_once_it_has_stopped(server: QmpServer) -> None:
+    looks(server, ACTIVE, status("cancelling"), status("cancelled"))
+    server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("cancelling")))
+    async with migrations(server) as moving:
+        cancelling = asyncio.create_task(moving.perform(CancelMigration()))
+        await server.wait_for("query-migrate", count=2)
+        server.emit(Emit("MIGRATION", status("cancelled")))
+        await cancelling
+    assert server.commands.count("migrate_cancel") == 1
+
+
+@pytest.mark.parametrize("over", [{}, status("completed"), status("failed"), status("cancelled")], ids=str)
+async def test_cancel_does_nothing_when_it_is_over(server: QmpServer, over: dict[str, object]) -> None:
+    looks(server, over)
+    async with migrations(server) as moving:
+        await moving.perform(CancelMigration())
+    assert server.commands == ["query-migrate"]
+
+
+async def test_cancel_waits_instead_where_qemu_would_hang_the_guest(server: QmpServer) -> None:
+    answers: tuple[Action, ...] = (Return(ACTIVE), Emit("MIGRATION", status("completed")))
+    looks(server, ACTIVE, answers, status("completed"))
+    async with migrations(server) as moving:
+        await moving.perform(CancelMigration(wait=True))
+    assert set(server.commands) == {"query-migrate"}
+
+
+async def test_progress_tells_how_much_has_moved_until_all_has(server: QmpServer) -> None:
+    looks(server, ACTIVE, status("completed"))
+    async with migrations(server) as moving:
+        seen = [told.job async for told in moving.progress(0)]
+    assert [(job.offset, job.length) for job in seen] == [(7168, 8192)]
+
+
+async def test_await_migration_can_be_given_up(server: QmpServer) -> None:
+    looks(server, status("active"))
+    async with migrations(server) as moving:
+        with anyio.move_on_after(0.01) as scope:
+            await moving.perform(AwaitMigration("saved"))
+        assert scope.cancelled_caught
+        assert (await moving.status()).status == "active"
