@@ -188,3 +188,22 @@ async def test_revert_leaves_disks_that_it_is_told_to_leave(qemu, images, machin
             assert (await vm.graph()).chains()["vdb"] == taken.chains["vdb"]
             running.read("vda", 0, *LATER[1:])
             running.read("vdb", LATER[0], *LATER[1:])
+
+
+async def test_revert_with_discard_keeps_later_moments_within_reach(qemu, images, machine, kind):
+    made = images("base")
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await take(vm, "c1", kind)
+            running.write("vda", *WRITE)
+            await take(vm, "c2", kind)
+            running.write("vda", *LATER)
+            await vm.revert("c1", discard=True)
+            assert [one.name for one in (await vm.moments()).moments] == ["c1", "c2"]
+            back = await vm.revert("c2", discard=True)
+            running.read("vda", WRITE[0], *WRITE[1:])
+            assert qmpsnap.draw(back.chains["vda"][1:]) == "[base] <- [base.c1*]"
+            await vm.revert("c1")
+            await vm.revert("c2")
+    assert qemu.read(back.active["vda"]) == overwritten(content(1), WRITE)
