@@ -62,8 +62,7 @@ class Done:
     """The result of an operation, as read back after it.
 
     Attributes:
-        op: "snapshot", "snapshot-internal", "delete", "checkpoint-internal", "revert-internal", "stream",
-            "commit" or "mirror".
+        op: As in Plan: "snapshot", "checkpoint", "revert", "save", "commit" and so on.
         chains: Files of each touched disk's chain, active first.
         active: The new active file of each disk whose root moved: start the machine from it.
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
