@@ -245,7 +245,7 @@ async def test_saved_fails_when_somebody_lets_the_guest_run(server: QmpServer) -
 
 @pytest.mark.parametrize("until", ["saved", "writing"])
 async def test_await_migration_ends_where_qemu_hangs(
-    server: QmpServer, monkeypatch: pytest.MonkeyPatch, until: Literal[saved, writing]
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch, until: Literal["saved", "writing"]
 ) -> None:
     monkeypatch.setattr(migration, "_MOMENT", 0.02)
     looks(server, status("completed") if until == "saved" else status("setup"))
