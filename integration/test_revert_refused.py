@@ -20,6 +20,7 @@ from qmpsnap.errors import (
     TargetUnusable,
     UnknownNode,
     Unsupported,
+    WouldLose,
 )
 from qmpsnap.plan.intent import Revert
 
@@ -168,6 +169,19 @@ async def test_revert_refuses_a_name_that_is_missing_or_stands_for_two(images, m
             assert len(error.candidates) == 2
             running.qmp("blockdev-snapshot-internal-sync", device=root, name="inside")
             await refuses(running, vm, Revert("inside"), Unsupported, "holds disks alone")
+
+
+async def test_revert_refuses_to_discard_a_layer_that_holds_moments(images, machine, kind):
+    with machine(*blockdev("vda", images("base").active)) as running:
+        async with running.connect() as vm:
+            await take(vm, "c1", kind)
+            await vm.snapshot_internal("in1")
+            error = await refuses(
+                running, vm, Revert("c1", discard=True), WouldLose, "internal snapshots: 'in1'"
+            )
+            assert error.what == ("in1",)
+            await vm.delete("in1")
+            await vm.revert("c1", discard=True)
 
 
 async def test_revert_of_memory_for_a_new_qemu_is_refused_in_place(images, machine):

@@ -111,6 +111,7 @@ class StateVerbs:
             NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
             NodeBusy: When a job or a migration is under way.
+            WouldLose: When a layer that is to be discarded holds internal snapshots.
             TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
             JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
                 failure apart.

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported, WouldLose
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.names import among_devices, digest, node_name, owned_node, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -125,15 +125,33 @@ def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
     return unique(file for file in known if file.startswith("/"))
 
 
-def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tuple[Branch, ...]:
+def branches(
+    moment: Moment, disks: list[Disk], token: str, scene: Scene, *, discard: bool = False
+) -> tuple[Branch, ...]:
     """A new branch of each of the disks; or refuse.
+
+    Args:
+        moment: Where it begins.
+        disks: The disks.
+        token: What all names are made of.
+        scene: The machine.
+        discard: Whether the active layers will be removed.
 
     Raises:
         NotInChain: When a layer does not hold the moment any more.
         TargetExists: When an overlay's file is there already.
         TargetUnusable: When an overlay cannot be made.
         Unsupported: When the disk has another size than it had.
+        WouldLose: When a layer that will be removed holds internal snapshots.
     """
+    for layer in (disk.active for disk in disks if discard):
+        inside = [snapshot.name for snapshot in layer.snapshots]
+        if inside:
+            raise WouldLose(
+                f"{layer.file} holds internal snapshots: {', '.join(map(repr, inside))}",
+                what=inside,
+                hint="without --discard it is kept; or delete them first",
+            )
     return tuple(_branch(moment, disk, token, scene) for disk in disks)
 
 

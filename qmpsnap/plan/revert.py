@@ -105,6 +105,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         MachineDiffers: When the machine is not the one that it was.
         NodeBusy: When a job or a migration is under way.
         TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
+        WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
     moment = moment_named(intent.name, scene)
     if moment.kind == "internal":
@@ -130,7 +131,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     if state is not None:
         _refuse_store(state, machine, scene, intent.name)
     token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene)
+    new = branches(moment, disks, token, scene, discard=intent.discard)
     load, store = _load(state, token, scene)
     moves = tuple(one.move(machine) for one in new)
     stop, go_on = ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())
