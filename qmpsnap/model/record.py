@@ -53,6 +53,7 @@ class KeptState:
         tag: Name of the snapshot inside the store; "" for a stream.
         running: Whether the guest ran.
         fingerprint: What the machine was.
+        token: Eight hex digits of the operation, which tell whose an unfinished file is.
     """
 
     mode: str
@@ -60,11 +61,12 @@ class KeptState:
     tag: str
     running: bool
     fingerprint: Fingerprint
+    token: str = ""
 
     @property
     def partial(self) -> str:
         """What the file is called until it is whole."""
-        return f"{self.file}.partial"
+        return f"{self.file}.{self.token}.partial" if self.token else f"{self.file}.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class IntentRecord:
         state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
+        formats: Format of each file of `chains` (snapshot, checkpoint), or none.
     """
 
     id: str
@@ -130,10 +133,13 @@ class IntentRecord:
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
         object.__setattr__(self, "chains", MappingProxyType(chains))
+        formats = {disk: tuple(one) for disk, one in self.formats.items()}
+        object.__setattr__(self, "formats", MappingProxyType(formats))
         after = {disk: tuple(files) for disk, files in self.after.items()}
         object.__setattr__(self, "after", MappingProxyType(after))
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
@@ -164,6 +170,8 @@ class MomentRecord:
         branches: Overlays that began there later, by a revert, each by disk; the oldest first.
         state: VM state of the same instant, or None.
         directory: Where the record lies; not part of what is written.
+        formats: Format of each file of `chains`; none in records of before there were any.
+        deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
     """
 
     id: str
@@ -175,9 +183,13 @@ class MomentRecord:
     branches: tuple[Mapping[str, str], ...] = ()
     state: KeptState | None = None
     directory: str = ""
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    deleted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
+        formats = {disk: tuple(one) for disk, one in self.formats.items()}
+        object.__setattr__(self, "formats", MappingProxyType(formats))
         object.__setattr__(self, "covered", MappingProxyType(dict(self.covered)))
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
         object.__setattr__(self, "chains", MappingProxyType(chains))
@@ -187,6 +199,14 @@ class MomentRecord:
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
         return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
+
+    def stands_on(self, other: MomentRecord) -> bool:
+        """Whether a chain of this moment passes through an overlay that began at the other."""
+        return any(
+            file in other.began(disk)
+            for disk, covered in self.covered.items()
+            for file in (covered, *self.chains.get(disk, ()))
+        )
 
     @property
     def file_name(self) -> str:
@@ -209,6 +229,7 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         chains={disk: intent.chains[disk] for disk in covered},
         state=intent.state,
         directory=intent.directory,
+        formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
 
 
@@ -235,6 +256,7 @@ def to_json(record: Record) -> str:
                 "disk": record.disk,
                 "state": _state_json(record.state),
                 "was": _settings_json(record.was),
+                "formats": {disk: list(one) for disk, one in record.formats.items()},
             }
         case MomentRecord():
             body = {
@@ -248,6 +270,8 @@ def to_json(record: Record) -> str:
                 "chains": {disk: list(files) for disk, files in record.chains.items()},
                 "branches": [dict(one) for one in record.branches],
                 "state": _state_json(record.state),
+                "formats": {disk: list(one) for disk, one in record.formats.items()},
+                "deleted": record.deleted,
             }
     return json.dumps(body) + "\n"
 
@@ -284,6 +308,7 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 disk=fields.text("disk"),
                 state=_state(fields),
                 was=_settings(fields),
+                formats=fields.chains("formats") if fields.has("formats") else {},
             )
         case "moment":
             record = MomentRecord(
@@ -295,6 +320,8 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 chains=fields.chains("chains") if fields.has("chains") else {},
                 branches=_branches(fields),
                 state=_state(fields),
+                formats=fields.chains("formats") if fields.has("formats") else {},
+                deleted=fields.has("deleted") and fields.flag("deleted"),
             )
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")
@@ -327,6 +354,7 @@ def _state_json(state: KeptState | None) -> dict[str, object] | None:
         "tag": state.tag,
         "running": state.running,
         "fingerprint": state.fingerprint.to_json(),
+        "token": state.token,
     }
 
 
@@ -351,7 +379,16 @@ def _state(fields: Fields) -> KeptState | None:
         tag=inner.text("tag"),
         running=inner.flag("running"),
         fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
+        token=_token(inner),
     )
+
+
+def _token(inner: Fields) -> str:
+    """It becomes part of a file's name; records of before there were any have none."""
+    token = inner.text("token") if inner.has("token") else ""
+    if not re.fullmatch(r"([0-9a-f]{8})?", token):
+        raise ValueError(f"{token!r} is no token")
+    return token
 
 
 def _settings(fields: Fields) -> Settings | None:

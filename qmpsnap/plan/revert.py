@@ -19,9 +19,10 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan import checkpoint_internal
+from qmpsnap.plan import checkpoint_internal, discard
 from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import KeptState, MomentRecord, Record
     from qmpsnap.plan.branch import Branch
-    from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+    from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
@@ -86,13 +87,14 @@ def ask_again(
     made = [branch_file(disk, intent.name, token) for disk in disks if disk.layers and disk.active.local]
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
     state = record.state.file if record.state is not None else ""
-    return replace(
+    question = replace(
         question,
         files=unique((*branch_files(record, graph), *made, *((state,) if state else ()))),
         directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
         memories=(state,) if state else (),
         fresh=fresh,
     )
+    return discard.ask(question, disks, graph) if isinstance(intent, Revert) and intent.discard else question
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:
@@ -131,7 +133,9 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     if state is not None:
         _refuse_store(state, machine, scene, intent.name)
     token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene, discard=intent.discard)
+    new = branches(moment, disks, token, scene)
+    if intent.discard:
+        discard.refuse_discard(disks, scene)
     load, store = _load(state, token, scene)
     moves = tuple(one.move(machine) for one in new)
     stop, go_on = ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())

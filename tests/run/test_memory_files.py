@@ -23,6 +23,7 @@ STREAM = b"a stream of VM state" * 100
 def partial(tmp_path: Path) -> Path:
     file = tmp_path / "m.partial"
     file.write_bytes(STREAM)
+    file.chmod(0o600)
     return file
 
 
@@ -77,6 +78,7 @@ def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Pa
     assert seal_store(step) == len(STREAM)
     assert (tmp_path / "m").read_bytes() == STREAM
     partial.write_bytes(b"another")
+    partial.chmod(0o600)
     with pytest.raises(FileExistsError):
         seal_store(step)
     assert (tmp_path / "m").read_bytes() == STREAM
