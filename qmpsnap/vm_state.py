@@ -91,7 +91,8 @@ class StateVerbs:
         """Go back to a moment in the same QEMU, of whichever kind it is.
 
         After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
-        of external disks alone the guest is reset. A guest that ran runs on, one that was paused stays so.
+        of external disks alone the guest is reset (a QEMU that was started with -no-reboot ends by that). A
+        guest that ran runs on, one that was paused stays so, after a reset in the state prelaunch.
         An external moment's disks write to new overlays on the layers that hold it, and what was written
         since is kept in the layers that are left aside; inside the images it is lost.
         After a failure before the memory was touched all is as it was. After any other the guest stands

@@ -110,6 +110,8 @@ def _changed(error: QmpsnapError) -> str:
             return "the machine's chains, or bytes of its layers, were changed"
         case Changed.YES if error.invalid:
             return "the guest reads what it read; bytes of the layers named above were changed"
+        case Changed.YES if isinstance(error, Interrupted) and error.left:
+            return "chains were changed, and what is left behind is named above"
         case Changed.YES if isinstance(error, Interrupted):
             return "the chains are as they were; bytes of a layer were changed, and it reads what it read"
         case Changed.YES:

@@ -62,7 +62,8 @@ def revert(
     """Go back to the moment NAME.
 
     In the same QEMU: to checkpoints that are internal or were taken with --mode in-place, and to snapshots
-    of disks, after which the guest is reset. A guest that runs goes on running, a paused one stays paused.
+    of disks, after which the guest is reset (one that was started with -no-reboot makes QEMU end then). A
+    guest that runs goes on running, a paused one stays paused.
 
     With a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
     QEMU from the files that it prints, then --into-incoming on the new one.

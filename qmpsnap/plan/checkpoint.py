@@ -130,6 +130,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         before=scene.graph,
         after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
         moves=new.names,
+        running=machine.running,
         notes=tuple(notes),
     )
 
@@ -222,4 +223,4 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
 
 def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """What lets a guest that runs stand still, and run on."""
-    return ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())
+    return (StopGuest(machine.running),), (ContinueGuest(),) if machine.running else ()

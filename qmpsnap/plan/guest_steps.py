@@ -14,8 +14,15 @@ Arguments = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class StopGuest(QmpStep):
-    """Let a guest that runs stand still. QAPI: stop (misc.json)."""
+    """Let a guest that runs stand still; does nothing when it stands. QAPI: stop (misc.json).
 
+    It is sent to a paused guest as well: somebody may have let it run a moment ago.
+
+    Attributes:
+        ran: Whether the guest ran when the plan was made, and is to run on if this is taken back.
+    """
+
+    ran: bool = True
     command: ClassVar[str] = "stop"
 
     @property

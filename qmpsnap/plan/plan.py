@@ -77,6 +77,8 @@ class Plan:
         invalid_if_stopped: Files that no longer hold their moment when it fails or is cancelled.
         notes: What the caller should know.
         resumes: Steps that an earlier run had done, to be taken back if this one fails or is stopped.
+        running: Whether the guest ran when the plan was made, where the plan depends on it; else None.
+        state_bytes: Bytes of the VM state that is loaded, where they are known beforehand.
         prepared: Overlays that are made for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
         vanished: Why the operation can't be called a success although nothing is left to do, or "".
@@ -95,6 +97,8 @@ class Plan:
     invalid_if_stopped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     resumes: tuple[Step, ...] = ()
+    running: bool | None = None
+    state_bytes: int = 0
     prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     memory: str = ""
     vanished: str = ""

@@ -138,10 +138,10 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         discard.refuse_discard(disks, scene)
     load, store = _load(state, token, scene)
     moves = tuple(one.move(machine) for one in new)
-    stop, go_on = ((StopGuest(),), (ContinueGuest(),)) if machine.running else ((), ())
+    go_on = (ContinueGuest(),) if machine.running else ()
     intent_record = _intent_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
-        *stop,
+        StopGuest(machine.running),
         *moves,
         *_check(new, moves),
         *(load or (ResetGuest(),)),
@@ -176,6 +176,8 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=apply_all(scene.graph, steps),
+        running=machine.running,
+        state_bytes=scene.files.files[state.file].size if state is not None else 0,
         moves=tuple(one.disk.name for one in new),
         notes=tuple(notes),
     )
@@ -197,15 +199,26 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
 
     Raises:
         UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+        UnknownNode: When the machine lacks a disk of it.
+        Unsupported: When it is inside the images, or goes back in place.
         NotInChain: When a layer does not hold it any more.
         TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole, or
             another one.
     """
     moment = moment_named(intent.name, scene)
     record = _record_of(moment)
-    if record.state is not None and record.state.mode != "in-place":
+    if record.state is not None and record.state.mode == "in-place":
+        raise Unsupported(
+            f"{intent.name!r} goes back in place, also in another QEMU",
+            feature="overlays for a QEMU that reads a store of VM state",
+            hint=f"start QEMU as it is now, with -S, then: qmpsnap revert {intent.name}",
+        )
+    if record.state is not None:
         _own_note(record, record.state, scene)
-    disks = [scene.graph.disks[name] for name in record.covered if name in scene.graph.disks]
+    missing = [name for name in record.covered if name not in scene.graph.disks]
+    if missing:
+        raise UnknownNode(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
+    disks = [scene.graph.disks[name] for name in record.covered]
     token = branch_token(record, scene.graph)
     new = branches(moment, disks, token, scene)
     made = {one.disk.name: one.root.file for one in new}
@@ -273,6 +286,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=scene.graph,
+        state_bytes=note.stream_bytes,
     )
 
 

@@ -105,10 +105,9 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     )
     place = state_place(scene, disks[0])
     write, finish = _recorded(place, record)
-    stop = (StopGuest(),) if machine.running else ()
     seal = SealMemory(state.partial, state.file, record.id, "", machine.running, machine.fingerprint, layers)
-    steps = (
-        *stop,
+    steps: tuple[Step, ...] = (
+        StopGuest(machine.running),
         SaveMemory(passage.passed.uri),
         *passage.released,
         AwaitMigration("saved"),
@@ -126,6 +125,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=scene.graph,
+        running=machine.running,
         notes=(f"the guest stands still from then on; {_restore_hint(intent.file)}",),
     )
 
@@ -164,6 +164,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=scene.graph,
+        state_bytes=note.stream_bytes,
     )
 
 

@@ -141,6 +141,7 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
     taken = any(isinstance(step, TakeSnapshots) for step in done)
     alone = not any(isinstance(step, CreateMemory | CreateStore) for step in done)
     freed = {step.node for step in done if isinstance(step, DeleteNode)}
+    resumed = any(isinstance(step, ContinueGuest) for step in done)
     for step in reversed(done):
         if taken and isinstance(step, CreateOverlay | CreatePlaceholder):
             continue
@@ -148,6 +149,8 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
             continue  # for whoever finishes the snapshot
         if isinstance(step, AddNode) and step.node in freed:
             continue
+        if isinstance(step, StopGuest) and resumed:
+            continue  # if it stands once more, somebody else wanted that
         if loaded and isinstance(step, LoadState):
             yield DismissJob(step.job_id)
         elif not loaded or _stays_true(step):
@@ -184,7 +187,7 @@ def undo(step: Step) -> tuple[Step, ...]:
         case SaveMemory():
             return (CancelMigration(wait=not step.may_stop),)
         case StopGuest():
-            return (ContinueGuest(),)
+            return (ContinueGuest(),) if step.ran else ()
         case (
             FinishRecord()
             | KeepMoment()

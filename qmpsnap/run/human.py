@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import Changed, CommandFailed, Malformed
+from qmpsnap.errors import Changed, CommandFailed
 from qmpsnap.plan.human_steps import DelVm, LoadVm, SaveVm
+from qmpsnap.run.machine import is_running
 
 if TYPE_CHECKING:
     from qmpsnap.plan.human_steps import HumanStep
@@ -33,7 +34,7 @@ async def checkpoint(session: Session, step: HumanStep) -> None:
             `changed` is NO, and a guest that ran runs on; of any other it is YES, and the guest stands.
         LinkLost: When the link goes; what became of it is not known.
     """
-    ran = isinstance(step, LoadVm) and await _runs(session)
+    ran = isinstance(step, LoadVm) and await is_running(session)
     said = str(await session.change(step.command, step.arguments)).strip()
     if not said:
         return
@@ -60,13 +61,6 @@ async def checkpoint(session: Session, step: HumanStep) -> None:
 def failed_early(said: str) -> bool:
     """Whether a load that failed with these words had moved nothing yet."""
     return any(text in said for text in _EARLY)
-
-
-async def _runs(session: Session) -> bool:
-    answer = await session.query("query-status")
-    if not isinstance(answer, dict) or not isinstance(answer.get("running"), bool):
-        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {answer!r}")
-    return bool(answer["running"])
 
 
 def _failed(

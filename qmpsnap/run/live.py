@@ -58,7 +58,7 @@ from qmpsnap.run.host import Host
 from qmpsnap.run.human import checkpoint
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.machine import read_machine
+from qmpsnap.run.machine import is_running, read_machine
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import holds, working_directory
@@ -214,6 +214,10 @@ class LiveTarget:
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""
         return await read_machine(self.session, graph)
+
+    async def running(self) -> bool:
+        """Whether the guest runs, now. QAPI: query-status (run-state.json)."""
+        return await is_running(self.session)
 
     @property
     def state_bytes(self) -> int:

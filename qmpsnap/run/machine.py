@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
     from qmpsnap.run.session import Session
 
-__all__ = ["read_machine", "run_state"]
+__all__ = ["is_running", "read_machine", "run_state"]
 
 
 async def read_machine(session: Session, graph: Graph) -> Machine:
@@ -50,10 +50,19 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
 
 async def run_state(session: Session) -> str:
     """QEMU's run state, now. QAPI: query-status (run-state.json)."""
+    return str((await _status(session))["status"])
+
+
+async def is_running(session: Session) -> bool:
+    """Whether the guest's CPUs run, now. QAPI: query-status (run-state.json)."""
+    return bool((await _status(session))["running"])
+
+
+async def _status(session: Session) -> dict[str, object]:
     answer = await session.query("query-status")
-    if not isinstance(answer, dict):
+    if not isinstance(answer, dict) or not {"status", "running"} <= set(answer):
         raise Malformed(f"QEMU's answer to query-status has not the expected shape: {answer!r}")
-    return str(answer.get("status"))
+    return answer
 
 
 async def _cpu(session: Session) -> str:

@@ -44,7 +44,12 @@ _OVER = frozenset({"none", "completed", "failed", "cancelled"})
 _FEW_BYTES = 1000  # more memory than this is written only once the devices' state is kept
 _LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
 _AGAIN = 0.25  # seconds between two looks else, should an event have been missed
+_MOMENT = 30.0  # seconds for what QEMU does in a moment; where it hangs, we do not hang with it
 _SETTLE = 0.5  # seconds that the thread of a migration needs to end after it has `completed`
+
+
+def _stuck(what: str, state: str) -> MigrationFailed:
+    return MigrationFailed(f"{what} ({state})", error=what, hint="look at QEMU: query-status, query-migrate")
 
 
 def _writes(now: MigrationStatus) -> bool:
@@ -157,8 +162,10 @@ class Migrations:
             return
         if not step.wait:
             await self._session.change(step.command, step.arguments)
-        changed = self._changed
-        while (await self.status()).status not in _OVER:
+        changed, limit = self._changed, time.monotonic() + _MOMENT
+        while (now := await self.status()).status not in _OVER:
+            if now.status == "setup" and time.monotonic() > limit:
+                raise _stuck("QEMU does not stop the migration", now.status)
             changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
 
@@ -172,24 +179,22 @@ class Migrations:
                     # Started too early, the next one kills QEMU; of another client's nothing tells more.
                     await anyio.sleep(max(0.0, self._ended + _SETTLE - time.monotonic()))
             case "writing":
-                # No event tells that the first page is written.
-                while not _writes(await self._look()):
-                    await self._next(self._changed, _LOOK)
+                await self._until_writing()
             case "saved":
                 await self._completed()
-                await self._until_state("postmigrate", there=True)  # `cont` is refused before
+                await self._until_state("postmigrate")  # `cont` is refused before
             case "kept":
                 await self._completed()
                 if self._stops.count > 0:
                     raise MigrationFailed(
-                        "QEMU had to stop the guest once more before it kept the memory: that is later "
-                        "than the disks, and of no use",
+                        "the guest was stopped once more before QEMU had kept its memory, by QEMU itself or "
+                        "by somebody else: the memory may be later than the disks, and is of no use",
                         error="the guest was stopped twice",
                         hint="try again",
                     )
             case "loaded":
                 await self._completed()
-                await self._until_state("inmigrate", there=False)
+                await self._until_state("paused", "prelaunch", "running")
             case _:
                 assert_never(step.until)
 
@@ -198,14 +203,35 @@ class Migrations:
         while (await self._look()).status != "completed":
             changed = await self._next(changed, _AGAIN)
 
-    async def _until_state(self, state: str, *, there: bool) -> None:
-        """Wait until the run state is that one, or no more; it follows `completed`, without an event."""
-        while (await run_state(self._session) == state) is not there:
+    async def _until_writing(self) -> None:
+        """Wait until the first page of memory is written; no event tells."""
+        limit = time.monotonic() + _MOMENT
+        while not _writes(now := await self._look()):
+            if now.status == "setup" and time.monotonic() > limit:
+                raise _stuck("QEMU does not begin to write the memory", now.status)
+            await self._next(self._changed, _LOOK)
+
+    async def _until_state(self, *states: str) -> None:
+        """Wait until the run state is one of these; it follows `completed` at once, without an event."""
+        limit = time.monotonic() + _MOMENT
+        while (now := await run_state(self._session)) not in states:
+            if now == "running":
+                raise _stuck("somebody let the guest run before the disks were kept", now)
+            if time.monotonic() > limit:
+                raise _stuck("QEMU does not end the migration", now)
             await self._next(self._changed, _LOOK)
 
     async def _until_closed(self, file: str) -> None:
-        while not await in_thread(partial(is_closed, file)):
-            await self._next(self._changed, _LOOK)
+        """Wait until QEMU has closed the file, which follows `completed` at once; no event tells."""
+        limit = time.monotonic() + _MOMENT
+        try:
+            while not await in_thread(partial(is_closed, file)):
+                if time.monotonic() > limit:
+                    raise _stuck(f"somebody keeps {file} open and locked", "closing")
+                await self._next(self._changed, _LOOK)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise TargetUnusable(f"cannot look at {file!r}: {reason}", file=file) from error
         self._settled = True
 
     async def _look(self) -> MigrationStatus:

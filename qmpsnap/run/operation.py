@@ -172,10 +172,11 @@ class Operation:
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
-            kinds = {type(step) for step in self._course.done}
-            stands = StopGuest in kinds and ContinueGuest not in kinds  # from then on: there is no end of it
+            done = self._course.done
+            stopped = any(isinstance(step, StopGuest) and step.ran for step in done)
+            stands = stopped and not any(isinstance(step, ContinueGuest) for step in done)  # from then on
             standstill = None if stands else stops.seconds or 0.0
-        size = self._bytes or self._course.state_bytes
+        size = self._bytes or self._course.state_bytes or plan.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
@@ -183,6 +184,15 @@ class Operation:
         if course.graph is None:
             course.graph = await self._target.graph()
         found = course.graph.chains(*self._plan.disks)
+        planned = self._plan.running
+        if planned is not None and planned is not await self._target.running():
+            raise GraphMismatch(
+                f"the guest {'stands still' if planned else 'runs'} by now, as it did not for the plan",
+                expected=self._plan.chains_before,
+                found=found,
+                changed=Changed.NO,
+                hint="plan again",
+            )
         if not same(self._plan, course.graph):
             raise GraphMismatch(
                 "the chains, or the snapshots inside, are not those that the plan was made on",

@@ -193,6 +193,10 @@ class FakeTarget:
         await self._checkpoint()
         return self.guest.now
 
+    async def running(self) -> bool:
+        """Whether the guest runs."""
+        return self.guest.now.running
+
     @property
     def state_bytes(self) -> int:
         """Bytes of the file of VM state that was written last."""

@@ -118,7 +118,10 @@ def test_checkpoint_goes_where_the_caller_says(mode: Mode) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: Mode) -> None:
     plan = planned(Checkpoint("c1", mode), TWO, machine=a_machine(TWO, running=False))
-    assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
+    assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
+        StopGuest(ran=False)
+    ]
+    assert plan.running is False
 
 
 def test_checkpoint_of_a_paused_guest_in_the_background_is_one_that_is_stopped_and_says_so() -> None:

@@ -95,7 +95,7 @@ def check_plan(plan: Plan, fake: FakeTarget) -> None:
         if name not in plan.disks:
             assert not any(layer.node and f'"{layer.node}"' in said for layer in disk.layers)
     if not fake.guest.now.running:
-        assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
+        assert not [step for step in plan.steps if step == StopGuest() or isinstance(step, ContinueGuest)]
 
 
 def stand(fake: FakeTarget, *, running: bool) -> None:

@@ -108,7 +108,10 @@ def test_revert_writes_down_what_it_does_and_keeps_the_branch() -> None:
 @pytest.mark.parametrize("mode", ["", "in-place"])
 def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
     plan = planned(BACK, TWO, files=files_of(mode), machine=a_machine(TWO, running=False))
-    assert not [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)]
+    assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
+        StopGuest(ran=False)
+    ]
+    assert plan.running is False
 
 
 def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> None:
@@ -220,7 +223,7 @@ def test_revert_refuses_what_cannot_be(case: str) -> None:
 # -- for a new QEMU --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["", "stop", "background", "in-place"])
+@pytest.mark.parametrize("mode", ["", "stop", "background"])
 def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
     plan = planned(PrepareRevert("c1"), TWO, files=files_of(mode))
     assert kinds(*plan.steps) == [
@@ -234,6 +237,12 @@ def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
 def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
     names = {mode: planned(PrepareRevert("c1"), TWO, files=files_of(mode)).memory for mode in ("", "stop")}
     assert names == {"": "", "stop": MEMORY}
+
+
+def test_prepare_refuses_what_goes_back_in_place_in_any_qemu() -> None:
+    with pytest.raises(Unsupported, match="goes back in place") as caught:
+        planned(PrepareRevert("c1"), TWO, files=files_of("in-place"))
+    assert caught.value.hint == "start QEMU as it is now, with -S, then: qmpsnap revert c1"
 
 
 def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:

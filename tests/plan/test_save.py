@@ -71,9 +71,9 @@ def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
     assert record.made == (partial,)
 
 
-def test_save_of_a_paused_guest_stops_nothing_and_says_that_it_was_paused() -> None:
+def test_save_of_a_paused_guest_says_that_it_was_paused() -> None:
     plan = planned(SAVE, TWO, machine=a_machine(TWO, running=False))
-    assert not [step for step in plan.steps if isinstance(step, StopGuest)]
+    assert [step for step in plan.steps if isinstance(step, StopGuest)] == [StopGuest(ran=False)]
     assert [step.running for step in plan.steps if isinstance(step, SealMemory)] == [False]
 
 

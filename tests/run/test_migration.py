@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import pytest
@@ -65,8 +65,8 @@ def looks(server: QmpServer, *answers: object) -> None:
 def says(server: QmpServer, *states: str) -> None:
     """What query-status says, one after the other; the last for good."""
     for state in states[:-1]:
-        server.answer_once("query-status", Return({"status": state}))
-    server.answer("query-status", Return({"status": states[-1]}))
+        server.answer_once("query-status", Return({"status": state, "running": state == "running"}))
+    server.answer("query-status", Return({"status": states[-1], "running": states[-1] == "running"}))
 
 
 def status(word: str) -> dict[str, object]:
@@ -233,6 +233,26 @@ async def test_saved_misses_no_event_that_comes_together_with_an_answer(server: 
         started = time.monotonic()
         await moving.perform(AwaitMigration("saved"))
         assert time.monotonic() - started < migration._AGAIN
+
+
+async def test_saved_fails_when_somebody_lets_the_guest_run(server: QmpServer) -> None:
+    looks(server, status("completed"))
+    says(server, "finish-migrate", "running")
+    async with migrations(server) as moving:
+        with pytest.raises(MigrationFailed, match="somebody let the guest run"):
+            await moving.perform(AwaitMigration("saved"))
+
+
+@pytest.mark.parametrize("until", ["saved", "writing"])
+async def test_await_migration_ends_where_qemu_hangs(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch, until: Literal["saved", "writing"]
+) -> None:
+    monkeypatch.setattr(migration, "_MOMENT", 0.02)
+    looks(server, status("completed") if until == "saved" else status("setup"))
+    says(server, "finish-migrate")
+    async with migrations(server) as moving:
+        with pytest.raises(MigrationFailed, match="QEMU does not"):
+            await moving.perform(AwaitMigration(until))
 
 
 async def test_kept_is_content_with_a_guest_that_ran_on(server: QmpServer) -> None:
