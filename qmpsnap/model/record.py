@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
 from qmpsnap.model.fields import Fields
-from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.kept_state import KeptState, state_json, state_of
 from qmpsnap.model.names import check_name
 
 if TYPE_CHECKING:
@@ -39,34 +39,7 @@ _OPS = (
     "stream", "commit", "mirror", "snapshot",
     "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
 )  # fmt: skip
-_MODES = ("stop", "background", "in-place")
 _POLICIES = ("", "rename", "remove", "keep")
-
-
-@dataclass(frozen=True, slots=True)
-class KeptState:
-    """VM state that is kept in a file of its own, with a moment of the disks.
-
-    Attributes:
-        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any).
-        file: The file, under the name that it has once it is whole.
-        tag: Name of the snapshot inside the store; "" for a stream.
-        running: Whether the guest ran.
-        fingerprint: What the machine was.
-        token: Eight hex digits of the operation, which tell whose an unfinished file is.
-    """
-
-    mode: str
-    file: str
-    tag: str
-    running: bool
-    fingerprint: Fingerprint
-    token: str = ""
-
-    @property
-    def partial(self) -> str:
-        """What the file is called until it is whole."""
-        return f"{self.file}.{self.token}.partial" if self.token else f"{self.file}.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +227,7 @@ def to_json(record: Record) -> str:
                 "invalid": list(record.invalid),
                 "target": record.target,
                 "disk": record.disk,
-                "state": _state_json(record.state),
+                "state": state_json(record.state),
                 "was": _settings_json(record.was),
                 "formats": {disk: list(one) for disk, one in record.formats.items()},
             }
@@ -269,7 +242,7 @@ def to_json(record: Record) -> str:
                 "covered": dict(record.covered),
                 "chains": {disk: list(files) for disk, files in record.chains.items()},
                 "branches": [dict(one) for one in record.branches],
-                "state": _state_json(record.state),
+                "state": state_json(record.state),
                 "formats": {disk: list(one) for disk, one in record.formats.items()},
                 "deleted": record.deleted,
             }
@@ -306,7 +279,7 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 invalid=fields.texts("invalid"),
                 target=fields.text("target"),
                 disk=fields.text("disk"),
-                state=_state(fields),
+                state=state_of(fields),
                 was=_settings(fields),
                 formats=fields.chains("formats") if fields.has("formats") else {},
             )
@@ -319,7 +292,7 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 covered=fields.text_by_key("covered"),
                 chains=fields.chains("chains") if fields.has("chains") else {},
                 branches=_branches(fields),
-                state=_state(fields),
+                state=state_of(fields),
                 formats=fields.chains("formats") if fields.has("formats") else {},
                 deleted=fields.has("deleted") and fields.flag("deleted"),
             )
@@ -345,19 +318,6 @@ def check(record: Record) -> None:
             raise ValueError(error.message) from error
 
 
-def _state_json(state: KeptState | None) -> dict[str, object] | None:
-    if state is None:
-        return None
-    return {
-        "mode": state.mode,
-        "file": state.file,
-        "tag": state.tag,
-        "running": state.running,
-        "fingerprint": state.fingerprint.to_json(),
-        "token": state.token,
-    }
-
-
 def _settings_json(was: Settings | None) -> dict[str, object] | None:
     if was is None:
         return None
@@ -367,28 +327,6 @@ def _settings_json(was: Settings | None) -> dict[str, object] | None:
         "parameters": dict(was.parameters),
         "process": was.process,
     }
-
-
-def _state(fields: Fields) -> KeptState | None:
-    if not fields.has("state"):
-        return None
-    inner = fields.within("state")
-    return KeptState(
-        mode=inner.choice("mode", _MODES),
-        file=inner.path("file"),
-        tag=inner.text("tag"),
-        running=inner.flag("running"),
-        fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
-        token=_token(inner),
-    )
-
-
-def _token(inner: Fields) -> str:
-    """It becomes part of a file's name; records of before there were any have none."""
-    token = inner.text("token") if inner.has("token") else ""
-    if not re.fullmatch(r"([0-9a-f]{8})?", token):
-        raise ValueError(f"{token!r} is no token")
-    return token
 
 
 def _settings(fields: Fields) -> Settings | None:
