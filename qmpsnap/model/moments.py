@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["Held", "Moment", "Moments", "find_moments"]
+__all__ = ["Held", "Moment", "Moments", "family", "find_moments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     """
     known = tuple(records)
     invalid = {file for one in known if isinstance(one, IntentRecord) for file in one.invalid}
-    ours = _family(graph, [one for one in known if isinstance(one, MomentRecord)])
-    moments = [_external(graph, one, invalid) for one in ours]
+    moments = [_external(graph, one, invalid) for one in family(graph, known) if not one.deleted]
     parts: dict[str, list[tuple[float, Held]]] = {}
     for disk in graph.disks.values():
         for name, date, held in _internal(disk):
@@ -142,34 +141,51 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     return Moments(tuple(moments), MappingProxyType(current), records_seen)
 
 
-def _family(graph: Graph, records: list[MomentRecord]) -> list[MomentRecord]:
-    """Records of these disks: by overlays in their chains, and by layers that such a record knows.
+def family(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
+    """Records of moments of these disks: by overlays in their chains, and by what stands on such ones.
 
-    Where the guest writes to the layer that held a moment, its overlay was folded into that.
+    That of a moment which was deleted is among them: it links others. A layer that several machines read
+    links nothing: a record is taken by what it covers, or by an overlay that a revert has left aside. Where
+    the guest writes to a layer of the moment, its overlay was folded into that.
     """
+    known = tuple(one for one in records if isinstance(one, MomentRecord))
     files = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
     written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
     found: list[MomentRecord] = []
-    pending = records
+    begun: set[tuple[str, str]] = set()
+    pending = list(known)
     while pending:
-        begun = {
-            one.id: {(disk, file) for disk in one.covered for file in one.began(disk)} for one in pending
-        }
         near = [
             one
             for one in pending
-            if begun[one.id] & files or (_stands_in(one, found) and not written & set(one.covered.items()))
+            if _begun(one) & files or (_links(one, files) & begun and not _layers(one) & written)
         ]
         if not near:
             break
         found += near
+        begun.update(*map(_begun, near))
         pending = [one for one in pending if one not in near]
-    return [one for one in records if one in found]
+    return tuple(one for one in known if one in found)
 
 
-def _stands_in(record: MomentRecord, family: list[MomentRecord]) -> bool:
-    """Whether the record covers an overlay that began at a moment of the family."""
-    return any(record.covered.get(disk) in other.began(disk) for other in family for disk in record.covered)
+def _begun(record: MomentRecord) -> set[tuple[str, str]]:
+    return {(disk, file) for disk in record.covered for file in record.began(disk)}
+
+
+def _layers(record: MomentRecord) -> set[tuple[str, str]]:
+    """Every layer that the moment is read from."""
+    below = {(disk, file) for disk, files in record.chains.items() for file in files}
+    return below | set(record.covered.items())
+
+
+def _links(record: MomentRecord, present: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Layers that make the record one of the family if they began in it.
+
+    A layer in between had no moment of its own, be it of somebody else's snapshot or of a checkpoint that
+    failed. Where it is in the present chain, whatever stands on it elsewhere may be another machine's.
+    """
+    between = {(disk, file) for disk, files in record.chains.items() for file in files[:-1]}
+    return set(record.covered.items()) | (between - present)
 
 
 def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:

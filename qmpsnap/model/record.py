@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
 from qmpsnap.model.fields import Fields
-from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.kept_state import KeptState, state_json, state_of
 from qmpsnap.model.names import check_name
 
 if TYPE_CHECKING:
@@ -39,32 +39,7 @@ _OPS = (
     "stream", "commit", "mirror", "snapshot",
     "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
 )  # fmt: skip
-_MODES = ("stop", "background", "in-place")
 _POLICIES = ("", "rename", "remove", "keep")
-
-
-@dataclass(frozen=True, slots=True)
-class KeptState:
-    """VM state that is kept in a file of its own, with a moment of the disks.
-
-    Attributes:
-        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any).
-        file: The file, under the name that it has once it is whole.
-        tag: Name of the snapshot inside the store; "" for a stream.
-        running: Whether the guest ran.
-        fingerprint: What the machine was.
-    """
-
-    mode: str
-    file: str
-    tag: str
-    running: bool
-    fingerprint: Fingerprint
-
-    @property
-    def partial(self) -> str:
-        """What the file is called until it is whole."""
-        return f"{self.file}.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +86,7 @@ class IntentRecord:
         state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
+        formats: Format of each file of `chains` (snapshot, checkpoint), or none.
     """
 
     id: str
@@ -130,10 +106,13 @@ class IntentRecord:
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
         object.__setattr__(self, "chains", MappingProxyType(chains))
+        formats = {disk: tuple(one) for disk, one in self.formats.items()}
+        object.__setattr__(self, "formats", MappingProxyType(formats))
         after = {disk: tuple(files) for disk, files in self.after.items()}
         object.__setattr__(self, "after", MappingProxyType(after))
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
@@ -164,6 +143,8 @@ class MomentRecord:
         branches: Overlays that began there later, by a revert, each by disk; the oldest first.
         state: VM state of the same instant, or None.
         directory: Where the record lies; not part of what is written.
+        formats: Format of each file of `chains`; none in records of before there were any.
+        deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
     """
 
     id: str
@@ -175,9 +156,13 @@ class MomentRecord:
     branches: tuple[Mapping[str, str], ...] = ()
     state: KeptState | None = None
     directory: str = ""
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    deleted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
+        formats = {disk: tuple(one) for disk, one in self.formats.items()}
+        object.__setattr__(self, "formats", MappingProxyType(formats))
         object.__setattr__(self, "covered", MappingProxyType(dict(self.covered)))
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
         object.__setattr__(self, "chains", MappingProxyType(chains))
@@ -187,6 +172,14 @@ class MomentRecord:
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
         return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
+
+    def stands_on(self, other: MomentRecord) -> bool:
+        """Whether a chain of this moment passes through an overlay that began at the other."""
+        return any(
+            file in other.began(disk)
+            for disk, covered in self.covered.items()
+            for file in (covered, *self.chains.get(disk, ()))
+        )
 
     @property
     def file_name(self) -> str:
@@ -209,6 +202,7 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         chains={disk: intent.chains[disk] for disk in covered},
         state=intent.state,
         directory=intent.directory,
+        formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
 
 
@@ -233,8 +227,9 @@ def to_json(record: Record) -> str:
                 "invalid": list(record.invalid),
                 "target": record.target,
                 "disk": record.disk,
-                "state": _state_json(record.state),
+                "state": state_json(record.state),
                 "was": _settings_json(record.was),
+                "formats": {disk: list(one) for disk, one in record.formats.items()},
             }
         case MomentRecord():
             body = {
@@ -247,7 +242,9 @@ def to_json(record: Record) -> str:
                 "covered": dict(record.covered),
                 "chains": {disk: list(files) for disk, files in record.chains.items()},
                 "branches": [dict(one) for one in record.branches],
-                "state": _state_json(record.state),
+                "state": state_json(record.state),
+                "formats": {disk: list(one) for disk, one in record.formats.items()},
+                "deleted": record.deleted,
             }
     return json.dumps(body) + "\n"
 
@@ -282,8 +279,9 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 invalid=fields.texts("invalid"),
                 target=fields.text("target"),
                 disk=fields.text("disk"),
-                state=_state(fields),
+                state=state_of(fields),
                 was=_settings(fields),
+                formats=fields.chains("formats") if fields.has("formats") else {},
             )
         case "moment":
             record = MomentRecord(
@@ -294,7 +292,9 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 covered=fields.text_by_key("covered"),
                 chains=fields.chains("chains") if fields.has("chains") else {},
                 branches=_branches(fields),
-                state=_state(fields),
+                state=state_of(fields),
+                formats=fields.chains("formats") if fields.has("formats") else {},
+                deleted=fields.has("deleted") and fields.flag("deleted"),
             )
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")
@@ -318,18 +318,6 @@ def check(record: Record) -> None:
             raise ValueError(error.message) from error
 
 
-def _state_json(state: KeptState | None) -> dict[str, object] | None:
-    if state is None:
-        return None
-    return {
-        "mode": state.mode,
-        "file": state.file,
-        "tag": state.tag,
-        "running": state.running,
-        "fingerprint": state.fingerprint.to_json(),
-    }
-
-
 def _settings_json(was: Settings | None) -> dict[str, object] | None:
     if was is None:
         return None
@@ -339,19 +327,6 @@ def _settings_json(was: Settings | None) -> dict[str, object] | None:
         "parameters": dict(was.parameters),
         "process": was.process,
     }
-
-
-def _state(fields: Fields) -> KeptState | None:
-    if not fields.has("state"):
-        return None
-    inner = fields.within("state")
-    return KeptState(
-        mode=inner.choice("mode", _MODES),
-        file=inner.path("file"),
-        tag=inner.text("tag"),
-        running=inner.flag("running"),
-        fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
-    )
 
 
 def _settings(fields: Fields) -> Settings | None:

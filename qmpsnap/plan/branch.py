@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported, WouldLose
+from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.names import among_devices, digest, node_name, owned_node, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -125,9 +125,7 @@ def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
     return unique(file for file in known if file.startswith("/"))
 
 
-def branches(
-    moment: Moment, disks: list[Disk], token: str, scene: Scene, *, discard: bool = False
-) -> tuple[Branch, ...]:
+def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tuple[Branch, ...]:
     """A new branch of each of the disks; or refuse.
 
     Args:
@@ -135,23 +133,13 @@ def branches(
         disks: The disks.
         token: What all names are made of.
         scene: The machine.
-        discard: Whether the active layers will be removed.
 
     Raises:
         NotInChain: When a layer does not hold the moment any more.
         TargetExists: When an overlay's file is there already.
         TargetUnusable: When an overlay cannot be made.
         Unsupported: When the disk has another size than it had.
-        WouldLose: When a layer that will be removed holds internal snapshots.
     """
-    for layer in (disk.active for disk in disks if discard):
-        inside = [snapshot.name for snapshot in layer.snapshots]
-        if inside:
-            raise WouldLose(
-                f"{layer.file} holds internal snapshots: {', '.join(map(repr, inside))}",
-                what=inside,
-                hint="without --discard it is kept; or delete them first",
-            )
     return tuple(_branch(moment, disk, token, scene) for disk in disks)
 
 
@@ -210,7 +198,44 @@ def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:
 def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
     """Files and formats of a chain that is not open: as recorded, and as the headers still say.
 
-    The format of a layer is what the overlay on it records, or that of an overlay of ours; nothing is probed.
+    Nothing is probed: a record of before formats were written down leaves them to the overlay on each layer.
+    """
+    files = record.chains.get(disk.name, ())
+    formats = record.formats.get(disk.name, ())
+    if not files or len(files) != len(formats):
+        return _told_by_headers(record, disk, scene)
+    below: tuple[str, ...] = (*files[1:], "")
+    for file, of, base in zip(files, formats, below, strict=True):
+        fact = scene.files.files.get(file)
+        told = of in {"qcow2", "qcow", "qed"}  # a guest may have written any header into a raw one
+        header = fact.header if fact is not None and told else None
+        if fact is None or fact.kind == "missing" or (header is None and told):
+            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no image any more")
+        if header is not None and header.format != of:
+            raise NotInChain(f"the layer {file} of {record.name!r} is {header.format} by now, it was {of}")
+        _refuse_other_backing(record, file, header, base, scene)
+    return tuple(zip(files, formats, strict=True))
+
+
+def _refuse_other_backing(
+    record: MomentRecord, file: str, header: Header | None, base: str, scene: Scene
+) -> None:
+    named = backing_path(header.backing, of=file) if header is not None and header.backing else None
+    if named is None and not base:
+        return
+    if not base and header is not None:
+        raise NotInChain(f"{file} stands on {header.backing!r}, which {record.name!r} did not")
+    if named is None or scene.files.real(posixpath.normpath(named)) != scene.files.real(base):
+        what = repr(header.backing) if header is not None and header.backing else "nothing"
+        raise NotInChain(
+            f"{file} stands on {what} by now, not on {base}: the chain of {record.name!r} was changed since"
+        )
+
+
+def _told_by_headers(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
+    """The same of an old record.
+
+    The format of a layer is what the overlay on it records, or that of an overlay of ours.
     """
     files = record.chains.get(disk.name, ())
     above = next((file for file in record.began(disk.name) if _header(scene, file)), "")

@@ -68,12 +68,7 @@ _POSTMIGRATE = (
 def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system."""
     question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir)
-    files = [
-        file
-        for mode in ("stop", "in-place")
-        for path in (_file(intent, mode, graph),)
-        for file in (path, f"{path}.partial")
-    ]
+    files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
     places = [posixpath.dirname(file) for file in files]
     return replace(
         question,
@@ -112,9 +107,9 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
             hint="say one: --state-dir DIR",
         )
     file = _file(intent, mode, scene.graph)
-    state = KeptState(mode, file, "", machine.running, machine.fingerprint)
+    state = KeptState(mode, file, "", machine.running, machine.fingerprint, new.token)
     passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
-    refuse_memory_place(scene, file, state.partial, reserve_bytes=passage.reserve_bytes)
+    refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
     if {file, state.partial} & {one.file for one in new.overlays}:
         raise TargetUnusable(
             f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"

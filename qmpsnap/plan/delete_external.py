@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.moments import family
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_any_job
-from qmpsnap.plan.steps import FinishRecord, RemoveState
+from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
 
 if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import MomentRecord
     from qmpsnap.plan.intent import Delete
     from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
 
 __all__ = ["plan"]
 
@@ -35,7 +38,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}",
         )
     refuse_any_job(scene)
-    steps = (RemoveState(record.state.file), FinishRecord(record.directory, (record.id,)))
+    remove = RemoveState(record.state.file, record.id, record.state.tag)
     folds = [
         f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
         for part in moment.held
@@ -50,8 +53,50 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
         op="delete",
         intent=intent,
         disks=tuple(part.disk for part in moment.held),
-        stages=(Stage(f"delete the VM state of {intent.name!r}, and its name", steps),),
+        stages=(
+            Stage(
+                f"delete the VM state of {intent.name!r}, and its name", (remove, *_records(record, scene))
+            ),
+        ),
         before=scene.graph,
         after=scene.graph,
         notes=tuple(notes),
+    )
+
+
+def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
+    """What becomes of the record, and of those of deleted moments that nobody needs from then on.
+
+    A moment is found by the overlays that it stands on, so the records of these outlive their own moments.
+    """
+    ours = family(scene.graph, scene.files.records)
+    live = [one for one in ours if not one.deleted and one.id != record.id]
+    needed: list[MomentRecord] = []
+    pending = [record, *(one for one in ours if one.deleted)]
+    while live and pending:
+        found = [
+            one for one in pending if _in_chain(one, scene) or any(x.stands_on(one) for x in (*live, *needed))
+        ]
+        if not found:
+            break
+        needed += found
+        pending = [one for one in pending if one not in found]
+    keep = (KeepLink(record.directory, record.id),) if record in needed else ()
+    ended = [one for one in (record, *ours) if one not in needed and one not in live]
+    places = dict.fromkeys(one.directory for one in ended)
+    return (
+        *keep,
+        *(
+            FinishRecord(place, tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
+            for place in places
+        ),
+    )
+
+
+def _in_chain(record: MomentRecord, scene: Scene) -> bool:
+    return any(
+        file in scene.graph.disks[disk].files
+        for disk in record.covered
+        if disk in scene.graph.disks
+        for file in record.began(disk)
     )

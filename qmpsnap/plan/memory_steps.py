@@ -1,7 +1,7 @@
 """Steps on files of VM state; nothing is sent. Part of the vocabulary in steps.py.
 
 Such a file holds all that the guest had in its memory: it is made exclusively, for its owner alone, and is
-called FILE.partial until it is whole.
+called FILE.TOKEN.partial until it is whole, TOKEN being the operation's eight hex digits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "CreateMemory",
     "CreateStore",
     "KeepBranch",
+    "KeepLink",
     "MemoryStep",
     "RemoveState",
     "SealMemory",
@@ -97,9 +98,17 @@ class SealStore(HostOnly):
 
 @dataclass(frozen=True, slots=True)
 class RemoveState(HostOnly):
-    """Remove a file of VM state, and the record of its moment; the layers stay."""
+    """Remove a file of VM state, if it is the one of that operation; another one that took its name stays.
+
+    Attributes:
+        file: The file, or what it is called until it is whole: then its name tells whose it is.
+        id: That of the operation, which a stream's note names.
+        tag: Name of the snapshot inside a store; "" for a stream.
+    """
 
     file: str
+    id: str
+    tag: str = ""
     command: ClassVar[str] = "remove-state"
 
 
@@ -124,4 +133,18 @@ class KeepBranch(HostOnly):
         return {"directory": self.directory, "id": self.id, "overlays": dict(self.overlays)}
 
 
-MemoryStep = CreateMemory | CreateStore | SealMemory | SealStore | RemoveState | KeepBranch
+@dataclass(frozen=True, slots=True)
+class KeepLink(HostOnly):
+    """Delete a moment, but keep in its record which overlays began there: others stand on them.
+
+    Attributes:
+        directory: Where the record lies.
+        id: That of the moment's record.
+    """
+
+    directory: str
+    id: str
+    command: ClassVar[str] = "keep-link"
+
+
+MemoryStep = CreateMemory | CreateStore | SealMemory | SealStore | RemoveState | KeepBranch | KeepLink

@@ -156,6 +156,10 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
         op=op,
         created=scene.now,
         chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
+        formats={
+            disk.name: tuple(layer.format for layer in disk.layers if layer.file.startswith("/"))
+            for disk in disks
+        },
         made=tuple(one.file for one in overlays if made_by == "us"),
         overlays={one.disk: one.file for one in overlays},
         name=intent.name,

@@ -66,8 +66,12 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     else:
         if not taken:
             tidy += _orphans(record, scene)
-        whole_one = (RemoveState(state.file),) if whole else ()
-        tidy += [RemoveState(state.partial), *whole_one, FinishRecord(record.directory, (record.id,))]
+        whole_one = (RemoveState(state.file, record.id, state.tag),) if whole else ()
+        tidy += [
+            RemoveState(state.partial, record.id),
+            *whole_one,
+            FinishRecord(record.directory, (record.id,)),
+        ]
     what = f"checkpoint {record.name!r}" if record.op == "checkpoint" else f"{state.file}"
     note = f"{what} {'is whole' if keeps else 'was not whole, its files are removed'}"
     notes = [note]

@@ -17,11 +17,12 @@ from qmpsnap.errors import MachineDiffers, NotInChain, TargetUnusable, UnknownNo
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan import checkpoint_internal
+from qmpsnap.plan import checkpoint_internal, discard
 from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
@@ -34,21 +35,18 @@ from qmpsnap.plan.scene import (
     with_parents,
 )
 from qmpsnap.plan.steps import (
-    AddStore,
-    AwaitJob,
     CheckRoots,
     ContinueGuest,
     DeleteNode,
-    DismissJob,
     FinishRecord,
     KeepBranch,
-    LoadState,
     ResetGuest,
     RetireFile,
     SetDrive,
     StopGuest,
     WriteRecord,
 )
+from qmpsnap.plan.store import load_store, refuse_store
 from qmpsnap.plan.vm_state import file_number, machine_of, refuse_state
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import KeptState, MomentRecord, Record
     from qmpsnap.plan.branch import Branch
-    from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+    from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
@@ -86,13 +84,14 @@ def ask_again(
     made = [branch_file(disk, intent.name, token) for disk in disks if disk.layers and disk.active.local]
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
     state = record.state.file if record.state is not None else ""
-    return replace(
+    question = replace(
         question,
         files=unique((*branch_files(record, graph), *made, *((state,) if state else ()))),
         directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
         memories=(state,) if state else (),
         fresh=fresh,
     )
+    return discard.ask(question, disks, graph) if isinstance(intent, Revert) and intent.discard else question
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:
@@ -129,10 +128,12 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     refuse_state(machine, migrates=False)
     disks = _disks(intent, moment, scene)
     if state is not None:
-        _refuse_store(state, machine, scene, intent.name)
+        refuse_store(state, machine, scene, intent.name)
     token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene, discard=intent.discard)
-    load, store = _load(state, token, scene)
+    new = branches(moment, disks, token, scene)
+    if intent.discard:
+        discard.refuse_discard(disks, scene)
+    load, store = load_store(state, token, scene)
     moves = tuple(one.move(machine) for one in new)
     go_on = (ContinueGuest(),) if machine.running else ()
     intent_record = _intent_record(intent.name, new, state, machine, token, scene)
@@ -332,35 +333,6 @@ def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
     for disk in disks:
         refuse_busy(scene, disk)
     return disks
-
-
-def _refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
-    """Refuse when the VM state cannot be loaded into this machine."""
-    differences = state.fingerprint.differences(machine.fingerprint)
-    if differences:
-        raise MachineDiffers(
-            f"{name!r} is the state of another machine: {'; '.join(differences)}",
-            differences=differences,
-            hint="plug the machine as it was then",
-        )
-    fact = scene.files.files[state.file]
-    if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
-        raise TargetUnusable(
-            f"the VM state of {name!r} is gone or broken: {state.file} {fact.problem}".rstrip(),
-            file=state.file,
-        )
-    if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
-        raise TargetUnusable(f"{state.file} is no store of VM state of ours", file=state.file)
-
-
-def _load(state: KeptState | None, token: str, scene: Scene) -> tuple[tuple[Step, ...], tuple[AddStore, ...]]:
-    """The steps that load the VM state, and the one that opens its store; none where there is none."""
-    if state is None:
-        return (), ()
-    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
-    job = job_id("revert", "keep", token)
-    load = LoadState(job, state.tag, (("", node),), node)
-    return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)
 
 
 def _check(new: tuple[Branch, ...], moves: tuple[Step, ...]) -> tuple[CheckRoots, ...]:

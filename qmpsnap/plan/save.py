@@ -53,9 +53,8 @@ __all__ = ["ask_restore", "ask_save", "load_steps", "plan_restore", "plan_save",
 def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system."""
     records = state_questions(graph, state_dir)
-    partial = f"{intent.file}.partial"
     return Ask(
-        files=(*_layers(graph), intent.file, partial),
+        files=(*_layers(graph), intent.file),
         directories=unique((posixpath.dirname(intent.file), *with_parents(records))),
         records=records,
     )
@@ -92,8 +91,8 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
                 hint="take a checkpoint: it keeps the disks with it",
             )
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
-    state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint)
-    refuse_memory_place(scene, state.file, state.partial)
+    state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
+    refuse_memory_place(scene, state.file)
     passage = Passage(machine, state.partial, file_number(token))
     record = IntentRecord(
         id=job_id("save", "keep", token),

@@ -264,7 +264,9 @@ def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
     moments = {
         record.name: record.overlays[disk.name]
         for record in scene.files.records
-        if isinstance(record, MomentRecord) and record.overlays.get(disk.name) in disk.files
+        if isinstance(record, MomentRecord)
+        and not record.deleted
+        and record.overlays.get(disk.name) in disk.files
     }
     return find_layer(disk, spelling, moments=moments)
 
@@ -286,7 +288,9 @@ def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:
     return tuple(DeleteNode(layer.node) for layer in layers if owned_node(layer.node))
 
 
-def refuse_loss(layers: Iterable[Layer], *, allowed: bool) -> None:
+def refuse_loss(
+    layers: Iterable[Layer], *, allowed: bool, hint: str = "give it up with --discard-internal"
+) -> None:
     """Refuse when a layer that leaves the chain holds what only it can hold.
 
     Raises:
@@ -297,9 +301,7 @@ def refuse_loss(layers: Iterable[Layer], *, allowed: bool) -> None:
         what += [f"internal snapshot {one.name!r} of {layer.file}" for one in layer.snapshots]
         what += [f"persistent bitmap {one.name!r} of {layer.file}" for one in layer.bitmaps if one.persistent]
     if what and not allowed:
-        raise WouldLose(
-            f"this would be lost: {'; '.join(what)}", what=what, hint="give it up with --discard-internal"
-        )
+        raise WouldLose(f"this would be lost: {'; '.join(what)}", what=what, hint=hint)
 
 
 def local_chains(chains: Chains) -> Chains:

@@ -30,6 +30,7 @@ from qmpsnap.plan.steps import (
     FinishRecord,
     FlushNode,
     KeepBranch,
+    KeepLink,
     KeepMoment,
     LoadMemory,
     LoadState,
@@ -191,6 +192,7 @@ def undo(step: Step) -> tuple[Step, ...]:
             FinishRecord()
             | KeepMoment()
             | KeepBranch()
+            | KeepLink()
             | RetireFile()
             | RemoveMade()
             | RemoveOrphan()

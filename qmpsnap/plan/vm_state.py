@@ -123,25 +123,23 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}.{ending}")
 
 
-def refuse_memory_place(scene: Scene, file: str, partial: str, *, reserve_bytes: int = 0) -> None:
+def refuse_memory_place(scene: Scene, file: str, *, reserve_bytes: int = 0) -> None:
     """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
 
     Args:
         scene: The machine, and what lies on its disk.
         file: The file.
-        partial: What it is called until it is whole.
         reserve_bytes: What will be reserved for it; 0: nothing.
 
     Raises:
-        TargetExists: When there is such a file, or an unfinished one.
+        TargetExists: When there is such a file.
         TargetUnusable: When the directory is missing, may not be written, or has less room than the guest
             has memory.
     """
     if not file.startswith("/"):
         raise TargetUnusable(f"{file!r} is no absolute path", file=file)
-    for path, hint in ((file, "take another name"), (partial, "look whose it is: qmpsnap jobs lists ours")):
-        if scene.files.files[path].taken:
-            raise TargetExists(f"{path} exists already and was not touched", file=path, hint=hint)
+    if scene.files.files[file].taken:
+        raise TargetExists(f"{file} exists already and was not touched", file=file, hint="take another name")
     where = scene.files.directories[posixpath.dirname(file)]
     if not where.exists:
         raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -22,6 +23,7 @@ from qmpsnap.plan.memory_steps import (
     CreateMemory,
     CreateStore,
     KeepBranch,
+    KeepLink,
     MemoryStep,
     RemoveState,
     SealMemory,
@@ -29,6 +31,8 @@ from qmpsnap.plan.memory_steps import (
 )
 from qmpsnap.run import memory_files
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.own_state import remove_state
 
 if TYPE_CHECKING:
     from qmpsnap.plan.host_steps import HostStep
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Host"]
 
+_log = get_logger("qmpsnap.run")
 _STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it
 
 
@@ -112,18 +117,37 @@ class Host:
             case SealMemory() | SealStore():
                 await self._seal(step)
             case RemoveState():
-                await self._images.retire(step.file, "remove")
+                await self._remove_state(step)
             case KeepBranch():
                 moment = await self._moment(step.directory, step.id)
                 if step.overlays not in moment.branches:
                     branches = (*moment.branches, step.overlays)
                     await self._catalog.rewrite(replace(moment, branches=branches))
+            case KeepLink():
+                moment = await self._moment(step.directory, step.id)
+                await self._catalog.rewrite(replace(moment, state=None, deleted=True))
             case _:
                 assert_never(step)
 
+    def made(self, file: str) -> Created | None:
+        """The file of that name that was made here, or None."""
+        return self._made.get(file)
+
+    async def _remove_state(self, step: RemoveState) -> None:
+        remove = partial(remove_state, step.file, step.id, step.tag)
+        try:
+            left = not await in_thread(remove) and await in_thread(partial(os.path.lexists, step.file))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise TargetUnusable(f"cannot remove {step.file!r}: {reason}", file=step.file) from error
+        if left:
+            _log.warning("state.left", file=step.file, reason="it is another one's")
+
     async def _reserve(self, step: CreateMemory) -> None:
         try:
-            await in_thread(partial(memory_files.reserve, step.file, step.reserve_bytes))
+            await in_thread(
+                partial(memory_files.reserve, step.file, step.reserve_bytes, self.made(step.file))
+            )
         except OSError as error:
             await self._images.remove_created(self._made.pop(step.file))
             reason = (error.strerror or str(error)).lower()
@@ -133,9 +157,9 @@ class Host:
 
     async def _seal(self, step: SealMemory | SealStore) -> None:
         seal = (
-            partial(memory_files.seal_memory, step)
+            partial(memory_files.seal_memory, step, self.made(step.partial))
             if isinstance(step, SealMemory)
-            else partial(memory_files.seal_store, step)
+            else partial(memory_files.seal_store, step, self.made(step.partial))
         )
         try:
             self.state_bytes = await in_thread(seal)

@@ -175,10 +175,16 @@ class Images:
                 has no byte yet.
 
         Raises:
-            TargetUnusable: When there is data in it, or it cannot be removed; it stays.
+            TargetUnusable: When there is data in it, a QEMU has it open, or it cannot be removed; it stays.
         """
         created = await in_thread(partial(put_away.fresh, file, backing))
         if created is not None:
+            try:
+                used = await in_thread(partial(put_away.in_use, created))
+            except OSError as error:
+                raise _unusable(file, error, "remove") from error
+            if used:
+                raise TargetUnusable(f"{file!r} is open in another process; it stays", file=file)
             return await self.remove_created(created)
         if not await in_thread(partial(os.path.lexists, file)):
             return False

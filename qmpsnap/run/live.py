@@ -132,7 +132,7 @@ class LiveTarget:
         self.session = await stack.enter_async_context(self._link())
         self.monitor = await stack.enter_async_context(JobMonitor(self.session))
         self._concluded = ConcludedStreams(self.session, self.monitor)
-        self._migrations = Migrations(self.session)
+        self._migrations = Migrations(self.session, self._host.made)
         stack.enter_context(self.session.subscribe(self._concluded.note))
         stack.enter_context(self.session.subscribe(self._migrations.note))
         self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from qmpsnap.plan.memory_steps import SealMemory, SealStore
+    from qmpsnap.run.put_away import Created
 
 __all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store"]
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
+_PRIVATE = 0o600
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -34,13 +36,13 @@ def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
     return {path: _fact(path) for path in paths}
 
 
-def open_memory(file: str, *, write: bool) -> int:
+def open_memory(file: str, *, write: bool, made: Created | None = None) -> int:
     """Open a file of VM state to be handed to QEMU; the descriptor is the caller's to close.
 
     A file to be written is locked, and the lock stays with QEMU's descriptor until that is closed.
 
     Raises:
-        OSError: When it cannot be opened or locked, or is no regular file.
+        OSError: When it cannot be opened or locked, is no regular file, or is to be written and not ours.
     """
     flags = os.O_WRONLY if write else os.O_RDONLY  # QEMU compares the flags, and takes no O_RDWR
     descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -48,6 +50,7 @@ def open_memory(file: str, *, write: bool) -> int:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(0, "not a regular file")  # noqa: TRY301 - closed below
         if write:
+            _refuse_other(descriptor, made, owner=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.set_blocking(descriptor, True)
     except OSError:
@@ -72,7 +75,7 @@ def is_closed(file: str) -> bool:
     return True
 
 
-def reserve(file: str, size_bytes: int) -> None:
+def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
     """Take so many bytes on the disk for a file, which keeps its length.
 
     Asked first: a kernel that finds no room has taken all that there was by then.
@@ -85,6 +88,7 @@ def reserve(file: str, size_bytes: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        _refuse_other(descriptor, made, owner=True)
         space = os.fstatvfs(descriptor)
         if size_bytes > space.f_bavail * space.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -96,7 +100,7 @@ def reserve(file: str, size_bytes: int) -> None:
         os.close(descriptor)
 
 
-def seal_memory(step: SealMemory) -> int:
+def seal_memory(step: SealMemory, made: Created | None = None) -> int:
     """Append the note, sync, and give the file its name; return the bytes of the stream.
 
     Raises:
@@ -109,6 +113,7 @@ def seal_memory(step: SealMemory) -> int:
         layers.append(LayerState(disk, file, status.st_ino, status.st_size, status.st_mtime_ns))
     descriptor = os.open(step.partial, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        _refuse_other(descriptor, made, owner=True)
         size = os.lseek(descriptor, 0, os.SEEK_END)
         note = MemoryNote(step.id, step.name, size, step.running, step.fingerprint, tuple(layers))
         text = note.to_bytes()
@@ -123,7 +128,7 @@ def seal_memory(step: SealMemory) -> int:
     return size
 
 
-def seal_store(step: SealStore) -> int:
+def seal_store(step: SealStore, made: Created | None = None) -> int:
     """Sync the store and give it its name; return the bytes that it takes.
 
     Raises:
@@ -132,6 +137,7 @@ def seal_store(step: SealStore) -> int:
     """
     descriptor = os.open(step.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        _refuse_other(descriptor, made, owner=False)  # it has that of the layers
         os.fsync(descriptor)
         size = os.fstat(descriptor).st_size
     finally:
@@ -139,6 +145,23 @@ def seal_store(step: SealStore) -> int:
     rename_exclusively(step.partial, step.file)
     sync_directory(os.path.dirname(step.file))
     return size
+
+
+def _refuse_other(descriptor: int, made: Created | None, *, owner: bool) -> None:
+    """Refuse to write to another file than the one that was made.
+
+    Of what an earlier run of ours made only that much is known: it is private, and has one name.
+    """
+    status = os.fstat(descriptor)
+    if made is not None and (status.st_dev, status.st_ino) != (made.device, made.inode):
+        raise OSError(0, "another file has taken the name of the one that was made")
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_nlink != 1
+        or stat.S_IMODE(status.st_mode) != _PRIVATE
+        or (owner and status.st_uid != os.geteuid())
+    ):
+        raise OSError(0, "it is no file of ours: that has one name, and no other may read it")
 
 
 def _fact(path: str) -> MemoryFact:

@@ -30,11 +30,12 @@ from qmpsnap.run.progress import Meter
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from qmpsnap.model.parse_machine import MigrationStatus
     from qmpsnap.plan.migration_steps import MigrationStep
     from qmpsnap.run.progress import Progress
+    from qmpsnap.run.put_away import Created
     from qmpsnap.run.session import Event, Session
 
 __all__ = ["Migrations"]
@@ -61,10 +62,12 @@ class Migrations:
 
     Args:
         session: The link.
+        made: The file of that name that we made, which alone is written to.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, made: Callable[[str], Created | None] = lambda _: None) -> None:
         self._session = session
+        self._made = made
         self._ended = time.monotonic()  # of one that ended before our time nothing better is known
         self._changed = anyio.Event()
         self._settled = False  # whether the last one is known to be over, its thread too
@@ -134,7 +137,9 @@ class Migrations:
 
     async def _pass(self, step: PassFile) -> None:
         try:
-            descriptor = await in_thread(partial(open_memory, step.file, write=step.write))
+            descriptor = await in_thread(
+                partial(open_memory, step.file, write=step.write, made=self._made(step.file))
+            )
         except OSError as error:
             raise TargetUnusable(
                 f"cannot open {step.file!r}: {(error.strerror or str(error)).lower()}", file=step.file

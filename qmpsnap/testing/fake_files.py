@@ -30,12 +30,15 @@ from qmpsnap.plan.memory_steps import (
     CreateMemory,
     CreateStore,
     KeepBranch,
+    KeepLink,
     RemoveState,
     SealMemory,
     SealStore,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
@@ -214,7 +217,9 @@ class FakeFiles:
             case SealMemory() | SealStore():
                 self._seal(step)
             case KeepBranch():
-                self._branch(step)
+                self._rewrite(step.directory, step.id, branch=step.overlays)
+            case KeepLink():
+                self._rewrite(step.directory, step.id)
             case RetireFile():
                 pass
             case _:
@@ -241,12 +246,16 @@ class FakeFiles:
         fact = self.facts[file]
         return LayerState(disk, file, fact.inode, fact.size, fact.modified_ns)
 
-    def _branch(self, step: KeepBranch) -> None:
+    def _rewrite(self, directory: str, moment: str, branch: Mapping[str, str] | None = None) -> None:
         for index, record in enumerate(self.records):
-            if isinstance(record, MomentRecord) and record.id == step.id:
-                self.records[index] = replace(record, branches=(*record.branches, step.overlays))
+            if isinstance(record, MomentRecord) and record.id == moment:
+                self.records[index] = (
+                    replace(record, state=None, deleted=True)
+                    if branch is None
+                    else replace(record, branches=(*record.branches, branch))
+                )
                 return
-        raise TargetUnusable(f"the moment {step.id} is gone from {step.directory}", file=step.directory)
+        raise TargetUnusable(f"the moment {moment} is gone from {directory}", file=directory)
 
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:

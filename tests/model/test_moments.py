@@ -10,6 +10,7 @@ from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
 
 S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
+NOON = "2024-05-03T12:00:00+00:00"
 CHAIN = graph(vda="base <- s1 <- s2*")
 FIRST = MomentRecord(
     "qmpsnap-snapshot-keep-1", "first", "2024-05-01T12:00:00+00:00", {"vda": S1}, {"vda": BASE}
@@ -133,3 +134,31 @@ def test_moments_are_known_of_a_drive_whose_medium_was_taken_out() -> None:
     found = find_moments(graph(Disk("fd0"), vda="base <- s1*"), (both,))
     assert [(part.disk, part.in_chain) for part in found.moments[0].held] == [("fd0", False), ("vda", True)]
     assert found.current == {"vda": "first"}
+
+
+def test_moments_are_linked_through_an_overlay_that_has_none() -> None:
+    """Somebody else's snapshot, or a checkpoint that failed, has put one in between."""
+    x, o2 = "/images/x.qcow2", "/images/o2.qcow2"
+    after = MomentRecord("r3", "after", NOON, {"vda": o2}, {"vda": x}, {"vda": (x, S1, BASE)})
+    found = find_moments(graph(vda="base <- r1*"), (BRANCH, after))
+    assert [one.name for one in found.moments] == ["first", "after"]
+
+
+def test_moments_of_a_clone_on_a_layer_that_both_read_are_left_out() -> None:
+    clone = "/images/clone.qcow2"
+    theirs = MomentRecord("x", "theirs", NOON, {"vda": "/o"}, {"vda": clone}, {"vda": (clone, S1, BASE)})
+    found = find_moments(CHAIN, (FIRST, LATER, theirs))
+    assert [one.name for one in found.moments] == ["first", "later"]
+
+
+def test_moments_that_were_deleted_are_not_listed_and_link_the_others() -> None:
+    found = find_moments(graph(vda="base <- r1*"), (replace(BRANCH, deleted=True), LATER))
+    assert [one.name for one in found.moments] == ["later"]
+    assert found.current == {"vda": None}
+
+
+def test_moments_are_none_of_the_family_whose_layer_the_guest_writes_to() -> None:
+    x = "/images/x.qcow2"
+    lost = MomentRecord("r3", "lost", NOON, {"vda": "/o"}, {"vda": x}, {"vda": (x, S2, S1, BASE)})
+    found = find_moments(graph(vda="base <- s1*"), (FIRST, replace(LATER, chains={"vda": (S1, BASE)}), lost))
+    assert [one.name for one in found.moments] == ["first"]

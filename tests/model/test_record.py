@@ -49,10 +49,11 @@ CHECKPOINT = replace(
     ),
     was=Settings(True, {"events": False}, {"max-bandwidth": 7, "tls-creds": "x"}, "1-2"),
 )
+LINK = replace(moment_of(CHECKPOINT), state=None, deleted=True, formats={"vda": ("qcow2", "raw")})
 REVERTED = replace(moment_of(CHECKPOINT), branches=({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/d/r3"}))
 
 
-@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, REVERTED])
+@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
 def test_from_json_reads_what_to_json_wrote(record):
     assert from_json(to_json(record)) == record
 
@@ -209,3 +210,21 @@ def test_from_json_gives_a_record_or_a_value_error_when_a_field_is_hostile(key, 
     except ValueError:
         return
     assert from_json(to_json(record)) == record
+
+
+def test_from_json_refuses_a_token_that_is_none():
+    body = json.loads(to_json(CHECKPOINT))
+    body["state"]["token"] = "../../etc"
+    with pytest.raises(ValueError, match="is no token"):
+        from_json(json.dumps(body))
+
+
+def test_an_unfinished_file_carries_the_token_of_its_operation():
+    state = replace(CHECKPOINT.state, token="0000000a")
+    assert state.partial == f"{state.file}.0000000a.partial"
+    assert from_json(to_json(replace(CHECKPOINT, state=state))).state == state
+
+
+def test_moment_of_takes_the_formats_of_its_chains():
+    intent = replace(SNAPSHOT, formats=dict.fromkeys(SNAPSHOT.overlays, ("qcow2", "raw")))
+    assert dict(moment_of(intent).formats) == dict(intent.formats)

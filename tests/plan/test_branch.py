@@ -272,3 +272,42 @@ def test_branch_is_not_named_as_any_node_that_is_there() -> None:
     _, other, _ = branch(planned(BACK, used, files=files_of("")))
     assert other.node != add.node
     assert O2 not in other.file
+
+
+def recorded(*formats: str) -> FakeFiles:
+    """No overlay of the moment is left; its record tells the formats."""
+    files = gone("/images/o3.qcow2")
+    files.records[1] = replace(C2, formats={"vda": formats})
+    return files
+
+
+def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> None:
+    make, _, move = branch(planned(Revert("c2"), ASIDE, files=recorded("qcow2", "qcow2", "raw")))
+    assert (make.backing, make.backing_format) == (O1, "qcow2")
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
+
+
+@pytest.mark.parametrize(
+    ("file", "backing", "text"),
+    [
+        (O1, BASE, "stands on '/images/base.qcow2' by now, not on"),
+        (O1, None, "stands on nothing by now"),
+        (BASE, "/images/more.qcow2", "stands on '/images/more.qcow2', which 'c2' did not"),
+    ],
+)
+def test_branch_of_recorded_formats_is_refused_when_the_chain_is_another(
+    file: str, backing: str | None, text: str
+) -> None:
+    files = recorded("qcow2", "qcow2", "qcow2")
+    files.put(file, backing=backing)
+    with pytest.raises(NotInChain, match=text):
+        planned(Revert("c2"), ASIDE, files=files)
+
+
+def test_branch_of_recorded_formats_is_refused_when_a_layer_is_gone_or_of_another_format() -> None:
+    files = recorded("qcow2", "qcow2", "qcow2")
+    files.put(O1, format="raw")
+    with pytest.raises(NotInChain, match="no image any more"):
+        planned(Revert("c2"), ASIDE, files=files)
+    with pytest.raises(NotInChain, match="is qcow2 by now, it was qed"):
+        planned(Revert("c2"), ASIDE, files=recorded("qed", "qcow2", "qcow2"))

@@ -69,7 +69,8 @@ def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
         *("DeleteNode", "SealStore", "KeepMoment"),
     ]
     store = next(step for step in plan.steps if isinstance(step, AddStore))
-    assert store.file == "/images/base.c1.vmstate.qcow2.partial"
+    assert plan.record is not None
+    assert store.file == f"/images/base.c1.vmstate.qcow2.{plan.record.record.id[-8:]}.partial"
     assert next(step for step in plan.steps if isinstance(step, CreateStore)).like == "/images/s1.qcow2"
 
 
@@ -94,8 +95,8 @@ def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: Mode)
     ending = "vmstate.qcow2" if mode == "in-place" else "memory"
     tag = f"qmpsnap-{record.id[-8:]}" if mode == "in-place" else ""
     file = f"/images/base.c1.{ending}"
-    assert record.state == KeptState(mode, file, tag, True, machine.fingerprint)
-    assert record.made[-1] == f"{file}.partial"
+    assert record.state == KeptState(mode, file, tag, True, machine.fingerprint, record.id[-8:])
+    assert record.made[-1] == f"{file}.{record.id[-8:]}.partial"
     assert record.was is not None
     assert (record.was.running, record.was.process) == (True, "1-2")
     if mode == "in-place":
@@ -109,7 +110,9 @@ def test_checkpoint_goes_where_the_caller_says(mode: Mode) -> None:
     plan = planned(Checkpoint("c1", mode, "/fast/m"), TWO)
     made = [step.file for step in plan.steps if isinstance(step, CreateMemory | CreateStore)]
     sealed = [step.file for step in plan.steps if isinstance(step, SealMemory | SealStore)]
-    assert (made, sealed) == (["/fast/m.partial"], ["/fast/m"])
+    assert plan.record is not None
+    token = plan.record.record.id[-8:]
+    assert (made, sealed) == ([f"/fast/m.{token}.partial"], ["/fast/m"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -172,11 +175,11 @@ REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
         TargetExists,
         "base.c1.memory exists",
     ),
-    "half a store there": (
+    "store there": (
         Checkpoint("c1", "in-place"),
-        {"files": files_with("/images/base.c1.vmstate.qcow2.partial")},
+        {"files": files_with("/images/base.c1.vmstate.qcow2")},
         TargetExists,
-        "partial exists",
+        "vmstate.qcow2 exists",
     ),
     "no room": (Checkpoint("c1"), {"files": files_with(at=FULL)}, TargetUnusable, "bytes free"),
     "no records": (

@@ -251,7 +251,7 @@ def test_vm_state_in_a_store_changes_no_disk_and_on_disks_their_snapshots() -> N
         SaveMemory("u"),
         LoadMemory("u"),
         CreateMemory("/m"),
-        RemoveState("/m"),
+        RemoveState("/m", JOB),
         CheckRoots(()),
         LoadState(JOB, "c1", (), "store"),
     ],

@@ -7,6 +7,7 @@ from qmpsnap.plan.memory_steps import (
     CreateMemory,
     CreateStore,
     KeepBranch,
+    KeepLink,
     MemoryStep,
     RemoveState,
     SealMemory,
@@ -23,7 +24,8 @@ KEPT = Fingerprint("pc", 1, (), {}, {})
         (CreateStore("/m", "/s1"), "create-store", {"file": "/m", "like": "/s1"}),
         (SealMemory("/p", "/m", "i", "c1", True, KEPT), "seal-memory", {"partial": "/p", "file": "/m"}),
         (SealStore("/p", "/m"), "seal-store", {"partial": "/p", "file": "/m"}),
-        (RemoveState("/m"), "remove-state", {"file": "/m"}),
+        (RemoveState("/m", "i", "t"), "remove-state", {"file": "/m", "id": "i", "tag": "t"}),
+        (KeepLink("/r", "i"), "keep-link", {"directory": "/r", "id": "i"}),
         (
             KeepBranch("/r", "i", {"vda": "/o"}),
             "keep-branch",

@@ -46,6 +46,7 @@ def test_snapshot_makes_the_overlay_takes_it_and_keeps_the_moment() -> None:
             overlays={"vda": N1},
             name="n1",
             disk="vda",
+            formats={"vda": ("qcow2", "qcow2")},
         ),
     )
     node = plan.after.disks["vda"].active.node if plan.after else ""

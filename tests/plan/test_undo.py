@@ -28,6 +28,7 @@ from qmpsnap.plan.steps import (
     EndCopy,
     FinishRecord,
     KeepBranch,
+    KeepLink,
     KeepMoment,
     LoadMemory,
     LoadState,
@@ -183,7 +184,8 @@ def test_undo_takes_back_what_was_done_for_vm_state(step: Step, steps: tuple[Ste
         SEAL,
         SealStore("/p", "/m"),
         KeepBranch("/r", JOB, {}),
-        RemoveState("/m"),
+        KeepLink("/r", JOB),
+        RemoveState("/m", JOB),
     ],
     ids=lambda step: type(step).__name__,
 )

@@ -32,7 +32,7 @@ OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle":
 
 
 def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = ()) -> Scene:
-    asked = Ask(files=("/images/m", "/images/m.partial"), directories=("/images",))
+    asked = Ask(files=("/images/m",), directories=("/images",))
     return Scene(ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=a_machine(ONE))
 
 
@@ -94,14 +94,13 @@ def directory(**changes: object) -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize("taken", ["/images/m", "/images/m.partial"])
-def test_refuse_memory_place_that_is_taken(taken: str) -> None:
+def test_refuse_memory_place_that_is_taken() -> None:
     files = FakeFiles(ONE)
-    refuse_memory_place(scene(files), "/images/m", "/images/m.partial")
-    files.put(taken, format="raw")
+    refuse_memory_place(scene(files), "/images/m")
+    files.put("/images/m", format="raw")
     with pytest.raises(TargetExists) as caught:
-        refuse_memory_place(scene(files), "/images/m", "/images/m.partial")
-    assert caught.value.file == taken
+        refuse_memory_place(scene(files), "/images/m")
+    assert caught.value.file == "/images/m"
 
 
 NEEDED = (256 << 20) + (1 << 20)
@@ -119,16 +118,16 @@ def test_refuse_memory_place_in_a_directory_that_cannot_take_it(
     changes: dict[str, object], text: str
 ) -> None:
     with pytest.raises(TargetUnusable, match=text):
-        refuse_memory_place(scene(directory(**changes)), "/images/m", "/images/m.partial")
+        refuse_memory_place(scene(directory(**changes)), "/images/m")
 
 
 def test_refuse_memory_place_takes_what_has_just_room_enough() -> None:
-    refuse_memory_place(scene(directory(free_bytes=NEEDED)), "/images/m", "/images/m.partial")
+    refuse_memory_place(scene(directory(free_bytes=NEEDED)), "/images/m")
 
 
 def test_refuse_memory_place_that_is_no_absolute_path() -> None:
     with pytest.raises(TargetUnusable, match="no absolute path"):
-        refuse_memory_place(scene(FakeFiles(ONE)), "m", "m.partial")
+        refuse_memory_place(scene(FakeFiles(ONE)), "m")
 
 
 def test_passage_waits_sets_and_passes_before_the_guest_stands_still() -> None:

@@ -159,8 +159,8 @@ async def test_host_makes_seals_and_removes_a_memory_file(host: Host, tmp_path: 
     assert (host.state_bytes, Path(partial).exists()) == (len(b"stream"), False)
     await host.perform(RemoveMade(partial))  # what took another name is not removed by the old one
     assert Path(whole).exists()
-    await host.perform(RemoveState(whole))
-    await host.perform(RemoveState(whole))  # twice does no harm
+    await host.perform(RemoveState(whole, "id"))
+    await host.perform(RemoveState(whole, "id"))  # twice does no harm
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,6 +199,7 @@ async def test_host_makes_a_store_that_is_private_whatever_the_layer_is(
 async def test_host_seals_nothing_over_another_file(host: Host, tmp_path: Path) -> None:
     partial, whole = tmp_path / "m.partial", tmp_path / "m"
     partial.write_bytes(b"stream")
+    partial.chmod(0o600)
     whole.write_text("precious")
     for step in (
         SealMemory(str(partial), str(whole), "id", "c1", True, KEPT),

@@ -11,6 +11,7 @@ from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryFact
 from qmpsnap.plan.memory_steps import SealMemory, SealStore
 from qmpsnap.run.memory_files import is_closed, look, open_memory, reserve, seal_memory, seal_store
+from qmpsnap.run.put_away import identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ STREAM = b"a stream of VM state" * 100
 def partial(tmp_path: Path) -> Path:
     file = tmp_path / "m.partial"
     file.write_bytes(STREAM)
+    file.chmod(0o600)
     return file
 
 
@@ -77,6 +79,7 @@ def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Pa
     assert seal_store(step) == len(STREAM)
     assert (tmp_path / "m").read_bytes() == STREAM
     partial.write_bytes(b"another")
+    partial.chmod(0o600)
     with pytest.raises(FileExistsError):
         seal_store(step)
     assert (tmp_path / "m").read_bytes() == STREAM
@@ -155,3 +158,31 @@ def test_reserve_says_so_when_there_is_no_room(partial: Path) -> None:
         reserve(str(partial), 1 << 62)  # more than any file can have, so that nothing is taken
     assert caught.value.errno in {errno.ENOSPC, errno.EFBIG}
     assert partial.read_bytes() == STREAM
+
+
+def test_nothing_is_written_to_a_file_that_took_the_name_of_the_one_that_was_made(
+    partial: Path, tmp_path: Path
+) -> None:
+    made = identity(str(partial))
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    victim.chmod(0o600)
+    partial.unlink()
+    partial.hardlink_to(victim)
+    for known in (made, None):  # None: it was made by an earlier run
+        for write in (
+            lambda: open_memory(str(partial), write=True, made=known),  # noqa: B023 - called at once
+            lambda: reserve(str(partial), 1, known),  # noqa: B023 - as above
+            lambda: seal_memory(seal(partial), known),  # noqa: B023 - as above
+            lambda: seal_store(SealStore(str(partial), str(tmp_path / "m")), known),  # noqa: B023 - as above
+        ):
+            with pytest.raises(OSError, match=r"another file|no file of ours"):
+                write()
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_open_memory_writes_to_no_file_that_others_may_read(partial: Path, mode: int) -> None:
+    partial.chmod(mode)
+    with pytest.raises(OSError, match="no file of ours"):
+        open_memory(str(partial), write=True)

@@ -109,7 +109,7 @@ async def test_migration_sends_nothing_where_nothing_is_to_be_set(server: QmpSer
 @pytest.mark.parametrize("way", ["fd", "fdset"])
 async def test_pass_file_leaves_the_file_to_qemu_alone(server: QmpServer, tmp_path: Path, way: str) -> None:
     file = tmp_path / "m"
-    file.touch()
+    file.touch(0o600)
     step = PassFile(str(file), 7, way, write=True)  # type: ignore[arg-type]
     server.answer(step.command, Return())
     async with migrations(server) as moving:
@@ -119,7 +119,7 @@ async def test_pass_file_leaves_the_file_to_qemu_alone(server: QmpServer, tmp_pa
 
 async def test_pass_file_closes_our_end_when_qemu_refuses(server: QmpServer, tmp_path: Path) -> None:
     file = tmp_path / "m"
-    file.touch()
+    file.touch(0o600)
     server.answer("getfd", Fail("No file descriptor supplied via SCM_RIGHTS"))
     async with migrations(server) as moving:
         with pytest.raises(CommandFailed):
@@ -151,7 +151,7 @@ async def test_await_closed_returns_once_the_last_descriptor_is_closed(
     server: QmpServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "m"
-    file.touch()
+    file.touch(0o600)
     qemus = open_memory(str(file), write=True)
     async with migrations(server) as moving:
         waiting = asyncio.create_task(moving.perform(AwaitClosed(str(file))))
@@ -196,7 +196,7 @@ async def test_settled_gives_the_thread_of_the_last_one_its_time(
 async def test_settled_needs_no_time_when_its_file_is_known_to_be_closed(
     server: QmpServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "m").touch()
+    (tmp_path / "m").touch(0o600)
     looks(server, status("completed"))
     async with migrations(server) as moving:
         await moving.perform(AwaitClosed(str(tmp_path / "m")))

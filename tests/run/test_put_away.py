@@ -1,4 +1,6 @@
+import fcntl
 import os
+import struct
 
 import pytest
 
@@ -115,6 +117,20 @@ async def test_remove_orphan_removes_an_overlay_that_never_got_any_data(place):
     assert await Images().remove_orphan(f"{place}/new", f"{place}/base")
     assert not await Images().remove_orphan(f"{place}/new", f"{place}/base")
     assert names(place) == ["base"]
+
+
+async def test_remove_orphan_keeps_an_overlay_that_somebody_has_open(place):
+    file = place / "new"
+    file.write_bytes(with_table(place))
+    for flags, lock in ((os.O_RDONLY, False), (os.O_RDWR, False), (os.O_RDWR, True)):
+        descriptor = os.open(file, flags)
+        if lock:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_RDLCK, 0, 201, 1, 0))
+        with pytest.raises(TargetUnusable, match="open in another process; it stays"):
+            await Images().remove_orphan(str(file), f"{place}/base")
+        os.close(descriptor)
+    assert names(place) == ["base", "new"]
+    assert await Images().remove_orphan(str(file), f"{place}/base")
 
 
 async def test_remove_orphan_keeps_an_overlay_with_data(place):

@@ -137,7 +137,7 @@ def test_fake_files_keep_a_memory_file_with_its_note_under_its_name() -> None:
         "id", "c1", fact.size, True, KEPT, (LayerState("vda", S1, 0, 196_616, 10**9),)
     )
     assert set(files.names) == {BASE, S1, "/images/m"}
-    files.perform(RemoveState("/images/m"))
+    files.perform(RemoveState("/images/m", "i"))
     assert not files.look(Ask(memories=("/images/m",))).memories["/images/m"].exists
 
 

@@ -1,0 +1,83 @@
+"""VM state in a file of its own, as records tell of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.machine import Fingerprint
+
+if TYPE_CHECKING:
+    from qmpsnap.model.fields import Fields
+
+__all__ = ["KeptState", "state_json", "state_of"]
+
+_MODES = ("stop", "background", "in-place")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """VM state that is kept in a file of its own, with a moment of the disks.
+
+    Attributes:
+        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any).
+        file: The file, under the name that it has once it is whole.
+        tag: Name of the snapshot inside the store; "" for a stream.
+        running: Whether the guest ran.
+        fingerprint: What the machine was.
+        token: Eight hex digits of the operation, which tell whose an unfinished file is.
+    """
+
+    mode: str
+    file: str
+    tag: str
+    running: bool
+    fingerprint: Fingerprint
+    token: str = ""
+
+    @property
+    def partial(self) -> str:
+        """What the file is called until it is whole."""
+        return f"{self.file}.{self.token}.partial" if self.token else f"{self.file}.partial"
+
+
+def state_json(state: KeptState | None) -> dict[str, object] | None:
+    """What a record holds of it."""
+    if state is None:
+        return None
+    return {
+        "mode": state.mode,
+        "file": state.file,
+        "tag": state.tag,
+        "running": state.running,
+        "fingerprint": state.fingerprint.to_json(),
+        "token": state.token,
+    }
+
+
+def state_of(fields: Fields) -> KeptState | None:
+    """What a record tells of it; None when nothing.
+
+    Raises:
+        ValueError: When a field is missing or of the wrong shape.
+    """
+    if not fields.has("state"):
+        return None
+    inner = fields.within("state")
+    return KeptState(
+        mode=inner.choice("mode", _MODES),
+        file=inner.path("file"),
+        tag=inner.text("tag"),
+        running=inner.flag("running"),
+        fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
+        token=_token(inner),
+    )
+
+
+def _token(inner: Fields) -> str:
+    """It becomes part of a file's name; records of before there were any have none."""
+    token = inner.text("token") if inner.has("token") else ""
+    if not re.fullmatch(r"([0-9a-f]{8})?", token):
+        raise ValueError(f"{token!r} is no token")
+    return token

@@ -1,0 +1,53 @@
+"""Names of the snapshots inside a qcow2 image, from its bytes.
+
+As hostile as any header: every length is checked against the data.
+
+    docs/interop/qcow2.txt ("Header", "Snapshots")
+"""
+
+from __future__ import annotations
+
+import struct
+
+__all__ = ["HEADER_BYTES", "MAX_TABLE_BYTES", "snapshot_names", "snapshot_table"]
+
+HEADER_BYTES = 72
+MAX_TABLE_BYTES = 1 << 20  # our stores have one entry, of some hundred bytes
+_MAGIC = b"QFI\xfb"
+_TABLE = struct.Struct(">IQ")  # count and offset, at byte 60
+_ENTRY = struct.Struct(">QIHHIIQII")  # table, its size, length of id and name, date (2), clock, state, extra
+
+
+def snapshot_table(header: bytes) -> tuple[int, int]:
+    """Offset of the snapshots in the file, and how many there are.
+
+    Raises:
+        ValueError: When it is no qcow2 image.
+    """
+    if len(header) < HEADER_BYTES or header[:4] != _MAGIC or header[4:8] not in {b"\0\0\0\2", b"\0\0\0\3"}:
+        raise ValueError("no qcow2 image")
+    count, offset = _TABLE.unpack_from(header, 60)
+    if offset >= 1 << 63:
+        raise ValueError("its snapshots lie behind any file's end")
+    return int(offset), int(count)
+
+
+def snapshot_names(table: bytes, count: int) -> tuple[str, ...]:
+    """Names of so many snapshots.
+
+    Raises:
+        ValueError: When the table ends before that, or a name is no text.
+    """
+    names = []
+    at = 0
+    for _ in range(count):
+        if at + _ENTRY.size > len(table):
+            raise ValueError("the table of snapshots ends too early")
+        _, _, id_length, name_length, *_, extra = _ENTRY.unpack_from(table, at)
+        start = at + _ENTRY.size + extra + id_length
+        end = start + name_length
+        if end > len(table):
+            raise ValueError("the table of snapshots ends too early")
+        names.append(table[start:end].decode("utf-8"))
+        at = (end + 7) & ~7
+    return tuple(names)

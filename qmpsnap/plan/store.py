@@ -1,0 +1,48 @@
+"""VM state in a store: whether it can be loaded, and the steps that load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import MachineDiffers, TargetUnusable
+from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState
+
+if TYPE_CHECKING:
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.record import KeptState
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["load_store", "refuse_store"]
+
+
+def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
+    """Refuse when the VM state cannot be loaded into this machine."""
+    differences = state.fingerprint.differences(machine.fingerprint)
+    if differences:
+        raise MachineDiffers(
+            f"{name!r} is the state of another machine: {'; '.join(differences)}",
+            differences=differences,
+            hint="plug the machine as it was then",
+        )
+    fact = scene.files.files[state.file]
+    if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
+        raise TargetUnusable(
+            f"the VM state of {name!r} is gone or broken: {state.file} {fact.problem}".rstrip(),
+            file=state.file,
+        )
+    if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
+        raise TargetUnusable(f"{state.file} is no store of VM state of ours", file=state.file)
+
+
+def load_store(
+    state: KeptState | None, token: str, scene: Scene
+) -> tuple[tuple[Step, ...], tuple[AddStore, ...]]:
+    """The steps that load the VM state, and the one that opens its store; none where there is none."""
+    if state is None:
+        return (), ()
+    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
+    job = job_id("revert", "keep", token)
+    load = LoadState(job, state.tag, (("", node),), node)
+    return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)

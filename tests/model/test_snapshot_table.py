@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from qmpsnap.model.snapshot_table import snapshot_names, snapshot_table
+
+
+def header(*, magic: bytes = b"QFI\xfb", version: int = 3, count: int = 1, offset: int = 4096) -> bytes:
+    return magic + struct.pack(">I", version) + bytes(52) + struct.pack(">IQ", count, offset)
+
+
+def entry(name: bytes, *, extra: int = 16) -> bytes:
+    fixed = struct.pack(">QIHHIIQII", 0, 0, 1, len(name), 0, 0, 0, 0, extra)
+    found = fixed + bytes(extra) + b"1" + name
+    return found + bytes(-len(found) % 8)
+
+
+def test_snapshot_table_tells_where_the_snapshots_are() -> None:
+    assert snapshot_table(header(count=3)) == (4096, 3)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", header()[:-1], header(magic=b"QED\0"), header(version=1), header(offset=1 << 63)]
+)
+def test_snapshot_table_refuses_what_is_no_qcow2_image(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"no qcow2|behind"):
+        snapshot_table(data)
+
+
+def test_snapshot_names_reads_each() -> None:
+    assert snapshot_names(entry(b"one") + entry(b"two", extra=24), 2) == ("one", "two")
+    assert snapshot_names(b"", 0) == ()
+
+
+@pytest.mark.parametrize(("table", "count"), [(b"", 1), (entry(b"one")[:30], 1), (entry(b"one")[:57], 1)])
+def test_snapshot_names_refuses_a_table_that_was_cut(table: bytes, count: int) -> None:
+    with pytest.raises(ValueError, match="too early"):
+        snapshot_names(table, count)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.intent import Delete
+from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
+from qmpsnap.testing.drawing import graph
+from tests.plan.moments import ID, MEMORY, O1, S1, TWO, files_of, kept
+from tests.plan.scenes import NOW, STATE, planned
+
+DELETE = Delete("c1")
+NEXT = MomentRecord("n", "c2", NOW, {"vda": "/n"}, {"vda": O1}, {"vda": (O1, S1)}, directory=STATE)
+BACK = graph(vda="base <- s1 <- r1*", vdb="data.raw <- r2*")
+FORKED = replace(kept("stop"), branches=({"vda": "/images/r1.qcow2", "vdb": "/images/r2.qcow2"},))
+
+
+def test_delete_removes_the_state_of_that_operation_and_its_record() -> None:
+    plan = planned(DELETE, TWO, files=files_of("stop"))
+    assert plan.steps == (RemoveState(MEMORY, ID, ""), FinishRecord(STATE, (ID,)))
+
+
+def test_delete_keeps_a_link_while_another_moment_stands_on_what_began_there() -> None:
+    files = files_of("stop", BACK)
+    files.records[:] = [FORKED, NEXT]
+    plan = planned(DELETE, BACK, files=files)
+    assert plan.steps == (RemoveState(MEMORY, ID, ""), KeepLink(STATE, ID))
+
+
+def test_delete_of_the_last_moment_ends_the_links_too() -> None:
+    files = files_of("stop", BACK)
+    files.records[:] = [replace(FORKED, state=None, deleted=True), replace(NEXT, state=kept("stop").state)]
+    plan = planned(Delete("c2"), BACK, files=files)
+    assert plan.steps[-1] == FinishRecord(STATE, ("n", ID))
+    assert not [step for step in plan.steps if isinstance(step, KeepLink)]
