@@ -220,6 +220,7 @@ def test_from_json_refuses_a_token_that_is_none():
 
 
 def test_an_unfinished_file_carries_the_token_of_its_operation():
+    assert CHECKPOINT.state is not None
     state = replace(CHECKPOINT.state, token="0000000a")
     assert state.partial == f"{state.file}.0000000a.partial"
     assert from_json(to_json(replace(CHECKPOINT, state=state))).state == state

@@ -44,7 +44,7 @@ def unreadable() -> FakeFiles:
 REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
     "foreign": (
         FOREIGN,
-        files_of("", FOREIGN),
+        foreign(),
         WouldLose,
         "x.qcow2, which vda writes to, began at no moment",
     ),
