@@ -47,7 +47,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
             paused = number % 2 == 1
             if paused:
                 await vm._target.session.change("stop", {})
-            back = await vm.run(await vm.plan(Revert("c1", leave, via)))
+            back = await vm.run(await vm.plan(Revert("c1", leave, via=via)))
             assert (back.standstill_s > 0) is not paused
             if paused:
                 assert (await vm._target.session.query("query-status"))["running"] is False
