@@ -111,6 +111,7 @@ class IntentRecord:
         state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
+        live: Whether its client is at work yet; not part of what is written, nor of what it is.
     """
 
     id: str
@@ -130,6 +131,7 @@ class IntentRecord:
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
+    live: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         chains = {disk: tuple(files) for disk, files in self.chains.items()}

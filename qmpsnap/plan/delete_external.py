@@ -35,7 +35,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}",
         )
     refuse_any_job(scene)
-    steps = (RemoveState(record.state.file), FinishRecord(record.directory, (record.id,)))
+    steps = (RemoveState(record.state.file), FinishRecord(record.directory, (), (record.id,)))
     folds = [
         f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
         for part in moment.held

@@ -42,7 +42,13 @@ BOTH = graph(disk("vda", MADE), disk("vdb", replace(MADE, vm_state_size=0)))
 ONE = graph(disk("vda", MADE), disk("vdb"))
 NONE = graph(disk("vda"), disk("vdb"))
 SAVED = IntentRecord(
-    SAVE_ID, "checkpoint-internal", NOW, BOTH.chains(), name="c1", was=Settings(running=True), directory=STATE
+    SAVE_ID,
+    "checkpoint-internal",
+    NOW,
+    BOTH.chains(),
+    name="c1",
+    was=Settings(running=True, process="1:1"),
+    directory=STATE,
 )
 LOADED = replace(SAVED, id=LOAD_ID, op="revert-internal")
 
@@ -100,7 +106,7 @@ def test_rest_of_a_load_is_told_by_how_the_guest_stands(
 
 
 def test_rest_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
-    record = replace(LOADED, was=Settings(running=False))
+    record = replace(LOADED, was=Settings(running=False, process="1:1"))
     assert rested(record, ONE, status="restore-vm").steps == (FinishRecord(STATE, (LOAD_ID,)),)
 
 
