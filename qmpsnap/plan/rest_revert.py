@@ -132,9 +132,9 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
             Stage("put everything away", tidy, tidy=True),
         ),
         before=scene.graph,
-        after=None,
+        after=None if whole else scene.graph,
         expect={disk: files for disk, files in record.after.items() if disk in disks} if whole else {},
-        moves=disks if goes else moved,
+        moves=disks if whole else (),
         notes=tuple(notes),
     )
 

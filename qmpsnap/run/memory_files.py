@@ -9,6 +9,7 @@ name, and never put in the place of another file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -171,18 +172,17 @@ def _fact(path: str) -> MemoryFact:
 
 
 def _tags(descriptor: int) -> tuple[str, ...]:
-    """Names in a qcow2 image's table of snapshots; see docs/interop/qcow2.rst of QEMU."""
-    count, offset = struct.unpack(">IQ", os.pread(descriptor, 12, 60))
-    names = []
-    for _ in range(min(count, _MOST_TAGS)):
-        fixed = os.pread(descriptor, 40, offset)
-        if len(fixed) < 40:
-            break
-        id_bytes, name_bytes = struct.unpack_from(">HH", fixed, 12)
-        (extra_bytes,) = struct.unpack_from(">I", fixed, 36)
-        start = offset + 40 + extra_bytes + id_bytes
-        names.append(os.pread(descriptor, name_bytes, start).decode("utf-8", "replace"))
-        offset = start + name_bytes + 7 & ~7
+    """Names in a qcow2 image's table of snapshots, as far as it goes; see docs/interop/qcow2.rst of QEMU."""
+    names: list[str] = []
+    with contextlib.suppress(struct.error, OverflowError):  # it was cut, or says nonsense
+        count, offset = struct.unpack(">IQ", os.pread(descriptor, 12, 60))
+        for _ in range(min(count, _MOST_TAGS)):
+            fixed = os.pread(descriptor, 40, offset)
+            id_bytes, name_bytes = struct.unpack_from(">HH", fixed, 12)
+            (extra_bytes,) = struct.unpack_from(">I", fixed, 36)
+            start = offset + 40 + extra_bytes + id_bytes
+            names.append(os.pread(descriptor, name_bytes, start).decode("utf-8", "replace"))
+            offset = start + name_bytes + 7 & ~7
     return tuple(names)
 
 
