@@ -10,7 +10,7 @@ import anyio
 from qmpsnap.errors import Changed, ForeignJob, Interrupted, JobFailed, JobPaused, NodeBusy, UnknownNode
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan import rest
+from qmpsnap.plan import ownership, rest
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import Done, Hooks
 
@@ -70,18 +70,30 @@ class JobVerbs:
                 return job
         raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
 
-    async def interrupted(self, graph: Graph | None = None) -> tuple[IntentRecord, ...]:
+    async def interrupted(
+        self, graph: Graph | None = None, *, live: bool = False
+    ) -> tuple[IntentRecord, ...]:
         """Records of operations whose client went away, and of files that hold no moment any more.
 
-        Empty where QEMU's files are not visible from here.
+        Those of other machines, which may lie in the same place, are left out. Empty where QEMU's files are
+        not visible from here.
 
         Args:
             graph: The graph when it was read a moment ago; None: it is read.
+            live: Whether operations are told too whose client is at work yet.
         """
         graph = graph or await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
-        found = (record for record in files.records if isinstance(record, IntentRecord))
-        return tuple({record.id: record for record in found}.values())  # one that lies in two places is one
+        # One that lies in two places is one.
+        found = {record.id: record for record in files.records if isinstance(record, IntentRecord)}.values()
+        seen = {record.id for record in found if ownership.stands_here(record, graph, files.records)}
+        process = ""
+        if len(seen) < len(found):
+            seen |= {job.id for job in await self._target.jobs()}
+            if any(record.was and record.was.process for record in found if record.id not in seen):
+                process = (await self._target.machine(graph)).process
+        ours = (record for record in found if record.id in seen or ownership.ran_here(record, process))
+        return tuple(record for record in ours if live or not record.live)
 
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
         """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
@@ -125,7 +137,9 @@ class JobVerbs:
         """What is left of an operation of ours whose client went away.
 
         Raises:
-            UnknownNode: When there is neither a job nor a record of that id.
+            UnknownNode: When there is neither a job nor a record of that id, or the record is of another
+                machine.
+            NodeBusy: When its client is at work yet.
         """
         graph = await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
@@ -151,6 +165,7 @@ class JobVerbs:
             ForeignJob: When the job is not ours.
             JobFailed: When it ended with an error, or vanished.
             JobPaused: When an I/O error paused it.
+            NodeBusy: When its client is at work yet.
         """
         if parse_job_id(job_id) is None:
             await self.job(job_id, foreign=foreign)
@@ -179,10 +194,12 @@ class JobVerbs:
         One that is not ours is told to stop, and not waited for.
 
         Returns:
-            What was changed, and which files hold no moment any more; None for a job that is not ours.
+            What was changed, and which files hold no moment any more; None for a job that is not ours, and
+            for one whose client is at work yet: that clears away.
 
         Raises:
             UnknownNode: When there is neither a job nor a record of that id.
+            NodeBusy: When its client is at work yet, and there is no job to stop.
             ForeignJob: When the job is not ours.
 
         QAPI: job-cancel, job-dismiss (job.json).
@@ -190,7 +207,13 @@ class JobVerbs:
         if parse_job_id(job_id) is None:
             await self._verb("job-cancel", job_id, foreign=foreign)
             return None
-        plan = await self.plan_rest(job_id)
+        try:
+            plan = await self.plan_rest(job_id)
+        except NodeBusy:
+            if all(job.id != job_id for job in await self._target.jobs()):
+                raise
+            await self._verb("job-cancel", job_id, foreign=foreign)
+            return None
         hooks = Hooks(cancel=anyio.Event())
         hooks.cancel.set()  # type: ignore[union-attr]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from qmpsnap.errors import NodeBusy
 from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.intent import CheckpointInternal
 from qmpsnap.plan.steps import SaveState
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
+from tests.plan.scenes import NOW
 from tests.run.operations import vm_of
 
 pytestmark = pytest.mark.timeout(10)
@@ -57,3 +60,18 @@ async def test_when_idle_refuses_a_job_that_has_ended_and_is_in_the_way_all_the_
     fake.fail("graph", busy)
     with pytest.raises(NodeBusy):
         await vm_of(fake).when_idle(SAVE)
+
+
+async def test_interrupted_leaves_out_other_machines_and_clients_at_work() -> None:
+    fake = FakeTarget(graph(vda="base <- s1*"))
+    files, place = ("/images/s1.qcow2", "/images/base.qcow2"), "/images/base.qmpsnap"
+    ours = IntentRecord("ours", "snapshot", NOW, {"vda": files}, directory=place)
+    theirs = replace(ours, id="theirs", chains={"vda": ("/images/x.qcow2", files[1])})
+    same = replace(theirs, id="same", was=Settings(True, process=fake.guest.now.process))
+    job = replace(theirs, id="job")
+    busy = replace(ours, id="busy", live=True)
+    fake.files.records += [ours, theirs, same, job, busy]
+    fake.start_job(Job("job", "stream", JobStatus.RUNNING), SaveState("job", "x", ()))
+    vm = vm_of(fake)
+    assert [one.id for one in await vm.interrupted()] == ["ours", "same", "job"]
+    assert [one.id for one in await vm.interrupted(live=True)] == ["ours", "same", "job", "busy"]

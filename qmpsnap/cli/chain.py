@@ -43,7 +43,7 @@ def chain(disk: str | None) -> None:
         del signals
         graph = await vm.graph()
         disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
-        records = await vm.interrupted(graph)
+        records = await vm.interrupted(graph, live=True)
         return disks, {file: record.id for record in records for file in record.invalid}
 
     disks, invalid = run(work)

@@ -133,6 +133,7 @@ class MemoryFact:
         path: As it was asked for.
         size: Bytes; -1 when there is no such file.
         note: Its note, or None.
+        tags: Of a store (a qcow2 image): names of the VM states inside.
         problem: Why there is none, or "".
     """
 
@@ -140,6 +141,7 @@ class MemoryFact:
     size: int = -1
     note: MemoryNote | None = None
     problem: str = ""
+    tags: tuple[str, ...] = ()
 
     @property
     def exists(self) -> bool:

@@ -87,6 +87,7 @@ class IntentRecord:
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains` (snapshot, checkpoint), or none.
+        live: Whether its client is at work yet; not part of what is written, nor of what it is.
     """
 
     id: str
@@ -107,6 +108,7 @@ class IntentRecord:
     was: Settings | None = None
     directory: str = ""
     formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    live: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         chains = {disk: tuple(files) for disk, files in self.chains.items()}

@@ -169,7 +169,7 @@ def _plan(
         created=scene.now,
         chains=local_chains(scene.graph.chains(*part.names)),
         name=intent.name,
-        was=Settings(_runs(scene)),
+        was=Settings(_runs(scene), process=scene.machine.process if scene.machine is not None else ""),
     )
     written = bool(place) and _recordable(intent.name)
     first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()

@@ -180,7 +180,8 @@ def _stages(
         tidy += delete_owned(folded)
         tidy += [RetireFile(file, intent.folded, to) for file, to in retired.items()]
     if place and not intent.keep_overlay:
-        tidy.append(FinishRecord(place, (record.id, *_superseded(scene, start, folded))))
+        ids, moments = _superseded(scene, start, folded)
+        tidy.append(FinishRecord(place, (record.id, *ids), moments))
     stages = [
         Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
         Stage(f"commit into {start.base_file}", tuple(fold), verify=True),
@@ -189,10 +190,12 @@ def _stages(
     return tuple(stage for stage in stages if stage.steps)
 
 
-def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> tuple[str, ...]:
+def _superseded(
+    scene: Scene, start: StartCommit, folded: tuple[Layer, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Records of earlier commits of these layers that failed, and moments whose overlays are folded."""
     gone = {layer.file for layer in folded}
-    ids = []
+    ids, moments = [], []
     for record in scene.files.records:
         match record:
             case IntentRecord(op="commit") if record.invalid and set(record.invalid) <= (
@@ -200,10 +203,10 @@ def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> 
             ):
                 ids.append(record.id)
             case MomentRecord() if record.overlays and set(record.overlays.values()) <= gone:
-                ids.append(record.id)
+                moments.append(record.id)
             case _:
                 pass
-    return tuple(ids)
+    return tuple(ids), tuple(moments)
 
 
 def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[str, str]:

@@ -87,7 +87,7 @@ def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
     return (
         *keep,
         *(
-            FinishRecord(place, tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
+            FinishRecord(place, (), tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
             for place in places
         ),
     )

@@ -53,11 +53,24 @@ class WriteRecord(HostOnly):
 
 @dataclass(frozen=True, slots=True)
 class FinishRecord(HostOnly):
-    """Remove the records of operations that have ended."""
+    """Remove the records of operations that have ended, and of moments that are no more.
+
+    Attributes:
+        directory: Where they lie.
+        ids: Of the operations. A moment that one of them made keeps its record, which has the same id.
+        moments: Ids of the moments' records.
+    """
 
     directory: str
     ids: tuple[str, ...]
+    moments: tuple[str, ...] = ()
     command: ClassVar[str] = "finish-record"
+
+    @property
+    def arguments(self) -> Arguments:
+        """Where, and which."""
+        moments: Arguments = {"moments": self.moments} if self.moments else {}
+        return {"directory": self.directory, "ids": self.ids, **moments}
 
 
 @dataclass(frozen=True, slots=True)

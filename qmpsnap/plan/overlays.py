@@ -17,6 +17,7 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import among_devices, check_name, digest, job_id, node_name, overlay_file
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import ownership
 from qmpsnap.plan.scene import (
     local_chains,
     refuse_busy,
@@ -142,6 +143,7 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
         _refuse_taken_name(scene, disk, intent.name)
+        _refuse_unfinished(scene, disk, file)
         _check_target(scene, intent, disk, file)
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
@@ -234,6 +236,23 @@ def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
                     file=part.overlay,
                     hint="take another name",
                 )
+
+
+def _refuse_unfinished(scene: Scene, disk: Disk, file: str) -> None:
+    """Refuse an overlay that an operation was to make which nobody ended: whose it is could not be told."""
+    for record in scene.files.records:
+        if isinstance(record, IntentRecord) and record.overlays.get(disk.name) == file:
+            ours = ownership.stands_here(record, scene.graph, scene.files.records)
+            raise TargetExists(
+                f"{file} is an overlay of {record.op} {record.name!r} ({record.id}), which was not ended",
+                file=file,
+                hint=f"end it first: qmpsnap job wait {record.id}"
+                if ours and not record.live
+                else "wait until its client has ended"
+                if record.live
+                else f"end it first, on the machine that began it (qmpsnap job wait {record.id}); "
+                "or take another name",
+            )
 
 
 def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:

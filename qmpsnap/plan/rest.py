@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import UnknownNode
+from qmpsnap.errors import NodeBusy, UnknownNode
 from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan import rest_checkpoint, rest_internal, rest_revert
+from qmpsnap.plan import ownership, rest_checkpoint, rest_internal, rest_revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
@@ -59,20 +59,35 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
         if record.state is not None
         for file in (record.state.file, record.state.partial)
     )
-    return Ask(files=unique((*chains, *named, *states)), records=places)
+    fresh = (
+        (file, record.after[disk][1])
+        for record in records
+        if record.op == "revert"
+        for disk, file in record.overlays.items()
+        if len(record.after.get(disk, ())) > 1
+    )
+    return Ask(
+        files=unique((*chains, *named, *states)),
+        records=places,
+        memories=unique(record.state.file for record in records if record.state is not None),
+        fresh=tuple(fresh),
+    )
 
 
 def plan(job_id: str, scene: Scene) -> Plan:
     """Plan what is left of the operation with that id.
 
     Raises:
-        UnknownNode: When there is neither a job nor a record of that id.
+        UnknownNode: When there is neither a job nor a record of that id, or the record is of another machine.
+        NodeBusy: When its client is at work yet.
     """
     name = parse_job_id(job_id)
     job = next((one for one in scene.jobs if one.id == job_id), None)
     record = _record(job_id, scene)
     if name is None or (job is None and record is None):
         raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+    if record is not None:
+        _refuse_not_left(record, scene)
     if record is not None and record.op in {"checkpoint", "save"}:
         return rest_checkpoint.plan(record, scene)
     if record is not None and record.op == "revert":
@@ -102,6 +117,27 @@ def _record(job_id: str, scene: Scene) -> IntentRecord | None:
         if isinstance(record, IntentRecord) and record.id == job_id:
             return record
     return None
+
+
+def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
+    process = scene.machine.process if scene.machine is not None else ""
+    if not (
+        any(job.id == record.id for job in scene.jobs)
+        or ownership.stands_here(record, scene.graph, scene.files.records)
+        or ownership.ran_here(record, process)
+    ):
+        chains = "; ".join(f"{disk}: {' on '.join(files)}" for disk, files in record.chains.items())
+        raise UnknownNode(
+            f"{record.id} was left by another machine ({chains or 'without a file'}), and is not touched",
+            hint="connect to that machine; or start it, if it is off, on the layers that it had",
+        )
+    if record.live:
+        raise NodeBusy(
+            f"{record.id} is not left: its client is at work",
+            node="",
+            job_id=record.id,
+            hint="wait until that client has ended",
+        )
 
 
 def _finish(record: IntentRecord, scene: Scene) -> tuple[FinishRecord, ...]:
@@ -218,7 +254,15 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
         for disk, file in record.overlays.items()
     )
     steps: list[Step] = []
-    if taken:
+    if ownership.has_moment(record, scene.files.records):
+        taken = True
+        steps.append(FinishRecord(record.directory, (record.id,)))
+    elif (later := ownership.superseded_by(record, scene.files.records)) is not None:
+        note = f"a later one has the overlays of {record.id}: {later.id}"
+        finish = FinishRecord(record.directory, (record.id,))
+        stage = Stage(note, (finish,), tidy=True)
+        return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
+    elif taken:
         steps.append(KeepMoment(record.directory, record.id, record.name))
     else:
         backing = {

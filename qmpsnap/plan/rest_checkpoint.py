@@ -1,8 +1,10 @@
 """Plan of what is left of a checkpoint, or of a save, whose client went away.
 
 By `stop` and `in-place` the memory is written before the overlays are put on: where they are, the rest is
-done. By `background` it comes last, and nobody saw whether QEMU had to stop the guest twice: it is given up,
-and the overlays stay. Either way the guest runs if it ran, and QEMU is set as it was.
+done, if QEMU is certainly the one that wrote it: of another's file nobody knows whether it is whole. By
+`background` it comes last, and nobody saw whether QEMU had to stop the guest twice: it is given up,
+and the overlays stay. A memory that got its name is whole, and is kept as long as its layers are there.
+Either way the guest runs if it ran, and QEMU is set as it was.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.job import ENDED
+from qmpsnap.plan import ownership
+from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.steps import (
     AwaitClosed,
@@ -38,24 +42,30 @@ if TYPE_CHECKING:
 __all__ = ["ends_job", "goes_on", "plan", "same_qemu"]
 
 # Run states in which nothing but we keep the guest from running.
-_OURS = frozenset({"paused", "postmigrate", "restore-vm"})
+_OURS = frozenset({"paused", "postmigrate"})
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
     """Plan what is left of the operation of that record."""
     state = record.state
     assert state is not None  # noqa: S101 - a checkpoint's record has one
+    if ownership.has_moment(record, scene.files.records):
+        return _only_finish(record, scene, f"checkpoint {record.name!r} is whole")
+    later = ownership.superseded_by(record, scene.files.records)
+    if later is not None:
+        return _only_finish(record, scene, f"a later one has the overlays of {record.id}: {later.id}")
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     taken = any(
         file in scene.graph.disks[disk].files for disk, file in record.overlays.items() if disk in disks
     )
-    whole = scene.files.files[state.file].taken
-    keeps = (taken and (state.mode != "background" or whole)) or (record.op == "save" and whole)
+    whole = _is_whole(state, record, scene)
+    keeps = _can_be_kept(record, scene) if whole else taken and _can_be_sealed(state, record, scene)
     steps = [*ends_job(record, scene), *_ends_migration(state, record, scene)]
     if not (record.op == "save" and keeps):
         steps += goes_on(record, scene)
     steps += _free(state, scene)
     tidy = list(_settings(record, scene))
+    rest = ""
     if keeps:
         steps += _seal(state, record, whole=whole)
         tidy.append(
@@ -64,6 +74,9 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
             else FinishRecord(record.directory, (record.id,))
         )
     else:
+        rest = "was not whole, its files are removed"
+        if taken and state.mode != "background" and not ran_here(record, machine_of(scene).process):
+            rest = "was not sealed by the QEMU that wrote its memory, which is given up"
         if not taken:
             tidy += _orphans(record, scene)
         whole_one = (RemoveState(state.file, record.id, state.tag),) if whole else ()
@@ -73,8 +86,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
             FinishRecord(record.directory, (record.id,)),
         ]
     what = f"checkpoint {record.name!r}" if record.op == "checkpoint" else f"{state.file}"
-    note = f"{what} {'is whole' if keeps else 'was not whole, its files are removed'}"
-    notes = [note]
+    notes = [f"{what} {rest or 'is whole'}"]
     if taken and not keeps:
         notes += [
             f"the overlay {file} of {disk} stays, for the guest writes to it: "
@@ -93,6 +105,43 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
         after=scene.graph,
         moves=tuple(record.overlays) if taken else (),
         notes=tuple(notes),
+    )
+
+
+def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
+    """The record alone is left: its files and its overlays are a moment's, or another operation's."""
+    return Plan(
+        op=record.op,
+        intent=None,
+        disks=tuple(disk for disk in record.chains if disk in scene.graph.disks),
+        stages=(Stage("put the record away", (FinishRecord(record.directory, (record.id,)),), tidy=True),),
+        before=scene.graph,
+        after=scene.graph,
+        notes=(note,),
+    )
+
+
+def _is_whole(state: KeptState, record: IntentRecord, scene: Scene) -> bool:
+    """Whether the file has its name, and is of this very operation."""
+    fact = scene.files.memories.get(state.file)
+    if fact is None:
+        return False
+    return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
+
+
+def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the layers are there yet to which the memory belongs."""
+    return all(scene.files.files[record.chains[disk][0]].taken for disk in record.overlays)
+
+
+def _can_be_sealed(state: KeptState, record: IntentRecord, scene: Scene) -> bool:
+    """Whether an unfinished file is certainly whole, and nothing is in its way."""
+    files = scene.files.files
+    return (
+        state.mode != "background"
+        and ran_here(record, machine_of(scene).process)
+        and files[state.partial].taken
+        and not files[state.file].taken
     )
 
 

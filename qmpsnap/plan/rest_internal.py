@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.job import ENDED
+from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.steps import (
     AwaitJob,
@@ -80,6 +81,12 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
     """There is no job: how the guest stands tells what became of it."""
     disks = _disks(record, scene)
     finish = _finish(record)
+    if _stands_failed(scene) and _ran(record) and not _left_standing(record, scene):
+        note = (
+            f"a load failed, and the guest stands; whether that was the way back to {record.name!r} is not "
+            "known, for QEMU may be another one: it is left as it stands"
+        )
+        return _plan(record.op, disks, scene, finish, notes=(note,))
     if not _left_standing(record, scene):
         note = f"no load has failed; whether the machine went back to {record.name!r} QEMU does not tell"
         return _plan(record.op, disks, scene, finish, notes=(note,))
@@ -103,6 +110,14 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
     if len(having) == len(record.chains):
         note = f"checkpoint {record.name!r} was taken"
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
+    if having and not all(_is_as_then(name, record, scene) for name in record.chains):
+        others = ", ".join(name for name in record.chains if not _is_as_then(name, record, scene))
+        note = (
+            f"checkpoint {record.name!r} is on {', '.join(disk.name for disk in having)}; whether it is "
+            f"whole cannot be told, for {others} is not there, or is on another layer. It was left: "
+            f"qmpsnap delete {record.name} removes it"
+        )
+        return _plan(record.op, disks, scene, _finish(record), notes=(note,))
     note = f"checkpoint {record.name!r} was not taken"
     parts = tuple(
         DeleteInternal(disk.name, disk.root, one.id, one.name)
@@ -121,8 +136,20 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
 
 
 def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
-    """Whether a guest that ran stands because a load failed."""
-    return _ran(record) and scene.machine is not None and scene.machine.status == _LOAD_FAILED
+    """Whether a guest that ran stands because this load failed: in the very QEMU that was told to load."""
+    if record is None or scene.machine is None or not ran_here(record, scene.machine.process):
+        return False
+    return _ran(record) and _stands_failed(scene)
+
+
+def _stands_failed(scene: Scene) -> bool:
+    return scene.machine is not None and scene.machine.status == _LOAD_FAILED
+
+
+def _is_as_then(name: str, record: IntentRecord, scene: Scene) -> bool:
+    """Whether the disk is there, and writes to the layer that it wrote to when the operation began."""
+    disk = scene.graph.disks.get(name)
+    return disk is not None and bool(disk.layers) and disk.files[:1] == record.chains[name][:1]
 
 
 def _ran(record: IntentRecord | None) -> bool:

@@ -2,7 +2,8 @@
 
 No disk has moved: all is taken back. One has: there is but the way on, for memory and disks no longer
 belong together; what was done is done once more, which changes nothing as long as the guest has not run.
-A guest that runs again has come back.
+That it has not is told by the overlays: nothing is written in them, and they are the active layers. Else the
+guest is left as it stands, for its memory and its disks belong together.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.names import digest, node_name, owned_node
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.rest_checkpoint import ends_job, goes_on, same_qemu
+from qmpsnap.plan.rest_checkpoint import ends_job, goes_on
 from qmpsnap.plan.steps import (
     AddNode,
     AddStore,
@@ -44,7 +46,7 @@ __all__ = ["plan"]
 def plan(record: IntentRecord, scene: Scene) -> Plan:
     """Plan what is left of the revert of that record."""
     disks = tuple(disk for disk in record.overlays if disk in scene.graph.disks)
-    moved = tuple(disk for disk in disks if scene.graph.disks[disk].files[:1] == (record.overlays[disk],))
+    moved = tuple(disk for disk in disks if record.overlays[disk] in scene.graph.disks[disk].files)
     if record.was is None:
         return _prepared(record, scene, disks)
     if not moved:
@@ -92,10 +94,10 @@ def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
 
 
 def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple[str, ...]) -> Plan:
-    """A disk has moved: all do, and the memory comes with them, unless the guest runs already."""
-    machine = machine_of(scene)
+    """A disk has moved: all do, and the memory comes with them, unless the guest has run since."""
     steps: list[Step] = list(ends_job(record, scene))
-    if same_qemu(record, scene) and not machine.running:
+    goes = _has_not_run(record, scene, moved)
+    if goes:
         rest = [scene.graph.disks[disk] for disk in disks if disk not in moved]
         roots: list[tuple[str, str, str]] = []
         for disk in rest:
@@ -110,11 +112,17 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
     moment = _moment(record, scene)
     keep = (KeepBranch(moment.directory, moment.id, record.overlays),) if moment is not None else ()
     tidy: tuple[Step, ...] = (
-        *(DeleteNode(name) for name in _left_behind(record, scene)),
+        *(DeleteNode(name) for name in _left_behind(record, scene, all_move=goes)),
         *keep,
         _finish(record),
     )
-    note = f"the machine is back at {record.name!r}"
+    notes = [f"the machine is back at {record.name!r}"]
+    if not goes:
+        notes.append("the guest has run since, or may have: it is left as it stands, and no memory is loaded")
+    whole = goes or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
+    if set(moved) < set(disks) and not goes:
+        others = ", ".join(disk for disk in disks if disk not in moved)
+        notes[0] = f"the way back to {record.name!r} ended half-way: {others} stayed where it was"
     return Plan(
         op="revert",
         intent=None,
@@ -124,11 +132,26 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
             Stage("put everything away", tidy, tidy=True),
         ),
         before=scene.graph,
-        after=None,
-        expect={disk: files for disk, files in record.after.items() if disk in disks},
-        moves=disks,
-        notes=(note,),
+        after=None if whole else scene.graph,
+        expect={disk: files for disk, files in record.after.items() if disk in disks} if whole else {},
+        moves=disks if whole else (),
+        notes=tuple(notes),
     )
+
+
+def _has_not_run(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> bool:
+    """Whether the guest certainly stands where the operation left it."""
+    machine = machine_of(scene)
+    return (
+        ran_here(record, machine.process)
+        and not machine.running
+        and all(_is_active(disk, record, scene) for disk in moved)
+        and all(record.overlays[disk] in scene.files.fresh for disk in moved)
+    )
+
+
+def _is_active(disk: str, record: IntentRecord, scene: Scene) -> bool:
+    return scene.graph.disks[disk].files[:1] == (record.overlays[disk],)
 
 
 def _move(disk: Disk, record: IntentRecord, scene: Scene) -> list[Step]:
@@ -182,15 +205,19 @@ def _unused(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     )
 
 
-def _left_behind(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
-    """Nodes of ours that no disk uses once all have moved: old roots, and the store."""
+def _left_behind(record: IntentRecord, scene: Scene, *, all_move: bool) -> tuple[str, ...]:
+    """Nodes of ours that no disk uses once all have moved, or as it is: old roots, and the store."""
+    used = set() if all_move else {one.node for disk in scene.graph.disks.values() for one in disk.layers}
     kept = {file for files in record.after.values() for file in files}
     store = record.state.file if record.state is not None else ""
     old = {file for files in record.chains.values() for file in files if file not in kept}
     return tuple(
         node.name
         for node in scene.graph.nodes.values()
-        if owned_node(node.name) and node.file in {*old, store} and node.driver != "file"
+        if owned_node(node.name)
+        and node.name not in used
+        and node.file in {*old, store}
+        and node.driver != "file"
     )
 
 

@@ -3,6 +3,9 @@
 A record is made exclusively, synced and given its name only then, so a reader never meets a
 half of one. Directories that may not be trusted, because a stranger owns them or may write to
 them, are neither written nor read: files that a record names are removed one day.
+
+The record of an operation that is under way is locked (`flock`), so that nobody else ends it. The lock
+belongs to the open file: it goes with the client, however that ends.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -11,6 +14,7 @@ them, are neither written nor read: files that a record names are removed one da
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import stat
@@ -23,7 +27,7 @@ from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, m
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from qmpsnap.model.record import Record
 
@@ -35,7 +39,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Catalog:
-    """Records beside the images. Every call works in a thread, to its end, also when it is cancelled."""
+    """Records beside the images. Every call works in a thread, to its end, also when it is cancelled.
+
+    An intent that was written is locked until it is finished, becomes a moment, or is let go.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[str, str], int] = {}  # descriptor of each intent, by directory and id
 
     async def write_intent(self, record: IntentRecord, directory: str) -> IntentRecord:
         """Write down an operation that is about to begin; durable when it returns.
@@ -53,6 +63,11 @@ class Catalog:
         await self._write(stored)
         return stored
 
+    def let_go(self, ids: Collection[str] | None = None) -> None:
+        """Unlock the intents of these ids that are there yet, or all: whoever comes may end them."""
+        for key in [key for key in self._locks if ids is None or key[1] in ids]:
+            os.close(self._locks.pop(key))
+
     async def finish(self, record: Record) -> None:
         """Remove a record, and its directory when nothing else is in it; removing it twice does no harm.
 
@@ -63,6 +78,7 @@ class Catalog:
             await in_thread(partial(_remove, record))
         except OSError as error:
             raise _unusable(record, error, "remove") from error
+        self._unlock(record)
 
     async def to_moment(self, intent: IntentRecord) -> MomentRecord:
         """Turn the intent of a snapshot that succeeded into its moment's record; durable when it returns.
@@ -75,6 +91,7 @@ class Catalog:
         """
         moment = moment_of(intent)
         await self._write(moment, instead_of=intent)
+        self._unlock(intent)
         return moment
 
     async def rewrite(self, record: MomentRecord) -> None:
@@ -94,9 +111,13 @@ class Catalog:
         """Read all records; returns them, and what is none or may not be trusted as "PATH: REASON"."""
         return await in_thread(partial(read_records, tuple(directories)))
 
+    def _unlock(self, record: Record) -> None:
+        if isinstance(record, IntentRecord) and (record.directory, record.id) in self._locks:
+            os.close(self._locks.pop((record.directory, record.id)))
+
     async def _write(self, record: Record, *, instead_of: Record | None = None) -> None:
         try:
-            await in_thread(partial(_write, record, instead_of))
+            await in_thread(partial(_write, record, instead_of, self._locks))
         except FileExistsError as error:
             file = os.path.join(record.directory, record.file_name)
             raise TargetExists(f"there is a record {file!r} already", file=file) from error
@@ -133,7 +154,7 @@ def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[
     return tuple(records), tuple(bad)
 
 
-def _write(record: Record, instead_of: Record | None) -> None:
+def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int]) -> None:
     check(record)
     made = False
     for _ in range(8):  # whoever finishes the last record removes the directory
@@ -145,7 +166,9 @@ def _write(record: Record, instead_of: Record | None) -> None:
     else:
         raise FileNotFoundError(record.directory)
     try:
-        _put(descriptor, record)
+        locked = _put(descriptor, record)
+        if locked is not None:  # here, for what a cancelled call returns is lost
+            locks[record.directory, record.id] = locked
         if instead_of is not None:
             _unlink(instead_of.file_name, descriptor)
         sync_directory(descriptor)
@@ -176,7 +199,8 @@ def _make_directory(directory: str) -> bool:
     return True
 
 
-def _put(descriptor: int, record: Record, *, replace: bool = False) -> None:
+def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | None:
+    """Write a record and give it its name; returns a descriptor that locks it, if it is an intent."""
     name = f".{record.file_name}.{os.urandom(4).hex()}"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, 0o644, dir_fd=descriptor), "w", encoding="ascii") as file:
@@ -184,10 +208,14 @@ def _put(descriptor: int, record: Record, *, replace: bool = False) -> None:
             file.write(to_json(record))
             file.flush()
             os.fsync(file.fileno())
+            if isinstance(record, IntentRecord):
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             if replace:
                 os.rename(name, record.file_name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
             else:
                 rename_exclusively(name, record.file_name, directory=descriptor)
+            return os.dup(file.fileno()) if isinstance(record, IntentRecord) else None
         except OSError:
             _unlink(name, descriptor)
             raise
@@ -203,9 +231,22 @@ def _read(descriptor: int, name: str, directory: str) -> Record:
         if status.st_size > _LONGEST:
             raise ValueError(f"{status.st_size} bytes are too many for a record")
         record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
+        if isinstance(record, IntentRecord):
+            record = replace(record, live=_is_locked(file.fileno()))
     if record.file_name != name:
         raise ValueError(f"holds the record {record.file_name!r}")
     return record
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether somebody's lock is on the file; one shared with whoever asks the same is none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _remove(record: Record) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import QmpsnapError
-from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan
+from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan, WriteRecord
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.steps import Step
     from qmpsnap.run.outcome import Done
     from qmpsnap.run.target import Target
 
@@ -123,6 +124,9 @@ class Executor:
             raise
         finally:
             self._turns += 1
+            self._target.release_records(
+                {step.record.id for step in _steps(plan) if isinstance(step, WriteRecord)}
+            )
 
     async def _ended(self, task: asyncio.Task[Done], op: str) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
@@ -138,6 +142,10 @@ class Executor:
         if task.done() and not task.cancelled():
             error = task.exception()
             _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
+
+
+def _steps(plan: Plan) -> tuple[Step, ...]:
+    return (*plan.steps, *plan.resumes)
 
 
 async def _done(task: asyncio.Task[Done], limit: float) -> None:

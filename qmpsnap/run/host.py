@@ -75,7 +75,7 @@ class Host:
             case FinishRecord():
                 records, _ = await self._catalog.read((step.directory,))
                 for record in records:
-                    if record.id in step.ids:
+                    if record.id in (step.ids if isinstance(record, IntentRecord) else step.moments):
                         await self._catalog.finish(record)
             case KeepMoment():
                 await self._catalog.to_moment(await self._intent(step.directory, step.id))

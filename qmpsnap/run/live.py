@@ -65,7 +65,7 @@ from qmpsnap.run.shared import holds, working_directory
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from qmpsnap.model.files import Files
@@ -126,6 +126,7 @@ class LiveTarget:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._catalog.let_go()
         await self._stack.aclose()
 
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -218,6 +219,10 @@ class LiveTarget:
     async def running(self) -> bool:
         """Whether the guest runs, now. QAPI: query-status (run-state.json)."""
         return await is_running(self.session)
+
+    def release_records(self, ids: Collection[str]) -> None:
+        """Unlock what is left of the records of these operations."""
+        self._catalog.let_go(ids)
 
     @property
     def state_bytes(self) -> int:

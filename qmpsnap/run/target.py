@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping
     from contextlib import AbstractContextManager
 
     from qmpsnap.model.features import Features
@@ -86,6 +86,9 @@ class Target(Protocol):
 
     async def perform(self, step: Step) -> float:
         """Do one step, a wait for a job excepted; return the seconds that it took."""
+
+    def release_records(self, ids: Collection[str]) -> None:
+        """Our client works on these operations no more: what is left of them anybody may end."""
 
     @property
     def state_bytes(self) -> int:

@@ -62,7 +62,7 @@ from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.model.files import Ask, Files
@@ -196,6 +196,9 @@ class FakeTarget:
     async def running(self) -> bool:
         """Whether the guest runs."""
         return self.guest.now.running
+
+    def release_records(self, ids: Collection[str]) -> None:
+        """Nothing: the fake's records are not locked."""
 
     @property
     def state_bytes(self) -> int:

@@ -189,9 +189,7 @@ class FakeFiles:
             case WriteRecord():
                 self.records.append(replace(step.record, directory=step.directory))
             case FinishRecord():
-                self.records = [
-                    one for one in self.records if one.directory != step.directory or one.id not in step.ids
-                ]
+                self.records = [one for one in self.records if not _finishes(step, one)]
             case KeepMoment():
                 self._keep(step)
             case CreateOverlay():
@@ -260,3 +258,8 @@ class FakeFiles:
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:
             raise TargetExists(f"{file} exists already", file=file)
+
+
+def _finishes(step: FinishRecord, record: Record) -> bool:
+    ids = step.ids if isinstance(record, IntentRecord) else step.moments
+    return record.directory == step.directory and record.id in ids

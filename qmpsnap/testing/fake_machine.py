@@ -60,6 +60,7 @@ def a_machine(graph: Graph, *, running: bool = True, **more: object) -> Machine:
                 for name in graph.disks
             }
         ),
+        process="1:1",
     )
     return replace(machine, **more)  # type: ignore[arg-type]  # whoever calls it names fields
 

@@ -111,7 +111,7 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
     assert isinstance(first, WriteRecord)
     record = first.record
     assert last == FinishRecord(STATE_DIR, (record.id,))
-    assert (record.op, record.name, record.was) == (plan.op, intent.name, Settings(running))
+    assert (record.op, record.name, record.was) == (plan.op, intent.name, Settings(running, process="1:1"))
     assert dict(record.chains) == plan.chains_before
     assert plan.job_id in {"", record.id}
 

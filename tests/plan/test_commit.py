@@ -237,7 +237,7 @@ def test_commit_removes_the_records_that_it_makes_pointless() -> None:
     later = MomentRecord("l", "n3", NOW, overlays={"vda": S3}, directory=STATE)
     files.records += [failed, wider, empty, moment, later]
     plan = planned(Commit("vda", "s2", "base"), T5, files=files)
-    assert plan.steps[-1] == FinishRecord(STATE, (plan.job_id, "failed", "m"))
+    assert plan.steps[-1] == FinishRecord(STATE, (plan.job_id, "failed"), ("m",))
 
 
 @pytest.mark.parametrize("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])

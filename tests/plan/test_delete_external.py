@@ -17,7 +17,7 @@ FORKED = replace(kept("stop"), branches=({"vda": "/images/r1.qcow2", "vdb": "/im
 
 def test_delete_removes_the_state_of_that_operation_and_its_record() -> None:
     plan = planned(DELETE, TWO, files=files_of("stop"))
-    assert plan.steps == (RemoveState(MEMORY, ID, ""), FinishRecord(STATE, (ID,)))
+    assert plan.steps == (RemoveState(MEMORY, ID, ""), FinishRecord(STATE, (), (ID,)))
 
 
 def test_delete_keeps_a_link_while_another_moment_stands_on_what_began_there() -> None:
@@ -31,5 +31,5 @@ def test_delete_of_the_last_moment_ends_the_links_too() -> None:
     files = files_of("stop", BACK)
     files.records[:] = [replace(FORKED, state=None, deleted=True), replace(NEXT, state=kept("stop").state)]
     plan = planned(Delete("c2"), BACK, files=files)
-    assert plan.steps[-1] == FinishRecord(STATE, ("n", ID))
+    assert plan.steps[-1] == FinishRecord(STATE, (), ("n", ID))
     assert not [step for step in plan.steps if isinstance(step, KeepLink)]

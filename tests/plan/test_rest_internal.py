@@ -42,7 +42,13 @@ BOTH = graph(disk("vda", MADE), disk("vdb", replace(MADE, vm_state_size=0)))
 ONE = graph(disk("vda", MADE), disk("vdb"))
 NONE = graph(disk("vda"), disk("vdb"))
 SAVED = IntentRecord(
-    SAVE_ID, "checkpoint-internal", NOW, BOTH.chains(), name="c1", was=Settings(running=True), directory=STATE
+    SAVE_ID,
+    "checkpoint-internal",
+    NOW,
+    BOTH.chains(),
+    name="c1",
+    was=Settings(running=True, process="1:1"),
+    directory=STATE,
 )
 LOADED = replace(SAVED, id=LOAD_ID, op="revert-internal")
 
@@ -100,7 +106,7 @@ def test_rest_of_a_load_is_told_by_how_the_guest_stands(
 
 
 def test_rest_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
-    record = replace(LOADED, was=Settings(running=False))
+    record = replace(LOADED, was=Settings(running=False, process="1:1"))
     assert rested(record, ONE, status="restore-vm").steps == (FinishRecord(STATE, (LOAD_ID,)),)
 
 
@@ -128,3 +134,19 @@ def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> Non
     assert plan.steps == (AwaitJob(job_id, "concluded"), DismissJob(job_id))
     assert (plan.op, plan.disks) == ("delete", ())
     assert isinstance(plan.resumes[0], SaveState | LoadState)
+
+
+@pytest.mark.parametrize("now", ["base <- s2*", ""])
+def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
+    of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
+    plan = rested(SAVED, of)
+    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert "vdb is not there, or is on another layer. It was left" in plan.notes[0]
+
+
+@pytest.mark.parametrize("process", ["", "2:2"])
+def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
+    record = replace(LOADED, was=Settings(running=True, process=process))
+    plan = rested(record, ONE, status="restore-vm")
+    assert plan.steps == (FinishRecord(STATE, (LOAD_ID,)),)
+    assert "left as it stands" in plan.notes[0]

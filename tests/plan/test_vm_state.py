@@ -137,7 +137,7 @@ def test_passage_waits_sets_and_passes_before_the_guest_stands_still() -> None:
     assert passage().before == (AwaitMigration("settled"), on, fast, file)
     assert passage().released == (ReleaseFile(7, "fdset"),)
     assert passage().after == (fast.back(), on.back())
-    assert passage().was == Settings(True, {"events": False}, {"max-bandwidth": off})
+    assert passage().was == Settings(True, {"events": False}, {"max-bandwidth": off}, "1:1")
 
 
 def test_passage_by_descriptor_has_nothing_to_release_and_switches_off_what_is_on() -> None:

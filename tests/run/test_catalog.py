@@ -1,5 +1,6 @@
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +178,40 @@ async def test_rewrite_leaves_the_old_one_whole_when_it_cannot_be_written(place,
     place.chmod(0o755)
     assert await catalog.read([str(place)]) == ((moment,), ())
     assert names(place) == [moment.file_name]
+
+
+async def live(place):
+    """Whether the records there are those of clients at work, as another client reads them."""
+    records, _ = await Catalog().read([str(place)])
+    return [record.live for record in records if isinstance(record, IntentRecord)]
+
+
+async def test_intent_is_locked_until_it_is_finished_or_let_go(place, catalog):
+    stored = await catalog.write_intent(intent("one"), str(place))
+    await catalog.write_intent(intent("two"), str(place))
+    assert await live(place) == [True, True]
+    assert await live(place) == [True, True]  # to ask takes no lock
+    catalog.let_go({"two"})
+    assert await live(place) == [True, False]
+    await catalog.finish(stored)
+    catalog.let_go()
+    assert await live(place) == [False]
+
+
+@pytest.mark.parametrize("end", ["finish", "moment", "let go", "refused"])
+async def test_no_descriptor_is_left_of_a_lock(place, catalog, end):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    stored = await catalog.write_intent(intent(chains={"vda": ("/d/b",)}), str(place))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    match end:
+        case "finish":
+            await catalog.finish(stored)
+        case "moment":
+            await catalog.to_moment(stored)
+        case "let go":
+            catalog.let_go({stored.id})
+        case "refused":
+            with pytest.raises(TargetExists):
+                await catalog.write_intent(intent(), str(place))
+            catalog.let_go()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -232,3 +232,16 @@ async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) 
     await host.perform(WriteRecord(place, RECORD))  # an intent is no moment
     with pytest.raises(TargetUnusable, match=r"the moment .* is gone"):
         await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r1"}))
+
+
+async def test_host_leaves_a_moment_of_the_same_id_when_it_finishes_an_operation(
+    host: Host, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "base.qmpsnap")
+    await host.perform(WriteRecord(place, RECORD))
+    await host.perform(KeepMoment(place, RECORD.id, "n1"))
+    await host.perform(FinishRecord(place, (RECORD.id,)))
+    records, _ = read_records([place])
+    assert [type(one) for one in records] == [MomentRecord]
+    await host.perform(FinishRecord(place, (), (RECORD.id,)))
+    assert read_records([place]) == ((), ())

@@ -111,6 +111,8 @@ def test_fake_files_keep_a_moment_and_finish_records() -> None:
     files.perform(FinishRecord("/other", ("r",)))
     assert len(files.records) == 1
     files.perform(FinishRecord("/r", ("r",)))
+    assert len(files.records) == 1  # a moment outlives the operation that made it
+    files.perform(FinishRecord("/r", (), ("r",)))
     assert files.records == []
 
 

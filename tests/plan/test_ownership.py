@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpsnap.errors import NodeBusy, TargetExists, UnknownNode
+from qmpsnap.model.features import Features
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, Settings, moment_of
+from qmpsnap.plan import ownership, rest
+from qmpsnap.plan.intent import Snapshot
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import FinishRecord
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import NOW, STATE, planned
+
+LATER = "2024-05-01T13:00:00.000000+00:00"
+ID = "qmpsnap-snapshot-keep-00000001"
+A, B, BASE, A1 = (f"/images/{name}.qcow2" for name in ("a", "b", "base", "a.s1"))
+OF_A = IntentRecord(
+    ID, "snapshot", NOW, {"vda": (A, BASE)}, made=(A1,), overlays={"vda": A1}, name="s1", directory=STATE
+)
+ON_BASE = replace(OF_A, chains={"vda": (BASE,)})
+STREAM = replace(OF_A, op="stream", overlays={}, made=(), name="", after={"vda": (A,)})
+PIVOTED = replace(STREAM, op="commit", after={"vda": (BASE,)})
+COPIED = replace(STREAM, op="mirror", target="/images/copy.qcow2", after={"vda": ("/images/copy.qcow2",)})
+C1 = MomentRecord("m", "c1", NOW, {"vda": "/images/c1.qcow2"}, {"vda": BASE})
+
+
+@pytest.mark.parametrize(
+    ("record", "now", "moments", "ours"),
+    [
+        (OF_A, "base <- a*", (), True),
+        (OF_A, "base <- a <- a.s1.qcow2*", (), True),
+        (OF_A, "a.s1.qcow2 <- later*", (), True),  # streamed since
+        (OF_A, "base <- b*", (), False),
+        (OF_A, "base <- a <- b*", (), False),  # a clone of the layer that it covers
+        (ON_BASE, "base*", (), True),
+        (ON_BASE, "base <- a.s1.qcow2*", (), True),
+        (ON_BASE, "base <- b*", (), False),
+        (ON_BASE, "base <- c1*", (C1,), True),
+        (ON_BASE, "base <- b*", (C1,), False),
+        (STREAM, "base <- a <- hand*", (), True),
+        (STREAM, "base <- b*", (), False),
+        (PIVOTED, "base*", (), True),
+        (PIVOTED, "base <- b*", (), False),
+        (COPIED, "copy*", (), True),
+        (COPIED, "base <- copy <- b*", (), True),
+        (COPIED, "base <- b*", (), False),
+    ],
+)
+def test_chain_shows_whose_a_record_is(
+    record: IntentRecord, now: str, moments: tuple[Record, ...], *, ours: bool
+) -> None:
+    assert ownership.stands_here(record, graph(vda=now), moments) is ours
+
+
+def test_record_of_a_disk_that_is_not_there_shows_nothing() -> None:
+    assert not ownership.stands_here(OF_A, graph(vdb="base <- a*"), ())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "ours"), [("1:1", "1:1", True), ("1:1", "2:2", False), ("", "", False)]
+)
+def test_record_is_of_the_very_qemu_only_when_both_are_known(then: str, now: str, *, ours: bool) -> None:
+    assert ownership.ran_here(replace(OF_A, was=Settings(True, process=then)), now) is ours
+
+
+def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...] = ()) -> object:
+    of = graph(vda=now)
+    files = FakeFiles(of)
+    files.records += [record, *others]
+    looked = files.look(rest.ask(of, records=(record,)))
+    return rest.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW)).steps
+
+
+@pytest.mark.parametrize("record", [OF_A, STREAM, PIVOTED, COPIED])
+def test_rest_refuses_a_record_of_another_machine_and_names_its_chains(record: IntentRecord) -> None:
+    with pytest.raises(UnknownNode, match=rf"another machine \(vda: {A} on {BASE}\)"):
+        rested(record, "base <- b*")
+
+
+def test_rest_takes_the_record_of_a_job_that_is_here() -> None:
+    job = Job(ID, "stream", JobStatus.CONCLUDED)
+    assert FinishRecord(STATE, (ID,)) in rested(STREAM, "base <- b*", jobs=(job,))  # type: ignore[operator]
+
+
+def test_rest_refuses_while_the_client_is_at_work() -> None:
+    with pytest.raises(NodeBusy, match="its client is at work"):
+        rested(replace(OF_A, live=True), "base <- a*")
+
+
+def test_rest_of_a_snapshot_whose_moment_is_kept_only_ends_the_record() -> None:
+    assert rested(OF_A, "base <- a <- a.s1.qcow2*", moment_of(OF_A)) == (FinishRecord(STATE, (ID,)),)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rest_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_record(*, kept: bool) -> None:
+    later = replace(OF_A, id="qmpsnap-snapshot-keep-00000002", created=LATER)
+    found = moment_of(later) if kept else later
+    assert rested(OF_A, "base <- a <- a.s1.qcow2*", found) == (FinishRecord(STATE, (ID,)),)
+
+
+@pytest.mark.parametrize(
+    ("now", "says"), [("base <- a*", "end it first: qmpsnap job wait"), ("base <- b*", "on the machine")]
+)
+def test_snapshot_refuses_the_overlay_of_one_that_was_not_ended(now: str, says: str) -> None:
+    of = graph(vda=now)
+    files = FakeFiles(of)
+    files.records.append(replace(OF_A, overlays={"vda": "/images/base.s1.qcow2"}))
+    with pytest.raises(TargetExists, match="which was not ended") as caught:
+        planned(Snapshot("s1"), of, files=files)
+    assert says in caught.value.hint

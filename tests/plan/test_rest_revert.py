@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.model.features import Features
+from qmpsnap.plan import rest
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import ContinueGuest, FinishRecord, KeepBranch, LoadState, ResetGuest
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import MOMENT, TWO, files_of
+from tests.plan.scenes import NOW, planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.testing.fake_files import FakeFiles
+
+GUEST = LoadState | ResetGuest | ContinueGuest
+
+
+def begun(mode: str) -> tuple[IntentRecord, Graph, FakeFiles]:
+    """What a revert wrote down, the graph once all disks have moved, and the files."""
+    files = files_of(mode)
+    plan = planned(Revert("c1"), TWO, files=files)
+    assert plan.record is not None
+    record = replace(plan.record.record, directory=plan.record.directory)
+    for disk, file in record.overlays.items():
+        files.put(file, backing=record.after[disk][1])
+    files.records.append(record)
+    names = [file.removeprefix("/images/") for file in record.overlays.values()]
+    return record, graph(vda=f"base <- s1 <- {names[0]}*", vdb=f"data.raw <- {names[1]}*"), files
+
+
+def rested(record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1") -> Plan:
+    machine = a_machine(of, running=False, process=process)
+    looked = files.look(rest.ask(of, records=(record,)))
+    return rest.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+
+
+def tidied(plan: Plan, record: IntentRecord) -> bool:
+    """Whether it leaves the guest alone, keeps the branch, and says so."""
+    assert not any(isinstance(step, GUEST) for step in plan.steps)
+    assert KeepBranch(MOMENT.directory, MOMENT.id, record.overlays) in plan.steps
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    return any("no memory is loaded" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("mode", ["", "in-place"])
+def test_rest_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None:
+    record, of, files = begun(mode)
+    plan = rested(record, of, files)
+    kinds = [type(step) for step in plan.steps if isinstance(step, GUEST)]
+    assert kinds == [LoadState if mode else ResetGuest, ContinueGuest]
+
+
+@pytest.mark.parametrize("mode", ["", "in-place"])
+def test_rest_of_a_revert_loads_nothing_into_a_guest_that_wrote_since(mode: str) -> None:
+    record, of, files = begun(mode)
+    files.touch(record.overlays["vdb"])
+    assert tidied(rested(record, of, files), record)
+
+
+@pytest.mark.parametrize("process", ["2:2", ""])
+def test_rest_of_a_revert_loads_nothing_into_another_qemu(process: str) -> None:
+    record, of, files = begun("in-place")
+    assert tidied(rested(record, of, files, process=process), record)
+
+
+def test_rest_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_nothing() -> None:
+    record, of, files = begun("in-place")
+    drawn = {
+        disk.name: " <- ".join(file.removeprefix("/images/") for file in disk.files[::-1])
+        for disk in of.disks.values()
+    }
+    on = graph(vda=f"{drawn['vda']} <- later*", vdb=f"{drawn['vdb']} <- later2*")
+    assert on.disks["vda"].files[1] == record.overlays["vda"]
+    plan = rested(record, on, files)
+    assert tidied(plan, record)
+    assert not plan.expect
+
+
+def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> None:
+    record, of, files = begun("in-place")
+    files.touch(record.overlays["vda"])
+    half = graph(of.disks["vda"], TWO.disks["vdb"])
+    plan = rested(record, half, files)
+    assert tidied(plan, record)
+    assert "vdb stayed where it was" in plan.notes[0]
+    assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
