@@ -158,20 +158,27 @@ class JobVerbs:
             hooks: What the caller wants to be told.
 
         Returns:
-            The operation's result; of a job that is not ours, the job as it ended.
+            The operation's result; of a job that is not ours, or whose client is at work yet, the job as it
+            ended.
 
         Raises:
             UnknownNode: When there is neither a job nor a record of that id.
             ForeignJob: When the job is not ours.
             JobFailed: When it ended with an error, or vanished.
             JobPaused: When an I/O error paused it.
-            NodeBusy: When its client is at work yet.
+            NodeBusy: When its client is at work yet, and there is no job to wait for.
         """
         if parse_job_id(job_id) is None:
             await self.job(job_id, foreign=foreign)
             with self._target.watch(job_id) as watch:
                 return await watch.until_concluded()
-        plan = await self.plan_rest(job_id)
+        try:
+            plan = await self.plan_rest(job_id)
+        except NodeBusy:
+            if all(job.id != job_id for job in await self._target.jobs()):
+                raise
+            with self._target.watch(job_id) as watch:  # its client does the rest
+                return await watch.until_concluded()
         return await self._executor.run(plan, hooks, seen=plan.before)
 
     async def job_pause(self, job_id: str, *, foreign: bool = False) -> None:
