@@ -58,7 +58,7 @@ from qmpsnap.plan.steps import (
 from qmpsnap.run.progress import Progress
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import FakeMachine, a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
 
 if TYPE_CHECKING:
@@ -71,13 +71,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "FakeTarget", "refused"]
 
-COMMANDS = frozenset({
-    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
-    "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
-    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
-    "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
-})  # fmt: skip
-"""The commands that a fake QEMU has unless it is told otherwise."""
 
 _AT_ONCE = (
     TakeSnapshots

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.steps import GuestStep, MigrationStep
 
-__all__ = ["FakeMachine", "a_machine"]
+__all__ = ["COMMANDS", "FakeMachine", "a_machine"]
+
+COMMANDS = frozenset({
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
+    "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
+    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
+    "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
+})  # fmt: skip
+"""The commands that a fake QEMU has unless it is told otherwise."""
 
 CAPABILITIES = {"events": False, "background-snapshot": False, "mapped-ram": False}
 STANDSTILL = 0.25  # seconds that the fake guest stands still at each stop
