@@ -18,6 +18,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.plan.steps import (
     AwaitJob,
+    AwaitMigration,
     CancelJob,
     CheckRoots,
     DismissJob,
@@ -27,6 +28,7 @@ from qmpsnap.plan.steps import (
     SetDrive,
     StartCommit,
     StartStream,
+    StopGuest,
     TakeSnapshots,
 )
 from qmpsnap.plan.undo import taking_back, unseen
@@ -83,6 +85,8 @@ class WayBack:
         error.left = (*error.left, *left, *self._overlays())
         if course.loaded and course.plan.moves:
             error.hint = error.hint or "disks and memory are there, and the guest stands still: cont"
+        if StopGuest(ran=False) in course.done and AwaitMigration("saved") in course.done:
+            error.hint = error.hint or "the machine is paused in the state postmigrate: cont lets it run on"
         return error
 
     def _overlays(self) -> tuple[str, ...]:

@@ -159,6 +159,7 @@ async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: 
     assert stand(fake) == before
     assert (error.changed, error.left) == (Changed.NO, ())
     if fake.guest.now.migration == "completed" and not before.running:
+        assert "postmigrate" in error.hint or AwaitMigration("saved") not in plan.steps[:place]
         return  # QEMU takes no second migration before the guest has run
     done = await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
     assert done.chains == plan.chains_after
