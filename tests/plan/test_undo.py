@@ -265,3 +265,10 @@ def test_stands_still_whatever_stops_a_guest_that_runs(step: Step, stands: bool)
 
 def test_unseen_is_what_no_graph_tells_of() -> None:
     assert (unseen(LOAD), unseen(LoadMemory("u")), unseen(MOVE)) == (True, True, False)
+
+
+def test_taking_back_leaves_a_guest_alone_that_was_let_run_on_already() -> None:
+    stopped = (StopGuest(), SaveMemory("fd:m"))
+    assert ContinueGuest() in tuple(taking_back(stopped, loaded=False))
+    assert ContinueGuest() not in tuple(taking_back((*stopped, ContinueGuest()), loaded=False))
+    assert tuple(taking_back((StopGuest(ran=False),), loaded=False)) == ()

@@ -10,6 +10,7 @@ import pytest
 
 from qmpsnap.errors import (
     Changed,
+    GraphMismatch,
     Incomplete,
     Interrupted,
     JobFailed,
@@ -23,6 +24,7 @@ from qmpsnap.plan.steps import (
     AwaitJob,
     AwaitMigration,
     CheckRoots,
+    ContinueGuest,
     CreateOverlay,
     KeepBranch,
     LoadMemory,
@@ -32,6 +34,7 @@ from qmpsnap.plan.steps import (
     RetireFile,
     SaveState,
     SetDrive,
+    StopGuest,
     TakeSnapshots,
 )
 from qmpsnap.run.outcome import Hooks
@@ -337,3 +340,17 @@ async def test_operation_on_state_never_lies_about_a_lost_link(
         assert caught.value.changed in {Changed.UNKNOWN, Changed.YES if moved else Changed.NO}
         named = {left.split()[0] for left in caught.value.left}
         assert named <= set(fake.files.names)
+
+
+@pytest.mark.parametrize("ran", [True, False])
+async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or_let_run(
+    *, ran: bool
+) -> None:
+    fake = await begun("in-place" if ran else "in-place-paused")
+    plan = await vm_of(fake).plan(CASES["in-place"].intent)
+    fake.guest.perform(StopGuest() if ran else ContinueGuest())
+    before = stand(fake)
+    with pytest.raises(GraphMismatch, match="by now") as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.changed, fake.performed) == (Changed.NO, [])
+    assert stand(fake) == before
