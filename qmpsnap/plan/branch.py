@@ -6,11 +6,11 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NotInChain, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.names import among_devices, digest, node_name, owned_node, stem
+from qmpsnap.model.names import digest, node_name, owned_node, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.scene import refuse_empty, refuse_place, unique
+from qmpsnap.plan.scene import beside_active, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
     AddNode,
     CreateOverlay,
@@ -66,7 +66,7 @@ class Branch:
         """
         disk = self.disk
         active = disk.active.node
-        closes = active.startswith(("#", "qmpsnap-")) and not owned_node(active)
+        closes = _closes(active)
         if disk.root != active:
             (above, *more) = disk.filters
             if more or above.driver != "throttle" or not above.group:
@@ -106,14 +106,8 @@ def branch_file(disk: Disk, name: str, token: str) -> str:
     Raises:
         TargetUnusable: When the active layer is no file.
     """
-    active = disk.active.file
-    if not disk.active.local or among_devices(active):
-        raise TargetUnusable(
-            f"the active layer of {disk.name} is no file ({active}), so there is no place beside it",
-            file=active,
-            hint="a disk can stay as it is: --leave",
-        )
-    return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}-{token}.qcow2")
+    place = beside_active(disk, hint="a disk can stay as it is: --leave")
+    return posixpath.join(place, f"{stem(disk.base.file)}.{name}-{token}.qcow2")
 
 
 def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
@@ -174,13 +168,12 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
     names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
     new, old = (node_name(one, owned=True) for one in names)
     active = disk.active
-    closes = active.node.startswith(("#", "qmpsnap-")) and not owned_node(active.node)
     return Branch(
         disk=disk,
         root=NewRoot(disk.name, new, file, "qcow2", covered, chain),
         was=NewRoot(
             disk.name,
-            old if closes else active.node,
+            old if _closes(active.node) else active.node,
             active.file,
             active.format,
             active.backing,
@@ -189,6 +182,11 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
         make=CreateOverlay(file, size, covered, chain[0][1], active.file),
         inside=inside,
     )
+
+
+def _closes(node: str) -> bool:
+    """Whether QEMU closes the node with its last user: it made it by itself, or at our sync command."""
+    return node.startswith(("#", "qmpsnap-")) and not owned_node(node)
 
 
 def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:

@@ -15,10 +15,11 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import among_devices, check_name, digest, job_id, node_name, overlay_file
+from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_file
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.scene import (
+    beside_active,
     local_chains,
     refuse_busy,
     refuse_covered,
@@ -97,14 +98,8 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
 
 
 def _default_file(disk: Disk, name: str) -> str:
-    active = disk.active
-    if not active.local or among_devices(active.file):
-        raise TargetUnusable(
-            f"the active layer of {disk.name} is no file ({active.file}), so there is no place beside it",
-            file=active.file,
-            hint=f"say where the overlay goes: --disk {disk.name}=FILE",
-        )
-    return overlay_file(active=active.file, base=disk.base.file, name=name)
+    beside_active(disk, hint=f"say where the overlay goes: --disk {disk.name}=FILE")
+    return overlay_file(active=disk.active.file, base=disk.base.file, name=name)
 
 
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qmpsnap.model.features import Features
-    from qmpsnap.model.files import Files
+    from qmpsnap.model.files import DirFact, Files
     from qmpsnap.model.graph import Chains, Disk, Graph, Layer
     from qmpsnap.model.job import Job
     from qmpsnap.model.machine import Machine
 
 __all__ = [
     "Scene",
+    "beside_active",
     "delete_owned",
     "holders",
     "layer_index",
@@ -41,6 +42,7 @@ __all__ = [
     "state_place",
     "state_questions",
     "unique",
+    "usable_directory",
     "with_parents",
 ]
 
@@ -246,17 +248,47 @@ def refuse_place(scene: Scene, file: str) -> None:
     Raises:
         TargetUnusable: When its directory is missing, may not be written, or has no room for an empty image.
     """
-    where = scene.files.directories[posixpath.dirname(file)]
-    if not where.exists:
-        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
-    if not where.writable:
-        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    where = usable_directory(scene, file)
     if where.free_bytes < _IMAGE_BYTES:
         raise TargetUnusable(
             f"no space left in {where.path}: {where.free_bytes} bytes free",
             file=file,
             hint="say another file",
         )
+
+
+def usable_directory(scene: Scene, file: str) -> DirFact:
+    """The directory of a file that is to be made; how much room the file needs is the caller's to know.
+
+    Raises:
+        TargetUnusable: When it is missing or may not be written.
+    """
+    where = scene.files.directories[posixpath.dirname(file)]
+    if not where.exists:
+        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
+    if not where.writable:
+        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    return where
+
+
+def beside_active(disk: Disk, *, hint: str) -> str:
+    """The directory of the disk's active layer, where files that nobody named go.
+
+    Args:
+        disk: The disk.
+        hint: What to say instead when there is none.
+
+    Raises:
+        TargetUnusable: When the active layer is no file.
+    """
+    active = disk.active
+    if not active.local or among_devices(active.file):
+        raise TargetUnusable(
+            f"the active layer of {disk.name} is no file ({active.file}), so there is no place beside it",
+            file=active.file,
+            hint=hint,
+        )
+    return posixpath.dirname(active.file)
 
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
-from qmpsnap.model.names import among_devices, stem
+from qmpsnap.model.names import stem
 from qmpsnap.model.record import Settings
+from qmpsnap.plan.scene import beside_active, usable_directory
 from qmpsnap.plan.steps import (
     AwaitMigration,
     PassFile,
@@ -113,14 +114,8 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     Raises:
         TargetUnusable: When the active layer is no file.
     """
-    active = disk.active.file
-    if not disk.active.local or among_devices(active):
-        raise TargetUnusable(
-            f"the active layer of {disk.name} is no file ({active}), so there is no place beside it",
-            file=active,
-            hint="say where the VM state goes: --memory FILE",
-        )
-    return posixpath.join(posixpath.dirname(active), f"{stem(disk.base.file)}.{name}.{ending}")
+    place = beside_active(disk, hint="say where the VM state goes: --memory FILE")
+    return posixpath.join(place, f"{stem(disk.base.file)}.{name}.{ending}")
 
 
 def refuse_memory_place(scene: Scene, file: str, *, reserve_bytes: int = 0) -> None:
@@ -140,11 +135,7 @@ def refuse_memory_place(scene: Scene, file: str, *, reserve_bytes: int = 0) -> N
         raise TargetUnusable(f"{file!r} is no absolute path", file=file)
     if scene.files.files[file].taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint="take another name")
-    where = scene.files.directories[posixpath.dirname(file)]
-    if not where.exists:
-        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
-    if not where.writable:
-        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    where = usable_directory(scene, file)
     need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise TargetUnusable(
