@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -136,6 +137,37 @@ async def _fails_to_connect(path):
             return False
     except ConnectFailed:
         return True
+
+
+async def test_connect_tries_again_when_a_reply_to_the_client_before_comes_first(qemu, tmp_path):
+    """A blockdev-add waits for an NBD server and fails; its client went meanwhile."""
+    with socket.socket(socket.AF_UNIX) as nbd:
+        nbd.bind(str(tmp_path / "nbd"))
+        nbd.listen()
+        with _raw_client(qemu) as one:
+            place = {"type": "unix", "path": str(tmp_path / "nbd")}
+            order = {"driver": "nbd", "node-name": "n", "server": place}
+            one.sendall(json.dumps({"execute": "blockdev-add", "id": "lost", "arguments": order}).encode())
+            silent, _ = nbd.accept()
+        next_one = asyncio.create_task(_status(qemu))
+        await anyio.sleep(0.3)  # it is greeted; its own qmp_capabilities waits behind the blockdev-add
+        silent.close()
+        assert await next_one == "prelaunch"
+
+
+async def _status(qemu):
+    async with connect(qemu.socket) as session:
+        return (await session.query("query-status"))["status"]
+
+
+def _raw_client(qemu):
+    """A client that said qmp_capabilities, and had its answer."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(qemu.socket)
+    client.recv(65536)
+    client.sendall(b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}')
+    assert b"return" in client.recv(65536)
+    return client
 
 
 async def test_quit_ends_the_session_quietly(qemu):

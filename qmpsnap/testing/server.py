@@ -88,11 +88,13 @@ class QmpServer:
         path: Its socket.
         received: Every command that came, as it came, qmp_capabilities included.
         greeting: What a client is greeted with; None for a silent server.
+        late: Sent once, before the next greeting: QEMU's reply to a client that went before it came.
     """
 
     def __init__(self, path: str, greeting: bytes | None) -> None:
         self.path = path
         self.greeting = greeting
+        self.late = b""
         self.received: list[dict[str, object]] = []
         self._answers: dict[str, tuple[Action, ...] | Callable[[dict[str, object]], object]] = {}
         self._once: dict[str, list[tuple[Action, ...]]] = {}
@@ -167,7 +169,8 @@ class QmpServer:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.greeting is not None:
-            writer.write(self.greeting)
+            writer.write(self.late + self.greeting)
+            self.late = b""
         decoder = json.JSONDecoder()
         heard = ""
         while data := await reader.read(1 << 20):
@@ -221,6 +224,7 @@ async def serve(path: str, *, greeting: bytes | None = GREETING) -> AsyncIterato
     Args:
         path: Where the socket is made.
         greeting: What a client is greeted with; None for a silent server.
+        late: Sent once, before the next greeting: QEMU's reply to a client that went before it came.
     """
     server = QmpServer(path, greeting)
     listener = await asyncio.start_unix_server(server.serve_client, path, limit=64 * 1024 * 1024)

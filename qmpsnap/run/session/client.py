@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import ConnectError, Message, QMPClient, Runstate
 from qemu.qmp.events import EventListener
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.session.change import settled
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-__all__ = ["Client", "Tap", "first_line", "greet"]
+__all__ = ["Client", "OutOfTurn", "Tap", "first_line", "greet"]
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
@@ -41,6 +41,13 @@ class Client(QMPClient):
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
 
+class OutOfTurn(ConnectFailed):
+    """What came instead of the greeting, or of the answer to ours, is QMP, but not that.
+
+    QEMU sends the reply to a command whose client went meanwhile to the next one that connects.
+    """
+
+
 class Tap(EventListener):
     """A listener that hands events on and keeps none.
 
@@ -62,6 +69,7 @@ async def greet(client: Client, sock: socket.socket, *, seconds: float, where: s
 
     Raises:
         TimeoutError: When greeting and negotiation take longer than `seconds`.
+        OutOfTurn: When what comes is another's; to connect again helps.
         ConnectFailed: When what comes is not QMP, or the other side closes.
     """
     # In a task that is cancelled once: an anyio scope would cancel qemu.qmp's clean-up as well.
@@ -82,12 +90,20 @@ async def greet(client: Client, sock: socket.socket, *, seconds: float, where: s
     try:
         attempt.result()
     except ConnectError as error:
-        raise ConnectFailed(f"{where} {_why_not(error.exc)}", hint="is that a QMP monitor?") from error
+        failed = OutOfTurn if _is_out_of_turn(error.exc) else ConnectFailed
+        raise failed(f"{where} {_why_not(error.exc)}", hint="is that a QMP monitor?") from error
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_out_of_turn(cause: Exception) -> bool:
+    """Whether it was a message at least: qemu.qmp missed a key in it, or its "return"."""
+    return isinstance(cause, GreetingError | NegotiationError) and isinstance(
+        cause.exc, KeyError | AssertionError
+    )
 
 
 def _why_not(cause: Exception) -> str:

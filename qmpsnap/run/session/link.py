@@ -22,7 +22,7 @@ from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malf
 from qmpsnap.model.hints import hint_for
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import Change, Limits, settled
-from qmpsnap.run.session.client import Client, Tap, first_line, greet
+from qmpsnap.run.session.client import Client, OutOfTurn, Tap, first_line, greet
 from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
@@ -33,6 +33,7 @@ __all__ = ["Event", "Session", "adopt", "connect"]
 
 _log = get_logger("qmpsnap.session")
 _END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told within one second
+_AGAIN = 4  # times; one lost reply may come before the greeting, and that to our own answer afterwards
 
 
 class Session:
@@ -331,26 +332,8 @@ async def connect(
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
     """
     where = describe(address)
-    ends = anyio.current_time() + greeting_limit
-    sock: socket.socket | None = address if isinstance(address, socket.socket) else None
+    sock, peer, client = await _reach(address, pid, greeting_limit)
     try:
-        with anyio.move_on_after(greeting_limit):
-            sock = await dial(address)
-        if sock is None:
-            raise ConnectFailed(
-                f"no connection to {where} within {greeting_limit:g} s",
-                hint="other clients wait for the monitor, or the host does not answer",
-            )
-        peer = peer_of(sock, pid)
-        client = Client()
-        try:
-            await greet(client, sock, seconds=ends - anyio.current_time(), where=where)
-        except TimeoutError:
-            missing = "answer to our greeting" if client.greeting else "greeting"
-            raise ConnectFailed(
-                f"no {missing} from {where} within {greeting_limit:g} s",
-                hint=f"another client may hold the monitor, or {_process(peer.pid)} is stopped or busy",
-            ) from None
         session = Session(client, peer, Limits(reply_limit), address=where, owned=sock)
         try:
             _log.debug("session.connected", vm=where, pid=peer.pid)
@@ -358,8 +341,47 @@ async def connect(
         finally:
             await settled(asyncio.create_task(session.close()))
     finally:
-        if sock is not None:
-            sock.close()
+        sock.close()
+
+
+async def _reach(address: Address, pid: int | None, limit: float) -> tuple[socket.socket, Peer, Client]:
+    """Connect; again when what came first was for the client before us (`OutOfTurn`)."""
+    ends = anyio.current_time() + limit
+    for _ in range(0 if isinstance(address, socket.socket) else _AGAIN):
+        try:
+            return await _greeted(address, pid, limit, ends)
+        except OutOfTurn as error:
+            _log.debug("session.out_of_turn", vm=describe(address), error=error.message)
+    return await _greeted(address, pid, limit, ends)
+
+
+async def _greeted(
+    address: Address, pid: int | None, limit: float, ends: float
+) -> tuple[socket.socket, Peer, Client]:
+    """Dial and greet until `ends`; failed or cancelled, no socket is left open, not even the given one."""
+    where = describe(address)
+    sock: socket.socket | None = None
+    with anyio.move_on_after(ends - anyio.current_time()):
+        sock = await dial(address)
+    if sock is None:
+        raise ConnectFailed(
+            f"no connection to {where} within {limit:g} s",
+            hint="other clients wait for the monitor, or the host does not answer",
+        )
+    try:
+        peer, client = peer_of(sock, pid), Client()
+        try:
+            await greet(client, sock, seconds=ends - anyio.current_time(), where=where)
+        except TimeoutError:
+            missing = "answer to our greeting" if client.greeting else "greeting"
+            raise ConnectFailed(
+                f"no {missing} from {where} within {limit:g} s",
+                hint=f"another client may hold the monitor, or {_process(peer.pid)} is stopped or busy",
+            ) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock, peer, client
 
 
 @asynccontextmanager

@@ -112,6 +112,24 @@ async def test_connect_fails_when_capabilities_are_not_agreed(server, action, te
             pytest.fail("connected")
 
 
+LATE_ERROR = b'{"error": {"class": "CommandNotFound", "desc": "late"}, "id": "__qmp#00007"}\r\n'
+LATE_VALUE = b'{"return": {"status": "paused"}, "id": "__qmp#00007"}\r\n'
+
+
+@pytest.mark.parametrize("late", [LATE_ERROR, LATE_VALUE], ids=["error", "value"])
+async def test_connect_tries_again_when_a_reply_to_the_client_before_comes_first(server, late):
+    server.late = late
+    async with connect(server.path) as session:
+        assert await session.query("query-status") == {"status": "running"}
+
+
+@pytest.mark.parametrize("late", [LATE_ERROR, LATE_VALUE], ids=["error", "value"])
+async def test_connect_succeeds_when_a_reply_to_the_client_before_follows_the_greeting(server, late):
+    server.answer_once("qmp_capabilities", Raw(late), Return({}))
+    async with connect(server.path) as session:
+        assert await session.query("query-status") == {"status": "running"}
+
+
 async def test_connect_gives_up_when_capabilities_are_not_answered(server):
     server.answer("qmp_capabilities")
     with pytest.raises(ConnectFailed, match="no answer to our greeting"):
