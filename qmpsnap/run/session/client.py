@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING
 
+import anyio
 from qemu.qmp import ConnectError, Message, QMPClient, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from qmpsnap.errors import ConnectFailed
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import settled
+from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-__all__ = ["Client", "OutOfTurn", "Tap", "first_line", "greet"]
+__all__ = ["Client", "Tap", "first_line", "reach"]
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
 _END_LIMIT = 0.4  # seconds
+_AGAIN = 4  # times; one lost reply may come before the greeting, and that to our own answer afterwards
+
+_log = get_logger("qmpsnap.session")
 
 
 class Client(QMPClient):
@@ -41,13 +47,6 @@ class Client(QMPClient):
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
 
-class OutOfTurn(ConnectFailed):
-    """What came instead of the greeting, or of the answer to ours, is QMP, but not that.
-
-    QEMU sends the reply to a command whose client went meanwhile to the next one that connects.
-    """
-
-
 class Tap(EventListener):
     """A listener that hands events on and keeps none.
 
@@ -64,12 +63,69 @@ class Tap(EventListener):
         return False
 
 
-async def greet(client: Client, sock: socket.socket, *, seconds: float, where: str) -> None:
+async def reach(address: Address, pid: int | None, *, limit: float) -> tuple[socket.socket, Peer, Client]:
+    """Dial and greet; again when what came first was for the client before us.
+
+    Failed or cancelled, no socket is left open, not even a given one.
+
+    Args:
+        address: Where to; a connected socket is ours from now on.
+        pid: QEMU's process, where the kernel cannot tell.
+        limit: Seconds that all of it may take.
+
+    Raises:
+        ConnectFailed: When nobody listens there, or no QMP comes within the limit.
+    """
+    ends = anyio.current_time() + limit
+    again = 0 if isinstance(address, socket.socket) else _AGAIN
+    while True:
+        try:
+            return await _greeted(address, pid, limit, ends)
+        except ConnectFailed as error:
+            if not again or not _was_out_of_turn(error.__cause__):
+                raise
+            again -= 1
+            _log.debug("session.out_of_turn", vm=describe(address), error=error.message)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+async def _greeted(
+    address: Address, pid: int | None, limit: float, ends: float
+) -> tuple[socket.socket, Peer, Client]:
+    where = describe(address)
+    sock: socket.socket | None = None
+    with anyio.move_on_after(ends - anyio.current_time()):
+        sock = await dial(address)
+    if sock is None:
+        raise ConnectFailed(
+            f"no connection to {where} within {limit:g} s",
+            hint="other clients wait for the monitor, or the host does not answer",
+        )
+    try:
+        peer, client = peer_of(sock, pid), Client()
+        try:
+            await _greet(client, sock, seconds=ends - anyio.current_time(), where=where)
+        except TimeoutError:
+            missing = "answer to our greeting" if client.greeting else "greeting"
+            raise ConnectFailed(
+                f"no {missing} from {where} within {limit:g} s",
+                hint=f"another client may hold the monitor, or {peer.process} is stopped or busy",
+            ) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock, peer, client
+
+
+async def _greet(client: Client, sock: socket.socket, *, seconds: float, where: str) -> None:
     """Connect the client; failed, late or cancelled, it is left IDLE.
 
     Raises:
         TimeoutError: When greeting and negotiation take longer than `seconds`.
-        OutOfTurn: When what comes is another's; to connect again helps.
         ConnectFailed: When what comes is not QMP, or the other side closes.
     """
     # In a task that is cancelled once: an anyio scope would cancel qemu.qmp's clean-up as well.
@@ -90,17 +146,15 @@ async def greet(client: Client, sock: socket.socket, *, seconds: float, where: s
     try:
         attempt.result()
     except ConnectError as error:
-        failed = OutOfTurn if _is_out_of_turn(error.exc) else ConnectFailed
-        raise failed(f"{where} {_why_not(error.exc)}", hint="is that a QMP monitor?") from error
+        raise ConnectFailed(f"{where} {_why_not(error.exc)}", hint="is that a QMP monitor?") from error
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _was_out_of_turn(failed: BaseException | None) -> bool:
+    """Whether QMP came, but no greeting or no answer to ours: qemu.qmp missed a key, or "return".
 
-
-def _is_out_of_turn(cause: Exception) -> bool:
-    """Whether it was a message at least: qemu.qmp missed a key in it, or its "return"."""
+    QEMU sends the reply to a command whose client went meanwhile to the next one that connects.
+    """
+    cause = failed.exc if isinstance(failed, ConnectError) else None
     return isinstance(cause, GreetingError | NegotiationError) and isinstance(
         cause.exc, KeyError | AssertionError
     )

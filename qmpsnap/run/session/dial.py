@@ -36,6 +36,11 @@ class Peer:
     is_unix: bool
     pid: int | None
 
+    @property
+    def process(self) -> str:
+        """It, for people."""
+        return f"QEMU (process {self.pid})" if self.pid else "QEMU"
+
 
 def describe(address: Address) -> str:
     """Return the address for people; also the form that `dial` takes, but for sockets."""

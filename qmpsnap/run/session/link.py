@@ -22,8 +22,8 @@ from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malf
 from qmpsnap.model.hints import hint_for
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import Change, Limits, settled
-from qmpsnap.run.session.client import Client, OutOfTurn, Tap, first_line, greet
-from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
+from qmpsnap.run.session.client import Tap, first_line, reach
+from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ __all__ = ["Event", "Session", "adopt", "connect"]
 
 _log = get_logger("qmpsnap.session")
 _END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told within one second
-_AGAIN = 4  # times; one lost reply may come before the greeting, and that to our own answer afterwards
 
 
 class Session:
@@ -54,6 +53,7 @@ class Session:
         self.address = address
         self.is_unix = peer.is_unix
         self.peer_pid = peer.pid
+        self._process = peer.process
         self.lost = anyio.Event()
         self.close_reason = ""
         self.trace: Callable[[dict[str, object]], None] | None = None
@@ -101,7 +101,7 @@ class Session:
         if not call.done():
             raise TargetError(
                 f"QEMU did not answer {command!r} within {self._limits.reply:g} s",
-                hint=f"{_process(self.peer_pid)} may be stopped, or busy for another client",
+                hint=f"{self._process} may be stopped, or busy for another client",
             )
         return call.result()
 
@@ -332,7 +332,7 @@ async def connect(
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
     """
     where = describe(address)
-    sock, peer, client = await _reach(address, pid, greeting_limit)
+    sock, peer, client = await reach(address, pid, limit=greeting_limit)
     try:
         session = Session(client, peer, Limits(reply_limit), address=where, owned=sock)
         try:
@@ -342,46 +342,6 @@ async def connect(
             await settled(asyncio.create_task(session.close()))
     finally:
         sock.close()
-
-
-async def _reach(address: Address, pid: int | None, limit: float) -> tuple[socket.socket, Peer, Client]:
-    """Connect; again when what came first was for the client before us (`OutOfTurn`)."""
-    ends = anyio.current_time() + limit
-    for _ in range(0 if isinstance(address, socket.socket) else _AGAIN):
-        try:
-            return await _greeted(address, pid, limit, ends)
-        except OutOfTurn as error:
-            _log.debug("session.out_of_turn", vm=describe(address), error=error.message)
-    return await _greeted(address, pid, limit, ends)
-
-
-async def _greeted(
-    address: Address, pid: int | None, limit: float, ends: float
-) -> tuple[socket.socket, Peer, Client]:
-    """Dial and greet until `ends`; failed or cancelled, no socket is left open, not even the given one."""
-    where = describe(address)
-    sock: socket.socket | None = None
-    with anyio.move_on_after(ends - anyio.current_time()):
-        sock = await dial(address)
-    if sock is None:
-        raise ConnectFailed(
-            f"no connection to {where} within {limit:g} s",
-            hint="other clients wait for the monitor, or the host does not answer",
-        )
-    try:
-        peer, client = peer_of(sock, pid), Client()
-        try:
-            await greet(client, sock, seconds=ends - anyio.current_time(), where=where)
-        except TimeoutError:
-            missing = "answer to our greeting" if client.greeting else "greeting"
-            raise ConnectFailed(
-                f"no {missing} from {where} within {limit:g} s",
-                hint=f"another client may hold the monitor, or {_process(peer.pid)} is stopped or busy",
-            ) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock, peer, client
 
 
 @asynccontextmanager
@@ -416,7 +376,3 @@ async def adopt(
         yield session
     finally:
         await settled(asyncio.create_task(session.close()))
-
-
-def _process(pid: int | None) -> str:
-    return f"QEMU (process {pid})" if pid else "QEMU"
