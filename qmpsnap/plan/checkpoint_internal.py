@@ -12,7 +12,6 @@ from qmpsnap.errors import BadName, NotInChain, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan.delete import internal_moment
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
@@ -79,19 +78,18 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
 
 
-def plan_revert(intent: Revert, scene: Scene) -> Plan:
-    """Plan to go back to a checkpoint; or refuse.
+def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
+    """Plan to go back to an internal moment; or refuse.
 
     Raises:
-        UnknownNode: When no moment has the name, or a disk to leave is not there.
-        AmbiguousName: When two have it.
+        UnknownNode: When a disk to leave is not there.
+        AmbiguousName: When an image has its name twice.
         NotInChain: When a writable disk that is not to be left has it not in its active layer.
-        Unsupported: When it holds disks alone, is an external one, its VM state is in a disk to leave, a
+        Unsupported: When it holds disks alone, its VM state is in a disk to leave, a
             disk that takes part is no qcow2 image, the machine's state was saved and it did not run
             since, or this QEMU lacks a command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
-    moment = internal_moment(intent.name, scene)
     refuse_migrated(scene)
     part = taking(scene, leave=intent.leave, via=intent.via)
     if part.via == "jobs":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["ask", "internal_moment", "plan"]
+__all__ = ["ask", "plan"]
 
 
 def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -43,15 +43,15 @@ def plan(intent: Delete, scene: Scene) -> Plan:
     Raises:
         UnknownNode: When no moment has the name.
         AmbiguousName: When an external and an internal one have it, or an image has it twice.
-        Unsupported: When it is an external one, or on a read-only disk; when the machine's state was saved
-            and it did not run since; or when the human monitor is asked for and a disk is in its way.
+        Unsupported: When it is an external one without VM state, or on a read-only disk; when the machine's
+            state was saved and it did not run since; or when the human monitor is asked for and a disk is in
+            its way.
         NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
         NodeBusy: When a job holds one of the chains.
     """
-    named = moment_named(intent.name, scene)
-    if named.vm_state_file:
-        return delete_external.plan(intent, named, scene)
-    moment = internal_moment(intent.name, scene)
+    moment = moment_named(intent.name, scene)
+    if moment.kind == "external":
+        return delete_external.plan(intent, moment, scene)
     refuse_migrated(scene)
     refuse_double(moment)
     for part in moment.held:
@@ -113,23 +113,3 @@ def _by_job(moment: Moment, scene: Scene) -> tuple[Step, ...]:
     named = job_id("delete", "keep", token)
     nodes = tuple((disk.name, disk.active.node) for disk in disks)
     return DeleteState(named, moment.name, nodes), AwaitJob(named, "concluded"), DismissJob(named)
-
-
-def internal_moment(name: str, scene: Scene) -> Moment:
-    """Return the one internal moment of that name.
-
-    Raises:
-        UnknownNode: When no moment has it.
-        AmbiguousName: When an external and an internal one have it.
-        Unsupported: When it is an external one.
-    """
-    found = moment_named(name, scene)
-    if found.kind == "external":
-        part = found.held[0]
-        fold = f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
-        raise Unsupported(
-            f"{name!r} is an external snapshot (its overlay is {part.overlay}); those cannot be deleted yet",
-            feature="deletion of an external snapshot",
-            hint=f"fold its overlay by commit: {fold}",
-        )
-    return found

@@ -108,7 +108,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     """
     moment = moment_named(intent.name, scene)
     if moment.kind == "internal":
-        return _internal(intent, scene)
+        return _internal(intent, moment, scene)
     if intent.via is not None:
         raise Unsupported(
             f"{intent.name!r} is no checkpoint inside images, and there is but one way back to it",
@@ -180,7 +180,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     )
 
 
-def _internal(intent: Revert, scene: Scene) -> Plan:
+def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     """The way back to a moment inside the images, where nothing that was written since is kept."""
     if intent.discard:
         raise Unsupported(
@@ -188,7 +188,7 @@ def _internal(intent: Revert, scene: Scene) -> Plan:
             feature="discarding layers by a revert inside images",
             hint="leave --discard out",
         )
-    return checkpoint_internal.plan_revert(intent, scene)
+    return checkpoint_internal.plan_revert(intent, moment, scene)
 
 
 def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:

@@ -34,6 +34,7 @@ from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
     machine_of,
+    need_open_files,
     refuse_memory_place,
     refuse_state,
 )
@@ -182,12 +183,7 @@ def load_steps(
             feature="loading VM state into a machine that has begun",
             hint="start a new QEMU with -S -incoming defer",
         )
-    if not machine.passes_files:
-        raise Unsupported(
-            "the monitor is no unix socket, so QEMU cannot be given an open file",
-            feature="VM state over a monitor by TCP",
-            hint="connect to a unix socket (-s PATH)",
-        )
+    need_open_files(machine)
     passage = Passage(machine, file, number, write=False)
     go_on = (ContinueGuest(),) if running else ()
     steps = (

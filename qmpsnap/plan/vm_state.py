@@ -29,6 +29,7 @@ __all__ = [
     "Passage",
     "file_number",
     "machine_of",
+    "need_open_files",
     "refuse_memory_place",
     "refuse_state",
     "state_file",
@@ -100,11 +101,24 @@ def refuse_state(machine: Machine, *, migrates: bool) -> None:
             feature="a second migration",
             hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
         )
+    need_open_files(machine, instead=", or take it --mode in-place")
+
+
+def need_open_files(machine: Machine, *, instead: str = "") -> None:
+    """Refuse when the monitor does not take open files.
+
+    Args:
+        machine: The machine.
+        instead: What else the caller could do, for the hint.
+
+    Raises:
+        Unsupported: When it is no unix socket.
+    """
     if not machine.passes_files:
         raise Unsupported(
             "the monitor is no unix socket, so QEMU cannot be given an open file",
             feature="VM state over a monitor by TCP",
-            hint="connect to a unix socket (-s PATH), or take it --mode in-place",
+            hint=f"connect to a unix socket (-s PATH){instead}",
         )
 
 

@@ -159,20 +159,13 @@ class Images:
         except OSError as error:
             raise _unusable(file, error, policy) from error
 
-    async def is_fresh_overlay(self, file: str, backing: str) -> bool:
-        """Whether `file` is an overlay on `backing` (or was about to become one) that never got any data.
-
-        A file that cannot be read is not fresh.
-        """
-        return await in_thread(partial(put_away.fresh, file, backing)) is not None
-
     async def remove_orphan(self, file: str, backing: str | None) -> bool:
         """Remove what an interrupted run made, if it is as it was made; False when it is not there.
 
         Args:
             file: Absolute path.
-            backing: What it was made over, see `is_fresh_overlay`; None: QEMU was to format it, and it
-                has no byte yet.
+            backing: What it was made over, or was to become an overlay on; None: QEMU was to format it,
+                and it has no byte yet.
 
         Raises:
             TargetUnusable: When there is data in it, a QEMU has it open, or it cannot be removed; it stays.

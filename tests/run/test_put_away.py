@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.run import put_away
 from qmpsnap.run.images import Created, Images
 from qmpsnap.testing.headers import qcow2_bytes
 
@@ -90,26 +91,26 @@ def with_table(place, entry=0, **fields):
         ({"data_file": "x"}, False),
     ],
 )
-async def test_is_fresh_overlay_tells_one_that_never_got_any_data(place, fields, fresh):
+def test_fresh_tells_one_that_never_got_any_data(place, fields, fresh):
     (place / "link").symlink_to("base")
     (place / "new").write_bytes(with_table(place, **fields))
-    assert await Images().is_fresh_overlay(f"{place}/new", f"{place}/base") is fresh
+    assert (put_away.fresh(f"{place}/new", f"{place}/base") is not None) is fresh
 
 
 @pytest.mark.parametrize(
     ("data", "fresh"), [(b"", True), (b"precious", False), (b"QFI\xfb", False), (qcow2_bytes(), False)]
 )
-async def test_is_fresh_overlay_takes_nothing_for_one_but_an_empty_file(place, data, fresh):
+def test_fresh_takes_nothing_for_one_but_an_empty_file(place, data, fresh):
     (place / "new").write_bytes(data)
-    assert await Images().is_fresh_overlay(f"{place}/new", f"{place}/base") is fresh
+    assert (put_away.fresh(f"{place}/new", f"{place}/base") is not None) is fresh
 
 
-async def test_is_fresh_overlay_follows_no_symlink_and_opens_no_fifo(place):
+def test_fresh_follows_no_symlink_and_opens_no_fifo(place):
     (place / "empty").touch()
     (place / "link").symlink_to("empty")
     os.mkfifo(place / "fifo")
     for name in ("link", "fifo", "missing", "."):
-        assert not await Images().is_fresh_overlay(f"{place}/{name}", f"{place}/base")
+        assert put_away.fresh(f"{place}/{name}", f"{place}/base") is None
 
 
 async def test_remove_orphan_removes_an_overlay_that_never_got_any_data(place):
