@@ -84,6 +84,12 @@ def machine(qemu, tmp_path):
     return make
 
 
+@pytest.fixture(params=["disks", "in-place"])
+def kind(request):
+    """What is gone back to in place (`states.take`): disks alone, or with the memory in a store."""
+    return request.param
+
+
 @pytest.fixture
 def small(tmp_path):
     """Make tmpfs of a size; skipped where we may not mount."""

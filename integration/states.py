@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from integration.machines import listing, traced
+from integration.machines import blockdev, listing, traced
 from qmpsnap.errors import Changed, Refused
 from qmpsnap.run.memory_files import look
 
@@ -57,6 +58,23 @@ async def refuses(running, vm, intent, error, text, *, folder=None):
     assert (type(caught.value), caught.value.changed, caught.value.exit_code) == (error, Changed.NO, 3)
     assert (sent, now()) == ([], before)
     return caught.value
+
+
+@contextmanager
+def unlike_its_checkpoint(machine, active):
+    """A running machine with less memory than when c1 was taken inside its disk: a load fails late."""
+    with machine(*blockdev("vda", active)) as running:
+        running.qmp.hmp("savevm c1")
+    with machine(*blockdev("vda", active), extra=("-m", "96")) as running:
+        running.qmp("cont")
+        yield running
+
+
+async def take(vm, name, kind):
+    """Take a moment that is gone back to in place: of disks alone ("disks"), or with the memory."""
+    if kind == "disks":
+        return await vm.snapshot(name)
+    return await vm.checkpoint(name, mode=kind)
 
 
 def fill(place, leave):

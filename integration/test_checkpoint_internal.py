@@ -6,6 +6,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, drive, listing, messages, throttled, traced, wait_for
+from integration.states import unlike_its_checkpoint
 from qmpsnap.errors import (
     BadName,
     Changed,
@@ -321,11 +322,7 @@ async def test_revert_that_fails_before_the_disks_move_leaves_the_guest_as_it_wa
 @VIAS
 async def test_revert_that_fails_half_way_leaves_the_guest_standing_and_says_so(qemu, images, machine, via):
     made = images("base")
-    with machine(*blockdev("vda", made.active)) as running:
-        async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
-    with machine(*blockdev("vda", made.active), extra=("-m", "96")) as running:
-        running.qmp("cont")
+    with unlike_its_checkpoint(machine, made.active) as running:
         running.write("vda", *WRITE)
         async with running.connect() as vm:
             with pytest.raises(TargetError) as caught:

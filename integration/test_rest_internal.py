@@ -6,6 +6,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, content
 from integration.machines import blockdev, wait_for
+from integration.states import unlike_its_checkpoint
 from integration.test_kill import end
 from qmpsnap.errors import Changed
 from qmpsnap.plan.intent import CheckpointInternal, Revert
@@ -58,11 +59,7 @@ async def test_guest_that_a_failed_load_left_standing_for_nothing_runs_on(images
 @VIAS
 async def test_guest_that_a_load_left_half_way_is_left_standing_and_that_is_said(images, machine, qemu, via):
     made = images("base")
-    with machine(*blockdev("vda", made.active)) as running:
-        async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
-    with machine(*blockdev("vda", made.active), extra=("-m", "96")) as running:
-        running.qmp("cont")
+    with unlike_its_checkpoint(machine, made.active) as running:
         running.write("vda", *WRITE)
         async with running.connect() as vm:
             step = await write_down(vm, Revert("c1", via=via))

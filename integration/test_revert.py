@@ -9,7 +9,7 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, traced, wait_for
-from integration.states import opened, settings, status
+from integration.states import opened, settings, status, take
 from qmpsnap.plan.intent import Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
@@ -20,18 +20,6 @@ AFTER = (0xA3, 7 * MIB, 32 * KIB)
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
 def way(request):
     return request.param
-
-
-@pytest.fixture(params=["disks", "in-place"])
-def kind(request):
-    """A moment of disks alone, or one with the memory in a store."""
-    return request.param
-
-
-async def take(vm, name, kind):
-    if kind == "disks":
-        return await vm.snapshot(name)
-    return await vm.checkpoint(name, mode=kind)
 
 
 @pytest.mark.parametrize(("way", "runs"), [("drive", True), ("blockdev", False), ("throttle", True)], ids=str)

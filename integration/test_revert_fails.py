@@ -11,24 +11,13 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, listing, throttled
-from integration.states import opened, settings, status
+from integration.states import opened, settings, status, take
 from qmpsnap.errors import Changed, CommandFailed, JobFailed
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.steps import ReopenFilter, SetDrive
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 6 * MIB, 32 * KIB)
-
-
-@pytest.fixture(params=["disks", "in-place"])
-def kind(request):
-    return request.param
-
-
-async def take(vm, name, kind):
-    if kind == "disks":
-        return await vm.snapshot(name)
-    return await vm.checkpoint(name, mode=kind)
 
 
 def chains_of(running):

@@ -9,7 +9,7 @@ import pytest
 
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev, drive, listing, throttled
-from integration.states import refuses, status
+from integration.states import refuses, status, take
 from qmpsnap.errors import (
     AmbiguousName,
     Changed,
@@ -31,17 +31,6 @@ BUSES = {
     "nvme": ("-device", "nvme,drive=vda-node,serial=1,id=vda"),
     "usb-storage": ("-device", "qemu-xhci", "-device", "usb-storage,drive=vda-node,id=vda"),
 }
-
-
-@pytest.fixture(params=["disks", "in-place"])
-def kind(request):
-    return request.param
-
-
-async def take(vm, name, kind):
-    if kind == "disks":
-        return await vm.snapshot(name)
-    return await vm.checkpoint(name, mode=kind)
 
 
 def on_bus(bus, file):
