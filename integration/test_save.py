@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import WAYS, blockdev, listing, messages, traced
+from integration.machines import WAYS, blockdev, listing, messages, traced, wait_for
 from integration.states import fill, note, opened, refuses, settings, status
 from qmpsnap.errors import (
     Changed,
@@ -80,6 +80,20 @@ async def test_save_and_restore_three_times(qemu, two, machine, way, runs, tmp_p
     assert qemu.read(vdb.active, "raw") == overwritten(content(1), (3, *WRITE[1:]))
     assert qemu.read(vda.files[0]) == content(1)
     qemu.check_chain(*vda.chain)
+
+
+async def test_save_of_a_guest_that_has_panicked_is_restored_as_that(two, machine, tmp_path):
+    panics = ("-device", "pvpanic", "-action", "panic=pause")
+    with machine(*disks(two), extra=panics) as running:
+        running.qmp("cont")
+        running.qmp.hmp("o /b 0x505 1")  # the port of pvpanic
+        wait_for(lambda: status(running) == "guest-panicked")
+        async with running.connect() as vm:
+            await vm.save(tmp_path / "saved")
+    with machine(*disks(two), extra=(*panics, *INCOMING)) as running:
+        async with running.connect() as vm:
+            await vm.restore(tmp_path / "saved")
+        assert status(running) == "guest-panicked"
 
 
 async def test_a_saved_guest_that_goes_on_is_not_restored(two, machine, tmp_path):

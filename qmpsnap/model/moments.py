@@ -125,6 +125,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     known = tuple(records)
     invalid = {file for one in known if isinstance(one, IntentRecord) for file in one.invalid}
     moments = [_external(graph, one, invalid) for one in family(graph, known) if not one.deleted]
+    moments = [one for one in moments if one.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, Held]]] = {}
     for disk in graph.disks.values():
         for name, date, held in _internal(disk):

@@ -89,6 +89,11 @@ class Branch:
         return SetDrive(self.root, device.path, self.was, closes)
 
     @property
+    def closes(self) -> bool:
+        """Whether the active layer is closed once the disk reads another: by QEMU, or by us."""
+        return _closes(self.disk.active.node) or owned_node(self.disk.active.node)
+
+    @property
     def frees(self) -> tuple[DeleteNode, ...]:
         """The steps that free the nodes of ours that the disk leaves behind."""
         left = self.disk.layers[: self.inside] if self.inside is not None else self.disk.layers
@@ -119,7 +124,9 @@ def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
     return unique(file for file in known if file.startswith("/"))
 
 
-def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tuple[Branch, ...]:
+def branches(
+    moment: Moment, disks: list[Disk], token: str, scene: Scene, *, in_place: bool = True
+) -> tuple[Branch, ...]:
     """A new branch of each of the disks; or refuse.
 
     Args:
@@ -127,17 +134,18 @@ def branches(moment: Moment, disks: list[Disk], token: str, scene: Scene) -> tup
         disks: The disks.
         token: What all names are made of.
         scene: The machine.
+        in_place: Whether the disks are to read them in this QEMU, whose devices keep their size.
 
     Raises:
         NotInChain: When a layer does not hold the moment any more.
         TargetExists: When an overlay's file is there already.
         TargetUnusable: When an overlay cannot be made.
-        Unsupported: When the disk has another size than it had.
+        Unsupported: When the disk has another size than it had, and is to be read in place.
     """
-    return tuple(_branch(moment, disk, token, scene) for disk in disks)
+    return tuple(_branch(moment, disk, token, scene, in_place=in_place) for disk in disks)
 
 
-def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
+def _branch(moment: Moment, disk: Disk, token: str, scene: Scene, *, in_place: bool) -> Branch:
     record = moment.record
     assert record is not None  # noqa: S101 - an external moment has one
     refuse_empty(disk)
@@ -159,11 +167,14 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
     then = fact.header.virtual_size if fact is not None and fact.header is not None else size
     if inside is not None:
         then = disk.layers[inside].virtual_size
-    if then != size:
+    if then != size and in_place:
+        state = record.state
         raise Unsupported(
             f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
             feature="going back to another size in place",
-            hint="go back into a new QEMU: qmpsnap revert NAME --prepare",
+            hint=f"shrink or grow it first: block_resize to {then} bytes; what lies beyond is lost"
+            if state is not None and state.mode == "in-place"
+            else f"go back into a new QEMU: qmpsnap revert {moment.name} --prepare",
         )
     names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
     new, old = (node_name(one, owned=True) for one in names)
@@ -179,7 +190,7 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene) -> Branch:
             active.backing,
             tuple((layer.file, layer.format) for layer in disk.layers[1:]),
         ),
-        make=CreateOverlay(file, size, covered, chain[0][1], active.file),
+        make=CreateOverlay(file, then, covered, chain[0][1], active.file),
         inside=inside,
     )
 

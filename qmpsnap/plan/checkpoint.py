@@ -45,6 +45,7 @@ from qmpsnap.plan.vm_state import (
     machine_of,
     refuse_memory_place,
     refuse_state,
+    refuse_unsettled,
     state_file,
 )
 
@@ -94,6 +95,8 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
     refuse_state(machine, migrates=mode != "in-place")
+    if mode != "in-place":
+        refuse_unsettled(scene)
     if not scene.files.shared:
         raise Unsupported(
             "QEMU's files are not visible from here, so no file of VM state can be made for it",
@@ -130,7 +133,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         before=scene.graph,
         after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
         moves=new.names,
-        running=machine.running,
+        run_state=machine.status,
         notes=tuple(notes),
     )
 

@@ -33,6 +33,7 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.taking import refuse_double, taking
+from qmpsnap.plan.vm_state import machine_of
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -92,8 +93,6 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     """
     refuse_migrated(scene)
     part = taking(scene, leave=intent.leave, via=intent.via)
-    if part.via == "jobs":
-        scene.features.need("snapshot-load", "job-dismiss")
     refuse_double(moment)
     have = {held.disk for held in moment.held if held.in_chain}
     for disk in part.disks:
@@ -105,9 +104,13 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
                 f"then: --leave {disk.name}",
             )
     vmstate = _vmstate(moment, part)
+    if intent.via is None and part.via == "hmp" and vmstate != part.names[0]:
+        # Jobs have kept it; the human monitor looks for it in the first disk alone.
+        part = taking(scene, leave=intent.leave, via="jobs")
     named = job_id("revert", "keep", _token(intent, part, scene))
     step: Step
     if part.via == "jobs":
+        scene.features.need("snapshot-load", "job-dismiss")
         step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=_runs(scene))
     else:
         step = LoadVm(intent.name)
@@ -187,5 +190,6 @@ def _plan(
         stages=tuple(stage for stage in stages if stage.steps),
         before=scene.graph,
         after=apply(scene.graph, step),
+        run_state=machine_of(scene).status,
         notes=part.notes,
     )

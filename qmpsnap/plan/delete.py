@@ -14,6 +14,7 @@ from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_migrated, state_questions
 from qmpsnap.plan.steps import AwaitJob, DeleteInternal, DeleteState, DelVm, DismissJob
 from qmpsnap.plan.taking import refuse_double, stray, taking, writable
+from qmpsnap.plan.vm_state import machine_of
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -73,6 +74,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
         after=apply_all(scene.graph, steps),
+        run_state=machine_of(scene).status,
         notes=tuple(notes),
     )
 

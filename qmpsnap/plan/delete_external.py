@@ -54,9 +54,8 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
         intent=intent,
         disks=tuple(part.disk for part in moment.held),
         stages=(
-            Stage(
-                f"delete the VM state of {intent.name!r}, and its name", (remove, *_records(record, scene))
-            ),
+            Stage(f"delete the VM state of {intent.name!r}", (remove,)),
+            Stage("delete its name", _records(record, scene), tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,

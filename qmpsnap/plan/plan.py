@@ -14,6 +14,9 @@ from qmpsnap.plan.steps import (
     CreateOverlay,
     DismissJob,
     LoadMemory,
+    LoadState,
+    LoadVm,
+    ResetGuest,
     SaveMemory,
     StartCommit,
     StartMirror,
@@ -77,7 +80,7 @@ class Plan:
         invalid_if_stopped: Files that no longer hold their moment when it fails or is cancelled.
         notes: What the caller should know.
         resumes: Steps that an earlier run had done, to be taken back if this one fails or is stopped.
-        running: Whether the guest ran when the plan was made, where the plan depends on it; else None.
+        run_state: The run state that the plan was made in, where it depends on that; else "".
         state_bytes: Bytes of the VM state that is loaded, where they are known beforehand.
         prepared: Overlays that are made for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
@@ -97,7 +100,7 @@ class Plan:
     invalid_if_stopped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     resumes: tuple[Step, ...] = ()
-    running: bool | None = None
+    run_state: str = ""
     state_bytes: int = 0
     prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     memory: str = ""
@@ -124,6 +127,11 @@ class Plan:
     def moves_memory(self) -> bool:
         """Whether VM state is written to a file, or read from one, by a migration."""
         return any(isinstance(step, SaveMemory | LoadMemory) for step in self.steps)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether disks or memory become those of another time: no job may be under way then."""
+        return any(isinstance(step, LoadVm | LoadState | LoadMemory | ResetGuest) for step in self.steps)
 
     @property
     def record(self) -> WriteRecord | None:

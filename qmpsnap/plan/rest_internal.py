@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.job import ENDED
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import refuse_migrated
 from qmpsnap.plan.steps import (
     AwaitJob,
     ContinueGuest,
@@ -119,6 +120,8 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         )
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
     note = f"checkpoint {record.name!r} was not taken"
+    if having:
+        refuse_migrated(scene)  # to delete it then ends QEMU
     parts = tuple(
         DeleteInternal(disk.name, disk.root, one.id, one.name)
         for disk in having

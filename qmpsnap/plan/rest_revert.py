@@ -96,7 +96,7 @@ def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
 def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple[str, ...]) -> Plan:
     """A disk has moved: all do, and the memory comes with them, unless the guest has run since."""
     steps: list[Step] = list(ends_job(record, scene))
-    goes = _has_not_run(record, scene, moved)
+    goes = _stands(record, scene, moved) and ran_here(record, machine_of(scene).process)
     if goes:
         rest = [scene.graph.disks[disk] for disk in disks if disk not in moved]
         roots: list[tuple[str, str, str]] = []
@@ -136,15 +136,25 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
         expect={disk: files for disk, files in record.after.items() if disk in disks} if whole else {},
         moves=disks if whole else (),
         notes=tuple(notes),
+        vanished=_half_way(record, scene) if _stands(record, scene, moved) and not goes else "",
     )
 
 
-def _has_not_run(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> bool:
-    """Whether the guest certainly stands where the operation left it."""
-    machine = machine_of(scene)
+def _half_way(record: IntentRecord, scene: Scene) -> str:
+    """What is wrong where it is not known whether this is the QEMU that was to go back."""
+    now, was = machine_of(scene).process, record.was.process if record.was is not None else ""
+    if now and was:
+        return ""  # another one, which was started on these disks
     return (
-        ran_here(record, machine.process)
-        and not machine.running
+        f"the disks are back at {record.name!r}; whether its memory came with them is not known, for QEMU "
+        "may be another one: go back once more, or reset it before it runs (system_reset, cont)"
+    )
+
+
+def _stands(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> bool:
+    """Whether the guest stands, and has written nothing since: as the operation left it, in the same QEMU."""
+    return (
+        not machine_of(scene).running
         and all(_is_active(disk, record, scene) for disk in moved)
         and all(record.overlays[disk] in scene.files.fresh for disk in moved)
     )

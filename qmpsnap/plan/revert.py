@@ -80,7 +80,8 @@ def ask_again(
     if record is None:
         return question
     token = branch_token(record, graph)
-    disks = [graph.disks[name] for name in record.covered if name in graph.disks]
+    left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
+    disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
     made = [branch_file(disk, intent.name, token) for disk in disks if disk.layers and disk.active.local]
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
     state = record.state.file if record.state is not None else ""
@@ -148,10 +149,16 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         *(DeleteNode(one.node) for one in store),
         *(free for one in new for free in one.frees),
         KeepBranch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
-        *(RetireFile(one.was.file, "remove", "") for one in new if intent.discard),
+        *(RetireFile(one.was.file, "remove", "") for one in new if intent.discard and one.closes),
         FinishRecord(record.directory, (intent_record.id,)),
     )
     notes = [] if state is not None else ["the guest is reset: its memory belongs to the disks as they were"]
+    notes += [
+        f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours to close "
+        f"(blockdev-del {one.was.node}, then remove it)"
+        for one in new
+        if intent.discard and not one.closes
+    ]
     if intent.leave:
         notes.append(f"stays as it is: {', '.join(intent.leave)}")
     return Plan(
@@ -173,7 +180,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=apply_all(scene.graph, steps),
-        running=machine.running,
+        run_state=machine.status,
         state_bytes=scene.files.files[state.file].size if state is not None else 0,
         moves=tuple(one.disk.name for one in new),
         notes=tuple(notes),
@@ -199,6 +206,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         UnknownNode: When the machine lacks a disk of it.
         Unsupported: When it is inside the images, or goes back in place.
         NotInChain: When a layer does not hold it any more.
+        NodeBusy: When a job is under way, which may be writing into one.
         TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole, or
             another one.
     """
@@ -212,12 +220,13 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         )
     if record.state is not None:
         _own_note(record, record.state, scene)
+    refuse_any_job(scene)
     missing = [name for name in record.covered if name not in scene.graph.disks]
     if missing:
         raise UnknownNode(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
     disks = [scene.graph.disks[name] for name in record.covered]
     token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene)
+    new = branches(moment, disks, token, scene, in_place=False)
     made = {one.disk.name: one.root.file for one in new}
     intent_record = _intent_record(intent.name, new, None, None, token, scene)
     return Plan(
@@ -283,6 +292,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=scene.graph,
+        run_state=machine.status,
         state_bytes=note.stream_bytes,
     )
 

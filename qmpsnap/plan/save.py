@@ -37,6 +37,7 @@ from qmpsnap.plan.vm_state import (
     need_open_files,
     refuse_memory_place,
     refuse_state,
+    refuse_unsettled,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     refuse_any_job(scene)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
+    refuse_unsettled(scene)
     _refuse_unseen(scene)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
@@ -113,7 +115,6 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         *passage.released,
         AwaitMigration("saved"),
         AwaitClosed(state.partial),
-        seal,
     )
     return Plan(
         op="save",
@@ -122,11 +123,12 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         stages=(
             Stage("make the file", (*write, CreateMemory(state.partial), *passage.before)),
             Stage("save the VM state", steps, verify=True),
+            Stage("keep it", (seal,)),
             Stage("put the settings back", (*passage.after, *finish), tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,
-        running=machine.running,
+        run_state=machine.status,
         notes=(f"the guest stands still from then on; {_restore_hint(intent.file)}",),
     )
 
@@ -165,6 +167,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         after=scene.graph,
+        run_state=machine.status,
         state_bytes=note.stream_bytes,
     )
 

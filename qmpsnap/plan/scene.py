@@ -35,6 +35,7 @@ __all__ = [
     "refuse_busy",
     "refuse_covered",
     "refuse_empty",
+    "refuse_jobs",
     "refuse_loss",
     "refuse_migrated",
     "refuse_place",
@@ -196,7 +197,16 @@ def refuse_any_job(scene: Scene) -> None:
     Raises:
         NodeBusy: Naming the first.
     """
-    for job in scene.jobs:
+    refuse_jobs(scene.jobs)
+
+
+def refuse_jobs(jobs: Iterable[Job]) -> None:
+    """Refuse while one of the jobs is under way.
+
+    Raises:
+        NodeBusy: Naming the first.
+    """
+    for job in jobs:
         if job.status not in ENDED:
             only = job.id if job.mine else f"{job.id} --foreign"
             raise NodeBusy(

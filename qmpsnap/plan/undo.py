@@ -66,7 +66,16 @@ if TYPE_CHECKING:
 
     from qmpsnap.plan.steps import Step
 
-__all__ = ["changes", "drains", "no_way_back", "stands_still", "taking_back", "undo", "unseen"]
+__all__ = [
+    "changes",
+    "drains",
+    "needs_record",
+    "no_way_back",
+    "stands_still",
+    "taking_back",
+    "undo",
+    "unseen",
+]
 
 
 def no_way_back(step: Step) -> bool:
@@ -82,6 +91,7 @@ def no_way_back(step: Step) -> bool:
         | SaveState
         | LoadState
         | DeleteState
+        | RemoveState
         | LoadMemory
         | SetDrive
         | ReopenFilter
@@ -92,7 +102,7 @@ def no_way_back(step: Step) -> bool:
 
 
 def changes(step: Step) -> bool:
-    """Whether, once the step is done, a layer's bytes or its snapshots are others for good."""
+    """Whether, once the step is done, a layer's bytes, its snapshots or VM state are others for good."""
     match step:
         case SaveState() | LoadState() | DeleteState():
             return bool(step.disks) or isinstance(step, LoadState)
@@ -105,9 +115,15 @@ def changes(step: Step) -> bool:
                 | SaveVm
                 | LoadVm
                 | DelVm
+                | RemoveState
                 | StartStream
                 | StartCommit,
             )
+
+
+def needs_record(step: Step) -> bool:
+    """Whether, when it could not be done, the operation's record has to stay: it says what is to be done."""
+    return isinstance(step, RetireFile | KeepBranch | SetCapabilities | SetParameters)
 
 
 def drains(step: Step) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.names import stem
-from qmpsnap.model.record import Settings
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.scene import beside_active, usable_directory
 from qmpsnap.plan.steps import (
     AwaitMigration,
@@ -32,6 +33,7 @@ __all__ = [
     "need_open_files",
     "refuse_memory_place",
     "refuse_state",
+    "refuse_unsettled",
     "state_file",
     "way_of",
 ]
@@ -102,6 +104,26 @@ def refuse_state(machine: Machine, *, migrates: bool) -> None:
             hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
         )
     need_open_files(machine, instead=", or take it --mode in-place")
+
+
+def refuse_unsettled(scene: Scene) -> None:
+    """Refuse while QEMU's settings are those of another operation of ours: they would be kept as its own.
+
+    Raises:
+        NodeBusy: Naming the operation.
+    """
+    process = machine_of(scene).process
+    for record in scene.files.records:
+        if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):
+            continue
+        if record.was.capabilities or record.was.parameters:
+            state = "is under way" if record.live else "was left unfinished"
+            raise NodeBusy(
+                f"{record.op} {record.id!r} {state}, and QEMU's settings for migrations are its own",
+                node="",
+                job_id=record.id,
+                hint=f"qmpsnap job wait {record.id} brings it to its end",
+            )
 
 
 def need_open_files(machine: Machine, *, instead: str = "") -> None:

@@ -58,7 +58,7 @@ from qmpsnap.run.host import Host
 from qmpsnap.run.human import checkpoint
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.machine import is_running, read_machine
+from qmpsnap.run.machine import read_machine, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import holds, working_directory
@@ -216,9 +216,9 @@ class LiveTarget:
         """What the machine is beyond its disks, now."""
         return await read_machine(self.session, graph)
 
-    async def running(self) -> bool:
-        """Whether the guest runs, now. QAPI: query-status (run-state.json)."""
-        return await is_running(self.session)
+    async def run_state(self) -> str:
+        """QEMU's run state, now. QAPI: query-status (run-state.json)."""
+        return await run_state(self.session)
 
     def release_records(self, ids: Collection[str]) -> None:
         """Unlock what is left of the records of these operations."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Migrations"]
 
 _OVER = frozenset({"none", "completed", "failed", "cancelled"})
+_LOADING = frozenset({"inmigrate", "restore-vm", "finish-migrate"})  # run states of a load under way
 _FEW_BYTES = 1000  # more memory than this is written only once the devices' state is kept
 _LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
 _AGAIN = 0.25  # seconds between two looks else, should an event have been missed
@@ -182,7 +183,7 @@ class Migrations:
                 await self._until_writing()
             case "saved":
                 await self._completed()
-                await self._until_state("postmigrate")  # `cont` is refused before
+                await self._until_state(lambda now: now == "postmigrate")  # `cont` is refused before
             case "kept":
                 await self._completed()
                 if self._stops.count > 0:
@@ -194,7 +195,8 @@ class Migrations:
                     )
             case "loaded":
                 await self._completed()
-                await self._until_state("paused", "prelaunch", "running")
+                # The run state is the one that was saved: also io-error, shutdown, guest-panicked.
+                await self._until_state(lambda now: now not in _LOADING)
             case _:
                 assert_never(step.until)
 
@@ -211,10 +213,10 @@ class Migrations:
                 raise _stuck("QEMU does not begin to write the memory", now.status)
             await self._next(self._changed, _LOOK)
 
-    async def _until_state(self, *states: str) -> None:
-        """Wait until the run state is one of these; it follows `completed` at once, without an event."""
+    async def _until_state(self, there: Callable[[str], bool]) -> None:
+        """Wait until the run state is as wanted; it follows `completed` at once, without an event."""
         limit = time.monotonic() + _MOMENT
-        while (now := await run_state(self._session)) not in states:
+        while not there(now := await run_state(self._session)):
             if now == "running":
                 raise _stuck("somebody let the guest run before the disks were kept", now)
             if time.monotonic() > limit:

@@ -23,9 +23,11 @@ from qmpsnap.errors import (
     JobPaused,
     LinkLost,
     QmpsnapError,
+    TargetUnusable,
 )
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.plan import Stage
+from qmpsnap.plan.scene import refuse_jobs
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,
@@ -34,7 +36,7 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     FinishRecord,
-    KeepBranch,
+    KeepMoment,
     LoadState,
     ResetGuest,
     RetireFile,
@@ -42,7 +44,7 @@ from qmpsnap.plan.steps import (
     SealStore,
     StopGuest,
 )
-from qmpsnap.plan.undo import changes, drains, no_way_back, stands_still
+from qmpsnap.plan.undo import changes, drains, needs_record, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.course import Course
 from qmpsnap.run.log import get_logger
@@ -180,14 +182,17 @@ class Operation:
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
+        """Refuse what cannot be done any more, or is another thing by now, since the plan was made."""
         course = self._course
+        if self._plan.goes_back:
+            refuse_jobs(await self._target.jobs())
         if course.graph is None:
             course.graph = await self._target.graph()
         found = course.graph.chains(*self._plan.disks)
-        planned = self._plan.running
-        if planned is not None and planned is not await self._target.running():
+        planned = self._plan.run_state
+        if planned and planned != (now := await self._target.run_state()):
             raise GraphMismatch(
-                f"the guest {'stands still' if planned else 'runs'} by now, as it did not for the plan",
+                f"the machine is {now} by now, it was {planned} when the plan was made",
                 expected=self._plan.chains_before,
                 found=found,
                 changed=Changed.NO,
@@ -323,16 +328,18 @@ class Operation:
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""
         failed: list[tuple[Step, QmpsnapError]] = []
+        undone: list[Step] = []
         for step in stage.steps:
-            needed = RetireFile | KeepBranch
-            if isinstance(step, FinishRecord) and any(isinstance(one, needed) for one, _ in failed):
-                continue
+            if isinstance(step, FinishRecord | KeepMoment) and any(map(needs_record, undone)):
+                continue  # who ends what is left learns from it what that is
             try:
+                self._refuse_open(step, undone)
                 await self._perform(step)
             except LinkLost:
                 raise
             except QmpsnapError as error:
                 failed.append((step, error))
+                undone.append(step)
         if failed:
             reasons = "; ".join(f"{step.command} {step.arguments}: {error}" for step, error in failed)
             raise Incomplete(
@@ -342,6 +349,15 @@ class Operation:
                 hint=self._course.later,
                 invalid=invalid_now(self._plan, [step for step, _ in failed]),
             ) from failed[0][1]
+
+    def _refuse_open(self, step: Step, undone: list[Step]) -> None:
+        """Refuse to remove a file whose node could not be closed."""
+        graph = self._course.graph
+        if not isinstance(step, RetireFile) or step.policy != "remove" or graph is None:
+            return
+        kept = [one.node for one in undone if isinstance(one, DeleteNode)]
+        if any(graph.nodes[node].file == step.file for node in kept if node in graph.nodes):
+            raise TargetUnusable(f"{step.file} is open in QEMU yet; it stays", file=step.file)
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""

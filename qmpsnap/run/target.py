@@ -81,8 +81,8 @@ class Target(Protocol):
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""
 
-    async def running(self) -> bool:
-        """Whether the guest runs, now."""
+    async def run_state(self) -> str:
+        """QEMU's run state, now."""
 
     async def perform(self, step: Step) -> float:
         """Do one step, a wait for a job excepted; return the seconds that it took."""

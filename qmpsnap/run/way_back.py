@@ -31,7 +31,7 @@ from qmpsnap.plan.steps import (
     StopGuest,
     TakeSnapshots,
 )
-from qmpsnap.plan.undo import taking_back, unseen
+from qmpsnap.plan.undo import needs_record, taking_back, unseen
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import by_qemu, made_files, same
 
@@ -104,18 +104,23 @@ class WayBack:
     async def _take_back(self, watch: Watch) -> tuple[str, ...]:
         """Undo in reverse; return what has to stay."""
         left: list[str] = []
+        owed = False  # whether something stays to be done that the record alone tells of
         course = self._course
         held: frozenset[str] | None = None if course.sent else frozenset()
         keeps = course.moved and course.plan.invalid_if_stopped
         for step in taking_back(await self._happened(), loaded=course.loaded):
-            if isinstance(step, FinishRecord) and keeps:
-                continue  # the one place that says which files hold no moment any more
+            if isinstance(step, FinishRecord) and (keeps or owed):
+                continue  # the one place that says which files hold no moment any more, or what is to be done
             if isinstance(step, RemoveMade):
                 held = await self._held(made_files(course.done)) if held is None else held
                 if step.file in held:
                     left.append(f"{step.file} (QEMU may have it open)")
                     continue
+            known = len(left)
             await self._undo_step(step, watch, left)
+            owed |= needs_record(step) and len(left) > known
+        if owed:
+            left.append(course.later)
         return tuple(left)
 
     async def _happened(self) -> list[Step]:

@@ -186,9 +186,9 @@ class FakeTarget:
         await self._checkpoint()
         return self.guest.now
 
-    async def running(self) -> bool:
-        """Whether the guest runs."""
-        return self.guest.now.running
+    async def run_state(self) -> str:
+        """How the guest stands."""
+        return self.guest.now.status
 
     def release_records(self, ids: Collection[str]) -> None:
         """Nothing: the fake's records are not locked."""

@@ -129,6 +129,12 @@ def test_moments_are_on_the_disks_that_the_machine_has() -> None:
     assert moment.disks == ("vda",)
 
 
+def test_moments_of_unplugged_disks_are_none_of_the_machine() -> None:
+    gone = MomentRecord("g", "gone", NOON, {"vdb": "/b"}, {"vdb": "/a"}, {"vdb": ("/a",)})
+    both = replace(FIRST, overlays={"vda": S1, "vdb": "/a"}, covered={"vda": BASE, "vdb": "/z"})
+    assert [one.name for one in find_moments(graph(vda="base <- s1*"), (both, gone)).moments] == ["first"]
+
+
 def test_moments_are_known_of_a_drive_whose_medium_was_taken_out() -> None:
     both = replace(FIRST, overlays={"vda": S1, "fd0": "/f1"}, covered={"vda": BASE, "fd0": "/f0"})
     found = find_moments(graph(Disk("fd0"), vda="base <- s1*"), (both,))

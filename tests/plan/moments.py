@@ -31,6 +31,20 @@ MOMENT = MomentRecord(
 )
 
 
+def covered_by_us(drawn: Graph) -> Graph:
+    """The same where each active layer is an overlay that QEMU made at our command, and closes by itself."""
+    return graph(
+        *(
+            replace(
+                disk,
+                root=f"qmpsnap-{disk.name}",
+                layers=(replace(disk.active, node=f"qmpsnap-{disk.name}"), *disk.layers[1:]),
+            )
+            for disk in drawn.disks.values()
+        )
+    )
+
+
 def kept(mode: str, of: Graph = TWO) -> MomentRecord:
     """The moment with VM state; "" without."""
     if not mode:

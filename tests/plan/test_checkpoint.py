@@ -121,7 +121,7 @@ def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: Mode) -> None:
     assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
         StopGuest(ran=False)
     ]
-    assert plan.running is False
+    assert plan.run_state == "paused"
 
 
 def test_checkpoint_of_a_paused_guest_in_the_background_is_one_that_is_stopped_and_says_so() -> None:

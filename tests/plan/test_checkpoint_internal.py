@@ -150,6 +150,14 @@ def test_revert_by_jobs_takes_the_memory_from_the_disk_that_has_it() -> None:
     assert plan.steps[0].arguments["vmstate"] == "vdb-s1"
 
 
+def test_revert_goes_by_jobs_when_they_alone_find_the_memory() -> None:
+    flash = graph(holding("pflash1", PART), holding("vda", STATE))
+    step = planned(LOAD, flash, files=unseen(flash)).steps[0]
+    assert (type(step), step.arguments["vmstate"]) == (LoadState, "vda-s1")
+    first = graph(holding("pflash1", STATE), holding("vda", PART))
+    assert isinstance(planned(LOAD, first, files=unseen(first)).steps[0], LoadVm)
+
+
 def test_checkpoint_under_a_throttle_goes_by_jobs_on_the_node_below() -> None:
     for intent in (SAVE, LOAD, DELETE):
         step = planned(intent, FILTERED, files=unseen(FILTERED)).steps[0]

@@ -18,6 +18,7 @@ FORKED = replace(kept("stop"), branches=({"vda": "/images/r1.qcow2", "vdb": "/im
 def test_delete_removes_the_state_of_that_operation_and_its_record() -> None:
     plan = planned(DELETE, TWO, files=files_of("stop"))
     assert plan.steps == (RemoveState(MEMORY, ID, ""), FinishRecord(STATE, (), (ID,)))
+    assert [stage.tidy for stage in plan.stages] == [False, True]
 
 
 def test_delete_keeps_a_link_while_another_moment_stands_on_what_began_there() -> None:

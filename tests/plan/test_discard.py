@@ -10,7 +10,7 @@ from qmpsnap.model.graph import Bitmap, InternalSnapshot
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.steps import RetireFile
 from qmpsnap.testing.drawing import chain, graph
-from tests.plan.moments import MOMENT, O1, TWO, files_of
+from tests.plan.moments import MOMENT, O1, TWO, covered_by_us, files_of
 from tests.plan.scenes import STATE, planned, with_layer
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def test_discard_refuses_what_is_not_ours_alone(case: str) -> None:
 
 
 def test_discard_gives_up_an_overlay_that_a_revert_made() -> None:
-    drawn = graph(chain("base <- s1 <- r1*"), TWO.disks["vdb"])
+    drawn = covered_by_us(graph(chain("base <- s1 <- r1*"), TWO.disks["vdb"]))
     files = files_of("", drawn)
     files.records[:] = [replace(MOMENT, branches=({"vda": "/images/r1.qcow2"},))]
     plan = planned(GIVE_UP, drawn, files=files)

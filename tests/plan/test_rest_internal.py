@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qmpsnap.errors import Unsupported
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
@@ -150,3 +151,10 @@ def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
     plan = rested(record, ONE, status="restore-vm")
     assert plan.steps == (FinishRecord(STATE, (LOAD_ID,)),)
     assert "left as it stands" in plan.notes[0]
+
+
+@pytest.mark.parametrize("status", ["postmigrate", "inmigrate"])
+def test_rest_of_a_checkpoint_deletes_nothing_where_that_would_end_qemu(status: str) -> None:
+    with pytest.raises(Unsupported):
+        rested(SAVED, ONE, status=status)
+    assert rested(SAVED, NONE, status=status).steps == (FinishRecord(STATE, (SAVE_ID,)),)

@@ -36,9 +36,9 @@ from qmpsnap.plan.steps import (
     SetDrive,
     StopGuest,
 )
-from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.moments import BASE, ID, MEMORY, O1, O2, S1, STORE, TWO, files_of, kept
+from tests.plan.moments import BASE, ID, MEMORY, O1, O2, S1, STORE, TWO, covered_by_us, files_of, kept
 from tests.plan.scenes import STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
@@ -111,15 +111,21 @@ def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
     assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
         StopGuest(ran=False)
     ]
-    assert plan.running is False
+    assert plan.run_state == "paused"
 
 
 def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> None:
-    given_up = planned(Revert("c1", discard=True), TWO, files=files_of(""))
+    given_up = planned(Revert("c1", discard=True), covered_by_us(TWO), files=files_of(""))
     removed = [step for step in given_up.steps if isinstance(step, RetireFile)]
     assert removed == [RetireFile(O1, "remove", ""), RetireFile(O2, "remove", "")]
     assert given_up.stages[-1].steps[1:3] == tuple(removed)
     assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, RetireFile)]
+
+
+def test_revert_removes_no_file_that_a_node_of_somebody_else_keeps_open() -> None:
+    plan = planned(Revert("c1", discard=True), TWO, files=files_of(""))
+    assert not [step for step in plan.steps if isinstance(step, RetireFile)]
+    assert [note for note in plan.notes if O1 in note and "blockdev-del vda-o1" in note]
 
 
 THREE = graph(*TWO.disks.values(), chain("n*", name="vdn"))
@@ -250,6 +256,34 @@ def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:
     files.memories[MEMORY] = MemoryFact(MEMORY, 7, problem="it was cut")
     with pytest.raises(TargetUnusable, match="no whole memory file of ours: it was cut"):
         planned(PrepareRevert("c1"), TWO, files=files)
+
+
+def test_prepare_refuses_while_a_job_is_under_way() -> None:
+    with pytest.raises(NodeBusy, match="'theirs'"):
+        planned(PrepareRevert("c1"), TWO, files=files_of("stop"), jobs=(job("theirs", "commit"),))
+
+
+def test_prepare_makes_the_overlay_as_large_as_the_disk_was() -> None:
+    grown = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
+    plan = planned(PrepareRevert("c1"), grown, files=files_of("stop", grown))
+    made = [step for step in plan.steps if isinstance(step, CreateOverlay)]
+    assert [step.size_bytes for step in made] == [64 * MIB, 64 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("mode", "way"), [("", "revert c1 --prepare"), ("in-place", "block_resize to 67108864 bytes")]
+)
+def test_revert_in_place_says_the_way_out_when_a_disk_was_resized(mode: str, way: str) -> None:
+    grown = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
+    with pytest.raises(Unsupported, match="134217728 bytes, it had 67108864") as caught:
+        planned(BACK, grown, files=files_of(mode, grown))
+    assert way in caught.value.hint
+
+
+def test_revert_asks_nothing_of_a_disk_that_is_left() -> None:
+    device = graph(TWO.disks["vda"], with_layer(TWO.disks["vdb"], 0, file="/dev/sdx"))
+    plan = planned(Revert("c1", leave=("vdb",)), device, files=files_of("", device))
+    assert plan.disks == ("vda",)
 
 
 def test_prepare_refuses_a_moment_inside_the_images() -> None:

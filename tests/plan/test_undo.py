@@ -185,7 +185,6 @@ def test_undo_takes_back_what_was_done_for_vm_state(step: Step, steps: tuple[Ste
         SealStore("/p", "/m"),
         KeepBranch("/r", JOB, {}),
         KeepLink("/r", JOB),
-        RemoveState("/m", JOB),
     ],
     ids=lambda step: type(step).__name__,
 )
@@ -193,6 +192,11 @@ def test_undo_of_what_vm_state_does_not_bring_back_is_nothing(step: Step) -> Non
     assert undo(step) == ()
     assert not no_way_back(step)
     assert not changes(step)
+
+
+def test_no_way_back_from_vm_state_that_is_removed() -> None:
+    step = RemoveState("/m", JOB)
+    assert (undo(step), no_way_back(step), changes(step)) == ((), True, True)
 
 
 @pytest.mark.parametrize(

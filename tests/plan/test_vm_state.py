@@ -8,8 +8,8 @@ import pytest
 
 from qmpsnap.errors import NodeBusy, Refused, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.features import Features
-from qmpsnap.model.files import Ask, DirFact
-from qmpsnap.model.record import Settings
+from qmpsnap.model.files import Ask, DirFact, Files
+from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import AwaitMigration, PassFile, ReleaseFile, SetCapabilities, SetParameters
 from qmpsnap.plan.vm_state import (
@@ -17,6 +17,7 @@ from qmpsnap.plan.vm_state import (
     file_number,
     refuse_memory_place,
     refuse_state,
+    refuse_unsettled,
     state_file,
 )
 from qmpsnap.testing.drawing import chain, graph
@@ -167,3 +168,17 @@ def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:
         _ = Passage(machine, "/m", 7, background=True).capabilities
     assert isinstance(caught.value, Refused)
     assert caught.value.feature == "background-snapshot"
+
+
+@pytest.mark.parametrize(("live", "said"), [(True, "is under way"), (False, "was left unfinished")])
+def test_refuse_unsettled_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
+    files = FakeFiles(ONE)
+    was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})
+    record = IntentRecord("qmpsnap-save-keep-1", "save", NOW, was=was, directory="/images", live=live)
+    found = Files(records=(record,))
+    looked = replace(scene(files), files=found)
+    with pytest.raises(NodeBusy, match=said) as caught:
+        refuse_unsettled(looked)
+    assert "qmpsnap job wait qmpsnap-save-keep-1" in caught.value.hint
+    for other in (replace(was, process="2:2"), replace(was, parameters={})):
+        refuse_unsettled(replace(looked, files=Files(records=(replace(record, was=other),))))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.graph import Filter
 from qmpsnap.plan.intent import (
     Checkpoint,
+    Delete,
     PrepareRevert,
     Restore,
     Revert,
@@ -129,6 +130,7 @@ CASES: dict[str, Case] = {
     "revert-aside": Case(Revert("c2"), _left_aside),
     "prepare": Case(PrepareRevert("c1"), lambda: _checkpoint("stop", fake_of())),
     "incoming": Case(RevertIncoming("c1"), lambda: _prepared("stop")),
+    "delete": Case(Delete("c1"), lambda: _checkpoint("stop", fake_of())),
     "restore": Case(Restore("/images/m"), _saved),
 }
 

@@ -277,9 +277,10 @@ async def test_kept_fails_when_qemu_stopped_the_guest_once_more(server: QmpServe
     assert (caught.value.error, caught.value.hint) == ("the guest was stopped twice", "try again")
 
 
-async def test_loaded_waits_until_the_machine_waits_no_more(server: QmpServer) -> None:
+@pytest.mark.parametrize("stands", ["paused", "running", "io-error", "shutdown", "guest-panicked"])
+async def test_loaded_waits_until_the_machine_waits_no_more(server: QmpServer, stands: str) -> None:
     looks(server, status("completed"))
-    says(server, "inmigrate", "paused")
+    says(server, "inmigrate", stands)
     async with migrations(server) as moving:
         await moving.perform(AwaitMigration("loaded"))
     assert server.commands.count("query-status") == 2

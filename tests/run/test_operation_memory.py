@@ -16,9 +16,11 @@ from qmpsnap.errors import (
     JobFailed,
     LinkLost,
     MigrationFailed,
+    NodeBusy,
     QmpsnapError,
     TargetUnusable,
 )
+from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.steps import (
     AwaitJob,
@@ -26,17 +28,19 @@ from qmpsnap.plan.steps import (
     CheckRoots,
     ContinueGuest,
     CreateOverlay,
-    KeepBranch,
+    DeleteNode,
     LoadMemory,
     LoadState,
     ReopenFilter,
     ResetGuest,
-    RetireFile,
+    SaveMemory,
     SaveState,
     SetDrive,
+    SetParameters,
     StopGuest,
     TakeSnapshots,
 )
+from qmpsnap.plan.undo import needs_record
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake import refused
 from tests.run.operations import vm_of
@@ -54,7 +58,7 @@ pytestmark = pytest.mark.timeout(10)
 STATE_BYTES = 4 << 20
 # Seconds from STOP to RESUME; 0 where the guest was paused, or has to stand from then on.
 STANDSTILL = {"stop-paused": 0.0, "in-place-paused": 0.0, "revert-paused": 0.0, "save": None}
-STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore"])
+STANDSTILL |= dict.fromkeys(["prepare", "incoming", "restore", "delete"])
 EARLY, LATE = "Snapshot 'x' does not exist in one or more devices", "Error -5 while loading VM state"
 
 
@@ -82,7 +86,7 @@ async def test_operation_on_state_does_what_its_plan_says(case: str) -> None:
     assert (done.op, done.chains, done.notes) == (plan.op, plan.chains_after, plan.notes)
     assert done.active == {disk: plan.chains_after[disk][0] for disk in plan.moves}
     assert done.standstill_s == STANDSTILL.get(case, 0.25)
-    assert done.bytes == (0 if case in {"revert-disks", "prepare"} else STATE_BYTES)
+    assert done.bytes == (0 if case in {"revert-disks", "prepare", "delete"} else STATE_BYTES)
     assert (dict(done.prepared), done.memory) == (dict(plan.prepared), plan.memory)
 
 
@@ -255,8 +259,8 @@ async def test_operation_on_state_says_what_could_not_be_put_away(case: str, pla
     assert caught.value.remaining == (f"{step.command} {step.arguments}",)
     assert fake.state.chains(*plan.disks) == plan.chains_after
     records = [one for one in fake.files.records if isinstance(one, IntentRecord)]
-    needed = isinstance(step, KeepBranch | RetireFile) or step.command in {"keep-moment", "finish-record"}
-    assert bool(records) is needed
+    needed = needs_record(step) or step.command in {"keep-moment", "finish-record"}
+    assert bool(records) is (needed and plan.record is not None)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -354,3 +358,71 @@ async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or
         await vm_of(fake).run(plan)
     assert (caught.value.changed, fake.performed) == (Changed.NO, [])
     assert stand(fake) == before
+
+
+@pytest.mark.parametrize("case", ["revert", "revert-disks", "incoming", "restore"])
+async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: str) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    before = stand(fake)
+    fake.start_job(Job("theirs", "mirror", JobStatus.RUNNING), SaveState("theirs", "x", ()))
+    with pytest.raises(NodeBusy, match="'theirs'") as caught:
+        await vm_of(fake).run(plan)
+    assert (caught.value.changed, fake.performed, stand(fake)) == (Changed.NO, [], before)
+
+
+@pytest.mark.parametrize("case", ["stop", "background", "save"])
+async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case: str) -> None:
+    fake = await begun(case)
+    before = stand(fake)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    step = next(one for one in reversed(plan.steps) if isinstance(one, SetParameters))
+    fake.fail(step, refusal(step))
+    with pytest.raises(Incomplete) as caught:
+        await vm_of(fake).run(plan)
+    assert plan.record is not None
+    named = plan.record.record.id
+    assert caught.value.hint == f"qmpsnap job wait {named} brings it to its end"
+    await vm_of(fake).job_wait(named)
+    assert settings(stand(fake)) == settings(before)
+    assert not [one for one in fake.files.records if isinstance(one, IntentRecord)]
+
+
+async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_stay() -> None:
+    fake = await begun("stop")
+    before = stand(fake)
+    plan = await vm_of(fake).plan(CASES["stop"].intent)
+    seal = next(one for one in plan.steps if isinstance(one, SaveMemory))
+    back = next(one for one in reversed(plan.steps) if isinstance(one, SetParameters))
+    fake.fail(seal, refusal(seal))
+    fake.fail(back, refusal(back))
+    with pytest.raises(QmpsnapError) as caught:
+        await vm_of(fake).run(plan)
+    assert plan.record is not None
+    named = plan.record.record.id
+    assert f"qmpsnap job wait {named} brings it to its end" in caught.value.left
+    await vm_of(fake).job_wait(named)
+    assert stand(fake) == before
+
+
+async def test_operation_removes_no_file_whose_node_could_not_be_closed() -> None:
+    fake = await begun("revert-disks")
+    await vm_of(fake).revert("c1")
+    plan = await vm_of(fake).plan(CASES["revert-disks"].intent)
+    free = next(step for step in plan.steps if isinstance(step, DeleteNode))
+    fake.fail(free, refusal(free))
+    file = fake.state.nodes[free.node].file
+    with pytest.raises(Incomplete, match="is open in QEMU yet"):
+        await vm_of(fake).run(plan)
+    assert file in fake.files.names
+    assert [one for one in fake.files.records if isinstance(one, IntentRecord)]
+
+
+@pytest.mark.parametrize("case", ["in-place", "save"])
+async def test_operation_wants_a_new_plan_when_the_machine_stands_otherwise(case: str) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False)
+    with pytest.raises(GraphMismatch, match="postmigrate by now, it was running"):
+        await vm_of(fake).run(plan)
+    assert fake.performed == []
