@@ -198,7 +198,8 @@ class StateVerbs:
     async def save(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
         """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
 
-        After a failure, and cancelled, a guest that ran runs on and no file of ours is left.
+        After a failure, and cancelled while the memory is written, a guest that ran runs on and no file of
+        ours is left. Cancelled once it is written, all is done: the file is there, and the guest stands.
 
         Args:
             file: Where it goes.

@@ -31,7 +31,7 @@ def _facts(done: Done) -> list[str]:
     if done.op.partition("-")[0] in _WHOLE_MACHINE:
         if done.bytes:
             facts.append(f"VM state of {size(done.bytes)}")
-        if done.standstill_s:  # 0: it was paused before, or does not run on
+        if done.standstill_s:  # 0: it was paused before
             facts.append(f"the guest stood still for {duration(done.standstill_s)}")
         return facts
     if done.bytes:

@@ -65,7 +65,7 @@ def job_id(op: str, ending: str, token: str) -> str:
     """Id that tells whoever comes later what the job is and how it ends.
 
     Args:
-        op: "stream", "commit", "mirror" or "snapshot".
+        op: What the operation is called in its record, as "commit" or "checkpoint".
         ending: "pivot", "copy" or "keep" (the root stays).
         token: Eight hex digits.
     """

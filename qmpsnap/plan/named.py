@@ -25,7 +25,8 @@ def moment_named(name: str, scene: Scene) -> Moment:
     found = moments.named(name)
     if not found:
         names = ", ".join(dict.fromkeys(repr(one.name) for one in moments.moments))
-        raise UnknownNode(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}")
+        unread = "".join(f"; not read: {reason}" for reason in scene.files.bad_records)
+        raise UnknownNode(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}{unread}")
     if len(found) > 1:
         raise AmbiguousName(
             f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",

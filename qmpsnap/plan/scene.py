@@ -38,6 +38,7 @@ __all__ = [
     "refuse_jobs",
     "refuse_loss",
     "refuse_migrated",
+    "refuse_migrating",
     "refuse_place",
     "state_directories",
     "state_place",
@@ -221,7 +222,8 @@ def refuse_migrated(scene: Scene) -> None:
     """Refuse what writes into images while QEMU has given them up for a migration.
 
     Raises:
-        Unsupported: When its VM state was saved or sent away, is being so, or is still to come in.
+        Unsupported: When its VM state was saved or sent away, or is still to come in.
+        NodeBusy: When a migration is under way.
     """
     machine = scene.machine
     if machine is None:
@@ -235,9 +237,21 @@ def refuse_migrated(scene: Scene) -> None:
         )
     if machine.incoming:
         raise Unsupported("QEMU waits for VM state", feature=feature, hint="load it first: migrate-incoming")
+    refuse_migrating(machine)
+
+
+def refuse_migrating(machine: Machine) -> None:
+    """Refuse while a migration is under way, whoever began it.
+
+    Raises:
+        NodeBusy: Always then.
+    """
     if machine.migrating:
-        raise Unsupported(
-            f"a migration is under way ({machine.migration})", feature=feature, hint="wait for its end"
+        raise NodeBusy(
+            f"a migration is under way ({machine.migration})",
+            node="",
+            job_id="",
+            hint="wait for its end, or stop it: migrate_cancel",
         )
 
 

@@ -10,7 +10,7 @@ from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.names import stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.scene import beside_active, usable_directory
+from qmpsnap.plan.scene import beside_active, refuse_migrating, usable_directory
 from qmpsnap.plan.steps import (
     AwaitMigration,
     PassFile,
@@ -81,13 +81,7 @@ def refuse_state(machine: Machine, *, migrates: bool) -> None:
         NodeBusy: When a migration is under way.
         Unsupported: When there is no state to keep, or the monitor takes no files.
     """
-    if machine.migrating:
-        raise NodeBusy(
-            f"a migration is under way ({machine.migration})",
-            node="",
-            job_id="",
-            hint="wait for its end, or stop it: migrate_cancel",
-        )
+    refuse_migrating(machine)
     if machine.status in _NOTHING:
         raise Unsupported(
             f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",

@@ -23,6 +23,7 @@ from qmpsnap.errors import QmpsnapError, TargetExists, TargetUnusable, Unsupport
 from qmpsnap.model.files import Files
 from qmpsnap.run import put_away, survey
 from qmpsnap.run.disk import in_thread, sync_directory
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.put_away import Created
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from qmpsnap.run.put_away import Policy
 
 __all__ = ["Created", "Images"]
+
+_log = get_logger("qmpsnap.files")
 
 _LONGEST_BACKING = 1023  # bytes; block/qcow2.c: qcow2_do_open refuses longer ones
 _ITSELF = "/proc/self/fd/0"  # the file that qemu-img gets as its standard input
@@ -59,6 +62,7 @@ class Images:
 
     def __init__(self, qemu_img: str = "qemu-img") -> None:
         self._qemu_img = qemu_img
+        self._told: set[str] = set()  # what is no record of ours, said once
 
     async def look(self, ask: Ask, *, shared: bool) -> Files:
         """Answer what a planner asked; never fails, what cannot be looked at says why.
@@ -67,7 +71,14 @@ class Images:
             ask: What to look at.
             shared: Whether our file system is QEMU's; if not, nothing is looked at.
         """
-        return await in_thread(partial(_look, ask)) if shared else Files(shared=False)
+        if not shared:
+            return Files(shared=False)
+        found = await in_thread(partial(_look, ask))
+        for reason in found.bad_records:
+            if reason not in self._told:
+                _log.warning("record.left_unread", reason=reason)
+        self._told.update(found.bad_records)
+        return found
 
     async def create_overlay(
         self,

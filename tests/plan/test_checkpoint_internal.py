@@ -235,18 +235,18 @@ def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
 
 @pytest.mark.parametrize("intent", [SAVE, LOAD, DELETE, Delete("disks")])
 @pytest.mark.parametrize(
-    ("status", "migration", "hint"),
+    ("status", "migration", "error", "hint"),
     [
-        ("postmigrate", "completed", "let it run first: cont"),
-        ("inmigrate", "none", "load it first"),
-        ("running", "active", "wait for its end"),
+        ("postmigrate", "completed", Unsupported, "let it run first: cont"),
+        ("inmigrate", "none", Unsupported, "load it first"),
+        ("running", "active", NodeBusy, "wait for its end"),
     ],
 )
 def test_checkpoint_refuses_while_qemu_has_given_its_images_up(
-    intent: Intent, status: str, migration: str, hint: str
+    intent: Intent, status: str, migration: str, error: type[Refused], hint: str
 ) -> None:
     drawn = graph(holding("vda", STATE, InternalSnapshot("2", "disks")))
-    with pytest.raises(Unsupported) as caught:
+    with pytest.raises(error) as caught:
         planned(intent, drawn, machine=a_machine(drawn, status=status, migration=migration))
     assert hint in caught.value.hint
 

@@ -261,3 +261,12 @@ async def test_look_works_in_a_thread(place, monkeypatch):
     assert found.files[f"{place}/base"].kind == "regular"
     assert threading.main_thread() not in threads
     assert len(threads) == 1
+
+
+async def test_look_tells_once_of_a_record_that_it_leaves_unread(place, caplog):
+    (place / "intent-half.json").write_text("{")
+    images = Images()
+    for _ in range(2):
+        await images.look(Ask(records=(str(place),)), shared=True)
+    (told,) = [one for one in caplog.records if "left_unread" in one.getMessage()]
+    assert told.levelname == "WARNING"
