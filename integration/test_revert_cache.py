@@ -94,7 +94,8 @@ def demand_direct(running, chain):
     for node in running.qmp("query-named-block-nodes", flat=True):
         if node["drv"] != "throttle":
             assert node["cache"] == DIRECT, node["file"]
-    assert running.qmp("query-block")[0]["inserted"]["cache"]["direct"]  # its writeback is the device's
+    for disk in running.qmp("query-block"):
+        assert disk["inserted"]["cache"]["direct"]  # its writeback is the device's
 
 
 def frees(running, disk, file):
@@ -137,16 +138,17 @@ async def test_revert_opens_the_new_root_and_its_chain_as_the_old_one_was(images
             assert back.chains["vda"][1:] == later.chains["vda"][1:]
 
 
-@pytest.mark.parametrize("way", ["drive", "blockdev"])
+@pytest.mark.parametrize("way", WAYS)
 async def test_revert_that_is_taken_back_opens_the_old_root_as_it_was(images, machine, way, kind):
-    with machine(*WAYS[way]("vda", images("base").active)) as running:
+    one, two = images("base", folder="a"), images("base", folder="b")
+    with machine(*WAYS[way]("vda", one.active), *direct_blockdev("vdb", two.active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
             taken = await take(vm, "c1", kind)
             fail_at_the_look(vm)
             with pytest.raises(CommandFailed, match="did not take the node"):
                 await vm.revert("c1")
-            demand_direct(running, taken.chains["vda"])
+            demand_direct(running, (*taken.chains["vda"], *taken.chains["vdb"]))
             assert (await vm.graph()).chains() == taken.chains
             assert frees(running, "vda", taken.active["vda"])
 
