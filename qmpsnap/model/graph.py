@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Layer", "Node", "draw"]
+__all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Io", "Layer", "Node", "draw"]
 
 # Drivers that pass data through: a node of one of these is no image.
 FILTER_DRIVERS = frozenset({
@@ -51,6 +51,23 @@ class Bitmap:
     name: str
     persistent: bool = False
     busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Io:
+    """How QEMU reads and writes an image, as far as it tells. QAPI: BlockDeviceInfo (block-core.json).
+
+    `discard` and `aio` it tells nowhere. Whether a write waits for the disk is the device's matter.
+
+    Attributes:
+        direct: Whether the host's page cache is passed by (O_DIRECT), as with cache=none.
+        no_flush: Whether flushes are ignored, as with cache=unsafe.
+        detect_zeroes: What becomes of zeroes that the guest writes: "off", "on" or "unmap".
+    """
+
+    direct: bool = False
+    no_flush: bool = False
+    detect_zeroes: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,7 @@ class Layer:
         local: Whether `file` is a path on the host that runs QEMU.
         snapshots: Internal snapshots of the image.
         bitmaps: Named dirty bitmaps of the node.
+        io: How QEMU reads and writes it.
     """
 
     node: str
@@ -106,6 +124,7 @@ class Layer:
     local: bool = True
     snapshots: tuple[InternalSnapshot, ...] = ()
     bitmaps: tuple[Bitmap, ...] = ()
+    io: Io = Io()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +135,13 @@ class Filter:
         node: node-name.
         driver: QEMU's driver name.
         group: Of a throttle: its group, where QEMU tells.
+        io: What it was opened with; a file below has its own.
     """
 
     node: str
     driver: str
     group: str = ""
+    io: Io = Io()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from qmpsnap.model.graph import (
     Filter,
     Graph,
     InternalSnapshot,
+    Io,
     Layer,
     Node,
 )
@@ -110,7 +111,8 @@ class _Join:
 
     def graph(self) -> Graph:
         entries = {_text(row["node-name"]): row for row in self.named}
-        paths = {self._absolute(_text(row["file"])) for row in self.named if row["drv"] in PATH_DRIVERS}
+        # The protocol node of each path; an image that is written has but one, for QEMU locks it.
+        paths = {self._absolute(_text(row["file"])): row for row in self.named if row["drv"] in PATH_DRIVERS}
         nodes = {name: self._node(name, row, entries) for name, row in entries.items()}
         nodes |= self._cut_short(nodes, paths)
         chains = {self._key(row): row for row in self.stats}
@@ -155,10 +157,10 @@ class _Join:
         return spelled
 
     @staticmethod
-    def _cut_short(nodes: Mapping[str, Node], paths: set[str]) -> dict[str, Node]:
+    def _cut_short(nodes: Mapping[str, Node], paths: Mapping[str, Raw]) -> dict[str, Node]:
         """The node whose name QEMU cut short, when just one path is left that it can lie on."""
         lost = [node for node in nodes.values() if node.file.startswith("json:") and not node.is_filter]
-        left = paths - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
+        left = paths.keys() - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
         if len(lost) != 1 or len(left) != 1:
             return {}
         return {lost[0].name: replace(lost[0], file=left.pop())}
@@ -174,7 +176,7 @@ class _Join:
         chain: Raw,
         entries: Mapping[str, Raw],
         nodes: Mapping[str, Node],
-        paths: set[str],
+        paths: Mapping[str, Raw],
         *,
         taken: Iterable[str],
     ) -> Disk:
@@ -192,9 +194,10 @@ class _Join:
             if node is None:
                 raise GraphMoved(name)
             if node.driver in FILTER_DRIVERS:
-                filters.append(Filter(name, node.driver, _group(entries[name])))
+                row_io = _io(entries[name], entries[name])
+                filters.append(Filter(name, node.driver, _group(entries[name]), row_io))
             else:
-                layers.append(_layer(node, entries[name], local=node.file in paths))
+                layers.append(_layer(node, entries[name], paths.get(node.file)))
             below = cast("Raw | None", below.get("backing"))
         return Disk(
             name=_name(qdev, drive, root, taken),
@@ -218,7 +221,17 @@ def _name(qdev: str, drive: str, root: str, taken: Iterable[str]) -> str:
     raise Malformed(f"QEMU lists two disks that cannot be told apart: {spellings!r}")
 
 
-def _layer(node: Node, row: Raw, *, local: bool) -> Layer:
+def _io(row: Raw, protocol: Raw) -> Io:
+    """What is done with the file is said by its protocol node: the image's own options may be others.
+
+    What is not said is taken as QEMU's default.
+    """
+    cache = cast("Raw", protocol.get("cache") or {})
+    zeroes = _text(row.get("detect_zeroes", "off"))
+    return Io(bool(cache.get("direct")), bool(cache.get("no-flush")), zeroes)
+
+
+def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
     image = cast("Raw", row["image"])
     return Layer(
         node=node.name,
@@ -229,7 +242,7 @@ def _layer(node: Node, row: Raw, *, local: bool) -> Layer:
         backing=_maybe_text(image.get("backing-filename")),
         backing_format=_maybe_text(image.get("backing-filename-format")),
         read_only=node.read_only,
-        local=local,
+        local=protocol is not None,
         snapshots=tuple(
             InternalSnapshot(
                 _text(one["id"]),
@@ -244,4 +257,5 @@ def _layer(node: Node, row: Raw, *, local: bool) -> Layer:
             for one in cast("list[Raw]", row.get("dirty-bitmaps") or [])
             if one.get("name")
         ),
+        io=_io(row, protocol or row),
     )

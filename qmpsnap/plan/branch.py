@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["Branch", "branch_file", "branch_files", "branch_token", "branches"]
+__all__ = ["NOT_TOLD", "Branch", "branch_file", "branch_files", "branch_token", "branches"]
 
+NOT_TOLD = (
+    "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
+)
 _WRITTEN_BACK = " (QEMU writes UEFI variables back by itself as it loads the memory)"
 # QOM types of devices whose root was changed under a real guest, which then read the new data.
 _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
@@ -56,7 +59,7 @@ class Branch:
     def add(self) -> AddNode:
         """The step that opens the overlay, on the layer's node where there is one."""
         backing = self.disk.layers[self.inside].node if self.inside is not None else None
-        return AddNode(self.root.node, self.root.file, backing=backing)
+        return self.root.opened(backing=backing)
 
     def move(self, machine: Machine) -> SetDrive | ReopenFilter:
         """The step that gives the disk its new root.
@@ -75,7 +78,7 @@ class Branch:
                     feature=f"going back under a {above.driver}",
                     hint="let the job that made it end; a throttle alone is no hindrance",
                 )
-            return ReopenFilter(self.root, above.node, above.group, self.was, closes)
+            return ReopenFilter(self.root, above.node, above.group, self.was, closes, above.io)
         device = machine.devices.get(disk.name)
         if device is None or device.kind not in _TRIED or _nested(device.path, device.kind):
             kind = device.kind if device else "no device"
@@ -181,7 +184,7 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene, *, in_place: b
     active = disk.active
     return Branch(
         disk=disk,
-        root=NewRoot(disk.name, new, file, "qcow2", covered, chain),
+        root=NewRoot(disk.name, new, file, "qcow2", covered, chain, active.io),
         was=NewRoot(
             disk.name,
             old if _closes(active.node) else active.node,
@@ -189,6 +192,7 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene, *, in_place: b
             active.format,
             active.backing,
             tuple((layer.file, layer.format) for layer in disk.layers[1:]),
+            active.io,
         ),
         make=CreateOverlay(file, then, covered, chain[0][1], active.file),
         inside=inside,

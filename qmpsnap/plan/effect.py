@@ -84,6 +84,7 @@ def apply(graph: Graph, step: Step) -> Graph:
                     virtual_size=covered.virtual_size,
                     backing=one.backing,
                     backing_format=covered.format,
+                    io=replace(covered.io, detect_zeroes="off"),  # which QEMU does not hand on
                 )
                 graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
             return graph
@@ -167,6 +168,7 @@ def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
             virtual_size=size,
             backing=root.backing if index == 0 else below and below[0],
             backing_format=below and below[1],
+            io=root.io,
         )
         layers.append(replace(layer, node=root.node if index == 0 else layer.node, read_only=index > 0))
     return tuple(layers)

@@ -168,11 +168,14 @@ def _move(disk: Disk, record: IntentRecord, scene: Scene) -> list[Step]:
     """What gives one more disk its new root."""
     file = record.overlays[disk.name]
     node = _node_of(file, scene)
-    steps: list[Step] = [] if node in scene.graph.nodes else [AddNode(node, file)]
+    steps: list[Step] = (
+        [] if node in scene.graph.nodes else [AddNode(node, file, io=disk.active.io, unmap=True)]
+    )
     new = NewRoot(disk.name, node, file, "qcow2", None, _below(record, disk))
     was = NewRoot(disk.name, disk.active.node, disk.active.file, disk.active.format, None, ())
     if disk.root != disk.active.node:
-        return [*steps, ReopenFilter(new, disk.root, disk.filters[0].group, was, closes=False)]
+        above = disk.filters[0]
+        return [*steps, ReopenFilter(new, disk.root, above.group, was, closes=False, io=above.io)]
     return [*steps, SetDrive(new, machine_of(scene).devices[disk.name].path, was, closes=False)]
 
 

@@ -20,7 +20,7 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan import checkpoint_internal, discard
-from qmpsnap.plan.branch import branch_file, branch_files, branch_token, branches
+from qmpsnap.plan.branch import NOT_TOLD, branch_file, branch_files, branch_token, branches
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
@@ -159,6 +159,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         for one in new
         if intent.discard and not one.closes
     ]
+    notes.append(NOT_TOLD)
     if intent.leave:
         notes.append(f"stays as it is: {', '.join(intent.leave)}")
     return Plan(

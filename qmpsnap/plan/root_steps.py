@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qmpsnap.model.graph import Io
 from qmpsnap.plan.job_steps import QmpStep, WaitStep
 
 __all__ = ["AddNode", "AddStore", "CheckRoots", "NewRoot", "ReopenFilter", "RootStep", "SetDrive"]
 
 Arguments = dict[str, object]
+_PLAIN = Io()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,16 @@ class AddNode(QmpStep):
         file: The image's path.
         format: Its driver.
         backing: node-name of the layer that it stands on; None: as its header says.
+        io: How it is read and written. Its file takes that over, and layers that are opened with it.
+        unmap: Whether the guest's discards free space; else QEMU ignores them.
     """
 
     node: str
     file: str
     format: str = "qcow2"
     backing: str | None = None
+    io: Io = _PLAIN
+    unmap: bool = False
     command: ClassVar[str] = "blockdev-add"
 
     @property
@@ -36,8 +42,21 @@ class AddNode(QmpStep):
             "driver": self.format,
             "node-name": self.node,
             "file": {"driver": "file", "filename": self.file},
+            **_io(self.io, unmap=self.unmap),
         }
         return options if self.backing is None else {**options, "backing": self.backing}
+
+
+def _io(io: Io, *, unmap: bool = False) -> Arguments:
+    """What differs from QEMU's defaults; it takes detect-zeroes=unmap only together with discard=unmap."""
+    options: Arguments = {}
+    if io.direct or io.no_flush:
+        options["cache"] = {"direct": io.direct, "no-flush": io.no_flush}
+    if unmap or io.detect_zeroes == "unmap":
+        options["discard"] = "unmap"
+    if io.detect_zeroes != "off":
+        options["detect-zeroes"] = io.detect_zeroes
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,7 @@ class NewRoot:
         format: Its driver.
         backing: What its header records as backing file, or None.
         chain: Files and formats of the layers below it, newest first.
+        io: How its active layer is read and written.
     """
 
     disk: str
@@ -67,6 +87,19 @@ class NewRoot:
     format: str
     backing: str | None
     chain: tuple[tuple[str, str], ...]
+    io: Io = _PLAIN
+
+    def opened(self, *, backing: str | None = None) -> AddNode:
+        """The step that opens its active layer.
+
+        QEMU does not tell what it does with discards. An overlay takes them, which loses nothing; an image
+        that stands on none may be preallocated, and keeps its space unless it certainly did not before.
+
+        Args:
+            backing: As in AddNode.
+        """
+        unmap = self.backing is not None
+        return AddNode(self.node, self.file, self.format, backing, self.io, unmap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +128,7 @@ class SetDrive(QmpStep):
 
     def back(self) -> tuple[AddNode | SetDrive, ...]:
         """The steps that put the old root back."""
-        again = (AddNode(self.was.node, self.was.file, self.was.format),) if self.closes else ()
+        again = (self.was.opened(),) if self.closes else ()
         return (*again, SetDrive(self.was, self.path, self.root, closes=False))
 
 
@@ -109,6 +142,7 @@ class ReopenFilter(QmpStep):
         group: Its throttle-group.
         was: What it reads until then.
         closes: As in SetDrive.
+        io: The throttle's own options, which it would lose; only its `discard` it keeps by itself.
     """
 
     root: NewRoot
@@ -116,23 +150,25 @@ class ReopenFilter(QmpStep):
     group: str
     was: NewRoot
     closes: bool
+    io: Io = _PLAIN
     command: ClassVar[str] = "blockdev-reopen"
 
     @property
     def arguments(self) -> Arguments:
         """All options of the throttle, as the command demands."""
-        options = {
+        options: Arguments = {
             "driver": "throttle",
             "node-name": self.filter,
             "throttle-group": self.group,
             "file": self.root.node,
+            **_io(self.io),
         }
         return {"options": [options]}
 
     def back(self) -> tuple[AddNode | ReopenFilter, ...]:
         """The steps that put the old image back."""
-        again = (AddNode(self.was.node, self.was.file, self.was.format),) if self.closes else ()
-        return (*again, ReopenFilter(self.was, self.filter, self.group, self.root, closes=False))
+        again = (self.was.opened(),) if self.closes else ()
+        return (*again, ReopenFilter(self.was, self.filter, self.group, self.root, closes=False, io=self.io))
 
 
 @dataclass(frozen=True, slots=True)

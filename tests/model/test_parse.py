@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.errors import Malformed
-from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node
+from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
 
 DATA = Path(__file__).parent / "data"
@@ -92,6 +92,26 @@ def test_parse_finds_the_chain_under_a_throttle(qemu: str) -> None:
         ("/tmp/images/f1.qcow2", "qcow2", "/tmp/images/f0.qcow2"),
         ("/tmp/images/f0.qcow2", "qcow2", None),
     ]
+
+
+def opened_with(said: dict[str, list[dict[str, object]]], node: str, *, direct: bool, zeroes: str) -> None:
+    """Let QEMU say so of that node."""
+    row = next(one for one in said["named"] if one["node-name"] == node)
+    row |= {"cache": {"writeback": True, "direct": direct, "no-flush": direct}, "detect_zeroes": zeroes}
+
+
+@NEWEST_AND_OLDEST
+def test_parse_reads_how_an_image_is_read_and_written_from_the_node_of_its_file(qemu: str) -> None:
+    said = answers(f"throttle-{qemu}")
+    below = next(
+        one["node-name"] for one in said["named"] if one["drv"] == "file" and "f1.qcow2" in str(one["file"])
+    )
+    opened_with(said, "f1", direct=False, zeroes="on")
+    opened_with(said, str(below), direct=True, zeroes="off")
+    opened_with(said, "thr", direct=True, zeroes="unmap")
+    disk = parse_graph(said["block"], said["stats"], said["named"]).disks["vda"]
+    assert (disk.active.io, disk.base.io) == (Io(direct=True, no_flush=True, detect_zeroes="on"), Io())
+    assert disk.filters[0].io == Io(direct=True, no_flush=True, detect_zeroes="unmap")
 
 
 @pytest.mark.parametrize(

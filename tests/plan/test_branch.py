@@ -7,7 +7,7 @@ import pytest
 
 from qmpsnap.errors import NotInChain, Refused, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.files import DirFact
-from qmpsnap.model.graph import Disk, Filter
+from qmpsnap.model.graph import Disk, Filter, Io
 from qmpsnap.model.machine import Device
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.branch import branch_token
@@ -94,6 +94,33 @@ def test_branch_goes_under_a_throttle_by_opening_that_again() -> None:
     _, _, move = branch(planned(BACK, filtered(THROTTLE), files=files_of("")))
     assert isinstance(move, ReopenFilter)
     assert (move.filter, move.group) == ("thr", "tg")
+
+
+DIRECT, ZEROES = Io(direct=True), Io(no_flush=True, detect_zeroes="on")
+
+
+@pytest.mark.parametrize("node", ["vda-o1", "#block123"])
+def test_branch_reads_and_writes_as_the_active_layer_did_there_and_back(node: str) -> None:
+    of = renamed(TWO, node)
+    of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
+    plan = planned(BACK, of, files=files_of("", of))
+    _, add, move = branch(plan)
+    opened = [step for step in (add, *move.back()) if isinstance(step, AddNode)]
+    assert [(step.file, step.io, step.unmap) for step in opened] == [
+        (add.file, DIRECT, True),
+        *([(O1, DIRECT, True)] if node.startswith("#") else []),
+    ]
+    assert plan.after is not None
+    assert plan.after.disks["vda"].active.io == DIRECT
+    assert branch(plan, "vdb")[1].io == Io()
+
+
+def test_branch_under_a_throttle_lets_that_keep_its_own_options() -> None:
+    of = filtered(replace(THROTTLE, io=ZEROES))
+    of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
+    _, add, move = branch(planned(BACK, of, files=files_of("", of)))
+    assert isinstance(move, ReopenFilter)
+    assert (add.io, move.io) == (DIRECT, ZEROES)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpsnap.model.graph import Filter, InternalSnapshot, Layer, Node
+from qmpsnap.model.graph import Filter, InternalSnapshot, Io, Layer, Node
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply, apply_all
 from qmpsnap.plan.steps import (
@@ -47,7 +47,8 @@ from qmpsnap.plan.steps import (
     TakeSnapshots,
     WriteRecord,
 )
-from qmpsnap.testing.drawing import MIB, graph
+from qmpsnap.testing.drawing import MIB, chain, graph
+from tests.plan.scenes import with_layer
 
 JOB = "qmpsnap-commit-keep-00000000"
 ALL = graph(vda="base <- s1 <- s2*", vdb="data.raw*")
@@ -207,6 +208,14 @@ def test_a_new_root_is_read_on_the_layers_that_are_known_already(closes: bool) -
     assert disk.active == Layer("new", "/new", "qcow2", 64 * MIB, backing=S1, backing_format="qcow2")
     assert ("vda-s2" in after.nodes) is not closes
     assert after.disks["vdb"] is ALL.disks["vdb"]
+
+
+def test_what_is_done_with_the_file_comes_along_to_an_overlay_and_to_a_new_root() -> None:
+    io = Io(direct=True, detect_zeroes="on")
+    of = graph(with_layer(chain("base <- s1*"), 0, io=io))
+    covered = apply(of, TakeSnapshots((TakenOverlay("vda", "vda-s1", "n", "/o", S1, "us"),)))
+    assert covered.disks["vda"].active.io == Io(direct=True)
+    assert apply(ALL, SetDrive(replace(NEW, io=io), "/q", OLD, closes=True)).disks["vda"].active.io == io
 
 
 def test_a_new_root_under_a_filter_leaves_the_filter_the_root() -> None:

@@ -6,14 +6,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.model.features import Features
+from qmpsnap.model.graph import Filter, Io
 from qmpsnap.plan import rest
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import ContinueGuest, FinishRecord, KeepBranch, LoadState, ResetGuest
+from qmpsnap.plan.steps import (
+    AddNode,
+    ContinueGuest,
+    FinishRecord,
+    KeepBranch,
+    LoadState,
+    ReopenFilter,
+    ResetGuest,
+    SetDrive,
+)
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import MOMENT, TWO, files_of
-from tests.plan.scenes import NOW, planned
+from tests.plan.scenes import NOW, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -100,3 +110,17 @@ def test_rest_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_cam
     assert "go back once more" in rested(record, of, files, process="").vanished
     assert rested(record, of, files, process="2:2").vanished == ""
     assert rested(record, of, files).vanished == ""
+
+
+@pytest.mark.parametrize("above", [(), (Filter("thr", "throttle", "tg", Io(no_flush=True)),)])
+def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
+    above: tuple[Filter, ...],
+) -> None:
+    record, of, files = begun("")
+    vdb = with_layer(TWO.disks["vdb"], 0, io=Io(direct=True))
+    vdb = replace(vdb, filters=above, root="thr" if above else vdb.root)
+    plan = rested(record, graph(of.disks["vda"], vdb), files)
+    (add,) = [step for step in plan.steps if isinstance(step, AddNode)]
+    (move,) = [step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter)]
+    assert (add.file, add.io, add.unmap) == (record.overlays["vdb"], Io(direct=True), True)
+    assert [move.io for move in (move,) if isinstance(move, ReopenFilter)] == [one.io for one in above]

@@ -18,6 +18,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.record import Settings
+from qmpsnap.plan.branch import NOT_TOLD
 from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
 from qmpsnap.plan.steps import (
     AddStore,
@@ -62,7 +63,7 @@ def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
     ]
     assert kinds(*tidy.steps) == ["KeepBranch", "FinishRecord"]
     assert (go.verify, tidy.tidy) == (True, True)
-    assert plan.notes == ("the guest is reset: its memory belongs to the disks as they were",)
+    assert plan.notes == ("the guest is reset: its memory belongs to the disks as they were", NOT_TOLD)
     assert plan.moves == ("vda", "vdb")
     for files in plan.chains_after.values():
         assert files[0].startswith(("/images/base.c1-", "/images/data.c1-"))
@@ -80,7 +81,7 @@ def test_revert_in_place_loads_the_store_instead() -> None:
     load = next(step for step in plan.steps if isinstance(step, LoadState))
     assert (store.file, load.name, load.nodes) == (STORE, "qmpsnap-00000001", (("", store.node),))
     assert tidy.steps[0] == DeleteNode(store.node)
-    assert plan.notes == ()
+    assert plan.notes == (NOT_TOLD,)
 
 
 def test_revert_reads_back_the_root_of_each_device() -> None:
