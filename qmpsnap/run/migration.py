@@ -159,8 +159,11 @@ class Migrations:
                 raise
 
     async def _cancel(self, step: CancelMigration) -> None:
-        if (await self.status()).status in _OVER:
-            return
+        if (await self.status()).status not in _OVER:
+            await self._stop(step)
+        await self._until_state(lambda now: now != "finish-migrate")  # `cont` is refused before
+
+    async def _stop(self, step: CancelMigration) -> None:
         if not step.wait:
             await self._session.change(step.command, step.arguments)
         changed, limit = self._changed, time.monotonic() + _MOMENT
