@@ -167,6 +167,11 @@ class Disk:
     read_only: bool = False
 
     @property
+    def writable(self) -> bool:
+        """Whether it has a medium that the guest can write to."""
+        return bool(self.layers) and not self.read_only
+
+    @property
     def active(self) -> Layer:
         """The newest layer, the one the guest writes to."""
         return self.layers[0]

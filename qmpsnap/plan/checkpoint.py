@@ -142,7 +142,7 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
     """Where the VM state goes."""
     if intent.memory:
         return intent.memory
-    first = next((disk for disk in graph.disks.values() if disk.layers and not disk.read_only), None)
+    first = next((disk for disk in graph.disks.values() if disk.writable), None)
     if first is None:
         return ""  # refused for want of a disk
     return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")

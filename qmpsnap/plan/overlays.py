@@ -79,7 +79,7 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
     chosen = [find_disk(graph, spelling) for spelling in intent.disks]
     left_out: list[str] = []
     if not chosen:
-        chosen = [disk for disk in graph.disks.values() if disk.layers and not disk.read_only]
+        chosen = [disk for disk in graph.disks.values() if disk.writable]
         left_out = [name for name, disk in graph.disks.items() if disk not in chosen]
     for index, disk in enumerate(chosen):
         if any(disk.name == other.name for other in chosen[:index]):

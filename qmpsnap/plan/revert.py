@@ -330,7 +330,7 @@ def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
     leave = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
     record = _record_of(moment)
     for disk in scene.graph.disks.values():
-        if disk.layers and not disk.read_only and disk.name not in record.covered and disk.name not in leave:
+        if disk.writable and disk.name not in record.covered and disk.name not in leave:
             raise NotInChain(
                 f"{disk.name} is writable and not part of {intent.name!r}",
                 hint=f"it can stay as it is: --leave {disk.name}",

@@ -83,7 +83,7 @@ def _chosen(intent: SnapshotInternal, scene: Scene) -> tuple[list[Disk], list[st
     """The disks to take, and each that is left out with the reason."""
     every = scene.graph.disks.values()
     if not intent.disks:
-        chosen = [disk for disk in every if disk.layers and not disk.read_only]
+        chosen = [disk for disk in every if disk.writable]
         left = [disk for disk in every if disk not in chosen]
         if not chosen:
             raise UnknownNode("there is no writable disk with a medium", hint="name a disk")
@@ -117,4 +117,4 @@ def _check(disk: Disk, scene: Scene, *, named: bool) -> None:
 
 
 def _able(disk: Disk) -> bool:
-    return bool(disk.layers) and not disk.read_only and disk.active.format == "qcow2"
+    return disk.writable and disk.active.format == "qcow2"

@@ -114,7 +114,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
 
 def writable(graph: Graph) -> tuple[Disk, ...]:
     """The disks that the guest can write to."""
-    return tuple(disk for disk in graph.disks.values() if disk.layers and not disk.read_only)
+    return tuple(disk for disk in graph.disks.values() if disk.writable)
 
 
 def stray(graph: Graph) -> str:

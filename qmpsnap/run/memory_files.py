@@ -14,10 +14,10 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
+from qmpsnap.model.snapshot_table import HEADER_BYTES, MAX_TABLE_BYTES, snapshot_names, snapshot_table
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from qmpsnap.plan.memory_steps import SealMemory, SealStore
     from qmpsnap.run.put_away import Created
 
-__all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store"]
+__all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
 
 _QCOW2 = b"QFI\xfb"
-_MOST_TAGS = 1 << 10
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,7 +181,7 @@ def _fact(path: str) -> MemoryFact:
             return MemoryFact(path, size=0, problem="it is no regular file")
         size = status.st_size
         if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
-            return MemoryFact(path, size=size, problem="it is an image", tags=_tags(descriptor))
+            return MemoryFact(path, size=size, problem="it is an image", tags=tags_of(descriptor))
         length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
         note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
         if note.stream_bytes + length + TAIL_BYTES != size:
@@ -194,19 +193,12 @@ def _fact(path: str) -> MemoryFact:
         os.close(descriptor)
 
 
-def _tags(descriptor: int) -> tuple[str, ...]:
-    """Names in a qcow2 image's table of snapshots, as far as it goes; see docs/interop/qcow2.rst of QEMU."""
-    names: list[str] = []
-    with contextlib.suppress(struct.error, OverflowError):  # it was cut, or says nonsense
-        count, offset = struct.unpack(">IQ", os.pread(descriptor, 12, 60))
-        for _ in range(min(count, _MOST_TAGS)):
-            fixed = os.pread(descriptor, 40, offset)
-            id_bytes, name_bytes = struct.unpack_from(">HH", fixed, 12)
-            (extra_bytes,) = struct.unpack_from(">I", fixed, 36)
-            start = offset + 40 + extra_bytes + id_bytes
-            names.append(os.pread(descriptor, name_bytes, start).decode("utf-8", "replace"))
-            offset = start + name_bytes + 7 & ~7
-    return tuple(names)
+def tags_of(descriptor: int) -> tuple[str, ...]:
+    """Names in a qcow2 image's table of snapshots; none where that is cut or says nonsense."""
+    with contextlib.suppress(ValueError):
+        offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
+        return snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
+    return ()
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import stat
 
-from qmpsnap.model.snapshot_table import HEADER_BYTES, MAX_TABLE_BYTES, snapshot_names, snapshot_table
 from qmpsnap.run import put_away
 from qmpsnap.run.disk import sync_directory
-from qmpsnap.run.memory_files import look
+from qmpsnap.run.memory_files import look, tags_of
 from qmpsnap.run.put_away import Created
 
 __all__ = ["remove_state"]
@@ -47,12 +46,7 @@ def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the s
 def _belongs(file: str, descriptor: int, id: str, tag: str) -> bool:  # noqa: A002
     if file.endswith(f".{id[-_TOKEN:]}.partial"):
         return True
-    if not tag:
-        note = look([file])[file].note
-        return note is not None and note.id == id
-    try:
-        header = os.pread(descriptor, HEADER_BYTES, 0)
-        offset, count = snapshot_table(header)
-        return tag in snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
-    except ValueError:
-        return False
+    if tag:
+        return tag in tags_of(descriptor)
+    note = look([file])[file].note
+    return note is not None and note.id == id
