@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from integration.cli import Cli
-from integration.machines import blockdev
+from integration.machines import blockdev, wait_for
 from integration.test_cli import files_in, planned, sent
 
 WAITS = ("-incoming", "defer")
@@ -199,6 +200,65 @@ def test_checkpoint_waits_for_a_job_when_asked(pair):
     ended = cli.end(waiting)
     assert ended.code == 0, ended.err
     assert "checkpoint: done" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("state", "way"), [("pending", "job wait {}"), ("paused", "job resume {}")], ids=["pending", "paused"]
+)
+@pytest.mark.parametrize("comes", [False, True], ids=["stands", "comes"])
+def test_checkpoint_does_not_wait_for_a_job_that_does_not_end_by_itself(pair, leftovers, state, way, comes):
+    """A stream of ours whose client was killed stands at `pending`; one that a user paused stands, too."""
+    running, cli = pair
+    assert cli("snapshot", "s1").code == 0
+    running.write("vda", *WRITE)
+    killed = cli.start("stream", "vda", "--speed", "64K")
+    job = cli.job()
+    killed.kill()
+    killed.communicate()
+    if state == "paused":
+        running.qmp("block-job-set-speed", device=job, speed=4096)
+
+    def to_stand():
+        if state == "paused":
+            running.qmp("job-pause", id=job)
+        else:
+            running.qmp("block-job-set-speed", device=job, speed=0)
+        wait_for(lambda: running.qmp("query-jobs")[0]["status"] == state, f"the job at {state}")
+
+    if not comes:
+        to_stand()
+    waiting = cli.start("--json", "checkpoint", "c1", "--wait")
+    if comes:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(1)
+        to_stand()
+    since = time.monotonic()
+    ended = cli.end(waiting)
+    assert time.monotonic() - since < 6
+    error = ended.json["error"]
+    assert (ended.code, error["type"], error["job_id"], error["changed"]) == (3, "NodeBusy", job, "no")
+    assert f"qmpsnap {way.format(job)}" in error["hint"]
+    if state == "paused":
+        assert cli("job", "resume", job).code == cli("job", "speed", job, "0").code == 0
+    assert cli("job", "wait", job).code == 0
+    assert cli("checkpoint", "c1", "--wait").code == 0
+
+
+def test_checkpoint_waits_for_a_job_that_is_paused_for_moments_and_passes_pending(pair):
+    running, cli = pair
+    copy = f"{running.folder}/copy"
+    # No stream: one that ends in the drain of a `stop` kills 7.2.
+    running.qmp("drive-backup", {"job-id": "theirs", "device": "vda-node", "target": copy, "sync": "full"},
+                speed=65536)  # fmt: skip
+    waiting = cli.start("checkpoint", "c1", "--wait")
+    for _ in range(30):  # each `stop` drains, and each drain pauses the job
+        time.sleep(0.1)
+        running.qmp("stop")
+        running.qmp("cont")
+    assert [job["status"] for job in running.qmp("query-jobs")] == ["running"]
+    running.qmp("block-job-set-speed", device="theirs", speed=0)
+    ended = cli.end(waiting)
+    assert ended.code == 0, ended.err
 
 
 # -- refusals ------------------------------------------------------------------------------------------

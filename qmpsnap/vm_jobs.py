@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import Changed, ForeignJob, Interrupted, JobFailed, JobPaused, NodeBusy, UnknownNode
-from qmpsnap.model.job import parse_job_id
+from qmpsnap.errors import Changed, ForeignJob, Interrupted, NodeBusy, UnknownNode
+from qmpsnap.model.job import ENDED, STAYS, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, rest
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import Done, Hooks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from qmpsnap.run.target import Progress, Target
 
 __all__ = ["JobVerbs"]
+
+# Seconds. QEMU pauses a job for a drain, and lets it pass READY and pending, in far less; while it drains it
+# answers nobody.
+_MOMENT = 2.0
 
 
 class JobVerbs:
@@ -103,13 +107,15 @@ class JobVerbs:
         """Plan as soon as no job is in the way any more, of whichever client.
 
         Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that
-        never ends by itself is not waited for: one that is READY, or that an error has paused.
+        does not end by itself is waited for some seconds at most, also when it comes to that meanwhile: one
+        that stands at READY or at pending and whose client is not at work, or that is paused, by an error
+        or as asked.
 
         Args:
             intent: What is wanted.
 
         Raises:
-            NodeBusy: When such a job is in the way, or something that is no job.
+            NodeBusy: When such a job is in the way, with what brings it on; or something that is no job.
             Refused: What `plan` raises.
             LinkLost: When the link goes.
         """
@@ -118,20 +124,37 @@ class JobVerbs:
             try:
                 return await self.plan(intent)
             except NodeBusy as busy:
-                if not busy.job_id or busy.job_id in waited or not await self._ends(busy.job_id):
+                if not busy.job_id or busy.job_id in waited:
                     raise
+                await self._until_ended(busy.job_id, busy)
                 waited.add(busy.job_id)
 
-    async def _ends(self, job_id: str) -> bool:
-        """Wait for the job's end, which it is not asked for; False once it is clear that it will not end."""
+    async def _until_ended(self, job_id: str, busy: NodeBusy) -> None:
+        """Wait for the job's end, which it is not asked for; refuse once it is clear that it will not end."""
         with self._target.watch(job_id) as watch:
-            try:
-                await watch.until_ready()
-            except JobFailed:
-                return True  # also one that ended well: nobody completed it
-            except JobPaused:
-                pass
-        return False
+            while await watch.until_still(_MOMENT) is not None:
+                jobs = {job.id: job for job in await self._target.jobs()}
+                job = jobs.get(job_id)
+                if job is None or job.status not in STAYS:
+                    continue
+                if job.status is JobStatus.WAITING and (other := _held_up_by(jobs.values())) is not None:
+                    await self._until_ended(other.id, busy)
+                elif not await self._is_attended(job):
+                    raise NodeBusy(
+                        f"job {job.id!r} ({job.type}, {job.status.value}) does not end by itself",
+                        node=busy.node,
+                        job_id=job.id,
+                        hint=_brings_it_on(job),
+                    ) from busy
+
+    async def _is_attended(self, job: Job) -> bool:
+        """Whether a client of ours is at work on the job and brings it on; it may have layers to flush yet.
+
+        No event tells that such a client went: this is asked once each moment.
+        """
+        if not job.mine or job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
+            return False
+        return any(one.live and one.id == job.id for one in await self.interrupted(live=True))
 
     async def plan_rest(self, job_id: str) -> Plan:
         """What is left of an operation of ours whose client went away.
@@ -251,3 +274,21 @@ class JobVerbs:
             state_dir=self._state_dir,
             machine=machine,
         )
+
+
+def _held_up_by(jobs: Iterable[Job]) -> Job | None:
+    """The job that one which is WAITING waits for, as far as QEMU tells; rather one that moves."""
+    others = [job for job in jobs if job.status is not JobStatus.WAITING and job.status not in ENDED]
+    return min(others, key=lambda job: job.status in STAYS, default=None)
+
+
+def _brings_it_on(job: Job) -> str:
+    """What lets a job go on that stands still."""
+    named = job.id if job.mine else f"{job.id} --foreign"
+    if job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
+        on = f"qmpsnap job resume {named} lets it go on"
+    elif job.mine:
+        on = f"qmpsnap job wait {named} brings it to its end"
+    else:
+        on = f"its client has to {'finalize' if job.status is JobStatus.PENDING else 'complete'} it"
+    return f"{on}, qmpsnap job cancel {named} stops it"

@@ -42,9 +42,73 @@ async def test_when_idle_plans_once_the_job_has_ended() -> None:
     assert fake.watched == 0
 
 
-async def test_when_idle_refuses_a_job_that_is_ready() -> None:
-    with pytest.raises(NodeBusy, match="'theirs'"):
-        await vm_of(with_job(status=JobStatus.READY)).when_idle(SAVE)
+OURS = "qmpsnap-stream-keep-0a1b2c3d"
+
+
+@pytest.mark.parametrize(
+    ("job_id", "status", "way"),
+    [
+        ("theirs", JobStatus.READY, "its client has to complete it"),
+        ("theirs", JobStatus.PENDING, "its client has to finalize it"),
+        ("theirs", JobStatus.PAUSED, "qmpsnap job resume theirs --foreign lets it go on"),
+        (OURS, JobStatus.READY, f"qmpsnap job wait {OURS} brings it to its end"),
+        (OURS, JobStatus.PENDING, f"qmpsnap job wait {OURS} brings it to its end"),
+        (OURS, JobStatus.PAUSED, f"qmpsnap job resume {OURS} lets it go on"),
+        (OURS, JobStatus.STANDBY, f"qmpsnap job resume {OURS} lets it go on"),
+    ],
+)
+async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(
+    job_id: str, status: JobStatus, way: str
+) -> None:
+    fake = with_job(job_id, status)
+    with pytest.raises(NodeBusy, match=f"{job_id!r} .*{status}.* does not end by itself") as caught:
+        await vm_of(fake).when_idle(SAVE)
+    assert caught.value.job_id == job_id
+    only = "" if job_id == OURS else " --foreign"
+    assert caught.value.hint == f"{way}, qmpsnap job cancel {job_id}{only} stops it"
+    assert fake.watched == 0
+
+
+@pytest.mark.parametrize("status", [JobStatus.READY, JobStatus.PENDING, JobStatus.PAUSED])
+async def test_when_idle_refuses_a_job_that_comes_to_stand_while_it_waits(status: JobStatus) -> None:
+    fake = with_job()
+    task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
+    await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    fake._set("theirs", status)
+    with pytest.raises(NodeBusy, match="does not end by itself"):
+        await task
+
+
+async def test_when_idle_waits_for_a_job_at_pending_whose_client_is_at_work() -> None:
+    fake = with_job(OURS, JobStatus.PENDING)
+    record = IntentRecord(OURS, "stream", NOW, {"vda": ("/images/s1.qcow2", "/images/base.qcow2")}, live=True)
+    fake.files.records.append(replace(record, directory="/images/base.qmpsnap"))
+    task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not task.done()
+    fake.files.records[:] = []  # it is finalized
+    fake._set(OURS, JobStatus.NULL)
+    assert (await task).intent == SAVE
+
+
+async def test_when_idle_waits_for_the_jobs_of_one_transaction() -> None:
+    fake = with_job("first", JobStatus.WAITING)
+    fake.start_job(Job("second", "backup", JobStatus.RUNNING), SaveState("second", "x", ()))
+    task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
+    await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    fake._set("second", JobStatus.CONCLUDED)
+    fake._set("first", JobStatus.CONCLUDED)
+    assert (await task).intent == SAVE
+
+
+async def test_when_idle_refuses_a_transaction_of_which_one_job_is_paused() -> None:
+    fake = with_job("first", JobStatus.WAITING)
+    fake.start_job(Job("second", "backup", JobStatus.PAUSED), SaveState("second", "x", ()))
+    with pytest.raises(NodeBusy, match="'second'"):
+        await vm_of(fake).when_idle(SAVE)
 
 
 async def test_when_idle_refuses_what_is_in_the_way_and_is_no_job() -> None:

@@ -47,7 +47,8 @@ __all__ = ["checkpoint"]
 @click.option(
     "--wait",
     is_flag=True,
-    help="Wait for jobs that are under way, without a limit. [default: refuse]",
+    help="Wait for jobs that are under way, without a limit; not for one that does not end by itself. "
+    "[default: refuse]",
 )
 @progress
 @dry_run

@@ -119,7 +119,7 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         plan = await vm.plan_rest(job_id)
         if dry_run:
             return plan
-        with signals.operation(plan.job_id):
+        with signals.operation(plan, named=job_id):
             return await vm.job_cancel(job_id)
 
     match run(work):
@@ -158,7 +158,7 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
         if dry_run:
             return plan
         bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
-        with signals.operation(plan.job_id, bar):
+        with signals.operation(plan, bar, named=job_id):
             return await vm.run(plan, hooks(signals, bar))
 
     started = time.monotonic()
@@ -188,7 +188,7 @@ def _send(
     async def work(vm: VM, signals: Signals) -> Job:
         found = await vm.job(job_id, foreign=foreign)
         if not dry_run:
-            with signals.operation(""):
+            with signals.operation(None):
                 await act(vm)
         return found
 

@@ -92,7 +92,7 @@ def change(
         if dry_run:
             return plan
         bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
-        with signals.operation(plan.job_id, bar):
+        with signals.operation(plan, bar):
             return await vm.run(plan, hooks(signals, bar))
 
     result = run(work)

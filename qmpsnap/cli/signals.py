@@ -4,6 +4,9 @@ Before an operation has begun, either ends the command. While it runs:
   first Ctrl-C on a terminal   asks: detach, cancel or go on; the operation goes on meanwhile
   first one elsewhere, SIGTERM cancel, and undo what was done
   second one                   detach: the job's id is printed, the job runs on
+
+A job on VM state cannot be left: QEMU carries it to its end, but somebody has to do the rest, and to let the
+guest run on. There is no detaching then, and after the second one the id is printed with how to do the rest.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from qmpsnap.cli.app import App
     from qmpsnap.cli.progress import Bar, Lines
     from qmpsnap.errors import QmpsnapError
+    from qmpsnap.plan.plan import Plan
 
 __all__ = ["Signals"]
 
@@ -53,7 +57,8 @@ class Signals:
         self._running = False  # an operation is under way
         self._ended = False  # it ended: there is nothing to interrupt any more
         self._asking = False
-        self._job_id = ""
+        self._plan: Plan | None = None
+        self._named = ""
         self._bar: Bar | Lines | None = None
 
     def __enter__(self) -> Self:
@@ -72,14 +77,18 @@ class Signals:
         return self._came > 0
 
     @contextmanager
-    def operation(self, job_id: str, bar: Bar | Lines | None = None) -> Iterator[None]:
+    def operation(
+        self, plan: Plan | None, bar: Bar | Lines | None = None, *, named: str = ""
+    ) -> Iterator[None]:
         """From here on an operation runs that must not simply be dropped.
 
         Args:
-            job_id: Its job, which can be left running; "" when it has none.
+            plan: Its plan; None for a command that has none.
             bar: What shows its progress, to be hidden while a question is asked.
+            named: What it is called; "": as the plan calls it.
         """
-        self._running, self._job_id, self._bar = True, job_id, bar
+        self._running, self._plan, self._bar = True, plan, bar
+        self._named = named or (plan.operation_id if plan is not None else "")
         try:
             yield
         finally:
@@ -89,6 +98,14 @@ class Signals:
                 tell("", "it has ended meanwhile")
             if bar is not None:
                 bar.hide()
+
+    @property
+    def _job_id(self) -> str:
+        return self._plan.job_id if self._plan is not None else ""
+
+    @property
+    def _can_be_left(self) -> bool:
+        return self._plan is not None and self._plan.can_be_left
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._ended:
@@ -110,8 +127,12 @@ class Signals:
     def _cancel(self) -> None:
         if self.cancel.is_set():
             return
-        again = f"; once more leaves job {self._job_id} running" if self._job_id else ""
-        tell(f"stopping, and taking back what was done{again}")
+        if self._can_be_left:
+            tell(f"stopping, and taking back what was done; once more leaves job {self._job_id} running")
+        elif self._job_id:
+            tell("stopping, and taking back what was done, or ending what cannot be; once more stops here")
+        else:
+            tell("stopping, and taking back what was done")
         self.cancel.set()
         self._loop.call_later(_AFTER_CANCEL, self._give_up)
 
@@ -119,28 +140,16 @@ class Signals:
         if not self._job_id:
             tell("no job runs that could be left; waiting for QEMU's answer")
             return
-        self.detach.set()
+        (self.detach if self._can_be_left else self.cancel).set()
         self._loop.call_later(_AFTER_DETACH, self._left)
 
     def _left(self) -> None:
         """Leave at once: the operation was not in its wait any more. Whoever comes finds the record."""
-        what = "it was being cancelled" if self.cancel.is_set() else "it was about to end"
-        self._leave(
-            Detached(
-                f"left job {self._job_id}; {what}",
-                job_id=self._job_id,
-                hint=f"qmpsnap job wait {self._job_id} tells what became of it and ends what is left",
-            )
-        )
+        assert self._plan is not None  # noqa: S101 - there is a job
+        self._leave(left(self._plan, self._named, cancelled=self.cancel.is_set()))
 
     def _give_up(self) -> None:
-        self._leave(
-            LinkLost(
-                f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt",
-                changed=Changed.UNKNOWN,
-                hint="when it answers again: qmpsnap chain, and qmpsnap jobs, show what became of it",
-            )
-        )
+        self._leave(given_up(self._plan, self._named))
 
     def _leave(self, error: QmpsnapError) -> NoReturn:
         """End the process now, with what is known."""
@@ -163,7 +172,7 @@ class Signals:
         self._prompt()
 
     def _prompt(self) -> None:
-        sys.stderr.write("[d]etach, [c]ancel, go [o]n? ")
+        sys.stderr.write(f"{'[d]etach, ' if self._can_be_left else ''}[c]ancel, go [o]n? ")
         sys.stderr.flush()
 
     def _on_answer(self) -> None:
@@ -172,7 +181,7 @@ class Signals:
         except OSError:
             answer = "o"
         match answer[:1]:
-            case "d":
+            case "d" if self._can_be_left:
                 self._stop_asking()
                 self._detach()
             case "c":
@@ -191,3 +200,46 @@ class Signals:
         if self._asking:
             self._asking = False
             self._loop.remove_reader(sys.stdin.fileno())
+
+
+def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
+    """What to say when the process ends in the midst of an operation with a job.
+
+    Args:
+        plan: Its plan.
+        named: What it is called.
+        cancelled: Whether it was asked to stop before.
+    """
+    if plan.can_be_left:
+        what = "it was being cancelled" if cancelled else "it was about to end"
+        return Detached(
+            f"left job {plan.job_id}; {what}",
+            job_id=plan.job_id,
+            hint=f"qmpsnap job wait {plan.job_id} tells what became of it and ends what is left",
+        )
+    stands = ", and the guest may stand still until then" if plan.halts else ""
+    error = Detached(
+        f"stopped in the midst of {named}: QEMU carries its job to the end, but what is left has to be "
+        f"ended{stands}",
+        job_id=named,
+        hint=_ending(plan, named),
+    )
+    error.changed = Changed.UNKNOWN
+    return error
+
+
+def given_up(plan: Plan | None, named: str) -> LinkLost:
+    """What to say when QEMU did not answer for so long that the process ends; as for `left`."""
+    stands = "; the guest may stand still" if plan is not None and plan.halts else ""
+    end = f"; {_ending(plan, named)}" if plan is not None and named else ""
+    return LinkLost(
+        f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt{stands}",
+        changed=Changed.UNKNOWN,
+        hint=f"when it answers again: qmpsnap chain, and qmpsnap jobs, show what became of it{end}",
+    )
+
+
+def _ending(plan: Plan, named: str) -> str:
+    # A save is to leave it standing.
+    runs = ", and lets the guest run on if it ran" if plan.halts and plan.op != "save" else ""
+    return f"qmpsnap job wait {named} brings it to its end{runs}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDED",
+    "STAYS",
     "TRANSITIONS",
     "VERBS",
     "Ending",
@@ -122,6 +123,9 @@ VERBS: Mapping[JobVerb, frozenset[JobStatus]] = MappingProxyType(
 
 ENDED = frozenset({_S.CONCLUDED, _S.NULL})
 """The states in which a job does nothing any more."""
+
+STAYS = _ALIVE - {_S.CREATED, _S.RUNNING} | {_S.WAITING, _S.PENDING}
+"""The states in which a job may stand until somebody, or another job, brings it on; or for a moment only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:
                 overlay=overlay,
                 allocated=disk.layers[index].allocated if begun else None,
                 in_chain=covered == below,
-                invalid=covered in invalid,
+                invalid=covered in invalid or disk.name in record.lost,
             )
         )
         current |= index == 0

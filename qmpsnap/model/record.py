@@ -147,6 +147,7 @@ class MomentRecord:
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains`; none in records of before there were any.
         deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
+        lost: Disks of which no file holds the moment any more: a commit has written into that.
     """
 
     id: str
@@ -160,6 +161,7 @@ class MomentRecord:
     directory: str = ""
     formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     deleted: bool = False
+    lost: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
@@ -247,6 +249,7 @@ def to_json(record: Record) -> str:
                 "state": state_json(record.state),
                 "formats": {disk: list(one) for disk, one in record.formats.items()},
                 "deleted": record.deleted,
+                "lost": list(record.lost),
             }
     return json.dumps(body) + "\n"
 
@@ -297,6 +300,7 @@ def from_json(text: str, *, directory: str = "") -> Record:
                 state=state_of(fields),
                 formats=fields.chains("formats") if fields.has("formats") else {},
                 deleted=fields.has("deleted") and fields.flag("deleted"),
+                lost=fields.texts("lost") if fields.has("lost") else (),
             )
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")

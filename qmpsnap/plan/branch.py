@@ -291,6 +291,8 @@ def _header(scene: Scene, file: str) -> Header | None:
 
 def _refuse_invalid(moment: Moment, disk: Disk, covered: str, scene: Scene) -> None:
     invalid = {file for one in scene.files.records if isinstance(one, IntentRecord) for file in one.invalid}
+    if moment.record is not None and disk.name in moment.record.lost:
+        invalid.add(covered)
     chain = (moment.record.chains.get(disk.name, ()) if moment.record else ()) or (covered,)
     for file in chain:
         if file in invalid:

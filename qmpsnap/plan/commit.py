@@ -13,8 +13,9 @@ from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
 from qmpsnap.model.files import Ask, invalid_name
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.lost import losses
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -179,9 +180,11 @@ def _stages(
     if not intent.keep_overlay:
         tidy += delete_owned(folded)
         tidy += [RetireFile(file, intent.folded, to) for file, to in retired.items()]
+        gone = {layer.file for layer in folded}
+        lost, moments = losses(scene.files.records, start.disk, folded=gone, written={*gone, start.base_file})
+        tidy += lost
     if place and not intent.keep_overlay:
-        ids, moments = _superseded(scene, start, folded)
-        tidy.append(FinishRecord(place, (record.id, *ids), moments))
+        tidy.append(FinishRecord(place, (record.id, *_superseded(scene, start, folded)), moments))
     stages = [
         Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
         Stage(f"commit into {start.base_file}", tuple(fold), verify=True),
@@ -190,23 +193,17 @@ def _stages(
     return tuple(stage for stage in stages if stage.steps)
 
 
-def _superseded(
-    scene: Scene, start: StartCommit, folded: tuple[Layer, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Records of earlier commits of these layers that failed, and moments whose overlays are folded."""
-    gone = {layer.file for layer in folded}
-    ids, moments = [], []
-    for record in scene.files.records:
-        match record:
-            case IntentRecord(op="commit") if record.invalid and set(record.invalid) <= (
-                gone | {start.base_file}
-            ):
-                ids.append(record.id)
-            case MomentRecord() if record.overlays and set(record.overlays.values()) <= gone:
-                moments.append(record.id)
-            case _:
-                pass
-    return tuple(ids), tuple(moments)
+def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> tuple[str, ...]:
+    """Records of earlier commits of these layers that failed."""
+    changed = {*(layer.file for layer in folded), start.base_file}
+    return tuple(
+        record.id
+        for record in scene.files.records
+        if isinstance(record, IntentRecord)
+        and record.op == "commit"
+        and record.invalid
+        and set(record.invalid) <= changed
+    )
 
 
 def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[str, str]:

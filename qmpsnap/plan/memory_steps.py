@@ -21,6 +21,7 @@ __all__ = [
     "CreateStore",
     "KeepBranch",
     "KeepLink",
+    "KeepLost",
     "MemoryStep",
     "RemoveState",
     "SealMemory",
@@ -147,4 +148,22 @@ class KeepLink(HostOnly):
     command: ClassVar[str] = "keep-link"
 
 
-MemoryStep = CreateMemory | CreateStore | SealMemory | SealStore | RemoveState | KeepBranch | KeepLink
+@dataclass(frozen=True, slots=True)
+class KeepLost(HostOnly):
+    """Note in a moment's record that a commit has written into the layer that held it.
+
+    Attributes:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disk: The disk whose layer it was.
+    """
+
+    directory: str
+    id: str
+    disk: str
+    command: ClassVar[str] = "keep-lost"
+
+
+MemoryStep = (
+    CreateMemory | CreateStore | SealMemory | SealStore | RemoveState | KeepBranch | KeepLink | KeepLost
+)

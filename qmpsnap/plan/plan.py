@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.graph import draw
 from qmpsnap.plan.steps import (
     AwaitJob,
+    ContinueGuest,
     CreateOverlay,
     DismissJob,
     LoadMemory,
@@ -21,6 +22,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    StopGuest,
     WriteRecord,
 )
 
@@ -124,6 +126,26 @@ class Plan:
         return next((step.job_id for step in self.steps if isinstance(step, _OF_A_JOB)), "")
 
     @property
+    def operation_id(self) -> str:
+        """What the operation is called by whoever ends what is left of it, or ""."""
+        return self.job_id or (self.record.record.id if self.record is not None else "")
+
+    @property
+    def can_be_left(self) -> bool:
+        """Whether its job copies layers while the guest runs on; one on VM state cannot be left."""
+        return bool(self.job_id) and self.op in _COPIES
+
+    @property
+    def halts(self) -> bool:
+        """Whether a guest that is to run stands still in its course, and is told to run on by it alone."""
+        return any(
+            isinstance(step, ContinueGuest)
+            or (isinstance(step, StopGuest) and step.ran)
+            or (isinstance(step, LoadState) and step.running)
+            for step in (*self.steps, *self.resumes)
+        )
+
+    @property
     def moves_memory(self) -> bool:
         """Whether VM state is written to a file, or read from one, by a migration."""
         return any(isinstance(step, SaveMemory | LoadMemory) for step in self.steps)
@@ -178,6 +200,7 @@ class Plan:
         return "\n".join(lines)
 
 
+_COPIES = frozenset({"stream", "commit", "mirror"})
 _OF_A_JOB = StartStream | StartCommit | StartMirror | AwaitJob | DismissJob
 
 

@@ -13,6 +13,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, rest_checkpoint, rest_internal, rest_revert
+from qmpsnap.plan.lost import retire
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
 from qmpsnap.plan.steps import (
@@ -27,7 +28,6 @@ from qmpsnap.plan.steps import (
     FlushNode,
     KeepMoment,
     RemoveOrphan,
-    RetireFile,
     WriteRecord,
 )
 
@@ -179,7 +179,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     end.append(AwaitJob(job.id, "concluded"))
     tidy: list[Step] = []
     if record is not None:
-        tidy += _retire(record)
+        tidy += retire(record, scene.files.records)
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
@@ -222,16 +222,6 @@ def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene
 
 def _keeps_overlay(record: IntentRecord) -> bool:
     return record.op == "commit" and not record.policy
-
-
-def _retire(record: IntentRecord) -> list[Step]:
-    match record.policy:
-        case "rename":
-            return [RetireFile(file, "rename", to) for file, to in record.renames.items()]
-        case "remove":
-            return [RetireFile(file, "remove", "") for file in record.folded]
-        case _:
-            return []
 
 
 def _invalid_after(record: IntentRecord) -> tuple[str, ...]:
@@ -335,7 +325,7 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
     if _keeps_overlay(record):
         return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
     if _chains_now(disks, scene) == record.after:
-        steps = (*_retire(record), finish)
+        steps = (*retire(record, scene.files.records), finish)
         done = (Stage("it had ended well", steps, tidy=True),)
         return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks))
     if not _written(record, scene):

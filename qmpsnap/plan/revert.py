@@ -382,6 +382,8 @@ def _intent_record(
 
 def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
     for name, covered in record.covered.items():
+        if name in record.lost:
+            raise NotInChain(f"{covered} holds {record.name!r} no more: a commit has written into it")
         disk = scene.graph.disks.get(name)
         if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
             reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"

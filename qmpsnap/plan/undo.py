@@ -31,6 +31,7 @@ from qmpsnap.plan.steps import (
     FlushNode,
     KeepBranch,
     KeepLink,
+    KeepLost,
     KeepMoment,
     LoadMemory,
     LoadState,
@@ -123,7 +124,7 @@ def changes(step: Step) -> bool:
 
 def needs_record(step: Step) -> bool:
     """Whether, when it could not be done, the operation's record has to stay: it says what is to be done."""
-    return isinstance(step, RetireFile | KeepBranch | SetCapabilities | SetParameters)
+    return isinstance(step, RetireFile | KeepBranch | KeepLost | SetCapabilities | SetParameters)
 
 
 def drains(step: Step) -> bool:
@@ -209,6 +210,7 @@ def undo(step: Step) -> tuple[Step, ...]:
             | KeepMoment()
             | KeepBranch()
             | KeepLink()
+            | KeepLost()
             | RetireFile()
             | RemoveMade()
             | RemoveOrphan()

@@ -98,5 +98,5 @@ class Course:
     @property
     def later(self) -> str:
         """How what is left of the operation is brought to its end, or ""."""
-        named = self.plan.job_id or (self.plan.record.record.id if self.plan.record else "")
+        named = self.plan.operation_id
         return f"qmpsnap job wait {named} brings it to its end" if named else ""

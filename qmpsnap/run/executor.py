@@ -54,7 +54,8 @@ class Executor:
         """Run a plan to its end.
 
         Cancelled before the step that cannot be taken back, what was done is undone; after it, the
-        rest is done. Either is bounded by 30 s; then the cancellation goes on its way.
+        rest is done. Either is bounded by 30 s; then the cancellation goes on its way, and a guest that the
+        plan has stopped may stand still until `job_wait` of `plan.operation_id`; the log says so.
 
         Args:
             plan: The plan, as the planner made it.
@@ -120,7 +121,7 @@ class Executor:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             operation.stop.set()
-            await self._ended(task, plan.op)
+            await self._ended(task, plan)
             raise
         finally:
             self._turns += 1
@@ -128,13 +129,15 @@ class Executor:
                 {step.record.id for step in _steps(plan) if isinstance(step, WriteRecord)}
             )
 
-    async def _ended(self, task: asyncio.Task[Done], op: str) -> None:
+    async def _ended(self, task: asyncio.Task[Done], plan: Plan) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
-        limit = self._after_cancel
+        limit, op = self._after_cancel, plan.op
         with anyio.CancelScope(shield=True):
             await _done(task, limit)
             if not task.done():
-                _log.warning("operation.given_up", op=op, after=limit)
+                guest = {"guest": "may stand still until then"} if plan.halts else {}
+                end = f"job wait {plan.operation_id}" if plan.operation_id else ""
+                _log.warning("operation.given_up", op=op, after=limit, ended_by=end, **guest)
                 await self._target.abandon()
                 await _done(task, min(limit, _AFTER_ABANDON))
                 task.cancel()

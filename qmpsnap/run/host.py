@@ -24,6 +24,7 @@ from qmpsnap.plan.memory_steps import (
     CreateStore,
     KeepBranch,
     KeepLink,
+    KeepLost,
     MemoryStep,
     RemoveState,
     SealMemory,
@@ -126,6 +127,10 @@ class Host:
             case KeepLink():
                 moment = await self._moment(step.directory, step.id)
                 await self._catalog.rewrite(replace(moment, state=None, deleted=True))
+            case KeepLost():
+                moment = await self._moment(step.directory, step.id)
+                if step.disk not in moment.lost:
+                    await self._catalog.rewrite(replace(moment, lost=(*moment.lost, step.disk)))
             case _:
                 assert_never(step)
 

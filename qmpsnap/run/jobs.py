@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
-from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
+from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import parse_jobs, parse_status
 from qmpsnap.run.progress import Meter
 
@@ -215,6 +215,34 @@ class JobWatch:
             LinkLost: When the link went, whatever the last events said.
         """
         return await self._until(_Goal.CONCLUDED)
+
+    async def until_still(self, moment: float) -> Job | None:
+        """Wait until the job stands still; return it, or None once it has ended, however.
+
+        It stands still in one of `STAYS`, with nothing heard of it for `moment` seconds. No event and no
+        field tells a pause that was asked for from that of a drain, nor a job that passes READY or pending
+        from one that stays there: only time does.
+
+        Raises:
+            LinkLost: When the link went, whatever the last events said.
+        """
+        while True:
+            changed, heard = self._changed, self._heard
+            if self._closed:
+                raise LinkLost(f"nobody follows job {self.job_id!r} any more", step=self._step)
+            if self._session.lost.is_set():
+                raise self._lost()
+            if self._status in ENDED:
+                return None
+            if self._status is not None:
+                with anyio.move_on_after(moment if self._status in STAYS else None):
+                    await changed.wait()
+                    continue
+            job = await self._ask()
+            if heard == self._heard:
+                if job is None or (self._status in STAYS and self._status is job.status):
+                    return job
+                self._status = job.status
 
     def note(self, event: Event) -> None:
         """Take note of an event of this job (for the monitor)."""

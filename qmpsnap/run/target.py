@@ -50,6 +50,9 @@ class Watch(Protocol):
     async def until_concluded(self) -> Job:
         """Return once the job concluded without an error; raise JobFailed, JobPaused or LinkLost."""
 
+    async def until_still(self, moment: float) -> Job | None:
+        """Return it once it stands in one of STAYS for so many seconds, None once it ended; or LinkLost."""
+
 
 class StandsStill(Protocol):
     """How long the guest stood still, listened to since before the first step."""

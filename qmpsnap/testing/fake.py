@@ -223,7 +223,8 @@ class FakeTarget:
         """Listen to a job."""
         self.watched += 1
         try:
-            yield FakeWatch(self.wait, job_id)
+            changed = lambda: self._changed.wait()  # noqa: E731, PLW0108 - it is another one each time
+            yield FakeWatch(self.wait, job_id, self.jobs, changed)
         finally:
             self.watched -= 1
 

@@ -31,14 +31,13 @@ from qmpsnap.plan.memory_steps import (
     CreateStore,
     KeepBranch,
     KeepLink,
+    KeepLost,
     RemoveState,
     SealMemory,
     SealStore,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
@@ -215,9 +214,13 @@ class FakeFiles:
             case SealMemory() | SealStore():
                 self._seal(step)
             case KeepBranch():
-                self._rewrite(step.directory, step.id, branch=step.overlays)
+                moment = self._moment(step.directory, step.id)
+                self._put(moment, branches=(*moment.branches, step.overlays))
             case KeepLink():
-                self._rewrite(step.directory, step.id)
+                self._put(self._moment(step.directory, step.id), state=None, deleted=True)
+            case KeepLost():
+                moment = self._moment(step.directory, step.id)
+                self._put(moment, lost=(*moment.lost, step.disk))
             case RetireFile():
                 pass
             case _:
@@ -244,16 +247,14 @@ class FakeFiles:
         fact = self.facts[file]
         return LayerState(disk, file, fact.inode, fact.size, fact.modified_ns)
 
-    def _rewrite(self, directory: str, moment: str, branch: Mapping[str, str] | None = None) -> None:
-        for index, record in enumerate(self.records):
+    def _moment(self, directory: str, moment: str) -> MomentRecord:
+        for record in self.records:
             if isinstance(record, MomentRecord) and record.id == moment:
-                self.records[index] = (
-                    replace(record, state=None, deleted=True)
-                    if branch is None
-                    else replace(record, branches=(*record.branches, branch))
-                )
-                return
+                return record
         raise TargetUnusable(f"the moment {moment} is gone from {directory}", file=directory)
+
+    def _put(self, moment: MomentRecord, **changes: object) -> None:
+        self.records[self.records.index(moment)] = replace(moment, **changes)  # type: ignore[arg-type]
 
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.job import JobStatus
+from qmpsnap.model.job import ENDED, STAYS, JobStatus
 from qmpsnap.plan.steps import AwaitJob
 
 if TYPE_CHECKING:
@@ -22,13 +22,22 @@ class FakeWatch:
     Args:
         wait: The target's wait.
         job_id: The job.
+        jobs: The target's jobs, as of now.
+        changed: Waits until one of them changes.
     """
 
-    def __init__(self, wait: Callable[[AwaitJob], Awaitable[Job]], job_id: str) -> None:
+    def __init__(
+        self,
+        wait: Callable[[AwaitJob], Awaitable[Job]],
+        job_id: str,
+        jobs: Callable[[], Awaitable[tuple[Job, ...]]],
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
         self.times: Mapping[JobStatus, float] = MappingProxyType(
             {JobStatus.PENDING: 100.0, JobStatus.CONCLUDED: 100.25}
         )
         self._wait, self._job_id = wait, job_id
+        self._jobs, self._changed = jobs, changed
 
     async def until_ready(self) -> Job:
         """Wait until the job can be completed."""
@@ -41,3 +50,13 @@ class FakeWatch:
     async def until_concluded(self) -> Job:
         """Wait until the job has ended."""
         return await self._wait(AwaitJob(self._job_id, "concluded"))
+
+    async def until_still(self, moment: float) -> Job | None:  # noqa: ARG002 - of the Protocol
+        """Wait until the job stands still or has ended; the fake knows no moments: what stands, stays."""
+        while True:
+            job = next((job for job in await self._jobs() if job.id == self._job_id), None)
+            if job is None or job.status in ENDED:
+                return None
+            if job.status in STAYS:
+                return job
+            await self._changed()

@@ -80,6 +80,14 @@ def test_moment_of_names_what_each_overlay_covers():
     )
 
 
+def test_moment_comes_back_with_what_is_lost_and_without_where_none_was_noted():
+    moment = replace(moment_of(SNAPSHOT), lost=("vda",), deleted=True)
+    assert from_json(to_json(moment)) == replace(moment, directory="")
+    old = json.loads(to_json(moment))
+    del old["lost"]
+    assert from_json(json.dumps(old)) == replace(moment, directory="", lost=())
+
+
 def test_file_name_tells_kind_name_and_id():
     names = [COMMIT.file_name, moment_of(SNAPSHOT).file_name]
     assert names == ["intent-0a1b2c3d.json", "moment-before-upgrade-00000001.json"]

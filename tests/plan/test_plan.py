@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import StartCommit
+from qmpsnap.plan.steps import ContinueGuest, LoadState, SaveState, StartCommit, StopGuest
 from qmpsnap.testing.drawing import graph
 from tests.plan.scenes import planned, unseen
 
@@ -88,6 +89,26 @@ def test_plan_knows_its_job_and_what_starts_it() -> None:
     assert plan.job_id == plan.start.job_id
     snapshot = planned(Snapshot("n1"), TWO)
     assert (snapshot.start, snapshot.job_id) == (None, "")
+
+
+def test_plan_tells_whether_its_job_can_be_left_and_how_it_is_found_then() -> None:
+    for intent in (Commit("vda"), Stream("vda"), Mirror("vda", "/c", "pivot")):
+        plan = planned(intent, TWO)
+        assert (plan.can_be_left, plan.operation_id, plan.halts) == (True, plan.job_id, False)
+    snapshot = planned(Snapshot("n1"), TWO)
+    assert snapshot.record is not None
+    assert (snapshot.can_be_left, snapshot.operation_id) == (False, snapshot.record.record.id)
+
+
+def test_plan_tells_whether_a_guest_stands_still_in_its_course() -> None:
+    load = LoadState("j", "c1", (), "vda", running=True)
+    for step, halts in (
+        (StopGuest(), True), (StopGuest(ran=False), False), (ContinueGuest(), True),
+        (load, True), (replace(load, running=False), False), (SaveState("j", "c1", ()), False),
+    ):  # fmt: skip
+        plan = Plan("revert", None, ("vda",), (Stage("go back", (step,)),), TWO, None)
+        assert (plan.halts, plan.can_be_left) == (halts, False)
+        assert replace(plan, stages=(), resumes=(step,)).halts is halts
 
 
 def test_stage_groups_the_overlays_that_follow_each_other() -> None:

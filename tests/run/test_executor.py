@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, QmpsnapError, UnknownNode
+from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, FinalizeJob, ProbeAbsent, TakeSnapshots
 from qmpsnap.plan.undo import no_way_back
 from qmpsnap.run.executor import Executor
@@ -30,10 +31,12 @@ from tests.run.operations import (
     vm_of,
     writes,
 )
+from tests.run.states import fake_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpsnap.model.job import Job
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
     from qmpsnap.testing.fake import FakeTarget
@@ -277,6 +280,29 @@ async def test_executor_gives_up_when_what_is_cancelled_does_not_end_in_time(
     assert [record.message for record in caplog.records] == ["operation.given_up"]
     assert fake.watched == 0
     await executor.command("job-cancel", {"id": plan.job_id})
+
+
+async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake = fake_of()
+    fake.hold = True
+    plan = await vm_of(fake).plan(Checkpoint("c1", "in-place"))
+
+    async def never_ends(step: AwaitJob) -> Job:
+        await anyio.sleep_forever()
+        raise AssertionError(step)
+
+    fake.wait = never_ends  # type: ignore[method-assign]  # QEMU writes the memory, and writes it
+    task = asyncio.create_task(Executor(fake, after_cancel=0.02).run(plan))
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    with anyio.fail_after(2), caplog.at_level("WARNING", "qmpsnap"):
+        await asyncio.wait({task})
+    (record,) = caplog.records
+    assert (record.message, vars(record)["guest"], vars(record)["ended_by"]) == (
+        "operation.given_up", "may stand still until then", f"job wait {plan.job_id}",
+    )  # fmt: skip
 
 
 async def test_executor_says_how_an_operation_ended_whose_caller_had_left(

@@ -1,8 +1,26 @@
 from __future__ import annotations
 
-from qmpsnap.model.job import Job, JobStatus
+import pytest
+
+from qmpsnap.model.job import STAYS, Job, JobStatus
 from qmpsnap.plan.steps import AwaitJob
 from qmpsnap.testing.fake_watch import FakeWatch
+
+
+class EndOfTest(Exception):
+    pass
+
+
+async def nobody_waits(step: AwaitJob) -> Job:
+    raise AssertionError(step)
+
+
+async def nothing() -> tuple[Job, ...]:
+    return ()
+
+
+async def never() -> None:
+    raise AssertionError("there is nothing to wait for")
 
 
 async def test_fake_watch_asks_the_target_for_each_wait() -> None:
@@ -12,9 +30,31 @@ async def test_fake_watch_asks_the_target_for_each_wait() -> None:
         asked.append(step)
         return Job("j", "commit", JobStatus.READY)
 
-    watch = FakeWatch(wait, "j")
+    watch = FakeWatch(wait, "j", nothing, never)
     assert (await watch.until_ready()).id == "j"
     await watch.until_pending()
     await watch.until_concluded()
     assert asked == [AwaitJob("j", "ready"), AwaitJob("j", "pending"), AwaitJob("j", "concluded")]
     assert watch.times[JobStatus.CONCLUDED] - watch.times[JobStatus.PENDING] == 0.25
+
+
+@pytest.mark.parametrize("status", JobStatus)
+async def test_fake_watch_waits_until_the_job_stands_or_has_ended(status: JobStatus) -> None:
+    told = [Job("j", "commit", JobStatus.RUNNING), Job("j", "commit", status)]
+    waited: list[Job] = []
+
+    async def jobs() -> tuple[Job, ...]:
+        return (told[0], Job("other", "backup", JobStatus.PAUSED))
+
+    async def changed() -> None:
+        waited.append(told.pop(0))
+        if not told:
+            raise EndOfTest
+
+    moves = status in {JobStatus.UNDEFINED, JobStatus.CREATED, JobStatus.RUNNING, JobStatus.ABORTING}
+    try:
+        found = await FakeWatch(nobody_waits, "j", jobs, changed).until_still(2)
+    except EndOfTest:
+        assert moves
+    else:
+        assert (found, len(waited), moves) == (told[0] if status in STAYS else None, 1, False)

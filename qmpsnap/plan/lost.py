@@ -1,0 +1,59 @@
+"""What a commit takes from moments: the layer that held one is written into, or is gone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.steps import FinishRecord, KeepLost, RetireFile
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from qmpsnap.model.record import IntentRecord, Record
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["losses", "retire"]
+
+
+def losses(
+    records: Iterable[Record], disk: str, *, folded: Collection[str], written: Collection[str]
+) -> tuple[tuple[KeepLost, ...], tuple[str, ...]]:
+    """What is to be kept of moments once layers of a disk are folded.
+
+    A moment whose overlays are all folded goes. One that is on other disks too, or began once more
+    elsewhere, stays, but is lost on this disk.
+
+    Args:
+        records: All that were found.
+        disk: The disk.
+        folded: Files that go into another one.
+        written: Files that no longer hold what they held, the folded ones and the base.
+
+    Returns:
+        The steps that note what is lost, and the ids of the moments that go.
+    """
+    lost, gone = [], []
+    for record in records:
+        if not isinstance(record, MomentRecord):
+            continue
+        if record.overlays and set(record.overlays.values()) <= set(folded):
+            gone.append(record.id)
+        elif record.covered.get(disk) in written and disk not in record.lost:
+            lost.append(KeepLost(record.directory, record.id, disk))
+    return tuple(lost), tuple(gone)
+
+
+def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
+    """What puts away the folded files of a commit whose client went away, and their moments."""
+    written = {*record.folded, *record.invalid}
+    lost, gone = losses(records, record.disk, folded=record.folded, written=written)
+    steps: list[Step] = []
+    match record.policy:
+        case "rename":
+            steps += [RetireFile(file, "rename", to) for file, to in record.renames.items()]
+        case "remove":
+            steps += [RetireFile(file, "remove", "") for file in record.folded]
+        case "":  # the overlay is kept, and the record with it
+            return ()
+    return (*steps, *lost, *((FinishRecord(record.directory, (), gone),) if gone else ()))

@@ -1,0 +1,114 @@
+"""What the first and the second interrupt do, by what is under way; and what is said at a hard end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.cli.app import App
+from qmpsnap.cli.signals import Signals, given_up, left
+from qmpsnap.errors import Changed
+from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Commit, Save
+from tests.run.operations import vm_of
+from tests.run.states import fake_of
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.plan import Plan
+
+pytestmark = pytest.mark.timeout(10)
+
+COPY = Commit("vda")
+IN_PLACE = Checkpoint("c1", "in-place")
+STOP = Checkpoint("c1", "stop")
+
+
+async def plan_for(intent: Intent, *, running: bool = True) -> Plan:
+    return await vm_of(fake_of(running=running)).plan(intent)
+
+
+async def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(0.01)
+
+
+async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy, state = await plan_for(COPY), await plan_for(IN_PLACE)
+    for plan, told in (
+        (copy, f"stopping, and taking back what was done; once more leaves job {copy.job_id} running\n"),
+        (state, "stopping, and taking back what was done, or ending what cannot be; once more stops here\n"),
+        (await plan_for(STOP), "stopping, and taking back what was done\n"),
+    ):
+        with Signals(App()) as signals, signals.operation(plan):
+            await interrupt()
+            assert (signals.cancel.is_set(), signals.detach.is_set()) == (True, False)
+        assert capsys.readouterr().err == told
+
+
+async def test_second_interrupt_leaves_a_job_that_copies_and_no_other() -> None:
+    for intent, leaves in ((COPY, True), (IN_PLACE, False)):
+        with Signals(App()) as signals, signals.operation(await plan_for(intent)):
+            await interrupt()
+            await interrupt()
+            assert (signals.cancel.is_set(), signals.detach.is_set()) == (True, leaves)
+
+
+async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+    with Signals(App()) as signals, signals.operation(await plan_for(STOP)):
+        await interrupt()
+        await interrupt()
+        assert not signals.detach.is_set()
+    assert "no job runs that could be left; waiting for QEMU's answer" in capsys.readouterr().err
+
+
+async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on() -> None:
+    plan = await plan_for(IN_PLACE)
+    error = left(plan, plan.operation_id, cancelled=True)
+    assert (error.job_id, error.changed) == (plan.job_id, Changed.UNKNOWN)
+    assert f"in the midst of {plan.job_id}" in error.message
+    assert "the guest may stand still" in error.message
+    assert error.hint == (
+        f"qmpsnap job wait {plan.job_id} brings it to its end, and lets the guest run on if it ran"
+    )
+
+
+@pytest.mark.parametrize("intent", [IN_PLACE, CheckpointInternal("c1", leave=("vdb",), via="jobs")])
+async def test_left_says_nothing_of_a_guest_that_the_plan_does_not_stop(intent: Intent) -> None:
+    plan = await plan_for(intent, running=isinstance(intent, CheckpointInternal))
+    error = left(plan, plan.operation_id, cancelled=True)
+    assert plan.job_id in error.message
+    assert "the guest" not in error.message + error.hint
+
+
+async def test_left_speaks_of_a_job_that_copies_as_of_one_that_goes_on() -> None:
+    plan = await plan_for(COPY)
+    error = left(plan, plan.job_id, cancelled=False)
+    assert (error.message, error.changed) == (f"left job {plan.job_id}; it was about to end", Changed.YES)
+    assert f"job wait {plan.job_id}" in error.hint
+
+
+async def test_given_up_says_how_a_guest_that_stands_is_let_run_on_without_a_job_too() -> None:
+    plan = await plan_for(STOP)
+    error = given_up(plan, plan.operation_id)
+    assert (plan.job_id, error.changed) == ("", Changed.UNKNOWN)
+    assert "the guest may stand still" in error.message
+    assert (
+        f"qmpsnap job wait {plan.operation_id} brings it to its end, and lets the guest run on" in error.hint
+    )
+
+
+async def test_given_up_promises_no_run_to_a_guest_that_is_saved() -> None:
+    plan = await plan_for(Save("/images/m"))
+    assert "run on" not in given_up(plan, plan.operation_id).hint
+
+
+async def test_given_up_says_nothing_of_the_guest_where_none_was_stopped() -> None:
+    plan = await plan_for(COPY)
+    for error in (given_up(plan, plan.operation_id), given_up(None, "")):
+        assert "the guest" not in error.message + error.hint
