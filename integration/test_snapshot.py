@@ -164,6 +164,18 @@ async def test_snapshot_refuses_an_overlay_that_does_not_fit(qemu, images, machi
     assert (Path(mine).read_bytes(), listing(tmp_path)) == before
 
 
+async def test_snapshot_refuses_an_overlay_that_has_data(qemu, images, machine, tmp_path):
+    made = images("base <- s1")
+    mine = qemu.create(tmp_path / "mine.qcow2", backing="s1.qcow2")
+    qemu.io(mine, "write -q -P 9 0 512")
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            with traced(vm) as sent, pytest.raises(TargetUnusable, match="has data already"):
+                await vm.snapshot("sn1", files={"vda": mine}, use_existing=True)
+            assert sent == []
+        assert running.reads("vda", content(2)[0], 0, 512)
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 

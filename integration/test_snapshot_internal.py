@@ -11,6 +11,7 @@ from integration.cli import Cli
 from integration.harness import stepped
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, traced
+from integration.states import refuses
 from qmpsnap.errors import (
     AmbiguousName,
     BadName,
@@ -23,7 +24,7 @@ from qmpsnap.errors import (
     UnknownNode,
     Unsupported,
 )
-from qmpsnap.plan.intent import Delete, SnapshotInternal
+from qmpsnap.plan.intent import CheckpointInternal, Delete, Revert, SnapshotInternal
 
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
@@ -276,3 +277,20 @@ async def test_delete_that_was_cut_between_two_disks_goes_on_when_it_is_said_aga
         assert qemu.inside(made.active) == []
         assert qemu.read(made.active) == content(1)
         qemu.check(made.active)
+
+
+@pytest.mark.parametrize("via", ["hmp", "jobs"])
+async def test_name_that_is_anothers_id_is_refused_for_qemu_goes_back_by_id_first(images, machine, via):
+    made = images("base")
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await refuses(running, vm, SnapshotInternal("1"), BadName, "the id of a snapshot")
+            await refuses(running, vm, CheckpointInternal("1"), BadName, "the id of a snapshot")
+            for name in ("a", "1", "b"):  # of ids 1, 2 and 3
+                running.qmp.hmp(f"savevm {name}")
+            await refuses(running, vm, Revert("1", via=via), AmbiguousName, "id of snapshot 'a'")
+            running.write("vda", 7, 0, 512)
+            await vm.revert("b", via=via)
+            await vm.delete("1")
+            assert [one.name for one in (await vm.moments()).moments] == ["a", "b"]

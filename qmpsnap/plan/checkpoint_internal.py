@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import BadName, NotInChain, Unsupported
+from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
@@ -21,7 +21,7 @@ from qmpsnap.plan.scene import (
     state_questions,
     with_parents,
 )
-from qmpsnap.plan.snapshot_internal import refuse_taken
+from qmpsnap.plan.snapshot_internal import check_inside_name, refuse_taken
 from qmpsnap.plan.steps import (
     AwaitJob,
     DismissJob,
@@ -33,7 +33,7 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.taking import refuse_double, taking
-from qmpsnap.plan.vm_state import machine_of
+from qmpsnap.plan.vm_state import machine_of, refuse_dead
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -57,14 +57,14 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     """Plan a checkpoint; or refuse.
 
     Raises:
-        BadName: When the name is outside the grammar.
+        BadName: When the name is outside the grammar, or a number.
         TargetExists: When a moment of the machine has the name.
         UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
         Unsupported: When a disk that takes part is no qcow2 image, there is none, the machine's state was
             saved and it did not run since, or this QEMU lacks a command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
-    check_name(intent.name)
+    check_inside_name(intent.name)
     refuse_taken(intent.name, scene)
     refuse_migrated(scene)
     part = taking(scene, leave=intent.leave, via=intent.via)
@@ -84,7 +84,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
 
     Raises:
         UnknownNode: When a disk to leave is not there.
-        AmbiguousName: When an image has its name twice.
+        AmbiguousName: When an image has its name twice, or has it as the id of another snapshot.
         NotInChain: When a writable disk that is not to be left has it not in its active layer.
         Unsupported: When it holds disks alone, its VM state is in a disk to leave, a
             disk that takes part is no qcow2 image, the machine's state was saved and it did not run
@@ -92,8 +92,10 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     refuse_migrated(scene)
+    refuse_dead(machine_of(scene))
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
+    _refuse_id(intent.name, part)
     have = {held.disk for held in moment.held if held.in_chain}
     for disk in part.disks:
         if disk.name not in have:
@@ -115,6 +117,19 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     else:
         step = LoadVm(intent.name)
     return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
+
+
+def _refuse_id(name: str, part: Taking) -> None:
+    """Refuse a name that is the id of another snapshot: QEMU looks for that first, and would go there."""
+    for disk in part.disks:
+        for one in disk.active.snapshots:
+            if one.id == name != one.name:
+                raise AmbiguousName(
+                    f"{name!r} is the id of snapshot {one.name!r} inside {disk.active.file}, and QEMU would "
+                    "go back to that one",
+                    candidates=[f"id {one.id}: {one.name}"],
+                    hint=f"delete {one.name!r} first; or with the machine off, go back by the other's id",
+                )
 
 
 def _vmstate(moment: Moment, part: Taking) -> str:

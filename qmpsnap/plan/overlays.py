@@ -111,6 +111,7 @@ def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
         files=(*chain, *(file for _, file in targets)),
         directories=unique((*(posixpath.dirname(file) for _, file in targets), *with_parents(records))),
         records=records,
+        fresh=tuple((file, disk.active.file) for disk, file in targets if intent.use_existing),
     )
 
 
@@ -335,4 +336,10 @@ def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
     if header.backing_format != active.format:
         raise TargetUnusable(
             f"{file} records the backing format {header.backing_format!r}, not {active.format!r}", file=file
+        )
+    if file not in scene.files.fresh:
+        raise TargetUnusable(
+            f"{file} has data already: the guest would read that from now on",
+            file=file,
+            hint="an overlay has to be empty; take another name",
         )

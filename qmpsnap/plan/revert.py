@@ -30,6 +30,7 @@ from qmpsnap.plan.scene import (
     local_chains,
     refuse_any_job,
     refuse_busy,
+    refuse_migrated,
     state_questions,
     unique,
     with_parents,
@@ -47,7 +48,7 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.store import load_store, refuse_store
-from qmpsnap.plan.vm_state import file_number, machine_of, refuse_state
+from qmpsnap.plan.vm_state import file_number, machine_of, refuse_dead, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -127,6 +128,9 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         )
     refuse_any_job(scene)
     refuse_state(machine, migrates=False)
+    refuse_migrated(scene)
+    if state is not None:
+        refuse_dead(machine)
     disks = _disks(intent, moment, scene)
     if state is not None:
         refuse_store(state, machine, scene, intent.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, TargetExists, UnknownNode, Unsupported
+from qmpsnap.errors import AmbiguousName, BadName, TargetExists, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
@@ -35,14 +35,14 @@ def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
     """Plan the transaction; or refuse.
 
     Raises:
-        BadName: When the name is outside the grammar.
+        BadName: When the name is outside the grammar, or a number.
         UnknownNode: When a disk is not there.
         AmbiguousName: When a disk's spelling fits two, or a disk is named twice.
         Unsupported: When a disk is empty, read-only or no qcow2 image, or this QEMU lacks a command.
         TargetExists: When a moment of the machine has the name.
         NodeBusy: When a job holds one of the chains.
     """
-    check_name(intent.name)
+    check_inside_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-internal-sync")
     disks, left_out = _chosen(intent, scene)
     for disk in disks:
@@ -61,6 +61,22 @@ def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
         after=apply(scene.graph, step),
         notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
     )
+
+
+def check_inside_name(name: str) -> None:
+    """Check the name of what is to be kept inside images.
+
+    Raises:
+        BadName: When it is outside the grammar, or a number: QEMU goes back by id first, and its ids are
+            numbers, so that it would go to another snapshot.
+    """
+    check_name(name)
+    if name.isdecimal():
+        raise BadName(
+            f"{name!r} is a number, and QEMU would take it for the id of a snapshot inside an image",
+            name=name,
+            hint=f"put a letter in front, as in s{name}",
+        )
 
 
 def refuse_taken(name: str, scene: Scene) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "file_number",
     "machine_of",
     "need_open_files",
+    "refuse_dead",
     "refuse_memory_place",
     "refuse_state",
     "refuse_unsettled",
@@ -52,6 +53,9 @@ _NOTHING = {
     "colo": "it is one half of a COLO pair",
     "preconfig": "it is not made yet",
 }
+
+# Run states that QEMU leaves by a reset alone (runstate_needs_reset).
+_NEEDS_RESET = frozenset({"shutdown", "internal-error"})
 
 
 def machine_of(scene: Scene) -> Machine:
@@ -98,6 +102,21 @@ def refuse_state(machine: Machine, *, migrates: bool) -> None:
             hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
         )
     need_open_files(machine, instead=", or take it --mode in-place")
+
+
+def refuse_dead(machine: Machine) -> None:
+    """Refuse to load memory into a machine that would not run with it.
+
+    Raises:
+        Unsupported: When QEMU lets it run only after a reset.
+    """
+    if machine.status in _NEEDS_RESET:
+        raise Unsupported(
+            f"the machine is in the state {machine.status}: QEMU lets it run only after a reset, which would "
+            "destroy what was loaded",
+            feature=f"going back in run state {machine.status!r}",
+            hint="reset it first, then go back: system_reset",
+        )
 
 
 def refuse_unsettled(scene: Scene) -> None:

@@ -251,6 +251,26 @@ def test_checkpoint_refuses_while_qemu_has_given_its_images_up(
     assert hint in caught.value.hint
 
 
+def test_checkpoint_is_not_named_by_a_number() -> None:
+    with pytest.raises(BadName, match="the id of a snapshot") as caught:
+        planned(CheckpointInternal("3"), TWO)
+    assert "s3" in caught.value.hint
+
+
+def test_revert_refuses_a_name_that_is_the_id_of_another() -> None:
+    others = graph(holding("vda", replace(STATE, id="7", name="2"), InternalSnapshot("2", "other")))
+    with pytest.raises(AmbiguousName, match="'2' is the id of snapshot 'other'"):
+        planned(Revert("2"), others, files=unseen(others))
+    same = graph(holding("vda", replace(STATE, id="2", name="2")))
+    assert planned(Revert("2"), same, files=unseen(same)).steps
+
+
+def test_revert_refuses_a_machine_that_needs_a_reset() -> None:
+    off = a_machine(TWO, running=False, status="internal-error")
+    with pytest.raises(Unsupported, match="only after a reset"):
+        planned(LOAD, TWO, machine=off)
+
+
 def test_checkpoint_says_the_way_out_for_uefi_variables() -> None:
     with pytest.raises(Unsupported) as caught:
         planned(SAVE, FLASH)

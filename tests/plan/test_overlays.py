@@ -139,6 +139,15 @@ def test_snapshot_refuses_an_existing_overlay_that_does_not_fit(
         planned(intent, ONE, files=existing(**header))
 
 
+def test_snapshot_refuses_an_existing_overlay_that_has_data() -> None:
+    intent = Snapshot("n1", ("vda",), {"vda": "/images/mine.qcow2"}, use_existing=True)
+    files = existing()
+    planned(intent, ONE, files=files)
+    files.touch("/images/mine.qcow2")
+    with pytest.raises(TargetUnusable, match="has data already"):
+        planned(intent, ONE, files=files)
+
+
 def test_snapshot_refuses_an_existing_overlay_that_keeps_its_data_elsewhere() -> None:
     intent = Snapshot("n1", ("vda",), {"vda": "/images/mine.qcow2"}, use_existing=True)
     with pytest.raises(UnsafeImage):

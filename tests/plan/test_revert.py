@@ -129,6 +129,11 @@ def test_revert_removes_no_file_that_a_node_of_somebody_else_keeps_open() -> Non
     assert [note for note in plan.notes if O1 in note and "blockdev-del vda-o1" in note]
 
 
+def test_revert_of_disks_resets_a_guest_that_was_shut_down() -> None:
+    off = a_machine(TWO, running=False, status="shutdown")
+    assert ResetGuest() in planned(BACK, TWO, files=files_of(""), machine=off).steps
+
+
 THREE = graph(*TWO.disks.values(), chain("n*", name="vdn"))
 
 
@@ -189,6 +194,20 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
         {"files": files_of(""), "machine": a_machine(TWO, status="inmigrate")},
         Unsupported,
         "inmigrate",
+    ),
+    "given up": (
+        BACK,
+        TWO,
+        {"files": files_of(""), "machine": a_machine(TWO, status="postmigrate")},
+        Unsupported,
+        "given its images up",
+    ),
+    "shut down": (
+        BACK,
+        TWO,
+        {"files": files_of("in-place"), "machine": a_machine(TWO, running=False, status="shutdown")},
+        Unsupported,
+        "only after a reset",
     ),
     "other machine": (
         BACK,

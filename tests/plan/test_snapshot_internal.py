@@ -107,3 +107,8 @@ def test_internal_refuses_a_root_that_an_unused_node_covers() -> None:
 def test_internal_asks_for_the_command() -> None:
     with pytest.raises(Unsupported, match="blockdev-snapshot-internal-sync"):
         planned(SnapshotInternal("i1"), TWO, commands=COMMANDS - {"blockdev-snapshot-internal-sync"})
+
+
+def test_snapshot_internal_is_not_named_by_a_number() -> None:
+    with pytest.raises(BadName, match="the id of a snapshot"):
+        planned(SnapshotInternal("12"), graph(vda="base*"))
