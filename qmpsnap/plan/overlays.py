@@ -15,7 +15,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_file
+from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.scene import (
@@ -94,12 +94,12 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
             raise Unsupported(f"disk {disk.name!r} has no medium", feature="snapshot of an empty drive")
         if disk.read_only:
             raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
-    return [(disk, files.get(disk.name) or _default_file(disk, intent.name)) for disk in chosen], left_out
-
-
-def _default_file(disk: Disk, name: str) -> str:
-    beside_active(disk, hint=f"say where the overlay goes: --disk {disk.name}=FILE")
-    return overlay_file(active=disk.active.file, base=disk.base.file, name=name)
+    unnamed = [disk for disk in chosen if disk.name not in files]
+    for disk in unnamed:
+        beside_active(disk, hint=f"say where the overlay goes: --disk {disk.name}=FILE")
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
+    files |= overlay_files(ends, intent.name, given=files.values())
+    return [(disk, files[disk.name]) for disk in chosen], left_out
 
 
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
