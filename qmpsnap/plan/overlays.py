@@ -68,7 +68,7 @@ class Overlays:
         return tuple(disk.name for disk in self.disks)
 
 
-def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], list[str]]:
+def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, str]], list[str]]:
     """Each disk with the path of its overlay, and the names of the disks that are left out."""
     files: dict[str, str] = {}
     for spelling, file in intent.files.items():
@@ -96,15 +96,20 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
             raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
     unnamed = [disk for disk in chosen if disk.name not in files]
     for disk in unnamed:
-        beside_active(disk, hint=f"say where the overlay goes: --disk {disk.name}=FILE")
+        beside_active(
+            disk,
+            hint=f"say where the overlay goes: --disk {disk.name}=FILE"
+            if op == "snapshot"
+            else f"put an overlay on it that is one: qmpsnap snapshot --disk {disk.name}=FILE",
+        )
     ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
     files |= overlay_files(ends, intent.name, given=files.values())
     return [(disk, files[disk.name]) for disk in chosen], left_out
 
 
-def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
     """What the planner wants to know about the file system."""
-    targets, _ = _targets(intent, graph)
+    targets, _ = _targets(intent, graph, op)
     chain = unique(layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/"))
     records = state_questions(graph, state_dir)
     return Ask(
@@ -118,7 +123,7 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
     """Check everything about the overlays, and say how they are made; or refuse.
 
     Args:
-        op: The operation, which becomes part of the record's id.
+        op: The operation, which becomes part of the record's id; only "snapshot" can be given files.
         intent: Name, disks and files.
         scene: What is.
 
@@ -133,13 +138,13 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
     """
     check_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-sync")
-    targets, left_out = _targets(intent, scene.graph)
+    targets, left_out = _targets(intent, scene.graph, op)
     for disk, file in targets:
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
-        _check_target(scene, intent, disk, file)
+        _check_target(scene, intent, disk, file, op)
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
@@ -261,7 +266,7 @@ def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
         seen[real] = disk.name
 
 
-def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None:
+def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str) -> None:
     for other in scene.graph.disks.values():
         if file in other.files or any(scene.files.same(file, layer) for layer in other.files):
             raise TargetExists(
@@ -287,8 +292,10 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None
         raise TargetExists(
             f"{file} exists already and was not touched",
             file=file,
-            hint="take another name, or --use-existing",
+            hint="take another name, or --use-existing" if op == "snapshot" else "take another name",
         )
+    elif op == "snapshot":
+        refuse_place(scene, file, hint=f"make room there, or say another file: --disk {disk.name}=FILE")
     else:
         refuse_place(scene, file)
 

@@ -95,7 +95,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             )
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
-    refuse_memory_place(scene, state.file)
+    refuse_memory_place(scene, state.file, option="save FILE")
     passage = Passage(machine, state.partial, file_number(token))
     record = IntentRecord(
         id=job_id("save", "keep", token),

@@ -231,6 +231,12 @@ def test_branch_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
+def test_branch_without_room_is_told_what_can_be_done_about_it() -> None:
+    with pytest.raises(TargetUnusable) as caught:
+        planned(BACK, TWO, files=full())
+    assert caught.value.hint == "make room there"
+
+
 # -- of a moment that a revert left aside ----------------------------------------------------------
 
 C2 = MomentRecord(

@@ -198,8 +198,10 @@ def test_snapshot_refuses_a_layer_under_another_name_as_its_file() -> None:
 def test_snapshot_refuses_a_directory_that_cannot_take_the_overlay(where: DirFact, message: str) -> None:
     files = FakeFiles(ONE)
     files.directories["/new"] = where
-    with pytest.raises(TargetUnusable, match=message):
+    with pytest.raises(TargetUnusable, match=message) as caught:
         planned(Snapshot("n1", ("vda",), {"vda": "/new/n1.qcow2"}), ONE, files=files)
+    if where.free_bytes:
+        assert caught.value.hint == "make room there, or say another file: --disk vda=FILE"
 
 
 CLONES = graph(vda="base <- s1*", vdb="base <- g2*")

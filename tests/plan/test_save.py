@@ -121,6 +121,17 @@ def test_save_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
+def test_save_refused_says_what_can_be_done_about_it() -> None:
+    files = FakeFiles(TWO)
+    files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=1 << 20)
+    with pytest.raises(TargetUnusable) as caught:
+        planned(SAVE, TWO, files=files)
+    assert caught.value.hint == "make room there, or say another file: save FILE"
+    with pytest.raises(Unsupported) as over_tcp:
+        planned(SAVE, TWO, machine=a_machine(TWO, passes_files=False))
+    assert over_tcp.value.hint == "connect to a unix socket (-s PATH)"
+
+
 def saved(**changes: object) -> FakeFiles:
     """Files of a machine whose state was saved."""
     files = FakeFiles(TWO)
