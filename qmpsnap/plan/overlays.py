@@ -14,6 +14,7 @@ from qmpsnap.errors import TargetExists, TargetUnusable, UnknownNode, UnsafeImag
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import command
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
@@ -100,7 +101,7 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
             disk,
             hint=f"say where the overlay goes: --disk {disk.name}=FILE"
             if op == "snapshot"
-            else f"put an overlay on it that is one: qmpsnap snapshot --disk {disk.name}=FILE",
+            else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
         )
     ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
     files |= overlay_files(ends, intent.name, given=files.values())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import MachineDiffers, TargetUnusable, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
 from qmpsnap.plan.plan import Plan, Stage
@@ -269,7 +270,7 @@ def _recorded(place: str, record: IntentRecord) -> tuple[tuple[WriteRecord, ...]
 
 
 def _restore_hint(file: str) -> str:
-    return f"start QEMU once more with -S -incoming defer, then: qmpsnap restore {file}"
+    return f"start QEMU once more with -S -incoming defer, then: {command('restore', file)}"
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from qmpsnap.errors import (
     LinkLost,
     QmpsnapError,
 )
+from qmpsnap.model.hints import command
 from qmpsnap.plan.steps import (
     AwaitJob,
     AwaitMigration,
@@ -97,8 +98,8 @@ class WayBack:
         if taken is None or plan.op != "checkpoint":
             return ()
         return tuple(
-            f"{one.file} (the guest writes to it: qmpsnap commit {one.disk} --top {one.file} "
-            f"--base {one.backing} folds it)"
+            f"{one.file} (the guest writes to it: "
+            f"{command('commit', one.disk, '--top', one.file, '--base', one.backing)} folds it)"
             for one in taken.overlays
         )
 

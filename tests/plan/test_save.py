@@ -71,6 +71,11 @@ def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
     assert record.made == (partial,)
 
 
+def test_save_says_what_restores_it_so_that_it_can_be_typed() -> None:
+    (note,) = planned(Save("/my images/m 1"), TWO).notes
+    assert note.endswith("-S -incoming defer, then: qmpsnap restore '/my images/m 1'")
+
+
 def test_save_of_a_paused_guest_says_that_it_was_paused() -> None:
     plan = planned(SAVE, TWO, machine=a_machine(TWO, running=False))
     assert [step for step in plan.steps if isinstance(step, StopGuest)] == [StopGuest(ran=False)]
