@@ -207,6 +207,8 @@ def whole_note(files: Files, file: str) -> MemoryNote:
         TargetUnusable: When it is missing, cut, or somebody else's.
     """
     fact = files.memories[file]
+    if not fact.exists:
+        raise TargetUnusable(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
     if fact.note is None:
         raise TargetUnusable(
             f"{file} is no whole memory file of ours: {fact.problem}",

@@ -185,7 +185,7 @@ def cut() -> FakeFiles:
 
 BASE = "/images/base.qcow2"
 RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refused], str]] = {
-    "missing": (TWO, FakeFiles(TWO), {}, TargetUnusable, "no whole memory file of ours"),
+    "missing": (TWO, FakeFiles(TWO), {}, TargetUnusable, "^/images/m does not exist$"),
     "cut": (TWO, cut(), {}, TargetUnusable, "it was cut"),
     "a checkpoint's": (TWO, saved(name="c1"), {}, TargetUnusable, "the memory of checkpoint 'c1'"),
     "running": (TWO, saved(), {"status": "running"}, Unsupported, "does not wait"),
