@@ -27,7 +27,7 @@
     +- Incomplete         (exit 7)    stopped between steps; .done .remaining
        +- JobPaused                   an I/O error paused the job; .job_id .reason
        +- Detached                    the caller left; the job runs on; .job_id
-    +- Interrupted        (exit 130)  the caller asked to stop, and what was done is undone
+    +- Interrupted        (exit 130)  the caller asked to stop, and what could be is undone
 
 `changed` speaks of the chains and of the bytes of every layer. A commit that failed has written
 into its base: the guest reads what it read, `changed` is YES, and `invalid` names each layer that
@@ -380,6 +380,6 @@ class Detached(Incomplete):
 
 
 class Interrupted(QmpsnapError):
-    """The caller asked to stop; what was done is undone, and `changed` says what that leaves."""
+    """The caller asked to stop; what could be is undone, and `changed` says whether that was all."""
 
     exit_code = 130

@@ -137,7 +137,8 @@ class VM(JobVerbs, MomentVerbs, StateVerbs):
         Args:
             name: The moment's name.
             disks: Disks in any spelling; none: every writable disk with a medium.
-            files: Where a disk's overlay goes; else beside the active layer, `STEM-of-base.NAME.qcow2`.
+            files: Where a disk's overlay goes; else beside the active layer, `STEM-of-base.NAME.qcow2`,
+                or `STEM-of-base.DISK.NAME.qcow2` where two would be one.
             use_existing: Whether the files are there already; size, backing and format are checked.
             hooks: What the caller wants to be told.
 

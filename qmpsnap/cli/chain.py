@@ -12,6 +12,7 @@ from qmpsnap.cli.output import emit, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import draw
+from qmpsnap.model.hints import command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +52,7 @@ def chain(disk: str | None) -> None:
         if len(one.layers) > _LONG:
             tell(
                 f"warning: {shown(one.name)} has {len(one.layers)} layers, and each of them costs time; "
-                f"fold some: qmpsnap commit {shown(one.name)} --top LAYER --base LAYER"
+                f"fold some: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
         emit(spell(disks=[_json(one, invalid) for one in disks]))

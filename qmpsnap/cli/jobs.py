@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import emit, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
+from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, IoStatus
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ class _Left:
             return f"qmpsnap job wait {record.id}"
         # A commit that was stopped has written into its base: nothing but the same commit mends that.
         above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1
-        top = f" --top {quote(record.folded[0])}" if above else ""
-        return f"qmpsnap commit {quote(record.disk)}{top} --base {quote(files[below])}"
+        top = ("--top", record.folded[0]) if above else ()
+        return command("commit", record.disk, *top, "--base", files[below])
 
     def text(self) -> list[str]:
         """Lines for people."""

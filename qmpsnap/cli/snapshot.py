@@ -27,7 +27,8 @@ __all__ = ["snapshot"]
     metavar="D[=FILE]",
     type=DISK,
     help="A disk to take, and where its overlay goes. May be repeated. "
-    "[default: every writable disk with a medium; beside the active layer, STEM-of-base.NAME.qcow2]",
+    "[default: every writable disk with a medium; beside the active layer, STEM-of-base.NAME.qcow2, "
+    "or STEM-of-base.DISK.NAME.qcow2 where two would be one]",
 )
 @click.option(
     "--use-existing",

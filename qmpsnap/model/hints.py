@@ -1,8 +1,10 @@
-"""What to do about an error that QEMU gives in words."""
+"""What to do next: about an error that QEMU gives in words, and by which command."""
 
 from __future__ import annotations
 
-__all__ = ["hint_for"]
+import shlex
+
+__all__ = ["command", "hint_for"]
 
 # Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
 _HINTS = (
@@ -23,3 +25,8 @@ _HINTS = (
 def hint_for(description: str) -> str:
     """What to do next about QEMU's error text, or "" when it says enough itself."""
     return next((hint for words, hint in _HINTS if words in description), "")
+
+
+def command(*words: str) -> str:
+    """A command line of ours that can be typed as it is: the verb and what follows it, quoted for a shell."""
+    return shlex.join(("qmpsnap", *words))

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "among_devices",
@@ -22,6 +23,7 @@ __all__ = [
     "job_id",
     "node_name",
     "overlay_file",
+    "overlay_files",
     "owned_node",
     "state_directory",
     "stem",
@@ -29,6 +31,7 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"
+_LONG = 32  # characters of a disk's name that go into a file's
 
 
 def check_name(name: str) -> str:
@@ -96,6 +99,35 @@ def stem(file: str) -> str:
 def overlay_file(*, active: str, base: str, name: str) -> str:
     """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
     return posixpath.join(posixpath.dirname(active), f"{stem(base)}.{name}.qcow2")
+
+
+def overlay_files(
+    disks: Mapping[str, tuple[str, str]], name: str, *, given: Collection[str] = ()
+) -> dict[str, str]:
+    """Where the overlays of one operation go, by disk: as `overlay_file` says, each to a file of its own.
+
+    Disks that would share one, as thin clones of one base do, have their names in it:
+    `STEM-of-base.DISK.NAME.qcow2`.
+
+    Args:
+        disks: Of each disk the active layer's file, and the base image's.
+        name: The moment's name, and what else is to follow it.
+        given: Files that the operation's other disks get.
+    """
+    files = {disk: overlay_file(active=top, base=base, name=name) for disk, (top, base) in disks.items()}
+    for _ in disks:  # a longer name may be what another disk's shorter one is
+        count = Counter([*files.values(), *given])
+        shared = [disk for disk, file in files.items() if count[file] > 1]
+        for disk in shared:
+            top, base = disks[disk]
+            files[disk] = overlay_file(active=top, base=base, name=f"{_disk_part(disk)}.{name}")
+    return files
+
+
+def _disk_part(disk: str) -> str:
+    """The disk's name as a part of a file's, without a dot: no two make one name with two stems."""
+    part = re.sub(r"[^A-Za-z0-9_-]+", "-", disk)
+    return disk if part == disk and len(disk) <= _LONG else f"{part[:_LONG].strip('-')}-{digest(disk)}"
 
 
 def among_devices(path: str) -> bool:

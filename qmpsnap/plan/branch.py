@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.names import digest, node_name, owned_node, stem
+from qmpsnap.model.names import digest, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.scene import beside_active, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
@@ -21,13 +21,15 @@ from qmpsnap.plan.steps import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.header import Header
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.moments import Moment
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["NOT_TOLD", "Branch", "branch_file", "branch_files", "branch_token", "branches"]
+__all__ = ["NOT_TOLD", "Branch", "branch_files", "branch_token", "branches", "new_files"]
 
 NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
@@ -108,14 +110,14 @@ def branch_token(record: MomentRecord, graph: Graph) -> str:
     return digest("revert", record.id, len(record.branches), sorted(graph.chains().items()))
 
 
-def branch_file(disk: Disk, name: str, token: str) -> str:
-    """Where the overlay goes: beside the active layer, `STEM-of-base.NAME-TOKEN.qcow2`.
+def new_files(disks: Iterable[Disk], name: str, token: str) -> dict[str, str]:
+    """Where the overlays go, by disk: beside the active layer, `STEM-of-base.NAME-TOKEN.qcow2`.
 
-    Raises:
-        TargetUnusable: When the active layer is no file.
+    Disks that would share one have their names in it. One whose active layer is no file has none.
     """
-    place = beside_active(disk, hint="a disk can stay as it is: --leave")
-    return posixpath.join(place, f"{stem(disk.base.file)}.{name}-{token}.qcow2")
+    local = [disk for disk in disks if disk.layers and disk.active.local]
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in local}
+    return overlay_files(ends, f"{name}-{token}")
 
 
 def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
@@ -145,10 +147,13 @@ def branches(
         TargetUnusable: When an overlay cannot be made.
         Unsupported: When the disk has another size than it had, and is to be read in place.
     """
-    return tuple(_branch(moment, disk, token, scene, in_place=in_place) for disk in disks)
+    files = new_files(disks, moment.name, token)
+    return tuple(_branch(moment, disk, token, files, scene, in_place=in_place) for disk in disks)
 
 
-def _branch(moment: Moment, disk: Disk, token: str, scene: Scene, *, in_place: bool) -> Branch:
+def _branch(
+    moment: Moment, disk: Disk, token: str, files: dict[str, str], scene: Scene, *, in_place: bool
+) -> Branch:
     record = moment.record
     assert record is not None  # noqa: S101 - an external moment has one
     refuse_empty(disk)
@@ -161,7 +166,8 @@ def _branch(moment: Moment, disk: Disk, token: str, scene: Scene, *, in_place: b
             hint="there is nothing to go back to",
         )
     chain = _present(disk, inside) if inside is not None else _left_aside(record, disk, scene)
-    file = branch_file(disk, moment.name, token)
+    beside_active(disk, hint=f"a disk can stay as it is: --leave {disk.name}")
+    file = files[disk.name]
     if scene.files.files[file].taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint="look what it is")
     refuse_place(scene, file)

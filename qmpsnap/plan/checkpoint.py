@@ -65,10 +65,16 @@ _POSTMIGRATE = (
     "file once more (--mode in-place has no such price)"
 )
 
+# What can be taken of a machine whose monitor takes no open files, by whether QEMU's files are visible.
+_INSTEAD = {
+    True: ", or take it --mode in-place",
+    False: ", or take it --mode internal; where QEMU's files are seen --shared-fs yes allows --mode in-place",
+}
+
 
 def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system."""
-    question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir)
+    question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir, op="checkpoint")
     files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
     places = [posixpath.dirname(file) for file in files]
     return replace(
@@ -94,7 +100,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     machine = machine_of(scene)
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
-    refuse_state(machine, migrates=mode != "in-place")
+    refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
     if mode != "in-place":
         refuse_unsettled(scene)
     if not scene.files.shared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.hints import command
 from qmpsnap.model.moments import family
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_any_job
@@ -35,12 +36,12 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             "deleted yet",
             feature="deletion of an external snapshot",
             hint="fold its overlay by commit: "
-            f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}",
+            + command("commit", part.disk, "--top", part.overlay, "--base", part.file),
         )
     refuse_any_job(scene)
     remove = RemoveState(record.state.file, record.id, record.state.tag)
     folds = [
-        f"qmpsnap commit {part.disk} --top {part.overlay} --base {part.file}"
+        command("commit", part.disk, "--top", part.overlay, "--base", part.file)
         for part in moment.held
         if part.in_chain
     ]

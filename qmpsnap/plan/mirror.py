@@ -208,7 +208,7 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
             file=target,
             hint="take another name, or --use-existing",
         )
-    refuse_place(scene, target)
+    refuse_place(scene, target, hint="make room there, or say another TARGET")
 
 
 def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:

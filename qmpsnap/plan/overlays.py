@@ -14,8 +14,9 @@ from qmpsnap.errors import TargetExists, TargetUnusable, UnknownNode, UnsafeImag
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import command
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_file
+from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.scene import (
@@ -68,7 +69,7 @@ class Overlays:
         return tuple(disk.name for disk in self.disks)
 
 
-def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], list[str]]:
+def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, str]], list[str]]:
     """Each disk with the path of its overlay, and the names of the disks that are left out."""
     files: dict[str, str] = {}
     for spelling, file in intent.files.items():
@@ -94,17 +95,22 @@ def _targets(intent: Snapshot, graph: Graph) -> tuple[list[tuple[Disk, str]], li
             raise Unsupported(f"disk {disk.name!r} has no medium", feature="snapshot of an empty drive")
         if disk.read_only:
             raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
-    return [(disk, files.get(disk.name) or _default_file(disk, intent.name)) for disk in chosen], left_out
+    unnamed = [disk for disk in chosen if disk.name not in files]
+    for disk in unnamed:
+        beside_active(
+            disk,
+            hint=f"say where the overlay goes: --disk {disk.name}=FILE"
+            if op == "snapshot"
+            else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
+        )
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
+    files |= overlay_files(ends, intent.name, given=files.values())
+    return [(disk, files[disk.name]) for disk in chosen], left_out
 
 
-def _default_file(disk: Disk, name: str) -> str:
-    beside_active(disk, hint=f"say where the overlay goes: --disk {disk.name}=FILE")
-    return overlay_file(active=disk.active.file, base=disk.base.file, name=name)
-
-
-def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
     """What the planner wants to know about the file system."""
-    targets, _ = _targets(intent, graph)
+    targets, _ = _targets(intent, graph, op)
     chain = unique(layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/"))
     records = state_questions(graph, state_dir)
     return Ask(
@@ -119,7 +125,7 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
     """Check everything about the overlays, and say how they are made; or refuse.
 
     Args:
-        op: The operation, which becomes part of the record's id.
+        op: The operation, which becomes part of the record's id; only "snapshot" can be given files.
         intent: Name, disks and files.
         scene: What is.
 
@@ -134,13 +140,13 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
     """
     check_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-sync")
-    targets, left_out = _targets(intent, scene.graph)
+    targets, left_out = _targets(intent, scene.graph, op)
     for disk, file in targets:
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
-        _check_target(scene, intent, disk, file)
+        _check_target(scene, intent, disk, file, op)
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
@@ -262,7 +268,7 @@ def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
         seen[real] = disk.name
 
 
-def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None:
+def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str) -> None:
     for other in scene.graph.disks.values():
         if file in other.files or any(scene.files.same(file, layer) for layer in other.files):
             raise TargetExists(
@@ -288,8 +294,10 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str) -> None
         raise TargetExists(
             f"{file} exists already and was not touched",
             file=file,
-            hint="take another name, or --use-existing",
+            hint="take another name, or --use-existing" if op == "snapshot" else "take another name",
         )
+    elif op == "snapshot":
+        refuse_place(scene, file, hint=f"make room there, or say another file: --disk {disk.name}=FILE")
     else:
         refuse_place(scene, file)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED
 from qmpsnap.plan import ownership
 from qmpsnap.plan.ownership import ran_here
@@ -90,7 +91,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     if taken and not keeps:
         notes += [
             f"the overlay {file} of {disk} stays, for the guest writes to it: "
-            f"qmpsnap commit {disk} --top {file} --base {record.chains[disk][0]} folds it"
+            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} folds it"
             for disk, file in record.overlays.items()
         ]
     return Plan(

@@ -20,7 +20,7 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan import checkpoint_internal, discard
-from qmpsnap.plan.branch import NOT_TOLD, branch_file, branch_files, branch_token, branches
+from qmpsnap.plan.branch import NOT_TOLD, branch_files, branch_token, branches, new_files
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
@@ -83,7 +83,7 @@ def ask_again(
     token = branch_token(record, graph)
     left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
-    made = [branch_file(disk, intent.name, token) for disk in disks if disk.layers and disk.active.local]
+    made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
     state = record.state.file if record.state is not None else ""
     question = replace(

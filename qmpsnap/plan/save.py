@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import MachineDiffers, TargetUnusable, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
 from qmpsnap.plan.plan import Plan, Stage
@@ -95,7 +96,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             )
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
-    refuse_memory_place(scene, state.file)
+    refuse_memory_place(scene, state.file, option="save FILE")
     passage = Passage(machine, state.partial, file_number(token))
     record = IntentRecord(
         id=job_id("save", "keep", token),
@@ -206,6 +207,8 @@ def whole_note(files: Files, file: str) -> MemoryNote:
         TargetUnusable: When it is missing, cut, or somebody else's.
     """
     fact = files.memories[file]
+    if not fact.exists:
+        raise TargetUnusable(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
     if fact.note is None:
         raise TargetUnusable(
             f"{file} is no whole memory file of ours: {fact.problem}",
@@ -269,7 +272,7 @@ def _recorded(place: str, record: IntentRecord) -> tuple[tuple[WriteRecord, ...]
 
 
 def _restore_hint(file: str) -> str:
-    return f"start QEMU once more with -S -incoming defer, then: qmpsnap restore {file}"
+    return f"start QEMU once more with -S -incoming defer, then: {command('restore', file)}"
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:

@@ -266,8 +266,13 @@ def refuse_empty(disk: Disk) -> Disk:
     return disk
 
 
-def refuse_place(scene: Scene, file: str) -> None:
+def refuse_place(scene: Scene, file: str, *, hint: str = "make room there") -> None:
     """Refuse when a new image cannot be made under that path.
+
+    Args:
+        scene: What lies on the disk.
+        file: The image.
+        hint: What the caller can do when there is no room.
 
     Raises:
         TargetUnusable: When its directory is missing, may not be written, or has no room for an empty image.
@@ -277,7 +282,7 @@ def refuse_place(scene: Scene, file: str) -> None:
         raise TargetUnusable(
             f"no space left in {where.path}: {where.free_bytes} bytes free",
             file=file,
-            hint="say another file",
+            hint=hint,
         )
 
 

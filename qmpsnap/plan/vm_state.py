@@ -74,12 +74,13 @@ def way_of(machine: Machine) -> Way:
     return "fdset" if "mapped-ram" in machine.capabilities else "fd"
 
 
-def refuse_state(machine: Machine, *, migrates: bool) -> None:
+def refuse_state(machine: Machine, *, migrates: bool, instead: str = "") -> None:
     """Refuse when the machine stands in a way in which its VM state cannot be kept.
 
     Args:
         machine: The machine.
         migrates: Whether that is done by a migration.
+        instead: What else the caller could do where the monitor takes no files, for the hint.
 
     Raises:
         NodeBusy: When a migration is under way.
@@ -101,7 +102,7 @@ def refuse_state(machine: Machine, *, migrates: bool) -> None:
             feature="a second migration",
             hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
         )
-    need_open_files(machine, instead=", or take it --mode in-place")
+    need_open_files(machine, instead=instead)
 
 
 def refuse_dead(machine: Machine) -> None:
@@ -167,13 +168,16 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     return posixpath.join(place, f"{stem(disk.base.file)}.{name}.{ending}")
 
 
-def refuse_memory_place(scene: Scene, file: str, *, reserve_bytes: int = 0) -> None:
+def refuse_memory_place(
+    scene: Scene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
+) -> None:
     """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
 
     Args:
         scene: The machine, and what lies on its disk.
         file: The file.
         reserve_bytes: What will be reserved for it; 0: nothing.
+        option: How the caller says another file.
 
     Raises:
         TargetExists: When there is such a file.
@@ -190,7 +194,7 @@ def refuse_memory_place(scene: Scene, file: str, *, reserve_bytes: int = 0) -> N
         raise TargetUnusable(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",
             file=file,
-            hint="make room, or say another file: --memory FILE",
+            hint=f"make room there, or say another file: {option}",
         )
 
 

@@ -178,7 +178,8 @@ def _fact(path: str) -> MemoryFact:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            return MemoryFact(path, size=0, problem="it is no regular file")
+            what = "it is a directory" if stat.S_ISDIR(status.st_mode) else "it is no regular file"
+            return MemoryFact(path, size=0, problem=what)
         size = status.st_size
         if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
             return MemoryFact(path, size=size, problem="it is an image", tags=tags_of(descriptor))

@@ -16,6 +16,7 @@ from qmpsnap.errors import (
     LinkLost,
     QmpsnapError,
 )
+from qmpsnap.model.hints import command
 from qmpsnap.plan.steps import (
     AwaitJob,
     AwaitMigration,
@@ -71,14 +72,15 @@ class WayBack:
         """
         course = self._course
         left = await self._take_back(watch)
-        if error is None:
-            error = Interrupted("stopped as asked, and what was done is undone")
         graph = await self._look() if course.sent else course.graph
         if graph is not None:
             course.graph = graph
             course.moved |= not same(course.plan, graph)
+        unknown = graph is None and not course.moved
+        if error is None:
+            error = Interrupted(_stopped(moved=course.moved, unknown=unknown))
         course.say(error)
-        if graph is None and not course.moved:
+        if unknown:
             error.changed = Changed.UNKNOWN
         if not course.moved:
             left += by_qemu(course.tried)
@@ -96,8 +98,8 @@ class WayBack:
         if taken is None or plan.op != "checkpoint":
             return ()
         return tuple(
-            f"{one.file} (the guest writes to it: qmpsnap commit {one.disk} --top {one.file} "
-            f"--base {one.backing} folds it)"
+            f"{one.file} (the guest writes to it: "
+            f"{command('commit', one.disk, '--top', one.file, '--base', one.backing)} folds it)"
             for one in taken.overlays
         )
 
@@ -193,3 +195,12 @@ class WayBack:
         course.moved |= not same(plan, graph) or (alive and writes)
         if course.moved or not alive:
             course.say(error)
+
+
+def _stopped(*, moved: bool, unknown: bool) -> str:
+    """What is said of an operation that the caller has stopped; `changed` says the same to programs."""
+    if unknown:
+        return "stopped as asked; whether all that was done is undone is not known"
+    if moved:
+        return "stopped as asked, but not all that was done can be undone"
+    return "stopped as asked, and what was done is undone"

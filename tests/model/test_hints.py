@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
-from qmpsnap.model.hints import hint_for
+from qmpsnap.model.hints import command, hint_for
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,9 @@ def test_hint_for_says_what_to_do_about_what_qemu_says(description, part):
 @pytest.mark.parametrize("description", ["Block node is read-only", "Image is not in qcow2 format", ""])
 def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
     assert hint_for(description) == ""
+
+
+def test_command_can_be_typed_as_it_is():
+    line = command("commit", "vda", "--top", "/my images/o'1.qcow2", "--base", "/d/base.qcow2")
+    assert line == """qmpsnap commit vda --top '/my images/o'"'"'1.qcow2' --base /d/base.qcow2"""
+    assert shlex.split(line)[4] == "/my images/o'1.qcow2"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import posixpath
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from qmpsnap.model.names import (
     job_id,
     node_name,
     overlay_file,
+    overlay_files,
     owned_node,
     state_directory,
     stem,
@@ -81,6 +84,56 @@ def test_stem_is_the_last_part_without_its_last_suffix(file: str, name: str) -> 
 
 def test_overlay_file_lies_beside_the_active_layer_and_is_named_after_the_base() -> None:
     assert overlay_file(active="/fast/s1.qcow2", base="/slow/base.img", name="n1") == "/fast/base.n1.qcow2"
+
+
+CLONES = {"vda": ("/d/a1.qcow2", "/d/base.qcow2"), "vdb": ("/d/b1.qcow2", "/d/base.qcow2")}
+
+
+def test_overlay_files_have_the_disks_names_where_they_would_be_one() -> None:
+    disks = CLONES | {"vdc": ("/d/c1.qcow2", "/d/other.qcow2"), "vdd": ("/e/d1.qcow2", "/d/base.qcow2")}
+    assert overlay_files(disks, "n1") == {
+        "vda": "/d/base.vda.n1.qcow2",
+        "vdb": "/d/base.vdb.n1.qcow2",
+        "vdc": "/d/other.n1.qcow2",
+        "vdd": "/e/base.n1.qcow2",
+    }
+
+
+def test_overlay_files_leave_out_what_is_given_to_another_disk() -> None:
+    one = {"vda": CLONES["vda"]}
+    assert overlay_files(one, "n1", given=["/d/base.n1.qcow2"]) == {"vda": "/d/base.vda.n1.qcow2"}
+
+
+def test_overlay_files_differ_when_a_longer_name_is_another_disks_shorter_one() -> None:
+    disks = CLONES | {"vdc": ("/d/c1.qcow2", "/d/base.vda.qcow2")}
+    assert overlay_files(disks, "n1") == {
+        "vda": "/d/base.vda.n1.qcow2",
+        "vdb": "/d/base.vdb.n1.qcow2",
+        "vdc": "/d/base.vda.vdc.n1.qcow2",
+    }
+
+
+def test_overlay_files_make_any_disks_name_fit() -> None:
+    names = ["/machine/peripheral-anon/device[0]", "/machine/peripheral-anon/device-0-", "x" * 200]
+    files = overlay_files(dict.fromkeys(names, CLONES["vda"]), "n1")
+    parts = ["machine-peripheral-anon-device", "machine-peripheral-anon-device", "x" * 32]
+    assert files == {
+        name: f"/d/base.{part}-{digest(name)}.n1.qcow2" for name, part in zip(names, parts, strict=True)
+    }
+
+
+PARTS = st.text("ab.-/", min_size=1, max_size=3)
+
+
+@given(st.dictionaries(PARTS, st.sampled_from(["b", "b.a", "b.a-b", "b.a.b"]), max_size=5))
+def test_overlay_files_are_different_files_in_one_directory(disks: dict[str, str]) -> None:
+    files = overlay_files({disk: ("/d/top", f"/d/{base}.img") for disk, base in disks.items()}, "n1")
+    assert len(set(files.values())) == len(disks)
+    assert {posixpath.dirname(file) for file in files.values()} <= {"/d"}
+    bases = list(disks.values())
+    alone = {disk for disk, base in disks.items() if bases.count(base) == 1}
+    if bases and not any(base.startswith("b.") for base in bases):
+        assert all((files[disk] == f"/d/{disks[disk]}.n1.qcow2") is (disk in alone) for disk in disks)
 
 
 def test_state_directory_lies_beside_the_base() -> None:

@@ -14,6 +14,7 @@ from qmpsnap.plan.branch import branch_token
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.steps import AddNode, CreateOverlay, DeleteNode, ReopenFilter, SetDrive
 from qmpsnap.testing.drawing import MIB, chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import BASE, DATA, MOMENT, O1, O2, S1, TWO, files_of
 from tests.plan.scenes import NOW, STATE, planned, with_layer
@@ -21,7 +22,6 @@ from tests.plan.scenes import NOW, STATE, planned, with_layer
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.testing.fake_files import FakeFiles
 
 BACK = Revert("c1")
 
@@ -61,6 +61,20 @@ def test_branch_has_another_file_each_time() -> None:
     assert len({first, again, branch_token(MOMENT, graph(vda="base <- s1*"))}) == 3
     make, *_ = branch(planned(BACK, TWO, files=files_of("")))
     assert make.file == f"/images/base.c1-{first}.qcow2"
+
+
+def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
+    clones = graph(vda="base <- s1 <- o1*", vdb="base <- g2 <- o2*")
+    files = FakeFiles(clones)
+    g2 = "/images/g2.qcow2"
+    moment = replace(MOMENT, covered={"vda": S1, "vdb": g2}, chains={"vda": (S1, BASE), "vdb": (g2, BASE)})
+    files.records.append(moment)
+    plan = planned(BACK, clones, files=files)
+    token = branch_token(moment, clones)
+    assert [step.file for step in plan.steps if isinstance(step, CreateOverlay)] == [
+        f"/images/base.vda.c1-{token}.qcow2",
+        f"/images/base.vdb.c1-{token}.qcow2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +229,12 @@ def test_branch_refuses_what_cannot_be(case: str) -> None:
     with pytest.raises(Refused, match=text) as caught:
         planned(BACK, drawn, files=files, state_dir=STATE)
     assert type(caught.value) is error
+
+
+def test_branch_without_room_is_told_what_can_be_done_about_it() -> None:
+    with pytest.raises(TargetUnusable) as caught:
+        planned(BACK, TWO, files=full())
+    assert caught.value.hint == "make room there"
 
 
 # -- of a moment that a revert left aside ----------------------------------------------------------

@@ -225,6 +225,31 @@ def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
+TCP = a_machine(TWO, passes_files=False)
+NO_ROOM = replace(FULL, free_bytes=4096)
+DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "around", "hint"),
+    [
+        (TWO, {"files": files_with("/images/base.c1.qcow2")}, "take another name"),
+        (TWO, {"files": files_with(at=NO_ROOM)}, "make room there"),
+        (TWO, {"files": files_with(at=FULL)}, "--memory FILE"),
+        (DEVICE, {}, "qmpsnap snapshot --disk vda=FILE"),
+        (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or take it --mode in-place"),
+        (TWO, {"machine": TCP, "files": unseen(TWO)}, "--shared-fs yes allows --mode in-place"),
+    ],
+    ids=["there", "full", "no room", "device", "tcp", "tcp unseen"],
+)
+def test_checkpoint_refused_says_what_can_be_done_about_it(
+    drawn: Graph, around: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        planned(Checkpoint("c1"), drawn, **around)
+    assert caught.value.hint.endswith(hint)
+
+
 def test_checkpoint_refuses_the_name_of_a_moment_that_a_revert_left_aside() -> None:
     s1 = {"vda": "/images/s1.qcow2"}
     gone, base = {"vda": "/images/gone.qcow2"}, {"vda": "/images/base.qcow2"}

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from qmpsnap.errors import Unsupported
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.intent import Delete
 from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
-from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.moments import ID, MEMORY, O1, S1, TWO, files_of, kept
 from tests.plan.scenes import NOW, STATE, planned
 
@@ -34,3 +38,22 @@ def test_delete_of_the_last_moment_ends_the_links_too() -> None:
     plan = planned(Delete("c2"), BACK, files=files)
     assert plan.steps[-1] == FinishRecord(STATE, (), ("n", ID))
     assert not [step for step in plan.steps if isinstance(step, KeepLink)]
+
+
+SPACED = graph(chain("base <- s1 <- o1*", directory="/my images"))
+FOLD = "qmpsnap commit vda --top '/my images/o1.qcow2' --base '/my images/s1.qcow2'"
+
+
+@pytest.mark.parametrize("mode", ["stop", ""])
+def test_delete_says_what_folds_the_overlay_so_that_it_can_be_typed(mode: str) -> None:
+    files = FakeFiles(SPACED)
+    o1, s1 = {"vda": "/my images/o1.qcow2"}, {"vda": "/my images/s1.qcow2"}
+    files.records.append(
+        replace(kept(mode), overlays=o1, covered=s1, chains={}, directory="/my images/base.qmpsnap")
+    )
+    if mode:
+        assert planned(DELETE, SPACED, files=files).notes[0].endswith(f": {FOLD}")
+        return
+    with pytest.raises(Unsupported) as caught:
+        planned(DELETE, SPACED, files=files)
+    assert caught.value.hint.endswith(f": {FOLD}")

@@ -207,14 +207,30 @@ def test_snapshot_refuses_a_layer_under_another_name_as_its_file() -> None:
 def test_snapshot_refuses_a_directory_that_cannot_take_the_overlay(where: DirFact, message: str) -> None:
     files = FakeFiles(ONE)
     files.directories["/new"] = where
-    with pytest.raises(TargetUnusable, match=message):
+    with pytest.raises(TargetUnusable, match=message) as caught:
         planned(Snapshot("n1", ("vda",), {"vda": "/new/n1.qcow2"}), ONE, files=files)
+    if where.free_bytes:
+        assert caught.value.hint == "make room there, or say another file: --disk vda=FILE"
 
 
-def test_snapshot_refuses_one_file_for_two_disks() -> None:
-    two = graph(vda="base <- s1*", vdb="base <- g2*")
+CLONES = graph(vda="base <- s1*", vdb="base <- g2*")
+
+
+def test_snapshot_gives_each_clone_of_one_base_a_file_of_its_own() -> None:
+    assert [one.file for one in taken(Snapshot("n1"), CLONES).overlays] == [
+        "/images/base.vda.n1.qcow2",
+        "/images/base.vdb.n1.qcow2",
+    ]
+    assert [one.file for one in taken(Snapshot("n1", ("vdb",)), CLONES).overlays] == [N1]
+    given = taken(Snapshot("n1", ("vda", "vdb"), {"vda": N1}), CLONES)
+    assert [one.file for one in given.overlays] == [N1, "/images/base.vdb.n1.qcow2"]
+
+
+@pytest.mark.parametrize("files", [{"vda": "/d/o", "vdb": "/d/o"}, {"vda": "/images/base.vdb.n1.qcow2"}])
+def test_snapshot_refuses_one_file_for_two_disks(files: dict[str, str]) -> None:
+    files = {"vdc": N1} | files
     with pytest.raises(TargetUnusable, match="disks 'vda' and 'vdb' are given one file"):
-        planned(Snapshot("n1"), two)
+        planned(Snapshot("n1", files=files), graph(*CLONES.disks.values(), vdc="other*"))
 
 
 def test_snapshot_refuses_one_disk_named_twice() -> None:

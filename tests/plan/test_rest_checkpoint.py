@@ -19,7 +19,7 @@ from qmpsnap.plan.steps import (
     SealMemory,
     SealStore,
 )
-from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.scenes import NOW, planned
@@ -33,9 +33,9 @@ ONE = graph(vda="base <- s1*")
 MODES: list[Mode] = ["stop", "in-place"]
 
 
-def begun(mode: Mode = "stop") -> tuple[IntentRecord, Graph]:
+def begun(mode: Mode = "stop", on: Graph = ONE) -> tuple[IntentRecord, Graph]:
     """What a checkpoint wrote down, and the graph with its overlays."""
-    plan = planned(Checkpoint("c1", mode), ONE)
+    plan = planned(Checkpoint("c1", mode), on)
     assert plan.record is not None
     assert plan.after is not None
     return replace(plan.record.record, directory=plan.record.directory), plan.after
@@ -84,6 +84,13 @@ def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
     assert not any(isinstance(step, SealMemory | SealStore | KeepMoment) for step in plan.steps)
     assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
     assert "stays" in plan.notes[1]
+
+
+def test_rest_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
+    record, of = begun(on=graph(chain("base <- s1*", directory="/my images")))
+    plan = rested(record, of, files_of(record, of, partial=False))
+    fold = "qmpsnap commit vda --top '/my images/base.c1.qcow2' --base '/my images/s1.qcow2'"
+    assert f": {fold} folds it" in plan.notes[1]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -71,6 +71,11 @@ def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
     assert record.made == (partial,)
 
 
+def test_save_says_what_restores_it_so_that_it_can_be_typed() -> None:
+    (note,) = planned(Save("/my images/m 1"), TWO).notes
+    assert note.endswith("-S -incoming defer, then: qmpsnap restore '/my images/m 1'")
+
+
 def test_save_of_a_paused_guest_says_that_it_was_paused() -> None:
     plan = planned(SAVE, TWO, machine=a_machine(TWO, running=False))
     assert [step for step in plan.steps if isinstance(step, StopGuest)] == [StopGuest(ran=False)]
@@ -121,6 +126,17 @@ def test_save_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
+def test_save_refused_says_what_can_be_done_about_it() -> None:
+    files = FakeFiles(TWO)
+    files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=1 << 20)
+    with pytest.raises(TargetUnusable) as caught:
+        planned(SAVE, TWO, files=files)
+    assert caught.value.hint == "make room there, or say another file: save FILE"
+    with pytest.raises(Unsupported) as over_tcp:
+        planned(SAVE, TWO, machine=a_machine(TWO, passes_files=False))
+    assert over_tcp.value.hint == "connect to a unix socket (-s PATH)"
+
+
 def saved(**changes: object) -> FakeFiles:
     """Files of a machine whose state was saved."""
     files = FakeFiles(TWO)
@@ -169,7 +185,7 @@ def cut() -> FakeFiles:
 
 BASE = "/images/base.qcow2"
 RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refused], str]] = {
-    "missing": (TWO, FakeFiles(TWO), {}, TargetUnusable, "no whole memory file of ours"),
+    "missing": (TWO, FakeFiles(TWO), {}, TargetUnusable, "^/images/m does not exist$"),
     "cut": (TWO, cut(), {}, TargetUnusable, "it was cut"),
     "a checkpoint's": (TWO, saved(name="c1"), {}, TargetUnusable, "the memory of checkpoint 'c1'"),
     "running": (TWO, saved(), {"status": "running"}, Unsupported, "does not wait"),
