@@ -11,6 +11,8 @@ from qemu.qmp import QMPClient
 
 import qmpsnap
 from integration.counter import Counter
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.steps import StopForLoad, StopGuest
 from qmpsnap.testing.guest import open_guest
 from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_argv
 
@@ -97,6 +99,35 @@ async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_c
         await counter.start()
         await counter.more(5)
         assert await counter.stop() == ""
+
+
+@pytest.mark.timeout(240)
+async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qemu, tmp_path):
+    files = made(qemu, tmp_path)
+    async with (
+        booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client),
+        open_guest(tmp_path / "first.port") as guest,
+    ):
+        counter = Counter(guest, {disk: await guest.device(disk) for disk in FORMATS})
+        await counter.set(7)
+        await counter.start()
+        await counter.more(5)
+        await vm.checkpoint("c1", mode="in-place")
+        boot = await guest.wait_ready()
+        for _ in range(3):
+            await counter.more(3)
+            await guest.reset()
+            assert await guest.wait_ready() != boot
+            plan = await vm.plan(Revert("c1"))
+            assert [type(one) for one in plan.steps if isinstance(one, StopForLoad | StopGuest)] == [
+                StopForLoad if (await client.execute("query-kvm"))["enabled"] is False else StopGuest
+            ]
+            back = await vm.run(plan)
+            assert 0 < back.standstill_s < back.elapsed_s
+            assert (await status(client), await guest.wait_ready(limit=30)) == ("running", boot)
+            await counter.more(20)
+        assert await counter.stop() == ""
+        assert len(set((await counter.get()).values())) == 1
 
 
 @pytest.mark.timeout(240)

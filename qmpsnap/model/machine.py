@@ -11,7 +11,10 @@ from qmpsnap.model.fields import Fields
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Device", "Fingerprint", "Machine"]
+__all__ = ["FOR_A_LOAD", "Device", "Fingerprint", "Machine"]
+
+FOR_A_LOAD = "restore-vm"
+"""The run state in which a load leaves a guest that ran when it fails. QAPI: RunState (run-state.json)."""
 
 # Run states in which a migration is still to come in: nothing can be saved, all can be loaded.
 _INCOMING = "inmigrate"
@@ -110,6 +113,7 @@ class Machine:
         devices: The device of each disk, by the disk's name.
         passes_files: Whether the monitor takes open files: a unix socket does.
         process: Which QEMU it is: no other has the same; "" when that is not known.
+        emulated: Whether KVM does not run the CPUs: then QEMU translates the guest's code, as far as we know.
     """
 
     status: str
@@ -121,6 +125,7 @@ class Machine:
     devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
     passes_files: bool = True
     process: str = ""
+    emulated: bool = False
 
     @property
     def incoming(self) -> bool:

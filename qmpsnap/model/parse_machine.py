@@ -25,6 +25,7 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-version", {}),
     ("query-memory-size-summary", {}),
     ("query-cpus-fast", {}),
+    ("query-kvm", {}),
     ("qom-get", {"path": "/machine", "property": "type"}),
     ("qom-list", {"path": "/machine/peripheral"}),
     ("qom-list", {"path": "/machine/peripheral-anon"}),
@@ -102,7 +103,7 @@ def parse_machine(
         Malformed: When an answer is not of the schema's shape.
     """
     try:
-        status, migration, capabilities, parameters, version, memory, cpus, machine, *plugged = answers
+        status, migration, capabilities, parameters, version, memory, cpus, kvm, machine, *plugged = answers
         state = cast("Raw", status)
         fingerprint = Fingerprint(
             machine=_text(machine),
@@ -133,6 +134,7 @@ def parse_machine(
             devices={name: Device(device_path(graph.disks[name].qdev), kind) for name, kind in kinds.items()},
             passes_files=passes_files,
             process=process,
+            emulated=not cast("Raw", kvm)["enabled"],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Malformed(f"QEMU's answer about its machine has not the expected shape: {error!r}") from error

@@ -32,6 +32,7 @@ from qmpsnap.plan.steps import (
     SaveVm,
     WriteRecord,
 )
+from qmpsnap.plan.store import stale_notes
 from qmpsnap.plan.taking import refuse_double, taking
 from qmpsnap.plan.vm_state import machine_of, refuse_dead
 
@@ -187,6 +188,7 @@ def _plan(
         name=intent.name,
         was=Settings(_runs(scene), process=scene.machine.process if scene.machine is not None else ""),
     )
+    notes = stale_notes(machine_of(scene), intent.name) if isinstance(step, LoadVm | LoadState) else ()
     written = bool(place) and _recordable(intent.name)
     first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
     last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
@@ -206,5 +208,5 @@ def _plan(
         before=scene.graph,
         after=apply(scene.graph, step),
         run_state=machine_of(scene).status,
-        notes=part.notes,
+        notes=(*part.notes, *notes),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qmpsnap.plan.human_steps import quoted
 from qmpsnap.plan.job_steps import QmpStep
 
-__all__ = ["ContinueGuest", "GuestStep", "ResetGuest", "StopGuest"]
+__all__ = ["ContinueGuest", "GuestStep", "ResetGuest", "StopForLoad", "StopGuest"]
 
 Arguments = dict[str, object]
 
@@ -29,6 +30,28 @@ class StopGuest(QmpStep):
     def arguments(self) -> Arguments:
         """None."""
         return {}
+
+
+@dataclass(frozen=True, slots=True)
+class StopForLoad(QmpStep):
+    """Let a guest that runs stand still as QEMU does it for a load: by one that finds nothing. HMP: loadvm.
+
+    For CPUs that QEMU emulates: what it has translated of the guest's code it forgets only when a load stops
+    a guest that runs (`tcg_vm_change_state`, at RUN_STATE_RESTORE_VM). After `stop` it runs stale code: seen
+    on 11.1, a guest that was rebooted since panics or hangs. Done when QEMU says that it failed and the run
+    state is `restore-vm`; `cont` takes it back.
+
+    Attributes:
+        name: A name that no snapshot has; outside our grammar of names.
+    """
+
+    name: str
+    command: ClassVar[str] = "human-monitor-command"
+
+    @property
+    def arguments(self) -> Arguments:
+        """The line for the human monitor."""
+        return {"command-line": f"loadvm {quoted(self.name)}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +78,4 @@ class ResetGuest(QmpStep):
         return {}
 
 
-GuestStep = StopGuest | ContinueGuest | ResetGuest
+GuestStep = StopGuest | StopForLoad | ContinueGuest | ResetGuest

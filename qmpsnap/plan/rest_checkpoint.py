@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan import ownership
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
@@ -159,7 +160,14 @@ def goes_on(record: IntentRecord, scene: Scene) -> tuple[ContinueGuest, ...]:
         return ()
     # A migration that is cancelled lets nothing run by itself; neither does one that has ended.
     halted = machine.status in _OURS or (machine.migrating and not machine.running)
+    # Nothing else of ours leaves it so before a disk has moved.
+    halted |= _stops_for_load(record) and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
     return (ContinueGuest(),) if halted else ()
+
+
+def _stops_for_load(record: IntentRecord) -> bool:
+    """Whether it is of an operation that stops a guest as QEMU does it for a load."""
+    return record.op == "revert" and record.state is not None
 
 
 def ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:

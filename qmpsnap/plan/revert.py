@@ -44,10 +44,9 @@ from qmpsnap.plan.steps import (
     ResetGuest,
     RetireFile,
     SetDrive,
-    StopGuest,
     WriteRecord,
 )
-from qmpsnap.plan.store import load_store, refuse_store
+from qmpsnap.plan.store import load_store, refuse_store, stale_notes, stop
 from qmpsnap.plan.vm_state import file_number, machine_of, refuse_dead, refuse_state
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             hint=f"qmpsnap revert {intent.name} --prepare, start a QEMU on these files, then --into-incoming",
         )
     refuse_any_job(scene)
-    refuse_state(machine, migrates=False)
+    refuse_state(machine, migrates=False, loads=True)
     refuse_migrated(scene)
     if state is not None:
         refuse_dead(machine)
@@ -143,7 +142,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     go_on = (ContinueGuest(),) if machine.running else ()
     intent_record = _intent_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
-        StopGuest(machine.running),
+        stop(state, machine, token, scene),
         *moves,
         *_check(new, moves),
         *(load or (ResetGuest(),)),
@@ -156,7 +155,9 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         *(RetireFile(one.was.file, "remove", "") for one in new if intent.discard and one.closes),
         FinishRecord(record.directory, (intent_record.id,)),
     )
-    notes = [] if state is not None else ["the guest is reset: its memory belongs to the disks as they were"]
+    notes = ["the guest is reset: its memory belongs to the disks as they were"]
+    if state is not None:
+        notes = list(stale_notes(machine, intent.name))
     notes += [
         f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours to close "
         f"(blockdev-del {one.was.node}, then remove it)"

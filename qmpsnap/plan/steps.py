@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from qmpsnap.plan.guest_steps import ContinueGuest, GuestStep, ResetGuest, StopGuest
+from qmpsnap.plan.guest_steps import ContinueGuest, GuestStep, ResetGuest, StopForLoad, StopGuest
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -123,6 +123,7 @@ __all__ = [
     "StartStream",
     "StateJobStep",
     "Step",
+    "StopForLoad",
     "StopGuest",
     "TakeInternal",
     "TakeSnapshots",

@@ -1,12 +1,13 @@
-"""VM state in a store: whether it can be loaded, and the steps that load it."""
+"""VM state in a store: whether it can be loaded, and the steps that stop the guest for it and load it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import MachineDiffers, TargetUnusable
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import digest, job_id, node_name
-from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState
+from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState, StopForLoad, StopGuest
 
 if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["load_store", "refuse_store"]
+__all__ = ["load_store", "refuse_store", "stale_notes", "stop"]
 
 
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
@@ -46,3 +47,25 @@ def load_store(
     job = job_id("revert", "keep", token)
     load = LoadState(job, state.tag, (("", node),), node)
     return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)
+
+
+def stop(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> StopGuest | StopForLoad:
+    """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
+    if state is None or not machine.emulated or not machine.running:
+        return StopGuest(machine.running)
+    names = {
+        one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
+    }
+    return StopForLoad(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
+
+
+def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
+    """What a load may leave stale where the guest stands: QEMU forgets translated code when one stops it."""
+    if not machine.emulated or machine.running or machine.status == FOR_A_LOAD:
+        return ()
+    note = (
+        f"QEMU emulates the CPUs (TCG), and the guest stands: if it was rebooted here since {name!r}, "
+        "it may run stale code afterwards, and panic or hang; let it run (cont) before it goes back, or "
+        "use checkpoints of --mode stop"
+    )
+    return (note,)

@@ -56,6 +56,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    StopForLoad,
     StopGuest,
     TakeInternal,
     TakeSnapshots,
@@ -135,7 +136,16 @@ def drains(step: Step) -> bool:
 def stands_still(step: Step) -> bool:
     """Whether the guest stands still for the step, so that QEMU's events tell for how long."""
     return isinstance(
-        step, StopGuest | SaveVm | LoadVm | SaveState | LoadState | SaveMemory | SetDrive | ReopenFilter
+        step,
+        StopGuest
+        | StopForLoad
+        | SaveVm
+        | LoadVm
+        | SaveState
+        | LoadState
+        | SaveMemory
+        | SetDrive
+        | ReopenFilter,
     )
 
 
@@ -166,7 +176,7 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
             continue  # for whoever finishes the snapshot
         if isinstance(step, AddNode) and step.node in freed:
             continue
-        if isinstance(step, StopGuest) and resumed:
+        if isinstance(step, StopGuest | StopForLoad) and resumed:
             continue  # if it stands once more, somebody else wanted that
         if loaded and isinstance(step, LoadState):
             yield DismissJob(step.job_id)
@@ -205,6 +215,8 @@ def undo(step: Step) -> tuple[Step, ...]:
             return (CancelMigration(wait=not step.may_stop),)
         case StopGuest():
             return (ContinueGuest(),) if step.ran else ()
+        case StopForLoad():
+            return (ContinueGuest(),)
         case (
             FinishRecord()
             | KeepMoment()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.ownership import ran_here
@@ -47,7 +48,7 @@ _LEAST = 1 << 20
 # Run states in which there is no state of a guest to be kept, or none to be trusted.
 _NOTHING = {
     "inmigrate": "it waits for VM state itself",
-    "restore-vm": "a load of VM state has failed, and its memory is not to be trusted",
+    FOR_A_LOAD: "a load of VM state has failed, and its memory is not to be trusted",
     "save-vm": "it keeps VM state just now",
     "finish-migrate": "a migration is about to end",
     "colo": "it is one half of a COLO pair",
@@ -74,20 +75,21 @@ def way_of(machine: Machine) -> Way:
     return "fdset" if "mapped-ram" in machine.capabilities else "fd"
 
 
-def refuse_state(machine: Machine, *, migrates: bool, instead: str = "") -> None:
+def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: bool = False) -> None:
     """Refuse when the machine stands in a way in which its VM state cannot be kept.
 
     Args:
         machine: The machine.
         migrates: Whether that is done by a migration.
         instead: What else the caller could do where the monitor takes no files, for the hint.
+        loads: Whether memory is loaded or thrown away, so that what a failed load left does not matter.
 
     Raises:
         NodeBusy: When a migration is under way.
         Unsupported: When there is no state to keep, or the monitor takes no files.
     """
     refuse_migrating(machine)
-    if machine.status in _NOTHING:
+    if machine.status in _NOTHING and not (loads and machine.status == FOR_A_LOAD):
         raise Unsupported(
             f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",
             feature=f"VM state of a machine in {machine.status}",

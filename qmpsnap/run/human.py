@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, CommandFailed
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.human_steps import DelVm, LoadVm, SaveVm
-from qmpsnap.run.machine import is_running
+from qmpsnap.run.machine import is_running, run_state
 
 if TYPE_CHECKING:
+    from qmpsnap.plan.guest_steps import StopForLoad
     from qmpsnap.plan.human_steps import HumanStep
     from qmpsnap.run.session import Session
 
-__all__ = ["checkpoint", "failed_early"]
+__all__ = ["checkpoint", "failed_early", "stop_for_load"]
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (
@@ -58,13 +61,37 @@ async def checkpoint(session: Session, step: HumanStep) -> None:
     )
 
 
+async def stop_for_load(session: Session, step: StopForLoad) -> None:
+    """Stop a guest that runs by a load that has to fail.
+
+    Raises:
+        CommandFailed: When the guest stands already, for it is somebody else's wish; nothing is sent then.
+        CommandFailed: When QEMU did not do what a load does to a guest that runs: it is let run on. When it
+            has nothing to say, it has loaded something, and `changed` is YES.
+        LinkLost: When the link goes; the guest may stand in `restore-vm`.
+    """
+    if not await is_running(session):
+        raise _failed(step, "the guest stood still before it was to be stopped", await run_state(session))
+    said = str(await session.change(step.command, step.arguments)).strip()
+    state = await run_state(session)
+    if said and state == FOR_A_LOAD:
+        return
+    if not said:
+        what = "QEMU loaded a snapshot that was not to be there"
+        raise _failed(step, what, step.name, changed=Changed.YES, hint="go back once more")
+    if not await is_running(session):
+        with suppress(CommandFailed):  # it is said below how it stands
+            await session.change("cont", {})
+    raise _failed(step, f"QEMU did not stop the guest as for a load, it was {state}", said)
+
+
 def failed_early(said: str) -> bool:
     """Whether a load that failed with these words had moved nothing yet."""
     return any(text in said for text in _EARLY)
 
 
 def _failed(
-    step: HumanStep, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
+    step: HumanStep | StopForLoad, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
 ) -> CommandFailed:
     text = " ".join(said.split())
     return CommandFailed(

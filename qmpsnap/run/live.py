@@ -48,6 +48,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    StopForLoad,
     TakeInternal,
     TakeSnapshots,
 )
@@ -55,7 +56,7 @@ from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.host import Host
-from qmpsnap.run.human import checkpoint
+from qmpsnap.run.human import checkpoint, stop_for_load
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, run_state
@@ -247,6 +248,9 @@ class LiveTarget:
         started = time.perf_counter()
         if isinstance(step, MigrationStep):
             await self._migrations.perform(step)
+            return time.perf_counter() - started
+        if isinstance(step, StopForLoad):
+            await stop_for_load(self.session, step)
             return time.perf_counter() - started
         if isinstance(step, GuestStep):
             await self.session.change(step.command, step.arguments)

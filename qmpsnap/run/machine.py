@@ -29,7 +29,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
         Malformed: When an answer is not of the schema's shape.
 
     QAPI: query-status, query-migrate and its settings, query-version, query-memory-size-summary,
-    query-cpus-fast, qom-get, qom-list.
+    query-cpus-fast, query-kvm, qom-get, qom-list.
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
     answers, cpu, kinds = await asyncio.gather(

@@ -42,6 +42,7 @@ from qmpsnap.plan.steps import (
     RetireFile,
     SealMemory,
     SealStore,
+    StopForLoad,
     StopGuest,
 )
 from qmpsnap.plan.undo import changes, drains, needs_record, no_way_back, stands_still
@@ -175,7 +176,7 @@ class Operation:
         standstill = self._drained
         if any(map(stands_still, self._course.done)):
             done = self._course.done
-            stopped = any(isinstance(step, StopGuest) and step.ran for step in done)
+            stopped = any(step == StopGuest() or isinstance(step, StopForLoad) for step in done)
             stands = stopped and not any(isinstance(step, ContinueGuest) for step in done)  # from then on
             standstill = None if stands else stops.seconds or 0.0
         size = self._bytes or self._course.state_bytes or plan.state_bytes

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.model.machine import Device, Fingerprint, Machine
+from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
 from qmpsnap.plan.steps import (
     AwaitClosed,
     AwaitMigration,
@@ -19,6 +19,7 @@ from qmpsnap.plan.steps import (
     SaveMemory,
     SetCapabilities,
     SetParameters,
+    StopForLoad,
     StopGuest,
 )
 
@@ -100,6 +101,8 @@ class FakeMachine:
         match step:
             case StopGuest():
                 self._stand("paused", running=False)
+            case StopForLoad():
+                self._stand(FOR_A_LOAD, running=False)
             case ContinueGuest():
                 if not self.now.running:
                     self.seconds = (self.seconds or 0.0) + STANDSTILL

@@ -62,6 +62,14 @@ def test_parse_machine_reads_what_a_qemu_answers(qemu: str) -> None:
     assert (machine.passes_files, machine.process) == (True, "7-8")
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_parse_machine_takes_cpus_that_kvm_does_not_run_for_emulated(*, enabled: bool) -> None:
+    said = answers("7")
+    assert said[COMMANDS.index("query-kvm")] == {"enabled": False, "present": True}
+    said[COMMANDS.index("query-kvm")]["enabled"] = enabled
+    assert parsed(said).emulated is not enabled
+
+
 def test_parse_machine_counts_memory_that_was_plugged_in() -> None:
     said = answers("7")
     said[COMMANDS.index("query-memory-size-summary")] = {"base-memory": 64 * MIB, "plugged-memory": MIB}

@@ -116,6 +116,18 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
     assert plan.job_id in {"", record.id}
 
 
+@pytest.mark.parametrize("via", ["hmp", "jobs"])
+@pytest.mark.parametrize(
+    ("intent", "running", "stale"), [(LOAD, False, 1), (LOAD, True, 0), (SAVE, False, 0)]
+)
+def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_stale(
+    intent: CheckpointInternal | Revert, via: Via, *, running: bool, stale: int
+) -> None:
+    machine = a_machine(TWO, running=running, emulated=True)
+    notes = planned(replace(intent, via=via), TWO, machine=machine).notes
+    assert [("stale code" in note, "'c1'" in note) for note in notes] == [(True, True)] * stale
+
+
 def test_checkpoint_whose_name_no_record_may_carry_is_not_written_down() -> None:
     theirs = graph(holding("vda", replace(STATE, name="a b")))
     assert planned(Revert("a b"), theirs).steps == (LoadVm("a b"),)

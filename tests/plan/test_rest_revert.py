@@ -7,6 +7,7 @@ import pytest
 
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Filter, Io
+from qmpsnap.model.record import Settings
 from qmpsnap.plan import rest
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.scene import Scene
@@ -47,8 +48,10 @@ def begun(mode: str) -> tuple[IntentRecord, Graph, FakeFiles]:
     return record, graph(vda=f"base <- s1 <- {names[0]}*", vdb=f"data.raw <- {names[1]}*"), files
 
 
-def rested(record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1") -> Plan:
-    machine = a_machine(of, running=False, process=process)
+def rested(
+    record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1", status: str = "paused"
+) -> Plan:
+    machine = a_machine(of, running=False, process=process, status=status)
     looked = files.look(rest.ask(of, records=(record,)))
     return rest.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
 
@@ -124,3 +127,25 @@ def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
     (move,) = [step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter)]
     assert (add.file, add.io, add.unmap) == (record.overlays["vdb"], Io(direct=True), True)
     assert [move.io for move in (move,) if isinstance(move, ReopenFilter)] == [one.io for one in above]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ran", "process", "runs"),
+    [
+        ("in-place", True, "1:1", True),
+        ("in-place", False, "1:1", False),
+        ("in-place", True, "2:2", False),
+        ("in-place", True, "", False),
+        ("", True, "1:1", False),
+    ],
+)
+def test_rest_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_run_on(
+    mode: str, process: str, *, ran: bool, runs: bool
+) -> None:
+    record, _, files = begun(mode)
+    record = replace(record, was=Settings(ran, process="1:1"))
+    files.records[-1] = record
+    plan = rested(record, TWO, files, process=process, status="restore-vm")
+    assert (ContinueGuest() in plan.steps) is runs
+    assert not any(isinstance(step, LoadState | SetDrive) for step in plan.steps)
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))

@@ -7,6 +7,7 @@ import pytest
 
 from qmpsnap.errors import (
     AmbiguousName,
+    BadName,
     MachineDiffers,
     NodeBusy,
     NotInChain,
@@ -17,6 +18,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.memory import MemoryFact
+from qmpsnap.model.names import check_name
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.branch import NOT_TOLD
 from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
@@ -35,6 +37,7 @@ from qmpsnap.plan.steps import (
     ResetGuest,
     RetireFile,
     SetDrive,
+    StopForLoad,
     StopGuest,
 )
 from qmpsnap.testing.drawing import MIB, chain, graph
@@ -43,6 +46,7 @@ from tests.plan.moments import BASE, ID, MEMORY, O1, O2, S1, STORE, TWO, covered
 from tests.plan.scenes import STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
+    from qmpsnap.plan.plan import Plan
     from qmpsnap.testing.fake_files import FakeFiles
 
 BACK = Revert("c1")
@@ -113,6 +117,45 @@ def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
         StopGuest(ran=False)
     ]
     assert plan.run_state == "paused"
+
+
+def stops(plan: Plan) -> list[StopGuest | StopForLoad]:
+    return [step for step in plan.steps if isinstance(step, StopGuest | StopForLoad)]
+
+
+def test_revert_stops_a_guest_as_for_a_load_where_qemu_translates_its_code() -> None:
+    plan = planned(BACK, TWO, files=files_of("in-place"), machine=a_machine(TWO, emulated=True))
+    (stop,) = stops(plan)
+    assert plan.stages[1].steps[0] == stop
+    assert isinstance(stop, StopForLoad)
+    assert stop.name.startswith("qmpsnap/none/")
+    with pytest.raises(BadName):
+        check_name(stop.name)
+    assert plan.notes == (NOT_TOLD,)
+    theirs = with_layer(TWO.disks["vda"], 0, snapshots=(InternalSnapshot("1", stop.name),))
+    taken = graph(theirs, TWO.disks["vdb"])
+    (other,) = stops(
+        planned(BACK, taken, files=files_of("in-place"), machine=a_machine(taken, emulated=True))
+    )
+    assert isinstance(other, StopForLoad)
+    assert other.name != stop.name
+
+
+def test_revert_of_disks_alone_stops_an_emulated_guest_as_any_other() -> None:
+    plan = planned(BACK, TWO, files=files_of(""), machine=a_machine(TWO, emulated=True))
+    assert stops(plan) == [StopGuest()]
+
+
+@pytest.mark.parametrize(("status", "stale"), [("paused", True), ("prelaunch", True), ("restore-vm", False)])
+def test_revert_says_that_an_emulated_guest_that_stands_may_run_stale_code(
+    status: str, *, stale: bool
+) -> None:
+    machine = a_machine(TWO, running=False, status=status, emulated=True)
+    plan = planned(BACK, TWO, files=files_of("in-place"), machine=machine)
+    assert stops(plan) == [StopGuest(ran=False)]
+    assert any("stale code" in note for note in plan.notes) is stale
+    plan = planned(BACK, TWO, files=files_of("in-place"), machine=replace(machine, emulated=False))
+    assert plan.notes == (NOT_TOLD,)
 
 
 def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> None:

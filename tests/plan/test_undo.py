@@ -53,6 +53,7 @@ from qmpsnap.plan.steps import (
     StartMirror,
     StartStream,
     Step,
+    StopForLoad,
     StopGuest,
     TakeInternal,
     TakeSnapshots,
@@ -162,6 +163,7 @@ SEAL = SealMemory("/m.partial", "/m", JOB, "c1", True, Fingerprint("pc", 1, (), 
         (SaveMemory("u"), (CancelMigration(wait=False),)),
         (SaveMemory("u", may_stop=False), (CancelMigration(wait=True),)),
         (StopGuest(), (ContinueGuest(),)),
+        (StopForLoad("x"), (ContinueGuest(),)),
         (SaveState(JOB, "c1", ()), (DismissJob(JOB),)),
         (LOAD, (DismissJob(JOB),)),
         (replace(LOAD, running=True), (ContinueGuest(), DismissJob(JOB))),
@@ -253,6 +255,7 @@ def test_taking_back_leaves_the_disks_and_the_guest_alone_once_memory_was_touche
     ("step", "stands"),
     [
         (StopGuest(), True),
+        (StopForLoad("x"), True),
         (LOAD, True),
         (MOVE, True),
         (REOPEN, True),
@@ -276,3 +279,4 @@ def test_taking_back_leaves_a_guest_alone_that_was_let_run_on_already() -> None:
     assert ContinueGuest() in tuple(taking_back(stopped, loaded=False))
     assert ContinueGuest() not in tuple(taking_back((*stopped, ContinueGuest()), loaded=False))
     assert tuple(taking_back((StopGuest(ran=False),), loaded=False)) == ()
+    assert tuple(taking_back((StopForLoad("x"), ContinueGuest()), loaded=False)) == ()

@@ -59,6 +59,12 @@ def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None
             refuse_state(a_machine(ONE, status=status), migrates=migrates)
 
 
+def test_refuse_state_does_not_mind_what_a_failed_load_has_left_where_memory_is_loaded() -> None:
+    refuse_state(a_machine(ONE, status="restore-vm"), migrates=False, loads=True)
+    with pytest.raises(Unsupported):
+        refuse_state(a_machine(ONE, status="inmigrate"), migrates=False, loads=True)
+
+
 @pytest.mark.parametrize("status", ["running", "paused", "prelaunch", "io-error", "shutdown"])
 def test_refuse_state_takes_a_machine_that_stands_or_runs(status: str) -> None:
     refuse_state(a_machine(ONE, status=status), migrates=True)

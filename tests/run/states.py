@@ -39,10 +39,13 @@ OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle":
 COMMON = COMMANDS | {"snapshot-save", "snapshot-load", "blockdev-reopen"}
 
 
-def fake_of(drawn: Graph = MACHINE, *, running: bool = True, old: bool = False) -> FakeTarget:
-    """A machine; an old one gets files by descriptor alone."""
+def fake_of(
+    drawn: Graph = MACHINE, *, running: bool = True, old: bool = False, emulated: bool = False
+) -> FakeTarget:
+    """A machine; an old one gets files by descriptor alone, of an emulated one QEMU translates the code."""
     more: dict[str, Mapping[str, bool]] = {"capabilities": OLD} if old else {}
-    return FakeTarget(drawn, commands=COMMON, machine=a_machine(drawn, running=running, **more))
+    machine = a_machine(drawn, running=running, emulated=emulated, **more)
+    return FakeTarget(drawn, commands=COMMON, machine=machine)
 
 
 async def _checkpoint(mode: Mode, fake: FakeTarget) -> FakeTarget:
@@ -125,6 +128,7 @@ CASES: dict[str, Case] = {
     "save": Case(Save("/images/m"), fake_of),
     "revert": Case(Revert("c1"), lambda: _checkpoint("in-place", fake_of())),
     "revert-paused": Case(Revert("c1"), lambda: _checkpoint("in-place", fake_of(running=False))),
+    "revert-emulated": Case(Revert("c1"), lambda: _checkpoint("in-place", fake_of(emulated=True))),
     "revert-disks": Case(Revert("c1", discard=True), lambda: _with_snapshot(fake_of())),
     "revert-throttled": Case(Revert("c1"), lambda: _checkpoint("in-place", fake_of(THROTTLED))),
     "revert-aside": Case(Revert("c2"), _left_aside),

@@ -47,6 +47,7 @@ from qmpsnap.plan.steps import (
     StartCommit,
     StartMirror,
     StartStream,
+    StopForLoad,
     StopGuest,
     TakenOverlay,
     TakeSnapshots,
@@ -242,6 +243,20 @@ async def test_perform_sends_what_concerns_the_guest(
     server.answer(step.command, Fail("no such thing"))
     with pytest.raises(CommandFailed):
         await target.perform(step)
+
+
+async def test_perform_stops_a_guest_by_a_load_that_fails(server: QmpServer, target: LiveTarget) -> None:
+    states = iter(["running", "restore-vm"])
+
+    def status(_: object) -> dict[str, object]:
+        now = next(states)
+        return {"status": now, "running": now == "running"}
+
+    server.compute("query-status", status)
+    server.answer("human-monitor-command", Return("Error: there is none\r\n"))
+    step = StopForLoad("qmpsnap/none/1")
+    assert 0 < await target.perform(step) < 5
+    assert [one["arguments"] for one in server.received if one["execute"] == step.command] == [step.arguments]
 
 
 async def test_perform_reads_the_roots_back(server: QmpServer, target: LiveTarget) -> None:

@@ -21,6 +21,7 @@ from qmpsnap.errors import (
     TargetUnusable,
 )
 from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.steps import (
     AwaitJob,
@@ -234,6 +235,17 @@ async def test_operation_says_what_helps_when_a_load_fails_half_way(case: str) -
     assert "not to be trusted: go back once more" in caught.value.hint
     assert moved == [{disk: files[0] for disk, files in plan.chains_after.items()}]
     assert not fake.guest.now.running
+
+
+async def test_operation_goes_back_once_more_after_a_load_that_failed_half_way() -> None:
+    fake = await begun("revert-emulated")
+    fake.job_error = LATE
+    with pytest.raises(JobFailed):
+        await vm_of(fake).revert("c1")
+    assert fake.guest.now.status == FOR_A_LOAD
+    fake.job_error = ""
+    done = await vm_of(fake).revert("c1")
+    assert not [note for note in done.notes if "stale" in note]
 
 
 async def test_operation_does_not_set_a_root_that_the_device_has_kept() -> None:

@@ -16,6 +16,7 @@ from qmpsnap.plan.steps import (
     SaveMemory,
     SetCapabilities,
     SetParameters,
+    StopForLoad,
     StopGuest,
 )
 from qmpsnap.testing.drawing import graph
@@ -40,6 +41,8 @@ def after(*steps: GuestStep | MigrationStep, running: bool = True) -> FakeMachin
     [
         ((StopGuest(),), "paused", False),
         ((StopGuest(), ContinueGuest()), "running", True),
+        ((StopForLoad("x"),), "restore-vm", False),
+        ((StopForLoad("x"), ContinueGuest()), "running", True),
         ((SaveMemory("file:/m"),), "postmigrate", False),
         ((BACKGROUND, SaveMemory("file:/m")), "running", True),
         ((LoadMemory("file:/m"),), "paused", False),
