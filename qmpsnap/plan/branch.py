@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.names import digest, node_name, overlay_files, owned_node
-from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.scene import beside_active, refuse_empty, refuse_place, unique
+from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
+from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
     AddNode,
     CreateOverlay,
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
     from qmpsnap.model.header import Header
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import KeptState
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["NOT_TOLD", "Branch", "branch_files", "branch_token", "branches", "new_files"]
+__all__ = [
+    "NOT_TOLD",
+    "Branch",
+    "branch_files",
+    "branch_record",
+    "branch_token",
+    "branches",
+    "new_files",
+    "record_of",
+]
 
 NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
@@ -149,6 +159,56 @@ def branches(
     """
     files = new_files(disks, moment.name, token)
     return tuple(_branch(moment, disk, token, files, scene, in_place=in_place) for disk in disks)
+
+
+def record_of(moment: Moment) -> MomentRecord:
+    """The record of an external moment.
+
+    Raises:
+        Unsupported: When it is an internal one.
+    """
+    if moment.record is None:
+        raise Unsupported(
+            f"{moment.name!r} is inside the images",
+            feature="overlays on a moment inside images",
+            hint=f"qmpsnap revert {moment.name} goes back in place",
+        )
+    return moment.record
+
+
+def branch_record(
+    name: str,
+    new: tuple[Branch, ...],
+    state: KeptState | None,
+    machine: Machine | None,
+    token: str,
+    scene: Scene,
+) -> IntentRecord:
+    """What is written down of new branches.
+
+    Args:
+        name: The moment's name.
+        new: The branches.
+        state: VM state that is loaded with them, or None.
+        machine: The machine whose disks are to read them; None: they are for another one.
+        token: What all names are made of.
+        scene: What is.
+    """
+    return IntentRecord(
+        id=job_id("revert", "keep", token),
+        op="revert",
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(one.disk.name for one in new))),
+        after={
+            one.disk.name: (one.root.file, *(file for file, _ in one.root.chain if file.startswith("/")))
+            for one in new
+        },
+        made=tuple(one.root.file for one in new),
+        overlays={one.disk.name: one.root.file for one in new},
+        name=name,
+        state=state,
+        was=Settings(running=machine.running, process=machine.process) if machine is not None else None,
+    )
 
 
 def _branch(

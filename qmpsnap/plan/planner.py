@@ -11,6 +11,7 @@ from qmpsnap.plan import (
     delete,
     mirror,
     revert,
+    revert_new,
     save,
     snapshot,
     snapshot_internal,
@@ -113,9 +114,9 @@ def plan(intent: Intent, scene: Scene) -> Plan:
         case Revert():
             return revert.plan(intent, scene)
         case PrepareRevert():
-            return revert.plan_prepare(intent, scene)
+            return revert_new.plan_prepare(intent, scene)
         case RevertIncoming():
-            return revert.plan_incoming(intent, scene)
+            return revert_new.plan_incoming(intent, scene)
         case Save():
             return save.plan_save(intent, scene)
         case Restore():

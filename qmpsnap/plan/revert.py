@@ -1,8 +1,7 @@
-"""Plans of going back to an external moment: in place, or by overlays for a new QEMU.
+"""Plan of going back to an external moment in place; `revert_new` has those for a new QEMU.
 
-    disks alone          new roots, then the guest is reset: its memory belongs to other disks
-    in-place             new roots, then the VM state is loaded from its store
-    stop, background     overlays now (prepare), the memory into a QEMU that was started on them (incoming)
+    disks alone     new roots, then the guest is reset: its memory belongs to other disks
+    in-place        new roots, then the VM state is loaded from its store
 
 What was written since is kept in the layers that are left aside.
 """
@@ -13,21 +12,25 @@ import posixpath
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import MachineDiffers, NotInChain, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.errors import NotInChain, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan import checkpoint_internal, discard
-from qmpsnap.plan.branch import NOT_TOLD, branch_files, branch_token, branches, new_files
+from qmpsnap.plan.branch import (
+    NOT_TOLD,
+    branch_files,
+    branch_record,
+    branch_token,
+    branches,
+    new_files,
+    record_of,
+)
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.save import load_steps, refuse_other, whole_note
 from qmpsnap.plan.scene import (
-    local_chains,
     refuse_any_job,
     refuse_busy,
     refuse_migrated,
@@ -47,21 +50,19 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.store import load_store, refuse_store, stale_notes, stop
-from qmpsnap.plan.vm_state import file_number, machine_of, refuse_dead, refuse_state
+from qmpsnap.plan.vm_state import machine_of, refuse_dead, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.model.memory import MemoryNote
     from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import KeptState, MomentRecord, Record
+    from qmpsnap.model.record import MomentRecord, Record
     from qmpsnap.plan.branch import Branch
     from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["ask", "ask_again", "plan", "plan_incoming", "plan_prepare"]
+__all__ = ["ask", "ask_again", "plan"]
 
 
 def ask(intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -116,7 +117,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             feature=f"going back to an external moment by {intent.via}",
             hint="leave --via out",
         )
-    record = _record_of(moment)
+    record = record_of(moment)
     machine = machine_of(scene)
     state = record.state
     if state is not None and state.mode != "in-place":
@@ -140,7 +141,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     load, store = load_store(state, token, scene)
     moves = tuple(one.move(machine) for one in new)
     go_on = (ContinueGuest(),) if machine.running else ()
-    intent_record = _intent_record(intent.name, new, state, machine, token, scene)
+    intent_record = branch_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
         stop(state, machine, token, scene),
         *moves,
@@ -204,127 +205,6 @@ def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     return checkpoint_internal.plan_revert(intent, moment, scene)
 
 
-def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
-    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine goes on. Or refuse.
-
-    Raises:
-        UnknownNode, AmbiguousName: When no moment has the name, or two have it.
-        UnknownNode: When the machine lacks a disk of it.
-        Unsupported: When it is inside the images, or goes back in place.
-        NotInChain: When a layer does not hold it any more.
-        NodeBusy: When a job is under way, which may be writing into one.
-        TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole, or
-            another one.
-    """
-    moment = moment_named(intent.name, scene)
-    record = _record_of(moment)
-    if record.state is not None and record.state.mode == "in-place":
-        raise Unsupported(
-            f"{intent.name!r} goes back in place, also in another QEMU",
-            feature="overlays for a QEMU that reads a store of VM state",
-            hint=f"start QEMU as it is now, with -S, then: qmpsnap revert {intent.name}",
-        )
-    if record.state is not None:
-        _own_note(record, record.state, scene)
-    refuse_any_job(scene)
-    missing = [name for name in record.covered if name not in scene.graph.disks]
-    if missing:
-        raise UnknownNode(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
-    disks = [scene.graph.disks[name] for name in record.covered]
-    token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene, in_place=False)
-    made = {one.disk.name: one.root.file for one in new}
-    intent_record = _intent_record(intent.name, new, None, None, token, scene)
-    return Plan(
-        op="revert-prepare",
-        intent=intent,
-        disks=tuple(one.disk.name for one in new),
-        stages=(
-            Stage(
-                "make the overlays",
-                (WriteRecord(record.directory, intent_record), *(one.make for one in new)),
-            ),
-            Stage(
-                "keep them",
-                (
-                    KeepBranch(record.directory, record.id, made),
-                    FinishRecord(record.directory, (intent_record.id,)),
-                ),
-                tidy=True,
-            ),
-        ),
-        before=scene.graph,
-        after=scene.graph,
-        prepared=made,
-        memory=record.state.file if record.state is not None else "",
-    )
-
-
-def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
-    """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
-
-    Raises:
-        UnknownNode, AmbiguousName: When no moment of these disks has the name, or two have it.
-        Unsupported: When the machine does not wait for VM state, or the moment has none for it.
-        NotInChain: When a disk does not stand on the checkpoint's layer.
-        MachineDiffers: When the machine is another, or an overlay has data already.
-        NodeBusy: When a job is under way.
-        TargetUnusable: When the memory file is missing, cut, or another one.
-    """
-    moment = moment_named(intent.name, scene)
-    record = _record_of(moment)
-    state = record.state
-    if state is None or state.mode == "in-place":
-        raise Unsupported(
-            f"{intent.name!r} has no memory that a new QEMU could read",
-            feature="VM state for a new QEMU",
-            hint=f"qmpsnap revert {intent.name} goes back in place",
-        )
-    note = _own_note(record, state, scene)
-    refuse_any_job(scene)
-    machine = machine_of(scene)
-    token = digest("incoming", intent.name, note.id, avoid=scene.names)
-    load, after = load_steps(machine, state.file, file_number(token), running=state.running)
-    refuse_other(machine, note, what=f"{intent.name!r}")
-    _refuse_not_prepared(record, scene)
-    disks = tuple(name for name in record.covered if name in scene.graph.disks)
-    return Plan(
-        op="revert",
-        intent=intent,
-        disks=disks,
-        stages=(
-            Stage(f"load the memory of {intent.name!r}", load, verify=True),
-            Stage("put the settings back", after, tidy=True),
-        ),
-        before=scene.graph,
-        after=scene.graph,
-        run_state=machine.status,
-        state_bytes=note.stream_bytes,
-    )
-
-
-def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
-    """The note of the moment's memory file, which has to be whole and this moment's."""
-    note = whole_note(scene.files, state.file)
-    if note.id != record.id:
-        raise TargetUnusable(
-            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
-            file=state.file,
-        )
-    return note
-
-
-def _record_of(moment: Moment) -> MomentRecord:
-    """The record of an external moment; internal ones are planned elsewhere."""
-    if moment.record is None:
-        raise Unsupported(
-            f"{moment.name!r} is inside the images",
-            feature="overlays on a moment inside images",
-            hint=f"qmpsnap revert {moment.name} goes back in place",
-        )
-    return moment.record
-
-
 def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> MomentRecord | None:
     found = find_moments(graph, records).named(name)
     return next((one.record for one in found if one.record is not None), None)
@@ -333,7 +213,7 @@ def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> Momen
 def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
     """The disks that go back; every other writable one has to be named."""
     leave = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
-    record = _record_of(moment)
+    record = record_of(moment)
     for disk in scene.graph.disks.values():
         if disk.writable and disk.name not in record.covered and disk.name not in leave:
             raise NotInChain(
@@ -358,47 +238,3 @@ def _check(new: tuple[Branch, ...], moves: tuple[Step, ...]) -> tuple[CheckRoots
         if isinstance(move, SetDrive)
     )
     return (CheckRoots(roots),) if roots else ()
-
-
-def _intent_record(
-    name: str,
-    new: tuple[Branch, ...],
-    state: KeptState | None,
-    machine: Machine | None,
-    token: str,
-    scene: Scene,
-) -> IntentRecord:
-    return IntentRecord(
-        id=job_id("revert", "keep", token),
-        op="revert",
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*(one.disk.name for one in new))),
-        after={
-            one.disk.name: (one.root.file, *(file for file, _ in one.root.chain if file.startswith("/")))
-            for one in new
-        },
-        made=tuple(one.root.file for one in new),
-        overlays={one.disk.name: one.root.file for one in new},
-        name=name,
-        state=state,
-        was=Settings(running=machine.running, process=machine.process) if machine is not None else None,
-    )
-
-
-def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
-    for name, covered in record.covered.items():
-        if name in record.lost:
-            raise NotInChain(f"{covered} holds {record.name!r} no more: a commit has written into it")
-        disk = scene.graph.disks.get(name)
-        if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
-            reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
-            raise NotInChain(
-                f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
-                hint=f"qmpsnap revert {record.name} --prepare makes the overlays to start from",
-            )
-        if disk.active.file not in scene.files.fresh:
-            raise MachineDiffers(
-                f"{disk.active.file} has data already, the memory of {record.name!r} does not fit it",
-                differences=[f"{disk.active.file} is not empty"],
-                hint=f"qmpsnap revert {record.name} --prepare makes a new one",
-            )

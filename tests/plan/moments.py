@@ -68,3 +68,8 @@ def files_of(mode: str, of: Graph = TWO) -> FakeFiles:
         note = MemoryNote(ID, "c1", 4096, True, a_machine(of).fingerprint)
         files.memories[MEMORY] = MemoryFact(MEMORY, 4096, note)
     return files
+
+
+def kinds(*steps: object) -> list[str]:
+    """Names of the steps' kinds."""
+    return [type(step).__name__ for step in steps]
