@@ -185,7 +185,8 @@ async def test_restore_refuses_a_file_that_is_not_whole_or_none_of_ours(two, mac
     with machine(*blockdev("vda", taken.active["vda"]), *blockdev("vdb", taken.active["vdb"]),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            error = await refuses(running, vm, Restore(str(bad)), TargetUnusable, "memory")
+            text = "does not exist" if how == "missing" else "no whole memory|memory of checkpoint"
+            error = await refuses(running, vm, Restore(str(bad)), TargetUnusable, text)
             assert error.file == str(bad)
             await vm.restore(file)
             assert status(running) == "running"

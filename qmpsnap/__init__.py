@@ -8,65 +8,68 @@
 Every verb is a method of `VM`, and exactly `run(await plan(Intent))`.
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING
 
-from qmpsnap.entry import connect, launch
-from qmpsnap.errors import (
-    AmbiguousName,
-    BadName,
-    Changed,
-    CommandFailed,
-    ConnectFailed,
-    Detached,
-    ForeignJob,
-    GraphMismatch,
-    Incomplete,
-    Interrupted,
-    JobFailed,
-    JobPaused,
-    LinkLost,
-    MachineDiffers,
-    Malformed,
-    MigrationFailed,
-    NodeBusy,
-    NotInChain,
-    QmpsnapError,
-    Refused,
-    StillNeeded,
-    TargetError,
-    TargetExists,
-    TargetUnusable,
-    UnknownNode,
-    UnsafeImage,
-    Unsupported,
-    WouldLose,
-)
-from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
-from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import Held, Moment, Moments
-from qmpsnap.model.record import KeptState, MomentRecord
-from qmpsnap.plan.intent import (
-    Checkpoint,
-    CheckpointInternal,
-    Commit,
-    Delete,
-    Intent,
-    Mirror,
-    PrepareRevert,
-    Restore,
-    Revert,
-    RevertIncoming,
-    Save,
-    Snapshot,
-    SnapshotInternal,
-    Stream,
-)
-from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.run.outcome import Done, Hooks
-from qmpsnap.run.session import Event
-from qmpsnap.run.target import Progress
-from qmpsnap.vm import VM
+if TYPE_CHECKING:
+    from qmpsnap.entry import connect, launch
+    from qmpsnap.errors import (
+        AmbiguousName,
+        BadName,
+        Changed,
+        CommandFailed,
+        ConnectFailed,
+        Detached,
+        ForeignJob,
+        GraphMismatch,
+        Incomplete,
+        Interrupted,
+        JobFailed,
+        JobPaused,
+        LinkLost,
+        MachineDiffers,
+        Malformed,
+        MigrationFailed,
+        NodeBusy,
+        NotInChain,
+        QmpsnapError,
+        Refused,
+        StillNeeded,
+        TargetError,
+        TargetExists,
+        TargetUnusable,
+        UnknownNode,
+        UnsafeImage,
+        Unsupported,
+        WouldLose,
+    )
+    from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
+    from qmpsnap.model.job import Job, JobStatus
+    from qmpsnap.model.machine import Fingerprint
+    from qmpsnap.model.moments import Held, Moment, Moments
+    from qmpsnap.model.record import KeptState, MomentRecord
+    from qmpsnap.plan.intent import (
+        Checkpoint,
+        CheckpointInternal,
+        Commit,
+        Delete,
+        Intent,
+        Mirror,
+        PrepareRevert,
+        Restore,
+        Revert,
+        RevertIncoming,
+        Save,
+        Snapshot,
+        SnapshotInternal,
+        Stream,
+    )
+    from qmpsnap.plan.plan import Plan, Stage
+    from qmpsnap.run.outcome import Done, Hooks
+    from qmpsnap.run.session import Event
+    from qmpsnap.run.target import Progress
+    from qmpsnap.vm import VM
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
@@ -140,3 +143,34 @@ __all__ = [  # noqa: RUF022
 ]
 
 logging.getLogger("qmpsnap").addHandler(logging.NullHandler())
+
+# Where these names live. They are imported with the first of them that is asked for: the command line has to
+# have its hand on Ctrl-C before it spends a third of a second on imports.
+_HOMES = (
+    "entry",
+    "errors",
+    "model.graph",
+    "model.job",
+    "model.machine",
+    "model.moments",
+    "model.record",
+    "plan.intent",
+    "plan.plan",
+    "run.outcome",
+    "run.session",
+    "run.target",
+    "vm",
+)
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for home in _HOMES:
+                found = vars(importlib.import_module(f"{__name__}.{home}"))
+                if name in found:
+                    return globals().setdefault(name, found[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

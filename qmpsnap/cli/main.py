@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn
@@ -13,11 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["main", "run"]
 
 _NEEDED = ("click", "rich")
+_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
     """Run the command line with this process's arguments, and exit as mission's table says."""
-    code = run(sys.argv[1:])
+    arguments = sys.argv[1:]
+    _answer_signals(as_json="--json" in arguments)
+    code = run(arguments)
     _flush()
     sys.exit(code)
 
@@ -35,10 +41,42 @@ def run(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    # Only now: importing qmpsnap must never need click, and whoever lacks it is told so above.
+    # Only now: `main` answers signals, and whoever lacks click was told so. All of it: from the event loop
+    # on the signals are the operation's.
+    import qmpsnap.entry  # noqa: F401, PLC0415
     from qmpsnap.cli.outcome import run_group  # noqa: PLC0415
 
     return run_group(arguments)
+
+
+def _answer_signals(*, as_json: bool) -> None:
+    """Until `Signals` takes over, let Ctrl-C and SIGTERM end the process, which has sent nothing yet.
+
+    At once, and not by an exception: that can get lost in an import, and one that came out of an `exec`
+    makes Python end by the signal, whatever its exit code is to be.
+    """
+    message = "stopped before anything was sent"
+    told, stream = f"qmpsnap: {message}\n  nothing was changed\n", 2
+    if as_json:
+        error = {
+            "type": "Interrupted",
+            "message": message,
+            "changed": "no",
+            "hint": "",
+            "invalid": [],
+            "left": [],
+        }
+        told, stream = json.dumps({"version": 1, "error": error}) + "\n", 1
+
+    def leave(number: int, frame: object) -> None:
+        del number, frame
+        with contextlib.suppress(OSError):
+            os.write(stream, told.encode())
+        os._exit(_INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:  # else it is ignored
+            signal.signal(number, leave)
 
 
 def _flush() -> None:

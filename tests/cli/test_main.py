@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
@@ -60,3 +62,48 @@ def test_a_full_disk_under_stdout_is_said(server):
     assert ended.stderr == (
         "qmpsnap: stdout cannot be written (No space left on device); the result is:\nno disks\n"
     )
+
+
+STOPS = """
+import os, signal, sys
+class Stops:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            exec("os.kill(os.getpid(), signal.{signal})")
+sys.meta_path.insert(0, Stops())
+"""
+
+
+def stopped(place, module, signal, *words):
+    """Run the command; the signal comes as it imports that module."""
+    (place / "sitecustomize.py").write_text(STOPS.format(module=module, signal=signal))
+    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "qmpsnap", *words],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"])
+def test_main_that_is_stopped_while_it_imports_says_that_nothing_was_sent(tmp_path, module, signal):
+    message = "stopped before anything was sent"
+    ended = stopped(tmp_path, module, signal, "-s", "/none", "chain")
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == f"qmpsnap: {message}\n  nothing was changed\n"
+    ended = stopped(tmp_path, module, signal, "-s", "/none", "chain", "--json")
+    assert (ended.returncode, ended.stderr) == (130, "")
+    error = {
+        "type": "Interrupted",
+        "message": message,
+        "changed": "no",
+        "hint": "",
+        "invalid": [],
+        "left": [],
+    }
+    assert json.loads(ended.stdout) == {"version": 1, "error": error}
+
+
+def test_main_is_there_before_anything_of_size_is_imported():
+    ended = python("import sys, qmpsnap.cli.main; print({'anyio', 'click', 'asyncio'} & {*sys.modules})")
+    assert (ended.stdout, ended.stderr) == ("set()\n", "")
