@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         Unsupported,
         WouldLose,
     )
-    from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Layer, Node, draw
+    from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import Job, JobStatus
     from qmpsnap.model.machine import Fingerprint
     from qmpsnap.model.moments import Held, Moment, Moments
@@ -99,6 +99,7 @@ __all__ = [  # noqa: RUF022
     "Disk",
     "Layer",
     "Filter",
+    "Io",
     "Node",
     "InternalSnapshot",
     "Moments",
