@@ -6,9 +6,14 @@ import shlex
 
 __all__ = ["command", "hint_for"]
 
+_GIVEN_UP = "where VM state was saved or is awaited, QEMU has given its images up until the guest runs: cont"
+
 # Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
 _HINTS = (
-    ('" lock', "another process has the file open; find it with: fuser -v FILE"),
+    (
+        '" lock',
+        "another process has the file open, or another node of this QEMU; find it with: fuser -v FILE",
+    ),
     (
         "Permission denied",
         "look at owner, mode and label of the file and its directories: QEMU's user may not open it",
@@ -18,6 +23,8 @@ _HINTS = (
     ("No such file or directory", "QEMU looks where it runs: is the path the same there?"),
     ("is busy", "look who holds it: qmpsnap jobs"),
     ("Need a root block node", "a node without a use stands on the disk's root; free it with blockdev-del"),
+    ("Inactive '", _GIVEN_UP),
+    ("does not support internal snapshots", f"if it is a qcow2 image: {_GIVEN_UP}"),
     ("Too many open files", "raise QEMU's limit of open files"),
 )
 

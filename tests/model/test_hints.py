@@ -15,6 +15,8 @@ from qmpsnap.model.hints import command, hint_for
         ("Could not create '/a': No space left on device", "room"),
         ("Node 'a' is busy: block device is in use by block job: stream", "qmpsnap jobs"),
         ("Need a root block node", "blockdev-del"),
+        ("Inactive 'vda-node' can't be a backing child of active 'x'", "cont"),
+        ("Block format 'qcow2' used by device 'a' does not support internal snapshots", "cont"),
     ],
 )
 def test_hint_for_says_what_to_do_about_what_qemu_says(description, part):
