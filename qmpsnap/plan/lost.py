@@ -1,19 +1,23 @@
-"""What a commit takes from moments: the layer that held one is written into, or is gone."""
+"""What moments lose: by a commit the layer that held one, by another base image the way to its record."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.moments import family
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.scene import state_questions
 from qmpsnap.plan.steps import FinishRecord, KeepLost, RetireFile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import IntentRecord, Record
+    from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["losses", "retire"]
+__all__ = ["losses", "retire", "unfound"]
 
 
 def losses(
@@ -57,3 +61,17 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
         case "":  # the overlay is kept, and the record with it
             return ()
     return (*steps, *lost, *((FinishRecord(record.directory, (), gone),) if gone else ()))
+
+
+def unfound(scene: Scene, after: Graph) -> tuple[str, ...]:
+    """Notes on moments whose records nothing leads to any more: they lie beside a base image that leaves."""
+    places = set(state_questions(after, scene.state_dir))
+    names: dict[str, list[str]] = {}
+    for record in family(scene.graph, scene.files.records):
+        if record.directory not in places and not record.deleted:
+            names.setdefault(record.directory, []).append(record.name)
+    return tuple(
+        f"the snapshots {', '.join(found)} are not listed afterwards: their records are in {where}, which "
+        "nothing of this machine leads to any more (--state-dir says where to look)"
+        for where, found in names.items()
+    )

@@ -17,6 +17,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -148,15 +149,17 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         Stage("put everything away", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
     ]
     stages = [stage for stage in stages if stage.steps]
+    graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
+    unseen = () if shared else ("QEMU makes the target: its files are not visible from here",)
     return Plan(
         op="mirror",
         intent=intent,
         disks=(disk.name,),
         stages=tuple(stages),
         before=scene.graph,
-        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        after=graph,
         moves=(disk.name,) if pivot else (),
-        notes=() if shared else ("QEMU makes the target: its files are not visible from here",),
+        notes=(*unseen, *unfound(scene, graph)),
     )
 
 

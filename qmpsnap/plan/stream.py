@@ -11,6 +11,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -110,12 +111,14 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         ),
     ]
     stages = [stage for stage in stages if stage.steps]
+    graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
+    valid = tuple(f"{layer.file} stays valid and is not needed by {disk.name} any more" for layer in gone)
     return Plan(
         op="stream",
         intent=intent,
         disks=(disk.name,),
         stages=tuple(stages),
         before=scene.graph,
-        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
-        notes=tuple(f"{layer.file} stays valid and is not needed by {disk.name} any more" for layer in gone),
+        after=graph,
+        notes=(*valid, *unfound(scene, graph)),
     )

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import NotInChain
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Files
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.intent import Commit, PrepareRevert, Revert, RevertIncoming
-from qmpsnap.plan.lost import losses, retire
+from qmpsnap.plan.intent import Commit, Mirror, PrepareRevert, Revert, RevertIncoming, Stream
+from qmpsnap.plan.lost import losses, retire, unfound
+from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import FinishRecord, KeepLost, RetireFile
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
@@ -102,3 +105,22 @@ def test_memory_is_not_loaded_over_what_is_lost() -> None:
 def test_moments_say_on_which_disk_they_are_lost() -> None:
     (moment,) = find_moments(TWO, (replace(MOMENT, lost=("vda",)),)).moments
     assert {part.disk: part.invalid for part in moment.held} == {"vda": True, "vdb": False}
+
+
+def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> None:
+    both = (replace(MOMENT, directory="/images/base.qmpsnap"), replace(ALONE, directory="/elsewhere"))
+    files = Files(shared=True, records=both)
+    machine = Scene(TWO, files, (), Features(frozenset()), NOW)
+    (alone,) = unfound(machine, TWO)
+    assert "the snapshots alone are not listed" in alone
+    streamed = graph(vda="o1*", vdb="data.raw <- o2*")
+    assert [note.split()[2] for note in unfound(machine, streamed)] == ["c1", "alone"]
+    assert unfound(replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
+
+
+@pytest.mark.parametrize("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
+def test_stream_and_mirror_say_which_moments_are_not_found_any_more(intent: Intent) -> None:
+    files = files_of("")
+    files.records[:] = [replace(MOMENT, directory="/images/base.qmpsnap")]
+    notes = planned(intent, TWO, files=files).notes
+    assert [note for note in notes if "the snapshots c1 are not listed afterwards" in note]
