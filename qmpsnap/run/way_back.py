@@ -121,7 +121,7 @@ class WayBack:
             known = len(left)
             await self._undo_step(step, watch, left)
             owed |= needs_record(step) and len(left) > known
-        if owed:
+        if owed and course.later:
             left.append(course.later)
         return tuple(left)
 

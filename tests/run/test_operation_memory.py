@@ -32,10 +32,12 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     LoadMemory,
     LoadState,
+    PassFile,
     ReopenFilter,
     ResetGuest,
     SaveMemory,
     SaveState,
+    SetCapabilities,
     SetDrive,
     SetParameters,
     StopGuest,
@@ -417,6 +419,18 @@ async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_st
     assert f"qmpsnap job wait {named} brings it to its end" in caught.value.left
     await vm_of(fake).job_wait(named)
     assert stand(fake) == before
+
+
+async def test_operation_without_a_record_names_nobody_who_ends_it() -> None:
+    fake = await begun("restore")
+    plan = await vm_of(fake).plan(CASES["restore"].intent)
+    load = next(step for step in plan.steps if isinstance(step, PassFile))
+    back = next(step for step in reversed(plan.steps) if isinstance(step, SetCapabilities))
+    fake.fail(load, refusal(load))
+    fake.fail(back, refusal(back))
+    with pytest.raises(QmpsnapError) as caught:
+        await vm_of(fake).run(plan)
+    assert [one.split()[0] for one in caught.value.left] == ["migrate-set-capabilities"]
 
 
 async def test_operation_removes_no_file_whose_node_could_not_be_closed() -> None:
