@@ -93,7 +93,8 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     refuse_migrated(scene)
-    refuse_dead(machine_of(scene))
+    machine = machine_of(scene)
+    refuse_dead(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
     _refuse_id(intent.name, part)
@@ -114,7 +115,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     step: Step
     if part.via == "jobs":
         scene.features.need("snapshot-load", "job-dismiss")
-        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=_runs(scene))
+        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running)
     else:
         step = LoadVm(intent.name)
     return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
@@ -152,10 +153,6 @@ def _vmstate(moment: Moment, part: Taking) -> str:
     )
 
 
-def _runs(scene: Scene) -> bool:
-    return scene.machine is not None and scene.machine.running
-
-
 def _recordable(name: str) -> bool:
     """Whether a record may carry the name: one that somebody else chose may be outside our grammar."""
     try:
@@ -179,6 +176,7 @@ def _plan(
     step: Step,
     named: str,
 ) -> Plan:
+    machine = machine_of(scene)
     place = state_place(scene, part.disks[0])
     record = IntentRecord(
         id=named,
@@ -186,9 +184,9 @@ def _plan(
         created=scene.now,
         chains=local_chains(scene.graph.chains(*part.names)),
         name=intent.name,
-        was=Settings(_runs(scene), process=scene.machine.process if scene.machine is not None else ""),
+        was=Settings(machine.running, process=machine.process),
     )
-    notes = stale_notes(machine_of(scene), intent.name) if isinstance(step, LoadVm | LoadState) else ()
+    notes = stale_notes(machine, intent.name) if isinstance(step, LoadVm | LoadState) else ()
     written = bool(place) and _recordable(intent.name)
     first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
     last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
@@ -207,6 +205,6 @@ def _plan(
         stages=tuple(stage for stage in stages if stage.steps),
         before=scene.graph,
         after=apply(scene.graph, step),
-        run_state=machine_of(scene).status,
+        run_state=machine.status,
         notes=(*part.notes, *notes),
     )

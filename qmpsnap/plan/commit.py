@@ -178,13 +178,14 @@ def _stages(
     fold += [AwaitJob(start.job_id, "concluded"), DismissJob(start.job_id)]
     tidy: list[Step] = []
     if not intent.keep_overlay:
+        gone = {layer.file for layer in folded}
+        written = {*gone, start.base_file}
+        lost, moments = losses(scene.files.records, start.disk, folded=gone, written=written)
         tidy += delete_owned(folded)
         tidy += [RetireFile(file, intent.folded, to) for file, to in retired.items()]
-        gone = {layer.file for layer in folded}
-        lost, moments = losses(scene.files.records, start.disk, folded=gone, written={*gone, start.base_file})
         tidy += lost
-    if place and not intent.keep_overlay:
-        tidy.append(FinishRecord(place, (record.id, *_superseded(scene, start, folded)), moments))
+        if place:
+            tidy.append(FinishRecord(place, (record.id, *_superseded(scene, written)), moments))
     stages = [
         Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
         Stage(f"commit into {start.base_file}", tuple(fold), verify=True),
@@ -193,16 +194,15 @@ def _stages(
     return tuple(stage for stage in stages if stage.steps)
 
 
-def _superseded(scene: Scene, start: StartCommit, folded: tuple[Layer, ...]) -> tuple[str, ...]:
+def _superseded(scene: Scene, written: set[str]) -> tuple[str, ...]:
     """Records of earlier commits of these layers that failed."""
-    changed = {*(layer.file for layer in folded), start.base_file}
     return tuple(
         record.id
         for record in scene.files.records
         if isinstance(record, IntentRecord)
         and record.op == "commit"
         and record.invalid
-        and set(record.invalid) <= changed
+        and set(record.invalid) <= written
     )
 
 

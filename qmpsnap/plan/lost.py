@@ -50,6 +50,8 @@ def losses(
 
 def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
     """What puts away the folded files of a commit whose client went away, and their moments."""
+    if not record.policy:  # the overlay is kept, and the record with it; or it is no commit
+        return ()
     written = {*record.folded, *record.invalid}
     lost, gone = losses(records, record.disk, folded=record.folded, written=written)
     steps: list[Step] = []
@@ -58,8 +60,6 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
             steps += [RetireFile(file, "rename", to) for file, to in record.renames.items()]
         case "remove":
             steps += [RetireFile(file, "remove", "") for file in record.folded]
-        case "":  # the overlay is kept, and the record with it
-            return ()
     return (*steps, *lost, *((FinishRecord(record.directory, (), gone),) if gone else ()))
 
 

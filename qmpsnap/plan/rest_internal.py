@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.job import ENDED
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_migrated
@@ -38,8 +39,6 @@ JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
 
 OPS = ("checkpoint-internal", "revert-internal")
 """What the records of these operations call them."""
-
-_LOAD_FAILED = "restore-vm"  # the run state in which a failed load leaves a guest that ran
 
 
 def plan(name: JobId, job: Job | None, record: IntentRecord | None, scene: Scene) -> Plan:
@@ -146,7 +145,7 @@ def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
 
 
 def _stands_failed(scene: Scene) -> bool:
-    return scene.machine is not None and scene.machine.status == _LOAD_FAILED
+    return scene.machine is not None and scene.machine.status == FOR_A_LOAD
 
 
 def _is_as_then(name: str, record: IntentRecord, scene: Scene) -> bool:

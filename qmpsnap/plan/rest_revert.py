@@ -96,7 +96,8 @@ def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
 def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple[str, ...]) -> Plan:
     """A disk has moved: all do, and the memory comes with them, unless the guest has run since."""
     steps: list[Step] = list(ends_job(record, scene))
-    goes = _stands(record, scene, moved) and ran_here(record, machine_of(scene).process)
+    stands = _stands(record, scene, moved)
+    goes = stands and ran_here(record, machine_of(scene).process)
     if goes:
         rest = [scene.graph.disks[disk] for disk in disks if disk not in moved]
         roots: list[tuple[str, str, str]] = []
@@ -136,7 +137,7 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
         expect={disk: files for disk, files in record.after.items() if disk in disks} if whole else {},
         moves=disks if whole else (),
         notes=tuple(notes),
-        vanished=_half_way(record, scene) if _stands(record, scene, moved) and not goes else "",
+        vanished=_half_way(record, scene) if stands and not goes else "",
     )
 
 
@@ -152,7 +153,7 @@ def _half_way(record: IntentRecord, scene: Scene) -> str:
 
 
 def _stands(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> bool:
-    """Whether the guest stands, and has written nothing since: as the operation left it, in the same QEMU."""
+    """Whether the guest stands on the overlays and has written nothing since: as the operation left it."""
     return (
         not machine_of(scene).running
         and all(_is_active(disk, record, scene) for disk in moved)

@@ -11,6 +11,7 @@ import anyio
 
 from qmpsnap.errors import CommandFailed, MigrationFailed, TargetUnusable
 from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import parse_migration
 from qmpsnap.plan.migration_steps import (
     AwaitClosed,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Migrations"]
 
 _OVER = frozenset({"none", "completed", "failed", "cancelled"})
-_LOADING = frozenset({"inmigrate", "restore-vm", "finish-migrate"})  # run states of a load under way
+_LOADING = frozenset({"inmigrate", FOR_A_LOAD, "finish-migrate"})  # run states of a load under way
 _FEW_BYTES = 1000  # more memory than this is written only once the devices' state is kept
 _LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
 _AGAIN = 0.25  # seconds between two looks else, should an event have been missed

@@ -329,8 +329,8 @@ class Operation:
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""
         failed: list[tuple[Step, QmpsnapError]] = []
-        undone: list[Step] = []
         for step in stage.steps:
+            undone = [one for one, _ in failed]
             if isinstance(step, FinishRecord | KeepMoment) and any(map(needs_record, undone)):
                 continue  # who ends what is left learns from it what that is
             try:
@@ -340,7 +340,6 @@ class Operation:
                 raise
             except QmpsnapError as error:
                 failed.append((step, error))
-                undone.append(step)
         if failed:
             reasons = "; ".join(f"{step.command} {step.arguments}: {error}" for step, error in failed)
             raise Incomplete(

@@ -224,7 +224,6 @@ async def serve(path: str, *, greeting: bytes | None = GREETING) -> AsyncIterato
     Args:
         path: Where the socket is made.
         greeting: What a client is greeted with; None for a silent server.
-        late: Sent once, before the next greeting: QEMU's reply to a client that went before it came.
     """
     server = QmpServer(path, greeting)
     listener = await asyncio.start_unix_server(server.serve_client, path, limit=64 * 1024 * 1024)
