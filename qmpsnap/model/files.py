@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.header import Header
     from qmpsnap.model.memory import MemoryFact
+    from qmpsnap.model.open_files import OpenFile
     from qmpsnap.model.record import Record
 
 __all__ = ["Ask", "DirFact", "FileFact", "Files", "Kind", "Standing", "invalid_name", "is_invalid_name"]
@@ -127,6 +128,8 @@ class Files:
         bad_records: What lies in these and is no record of ours, as "PATH: REASON".
         memories: Files of VM state, by the path that was asked for.
         fresh: Overlays among those asked for that never got any data.
+        open: Of each file in QEMU's graph which file QEMU really has open under that name, by the graph's
+            path; also where nothing else is looked at. Empty where there is no QEMU to ask.
     """
 
     shared: bool = False
@@ -139,6 +142,7 @@ class Files:
     bad_records: tuple[str, ...] = ()
     memories: Mapping[str, MemoryFact] = field(default_factory=lambda: MappingProxyType({}))
     fresh: frozenset[str] = frozenset()
+    open: Mapping[str, OpenFile] = field(default_factory=lambda: MappingProxyType({}))
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

@@ -80,6 +80,7 @@ class Node:
         file: Path where there is one, else the file name as QEMU spells it.
         read_only: Whether QEMU has it open read-only.
         backing: File that it stands on, "" where there is none.
+        spelled: QEMU's own name for it where that is not `file`: a relative one, json:, a descriptor set.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Node:
     file: str
     read_only: bool = False
     backing: str = ""
+    spelled: str = ""
 
     @property
     def is_filter(self) -> bool:

@@ -29,7 +29,7 @@ from qmpsnap.model.graph import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["GRAPH_QUERIES", "GraphMoved", "parse_graph"]
+__all__ = ["FDSET", "GRAPH_QUERIES", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
 
 Raw = dict[str, object]
 
@@ -40,6 +40,9 @@ GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
 )
 """The commands, with arguments, whose answers `parse_graph` takes, in this order."""
 
+FDSET = "/dev/fdset/"
+"""How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
+
 _PERIPHERAL = "/machine/peripheral/"
 
 
@@ -47,7 +50,44 @@ class GraphMoved(Exception):
     """The three answers do not belong to one moment: ask again."""
 
 
-def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -> Graph:
+def odd_names(named: object) -> tuple[str, ...]:
+    """File names that QEMU uses, when one of them means nothing outside of it; else none.
+
+    That is a relative name, and a set of descriptors (/dev/fdset/N).
+
+    Args:
+        named: Return value of query-named-block-nodes, flat.
+    """
+    try:
+        names = tuple(_text(row["file"]) for row in _rows(named) if row["drv"] in PATH_DRIVERS)
+    except (KeyError, TypeError):  # `parse_graph` says what is wrong
+        return ()
+    odd = any(name.startswith(FDSET) or not name.startswith("/") for name in names)
+    return tuple(dict.fromkeys(names)) if odd else ()
+
+
+def parse_fdsets(answer: object) -> dict[str, tuple[int, ...]]:
+    """The descriptors in each set, by the name that a file has which is opened from it.
+
+    QAPI: query-fdsets (misc.json).
+    """
+    try:
+        return {
+            f"{FDSET}{_int(one['fdset-id'])}": tuple(_int(fd["fd"]) for fd in cast("list[Raw]", one["fds"]))
+            for one in _rows(answer)
+        }
+    except (KeyError, TypeError) as error:
+        raise Malformed(f"QEMU's answer to query-fdsets has not the expected shape: {error!r}") from error
+
+
+def parse_graph(
+    block: object,
+    stats: object,
+    named: object,
+    *,
+    cwd: str = "",
+    real: Mapping[str, str] = MappingProxyType({}),
+) -> Graph:
     """Join the three answers into one graph.
 
     Args:
@@ -55,6 +95,7 @@ def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -
         stats: Return value of query-blockstats, without arguments.
         named: Return value of query-named-block-nodes, flat.
         cwd: QEMU's working directory where we know it; relative file names are resolved against it.
+        real: Paths of the files that QEMU has open under its odd names (`odd_names`), so far as is known.
 
     Raises:
         GraphMoved: When a node is named in one answer and missing in another.
@@ -63,7 +104,7 @@ def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -
     QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
     """
     try:
-        return _Join(_rows(block), _rows(stats), _rows(named), cwd).graph()
+        return _Join(_rows(block), _rows(stats), _rows(named), cwd, real).graph()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Malformed(
             f"QEMU's answer about its block graph has not the expected shape: {error!r}"
@@ -108,6 +149,7 @@ class _Join:
     stats: list[Raw]
     named: list[Raw]
     cwd: str
+    real: Mapping[str, str]
 
     def graph(self) -> Graph:
         entries = {_text(row["node-name"]): row for row in self.named}
@@ -131,7 +173,9 @@ class _Join:
 
     def _node(self, name: str, row: Raw, entries: Mapping[str, Raw]) -> Node:
         backing = self._absolute(_text(row.get("backing_file") or ""))
-        return Node(name, _text(row["drv"]), self._path(row, entries), bool(row["ro"]), backing)
+        path, spelled = self._path(row, entries), _text(row["file"])
+        spelled = "" if spelled == path else spelled
+        return Node(name, _text(row["drv"]), path, bool(row["ro"]), backing, spelled)
 
     def _path(self, row: Raw, entries: Mapping[str, Raw]) -> str:
         """The path behind a node: its own file name, or that of the node that it lies on.
@@ -166,6 +210,8 @@ class _Join:
         return {lost[0].name: replace(lost[0], file=left.pop())}
 
     def _absolute(self, path: str) -> str:
+        if path in self.real:
+            return self.real[path]
         if self.cwd and path and not path.startswith("/") and ":" not in path.partition("/")[0]:
             return posixpath.normpath(posixpath.join(self.cwd, path))
         return path

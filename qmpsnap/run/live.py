@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -20,7 +21,8 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
-from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
+from qmpsnap.model.open_files import open_names
+from qmpsnap.model.parse import FDSET, GRAPH_QUERIES, GraphMoved, odd_names, parse_fdsets, parse_graph
 from qmpsnap.plan.steps import (
     AddNode,
     AdoptJob,
@@ -62,7 +64,7 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.roots import check_roots
-from qmpsnap.run.shared import holds, working_directory
+from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ class LiveTarget:
                 *(self.session.query(command, arguments) for command, arguments in GRAPH_QUERIES)
             )
             try:
-                return parse_graph(*answers, cwd=self._cwd)
+                return parse_graph(*answers, cwd=self._cwd, real=await self._real_names(answers[2]))
             except GraphMoved as moved:
                 _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
                 await anyio.sleep(0.01 * attempt)
@@ -186,8 +188,10 @@ class LiveTarget:
         A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
         may not look at QEMU's process: an image that stands on the chain there must not be missed.
         """
-        shared = await self.shares(graph)
+        opened = await self._opened(graph)
+        shared = self._shares(graph, opened)
         found = await self._images.look(ask, shared=shared)
+        found = replace(found, open=opened.files)
         if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
             return found
         seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)
@@ -199,19 +203,37 @@ class LiveTarget:
             unreadable=seen.unreadable,
         )
 
-    async def shares(self, graph: Graph) -> bool:
+    def _shares(self, graph: Graph, opened: Opened) -> bool:
         """Whether we see the files that QEMU sees.
 
-        So when each active file, as we see it, is one that the process at the other end of the
-        socket has open: same device, same inode.
+        So when the process at the other end of the socket has files of the graph open and sees the file
+        system that we see; or when each active file, as we see it, is one that it has open.
         """
         if self._shared_fs is not None:
             return self._shared_fs
-        pid = self.session.peer_pid
-        files = tuple(disk.active.file for disk in graph.disks.values() if disk.layers and disk.active.local)
-        if pid is None or not self.session.is_unix or not files:
-            return False
-        return await in_thread(partial(holds, pid, files))
+        if opened.same_view:
+            return opened.proven
+        files = {disk.active.file for disk in graph.disks.values() if disk.layers and disk.active.local}
+        return bool(files) and all(
+            file in opened.files and opened.files[file].state == "same" for file in files
+        )
+
+    async def _opened(self, graph: Graph) -> Opened:
+        """Which file QEMU has open under each name of its graph, where we may look."""
+        names, pid = open_names(graph), self.session.peer_pid
+        if pid is None or not self.session.is_unix or not names:
+            return Opened(MappingProxyType({}))
+        return await in_thread(partial(open_files, pid, names))
+
+    async def _real_names(self, named: object) -> Mapping[str, str]:
+        """Paths of the files that QEMU has open under names that mean nothing outside of it."""
+        names, pid = odd_names(named), self.session.peer_pid
+        if not names or pid is None or not self.session.is_unix:
+            return {}
+        sets: Mapping[str, tuple[int, ...]] = {}
+        if any(name.startswith(FDSET) for name in names):
+            sets = parse_fdsets(await self.session.query("query-fdsets"))
+        return await in_thread(partial(real_names, pid, names, self._cwd, sets))
 
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""

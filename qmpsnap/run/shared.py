@@ -1,46 +1,284 @@
-"""Whether a process of this machine has files open that we see: by its descriptors, not by names."""
+"""What a process of this machine has open, by its descriptors: which file each name of QEMU's means.
+
+Everything here blocks, asks /proc alone, and believes no name: a name leads to QEMU's file when device and
+inode are those of one of its descriptors.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
 import os
+import posixpath
+import re
+import stat
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.header import QCOW_MAGIC
+from qmpsnap.model.open_files import OpenFile
+from qmpsnap.model.parse import FDSET
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["holds", "identity", "working_directory"]
+    from qmpsnap.model.open_files import OpenName, OpenState
+
+__all__ = ["Opened", "identity", "open_files", "real_names", "working_directory"]
+
+_DELETED = " (deleted)"  # fs/d_path.c
+_NO_IMAGE = (
+    "/memfd:",
+    "/dev/zero",
+    "/dev/null",
+    "/dev/pts/",
+    "/dev/net/",
+    "/dev/kvm",
+    "/dev/urandom",
+    "/anon_",
+)
+_SECTOR = 512  # bytes; QEMU rounds a raw image's size up to whole ones
+_Key = tuple[int, int]
 
 
-def holds(pid: int, files: Iterable[str]) -> bool:
-    """Whether each of the files, as we see it, is open in the process; blocking.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a process has open, of the names that were asked for.
 
-    False also when we may not look at the process.
+    Attributes:
+        files: By name.
+        same_view: Whether the process sees the file system that we see: mount namespace and root are ours.
+    """
+
+    files: Mapping[str, OpenFile]
+    same_view: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Whether the process is the QEMU in question: it has at least one of the files open."""
+        return any(one.known for one in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptor:
+    link: str  # how /proc tells it: "/proc/PID/fd/N"
+    key: _Key
+    unlinked: bool
+
+    @property
+    def target(self) -> str:
+        try:
+            return os.readlink(self.link)
+        except OSError:  # closed meanwhile
+            return ""
+
+    @property
+    def path(self) -> str:
+        """A path that leads here to this very file, or ""."""
+        target = self.target
+        return target if target.startswith("/") and _key(target) == self.key else ""
+
+    @property
+    def may_be_image(self) -> bool:
+        """Whether it can be read: an image can, a log or a pid file is opened for writing alone."""
+        target = self.target
+        if not target.startswith("/") or target.startswith(_NO_IMAGE):
+            return False
+        try:
+            with open(self.link.replace("/fd/", "/fdinfo/"), encoding="ascii") as file:
+                flags = next((line for line in file if line.startswith("flags:")), "flags: 0")
+        except OSError:
+            return False
+        return int(flags.split()[1], 8) & os.O_ACCMODE != os.O_WRONLY
+
+    def holds(self, image: OpenName) -> bool:
+        """Whether it can be that image, by its first bytes or its size."""
+        if not image.format:
+            return True
+        try:
+            status = os.stat(self.link)
+            with open(self.link, "rb", buffering=0) as file:
+                start = file.read(32)
+        except OSError:
+            return False
+        if image.format == "qcow2":
+            return start[:4] == QCOW_MAGIC and int.from_bytes(start[24:32], "big") == image.virtual_size
+        if image.format == "raw" and stat.S_ISREG(status.st_mode):
+            return status.st_size >= image.virtual_size - _SECTOR
+        return True
+
+
+def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
+    """Tell of each name which file the process has open under it.
+
+    One pass over its descriptors; more only for a name that does not lead to one of them.
 
     Args:
         pid: The process.
-        files: Absolute paths.
+        names: Absolute paths, each with the process's own spelling of it and what image it is.
     """
-    wanted: set[tuple[int, int]] = set()
-    for file in files:
-        try:
-            status = os.stat(file)  # noqa: PTH116 - QEMU's spelling
-        except (OSError, ValueError):
-            return False
-        wanted.add((status.st_dev, status.st_ino))
+    names = tuple(names)
+    found: dict[str, OpenFile]
+    held = _descriptors(pid)
+    if held is None:
+        why = f"we may not look at process {pid}"
+        found = {one.name: OpenFile(one.name, "unknown", reason=why) for one in names}
+        return Opened(MappingProxyType(found))
+    same_view = _same_view(pid)
+    found = {}
+    for one in names:
+        key = _key(one.name)
+        if key is not None and key in held:
+            reopens = one.spelled == one.name or _reopens(pid, one.spelled, key)
+            found[one.name] = OpenFile(one.name, "same", one.name, *key, reopens=reopens)
+    claimed = {(one.device, one.inode) for one in found.values()}
+    lost = [one for one in names if one.name not in found]
+    left = [one for key, one in held.items() if lost and key not in claimed and one.may_be_image]
+    for name in lost:
+        found[name.name] = _lost(pid, name, left) if same_view else _elsewhere(pid, name.name, held)
+    return Opened(MappingProxyType(found), same_view)
+
+
+def real_names(
+    pid: int | None, names: Iterable[str], cwd: str, fdsets: Mapping[str, Iterable[int]]
+) -> dict[str, str]:
+    """Find the paths behind names that mean nothing outside the process: relative ones and descriptors.
+
+    Args:
+        pid: The process.
+        names: Every file name in use, as the process spells it.
+        cwd: Its working directory, or "".
+        fdsets: Of each descriptor set (by its name, "/dev/fdset/N") the descriptors in it.
+
+    Returns:
+        The path of each odd name that could be found; from a relative one without a proof none.
+    """
+    held = _descriptors(pid) if pid is not None else None
+    if held is None:
+        return {}
+    real: dict[str, str] = {}
+    open_names = list(dict.fromkeys(names))
+    for name in open_names:
+        if name.startswith(FDSET):
+            keys = {_key(f"/proc/{pid}/fd/{number}") for number in fdsets.get(name, ())}
+            paths = {held[key].path for key in keys if key is not None and key in held}
+            if len(paths) == 1 and (path := paths.pop()):
+                real[name] = path
+        elif not name.startswith("/") and cwd:
+            joined = posixpath.normpath(posixpath.join(cwd, name))
+            if (key := _key(joined)) is not None and key in held:
+                real[name] = joined
+    lost = [name for name in open_names if name not in real and not name.startswith("/")]
+    if not lost:
+        return real
+    claimed = {_key(real.get(name, name)) for name in open_names if name not in lost}
+    left = [one for key, one in held.items() if key not in claimed and one.may_be_image]
+    paths = {path for one in left if (path := one.path)}
+    for name in lost:
+        ending = "/" + re.sub(r"^(\.\./)+", "", posixpath.normpath(name))
+        fitting = [path for path in paths if path.endswith(ending)]
+        if not fitting and len(lost) == len(paths) == 1:  # it was opened through a symlink
+            fitting = [*paths]
+        if len(fitting) == 1:
+            real[name] = fitting[0]
+    return real
+
+
+def _lost(pid: int, name: OpenName, left: list[_Descriptor]) -> OpenFile:
+    """Find the file that the process has open under a name that does not lead to it any more."""
+    real = os.path.realpath(name.name)
+    base = posixpath.basename(real)
+    replaced = _key(name.name) is not None
+    deleted = {f"{name.name}{_DELETED}", f"{real}{_DELETED}"}
+    fitting = [one for one in left if one.holds(name)]
+    if not fitting:
+        why = f"process {pid} has no such file open"
+        return OpenFile(name.name, "unknown", replaced=replaced, reason=why)
+    named = [one for one in fitting if one.target in deleted]
+    named = named or [one for one in fitting if posixpath.basename(one.target) == base] or fitting
+    if len(named) != 1:
+        why = "which of its files it is cannot be told"
+        return OpenFile(name.name, "moved", replaced=replaced, reopens=not replaced, reason=why)
+    one = named[0]
+    state: OpenState = "unlinked" if one.unlinked else "moved"
+    path = "" if one.unlinked else one.path or _beside(name.name, one.key)
+    reopens = _reopens(pid, name.spelled, one.key)
+    return OpenFile(name.name, state, path, *one.key, replaced=replaced, reopens=reopens)
+
+
+def _elsewhere(pid: int, name: str, held: Mapping[_Key, _Descriptor]) -> OpenFile:
+    """A name that leads to no file of the process here, where it sees another file system."""
+    key = _key(f"/proc/{pid}/root{name}")
+    if key is not None and key in held:
+        why = f"process {pid} sees another file system (mount namespace or root)"
+        return OpenFile(name, "unknown", "", *key, reason=why)
+    return OpenFile(
+        name, "unknown", reason=f"process {pid} sees another file system, and has no such file open"
+    )
+
+
+def _beside(name: str, key: _Key) -> str:
+    """Another name of the file in the directory of its old one, as a hard link is, or ""."""
+    where = posixpath.dirname(name)
+    try:
+        entries = sorted(os.listdir(where))
+    except OSError:
+        return ""
+    return next((path for entry in entries if _key(path := posixpath.join(where, entry)) == key), "")
+
+
+def _reopens(pid: int, spelled: str, key: _Key) -> bool:
+    """Whether the process would get this file, or none, by opening that name of its own again."""
+    if spelled.startswith(FDSET):
+        return True
+    start = f"/proc/{pid}/root" if spelled.startswith("/") else f"/proc/{pid}/cwd/"
+    return _key(start + spelled) in {None, key}
+
+
+def _descriptors(pid: int) -> dict[_Key, _Descriptor] | None:
+    """Regular files and devices that the process has open; None when we may not look."""
     directory = f"/proc/{pid}/fd"
     try:
-        descriptors = os.listdir(directory)  # noqa: PTH208 - numbers, not paths
+        numbers = os.listdir(directory)
     except OSError:
-        return False
-    for descriptor in descriptors:
+        return None
+    held: dict[_Key, _Descriptor] = {}
+    for number in numbers:
+        link = f"{directory}/{number}"
         try:
-            status = os.stat(f"{directory}/{descriptor}")  # noqa: PTH116
+            status = os.stat(link)
         except OSError:  # closed meanwhile
             continue
-        wanted.discard((status.st_dev, status.st_ino))
-        if not wanted:
-            return True
-    return False
+        key = _identity(status)
+        if key is not None:
+            held.setdefault(key, _Descriptor(link, key, unlinked=status.st_nlink == 0))
+    return held
+
+
+def _key(path: str) -> _Key | None:
+    try:
+        return _identity(os.stat(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _identity(status: os.stat_result) -> _Key | None:
+    """What tells the file from every other; None for what can be no image."""
+    if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _same_view(pid: int) -> bool:
+    try:
+        return all(
+            os.path.samestat(os.stat(f"/proc/{pid}/{what}"), os.stat(f"/proc/self/{what}"))
+            for what in ("ns/mnt", "root")
+        )
+    except OSError:
+        return False
 
 
 def identity(pid: int | None) -> str:
@@ -48,7 +286,7 @@ def identity(pid: int | None) -> str:
     if pid is None:
         return ""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             started = file.read().rpartition(")")[2].split()[19]  # clock ticks since the host's start
     except (OSError, IndexError):
         return ""
@@ -60,6 +298,6 @@ def working_directory(pid: int | None) -> str:
     if pid is None:
         return ""
     try:
-        return os.readlink(f"/proc/{pid}/cwd")  # noqa: PTH115
+        return os.readlink(f"/proc/{pid}/cwd")
     except OSError:
         return ""

@@ -19,6 +19,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import GRAPH_QUERIES, parse_graph
 from qmpsnap.plan.steps import (
     AddNode,
@@ -165,30 +166,51 @@ async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
         assert [(job.id, job.mine) for job in await target.jobs()] == [("theirs", False)]
 
 
-async def test_shares_is_told_by_the_files_that_the_process_has_open(
+async def test_look_takes_our_files_for_qemus_when_the_process_has_them_open(
     target: LiveTarget, tmp_path: Path
 ) -> None:
     file = tmp_path / "s1.qcow2"
     file.touch()
     machine = graph(chain("base.raw <- s1*", directory=str(tmp_path)))
-    assert not await target.shares(machine)
     with file.open():
-        assert await target.shares(machine)
-        assert (await target.look(Ask(files=(str(file),)), machine)).files[str(file)].kind == "regular"
-    assert await target.look(Ask(files=(str(file),)), machine) == Files(shared=False)
+        looked = await target.look(Ask(files=(str(file),)), machine)
+    assert (looked.shared, looked.files[str(file)].kind) == (True, "regular")
+    assert looked.open[str(file)] == OpenFile(
+        str(file), "same", str(file), file.stat().st_dev, file.stat().st_ino
+    )
+    looked = await target.look(Ask(files=(str(file),)), machine)
+    assert (looked.shared, looked.files) == (False, {})
+    assert looked.open[str(file)].state == "unknown"
     looked = await target.look(Ask(survey=(str(file.parent),)), machine)
     assert (looked.shared, looked.looked_in) == (False, (str(file.parent),))  # it may be QEMU's all the same
 
 
-async def test_shares_is_false_when_no_disk_has_a_file(target: LiveTarget) -> None:
-    assert not await target.shares(graph())
+async def test_look_sees_the_other_files_when_one_was_unlinked(target: LiveTarget, tmp_path: Path) -> None:
+    kept, gone = tmp_path / "a.raw", tmp_path / "b.raw"
+    for file in (kept, gone):
+        file.write_bytes(bytes(64 << 20))
+    machine = graph(
+        chain("a.raw*", directory=str(tmp_path)), chain("b.raw*", name="vdb", directory=str(tmp_path))
+    )
+    with kept.open(), gone.open():
+        gone.unlink()
+        looked = await target.look(Ask(), machine)
+    assert looked.shared
+    assert {name: one.state for name, one in looked.open.items()} == {
+        str(kept): "same",
+        str(gone): "unlinked",
+    }
+
+
+async def test_look_shares_nothing_when_no_disk_has_a_file(target: LiveTarget) -> None:
+    assert await target.look(Ask(), graph()) == Files(shared=False)
 
 
 @pytest.mark.parametrize("given", [True, False])
-async def test_shares_is_what_the_caller_says(server: QmpServer, given: bool) -> None:
+async def test_look_shares_what_the_caller_says(server: QmpServer, given: bool) -> None:
     ScriptedJobs(server)
     async with live(server, shared_fs=given) as target:
-        assert await target.shares(graph(vda="nowhere*")) is given
+        assert (await target.look(Ask(), graph(vda="nowhere*"))).shared is given
 
 
 ROOT = NewRoot("vda", "n", "/o", "qcow2", None, ())

@@ -2,55 +2,216 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.run.shared import holds, working_directory
+from qmpsnap.model.open_files import OpenFile, OpenName
+from qmpsnap.run.shared import open_files, real_names, working_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GONE = 2**22 + 1  # beyond Linux's highest pid
+US = os.getpid()
 
 
-def test_holds_is_true_when_the_process_has_every_file_open(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    with first.open("w"), second.open("w"):
-        assert holds(os.getpid(), [str(first), str(second)])
+def put(path: Path, *, size: int = 1 << 20, form: str = "qcow2") -> Path:
+    """Make the beginning of an image of that size."""
+    head = b"QFI\xfb" + struct.pack(">IQIIQ", 3, 0, 0, 16, size) if form == "qcow2" else bytes(size)
+    path.write_bytes(head.ljust(512, b"\0"))
+    return path
 
 
-def test_holds_is_true_under_another_name_of_the_file(tmp_path: Path) -> None:
-    file, link = tmp_path / "a", tmp_path / "link"
+def wanted(path: Path, *, size: int = 1 << 20, form: str = "qcow2", spelled: str = "") -> OpenName:
+    return OpenName(str(path), spelled or str(path), form, size)
+
+
+def moved(before: Path, after: Path) -> str:
+    shutil.move(before, after)
+    return str(after)
+
+
+def replaced(file: Path, other: Path) -> str:
+    shutil.move(file, other)
+    put(file)
+    return str(other)
+
+
+def linked_and_replaced(file: Path, other: Path) -> str:
+    other = file.parent / "kept"
+    other.hardlink_to(file)
+    put(file.parent / "new").replace(file)
+    return str(other)
+
+
+def removed(file: Path, _: Path) -> str:
+    file.unlink()
+    return ""
+
+
+def removed_and_made_anew(file: Path, _: Path) -> str:
+    file.unlink()
+    put(file)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("happens", "state", "is_replaced"),
+    [
+        (lambda file, _: str(file), "same", False),
+        (moved, "moved", False),
+        (replaced, "moved", True),
+        (linked_and_replaced, "moved", True),
+        (removed, "unlinked", False),
+        (removed_and_made_anew, "unlinked", True),
+    ],
+)
+def test_open_files_tells_what_became_of_the_name(
+    tmp_path: Path, happens: Callable[[Path, Path], str], state: str, is_replaced: bool
+) -> None:
+    file, kept = put(tmp_path / "vda.qcow2"), put(tmp_path / "vdb.qcow2")
+    status = file.stat()
+    (tmp_path / "elsewhere").mkdir()
+    with file.open(), kept.open():
+        path = happens(file, tmp_path / "elsewhere" / "x.qcow2")
+        opened = open_files(US, [wanted(file), wanted(kept)])
+    assert opened.same_view
+    assert opened.proven
+    assert opened.files[str(kept)].state == "same"
+    assert opened.files[str(file)] == OpenFile(
+        str(file),
+        state,  # type: ignore[arg-type]
+        path,
+        status.st_dev,
+        status.st_ino,
+        replaced=is_replaced,
+        reopens=not is_replaced,
+    )
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_open_files_takes_any_name_of_the_file(tmp_path: Path, link: str) -> None:
+    file, other = put(tmp_path / "a"), tmp_path / "link"
+    getattr(other, link)(file)
+    with file.open():
+        found = open_files(US, [wanted(other)]).files[str(other)]
+    assert (found.state, found.path, found.inode) == ("same", str(other), file.stat().st_ino)
+
+
+def test_open_files_sees_a_symlink_that_leads_elsewhere_by_now(tmp_path: Path) -> None:
+    file, other, link = put(tmp_path / "a"), put(tmp_path / "b"), tmp_path / "link"
     link.symlink_to(file)
-    with file.open("w"):
-        assert holds(os.getpid(), [str(link)])
+    with file.open():
+        link.unlink()
+        link.symlink_to(other)
+        found = open_files(US, [wanted(link)]).files[str(link)]
+    assert (found.state, found.path, found.replaced) == ("moved", str(file), True)
 
 
-def test_holds_is_false_when_one_file_is_not_open(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    second.touch()
-    with first.open("w"):
-        assert not holds(os.getpid(), [str(first), str(second)])
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+def test_open_files_tells_moved_images_apart_by_what_they_are(tmp_path: Path, form: str) -> None:
+    small = put(tmp_path / "small", size=1 << 20, form=form)
+    large = put(tmp_path / "large", size=2 << 20, form="qcow2")
+    if form == "raw":
+        os.truncate(small, 1 << 20)
+    with small.open(), large.open(), (tmp_path / "vm.log").open("w"):
+        shutil.move(large, tmp_path / "1")
+        shutil.move(small, tmp_path / "2")
+        names = [wanted(large, size=2 << 20), wanted(small, form=form)]
+        found = open_files(US, names).files
+    assert found[str(large)].path == str(tmp_path / "1")
+    assert found[str(small)].path == str(tmp_path / "2")
 
 
-def test_holds_is_false_when_another_file_has_the_name(tmp_path: Path) -> None:
-    file = tmp_path / "a"
-    with file.open("w"):
-        shutil.move(file, tmp_path / "moved")
-        file.touch()  # as in another mount namespace: the same path, another file
-        assert not holds(os.getpid(), [str(file)])
+def test_open_files_names_no_file_when_two_fit(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "a"), put(tmp_path / "b")
+    with first.open(), second.open():
+        shutil.move(first, tmp_path / "1")
+        shutil.move(second, tmp_path / "2")
+        found = open_files(US, [wanted(first), wanted(second)]).files[str(first)]
+    assert (found.state, found.path, found.known) == ("moved", "", False)
+    assert found.reason == "which of its files it is cannot be told"
 
 
-@pytest.mark.parametrize("file", ["/nowhere/x", "relative", "nul\0"])
-def test_holds_is_false_when_we_do_not_see_the_file(file: str) -> None:
-    assert not holds(os.getpid(), [file])
+def test_open_files_knows_nothing_of_a_process_without_the_file(tmp_path: Path) -> None:
+    file = put(tmp_path / "a")
+    opened = open_files(US, [wanted(file)])
+    assert not opened.proven
+    assert opened.files[str(file)] == OpenFile(
+        str(file), "unknown", replaced=True, reason=f"process {US} has no such file open"
+    )
 
 
-def test_holds_is_false_when_we_may_not_look_at_the_process(tmp_path: Path) -> None:
-    file = tmp_path / "a"
-    with file.open("w"):
-        assert not holds(GONE, [str(file)])
+def test_open_files_does_not_take_a_log_for_the_image(tmp_path: Path) -> None:
+    file = put(tmp_path / "a", form="raw")
+    with (tmp_path / "log").open("w"):
+        assert not open_files(US, [OpenName(str(file), str(file))]).proven
+
+
+def test_open_files_knows_nothing_when_we_may_not_look(tmp_path: Path) -> None:
+    file = put(tmp_path / "a")
+    opened = open_files(GONE, [wanted(file)])
+    assert not opened.same_view
+    assert opened.files[str(file)].reason == f"we may not look at process {GONE}"
+
+
+@pytest.mark.parametrize(("other", "reopens"), [(False, True), (True, False)])
+def test_open_files_tells_whether_a_relative_name_would_lead_to_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool, reopens: bool
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    file = put(tmp_path / "a")
+    if other:
+        put(tmp_path / "cwd" / "a")
+    with file.open():
+        found = open_files(US, [wanted(file, spelled="a")]).files[str(file)]
+    assert (found.state, found.reopens) == ("same", reopens)
+
+
+def test_real_names_finds_relative_names_where_the_process_is(tmp_path: Path) -> None:
+    file = put(tmp_path / "a")
+    with file.open():
+        assert real_names(US, ["a", "/b"], str(tmp_path), {}) == {"a": str(file)}
+
+
+@pytest.mark.parametrize("name", ["img/a", "./img/a", "../x/img/a"])
+def test_real_names_finds_them_when_the_process_has_gone_elsewhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x" / "img").mkdir(parents=True)
+    file, other = put(tmp_path / "x" / "img" / "a"), put(tmp_path / "a")
+    with file.open(), other.open():
+        assert real_names(US, [name, str(other)], "/", {}) == {name: str(file)}
+
+
+def test_real_names_finds_a_symlink_when_no_other_file_is_left(tmp_path: Path) -> None:
+    file, other = put(tmp_path / "a"), put(tmp_path / "b")
+    with file.open(), other.open():
+        assert real_names(US, ["link", str(other)], "/", {})["link"] == str(file)
+
+
+def test_real_names_guesses_nothing_when_two_files_fit(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for where in ("1", "2"):
+            (tmp_path / where).mkdir()
+            stack.enter_context(put(tmp_path / where / "a").open())
+        assert real_names(US, ["a"], "/", {}) == {}
+
+
+def test_real_names_finds_the_file_of_a_descriptor_set(tmp_path: Path) -> None:
+    file = put(tmp_path / "a")
+    with file.open() as stream, put(tmp_path / "b").open():
+        number = stream.fileno()
+        found = real_names(US, ["/dev/fdset/3"], "/", {"/dev/fdset/3": (number,), "/dev/fdset/4": (0,)})
+    assert found == {"/dev/fdset/3": str(file)}
+
+
+def test_real_names_finds_nothing_when_we_may_not_look() -> None:
+    assert real_names(GONE, ["a"], "/", {}) == {}
+    assert real_names(None, ["a"], "/", {}) == {}
 
 
 def test_working_directory_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
