@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from qmpsnap.model.open_files import OpenFile
     from qmpsnap.model.record import Record
 
-__all__ = ["Ask", "DirFact", "FileFact", "Files", "Kind", "Standing", "invalid_name", "is_invalid_name"]
+__all__ = [
+    "NOT_ALLOWED",
+    "Ask",
+    "DirFact",
+    "FileFact",
+    "Files",
+    "Kind",
+    "Standing",
+    "invalid_name",
+    "is_invalid_name",
+]
+
+NOT_ALLOWED = "permission denied"  # why something could not be looked at: we may not
 
 Kind = Literal["missing", "regular", "directory", "block", "symlink", "other"]
 

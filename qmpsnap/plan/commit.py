@@ -10,7 +10,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
-from qmpsnap.model.files import Ask, invalid_name
+from qmpsnap.model.files import NOT_ALLOWED, Ask, invalid_name
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["ask", "plan"]
 
 _INVALID_NAMES = 9
-_NOT_ALLOWED = "Permission denied"  # strerror(EACCES), as the survey gives it
 
 
 def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -274,7 +273,7 @@ def _refuse_needed(
                 file=where,
                 hint="run as a user who can read the directory",
             )
-    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(_NOT_ALLOWED)]
+    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
     _refuse_by([*by, *(file for file in standing if file not in wanted)])
     _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")
     notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
+from qmpsnap.run.opening import create_file, open_directory, open_file
+from qmpsnap.run.reasons import reason, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -35,7 +37,6 @@ __all__ = ["Catalog", "read_records"]
 
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Catalog:
@@ -139,7 +140,7 @@ def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            bad.append(f"{directory}: {_reason(error)}")
+            bad.append(f"{directory}: {reason(error)}")
             continue
         try:
             for name in sorted(filter(_RECORD.fullmatch, os.listdir(descriptor))):
@@ -148,7 +149,7 @@ def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[
                 except FileNotFoundError:  # finished meanwhile
                     continue
                 except (OSError, ValueError) as error:
-                    bad.append(f"{os.path.join(directory, name)}: {_reason(error)}")
+                    bad.append(f"{os.path.join(directory, name)}: {reason(error)}")
         finally:
             os.close(descriptor)
     return tuple(records), tuple(bad)
@@ -202,8 +203,7 @@ def _make_directory(directory: str) -> bool:
 def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | None:
     """Write a record and give it its name; returns a descriptor that locks it, if it is an intent."""
     name = f".{record.file_name}.{os.urandom(4).hex()}"
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o644, dir_fd=descriptor), "w", encoding="ascii") as file:
+    with os.fdopen(create_file(name, mode=0o644, directory=descriptor), "w", encoding="ascii") as file:
         try:
             file.write(to_json(record))
             file.flush()
@@ -222,11 +222,8 @@ def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | Non
 
 
 def _read(descriptor: int, name: str, directory: str) -> Record:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, dir_fd=descriptor), "rb") as file:
+    with os.fdopen(open_file(name, directory=descriptor), "rb") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
         _trust(status)
         if status.st_size > _LONGEST:
             raise ValueError(f"{status.st_size} bytes are too many for a record")
@@ -263,7 +260,7 @@ def _remove(record: Record) -> None:
 
 
 def _open_trusted(directory: str) -> int:
-    descriptor = os.open(directory, _DIRECTORY)
+    descriptor = open_directory(directory, follow=False)
     try:
         _trust(os.fstat(descriptor))
     except ValueError:
@@ -289,11 +286,6 @@ def _remove_empty(directory: str) -> None:
         os.rmdir(directory)
 
 
-def _reason(error: OSError | ValueError) -> str:
-    text = error.strerror if isinstance(error, OSError) else None
-    return (text or str(error)).lower()
-
-
 def _unusable(record: Record, error: OSError | ValueError, verb: str) -> TargetUnusable:
     file = os.path.join(record.directory, record.file_name)
-    return TargetUnusable(f"cannot {verb} the record {file!r}: {_reason(error)}", file=file)
+    return unusable(file, error, f"{verb} the record")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 import anyio.to_thread
 
+from qmpsnap.run.opening import create_file, open_directory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -43,11 +45,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 def sync_directory(directory: str | int) -> None:
     """Make the names in a directory, given by path or descriptor, outlast a power cut."""
-    descriptor = (
-        os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if isinstance(directory, str)
-        else directory
-    )
+    descriptor = open_directory(directory) if isinstance(directory, str) else directory
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -81,8 +79,7 @@ def rename_exclusively(source: str, target: str, *, directory: int | None = None
     else:
         os.unlink(source, dir_fd=directory)
         return
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(target, flags, 0o600, dir_fd=directory))
+    os.close(create_file(target, directory=directory))
     try:
         os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:

@@ -34,6 +34,7 @@ from qmpsnap.run import memory_files
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.own_state import remove_state
+from qmpsnap.run.reasons import hint, reason, unusable
 
 if TYPE_CHECKING:
     from qmpsnap.plan.host_steps import HostStep
@@ -143,8 +144,7 @@ class Host:
         try:
             left = not await in_thread(remove) and await in_thread(partial(os.path.lexists, step.file))
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise TargetUnusable(f"cannot remove {step.file!r}: {reason}", file=step.file) from error
+            raise unusable(step.file, error, "remove") from error
         if left:
             _log.warning("state.left", file=step.file, reason="it is another one's")
 
@@ -155,9 +155,10 @@ class Host:
             )
         except OSError as error:
             await self._images.remove_created(self._made.pop(step.file))
-            reason = (error.strerror or str(error)).lower()
             raise TargetUnusable(
-                f"there is no room of {step.reserve_bytes} bytes for {step.file!r}: {reason}", file=step.file
+                f"there is no room of {step.reserve_bytes} bytes for {step.file!r}: {reason(error)}",
+                file=step.file,
+                hint=hint(error),
             ) from error
 
     async def _seal(self, step: SealMemory | SealStore) -> None:
@@ -171,8 +172,7 @@ class Host:
         except FileExistsError as error:
             raise TargetExists(f"{step.file!r} exists already", file=step.file) from error
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise TargetUnusable(f"cannot keep {step.file!r}: {reason}", file=step.file) from error
+            raise unusable(step.file, error, "keep") from error
 
     async def _intent(self, directory: str, record_id: str) -> IntentRecord:
         records, _ = await self._catalog.read((directory,))

@@ -24,7 +24,9 @@ from qmpsnap.model.files import Files
 from qmpsnap.run import put_away, survey
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.opening import create_file
 from qmpsnap.run.put_away import Created
+from qmpsnap.run.reasons import reason, unusable
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
@@ -74,9 +76,9 @@ class Images:
         if not shared:
             return Files(shared=False)
         found = await in_thread(partial(_look, ask))
-        for reason in found.bad_records:
-            if reason not in self._told:
-                _log.warning("record.left_unread", reason=reason)
+        for record in found.bad_records:
+            if record not in self._told:
+                _log.warning("record.left_unread", reason=record)
         self._told.update(found.bad_records)
         return found
 
@@ -149,7 +151,7 @@ class Images:
         try:
             return await in_thread(partial(put_away.remove, created))
         except OSError as error:
-            raise _unusable(created.file, error, "remove") from error
+            raise unusable(created.file, error, "remove") from error
 
     async def retire(self, file: str, policy: Policy, to: str = "") -> None:
         """Put away a file that holds no moment any more; doing it twice does no harm.
@@ -168,7 +170,7 @@ class Images:
         except FileExistsError as error:
             raise TargetExists(f"{to!r} exists already, {file!r} keeps its name", file=to) from error
         except OSError as error:
-            raise _unusable(file, error, policy) from error
+            raise unusable(file, error, policy) from error
 
     async def remove_orphan(self, file: str, backing: str | None) -> bool:
         """Remove what an interrupted run made, if it is as it was made; False when it is not there.
@@ -186,7 +188,7 @@ class Images:
             try:
                 used = await in_thread(partial(put_away.in_use, created))
             except OSError as error:
-                raise _unusable(file, error, "remove") from error
+                raise unusable(file, error, "remove") from error
             if used:
                 raise TargetUnusable(f"{file!r} is open in another process; it stays", file=file)
             return await self.remove_created(created)
@@ -201,14 +203,13 @@ class Images:
         return await in_thread(partial(put_away.identity, file))
 
     def _create(self, request: _Request, made: list[Created]) -> Created:
-        flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
         try:
             _check(request)
-            descriptor = os.open(request.file, flags, 0o600)
+            descriptor = create_file(request.file)
         except FileExistsError as error:
             raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
         except (OSError, ValueError) as error:
-            raise _unusable(request.file, error, "make") from error
+            raise unusable(request.file, error, "make") from error
         try:
             status = os.fstat(descriptor)
             created = Created(request.file, status.st_dev, status.st_ino)
@@ -220,7 +221,7 @@ class Images:
             os.fsync(descriptor)
             sync_directory(os.path.dirname(request.file))
         except (OSError, ValueError) as error:
-            raise _left(_unusable(request.file, error, "make"), made.pop()) from error
+            raise _left(unusable(request.file, error, "make"), made.pop()) from error
         except QmpsnapError as error:
             _left(error, made.pop())
             raise
@@ -298,7 +299,7 @@ def _take_after(descriptor: int, like: str, *, private: bool) -> None:
         model = os.stat(like)
         label = _label(like)
     except OSError as error:
-        raise ValueError(f"the owner of {like!r} cannot be read: {error.strerror}") from error
+        raise ValueError(f"the owner of {like!r} cannot be read: {reason(error)}") from error
     ours = os.fstat(descriptor)
     try:
         if (model.st_uid, model.st_gid) != (ours.st_uid, ours.st_gid):
@@ -310,7 +311,7 @@ def _take_after(descriptor: int, like: str, *, private: bool) -> None:
     except OSError as error:
         owner = f"owner {model.st_uid}:{model.st_gid} and mode {stat.S_IMODE(model.st_mode) & 0o777:o}"
         raise ValueError(
-            f"it cannot be given {owner} of {like!r}, and QEMU might not open it again: {error.strerror}"
+            f"it cannot be given {owner} of {like!r}, and QEMU might not open it again: {reason(error)}"
         ) from error
 
 
@@ -330,16 +331,3 @@ def _left(error: QmpsnapError, created: Created) -> QmpsnapError:
     except OSError:
         error.left = (*error.left, f"{created.file} (an empty file of ours: rm it)")
     return error
-
-
-def _unusable(file: str, error: OSError | ValueError, verb: str) -> TargetUnusable:
-    directory = os.path.dirname(file)
-    if not isinstance(error, OSError):
-        why = str(error)
-    elif error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        why = f"there is no directory {directory!r}"
-    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        why = f"{directory!r} is not writable for us ({(error.strerror or '').lower()})"
-    else:
-        why = (error.strerror or str(error)).lower()
-    return TargetUnusable(f"cannot {verb} {file!r}: {why}", file=file)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
 from qmpsnap.model.snapshot_table import HEADER_BYTES, MAX_TABLE_BYTES, snapshot_names, snapshot_table
 from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.opening import open_file
+from qmpsnap.run.reasons import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +33,6 @@ __all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_s
 _QCOW2 = b"QFI\xfb"
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
@@ -47,11 +48,8 @@ def open_memory(file: str, *, write: bool, made: Created | None = None) -> int:
     Raises:
         OSError: When it cannot be opened or locked, is no regular file, or is to be written and not ours.
     """
-    flags = os.O_WRONLY if write else os.O_RDONLY  # QEMU compares the flags, and takes no O_RDWR
-    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_file(file, write=write)  # QEMU compares the flags, and takes no O_RDWR
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "not a regular file")  # noqa: TRY301 - closed below
         if write:
             _refuse_other(descriptor, made, owner=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +66,7 @@ def is_closed(file: str) -> bool:
     Raises:
         OSError: When it cannot be looked at.
     """
-    descriptor = os.open(file, _OPEN)
+    descriptor = open_file(file)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -89,7 +87,7 @@ def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
     import ctypes  # noqa: PLC0415 - it would cost every start, for the checkpoints of one old QEMU
 
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_file(file, write=True)
     try:
         _refuse_other(descriptor, made, owner=True)
         space = os.fstatvfs(descriptor)
@@ -114,7 +112,7 @@ def seal_memory(step: SealMemory, made: Created | None = None) -> int:
     for disk, file in step.layers:
         status = os.stat(file)
         layers.append(LayerState(disk, file, status.st_ino, status.st_size, status.st_mtime_ns))
-    descriptor = os.open(step.partial, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_file(step.partial, write=True)
     try:
         _refuse_other(descriptor, made, owner=True)
         size = os.lseek(descriptor, 0, os.SEEK_END)
@@ -138,7 +136,7 @@ def seal_store(step: SealStore, made: Created | None = None) -> int:
         FileExistsError: When there is a file of that name.
         OSError: When it cannot be done; the store keeps its partial name.
     """
-    descriptor = os.open(step.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_file(step.partial)
     try:
         _refuse_other(descriptor, made, owner=False)  # it has that of the layers
         os.fsync(descriptor)
@@ -169,17 +167,14 @@ def _refuse_other(descriptor: int, made: Created | None, *, owner: bool) -> None
 
 def _fact(path: str) -> MemoryFact:
     try:
-        descriptor = os.open(path, _OPEN)
+        descriptor = open_file(path)
     except FileNotFoundError:
         return MemoryFact(path, problem="there is no such file")
     except (OSError, ValueError) as error:
-        return MemoryFact(path, size=0, problem=_reason(error))
+        return MemoryFact(path, size=0, problem=reason(error))
     size = 0
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            what = "it is a directory" if stat.S_ISDIR(status.st_mode) else "it is no regular file"
-            return MemoryFact(path, size=0, problem=what)
         size = status.st_size
         if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
             return MemoryFact(path, size=size, problem="it is an image", tags=tags_of(descriptor))
@@ -189,7 +184,7 @@ def _fact(path: str) -> MemoryFact:
             return MemoryFact(path, size=size, problem="its length is not what its note says")
         return MemoryFact(path, size=size, note=note)
     except (OSError, ValueError) as error:
-        return MemoryFact(path, size=size, problem=_reason(error))
+        return MemoryFact(path, size=size, problem=reason(error))
     finally:
         os.close(descriptor)
 
@@ -200,8 +195,3 @@ def tags_of(descriptor: int) -> tuple[str, ...]:
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
         return snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
     return ()
-
-
-def _reason(error: OSError | ValueError) -> str:
-    text = error.strerror if isinstance(error, OSError) else None
-    return (text or str(error)).lower()

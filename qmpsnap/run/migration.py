@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import anyio
 
-from qmpsnap.errors import CommandFailed, MigrationFailed, TargetUnusable
+from qmpsnap.errors import CommandFailed, MigrationFailed
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import parse_migration
@@ -28,6 +28,7 @@ from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.progress import Meter
+from qmpsnap.run.reasons import unusable
 from qmpsnap.run.stops import Stops
 
 if TYPE_CHECKING:
@@ -143,9 +144,7 @@ class Migrations:
                 partial(open_memory, step.file, write=step.write, made=self._made(step.file))
             )
         except OSError as error:
-            raise TargetUnusable(
-                f"cannot open {step.file!r}: {(error.strerror or str(error)).lower()}", file=step.file
-            ) from error
+            raise unusable(step.file, error, "open") from error
         try:
             await self._session.change(step.command, step.arguments, fd=descriptor)
         finally:
@@ -236,8 +235,7 @@ class Migrations:
                     raise _stuck(f"somebody keeps {file} open and locked", "closing")
                 await self._next(self._changed, _LOOK)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise TargetUnusable(f"cannot look at {file!r}: {reason}", file=file) from error
+            raise unusable(file, error, "look at") from error
         self._settled = True
 
     async def _look(self) -> MigrationStatus:

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from qmpsnap.run import put_away
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.memory_files import look, tags_of
+from qmpsnap.run.opening import WrongKind, open_file
 from qmpsnap.run.put_away import Created
 
 __all__ = ["remove_state"]
 
 _TOKEN = 8  # hex digits at the end of an operation's id
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says
@@ -28,12 +27,12 @@ def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the s
         OSError: When it cannot be removed.
     """
     try:
-        descriptor = os.open(file, _OPEN)
-    except FileNotFoundError:
+        descriptor = open_file(file)
+    except (FileNotFoundError, WrongKind):
         return False
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not _belongs(file, descriptor, id, tag):
+        if not _belongs(file, descriptor, id, tag):
             return False
         if not put_away.remove(Created(file, status.st_dev, status.st_ino)):
             return False

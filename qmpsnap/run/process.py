@@ -20,6 +20,7 @@ import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.opening import append_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -217,7 +218,7 @@ class _Output:
 
     def __init__(self, log: Path | None) -> None:
         self.tail = bytearray()
-        self._log = None if log is None else log.open("ab", buffering=0)
+        self._log = None if log is None else os.fdopen(append_file(os.fspath(log)), "ab", buffering=0)
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._loop = asyncio.get_running_loop()

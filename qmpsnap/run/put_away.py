@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from qmpsnap.model.header import backing_path
 from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.opening import open_file
 from qmpsnap.run.survey import descriptor_header
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def in_use(created: Created) -> bool:
         OSError: When the file cannot be opened.
     """
     try:
-        descriptor = os.open(created.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_file(created.file)
     except FileNotFoundError:
         return False
     try:
@@ -119,12 +120,12 @@ def _leased_out(descriptor: int) -> bool:
 def fresh(file: str, backing: str | None) -> Created | None:
     """Identify a file that never got any data: an empty one, or an overlay on `backing`."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_file(file)
     except (OSError, ValueError):
         return None
     try:
         status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and (status.st_size == 0 or _is_empty(descriptor, file, backing)):
+        if status.st_size == 0 or _is_empty(descriptor, file, backing):
             return Created(file, status.st_dev, status.st_ino)
     except (OSError, ValueError):
         return None

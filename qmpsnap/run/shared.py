@@ -5,7 +5,7 @@ inode are those of one of its descriptors.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH115, PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.header import QCOW_MAGIC
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import FDSET
+from qmpsnap.run.opening import kernel_text, open_block, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,10 +88,10 @@ class _Descriptor:
         if not target.startswith("/") or target.startswith(_NO_IMAGE):
             return False
         try:
-            with open(self.link.replace("/fd/", "/fdinfo/"), encoding="ascii") as file:
-                flags = next((line for line in file if line.startswith("flags:")), "flags: 0")
+            lines = kernel_text(self.link.replace("/fd/", "/fdinfo/")).splitlines()
         except OSError:
             return False
+        flags = next((line for line in lines if line.startswith("flags:")), "flags: 0")
         return int(flags.split()[1], 8) & os.O_ACCMODE != os.O_WRONLY
 
     def holds(self, image: OpenName) -> bool:
@@ -99,8 +100,7 @@ class _Descriptor:
             return True
         try:
             status = os.stat(self.link)
-            with open(self.link, "rb", buffering=0) as file:
-                start = file.read(32)
+            start = _start(self.link, block=stat.S_ISBLK(status.st_mode))
         except OSError:
             return False
         if image.format == "qcow2":
@@ -257,6 +257,14 @@ def _descriptors(pid: int) -> dict[_Key, _Descriptor] | None:
     return held
 
 
+def _start(link: str, *, block: bool) -> bytes:
+    descriptor = open_block(link) if block else open_file(link, follow=True)
+    try:
+        return os.pread(descriptor, 32, 0)
+    finally:
+        os.close(descriptor)
+
+
 def _key(path: str) -> _Key | None:
     try:
         return _identity(os.stat(path))
@@ -286,8 +294,7 @@ def identity(pid: int | None) -> str:
     if pid is None:
         return ""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            started = file.read().rpartition(")")[2].split()[19]  # clock ticks since the host's start
+        started = kernel_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]  # ticks since the start
     except (OSError, IndexError):
         return ""
     return f"{pid}.{started}"

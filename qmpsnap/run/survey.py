@@ -14,10 +14,12 @@ import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.files import NOT_ALLOWED, DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_header
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
+from qmpsnap.run.opening import WrongKind, open_block, open_file
+from qmpsnap.run.reasons import reason
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Kind
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["descriptor_header", "look"]
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 
 
@@ -74,10 +75,11 @@ def descriptor_header(descriptor: int) -> Header | None:
 
 
 def _file_header(path: str) -> Header | None:
-    descriptor = os.open(path, _OPEN)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
+        descriptor = open_file(path, follow=True)
+    except WrongKind:
+        return None
+    try:
         return descriptor_header(descriptor)
     finally:
         os.close(descriptor)
@@ -104,14 +106,14 @@ class _Survey:
             return FileFact(path, "missing", real=path)
         except (OSError, ValueError) as error:
             kind: Kind = "symlink" if os.path.islink(path) else "other"
-            return FileFact(path, kind, real=path, problem=_reason(error))
+            return FileFact(path, kind, real=path, problem=reason(error))
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
         header, backing, problem = None, None, ""
         if kind == "regular":
             try:
                 header, backing = self._image(path)
             except (OSError, ValueError) as error:
-                problem = _reason(error)
+                problem = reason(error)
         return FileFact(
             path,
             kind,
@@ -133,7 +135,7 @@ class _Survey:
             with os.scandir(real) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except (OSError, ValueError) as error:
-            self.unreadable.append(f"{path}: {_reason(error)}")
+            self.unreadable.append(f"{path}: {reason(error)}")
             return None
         for entry in entries:
             try:
@@ -157,7 +159,7 @@ class _Survey:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError) as error:
-            self.unreadable.append(f"{path}: {_reason(error)}")
+            self.unreadable.append(f"{path}: {reason(error)}")
 
     def _image(self, path: str) -> tuple[Header | None, str | None]:
         self._read.add(path)
@@ -199,18 +201,13 @@ def _directory_fact(path: str) -> DirFact:
         space = os.statvfs(path)
         writable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
     except (OSError, ValueError) as error:
-        return DirFact(path, exists=False, writable=False, problem=_reason(error))
+        return DirFact(path, exists=False, writable=False, problem=reason(error))
     read_only = bool(space.f_flag & os.ST_RDONLY)
-    problem = "read-only file system" if read_only else "" if writable else "permission denied"
+    problem = "read-only file system" if read_only else "" if writable else NOT_ALLOWED
     free_bytes = space.f_bavail * space.f_frsize
     return DirFact(
         path, exists=True, writable=writable and not read_only, free_bytes=free_bytes, problem=problem
     )
-
-
-def _reason(error: OSError | ValueError) -> str:
-    text = error.strerror if isinstance(error, OSError) else None
-    return (text or str(error)).lower()
 
 
 def _size(path: str, kind: Kind, size: int) -> int:
@@ -218,7 +215,7 @@ def _size(path: str, kind: Kind, size: int) -> int:
     if kind != "block":
         return size if kind == "regular" else 0
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_block(path)
     except OSError:
         return 0
     try:

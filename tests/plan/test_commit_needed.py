@@ -168,7 +168,7 @@ def test_commit_says_when_a_layer_that_changes_is_no_file_that_can_be_looked_for
 
 def test_commit_refuses_when_a_file_beside_the_chain_may_not_be_read() -> None:
     files = FakeFiles(T5)
-    files.unreadable = (f"{OTHER}: Permission denied",)
+    files.unreadable = (f"{OTHER}: permission denied",)
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("vda", "s2", "base"), T5, files=files)
     assert caught.value.by == (OTHER,)

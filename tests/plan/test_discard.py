@@ -37,7 +37,7 @@ def cloned() -> FakeFiles:
 
 def unreadable() -> FakeFiles:
     files = files_of("")
-    files.unreadable = ("/images: Permission denied",)
+    files.unreadable = ("/images: permission denied",)
     return files
 
 

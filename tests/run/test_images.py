@@ -137,7 +137,7 @@ async def test_create_overlay_never_touches_what_is_there(place, fake, make):
     [
         ({"name": "no/new"}, "there is no directory '.*/no'"),
         ({"name": "base/new"}, "there is no directory '.*/base'"),
-        ({"name": "x" * 300}, "file name too long"),
+        ({"name": "x" * 300}, "too long for the file system"),
         ({"name": "a\0b"}, "null"),
         ({"backing": "base"}, "must be absolute"),
         ({"backing": "/\ud800"}, "surrogates not allowed"),

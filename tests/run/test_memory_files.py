@@ -110,7 +110,7 @@ def test_look_says_why_it_cannot_look(tmp_path: Path) -> None:
     found = look(paths)
     assert [found[path].exists for path in paths] == [False, True, True, True, True]
     assert found[paths[0]].problem == "there is no such file"
-    assert found[paths[1]].problem == "it is no regular file"
+    assert found[paths[1]].problem == "it is a FIFO"
     assert found[paths[4]].problem == "it is a directory"
     assert found[paths[2]].problem != ""
     assert "null" in found[paths[3]].problem

@@ -76,7 +76,7 @@ def test_fact_says_so_when_a_header_is_broken(place):
 
 def test_fact_says_so_when_a_name_can_be_none():
     assert fact("/d/a\0b").problem == "embedded null byte"
-    assert fact("/" + "x" * 300).problem == "file name too long"
+    assert fact("/" + "x" * 300).problem == "the name is too long for the file system"
 
 
 def test_look_tells_where_files_can_be_made(place):

@@ -1,0 +1,132 @@
+"""Opens files and directories: the only module of `run` that does, and it takes every path for a stranger's.
+
+Others may write to the directory that a path leads to. So nothing here waits, whatever lies there: a FIFO
+without a writer, a device, a file on which somebody holds a lease. A symbolic link is not followed unless
+the caller says that the path is his own, and what is opened is looked at once more after it was.
+Blocking only as a disk is.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH123
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+__all__ = [
+    "WrongKind",
+    "append_file",
+    "create_file",
+    "kernel_text",
+    "open_block",
+    "open_directory",
+    "open_file",
+]
+
+_ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFDIR: "it is a directory",
+    stat.S_IFLNK: "it is a symbolic link",
+    stat.S_IFIFO: "it is a FIFO",
+    stat.S_IFSOCK: "it is a socket",
+    stat.S_IFBLK: "it is a block device",
+    stat.S_IFCHR: "it is a character device",
+    stat.S_IFREG: "it is a regular file",
+}
+
+
+class WrongKind(OSError):
+    """There is something under the path, but nothing that may be opened."""
+
+    def __init__(self, mode: int, file: str) -> None:
+        super().__init__(errno.EINVAL, _KINDS.get(stat.S_IFMT(mode), "it is no regular file"), file)
+
+
+def open_file(file: str, *, write: bool = False, follow: bool = False, directory: int | None = None) -> int:
+    """Open a regular file; the descriptor is the caller's to close.
+
+    What is no regular file is not opened at all: opening a device can do something.
+
+    Args:
+        file: Its path.
+        write: Whether it is opened for writing, and for that alone; else for reading.
+        follow: Whether symbolic links are followed in the last part of the path, too.
+        directory: Descriptor of the directory from which a relative path counts.
+
+    Raises:
+        WrongKind: When it is no regular file.
+        OSError: When it cannot be opened, or not at once.
+        ValueError: When the path holds a NUL.
+    """
+    return _open(file, stat.S_IFREG, write=write, follow=follow, directory=directory)
+
+
+def open_block(file: str) -> int:
+    """Open a block device for reading, through links; as `open_file`."""
+    return _open(file, stat.S_IFBLK, write=False, follow=True, directory=None)
+
+
+def _open(file: str, kind: int, *, write: bool, follow: bool, directory: int | None) -> int:
+    before = os.stat(file, dir_fd=directory, follow_symlinks=follow)
+    if stat.S_IFMT(before.st_mode) != kind:
+        raise WrongKind(before.st_mode, file)
+    flags = (os.O_WRONLY if write else os.O_RDONLY) | (0 if follow else os.O_NOFOLLOW) | _ALWAYS
+    descriptor = os.open(file, flags, dir_fd=directory)
+    after = os.fstat(descriptor)
+    if stat.S_IFMT(after.st_mode) != kind:  # exchanged in between
+        os.close(descriptor)
+        raise WrongKind(after.st_mode, file)
+    return descriptor
+
+
+def create_file(file: str, *, mode: int = 0o600, directory: int | None = None) -> int:
+    """Make a file, and open it for reading and writing; never one that is there, nor through a link.
+
+    Raises:
+        FileExistsError: When there is anything of that name.
+        OSError: When it cannot be made.
+        ValueError: When the path holds a NUL.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | _ALWAYS
+    descriptor = os.open(file, flags, mode, dir_fd=directory)
+    os.set_blocking(descriptor, True)  # qemu-img inherits it
+    return descriptor
+
+
+def append_file(file: str) -> int:
+    """Open a file, which is made when it is not there, for writing at its end.
+
+    The path is the caller's own and may be a terminal or a FIFO; one that nobody reads is an error.
+
+    Raises:
+        OSError: When it cannot be opened.
+    """
+    descriptor = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY | _ALWAYS, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def open_directory(directory: str, *, follow: bool = True) -> int:
+    """Open a directory.
+
+    Args:
+        directory: Its path.
+        follow: Whether its last part may be a symbolic link.
+
+    Raises:
+        OSError: When it is none, or may not be read.
+        ValueError: When the path holds a NUL.
+    """
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW) | _ALWAYS)
+
+
+def kernel_text(file: str) -> str:
+    """Read a file of /proc, in which no stranger can put anything.
+
+    Raises:
+        OSError: When it cannot be read.
+    """
+    with open(file, encoding="ascii", errors="replace") as opened:
+        return opened.read()

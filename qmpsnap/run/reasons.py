@@ -1,0 +1,85 @@
+"""What an error of a file operation means, and what to do: one table for all of them."""
+
+# Paths stay as QEMU spells them:
+# ruff: noqa: PTH112, PTH120
+
+from __future__ import annotations
+
+import errno
+import os
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import TargetUnusable
+from qmpsnap.model.files import NOT_ALLOWED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["hint", "reason", "unusable"]
+
+# What is not here is told in the words of the C library, without a hint.
+_TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {
+        errno.ENOENT: ("no such file or directory", ""),
+        errno.ENOTDIR: ("not a directory", ""),
+        errno.EACCES: (NOT_ALLOWED, "run as a user who may do that"),
+        errno.EPERM: ("operation not permitted", "run as the owner of the file and its directory"),
+        errno.EROFS: ("read-only file system", ""),
+        errno.EEXIST: ("something of that name exists already", "take another name"),
+        errno.EISDIR: ("it is a directory", "take another name"),
+        errno.ENAMETOOLONG: ("the name is too long for the file system", "take a shorter name"),
+        errno.ELOOP: ("a symbolic link is in the way", "say where the link leads"),
+        errno.ENOSPC: ("no space left on the file system", "make room there"),
+        errno.EDQUOT: ("the user's quota is used up", "make room there, or have the quota raised"),
+        errno.EFBIG: ("the file is too large for the file system, or for the limit of this process", ""),
+        errno.EIO: ("the disk reports an error", "look into the host's kernel log"),
+        errno.ESTALE: ("the server has lost the file", "mount the file system again"),
+        errno.EMFILE: ("this process has too many files open", "raise the limit: ulimit -n"),
+        errno.ENFILE: ("the host has too many files open", ""),
+        errno.ENXIO: ("it is a socket, or a FIFO that nobody reads", "take another name"),
+        errno.ENODEV: ("it is a device that is not there", ""),
+        errno.EBUSY: ("it is in use", ""),
+        errno.ETXTBSY: ("it is a program that runs", ""),
+        errno.EAGAIN: ("another process holds a lease or a lock on it", "wait for that process to end"),
+        errno.EXDEV: ("the new name is on another file system", ""),
+        errno.EMLINK: ("the file has too many links", ""),
+        errno.EOPNOTSUPP: ("the file system cannot do that", ""),
+    }
+)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Say why a file operation failed, in lower case, without the path."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error).lower()
+    number = error.errno or 0
+    if number in _TABLE:
+        return _TABLE[number][0]
+    return error.strerror.lower() if error.strerror == os.strerror(number) else error.strerror
+
+
+def hint(error: OSError | ValueError) -> str:
+    """Say what the caller can do about it; "" when we do not know."""
+    known = _TABLE.get(error.errno or 0) if isinstance(error, OSError) else None
+    return known[1] if known is not None else ""
+
+
+def unusable(file: str, error: OSError | ValueError, verb: str) -> TargetUnusable:
+    """Make the refusal that says what could not be done with a file.
+
+    Args:
+        file: Its path.
+        error: What the operating system said.
+        verb: What was to be done: "make", "rename", "open for writing".
+    """
+    directory = os.path.dirname(file)
+    number = error.errno if isinstance(error, OSError) else None
+    why, what = reason(error), hint(error)
+    if number in {errno.ENOENT, errno.ENOTDIR} and not os.path.isdir(directory):
+        while not os.path.isdir(above := os.path.dirname(directory)) and above != directory:
+            directory = above
+        why, what = f"there is no directory {directory!r}", "make it first"
+    elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        why = f"{directory!r} is not writable for us ({why})"
+    return TargetUnusable(f"cannot {verb} {file!r}: {why}", file=file, hint=what)
