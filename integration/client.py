@@ -1,6 +1,6 @@
 """A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
 
-An order is one JSON line {"socket", "qemu_img", "case", "folder", "point", "delay"}: run the case there, and
+An order is one JSON line {"socket", "case", "folder", "point", "delay"}: run the case there, and
 die by SIGKILL at that point of its steps, or so many seconds after it. The answer is one line: the child's
 exit status, -9 when it was killed, 0 when the operation has fewer points.
 """
@@ -25,7 +25,7 @@ async def run(order):
         elif point == order["point"]:
             kill_me()
 
-    async with stepped(order["socket"], order["qemu_img"], at) as vm:
+    async with stepped(order["socket"], at) as vm:
         await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))
 
 

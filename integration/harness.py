@@ -52,13 +52,13 @@ class Stepped(LiveTarget):
 
 
 @asynccontextmanager
-async def stepped(socket, qemu_img, at):
+async def stepped(socket, at):
     """A VM whose every step is watched."""
     target = Stepped(
         lambda: sessions.connect(socket),
         again=True,
         shared_fs=None,
-        images=Images(qemu_img),
+        images=Images(),
         name="stepped",
         at=at,
     )

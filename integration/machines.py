@@ -178,9 +178,7 @@ class Machine:
 
     def connect(self, **options):
         """Drive it with qmpsnap: `async with machine.connect() as vm`."""
-        return qmpsnap.connect(
-            self.socket, qemu_img=str(self.qemu.directory / "qemu-img"), name="test", **options
-        )
+        return qmpsnap.connect(self.socket, name="test", **options)
 
     def quit(self):
         with contextlib.suppress(EOFError, ConnectionResetError):

@@ -35,7 +35,6 @@ async def booted(qemu, place, active, *, name="first", formats=None, extra=()):
     monitor = place / f"{name}.monitor"
     async with qmpsnap.launch(
         [*argv, *extra, "-qmp", f"unix:{monitor},server=on,wait=off"],
-        qemu_img=str(qemu.directory / "qemu-img"),
     ) as vm:
         client = QMPClient("test")
         await client.connect(str(monitor))

@@ -33,7 +33,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
         port=tmp_path / "port",
     )
     async with (
-        qmpsnap.launch(argv, qemu_img=str(qemu.directory / "qemu-img")) as vm,
+        qmpsnap.launch(argv) as vm,
         open_guest(tmp_path / "port") as guest,
     ):
         counter = Counter(guest, {name: await guest.device(name) for name in files})

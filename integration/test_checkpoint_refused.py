@@ -105,11 +105,10 @@ async def test_checkpoint_over_a_monitor_by_tcp_is_in_place_alone(images, machin
         running.qmp("cont")
         (name,) = [one["filename"] for one in running.qmp("query-chardev") if one["label"] == "tcp"]
         address = "tcp:" + name.split("tcp:")[1].split(",")[0]
-        img = str(running.qemu.directory / "qemu-img")
-        async with qmpsnap.connect(address, qemu_img=img) as vm:
+        async with qmpsnap.connect(address) as vm:
             await refuses(running, vm, Checkpoint("c1", "stop"), Unsupported, "no unix socket")
             await refuses(running, vm, Checkpoint("c1", "in-place"), Unsupported, "not visible")
-        async with qmpsnap.connect(address, qemu_img=img, shared_fs=True) as vm:
+        async with qmpsnap.connect(address, shared_fs=True) as vm:
             for mode in ("stop", "background"):
                 await refuses(running, vm, Checkpoint("c1", mode), Unsupported, "no unix socket")
             await refuses(running, vm, Save(f"{tmp_path}/memory"), Unsupported, "no unix socket")

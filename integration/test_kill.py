@@ -36,7 +36,7 @@ def clients():
 
         def run(running, rig, name, point, delay=0):
             order = {
-                "socket": running.socket, "qemu_img": str(rig.qemu.directory / "qemu-img"),
+                "socket": running.socket,
                 "case": name, "folder": str(rig.folder), "point": point,
                 "delay": delay,
             }  # fmt: skip
@@ -101,7 +101,7 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
                     running.kill()
                     killed_at = time.monotonic()
 
-            async with stepped(running.socket, str(qemu.directory / "qemu-img"), at) as vm:
+            async with stepped(running.socket, at) as vm:
                 plan = await vm.plan(rig.intent)
                 chains, lost = rig.chains_before, None
                 try:

@@ -33,9 +33,7 @@ async def guest_on(qemu, place: Path, file: Path):
     )
     monitor = place / "monitor"
     async with (
-        qmpsnap.launch(
-            [*argv, "-qmp", f"unix:{monitor},server=on,wait=off"], qemu_img=str(qemu.directory / "qemu-img")
-        ) as vm,
+        qmpsnap.launch([*argv, "-qmp", f"unix:{monitor},server=on,wait=off"]) as vm,
         open_guest(place / "port") as guest,
     ):
         client = QMPClient("test")

@@ -19,12 +19,12 @@ DIED = 9  # exit status of a client that ends at once
 WRITE = (0xE7, 0, 64 * KIB)
 
 
-async def left_before(running, qemu, intent, kind):
+async def left_before(running, intent, kind):
     """Leave what a client leaves that dies before its first step of that kind; return the record."""
     pid = os.fork()
     if pid == 0:
         try:
-            anyio.run(_until, running.socket, str(qemu.directory / "qemu-img"), intent, kind)
+            anyio.run(_until, running.socket, intent, kind)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == DIED
@@ -33,8 +33,8 @@ async def left_before(running, qemu, intent, kind):
     return record
 
 
-async def _until(socket, images, intent, kind):
-    async with qmpsnap.connect(socket, qemu_img=images) as vm:
+async def _until(socket, intent, kind):
+    async with qmpsnap.connect(socket) as vm:
         perform = vm._target.perform
 
         async def at(step):
@@ -67,9 +67,9 @@ def there(running):
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
-async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, qemu, intent, kind):
+async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, intent, kind):
     with clones[0] as first, clones[1] as second:
-        record = await left_before(first, qemu, intent, kind)
+        record = await left_before(first, intent, kind)
         before = there(first)
         async with second.connect() as vm:
             assert await vm.interrupted() == ()
@@ -83,12 +83,12 @@ async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, qemu,
             assert moment is None or moment.name == intent.name
 
 
-async def test_guest_that_ran_on_after_a_revert_is_not_loaded_again(images, machine, qemu):
+async def test_guest_that_ran_on_after_a_revert_is_not_loaded_again(images, machine):
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="in-place")
-        record = await left_before(running, qemu, Revert("c1"), "FinishRecord")
+        record = await left_before(running, Revert("c1"), "FinishRecord")
         running.write("vda", *WRITE)
         running.qmp("stop")
         async with running.connect() as vm:
@@ -99,12 +99,12 @@ async def test_guest_that_ran_on_after_a_revert_is_not_loaded_again(images, mach
         running.read("vda", *WRITE)
 
 
-async def test_revert_under_a_later_checkpoint_keeps_its_branch(images, machine, qemu):
+async def test_revert_under_a_later_checkpoint_keeps_its_branch(images, machine):
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="in-place")
-        record = await left_before(running, qemu, Revert("c1"), "KeepBranch")
+        record = await left_before(running, Revert("c1"), "KeepBranch")
         async with running.connect() as vm:
             await vm.checkpoint("c2", mode="in-place")
             chains = (await vm.graph()).chains()
@@ -140,9 +140,9 @@ async def test_intent_beside_its_moment_goes_alone_also_when_another_moment_is_c
             assert [one.name for one in (await vm.moments()).moments] == ["c0", "c1"]
 
 
-async def test_second_attempt_under_a_name_waits_for_the_end_of_the_first(images, machine, qemu):
+async def test_second_attempt_under_a_name_waits_for_the_end_of_the_first(images, machine):
     with machine(*blockdev("vda", images("base").active)) as running:
-        record = await left_before(running, qemu, Checkpoint("c1", "in-place"), "CreateOverlay")
+        record = await left_before(running, Checkpoint("c1", "in-place"), "CreateOverlay")
         async with running.connect() as vm:
             with pytest.raises(TargetExists) as caught:
                 await vm.checkpoint("c1", mode="in-place")
@@ -158,7 +158,7 @@ async def test_operation_whose_client_is_at_work_is_not_offered(images, machine,
         reached, go_on = anyio.Event(), anyio.Event()
         async with (
             running.connect() as vm,
-            qmpsnap.connect(second, qemu_img=str(qemu.directory / "qemu-img")) as other,
+            qmpsnap.connect(second) as other,
         ):
             perform = vm._target.perform
 

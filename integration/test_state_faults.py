@@ -226,8 +226,7 @@ async def test_second_client_is_refused_while_memory_is_written(two, machine, mo
     other = ("-qmp", f"unix:{place},server=on,wait=off")
     with machine(*disks(two), extra=(*LARGE, *other)) as running:
         running.qmp("cont")
-        img = str(running.qemu.directory / "qemu-img")
-        async with running.connect() as vm, qmpsnap.connect(str(place), qemu_img=img) as theirs:
+        async with running.connect() as vm, qmpsnap.connect(str(place)) as theirs:
             early = await theirs.plan(Checkpoint("c2", "in-place"))
             begun = anyio.Event()
             slowed(vm, begun.set)

@@ -31,7 +31,6 @@ async def connect(
     *,
     shared_fs: bool | None = None,
     state_dir: str | os.PathLike[str] | None = None,
-    qemu_img: str = "qemu-img",
     pid: int | None = None,
     reply_limit: float = 60.0,
     greeting_limit: float = 5.0,
@@ -44,7 +43,6 @@ async def connect(
             from now on, or a connected QMPClient that stays yours.
         shared_fs: Whether we see the files that QEMU sees; None: found out.
         state_dir: Where records go; None: beside each base image.
-        qemu_img: Program that makes images.
         pid: QEMU's process where the socket does not tell it.
         reply_limit: Seconds that QEMU may take to answer a question.
         greeting_limit: Seconds that QEMU may take to greet.
@@ -63,7 +61,7 @@ async def connect(
         link,
         again=isinstance(address, str | tuple),
         shared_fs=shared_fs,
-        images=Images(qemu_img),
+        images=Images(),
         name=name or (address if isinstance(address, str) else "qemu"),
     )
     async with target:
@@ -77,7 +75,6 @@ async def launch(
     cwd: str | Path | None = None,
     log: Path | None = None,
     state_dir: str | os.PathLike[str] | None = None,
-    qemu_img: str = "qemu-img",
     name: str = "",
 ) -> AsyncIterator[VM]:
     """Start QEMU as a child and drive it; it and all that it started end with the block.
@@ -90,7 +87,6 @@ async def launch(
         cwd: Its working directory.
         log: File that takes its standard error; None: its end is in the error if it dies.
         state_dir: Where records go; None: beside each base image.
-        qemu_img: Program that makes images.
         name: How the machine is called in logs; "": "qemu".
 
     Raises:
@@ -101,7 +97,6 @@ async def launch(
         connect(
             process.socket,
             state_dir=state_dir,
-            qemu_img=qemu_img,
             pid=process.pid,
             name=name or "qemu",
         ) as vm,

@@ -98,7 +98,7 @@ async def running(bench: Bench, directory: Path, taken: Taken):
     argv = guest_argv(system, disks, image=find_guest_image(), port=port, memory_mib=MEMORY, console=console)
     argv += ["-qmp", f"unix:{monitor},server=on,wait=off"]
     started = time.perf_counter()
-    async with qmpsnap.launch(argv, qemu_img=str(bench.qemu / "qemu-img")) as vm:
+    async with qmpsnap.launch(argv) as vm:
         while not (console.exists() and console.stat().st_size):  # a file has no event for its first line
             await anyio.sleep(0.002)
         taken.boot.append(time.perf_counter() - started)

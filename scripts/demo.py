@@ -199,7 +199,7 @@ async def demonstrate(qemu: Path, directory: Path, *, show_plans: bool) -> int:
     argv = guest_argv(qemu / "qemu-system-x86_64", disks, image=find_guest_image(), port=directory / "port")
     started = time.monotonic()
     async with (
-        qmpsnap.launch(argv, qemu_img=str(qemu / "qemu-img"), name="demo") as vm,
+        qmpsnap.launch(argv, name="demo") as vm,
         open_guest(directory / "port") as guest,
     ):
         print(f"a Linux guest has booted in {time.monotonic() - started:.1f} s, {accelerator()}")

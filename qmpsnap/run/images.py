@@ -1,7 +1,7 @@
 """Makes, looks at and puts away image files; never replaces one, never opens what it need not.
 
-A file is made exclusively by us and handed to qemu-img by its descriptor, so that nobody can slip
-another one in between. Its formats are said, not probed; no shell is used.
+A file is made exclusively, and written through the descriptor that made it, so that nobody can slip
+another one in between. No other program is started.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -14,12 +14,12 @@ import contextlib
 import errno
 import os
 import stat
-import subprocess
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import QmpsnapError, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Files
 from qmpsnap.run import put_away, survey
 from qmpsnap.run.disk import in_thread, sync_directory
@@ -37,7 +37,6 @@ __all__ = ["Created", "Images"]
 _log = get_logger("qmpsnap.files")
 
 _LONGEST_BACKING = 1023  # bytes; block/qcow2.c: qcow2_do_open refuses longer ones
-_ITSELF = "/proc/self/fd/0"  # the file that qemu-img gets as its standard input
 _LABEL = "security.selinux"
 _NO_LABEL = {errno.ENODATA, errno.ENOTSUP}
 
@@ -58,12 +57,9 @@ class Images:
 
     Every call works in a thread and returns only when that has ended, also when it is cancelled.
 
-    Args:
-        qemu_img: Name or path of the program.
     """
 
-    def __init__(self, qemu_img: str = "qemu-img") -> None:
-        self._qemu_img = qemu_img
+    def __init__(self) -> None:
         self._told: set[str] = set()  # what is no record of ours, said once
 
     async def look(self, ask: Ask, *, shared: bool) -> Files:
@@ -121,7 +117,7 @@ class Images:
         Args:
             file: Absolute path, whose directory exists.
             size_bytes: What the guest sees.
-            format: "raw", "qcow2" or "qed".
+            format: "raw" or "qcow2".
             like: File whose owner, group, mode and label it takes; None leaves it ours, mode 0600.
             private: Whether the mode is 0600 all the same.
             backing: Absolute path of the backing file, written as it is and not opened.
@@ -130,12 +126,12 @@ class Images:
         Raises:
             TargetExists: When there is something of that name, be it a symlink that leads nowhere.
             TargetUnusable: When it cannot be made there, or not with that owner; the message says why.
-            Unsupported: When qemu-img is not there, or the format is none of ours.
+            Unsupported: When the format is none of ours.
         """
         request = _Request(file, format, size_bytes, like, backing, backing_format, private)
         made: list[Created] = []
         try:
-            return await in_thread(lambda: self._create(request, made))
+            return await in_thread(lambda: _create(request, made))
         except asyncio.CancelledError:
             for created in made:
                 with contextlib.suppress(OSError):
@@ -202,58 +198,33 @@ class Images:
         """Take a file that an earlier run of ours made for our own; None when it is gone, or no file."""
         return await in_thread(partial(put_away.identity, file))
 
-    def _create(self, request: _Request, made: list[Created]) -> Created:
-        try:
-            _check(request)
-            descriptor = create_file(request.file)
-        except FileExistsError as error:
-            raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
-        except (OSError, ValueError) as error:
-            raise unusable(request.file, error, "make") from error
-        try:
-            status = os.fstat(descriptor)
-            created = Created(request.file, status.st_dev, status.st_ino)
-            made.append(created)
-            self._fill(request, descriptor)
-            _verify(request, descriptor)
-            if request.like is not None:
-                _take_after(descriptor, request.like, private=request.private)
-            os.fsync(descriptor)
-            sync_directory(os.path.dirname(request.file))
-        except (OSError, ValueError) as error:
-            raise _left(unusable(request.file, error, "make"), made.pop()) from error
-        except QmpsnapError as error:
-            _left(error, made.pop())
-            raise
-        finally:
-            os.close(descriptor)
-        return created
 
-    def _fill(self, request: _Request, descriptor: int) -> None:
-        if request.format == "raw":
-            os.ftruncate(descriptor, request.size_bytes)
-            return
-        command = [self._qemu_img, "create", "-q", "-u", "-f", request.format]
-        if request.backing is not None and request.backing_format is not None:
-            command += ["-b", request.backing, "-F", request.backing_format]
-        command += [_ITSELF, str(request.size_bytes)]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=descriptor,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-        except OSError as error:
-            raise Unsupported(
-                f"{self._qemu_img!r} cannot be started: {error.strerror}",
-                feature="qemu-img",
-                hint="install qemu-utils, or let QEMU make the files (--shared-fs no)",
-            ) from error
-        if done.returncode != 0:
-            said = os.fsdecode(done.stderr).strip().removeprefix("qemu-img: ").removeprefix(f"{_ITSELF}: ")
-            raise TargetUnusable(f"cannot make {request.file!r}: {said}", file=request.file)
+def _create(request: _Request, made: list[Created]) -> Created:
+    try:
+        _check(request)
+        descriptor = create_file(request.file)
+    except FileExistsError as error:
+        raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
+    except (OSError, ValueError) as error:
+        raise unusable(request.file, error, "make") from error
+    try:
+        status = os.fstat(descriptor)
+        created = Created(request.file, status.st_dev, status.st_ino)
+        made.append(created)
+        _fill(request, descriptor)
+        _verify(request, descriptor)
+        if request.like is not None:
+            _take_after(descriptor, request.like, private=request.private)
+        os.fsync(descriptor)
+        sync_directory(os.path.dirname(request.file))
+    except (OSError, ValueError) as error:
+        raise _left(unusable(request.file, error, "make"), made.pop()) from error
+    except QmpsnapError as error:
+        _left(error, made.pop())
+        raise
+    finally:
+        os.close(descriptor)
+    return created
 
 
 def _look(ask: Ask) -> Files:
@@ -261,9 +232,22 @@ def _look(ask: Ask) -> Files:
     return replace(survey.look(ask), fresh=fresh)
 
 
+def _fill(request: _Request, descriptor: int) -> None:
+    if request.format == "raw":
+        os.ftruncate(descriptor, request.size_bytes)
+        return
+    empty = empty_qcow2(
+        virtual_size=request.size_bytes, backing=request.backing, backing_format=request.backing_format
+    )
+    os.ftruncate(descriptor, empty.size_bytes)
+    for offset, data in empty.parts:
+        if os.pwrite(descriptor, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _check(request: _Request) -> None:
     why = ""
-    if request.format not in {"raw", "qcow2", "qed"}:
+    if request.format not in {"raw", "qcow2"}:
         raise Unsupported(
             f"we make no images of format {request.format!r}", feature=f"format {request.format}"
         )
@@ -273,6 +257,8 @@ def _check(request: _Request) -> None:
         why = "its name and its backing file's must be absolute paths"
     elif (request.backing is None) != (request.backing_format is None):
         why = "a backing file and its format belong together"
+    elif request.backing is not None and "\0" in request.backing:
+        why = "its backing file's name holds a null character"
     elif request.backing is not None and request.format == "raw":
         why = "raw images have no backing file"
     elif request.backing is not None and len(os.fsencode(request.backing)) > _LONGEST_BACKING:
@@ -288,8 +274,7 @@ def _verify(request: _Request, descriptor: int) -> None:
     found = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
     if found != (request.format, request.backing, (request.size_bytes + 511) // 512):
         raise ValueError(f"its header does not say what was asked, but {header}")
-    # qed has room for "raw" only
-    if header is not None and header.backing_format != request.backing_format and request.format != "qed":
+    if header is not None and header.backing_format != request.backing_format:
         raise ValueError(f"its header says backing format {header.backing_format!r}")
 
 

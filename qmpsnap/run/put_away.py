@@ -118,20 +118,29 @@ def _leased_out(descriptor: int) -> bool:
 
 
 def fresh(file: str, backing: str | None) -> Created | None:
-    """Identify a file that never got any data: an empty one, or an overlay on `backing`."""
+    """Identify a file that never got any data: an empty one, one hole, or an overlay on `backing`."""
     try:
         descriptor = open_file(file)
     except (OSError, ValueError):
         return None
     try:
         status = os.fstat(descriptor)
-        if status.st_size == 0 or _is_empty(descriptor, file, backing):
+        if _is_hole(descriptor) or _is_empty(descriptor, file, backing):
             return Created(file, status.st_dev, status.st_ino)
     except (OSError, ValueError):
         return None
     finally:
         os.close(descriptor)
     return None
+
+
+def _is_hole(descriptor: int) -> bool:
+    """Whether no byte was ever written, as in an image whose maker was killed before its header."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    return False
 
 
 def _is_empty(descriptor: int, file: str, backing: str | None) -> bool:
@@ -142,7 +151,7 @@ def _is_empty(descriptor: int, file: str, backing: str | None) -> bool:
 
 
 def _stands_on(header: Header, file: str, backing: str) -> bool:
-    """Whether it stands on `backing`, or on nothing: qemu-img writes the backing file's name last."""
+    """Whether it stands on `backing`, or on nothing, as what QEMU makes does for a moment."""
     if header.backing is None:
         return True
     resolved = backing_path(header.backing, of=file)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +39,6 @@ RECORD = IntentRecord(
     overlays={"vda": "/d/o"},
     name="n1",
 )
-needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img")
 
 
 @pytest.fixture
@@ -88,7 +86,6 @@ async def test_host_says_so_when_the_record_is_gone(host: Host, tmp_path: Path) 
         await host.perform(KeepMoment(str(tmp_path), RECORD.id, "n1"))
 
 
-@needs_qemu_img
 async def test_host_makes_an_overlay_like_the_layer_that_it_covers(host: Host, base: str) -> None:
     overlay = base + ".o"
     await host.perform(CreateOverlay(overlay, 4096, base, "raw", base))
@@ -182,7 +179,6 @@ async def test_host_leaves_nothing_of_a_memory_file_for_which_there_is_no_room(
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_qemu_img
 async def test_host_makes_a_store_that_is_private_whatever_the_layer_is(
     host: Host, base: str, tmp_path: Path
 ) -> None:

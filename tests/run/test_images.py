@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from qmpsnap.errors import Refused, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.header import Header, parse_header
 from qmpsnap.run import survey
 from qmpsnap.run.images import Images
-from qmpsnap.testing.headers import qcow2_bytes
 
 SIZE = 1 << 30
 
@@ -26,67 +28,52 @@ def place(tmp_path):
     return tmp_path / "d"
 
 
-@pytest.fixture
-def fake(tmp_path):
-    """Make a stand-in for qemu-img that runs a line of shell; $out is the file that it was given."""
-
-    def make(line="cat $0.header > $out", header=b""):
-        program = tmp_path / "qemu-img"
-        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > $0.arguments\nout=/proc/self/fd/0\n{line}\n')
-        program.chmod(0o755)
-        Path(f"{program}.header").write_bytes(header)
-        return Images(str(program))
-
-    return make
-
-
-def overlay(images, place, name="new", **changes):
-    arguments = {
+def overlay(place, name="new", **changes):
+    arguments: dict[str, Any] = {
         "size_bytes": SIZE,
         "backing": f"{place}/base",
         "backing_format": "raw",
         "like": None,
     } | changes
-    return images.create_overlay(f"{place}/{name}", **arguments)
-
-
-def good(place, **fields):
-    wanted: dict[str, Any] = {"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE}
-    return qcow2_bytes(**(wanted | fields))
+    return Images().create_overlay(f"{place}/{name}", **arguments)
 
 
 def names(place):
     return sorted(path.name for path in place.iterdir())
 
 
-async def test_create_overlay_asks_qemu_img_for_an_image_that_it_need_not_probe(place, fake, tmp_path):
-    created = await overlay(fake(header=good(place)), place)
-    said = (tmp_path / "qemu-img.arguments").read_text().split("\n")[:-1]
-    assert said == [
-        *["create", "-q", "-u", "-f", "qcow2", "-b", f"{place}/base", "-F", "raw"],
-        *["/proc/self/fd/0", str(SIZE)],
-    ]
-    assert (place / "new").read_bytes() == good(place)
+async def test_create_overlay_makes_an_empty_one_and_says_which_file_it_is(place):
+    created = await overlay(place)
+    assert parse_header((place / "new").read_bytes()) == Header(
+        format="qcow2",
+        version=3,
+        virtual_size=SIZE,
+        cluster_size=65536,
+        backing=f"{place}/base",
+        backing_format="raw",
+        l1_offset=3 * 65536,
+        l1_entries=2,
+    )
     status = (place / "new").stat()
     assert (created.file, created.device, created.inode) == (f"{place}/new", status.st_dev, status.st_ino)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o4777])
-async def test_create_overlay_takes_the_mode_of_the_layer_that_it_covers(place, fake, mode):
+async def test_create_overlay_takes_the_mode_of_the_layer_that_it_covers(place, mode):
     (place / "base").chmod(mode)
-    await overlay(fake(header=good(place)), place, like=f"{place}/base")
+    await overlay(place, like=f"{place}/base")
     assert stat.S_IMODE((place / "new").stat().st_mode) == mode & 0o777
 
 
-async def test_create_overlay_is_ours_alone_when_it_covers_nothing_that_we_see(place, fake):
-    await overlay(fake(header=good(place)), place)
+async def test_create_overlay_is_ours_alone_when_it_covers_nothing_that_we_see(place):
+    await overlay(place)
     assert stat.S_IMODE((place / "new").stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-async def test_create_overlay_takes_owner_and_group_of_the_layer_that_it_covers(place, fake):
+async def test_create_overlay_takes_owner_and_group_of_the_layer_that_it_covers(place):
     os.chown(place / "base", 12345, 54321)
-    await overlay(fake(header=good(place)), place, like=f"{place}/base")
+    await overlay(place, like=f"{place}/base")
     status = (place / "new").stat()
     assert (status.st_uid, status.st_gid) == (12345, 54321)
 
@@ -122,11 +109,11 @@ async def test_create_image_is_refused_when_the_directory_is_not_ours_to_write()
 
 
 @pytest.mark.parametrize("make", ["write_bytes", "symlink_to", "mkdir"])
-async def test_create_overlay_never_touches_what_is_there(place, fake, make):
+async def test_create_overlay_never_touches_what_is_there(place, make):
     arguments = {"write_bytes": [b"precious"], "symlink_to": [place / "victim"], "mkdir": []}[make]
     getattr(place / "new", make)(*arguments)
     with pytest.raises(TargetExists, match="exists already") as caught:
-        await overlay(fake(header=good(place)), place)
+        await overlay(place)
     assert caught.value.file == f"{place}/new"
     assert names(place) == ["base", "new"]
     assert not (place / "new").is_file() or (place / "new").read_bytes() == b"precious"
@@ -145,87 +132,96 @@ async def test_create_overlay_never_touches_what_is_there(place, fake, make):
         ({"backing": "/" + "ü" * 512}, "longer than 1023 bytes"),
         ({"backing_format": None}, "belong together"),
         ({"format": "raw"}, "raw images have no backing file"),
+        ({"size_bytes": 1 << 62}, "clusters of 65536 bytes cannot have"),
         ({"like": "/no/such/file"}, "the owner of '/no/such/file' cannot be read"),
     ],
 )
-async def test_create_overlay_says_why_when_it_cannot_be(place, fake, changes, why):
+async def test_create_overlay_says_why_when_it_cannot_be(place, changes, why):
     with pytest.raises(TargetUnusable, match=why):
-        await overlay(fake(header=good(place)), place, **changes)
+        await overlay(place, **changes)
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_takes_a_backing_name_of_1023_bytes(place, fake):
+async def test_create_overlay_takes_a_backing_name_of_1023_bytes(place):
     backing = "/" + "ü" * 511
-    await overlay(fake(header=good(place, backing=backing)), place, backing=backing)
+    await overlay(place, backing=backing)
     assert names(place) == ["base", "new"]
-
-
-async def test_create_overlay_says_what_qemu_img_says_when_it_fails(place, fake):
-    images = fake("echo half > $out; echo 'qemu-img: /proc/self/fd/0: No space left on device' >&2; exit 1")
-    with pytest.raises(TargetUnusable, match=r"cannot make '.*/d/new': No space left on device$"):
-        await overlay(images, place)
-    assert names(place) == ["base"]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"backing": "/d/other"},
-        {"backing": None},
+        {"backing": None, "backing_format": None},
         {"backing_format": "qcow2"},
         {"backing_format": None},
         {"virtual_size": SIZE - 512},
-        {"bitmaps": 1, "backing": None},
     ],
 )
-async def test_create_overlay_is_refused_when_the_header_is_not_what_was_asked(place, fake, fields):
+async def test_create_overlay_is_refused_when_the_header_is_not_what_was_asked(place, fields, monkeypatch):
+    asked = {"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE}
+    other = empty_qcow2(**(asked | fields))
+    monkeypatch.setattr("qmpsnap.run.images.empty_qcow2", lambda **_: other)
     with pytest.raises(TargetUnusable, match="its header"):
-        await overlay(fake(header=good(place, **fields)), place)
+        await overlay(place)
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_is_refused_when_qemu_img_writes_nothing(place, fake):
-    with pytest.raises(TargetUnusable, match="its header does not say"):
-        await overlay(fake("true"), place)
+async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, monkeypatch):
+    def full(descriptor, data, offset):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(TargetUnusable, match=r"cannot make '.*/d/new': no space left on the file system$"):
+        await overlay(place)
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_says_what_to_install_when_there_is_no_qemu_img(place):
-    with pytest.raises(Unsupported, match="No such file") as caught:
-        await overlay(Images("/no/qemu-img"), place)
-    assert (caught.value.feature, "qemu-utils" in caught.value.hint) == ("qemu-img", True)
+async def test_create_overlay_leaves_nothing_when_half_of_it_is_written(place, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[: len(data) // 2], at))
+    with pytest.raises(TargetUnusable, match="no space left on the file system"):
+        await overlay(place)
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_leaves_nothing_when_it_is_cancelled(place, fake, tmp_path):
-    os.mkfifo(tmp_path / "began")
-    task = asyncio.create_task(
-        overlay(fake("echo > ${0%/*}/began; cat $0.header > $out", good(place)), place)
-    )
-    await asyncio.to_thread((tmp_path / "began").read_bytes)
+async def test_create_overlay_leaves_nothing_when_it_is_cancelled(place, monkeypatch):
+    began, goes_on, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor):
+        began.set()
+        goes_on.wait()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    task = asyncio.create_task(overlay(place))
+    await asyncio.to_thread(began.wait)
     task.cancel()
+    goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_removes_no_file_but_its_own_when_it_fails(place, fake):
-    images = fake(f"mv {place}/new {place}/moved; echo precious > {place}/new; exit 1")
-    with pytest.raises(TargetUnusable):
-        await overlay(images, place)
-    assert (place / "new").read_text() == "precious\n"
+@pytest.mark.parametrize("fails", [False, True])
+async def test_create_overlay_touches_no_file_that_takes_the_name_meanwhile(place, fails, monkeypatch):
+    fsync = os.fsync
+
+    def swap(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        (place / "new").rename(place / "moved")
+        (place / "new").write_text("precious")
+        if fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", swap)
+    with pytest.raises(TargetUnusable) if fails else contextlib.nullcontext():
+        await overlay(place)
+    assert (place / "new").read_text() == "precious"
 
 
-async def test_create_overlay_writes_its_own_file_when_another_takes_the_name(place, fake):
-    images = fake(
-        f"mv {place}/new {place}/moved; echo precious > {place}/new; cat $0.header > $out", good(place)
-    )
-    await overlay(images, place)
-    assert (place / "new").read_text() == "precious\n"
-
-
-async def test_create_image_makes_a_raw_one_without_qemu_img(place):
-    await Images("/no/qemu-img").create_image(f"{place}/new", size_bytes=SIZE, format="raw", like=None)
+async def test_create_image_makes_a_raw_one(place):
+    await Images().create_image(f"{place}/new", size_bytes=SIZE, format="raw", like=None)
     status = (place / "new").stat()
     assert (status.st_size, status.st_blocks) == (SIZE, 0)
 
@@ -236,11 +232,11 @@ async def test_create_image_makes_none_of_a_format_that_is_not_ours(place):
     assert names(place) == ["base"]
 
 
-async def test_create_image_leaves_no_descriptor(place, fake):
+async def test_create_image_leaves_no_descriptor(place):
     before = len(list(Path("/proc/self/fd").iterdir()))
-    await overlay(fake(header=good(place)), place)
+    await overlay(place)
     with pytest.raises(Refused):
-        await overlay(fake("exit 1"), place, "other")
+        await overlay(place, "other", size_bytes=1 << 62)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.run import put_away
 from qmpsnap.run.images import Created, Images
 from qmpsnap.testing.headers import qcow2_bytes
@@ -103,6 +104,17 @@ def test_fresh_tells_one_that_never_got_any_data(place, fields, fresh):
 def test_fresh_takes_nothing_for_one_but_an_empty_file(place, data, fresh):
     (place / "new").write_bytes(data)
     assert (put_away.fresh(f"{place}/new", f"{place}/base") is not None) is fresh
+
+
+@pytest.mark.parametrize("parts", range(4))
+def test_fresh_tells_an_overlay_whose_maker_was_killed_anywhere(place, parts):
+    empty = empty_qcow2(virtual_size=1 << 30, backing=f"{place}/base", backing_format="raw")
+    with (place / "new").open("wb") as file:
+        file.truncate(empty.size_bytes)
+        for offset, data in empty.parts[:parts]:
+            os.pwrite(file.fileno(), data, offset)
+    assert len(empty.parts) == 3
+    assert put_away.fresh(f"{place}/new", f"{place}/base") is not None
 
 
 def test_fresh_follows_no_symlink_and_opens_no_fifo(place):
