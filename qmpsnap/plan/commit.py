@@ -36,7 +36,9 @@ from qmpsnap.plan.steps import (
     CompleteJob,
     DismissJob,
     EndCopy,
+    FinalizeJob,
     FinishRecord,
+    FlushNode,
     RetireFile,
     StartCommit,
     WriteRecord,
@@ -97,6 +99,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
             hint="base is the lower one",
         )
     active = top == 0
+    if not active:
+        scene.features.need("job-finalize", "human-monitor-command")
     if intent.keep_overlay and not active:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
     refuse_busy(scene, disk)
@@ -138,7 +142,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
         disk=disk.name,
     )
-    stages = _stages(intent, scene, start, folded, retired, place, record)
+    above = None if active else disk.layers[top - 1]
+    stages = _stages(intent, scene, start, above, folded, retired, place=place, record=record)
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
     notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
     kept = tuple(layer.file for layer in folded if layer.file not in retired or intent.folded == "keep")
@@ -164,8 +169,10 @@ def _stages(
     intent: Commit,
     scene: Scene,
     start: StartCommit,
+    above: Layer | None,
     folded: tuple[Layer, ...],
     retired: Mapping[str, str],
+    *,
     place: str,
     record: IntentRecord,
 ) -> tuple[Stage, ...]:
@@ -173,8 +180,15 @@ def _stages(
     if start.active:
         fold.append(AwaitJob(start.job_id, "ready"))
         fold.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
+    else:
+        fold += [
+            AwaitJob(start.job_id, "pending"), FlushNode(start.base_node), FinalizeJob(start.job_id),
+        ]  # fmt: skip
+    fold.append(AwaitJob(start.job_id, "concluded"))
+    if above is not None:  # its header names the base now
+        fold.append(FlushNode(above.node))
     # A job holds its nodes until it is dismissed: only then does the graph show what stays.
-    fold += [AwaitJob(start.job_id, "concluded"), DismissJob(start.job_id)]
+    fold.append(DismissJob(start.job_id))
     tidy: list[Step] = []
     if not intent.keep_overlay:
         gone = {layer.file for layer in folded}

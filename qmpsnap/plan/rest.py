@@ -32,6 +32,8 @@ from qmpsnap.plan.steps import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qmpsnap.model.graph import Chains, Graph
     from qmpsnap.model.job import Job, JobId
     from qmpsnap.plan.scene import Scene
@@ -171,12 +173,14 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         if job.status is not JobStatus.READY:
             end.append(AwaitJob(job.id, "ready"))
         end.append(CompleteJob(job.id) if name.ending is Ending.PIVOT else EndCopy(job.id))
-    if job.status not in ENDED and name.op is JobOp.STREAM:
+    elif job.status not in ENDED and name.op in {JobOp.STREAM, JobOp.COMMIT}:
         end.append(AwaitJob(job.id, "pending"))
         # Which layer it fills is not told; a flush of one that is not written does nothing.
-        end += [FlushNode(layer.node) for disk in disks for layer in scene.graph.disks[disk].layers]
+        end += _flushed(disks, scene)
         end.append(FinalizeJob(job.id))
     end.append(AwaitJob(job.id, "concluded"))
+    if record is not None and name.ending is Ending.KEEP and not _keeps_overlay(record):
+        end += _flushed(disks, scene, record.after)  # a header names another backing file now
     tidy: list[Step] = []
     if record is not None:
         tidy += retire(record, scene.files.records)
@@ -201,6 +205,22 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
         resumes=(*resumes, AdoptJob(job.id, dismisses_itself=name.op is JobOp.STREAM)),
     )
+
+
+def _flushed(
+    disks: tuple[str, ...], scene: Scene, only: Mapping[str, tuple[str, ...]] | None = None
+) -> list[FlushNode]:
+    """Put on the disk what the layers have in QEMU's caches.
+
+    Args:
+        disks: The disks.
+        scene: What is.
+        only: Files of the layers that are there for certain, by disk; None: all.
+    """
+    layers = [(disk, layer) for disk in disks for layer in scene.graph.disks[disk].layers]
+    return [
+        FlushNode(layer.node) for disk, layer in layers if only is None or layer.file in only.get(disk, ())
+    ]
 
 
 def _moves(job_id: str, disks: tuple[str, ...]) -> tuple[str, ...]:
@@ -325,7 +345,7 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
     if _keeps_overlay(record):
         return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
     if _chains_now(disks, scene) == record.after:
-        steps = (*retire(record, scene.files.records), finish)
+        steps = (*_flushed(disks, scene), *retire(record, scene.files.records), finish)
         done = (Stage("it had ended well", steps, tidy=True),)
         return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks))
     if not _written(record, scene):

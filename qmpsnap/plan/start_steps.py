@@ -66,6 +66,10 @@ class StartStream(QmpStep):
 class StartCommit(QmpStep):
     """Copy layers' data down into the base. QAPI: block-commit (block-core.json).
 
+    Without the active layer the job waits before its end until it is finalized: QEMU flushes the base
+    only where it opens that read-only again, and some operations leave a base writable
+    (docs/explanation/qemu.md). With it, it flushes the base itself.
+
     Attributes:
         job_id: The job's id.
         disk: The disk's name.
@@ -104,6 +108,7 @@ class StartCommit(QmpStep):
                 "backing-file": self.backing,
                 "on-error": self.on_error,
                 "speed": self.speed,
+                "auto-finalize": None if self.active else False,
                 "auto-dismiss": False,
             }
         )

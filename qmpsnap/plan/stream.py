@@ -101,6 +101,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
                 FlushNode(receiver.node),
                 FinalizeJob(start.job_id),
                 AwaitJob(start.job_id, "concluded"),
+                FlushNode(receiver.node),  # its header names another backing file now
             ),
             verify=True,
         ),

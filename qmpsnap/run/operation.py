@@ -36,6 +36,7 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     FinishRecord,
+    FlushNode,
     KeepMoment,
     LoadState,
     ResetGuest,
@@ -361,11 +362,11 @@ class Operation:
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""
-        self._course.forward = True
         for step in self._plan.steps:
-            if isinstance(step, DismissJob):
-                with suppress(CommandFailed):  # somebody else did
+            if isinstance(step, FlushNode | DismissJob):
+                with suppress(CommandFailed):  # somebody else dismissed it; a layer left with the job
                     await self._perform(step)
+        self._course.forward = True
         await self._verify()
         stages = self._plan.stages
         early = [step for stage in stages if not stage.tidy for step in stage.steps]

@@ -287,7 +287,7 @@ class FakeTarget:
             self._end(job_id, start, self.job_error)
         elif waits:
             self._set(job_id, JobStatus.READY)
-        elif isinstance(start, StartStream):
+        elif isinstance(start, StartStream | StartCommit):
             self._set(job_id, JobStatus.PENDING)
         else:
             self._end(job_id, start)

@@ -24,7 +24,9 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     DismissJob,
     EndCopy,
+    FinalizeJob,
     FinishRecord,
+    FlushNode,
     RetireFile,
     StartCommit,
     WriteRecord,
@@ -92,7 +94,15 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
         Stage("write down what changes", (WriteRecord(STATE, record),)),
         Stage(
             f"commit into {BASE}",
-            (start, AwaitJob(plan.job_id, "concluded"), DismissJob(plan.job_id)),
+            (
+                start,
+                AwaitJob(plan.job_id, "pending"),
+                FlushNode("vda-base"),
+                FinalizeJob(plan.job_id),
+                AwaitJob(plan.job_id, "concluded"),
+                FlushNode("vda-s3"),
+                DismissJob(plan.job_id),
+            ),
             verify=True,
         ),
         Stage(
@@ -113,6 +123,7 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
         "base-node": "vda-base",
         "on-error": "stop",
         "speed": 9,
+        "auto-finalize": False,
         "auto-dismiss": False,
     }
 
@@ -175,7 +186,9 @@ def test_commit_does_with_folded_files_what_was_asked(
 
 def test_commit_keeps_folded_files_where_they_cannot_be_seen_and_says_so() -> None:
     plan = planned(Commit("vda", "s1", "base"), T5, files=unseen(T5))
-    assert [type(step) for step in plan.steps] == [StartCommit, AwaitJob, DismissJob]
+    assert [type(step) for step in plan.steps] == [
+        StartCommit, AwaitJob, FlushNode, FinalizeJob, AwaitJob, FlushNode, DismissJob,
+    ]  # fmt: skip
     assert plan.invalid == (S1,)
     assert plan.notes == (
         "images of other machines were not looked for: QEMU's files are not visible from here",

@@ -31,11 +31,24 @@ def test_plan_is_printed_as_json_step_by_step() -> None:
                     "base-node": "vda-base",
                     "on-error": "report",
                     "speed": 0,
+                    "auto-finalize": False,
                     "auto-dismiss": False,
                 },
                 "on": "qmp",
             },
+            {"command": "await-job", "arguments": {"id": job_id, "until": "pending"}, "on": "wait"},
+            {
+                "command": "human-monitor-command",
+                "arguments": {"command-line": "qemu-io vda-base flush"},
+                "on": "qmp",
+            },
+            {"command": "job-finalize", "arguments": {"id": job_id}, "on": "qmp"},
             {"command": "await-job", "arguments": {"id": job_id, "until": "concluded"}, "on": "wait"},
+            {
+                "command": "human-monitor-command",
+                "arguments": {"command-line": "qemu-io vda-s2 flush"},
+                "on": "qmp",
+            },
             {"command": "job-dismiss", "arguments": {"id": job_id}, "on": "qmp"},
             {
                 "command": "retire-file",
@@ -78,8 +91,8 @@ def test_plan_is_printed_for_people() -> None:
 
 def test_plan_for_people_tells_waits_from_our_own_steps() -> None:
     lines = str(planned(Commit("vda", "s1", "base"), TWO)).splitlines()
-    marks = [line.split()[1] for line in lines if line.startswith("  ") and ". " in line[:5]]
-    assert marks == ["**", "->", "..", "->", "**", "**"]
+    marks = [line.split()[1] for line in lines if line.startswith("  ") and ". " in line[:6]]
+    assert marks == ["**", "->", "..", "->", "->", "..", "->", "->", "**", "**"]
     assert lines[-1] == "afterwards invalid: /images/s1.qcow2.invalid"
 
 

@@ -37,6 +37,7 @@ from tests.plan.scenes import NOW, STATE, planned, with_layer
 TWO = graph(vda="base <- s1 <- s2*")
 S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
 COPY = "/images/copy.qcow2"
+FLUSHED = (FlushNode("vda-s2"), FlushNode("vda-base"))  # what a commit of s1 into base leaves
 PIVOT, MIDDLE, KEEP = Commit("vda"), Commit("vda", "s1", "base"), Commit("vda", keep_overlay=True)
 
 
@@ -90,14 +91,22 @@ def alive(record: IntentRecord, status: JobStatus = JobStatus.RUNNING) -> tuple[
         (PIVOT, JobStatus.RUNNING, ["ready", "complete", "concluded", "dismiss"]),
         (PIVOT, JobStatus.READY, ["complete", "concluded", "dismiss"]),
         (PIVOT, JobStatus.CONCLUDED, ["concluded", "dismiss"]),
-        (MIDDLE, JobStatus.RUNNING, ["concluded", "dismiss"]),
+        (
+            MIDDLE,
+            JobStatus.RUNNING,
+            [
+                *("pending", "flush s2", "flush s1", "flush base", "finalize", "concluded"),
+                *("flush s2", "flush base", "dismiss"),
+            ],
+        ),
+        (MIDDLE, JobStatus.CONCLUDED, ["concluded", "flush s2", "flush base", "dismiss"]),
         (KEEP, JobStatus.RUNNING, ["ready", "end", "concluded", "dismiss"]),
         (
             Stream("vda"),
             JobStatus.RUNNING,
-            ["pending", "flush s2", "flush s1", "flush base", "finalize", "concluded"],
+            ["pending", "flush s2", "flush s1", "flush base", "finalize", "concluded", "flush s2"],
         ),
-        (Stream("vda"), JobStatus.CONCLUDED, ["concluded"]),
+        (Stream("vda"), JobStatus.CONCLUDED, ["concluded", "flush s2"]),
         (Mirror("vda", COPY, "pivot"), JobStatus.READY, ["complete", "concluded", "dismiss"]),
         (
             Mirror("vda", COPY, "finish"),
@@ -163,7 +172,11 @@ def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
             "mirror_top",
             ["await-job", "job-complete", "await-job", "job-dismiss"],
         ),
-        ("qmpsnap-commit-keep-0a1b2c3d", "commit_top", ["await-job", "job-dismiss"]),
+        (
+            "qmpsnap-commit-keep-0a1b2c3d",
+            "commit_top",
+            ["await-job", *["human-monitor-command"] * 3, "job-finalize", "await-job", "job-dismiss"],
+        ),
         (
             "qmpsnap-commit-keep-0a1b2c3d",
             "mirror_top",
@@ -327,7 +340,7 @@ def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
     done = planned(replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
-    assert plan.steps == (*steps, FinishRecord(STATE, (record.id,)))
+    assert plan.steps == (*FLUSHED, *steps, FinishRecord(STATE, (record.id,)))
     assert (plan.vanished, plan.invalid, plan.moves) == ("", invalid, ())
 
 
@@ -341,7 +354,7 @@ def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:
     done = planned(replace(MIDDLE, folded="keep"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
-    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert plan.steps == (*FLUSHED, FinishRecord(STATE, (record.id,)))
     assert plan.invalid == (S1,)
 
 

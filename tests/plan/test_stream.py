@@ -57,6 +57,7 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
                 FlushNode("vda-active"),
                 FinalizeJob(plan.job_id),
                 AwaitJob(plan.job_id, "concluded"),
+                FlushNode("vda-active"),
             ),
             verify=True,
         ),
@@ -117,7 +118,9 @@ def test_stream_frees_the_nodes_that_we_added() -> None:
 
 def test_stream_writes_no_record_when_files_are_not_visible() -> None:
     plan = planned(Stream("vda"), T6, files=unseen(T6))
-    assert [type(step) for step in plan.steps] == [StartStream, AwaitJob, FlushNode, FinalizeJob, AwaitJob]
+    assert [type(step) for step in plan.steps] == [
+        StartStream, AwaitJob, FlushNode, FinalizeJob, AwaitJob, FlushNode,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("base", "into"), [("active", None), ("s3", "s2"), ("s2", "s2")])

@@ -87,12 +87,12 @@ async def test_fake_job_runs_until_it_is_let_go() -> None:
     fake.hold = True
     await fake.perform(start_of(MIDDLE))
     with fake.watch(MIDDLE.job_id) as watch:
-        waiting = asyncio.create_task(watch.until_concluded())
+        waiting = asyncio.create_task(watch.until_pending())
         await asyncio.sleep(0.001)
         assert not waiting.done()
         assert await statuses(fake) == [JobStatus.RUNNING]
         fake.let_go()
-        assert (await waiting).status is JobStatus.CONCLUDED
+        assert (await waiting).status is JobStatus.PENDING
 
 
 async def test_fake_mirror_holds_its_target_until_it_is_dismissed() -> None:
@@ -155,7 +155,7 @@ async def test_fake_fails_a_step_once_whether_it_happened_or_not() -> None:
     assert fake.state == TWO
     with pytest.raises(CommandFailed, match="but done"):
         await fake.perform(start)
-    assert fake.state.chains() == MIDDLE.chains_after
+    assert await statuses(fake) == [JobStatus.PENDING]
     assert fake.performed == [start, start]
 
 
@@ -184,10 +184,10 @@ async def test_fake_tells_of_each_step_before_it_is_done() -> None:
     fake = FakeTarget(TWO)
     seen: list[object] = []
     fake.before = lambda step: seen.append((step, fake.state == TWO))
-    await fake.perform(start_of(MIDDLE))
-    with fake.watch(MIDDLE.job_id) as watch:
-        await watch.until_concluded()
-    assert seen == [(start_of(MIDDLE), True), (AwaitJob(MIDDLE.job_id, "concluded"), False)]
+    await fake.perform(start_of(PIVOT))
+    with fake.watch(PIVOT.job_id) as watch:
+        await watch.until_ready()
+    assert seen == [(start_of(PIVOT), True), (AwaitJob(PIVOT.job_id, "ready"), True)]
 
 
 async def test_fake_has_the_commands_that_it_was_given() -> None:
@@ -203,8 +203,11 @@ async def test_fake_tells_of_progress_until_the_job_ends() -> None:
     seen = []
     async for progress in fake.progress(MIDDLE.job_id, 0):
         seen.append(progress.job.status)
-        fake.let_go()
-    assert seen == [JobStatus.RUNNING]
+        if fake.hold:
+            fake.let_go()
+        else:
+            await fake.perform(FinalizeJob(MIDDLE.job_id))
+    assert seen == [JobStatus.RUNNING, JobStatus.PENDING]
 
 
 async def test_fake_takes_note_of_commands_about_jobs() -> None:
