@@ -130,7 +130,7 @@ class Machine:
 
     _numbers = itertools.count()
 
-    def __init__(self, qemu, folder, *arguments, cwd=None, extra=()):
+    def __init__(self, qemu, folder, *arguments, cwd=None, extra=(), pass_fds=()):
         self.qemu, self.folder = qemu, Path(folder)
         # A socket's path has at most 107 bytes.
         self.socket = str(Path(folder) / f"qmp{next(self._numbers)}")
@@ -143,8 +143,9 @@ class Machine:
                 "-chardev", f"socket,id=test,fd={theirs.fileno()}", "-qmp", "chardev:test",
                 "-qmp", f"unix:{self.socket.replace(',', ',,')},server=on,wait=off",
             ],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-            cwd=cwd, preexec_fn=lambda: _LIBC.prctl(1, signal.SIGKILL),  # noqa: PLW1509 - we have one thread
+            pass_fds=[theirs.fileno(), *pass_fds], cwd=cwd,
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            preexec_fn=lambda: _LIBC.prctl(1, signal.SIGKILL),  # noqa: PLW1509 - we have one thread
         )  # fmt: skip
         theirs.close()
         try:

@@ -8,6 +8,7 @@
     |  +- NodeBusy                    a job holds the node; .node .job_id
     |  +- TargetExists                a file of that name is there already; .file
     |  +- TargetUnusable              the target cannot be made or does not fit; .file
+    |  +- FileMoved                   a name leads no more to the file that QEMU has open; .file .path
     |  +- StillNeeded                 another image stands on what would change; .by
     |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
     |  +- Unsupported                 this QEMU or this machine cannot; .feature
@@ -49,6 +50,7 @@ __all__ = [
     "CommandFailed",
     "ConnectFailed",
     "Detached",
+    "FileMoved",
     "ForeignJob",
     "GraphMismatch",
     "GuestFailed",
@@ -158,6 +160,20 @@ class TargetUnusable(Refused):
     def __init__(self, message: str, *, file: str, hint: str = "", left: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint, left=left)
         self.file = file
+
+
+class FileMoved(Refused):
+    """A name leads no more to the file that QEMU has open.
+
+    Attributes:
+        file: The name, as QEMU's graph has it.
+        path: Where the file that QEMU has open lies now; "" when it has no name, or none is known.
+    """
+
+    def __init__(self, message: str, *, file: str, path: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+        self.path = path
 
 
 class StillNeeded(Refused):

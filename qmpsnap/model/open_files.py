@@ -14,9 +14,10 @@ from qmpsnap.model.graph import PATH_DRIVERS
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
 
-__all__ = ["OpenFile", "OpenName", "OpenState", "is_temporary", "open_names"]
+__all__ = ["OpenFile", "OpenName", "OpenState", "Reopens", "is_temporary", "open_names"]
 
 OpenState = Literal["same", "moved", "unlinked", "unknown"]
+Reopens = Literal["same", "nothing", "other"]
 
 _TEMPORARY = "vl."  # block.c: create_tmp_file, the active layer in snapshot mode
 
@@ -33,8 +34,8 @@ class OpenFile:
         device: st_dev of QEMU's file; 0 when it is not known.
         inode: st_ino of QEMU's file; 0 when it is not known.
         replaced: Whether the name leads to another file.
-        reopens: Whether QEMU would not get another file by opening its own spelling of the name again: a
-            relative name counts from QEMU's directory.
+        reopens: What QEMU would get by opening its own spelling of the name again, as it does to write
+            into a layer that it has read-only: a relative name counts from QEMU's directory.
         reason: Why it cannot be told, else "".
     """
 
@@ -44,7 +45,7 @@ class OpenFile:
     device: int = 0
     inode: int = 0
     replaced: bool = False
-    reopens: bool = True
+    reopens: Reopens = "same"
     reason: str = ""
 
     @property

@@ -16,6 +16,7 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import losses
+from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -103,6 +104,9 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         scene.features.need("job-finalize", "human-monitor-command")
     if intent.keep_overlay and not active:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
+    refuse_reopen(scene, disk, disk.layers[base])
+    if not active:  # whose header is written
+        refuse_reopen(scene, disk, disk.layers[top - 1])
     refuse_busy(scene, disk)
     refuse_covered(scene, disk)
     folded = disk.layers[top:base]
@@ -120,7 +124,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         base_node=disk.layers[base].node,
         base_file=disk.layers[base].file,
         active=active,
-        backing=None if active else recorded_like(disk.layers[top - 1], disk.layers[base]),
+        backing=None if active else recorded_like(scene, disk.layers[top - 1], disk.layers[base:]),
         on_error=intent.on_error,
         speed=intent.speed,
     )
@@ -146,7 +150,11 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     stages = _stages(intent, scene, start, above, folded, retired, place=place, record=record)
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
     notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
-    kept = tuple(layer.file for layer in folded if layer.file not in retired or intent.folded == "keep")
+    kept = tuple(
+        layer.file
+        for layer in folded
+        if (layer.file not in retired or intent.folded == "keep") and not temporary(layer, scene.files)
+    )
     gone = tuple(to for to in retired.values() if to)
     return Plan(
         op="commit",
@@ -225,7 +233,7 @@ def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[st
         return {}
     retired = {}
     for layer in folded:
-        if not layer.file.startswith("/"):
+        if not layer.file.startswith("/") or temporary(layer, scene.files):
             continue
         if intent.folded == "remove" and not _is_link(scene, layer.file):
             retired[layer.file] = ""

@@ -18,6 +18,7 @@ from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import unfound
+from qmpsnap.plan.opened import odd
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -83,6 +84,13 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     pivot = intent.ending == "pivot"
     form = intent.format or disk.active.format
     _check_sync(intent, disk, form)
+    stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
+    if odd(scene.graph, stays):
+        raise Unsupported(
+            f"QEMU would write its own name of {stays[0].file} into the copy, which leads nowhere from it",
+            feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
+            hint="copy all of it: --sync full",
+        )
     if pivot and disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
     refuse_busy(scene, disk)
@@ -127,7 +135,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     )
     prepare: list[Step] = [WriteRecord(place, record) for place in places]
     if ours:
-        prepare.append(CreatePlaceholder(intent.target, disk.active.file))
+        prepare.append(CreatePlaceholder(intent.target, _like(scene, disk)))
     elif not shared and not intent.use_existing:
         prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
     finish = tuple(FinishRecord(place, (record.id,)) for place in places)
@@ -166,6 +174,12 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
 def _copied(intent: Mirror, disk: Disk) -> Disk:
     """The disk as it is when nothing but the copy is left of its chain."""
     return replace(disk, layers=(replace(disk.active, file=intent.target, local=True),))
+
+
+def _like(scene: Scene, disk: Disk) -> str:
+    """The file after which the copy gets its owner: where QEMU's file lies now; "": it has no name."""
+    fact = scene.files.open.get(disk.active.file)
+    return disk.active.file if fact is None or fact.state in {"same", "unknown"} else fact.path
 
 
 def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:

@@ -33,6 +33,7 @@ from qmpsnap.plan.intent import (
     SnapshotInternal,
     Stream,
 )
+from qmpsnap.plan.opened import refuse_lost
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files
@@ -100,6 +101,7 @@ def plan(intent: Intent, scene: Scene) -> Plan:
     Raises:
         Refused: One of its kinds; nothing was sent.
     """
+    refuse_lost(intent, scene)
     match intent:
         case Snapshot():
             return snapshot.plan(intent, scene)

@@ -11,6 +11,7 @@ from qmpsnap.model.find import find_layer
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, owned_node, state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.opened import odd
 from qmpsnap.plan.steps import DeleteNode
 
 if TYPE_CHECKING:
@@ -332,16 +333,25 @@ def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
     return find_layer(disk, spelling, moments=moments)
 
 
-def recorded_like(overlay: Layer, base: Layer | None) -> str | None:
-    """How the overlay's header shall name its new backing file; None: as QEMU does, by the full path.
+def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str | None:
+    """How the overlay's header shall name its new backing file; None: as QEMU does, by the name it has.
 
-    A chain whose headers hold relative names can be moved as a whole; QEMU would write the full path.
+    A chain whose headers hold relative names can be moved as a whole; QEMU would write the full path. A
+    name that QEMU has from a command line, relative to another directory or a descriptor, leads nowhere
+    from the overlay: then it is the path of the file that QEMU has open.
+
+    Args:
+        scene: What is.
+        overlay: The layer whose header is written.
+        below: The layers that it is to stand on, the next one first; none: nothing is recorded.
     """
-    if base is None or overlay.backing is None or not base.local or not overlay.file.startswith("/"):
+    if not below or not below[0].local or not overlay.file.startswith("/"):
         return None
-    if overlay.backing.startswith("/") or ":" in overlay.backing:
-        return None
-    return posixpath.relpath(base.file, posixpath.dirname(overlay.file))
+    base = below[0]
+    recorded = overlay.backing
+    if recorded is not None and not recorded.startswith("/") and ":" not in recorded:
+        return posixpath.relpath(base.file, posixpath.dirname(overlay.file))
+    return base.file if odd(scene.graph, below) else None
 
 
 def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:

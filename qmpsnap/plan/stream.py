@@ -12,6 +12,7 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import unfound
+from qmpsnap.plan.opened import refuse_reopen
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -66,6 +67,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     if receiver.format == "raw":
         raise Unsupported(f"{receiver.file} is raw and has no backing file", feature="stream into raw")
 
+    refuse_reopen(scene, disk, receiver)
     keeps = disk.layers[base] if base < len(disk.layers) else None
     token = digest("stream", disk.name, disk.files, into, base, avoid=scene.names)
     start = StartStream(
@@ -75,7 +77,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         file=receiver.file,
         base_node=keeps.node if keeps else None,
         base_file=keeps.file if keeps else None,
-        backing=recorded_like(receiver, keeps),
+        backing=recorded_like(scene, receiver, disk.layers[base:]),
         on_error=intent.on_error,
         speed=intent.speed,
     )

@@ -91,7 +91,7 @@ class Host:
                 )
             case CreatePlaceholder():
                 self._made[step.file] = await self._images.create_image(
-                    step.file, size_bytes=0, format="raw", like=step.like
+                    step.file, size_bytes=0, format="raw", like=step.like or None
                 )
             case RetireFile():
                 await self._images.retire(step.file, step.policy, step.to)

@@ -25,7 +25,7 @@ from qmpsnap.run.opening import kernel_text, open_block, open_file
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from qmpsnap.model.open_files import OpenName, OpenState
+    from qmpsnap.model.open_files import OpenName, OpenState, Reopens
 
 __all__ = ["Opened", "identity", "open_files", "real_names", "working_directory"]
 
@@ -131,7 +131,7 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     for one in names:
         key = _key(one.name)
         if key is not None and key in held:
-            reopens = one.spelled == one.name or _reopens(pid, one.spelled, key)
+            reopens: Reopens = "same" if one.spelled == one.name else _reopens(pid, one.spelled, key)
             found[one.name] = OpenFile(one.name, "same", one.name, *key, reopens=reopens)
     claimed = {(one.device, one.inode) for one in found.values()}
     lost = [one for one in names if one.name not in found]
@@ -200,7 +200,7 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor]) -> OpenFile:
     named = named or [one for one in fitting if posixpath.basename(one.target) == base] or fitting
     if len(named) != 1:
         why = "which of its files it is cannot be told"
-        return OpenFile(name.name, "moved", replaced=replaced, reopens=not replaced, reason=why)
+        return OpenFile(name.name, "moved", replaced=replaced, reason=why)
     one = named[0]
     state: OpenState = "unlinked" if one.unlinked else "moved"
     path = "" if one.unlinked else one.path or _beside(name.name, one.key)
@@ -229,12 +229,13 @@ def _beside(name: str, key: _Key) -> str:
     return next((path for entry in entries if _key(path := posixpath.join(where, entry)) == key), "")
 
 
-def _reopens(pid: int, spelled: str, key: _Key) -> bool:
-    """Whether the process would get this file, or none, by opening that name of its own again."""
+def _reopens(pid: int, spelled: str, key: _Key) -> Reopens:
+    """What the process would get by opening that name of its own again."""
     if spelled.startswith(FDSET):
-        return True
+        return "same"
     start = f"/proc/{pid}/root" if spelled.startswith("/") else f"/proc/{pid}/cwd/"
-    return _key(start + spelled) in {None, key}
+    found = _key(start + spelled)
+    return "nothing" if found is None else "same" if found == key else "other"
 
 
 def _descriptors(pid: int) -> dict[_Key, _Descriptor] | None:

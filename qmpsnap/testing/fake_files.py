@@ -40,6 +40,7 @@ from qmpsnap.plan.memory_steps import (
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
+    from qmpsnap.model.open_files import OpenFile
     from qmpsnap.model.record import Record
     from qmpsnap.plan.host_steps import HostStep
     from qmpsnap.plan.memory_steps import MemoryStep
@@ -63,6 +64,7 @@ class FakeFiles:
         records: Intent and moment records, each in its directory.
         unreadable: What a survey could not read, as "PATH: REASON".
         memories: Files of VM state, by path.
+        open: What QEMU has open under a name where that is not as usual, by path.
     """
 
     def __init__(self, graph: Graph, *, shared: bool = True) -> None:
@@ -72,6 +74,7 @@ class FakeFiles:
         self.records: list[Record] = []
         self.unreadable: tuple[str, ...] = ()
         self.memories: dict[str, MemoryFact] = {}
+        self.open: dict[str, OpenFile] = {}
         self.follow(graph)
 
     @property
@@ -137,7 +140,7 @@ class FakeFiles:
     def look(self, ask: Ask) -> Files:
         """Answer what a planner asks."""
         if not self.shared:
-            return Files()
+            return Files(open=MappingProxyType(dict(self.open)))
         missing = {path: FileFact(path, "missing", real=path) for path in ask.files if path not in self.facts}
         standing = {
             Standing(fact.real, fact.backing)
@@ -158,6 +161,7 @@ class FakeFiles:
             records=tuple(record for record in self.records if record.directory in ask.records),
             memories=MappingProxyType({path: self._memory(path) for path in ask.memories}),
             fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
+            open=MappingProxyType(dict(self.open)),
         )
 
     def _directory(self, path: str) -> DirFact:

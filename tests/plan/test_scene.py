@@ -239,7 +239,19 @@ BASE = Layer("b", "/a/base.qcow2", "qcow2", 1)
 def test_recorded_like_keeps_a_relative_name_relative(
     overlay: Layer, base: Layer | None, name: str | None
 ) -> None:
-    assert recorded_like(overlay, base) == name
+    assert recorded_like(scene(), overlay, (base,) if base else ()) == name
+
+
+@pytest.mark.parametrize(
+    ("overlay", "name"),
+    [(OVERLAY, "../base.qcow2"), (replace(OVERLAY, backing="/dev/fdset/1"), "/a/base.qcow2")],
+)
+@pytest.mark.parametrize("spelled", ["a/base.qcow2", "/dev/fdset/1"])
+def test_recorded_like_names_the_file_when_qemus_own_name_leads_nowhere(
+    overlay: Layer, name: str, spelled: str
+) -> None:
+    there = scene(graph(nodes=(Node("f", "file", "/a/base.qcow2", spelled=spelled),), vda="base*"))
+    assert recorded_like(there, overlay, (BASE,)) == name
 
 
 def test_delete_owned_frees_the_nodes_that_we_added_and_no_others() -> None:

@@ -89,7 +89,7 @@ def test_open_files_tells_what_became_of_the_name(
         status.st_dev,
         status.st_ino,
         replaced=is_replaced,
-        reopens=not is_replaced,
+        reopens="same" if state == "same" else "other" if is_replaced else "nothing",
     )
 
 
@@ -159,9 +159,9 @@ def test_open_files_knows_nothing_when_we_may_not_look(tmp_path: Path) -> None:
     assert opened.files[str(file)].reason == f"we may not look at process {GONE}"
 
 
-@pytest.mark.parametrize(("other", "reopens"), [(False, True), (True, False)])
+@pytest.mark.parametrize(("other", "reopens"), [(False, "nothing"), (True, "other")])
 def test_open_files_tells_whether_a_relative_name_would_lead_to_another_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool, reopens: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool, reopens: str
 ) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")

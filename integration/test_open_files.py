@@ -1,0 +1,329 @@
+"""A file is what QEMU has open, not what its name says: moved, replaced, removed, relative, by descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import qmpsnap
+from integration.known_images import MIB, overwritten
+from integration.machines import CHEAP, Monitor, blockdev, drive, listing, traced, wait_for
+
+WRITE = (0xE1, 5 * MIB, 65536)
+
+
+def hda(_, file):
+    return ("-hda", file)
+
+
+def dead(pid):
+    """Whether the process has ended; that it was nobody's child may leave a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def check_headers(qemu, *files):
+    """Demand that the images, active first, lead to each other by their headers, while they are in use."""
+    told = json.loads(qemu.img("info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", files[0]))
+    assert [os.path.realpath(one["filename"]) for one in told] == list(files)
+
+
+def chain_of(graph):
+    (disk,) = (disk for disk in graph.disks.values() if disk.layers)
+    return disk.files
+
+
+async def start_again(qemu, machine, files, expected):
+    """Start a machine from the file of an answer, from another directory; its disk reads that."""
+    with machine(*drive("vda", files[0]), cwd="/") as again:
+        async with again.connect() as vm:
+            assert (await vm.graph()).disks["vda"].files == tuple(files)
+    assert qemu.read(files[0]) == expected
+
+
+# -- a name that was lost ----------------------------------------------------------------------------
+
+
+def moved(file, other):
+    file.rename(other)
+
+
+def replaced(file, other):
+    file.rename(other)
+    file.write_bytes(other.read_bytes())
+
+
+def exchanged_by_a_copy(file, other):
+    other.write_bytes(file.read_bytes())
+    other.rename(file)
+
+
+def removed(file, _):
+    file.unlink()
+
+
+LOST = {"moved": moved, "replaced": replaced, "copied over": exchanged_by_a_copy, "removed": removed}
+VERBS = {
+    "snapshot": lambda vm: vm.snapshot("one"),
+    "snapshot-internal": lambda vm: vm.snapshot_internal("one"),
+    "checkpoint": lambda vm: vm.checkpoint("one", mode="stop"),
+    "checkpoint-internal": lambda vm: vm.checkpoint_internal("one"),
+    "commit": lambda vm: vm.commit(next(iter(vm.known))),
+    "stream": lambda vm: vm.stream(next(iter(vm.known))),
+    "revert": lambda vm: vm.revert("before"),
+}
+
+
+async def refused(vm, error):
+    """Demand that every verb refuses with that error before it sends anything."""
+    vm.known = [name for name, disk in (await vm.graph()).disks.items() if disk.layers][:1]
+    with traced(vm) as sent:
+        for name, verb in VERBS.items():
+            with pytest.raises(error) as refusal:
+                await verb(vm)
+            assert refusal.value.hint, name
+    assert sent == []
+    return refusal.value
+
+
+@pytest.mark.parametrize("layer", ["s1", "base"])
+@pytest.mark.parametrize("lost", LOST)
+async def test_a_lost_name_is_refused_and_the_disk_can_be_copied_away(
+    qemu, images, machine, tmp_path, lost, layer
+):
+    made = images("base <- s1")
+    way = {"moved": drive, "replaced": blockdev, "copied over": hda, "removed": drive}[lost]
+    file, other = tmp_path / f"{layer}.qcow2", tmp_path / "other.qcow2"
+    with machine(*way("vda", made.active)) as m:
+        qdev = next(row["qdev"] for row in m.qmp("query-block") if row.get("inserted"))
+        name = qdev if way is hda else "vda"
+        m.write(name, *WRITE)
+        LOST[lost](file, other)
+        before = listing(tmp_path)
+        async with m.connect() as vm:
+            error = await refused(vm, qmpsnap.FileMoved)
+            assert error.file == str(file)
+            assert error.path == (str(other) if lost in {"moved", "replaced"} else "")
+            assert listing(tmp_path) == before
+            done = await vm.mirror(vm.known[0], tmp_path / "new.qcow2", ending="pivot")
+            assert done.chains[vm.known[0]] == (str(tmp_path / "new.qcow2"),)
+            await vm.snapshot("after")
+            files = chain_of(await vm.graph())
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+async def test_a_file_that_was_moved_back_is_worked_on_again(qemu, images, machine, tmp_path):
+    made = images("base <- s1")
+    with machine(*drive("vda", made.active)) as m:
+        async with m.connect() as vm:
+            Path(made.active).rename(tmp_path / "x")
+            with pytest.raises(qmpsnap.FileMoved):
+                await vm.snapshot("one")
+            (tmp_path / "x").rename(made.active)
+            await vm.snapshot("one")
+            m.write("vda", *WRITE)
+            files = chain_of(await vm.graph())
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link"])
+async def test_any_name_of_the_file_will_do(qemu, images, machine, tmp_path, kind):
+    made = images("base <- s1")
+    link = tmp_path / "link.qcow2"
+    link.symlink_to(made.active) if kind == "symlink" else link.hardlink_to(made.active)
+    with machine(*drive("vda", link)) as m:
+        async with m.connect() as vm:
+            if kind == "hard link":
+                Path(made.active).unlink()
+            await vm.snapshot("one")
+            m.write("vda", *WRITE)
+            files = chain_of(await vm.graph())
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+# -- snapshot mode -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+@pytest.mark.parametrize("way", ["-snapshot", "snapshot=on"])
+async def test_a_disk_in_snapshot_mode_is_refused_and_commit_keeps_what_was_written(
+    qemu, images, machine, tmp_path, way, form
+):
+    made = images("base", base_format=form)
+    qemu.create(tmp_path / "other.qcow2")
+    vda = drive("vda", made.active, form)
+    words = (*vda, "-snapshot") if way == "-snapshot" else (vda[0], f"{vda[1]},snapshot=on", *vda[2:])
+    # -snapshot speaks of -drive alone
+    with machine(*words, *blockdev("vdb", tmp_path / "other.qcow2")) as m:
+        m.write("vda", *WRITE)
+        before = listing(tmp_path)
+        async with m.connect() as vm:
+            await refused_in_snapshot_mode(vm, tmp_path)
+            assert listing(tmp_path) == before
+            await vm.snapshot("one", disks=["vdb"])
+            assert (tmp_path / "other.one.qcow2").exists()
+            done = await vm.commit("vda")
+            assert done.chains["vda"] == (made.active,)
+            assert done.invalid == ()
+            await vm.snapshot("one-more", disks=["vda"])
+            m.write("vda", 0xE2, 6 * MIB, 65536)
+            files = (await vm.graph()).disks["vda"].files
+    wanted = overwritten(made.content[-1], WRITE)
+    assert qemu.read(made.active, form) == wanted
+    await start_again(qemu, machine, files, overwritten(wanted, (0xE2, 6 * MIB, 65536)))
+
+
+async def refused_in_snapshot_mode(vm, folder):
+    with traced(vm) as sent:
+        for call in (
+            vm.snapshot("one"),
+            vm.snapshot("one", files={"vda": folder / "new.qcow2"}),
+            vm.mirror("vda", folder / "new.qcow2", ending="finish"),
+            vm.mirror("vda", folder / "new.qcow2", ending="pivot"),
+            vm.stream("vda"),
+            vm.snapshot_internal("one"),
+            vm.checkpoint("one", mode="stop"),
+        ):
+            with pytest.raises(qmpsnap.Unsupported, match="vda is in snapshot mode"):
+                await call
+    assert sent == []
+
+
+# -- names that mean something else elsewhere --------------------------------------------------------
+
+
+class Daemon:
+    """A QEMU that went to `/` (-daemonize), with a monitor for the test and one for us."""
+
+    def __init__(self, qemu, folder, *arguments, cwd):
+        self.qemu, self.folder = qemu, folder
+        self.socket, pid = str(folder / "q"), folder / "pid"
+        subprocess.run(
+            [
+                qemu.system, *CHEAP, *arguments, "-daemonize", "-pidfile", pid,
+                "-qmp", f"unix:{self.socket},server=on,wait=off",
+                "-qmp", f"unix:{folder}/t,server=on,wait=off",
+            ],
+            check=True, cwd=cwd,
+        )  # fmt: skip
+        self.pid = int(pid.read_text())
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{folder}/t")
+        self.qmp = Monitor(sock)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        wait_for(lambda: dead(self.pid), "QEMU's end")
+        self.qmp.close()
+        for name in ("q", "t", "pid"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def connect(self, **options):
+        return qmpsnap.connect(self.socket, qemu_img=str(self.qemu.directory / "qemu-img"), **options)
+
+    def quit(self):
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            self.qmp("quit")
+        wait_for(lambda: dead(self.pid), "QEMU's end")
+
+
+@pytest.fixture(params=["daemonized", "relative"])
+def by_relative_name(request, qemu, machine, tmp_path):
+    """Start a machine whose disk `vda` has the relative name img/FILE."""
+
+    def start(file):
+        start.gone = request.param == "daemonized"
+        words = drive("vda", f"img/{file}")
+        if request.param == "relative":
+            return machine(*words, cwd=tmp_path)
+        return Daemon(qemu, tmp_path, *words, cwd=tmp_path)
+
+    return start
+
+
+@pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+async def test_what_is_written_of_a_relative_name_leads_to_the_file(
+    qemu, images, machine, tmp_path, by_relative_name, relative
+):
+    made = images("base <- s1 <- s2 <- s3", folder="img", relative=relative)
+    root = set(Path("/").iterdir())
+    with by_relative_name("s3.qcow2") as m:
+        async with m.connect() as vm:
+            assert (await vm.graph()).disks["vda"].files == made.chain
+            await vm.snapshot("one")
+            one = str(tmp_path / "img" / "base.one.qcow2")
+            check_headers(qemu, one, *made.chain)
+            if (
+                by_relative_name.gone and relative
+            ):  # QEMU has these read-only, and would have to open them again
+                for call in (
+                    vm.commit("vda", top="s2.qcow2", base="s1.qcow2"),
+                    vm.stream("vda", base="base.qcow2", into="s2.qcow2"),
+                ):
+                    with pytest.raises(qmpsnap.Unsupported, match="leads nowhere from its directory"):
+                        await call
+            else:
+                await vm.commit("vda", top="s2.qcow2", base="s1.qcow2")
+                check_headers(qemu, one, made.files[3], made.files[1], made.files[0])
+                await vm.stream("vda", base="base.qcow2", into="s3.qcow2")
+                check_headers(qemu, one, made.files[3], made.files[0])
+            with pytest.raises(qmpsnap.Unsupported, match="which leads nowhere from it"):
+                await vm.mirror("vda", tmp_path / "new.qcow2", ending="pivot", sync="top")
+            await vm.stream("vda", base="base.qcow2")
+            check_headers(qemu, one, made.files[0])
+            assert {one.name for one in (await vm.moments()).moments} <= {"one"}
+            files = chain_of(await vm.graph())
+        m.quit()
+    assert set(Path("/").iterdir()) == root
+    assert files == (one, made.files[0])
+    await start_again(qemu, machine, files, made.content[-1])
+
+
+async def test_a_relative_name_that_leads_to_another_file_is_refused(qemu, images, tmp_path):
+    made = images("base <- s1", folder="img")
+    other = Path("/s1.qcow2")
+    assert not other.exists()
+    with Daemon(qemu, tmp_path, *drive("vda", "s1.qcow2"), cwd=tmp_path / "img") as m:
+        other.write_bytes(Path(made.active).read_bytes())
+        try:
+            async with m.connect() as vm:
+                with pytest.raises(qmpsnap.FileMoved, match=r"QEMU calls .* 's1.qcow2'"):
+                    await vm.snapshot("one")
+                await vm.mirror("vda", tmp_path / "new.qcow2", ending="pivot")
+                assert chain_of(await vm.graph()) == (str(tmp_path / "new.qcow2"),)
+        finally:
+            other.unlink()
+
+
+async def test_a_file_given_by_descriptor_is_known_by_its_path(qemu, images, machine, tmp_path):
+    made = images("base <- s1")
+    with contextlib.ExitStack() as stack:
+        numbers = []
+        for flags in (os.O_RDWR, os.O_RDONLY):
+            numbers.append(os.open(made.active, flags))
+            stack.callback(os.close, numbers[-1])
+        words = [word for number in numbers for word in ("-add-fd", f"fd={number},set=3")]
+        m = stack.enter_context(machine(*words, *drive("vda", "/dev/fdset/3"), pass_fds=numbers))
+        async with m.connect() as vm:
+            assert (await vm.graph()).disks["vda"].files == made.chain
+            await vm.snapshot("one")
+            m.write("vda", *WRITE)
+            files = chain_of(await vm.graph())
+            assert files == (str(tmp_path / "base.one.qcow2"), *made.chain)
+            with pytest.raises(qmpsnap.Unsupported, match="as a descriptor"):
+                await vm.commit("vda", base="s1.qcow2")
+            check_headers(qemu, *files)
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))

@@ -1,0 +1,188 @@
+"""Refuses to work on a file by a name that does not lead to it: what QEMU has open is the file.
+
+The one place that knows what follows from `Files.open`. What would be written into a header, into a record
+or into an answer is a name, and whoever starts the machine from it later would get another file.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import FileMoved, QmpsnapError, Unsupported
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.hints import command
+from qmpsnap.model.open_files import is_temporary
+from qmpsnap.model.parse import FDSET
+from qmpsnap.plan.intent import (
+    Checkpoint,
+    CheckpointInternal,
+    Commit,
+    Delete,
+    Mirror,
+    PrepareRevert,
+    Restore,
+    Revert,
+    RevertIncoming,
+    Save,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.model.open_files import OpenFile
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["odd", "refuse_lost", "refuse_reopen", "temporary"]
+
+
+def refuse_lost(intent: Intent, scene: Scene) -> None:
+    """Refuse when a layer that the operation reads, writes or names is not what its name leads to.
+
+    A full mirror reads what QEMU has open and names the copy alone, so it is the way out; and so is a
+    commit of a temporary active layer, whose data has no other way to stay.
+
+    Raises:
+        FileMoved: Naming both files.
+        Unsupported: When the disk is in snapshot mode.
+    """
+    for disk in _disks(intent, scene.graph):
+        layers = disk.layers
+        if layers and temporary(layers[0], scene.files):
+            if not isinstance(intent, Commit):
+                _refuse_temporary(disk)
+            layers = layers[1:]
+        if isinstance(intent, Mirror):
+            layers = {"full": (), "top": layers[1:], "none": layers}[intent.sync]
+        for layer in layers:
+            if (fact := scene.files.open.get(layer.file)) is not None:
+                _refuse(disk, fact, scene.graph)
+
+
+def temporary(layer: Layer, files: Files) -> bool:
+    """Whether it is the temporary layer of a disk in snapshot mode, which QEMU unlinks as it makes it."""
+    fact = files.open.get(layer.file)
+    return is_temporary(layer.file) and fact is not None and fact.state in {"unlinked", "unknown"}
+
+
+def refuse_reopen(scene: Scene, disk: Disk, layer: Layer) -> None:
+    """Refuse to write into a layer that QEMU has read-only and could not open for writing.
+
+    Raises:
+        Unsupported: When QEMU knows it by a descriptor or by a relative name that leads nowhere by now.
+    """
+    if not layer.read_only:
+        return
+    copy = command("mirror", disk.name, "FILE", "--pivot")
+    fact = scene.files.open.get(layer.file)
+    spelled = _spelled(scene.graph, layer.file)
+    if any(name.startswith(FDSET) for name in spelled):
+        why = f"QEMU was given {layer.file} as a descriptor"
+    elif fact is not None and fact.reopens == "nothing":
+        why = (
+            f"QEMU calls {layer.file} {', '.join(map(repr, spelled))}, which leads nowhere from its directory"
+        )
+    else:
+        return
+    raise Unsupported(
+        f"{why}: it cannot open it again to write into it",
+        feature="writing into a layer that QEMU cannot open again",
+        hint=f"{command('stream', disk.name)}, or {copy}",
+    )
+
+
+def odd(graph: Graph, layers: Iterable[Layer]) -> bool:
+    """Whether QEMU has a name for one of the files that means something else, or nothing, elsewhere."""
+    return any(_spelled(graph, layer.file) for layer in layers)
+
+
+def _spelled(graph: Graph, file: str) -> tuple[str, ...]:
+    """QEMU's own names for a file, where they are not its path."""
+    return tuple(
+        node.spelled
+        for node in graph.nodes.values()
+        if node.file == file and node.driver in PATH_DRIVERS and node.spelled
+    )
+
+
+def _disks(intent: Intent, graph: Graph) -> tuple[Disk, ...]:
+    """The disks that take part; those of a name that means nothing are refused by the planner."""
+    every = tuple(disk for disk in graph.disks.values() if disk.writable)
+    match intent:
+        case Stream() | Commit() | Mirror():
+            names: tuple[str, ...] = (intent.disk,)
+        case Snapshot() | SnapshotInternal():
+            names = intent.disks
+            if not names:
+                return every
+        case Checkpoint() | Save() | Restore() | PrepareRevert() | RevertIncoming():
+            return every
+        case CheckpointInternal() | Revert():
+            left = {disk.name for disk in _found(intent.leave, graph)}
+            return tuple(disk for disk in every if disk.name not in left)
+        case Delete():
+            return ()
+    return _found(names, graph)
+
+
+def _found(names: Iterable[str], graph: Graph) -> tuple[Disk, ...]:
+    found = []
+    for name in names:
+        try:
+            found.append(find_disk(graph, name))
+        except QmpsnapError:
+            continue
+    return tuple(found)
+
+
+def _refuse(disk: Disk, fact: OpenFile, graph: Graph) -> None:
+    copy = f"copy the disk to a new file: {command('mirror', disk.name, 'FILE', '--pivot')}"
+    match fact.state:
+        case "unlinked":
+            what = "another file has that name now" if fact.replaced else "no name leads to it any more"
+            raise FileMoved(
+                f"{fact.name}, which {disk.name} has open, was removed: {what}", file=fact.name, hint=copy
+            )
+        case "moved":
+            where = f"that lies at {fact.path} now" if fact.path else "where that lies now is not known"
+            back = (
+                f"move it back: {shlex.join(('mv', '-T', fact.path, fact.name))}"
+                if fact.path and not fact.replaced
+                else ""
+            )
+            if fact.path and fact.replaced:
+                back = f"move {fact.name} away and {fact.path} back to that name"
+            raise FileMoved(
+                f"{fact.name} is another file than {disk.name} has open: {where}"
+                if fact.replaced
+                else f"{fact.name}, which {disk.name} has open, was moved: {where}",
+                file=fact.name,
+                path=fact.path,
+                hint=f"{back}, or {copy}" if back else copy,
+            )
+        case "same" if fact.reopens == "other":
+            spelled = ", ".join(map(repr, _spelled(graph, fact.name)))
+            raise FileMoved(
+                f"QEMU calls {fact.name} {spelled}, and would get another file if it opened that again",
+                file=fact.name,
+                path=fact.path,
+                hint=copy,
+            )
+        case _:
+            pass
+
+
+def _refuse_temporary(disk: Disk) -> None:
+    raise Unsupported(
+        f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): what the guest writes goes to a "
+        "temporary file without a name, and QEMU would remove a new file, too",
+        feature="work on a disk in snapshot mode",
+        hint=f"{command('commit', disk.name)} keeps what was written; or start QEMU without snapshot mode",
+    )

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import FileMoved, Unsupported
+from qmpsnap.model.graph import Node
+from qmpsnap.model.open_files import OpenFile, OpenState, Reopens
+from qmpsnap.plan.intent import (
+    Checkpoint,
+    CheckpointInternal,
+    Commit,
+    Mirror,
+    PrepareRevert,
+    Revert,
+    Save,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.steps import CreatePlaceholder, RetireFile, StartCommit, StartStream
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.intent import Intent
+
+TWO = graph(vda="base <- s1*", vdb="other*")
+BASE, S1 = "/images/base.qcow2", "/images/s1.qcow2"
+TEMPORARY = "/var/tmp/vl.aB3xYz"
+
+VERBS: list[Intent] = [
+    Snapshot("one"),
+    Snapshot("one", ("vda",)),
+    SnapshotInternal("one"),
+    Checkpoint("one", "stop"),
+    Checkpoint("one", "in-place"),
+    CheckpointInternal("one"),
+    Save("/images/x.memory"),
+    Commit("vda"),
+    Stream("vda"),
+    Mirror("vda", "/images/new.qcow2", "pivot", "none"),
+    Revert("one"),
+    PrepareRevert("one"),
+]
+
+
+def files(
+    there: Graph,
+    name: str,
+    state: OpenState,
+    path: str = "",
+    *,
+    replaced: bool = False,
+    reopens: Reopens = "same",
+    shared: bool = True,
+) -> FakeFiles:
+    found = FakeFiles(there, shared=shared)
+    inode = 0 if state == "unknown" else 7
+    found.open[name] = OpenFile(name, state, path, 1, inode, replaced=replaced, reopens=reopens)
+    return found
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", [BASE, S1])
+@pytest.mark.parametrize("intent", VERBS, ids=lambda one: type(one).__name__)
+def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: bool) -> None:
+    if isinstance(intent, PrepareRevert | Revert) and not shared:
+        shared = True
+    with pytest.raises(FileMoved) as refused:
+        planned(intent, TWO, files=files(TWO, name, "moved", "/other/x.qcow2", shared=shared))
+    assert refused.value.message == (
+        f"{name}, which vda has open, was moved: that lies at /other/x.qcow2 now"
+    )
+    assert refused.value.hint == (
+        f"move it back: mv -T /other/x.qcow2 {name}, or copy the disk to a new file: "
+        "qmpsnap mirror vda FILE --pivot"
+    )
+    assert (refused.value.file, refused.value.path) == (name, "/other/x.qcow2")
+
+
+@pytest.mark.parametrize(
+    ("state", "path", "replaced", "message", "hint"),
+    [
+        (
+            "moved",
+            "/other/x.qcow2",
+            True,
+            f"{S1} is another file than vda has open: that lies at /other/x.qcow2 now",
+            f"move {S1} away and /other/x.qcow2 back to that name, or copy",
+        ),
+        (
+            "moved",
+            "",
+            False,
+            f"{S1}, which vda has open, was moved: where that lies now is not known",
+            "copy",
+        ),
+        (
+            "unlinked",
+            "",
+            False,
+            f"{S1}, which vda has open, was removed: no name leads to it any more",
+            "copy",
+        ),
+        (
+            "unlinked",
+            "",
+            True,
+            f"{S1}, which vda has open, was removed: another file has that name now",
+            "copy",
+        ),
+    ],
+)
+def test_refusal_names_both_files_and_the_way_out(
+    state: OpenState, path: str, replaced: bool, message: str, hint: str
+) -> None:
+    with pytest.raises(FileMoved) as refused:
+        planned(Snapshot("one"), TWO, files=files(TWO, S1, state, path, replaced=replaced))
+    assert refused.value.message == message
+    assert refused.value.hint == f"{hint} the disk to a new file: qmpsnap mirror vda FILE --pivot"
+
+
+@pytest.mark.parametrize("state", ["moved", "unlinked"])
+@pytest.mark.parametrize("ending", ["pivot", "finish"])
+def test_a_full_mirror_is_the_way_out(state: OpenState, ending: str) -> None:
+    path = "/other/x.qcow2" if state == "moved" else ""
+    plan = planned(
+        Mirror("vda", "/images/new.qcow2", ending),  # type: ignore[arg-type]
+        TWO,
+        files=files(TWO, S1, state, path, replaced=True),
+    )
+    assert CreatePlaceholder("/images/new.qcow2", path) in plan.steps
+
+
+@pytest.mark.parametrize("intent", [Snapshot("one", ("vdb",)), Mirror("vda", "/images/new", "finish", "top")])
+def test_other_layers_are_worked_on(intent: Intent) -> None:
+    assert isinstance(planned(intent, TWO, files=files(TWO, S1, "moved")), Plan)
+
+
+@pytest.mark.parametrize("state", ["same", "unknown"])
+def test_what_is_in_order_or_cannot_be_told_is_no_refusal(state: OpenState) -> None:
+    assert isinstance(planned(Snapshot("one"), TWO, files=files(TWO, S1, state)), Plan)
+
+
+def test_verbs_refuse_when_qemu_would_open_another_file_by_its_own_name() -> None:
+    there = graph(nodes=(Node("f", "file", S1, spelled="s1.qcow2"),), vda="base <- s1*")
+    with pytest.raises(FileMoved) as refused:
+        planned(Snapshot("one"), there, files=files(there, S1, "same", S1, reopens="other"))
+    assert refused.value.message == (
+        f"QEMU calls {S1} 's1.qcow2', and would get another file if it opened that again"
+    )
+
+
+def in_snapshot_mode() -> Graph:
+    disk = chain("base <- s1 <- x*")
+    return graph(replace(disk, layers=(replace(disk.active, file=TEMPORARY), *disk.layers[1:])), vdb="other*")
+
+
+@pytest.mark.parametrize("state", ["unlinked", "unknown"])
+@pytest.mark.parametrize(
+    "intent",
+    [*(one for one in VERBS if not isinstance(one, Commit)), Mirror("vda", "/images/new", "finish")],
+    ids=lambda one: type(one).__name__,
+)
+def test_verbs_refuse_a_disk_in_snapshot_mode(intent: Intent, state: OpenState) -> None:
+    there = in_snapshot_mode()
+    with pytest.raises(Unsupported, match=r"vda is in snapshot mode \(-snapshot, snapshot=on\)") as refused:
+        planned(intent, there, files=files(there, TEMPORARY, state))
+    assert refused.value.hint.startswith("qmpsnap commit vda keeps what was written")
+
+
+def test_other_disks_of_a_machine_with_one_in_snapshot_mode_are_worked_on() -> None:
+    there = in_snapshot_mode()
+    assert isinstance(
+        planned(Snapshot("one", ("vdb",)), there, files=files(there, TEMPORARY, "unlinked")), Plan
+    )
+
+
+def test_commit_keeps_what_a_disk_in_snapshot_mode_wrote() -> None:
+    there = in_snapshot_mode()
+    plan = planned(Commit("vda", base="s1"), there, files=files(there, TEMPORARY, "unlinked"))
+    assert plan.chains_after["vda"] == (S1, BASE)
+    assert not any(isinstance(step, RetireFile) for step in plan.steps)
+    assert plan.invalid == ()
+
+
+def given_by_descriptor(file: str = BASE) -> Graph:
+    return graph(
+        nodes=(Node("f", "file", file, spelled="/dev/fdset/1"),), vda="base <- s1 <- s2*", vdb="other*"
+    )
+
+
+def test_commit_refuses_to_write_into_a_file_given_by_descriptor() -> None:
+    with pytest.raises(Unsupported, match=f"QEMU was given {BASE} as a descriptor") as refused:
+        planned(Commit("vda"), given_by_descriptor())
+    assert refused.value.hint == "qmpsnap stream vda, or qmpsnap mirror vda FILE --pivot"
+
+
+@pytest.mark.parametrize("intent", [Commit("vda", top="s2", base="s1"), Stream("vda", into="s1")])
+def test_layers_are_not_written_that_qemu_cannot_open_again(intent: Intent) -> None:
+    there = graph(nodes=(Node("f", "file", S1, spelled="images/s1.qcow2"),), vda="base <- s1 <- s2*")
+    with pytest.raises(Unsupported, match="leads nowhere from its directory: it cannot open it again"):
+        planned(intent, there, files=files(there, S1, "same", S1, reopens="nothing"))
+
+
+def test_a_layer_is_written_that_qemu_has_open_for_writing() -> None:
+    there = graph(nodes=(Node("f", "file", S1, spelled="images/s1.qcow2"),), vda="base <- s1*")
+    assert isinstance(
+        planned(Stream("vda"), there, files=files(there, S1, "same", S1, reopens="nothing")), Plan
+    )
+
+
+@pytest.mark.parametrize("sync", ["top", "none"])
+def test_mirror_refuses_to_have_a_name_recorded_that_leads_nowhere(sync: str) -> None:
+    with pytest.raises(Unsupported, match=r"into the copy, which leads nowhere") as refused:
+        planned(Mirror("vda", "/images/new.qcow2", "pivot", sync), given_by_descriptor())  # type: ignore[arg-type]
+    assert refused.value.hint == "copy all of it: --sync full"
+
+
+@pytest.mark.parametrize(
+    ("intent", "kind"),
+    [(Commit("vda", top="s1", base="base"), StartCommit), (Stream("vda", base="base"), StartStream)],
+)
+def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent, kind: type) -> None:
+    there = graph(nodes=(Node("f", "file", BASE, spelled="images/base.qcow2"),), vda="base <- s1 <- s2*")
+    start = next(step for step in planned(intent, there).steps if isinstance(step, kind))
+    assert start.arguments["backing-file"] == BASE
