@@ -27,6 +27,8 @@ class KeptState:
         running: Whether the guest ran.
         fingerprint: What the machine was.
         token: Eight hex digits of the operation, which tell whose an unfinished file is.
+        inode: st_ino of the file as it was made; 0 until then, and in older records.
+        user: Id of the owner that it had then, or None.
     """
 
     mode: str
@@ -35,6 +37,8 @@ class KeptState:
     running: bool
     fingerprint: Fingerprint
     token: str = ""
+    inode: int = 0
+    user: int | None = None
 
     @property
     def partial(self) -> str:
@@ -53,6 +57,8 @@ def state_json(state: KeptState | None) -> dict[str, object] | None:
         "running": state.running,
         "fingerprint": state.fingerprint.to_json(),
         "token": state.token,
+        "inode": state.inode,
+        "user": state.user,
     }
 
 
@@ -72,6 +78,8 @@ def state_of(fields: Fields) -> KeptState | None:
         running=inner.flag("running"),
         fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
         token=_token(inner),
+        inode=inner.number("inode") if inner.has("inode") else 0,
+        user=inner.number("user") if inner.has("user") else None,
     )
 
 

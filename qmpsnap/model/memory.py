@@ -20,6 +20,7 @@ _MAGIC = b"QMPSNAP\x01"
 _TAIL = struct.Struct(">Q8s")
 TAIL_BYTES = _TAIL.size
 MAX_NOTE_BYTES = 16 << 20
+_OTHERS_WRITE = 0o022
 _LAYER = ("disk", "file", "inode", "size", "modified")
 
 
@@ -135,6 +136,12 @@ class MemoryFact:
         note: Its note, or None.
         tags: Of a store (a qcow2 image): names of the VM states inside.
         problem: Why there is none, or "".
+        inode: st_ino.
+        user: Id of its owner.
+        ours: Whether that is the superuser, or whoever runs us.
+        mode: Its permissions.
+        links: How many names it has.
+        exposed: Whether others than these two may put files into its directory.
     """
 
     path: str
@@ -142,6 +149,29 @@ class MemoryFact:
     note: MemoryNote | None = None
     problem: str = ""
     tags: tuple[str, ...] = ()
+    inode: int = 0
+    user: int = 0
+    ours: bool = True
+    mode: int = 0o600
+    links: int = 1
+    exposed: bool = False
+
+    def foreign(self, *, inode: int = 0, user: int | None = None) -> str:
+        """Why it may be somebody else's than whoever made it, or "".
+
+        Args:
+            inode: That of the file that was made; 0 where that was not written down.
+            user: Id of the owner that it was given then; None where that was not written down.
+        """
+        if self.links != 1:
+            return f"it has {self.links} names, and may be any file of the host"
+        if self.mode & _OTHERS_WRITE:
+            return f"others may write to it (mode {self.mode:o})"
+        if not self.ours and self.user != user:
+            return f"it belongs to the user {self.user}"
+        if inode and self.inode != inode and self.exposed:
+            return "it is not the file that was made, and others may put files into its directory"
+        return ""
 
     @property
     def exists(self) -> bool:

@@ -85,12 +85,14 @@ class PassFile(QmpStep):
         number: What QEMU knows it by: `qmpsnap-NUMBER`, or the set's number.
         way: How.
         write: Whether QEMU writes to it.
+        inode: Of a file that QEMU reads: that of the one that was looked at.
     """
 
     file: str
     number: int
     way: Way
     write: bool
+    inode: int = 0
 
     @property
     def command(self) -> str:

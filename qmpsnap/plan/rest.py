@@ -55,7 +55,7 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
     )
     chains = (file for record in records for files in record.chains.values() for file in files)
     named = (file for record in records for file in (*record.made, *record.overlays.values()))
-    states = (
+    states = tuple(
         file
         for record in records
         if record.state is not None
@@ -71,7 +71,7 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
     return Ask(
         files=unique((*chains, *named, *states)),
         records=places,
-        memories=unique(record.state.file for record in records if record.state is not None),
+        memories=unique(states),
         fresh=tuple(fresh),
     )
 

@@ -37,6 +37,7 @@ from qmpsnap.plan.steps import (
 from qmpsnap.plan.vm_state import file_number, machine_of, way_of
 
 if TYPE_CHECKING:
+    from qmpsnap.model.memory import MemoryFact
     from qmpsnap.model.record import IntentRecord, KeptState
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -126,7 +127,7 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
 def _is_whole(state: KeptState, record: IntentRecord, scene: Scene) -> bool:
     """Whether the file has its name, and is of this very operation."""
     fact = scene.files.memories.get(state.file)
-    if fact is None:
+    if fact is None or _may_be_foreign(fact):
         return False
     return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
 
@@ -144,7 +145,13 @@ def _can_be_sealed(state: KeptState, record: IntentRecord, scene: Scene) -> bool
         and ran_here(record, machine_of(scene).process)
         and files[state.partial].taken
         and not files[state.file].taken
+        and not _may_be_foreign(scene.files.memories[state.partial])
     )
+
+
+def _may_be_foreign(fact: MemoryFact) -> bool:
+    """Whether somebody else may have put it there: who owns it is not written down before it is whole."""
+    return bool(fact.foreign(user=None if fact.exposed else fact.user))
 
 
 def same_qemu(record: IntentRecord, scene: Scene) -> bool:

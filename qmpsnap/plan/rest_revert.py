@@ -32,7 +32,7 @@ from qmpsnap.plan.steps import (
     ResetGuest,
     SetDrive,
 )
-from qmpsnap.plan.vm_state import machine_of
+from qmpsnap.plan.vm_state import machine_of, refuse_foreign
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
@@ -194,6 +194,8 @@ def _load(record: IntentRecord, scene: Scene) -> list[Step]:
         node.name for node in scene.graph.nodes.values() if node.file == state.file and node.driver == "qcow2"
     ]
     node = open_now[0] if open_now else node_name(digest(record.id, "store", avoid=scene.names), owned=True)
+    if not open_now:
+        refuse_foreign(scene.files.memories[state.file], state)
     add: list[Step] = [] if open_now else [AddStore(node, state.file)]
     load = LoadState(record.id, state.tag, (("", node),), node)
     free = [] if open_now else [DeleteNode(node)]  # one that is open already goes with what is put away

@@ -15,7 +15,7 @@ from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.save import load_steps, refuse_other, whole_note
 from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, KeepBranch, WriteRecord
-from qmpsnap.plan.vm_state import file_number, machine_of
+from qmpsnap.plan.vm_state import file_number, machine_of, refuse_foreign
 
 if TYPE_CHECKING:
     from qmpsnap.model.memory import MemoryNote
@@ -106,7 +106,8 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
     refuse_any_job(scene)
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
-    load, after = load_steps(machine, state.file, file_number(token), running=state.running)
+    inode = scene.files.memories[state.file].inode
+    load, after = load_steps(machine, state.file, file_number(token), running=state.running, inode=inode)
     refuse_other(machine, note, what=f"{intent.name!r}")
     _refuse_not_prepared(record, scene)
     disks = tuple(name for name in record.covered if name in scene.graph.disks)
@@ -133,6 +134,7 @@ def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNot
             f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
             file=state.file,
         )
+    refuse_foreign(scene.files.memories[state.file], state)
     return note
 
 

@@ -36,6 +36,7 @@ from qmpsnap.plan.vm_state import (
     file_number,
     machine_of,
     need_open_files,
+    refuse_foreign,
     refuse_memory_place,
     refuse_state,
     refuse_unsettled,
@@ -153,10 +154,14 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
             hint=f"go back to that: qmpsnap revert {note.name} --prepare",
         )
     machine = machine_of(scene)
+    fact = scene.files.memories[intent.file]
+    refuse_foreign(fact)
     refuse_other(machine, note, what=intent.file)
     _refuse_changed(note, scene, intent.file)
     token = digest("restore", intent.file, note.id, avoid=scene.names)
-    steps, after = load_steps(machine, intent.file, file_number(token), running=note.running)
+    steps, after = load_steps(
+        machine, intent.file, file_number(token), running=note.running, inode=fact.inode
+    )
     disks = tuple(disk.name for disk in scene.graph.disks.values() if disk.layers)
     return Plan(
         op="restore",
@@ -174,7 +179,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
 
 
 def load_steps(
-    machine: Machine, file: str, number: int, *, running: bool
+    machine: Machine, file: str, number: int, *, running: bool, inode: int
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """The steps that load a memory file into a QEMU that waits for it, and those that tidy up.
 
@@ -188,7 +193,7 @@ def load_steps(
             hint="start a new QEMU with -S -incoming defer",
         )
     need_open_files(machine)
-    passage = Passage(machine, file, number, write=False)
+    passage = Passage(machine, file, number, write=False, inode=inode)
     go_on = (ContinueGuest(),) if running else ()
     steps = (
         *passage.capabilities,

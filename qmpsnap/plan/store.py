@@ -8,6 +8,7 @@ from qmpsnap.errors import MachineDiffers, TargetUnusable
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState, StopForLoad, StopGuest
+from qmpsnap.plan.vm_state import refuse_foreign
 
 if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
@@ -35,6 +36,13 @@ def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) ->
         )
     if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
         raise TargetUnusable(f"{state.file} is no store of VM state of ours", file=state.file)
+    kept = scene.files.memories[state.file]
+    refuse_foreign(kept, state)
+    if state.tag not in kept.tags:
+        raise TargetUnusable(
+            f"{state.file} holds no VM state {state.tag!r}{': ' + kept.problem if not kept.tags else ''}",
+            file=state.file,
+        )
 
 
 def load_store(

@@ -22,7 +22,9 @@ from qmpsnap.plan.steps import (
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Machine
+    from qmpsnap.model.memory import MemoryFact
     from qmpsnap.plan.migration_steps import Way
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -33,6 +35,7 @@ __all__ = [
     "machine_of",
     "need_open_files",
     "refuse_dead",
+    "refuse_foreign",
     "refuse_memory_place",
     "refuse_state",
     "refuse_unsettled",
@@ -142,6 +145,25 @@ def refuse_unsettled(scene: Scene) -> None:
             )
 
 
+def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
+    """Refuse VM state that may be somebody else's: it would decide what the guest runs.
+
+    Args:
+        fact: What the file is.
+        state: What the record tells of it; None: there is no record.
+
+    Raises:
+        TargetUnusable: Saying whose it is.
+    """
+    why = fact.foreign(inode=state.inode, user=state.user) if state is not None else fact.foreign()
+    if why:
+        raise TargetUnusable(
+            f"{fact.path} is not loaded: {why}",
+            file=fact.path,
+            hint="look whose it is; nothing was sent to QEMU",
+        )
+
+
 def need_open_files(machine: Machine, *, instead: str = "") -> None:
     """Refuse when the monitor does not take open files.
 
@@ -210,6 +232,7 @@ class Passage:
         number: What QEMU knows it by.
         background: Whether the guest runs on while its memory is written.
         write: Whether QEMU writes the file.
+        inode: Of a file that it reads: that of the one that was looked at.
     """
 
     machine: Machine
@@ -217,6 +240,7 @@ class Passage:
     number: int
     background: bool = False
     write: bool = True
+    inode: int = 0
 
     @property
     def way(self) -> Way:
@@ -260,7 +284,7 @@ class Passage:
     @property
     def passed(self) -> PassFile:
         """The step that gives QEMU the file."""
-        return PassFile(self.file, self.number, self.way, write=self.write)
+        return PassFile(self.file, self.number, self.way, write=self.write, inode=self.inode)
 
     @property
     def before(self) -> tuple[Step, ...]:

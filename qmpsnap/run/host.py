@@ -59,6 +59,7 @@ class Host:
         self._images = images
         self._catalog = catalog
         self._made: dict[str, Created] = {}
+        self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self.state_bytes = 0  # of the last file of VM state that was sealed
 
     async def perform(self, step: HostStep | MemoryStep) -> None:
@@ -80,7 +81,9 @@ class Host:
                     if record.id in (step.ids if isinstance(record, IntentRecord) else step.moments):
                         await self._catalog.finish(record)
             case KeepMoment():
-                await self._catalog.to_moment(await self._intent(step.directory, step.id))
+                await self._catalog.to_moment(
+                    await self._with_identity(await self._intent(step.directory, step.id))
+                )
             case CreateOverlay():
                 self._made[step.file] = await self._images.create_overlay(
                     step.file,
@@ -168,11 +171,25 @@ class Host:
             else partial(memory_files.seal_store, step, self.made(step.partial))
         )
         try:
-            self.state_bytes = await in_thread(seal)
+            sealed = await in_thread(seal)
         except FileExistsError as error:
             raise TargetExists(f"{step.file!r} exists already", file=step.file) from error
         except OSError as error:
             raise unusable(step.file, error, "keep") from error
+        self.state_bytes = sealed.size_bytes
+        self._sealed[step.file] = (sealed.inode, sealed.user)
+
+    async def _with_identity(self, intent: IntentRecord) -> IntentRecord:
+        """The same, with what tells the file of VM state from one that takes its name later."""
+        state = intent.state
+        if state is None:
+            return intent
+        if state.file in self._sealed:
+            inode, user = self._sealed[state.file]
+        else:  # an earlier run of ours gave it its name
+            fact = (await in_thread(partial(memory_files.look, (state.file,))))[state.file]
+            inode, user = fact.inode, fact.user
+        return replace(intent, state=replace(state, inode=inode, user=user))
 
     async def _intent(self, directory: str, record_id: str) -> IntentRecord:
         records, _ = await self._catalog.read((directory,))

@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
 from qmpsnap.model.snapshot_table import HEADER_BYTES, MAX_TABLE_BYTES, snapshot_names, snapshot_table
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
     from qmpsnap.plan.memory_steps import SealMemory, SealStore
     from qmpsnap.run.put_away import Created
 
-__all__ = ["is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
+__all__ = ["Sealed", "is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
 
 _QCOW2 = b"QFI\xfb"
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
+
+
+class Sealed(NamedTuple):
+    """A file of VM state that is whole: the bytes of VM state in it, its inode, and its owner's id."""
+
+    size_bytes: int
+    inode: int
+    user: int
 
 
 def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
@@ -40,16 +49,25 @@ def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
     return {path: _fact(path) for path in paths}
 
 
-def open_memory(file: str, *, write: bool, made: Created | None = None) -> int:
+def open_memory(file: str, *, write: bool, made: Created | None = None, inode: int = 0) -> int:
     """Open a file of VM state to be handed to QEMU; the descriptor is the caller's to close.
 
     A file to be written is locked, and the lock stays with QEMU's descriptor until that is closed.
 
+    Args:
+        file: Its path.
+        write: Whether QEMU writes it; else it reads.
+        made: The file that we made to be written, where it was made by this very process.
+        inode: Of a file to be read: that of the one that was looked at; 0: any.
+
     Raises:
-        OSError: When it cannot be opened or locked, is no regular file, or is to be written and not ours.
+        OSError: When it cannot be opened or locked, is no regular file, is to be written and not ours, or
+            is to be read and another one.
     """
     descriptor = open_file(file, write=write)  # QEMU compares the flags, and takes no O_RDWR
     try:
+        if inode and os.fstat(descriptor).st_ino != inode:
+            raise OSError(0, "another file has taken its name meanwhile")  # noqa: TRY301 - closed below
         if write:
             _refuse_other(descriptor, made, owner=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,8 +119,8 @@ def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
         os.close(descriptor)
 
 
-def seal_memory(step: SealMemory, made: Created | None = None) -> int:
-    """Append the note, sync, and give the file its name; return the bytes of the stream.
+def seal_memory(step: SealMemory, made: Created | None = None) -> Sealed:
+    """Append the note, sync, and give the file its name; the bytes are those of the stream.
 
     Raises:
         FileExistsError: When there is a file of that name.
@@ -122,15 +140,16 @@ def seal_memory(step: SealMemory, made: Created | None = None) -> int:
             text = text[os.write(descriptor, text) :]
         os.ftruncate(descriptor, os.fstat(descriptor).st_size)  # gives back what was reserved beyond
         os.fsync(descriptor)
+        status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     rename_exclusively(step.partial, step.file)
     sync_directory(os.path.dirname(step.file))
-    return size
+    return Sealed(size, status.st_ino, status.st_uid)
 
 
-def seal_store(step: SealStore, made: Created | None = None) -> int:
-    """Sync the store and give it its name; return the bytes that it takes.
+def seal_store(step: SealStore, made: Created | None = None) -> Sealed:
+    """Sync the store and give it its name; the bytes are all that it takes.
 
     Raises:
         FileExistsError: When there is a file of that name.
@@ -140,12 +159,12 @@ def seal_store(step: SealStore, made: Created | None = None) -> int:
     try:
         _refuse_other(descriptor, made, owner=False)  # it has that of the layers
         os.fsync(descriptor)
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     rename_exclusively(step.partial, step.file)
     sync_directory(os.path.dirname(step.file))
-    return size
+    return Sealed(status.st_size, status.st_ino, status.st_uid)
 
 
 def _refuse_other(descriptor: int, made: Created | None, *, owner: bool) -> None:
@@ -172,21 +191,41 @@ def _fact(path: str) -> MemoryFact:
         return MemoryFact(path, problem="there is no such file")
     except (OSError, ValueError) as error:
         return MemoryFact(path, size=0, problem=reason(error))
-    size = 0
+    fact = MemoryFact(path, size=0)
     try:
         status = os.fstat(descriptor)
         size = status.st_size
+        fact = MemoryFact(
+            path,
+            size=size,
+            inode=status.st_ino,
+            user=status.st_uid,
+            ours=_is_ours(status),
+            mode=stat.S_IMODE(status.st_mode),
+            links=status.st_nlink,
+            exposed=_is_exposed(path),
+        )
         if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
-            return MemoryFact(path, size=size, problem="it is an image", tags=tags_of(descriptor))
+            return replace(fact, problem="it is an image", tags=tags_of(descriptor))
         length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
         note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
         if note.stream_bytes + length + TAIL_BYTES != size:
-            return MemoryFact(path, size=size, problem="its length is not what its note says")
-        return MemoryFact(path, size=size, note=note)
+            return replace(fact, problem="its length is not what its note says")
+        return replace(fact, note=note)
     except (OSError, ValueError) as error:
-        return MemoryFact(path, size=size, problem=reason(error))
+        return replace(fact, problem=reason(error))
     finally:
         os.close(descriptor)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid in {0, os.geteuid()}
+
+
+def _is_exposed(file: str) -> bool:
+    """Whether others than the superuser and us may put files into the file's directory."""
+    status = os.stat(os.path.dirname(file))
+    return not _is_ours(status) or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def tags_of(descriptor: int) -> tuple[str, ...]:

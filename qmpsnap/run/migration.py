@@ -141,7 +141,13 @@ class Migrations:
     async def _pass(self, step: PassFile) -> None:
         try:
             descriptor = await in_thread(
-                partial(open_memory, step.file, write=step.write, made=self._made(step.file))
+                partial(
+                    open_memory,
+                    step.file,
+                    write=step.write,
+                    made=self._made(step.file),
+                    inode=step.inode,
+                )
             )
         except OSError as error:
             raise unusable(step.file, error, "open") from error

@@ -179,6 +179,11 @@ class FakeFiles:
         if path in self.memories:
             return self.memories[path]
         size = self.facts[path].size if path in self.facts else -1
+        header = self.facts[path].header if path in self.facts else None
+        if header is not None and header.snapshot_count:
+            states = (one.state for one in self.records if one.state is not None)
+            tags = tuple(one.tag for one in states if one.file == path)
+            return MemoryFact(path, size=size, problem="it is an image", tags=tags)
         return MemoryFact(path, size=size, problem="it does not end in a note of ours")
 
     def perform(self, step: HostStep | MemoryStep) -> None:

@@ -104,3 +104,29 @@ def test_note_that_is_none_is_refused(text: bytes) -> None:
 def test_memory_fact_of_a_file_that_is_not_there_says_so() -> None:
     assert not MemoryFact("/m", problem="there is no such file").exists
     assert MemoryFact("/m", size=0).exists
+
+
+@pytest.mark.parametrize(
+    ("fact", "recorded", "says"),
+    [
+        ({}, {}, ""),
+        ({"inode": 7}, {"inode": 7, "user": 0}, ""),
+        ({"links": 2}, {}, "it has 2 names, and may be any file of the host"),
+        ({"links": 0}, {}, "it has 0 names, and may be any file of the host"),
+        ({"mode": 0o620}, {}, "others may write to it (mode 620)"),
+        ({"mode": 0o602}, {}, "others may write to it (mode 602)"),
+        ({"mode": 0o644}, {}, ""),
+        ({"ours": False, "user": 9}, {}, "it belongs to the user 9"),
+        ({"ours": False, "user": 9}, {"user": 9}, ""),  # a store has the owner of the layers
+        ({"ours": False, "user": 9}, {"user": 8}, "it belongs to the user 9"),
+        ({"inode": 7}, {"inode": 8}, ""),  # nobody else can have put it there: from a backup, say
+        (
+            {"inode": 7, "exposed": True},
+            {"inode": 8},
+            "it is not the file that was made, and others may put files into its directory",
+        ),
+        ({"inode": 7, "exposed": True}, {}, ""),  # not written down in older records
+    ],
+)
+def test_foreign_says_why_vm_state_may_be_somebody_elses(fact, recorded, says):
+    assert MemoryFact("/m", size=1, **fact).foreign(**recorded) == says

@@ -42,7 +42,7 @@ def test_seal_memory_gives_a_whole_file_its_note_and_its_name(partial: Path, tmp
     layer = tmp_path / "layer"
     layer.write_bytes(b"data")
     status = layer.stat()
-    assert seal_memory(seal(partial, ("vda", str(layer)))) == len(STREAM)
+    assert seal_memory(seal(partial, ("vda", str(layer)))).size_bytes == len(STREAM)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["layer", "m"]
     found = fact(tmp_path / "m")
     assert (found.size, found.problem) == ((tmp_path / "m").stat().st_size, "")
@@ -77,7 +77,7 @@ def test_seal_memory_gives_back_what_was_reserved(partial: Path, tmp_path: Path)
 
 def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:
     step = SealStore(str(partial), str(tmp_path / "m"))
-    assert seal_store(step) == len(STREAM)
+    assert seal_store(step).size_bytes == len(STREAM)
     assert (tmp_path / "m").read_bytes() == STREAM
     partial.write_bytes(b"another")
     partial.chmod(0o600)
