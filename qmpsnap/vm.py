@@ -13,6 +13,7 @@ from qmpsnap.errors import ConnectFailed
 from qmpsnap.plan import planner
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.executor import Executor
+from qmpsnap.run.together import both
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
 from qmpsnap.vm_state import StateVerbs
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.intent import Ending, Folded, Intent, OnError, Sync
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
@@ -108,14 +111,20 @@ class VM(JobVerbs, MomentVerbs, StateVerbs):
         return await self._executor.do(partial(make, intent), hooks)
 
     async def _scene(self, intent: Intent) -> Scene:
-        graph = await self._target.graph()
+        graph, (jobs, features) = await both(
+            self._target.graph(), both(self._target.jobs(), self._target.features())
+        )
+        files, machine = await both(self._files(intent, graph), self._machine(intent, graph))
+        return self._seen(graph, files, jobs, features, machine)
+
+    async def _files(self, intent: Intent, graph: Graph) -> Files:
         question = planner.ask(intent, graph, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
-        if more is not None:
-            files = await self._target.look(more, graph)
-        machine = await self._target.machine(graph) if planner.needs_machine(intent) else None
-        return await self._complete(graph, files, machine)
+        return files if more is None else await self._target.look(more, graph)
+
+    async def _machine(self, intent: Intent, graph: Graph) -> Machine | None:
+        return await self._target.machine(graph) if planner.needs_machine(intent) else None
 
     # -- verbs -------------------------------------------------------------------------------------
 

@@ -13,10 +13,12 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, rest
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.together import both
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from qmpsnap.model.features import Features
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
@@ -170,7 +172,8 @@ class JobVerbs:
         question = rest.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         machine = await self._target.machine(graph) if any(one.was for one in records) else None
-        return rest.plan(job_id, await self._complete(graph, files, machine))
+        jobs, features = await both(self._target.jobs(), self._target.features())
+        return rest.plan(job_id, self._seen(graph, files, jobs, features, machine))
 
     async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
         """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
@@ -264,16 +267,16 @@ class JobVerbs:
         await self.job(job_id, foreign=foreign)
         await self._executor.command(command, {"id": job_id})
 
-    async def _complete(self, graph: Graph, files: Files, machine: Machine | None = None) -> Scene:
-        return Scene(
-            graph=graph,
-            files=files,
-            jobs=await self._target.jobs(),
-            features=await self._target.features(),
-            now=datetime.now(UTC).isoformat(timespec="microseconds"),
-            state_dir=self._state_dir,
-            machine=machine,
-        )
+    def _seen(
+        self,
+        graph: Graph,
+        files: Files,
+        jobs: tuple[Job, ...],
+        features: Features,
+        machine: Machine | None = None,
+    ) -> Scene:
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        return Scene(graph, files, jobs, features, now, self._state_dir, machine)
 
 
 def _held_up_by(jobs: Iterable[Job]) -> Job | None:

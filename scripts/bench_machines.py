@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from qemu.qmp import QMPClient
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["MIB", "Bench", "bare_client"]
 
 MIB = 1024 * 1024
+LISTENS = 1 << 16  # flag of a listening socket in /proc/net/unix
 CHEAP = ["-M", "q35", "-m", "64", "-nodefaults", "-display", "none", "-S", "-accel", "tcg"]
 
 
@@ -49,7 +47,7 @@ class Bench:
             arguments += ["-device", f"virtio-blk-pci,drive=drive{number},id=disk{number}"]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            while not ((directory / "pid").exists() and socket.exists()):
+            while not ((directory / "pid").exists() and listens(socket)):
                 if process.poll() is not None:
                     raise SystemExit(f"QEMU did not start: {arguments}")
                 time.sleep(0.005)
@@ -57,6 +55,12 @@ class Bench:
         finally:
             process.kill()
             process.wait()
+
+
+def listens(path: Path) -> bool:
+    """Whether a server listens there; its name is made a moment before. No client: QEMU serves one."""
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(words[-1] == str(path) and int(words[3], 16) & LISTENS for words in sockets)
 
 
 @contextlib.asynccontextmanager

@@ -85,7 +85,7 @@ async def test_when_idle_waits_for_a_job_at_pending_whose_client_is_at_work() ->
     record = IntentRecord(OURS, "stream", NOW, {"vda": ("/images/s1.qcow2", "/images/base.qcow2")}, live=True)
     fake.files.records.append(replace(record, directory="/images/base.qmpsnap"))
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
-    for _ in range(50):
+    for _ in range(500):  # until it has looked at the record, and waits
         await asyncio.sleep(0)
     assert not task.done()
     fake.files.records[:] = []  # it is finalized
