@@ -112,9 +112,11 @@ class VM(JobVerbs, MomentVerbs, StateVerbs):
 
     async def _scene(self, intent: Intent) -> Scene:
         graph, (jobs, features) = await both(
-            self._target.graph(), both(self._target.jobs(), self._target.features())
+            self._target.graph, partial(both, self._target.jobs, self._target.features)
         )
-        files, machine = await both(self._files(intent, graph), self._machine(intent, graph))
+        files, machine = await both(
+            partial(self._files, intent, graph), partial(self._machine, intent, graph)
+        )
         return self._seen(graph, files, jobs, features, machine)
 
     async def _files(self, intent: Intent, graph: Graph) -> Files:

@@ -141,7 +141,7 @@ class JobVerbs:
                     continue
                 if job.status is JobStatus.WAITING and (other := _held_up_by(jobs.values())) is not None:
                     await self._until_ended(other.id, busy)
-                elif not await self._is_attended(job):
+                elif not await self._is_attended(job) and await self._stands(job):
                     raise NodeBusy(
                         f"job {job.id!r} ({job.type}, {job.status.value}) does not end by itself",
                         node=busy.node,
@@ -158,6 +158,10 @@ class JobVerbs:
             return False
         return any(one.live and one.id == job.id for one in await self.interrupted(live=True))
 
+    async def _stands(self, job: Job) -> bool:
+        """Whether the job stands yet where it stood: its client may have brought it on while we looked."""
+        return any(one.id == job.id and one.status is job.status for one in await self._target.jobs())
+
     async def plan_rest(self, job_id: str) -> Plan:
         """What is left of an operation of ours whose client went away.
 
@@ -172,7 +176,7 @@ class JobVerbs:
         question = rest.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         machine = await self._target.machine(graph) if any(one.was for one in records) else None
-        jobs, features = await both(self._target.jobs(), self._target.features())
+        jobs, features = await both(self._target.jobs, self._target.features)
         return rest.plan(job_id, self._seen(graph, files, jobs, features, machine))
 
     async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["both"]
 
@@ -14,12 +14,14 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-async def both(first: Coroutine[object, object, A], second: Coroutine[object, object, B]) -> tuple[A, B]:
-    """Run two coroutines side by side, and return their results once both have ended.
+async def both(
+    first: Callable[[], Coroutine[object, object, A]], second: Callable[[], Coroutine[object, object, B]]
+) -> tuple[A, B]:
+    """Run two questions side by side, and return their answers once both have ended.
 
     Raises:
         Exception: What the first raised, else what the second did; neither is left running.
     """
-    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    tasks = asyncio.ensure_future(first()), asyncio.ensure_future(second())
     await asyncio.gather(*tasks, return_exceptions=True)
     return tasks[0].result(), tasks[1].result()
