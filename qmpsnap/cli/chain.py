@@ -109,8 +109,14 @@ def _json(disk: Disk, invalid: Mapping[str, str]) -> dict[str, object]:
                     for one in layer.snapshots
                 ],
                 "bitmaps": [
-                    {"name": one.name, "persistent": one.persistent, "busy": one.busy}
+                    {
+                        "name": one.name,
+                        "persistent": one.persistent,
+                        "busy": one.busy,
+                        "inconsistent": one.inconsistent,
+                    }
                     for one in layer.bitmaps
+                    if one.name
                 ],
             }
             for layer in disk.layers

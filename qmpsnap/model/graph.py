@@ -46,11 +46,19 @@ class InternalSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Bitmap:
-    """A named dirty bitmap. QAPI: BlockDirtyInfo (block-core.json)."""
+    """A dirty bitmap. QAPI: BlockDirtyInfo (block-core.json).
+
+    Attributes:
+        name: Its name; "" for one that QEMU keeps for itself, as copy-before-write does.
+        persistent: Whether it is stored in the image.
+        busy: Whether a job or an export uses it.
+        inconsistent: Whether it was in use when QEMU was killed; it can only be removed.
+    """
 
     name: str
     persistent: bool = False
     busy: bool = False
+    inconsistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,9 @@ class Layer:
         read_only: Whether QEMU has the layer open read-only.
         local: Whether `file` is a path on the host that runs QEMU.
         snapshots: Internal snapshots of the image.
-        bitmaps: Named dirty bitmaps of the node.
+        bitmaps: Dirty bitmaps of the node.
+        data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
+        extents: Paths of the other files that the data of a vmdk image lie in.
         io: How QEMU reads and writes it.
     """
 
@@ -126,7 +136,14 @@ class Layer:
     local: bool = True
     snapshots: tuple[InternalSnapshot, ...] = ()
     bitmaps: tuple[Bitmap, ...] = ()
+    data_file: str = ""
+    extents: tuple[str, ...] = ()
     io: Io = Io()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every file of the image: its own, and those that its data lie in."""
+        return (self.file, *((self.data_file,) if self.data_file else ()), *self.extents)
 
 
 @dataclass(frozen=True, slots=True)

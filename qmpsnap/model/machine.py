@@ -113,6 +113,8 @@ class Machine:
         devices: The device of each disk, by the disk's name.
         passes_files: Whether the monitor takes open files: a unix socket does.
         process: Which QEMU it is: no other has the same; "" when that is not known.
+        exported: Names of the nodes that QEMU exports (NBD, vhost-user, FUSE).
+        blocked: Why QEMU could not migrate the machine, in its words, as far as it knows before it tries.
         emulated: Whether KVM does not run the CPUs: then QEMU translates the guest's code, as far as we know.
     """
 
@@ -125,6 +127,8 @@ class Machine:
     devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
     passes_files: bool = True
     process: str = ""
+    exported: frozenset[str] = frozenset()
+    blocked: tuple[str, ...] = ()
     emulated: bool = False
 
     @property

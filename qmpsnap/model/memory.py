@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from qmpsnap.model.fields import Fields
 from qmpsnap.model.machine import Fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
 
@@ -135,6 +140,7 @@ class MemoryFact:
         size: Bytes; -1 when there is no such file.
         note: Its note, or None.
         tags: Of a store (a qcow2 image): names of the VM states inside.
+        sizes: Of a qcow2 image: bytes that its disk had at each snapshot inside, by the snapshot's name.
         problem: Why there is none, or "".
         inode: st_ino.
         user: Id of its owner.
@@ -149,6 +155,7 @@ class MemoryFact:
     note: MemoryNote | None = None
     problem: str = ""
     tags: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     inode: int = 0
     user: int = 0
     ours: bool = True

@@ -25,6 +25,7 @@ from qmpsnap.model.graph import (
     Layer,
     Node,
 )
+from qmpsnap.model.header import backing_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -299,9 +300,33 @@ def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
             for one in cast("list[Raw]", image.get("snapshots") or [])
         ),
         bitmaps=tuple(
-            Bitmap(_text(one["name"]), bool(one.get("persistent")), bool(one.get("busy")))
+            Bitmap(
+                _text(one.get("name", "")),
+                bool(one.get("persistent")),
+                bool(one.get("busy")),
+                bool(one.get("inconsistent")),
+            )
             for one in cast("list[Raw]", row.get("dirty-bitmaps") or [])
-            if one.get("name")
         ),
+        data_file=_data_file(image, node.file),
+        extents=_extents(image, node.file),
         io=_io(row, protocol or row),
     )
+
+
+def _data_file(image: Raw, file: str) -> str:
+    """The external data file of a qcow2 image, whose name counts from the image's directory; or ""."""
+    specific = cast("Raw", image.get("format-specific") or {})
+    if specific.get("type") != "qcow2":
+        return ""
+    name = _text(cast("Raw", specific["data"]).get("data-file", ""))
+    return (backing_path(name, of=file) or name) if name and file.startswith("/") else name
+
+
+def _extents(image: Raw, file: str) -> tuple[str, ...]:
+    """The files of a vmdk image beside its own."""
+    specific = cast("Raw", image.get("format-specific") or {})
+    if specific.get("type") != "vmdk":
+        return ()
+    rows = cast("list[Raw]", cast("Raw", specific["data"]).get("extents") or [])
+    return tuple(name for row in rows if (name := _text(row["filename"])) != file)

@@ -26,6 +26,7 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-memory-size-summary", {}),
     ("query-cpus-fast", {}),
     ("query-kvm", {}),
+    ("query-block-exports", {}),
     ("qom-get", {"path": "/machine", "property": "type"}),
     ("qom-list", {"path": "/machine/peripheral"}),
     ("qom-list", {"path": "/machine/peripheral-anon"}),
@@ -103,7 +104,19 @@ def parse_machine(
         Malformed: When an answer is not of the schema's shape.
     """
     try:
-        status, migration, capabilities, parameters, version, memory, cpus, kvm, machine, *plugged = answers
+        (
+            status,
+            migration,
+            capabilities,
+            parameters,
+            version,
+            memory,
+            cpus,
+            kvm,
+            exports,
+            machine,
+            *plugged,
+        ) = answers
         state = cast("Raw", status)
         fingerprint = Fingerprint(
             machine=_text(machine),
@@ -134,6 +147,10 @@ def parse_machine(
             devices={name: Device(device_path(graph.disks[name].qdev), kind) for name, kind in kinds.items()},
             passes_files=passes_files,
             process=process,
+            exported=frozenset(str(one["node-name"]) for one in cast("list[Raw]", exports)),
+            blocked=tuple(
+                map(str, cast("list[object]", cast("Raw", migration).get("blocked-reasons") or []))
+            ),
             emulated=not cast("Raw", kvm)["enabled"],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:

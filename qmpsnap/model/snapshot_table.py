@@ -1,4 +1,4 @@
-"""Names of the snapshots inside a qcow2 image, from its bytes.
+"""The snapshots inside a qcow2 image, from its bytes: their names, and the disk's size then.
 
 As hostile as any header: every length is checked against the data.
 
@@ -8,13 +8,18 @@ As hostile as any header: every length is checked against the data.
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
-__all__ = ["HEADER_BYTES", "MAX_TABLE_BYTES", "snapshot_names", "snapshot_table"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["HEADER_BYTES", "MAX_TABLE_BYTES", "snapshot_names", "snapshot_sizes", "snapshot_table"]
 
 HEADER_BYTES = 72
 MAX_TABLE_BYTES = 1 << 20  # our stores have one entry, of some hundred bytes
 _MAGIC = b"QFI\xfb"
 _TABLE = struct.Struct(">IQ")  # count and offset, at byte 60
+_EXTRA = struct.Struct(">QQ")  # bytes of VM state, and of the disk
 _ENTRY = struct.Struct(">QIHHIIQII")  # table, its size, length of id and name, date (2), clock, state, extra
 
 
@@ -38,7 +43,19 @@ def snapshot_names(table: bytes, count: int) -> tuple[str, ...]:
     Raises:
         ValueError: When the table ends before that, or a name is no text.
     """
-    names = []
+    return tuple(name for name, _ in _entries(table, count))
+
+
+def snapshot_sizes(table: bytes, count: int) -> dict[str, int]:
+    """Bytes that the disk had at each of so many snapshots, by name; those that do not say are missing.
+
+    Raises:
+        ValueError: When the table ends before that, or a name is no text.
+    """
+    return {name: size for name, size in _entries(table, count) if size is not None}
+
+
+def _entries(table: bytes, count: int) -> Iterator[tuple[str, int | None]]:
     at = 0
     for _ in range(count):
         if at + _ENTRY.size > len(table):
@@ -48,6 +65,6 @@ def snapshot_names(table: bytes, count: int) -> tuple[str, ...]:
         end = start + name_length
         if end > len(table):
             raise ValueError("the table of snapshots ends too early")
-        names.append(table[start:end].decode("utf-8"))
+        size = int(_EXTRA.unpack_from(table, at + _ENTRY.size)[1]) if extra >= _EXTRA.size else None
+        yield table[start:end].decode("utf-8"), size
         at = (end + 7) & ~7
-    return tuple(names)

@@ -13,6 +13,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.effect import apply
+from qmpsnap.plan.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     local_chains,
@@ -61,14 +62,18 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
         BadName: When the name is outside the grammar, or a number.
         TargetExists: When a moment of the machine has the name.
         UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
-        Unsupported: When a disk that takes part is no qcow2 image, there is none, the machine's state was
-            saved and it did not run since, or this QEMU lacks a command.
+        Unsupported: When a disk that takes part is no qcow2 image or has its data elsewhere, there is none,
+            the machine's state was saved and it did not run since, or this QEMU lacks a command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     check_inside_name(intent.name)
     refuse_taken(intent.name, scene)
     refuse_migrated(scene)
     part = taking(scene, leave=intent.leave, via=intent.via)
+    for disk in part.disks:
+        refuse_data_file(
+            disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {disk.name}"
+        )
     if part.via == "jobs":
         scene.features.need("snapshot-save", "job-dismiss")
     named = job_id("checkpoint", "keep", _token(intent, part, scene))
@@ -86,11 +91,13 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     Raises:
         UnknownNode: When a disk to leave is not there.
         AmbiguousName: When an image has its name twice, or has it as the id of another snapshot.
-        NotInChain: When a writable disk that is not to be left has it not in its active layer.
+        NotInChain: When a writable disk that is not to be left has it not in its active layer, or one that
+            has it is read-only.
         Unsupported: When it holds disks alone, its VM state is in a disk to leave, a
-            disk that takes part is no qcow2 image, the machine's state was saved and it did not run
-            since, or this QEMU lacks a command.
-        NodeBusy: When a job runs, or a writable node without a use is in the way.
+            disk that takes part is no qcow2 image or has a dirty bitmap, the machine's state was saved and it
+            did not run since, or this QEMU lacks a command.
+        NodeBusy: When a job runs, or something else reads a disk that is to go back.
+        TargetUnusable: When a disk had another size, and there is no room to change it.
     """
     refuse_migrated(scene)
     machine = machine_of(scene)
@@ -107,6 +114,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
                 hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
                 f"then: --leave {disk.name}",
             )
+    refuse_unloadable(moment, part, scene)
     vmstate = _vmstate(moment, part)
     if intent.via is None and part.via == "hmp" and vmstate != part.names[0]:
         # Jobs have kept it; the human monitor looks for it in the first disk alone.
@@ -186,7 +194,8 @@ def _plan(
         name=intent.name,
         was=Settings(machine.running, process=machine.process),
     )
-    notes = stale_notes(machine, intent.name) if isinstance(step, LoadVm | LoadState) else ()
+    loads = isinstance(step, LoadVm | LoadState)
+    notes = stale_notes(machine, intent.name) if loads else bitmap_notes(intent.name, part)
     written = bool(place) and _recordable(intent.name)
     first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
     last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()

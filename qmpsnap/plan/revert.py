@@ -28,6 +28,7 @@ from qmpsnap.plan.branch import (
 )
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.loadable import ask_loadable
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
@@ -79,7 +80,8 @@ def ask_again(
     question = ask(intent, graph, state_dir=state_dir)
     record = _record_named(intent.name, graph, files.records)
     if record is None:
-        return question
+        images, directories = ask_loadable(graph, intent.name)
+        return replace(question, memories=images, directories=unique((*question.directories, *directories)))
     token = branch_token(record, graph)
     left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]

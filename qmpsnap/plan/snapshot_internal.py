@@ -13,6 +13,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.effect import apply
+from qmpsnap.plan.loadable import refuse_data_file
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_empty, state_questions
 from qmpsnap.plan.steps import TakeInternal
@@ -130,6 +131,7 @@ def _check(disk: Disk, scene: Scene, *, named: bool) -> None:
             feature=f"internal snapshots in {disk.active.format}",
             hint=hint,
         )
+    refuse_data_file(disk, hint="take an external snapshot, which goes on every kind of disk")
 
 
 def _able(disk: Disk) -> bool:

@@ -36,11 +36,13 @@ class Taking:
         disks: The disks that take part, at least one.
         left: Writable disks that do not.
         via: The human monitor, or jobs.
+        named: Names of all disks that are to be left, read-only ones too.
     """
 
     disks: tuple[Disk, ...]
     left: tuple[Disk, ...]
     via: Via
+    named: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
             or the human monitor is asked to leave one out.
         NodeBusy: When a job runs, or a writable node without a use is in the human monitor's way.
     """
-    named = {find_disk(scene.graph, spelling).name for spelling in leave}
+    named = frozenset(find_disk(scene.graph, spelling).name for spelling in leave)
     every = writable(scene.graph)
     disks = tuple(disk for disk in every if disk.name not in named)
     left = tuple(disk for disk in every if disk.name in named)
@@ -92,7 +94,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
     if chosen == "jobs":
         for disk in filtered:
             _refuse_filters(disk)
-        return Taking(disks, left, "jobs")
+        return Taking(disks, left, "jobs", named)
     scene.features.need("human-monitor-command")
     if left:
         raise Unsupported(
@@ -109,7 +111,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
             hint="let the jobs do it: leave --via out, or say --via jobs",
         )
     _refuse_stray(scene.graph)
-    return Taking(disks, (), "hmp")
+    return Taking(disks, (), "hmp", named)
 
 
 def writable(graph: Graph) -> tuple[Disk, ...]:
@@ -122,7 +124,8 @@ def stray(graph: Graph) -> str:
     used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
     images = [one for one in graph.nodes.values() if not one.is_filter and one.driver not in PATH_DRIVERS]
     below = {one.backing for one in images if one.backing}
-    behind = {one.file for one in images}
+    parts = {file for disk in graph.disks.values() for layer in disk.layers for file in layer.parts}
+    behind = {one.file for one in images} | parts
     for node in graph.nodes.values():
         if node.is_filter or node.read_only or node.name in used:
             continue

@@ -18,7 +18,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
-from qmpsnap.model.snapshot_table import HEADER_BYTES, MAX_TABLE_BYTES, snapshot_names, snapshot_table
+from qmpsnap.model.snapshot_table import (
+    HEADER_BYTES,
+    MAX_TABLE_BYTES,
+    snapshot_names,
+    snapshot_sizes,
+    snapshot_table,
+)
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.opening import open_file
 from qmpsnap.run.reasons import reason
@@ -206,7 +212,8 @@ def _fact(path: str) -> MemoryFact:
             exposed=_is_exposed(path),
         )
         if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
-            return replace(fact, problem="it is an image", tags=tags_of(descriptor))
+            tags, sizes = tags_of(descriptor), _sizes_of(descriptor)
+            return replace(fact, problem="it is an image", tags=tags, sizes=sizes)
         length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
         note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
         if note.stream_bytes + length + TAIL_BYTES != size:
@@ -234,3 +241,11 @@ def tags_of(descriptor: int) -> tuple[str, ...]:
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
         return snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
     return ()
+
+
+def _sizes_of(descriptor: int) -> dict[str, int]:
+    """Sizes of the disk by the names in that table; none where it is cut or says nonsense."""
+    with contextlib.suppress(ValueError):
+        offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
+        return snapshot_sizes(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
+    return {}

@@ -119,6 +119,7 @@ def stands(server, status="running", migration="none"):
         "query-memory-size-summary": {"base-memory": GIB, "plugged-memory": 0},
         "query-cpus-fast": [{"qom-path": "/machine/unattached/device[0]"}],
         "query-kvm": {"enabled": True, "present": True},
+        "query-block-exports": [],
         "qom-get": "pc-q35-7.2-machine",
         "qom-list": [],
     }

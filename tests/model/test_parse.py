@@ -328,3 +328,38 @@ def test_parse_keeps_a_json_name_that_nests_without_end() -> None:
     assert isinstance(named, list)
     named[0]["file"] = named[1]["file"] = "json:" + '{"file":' * 100_000
     assert parse_graph(block, stats, named).disks["vda"].active.file == named[0]["file"]
+
+
+QCOW2_DATA = {"type": "qcow2", "data": {"compat": "1.1", "data-file": "b.data"}}
+VMDK_DATA = {"type": "vmdk", "data": {"extents": [{"filename": "/i/x.vmdk"}, {"filename": "/i/x-f.vmdk"}]}}
+
+
+@pytest.mark.parametrize(
+    ("file", "specific", "parts"),
+    [
+        ("/i/b.qcow2", QCOW2_DATA, ("/i/b.qcow2", "/i/b.data")),
+        ("/i/x.vmdk", VMDK_DATA, ("/i/x.vmdk", "/i/x-f.vmdk")),
+        ("/i/b.qcow2", {"type": "qcow2", "data": {"compat": "1.1"}}, ("/i/b.qcow2",)),
+        ("/i/b.raw", None, ("/i/b.raw",)),
+    ],
+)
+def test_parse_names_every_file_of_an_image(file: str, specific: object, parts: tuple[str, ...]) -> None:
+    block, stats, named = deep(1)
+    assert isinstance(named, list)
+    for row in named:
+        row["file"] = file
+        row["image"] |= {"format-specific": specific} if specific else {}
+    assert parse_graph(block, stats, named).disks["vda"].active.parts == parts
+
+
+def test_parse_reads_bitmaps_without_a_name_and_those_that_were_in_use() -> None:
+    block, stats, named = deep(1)
+    assert isinstance(named, list)
+    named[0]["dirty-bitmaps"] = [
+        {"recording": False, "persistent": False, "busy": False, "granularity": 65536, "count": 0},
+        {"name": "b", "persistent": True, "busy": False, "inconsistent": True, "count": 0},
+    ]
+    assert parse_graph(block, stats, named).disks["vda"].active.bitmaps == (
+        Bitmap(""),
+        Bitmap("b", persistent=True, inconsistent=True),
+    )

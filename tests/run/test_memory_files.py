@@ -193,15 +193,17 @@ def test_open_memory_writes_to_no_file_that_others_may_read(partial: Path, mode:
 def test_look_names_the_states_inside_a_store_unless_its_table_was_cut(tmp_path: Path) -> None:
     entries = b""
     for number, name in ((b"1", b"qmpsnap-00000001"), (b"12", b"w")):
-        fixed = struct.pack(">QIHHIIQII", 0, 0, len(number), len(name), 0, 0, 0, 0, 8)
-        entry = fixed + bytes(8) + number + name
+        fixed = struct.pack(">QIHHIIQII", 0, 0, len(number), len(name), 0, 0, 0, 0, 16)
+        entry = fixed + struct.pack(">QQ", 0, int(number) << 20) + number + name
         entries += entry + bytes(-len(entry) % 8)
     store = tmp_path / "store.qcow2"
     head = b"QFI\xfb\0\0\0\3" + bytes(52)
     store.write_bytes((head + struct.pack(">IQ", 2, 4096)).ljust(4096, b"\0") + entries)
     assert look([str(store)])[str(store)].tags == ("qmpsnap-00000001", "w")
-    os.truncate(store, 4096 + 80)
+    assert look([str(store)])[str(store)].sizes == {"qmpsnap-00000001": 1 << 20, "w": 12 << 20}
+    os.truncate(store, 4096 + 90)
     assert look([str(store)])[str(store)].tags == ()
+    assert look([str(store)])[str(store)].sizes == {}
     store.write_bytes(head + struct.pack(">IQ", 2, (1 << 64) - 1))
     assert look([str(store)])[str(store)].tags == ()
     store.write_bytes(b"QFI\xfb")
