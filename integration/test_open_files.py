@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 import qmpsnap
 from integration.known_images import MIB, overwritten
 from integration.machines import CHEAP, Monitor, blockdev, drive, listing, traced, wait_for
+from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.steps import StartCommit
 
 WRITE = (0xE1, 5 * MIB, 65536)
 
@@ -327,3 +330,40 @@ async def test_a_file_given_by_descriptor_is_known_by_its_path(qemu, images, mac
                 await vm.commit("vda", base="s1.qcow2")
             check_headers(qemu, *files)
     await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+# -- what was written is read back -------------------------------------------------------------------
+
+
+async def test_an_operation_is_not_done_before_the_header_leads_to_the_file(qemu, images, machine, tmp_path):
+    made = images("base <- s1 <- s2 <- s3")
+    with machine(*drive("vda", made.active)) as m:
+        async with m.connect() as vm:
+            plan = await vm.plan(Commit("vda", top="s2.qcow2", base="s1.qcow2"))
+            astray = [
+                replace(
+                    stage,
+                    steps=tuple(
+                        replace(step, backing="img/s1.qcow2") if isinstance(step, StartCommit) else step
+                        for step in stage.steps
+                    ),
+                )
+                for stage in plan.stages
+            ]
+            with pytest.raises(qmpsnap.GraphMismatch, match=r"'img/s1\.qcow2', not ") as error:
+                await vm.run(replace(plan, stages=tuple(astray)))
+            assert error.value.changed is qmpsnap.Changed.YES
+        async with m.connect() as vm:  # whoever comes later is told the same
+            with pytest.raises(qmpsnap.Incomplete, match=r"'img/s1\.qcow2', not "):
+                await vm.job_wait(plan.operation_id)
+            assert Path(made.files[2]).exists()
+            top = m.roots()["vda"][0]
+            m.qmp(
+                "change-backing-file",
+                {"device": "drive-vda", "image-node-name": top, "backing-file": made.files[1]},
+            )
+            await vm.job_wait(plan.operation_id)
+            assert not list(tmp_path.rglob("intent-*"))
+            files = chain_of(await vm.graph())
+    assert files == (made.files[3], made.files[1], made.files[0])
+    await start_again(qemu, machine, files, made.content[-1])

@@ -76,6 +76,7 @@ class Plan:
         before: Graph that the plan was made on.
         after: Graph as predicted; None where it cannot be told.
         expect: Chains as predicted where the graph is not, by an earlier run's record.
+        began: Chains before an earlier run began, by its record; empty where `before` tells.
         moves: Disks whose root moves to another file.
         folded: Files whose data go into another layer and that leave the chain.
         invalid: Files that no longer hold their moment once it is done, under their later names.
@@ -96,6 +97,7 @@ class Plan:
     before: Graph
     after: Graph | None
     expect: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    began: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     moves: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
     invalid: tuple[str, ...] = ()
@@ -169,6 +171,31 @@ class Plan:
     def chains_after(self) -> Chains:
         """Files of the touched disks' chains, active first, as predicted; a disk may be missing."""
         return self.after.chains(*self.disks) if self.after is not None else dict(self.expect)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Each file of the host that stands on another layer afterwards, with that layer; "": on none."""
+        before = self.began or self.chains_before
+        changed: dict[str, str] = {}
+        for disk, files in self.chains_after.items():
+            was = before.get(disk, ())
+            stood = set(zip(was, (*was[1:], ""), strict=True)) if was else set()
+            pairs = zip(files, (*files[1:], ""), strict=True) if files else ()
+            changed |= {
+                file: below
+                for file, below in pairs
+                if (file, below) not in stood
+                and file.startswith("/")
+                and (not below or below.startswith("/"))
+            }
+        return changed
+
+    @property
+    def copies_made(self) -> tuple[str, ...]:
+        """Files of the host that a mirror copies to."""
+        started = [step.target for step in self.steps if isinstance(step, StartMirror)]
+        adopted = [step.record.target for step in self.resumes if isinstance(step, WriteRecord)]
+        return tuple(dict.fromkeys(file for file in (*started, *adopted) if file.startswith("/")))
 
     def to_json(self) -> dict[str, object]:
         """The plan as `-n --json` prints it: steps, chains before and after."""

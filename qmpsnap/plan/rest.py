@@ -398,6 +398,7 @@ def _plan(
         before=scene.graph,
         after=None,
         expect=dict(record.after) if record is not None else {},
+        began=dict(record.chains) if record is not None else {},
         moves=moves,
         invalid=invalid,
         invalid_if_stopped=stopped,

@@ -51,6 +51,7 @@ from qmpsnap.run.caller import Caller
 from qmpsnap.run.course import Course
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
+from qmpsnap.run.read_back import read_back
 from qmpsnap.run.way_back import EndedWell, WayBack
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class Operation:
     async def _run(self) -> Done:
         started = time.monotonic()
         await self._check_before()
+        done = not any(stage.verify for stage in self._plan.stages) and not self._plan.vanished
+        if self._plan.intent is None and done:
+            await self._read_back()  # the rest of what an earlier run had done
         with self._target.watch(self._plan.job_id) as watch, self._target.stops() as stops:
             try:
                 await self._there_or_back(watch)
@@ -326,6 +330,17 @@ class Operation:
             raise error
         if plan.moves:
             await self._caller.tell_pivot(moved_roots(plan, course.graph))
+        await self._read_back()
+
+    async def _read_back(self) -> None:
+        """Look whether what the operation wrote leads to the files; see `read_back`."""
+        course = self._course
+        try:
+            await read_back(self._target, self._plan, course.graph or self._plan.before)
+        except Incomplete as error:
+            course.say(error)
+            error.changed = Changed.YES
+            raise
 
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""

@@ -1,0 +1,88 @@
+"""After an operation: do the files lead where the graph says, by their names and their headers?
+
+QEMU writes names into headers unchecked, and goes on with files that have no name. What it says of its graph
+would be right all the same, and the machine could not be started again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import Changed, Incomplete
+from qmpsnap.model.files import Ask
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.target import Target
+
+__all__ = ["read_back"]
+
+
+async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
+    """Look at each file whose header the plan has changed, and at each copy that it made.
+
+    Nothing is asked of QEMU, and where its files are not visible from here, nothing is looked at. Of an
+    operation that an earlier run had done, what was changed again since is not looked at either.
+
+    Raises:
+        Incomplete: When a file is not there, or its header leads elsewhere than the graph.
+    """
+    stands = _stands(graph)
+    headers = {file: below for file, below in plan.headers.items() if stands.get(file) == below}
+    made = plan.copies_made
+    names = tuple(dict.fromkeys((*made, *headers, *(below for below in headers.values() if below))))
+    if not names:
+        return
+    files = await target.look(Ask(files=names), graph)
+    if not files.shared:
+        return
+    wrong = [_lost(file, files) for file in (*made, *headers)]
+    wrong += [_astray(file, below, files) for file, below in headers.items()]
+    problems = list(dict.fromkeys(problem for problem in wrong if problem))
+    if not problems:
+        return
+    again = f", then end it: qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
+    raise Incomplete(
+        f"{plan.op} is done, but a machine cannot be started from its files: {'; '.join(problems)}",
+        done=[step.command for step in plan.steps],
+        remaining=problems,
+        hint=f"while the machine runs, change-backing-file (QMP) writes the name of a backing file{again}",
+        changed=Changed.YES,
+    )
+
+
+def _stands(graph: Graph) -> dict[str, str]:
+    """What each layer stands on; "": on nothing."""
+    chains = graph.chains().values()
+    return {file: below for files in chains for file, below in zip(files, (*files[1:], ""), strict=False)}
+
+
+def _lost(file: str, files: Files) -> str:
+    """Why the name does not lead to the file that the operation made or left, or ""."""
+    fact, opened = files.files[file], files.open.get(file)
+    if fact.kind in {"missing", "symlink"}:
+        return f"there is no {file}"
+    if opened is not None and opened.state in {"moved", "unlinked"}:
+        return f"{file} is another file than QEMU has open"
+    return ""
+
+
+def _astray(file: str, below: str, files: Files) -> str:
+    """What is wrong with the backing file that a header names, or "".
+
+    Args:
+        file: The image.
+        below: The layer that it stands on; "": none, or none that is a local file.
+        files: What was found.
+    """
+    fact = files.files[file]
+    if fact.kind != "regular" or fact.problem or (fact.header is None and not below):
+        return ""  # a device's header we do not read
+    recorded = fact.header.backing if fact.header is not None else None
+    if below and fact.backing != files.real(below):
+        return f"the header of {file} has the backing file {recorded!r}, not {below}"
+    if not below and fact.backing is not None:
+        return f"the header of {file} still has the backing file {recorded!r}"
+    return ""

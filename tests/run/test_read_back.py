@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import Changed, Incomplete
+from qmpsnap.model.open_files import OpenFile
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.run.read_back import read_back
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget
+from tests.plan.scenes import planned
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.plan import Plan
+
+T = graph(vda="base <- s1 <- s2 <- s3*")
+BASE, S1, S2, S3 = (f"/images/{name}.qcow2" for name in ("base", "s1", "s2", "s3"))
+NEW = "/images/new.qcow2"
+
+
+def after(intent: Intent, *, shared: bool = True) -> tuple[FakeTarget, Plan]:
+    """A machine on which the plan was run, and the plan."""
+    plan = planned(intent, T)
+    assert plan.after is not None
+    target = FakeTarget(plan.after)
+    target.files.shared = shared
+    target.files.put(NEW)
+    for file, below in plan.headers.items():
+        target.files.put(file, backing=below or None)
+    return target, plan
+
+
+CASES: list[tuple[Intent, dict[str, str]]] = [
+    (Snapshot("one"), {"/images/base.one.qcow2": S3}),
+    (Commit("vda", top="s2", base="base"), {S3: BASE}),
+    (Commit("vda"), {}),
+    (Commit("vda", keep_overlay=True), {}),
+    (Stream("vda", base="s1"), {S3: S1}),
+    (Stream("vda"), {S3: ""}),
+    (Mirror("vda", NEW, "pivot"), {NEW: ""}),
+    (Mirror("vda", NEW, "pivot", "top"), {NEW: S2}),
+    (Mirror("vda", NEW, "finish"), {}),
+]
+
+
+@pytest.mark.parametrize(("intent", "headers"), CASES)
+async def test_headers_that_were_written_are_read_back(intent: Intent, headers: dict[str, str]) -> None:
+    target, plan = after(intent)
+    assert plan.headers == headers
+    assert plan.after is not None
+    await read_back(target, plan, plan.after)
+    for file in headers:
+        target.files.put(file, backing="elsewhere/x.qcow2")
+        with pytest.raises(Incomplete, match=rf"the header of {file} .*'elsewhere/x.qcow2'") as error:
+            await read_back(target, plan, plan.after)
+        assert error.value.changed is Changed.YES
+        assert error.value.hint.endswith(f"then end it: qmpsnap job wait {plan.operation_id}")
+
+
+@pytest.mark.parametrize(("intent", "headers"), CASES)
+async def test_files_that_were_made_have_to_be_there(intent: Intent, headers: dict[str, str]) -> None:
+    target, plan = after(intent)
+    assert plan.after is not None
+    for file in {*headers, *plan.copies_made}:
+        there = target.files.facts.pop(file)
+        with pytest.raises(Incomplete, match=f"there is no {file}"):
+            await read_back(target, plan, plan.after)
+        target.files.facts[file] = there
+        for state in ("moved", "unlinked"):
+            target.files.open[file] = OpenFile(file, state, "", 1, 7)
+            with pytest.raises(Incomplete, match=f"{file} is another file than QEMU has open"):
+                await read_back(target, plan, plan.after)
+        del target.files.open[file]
+
+
+async def test_nothing_is_said_of_files_that_are_not_visible() -> None:
+    target, plan = after(Commit("vda", top="s2", base="base"), shared=False)
+    assert plan.after is not None
+    await read_back(target, plan, plan.after)
+
+
+async def test_what_was_changed_again_since_is_left_alone() -> None:
+    target, plan = after(Commit("vda", top="s2", base="base"))
+    target.files.put(S3)  # streamed by somebody else
+    await read_back(target, plan, graph(vda="s3*"))
+
+
+def test_headers_of_an_earlier_run_are_those_that_it_changed() -> None:
+    plan = planned(Commit("vda", top="s2", base="base"), T)
+    there = graph(vda="base <- s3*")
+    rest = replace(
+        plan,
+        intent=None,
+        before=there,
+        after=None,
+        expect=MappingProxyType(plan.chains_after),
+        began=MappingProxyType(plan.chains_before),
+    )
+    assert rest.headers == {S3: BASE}
+    assert replace(rest, began=MappingProxyType({})).headers == {}
