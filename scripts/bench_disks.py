@@ -16,7 +16,7 @@ __all__ = ["graphs", "snapshots"]
 
 
 async def snapshots(bench: Bench):
-    for disks, bound in ((1, 5.0), (3, 3.5)):
+    for disks, bound in ((1, 2.5), (3, 1.4)):
         ours, stalls, bare = [], [], []
         for _ in range(bench.runs):
             for side in ("bare", "ours"):

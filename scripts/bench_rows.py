@@ -47,7 +47,7 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms"
 
 
-def ratio(what: str, ours: list[float], bare: list[float], bound: float) -> Row:
+def ratio(what: str, ours: list[float], bare: list[float], bound: float | None) -> Row:
     a, b = statistics.median(ours), statistics.median(bare)
     return Row(what, ms(a), ms(b), a / b, bound)
 
