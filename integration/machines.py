@@ -231,8 +231,9 @@ class Machine:
             while below is not None:
                 names.append(below["node-name"])
                 below = below.get("backing")
-            qdev = row.get("qdev", "").removeprefix("/machine/peripheral/").partition("/")[0]
-            found[qdev or row.get("device")] = names
+            qdev = row.get("qdev", "")
+            user_id = qdev.removeprefix("/machine/peripheral/").partition("/")[0]
+            found[user_id or row.get("device") or qdev] = names
         return found
 
     def check_nothing_left(self):

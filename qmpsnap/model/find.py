@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import AmbiguousName, NotInChain, UnknownNode
 from qmpsnap.model.graph import draw
 from qmpsnap.model.names import stem
+from qmpsnap.model.qdev import spellings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from qmpsnap.model.graph import Disk, Graph, Layer
 
-__all__ = ["find_disk", "find_layer", "snapshot_file_name"]
-
-_PERIPHERALS = ("/machine/peripheral/", "/machine/peripheral-anon/")
+__all__ = ["find_disk", "find_layer", "refuse_twin", "snapshot_file_name"]
 
 
 def find_disk(graph: Graph, spelling: str) -> Disk:
@@ -41,22 +40,15 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
         raise AmbiguousName(
             f"{spelling!r} fits more than one disk: {', '.join(names)}",
             candidates=names,
-            hint="name the disk by its qdev id",
+            hint="name the disk as listed here",
         )
     known = ", ".join(graph.disks) or "none"
     raise UnknownNode(f"there is no disk {spelling!r}", hint=f"the disks are: {known}")
 
 
 def _spellings(disk: Disk) -> Iterable[str]:
-    yield from (disk.qdev, disk.drive, disk.root)
-    for prefix in _PERIPHERALS:
-        if disk.qdev.startswith(prefix):
-            parts = disk.qdev.removeprefix(prefix).split("/")
-            yield prefix + parts[0]
-            if prefix == _PERIPHERALS[0]:
-                yield parts[0]
-    if disk.qdev and not disk.qdev.startswith("/"):
-        yield _PERIPHERALS[0] + disk.qdev
+    yield from (disk.drive, disk.root)
+    yield from spellings_of(disk.qdev)
     for node in disk.filters:
         yield node.node
     for layer in disk.layers:
@@ -100,6 +92,21 @@ def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None =
     raise NotInChain(
         f"there is no layer {spelling!r} in the chain of {disk.name}", hint=f"the chain is {draw(disk.files)}"
     )
+
+
+def refuse_twin(disk: Disk, chosen: Iterable[Disk]) -> None:
+    """Refuse a disk that reads the same node as one that is chosen: what is done to the one moves both.
+
+    Raises:
+        AmbiguousName: Naming both.
+    """
+    for other in chosen:
+        if disk.root and disk.root == other.root:
+            raise AmbiguousName(
+                f"disks {other.name!r} and {disk.name!r} are two devices on one node ({disk.root})",
+                candidates=[other.name, disk.name],
+                hint="name one of them: the other goes along",
+            )
 
 
 def snapshot_file_name(base: str, name: str) -> str:

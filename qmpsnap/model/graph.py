@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Io", "Layer", "Node", "draw"]
 
@@ -168,7 +168,8 @@ class Disk:
     """What the guest sees, with its chain.
 
     Attributes:
-        name: How it is called in output: qdev id, else drive id, else the root node's name.
+        name: How it is called in output: qdev id, else drive id, else the part of its device's QOM path that
+            tells it from others (`device[0]`), else, without a device, the root node's name.
         qdev: As query-block gives it: a QOM path or a plain id, or "".
         drive: The id of a -drive, or "".
         root: node-name of the top node, a filter where there is one; "" for an empty drive.
@@ -217,6 +218,25 @@ class Graph:
 
     disks: Mapping[str, Disk]
     nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
+
+    def first_of(self, disk: Disk) -> Disk:
+        """The first disk that reads the same node: itself, but where two devices are on one node."""
+        return next((one for one in self.disks.values() if disk.root and one.root == disk.root), disk)
+
+    def writable(self) -> tuple[Disk, ...]:
+        """The disks with a medium that the guest can write to; of several devices on one node the first."""
+        return tuple(one for one in self.disks.values() if one.writable and self.first_of(one) is one)
+
+    def left_out(self, chosen: Collection[Disk]) -> list[str]:
+        """The other disks, each with the reason why nobody would choose it: `cd0 (empty)`."""
+        return [
+            f"{one.name} ({'empty' if not one.layers else 'read-only' if one.read_only else self._twin(one)})"
+            for one in self.disks.values()
+            if one not in chosen
+        ]
+
+    def _twin(self, disk: Disk) -> str:
+        return f"the same node as {self.first_of(disk).name}"
 
     def chains(self, *names: str) -> Chains:
         """Files of each disk's chain, active first; of all disks when none is named."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-__all__ = ["command", "hint_for"]
+__all__ = ["command", "hint_for", "quoted"]
 
 _GIVEN_UP = "where VM state was saved or is awaited, QEMU has given its images up until the guest runs: cont"
 
@@ -37,3 +37,8 @@ def hint_for(description: str) -> str:
 def command(*words: str) -> str:
     """A command line of ours that can be typed as it is: the verb and what follows it, quoted for a shell."""
     return shlex.join(("qmpsnap", *words))
+
+
+def quoted(word: str) -> str:
+    """One word of a command line, quoted for a shell where it has to be: a disk may be called `device[0]`."""
+    return shlex.quote(word)

@@ -128,7 +128,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     moments = [one for one in moments if one.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, Held]]] = {}
     for disk in graph.disks.values():
-        for name, date, held in _internal(disk):
+        for name, date, held in _internal(disk) if graph.first_of(disk) is disk else ():
             parts.setdefault(name, []).append((date, held))
     for name, dated in parts.items():
         created = datetime.fromtimestamp(min(date for date, _ in dated), UTC).isoformat()

@@ -26,9 +26,10 @@ from qmpsnap.model.graph import (
     Node,
 )
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.qdev import disk_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["FDSET", "GRAPH_QUERIES", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
 
@@ -43,8 +44,6 @@ GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
 
 FDSET = "/dev/fdset/"
 """How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
-
-_PERIPHERAL = "/machine/peripheral/"
 
 
 class GraphMoved(Exception):
@@ -159,14 +158,17 @@ class _Join:
         nodes = {name: self._node(name, row, entries) for name, row in entries.items()}
         nodes |= self._cut_short(nodes, paths)
         chains = {self._key(row): row for row in self.stats}
-        disks: dict[str, Disk] = {}
+        disks: list[Disk] = []
         for row in self.block:
+            if not row.get("device") and not row.get("qdev"):
+                continue  # its device is being unplugged, and goes within a tenth of a second
             chain = chains.get(self._key(row))
             if chain is None:
                 raise GraphMoved(self._key(row))
-            disk = self._disk(row, chain, entries, nodes, paths, taken=disks)
-            disks[disk.name] = disk
-        return Graph(MappingProxyType(disks), MappingProxyType(nodes))
+            disks.append(self._disk(row, chain, entries, nodes, paths))
+        names = disk_names([(disk.qdev, disk.drive, disk.root) for disk in disks])
+        named = {name: replace(disk, name=name) for name, disk in zip(names, disks, strict=True)}
+        return Graph(MappingProxyType(named), MappingProxyType(nodes))
 
     @staticmethod
     def _key(row: Raw) -> tuple[object, object]:
@@ -224,8 +226,6 @@ class _Join:
         entries: Mapping[str, Raw],
         nodes: Mapping[str, Node],
         paths: Mapping[str, Raw],
-        *,
-        taken: Iterable[str],
     ) -> Disk:
         drive, qdev = _text(row.get("device", "")), _text(row.get("qdev", ""))
         inserted = cast("Raw | None", row.get("inserted"))
@@ -247,7 +247,7 @@ class _Join:
                 layers.append(_layer(node, entries[name], paths.get(node.file)))
             below = cast("Raw | None", below.get("backing"))
         return Disk(
-            name=_name(qdev, drive, root, taken),
+            name="",  # depends on what the others are called
             qdev=qdev,
             drive=drive,
             root=root,
@@ -255,17 +255,6 @@ class _Join:
             filters=tuple(filters),
             read_only=inserted is not None and bool(inserted["ro"]),
         )
-
-
-def _name(qdev: str, drive: str, root: str, taken: Iterable[str]) -> str:
-    """The disk's name in output: qdev id, else drive id, else root node; the first that is free."""
-    user_id = qdev.removeprefix(_PERIPHERAL).partition("/")[0]
-    spellings = [user_id if not user_id.startswith("/") and user_id else "", drive, root, qdev]
-    spellings = [spelling for spelling in spellings if spelling]
-    for spelling in spellings:
-        if spelling not in taken:
-            return spelling
-    raise Malformed(f"QEMU lists two disks that cannot be told apart: {spellings!r}")
 
 
 def _io(row: Raw, protocol: Raw) -> Io:

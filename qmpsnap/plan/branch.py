@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
@@ -98,7 +99,8 @@ class Branch:
                 f"{disk.name} is {kind} ({device.path if device else disk.qdev!r}), whose root cannot be "
                 "changed under a guest for certain",
                 feature=f"going back in place on {kind}",
-                hint=f"let it stay as it is: --leave {disk.name}{_WRITTEN_BACK if 'pflash' in kind else ''}; "
+                hint=f"let it stay as it is: --leave {quoted(disk.name)}"
+                f"{_WRITTEN_BACK if 'pflash' in kind else ''}; "
                 "or go back into a new QEMU: --prepare",
             )
         return SetDrive(self.root, device.path, self.was, closes)
@@ -226,7 +228,7 @@ def _branch(
             hint="there is nothing to go back to",
         )
     chain = _present(disk, inside) if inside is not None else _left_aside(record, disk, scene)
-    beside_active(disk, hint=f"a disk can stay as it is: --leave {disk.name}")
+    beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
     file = files[disk.name]
     if scene.files.files[file].taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint="look what it is")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
 from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.effect import apply
@@ -112,7 +113,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
                 f"checkpoint {intent.name!r} is not inside the active layer of {disk.name} "
                 f"({disk.active.file})",
                 hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
-                f"then: --leave {disk.name}",
+                f"then: --leave {quoted(disk.name)}",
             )
     refuse_unloadable(moment, part, scene)
     vmstate = _vmstate(moment, part)

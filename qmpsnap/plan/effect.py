@@ -92,7 +92,7 @@ def apply(graph: Graph, step: Step) -> Graph:
             return _inside(graph, step)
         case SetDrive() | ReopenFilter():
             disk = graph.disks[step.root.disk]
-            moved = _with_layers(graph, disk, _rooted(graph, step.root))
+            moved = _with_layers(graph, disk, _rooted(graph, step.root), alone=isinstance(step, SetDrive))
             return _without_node(moved, disk.active.node) if step.closes else moved
         case AddNode():
             nodes = {**graph.nodes, step.node: Node(step.node, step.format, step.file)}
@@ -225,9 +225,12 @@ def _without(graph: Graph, disk: Disk, first: int, end: int, *, backing: str | N
     return _with_layers(graph, disk, (*disk.layers[: first - 1], above, *disk.layers[end:]))
 
 
-def _with_layers(graph: Graph, disk: Disk, layers: tuple[Layer, ...]) -> Graph:
+def _with_layers(graph: Graph, disk: Disk, layers: tuple[Layer, ...], *, alone: bool = False) -> Graph:
     root = layers[0].node if disk.root == disk.active.node else disk.root
-    disks = {**graph.disks, disk.name: replace(disk, layers=layers, root=root)}
+    disks = dict(graph.disks)
+    for name, other in graph.disks.items():
+        if name == disk.name or (not alone and root and other.root == disk.root):  # two devices, one node
+            disks[name] = replace(other, layers=layers, root=root)
     nodes = dict(graph.nodes)
     for layer in layers:
         if layer.node:  # else QEMU names it

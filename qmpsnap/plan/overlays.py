@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from qmpsnap.errors import TargetExists, TargetUnusable, UnknownNode, UnsafeImage, Unsupported
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.hints import command
+from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
@@ -80,11 +80,12 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
     chosen = [find_disk(graph, spelling) for spelling in intent.disks]
     left_out: list[str] = []
     if not chosen:
-        chosen = [disk for disk in graph.disks.values() if disk.writable]
-        left_out = [name for name, disk in graph.disks.items() if disk not in chosen]
+        chosen = [*graph.writable()]
+        left_out = graph.left_out(chosen)
     for index, disk in enumerate(chosen):
         if any(disk.name == other.name for other in chosen[:index]):
             raise TargetUnusable(f"disk {disk.name!r} is named twice", file=files.get(disk.name, ""))
+        refuse_twin(disk, chosen[:index])
     for name in files:
         if all(disk.name != name for disk in chosen):
             raise UnknownNode(f"a file is given for disk {name!r}, which is not among the disks to take")
@@ -99,7 +100,7 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
     for disk in unnamed:
         beside_active(
             disk,
-            hint=f"say where the overlay goes: --disk {disk.name}=FILE"
+            hint=f"say where the overlay goes: --disk {quoted(disk.name)}=FILE"
             if op == "snapshot"
             else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
         )
@@ -177,7 +178,7 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
         make=_make(disks, overlays, token, made_by),
         record=record,
         place=place,
-        notes=_notes(scene, left_out, made_by, place),
+        notes=_notes(left_out, made_by, place),
     )
 
 
@@ -201,13 +202,10 @@ def _make(
             return ()
 
 
-def _notes(scene: Scene, left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
+def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
     notes = []
     if left_out:
-        reasons = [
-            f"{name} ({'read-only' if scene.graph.disks[name].layers else 'empty'})" for name in left_out
-        ]
-        notes.append(f"left out: {', '.join(reasons)}")
+        notes.append(f"left out: {', '.join(left_out)}")
     if made_by == "qemu":
         notes.append("QEMU makes the overlays: its files are not visible from here")
     if not place:
@@ -297,7 +295,9 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
             hint="take another name, or --use-existing" if op == "snapshot" else "take another name",
         )
     elif op == "snapshot":
-        refuse_place(scene, file, hint=f"make room there, or say another file: --disk {disk.name}=FILE")
+        refuse_place(
+            scene, file, hint=f"make room there, or say another file: --disk {quoted(disk.name)}=FILE"
+        )
     else:
         refuse_place(scene, file)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import checkpoint_internal, discard
 from qmpsnap.plan.branch import (
@@ -220,7 +221,7 @@ def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
         if disk.writable and disk.name not in record.covered and disk.name not in leave:
             raise NotInChain(
                 f"{disk.name} is writable and not part of {intent.name!r}",
-                hint=f"it can stay as it is: --leave {disk.name}",
+                hint=f"it can stay as it is: --leave {quoted(disk.name)}",
             )
     missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
     if missing:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, BadName, TargetExists, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.effect import apply
@@ -98,13 +98,11 @@ def refuse_taken(name: str, scene: Scene) -> None:
 
 def _chosen(intent: SnapshotInternal, scene: Scene) -> tuple[list[Disk], list[str]]:
     """The disks to take, and each that is left out with the reason."""
-    every = scene.graph.disks.values()
     if not intent.disks:
-        chosen = [disk for disk in every if disk.writable]
-        left = [disk for disk in every if disk not in chosen]
+        chosen = [*scene.graph.writable()]
         if not chosen:
             raise UnknownNode("there is no writable disk with a medium", hint="name a disk")
-        return chosen, [f"{disk.name} ({'read-only' if disk.layers else 'empty'})" for disk in left]
+        return chosen, scene.graph.left_out(chosen)
     chosen = []
     for spelling in intent.disks:
         disk = find_disk(scene.graph, spelling)
@@ -112,6 +110,7 @@ def _chosen(intent: SnapshotInternal, scene: Scene) -> tuple[list[Disk], list[st
             raise AmbiguousName(
                 f"disk {disk.name!r} is named twice", candidates=[disk.name], hint="name it once"
             )
+        refuse_twin(disk, chosen)
         chosen.append(disk)
     return chosen, []
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import AmbiguousName, NodeBusy, Unsupported
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.hints import quoted
 from qmpsnap.plan.scene import refuse_any_job
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
 
 def writable(graph: Graph) -> tuple[Disk, ...]:
     """The disks that the guest can write to."""
-    return tuple(disk for disk in graph.disks.values() if disk.writable)
+    return graph.writable()
 
 
 def stray(graph: Graph) -> str:
@@ -161,7 +162,7 @@ def _refuse_format(disk: Disk) -> None:
 
 
 def _way_out(disk: Disk) -> str:
-    leave = f"or leave it as it is: --leave {disk.name}"
+    leave = f"or leave it as it is: --leave {quoted(disk.name)}"
     if _is_flash(disk):
         return f"give QEMU the UEFI variables as a qcow2 image, or read-only, {leave}"
     return f"give it to QEMU as qcow2 or read-only, {leave}"
@@ -177,7 +178,7 @@ def _refuse_filters(disk: Disk) -> None:
             raise Unsupported(
                 f"{disk.name} has a filter ({one.driver} {one.node!r}) above it",
                 feature=f"checkpoints under {one.driver}",
-                hint=f"take the filter away, or leave the disk as it is: --leave {disk.name}",
+                hint=f"take the filter away, or leave the disk as it is: --leave {quoted(disk.name)}",
             )
 
 

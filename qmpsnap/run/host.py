@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -37,6 +38,7 @@ from qmpsnap.run.own_state import remove_state
 from qmpsnap.run.reasons import hint, reason, unusable
 
 if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
     from qmpsnap.plan.host_steps import HostStep
     from qmpsnap.run.catalog import Catalog
     from qmpsnap.run.images import Created, Images
@@ -60,6 +62,7 @@ class Host:
         self._catalog = catalog
         self._made: dict[str, Created] = {}
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
+        self.graph: Graph | None = None  # as of the last look, for what disks are called
         self.state_bytes = 0  # of the last file of VM state that was sealed
 
     async def perform(self, step: HostStep | MemoryStep) -> None:
@@ -199,8 +202,9 @@ class Host:
         raise TargetUnusable(f"the record {record_id} is gone from {directory}", file=directory)
 
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
+        """The record, with its disks called as the plan calls them."""
         records, _ = await self._catalog.read((directory,))
-        for record in records:
+        for record in called_as_now(records, self.graph) if self.graph is not None else records:
             if record.id == record_id and isinstance(record, MomentRecord):
                 return record
         raise TargetUnusable(f"the moment {record_id} is gone from {directory}", file=directory)

@@ -21,6 +21,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
+from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.open_files import open_names
 from qmpsnap.model.parse import FDSET, GRAPH_QUERIES, GraphMoved, odd_names, parse_fdsets, parse_graph
 from qmpsnap.plan.steps import (
@@ -191,7 +192,8 @@ class LiveTarget:
         opened = await self._opened(graph)
         shared = self._shares(graph, opened)
         found = await self._images.look(ask, shared=shared)
-        found = replace(found, open=opened.files)
+        self._host.graph = graph
+        found = replace(found, open=opened.files, records=called_as_now(found.records, graph))
         if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
             return found
         seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)

@@ -15,8 +15,9 @@ THROTTLED = replace(
 )
 ANON = replace(chain("anon*", name="virtio0"), qdev="/machine/peripheral-anon/device[1]/virtio-backend")
 NAMED = replace(chain("n*", name="node0"), qdev="/machine/peripheral/vdx/virtio-backend")
+FLASH = replace(chain("f*", name="flash"), qdev="/machine/system.flash0")
 CDROM = Disk("cd0", qdev="cd0")
-ALL = graph(VDA, THROTTLED, ANON, NAMED, CDROM)
+ALL = graph(VDA, THROTTLED, ANON, NAMED, CDROM, FLASH)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,9 @@ ALL = graph(VDA, THROTTLED, ANON, NAMED, CDROM)
         ("thr", "vdt"),
         ("vdt-t", "vdt"),
         ("/machine/peripheral-anon/device[1]", "virtio0"),
+        ("device[1]", "virtio0"),
+        ("peripheral-anon/device[1]/virtio-backend", "virtio0"),
+        ("system.flash0", "flash"),
         ("vdx", "node0"),
         ("cd0", "cd0"),
         ("/machine/peripheral/cd0", "cd0"),
@@ -43,12 +47,12 @@ def test_find_disk_takes_every_spelling(spelling: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling", ["vdz", "", "s1", "device[1]", "/machine/peripheral/vd", "irtio-backend"]
+    "spelling", ["vdz", "", "s1", "device[0]", "device", "/machine/peripheral/vd", "irtio-backend"]
 )
 def test_find_disk_refuses_what_no_disk_is_called(spelling: str) -> None:
     with pytest.raises(UnknownNode) as caught:
         find_disk(ALL, spelling)
-    assert caught.value.hint == "the disks are: vda, vdt, virtio0, node0, cd0"
+    assert caught.value.hint == "the disks are: vda, vdt, virtio0, node0, cd0, flash"
 
 
 def test_find_disk_refuses_what_two_disks_share() -> None:

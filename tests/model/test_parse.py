@@ -43,14 +43,14 @@ def test_graph_queries_are_the_ones_that_the_answers_belong_to() -> None:
 
 
 @pytest.mark.parametrize("qemu", ["7", "10", "11"])
-def test_parse_names_each_disk_by_qdev_id_then_drive_id_then_root(qemu: str) -> None:
+def test_parse_names_each_disk_by_qdev_id_then_drive_id_then_qom_path(qemu: str) -> None:
     disks = parsed(f"mixed-{qemu}").disks.values()
     assert [(disk.name, disk.drive, disk.qdev) for disk in disks] == [
         ("vda", "drv0", "/machine/peripheral/vda/virtio-backend"),
         ("virtio0", "virtio0", "/machine/peripheral-anon/device[1]/virtio-backend"),
-        ("vdb", "vdb", ""),  # an unused -drive that has the id of a disk
-        ("raw0", "", "/machine/peripheral/vdb/virtio-backend"),
-        ("d0", "", "/machine/peripheral-anon/device[0]/virtio-backend"),
+        ("drive/vdb", "vdb", ""),  # an unused -drive that has the id of a disk
+        ("vdb", "", "/machine/peripheral/vdb/virtio-backend"),
+        ("device[0]", "", "/machine/peripheral-anon/device[0]/virtio-backend"),
         ("g1", "", "/machine/peripheral/g1/virtio-backend"),
         ("g2", "", "/machine/peripheral/g2/virtio-backend"),
         ("cd0", "", "cd0"),
@@ -60,14 +60,14 @@ def test_parse_names_each_disk_by_qdev_id_then_drive_id_then_root(qemu: str) -> 
 @pytest.mark.parametrize("qemu", ["7", "10", "11"])
 def test_parse_reads_every_kind_of_drive(qemu: str) -> None:
     disks = parsed(f"mixed-{qemu}").disks
-    assert disks["raw0"].layers == (
+    assert disks["vdb"].layers == (
         Layer("raw0", "/tmp/images/b.raw", "raw", 8 * MIB, allocated=4096, read_only=True),
     )
-    assert disks["raw0"].read_only
+    assert disks["vdb"].read_only
     (inside,) = disks["virtio0"].active.snapshots
     assert inside == InternalSnapshot("1", "before", date=inside.date)
     assert 1.7e9 < inside.date < 1.9e9
-    assert set(disks["d0"].active.bitmaps) == {Bitmap("daily", persistent=True), Bitmap("now")}
+    assert set(disks["device[0]"].active.bitmaps) == {Bitmap("daily", persistent=True), Bitmap("now")}
     assert disks["cd0"] == Disk("cd0", qdev="cd0")
     assert outline(disks["vda"]) == [
         ("/tmp/images/a1.qcow2", "qcow2", "/tmp/images/a.qcow2"),
