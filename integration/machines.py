@@ -226,20 +226,24 @@ class Machine:
     def roots(self):
         """Node names of each disk's chain, active first, by qdev id, as query-blockstats nests them."""
         found = {}
-        for row in self.qmp("query-blockstats"):
-            names, below = [], row if "node-name" in row else None
-            while below is not None:
-                names.append(below["node-name"])
-                below = below.get("backing")
+        for row, names in self._chains():
             qdev = row.get("qdev", "")
             user_id = qdev.removeprefix("/machine/peripheral/").partition("/")[0]
             found[user_id or row.get("device") or qdev] = names
         return found
 
+    def _chains(self):
+        for row in self.qmp("query-blockstats"):
+            names, below = [], row if "node-name" in row else None
+            while below is not None:
+                names.append(below["node-name"])
+                below = below.get("backing")
+            yield row, names
+
     def check_nothing_left(self):
         """Demand that there is no job, no job's filter and no unused node of ours."""
         assert self.qmp("query-jobs") == []
-        used = {name for names in self.roots().values() for name in names}
+        used = {name for _, names in self._chains() for name in names}
         left = [
             (node["node-name"], node["file"])
             for node in self.qmp("query-named-block-nodes", flat=True)

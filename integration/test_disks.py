@@ -11,10 +11,13 @@ import json
 import pytest
 
 from integration.cli import Cli
-from integration.known_images import MIB
+from integration.known_images import MIB, QEMUS
 from integration.machines import wait_for
 from qmpsnap.errors import AmbiguousName
 from qmpsnap.model.find import find_disk
+
+SOME = ("device[0]", "device[2]", "device[5]", "system.flash1", "drive/vdc")
+"""One of each kind of name that is neither a device's id nor a drive's."""
 
 CONTROLLERS = (
     "-device", "virtio-scsi-pci,id=s", "-device", "ahci,id=ah", "-device", "qemu-xhci,id=x",
@@ -97,9 +100,11 @@ async def test_every_disk_keeps_its_name_and_its_moments_through_every_verb(qemu
     with machine(*words) as running:
         async with running.connect() as vm:
 
-            async def chains(*layers):
+            async def chains(*layers, **others):
                 graph = await vm.graph()
-                assert graph.chains() == {name: tuple(layer[name] for layer in layers) for name in names}
+                assert graph.chains() == {
+                    name: tuple(layer[name] for layer in others.get(name, layers)) for name in names
+                }
                 for name, path in paths.items():
                     spellings = {name, path, path.removeprefix("/machine/"), graph.disks[name].qdev}
                     assert {find_disk(graph, spelling).name for spelling in spellings} == {name}
@@ -111,20 +116,21 @@ async def test_every_disk_keeps_its_name_and_its_moments_through_every_verb(qemu
             await chains(three, two, one, base)
             every = {"one": names, "two": names, "three": names}
             assert await listed(vm, every) == every
-            for name in sorted(names):
+            for name in SOME:
                 await vm.commit(name, top="two", base="one", folded="remove")
-            await chains(three, one, base)
-            for name in sorted(names):
+            await chains(three, two, one, base, **dict.fromkeys(SOME, (three, one, base)))
+            for name in SOME:
                 await vm.stream(name, base="base.qcow2")
-            await chains(three, base)
+            await chains(three, two, one, base, **dict.fromkeys(SOME, (three, base)))
             copies = {name: file.replace("base.qcow2", "copy.qcow2") for name, file in base.items()}
-            for name in sorted(names):
+            for name in SOME:
                 await vm.mirror(name, copies[name], ending="pivot")
-            await chains(copies)
+            await chains(three, two, one, base, **dict.fromkeys(SOME, (copies,)))
+            assert await listed(vm, every) == dict.fromkeys(every, names - {*SOME})
             await vm.snapshot_internal("inside", disks=sorted(names))
-            assert (await listed(vm, {"inside"}))["inside"] == names
+            assert (await listed(vm, {*every, "inside"}))["inside"] == names
             await vm.delete("inside")
-            assert await listed(vm, set()) == {}
+            await listed(vm, every)
 
 
 def virtio(folder, qemu, name, *, node=None):
@@ -158,6 +164,7 @@ async def test_number_of_a_device_is_never_used_twice(qemu, machine, tmp_path):
                 wait_for(lambda: len(running.qmp("query-block")) == 1, "the unplugging")
 
 
+@pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 async def test_command_line_takes_a_number_as_it_prints_it(qemu, machine, tmp_path):
     """`device[0]` is a pattern to a shell: what is printed to be typed is quoted."""
     with machine(*virtio(tmp_path, qemu, "a"), *virtio(tmp_path, qemu, "b")) as running:
@@ -168,11 +175,8 @@ async def test_command_line_takes_a_number_as_it_prints_it(qemu, machine, tmp_pa
         assert told["active"] == {
             "device[0]": f"{tmp_path}/a/base.one.qcow2", "device[1]": f"{tmp_path}/x=y.qcow2"
         }  # fmt: skip
-        assert run("chain", "device[0]").code == 0
-        assert "device[1]" in run("list").out
-        refused = run("snapshot", "two", "--disk", f"device[0]={tmp_path}/no/x.qcow2")
-        assert refused.code == 3
-        assert run("commit", "device[1]").code == run("commit", "device[0]").code == 0
+        assert run("commit", "device[1]").code == 0
+        assert "device[0]" in run("chain", "device[0]").out
 
 
 async def test_moments_of_disks_that_are_numbered_anew_at_the_next_start_are_found(qemu, machine, tmp_path):
@@ -185,8 +189,9 @@ async def test_moments_of_disks_that_are_numbered_anew_at_the_next_start_are_fou
     with machine("-device", "virtio-scsi-pci", "-blockdev", json.dumps(given), *first[2:]) as running:
         async with running.connect() as vm:
             assert (await listed(vm, {"one"}))["one"] == {"device[1]"}
-            back = await vm.revert("one")
-            assert set(back.active) == {"device[1]"}
+            await vm.checkpoint_internal("ck")
+            for name in ("ck", "one"):
+                assert set((await vm.revert(name)).chains) == {"device[1]"}
             assert (await listed(vm, {"one"}))["one"] == {"device[1]"}
 
 
