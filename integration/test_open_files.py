@@ -332,6 +332,61 @@ async def test_a_file_given_by_descriptor_is_known_by_its_path(qemu, images, mac
     await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
 
 
+# -- a part of a file --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+async def test_a_part_of_a_file_is_not_named_as_if_it_were_all(qemu, images, machine, tmp_path, form):
+    made = images("base", base_format=form)
+    inner = Path(made.active).read_bytes()
+    whole = tmp_path / "disk.img"
+    whole.write_bytes(bytes([0xD1]) * MIB + inner + bytes([0xD2]) * 8 * MIB)
+    file = {"driver": "file", "filename": str(whole)}
+    # qcow2 grows within its part
+    part = {"driver": "raw", "offset": MIB, "size": (len(inner) if form == "raw" else 8 * MIB), "file": file}
+    node = part if form == "raw" else {"driver": "qcow2", "file": part}
+    words = ("-blockdev", json.dumps({**node, "node-name": "n"}))
+    with machine(*words, "-device", "virtio-blk-pci,drive=n,id=vda") as m:
+        m.write("vda", *WRITE)
+        before = listing(tmp_path)
+        async with m.connect() as vm:
+            assert (await vm.graph()).disks["vda"].layers[0].window
+            with traced(vm) as sent:
+                for call in (vm.snapshot("one"), vm.checkpoint("one", mode="in-place")):
+                    with pytest.raises(qmpsnap.Unsupported, match="vda is a part of"):
+                        await call
+            assert sent == []
+            assert listing(tmp_path) == before
+            await vm.mirror("vda", tmp_path / "new.qcow2", format="qcow2", ending="pivot")
+            await vm.snapshot("one")
+            files = chain_of(await vm.graph())
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+async def test_layers_above_a_part_of_a_file_lead_to_that_part(qemu, images, machine, tmp_path):
+    made = images("base", base_format="raw")
+    inner = Path(made.active).read_bytes()
+    whole = tmp_path / "disk.img"
+    whole.write_bytes(bytes([0xD1]) * MIB + inner)
+    file = {"driver": "file", "filename": str(whole)}
+    part = {"driver": "raw", "offset": MIB, "size": len(inner), "file": file}
+    top = qemu.create(tmp_path / "top.qcow2", backing="json:" + json.dumps(part), backing_format="raw")
+    with machine(*drive("vda", top)) as m:
+        async with m.connect() as vm:
+            assert [one.window for one in (await vm.graph()).disks["vda"].layers] == [False, True]
+            await vm.snapshot("one")
+            m.write("vda", *WRITE)
+            await vm.snapshot("two")
+            await vm.commit("vda", top="one", base="top.qcow2")
+            await vm.snapshot("three")
+            await vm.commit("vda", top="top.qcow2")
+            await vm.mirror("vda", tmp_path / "new.qcow2", ending="pivot", sync="top")
+            files = (await vm.graph()).disks["vda"].files
+    assert files == (str(tmp_path / "new.qcow2"), str(tmp_path / "disk.two.qcow2"), str(whole))
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+    assert whole.read_bytes()[:MIB] == bytes([0xD1]) * MIB
+
+
 # -- what was written is read back -------------------------------------------------------------------
 
 

@@ -118,6 +118,7 @@ class Layer:
         backing_format: Its format as recorded, or None.
         read_only: Whether QEMU has the layer open read-only.
         local: Whether `file` is a path on the host that runs QEMU.
+        window: Whether the image is a part of the file: QEMU was given an offset or a size (driver raw).
         snapshots: Internal snapshots of the image.
         bitmaps: Dirty bitmaps of the node.
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
@@ -134,6 +135,7 @@ class Layer:
     backing_format: str | None = None
     read_only: bool = False
     local: bool = True
+    window: bool = False
     snapshots: tuple[InternalSnapshot, ...] = ()
     bitmaps: tuple[Bitmap, ...] = ()
     data_file: str = ""

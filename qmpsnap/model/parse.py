@@ -267,6 +267,23 @@ def _io(row: Raw, protocol: Raw) -> Io:
     return Io(bool(cache.get("direct")), bool(cache.get("no-flush")), zeroes)
 
 
+def _is_window(spelled: str) -> bool:
+    """Whether a raw driver on the way to the file shows a part of it. QAPI: BlockdevOptionsRaw."""
+    if not spelled.startswith("json:"):
+        return False
+    try:
+        options = json.loads(spelled.removeprefix("json:"))
+    except (ValueError, RecursionError):  # cut short: be it a part of a backing file that is told first
+        return '"offset": ' in spelled
+    while isinstance(options, dict):
+        if options.get("driver") == "raw" and (
+            options.get("offset") not in {None, 0, "0"} or "size" in options
+        ):
+            return True
+        options = options.get("file")
+    return False
+
+
 def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
     image = cast("Raw", row["image"])
     return Layer(
@@ -279,6 +296,7 @@ def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
         backing_format=_maybe_text(image.get("backing-filename-format")),
         read_only=node.read_only,
         local=protocol is not None,
+        window=_is_window(_text(row["file"])),
         snapshots=tuple(
             InternalSnapshot(
                 _text(one["id"]),

@@ -233,7 +233,7 @@ def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[st
         return {}
     retired = {}
     for layer in folded:
-        if not layer.file.startswith("/") or temporary(layer, scene.files):
+        if not layer.file.startswith("/") or temporary(layer, scene.files) or layer.window:
             continue
         if intent.folded == "remove" and not _is_link(scene, layer.file):
             retired[layer.file] = ""

@@ -51,7 +51,7 @@ def refuse_lost(intent: Intent, scene: Scene) -> None:
 
     Raises:
         FileMoved: Naming both files.
-        Unsupported: When the disk is in snapshot mode.
+        Unsupported: When the disk is in snapshot mode, or a part of a file would be named as if it were all.
     """
     for disk in _disks(intent, scene.graph):
         layers = disk.layers
@@ -59,8 +59,13 @@ def refuse_lost(intent: Intent, scene: Scene) -> None:
             if not isinstance(intent, Commit):
                 _refuse_temporary(disk)
             layers = layers[1:]
-        if isinstance(intent, Mirror):
+        if isinstance(intent, Mirror):  # QEMU itself writes how the others are to be opened
             layers = {"full": (), "top": layers[1:], "none": layers}[intent.sync]
+        goes_back = isinstance(intent, Revert | PrepareRevert)
+        if goes_back or isinstance(intent, Snapshot | Checkpoint):
+            for layer in layers if goes_back else layers[:1]:
+                if layer.window:
+                    _refuse_window(disk, layer)
         for layer in layers:
             if (fact := scene.files.open.get(layer.file)) is not None:
                 _refuse(disk, fact, scene.graph)
@@ -185,4 +190,13 @@ def _refuse_temporary(disk: Disk) -> None:
         "temporary file without a name, and QEMU would remove a new file, too",
         feature="work on a disk in snapshot mode",
         hint=f"{command('commit', disk.name)} keeps what was written; or start QEMU without snapshot mode",
+    )
+
+
+def _refuse_window(disk: Disk, layer: Layer) -> None:
+    raise Unsupported(
+        f"{disk.name} is a part of {layer.file} (driver raw with an offset or a size), and a file's name "
+        "says nothing of that",
+        feature="an overlay on a part of a file",
+        hint=f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}",
     )

@@ -24,7 +24,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.steps import CreatePlaceholder, RetireFile, StartCommit, StartStream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import planned
+from tests.plan.scenes import planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -231,3 +231,40 @@ def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent,
     there = graph(nodes=(Node("f", "file", BASE, spelled="images/base.qcow2"),), vda="base <- s1 <- s2*")
     start = next(step for step in planned(intent, there).steps if isinstance(step, kind))
     assert start.arguments["backing-file"] == BASE
+
+
+@pytest.mark.parametrize(
+    ("intent", "index"),
+    [
+        (Snapshot("one"), 0),
+        (Checkpoint("one", "stop"), 0),
+        (Revert("one"), 0),
+        (Revert("one"), 1),
+        (PrepareRevert("one"), 1),
+    ],
+)
+def test_verbs_refuse_to_name_a_part_of_a_file_as_if_it_were_all(intent: Intent, index: int) -> None:
+    there = graph(with_layer(chain("base <- s1*"), index, window=True))
+    with pytest.raises(Unsupported, match=r"vda is a part of /images/.*\.qcow2") as refused:
+        planned(intent, there)
+    assert "qmpsnap mirror vda FILE --pivot" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("intent", "index"),
+    [
+        (Snapshot("one"), 1),
+        (SnapshotInternal("one"), 0),
+        (Mirror("vda", "/images/new.qcow2", "pivot"), 0),
+        (Mirror("vda", "/images/new.qcow2", "pivot", "top"), 1),
+        (Commit("vda"), 1),
+        (Stream("vda"), 0),
+    ],
+)
+def test_a_part_of_a_file_is_worked_on_where_no_name_of_ours_speaks_of_it(intent: Intent, index: int) -> None:
+    assert isinstance(planned(intent, graph(with_layer(chain("base <- s1*"), index, window=True))), Plan)
+
+
+def test_commit_leaves_the_file_of_which_a_layer_is_a_part() -> None:
+    there = graph(with_layer(chain("base <- s1*"), 0, window=True))
+    assert not any(isinstance(step, RetireFile) for step in planned(Commit("vda"), there).steps)
