@@ -12,6 +12,8 @@ from integration.machines import WAYS, blockdev, drive, listing, messages, trace
 from integration.states import opened, settings, status, take
 from qmpsnap.plan.intent import Revert
 
+FREES = """qmpsnap qmp blockdev-del '{"node-name": "vda-node"}'"""
+
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 6 * MIB, 32 * KIB)
 AFTER = (0xA3, 7 * MIB, 32 * KIB)
@@ -157,7 +159,7 @@ async def test_revert_tells_of_a_node_of_the_users_that_has_no_use_any_more(imag
             await vm.checkpoint("c2", mode="in-place")
             assert (await vm.revert("c1")).left == ()
             left = (await vm.revert("c2")).left  # which opens its base anew
-            assert left == (("blockdev-del vda-node",) if way is blockdev else ())
+            assert left == ((FREES,) if way is blockdev else ())
             if left:
                 running.qmp("blockdev-del", {"node-name": "vda-node"})
             assert (await vm.revert("c1")).left == ()

@@ -104,7 +104,10 @@ async def test_stream_names_the_nodes_of_others_that_stay(images, machine):
     with machine(*nodes, "-device", "virtio-blk-pci,drive=n2,id=vda") as running:
         async with running.connect() as vm:
             done = await vm.stream("vda")
-        assert set(done.left) == {"blockdev-del n0", "blockdev-del n1"}
+        assert set(done.left) == {
+            """qmpsnap qmp blockdev-del '{"node-name": "n0"}'""",
+            """qmpsnap qmp blockdev-del '{"node-name": "n1"}'""",
+        }
         for command in done.left:
             running.qmp(*command.split()[:1], {"node-name": command.split()[1]})
 

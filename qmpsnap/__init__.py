@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import Job, JobStatus
-    from qmpsnap.model.machine import Fingerprint
+    from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Held, Moment, Moments
     from qmpsnap.model.record import KeptState, MomentRecord
     from qmpsnap.plan.intent import (
@@ -112,6 +112,7 @@ __all__ = [  # noqa: RUF022
     "Bitmap",
     "Job",
     "JobStatus",
+    "Status",
     "Event",
     "draw",
     "QmpsnapError",

@@ -16,6 +16,7 @@ from qmpsnap.run.executor import Executor
 from qmpsnap.run.together import both
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
+from qmpsnap.vm_monitor import MonitorVerbs
 from qmpsnap.vm_state import StateVerbs
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["VM"]
 
 
-class VM(JobVerbs, MomentVerbs, StateVerbs):
+class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     """One machine.
 
     Methods that change something read the graph, plan, run, and read the graph again. A cancelled

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import Changed, ForeignJob, Interrupted, NodeBusy, UnknownNode
+from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, STAYS, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, rest
@@ -291,11 +292,11 @@ def _held_up_by(jobs: Iterable[Job]) -> Job | None:
 
 def _brings_it_on(job: Job) -> str:
     """What lets a job go on that stands still."""
-    named = job.id if job.mine else f"{job.id} --foreign"
+    named = (job.id,) if job.mine else (job.id, "--foreign")
     if job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
-        on = f"qmpsnap job resume {named} lets it go on"
+        on = f"{command('job', 'resume', *named)} lets it go on"
     elif job.mine:
-        on = f"qmpsnap job wait {named} brings it to its end"
+        on = f"{command('job', 'wait', *named)} brings it to its end"
     else:
         on = f"its client has to {'finalize' if job.status is JobStatus.PENDING else 'complete'} it"
-    return f"{on}, qmpsnap job cancel {named} stops it"
+    return f"{on}, {command('job', 'cancel', *named)} stops it"

@@ -36,6 +36,10 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
         "events": ("events", "events"),
+        "status": ("guest", "status"),
+        "cont": ("guest", "cont"),
+        "stop": ("guest", "stop"),
+        "qmp": ("qmp", "qmp"),
         "completion": ("completion", "completion"),
     }
 )

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.vm import VM
 
-__all__ = ["disks", "jobs", "layers", "moments"]
+__all__ = ["commands", "disks", "jobs", "layers", "moments"]
 
 T = TypeVar("T")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
+
+
+def commands(context: click.Context) -> list[str]:
+    """Names of QEMU's commands."""
+    found = _ask(context, lambda vm: vm.execute("query-commands"))
+    return sorted(str(one["name"]) for one in found) if isinstance(found, list) else []
 
 
 def disks(context: click.Context) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 __all__ = [
+    "COMMAND",
     "DISK",
     "FILE",
     "JOB",
@@ -59,6 +60,15 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         ]
 
 
+class _Name(_Live):
+    """A name that is no path, and no disk's: it stays as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
+        """The name as it is."""
+        del param, ctx
+        return str(value)
+
+
 class _File(click.Path):
     """A file's name, relative to the caller's directory; made absolute."""
 
@@ -84,6 +94,7 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
         return round(float(found[1]) * _FACTORS[found[2].upper()])
 
 
+COMMAND = _Name("command", names.commands)
 DISK = _Live("disk", names.disks)
 LAYER = _Live("layer", names.layers)
 JOB = _Live("job", names.jobs)

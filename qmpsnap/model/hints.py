@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
-__all__ = ["command", "hint_for", "quoted"]
+__all__ = ["LOAD_FAILED", "LOAD_STATE", "RUNS_AGAIN", "command", "frees", "hint_for", "qmp", "quoted"]
 
-_GIVEN_UP = "where VM state was saved or is awaited, QEMU has given its images up until the guest runs: cont"
+LOAD_FAILED = (
+    "go back once more, or reset the guest before it runs: qmpsnap qmp system_reset, then qmpsnap cont"
+)
+LOAD_STATE = "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming"
+RUNS_AGAIN = (
+    "qmpsnap cont --after-migration lets the guest run on; what was saved does not fit its disks then"
+)
+
+_GIVEN_UP = (
+    "QEMU has given its images up: after VM state was saved, qmpsnap cont --after-migration lets the guest "
+    "run, and where VM state is awaited that has to be loaded first"
+)
+
+
+def command(*words: str) -> str:
+    """A command line of ours that can be typed as it is: the verb and what follows it, quoted for a shell."""
+    return shlex.join(("qmpsnap", *words))
+
+
+def qmp(name: str, /, **arguments: object) -> str:
+    """A command line that sends a command of QEMU's as it is.
+
+    Args:
+        name: The command.
+        arguments: Its arguments, `_` for each `-` in their names.
+    """
+    given = {key.replace("_", "-"): value for key, value in arguments.items()}
+    return command("qmp", name, *([json.dumps(given, ensure_ascii=False)] if given else []))
+
+
+def frees(node: str) -> str:
+    """A command line that frees a node which nobody uses any more."""
+    return qmp("blockdev-del", node_name=node)
+
+
+def quoted(word: str) -> str:
+    """One word of a command line, quoted for a shell where it has to be: a disk may be called `device[0]`."""
+    return shlex.quote(word)
+
 
 # Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
 _HINTS = (
@@ -22,7 +61,10 @@ _HINTS = (
     ("No space left on device", "make room there, or say another place"),
     ("No such file or directory", "QEMU looks where it runs: is the path the same there?"),
     ("is busy", "look who holds it: qmpsnap jobs"),
-    ("Need a root block node", "a node without a use stands on the disk's root; free it with blockdev-del"),
+    (
+        "Need a root block node",
+        f"a node without a use stands on the disk's root; this frees it: {frees('NODE')}",
+    ),
     ("Inactive '", _GIVEN_UP),
     ("does not support internal snapshots", f"if it is a qcow2 image: {_GIVEN_UP}"),
     ("Too many open files", "raise QEMU's limit of open files"),
@@ -32,13 +74,3 @@ _HINTS = (
 def hint_for(description: str) -> str:
     """What to do next about QEMU's error text, or "" when it says enough itself."""
     return next((hint for words, hint in _HINTS if words in description), "")
-
-
-def command(*words: str) -> str:
-    """A command line of ours that can be typed as it is: the verb and what follows it, quoted for a shell."""
-    return shlex.join(("qmpsnap", *words))
-
-
-def quoted(word: str) -> str:
-    """One word of a command line, quoted for a shell where it has to be: a disk may be called `device[0]`."""
-    return shlex.quote(word)

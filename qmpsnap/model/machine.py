@@ -11,13 +11,14 @@ from qmpsnap.model.fields import Fields
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FOR_A_LOAD", "Device", "Fingerprint", "Machine"]
+__all__ = ["FOR_A_LOAD", "Device", "Fingerprint", "Machine", "Status"]
 
 FOR_A_LOAD = "restore-vm"
 """The run state in which a load leaves a guest that ran when it fails. QAPI: RunState (run-state.json)."""
 
 # Run states in which a migration is still to come in: nothing can be saved, all can be loaded.
 _INCOMING = "inmigrate"
+_NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,31 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """How the guest stands.
+
+    Attributes:
+        state: QEMU's run state, as in "running", "paused", "io-error". QAPI: RunState (run-state.json).
+        running: Whether the guest's CPUs run.
+        migration: Status of the last migration, also of one that kept VM state in a file; "none" when there
+            was none. QAPI: MigrationStatus (migration.json).
+    """
+
+    state: str
+    running: bool
+    migration: str = "none"
+
+    @property
+    def migrating(self) -> bool:
+        """Whether a migration is under way."""
+        return self.migration not in _NOT_MIGRATING
+
+    def to_json(self) -> dict[str, object]:
+        """The same as `--json` prints it."""
+        return {"status": self.state, "running": self.running, "migration": self.migration}
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """The device that a disk is plugged into.
 
@@ -139,7 +165,7 @@ class Machine:
     @property
     def migrating(self) -> bool:
         """Whether a migration is under way."""
-        return self.migration not in {"none", "completed", "failed", "cancelled"}
+        return self.migration not in _NOT_MIGRATING
 
 
 def _many(cpus: tuple[str, ...]) -> str:

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from qmpsnap.errors import Malformed
-from qmpsnap.model.machine import Device, Fingerprint, Machine
+from qmpsnap.model.machine import Device, Fingerprint, Machine, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qmpsnap.model.graph import Graph
 
-__all__ = ["MACHINE_QUERIES", "MigrationStatus", "device_path", "parse_machine", "parse_migration"]
+__all__ = [
+    "MACHINE_QUERIES",
+    "MigrationStatus",
+    "device_path",
+    "parse_machine",
+    "parse_migration",
+    "parse_status",
+]
 
 Raw = dict[str, object]
 
@@ -74,6 +81,19 @@ def parse_migration(answer: object) -> MigrationStatus:
         )
     except (TypeError, AttributeError, ValueError) as error:
         raise Malformed(f"QEMU's answer to query-migrate has not the expected shape: {error!r}") from error
+
+
+def parse_status(state: object, migration: object) -> Status:
+    """Read query-status and query-migrate.
+
+    Raises:
+        Malformed: When one is not of the schema's shape.
+    """
+    try:
+        row = cast("Raw", state)
+        return Status(str(row["status"]), bool(row["running"]), parse_migration(migration).status)
+    except (TypeError, KeyError) as error:
+        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {error!r}") from error
 
 
 def device_path(qdev: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.hints import quoted
+from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
@@ -173,7 +173,7 @@ def record_of(moment: Moment) -> MomentRecord:
         raise Unsupported(
             f"{moment.name!r} is inside the images",
             feature="overlays on a moment inside images",
-            hint=f"qmpsnap revert {moment.name} goes back in place",
+            hint=f"{command('revert', moment.name)} goes back in place",
         )
     return moment.record
 
@@ -243,9 +243,10 @@ def _branch(
         raise Unsupported(
             f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
             feature="going back to another size in place",
-            hint=f"shrink or grow it first: block_resize to {then} bytes; what lies beyond is lost"
+            hint=f"give it that size first: {qmp('block_resize', node_name=disk.root, size=then)}; "
+            "what lies beyond is lost"
             if state is not None and state.mode == "in-place"
-            else f"go back into a new QEMU: qmpsnap revert {moment.name} --prepare",
+            else f"go back into a new QEMU: {command('revert', moment.name, '--prepare')}",
         )
     names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
     new, old = (node_name(one, owned=True) for one in names)

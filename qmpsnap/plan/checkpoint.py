@@ -107,7 +107,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         raise Unsupported(
             "QEMU's files are not visible from here, so no file of VM state can be made for it",
             feature="VM state in files that are not visible",
-            hint="run where they are, or keep it inside the images: checkpoint --mode internal",
+            hint="run where they are, or keep it inside the images: --mode internal",
         )
     if not new.place:
         raise TargetUnusable(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.ownership import ran_here
@@ -99,7 +100,7 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
         scene,
         finish,
         vanished=f"QEMU failed half-way back to {record.name!r}; the guest stands still, and its memory is "
-        "not to be trusted: go back once more, or reset it before it runs (system_reset, cont)",
+        f"not to be trusted: {LOAD_FAILED}",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, node_name, owned_node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.ownership import ran_here
@@ -148,7 +149,7 @@ def _half_way(record: IntentRecord, scene: Scene) -> str:
         return ""  # another one, which was started on these disks
     return (
         f"the disks are back at {record.name!r}; whether its memory came with them is not known, for QEMU "
-        "may be another one: go back once more, or reset it before it runs (system_reset, cont)"
+        f"may be another one: {LOAD_FAILED}"
     )
 
 

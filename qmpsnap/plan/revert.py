@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, UnknownNode, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
-from qmpsnap.model.hints import quoted
+from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import checkpoint_internal, discard
 from qmpsnap.plan.branch import (
@@ -127,7 +127,8 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         raise Unsupported(
             f"the memory of {intent.name!r} was taken by --mode {state.mode}: only a new QEMU can load it",
             feature=f"going back to a checkpoint of mode {state.mode} in place",
-            hint=f"qmpsnap revert {intent.name} --prepare, start a QEMU on these files, then --into-incoming",
+            hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU on these files, then "
+            "--into-incoming",
         )
     refuse_any_job(scene)
     refuse_state(machine, migrates=False, loads=True)
@@ -164,7 +165,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         notes = list(stale_notes(machine, intent.name))
     notes += [
         f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours to close "
-        f"(blockdev-del {one.was.node}, then remove it)"
+        f"({frees(one.was.node)}, then remove it)"
         for one in new
         if intent.discard and not one.closes
     ]

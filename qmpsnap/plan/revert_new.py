@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import MachineDiffers, NotInChain, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest
 from qmpsnap.plan.branch import branch_record, branch_token, branches, record_of
 from qmpsnap.plan.named import moment_named
@@ -44,7 +45,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         raise Unsupported(
             f"{intent.name!r} goes back in place, also in another QEMU",
             feature="overlays for a QEMU that reads a store of VM state",
-            hint=f"start QEMU as it is now, with -S, then: qmpsnap revert {intent.name}",
+            hint=f"start QEMU as it is now, with -S, then: {command('revert', intent.name)}",
         )
     if record.state is not None:
         _own_note(record, record.state, scene)
@@ -100,7 +101,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         raise Unsupported(
             f"{intent.name!r} has no memory that a new QEMU could read",
             feature="VM state for a new QEMU",
-            hint=f"qmpsnap revert {intent.name} goes back in place",
+            hint=f"{command('revert', intent.name)} goes back in place",
         )
     note = _own_note(record, state, scene)
     refuse_any_job(scene)
@@ -147,11 +148,11 @@ def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
             reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
             raise NotInChain(
                 f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
-                hint=f"qmpsnap revert {record.name} --prepare makes the overlays to start from",
+                hint=f"{command('revert', record.name, '--prepare')} makes the overlays to start from",
             )
         if disk.active.file not in scene.files.fresh:
             raise MachineDiffers(
                 f"{disk.active.file} has data already, the memory of {record.name!r} does not fit it",
                 differences=[f"{disk.active.file} is not empty"],
-                hint=f"qmpsnap revert {record.name} --prepare makes a new one",
+                hint=f"{command('revert', record.name, '--prepare')} makes a new one",
             )

@@ -151,7 +151,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         raise TargetUnusable(
             f"{intent.file} is the memory of checkpoint {note.name!r}, whose disks are others",
             file=intent.file,
-            hint=f"go back to that: qmpsnap revert {note.name} --prepare",
+            hint=f"go back to that: {command('revert', note.name, '--prepare')}",
         )
     machine = machine_of(scene)
     fact = scene.files.memories[intent.file]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetUnusable, Unsupported, WouldLose
 from qmpsnap.model.find import find_layer
+from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, owned_node, state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -182,12 +183,11 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
     if not found:
         return
     named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in found)
-    only = found[0].id if found[0].mine else f"{found[0].id} --foreign"
     raise NodeBusy(
         f"the chain of {disk.name} is held by {named}",
         node=disk.active.node,
         job_id=found[0].id,
-        hint=f"wait for it (qmpsnap job wait {only}) or stop it (qmpsnap job cancel {only})"
+        hint=_wait_or_stop(found[0])
         if len(found) == 1
         else "which of them it is QEMU does not tell; qmpsnap jobs lists them",
     )
@@ -210,13 +210,17 @@ def refuse_jobs(jobs: Iterable[Job]) -> None:
     """
     for job in jobs:
         if job.status not in ENDED:
-            only = job.id if job.mine else f"{job.id} --foreign"
             raise NodeBusy(
                 f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
                 node="",
                 job_id=job.id,
-                hint=f"wait for it (qmpsnap job wait {only}) or stop it (qmpsnap job cancel {only})",
+                hint=_wait_or_stop(job),
             )
+
+
+def _wait_or_stop(job: Job) -> str:
+    named = (job.id,) if job.mine else (job.id, "--foreign")
+    return f"wait for it ({command('job', 'wait', *named)}) or stop it ({command('job', 'cancel', *named)})"
 
 
 def refuse_migrated(scene: Scene) -> None:
@@ -234,10 +238,10 @@ def refuse_migrated(scene: Scene) -> None:
         raise Unsupported(
             "the guest's state was saved, and QEMU has given its images up",
             feature=feature,
-            hint="let it run first: cont",
+            hint=f"let it run first: {RUNS_AGAIN}",
         )
     if machine.incoming:
-        raise Unsupported("QEMU waits for VM state", feature=feature, hint="load it first: migrate-incoming")
+        raise Unsupported("QEMU waits for VM state", feature=feature, hint=LOAD_STATE)
     refuse_migrating(machine)
 
 
@@ -252,7 +256,7 @@ def refuse_migrating(machine: Machine) -> None:
             f"a migration is under way ({machine.migration})",
             node="",
             job_id="",
-            hint="wait for its end, or stop it: migrate_cancel",
+            hint=f"wait for its end, or stop it: {qmp('migrate_cancel')}",
         )
 
 
@@ -395,7 +399,7 @@ def refuse_covered(scene: Scene, disk: Disk) -> None:
                 f"node {node.name!r} ({node.file}) stands on the active layer of {disk.name} and has no use",
                 node=node.name,
                 job_id="",
-                hint=f"free it first: blockdev-del {node.name}",
+                hint=f"free it first: {frees(node.name)}",
             )
 
 

@@ -73,7 +73,7 @@ def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
         return ()
     note = (
         f"QEMU emulates the CPUs (TCG), and the guest stands: if it was rebooted here since {name!r}, "
-        "it may run stale code afterwards, and panic or hang; let it run (cont) before it goes back, or "
-        "use checkpoints of --mode stop"
+        "it may run stale code afterwards, and panic or hang; let it run (qmpsnap cont) before it goes back, "
+        "or use checkpoints of --mode stop"
     )
     return (note,)

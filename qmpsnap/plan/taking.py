@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import AmbiguousName, NodeBusy, Unsupported
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import PATH_DRIVERS
-from qmpsnap.model.hints import quoted
+from qmpsnap.model.hints import frees, quoted
 from qmpsnap.plan.scene import refuse_any_job
 
 if TYPE_CHECKING:
@@ -188,5 +188,5 @@ def _refuse_stray(graph: Graph) -> None:
             f"node {name!r} ({graph.nodes[name].file}) is writable and has no use: QEMU would take it, too",
             node=name,
             job_id="",
-            hint=f"free it first (blockdev-del {name}), or let the jobs do it: --via jobs",
+            hint=f"free it first ({frees(name)}), or let the jobs do it: --via jobs",
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import stem
 from qmpsnap.model.record import IntentRecord, Settings
@@ -105,7 +106,7 @@ def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: 
             "the machine is in the state postmigrate: its VM state was written to a file, and QEMU writes it "
             "once more only after it has run",
             feature="a second migration",
-            hint="let it run (cont); checkpoint --mode in-place can be taken all the same",
+            hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place can be taken all the same",
         )
     need_open_files(machine, instead=instead)
 
@@ -121,7 +122,7 @@ def refuse_dead(machine: Machine) -> None:
             f"the machine is in the state {machine.status}: QEMU lets it run only after a reset, which would "
             "destroy what was loaded",
             feature=f"going back in run state {machine.status!r}",
-            hint="reset it first, then go back: system_reset",
+            hint=f"reset it first, then go back: {qmp('system_reset')}",
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy
+from qmpsnap.model.hints import qmp
 from qmpsnap.model.job import JobStatus
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ConcludedStreams:
                     "this QEMU would crash if it were asked for its block nodes",
                     node="",
                     job_id=job.id,
-                    hint=f"let whoever started it dismiss it, or send job-dismiss for {job.id!r}",
+                    hint=f"let whoever started it dismiss it, or do it: {qmp('job-dismiss', id=job.id)}",
                 )
 
     async def _is_harmless(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed
+from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.plan.steps import AdoptJob, LoadState, LoadVm, SaveState, SaveVm, StateJobStep
 from qmpsnap.plan.undo import changes
 from qmpsnap.run.human import failed_early
@@ -60,10 +61,7 @@ class Course:
         self.loaded = isinstance(job, LoadState) and not failed_early(error.error)
         self.moved = self.loaded or any(changes(step) for step in self.done if step is not job)
         if self.loaded:
-            error.hint = (
-                "the guest stands still, and its memory is not to be trusted: go back once more, or reset it "
-                "before it runs (system_reset, cont)"
-            )
+            error.hint = f"the guest stands still, and its memory is not to be trusted: {LOAD_FAILED}"
 
     @property
     def copies(self) -> bool:

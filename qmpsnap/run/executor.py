@@ -136,7 +136,7 @@ class Executor:
             await _done(task, limit)
             if not task.done():
                 guest = {"guest": "may stand still until then"} if plan.halts else {}
-                end = f"job wait {plan.operation_id}" if plan.operation_id else ""
+                end = f"qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
                 _log.warning("operation.given_up", op=op, after=limit, ended_by=end, **guest)
                 await self._target.abandon()
                 await _done(task, min(limit, _AFTER_ABANDON))

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, CommandFailed
+from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.human_steps import DelVm, LoadVm, SaveVm
 from qmpsnap.run.machine import is_running, run_state
@@ -57,7 +58,7 @@ async def checkpoint(session: Session, step: HumanStep) -> None:
         "its memory is not to be trusted",
         said,
         changed=Changed.YES,
-        hint="go back once more, or reset the guest before it runs (system_reset, cont)",
+        hint=LOAD_FAILED,
     )
 
 

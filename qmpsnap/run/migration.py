@@ -52,7 +52,7 @@ _SETTLE = 0.5  # seconds that the thread of a migration needs to end after it ha
 
 
 def _stuck(what: str, state: str) -> MigrationFailed:
-    return MigrationFailed(f"{what} ({state})", error=what, hint="look at QEMU: query-status, query-migrate")
+    return MigrationFailed(f"{what} ({state})", error=what, hint="look how it stands: qmpsnap status")
 
 
 def _writes(now: MigrationStatus) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import frees
 from qmpsnap.plan.steps import (
     CreateMemory,
     CreateOverlay,
@@ -161,7 +162,7 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
     freed = {step.node for step in plan.steps if isinstance(step, DeleteNode)}
     had = [layer.node for disk in plan.disks for layer in plan.before.disks[disk].layers]
     return tuple(
-        f"blockdev-del {node}"
+        frees(node)
         for node in had
         if node in graph.nodes and node not in used and node not in freed and not node.startswith("#")
     )

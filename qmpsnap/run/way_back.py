@@ -16,7 +16,7 @@ from qmpsnap.errors import (
     LinkLost,
     QmpsnapError,
 )
-from qmpsnap.model.hints import command
+from qmpsnap.model.hints import RUNS_AGAIN, command
 from qmpsnap.plan.steps import (
     AwaitJob,
     AwaitMigration,
@@ -86,9 +86,9 @@ class WayBack:
             left += by_qemu(course.tried)
         error.left = (*error.left, *left, *self._overlays())
         if course.loaded and course.plan.moves:
-            error.hint = error.hint or "disks and memory are there, and the guest stands still: cont"
+            error.hint = error.hint or "disks and memory are there, and the guest stands still: qmpsnap cont"
         if StopGuest(ran=False) in course.done and AwaitMigration("saved") in course.done:
-            error.hint = error.hint or "the machine is paused in the state postmigrate: cont lets it run on"
+            error.hint = error.hint or f"the machine is paused in the state postmigrate: {RUNS_AGAIN}"
         return error
 
     def _overlays(self) -> tuple[str, ...]:

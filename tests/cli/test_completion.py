@@ -31,7 +31,7 @@ def test_completion_prints_the_script(qmpsnap, shell):
 
 
 def test_completion_knows_the_verbs():
-    assert complete("qmpsnap st", 1) == ["stream"]
+    assert complete("qmpsnap st", 1) == ["stream", "status", "stop"]
 
 
 def test_completion_knows_disks_and_layers_of_the_machine(server):

@@ -25,13 +25,13 @@ def test_lines_of_a_job_say_what_was_copied_and_how_long_io_stood():
 def test_lines_tell_everything_that_the_result_knows():
     done = Done(
         "commit", {"vda": ("/d/b", "/d/a")}, {"vda": "/d/b"}, None, 0.5,
-        left=("blockdev-del n1",), invalid=("/d/c.invalid",), notes=("a note",),
+        left=("qmpsnap qmp blockdev-del X",), invalid=("/d/c.invalid",), notes=("a note",),
     )  # fmt: skip
     assert lines(done) == [
         "commit: done in 500 ms",
         "vda: [a] <- [b*]",
         "invalid, it holds no moment any more: /d/c.invalid",
-        "of no use any more, and not ours: blockdev-del n1 frees it",
+        "of no use any more, and not ours: qmpsnap qmp blockdev-del X frees it",
         "note: a note",
         "from now on start vda from /d/b",
     ]

@@ -249,8 +249,13 @@ def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
 @pytest.mark.parametrize(
     ("status", "migration", "error", "hint"),
     [
-        ("postmigrate", "completed", Unsupported, "let it run first: cont"),
-        ("inmigrate", "none", Unsupported, "load it first"),
+        ("postmigrate", "completed", Unsupported, "let it run first: qmpsnap cont --after-migration lets"),
+        (
+            "inmigrate",
+            "none",
+            Unsupported,
+            "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming",
+        ),
         ("running", "active", NodeBusy, "wait for its end"),
     ],
 )

@@ -297,7 +297,7 @@ def test_snapshot_refuses_a_disk_whose_active_layer_somebody_elses_node_covers()
     )
     with pytest.raises(NodeBusy) as caught:
         planned(Snapshot("n1"), covered)
-    assert caught.value.hint == "free it first: blockdev-del old"
+    assert caught.value.hint == """free it first: qmpsnap qmp blockdev-del '{"node-name": "old"}'"""
 
 
 @pytest.mark.parametrize("command", ["transaction", "blockdev-snapshot-sync"])

@@ -161,7 +161,7 @@ def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> Non
 def test_revert_removes_no_file_that_a_node_of_somebody_else_keeps_open() -> None:
     plan = planned(Revert("c1", discard=True), TWO, files=files_of(""))
     assert not [step for step in plan.steps if isinstance(step, RetireFile)]
-    assert [note for note in plan.notes if O1 in note and "blockdev-del vda-o1" in note]
+    assert [note for note in plan.notes if O1 in note and 'blockdev-del \'{"node-name": "vda-o1"}\'' in note]
 
 
 def test_revert_of_disks_resets_a_guest_that_was_shut_down() -> None:
@@ -285,7 +285,11 @@ def test_revert_refuses_what_cannot_be(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "way"), [("", "revert c1 --prepare"), ("in-place", "block_resize to 67108864 bytes")]
+    ("mode", "way"),
+    [
+        ("", "revert c1 --prepare"),
+        ("in-place", """qmpsnap qmp block_resize '{"node-name": "vda-o1", "size": 67108864}'"""),
+    ],
 )
 def test_revert_in_place_says_the_way_out_when_a_disk_was_resized(mode: str, way: str) -> None:
     grown = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])

@@ -300,7 +300,7 @@ async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
         await asyncio.wait({task})
     (record,) = caplog.records
     assert (record.message, vars(record)["guest"], vars(record)["ended_by"]) == (
-        "operation.given_up", "may stand still until then", f"job wait {plan.job_id}",
+        "operation.given_up", "may stand still until then", f"qmpsnap job wait {plan.job_id}",
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_left_nodes_are_those_without_a_use_that_somebody_named() -> None:
         after(MIDDLE).disks["vda"],
         nodes=(Node("vda-s1", "qcow2", S1), Node("vdb-data", "qcow2", "/x"), Node("#b", "file", S1)),
     )
-    assert left_nodes(MIDDLE, left) == ("blockdev-del vda-s1",)
+    assert left_nodes(MIDDLE, left) == ("""qmpsnap qmp blockdev-del '{"node-name": "vda-s1"}'""",)
 
 
 def test_left_nodes_are_not_those_that_the_plan_frees_nor_qemus_own() -> None:

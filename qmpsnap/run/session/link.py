@@ -163,7 +163,7 @@ class Session:
             f"lost {self.address} with {step} in flight: {reason}{'; ' if known else ''}{known}",
             step=step,
             changed=changed,
-            hint="connect again and look: the chains and query-jobs tell what became of it",
+            hint="connect again and look: qmpsnap chain, and qmpsnap jobs, show what became of it",
         )
 
     async def close(self) -> None:

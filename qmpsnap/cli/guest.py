@@ -1,0 +1,113 @@
+"""`qmpsnap status`, `cont` and `stop`: whether the guest runs, and that it does or does not."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import dry_run
+from qmpsnap.cli.output import emit, shown, spell
+from qmpsnap.cli.runner import current_app, run, show_steps
+from qmpsnap.errors import Refused
+from qmpsnap.run.outcome import Done
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.model.machine import Status
+    from qmpsnap.vm import VM
+
+__all__ = ["cont", "status", "stop"]
+
+
+@verb("status", example="qmpsnap -s /run/vm1/qmp.sock status", short_help="Tell whether the guest runs.")
+def status() -> None:
+    """Tell whether the guest runs; where it does not, how it stands and what lets it run.
+
+    The first word is QEMU's run state: running, paused, io-error, postmigrate and so on.
+    """
+
+    async def work(vm: VM, signals: Signals) -> tuple[Status, Refused | None]:
+        del signals
+        found = await vm.status()
+        if found.running or current_app().json:
+            return found, None
+        try:
+            await vm.check_cont()
+        except Refused as error:
+            return found, error
+        return found, None
+
+    found, refusal = run(work)
+    if current_app().json:
+        emit(spell(**found.to_json()))
+        return
+    lines = [found.state]
+    if found.migration != "none":
+        lines.append(f"migration: {shown(found.migration)}")
+    if refusal is not None:
+        lines += [shown(refusal.message), f"  next: {shown(refusal.hint)}"]
+    elif not found.running:
+        lines.append("  next: qmpsnap cont lets it run")
+    emit(*lines)
+
+
+@verb("cont", example="qmpsnap -s /run/vm1/qmp.sock cont", short_help="Let the guest run.")
+@click.option(
+    "--after-migration",
+    is_flag=True,
+    help="Also after its state was saved, which is lost by that, or sent away. [default: refuse]",
+)
+@dry_run
+def cont(*, after_migration: bool, dry_run: bool) -> None:
+    """Let the guest run.
+
+    Refused where a wreck would run, or nothing: after a load of VM state that failed, before VM state has
+    come in, before a reset that is due, and while an operation of ours holds the guest.
+    """
+    _send(
+        "cont",
+        lambda vm: vm.check_cont(after_migration=after_migration),
+        lambda vm: vm.cont(after_migration=after_migration),
+        only_print=dry_run,
+    )
+
+
+@verb("stop", example="qmpsnap -s /run/vm1/qmp.sock stop", short_help="Pause the guest.")
+@dry_run
+def stop(*, dry_run: bool) -> None:
+    """Pause the guest, until `qmpsnap cont`.
+
+    Refused while an operation of ours is under way that would let it run on.
+    """
+    _send("stop", lambda vm: vm.check_stop(), lambda vm: vm.stop(), only_print=dry_run)
+
+
+def _send(
+    command: str,
+    check: Callable[[VM], Awaitable[None]],
+    act: Callable[[VM], Awaitable[Status]],
+    *,
+    only_print: bool,
+) -> None:
+    started = time.monotonic()
+
+    async def work(vm: VM, signals: Signals) -> Status | None:
+        if only_print:
+            await check(vm)
+            return None
+        with signals.operation(None):
+            return await act(vm)
+
+    found = run(work)
+    if found is None:
+        show_steps((command, {}, "qmp"))
+    elif current_app().json:
+        done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
+        emit(spell(**done.to_json(), **found.to_json()))
+    else:
+        emit(f"the guest is {found.state}" if not found.running else "the guest runs")

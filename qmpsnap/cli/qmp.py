@@ -1,0 +1,70 @@
+"""`qmpsnap qmp`: any command of QEMU's, as it is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import COMMAND, dry_run
+from qmpsnap.cli.output import emit, shown
+from qmpsnap.cli.runner import current_app, run, show_steps
+
+if TYPE_CHECKING:
+    from qmpsnap.cli.signals import Signals
+    from qmpsnap.vm import VM
+
+__all__ = ["qmp"]
+
+
+@verb(
+    "qmp",
+    example="""qmpsnap -s /run/vm1/qmp.sock qmp human-monitor-command '{"command-line": "info block"}'""",
+    short_help="Send any QMP command as it is.",
+)
+@click.argument("command", type=COMMAND)
+@click.argument("arguments", metavar="[JSON]", required=False)
+@dry_run
+def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
+    """Send COMMAND, with the arguments that the object JSON has, and print what QEMU returns.
+
+    Nothing is checked before or after: what it changes nobody undoes, and no record tells of it. Errors of
+    the human monitor are texts in its answer, so that the exit code is 0 all the same.
+    """
+    given = _object(arguments)
+    if dry_run:
+        show_steps((command, given, "qmp"))
+        return
+
+    async def work(vm: VM, signals: Signals) -> object:
+        with signals.operation(None):
+            return await vm.execute(command, given)
+
+    answer = run(work)
+    if current_app().json:
+        emit(json.dumps({"version": 1, "return": answer}))
+    elif isinstance(answer, str):  # the human monitor's
+        emit(*map(shown, answer.splitlines()))
+    else:
+        emit(*json.dumps(answer, indent=2).splitlines())
+
+
+def _object(text: str | None) -> dict[str, object]:
+    """The arguments as typed.
+
+    Raises:
+        click.BadParameter: When they are no JSON object.
+    """
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{text!r} is not JSON: {error}", param_hint="JSON") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter(
+            f'{text!r} is no JSON object, as in \'{{"node-name": "x"}}\'', param_hint="JSON"
+        )
+    return found
