@@ -13,7 +13,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NodeBusy, NotInChain, TargetUnusable, Unsupported
-from qmpsnap.model.hints import command
+from qmpsnap.model.hints import command, frees, qmp
 from qmpsnap.plan.scene import unique
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _refuse_bitmap(disk: Disk, bitmap: Bitmap) -> None:
     active = disk.active
     words = json.dumps({"node": active.node, "name": bitmap.name})
     if not bitmap.name:
-        hint = "end what made it: a backup, or a copy-before-write node (blockdev-del)"
+        hint = f"end what made it: a backup, or a copy-before-write node ({frees('NODE')})"
     elif bitmap.busy:
         hint = f"end the export or the backup that uses it, then: {_removal(words)}"
     else:
@@ -139,7 +139,7 @@ def _refuse_reader(disk: Disk, graph: Graph) -> None:
                 "read other data after it",
                 node=node.name,
                 job_id="",
-                hint=f"free it first: blockdev-del {node.name}",
+                hint=f"free it first: {frees(node.name)}",
             )
 
 
@@ -159,7 +159,8 @@ def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
             f"{active.virtual_size} bytes, {had} at {name!r}",
             node=min(nodes),
             job_id="",
-            hint="end the export first: block-export-del",
+            hint=f"end the export first: {qmp('block-export-del', id='ID')}; its ID is in the answer to "
+            f"{qmp('query-block-exports')}",
         )
     where = scene.files.directories.get(posixpath.dirname(active.file))
     if where is not None and where.exists and where.free_bytes < _ROOM_BYTES:

@@ -119,7 +119,9 @@ def test_revert_inside_images_refuses_another_size_under_an_export() -> None:
     for files in (sized(32 * MIB), sized(None), unseen(GOOD)):
         with pytest.raises(NodeBusy, match="node 'vdb-b' of vdb is exported, which fixes its size") as caught:
             planned(BACK, GOOD, files=files, machine=EXPORTED)
-        assert caught.value.hint == "end the export first: block-export-del"
+        assert caught.value.hint.startswith(
+            """end the export first: qmpsnap qmp block-export-del '{"id": "ID"}'; its ID is"""
+        )
 
 
 def test_checkpoint_inside_images_says_what_is_in_the_way_back() -> None:
