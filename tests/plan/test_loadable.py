@@ -57,8 +57,18 @@ REFUSED: dict[str, tuple[Graph, type[Refused], str, str]] = {
     ),
     "nameless": (tracked(Bitmap("")), Unsupported, "a dirty bitmap without a name", "copy-before-write node"),
     "read-only": (READ_ONLY, NotInChain, "vdb has 'c1' and is attached read-only", "--leave vdb"),
-    "fleecing": (FLEECED, NodeBusy, r"node 'cbw' \(copy-before-write\) reads vdb", "blockdev-del cbw"),
-    "overlay": (STOOD_ON, NodeBusy, r"node 'past' \(qcow2\) reads vdb", "blockdev-del past"),
+    "fleecing": (
+        FLEECED,
+        NodeBusy,
+        r"node 'cbw' \(copy-before-write\) reads vdb",
+        """qmpsnap qmp blockdev-del '{"node-name": "cbw"}'""",
+    ),
+    "overlay": (
+        STOOD_ON,
+        NodeBusy,
+        r"node 'past' \(qcow2\) reads vdb",
+        """qmpsnap qmp blockdev-del '{"node-name": "past"}'""",
+    ),
 }
 
 
