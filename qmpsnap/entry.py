@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.arguments import Word, check, number, path_text, refuse
 from qmpsnap.run import session as sessions
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
+from qmpsnap.run.paths import absolute
 from qmpsnap.run.process import start_qemu
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
@@ -49,8 +52,21 @@ async def connect(
         name: How the machine is called in logs; "": by the address.
 
     Raises:
+        BadArgument: When an argument is none that is taken.
         ConnectFailed: When there is no QMP there, or no greeting in time.
     """
+    _check_address(address)
+    for parameter, value, kind in (
+        ("shared_fs", shared_fs, bool | None),
+        ("pid", pid, int | None),
+        ("name", name, str),
+    ):
+        check(parameter, value, kind)
+    if pid is not None and pid < 1:
+        refuse("pid", pid, "give the number of a process")
+    number("reply_limit", reply_limit)
+    number("greeting_limit", greeting_limit)
+    directory = absolute("state_dir", state_dir) if state_dir is not None else ""
 
     def link() -> AbstractAsyncContextManager[Session]:
         if isinstance(address, str | tuple | socket.socket):
@@ -65,15 +81,16 @@ async def connect(
         name=name or (address if isinstance(address, str) else "qemu"),
     )
     async with target:
-        yield VM(target, state_dir=str(Path(state_dir).absolute()) if state_dir is not None else "")
+        yield VM(target, state_dir=directory)
 
 
 @asynccontextmanager
 async def launch(
     argv: Sequence[str | os.PathLike[str]],
     *,
-    cwd: str | Path | None = None,
-    log: Path | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    log: str | os.PathLike[str] | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
 ) -> AsyncIterator[VM]:
@@ -84,21 +101,58 @@ async def launch(
 
     Args:
         argv: The program and its arguments, without a monitor for us.
-        cwd: Its working directory.
-        log: File that takes its standard error; None: its end is in the error if it dies.
+        cwd: Its working directory; None: ours.
+        env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
+        log: File that takes what it prints; in any case the end of that is in the error if it dies.
         state_dir: Where records go; None: beside each base image.
         name: How the machine is called in logs; "": "qemu".
 
     Raises:
+        BadArgument: When an argument is none that is taken.
         ConnectFailed: When QEMU ends before it greets; the message has its last words.
     """
+    check("name", name, str)
+    directory = None if state_dir is None else absolute("state_dir", state_dir)
     async with (
-        start_qemu([os.fspath(word) for word in argv], cwd=cwd, log=log) as process,
-        connect(
-            process.socket,
-            state_dir=state_dir,
-            pid=process.pid,
-            name=name or "qemu",
-        ) as vm,
+        start_qemu(
+            _words(argv),
+            cwd=None if cwd is None else path_text("cwd", cwd),
+            env=_environment(env),
+            log=None if log is None else Path(path_text("log", log)),
+        ) as process,
+        connect(process.socket, state_dir=directory, pid=process.pid, name=name or "qemu") as vm,
     ):
         yield vm
+
+
+def _words(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(argv, str | bytes) or not hasattr(argv, "__iter__"):
+        refuse("argv", argv, "give the program and its arguments", hint="argv=shlex.split(...)")
+    words = [one.__fspath__() if hasattr(one, "__fspath__") else one for one in argv]
+    for word in words:
+        check("argv", word, Word)
+    if not words or not words[0]:
+        refuse("argv", argv, "give the program and its arguments")
+    return words
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    if env is None:
+        return None
+    check("env", env, Mapping[Word, Word])
+    for name in env:
+        if not name or "=" in name:
+            refuse("env", name, "no variable has that name")
+    return dict(env)
+
+
+def _check_address(address: object) -> None:
+    """Refuse what is no address, before anybody takes it for a file's name."""
+    if isinstance(address, tuple):
+        host, port = address if len(address) == 2 else (None, None)
+        if not isinstance(host, str) or not isinstance(port, int) or not 0 < port < 1 << 16:
+            refuse("address", address, "give (host, port), the port from 1 to 65535")
+    elif isinstance(address, str):
+        path_text("address", address)
+    elif not isinstance(address, socket.socket) and not hasattr(address, "execute_msg"):
+        refuse("address", address, "give a path, 'tcp:HOST:PORT', (host, port), a socket or a QMPClient")

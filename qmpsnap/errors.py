@@ -13,6 +13,7 @@
     |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
     |  +- Unsupported                 this QEMU or this machine cannot; .feature
     |  +- UnsafeImage                 an image header that no tool should follow; .file
+    |  +- BadArgument                 a word, path or number that no call takes; .parameter .value .allowed
     |  +- BadName                     a name outside the grammar; .name
     |  +- ForeignJob                  a job that is not ours; .job_id
     |  +- MachineDiffers              VM state of another machine, or of other disks; .differences
@@ -38,43 +39,19 @@ no longer holds its moment.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Unpack
 
 __all__ = [
-    "AmbiguousName",
-    "BadName",
-    "Changed",
-    "CommandFailed",
-    "ConnectFailed",
-    "Detached",
-    "FileMoved",
-    "ForeignJob",
-    "GraphMismatch",
-    "GuestFailed",
-    "Incomplete",
-    "Interrupted",
-    "JobFailed",
-    "JobPaused",
-    "LinkLost",
-    "MachineDiffers",
-    "Malformed",
-    "MigrationFailed",
-    "NodeBusy",
-    "NotInChain",
-    "QmpsnapError",
-    "Refused",
-    "StillNeeded",
-    "TargetError",
-    "TargetExists",
-    "TargetUnusable",
-    "UnknownNode",
-    "UnsafeImage",
-    "Unsupported",
-    "WouldLose",
-]
+    "AmbiguousName", "BadArgument", "BadName", "Changed", "CommandFailed", "ConnectFailed", "Detached",
+    "FileMoved", "ForeignJob", "GraphMismatch", "GuestFailed", "Incomplete", "Interrupted", "JobFailed",
+    "JobPaused", "LinkLost", "MachineDiffers", "Malformed", "MigrationFailed", "NodeBusy", "NotInChain",
+    "QmpsnapError", "Refused", "StillNeeded", "TargetError", "TargetExists", "TargetUnusable",
+    "UnknownNode", "UnsafeImage", "Unsupported", "WouldLose",
+]  # fmt: skip
 
 
 class Changed(Enum):
@@ -85,8 +62,19 @@ class Changed(Enum):
     UNKNOWN = "unknown"
 
 
+class _Facts(TypedDict, total=False):
+    """What every error may say besides its message."""
+
+    changed: Changed
+    hint: str
+    invalid: Sequence[str]
+    left: Sequence[str]
+
+
 class QmpsnapError(Exception):
     """Base of all errors; says whether anything changed and what to do next.
+
+    All of them can be copied and pickled, with every attribute. A traceback shows the hint.
 
     Attributes:
         changed: What became of the chains and of the layers' bytes.
@@ -113,6 +101,45 @@ class QmpsnapError(Exception):
         self.hint = hint
         self.invalid = tuple(invalid)
         self.left = tuple(left)
+
+    @property
+    def hint(self) -> str:
+        """What to do next, or ""; one of the exception's notes, so that a traceback shows it."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        old = _NEXT + getattr(self, "_hint", "")
+        notes = [note for note in getattr(self, "__notes__", ()) if note != old]
+        self._hint = hint
+        self.__notes__ = [*notes, _NEXT + hint] if hint else notes
+
+    def to_json(self) -> dict[str, object]:
+        """The error as `--json` prints it: its class, what every error has, and what this one has besides."""
+        first = {
+            "type": type(self).__name__,
+            "message": self.message,
+            "changed": self.changed.value,
+            "hint": self.hint,
+            "invalid": list(self.invalid),
+            "left": list(self.left),
+        }
+        more = {key: value for key, value in vars(self).items() if key[0] != "_" and key not in first}
+        if not isinstance(more.get("value"), str | int | float | None):
+            more["value"] = repr(more["value"])
+        return first | more
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default calls the class with the message alone, and most take more.
+        return _blank, (type(self), *self.args), dict(vars(self))
+
+
+_NEXT = "next: "
+
+
+def _blank(kind: type[QmpsnapError], *args: object) -> QmpsnapError:
+    """An error before its attributes are given back to it, out of a pickle or a copy."""
+    return kind.__new__(kind, *args)
 
 
 class Refused(QmpsnapError):
@@ -208,7 +235,25 @@ class UnsafeImage(Refused):
         self.file = file
 
 
-class BadName(Refused):
+class BadArgument(Refused, ValueError):
+    """An argument that no call takes: a wrong word, type, path or number; nothing was sent.
+
+    Attributes:
+        parameter: What the argument is called.
+        value: What was given.
+        allowed: Every word that is taken, where that is a closed choice.
+    """
+
+    def __init__(
+        self, message: str, *, parameter: str, value: object, allowed: Sequence[str] = (), hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.parameter = parameter
+        self.value = value
+        self.allowed = tuple(allowed)
+
+
+class BadName(Refused, ValueError):
     """A name outside the grammar."""
 
     def __init__(self, message: str, *, name: str, hint: str = "") -> None:
@@ -253,11 +298,9 @@ class CommandFailed(TargetError):
         arguments: Mapping[str, object],
         qmp_class: str,
         desc: str,
-        changed: Changed = Changed.NO,
-        hint: str = "",
-        left: Sequence[str] = (),
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(message, changed=changed, hint=hint, left=left)
+        super().__init__(message, **facts)
         self.command = command
         self.arguments = dict(arguments)
         self.qmp_class = qmp_class
@@ -267,18 +310,8 @@ class CommandFailed(TargetError):
 class JobFailed(TargetError):
     """A job ended with an error, or was cancelled by somebody else."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        job_id: str,
-        error: str,
-        changed: Changed = Changed.NO,
-        hint: str = "",
-        invalid: Sequence[str] = (),
-        left: Sequence[str] = (),
-    ) -> None:
-        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+    def __init__(self, message: str, *, job_id: str, error: str, **facts: Unpack[_Facts]) -> None:
+        super().__init__(message, **facts)
         self.job_id = job_id
         self.error = error
 
@@ -286,16 +319,8 @@ class JobFailed(TargetError):
 class MigrationFailed(TargetError):
     """VM state could not be written, or not be read; `error` is QEMU's text."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        error: str,
-        changed: Changed = Changed.NO,
-        hint: str = "",
-        left: Sequence[str] = (),
-    ) -> None:
-        super().__init__(message, changed=changed, hint=hint, left=left)
+    def __init__(self, message: str, *, error: str, **facts: Unpack[_Facts]) -> None:
+        super().__init__(message, **facts)
         self.error = error
 
 
@@ -318,17 +343,9 @@ class LinkLost(QmpsnapError):
 
     exit_code = 5
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        step: str = "",
-        changed: Changed = Changed.UNKNOWN,
-        hint: str = "",
-        invalid: Sequence[str] = (),
-        left: Sequence[str] = (),
-    ) -> None:
-        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+    def __init__(self, message: str, *, step: str = "", **facts: Unpack[_Facts]) -> None:
+        facts.setdefault("changed", Changed.UNKNOWN)
+        super().__init__(message, **facts)
         self.step = step
 
 
@@ -346,11 +363,10 @@ class GraphMismatch(QmpsnapError):
         *,
         expected: Mapping[str, Sequence[str]],
         found: Mapping[str, Sequence[str]],
-        changed: Changed = Changed.YES,
-        hint: str = "",
-        left: Sequence[str] = (),
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(message, changed=changed, hint=hint, left=left)
+        facts.setdefault("changed", Changed.YES)
+        super().__init__(message, **facts)
         self.expected = {disk: tuple(files) for disk, files in expected.items()}
         self.found = {disk: tuple(files) for disk, files in found.items()}
 
@@ -366,12 +382,10 @@ class Incomplete(QmpsnapError):
         *,
         done: Sequence[str] = (),
         remaining: Sequence[str] = (),
-        changed: Changed = Changed.YES,
-        hint: str = "",
-        invalid: Sequence[str] = (),
-        left: Sequence[str] = (),
+        **facts: Unpack[_Facts],
     ) -> None:
-        super().__init__(message, changed=changed, hint=hint, invalid=invalid, left=left)
+        facts.setdefault("changed", Changed.YES)
+        super().__init__(message, **facts)
         self.done = tuple(done)
         self.remaining = tuple(remaining)
 

@@ -5,14 +5,18 @@ Each verb is exactly `run(await plan(intent))`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import ConnectFailed
+from qmpsnap.model.arguments import check, refuse, texts
 from qmpsnap.plan import planner
-from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run.executor import Executor
+from qmpsnap.run.outcome import check_hooks
+from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.together import both
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
@@ -21,14 +25,13 @@ from qmpsnap.vm_state import StateVerbs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Machine
-    from qmpsnap.plan.intent import Ending, Folded, Intent, OnError, Sync
-    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.intent import Ending, Folded, Format, OnError, Sync
     from qmpsnap.plan.scene import Scene
     from qmpsnap.run.live import LiveTarget
     from qmpsnap.run.outcome import Done, Hooks
@@ -43,6 +46,9 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     Methods that change something read the graph, plan, run, and read the graph again. A cancelled
     call awaits what was sent, then undoes or finishes it as its docstring says, in at most 30 s; the
     next call on the same VM works.
+
+    What is handed in is looked at before anything is sent: a wrong word, type, path or number is a
+    `BadArgument`, which is a ValueError, too.
 
     Attributes:
         name: How the machine is called in logs.
@@ -77,6 +83,8 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
     def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
         """Call `sink` with each of QEMU's events while the block lasts; nothing is queued."""
+        if not callable(sink):
+            refuse("sink", sink, "give a function that takes an event")
         return self._target.session.subscribe(sink)
 
     async def wait_lost(self) -> str:
@@ -101,13 +109,20 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         Raises:
             Refused: One of its kinds, when it cannot or must not be done.
         """
+        if not isinstance(intent, Intent):
+            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
         return planner.plan(intent, await self._scene(intent))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
+        if not isinstance(plan, Plan):
+            refuse("plan", plan, "give what plan() returned")
+        check_hooks(hooks)
         return await self._executor.run(plan, hooks)
 
     async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
+        check_hooks(hooks)
+        check("wait", wait, bool)
         make = self.when_idle if wait else self.plan
         return await self._executor.do(partial(make, intent), hooks)
 
@@ -164,8 +179,11 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         QAPI: transaction, blockdev-snapshot-sync (block-core.json).
         """
-        paths = {disk: str(Path(file).absolute()) for disk, file in (files or {}).items()}
-        return await self._do(Snapshot(name, tuple(disks or paths), paths, use_existing), hooks)
+        if not isinstance(files, Mapping | None):
+            refuse("files", files, "give a mapping of disks to paths")
+        paths = {disk: absolute("files", file) for disk, file in (files or {}).items()}
+        taken = texts("disks", disks) or texts("files", tuple(paths))
+        return await self._do(Snapshot(name, taken, paths, use_existing), hooks)
 
     async def stream(
         self,
@@ -249,8 +267,8 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             top=top,
             base=base,
             keep_overlay=keep_overlay,
-            look_in=_paths(look_in),
-            invalidate=_paths(invalidate),
+            look_in=absolute_each("look_in", look_in),
+            invalidate=absolute_each("invalidate", invalidate),
             folded=folded,
             discard_internal=discard_internal,
             on_error=on_error,
@@ -265,7 +283,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         *,
         ending: Ending,
         sync: Sync = "full",
-        format: str | None = None,  # noqa: A002 - QEMU's word
+        format: Format | None = None,  # noqa: A002 - QEMU's word
         use_existing: bool = False,
         discard_internal: bool = False,
         on_error: OnError = "report",
@@ -302,7 +320,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         """
         intent = Mirror(
             disk=disk,
-            target=str(Path(target).absolute()),
+            target=absolute("target", target),
             ending=ending,
             sync=sync,
             format=format,
@@ -312,7 +330,3 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             speed=speed,
         )
         return await self._do(intent, hooks)
-
-
-def _paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    return tuple(str(Path(path).absolute()) for path in paths)

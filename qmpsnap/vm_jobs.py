@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import Changed, ForeignJob, Interrupted, NodeBusy, UnknownNode
+from qmpsnap.model.arguments import Speed, Text, check, number, refuse
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, STAYS, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, rest
 from qmpsnap.plan.scene import Scene
-from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.outcome import Done, Hooks, check_hooks
 from qmpsnap.run.together import both
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.features import Features
     from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
     from qmpsnap.model.machine import Machine
     from qmpsnap.plan.intent import Intent
@@ -66,6 +67,7 @@ class JobVerbs:
             UnknownNode: When there is no job of that id.
             ForeignJob: When it is not ours, and `foreign` is False.
         """
+        _check(job_id, foreign=foreign)
         for job in await self._target.jobs():
             if job.id == job_id:
                 if not job.mine and not foreign:
@@ -89,6 +91,9 @@ class JobVerbs:
             graph: The graph when it was read a moment ago; None: it is read.
             live: Whether operations are told too whose client is at work yet.
         """
+        if not isinstance(graph, Graph | None):
+            refuse("graph", graph, "give what graph() returned")
+        check("live", live, bool)
         graph = graph or await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
         # One that lies in two places is one.
@@ -104,6 +109,8 @@ class JobVerbs:
 
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
         """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
+        _check(job_id)
+        number("interval", interval, zero=True)
         return self._target.progress(job_id, interval)
 
     async def when_idle(self, intent: Intent) -> Plan:
@@ -171,6 +178,7 @@ class JobVerbs:
                 machine.
             NodeBusy: When its client is at work yet.
         """
+        _check(job_id)
         graph = await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)
@@ -199,6 +207,8 @@ class JobVerbs:
             JobPaused: When an I/O error paused it.
             NodeBusy: When its client is at work yet, and there is no job to wait for.
         """
+        _check(job_id, foreign=foreign)
+        check_hooks(hooks)
         if parse_job_id(job_id) is None:
             await self.job(job_id, foreign=foreign)
             with self._target.watch(job_id) as watch:
@@ -222,6 +232,7 @@ class JobVerbs:
 
     async def job_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
         """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
+        check("speed", speed, Speed)
         await self.job(job_id, foreign=foreign)
         await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
 
@@ -242,6 +253,7 @@ class JobVerbs:
 
         QAPI: job-cancel, job-dismiss (job.json).
         """
+        _check(job_id, foreign=foreign)
         if parse_job_id(job_id) is None:
             await self._verb("job-cancel", job_id, foreign=foreign)
             return None
@@ -282,6 +294,11 @@ class JobVerbs:
     ) -> Scene:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         return Scene(graph, files, jobs, features, now, self._state_dir, machine)
+
+
+def _check(job_id: str, *, foreign: bool = False) -> None:
+    check("job_id", job_id, Text)
+    check("foreign", foreign, bool)
 
 
 def _held_up_by(jobs: Iterable[Job]) -> Job | None:

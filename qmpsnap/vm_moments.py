@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.arguments import texts
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan import rest
 from qmpsnap.plan.intent import CheckpointInternal, Delete, SnapshotInternal
@@ -69,7 +70,7 @@ class MomentVerbs:
 
         QAPI: transaction, blockdev-snapshot-internal-sync (block-core.json).
         """
-        return await self._do(SnapshotInternal(name, tuple(disks)), hooks)
+        return await self._do(SnapshotInternal(name, texts("disks", disks)), hooks)
 
     async def delete(self, name: str, *, via: Via | None = None, hooks: Hooks | None = None) -> Done:
         """Delete a moment: an internal one, from each disk that has it, or an external checkpoint.
@@ -139,4 +140,4 @@ class MomentVerbs:
 
         HMP: savevm. QAPI: snapshot-save (migration.json).
         """
-        return await self._do(CheckpointInternal(name, tuple(leave), via), hooks, wait=wait)
+        return await self._do(CheckpointInternal(name, texts("leave", leave), via), hooks, wait=wait)

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.plan.intent import Checkpoint, PrepareRevert, Restore, Revert, RevertIncoming, Save
+from qmpsnap.model.arguments import check, refuse, texts
+from qmpsnap.plan.intent import (
+    Checkpoint,
+    CheckpointInternal,
+    Mode,
+    PrepareRevert,
+    Restore,
+    Revert,
+    RevertIncoming,
+    Save,
+)
+from qmpsnap.run.paths import absolute
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from qmpsnap.plan.intent import Intent, Mode, Via
+    from qmpsnap.plan.intent import Intent, Via
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.executor import Executor
     from qmpsnap.run.outcome import Done, Hooks
@@ -41,10 +52,14 @@ class StateVerbs:
         *,
         mode: Mode = "stop",
         memory: str | os.PathLike[str] | None = None,
+        leave: Sequence[str] = (),
+        via: Via | None = None,
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
+
+        With the mode "internal" it is `checkpoint_internal`, and no overlay is made.
 
         After success the layers beneath hold the disks, the file the memory, and both are listed as one
         moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
@@ -56,8 +71,10 @@ class StateVerbs:
             name: The checkpoint's name.
             mode: "stop": the guest stands still while its memory is written; a new QEMU goes back to it.
                 "background": it runs on meanwhile; a new QEMU goes back. "in-place": it stands still; any
-                QEMU goes back, this one, too.
-            memory: Where the VM state goes; None: beside the first disk's active layer.
+                QEMU goes back, this one, too. "internal": all goes into the disks' own images.
+            memory: Where the VM state goes, not with "internal"; None: beside the first disk's active layer.
+            leave: With "internal" alone: writable disks that take no part, in any spelling.
+            via: With "internal" alone: "hmp" or "jobs", as of `checkpoint_internal`.
             wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
             hooks: What the caller wants to be told.
 
@@ -76,7 +93,16 @@ class StateVerbs:
 
         QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync.
         """
-        file = "" if memory is None else str(Path(memory).absolute())
+        check("mode", mode, Mode)
+        left = texts("leave", leave)
+        if mode == "internal":
+            if memory is not None:
+                refuse("memory", memory, "the mode 'internal' keeps the memory in an image")
+            return await self._do(CheckpointInternal(name, left, via), hooks, wait=wait)
+        for parameter, value in (("leave", left), ("via", via)):
+            if value:
+                refuse(parameter, value, f"it is for the mode 'internal', and this is {mode!r}")
+        file = "" if memory is None else absolute("memory", memory)
         return await self._do(Checkpoint(name, mode, file), hooks, wait=wait)
 
     async def revert(
@@ -120,7 +146,7 @@ class StateVerbs:
 
         QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset. HMP: loadvm.
         """
-        return await self._do(Revert(name, tuple(leave), discard, via), hooks)
+        return await self._do(Revert(name, texts("leave", leave), discard, via), hooks)
 
     async def revert_prepare(self, name: str) -> Done:
         """Make the overlays from which a new QEMU goes back to a moment; this one goes on.
@@ -174,6 +200,8 @@ class StateVerbs:
         Raises:
             Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
         """
+        if not callable(launcher):
+            refuse("launcher", launcher, "give a function that starts a QEMU on the files")
         plan = await self.plan(PrepareRevert(name))
         try:
             made = await self._executor.run(plan)
@@ -215,7 +243,7 @@ class StateVerbs:
 
         QAPI: migrate (migration.json).
         """
-        return await self._do(Save(str(Path(file).absolute())), hooks)
+        return await self._do(Save(absolute("file", file)), hooks)
 
     async def restore(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
         """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.
@@ -235,4 +263,4 @@ class StateVerbs:
 
         QAPI: migrate-incoming (migration.json).
         """
-        return await self._do(Restore(str(Path(file).absolute())), hooks)
+        return await self._do(Restore(absolute("file", file)), hooks)

@@ -12,7 +12,7 @@ from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Mirror
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.intent import OnError, Sync
+    from qmpsnap.plan.intent import Format, OnError, Sync
 
 __all__ = ["mirror"]
 
@@ -57,7 +57,7 @@ def mirror(
     pivot: bool,
     finish: bool,
     sync: Sync,
-    image_format: str | None,
+    image_format: Format | None,
     use_existing: bool,
     discard_internal: bool,
     on_error: OnError,

@@ -30,7 +30,6 @@ __all__ = ["INTERRUPTED", "report", "run_group"]
 INTERRUPTED = 130
 _UNWRITABLE = 1
 _USAGE = 2
-_SPOKEN = {"message", "changed", "hint", "invalid", "left"}
 
 
 def run_group(arguments: Sequence[str]) -> int:
@@ -69,16 +68,7 @@ def report(app: App, error: QmpsnapError) -> int:
     """Say what happened, whether anything changed, and what to do next; return the exit code."""
     code = INTERRUPTED if isinstance(error, Detached) else error.exit_code
     if app.json:
-        more = {key: value for key, value in vars(error).items() if key not in _SPOKEN}
-        body = {
-            "type": type(error).__name__,
-            "message": error.message,
-            "changed": error.changed.value,
-            "hint": error.hint,
-            "invalid": list(error.invalid),
-            "left": list(error.left),
-            **more,
-        }
+        body = error.to_json()
         if app.moved:
             body["active"] = dict(app.moved)
         emit(spell(error=body))

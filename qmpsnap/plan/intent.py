@@ -1,13 +1,17 @@
-"""What somebody wants: one frozen value per operation, with the names as they were spelled."""
+"""What somebody wants: one frozen value per operation, with the names as they were spelled.
+
+Each value is checked by its field's type as it is made: a word, path or number that no operation takes is a
+`BadArgument`, a new name outside the grammar a `BadName`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - read again when a field is checked
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, Text, check_fields
+from qmpsnap.model.frozen import Frozen
 
 __all__ = [
     "Checkpoint",
@@ -15,7 +19,9 @@ __all__ = [
     "Commit",
     "Delete",
     "Ending",
+    "FileMode",
     "Folded",
+    "Format",
     "Intent",
     "Mirror",
     "Mode",
@@ -53,12 +59,30 @@ under a throttle, where QEMU does not survive the way back by the human monitor.
 """
 
 
-Mode = Literal["stop", "background", "in-place"]
-"""How a checkpoint keeps the memory: the guest stands still, or runs on, or goes back in the same QEMU."""
+FileMode = Literal["stop", "background", "in-place"]
+"""How a checkpoint keeps the memory in a file.
+
+The guest stands still, or runs on, or stands still and can go back in the same QEMU.
+"""
+
+Mode = Literal[FileMode, "internal"]
+"""How a checkpoint keeps the memory: as in FileMode, or inside the disks' own images."""
+
+Format = Literal["raw", "qcow2"]
+"""Format of a copy."""
+
+
+class _Checked:
+    """Checks its fields as it is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(_Checked):
     """New overlays on one or more disks, at one instant.
 
     Attributes:
@@ -68,14 +92,18 @@ class Snapshot:
         use_existing: Whether the files are there already, made by the caller.
     """
 
-    name: str
-    disks: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    name: NewName
+    disks: tuple[Text, ...] = ()
+    files: Mapping[Text, AbsolutePath] = field(default_factory=Frozen)
     use_existing: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "files", Frozen(self.files))
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotInternal:
+class SnapshotInternal(_Checked):
     """A snapshot inside the active layer of one or more disks, at one instant; no chain changes.
 
     Attributes:
@@ -83,12 +111,12 @@ class SnapshotInternal:
         disks: Disks to take, in any spelling; empty: every writable disk with a medium.
     """
 
-    name: str
-    disks: tuple[str, ...] = ()
+    name: NewName
+    disks: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(_Checked):
     """A moment goes, and all others stay.
 
     Attributes:
@@ -97,12 +125,12 @@ class Delete:
             alone disk after disk.
     """
 
-    name: str
+    name: Text
     via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointInternal:
+class CheckpointInternal(_Checked):
     """VM state and writable disks, at one instant, inside the images.
 
     Attributes:
@@ -111,13 +139,13 @@ class CheckpointInternal:
         via: How; None: by the rule of `Via`.
     """
 
-    name: str
-    leave: tuple[str, ...] = ()
+    name: NewName
+    leave: tuple[Text, ...] = ()
     via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(_Checked):
     """Backing data goes up into a layer, which then no longer needs what stood between.
 
     Attributes:
@@ -128,15 +156,15 @@ class Stream:
         speed: Limit in bytes/s; 0: none.
     """
 
-    disk: str
-    base: str | None = None
-    into: str | None = None
+    disk: Text
+    base: Text | None = None
+    into: Text | None = None
     on_error: OnError = "report"
-    speed: int = 0
+    speed: Speed = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(_Checked):
     """Layers' data goes down into a layer below them.
 
     Attributes:
@@ -152,20 +180,20 @@ class Commit:
         speed: Limit in bytes/s; 0: none.
     """
 
-    disk: str
-    top: str | None = None
-    base: str | None = None
+    disk: Text
+    top: Text | None = None
+    base: Text | None = None
     keep_overlay: bool = False
-    look_in: tuple[str, ...] = ()
-    invalidate: tuple[str, ...] = ()
+    look_in: tuple[AbsolutePath, ...] = ()
+    invalidate: tuple[AbsolutePath, ...] = ()
     folded: Folded = "rename"
     discard_internal: bool = False
     on_error: OnError = "report"
-    speed: int = 0
+    speed: Speed = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Mirror:
+class Mirror(_Checked):
     """A copy elsewhere that follows the guest's writes.
 
     Attributes:
@@ -180,19 +208,19 @@ class Mirror:
         speed: Limit in bytes/s; 0: none.
     """
 
-    disk: str
-    target: str
+    disk: Text
+    target: AbsolutePath
     ending: Ending
     sync: Sync = "full"
-    format: str | None = None
+    format: Format | None = None
     use_existing: bool = False
     discard_internal: bool = False
     on_error: OnError = "report"
-    speed: int = 0
+    speed: Speed = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(_Checked):
     """VM state in a file of its own, and overlays on every writable disk, at one instant.
 
     Attributes:
@@ -201,13 +229,13 @@ class Checkpoint:
         memory: Path of the file of VM state; absolute; "": beside the first disk's active layer.
     """
 
-    name: str
-    mode: Mode = "stop"
-    memory: str = ""
+    name: NewName
+    mode: FileMode = "stop"
+    memory: OptionalPath = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Revert:
+class Revert(_Checked):
     """The machine goes back to a moment, in the same QEMU.
 
     Attributes:
@@ -217,54 +245,54 @@ class Revert:
         via: How an internal checkpoint is loaded; None: by the rule of `Via`.
     """
 
-    name: str
-    leave: tuple[str, ...] = ()
+    name: Text
+    leave: tuple[Text, ...] = ()
     discard: bool = False
     via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareRevert:
+class PrepareRevert(_Checked):
     """Overlays on a moment's layers, for a new QEMU to start from; the machine itself goes on.
 
     Attributes:
         name: The moment's name.
     """
 
-    name: str
+    name: Text
 
 
 @dataclass(frozen=True, slots=True)
-class RevertIncoming:
+class RevertIncoming(_Checked):
     """A QEMU that was started on prepared overlays, and waits for its VM state, gets it.
 
     Attributes:
         name: The checkpoint's name.
     """
 
-    name: str
+    name: Text
 
 
 @dataclass(frozen=True, slots=True)
-class Save:
+class Save(_Checked):
     """VM state goes to a file, and the guest stands still from then on.
 
     Attributes:
         file: Path of the file; absolute.
     """
 
-    file: str
+    file: AbsolutePath
 
 
 @dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(_Checked):
     """A QEMU that waits for its VM state gets that of a file which `Save` made.
 
     Attributes:
         file: Path of the file; absolute.
     """
 
-    file: str
+    file: AbsolutePath
 
 
 StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore

@@ -205,8 +205,6 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     for other in scene.graph.disks.values():
         if any(scene.files.same(target, layer) for layer in other.files):
             raise TargetExists(f"{target} is a layer of {other.name} already", file=target)
-    if not target.startswith("/"):
-        raise TargetUnusable(f"{target!r} is no absolute path", file=target)
     if not scene.files.shared:
         if intent.use_existing:
             raise Unsupported(

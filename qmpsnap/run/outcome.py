@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, JobFailed
+from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.plan.steps import (
@@ -47,6 +48,7 @@ __all__ = [
     "Done",
     "Hooks",
     "by_qemu",
+    "check_hooks",
     "invalid_now",
     "left_nodes",
     "made_files",
@@ -130,6 +132,9 @@ class Hooks:
     detach: anyio.Event | None = None
     cancel: anyio.Event | None = None
 
+    def __post_init__(self) -> None:
+        number("interval", self.interval, zero=True)
+
     async def tell(self, progress: Progress) -> None:
         """Pass one look at the progress on."""
         if self.progress is not None and inspect.isawaitable(told := self.progress(progress)):
@@ -139,6 +144,12 @@ class Hooks:
         """Pass on where each disk's root is now."""
         if self.on_pivot is not None and inspect.isawaitable(told := self.on_pivot(active)):
             await told
+
+
+def check_hooks(hooks: object) -> None:
+    """Refuse what is neither hooks nor None, before anything is sent."""
+    if not isinstance(hooks, Hooks | None):
+        refuse("hooks", hooks, "give qmpsnap.Hooks(...)")
 
 
 def outcome(plan: Plan, graph: Graph) -> Done:

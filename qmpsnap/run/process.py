@@ -23,7 +23,7 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.opening import append_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["QemuProcess", "start_qemu"]
@@ -83,6 +83,7 @@ async def start_qemu(
     argv: Sequence[str],
     *,
     cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
     log: Path | None = None,
     greeting_limit: float = 60.0,
     quit_limit: float = 10.0,
@@ -97,6 +98,7 @@ async def start_qemu(
     Args:
         argv: The binary and its arguments; the monitor's are added (the chardev id `qmpsnap` is ours).
         cwd: QEMU's working directory; ours if None.
+        env: QEMU's whole environment; ours if None.
         log: File that stdout and stderr are appended to; the last 16 KiB are kept in any case.
         greeting_limit: Seconds until the monitor must have spoken.
         quit_limit: Seconds that QEMU has to end after SIGTERM.
@@ -116,7 +118,7 @@ async def start_qemu(
     with ExitStack() as stack:
         output = stack.enter_context(closing(_Output(log)))
         guard = stack.enter_context(_guard())
-        process = _spawn(argv, cwd=cwd, group=guard.pid, output=output)
+        process = _spawn(argv, cwd=cwd, env=env, group=guard.pid, output=output)
         try:
             _log.debug("qemu.started", pid=process.pid, argv=list(argv))
             await _await_greeting(process, argv[0], limit=greeting_limit)
@@ -128,7 +130,14 @@ async def start_qemu(
             _log.debug("qemu.ended", pid=process.pid, status=process.returncode)
 
 
-def _spawn(argv: Sequence[str], *, cwd: str | Path | None, group: int, output: _Output) -> QemuProcess:
+def _spawn(
+    argv: Sequence[str],
+    *,
+    cwd: str | Path | None,
+    env: Mapping[str, str] | None,
+    group: int,
+    output: _Output,
+) -> QemuProcess:
     ours, theirs = socket.socketpair()
     monitor = (
         "-chardev",
@@ -140,6 +149,7 @@ def _spawn(argv: Sequence[str], *, cwd: str | Path | None, group: int, output: _
         popen = subprocess.Popen(
             [*argv, *monitor],
             cwd=cwd,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=output.writer,
             stderr=output.writer,

@@ -190,7 +190,6 @@ FLASH = graph(holding("vda", STATE), chain("vars.raw*", name="pflash1"))
 LEAKED = graph(holding("vda", STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),))
 BARE = graph(holding("vda", STATE), nodes=(Node("bare", "file", "/images/x.qcow2"),))
 REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
-    "bad name": (TWO, CheckpointInternal('c"'), BadName, "name for a snapshot"),
     "existing": (TWO, CheckpointInternal("c1"), TargetExists, "'c1' already"),
     "raw": (RAW, SAVE, Unsupported, r"vdr \(/images/d\.raw\) is writable and raw"),
     "raw, load": (RAW, LOAD, Unsupported, "vdr"),

@@ -9,7 +9,7 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.memory import MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, Settings, moment_of
 from qmpsnap.plan import rest
-from qmpsnap.plan.intent import Checkpoint, Mode
+from qmpsnap.plan.intent import Checkpoint, FileMode
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import (
     ContinueGuest,
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 LATER = "2024-05-01T13:00:00.000000+00:00"
 ONE = graph(vda="base <- s1*")
-MODES: list[Mode] = ["stop", "in-place"]
+MODES: list[FileMode] = ["stop", "in-place"]
 
 
-def begun(mode: Mode = "stop", on: Graph = ONE) -> tuple[IntentRecord, Graph]:
+def begun(mode: FileMode = "stop", on: Graph = ONE) -> tuple[IntentRecord, Graph]:
     """What a checkpoint wrote down, and the graph with its overlays."""
     plan = planned(Checkpoint("c1", mode), on)
     assert plan.record is not None
@@ -66,7 +66,7 @@ def rested(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: Mode) -> None:
+def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) -> None:
     record, of = begun(mode)
     plan = rested(record, of, files_of(record, of))
     assert isinstance(plan.steps[-2], SealMemory | SealStore) or KeepMoment in map(type, plan.steps)
@@ -77,7 +77,7 @@ def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: Mode) -> Non
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("process", "partial"), [("2:2", True), ("", True), ("1:1", False)])
 def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
-    mode: Mode, process: str, *, partial: bool
+    mode: FileMode, process: str, *, partial: bool
 ) -> None:
     record, of = begun(mode)
     plan = rested(record, of, files_of(record, of, partial=partial), process=process)
@@ -94,7 +94,7 @@ def test_rest_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: Mode) -> None:
+def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: FileMode) -> None:
     record, _ = begun(mode)
     files = files_of(record, ONE, sealed=record.id, partial=False)
     files.records.append(moment_of(record))
@@ -103,7 +103,7 @@ def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: Mo
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("there", [True, False])
-def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: Mode, *, there: bool) -> None:
+def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
     record, of = begun(mode)
     files = files_of(record, of, sealed=record.id, partial=False)
     if not there:
@@ -115,7 +115,7 @@ def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: Mode, *
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: Mode) -> None:
+def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode) -> None:
     record, of = begun(mode)
     assert record.state is not None
     plan = rested(record, of, files_of(record, of, sealed="qmpsnap-checkpoint-keep-99999999"))

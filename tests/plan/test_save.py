@@ -107,7 +107,6 @@ REMOTE = graph(with_layer(chain("base*"), 0, file="nbd://host/x", local=False))
 REFUSED: dict[str, tuple[Save, Graph, dict[str, Any], type[Refused], str]] = {
     "there": (SAVE, TWO, {"files": taken("/images/m")}, TargetExists, "/images/m exists"),
     "a layer": (Save("/images/s1.qcow2"), TWO, {}, TargetExists, "s1.qcow2 exists"),
-    "relative": (Save("m"), TWO, {}, TargetUnusable, "no absolute path"),
     "unseen": (SAVE, TWO, {"files": unseen(TWO)}, Unsupported, "not visible"),
     "job": (SAVE, TWO, {"jobs": (job("theirs"),)}, NodeBusy, "'theirs'"),
     "again": (SAVE, TWO, {"machine": a_machine(TWO, status="postmigrate")}, Unsupported, "postmigrate"),
@@ -185,7 +184,13 @@ def cut() -> FakeFiles:
 
 BASE = "/images/base.qcow2"
 RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refused], str]] = {
-    "missing": (TWO, FakeFiles(TWO), {}, TargetUnusable, "^/images/m does not exist$"),
+    "missing": (
+        TWO,
+        FakeFiles(TWO),
+        {},
+        TargetUnusable,
+        "^/images/m does not exist\nnext: nothing was sent",
+    ),
     "cut": (TWO, cut(), {}, TargetUnusable, "it was cut"),
     "a checkpoint's": (TWO, saved(name="c1"), {}, TargetUnusable, "the memory of checkpoint 'c1'"),
     "running": (TWO, saved(), {"status": "running"}, Unsupported, "does not wait"),

@@ -56,7 +56,6 @@ REFUSED: dict[str, tuple[Graph, SnapshotInternal, type[Refused], str]] = {
     "nothing": (graph(EMPTY), SnapshotInternal("i1"), UnknownNode, "no writable disk"),
     "unknown": (TWO, SnapshotInternal("i1", ("vdz",)), UnknownNode, "vdz"),
     "twice": (TWO, SnapshotInternal("i1", ("vda", "vda-s1")), AmbiguousName, "'vda' is named twice"),
-    "bad name": (TWO, SnapshotInternal("a b"), BadName, "a b"),
     "taken below": (BELOW, SnapshotInternal("old", ("vda",)), TargetExists, "on vda: /images/base.qcow2"),
     "taken elsewhere": (BELOW, SnapshotInternal("old", ("vdb",)), TargetExists, "on vda"),
 }
