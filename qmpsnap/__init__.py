@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qmpsnap.entry import connect, launch
     from qmpsnap.errors import (
         AmbiguousName,
+        BadArgument,
         BadName,
         Changed,
         CommandFailed,
@@ -46,17 +47,23 @@ if TYPE_CHECKING:
         WouldLose,
     )
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
-    from qmpsnap.model.job import Job, JobStatus
+    from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Held, Moment, Moments
-    from qmpsnap.model.record import KeptState, MomentRecord
+    from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Settings
     from qmpsnap.plan.intent import (
         Checkpoint,
         CheckpointInternal,
         Commit,
         Delete,
+        Ending,
+        FileMode,
+        Folded,
+        Format,
         Intent,
         Mirror,
+        Mode,
+        OnError,
         PrepareRevert,
         Restore,
         Revert,
@@ -65,6 +72,8 @@ if TYPE_CHECKING:
         Snapshot,
         SnapshotInternal,
         Stream,
+        Sync,
+        Via,
     )
     from qmpsnap.plan.plan import Plan, Stage
     from qmpsnap.run.outcome import Done, Hooks
@@ -91,6 +100,14 @@ __all__ = [  # noqa: RUF022
     "Delete",
     "CheckpointInternal",
     "Intent",
+    "Mode",
+    "FileMode",
+    "Ending",
+    "Sync",
+    "Format",
+    "OnError",
+    "Folded",
+    "Via",
     "Plan",
     "Stage",
     "Done",
@@ -107,12 +124,15 @@ __all__ = [  # noqa: RUF022
     "Moment",
     "Held",
     "MomentRecord",
+    "IntentRecord",
+    "Settings",
     "KeptState",
     "Fingerprint",
     "Bitmap",
     "Job",
     "JobStatus",
     "Status",
+    "IoStatus",
     "Event",
     "draw",
     "QmpsnapError",
@@ -129,6 +149,7 @@ __all__ = [  # noqa: RUF022
     "WouldLose",
     "Unsupported",
     "UnsafeImage",
+    "BadArgument",
     "BadName",
     "ForeignJob",
     "MachineDiffers",
@@ -151,6 +172,7 @@ logging.getLogger("qmpsnap").addHandler(logging.NullHandler())
 # Where these names live. They are imported with the first of them that is asked for: the command line has to
 # have its hand on Ctrl-C before it spends a third of a second on imports.
 _HOMES = (
+    "plan.intent",  # before model.job, which has an Ending of its own
     "entry",
     "errors",
     "model.graph",
@@ -158,7 +180,6 @@ _HOMES = (
     "model.machine",
     "model.moments",
     "model.record",
-    "plan.intent",
     "plan.plan",
     "run.outcome",
     "run.session",

@@ -55,7 +55,7 @@ def chain(disk: str | None) -> None:
                 f"fold some: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
-        emit(spell(disks=[_json(one, invalid) for one in disks]))
+        emit(spell(disks=[one.to_json(invalid=invalid) for one in disks]))
     else:
         emit(*(line for one in disks for line in _text(one, invalid)) if disks else ["no disks"])
 
@@ -83,43 +83,3 @@ def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> tuple[str, ...
         ", ".join(snapshot.name for snapshot in layer.snapshots),
         "; ".join(remarks),
     )
-
-
-def _json(disk: Disk, invalid: Mapping[str, str]) -> dict[str, object]:
-    return {
-        "name": disk.name,
-        "qdev": disk.qdev,
-        "drive": disk.drive,
-        "root": disk.root,
-        "read_only": disk.read_only,
-        "layers": [
-            {
-                "node": layer.node,
-                "file": layer.file,
-                "format": layer.format,
-                "virtual_size": layer.virtual_size,
-                "allocated": layer.allocated,
-                "backing": layer.backing,
-                "backing_format": layer.backing_format,
-                "read_only": layer.read_only,
-                "active": layer is disk.active,
-                "invalid": layer.file in invalid,
-                "snapshots": [
-                    {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size, "date": one.date}
-                    for one in layer.snapshots
-                ],
-                "bitmaps": [
-                    {
-                        "name": one.name,
-                        "persistent": one.persistent,
-                        "busy": one.busy,
-                        "inconsistent": one.inconsistent,
-                    }
-                    for one in layer.bitmaps
-                    if one.name
-                ],
-            }
-            for layer in disk.layers
-        ],
-        "filters": [{"node": one.node, "driver": one.driver} for one in disk.filters],
-    }

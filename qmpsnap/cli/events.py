@@ -92,7 +92,7 @@ def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
 
 
 def _json(event: Event) -> str:
-    return spell(event=event.name, data=dict(event.data), timestamp=event.timestamp)
+    return spell(**event.to_json())
 
 
 def _text(event: Event) -> str:

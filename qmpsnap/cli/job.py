@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import Verb, verb
-from qmpsnap.cli.jobs import job_json
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
 from qmpsnap.cli.output import emit, shown, size, spell
 from qmpsnap.cli.progress import reporter
@@ -206,7 +205,7 @@ def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None
     """Print what was done to a job; neither a chain nor a layer was changed by it."""
     if current_app().json:
         done = Done(op=f"job-{op}", chains={}, elapsed_s=elapsed, job_id=job_id, changed=False)
-        emit(spell(**done.to_json(), job_id=job_id, job=job_json(found)))
+        emit(spell(**done.to_json(), job_id=job_id, job=found.to_json()))
     elif op == "speed":
         limit = f"at most {size(speed)}/s" if isinstance(speed, int) and speed else "no limit"
         emit(f"{shown(job_id)}: {limit}")

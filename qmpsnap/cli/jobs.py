@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.vm import VM
 
-__all__ = ["job_json", "jobs"]
+__all__ = ["jobs"]
 
 _HEADER = ("ID", "TYPE", "STATE", "DONE", "LIMIT", "WHOSE")
 _RIGHT = ("DONE", "LIMIT")
@@ -47,7 +47,7 @@ def jobs() -> None:
     if current_app().json:
         emit(
             spell(
-                jobs=[{**job_json(job), "ways": _ways(job)} for job in found],
+                jobs=[{**job.to_json(), "ways": _ways(job)} for job in found],
                 interrupted=[left.to_json() for left in interrupted],
             )
         )
@@ -66,23 +66,6 @@ def jobs() -> None:
 def _keeps_overlay(record: IntentRecord) -> bool:
     """Whether the record is there to stay: it says which layers a `commit --keep-overlay` wrote into."""
     return record.op == "commit" and not record.policy
-
-
-def job_json(job: Job) -> dict[str, object]:
-    """A job as it is listed in JSON."""
-    return {
-        "id": job.id,
-        "type": job.type,
-        "status": job.status,
-        "offset": job.offset,
-        "length": job.length,
-        "speed": job.speed,
-        "error": job.error,
-        "io_status": job.io_status,
-        "paused": job.paused,
-        "ready": job.ready,
-        "ours": job.mine,
-    }
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -143,16 +126,4 @@ class _Left:
 
     def to_json(self) -> dict[str, object]:
         """The same for programs."""
-        record = self.record
-        return {
-            "id": record.id,
-            "op": record.op,
-            "created": record.created,
-            "disk": record.disk,
-            "name": record.name,
-            "chains": {disk: list(files) for disk, files in record.chains.items()},
-            "made": list(record.made),
-            "invalid": list(record.invalid),
-            "vanished": self.vanished,
-            "ways": [self.way],
-        }
+        return {**self.record.to_json(), "vanished": self.vanished, "ways": [self.way]}

@@ -13,7 +13,7 @@ from qmpsnap.cli.runner import current_app, run
 
 if TYPE_CHECKING:
     from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.moments import Held, Moment, Moments
+    from qmpsnap.model.moments import Moment, Moments
     from qmpsnap.vm import VM
 
 __all__ = ["list_"]
@@ -43,13 +43,8 @@ def list_() -> None:
     if not found.records_seen:
         tell("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
-        emit(
-            spell(
-                moments=[_json(one) for one in found.moments],
-                current=dict(found.current),
-                records_seen=found.records_seen,
-            )
-        )
+        moments = [{**one.to_json(), **_looked_at(one)} for one in found.moments]
+        emit(spell(**{**found.to_json(), "moments": moments}))
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [f"{shown(disk)}: since {shown(name)}" for disk, name in found.current.items() if name]
@@ -110,31 +105,6 @@ def _remarks(moment: Moment, state: _State) -> list[str]:
     return remarks
 
 
-def _json(moment: Moment) -> dict[str, object]:
+def _looked_at(moment: Moment) -> dict[str, object]:
     state = _state(moment)
-    return {
-        "name": moment.name,
-        "kind": moment.kind,
-        "created": moment.created,
-        "current": moment.current,
-        "allocated": moment.allocated,
-        "vm_state_size": moment.vm_state_size,
-        "mode": moment.mode,
-        "vm_state_file": moment.vm_state_file,
-        "vm_state_bytes": state.bytes,
-        "vm_state_missing": state.missing,
-        "held": [_part(part) for part in moment.held],
-    }
-
-
-def _part(part: Held) -> dict[str, object]:
-    return {
-        "disk": part.disk,
-        "file": part.file,
-        "overlay": part.overlay,
-        "allocated": part.allocated,
-        "id": part.id,
-        "vm_state_size": part.vm_state_size,
-        "in_chain": part.in_chain,
-        "invalid": part.invalid,
-    }
+    return {"vm_state_bytes": state.bytes, "vm_state_missing": state.missing}

@@ -38,15 +38,7 @@ class Lines:
         """Show where the job is."""
         job = progress.job
         if self._json:
-            facts = {
-                "job": job.id,
-                "status": job.status,
-                "offset": job.offset,
-                "length": job.length,
-                "rate": progress.rate,
-                "remaining_s": progress.remaining,
-            }
-            tell(spell(progress=facts))
+            tell(spell(progress=progress.to_json()))
         else:
             tell(", ".join(filter(None, (f"{shown(job.id)}: {job.status}", _facts(progress)))))
 

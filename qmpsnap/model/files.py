@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from qmpsnap.model.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -145,16 +146,16 @@ class Files:
     """
 
     shared: bool = False
-    files: Mapping[str, FileFact] = field(default_factory=lambda: MappingProxyType({}))
-    directories: Mapping[str, DirFact] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, FileFact] = field(default_factory=Frozen)
+    directories: Mapping[str, DirFact] = field(default_factory=Frozen)
     standing: tuple[Standing, ...] = ()
     looked_in: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     bad_records: tuple[str, ...] = ()
-    memories: Mapping[str, MemoryFact] = field(default_factory=lambda: MappingProxyType({}))
+    memories: Mapping[str, MemoryFact] = field(default_factory=Frozen)
     fresh: frozenset[str] = frozenset()
-    open: Mapping[str, OpenFile] = field(default_factory=lambda: MappingProxyType({}))
+    open: Mapping[str, OpenFile] = field(default_factory=Frozen)
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

@@ -6,8 +6,9 @@ All values are frozen. A chain is always a tuple of layers, active first.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from qmpsnap.model.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -208,6 +209,21 @@ class Disk:
         """Files of the chain, active first."""
         return tuple(layer.file for layer in self.layers)
 
+    def to_json(self, *, invalid: Collection[str] = ()) -> dict[str, object]:
+        """The disk as `chain --json` prints it; `invalid`: files that hold no moment any more."""
+        return {
+            "name": self.name,
+            "qdev": self.qdev,
+            "drive": self.drive,
+            "root": self.root,
+            "read_only": self.read_only,
+            "layers": [
+                _layer_json(layer, active=layer is self.active, invalid=layer.file in invalid)
+                for layer in self.layers
+            ],
+            "filters": [{"node": one.node, "driver": one.driver} for one in self.filters],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:
@@ -219,7 +235,7 @@ class Graph:
     """
 
     disks: Mapping[str, Disk]
-    nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
+    nodes: Mapping[str, Node] = field(default_factory=Frozen)
 
     def first_of(self, disk: Disk) -> Disk:
         """The first disk that reads the same node: itself, but where two devices are on one node."""
@@ -243,6 +259,43 @@ class Graph:
     def chains(self, *names: str) -> Chains:
         """Files of each disk's chain, active first; of all disks when none is named."""
         return {name: self.disks[name].files for name in (names or self.disks) if name in self.disks}
+
+    def to_json(self, *, invalid: Collection[str] = ()) -> dict[str, object]:
+        """The disks as `chain --json` prints them.
+
+        Args:
+            invalid: Files that hold no moment any more, as the records of `VM.interrupted(live=True)` say.
+        """
+        return {"disks": [disk.to_json(invalid=invalid) for disk in self.disks.values()]}
+
+
+def _layer_json(layer: Layer, *, active: bool, invalid: bool) -> dict[str, object]:
+    return {
+        "node": layer.node,
+        "file": layer.file,
+        "format": layer.format,
+        "virtual_size": layer.virtual_size,
+        "allocated": layer.allocated,
+        "backing": layer.backing,
+        "backing_format": layer.backing_format,
+        "read_only": layer.read_only,
+        "active": active,
+        "invalid": invalid,
+        "snapshots": [
+            {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size, "date": one.date}
+            for one in layer.snapshots
+        ],
+        "bitmaps": [
+            {
+                "name": one.name,
+                "persistent": one.persistent,
+                "busy": one.busy,
+                "inconsistent": one.inconsistent,
+            }
+            for one in layer.bitmaps
+            if one.name
+        ],
+    }
 
 
 def draw(files: tuple[str, ...]) -> str:

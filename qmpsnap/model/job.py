@@ -216,6 +216,22 @@ class Job:
         """
         return self.paused and self.io_status in {IoStatus.FAILED, IoStatus.NOSPACE}
 
+    def to_json(self) -> dict[str, object]:
+        """The job as `jobs --json` prints it."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "status": self.status.value,
+            "offset": self.offset,
+            "length": self.length,
+            "speed": self.speed,
+            "error": self.error,
+            "io_status": self.io_status and self.io_status.value,
+            "paused": self.paused,
+            "ready": self.ready,
+            "ours": self.mine,
+        }
+
 
 def allowed(job: Job, verb: JobVerb) -> bool:
     """Say whether QEMU takes that verb for the job as it stands."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.fields import Fields
+from qmpsnap.model.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +42,8 @@ class Fingerprint:
     qemu: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "devices", MappingProxyType(dict(self.devices)))
-        object.__setattr__(self, "disks", MappingProxyType(dict(self.disks)))
+        object.__setattr__(self, "devices", Frozen(dict(self.devices)))
+        object.__setattr__(self, "disks", Frozen(dict(self.disks)))
 
     def differences(self, now: Fingerprint) -> tuple[str, ...]:
         """In what a machine differs from this one, each as a sentence's part; none: the state fits."""
@@ -150,7 +150,7 @@ class Machine:
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, int | str]
     fingerprint: Fingerprint
-    devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
+    devices: Mapping[str, Device] = field(default_factory=Frozen)
     passes_files: bool = True
     process: str = ""
     exported: frozenset[str] = frozenset()

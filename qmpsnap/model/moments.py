@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
@@ -43,6 +43,19 @@ class Held:
     vm_state_size: int = 0
     in_chain: bool = True
     invalid: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """The part as `list --json` prints it."""
+        return {
+            "disk": self.disk,
+            "file": self.file,
+            "overlay": self.overlay,
+            "allocated": self.allocated,
+            "id": self.id,
+            "vm_state_size": self.vm_state_size,
+            "in_chain": self.in_chain,
+            "invalid": self.invalid,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,20 @@ class Moment:
         sizes = [one.allocated for one in self.held]
         return None if self.kind == "internal" or None in sizes else sum(size or 0 for size in sizes)
 
+    def to_json(self) -> dict[str, object]:
+        """The moment as `list --json` prints it, which looks at its file of VM state besides."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "created": self.created,
+            "current": self.current,
+            "allocated": self.allocated,
+            "vm_state_size": self.vm_state_size,
+            "mode": self.mode,
+            "vm_state_file": self.vm_state_file,
+            "held": [part.to_json() for part in self.held],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -113,6 +140,14 @@ class Moments:
     def named(self, name: str) -> tuple[Moment, ...]:
         """The moments of that name: one, or one of each kind, or none."""
         return tuple(one for one in self.moments if one.name == name)
+
+    def to_json(self) -> dict[str, object]:
+        """All as `list --json` prints it."""
+        return {
+            "moments": [one.to_json() for one in self.moments],
+            "current": dict(self.current),
+            "records_seen": self.records_seen,
+        }
 
 
 def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool = True) -> Moments:
@@ -139,7 +174,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
         for part in one.held:
             if part.overlay and graph.disks[part.disk].files[:1] == (part.overlay,):
                 current[part.disk] = one.name
-    return Moments(tuple(moments), MappingProxyType(current), records_seen)
+    return Moments(tuple(moments), Frozen(current), records_seen)
 
 
 def family(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from qmpsnap.errors import Malformed
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import (
     FILTER_DRIVERS,
     PATH_DRIVERS,
@@ -36,9 +36,9 @@ __all__ = ["FDSET", "GRAPH_QUERIES", "GraphMoved", "odd_names", "parse_fdsets", 
 Raw = dict[str, object]
 
 GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
-    ("query-block", MappingProxyType({})),
-    ("query-blockstats", MappingProxyType({})),
-    ("query-named-block-nodes", MappingProxyType({"flat": True})),
+    ("query-block", Frozen({})),
+    ("query-blockstats", Frozen({})),
+    ("query-named-block-nodes", Frozen({"flat": True})),
 )
 """The commands, with arguments, whose answers `parse_graph` takes, in this order."""
 
@@ -86,7 +86,7 @@ def parse_graph(
     named: object,
     *,
     cwd: str = "",
-    real: Mapping[str, str] = MappingProxyType({}),
+    real: Mapping[str, str] = Frozen({}),
 ) -> Graph:
     """Join the three answers into one graph.
 
@@ -168,7 +168,7 @@ class _Join:
             disks.append(self._disk(row, chain, entries, nodes, paths))
         names = disk_names([(disk.qdev, disk.drive, disk.root) for disk in disks])
         named = {name: replace(disk, name=name) for name, disk in zip(names, disks, strict=True)}
-        return Graph(MappingProxyType(named), MappingProxyType(nodes))
+        return Graph(Frozen(named), Frozen(nodes))
 
     @staticmethod
     def _key(row: Raw) -> tuple[object, object]:

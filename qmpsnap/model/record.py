@@ -11,11 +11,11 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import BadName
 from qmpsnap.model.fields import Fields
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.kept_state import KeptState, state_json, state_of
 from qmpsnap.model.names import check_name
 
@@ -59,8 +59,8 @@ class Settings:
     process: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "capabilities", MappingProxyType(dict(self.capabilities)))
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        object.__setattr__(self, "capabilities", Frozen(dict(self.capabilities)))
+        object.__setattr__(self, "parameters", Frozen(dict(self.parameters)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,31 @@ class IntentRecord:
 
     def __post_init__(self) -> None:
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
-        object.__setattr__(self, "chains", MappingProxyType(chains))
+        object.__setattr__(self, "chains", Frozen(chains))
         formats = {disk: tuple(one) for disk, one in self.formats.items()}
-        object.__setattr__(self, "formats", MappingProxyType(formats))
+        object.__setattr__(self, "formats", Frozen(formats))
         after = {disk: tuple(files) for disk, files in self.after.items()}
-        object.__setattr__(self, "after", MappingProxyType(after))
-        object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
-        object.__setattr__(self, "renames", MappingProxyType(dict(self.renames)))
+        object.__setattr__(self, "after", Frozen(after))
+        object.__setattr__(self, "overlays", Frozen(dict(self.overlays)))
+        object.__setattr__(self, "renames", Frozen(dict(self.renames)))
 
     @property
     def file_name(self) -> str:
         """Last part of the path under which the record is kept."""
         return f"intent-{self.id}.json"
+
+    def to_json(self) -> dict[str, object]:
+        """The operation as `jobs --json` prints it, of what a lost client left."""
+        return {
+            "id": self.id,
+            "op": self.op,
+            "created": self.created,
+            "disk": self.disk,
+            "name": self.name,
+            "chains": {disk: list(files) for disk, files in self.chains.items()},
+            "made": list(self.made),
+            "invalid": list(self.invalid),
+        }
 
     @property
     def started(self) -> float:
@@ -164,13 +177,13 @@ class MomentRecord:
     lost: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overlays", MappingProxyType(dict(self.overlays)))
+        object.__setattr__(self, "overlays", Frozen(dict(self.overlays)))
         formats = {disk: tuple(one) for disk, one in self.formats.items()}
-        object.__setattr__(self, "formats", MappingProxyType(formats))
-        object.__setattr__(self, "covered", MappingProxyType(dict(self.covered)))
+        object.__setattr__(self, "formats", Frozen(formats))
+        object.__setattr__(self, "covered", Frozen(dict(self.covered)))
         chains = {disk: tuple(files) for disk, files in self.chains.items()}
-        object.__setattr__(self, "chains", MappingProxyType(chains))
-        branches = tuple(MappingProxyType(dict(one)) for one in self.branches)
+        object.__setattr__(self, "chains", Frozen(chains))
+        branches = tuple(Frozen(dict(one)) for one in self.branches)
         object.__setattr__(self, "branches", branches)
 
     def began(self, disk: str) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ changes nothing until it is completed.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, assert_never
 
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node
 from qmpsnap.plan.steps import (
     AddNode,
@@ -96,7 +96,7 @@ def apply(graph: Graph, step: Step) -> Graph:
             return _without_node(moved, disk.active.node) if step.closes else moved
         case AddNode():
             nodes = {**graph.nodes, step.node: Node(step.node, step.format, step.file)}
-            return replace(graph, nodes=MappingProxyType(nodes))
+            return replace(graph, nodes=Frozen(nodes))
         case StartStream():
             disk = graph.disks[step.disk]
             files = disk.files
@@ -149,7 +149,7 @@ def apply(graph: Graph, step: Step) -> Graph:
 
 def _without_node(graph: Graph, gone: str) -> Graph:
     nodes = {name: node for name, node in graph.nodes.items() if name != gone}
-    return replace(graph, nodes=MappingProxyType(nodes))
+    return replace(graph, nodes=Frozen(nodes))
 
 
 def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
@@ -235,4 +235,4 @@ def _with_layers(graph: Graph, disk: Disk, layers: tuple[Layer, ...], *, alone: 
     for layer in layers:
         if layer.node:  # else QEMU names it
             nodes[layer.node] = Node(layer.node, layer.format, layer.file, layer.read_only)
-    return Graph(MappingProxyType(disks), MappingProxyType(nodes))
+    return Graph(Frozen(disks), Frozen(nodes))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import draw
 from qmpsnap.plan.steps import (
     AwaitJob,
@@ -96,8 +96,8 @@ class Plan:
     stages: tuple[Stage, ...]
     before: Graph
     after: Graph | None
-    expect: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    began: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    expect: Mapping[str, tuple[str, ...]] = field(default_factory=Frozen)
+    began: Mapping[str, tuple[str, ...]] = field(default_factory=Frozen)
     moves: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
     invalid: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Plan:
     resumes: tuple[Step, ...] = ()
     run_state: str = ""
     state_bytes: int = 0
-    prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     vanished: str = ""
 

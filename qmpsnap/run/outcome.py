@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import posixpath
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.model.arguments import number, refuse
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.plan.steps import (
@@ -85,7 +85,7 @@ class Done:
 
     op: str
     chains: Chains
-    active: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    active: Mapping[str, str] = field(default_factory=Frozen)
     standstill_s: float | None = None
     elapsed_s: float = 0.0
     bytes: int = 0
@@ -94,7 +94,7 @@ class Done:
     notes: tuple[str, ...] = ()
     job_id: str = ""
     changed: bool = True
-    prepared: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
 
     def to_json(self) -> dict[str, object]:

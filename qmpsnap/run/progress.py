@@ -31,6 +31,17 @@ class Progress:
     rate: float | None
     remaining: float | None
 
+    def to_json(self) -> dict[str, object]:
+        """The look as `--progress --json` prints it."""
+        return {
+            "job": self.job.id,
+            "status": self.job.status.value,
+            "offset": self.job.offset,
+            "length": self.job.length,
+            "rate": self.rate,
+            "remaining_s": self.remaining,
+        }
+
 
 class Meter:
     """Takes the looks at one job."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import stat
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import NOT_ALLOWED, DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_header
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
@@ -42,14 +42,14 @@ def look(ask: Ask) -> Files:
     records, bad_records = read_records(ask.records)
     return Files(
         shared=True,
-        files=MappingProxyType(files),
-        directories=MappingProxyType({path: _directory_fact(path) for path in ask.directories}),
+        files=Frozen(files),
+        directories=Frozen({path: _directory_fact(path) for path in ask.directories}),
         standing=tuple(sorted(survey.standing)),
         looked_in=looked_in,
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=records,
         bad_records=bad_records,
-        memories=MappingProxyType(memory_files.look(ask.memories)),
+        memories=Frozen(memory_files.look(ask.memories)),
     )
 
 

@@ -33,6 +33,9 @@ class Progress(Protocol):
     def remaining(self) -> float | None:
         """Seconds left at that rate; None when it cannot be told."""
 
+    def to_json(self) -> dict[str, object]:
+        """The look as `--progress --json` prints it."""
+
 
 class Watch(Protocol):
     """One job, listened to since before its command was sent."""

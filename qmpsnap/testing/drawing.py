@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, Layer, Node
 
 __all__ = ["chain", "graph"]
@@ -81,4 +80,4 @@ def graph(*disks: Disk, nodes: tuple[Node, ...] = (), **drawings: str) -> Graph:
         one.node: Node(one.node, one.driver, disk.files[0]) for disk in everyone for one in disk.filters
     }
     known |= {node.name: node for node in nodes}
-    return Graph(MappingProxyType({disk.name: disk for disk in everyone}), MappingProxyType(known))
+    return Graph(Frozen({disk.name: disk for disk in everyone}), Frozen(known))

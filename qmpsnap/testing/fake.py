@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
 
 from qmpsnap.errors import LinkLost
 from qmpsnap.model.features import Features
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.plan import effect
@@ -274,7 +274,7 @@ class FakeTarget:
         self.start_job(Job(start.job_id, start.command, JobStatus.RUNNING, length=8), start)
         if isinstance(start, StartMirror):
             node = Node(start.node, start.format, start.target)
-            self.state = replace(self.state, nodes=MappingProxyType({**self.state.nodes, start.node: node}))
+            self.state = replace(self.state, nodes=Frozen({**self.state.nodes, start.node: node}))
         elif isinstance(start, StartCommit):
             self.files.touch(start.base_file)
         if not self.hold:

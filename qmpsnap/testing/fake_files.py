@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
@@ -140,7 +140,7 @@ class FakeFiles:
     def look(self, ask: Ask) -> Files:
         """Answer what a planner asks."""
         if not self.shared:
-            return Files(open=MappingProxyType(dict(self.open)))
+            return Files(open=Frozen(dict(self.open)))
         missing = {path: FileFact(path, "missing", real=path) for path in ask.files if path not in self.facts}
         standing = {
             Standing(fact.real, fact.backing)
@@ -151,17 +151,15 @@ class FakeFiles:
         }
         return Files(
             shared=True,
-            files=MappingProxyType(
-                {path: self.facts[path] for path in ask.files if path in self.facts} | missing
-            ),
-            directories=MappingProxyType({path: self._directory(path) for path in ask.directories}),
+            files=Frozen({path: self.facts[path] for path in ask.files if path in self.facts} | missing),
+            directories=Frozen({path: self._directory(path) for path in ask.directories}),
             standing=tuple(sorted(standing)),
             looked_in=ask.survey,
             unreadable=self.unreadable,
             records=tuple(record for record in self.records if record.directory in ask.records),
-            memories=MappingProxyType({path: self._memory(path) for path in ask.memories}),
+            memories=Frozen({path: self._memory(path) for path in ask.memories}),
             fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
-            open=MappingProxyType(dict(self.open)),
+            open=Frozen(dict(self.open)),
         )
 
     def _directory(self, path: str) -> DirFact:

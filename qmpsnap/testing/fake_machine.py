@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, assert_never
 
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
 from qmpsnap.plan.steps import (
     AwaitClosed,
@@ -63,7 +63,7 @@ def a_machine(graph: Graph, *, running: bool = True, **more: object) -> Machine:
             disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
             qemu="7.2.22",
         ),
-        devices=MappingProxyType(
+        devices=Frozen(
             {
                 name: Device(f"/machine/peripheral/{name}/virtio-backend", "virtio-blk-device")
                 for name in graph.disks

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from qmpsnap.model.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,10 @@ class Event:
     data: Mapping[str, object]
     timestamp: float
 
+    def to_json(self) -> dict[str, object]:
+        """The event as `events --json` prints it."""
+        return {"event": self.name, "data": dict(self.data), "timestamp": self.timestamp}
+
 
 def read_event(message: Mapping[str, object]) -> Event | None:
     """Read an event off the wire; None when it is nothing that the schema knows."""
@@ -38,7 +43,7 @@ def read_event(message: Mapping[str, object]) -> Event | None:
     if isinstance(stamp, dict):
         with suppress(KeyError, TypeError):
             seconds = stamp["seconds"] + stamp["microseconds"] / 1e6
-    return Event(name, MappingProxyType(data if isinstance(data, dict) else {}), seconds)
+    return Event(name, Frozen(data if isinstance(data, dict) else {}), seconds)
 
 
 class Subscriptions:

@@ -1,0 +1,186 @@
+"""Results and errors travel: by pickle to another process, by copy, by asdict, as JSON."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpsnap import errors
+from qmpsnap.errors import Changed, QmpsnapError
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.job import IoStatus, Job, JobStatus
+from qmpsnap.run.progress import Progress
+from qmpsnap.run.session.event import read_event
+from tests.run.operations import CASES, intents, machine, plan_of, vm_of
+from tests.run.states import fake_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.timeout(20)
+
+JOB = Job("j", "commit", JobStatus.READY, 1, 2, 0, "no", IoStatus.NOSPACE, paused=True, ready=True)
+
+
+async def results() -> list[Any]:
+    """One result of each kind of call; and of each operation its plan, and what it returned."""
+    found: list[Any] = []
+    for case in CASES:
+        fake = machine(case)
+        plan = await plan_of(case, fake)
+        found += [plan, plan.intent, await vm_of(fake).run(plan)]
+    vm = vm_of(fake_of())
+    found += [await vm.checkpoint("c1"), await vm.moments(), await vm.graph()]
+    stamp = {"seconds": 1, "microseconds": 2}
+    event = read_event({"event": "STOP", "data": {"a": {"b": [1]}}, "timestamp": stamp})
+    return [*found, JOB, event, Progress(JOB, 1.5, None)]
+
+
+async def test_results_travel_by_pickle_and_by_copy() -> None:
+    for result in await results():
+        for one in (
+            pickle.loads(pickle.dumps(result)),
+            copy.copy(result),
+            copy.deepcopy(result),
+            dataclasses.replace(result),
+        ):
+            assert one == result
+            assert type(one) is type(result)
+
+
+async def test_results_become_plain_values_by_asdict() -> None:
+    for result in await results():
+        told = dataclasses.asdict(result)
+        assert set(told) == {one.name for one in dataclasses.fields(result)}
+        assert pickle.loads(pickle.dumps(told)) == told
+
+
+async def test_results_that_are_printed_spell_themselves_as_json() -> None:
+    spelled = [one.to_json() for one in await results() if not _is_intent(one)]
+    assert len(spelled) == 2 * len(CASES) + 6
+    for told in spelled:
+        assert json.loads(json.dumps(told)) == _lists(told)
+
+
+def _is_intent(result: object) -> bool:
+    return type(result).__module__ == "qmpsnap.plan.intent"
+
+
+def _lists(value: object) -> object:
+    """The same as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _lists(one) for key, one in value.items()}
+    return [_lists(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+async def test_record_of_what_a_lost_client_left_spells_itself_as_json() -> None:
+    fake = machine("commit-keep")
+    await vm_of(fake).commit("vda", keep_overlay=True)
+    (record,) = await vm_of(fake).interrupted()
+    assert [record.id] == intents(fake)
+    assert record.to_json()["op"] == "commit"
+    assert json.loads(json.dumps(record.to_json())) == _lists(record.to_json())
+
+
+def test_frozen_refuses_every_change() -> None:
+    frozen: Any = Frozen({"a": 1})
+    for change in (
+        lambda: frozen.__setitem__("a", 2),
+        lambda: frozen.__delitem__("a"),
+        lambda: frozen.__ior__({"b": 1}),
+        lambda: frozen.update(b=1),
+        lambda: frozen.setdefault("b", 1),
+        lambda: frozen.pop("a"),
+        frozen.popitem,
+        frozen.clear,
+    ):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            change()
+    assert frozen == {"a": 1}
+    assert copy.copy(frozen) is frozen.copy() is frozen
+    assert type(copy.deepcopy(frozen)) is Frozen
+
+
+SAMPLES: Mapping[str, Any] = {
+    "candidates": ["a", "b"],
+    "by": ["/x"],
+    "what": ["w"],
+    "differences": ["d"],
+    "arguments": {"a": {"b": 1}},
+    "expected": {"vda": ["/a"]},
+    "found": {"vda": ["/b"]},
+    "done": ["s"],
+    "remaining": ["r"],
+    "status": 3,
+    "allowed": ["a"],
+    "value": b"x",
+    "hint": "do",
+}
+COMMON: Mapping[str, Any] = {"changed": Changed.UNKNOWN, "hint": "do", "invalid": ["/i"], "left": ["/l"]}
+ALL = [
+    one
+    for one in vars(errors).values()
+    if inspect.isclass(one) and issubclass(one, QmpsnapError) and one.__module__ == errors.__name__
+]
+
+
+def made(kind: type[QmpsnapError]) -> QmpsnapError:
+    """An error of that kind with everything that it can be told."""
+    names = list(inspect.signature(kind).parameters)[1:]
+    facts = {name: SAMPLES.get(name, name) for name in names if name not in {*COMMON, "facts"}}
+    common = COMMON if "facts" in names else names
+    taken: dict[str, Any] = {name: COMMON[name] for name in common if name in COMMON}
+    return kind("it failed", **facts, **taken)
+
+
+def facts(error: QmpsnapError) -> dict[str, object]:
+    return {"type": type(error), "args": error.args, "text": str(error), "hint": error.hint, **vars(error)}
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_error_travels_with_all_that_it_knows(kind: type[QmpsnapError]) -> None:
+    error = made(kind)
+    error.add_note("seen by the caller")
+    for one in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert facts(one) == facts(error)
+        assert isinstance(one, kind)
+
+
+def test_errors_travel_to_another_process_and_back() -> None:
+    sent = [made(kind) for kind in ALL]
+    program = "import pickle, sys; pickle.dump(pickle.load(sys.stdin.buffer), sys.stdout.buffer)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(sent), capture_output=True, check=True
+    )
+    assert [facts(one) for one in pickle.loads(ran.stdout)] == [facts(one) for one in sent]
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_error_spells_itself_as_json(kind: type[QmpsnapError]) -> None:
+    told = made(kind).to_json()
+    assert list(told)[:6] == ["type", "message", "changed", "hint", "invalid", "left"]
+    assert told["type"] == kind.__name__
+    assert json.loads(json.dumps(told)) == _lists(told)
+    assert set(told) >= set(inspect.signature(kind).parameters) - {"facts"}
+
+
+def test_hint_is_in_a_traceback_as_it_is_by_then() -> None:
+    error = QmpsnapError("it failed", hint="do this")
+    error.add_note("a note of the caller's")
+    assert "next: do this" in "".join(traceback.format_exception(error))
+    error.hint = "do that"
+    told = "".join(traceback.format_exception(error))
+    assert "next: do that" in told
+    assert "do this" not in told
+    assert "a note of the caller's" in told
+    error.hint = ""
+    assert "next:" not in "".join(traceback.format_exception(error))
