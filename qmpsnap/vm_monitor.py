@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.model.parse_machine import parse_status
 from qmpsnap.plan.guest import refuse_cont, refuse_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Status
     from qmpsnap.model.record import IntentRecord
@@ -57,6 +58,8 @@ class MonitorVerbs:
 
         QAPI: any command.
         """
+        check("command", command, Text)
+        _check_arguments(arguments)
         if command.startswith(_ASKS):
             return await self._target.session.query(command, arguments)
         return await self._target.session.change(command, arguments)
@@ -113,9 +116,22 @@ class MonitorVerbs:
 
     async def check_cont(self, *, after_migration: bool = False) -> None:
         """Raise what `cont` would refuse with; nothing is sent that changes anything."""
+        check("after_migration", after_migration, bool)
         status, records = await asyncio.gather(self.status(), self.interrupted(live=True))
         refuse_cont(status, records, after_migration=after_migration)
 
     async def check_stop(self) -> None:
         """Raise what `stop` would refuse with; nothing is sent that changes anything."""
         refuse_stop(await self.interrupted(live=True))
+
+
+def _check_arguments(arguments: object) -> None:
+    """Refuse what JSON, and so QMP, has no word for."""
+    if not isinstance(arguments, Mapping | None):
+        refuse("arguments", arguments, "give a mapping of names to values")
+    for name in arguments or ():
+        check("arguments", name, Text)
+    try:
+        json.dumps(dict(arguments or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        refuse("arguments", arguments, f"JSON cannot say that: {error}")

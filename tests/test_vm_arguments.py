@@ -127,9 +127,18 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "job_speed": ({"job_id": "j", "speed": 0}, {**JOB, "speed": SPEED}),
     "progress": ({"job_id": "j"}, {"job_id": NAME, "interval": SECONDS}),
     "interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
+    "execute": (
+        {"command": "stop"},
+        {
+            "command": tuple(one for one in NAME if one != ["vda"]),
+            "arguments": (1, "x", ["x"], {1: "x"}, {"a": b"x"}, {"a": NAN}, {"a": {"b": Path("x")}}),
+        },
+    ),
+    "cont": ({}, {"after_migration": FLAG}),
+    "check_cont": ({}, {"after_migration": FLAG}),
     "events": ({"sink": print}, {"sink": CALLED}),
 }
-WITHOUT = {"graph", "jobs", "moments", "wait_lost", "reconnect"}  # parameters
+WITHOUT = {"check_stop", "status", "stop", "graph", "jobs", "moments", "wait_lost", "reconnect"}  # parameters
 ELSEWHERE = {("run", "hooks")}  # below: it needs a plan
 
 
