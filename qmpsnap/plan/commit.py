@@ -18,6 +18,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import losses
 from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import (
     delete_owned,
     layer_index,
@@ -32,6 +33,7 @@ from qmpsnap.plan.scene import (
     unique,
     with_parents,
 )
+from qmpsnap.plan.sizes import refuse_commit_of_shorter
 from qmpsnap.plan.steps import (
     AwaitJob,
     CompleteJob,
@@ -86,7 +88,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         StillNeeded: When another image stands on what would change; `.by` names each.
         WouldLose: When internal snapshots or persistent bitmaps would be lost.
         TargetUnusable: When a directory to look in is not there.
-        Unsupported: When the chain has one layer only, or `keep_overlay` goes without the active layer.
+        Unsupported: When the chain has one layer only, `keep_overlay` goes without the active layer, the
+            disk is read-only, or a folded layer is shorter than the base.
     """
     scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
@@ -104,6 +107,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         scene.features.need("job-finalize", "human-monitor-command")
     if intent.keep_overlay and not active:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
+    refuse_read_only(disk, "commit")
+    refuse_commit_of_shorter(disk, top=top, base=base)
     refuse_reopen(scene, disk, disk.layers[base])
     if not active:  # whose header is written
         refuse_reopen(scene, disk, disk.layers[top - 1])

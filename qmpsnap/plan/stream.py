@@ -14,6 +14,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.opened import refuse_reopen
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import (
     delete_owned,
     layer_index,
@@ -25,6 +26,7 @@ from qmpsnap.plan.scene import (
     state_questions,
     with_parents,
 )
+from qmpsnap.plan.sizes import refuse_stream_of_shorter
 from qmpsnap.plan.steps import AwaitJob, FinalizeJob, FinishRecord, FlushNode, StartStream, WriteRecord
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         UnknownNode: When the disk is not there.
         NotInChain: When a layer is not in its chain, or `base` is not below `into`.
         NodeBusy: When a job holds the chain.
-        Unsupported: When the layer cannot take data, or nothing stands below it.
+        Unsupported: When the layer cannot take data, nothing stands below it, the disk is read-only, or a
+            layer is so short that old bytes would be read again.
     """
     scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
@@ -60,6 +63,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         raise NotInChain(
             f"base {disk.layers[base].file} is not below {receiver.file}", hint="base is the lower one"
         )
+    refuse_read_only(disk, "stream")
     refuse_busy(scene, disk)
     if base == into + 1:
         below = f"just above {disk.layers[base].file}" if base < len(disk.layers) else "the base image"
@@ -67,6 +71,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     if receiver.format == "raw":
         raise Unsupported(f"{receiver.file} is raw and has no backing file", feature="stream into raw")
 
+    refuse_stream_of_shorter(disk, into=into, base=base)
     refuse_reopen(scene, disk, receiver)
     keeps = disk.layers[base] if base < len(disk.layers) else None
     token = digest("stream", disk.name, disk.files, into, base, avoid=scene.names)

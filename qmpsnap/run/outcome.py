@@ -225,11 +225,16 @@ def vanished(plan: Plan) -> JobFailed:
 
 def same(plan: Plan, graph: Graph) -> bool:
     """Whether what the plan touches is as it was when the plan was made."""
-    if graph.chains(*plan.disks) != plan.chains_before:
+    if graph.chains(*plan.disks) != plan.chains_before or _sizes(plan, graph) != _sizes(plan, plan.before):
         return False
     return not _inside(plan) or all(
         _snapshots(graph.disks[name]) == _snapshots(plan.before.disks[name]) for name in plan.disks
     )
+
+
+def _sizes(plan: Plan, graph: Graph) -> list[int]:
+    """Bytes of each disk: an overlay of the size of before a block_resize would take away what was added."""
+    return [graph.disks[name].active.virtual_size for name in plan.disks if graph.disks[name].layers]
 
 
 def _inside(plan: Plan) -> bool:
