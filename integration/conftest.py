@@ -2,6 +2,7 @@
 
     qemu        Qemu of the matrix (`.version .directory .system .img() .create() .read() .check()`), one
                 test each; `--qemu 7.2` or QMPSNAP_QEMU=7.2 (several: with commas) takes these alone
+    everything  whether `--all` was given: nothing is sampled
     machine     machine("vda", "base <- s1") or machine(*qemu_arguments): a Machine to be entered by
                 `with`; it has `.vm` arguments, `.write() .read() .qmp() .connect()`
     images      images("base <- s1 <- s2", folder=...): images of known content (known_images.make_images)
@@ -11,6 +12,8 @@
 After every test, whether it uses these or not, nothing may be left: no process that we started, no
 task, no descriptor, no temporary file and no intent record in its tmp_path. A Machine checks at its
 end that QEMU has no job and no node of ours.
+
+What tests depend on beside that (environment, umask, signals) is set for all: `tests/environment.py`.
 
 The helpers behind the fixtures are in machines.py and known_images.py; see there for their arguments.
 """
@@ -28,12 +31,16 @@ import pytest
 
 from integration.known_images import QEMUS, make_images
 from integration.machines import Leftovers, Machine
+from tests.environment import settle
+
+settle()
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--qemu", default=os.environ.get("QMPSNAP_QEMU", ""), help="versions to test, as 7.2,10.0"
     )
+    parser.addoption("--all", action="store_true", help="every point and site; else the sampled ones")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -64,6 +71,11 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(params=QEMUS, ids=[qemu.short for qemu in QEMUS])
 def qemu(request):
     return request.param
+
+
+@pytest.fixture
+def everything(request):
+    return request.config.getoption("--all")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""For all of tests/: what was loaded with the tests is left out of garbage collection.
+"""For all of tests/: one environment (`environment.py`), and nothing that was loaded is collected.
 
 Every event loop that ends, and every look for what a test leaves, walks through all that is not: of
 the suite's time that was the larger part.
@@ -7,6 +7,10 @@ the suite's time that was the larger part.
 from __future__ import annotations
 
 import gc
+
+from tests.environment import settle
+
+settle()
 
 
 def pytest_collection_finish() -> None:
