@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 import qmpsnap
 from integration.machines import blockdev, messages
 from integration.states import refuses
-from qmpsnap.errors import TargetUnusable
-from qmpsnap.plan.intent import Restore, Revert, RevertIncoming
+from qmpsnap.errors import NotInChain, TargetUnusable, UnknownNode
+from qmpsnap.model.names import state_directory
+from qmpsnap.model.record import IntentRecord, MomentRecord, to_json
+from qmpsnap.plan.intent import PrepareRevert, Restore, Revert, RevertIncoming
 
 STRANGER = 4711  # the id of a user that nobody has
 
@@ -124,3 +127,100 @@ async def test_a_store_of_another_inode_is_ours_where_nobody_else_may_put_files(
             Path(moment.vm_state_file).parent.chmod(0o755)
             assert messages(await vm.plan(Revert("c1")))
             await vm.revert("c1")
+
+
+@pytest.fixture
+def victim(tmp_path_factory):
+    """A file that is none of the machine's: its bytes are to be what they were."""
+    file = tmp_path_factory.mktemp("elsewhere") / "victim"
+    file.write_bytes(b"root:secret" * 1000)
+    yield file
+    assert file.read_bytes() == b"root:secret" * 1000
+    assert [one.name for one in file.parent.iterdir()] == ["victim"]
+
+
+def bring(base: Path, record):
+    """Put a record beside the base image, as a bundle that was unpacked has it."""
+    directory = Path(state_directory(str(base)))
+    directory.mkdir(exist_ok=True)
+    (directory / record.file_name).write_text(to_json(record))
+    return directory
+
+
+def folding(policy, made, victim, **changes):
+    """A record of a commit that seems to have ended well, all but for putting the folded file away."""
+    chain = made.files[::-1]  # active first
+    return IntentRecord(
+        id="qmpsnap-commit-keep-0a1b2c3d",
+        op="commit",
+        created="2024-05-01T12:00:00+00:00",
+        chains={"vda": (chain[0], str(victim), *chain[1:])},
+        after={"vda": chain},
+        folded=(str(victim),),
+        policy=policy,
+        renames={str(victim): f"{victim}.invalid"} if policy == "rename" else {},
+        disk="vda",
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("policy", ["rename", "remove"])
+async def test_a_bundles_record_of_a_commit_puts_no_file_away(images, machine, leftovers, victim, policy):
+    made = images("base <- s1")
+    record = folding(policy, made, victim)
+    directory = bring(Path(made.files[0]), record)
+    leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            assert [one.id for one in await vm.interrupted()] == [record.id]
+            with pytest.raises(qmpsnap.QmpsnapError, match="no overlay by its header"):
+                await vm.job_wait(record.id)
+
+
+@pytest.mark.parametrize("what", ["made", "folded", "renames"])
+async def test_a_bundles_record_that_names_a_file_of_the_host_is_none(
+    images, machine, leftovers, victim, what
+):
+    made = images("base <- s1")
+    wrong = {
+        "made": {"op": "mirror", "folded": (), "renames": {}, "policy": "", "made": (str(victim),)},
+        "folded": {"chains": {"vda": made.files[::-1]}},
+        "renames": {"renames": {str(victim): f"{victim.parent}/new"}},
+    }
+    record = replace(folding("rename", made, victim), **wrong[what])
+    directory = bring(Path(made.files[0]), record)
+    leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            assert await vm.interrupted() == ()
+            with pytest.raises(UnknownNode):
+                await vm.job_wait(record.id)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+async def test_a_bundles_moment_makes_no_guest_read_a_file_of_the_host(
+    qemu, images, machine, leftovers, victim, aside
+):
+    """The second moment stands on the first one's overlay, and claims that this covers the victim."""
+    made = images("base <- s1")
+    bundled = Path(made.files[0]).with_name("x.qcow2")
+    chain = (str(bundled), str(victim)) if aside else (str(victim),)
+    if aside:
+        qemu.create(bundled, backing=str(victim), backing_format="raw")
+    moment = MomentRecord(
+        id="qmpsnap-snapshot-keep-0a1b2c3d",
+        name="before",
+        created="2024-05-01T12:00:00+00:00",
+        overlays={"vda": made.active},
+        covered={"vda": chain[0]},
+        chains={"vda": chain},
+        formats={"vda": ("qcow2", "raw") if aside else ("raw",)},
+    )
+    directory = bring(Path(made.files[0]), moment)
+    leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()), str(bundled))
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            assert [one.name for one in (await vm.moments()).moments] == ["before"]
+            for intent in (Revert("before"), PrepareRevert("before")):
+                await refuses(running, vm, intent, NotInChain, "which no disk of this machine has open")

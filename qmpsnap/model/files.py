@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.names import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,6 +30,7 @@ __all__ = [
     "Kind",
     "Standing",
     "invalid_name",
+    "invalid_names",
     "is_invalid_name",
 ]
 
@@ -36,6 +38,7 @@ NOT_ALLOWED = "permission denied"  # why something could not be looked at: we ma
 
 Kind = Literal["missing", "regular", "directory", "block", "symlink", "other"]
 
+_ATTEMPTS = 9
 _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 
 
@@ -189,8 +192,18 @@ class Files:
 
 
 def invalid_name(file: str, *, attempt: int = 1) -> str:
-    """Name under which a folded file is kept: "FILE.invalid", then "FILE.invalid.2" and so on."""
-    return f"{file}.invalid" if attempt == 1 else f"{file}.invalid.{attempt}"
+    """Name under which a folded file is kept: "FILE.invalid", then "FILE.invalid.2" and so on.
+
+    A snapshot that could be taken can be folded, too: what would be too long for a name is cut.
+    """
+    ending = ".invalid" if attempt == 1 else f".invalid.{attempt}"
+    directory, slash, name = file.rpartition("/")
+    return f"{directory}{slash}{shortened(name, ending)}"
+
+
+def invalid_names(file: str) -> tuple[str, ...]:
+    """Every name that a folded file may get, the first choice first."""
+    return tuple(invalid_name(file, attempt=attempt) for attempt in range(1, _ATTEMPTS + 1))
 
 
 def is_invalid_name(file: str) -> bool:

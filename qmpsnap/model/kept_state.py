@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.names import shortened
 
 if TYPE_CHECKING:
     from qmpsnap.model.fields import Fields
@@ -43,7 +44,8 @@ class KeptState:
     @property
     def partial(self) -> str:
         """What the file is called until it is whole."""
-        return f"{self.file}.{self.token}.partial" if self.token else f"{self.file}.partial"
+        directory, slash, name = self.file.rpartition("/")
+        return f"{directory}{slash}{shortened(name, f'.{self.token}.partial' if self.token else '.partial')}"
 
 
 def state_json(state: KeptState | None) -> dict[str, object] | None:

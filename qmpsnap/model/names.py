@@ -25,12 +25,14 @@ __all__ = [
     "overlay_file",
     "overlay_files",
     "owned_node",
+    "shortened",
     "state_directory",
     "stem",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"
+_NAME_MAX = 255  # bytes
 _LONG = 32  # characters of a disk's name that go into a file's
 
 
@@ -90,6 +92,21 @@ def owned_node(name: str) -> bool:
     return name.startswith(_OWNED)
 
 
+def shortened(name: str, ending: str) -> str:
+    """Join a file's name and what follows it; what would be too long for a name is cut, and told apart.
+
+    NAME_MAX of Linux is 255 bytes; the rare file systems that take fewer say so when the file is made.
+    """
+    encoded = name.encode(errors="surrogateescape")
+    room = _NAME_MAX - len(ending.encode(errors="surrogateescape"))
+    if len(encoded) <= room:
+        return name + ending
+    cut = encoded[: room - 9]
+    while cut and (encoded[len(cut)] & 0xC0) == 0x80:  # not within a character
+        cut = cut[:-1]
+    return f"{cut.decode(errors='surrogateescape')}-{digest(name)}{ending}"
+
+
 def stem(file: str) -> str:
     """Last part of the path without its last suffix: "/d/base.qcow2" gives "base"."""
     name = posixpath.basename(file)
@@ -98,7 +115,7 @@ def stem(file: str) -> str:
 
 def overlay_file(*, active: str, base: str, name: str) -> str:
     """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
-    return posixpath.join(posixpath.dirname(active), f"{stem(base)}.{name}.qcow2")
+    return posixpath.join(posixpath.dirname(active), shortened(stem(base), f".{name}.qcow2"))
 
 
 def overlay_files(
@@ -137,4 +154,4 @@ def among_devices(path: str) -> bool:
 
 def state_directory(base: str) -> str:
     """Directory of our records for machines on this base image: `STEM-of-base.qmpsnap` beside it."""
-    return posixpath.join(posixpath.dirname(base), f"{stem(base)}.qmpsnap")
+    return posixpath.join(posixpath.dirname(base), shortened(stem(base), ".qmpsnap"))

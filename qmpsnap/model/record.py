@@ -18,6 +18,7 @@ from qmpsnap.model.fields import Fields
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.kept_state import KeptState, state_json, state_of
 from qmpsnap.model.names import check_name
+from qmpsnap.model.record_rules import check_intent, check_moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -318,6 +319,10 @@ def from_json(text: str, *, directory: str = "") -> Record:
         case kind:
             raise ValueError(f"a record of unknown kind {kind!r}")
     check(record)
+    if isinstance(record, IntentRecord):
+        check_intent(record)
+    else:
+        check_moment(record)
     return replace(record, directory=directory)
 
 

@@ -11,6 +11,7 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
@@ -230,7 +231,11 @@ def _branch(
         )
     if in_place:
         refuse_read_only(disk, "revert", hint=f"it can stay as it is: --leave {quoted(disk.name)}")
-    chain = _present(disk, inside) if inside is not None else _left_aside(record, disk, scene)
+    if inside is not None:
+        chain = _present(disk, inside)
+    else:
+        chain = _left_aside(record, disk, scene)
+        refuse_strange_base(record, disk, chain, scene)
     beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
     file = files[disk.name]
     if scene.files.files[file].taken:

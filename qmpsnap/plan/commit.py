@@ -7,10 +7,11 @@ wrong data without a word from QEMU: such images are looked for first.
 from __future__ import annotations
 
 import posixpath
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
-from qmpsnap.model.files import NOT_ALLOWED, Ask, invalid_name
+from qmpsnap.model.files import NOT_ALLOWED, Ask, invalid_names
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
@@ -42,6 +43,7 @@ from qmpsnap.plan.steps import (
     FinalizeJob,
     FinishRecord,
     FlushNode,
+    Proof,
     RetireFile,
     StartCommit,
     WriteRecord,
@@ -57,17 +59,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ask", "plan"]
 
-_INVALID_NAMES = 9
-
 
 def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know: names for the folded files, and who stands on the chain."""
     disk = refuse_empty(find_disk(graph, intent.disk))
     local = [layer.file for layer in disk.layers if layer.file.startswith("/")]
     records = state_questions(graph, state_dir)
-    names = [
-        invalid_name(file, attempt=attempt) for file in local for attempt in range(1, _INVALID_NAMES + 1)
-    ]
+    names = [name for file in local for name in invalid_names(file)]
     # An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
     nodes = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
     return Ask(
@@ -135,7 +133,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     )
     # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
     stopped = tuple(layer.file for layer in disk.layers[top + 1 : base + 1])
-    retired = {} if intent.keep_overlay else _retired(intent, scene, folded)
+    proofs = _proofs(scene, disk.layers[top : base + 1])
+    retired = {} if intent.keep_overlay else _retired(intent, scene, folded, proofs)
     place = state_place(scene, disk)
     record = IntentRecord(
         id=start.job_id,
@@ -152,9 +151,18 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         disk=disk.name,
     )
     above = None if active else disk.layers[top - 1]
-    stages = _stages(intent, scene, start, above, folded, retired, place=place, record=record)
+    stages = _stages(intent, scene, start, above, folded, retired, proofs=proofs, place=place, record=record)
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
     notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
+    if scene.files.shared and not intent.keep_overlay and intent.folded != "keep":
+        notes += tuple(
+            f"{layer.file} keeps its name, though its data is folded: by its own header it is not the layer "
+            "as which QEMU has it"
+            for layer in folded
+            if layer.file.startswith("/")
+            and layer.file not in (*proofs, *links)
+            and not temporary(layer, scene.files)
+        )
     kept = tuple(
         layer.file
         for layer in folded
@@ -186,6 +194,7 @@ def _stages(
     folded: tuple[Layer, ...],
     retired: Mapping[str, str],
     *,
+    proofs: Mapping[str, Proof],
     place: str,
     record: IntentRecord,
 ) -> tuple[Stage, ...]:
@@ -208,7 +217,7 @@ def _stages(
         written = {*gone, start.base_file}
         lost, moments = losses(scene.files.records, start.disk, folded=gone, written=written)
         tidy += delete_owned(folded)
-        tidy += [RetireFile(file, intent.folded, to) for file, to in retired.items()]
+        tidy += [RetireFile(file, intent.folded, to, proofs[file]) for file, to in retired.items()]
         tidy += lost
         if place:
             tidy.append(FinishRecord(place, (record.id, *_superseded(scene, written)), moments))
@@ -232,7 +241,29 @@ def _superseded(scene: Scene, written: set[str]) -> tuple[str, ...]:
     )
 
 
-def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[str, str]:
+def _proofs(scene: Scene, layers: tuple[Layer, ...]) -> dict[str, Proof]:
+    """What shows that a file is the layer as which QEMU has it: its own header, which says the same.
+
+    Args:
+        scene: The machine, and what lies on its disk.
+        layers: The layers that are folded, and the base.
+    """
+    proofs = {}
+    for layer, below in pairwise(layers):
+        fact = scene.files.files.get(layer.file)
+        header = fact.header if fact is not None and fact.kind == "regular" else None
+        if fact is None or header is None or header.format != layer.format:
+            continue
+        backing = below.file if below.local else layer.backing  # what is no file has many spellings
+        leads = fact.backing is not None and fact.backing == scene.files.real(below.file)
+        if backing is not None and (header.backing == backing or (below.local and leads)):
+            proofs[layer.file] = Proof(layer.format, backing, fact.device, fact.inode)
+    return proofs
+
+
+def _retired(
+    intent: Commit, scene: Scene, folded: tuple[Layer, ...], proofs: Mapping[str, Proof]
+) -> dict[str, str]:
     """New name of each folded file that we see; "" where it is removed or keeps its name."""
     if not scene.files.shared or intent.folded == "keep":
         return {}
@@ -240,12 +271,14 @@ def _retired(intent: Commit, scene: Scene, folded: tuple[Layer, ...]) -> dict[st
     for layer in folded:
         if not layer.file.startswith("/") or temporary(layer, scene.files) or layer.window:
             continue
-        if intent.folded == "remove" and not _is_link(scene, layer.file):
+        if intent.folded == "remove" and not _is_link(scene, layer.file) and layer.file in proofs:
             retired[layer.file] = ""
             continue
         if _is_link(scene, layer.file):  # its own name is not what others find it by
             continue
-        names = [invalid_name(layer.file, attempt=attempt) for attempt in range(1, _INVALID_NAMES + 1)]
+        if layer.file not in proofs:
+            continue
+        names = invalid_names(layer.file)
         free = [name for name in names if not scene.files.files[name].taken]
         if not free:
             raise TargetUnusable(

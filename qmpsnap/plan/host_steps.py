@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ __all__ = [
     "HostOnly",
     "HostStep",
     "KeepMoment",
+    "Proof",
     "RemoveMade",
     "RemoveOrphan",
     "RetireFile",
@@ -105,13 +106,43 @@ class CreatePlaceholder(HostOnly):
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What shows that a file is the layer that is meant; it is looked at once more before it is touched.
+
+    Attributes:
+        format: That of the image; "": any that has a backing file.
+        backing: The layer that its header has to lead to.
+        device: st_dev of the file that was looked at; 0: not known.
+        inode: Its st_ino; 0: not known.
+    """
+
+    format: str
+    backing: str
+    device: int = 0
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RetireFile(HostOnly):
-    """Rename a folded file, never onto another, or remove it."""
+    """Rename a folded file, never onto another, or remove it; only if it is the layer that is meant.
+
+    Attributes:
+        file: The file.
+        policy: What becomes of it.
+        to: Its new name, or "".
+        proof: What shows that it is that layer; None: it is not looked at.
+    """
 
     file: str
     policy: Folded
     to: str
+    proof: Proof | None = field(default=None, compare=False)
     command: ClassVar[str] = "retire-file"
+
+    @property
+    def arguments(self) -> Arguments:
+        """Which file, and what becomes of it."""
+        return {"file": self.file, "policy": self.policy, "to": self.to}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import family
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.scene import state_questions
-from qmpsnap.plan.steps import FinishRecord, KeepLost, RetireFile
+from qmpsnap.plan.steps import FinishRecord, KeepLost, Proof, RetireFile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -55,11 +56,15 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
     written = {*record.folded, *record.invalid}
     lost, gone = losses(records, record.disk, folded=record.folded, written=written)
     steps: list[Step] = []
+    below = {file: base for files in record.chains.values() for file, base in pairwise(files)}
+    # The chain is the record's word: the file's own header has to bear it out.
+    proofs = {file: Proof("", below[file]) for file in record.folded if file in below}
     match record.policy:
         case "rename":
-            steps += [RetireFile(file, "rename", to) for file, to in record.renames.items()]
+            names = record.renames
+            steps += [RetireFile(one, "rename", names[one], proofs[one]) for one in names if one in proofs]
         case "remove":
-            steps += [RetireFile(file, "remove", "") for file in record.folded]
+            steps += [RetireFile(one, "remove", "", proof) for one, proof in proofs.items()]
     return (*steps, *lost, *((FinishRecord(record.directory, (), gone),) if gone else ()))
 
 

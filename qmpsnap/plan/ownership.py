@@ -7,8 +7,10 @@ only the active layer does, one that our overlay covers, and what the operation 
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
+from qmpsnap.errors import NotInChain
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
@@ -16,10 +18,67 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
+    from qmpsnap.plan.scene import Scene
 
-__all__ = ["has_moment", "ran_here", "stands_here", "superseded_by"]
+__all__ = ["has_moment", "may_remove", "ran_here", "refuse_strange_base", "stands_here", "superseded_by"]
 
 _WITH_OVERLAYS = frozenset({"snapshot", "checkpoint", "revert"})
+
+
+def may_remove(file: str, record: IntentRecord, scene: Scene) -> bool:
+    """Whether a file that an operation was to make may be removed on the record's word, if it has no data.
+
+    An overlay shows by its own header what it was made for. A file without one may be anybody's empty file:
+    only beside the machine's layers, or beside the record, is it ours.
+    """
+    fact = scene.files.files.get(file)
+    if fact is not None and fact.header is not None and fact.header.backing is not None:
+        return True
+    layers = (layer.file for disk in scene.graph.disks.values() for layer in disk.layers)
+    places = {posixpath.dirname(one) for one in (*layers, record.directory)}
+    return posixpath.dirname(file) in places
+
+
+def refuse_strange_base(
+    record: MomentRecord, disk: Disk, chain: tuple[tuple[str, str], ...], scene: Scene
+) -> None:
+    """Refuse a chain that is not this machine's: a record alone must not make a guest read any file.
+
+    Each layer stands on the next by its own header, so the base image tells where they belong: it is one
+    that QEMU has open, or lies beside one of these, or beside the record, or beside an overlay that began at
+    the moment and stands on it by its own header.
+
+    Raises:
+        NotInChain: When it is another one, or a layer has another format than QEMU has it with.
+    """
+    known = {scene.files.real(layer.file): layer.format for layer in disk.layers if layer.local}
+    near = {posixpath.dirname(one) for one in known} | {posixpath.dirname(record.directory)}
+    near |= {posixpath.dirname(one) for one in record.began(disk.name) if _covers(one, chain[0][0], scene)}
+    for file, form in chain:
+        fact = scene.files.files[file]
+        held = known.get(fact.real)
+        if held is not None and held != form:
+            raise NotInChain(f"{file} is {held} in the chain of {disk.name}, and {form} in {record.name!r}")
+        data = fact.header.data_file if fact.header is not None else None
+        if held is None and data is not None:
+            raise NotInChain(
+                f"the layer {file} of {record.name!r} keeps its data in another file ({data!r}), which no "
+                f"disk of this machine has open",
+                hint="start a QEMU on an overlay of your own on it",
+            )
+    base, _ = chain[-1]
+    real = scene.files.files[base].real
+    if real not in known and posixpath.dirname(real) not in near:
+        raise NotInChain(
+            f"{record.name!r} stands on {base}, which no disk of this machine has open, and which lies "
+            "beside none of its layers, the record, and what began there",
+            hint="start a QEMU on an overlay of your own on it, if it is yours",
+        )
+
+
+def _covers(overlay: str, covered: str, scene: Scene) -> bool:
+    fact = scene.files.files.get(overlay)
+    return fact is not None and fact.kind == "regular" and fact.backing == scene.files.real(covered)
 
 
 def ran_here(record: IntentRecord, process: str) -> bool:

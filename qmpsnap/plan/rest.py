@@ -279,7 +279,11 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
             file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
         }
         held = {node.file for node in scene.graph.nodes.values()}
-        steps += [RemoveOrphan(file, backing.get(file)) for file in record.made if file not in held]
+        steps += [
+            RemoveOrphan(file, backing.get(file))
+            for file in record.made
+            if file not in held and ownership.may_remove(file, record, scene)
+        ]
         steps.append(FinishRecord(record.directory, (record.id,)))
     note = f"snapshot {record.name!r} {'was taken' if taken else 'was not taken, its files are removed'}"
     return _plan(
@@ -300,14 +304,14 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
         and fact is not None
         and (fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
     ):
-        steps: tuple[Step, ...] = (RemoveOrphan(record.target, None), *reversed(finish))
-        return _plan(
-            "mirror",
-            disks,
-            scene,
-            (Stage("it had not begun", steps, tidy=True),),
-            notes=("it had not begun",),
+        ours = ownership.may_remove(record.target, record, scene)
+        steps: tuple[Step, ...] = (
+            *((RemoveOrphan(record.target, None),) if ours else ()),
+            *reversed(finish),
         )
+        stays = f"{record.target} stays: whose an empty file is cannot be told"
+        notes = ("it had not begun",) if ours or fact.kind == "missing" else ("it had not begun", stays)
+        return _plan("mirror", disks, scene, (Stage("it had not begun", steps, tidy=True),), notes=notes)
     return _plan(
         "mirror",
         disks,

@@ -15,7 +15,7 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan import ownership
-from qmpsnap.plan.ownership import ran_here
+from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.steps import (
     AwaitClosed,
@@ -244,5 +244,8 @@ def _orphans(record: IntentRecord, scene: Scene) -> tuple[RemoveOrphan, ...]:
     return tuple(
         RemoveOrphan(file, record.chains[disk][0])
         for disk, file in record.overlays.items()
-        if file in record.made and file not in held and record.chains.get(disk)
+        if file in record.made
+        and file not in held
+        and record.chains.get(disk)
+        and may_remove(file, record, scene)
     )

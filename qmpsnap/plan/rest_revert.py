@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, node_name, owned_node
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.plan.ownership import ran_here
+from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.rest_checkpoint import ends_job, goes_on
 from qmpsnap.plan.steps import (
@@ -245,7 +245,7 @@ def _orphans(record: IntentRecord, scene: Scene, *, freed: bool = False) -> tupl
     return tuple(
         RemoveOrphan(file, record.after[disk][1])
         for disk, file in record.overlays.items()
-        if file not in held and len(record.after.get(disk, ())) > 1
+        if file not in held and len(record.after.get(disk, ())) > 1 and may_remove(file, record, scene)
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.model.names import stem
+from qmpsnap.model.names import shortened, stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.scene import beside_active, refuse_migrating, usable_directory
@@ -190,7 +190,7 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
         TargetUnusable: When the active layer is no file.
     """
     place = beside_active(disk, hint="say where the VM state goes: --memory FILE")
-    return posixpath.join(place, f"{stem(disk.base.file)}.{name}.{ending}")
+    return posixpath.join(place, shortened(stem(disk.base.file), f".{name}.{ending}"))
 
 
 def refuse_memory_place(

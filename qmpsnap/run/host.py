@@ -100,7 +100,7 @@ class Host:
                     step.file, size_bytes=0, format="raw", like=step.like or None
                 )
             case RetireFile():
-                await self._images.retire(step.file, step.policy, step.to)
+                await self._images.retire(step.file, step.policy, step.to, step.proof)
             case RemoveMade():
                 created = self._made.pop(step.file, None) or await self._images.as_created(step.file)
                 if created is not None:

@@ -30,6 +30,7 @@ from qmpsnap.run.reasons import reason, unusable
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
+    from qmpsnap.plan.host_steps import Proof
     from qmpsnap.run.put_away import Policy
 
 __all__ = ["Created", "Images"]
@@ -149,20 +150,21 @@ class Images:
         except OSError as error:
             raise unusable(created.file, error, "remove") from error
 
-    async def retire(self, file: str, policy: Policy, to: str = "") -> None:
+    async def retire(self, file: str, policy: Policy, to: str = "", proof: Proof | None = None) -> None:
         """Put away a file that holds no moment any more; doing it twice does no harm.
 
         Args:
             file: Absolute path; a symlink is put away itself, so give the real one.
             policy: "rename" to `to`, "remove", or "keep", which does nothing.
             to: The new name, in the same directory.
+            proof: What shows that it is the file that is meant; None: it is not looked at.
 
         Raises:
             TargetExists: When `to` exists and is another file; nothing was done.
             TargetUnusable: When it cannot be done; nothing was done.
         """
         try:
-            await in_thread(partial(put_away.retire, file, policy, to))
+            await in_thread(partial(put_away.retire, file, policy, to, proof))
         except FileExistsError as error:
             raise TargetExists(f"{to!r} exists already, {file!r} keeps its name", file=to) from error
         except OSError as error:

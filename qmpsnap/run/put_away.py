@@ -1,7 +1,7 @@
 """Removes and renames files: only those that we made, or that hold no moment any more. Blocking."""
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH108, PTH120, PTH121
+# ruff: noqa: PTH108, PTH110, PTH114, PTH120, PTH121
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from qmpsnap.run.survey import descriptor_header
 
 if TYPE_CHECKING:
     from qmpsnap.model.header import Header
+    from qmpsnap.plan.host_steps import Proof
 
 __all__ = ["Created", "Policy", "fresh", "identity", "in_use", "remove", "retire"]
 
@@ -51,18 +52,23 @@ def remove(created: Created) -> bool:
     return True
 
 
-def retire(file: str, policy: Policy, to: str) -> None:
-    """Rename or remove a file that holds no moment any more; doing it twice does no harm."""
-    match policy:
-        case "keep":
+def retire(file: str, policy: Policy, to: str, proof: Proof | None = None) -> None:
+    """Rename or remove a file that holds no moment any more; doing it twice does no harm.
+
+    Raises:
+        FileExistsError: When there is another file of the new name.
+        OSError: When it is not the file that was to be put away, or that cannot be done; it stays.
+    """
+    if policy == "keep" or not os.path.lexists(file):
+        return
+    if proof is not None:
+        if os.path.islink(file):  # its own name is not what others find the layer by
             return
+        _refuse_other(file, proof)
+    match policy:
         case "remove":
-            if not os.path.lexists(file):
-                return
             os.unlink(file)
         case "rename":
-            if not os.path.lexists(file):
-                return
             if os.path.lexists(to) and os.path.samestat(os.lstat(file), os.lstat(to)):
                 os.unlink(file)  # we were killed between the two halves of a renaming
             else:
@@ -70,6 +76,34 @@ def retire(file: str, policy: Policy, to: str) -> None:
         case _:
             assert_never(policy)
     sync_directory(os.path.dirname(file))
+
+
+def _refuse_other(file: str, proof: Proof) -> None:
+    """Refuse to touch a file that is not the layer that it was taken for."""
+    descriptor = open_file(file)
+    try:
+        status = os.fstat(descriptor)
+        if proof.inode and (status.st_dev, status.st_ino) != (proof.device, proof.inode):
+            raise OSError(0, "another file has taken its name")
+        header = descriptor_header(descriptor)
+    except ValueError as error:
+        raise OSError(0, f"its header is broken: {error}") from error
+    finally:
+        os.close(descriptor)
+    if header is None or header.backing is None or (proof.format and header.format != proof.format):
+        raise OSError(0, "it is no overlay by its header")
+    if header.backing != proof.backing and not _leads_to(header.backing, file, proof.backing):
+        raise OSError(0, f"its header names {header.backing!r} as its backing file, not {proof.backing!r}")
+
+
+def _leads_to(recorded: str, file: str, backing: str) -> bool:
+    """Whether a name in the file's header leads to that layer, or did before it lost its name, too."""
+    resolved = backing_path(recorded, of=file)
+    if resolved is None:
+        return False
+    if os.path.normpath(resolved) == backing:
+        return True
+    return os.path.exists(resolved) and os.path.exists(backing) and os.path.samefile(resolved, backing)
 
 
 def identity(file: str) -> Created | None:

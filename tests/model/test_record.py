@@ -63,7 +63,9 @@ def test_from_json_says_where_the_record_lies():
 
 
 def test_to_json_keeps_names_that_are_no_utf_8():
-    record = replace(COMMIT, made=("/d/\udcff",))
+    record = replace(
+        COMMIT, op="mirror", folded=(), policy="", renames={}, target="/d/\udcff", made=("/d/\udcff",)
+    )
     assert to_json(record).isascii()
     assert from_json(to_json(record)) == record
 

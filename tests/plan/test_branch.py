@@ -329,7 +329,8 @@ def recorded(*formats: str) -> FakeFiles:
 
 
 def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> None:
-    make, _, move = branch(planned(Revert("c2"), ASIDE, files=recorded("qcow2", "qcow2", "raw")))
+    aside = graph(with_layer(ASIDE.disks["vda"], -1, format="raw"))
+    make, _, move = branch(planned(Revert("c2"), aside, files=recorded("qcow2", "qcow2", "raw")))
     assert (make.backing, make.backing_format) == (O1, "qcow2")
     assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
 
@@ -358,3 +359,41 @@ def test_branch_of_recorded_formats_is_refused_when_a_layer_is_gone_or_of_anothe
         planned(Revert("c2"), ASIDE, files=files)
     with pytest.raises(NotInChain, match="is qcow2 by now, it was qed"):
         planned(Revert("c2"), ASIDE, files=recorded("qed", "qcow2", "qcow2"))
+
+
+def stolen(base: str, *, data_file: str | None = None) -> FakeFiles:
+    """A record that came with a bundle: its chain ends in a file that no disk of the machine has open."""
+    files = recorded("qcow2", "raw")
+    record = files.records[1]
+    assert isinstance(record, MomentRecord)
+    files.records[1] = replace(record, chains={"vda": (O1, base)})
+    files.put(base, format="raw")
+    files.put(O1, backing=base, backing_format="raw")
+    fact = files.facts[O1]
+    assert fact.header is not None
+    files.facts[O1] = replace(fact, header=replace(fact.header, data_file=data_file))
+    return files
+
+
+@pytest.mark.parametrize("base", ["/etc/shadow", "/images/sub/other.raw", "/home/other/disk.raw"])
+def test_branch_stands_on_no_file_of_the_host_that_a_record_alone_names(base: str) -> None:
+    with pytest.raises(NotInChain, match=f"'c2' stands on {base}, which no disk of this machine has open"):
+        planned(Revert("c2"), ASIDE, files=stolen(base))
+
+
+def test_branch_may_stand_on_a_base_image_beside_the_layers() -> None:
+    """After a complete stream the base is in no chain any more, and can be gone back to."""
+    _, _, move = branch(planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw")))
+    assert move.root.chain == ((O1, "qcow2"), ("/images/was.raw", "raw"))
+
+
+def test_branch_is_refused_when_a_layer_keeps_its_data_in_a_file_that_nobody_has_open() -> None:
+    with pytest.raises(NotInChain, match="keeps its data in another file"):
+        planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw", data_file="/etc/shadow"))
+
+
+def test_branch_is_refused_when_the_record_calls_a_raw_layer_an_image() -> None:
+    """The guest may have written a header into it, and QEMU would follow that."""
+    aside = graph(with_layer(ASIDE.disks["vda"], -1, format="raw"))
+    with pytest.raises(NotInChain, match="is raw in the chain of vda, and qcow2 in 'c2'"):
+        planned(Revert("c2"), aside, files=recorded("qcow2", "qcow2", "qcow2"))

@@ -27,6 +27,7 @@ FOLDED = IntentRecord(
     "qmpsnap-commit-keep-1",
     "commit",
     NOW,
+    chains={"vda": (O1, S1)},
     folded=(O1,),
     policy="rename",
     renames={O1: f"{O1}.invalid"},

@@ -26,7 +26,7 @@ def intent(record_id="0a1b2c3d", **fields):
         record_id,
         "snapshot",
         "2024-05-01T12:00:00+00:00",
-        **({"name": "n", "overlays": {"vda": "/d/o"}} | fields),
+        **({"name": "n", "chains": {"vda": ("/d/a",)}, "overlays": {"vda": "/d/o"}} | fields),
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.empty_image import empty_qcow2
+from qmpsnap.plan.host_steps import Proof
 from qmpsnap.run import put_away
 from qmpsnap.run.images import Created, Images
 from qmpsnap.testing.headers import qcow2_bytes
@@ -178,3 +179,69 @@ async def test_as_created_takes_a_regular_file_and_nothing_else(place):
     )
     for name in ("link", "missing", "."):
         assert await Images().as_created(f"{place}/{name}") is None
+
+
+def overlay(place, name="s1", backing=None):
+    file = place / name
+    file.write_bytes(qcow2_bytes(backing=f"{place}/base" if backing is None else backing))
+    status = file.stat()
+    return f"{file}", Proof("qcow2", f"{place}/base", status.st_dev, status.st_ino)
+
+
+@pytest.mark.parametrize(("policy", "left"), [("rename", ["base", "s1.invalid"]), ("remove", ["base"])])
+@pytest.mark.parametrize("backing", [None, "base", "./base"])
+async def test_retire_puts_away_the_layer_that_its_header_shows(place, policy, left, backing):
+    file, proof = overlay(place, backing=backing)
+    for known in (proof, proof, Proof("", proof.backing)):
+        await Images().retire(file, policy, f"{file}.invalid", known)
+        assert names(place) == left
+
+
+@pytest.mark.parametrize("policy", ["rename", "remove"])
+@pytest.mark.parametrize(
+    ("victim", "says"),
+    [
+        ("raw", "no overlay by its header"),
+        ("alone", "no overlay by its header"),
+        ("other", "names '/images/other' as its backing file"),
+        ("exchanged", "another file has taken its name"),
+        ("fifo", "it is a FIFO"),
+        ("format", "no overlay by its header"),
+    ],
+)
+async def test_retire_does_not_touch_what_is_not_that_layer(place, policy, victim, says):
+    file, proof = overlay(place)
+    match victim:
+        case "raw":
+            (place / "s1").write_bytes(b"precious")
+        case "alone":
+            (place / "s1").write_bytes(qcow2_bytes())
+        case "other":
+            (place / "s1").write_bytes(qcow2_bytes(backing="/images/other"))
+        case "exchanged":
+            overlay(place, "new")
+            (place / "new").rename(file)
+        case "fifo":
+            (place / "s1").unlink()
+            os.mkfifo(file)
+        case "format":
+            proof = Proof("qed", proof.backing)
+    if victim not in {"exchanged", "fifo"}:
+        proof = Proof(proof.format, proof.backing)
+    with pytest.raises(TargetUnusable, match=says):
+        await Images().retire(file, policy, f"{file}.invalid", proof)
+    assert names(place) == ["base", "s1"]
+
+
+async def test_retire_knows_a_layer_whose_backing_file_has_lost_its_name_already(place):
+    file, proof = overlay(place)
+    (place / "base").rename(place / "base.invalid")
+    await Images().retire(file, "rename", f"{file}.invalid", proof)
+    assert names(place) == ["base.invalid", "s1.invalid"]
+
+
+async def test_retire_leaves_a_symlink_its_name(place):
+    _, proof = overlay(place, "real")
+    (place / "s1").symlink_to("real")
+    await Images().retire(f"{place}/s1", "remove", "", proof)
+    assert names(place) == ["base", "real", "s1"]
