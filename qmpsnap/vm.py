@@ -6,6 +6,7 @@ Each verb is exactly `run(await plan(intent))`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.intent import Ending, Folded, Format, OnError, Sync
     from qmpsnap.plan.scene import Scene
     from qmpsnap.run.live import LiveTarget
@@ -130,10 +131,10 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         graph, (jobs, features) = await both(
             self._target.graph, partial(both, self._target.jobs, self._target.features)
         )
-        files, machine = await both(
-            partial(self._files, intent, graph), partial(self._machine, intent, graph)
+        files, (machine, standing) = await both(
+            partial(self._files, intent, graph), partial(self._machine_state, intent, graph)
         )
-        return self._seen(graph, files, jobs, features, machine)
+        return replace(self._seen(graph, files, jobs, features, machine), standing=standing)
 
     async def _files(self, intent: Intent, graph: Graph) -> Files:
         question = planner.ask(intent, graph, state_dir=self._state_dir)
@@ -141,8 +142,11 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
         return files if more is None else await self._target.look(more, graph)
 
-    async def _machine(self, intent: Intent, graph: Graph) -> Machine | None:
-        return await self._target.machine(graph) if planner.needs_machine(intent) else None
+    async def _machine_state(self, intent: Intent, graph: Graph) -> tuple[Machine | None, Status | None]:
+        """What the planner has to know of the machine: all, whether it runs or migrates, or nothing."""
+        if planner.needs_machine(intent):
+            return await self._target.machine(graph), None
+        return None, await self._target.standing() if planner.needs_standing(intent) else None
 
     # -- verbs -------------------------------------------------------------------------------------
 

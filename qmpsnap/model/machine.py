@@ -103,6 +103,11 @@ class Status:
     migration: str = "none"
 
     @property
+    def incoming(self) -> bool:
+        """Whether it waits for VM state."""
+        return self.state == _INCOMING
+
+    @property
     def migrating(self) -> bool:
         """Whether a migration is under way."""
         return self.migration not in _NOT_MIGRATING
@@ -158,14 +163,19 @@ class Machine:
     emulated: bool = False
 
     @property
+    def stands(self) -> Status:
+        """Whether it runs, and whether it migrates."""
+        return Status(self.status, self.running, self.migration)
+
+    @property
     def incoming(self) -> bool:
         """Whether it waits for VM state."""
-        return self.status == _INCOMING
+        return self.stands.incoming
 
     @property
     def migrating(self) -> bool:
         """Whether a migration is under way."""
-        return self.migration not in _NOT_MIGRATING
+        return self.stands.migrating
 
 
 def _many(cpus: tuple[str, ...]) -> str:

@@ -34,6 +34,7 @@ from qmpsnap.plan.intent import (
     Stream,
 )
 from qmpsnap.plan.opened import refuse_lost
+from qmpsnap.plan.scene import refuse_migrated
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "ask_again", "needs_machine", "plan"]
+__all__ = ["ask", "ask_again", "needs_machine", "needs_standing", "plan"]
+
+
+_ON_DISKS = Snapshot | SnapshotInternal | Stream | Commit | Mirror
 
 
 def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -95,12 +99,19 @@ def needs_machine(intent: Intent) -> bool:
     return isinstance(intent, inside | Checkpoint | Revert | RevertIncoming | Save | Restore)
 
 
+def needs_standing(intent: Intent) -> bool:
+    """Whether `plan` has to know that the machine is on its way to no other QEMU, and no more of it."""
+    return isinstance(intent, _ON_DISKS)
+
+
 def plan(intent: Intent, scene: Scene) -> Plan:
     """The plan, or a typed refusal; the same input gives the same plan.
 
     Raises:
         Refused: One of its kinds; nothing was sent.
     """
+    if isinstance(intent, _ON_DISKS):
+        refuse_migrated(scene)
     refuse_lost(intent, scene)
     match intent:
         case Snapshot():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import DirFact, Files
     from qmpsnap.model.graph import Chains, Disk, Graph, Layer
     from qmpsnap.model.job import Job
-    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.machine import Machine, Status
 
 __all__ = [
     "Scene",
@@ -78,6 +78,7 @@ class Scene:
         now: Time of planning, UTC, ISO 8601, for records.
         state_dir: Where records go when the caller says so, else "".
         machine: What the machine is beyond its disks; None where the plan does not depend on it.
+        standing: Whether it runs or migrates; None where `machine` says it, or nothing depends on it.
     """
 
     graph: Graph
@@ -87,6 +88,7 @@ class Scene:
     now: str
     state_dir: str = ""
     machine: Machine | None = None
+    standing: Status | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -224,28 +226,28 @@ def _wait_or_stop(job: Job) -> str:
 
 
 def refuse_migrated(scene: Scene) -> None:
-    """Refuse what writes into images while QEMU has given them up for a migration.
+    """Refuse what writes into images or moves a disk while QEMU has given them up, or is about to.
 
     Raises:
         Unsupported: When its VM state was saved or sent away, or is still to come in.
         NodeBusy: When a migration is under way.
     """
-    machine = scene.machine
-    if machine is None:
+    stands = scene.machine.stands if scene.machine is not None else scene.standing
+    if stands is None:
         return
-    feature = f"work on VM state or inside images in run state {machine.status!r}"
-    if machine.status == "postmigrate":
+    feature = f"work on disks and VM state in run state {stands.state!r}"
+    if stands.state == "postmigrate":
         raise Unsupported(
-            "the guest's state was saved, and QEMU has given its images up",
+            "the guest's state was saved or sent away, and QEMU has given its images up",
             feature=feature,
             hint=f"let it run first: {RUNS_AGAIN}",
         )
-    if machine.incoming:
+    if stands.incoming:
         raise Unsupported("QEMU waits for VM state", feature=feature, hint=LOAD_STATE)
-    refuse_migrating(machine)
+    refuse_migrating(stands)
 
 
-def refuse_migrating(machine: Machine) -> None:
+def refuse_migrating(machine: Machine | Status) -> None:
     """Refuse while a migration is under way, whoever began it.
 
     Raises:
@@ -253,7 +255,8 @@ def refuse_migrating(machine: Machine) -> None:
     """
     if machine.migrating:
         raise NodeBusy(
-            f"a migration is under way ({machine.migration})",
+            f"a migration is under way ({machine.migration}); the QEMU that takes the guest over was started "
+            "on the files of now",
             node="",
             job_id="",
             hint=f"wait for its end, or stop it: {qmp('migrate_cancel')}",

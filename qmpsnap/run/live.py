@@ -62,7 +62,7 @@ from qmpsnap.run.host import Host
 from qmpsnap.run.human import checkpoint, stop_for_load
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.machine import read_machine, run_state
+from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
-    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.images import Images
     from qmpsnap.run.session import Session
@@ -240,6 +240,10 @@ class LiveTarget:
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""
         return await read_machine(self.session, graph)
+
+    async def standing(self) -> Status:
+        """Whether the machine runs, and whether it migrates, now."""
+        return await read_standing(self.session)
 
     async def run_state(self) -> str:
         """QEMU's run state, now. QAPI: query-status (run-state.json)."""

@@ -6,15 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from qmpsnap.errors import CommandFailed, Malformed
-from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine
+from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine, parse_status
 from qmpsnap.run.shared import identity
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.machine import Machine, Status
     from qmpsnap.run.session import Session
 
-__all__ = ["is_running", "read_machine", "run_state"]
+__all__ = ["is_running", "read_machine", "read_standing", "run_state"]
 
 
 async def read_machine(session: Session, graph: Graph) -> Machine:
@@ -46,6 +46,11 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
         passes_files=session.is_unix,
         process=identity(session.peer_pid),
     )
+
+
+async def read_standing(session: Session) -> Status:
+    """Whether the machine runs, and whether it migrates. QAPI: query-status, query-migrate."""
+    return parse_status(*await asyncio.gather(session.query("query-status"), session.query("query-migrate")))
 
 
 async def run_state(session: Session) -> str:

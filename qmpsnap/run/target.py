@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job, JobStatus
-    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.steps import Step
 
 __all__ = ["Progress", "StandsStill", "Target", "Watch"]
@@ -86,6 +86,9 @@ class Target(Protocol):
 
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""
+
+    async def standing(self) -> Status:
+        """Whether the machine runs, and whether it migrates, now."""
 
     async def run_state(self) -> str:
         """QEMU's run state, now."""

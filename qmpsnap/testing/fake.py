@@ -22,6 +22,7 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
+from qmpsnap.model.machine import Status
 from qmpsnap.plan import effect
 from qmpsnap.plan.steps import (
     AddNode,
@@ -185,6 +186,11 @@ class FakeTarget:
         """How the machine stands."""
         await self._checkpoint()
         return self.guest.now
+
+    async def standing(self) -> Status:
+        """How the machine stands, and no more."""
+        now = self.guest.now
+        return Status(now.status, now.running, now.migration)
 
     async def run_state(self) -> str:
         """How the guest stands."""

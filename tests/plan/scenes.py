@@ -41,7 +41,16 @@ def planned(
         found = files.look(more)
     if machine is None and planner.needs_machine(intent):
         machine = a_machine(graph)
-    scene = Scene(graph, found, jobs, Features(commands), NOW, state_dir, machine)
+    scene = Scene(
+        graph,
+        found,
+        jobs,
+        Features(commands),
+        NOW,
+        state_dir,
+        machine,
+        machine.stands if machine is not None else None,
+    )
     return planner.plan(intent, scene)
 
 

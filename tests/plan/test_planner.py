@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from qmpsnap.errors import Refused, StillNeeded
+from qmpsnap.errors import NodeBusy, Refused, StillNeeded, Unsupported
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
@@ -48,6 +48,7 @@ from qmpsnap.plan.steps import (
 from qmpsnap.plan.undo import no_way_back, undo
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.scenes import planned, with_layer
 
 if TYPE_CHECKING:
@@ -299,3 +300,30 @@ def test_wanted_is_able_to_refuse() -> None:
     assert wanted(Commit("vda"), machine) is None
     with pytest.raises(StillNeeded):
         planned(Commit("vda"), machine.graph, files=machine.files())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"migration": "active"}, NodeBusy, r"a migration is under way \(active\)"),
+        ({"migration": "setup"}, NodeBusy, r"\(setup\)"),
+        ({"migration": "postcopy-paused"}, NodeBusy, r"\(postcopy-paused\)"),
+        ({"status": "postmigrate", "migration": "completed"}, Unsupported, "given its images up"),
+        ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
+    ],
+)
+@pytest.mark.parametrize(
+    "intent",
+    [Snapshot("n1"), SnapshotInternal("n1"), Stream("vda"), Commit("vda"), Mirror("vda", COPY, "finish")],
+    ids=lambda intent: type(intent).__name__,
+)
+def test_planner_leaves_the_disks_of_a_machine_alone_that_is_on_its_way(
+    intent: Intent, changes: dict[str, Any], error: type[Refused], text: str
+) -> None:
+    drawn = graph(vda="base <- s1*")
+    assert planner.needs_standing(intent)
+    with pytest.raises(error, match=text) as caught:
+        planned(intent, drawn, machine=a_machine(drawn, **changes))
+    assert caught.value.hint
+    for migration in ("none", "completed", "failed", "cancelled"):
+        assert planned(intent, drawn, machine=a_machine(drawn, migration=migration)).steps
