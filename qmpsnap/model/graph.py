@@ -123,7 +123,6 @@ class Layer:
         snapshots: Internal snapshots of the image.
         bitmaps: Dirty bitmaps of the node.
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
-        extents: Paths of the other files that the data of a vmdk image lie in.
         io: How QEMU reads and writes it.
     """
 
@@ -140,13 +139,15 @@ class Layer:
     snapshots: tuple[InternalSnapshot, ...] = ()
     bitmaps: tuple[Bitmap, ...] = ()
     data_file: str = ""
-    extents: tuple[str, ...] = ()
     io: Io = Io()
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Every file of the image: its own, and those that its data lie in."""
-        return (self.file, *((self.data_file,) if self.data_file else ()), *self.extents)
+        """Every file of the image: its own, and the one that its data lie in where that is another.
+
+        Other formats of several files (vmdk) cannot be migrated, nor keep snapshots.
+        """
+        return (self.file, self.data_file) if self.data_file else (self.file,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ class MemoryNote:
         stream_bytes: Bytes of QEMU's stream, which begins the file.
         running: Whether the guest ran.
         fingerprint: What the machine was.
-        layers: Of `save`: every layer, as it was; else none.
+        layers: Every file of every layer as it was, the disk's active one first: of `save`; of a checkpoint
+            those that hold it.
     """
 
     id: str

@@ -316,7 +316,6 @@ def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
             for one in cast("list[Raw]", row.get("dirty-bitmaps") or [])
         ),
         data_file=_data_file(image, node.file),
-        extents=_extents(image, node.file),
         io=_io(row, protocol or row),
     )
 
@@ -328,12 +327,3 @@ def _data_file(image: Raw, file: str) -> str:
         return ""
     name = _text(cast("Raw", specific["data"]).get("data-file", ""))
     return (backing_path(name, of=file) or name) if name and file.startswith("/") else name
-
-
-def _extents(image: Raw, file: str) -> tuple[str, ...]:
-    """The files of a vmdk image beside its own."""
-    specific = cast("Raw", image.get("format-specific") or {})
-    if specific.get("type") != "vmdk":
-        return ()
-    rows = cast("list[Raw]", cast("Raw", specific["data"]).get("extents") or [])
-    return tuple(name for row in rows if (name := _text(row["filename"])) != file)

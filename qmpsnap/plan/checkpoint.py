@@ -169,7 +169,16 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
         kept = (AwaitMigration("kept", passage.may_stop),)
     else:
         steps = (*stop, save, *passage.released, AwaitMigration("saved"), take, *go_on)
-    seal = SealMemory(state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint)
+    layers = tuple(
+        (disk.name, file)
+        for disk in new.disks
+        for layer in disk.layers
+        for file in layer.parts
+        if file.startswith("/")
+    )
+    seal = SealMemory(
+        state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint, layers
+    )
     return (
         Stage(
             "make the files",

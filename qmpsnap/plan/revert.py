@@ -89,9 +89,10 @@ def ask_again(
     made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
     state = record.state.file if record.state is not None else ""
+    parts = [file for disk in disks for layer in disk.layers for file in layer.parts if file.startswith("/")]
     question = replace(
         question,
-        files=unique((*branch_files(record, graph), *made, *((state,) if state else ()))),
+        files=unique((*branch_files(record, graph), *parts, *made, *((state,) if state else ()))),
         directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
         memories=(state,) if state else (),
         fresh=fresh,

@@ -90,7 +90,8 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         UnknownNode, AmbiguousName: When no moment of these disks has the name, or two have it.
         Unsupported: When the machine does not wait for VM state, or the moment has none for it.
         NotInChain: When a disk does not stand on the checkpoint's layer.
-        MachineDiffers: When the machine is another, or an overlay has data already.
+        MachineDiffers: When the machine is another, an overlay has data already, or a layer that holds the
+            moment was written since.
         NodeBusy: When a job is under way.
         TargetUnusable: When the memory file is missing, cut, or another one.
     """
@@ -111,6 +112,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
     load, after = load_steps(machine, state.file, file_number(token), running=state.running, inode=inode)
     refuse_other(machine, note, what=f"{intent.name!r}")
     _refuse_not_prepared(record, scene)
+    _refuse_written(record, note, scene)
     disks = tuple(name for name in record.covered if name in scene.graph.disks)
     return Plan(
         op="revert",
@@ -156,3 +158,28 @@ def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
                 differences=[f"{disk.active.file} is not empty"],
                 hint=f"{command('revert', record.name, '--prepare')} makes a new one",
             )
+
+
+def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
+    """Refuse when a file of the layers that hold the moment was written since, be it by another machine.
+
+    A stream into one of them writes it, too, and takes nothing from the moment: it takes away what the layer
+    stood on. So files are compared where the layers still are those of then.
+    """
+    differences: list[str] = []
+    for name in record.covered:
+        disk = scene.graph.disks[name]
+        then = [one for one in note.layers if one.disk == name]
+        now = [file for layer in disk.layers[1:] for file in layer.parts if file.startswith("/")]
+        if [one.file for one in then] != now:
+            continue
+        for one in then:
+            fact = scene.files.files.get(one.file)
+            if fact is not None and fact.taken and (fact.size, fact.modified_ns) != (one.size, one.modified):
+                differences.append(f"{one.file} of {name} was written since")
+    if differences:
+        raise MachineDiffers(
+            f"the layers do not hold {record.name!r} as it was: {'; '.join(differences)}",
+            differences=differences,
+            hint="memory of one time and disks of another destroy a file system; start the guest anew",
+        )

@@ -44,7 +44,7 @@ from qmpsnap.plan.vm_state import (
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.memory import MemoryNote
     from qmpsnap.plan.intent import Restore, Save
@@ -87,7 +87,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
         raise UnknownNode("there is no disk with a medium", hint="VM state without disks is not kept")
-    layers = tuple((disk.name, layer.file) for disk in disks for layer in disk.layers)
+    layers = tuple((disk.name, file) for disk in disks for layer in disk.layers for file in layer.parts)
     for name, file in layers:
         if not file.startswith("/") or scene.files.files[file].kind != "regular":
             raise Unsupported(
@@ -250,7 +250,7 @@ def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:
             differences.append(f"layer {one.file} of {one.disk} was written since")
     for disk, files in then.items():
         now = scene.graph.disks.get(disk)
-        if now is not None and now.files != tuple(files):
+        if now is not None and tuple(_parts(now)) != tuple(files):
             differences.append(f"{disk} reads {now.active.file}, not {files[0]}")
     if differences:
         raise MachineDiffers(
@@ -281,6 +281,9 @@ def _restore_hint(file: str) -> str:
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:
-    return unique(
-        layer.file for disk in graph.disks.values() for layer in disk.layers if layer.file.startswith("/")
-    )
+    return unique(file for disk in graph.disks.values() for file in _parts(disk) if file.startswith("/"))
+
+
+def _parts(disk: Disk) -> list[str]:
+    """Every file that the disk's data lie in, of the active layer first."""
+    return [file for layer in disk.layers for file in layer.parts]

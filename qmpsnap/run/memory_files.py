@@ -134,7 +134,12 @@ def seal_memory(step: SealMemory, made: Created | None = None) -> Sealed:
     """
     layers = []
     for disk, file in step.layers:
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError:
+            if not step.name:
+                raise
+            continue  # a checkpoint stands without: what is not known is not compared
         layers.append(LayerState(disk, file, status.st_ino, status.st_size, status.st_mtime_ns))
     descriptor = open_file(step.partial, write=True)
     try:

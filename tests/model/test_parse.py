@@ -331,14 +331,12 @@ def test_parse_keeps_a_json_name_that_nests_without_end() -> None:
 
 
 QCOW2_DATA = {"type": "qcow2", "data": {"compat": "1.1", "data-file": "b.data"}}
-VMDK_DATA = {"type": "vmdk", "data": {"extents": [{"filename": "/i/x.vmdk"}, {"filename": "/i/x-f.vmdk"}]}}
 
 
 @pytest.mark.parametrize(
     ("file", "specific", "parts"),
     [
         ("/i/b.qcow2", QCOW2_DATA, ("/i/b.qcow2", "/i/b.data")),
-        ("/i/x.vmdk", VMDK_DATA, ("/i/x.vmdk", "/i/x-f.vmdk")),
         ("/i/b.qcow2", {"type": "qcow2", "data": {"compat": "1.1"}}, ("/i/b.qcow2",)),
         ("/i/b.raw", None, ("/i/b.raw",)),
     ],

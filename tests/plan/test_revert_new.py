@@ -14,7 +14,7 @@ from qmpsnap.errors import (
     Unsupported,
 )
 from qmpsnap.model.graph import Graph, InternalSnapshot
-from qmpsnap.model.memory import MemoryFact
+from qmpsnap.model.memory import LayerState, MemoryFact
 from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
 from qmpsnap.plan.steps import (
     ContinueGuest,
@@ -168,3 +168,31 @@ def test_incoming_refuses_what_cannot_be(case: str) -> None:
     with pytest.raises(Refused, match=text) as caught:
         planned(INCOMING, drawn, files=files, machine=machine)
     assert type(caught.value) is error
+
+
+THEN = LayerState("vdb", "/images/data.raw", inode=0, size=64 * MIB, modified=10**9)
+DIRECT = LayerState("vda", "/images/s1.qcow2", inode=0, size=196_616, modified=10**9)
+BELOW = LayerState("vda", "/images/base.qcow2", inode=0, size=196_616, modified=10**9)
+
+
+@pytest.mark.parametrize("changes", [{"size": 7}, {"modified": 7}])
+def test_incoming_refuses_a_layer_that_was_written_since(changes: dict[str, Any]) -> None:
+    files = noted(layers=(DIRECT, replace(BELOW, **changes), replace(THEN, **changes)))
+    with pytest.raises(MachineDiffers, match="do not hold 'c1' as it was") as caught:
+        planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING))
+    assert caught.value.differences == (
+        "/images/base.qcow2 of vda was written since",
+        "/images/data.raw of vdb was written since",
+    )
+
+
+def test_incoming_loads_over_a_copy_of_the_layers() -> None:
+    files = noted(layers=(replace(DIRECT, inode=7), BELOW, THEN))
+    assert planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING)).steps
+
+
+def test_incoming_does_not_compare_a_layer_that_stood_on_others() -> None:
+    # A stream into s1 has written it, and took the layer between away.
+    between = replace(BELOW, file="/images/mid.qcow2")
+    files = noted(layers=(replace(DIRECT, modified=7), between, BELOW, THEN))
+    assert planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING)).steps

@@ -234,3 +234,24 @@ def test_save_writes_its_record_beside_the_base_image() -> None:
     record = planned(SAVE, TWO).record
     assert record is not None
     assert record.directory == STATE
+
+
+def test_save_and_restore_look_at_an_external_data_file() -> None:
+    drawn = graph(with_layer(chain("a*"), 0, data_file="/images/a.data"))
+    files = FakeFiles(drawn)
+    files.put("/images/a.data", format="raw")
+    (seal,) = [step for step in planned(SAVE, drawn, files=files).steps if isinstance(step, SealMemory)]
+    assert seal.layers == (("vda", "/images/a.qcow2"), ("vda", "/images/a.data"))
+    layers = tuple(LayerState(disk, file, 0, files.facts[file].size, 10**9) for disk, file in seal.layers)
+    note = MemoryNote("i", "", 4096, True, a_machine(drawn).fingerprint, layers)
+    files.memories["/images/m"] = MemoryFact("/images/m", 4096, note)
+    assert planned(RESTORE, drawn, files=files, machine=a_machine(drawn, **WAITING)).steps
+    files.touch("/images/a.data")
+    with pytest.raises(MachineDiffers, match=r"layer /images/a\.data of vda was written since"):
+        planned(RESTORE, drawn, files=files, machine=a_machine(drawn, **WAITING))
+
+
+def test_save_refuses_an_external_data_file_that_is_no_file() -> None:
+    drawn = graph(with_layer(chain("a*"), 0, data_file="nbd://host/a"))
+    with pytest.raises(Unsupported, match="the layer nbd://host/a of vda is no regular file"):
+        planned(SAVE, drawn)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,10 +63,18 @@ def test_seal_memory_never_replaces_a_file(partial: Path, tmp_path: Path) -> Non
     assert partial.exists()
 
 
-def test_seal_memory_writes_nothing_when_a_layer_is_gone(partial: Path) -> None:
+def test_seal_memory_of_save_writes_nothing_when_a_layer_is_gone(partial: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        seal_memory(seal(partial, ("vda", "/no/such/layer")))
+        seal_memory(replace(seal(partial, ("vda", "/no/such/layer")), name=""))
     assert partial.read_bytes() == STREAM
+
+
+def test_seal_memory_of_a_checkpoint_notes_the_layers_that_it_finds(partial: Path, tmp_path: Path) -> None:
+    # Its overlays are on: it is whole all the same.
+    seal_memory(seal(partial, ("vda", "/no/such/layer"), ("vda", str(partial))))
+    found = fact(tmp_path / "m")
+    assert found.note is not None
+    assert [one.file for one in found.note.layers] == [str(partial)]
 
 
 def test_seal_memory_gives_back_what_was_reserved(partial: Path, tmp_path: Path) -> None:
