@@ -18,6 +18,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import check_hooks
 from qmpsnap.run.paths import absolute, absolute_each
+from qmpsnap.run.started import Started
 from qmpsnap.run.together import both
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
@@ -62,6 +63,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         self._target = target
         self._executor = Executor(target)
         self._state_dir = state_dir
+        self._started = Started(target, state_dir)
         self.name = target.name
 
     @property
@@ -80,7 +82,19 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
         """
-        return await self._target.graph()
+        graph = await self._target.graph()
+        await self._started.warnings(graph)
+        return graph
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the files that the machine was started from, a line each; also in each result.
+
+        A guest that writes into a layer on which other images stand changes what they read: so it is when
+        the machine was started from an old file after a snapshot. It is looked for when the graph is first
+        read (before that this is empty), and logged once, as "machine.started_below".
+        """
+        return self._started.found
 
     def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
         """Call `sink` with each of QEMU's events while the block lasts; nothing is queued."""
@@ -112,7 +126,9 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         """
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
-        return planner.plan(intent, await self._scene(intent))
+        scene = await self._scene(intent)
+        plan = planner.plan(intent, scene)
+        return replace(plan, notes=(*await self._started.warnings(scene.graph), *plan.notes))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moments
     from qmpsnap.plan.intent import Intent, Via
     from qmpsnap.run.outcome import Done, Hooks
+    from qmpsnap.run.started import Started
     from qmpsnap.run.target import Target
 
 __all__ = ["MomentVerbs"]
@@ -25,6 +26,7 @@ class MomentVerbs:
 
     _target: Target
     _state_dir: str
+    _started: Started
 
     if TYPE_CHECKING:
 
@@ -43,6 +45,7 @@ class MomentVerbs:
         """
         graph = await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        await self._started.warnings(graph)
         return find_moments(graph, files.records, records_seen=files.shared)
 
     async def snapshot_internal(

@@ -40,14 +40,16 @@ def chain(disk: str | None) -> None:
     DISK is a qdev id, a QOM path, a drive id, a node name or a file.
     """
 
-    async def work(vm: VM, signals: Signals) -> tuple[list[Disk], dict[str, str]]:
+    async def work(vm: VM, signals: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...]]:
         del signals
         graph = await vm.graph()
         disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
         records = await vm.interrupted(graph, live=True)
-        return disks, {file: record.id for record in records for file in record.invalid}
+        invalid = {file: record.id for record in records for file in record.invalid}
+        return disks, invalid, vm.warnings
 
-    disks, invalid = run(work)
+    disks, invalid, warnings = run(work)
+    tell(*(f"warning: {shown(one)}" for one in warnings))
     for one in disks:
         if len(one.layers) > _LONG:
             tell(
@@ -55,7 +57,7 @@ def chain(disk: str | None) -> None:
                 f"fold some: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
-        emit(spell(disks=[one.to_json(invalid=invalid) for one in disks]))
+        emit(spell(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
     else:
         emit(*(line for one in disks for line in _text(one, invalid)) if disks else ["no disks"])
 

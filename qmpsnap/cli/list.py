@@ -35,16 +35,17 @@ def list_() -> None:
     an external checkpoint was taken: it tells the way back.
     """
 
-    async def work(vm: VM, signals: Signals) -> Moments:
+    async def work(vm: VM, signals: Signals) -> tuple[Moments, tuple[str, ...]]:
         del signals
-        return await vm.moments()
+        return await vm.moments(), vm.warnings
 
-    found = run(work)
+    found, warnings = run(work)
+    tell(*(f"warning: {shown(one)}" for one in warnings))
     if not found.records_seen:
         tell("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
         moments = [{**one.to_json(), **_looked_at(one)} for one in found.moments]
-        emit(spell(**{**found.to_json(), "moments": moments}))
+        emit(spell(**{**found.to_json(), "moments": moments, "warnings": list(warnings)}))
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [f"{shown(disk)}: since {shown(name)}" for disk, name in found.current.items() if name]

@@ -10,6 +10,7 @@ __all__ = ["configure"]
 
 # What every record has; the rest are the fields of the message.
 _OWN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+_TOLD = frozenset({"machine.started_below"})  # what verbs themselves print
 _WIRE = ("--> ", "<-- ")
 
 
@@ -20,6 +21,7 @@ def configure(verbose: int) -> None:
         logger.removeHandler(old)
     logger.addHandler(handler := _ToStderr())
     handler.setFormatter(_Fields())
+    handler.addFilter(lambda record: verbose > 0 or record.msg not in _TOLD)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
     # qemu.qmp logs each error that it also raises, and that we print: once is enough.
     wire = logging.getLogger("qemu.qmp")

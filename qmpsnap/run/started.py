@@ -1,0 +1,75 @@
+"""Looks once whether a machine was started from a layer that others stand on, and goes on saying so."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.files import Ask
+from qmpsnap.model.started import recorded_overlays, started_below
+from qmpsnap.plan.scene import state_questions
+from qmpsnap.run.log import get_logger
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.started import StartedBelow
+    from qmpsnap.run.target import Target
+
+__all__ = ["Started"]
+
+_log = get_logger("qmpsnap.run")
+
+
+class Started:
+    """What is wrong with the files that one machine was started from.
+
+    Args:
+        target: The machine.
+        state_dir: Where records go when the caller says so, else "".
+
+    Attributes:
+        found: The warnings, as of the graph that was read last.
+    """
+
+    def __init__(self, target: Target, state_dir: str) -> None:
+        self._target = target
+        self._state_dir = state_dir
+        self._found: tuple[StartedBelow, ...] | None = None
+        self.found: tuple[str, ...] = ()
+
+    async def warnings(self, graph: Graph) -> tuple[str, ...]:
+        """A line for each disk that writes into a layer which others stand on; looked for at the first call.
+
+        Each is logged once. A disk that has another active layer by now is not spoken of any more.
+        """
+        if self._found is None:
+            self._found = await self._look(graph)
+            for one in self._found:
+                _log.warning(
+                    "machine.started_below",
+                    vm=self._target.name,
+                    disk=one.disk,
+                    active=one.active,
+                    newest=list(one.newest),
+                )
+        self.found = tuple(
+            str(one)
+            for one in self._found
+            if one.disk in graph.disks and graph.disks[one.disk].files[:1] == (one.active,)
+        )
+        return self.found
+
+    async def _look(self, graph: Graph) -> tuple[StartedBelow, ...]:
+        disks = [disk for disk in graph.disks.values() if disk.writable and disk.active.file.startswith("/")]
+        chain = tuple(file for disk in disks for file in disk.files if file.startswith("/"))
+        ask = Ask(
+            files=chain,
+            survey=tuple(dict.fromkeys(posixpath.dirname(disk.active.file) for disk in disks)),
+            records=state_questions(graph, self._state_dir),
+        )
+        files = await self._target.look(ask, graph)
+        if not files.shared:
+            return ()
+        if overlays := recorded_overlays(graph, files.records):
+            files = await self._target.look(Ask(files=(*chain, *overlays), survey=ask.survey), graph)
+        return started_below(graph, files)

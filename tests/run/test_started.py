@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from structlog.testing import capture_logs
+
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.run.started import Started
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget
+from tests.plan.scenes import NOW, STATE
+
+BASE = "/images/base.qcow2"
+
+
+async def test_warnings_are_logged_once_and_go_on_until_the_disk_writes_elsewhere() -> None:
+    there = graph(vda="base*")
+    target = FakeTarget(there)
+    target.files.put("/images/s1.qcow2", backing=BASE)
+    started = Started(target, "")
+    assert not started.found
+    with capture_logs() as logs:
+        (told,) = await started.warnings(there)
+        assert await started.warnings(there) == (told,)
+    assert started.found == (told,)
+    assert [one["event"] for one in logs] == ["machine.started_below"]
+    assert (logs[0]["disk"], logs[0]["newest"]) == ("vda", ["/images/s1.qcow2"])
+    assert told.endswith("end it and start it from /images/s1.qcow2")
+    assert not await started.warnings(graph(vda="base <- s9*"))
+    assert not started.found
+
+
+async def test_overlays_that_lie_elsewhere_are_found_by_their_records() -> None:
+    there = graph(vda="base*")
+    target = FakeTarget(there)
+    target.files.put("/far/s1.qcow2", backing=BASE)
+    assert await Started(target, "").warnings(there) == ()
+    target.files.records.append(
+        MomentRecord("1", "one", NOW, {"vda": "/far/s1.qcow2"}, {"vda": BASE}, directory=STATE)
+    )
+    (told,) = await Started(target, "").warnings(there)
+    assert told.endswith("start it from /far/s1.qcow2")
+
+
+async def test_nothing_is_said_where_files_are_not_visible() -> None:
+    there = graph(vda="base*")
+    target = FakeTarget(there)
+    target.files.put("/images/s1.qcow2", backing=BASE)
+    target.files.shared = False
+    assert await Started(target, "").warnings(there) == ()
