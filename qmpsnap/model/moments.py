@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -10,12 +10,12 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["Held", "Moment", "Moments", "family", "find_moments"]
+__all__ = ["Held", "Moment", "Moments", "family", "find_moments", "moved", "written_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,7 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
     out: machines that share a base image keep their records in one place.
     """
     known = tuple(records)
-    invalid = {file for one in known if isinstance(one, IntentRecord) for file in one.invalid}
-    moments = [_external(graph, one, invalid) for one in family(graph, known) if not one.deleted]
+    moments = [_external(graph, one, known) for one in family(graph, known) if not one.deleted]
     moments = [one for one in moments if one.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, Held]]] = {}
     for disk in graph.disks.values():
@@ -204,6 +203,43 @@ def family(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
     return tuple(one for one in known if one in found)
 
 
+def written_into(files: Collection[str], records: Iterable[Record]) -> str:
+    """The file of a chain that a commit has written into which failed, or kept its overlay; else "".
+
+    Where the chain has that commit's top too, it reads what it read: top covers all that was written.
+    """
+    for one in records:
+        if isinstance(one, IntentRecord) and one.invalid and one.top not in files:
+            for file in files:
+                if file in one.invalid:
+                    return file
+    return ""
+
+
+def moved(record: MomentRecord, disk: str, *, gone: Collection[str], into: str = "") -> MomentRecord:
+    """The record once layers have left the chain that it is read from; the moment's bytes are the same.
+
+    Args:
+        record: The moment's record.
+        disk: The disk whose layers they were.
+        gone: Files of these layers.
+        into: The file that holds the moment from then on, if one of them held it.
+    """
+    covered = record.covered.get(disk)
+    if covered is None:
+        return record
+    files, formats = record.chains.get(disk, ()), record.formats.get(disk, ())
+    kept = [index for index, file in enumerate(files) if file not in gone]
+    chains = {**record.chains, disk: tuple(files[index] for index in kept)}
+    told = {**record.formats, disk: tuple(formats[index] for index in kept if index < len(formats))}
+    return replace(
+        record,
+        covered={**record.covered, disk: into if covered in gone else covered},
+        chains=chains if files else record.chains,
+        formats=told if formats else record.formats,
+    )
+
+
 def _begun(record: MomentRecord) -> set[tuple[str, str]]:
     return {(disk, file) for disk in record.covered for file in record.began(disk)}
 
@@ -224,7 +260,7 @@ def _links(record: MomentRecord, present: set[tuple[str, str]]) -> set[tuple[str
     return set(record.covered.items()) | (between - present)
 
 
-def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:
+def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> Moment:
     held = []
     current = False
     for disk in graph.disks.values():
@@ -242,7 +278,7 @@ def _external(graph: Graph, record: MomentRecord, invalid: set[str]) -> Moment:
                 overlay=overlay,
                 allocated=disk.layers[index].allocated if begun else None,
                 in_chain=covered == below,
-                invalid=covered in invalid or disk.name in record.lost,
+                invalid=disk.name in record.lost or bool(written_into(record.read_from(disk.name), known)),
             )
         )
         current |= index == 0

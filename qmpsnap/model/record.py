@@ -140,6 +140,11 @@ class IntentRecord:
         }
 
     @property
+    def top(self) -> str:
+        """The newest file that a commit folds, or copies; it, and what stands on it, reads what it read."""
+        return next(iter(self.folded or self.chains.get(self.disk, ())), "")
+
+    @property
     def started(self) -> float:
         """The same as `created`, in seconds since 1970."""
         return datetime.fromisoformat(self.created).timestamp()
@@ -190,6 +195,10 @@ class MomentRecord:
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
         return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
+
+    def read_from(self, disk: str) -> tuple[str, ...]:
+        """Files that the moment of a disk is read from, as far as they were written down; newest first."""
+        return self.chains.get(disk, ()) or (self.covered[disk],)
 
     def stands_on(self, other: MomentRecord) -> bool:
         """Whether a chain of this moment passes through an overlay that began at the other."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, TargetExists, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, qmp, quoted
+from qmpsnap.model.moments import written_into
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.ownership import refuse_strange_base
@@ -222,7 +223,7 @@ def _branch(
     assert record is not None  # noqa: S101 - an external moment has one
     refuse_empty(disk)
     covered = record.covered[disk.name]
-    _refuse_invalid(moment, disk, covered, scene)
+    _refuse_invalid(record, disk, scene)
     inside = disk.files.index(covered) if covered in disk.files else None
     if inside == 0:
         raise NotInChain(
@@ -366,17 +367,14 @@ def _header(scene: Scene, file: str) -> Header | None:
     return fact.header if fact is not None else None
 
 
-def _refuse_invalid(moment: Moment, disk: Disk, covered: str, scene: Scene) -> None:
-    invalid = {file for one in scene.files.records if isinstance(one, IntentRecord) for file in one.invalid}
-    if moment.record is not None and disk.name in moment.record.lost:
-        invalid.add(covered)
-    chain = (moment.record.chains.get(disk.name, ()) if moment.record else ()) or (covered,)
-    for file in chain:
-        if file in invalid:
-            raise NotInChain(
-                f"{file} holds no moment any more: a commit has written into it",
-                hint=f"{moment.name!r} of {disk.name} is lost",
-            )
+def _refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
+    lost = record.covered[disk.name] if disk.name in record.lost else ""
+    file = lost or written_into(record.read_from(disk.name), scene.files.records)
+    if file:
+        raise NotInChain(
+            f"{file} holds no moment any more: a commit has written into it",
+            hint=f"{record.name!r} of {disk.name} is lost",
+        )
 
 
 def _nested(path: str, kind: str) -> bool:

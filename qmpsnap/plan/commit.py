@@ -16,7 +16,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
-from qmpsnap.plan.lost import losses
+from qmpsnap.plan.lost import Fold, fates, finish, healed, repeated
 from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.read_only import refuse_read_only
@@ -150,8 +150,30 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
         disk=disk.name,
     )
+    fold = Fold(
+        disk=disk.name,
+        chain=disk.files,
+        folded=tuple(layer.file for layer in folded),
+        base=disk.layers[base].file,
+        given_up=given_up,
+    )
+    fate = fates(scene.files.records, fold)
+    notes += (
+        tuple(
+            f"the snapshot {name!r} is lost: layers that it is read from take other data"
+            for name in fate.lost
+        )
+        if intent.keep_overlay
+        else fate.notes
+    )
+    earlier = finish(repeated(scene.files.records, record)) if place else ()
+    moments: tuple[Step, ...] = earlier
+    if not intent.keep_overlay:
+        moments = (*fate.steps, *finish(healed(scene.files.records, disk.name, fold.folded), fate.ended))
     above = None if active else disk.layers[top - 1]
-    stages = _stages(intent, scene, start, above, folded, retired, proofs=proofs, place=place, record=record)
+    stages = _stages(
+        intent, start, above, folded, retired, proofs=proofs, moments=moments, place=place, record=record
+    )
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
     notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
     if scene.files.shared and not intent.keep_overlay and intent.folded != "keep":
@@ -180,6 +202,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         folded=() if intent.keep_overlay else tuple(layer.file for layer in folded),
         invalid=(*stopped, *given_up) if intent.keep_overlay else (*kept, *gone, *given_up),
         invalid_if_stopped=(*stopped, *given_up),
+        repeats=earlier,
         notes=notes
         if place or not scene.files.shared
         else (*notes, "no directory for records can be written"),
@@ -188,57 +211,46 @@ def plan(intent: Commit, scene: Scene) -> Plan:
 
 def _stages(
     intent: Commit,
-    scene: Scene,
     start: StartCommit,
     above: Layer | None,
     folded: tuple[Layer, ...],
     retired: Mapping[str, str],
     *,
     proofs: Mapping[str, Proof],
+    moments: tuple[Step, ...],
     place: str,
     record: IntentRecord,
 ) -> tuple[Stage, ...]:
-    fold: list[Step] = [start]
+    job: list[Step] = [start]
     if start.active:
-        fold.append(AwaitJob(start.job_id, "ready"))
-        fold.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
+        job.append(AwaitJob(start.job_id, "ready"))
+        job.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
     else:
-        fold += [
+        job += [
             AwaitJob(start.job_id, "pending"), FlushNode(start.base_node), FinalizeJob(start.job_id),
         ]  # fmt: skip
-    fold.append(AwaitJob(start.job_id, "concluded"))
+    job.append(AwaitJob(start.job_id, "concluded"))
     if above is not None:  # its header names the base now
-        fold.append(FlushNode(above.node))
+        job.append(FlushNode(above.node))
     # A job holds its nodes until it is dismissed: only then does the graph show what stays.
-    fold.append(DismissJob(start.job_id))
+    job.append(DismissJob(start.job_id))
     tidy: list[Step] = []
     if not intent.keep_overlay:
-        gone = {layer.file for layer in folded}
-        written = {*gone, start.base_file}
-        lost, moments = losses(scene.files.records, start.disk, folded=gone, written=written)
         tidy += delete_owned(folded)
         tidy += [RetireFile(file, intent.folded, to, proofs[file]) for file, to in retired.items()]
-        tidy += lost
-        if place:
-            tidy.append(FinishRecord(place, (record.id, *_superseded(scene, written)), moments))
+    tidy += moments
+    if place and not intent.keep_overlay:
+        tidy.append(FinishRecord(place, (record.id,)))
     stages = [
         Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
-        Stage(f"commit into {start.base_file}", tuple(fold), verify=True),
-        Stage("put the folded layers away", tuple(tidy), tidy=True),
+        Stage(f"commit into {start.base_file}", tuple(job), verify=True),
+        Stage(
+            "put everything away" if intent.keep_overlay else "put the folded layers away",
+            tuple(tidy),
+            tidy=True,
+        ),
     ]
     return tuple(stage for stage in stages if stage.steps)
-
-
-def _superseded(scene: Scene, written: set[str]) -> tuple[str, ...]:
-    """Records of earlier commits of these layers that failed."""
-    return tuple(
-        record.id
-        for record in scene.files.records
-        if isinstance(record, IntentRecord)
-        and record.op == "commit"
-        and record.invalid
-        and set(record.invalid) <= written
-    )
 
 
 def _proofs(scene: Scene, layers: tuple[Layer, ...]) -> dict[str, Proof]:

@@ -29,22 +29,21 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
         NodeBusy: When a job is under way, which may be loading that state.
     """
     record = moment.record
-    if record is None or record.state is None:
-        part = moment.held[0]
-        raise Unsupported(
-            f"{intent.name!r} is an external snapshot (its overlay is {part.overlay}); those cannot be "
-            "deleted yet",
-            feature="deletion of an external snapshot",
-            hint="fold its overlay by commit: "
-            + command("commit", part.disk, "--top", part.overlay, "--base", part.file),
-        )
-    refuse_any_job(scene)
-    remove = RemoveState(record.state.file, record.id, record.state.tag)
     folds = [
         command("commit", part.disk, "--top", part.overlay, "--base", part.file)
         for part in moment.held
         if part.in_chain
     ]
+    if record is None or record.state is None:
+        overlays = ", ".join(part.overlay for part in moment.held)
+        raise Unsupported(
+            f"{intent.name!r} is an external snapshot (its overlay is {overlays}); those cannot be deleted "
+            "yet",
+            feature="deletion of an external snapshot",
+            hint=f"fold its overlay by commit, which costs no other: {'; '.join(folds)}" if folds else "",
+        )
+    refuse_any_job(scene)
+    remove = RemoveState(record.state.file, record.id, record.state.tag)
     present = {file for disk in scene.graph.disks.values() for file in disk.files}
     aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]
     notes = [f"the layers stay; to fold its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]

@@ -1,60 +1,227 @@
-"""What moments lose: by a commit the layer that held one, by another base image the way to its record."""
+"""What becomes of moments when layers go: which file holds each of them then, and which are lost.
+
+An overlay is named after the moment at which it began, and the layer beneath it holds that moment. A commit
+of the layers from `top` down to just above `base`:
+
+    named by                    lay in                      lies afterwards
+    the overlay above top       top                         in base, which reads what top read
+    a folded overlay            the layer beneath it        nowhere: that was folded, or base was written into
+    an overlay further up       a layer above top           where it lay
+    base, or one further down   a layer below base          where it lay
+
+Of the active layer, top has no overlay above it. With `keep_overlay` the same moments are lost. A stream into
+a layer changes the bytes of none: `into` reads the same, and the layers between stay as they are.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.moments import family
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.moments import family, written_into
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.scene import state_questions
-from qmpsnap.plan.steps import FinishRecord, KeepLost, Proof, RetireFile
+from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, Proof, RemoveState, RetireFile
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import IntentRecord, Record
+    from qmpsnap.model.record import Record
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["losses", "retire", "unfound"]
+__all__ = ["Fold", "fates", "finish", "fold_of", "healed", "repeated", "retire", "streamed", "unfound"]
 
 
-def losses(
-    records: Iterable[Record], disk: str, *, folded: Collection[str], written: Collection[str]
-) -> tuple[tuple[KeepLost, ...], tuple[str, ...]]:
-    """What is to be kept of moments once layers of a disk are folded.
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What a commit does to the files of one disk.
 
-    A moment whose overlays are all folded goes. One that is on other disks too, or began once more
-    elsewhere, stays, but is lost on this disk.
-
-    Args:
-        records: All that were found.
+    Attributes:
         disk: The disk.
-        folded: Files that go into another one.
-        written: Files that no longer hold what they held, the folded ones and the base.
-
-    Returns:
-        The steps that note what is lost, and the ids of the moments that go.
+        chain: Files of its chain before, active first.
+        folded: Those that go into the base, newest first: at least one.
+        base: The file that receives their data.
+        given_up: Images of others that stand on what changes.
     """
-    lost, gone = [], []
-    for record in records:
+
+    disk: str
+    chain: tuple[str, ...]
+    folded: tuple[str, ...]
+    base: str
+    given_up: tuple[str, ...] = ()
+
+    @property
+    def top(self) -> str:
+        """The newest file that is folded; the base reads what it read."""
+        return self.folded[0]
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Files that no longer hold what they held."""
+        return frozenset((*self.folded[1:], self.base, *self.given_up))
+
+    def loses(self, record: MomentRecord, disk: str) -> bool:
+        """Whether a moment is lost on one of its disks.
+
+        Also of a moment that was moved into the base already, by a client that went away right after that.
+        """
+        covered = record.covered[disk]
+        if disk == self.disk and covered in self.chain:
+            above = self.chain[: self.chain.index(self.top)][-1:]
+            there = covered == self.base and not {*above}.isdisjoint(record.began(disk))
+            return covered in self.written and not there
+        return not {*self.folded, *self.written}.isdisjoint(
+            record.read_from(disk)
+        )  # it was left aside, or is another machine's
+
+
+@dataclass(frozen=True, slots=True)
+class Fates:
+    """What becomes of the moments by a commit.
+
+    Attributes:
+        steps: What writes that down, and removes the VM state of moments that end.
+        ended: Records of moments that no disk holds any more.
+        notes: The same in words, of what is lost and of what lies elsewhere.
+        lost: Names of the moments that are lost on a disk, or wholly.
+    """
+
+    steps: tuple[Step, ...] = ()
+    ended: tuple[MomentRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+def fates(records: Iterable[Record], fold: Fold) -> Fates:
+    """What becomes of each moment by a commit that succeeds.
+
+    A moment that is lost on all of its disks ends, and its VM state with it. One that is on other disks too
+    stays, lost on this one. The records may not have that of the commit itself.
+    """
+    known = tuple(records)
+    steps: list[Step] = []
+    ended: list[MomentRecord] = []
+    notes: list[str] = []
+    lost: list[str] = []
+    for record in known:
         if not isinstance(record, MomentRecord):
             continue
-        if record.overlays and set(record.overlays.values()) <= set(folded):
-            gone.append(record.id)
-        elif record.covered.get(disk) in written and disk not in record.lost:
-            lost.append(KeepLost(record.directory, record.id, disk))
-    return tuple(lost), tuple(gone)
+        before = {*record.lost, *_spoilt(record, known)}
+        new = [disk for disk in record.covered if disk not in before and fold.loses(record, disk)]
+        if record.covered and {*record.covered} <= {*before, *new}:
+            ended.append(record)
+        else:
+            steps += _kept_lost(record, {*before, *new})
+            if fold.disk not in {*before, *new} and fold.top in _read(record, fold.disk):
+                steps.append(KeepPlace(record.directory, record.id, fold.disk, fold.folded, fold.base))
+                if record.covered[fold.disk] == fold.top and not record.deleted:
+                    notes.append(f"the snapshot {record.name!r} of {fold.disk} lies in {fold.base} then")
+        if new and not record.deleted:
+            lost.append(record.name)
+            notes.append(_loss(record, new, ends=record in ended))
+    steps += [RemoveState(one.state.file, one.id, one.state.tag) for one in ended if one.state is not None]
+    return Fates(tuple(steps), tuple(ended), tuple(notes), tuple(dict.fromkeys(lost)))
 
 
-def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
-    """What puts away the folded files of a commit whose client went away, and their moments."""
-    if not record.policy:  # the overlay is kept, and the record with it; or it is no commit
-        return ()
-    written = {*record.folded, *record.invalid}
-    lost, gone = losses(records, record.disk, folded=record.folded, written=written)
+def _spoilt(record: MomentRecord, records: tuple[Record, ...]) -> list[str]:
+    """Disks on which the moment was lost by earlier commits that failed, or kept the overlay."""
+    return [disk for disk in record.covered if written_into(record.read_from(disk), records)]
+
+
+def _kept_lost(record: MomentRecord, disks: set[str]) -> list[KeepLost]:
+    new = (disk for disk in record.covered if disk in disks and disk not in record.lost)
+    return [KeepLost(record.directory, record.id, disk) for disk in new]
+
+
+def _loss(record: MomentRecord, disks: list[str], *, ends: bool) -> str:
+    where = ", ".join(f"{disk} ({record.covered[disk]} takes other data)" for disk in disks)
+    state = f", and its VM state {record.state.file} with it" if ends and record.state is not None else ""
+    return f"the snapshot {record.name!r} is lost on {where}{state}"
+
+
+def _read(record: MomentRecord, disk: str) -> tuple[str, ...]:
+    """Files that the moment is read from on that disk; none where it is not on that."""
+    return record.read_from(disk) if disk in record.covered else ()
+
+
+def streamed(records: Iterable[Record], disk: str, *, into: str, gone: tuple[str, ...]) -> tuple[Step, ...]:
+    """What notes that a stream into a layer took those below it out of the chains of moments."""
+    known = tuple(records)
+    good = healed(known, disk, gone)
+    steps: list[Step] = []
+    for one in known:
+        if isinstance(one, MomentRecord):
+            steps += _kept_lost(one, {*_spoilt(one, good)})
+            if into in _read(one, disk) and {*gone} & {*_read(one, disk)}:
+                steps.append(KeepPlace(one.directory, one.id, disk, gone))
+    return (*steps, *finish(good))
+
+
+def healed(records: Iterable[Record], disk: str, gone: tuple[str, ...]) -> tuple[IntentRecord, ...]:
+    """Records of commits that failed, or kept the overlay, and that nobody needs once these layers are gone.
+
+    All that such a commit has written its top covers. With the top's data in another layer that does; what
+    was lost by it is then noted with the moments.
+    """
+    return tuple(
+        one
+        for one in records
+        if isinstance(one, IntentRecord)
+        and (one.op, one.disk) == ("commit", disk)
+        and one.invalid
+        and one.top in gone
+    )
+
+
+def repeated(records: Iterable[Record], record: IntentRecord) -> tuple[IntentRecord, ...]:
+    """Records of earlier commits that say nothing which that of a new one does not say too."""
+    return tuple(
+        one
+        for one in healed(records, record.disk, (record.top,))
+        if one.id != record.id and {*one.invalid} <= {*record.invalid}
+    )
+
+
+def finish(ids: tuple[IntentRecord, ...], ended: tuple[MomentRecord, ...] = ()) -> tuple[FinishRecord, ...]:
+    """What removes records wherever they lie."""
+    records: tuple[Record, ...] = (*ids, *ended)
+    where = dict.fromkeys(one.directory for one in records)
+    return tuple(
+        FinishRecord(
+            place,
+            tuple(one.id for one in ids if one.directory == place),
+            tuple(one.id for one in ended if one.directory == place),
+        )
+        for place in where
+    )
+
+
+def fold_of(record: IntentRecord) -> Fold | None:
+    """What a commit does, by its record; None when the record lacks what has to be known."""
+    chain = record.chains.get(record.disk, ())
+    if not record.folded or record.folded[-1] not in chain[:-1]:
+        return None
+    return Fold(
+        disk=record.disk,
+        chain=chain,
+        folded=record.folded,
+        base=chain[chain.index(record.folded[-1]) + 1],
+        given_up=tuple(file for file in record.invalid if file not in chain),
+    )
+
+
+def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What a commit or a stream whose client went away leaves to be done once it has succeeded; and notes.
+
+    The folded files are put away, and it is written down what became of the moments.
+    """
+    if record.op == "stream":
+        return _streamed(record, records), ()
+    if not record.policy:  # the overlay is kept, and the record with it; or it is neither
+        return (), ()
     steps: list[Step] = []
     below = {file: base for files in record.chains.values() for file, base in pairwise(files)}
     # The chain is the record's word: the file's own header has to bear it out.
@@ -65,7 +232,20 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
             steps += [RetireFile(one, "rename", names[one], proofs[one]) for one in names if one in proofs]
         case "remove":
             steps += [RetireFile(one, "remove", "", proof) for one, proof in proofs.items()]
-    return (*steps, *lost, *((FinishRecord(record.directory, (), gone),) if gone else ()))
+    fold, others = fold_of(record), tuple(one for one in records if one.id != record.id)
+    if fold is None:
+        return tuple(steps), ()
+    fate = fates(others, fold)
+    return (*steps, *fate.steps, *finish(healed(others, fold.disk, fold.folded), fate.ended)), fate.notes
+
+
+def _streamed(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
+    before, after = record.chains.get(record.disk, ()), record.after.get(record.disk, ())
+    gone = tuple(file for file in before if file not in after)
+    if not gone or gone[0] not in before[1:]:
+        return ()
+    others = tuple(one for one in records if one.id != record.id)
+    return streamed(others, record.disk, into=before[before.index(gone[0]) - 1], gone=gone)
 
 
 def unfound(scene: Scene, after: Graph) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ __all__ = [
     "KeepBranch",
     "KeepLink",
     "KeepLost",
+    "KeepPlace",
     "MemoryStep",
     "RemoveState",
     "SealMemory",
@@ -164,6 +165,35 @@ class KeepLost(HostOnly):
     command: ClassVar[str] = "keep-lost"
 
 
+@dataclass(frozen=True, slots=True)
+class KeepPlace(HostOnly):
+    """Note in a moment's record that layers have left the chain that it is read from; twice does no harm.
+
+    Attributes:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disk: The disk whose layers they were.
+        gone: Files of these layers.
+        into: The file that took their data (commit), and with it the moment where one of them held that;
+            "" where none did (stream).
+    """
+
+    directory: str
+    id: str
+    disk: str
+    gone: tuple[str, ...]
+    into: str = ""
+    command: ClassVar[str] = "keep-place"
+
+
 MemoryStep = (
-    CreateMemory | CreateStore | SealMemory | SealStore | RemoveState | KeepBranch | KeepLink | KeepLost
+    CreateMemory
+    | CreateStore
+    | SealMemory
+    | SealStore
+    | RemoveState
+    | KeepBranch
+    | KeepLink
+    | KeepLost
+    | KeepPlace
 )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Chains, Graph
     from qmpsnap.plan.intent import Intent
-    from qmpsnap.plan.steps import Start, Step
+    from qmpsnap.plan.steps import FinishRecord, Start, Step
 
 __all__ = ["Plan", "Stage"]
 
@@ -87,6 +87,8 @@ class Plan:
         state_bytes: Bytes of the VM state that is loaded, where they are known beforehand.
         prepared: Overlays that are made for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
+        repeats: What removes the records of earlier operations that say no more than this one's, which stays
+            when it fails.
         vanished: Why the operation can't be called a success although nothing is left to do, or "".
     """
 
@@ -109,6 +111,7 @@ class Plan:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     vanished: str = ""
+    repeats: tuple[FinishRecord, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:

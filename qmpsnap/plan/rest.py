@@ -182,8 +182,10 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if record is not None and name.ending is Ending.KEEP and not _keeps_overlay(record):
         end += _flushed(disks, scene, record.after)  # a header names another backing file now
     tidy: list[Step] = []
+    notes: tuple[str, ...] = ()
     if record is not None:
-        tidy += retire(record, scene.files.records)
+        steps, notes = retire(record, scene.files.records)
+        tidy += steps
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
@@ -203,6 +205,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         ),
         record=record,
         moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
+        notes=notes,
         resumes=(*resumes, AdoptJob(job.id, dismisses_itself=name.op is JobOp.STREAM)),
     )
 
@@ -326,9 +329,9 @@ def _stream(record: IntentRecord, scene: Scene) -> Plan:
     disks = _disks(record, scene)
     finish: Step = FinishRecord(record.directory, (record.id,))
     if _chains_now(disks, scene) == record.after:
-        return _plan(
-            "stream", disks, scene, (Stage("it had ended well", (finish,), tidy=True),), record=record
-        )
+        steps, _ = retire(record, scene.files.records)
+        done = (Stage("it had ended well", (*steps, finish), tidy=True),)
+        return _plan("stream", disks, scene, done, record=record)
     return _plan(
         "stream",
         disks,
@@ -349,9 +352,9 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
     if _keeps_overlay(record):
         return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
     if _chains_now(disks, scene) == record.after:
-        steps = (*_flushed(disks, scene), *retire(record, scene.files.records), finish)
-        done = (Stage("it had ended well", steps, tidy=True),)
-        return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks))
+        steps, notes = retire(record, scene.files.records)
+        done = (Stage("it had ended well", (*_flushed(disks, scene), *steps, finish), tidy=True),)
+        return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks), notes=notes)
     if not _written(record, scene):
         return _plan(
             "commit",

@@ -11,7 +11,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
-from qmpsnap.plan.lost import unfound
+from qmpsnap.plan.lost import streamed, unfound
 from qmpsnap.plan.opened import refuse_reopen
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.read_only import refuse_read_only
@@ -114,7 +114,16 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         ),
         Stage(
             "put everything away",
-            (*delete_owned(gone), *((FinishRecord(place, (record.id,)),) if place else ())),
+            (
+                *delete_owned(gone),
+                *streamed(
+                    scene.files.records,
+                    disk.name,
+                    into=receiver.file,
+                    gone=tuple(layer.file for layer in gone),
+                ),
+                *((FinishRecord(place, (record.id,)),) if place else ()),
+            ),
             tidy=True,
         ),
     ]

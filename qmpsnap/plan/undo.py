@@ -33,6 +33,7 @@ from qmpsnap.plan.steps import (
     KeepLink,
     KeepLost,
     KeepMoment,
+    KeepPlace,
     LoadMemory,
     LoadState,
     LoadVm,
@@ -125,7 +126,10 @@ def changes(step: Step) -> bool:
 
 def needs_record(step: Step) -> bool:
     """Whether, when it could not be done, the operation's record has to stay: it says what is to be done."""
-    return isinstance(step, RetireFile | KeepBranch | KeepLost | SetCapabilities | SetParameters)
+    return isinstance(
+        step,
+        RetireFile | RemoveState | KeepBranch | KeepLost | KeepPlace | SetCapabilities | SetParameters,
+    )
 
 
 def drains(step: Step) -> bool:
@@ -223,6 +227,7 @@ def undo(step: Step) -> tuple[Step, ...]:
             | KeepBranch()
             | KeepLink()
             | KeepLost()
+            | KeepPlace()
             | RetireFile()
             | RemoveMade()
             | RemoveOrphan()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.model.moments import moved
 from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
@@ -26,6 +27,7 @@ from qmpsnap.plan.memory_steps import (
     KeepBranch,
     KeepLink,
     KeepLost,
+    KeepPlace,
     MemoryStep,
     RemoveState,
     SealMemory,
@@ -138,6 +140,9 @@ class Host:
                 moment = await self._moment(step.directory, step.id)
                 if step.disk not in moment.lost:
                     await self._catalog.rewrite(replace(moment, lost=(*moment.lost, step.disk)))
+            case KeepPlace():
+                moment = await self._moment(step.directory, step.id)
+                await self._catalog.rewrite(moved(moment, step.disk, gone=step.gone, into=step.into))
             case _:
                 assert_never(step)
 

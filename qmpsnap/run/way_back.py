@@ -112,6 +112,8 @@ class WayBack:
         keeps = course.moved and course.plan.invalid_if_stopped
         for step in taking_back(await self._happened(), loaded=course.loaded):
             if isinstance(step, FinishRecord) and (keeps or owed):
+                for repeated in course.plan.repeats if keeps else ():
+                    await self._undo_step(repeated, watch, left)
                 continue  # the one place that says which files hold no moment any more, or what is to be done
             if isinstance(step, RemoveMade):
                 held = await self._held(made_files(course.done)) if held is None else held

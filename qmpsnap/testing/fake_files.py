@@ -15,6 +15,7 @@ from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_n
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
+from qmpsnap.model.moments import moved
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -32,6 +33,7 @@ from qmpsnap.plan.memory_steps import (
     KeepBranch,
     KeepLink,
     KeepLost,
+    KeepPlace,
     RemoveState,
     SealMemory,
     SealStore,
@@ -228,6 +230,10 @@ class FakeFiles:
             case KeepLost():
                 moment = self._moment(step.directory, step.id)
                 self._put(moment, lost=(*moment.lost, step.disk))
+            case KeepPlace():
+                moment = self._moment(step.directory, step.id)
+                now = moved(moment, step.disk, gone=step.gone, into=step.into)
+                self.records[self.records.index(moment)] = now
             case RetireFile():
                 pass
             case _:

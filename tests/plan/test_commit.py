@@ -241,16 +241,51 @@ def test_commit_puts_away_files_alone() -> None:
     assert (plan.record.record.folded, plan.record.record.invalid) == ((S2,), (BASE,))
 
 
-def test_commit_removes_the_records_that_it_makes_pointless() -> None:
+def failed(id: str, *folded: str, where: str = STATE) -> IntentRecord:  # noqa: A002
+    """What a commit into the base leaves that failed; the newest of the folded files first."""
+    return IntentRecord(
+        id,
+        "commit",
+        NOW,
+        chains={"vda": ALL},
+        folded=folded,
+        invalid=(*folded[1:], BASE),
+        disk="vda",
+        directory=where,
+    )
+
+
+def test_commit_removes_the_records_that_it_makes_good_wherever_they_lie() -> None:
+    """One whose top stays above has written what this commit does not write once more."""
     files = FakeFiles(T5)
-    failed = IntentRecord("failed", "commit", NOW, invalid=(S1, BASE), directory=STATE)
-    wider = IntentRecord("wider", "commit", NOW, invalid=(S3, BASE), directory=STATE)
-    empty = IntentRecord("empty", "commit", NOW, directory=STATE)
-    moment = MomentRecord("m", "n1", NOW, overlays={"vda": S1}, directory=STATE)
-    later = MomentRecord("l", "n3", NOW, overlays={"vda": S3}, directory=STATE)
-    files.records += [failed, wider, empty, moment, later]
+    elsewhere = "/images/s1.qmpsnap"
+    files.records += [failed("same", S2, S1), failed("less", S1, where=elsewhere), failed("more", S3, S2, S1)]
     plan = planned(Commit("vda", "s2", "base"), T5, files=files)
-    assert plan.steps[-1] == FinishRecord(STATE, (plan.job_id, "failed"), ("m",))
+    assert plan.steps[-3:] == (
+        FinishRecord(STATE, ("same",)),
+        FinishRecord(elsewhere, ("less",)),
+        FinishRecord(STATE, (plan.job_id,)),
+    )
+    assert plan.repeats == (FinishRecord(STATE, ("same",)),)
+
+
+def test_commit_removes_the_records_of_moments_that_no_disk_holds_any_more() -> None:
+    files = FakeFiles(T5)
+    moment = MomentRecord("m", "n1", NOW, overlays={"vda": S1}, covered={"vda": BASE}, directory=STATE)
+    later = MomentRecord("l", "n4", NOW, overlays={"vda": S4}, covered={"vda": S3}, directory=STATE)
+    files.records += [moment, later]
+    plan = planned(Commit("vda", "s2", "base"), T5, files=files)
+    assert plan.steps[-2:] == (FinishRecord(STATE, (), ("m",)), FinishRecord(STATE, (plan.job_id,)))
+
+
+def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() -> None:
+    files = FakeFiles(T5)
+    again = IntentRecord(
+        "again", "commit", NOW, chains={"vda": ALL}, invalid=(S1, BASE), disk="vda", directory=STATE
+    )
+    files.records.append(again)
+    plan = planned(Commit("vda", keep_overlay=True), T5, files=files)
+    assert plan.steps[-1] == FinishRecord(STATE, ("again",))
 
 
 @pytest.mark.parametrize("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])
