@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.vm import VM
 
-__all__ = ["commands", "disks", "jobs", "layers", "moments"]
+__all__ = ["commands", "disks", "is_word", "jobs", "layers", "moments"]
 
 T = TypeVar("T")
+# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click.s scripts
+# for them split at commas.
+_WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+=-]*")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
 
 
@@ -31,6 +35,11 @@ def commands(context: click.Context) -> list[str]:
     """Names of QEMU's commands."""
     found = _ask(context, lambda vm: vm.execute("query-commands"))
     return sorted(str(one["name"]) for one in found) if isinstance(found, list) else []
+
+
+def is_word(name: str) -> bool:
+    """Whether every shell takes the name for one word as it stands, and no verb takes it for an option."""
+    return _WORD.fullmatch(name) is not None
 
 
 def disks(context: click.Context) -> list[str]:

@@ -51,12 +51,16 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names of the running machine; none when it does not answer at once."""
+        """Names of the running machine; none when it does not answer at once.
+
+        What is offered is put on the command line as it is, and whoever named an image's snapshot chose it:
+        a name that a shell would not take for one plain word is not offered.
+        """
         del param
         return [
             click.shell_completion.CompletionItem(name)
             for name in self._find(ctx)
-            if name.startswith(incomplete)
+            if name.startswith(incomplete) and names.is_word(name)
         ]
 
 

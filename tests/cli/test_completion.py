@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from qmpsnap.cli.names import is_word
 
 from .conftest import disks
 
@@ -48,3 +51,97 @@ def test_completion_is_silent_without_a_machine(tmp_path):
 def test_completion_is_silent_when_no_qmp_answers(server):
     server.greeting = b"220 mail\r\n"
     assert complete(f"qmpsnap -s {server.path} chain ", 4) == []
+
+
+WORDS = ("before-upgrade", "vda.n1", "a:b@c+d=e/f", "_x", "/machine/peripheral/v")
+HOSTILE = (
+    "x;touch PWNED",
+    "x$(touch PWNED)",
+    "x`touch PWNED`",
+    "x&touch PWNED",
+    "x|touch PWNED",
+    "x>PWNED",
+    "x<PWNED",
+    "x touch",
+    "x\ttouch",
+    "x\ntouch PWNED",
+    "x\rtouch",
+    "'x",
+    '"x',
+    "x\\",
+    "$HOME",
+    "~root",
+    "x*",
+    "x?",
+    "device[0]",
+    "{a,b}",
+    "x!y",
+    "#x",
+    "(touch)",
+    "=touch",
+    "%1",
+    "-x",
+    "--foreign",
+    "^x",
+    "x,y",
+    "",
+    "x\x1b[2J",
+    "ü",
+    "x\udcff",
+)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_is_word_of_what_every_shell_takes_as_it_stands(name):
+    assert is_word(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_is_word_of_nothing_that_a_shell_would_run_expand_or_split(name):
+    assert not is_word(name)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_offers_no_name_that_a_shell_would_run(server, tmp_path, shell):
+    """Whoever makes an image names its snapshots, and Enter runs what was offered."""
+    hostile = [name for name in HOSTILE if name and "\udcff" not in name]
+    disks(server, **{name: (f"/d/{name}.qcow2",) for name in (*hostile, "vda")})
+    process = subprocess.run(
+        [sys.executable, "-m", "qmpsnap"],
+        env=os.environ
+        | {"_QMPSNAP_COMPLETE": f"{shell}_complete", "QMPSNAP_SOCKET": server.path}
+        | {"COMP_WORDS": "qmpsnap chain ", "COMP_CWORD": "" if shell == "fish" else "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stderr == ""
+    answer = {"bash": "plain,vda\n", "zsh": "plain\nvda\n_\n", "fish": "plain,vda\n"}
+    assert process.stdout == answer[shell]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_runs_nothing_of_what_is_offered(server, tmp_path):
+    """The script in a real bash: Tab's answers, joined to a line, and that line run."""
+    disks(
+        server,
+        **{name: (f"/d/{name}",) for name in ("x;touch PWNED;$(touch PWNED)", "x$(touch PWNED)", "xda")},
+    )
+    script = subprocess.run(
+        [sys.executable, "-m", "qmpsnap", "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    run = f'qmpsnap() {{ {sys.executable} -m qmpsnap "$@"; }}\nexport -f qmpsnap\n'
+    env = 'env() { while [[ $1 == *=* ]]; do local -x "$1"; shift; done; "$@"; }\n'
+    line = (
+        "COMP_WORDS=(qmpsnap chain x) COMP_CWORD=2\n_qmpsnap_completion qmpsnap\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\nfor word in "${COMPREPLY[@]}"; do eval "true $word"; done\n'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", run + env + script + line],
+        env=os.environ | {"QMPSNAP_SOCKET": server.path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, list(tmp_path.glob("PWNED"))) == ("xda\n", [])
