@@ -25,4 +25,5 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None  # noqa: S101 - click has all three
     # bash's own class starts a bash to ask for its version; the script does not depend on it.
-    emit(ShellComplete.source(found(cli, {}, "qmpsnap", "_QMPSNAP_COMPLETE")).rstrip())
+    script = ShellComplete.source(found(cli, {}, "qmpsnap", "_QMPSNAP_COMPLETE"))
+    emit(*script.rstrip().split("\n"))

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+from qmpsnap.model.shown import shown
+
 __all__ = ["configure"]
 
 # What every record has; the rest are the fields of the message.
@@ -38,7 +40,7 @@ class _ToStderr(logging.Handler):
     """Writes to the stderr of the moment, so that a progress bar can move out of the way."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201 - a log
+        print(shown(self.format(record)), file=sys.stderr, flush=True)  # noqa: T201 - a log
 
 
 class _Fields(logging.Formatter):
@@ -59,7 +61,7 @@ class _Traffic(logging.Formatter):
         try:
             text = json.dumps(json.loads(text))
         except ValueError:
-            text = " ".join(text.split())
+            text = shown(" ".join(text.split()))
         return f"{record.msg[:3]} {text}"
 
 

@@ -45,7 +45,7 @@ def run_group(arguments: Sequence[str]) -> int:
         return _reported(app, error)
     except click.ClickException as error:
         if not arguments:
-            tell(cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)))
+            tell(*cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)).split("\n"))
             return _USAGE
         return _misused(app, arguments, error)
     except (click.Abort, KeyboardInterrupt):
@@ -146,6 +146,8 @@ def _fault(app: App, error: Exception) -> int:
     if app.verbose:
         import traceback  # noqa: PLC0415 - for a fault alone
 
-        tell(*traceback.format_exception(error))
+        for part in traceback.format_exception(error):
+            # Frames take a line each for place and source; the messages are anybody's.
+            tell(*(part.rstrip("\n").split("\n") if part.startswith("  File ") else (part.rstrip("\n"),)))
     found = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
     return _reported(app, found)

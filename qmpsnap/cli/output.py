@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import TYPE_CHECKING
+
+from qmpsnap.model.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +26,14 @@ class Unwritable(Exception):
 def emit(*lines: str) -> bool:
     """Write lines to stdout, at once; False when nobody reads them any more.
 
+    Each is one line there, whatever it holds: this and `tell` are the only places that print.
+
     Raises:
         Unwritable: When stdout takes them not, a full disk under it for instance.
     """
     try:
         for line in lines:
-            print(line)  # noqa: T201 - this is where results are printed
+            print(shown(line))  # noqa: T201 - this is where results are printed
         sys.stdout.flush()
     except BrokenPipeError:
         _to_nowhere()
@@ -46,14 +51,30 @@ def _to_nowhere() -> None:
 
 
 def tell(*lines: str) -> None:
-    """Write lines to stderr."""
+    """Write lines to stderr, each as one line there."""
     for line in lines:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
+        print(shown(line), file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
 
 
 def spell(**fields: object) -> str:
-    """One JSON object, on one line, with its version."""
-    return json.dumps({"version": VERSION, **fields}, default=_plain)
+    """One JSON object, on one line, with its version; what JSON has no number for is null."""
+    return _dumped({"version": VERSION, **fields})
+
+
+def _dumped(value: object) -> str:
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(json.loads(json.dumps(value, default=_plain))))
+
+
+def _finite(value: object) -> object:
+    """The same without NaN and infinities, which Python reads and writes, and JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object) -> object:
@@ -65,23 +86,16 @@ def _plain(value: object) -> object:
         return str(value)
 
 
-def shown(text: str) -> str:
-    """A name as people can read it: whatever a terminal would obey is spelled out."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def size(number: int | None) -> str:
-    """Bytes in units of 1024, three digits: "1.5 GiB"."""
-    if number is None:
+    """Bytes in units of 1024, three digits: "1.5 GiB"; "?" for what is no size."""
+    if number is None or number < 0:
         return "?"
-    if abs(number) < 1024:
+    if number < 1024:
         return f"{number} B"
     value, unit = float(number), ""
     for unit in _UNITS:  # noqa: B007 - the last one is used
         value /= 1024
-        if abs(value) < 999.5:
+        if value < 999.5:
             break
     return f"{value:.3g} {unit}"
 

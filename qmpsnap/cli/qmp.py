@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import COMMAND, dry_run
-from qmpsnap.cli.output import emit, shown
+from qmpsnap.cli.output import emit, spell
 from qmpsnap.cli.runner import current_app, run, show_steps
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
 
     answer = run(work)
     if current_app().json:
-        emit(json.dumps({"version": 1, "return": answer}))
+        emit(spell(**{"return": answer}))
     elif isinstance(answer, str):  # the human monitor's
-        emit(*map(shown, answer.splitlines()))
+        emit(*answer.splitlines())
     else:
         emit(*json.dumps(answer, indent=2).splitlines())
 

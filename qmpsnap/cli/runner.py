@@ -139,7 +139,7 @@ def show_plan(plan: Plan) -> None:
     if current_app().json:
         emit(spell(plan=plan.to_json(), changed=False))
     else:
-        emit(*map(shown, str(plan).splitlines()), _NOT_SENT)
+        emit(*str(plan).split("\n"), _NOT_SENT)
 
 
 def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import draw
+from qmpsnap.model.shown import shown
 from qmpsnap.plan.steps import (
     AwaitJob,
     ContinueGuest,
@@ -213,7 +214,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        """The plan as `-n` prints it."""
+        """The plan as `-n` prints it: each step is one line, whatever its names hold."""
         lines = []
         for disk in self.disks:
             lines.append(f"{disk}: {draw(self.chains_before[disk])}")
@@ -227,7 +228,7 @@ class Plan:
                 lines.append(f"  {number}. {_line(step)}")
         lines += [f"afterwards invalid: {file}" for file in self.invalid]
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))  # a name in it makes no line of its own
 
 
 _COPIES = frozenset({"stream", "commit", "mirror"})
