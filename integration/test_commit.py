@@ -9,7 +9,16 @@ import pytest
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, throttled, traced
 from integration.test_stream import CHAIN, files_of
-from qmpsnap.errors import Changed, NotInChain, Refused, StillNeeded, UnknownNode, Unsupported, WouldLose
+from qmpsnap.errors import (
+    Changed,
+    NotInChain,
+    Refused,
+    StillNeeded,
+    TargetUnusable,
+    UnknownNode,
+    Unsupported,
+    WouldLose,
+)
 from qmpsnap.plan.intent import Commit
 from qmpsnap.run.outcome import Hooks
 
@@ -273,3 +282,24 @@ async def test_commit_refuses_what_cannot_be(images, machine, tmp_path):
                     await vm.run(await vm.plan(intent))
                 assert (type(caught.value), sent, caught.value.changed) == (error, [], Changed.NO)
         assert (listing(tmp_path), running.roots()) == before
+
+
+async def test_what_could_be_taken_can_be_folded_however_long_its_name(qemu, images, machine, tmp_path):
+    """What `.invalid` would make longer than 255 bytes is cut; a longer name is refused by that word."""
+    made = images("base")
+    name = "ü" * 124 + ".qcow2"
+    assert len(name.encode()) == 254
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            for text in ("x" * 256, "x" * 300):
+                with pytest.raises(TargetUnusable, match="too long") as caught:
+                    await vm.snapshot("n1", files={"vda": f"{tmp_path}/{text}"})
+                assert "shorter" in caught.value.hint
+            await vm.snapshot("n1", files={"vda": f"{tmp_path}/{name}"})
+            done = await vm.commit("vda")
+    (folded,) = done.invalid
+    assert Path(folded).name.endswith(".invalid")
+    assert sorted(one.name for one in tmp_path.iterdir() if one.is_file() and one.suffix != ".log") == sorted(
+        ["base.qcow2", Path(folded).name]
+    )
+    qemu.check_chain(made.active)

@@ -79,6 +79,7 @@ class FileFact:
         real: The file's one name.
         backing: The one name of the file that it stands on; None when its header names no local file.
         problem: Why it cannot be looked at, or what is wrong with its header; else "".
+        hint: What can be done about that, or "".
         modified: When it was last written, in seconds since 1970; 0 when it is missing.
         modified_ns: The same in whole nanoseconds.
     """
@@ -94,11 +95,17 @@ class FileFact:
     problem: str = ""
     modified: float = 0.0
     modified_ns: int = 0
+    hint: str = ""
 
     @property
     def taken(self) -> bool:
-        """Whether the name is in use, be it by a symlink that leads nowhere."""
+        """Whether the name is in use, be it by a symlink that leads nowhere, or may be."""
         return self.kind != "missing"
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it cannot even be told if there is such a file; `problem` and `hint` say why."""
+        return self.kind == "other" and self.problem != ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NotInChain, TargetExists, Unsupported
+from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.ownership import refuse_strange_base
+from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
@@ -239,8 +240,7 @@ def _branch(
         refuse_strange_base(record, disk, chain, scene)
     beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
     file = files[disk.name]
-    if scene.files.files[file].taken:
-        raise TargetExists(f"{file} exists already and was not touched", file=file, hint="look what it is")
+    refuse_there(scene, file, hint="look what it is")
     refuse_place(scene, file)
     size = disk.active.virtual_size
     fact = scene.files.files.get(covered)

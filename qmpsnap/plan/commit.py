@@ -292,6 +292,13 @@ def _retired(
             continue
         names = invalid_names(layer.file)
         free = [name for name in names if not scene.files.files[name].taken]
+        seen = scene.files.files[names[0]]
+        if seen.unseen:
+            raise TargetUnusable(
+                f"{layer.file} cannot be renamed to {names[0]}: {seen.problem}",
+                file=names[0],
+                hint=f"{seen.hint}; or let it keep its name: --folded keep".removeprefix("; or "),
+            )
         if not free:
             raise TargetUnusable(
                 f"{names[0]} and {len(names) - 1} more of that name exist",

@@ -19,6 +19,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.opened import odd
+from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -213,16 +214,10 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
                 hint="leave --use-existing out and the image is made",
             )
         return
-    fact = scene.files.files[target]
     if intent.use_existing:
         _check_existing(intent, scene, disk, form)
         return
-    if fact.taken:
-        raise TargetExists(
-            f"{target} exists already and was not touched",
-            file=target,
-            hint="take another name, or --use-existing",
-        )
+    refuse_there(scene, target, hint="take another name, or --use-existing")
     refuse_place(scene, target, hint="make room there, or say another TARGET")
 
 

@@ -19,6 +19,7 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
+from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.scene import (
     beside_active,
     local_chains,
@@ -285,16 +286,13 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
         return
     if not file.startswith("/"):
         raise TargetUnusable(f"{file!r} is no absolute path", file=file)
-    fact = scene.files.files[file]
     if intent.use_existing:
         _check_existing(scene, disk, file)
-    elif fact.taken:
-        raise TargetExists(
-            f"{file} exists already and was not touched",
-            file=file,
-            hint="take another name, or --use-existing" if op == "snapshot" else "take another name",
-        )
-    elif op == "snapshot":
+        return
+    refuse_there(
+        scene, file, hint="take another name, or --use-existing" if op == "snapshot" else "take another name"
+    )
+    if op == "snapshot":
         refuse_place(
             scene, file, hint=f"make room there, or say another file: --disk {quoted(disk.name)}=FILE"
         )

@@ -6,12 +6,13 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NodeBusy, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.errors import NodeBusy, TargetUnusable, Unsupported
 from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import shortened, stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.ownership import ran_here
+from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.scene import beside_active, refuse_migrating, usable_directory
 from qmpsnap.plan.steps import (
     AwaitMigration,
@@ -211,8 +212,7 @@ def refuse_memory_place(
     """
     if not file.startswith("/"):
         raise TargetUnusable(f"{file!r} is no absolute path", file=file)
-    if scene.files.files[file].taken:
-        raise TargetExists(f"{file} exists already and was not touched", file=file, hint="take another name")
+    refuse_there(scene, file)
     where = usable_directory(scene, file)
     need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:

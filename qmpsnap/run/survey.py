@@ -19,7 +19,7 @@ from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_h
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.opening import WrongKind, open_block, open_file
-from qmpsnap.run.reasons import reason
+from qmpsnap.run.reasons import hint, reason
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Kind
@@ -106,7 +106,7 @@ class _Survey:
             return FileFact(path, "missing", real=path)
         except (OSError, ValueError) as error:
             kind: Kind = "symlink" if os.path.islink(path) else "other"
-            return FileFact(path, kind, real=path, problem=reason(error))
+            return FileFact(path, kind, real=path, problem=reason(error), hint=hint(error))
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
         header, backing, problem = None, None, ""
         if kind == "regular":
