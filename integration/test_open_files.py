@@ -117,9 +117,10 @@ async def test_a_lost_name_is_refused_and_the_disk_can_be_copied_away(
             assert error.file == str(file)
             assert error.path == (str(other) if lost in {"moved", "replaced"} else "")
             assert listing(tmp_path) == before
+            assert any(str(file) in told and "mirror" in told for told in vm.warnings)
             done = await vm.mirror(vm.known[0], tmp_path / "new.qcow2", ending="pivot")
             assert done.chains[vm.known[0]] == (str(tmp_path / "new.qcow2"),)
-            await vm.snapshot("after")
+            assert (await vm.snapshot("after")).notes == ()
             files = chain_of(await vm.graph())
     await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
 

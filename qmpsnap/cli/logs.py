@@ -12,7 +12,7 @@ __all__ = ["configure"]
 
 # What every record has; the rest are the fields of the message.
 _OWN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
-_TOLD = frozenset({"machine.started_below"})  # what verbs themselves print
+_TOLD = frozenset({"machine.started_below", "layer.name_lost"})  # what verbs themselves print
 _WIRE = ("--> ", "<-- ")
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["odd", "refuse_lost", "refuse_reopen", "temporary"]
+__all__ = ["lost_names", "odd", "refuse_lost", "refuse_reopen", "temporary"]
 
 
 def refuse_lost(intent: Intent, scene: Scene) -> None:
@@ -67,8 +67,9 @@ def refuse_lost(intent: Intent, scene: Scene) -> None:
                 if layer.window:
                     _refuse_window(disk, layer)
         for layer in layers:
-            if (fact := scene.files.open.get(layer.file)) is not None:
-                _refuse(disk, fact, scene.graph)
+            fact = scene.files.open.get(layer.file)
+            if fact is not None and (error := _lost(disk, fact, scene.graph)) is not None:
+                raise error
 
 
 def temporary(layer: Layer, files: Files) -> bool:
@@ -147,24 +148,34 @@ def _found(names: Iterable[str], graph: Graph) -> tuple[Disk, ...]:
     return tuple(found)
 
 
-def _refuse(disk: Disk, fact: OpenFile, graph: Graph) -> None:
+def lost_names(graph: Graph, files: Files) -> tuple[str, ...]:
+    """A line for each layer whose name does not lead to the file that QEMU has open."""
+    lines = []
+    for disk in graph.disks.values():
+        for layer in disk.layers:
+            fact = files.open.get(layer.file)
+            if fact is not None and not temporary(layer, files) and (error := _lost(disk, fact, graph)):
+                lines.append(f"{error.message}; {error.hint}")
+    return tuple(lines)
+
+
+def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
+    """Why the name must not be used, with the way out; None: it leads to QEMU's file, or we cannot tell."""
     copy = f"copy the disk to a new file: {command('mirror', disk.name, 'FILE', '--pivot')}"
     match fact.state:
         case "unlinked":
             what = "another file has that name now" if fact.replaced else "no name leads to it any more"
-            raise FileMoved(
+            return FileMoved(
                 f"{fact.name}, which {disk.name} has open, was removed: {what}", file=fact.name, hint=copy
             )
         case "moved":
             where = f"that lies at {fact.path} now" if fact.path else "where that lies now is not known"
-            back = (
-                f"move it back: {shlex.join(('mv', '-T', fact.path, fact.name))}"
-                if fact.path and not fact.replaced
-                else ""
-            )
+            back = ""
             if fact.path and fact.replaced:
                 back = f"move {fact.name} away and {fact.path} back to that name"
-            raise FileMoved(
+            elif fact.path:
+                back = f"move it back: {shlex.join(('mv', '-T', fact.path, fact.name))}"
+            return FileMoved(
                 f"{fact.name} is another file than {disk.name} has open: {where}"
                 if fact.replaced
                 else f"{fact.name}, which {disk.name} has open, was moved: {where}",
@@ -174,14 +185,14 @@ def _refuse(disk: Disk, fact: OpenFile, graph: Graph) -> None:
             )
         case "same" if fact.reopens == "other":
             spelled = ", ".join(map(repr, _spelled(graph, fact.name)))
-            raise FileMoved(
+            return FileMoved(
                 f"QEMU calls {fact.name} {spelled}, and would get another file if it opened that again",
                 file=fact.name,
                 path=fact.path,
                 hint=copy,
             )
         case _:
-            pass
+            return None
 
 
 def _refuse_temporary(disk: Disk) -> None:

@@ -1,4 +1,4 @@
-"""Looks once whether a machine was started from a layer that others stand on, and goes on saying so."""
+"""Looks whether a machine was started from the right files, and still has them; warns while it has not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import Ask
 from qmpsnap.model.started import recorded_overlays, started_below
+from qmpsnap.plan.opened import lost_names
 from qmpsnap.plan.scene import state_questions
 from qmpsnap.run.log import get_logger
 
@@ -35,15 +36,18 @@ class Started:
         self._target = target
         self._state_dir = state_dir
         self._found: tuple[StartedBelow, ...] | None = None
+        self._lost: tuple[str, ...] = ()
         self.found: tuple[str, ...] = ()
 
     async def warnings(self, graph: Graph) -> tuple[str, ...]:
-        """A line for each disk that writes into a layer which others stand on; looked for at the first call.
+        """A line for each layer whose name is lost, and for each disk that writes below other images.
 
-        Each is logged once. A disk that has another active layer by now is not spoken of any more.
+        Looked for at the first call, and logged once. What is in order by now is not spoken of any more.
         """
         if self._found is None:
             self._found = await self._look(graph)
+            for line in self._lost:
+                _log.warning("layer.name_lost", vm=self._target.name, reason=line)
             for one in self._found:
                 _log.warning(
                     "machine.started_below",
@@ -52,7 +56,9 @@ class Started:
                     active=one.active,
                     newest=list(one.newest),
                 )
-        self.found = tuple(
+        elif self._lost:
+            self._lost = lost_names(graph, await self._target.look(Ask(), graph))
+        self.found = self._lost + tuple(
             str(one)
             for one in self._found
             if one.disk in graph.disks and graph.disks[one.disk].files[:1] == (one.active,)
@@ -68,6 +74,7 @@ class Started:
             records=state_questions(graph, self._state_dir),
         )
         files = await self._target.look(ask, graph)
+        self._lost = lost_names(graph, files)
         if not files.shared:
             return ()
         if overlays := recorded_overlays(graph, files.records):

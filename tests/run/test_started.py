@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
+from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.run.started import Started
 from qmpsnap.testing.drawing import graph
@@ -46,3 +47,21 @@ async def test_nothing_is_said_where_files_are_not_visible() -> None:
     target.files.put("/images/s1.qcow2", backing=BASE)
     target.files.shared = False
     assert await Started(target, "").warnings(there) == ()
+
+
+async def test_lost_names_are_told_until_they_lead_to_the_file_again() -> None:
+    there = graph(vda="base <- s1*")
+    target = FakeTarget(there)
+    target.files.open[BASE] = OpenFile(BASE, "moved", "/images/x.qcow2", 1, 7)
+    started = Started(target, "")
+    with capture_logs() as logs:
+        (told,) = await started.warnings(there)
+        assert await started.warnings(there) == (told,)
+    assert [one["event"] for one in logs] == ["layer.name_lost"]
+    assert told == (
+        f"{BASE}, which vda has open, was moved: that lies at /images/x.qcow2 now; "
+        f"move it back: mv -T /images/x.qcow2 {BASE}, "
+        "or copy the disk to a new file: qmpsnap mirror vda FILE --pivot"
+    )
+    del target.files.open[BASE]
+    assert not await started.warnings(there)
