@@ -162,6 +162,16 @@ class Machine:
     blocked: tuple[str, ...] = ()
     emulated: bool = False
 
+    def plugged(self, disk: str) -> Device | None:
+        """The device that was plugged in for a disk, inside of which the disk may lie; None without one."""
+        device = self.devices.get(disk)
+        if device is None:
+            return None
+        _, _, place, name, *inner = (*device.path.split("/"), "", "")
+        known = name if place == "peripheral" else f"/{name}"
+        kind = self.fingerprint.devices.get(known) if any(inner) and place.startswith("peripheral") else None
+        return Device(f"/machine/{place}/{name}", kind) if kind else device
+
     @property
     def stands(self) -> Status:
         """Whether it runs, and whether it migrates."""

@@ -12,6 +12,7 @@ from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.movable import hindrance
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.read_only import refuse_read_only
@@ -50,8 +51,6 @@ NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
 )
 _WRITTEN_BACK = " (QEMU writes UEFI variables back by itself as it loads the memory)"
-# QOM types of devices whose root was changed under a real guest, which then read the new data.
-_TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +77,32 @@ class Branch:
         backing = self.disk.layers[self.inside].node if self.inside is not None else None
         return self.root.opened(backing=backing)
 
-    def move(self, machine: Machine) -> SetDrive | ReopenFilter:
+    def move(self, machine: Machine, *, prepare: bool) -> SetDrive | ReopenFilter:
         """The step that gives the disk its new root.
+
+        Args:
+            machine: The machine.
+            prepare: Whether a new QEMU can go back to the moment, too.
 
         Raises:
             Unsupported: When the device is of a kind that was not tried, or under another filter.
         """
         disk = self.disk
-        active = disk.active.node
-        closes = _closes(active)
-        if disk.root != active:
-            (above, *more) = disk.filters
-            if more or above.driver != "throttle" or not above.group:
-                raise Unsupported(
-                    f"{disk.name} is under the filter {above.node!r} ({above.driver})",
-                    feature=f"going back under a {above.driver}",
-                    hint="let the job that made it end; a throttle alone is no hindrance",
-                )
-            return ReopenFilter(self.root, above.node, above.group, self.was, closes, above.io)
-        device = machine.devices.get(disk.name)
-        if device is None or device.kind not in _TRIED or _nested(device.path, device.kind):
-            kind = device.kind if device else "no device"
+        if found := hindrance(disk, machine):
+            what, where = found
+            hint = f"let it stay as it is: --leave {quoted(disk.name)}"
+            if "pflash" in what:
+                hint += _WRITTEN_BACK
             raise Unsupported(
-                f"{disk.name} is {kind} ({device.path if device else disk.qdev!r}), whose root cannot be "
-                "changed under a guest for certain",
-                feature=f"going back in place on {kind}",
-                hint=f"let it stay as it is: --leave {quoted(disk.name)}"
-                f"{_WRITTEN_BACK if 'pflash' in kind else ''}; "
-                "or go back into a new QEMU: --prepare",
+                what,
+                feature=f"going back in place {where}",
+                hint=f"{hint}; or go back into a new QEMU: --prepare" if prepare else hint,
             )
-        return SetDrive(self.root, device.path, self.was, closes)
+        closes = _closes(disk.active.node)
+        if disk.root != disk.active.node:
+            (above,) = disk.filters
+            return ReopenFilter(self.root, above.node, above.group, self.was, closes, above.io)
+        return SetDrive(self.root, machine.devices[disk.name].path, self.was, closes)
 
     @property
     def closes(self) -> bool:
@@ -375,9 +370,3 @@ def _refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
             f"{file} holds no moment any more: a commit has written into it",
             hint=f"{record.name!r} of {disk.name} is lost",
         )
-
-
-def _nested(path: str, kind: str) -> bool:
-    """Whether the device lies inside another one: a stick's disk keeps its chain whatever it answers."""
-    depth = path.count("/")
-    return depth != (4 if kind == "virtio-blk-device" else 3)

@@ -17,6 +17,7 @@ from qmpsnap.model.record import KeptState, Settings
 from qmpsnap.plan import overlays
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Snapshot
+from qmpsnap.plan.movable import way_back_notes
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_any_job, unique
 from qmpsnap.plan.snapshot_internal import refuse_taken
@@ -43,6 +44,7 @@ from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
     machine_of,
+    refuse_blocked,
     refuse_memory_place,
     refuse_state,
     refuse_unsettled,
@@ -92,7 +94,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         TargetExists: When a moment of the machine has the name, or a file that is to be made is there.
         TargetUnusable: When a file cannot be made, or there may be no room for the memory.
         NodeBusy: When a job or a migration is under way.
-        Unsupported: When a disk, the machine's state or this QEMU does not allow it.
+        Unsupported: When a disk, a device, the machine's state or this QEMU does not allow it.
     """
     refuse_any_job(scene)
     refuse_taken(intent.name, scene)
@@ -101,6 +103,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
     refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
+    refuse_blocked(machine)
     if mode != "in-place":
         refuse_unsettled(scene)
     if not scene.files.shared:
@@ -127,6 +130,8 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
     )
     notes = list(new.notes)
+    if mode == "in-place":
+        notes += way_back_notes(intent.name, new.disks, machine)
     if mode != intent.mode:
         notes.append("the guest is paused, so its memory is written as by --mode stop")
     if mode == "stop" and not machine.running:

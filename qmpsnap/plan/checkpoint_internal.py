@@ -36,7 +36,7 @@ from qmpsnap.plan.steps import (
 )
 from qmpsnap.plan.store import stale_notes
 from qmpsnap.plan.taking import refuse_double, taking
-from qmpsnap.plan.vm_state import machine_of, refuse_dead
+from qmpsnap.plan.vm_state import machine_of, refuse_blocked, refuse_dead
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -64,12 +64,14 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
         TargetExists: When a moment of the machine has the name.
         UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
         Unsupported: When a disk that takes part is no qcow2 image or has its data elsewhere, there is none,
-            the machine's state was saved and it did not run since, or this QEMU lacks a command.
+            the machine's state was saved and it did not run since or cannot be saved, or this QEMU lacks a
+            command.
         NodeBusy: When a job runs, or a writable node without a use is in the way.
     """
     check_inside_name(intent.name)
     refuse_taken(intent.name, scene)
     refuse_migrated(scene)
+    refuse_blocked(machine_of(scene))
     part = taking(scene, leave=intent.leave, via=intent.via)
     for disk in part.disks:
         refuse_data_file(

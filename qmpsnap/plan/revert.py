@@ -144,7 +144,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     if intent.discard:
         discard.refuse_discard(disks, scene)
     load, store = load_store(state, token, scene)
-    moves = tuple(one.move(machine) for one in new)
+    moves = tuple(one.move(machine, prepare=state is None) for one in new)
     go_on = (ContinueGuest(),) if machine.running else ()
     intent_record = branch_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (

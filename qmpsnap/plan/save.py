@@ -36,6 +36,7 @@ from qmpsnap.plan.vm_state import (
     file_number,
     machine_of,
     need_open_files,
+    refuse_blocked,
     refuse_foreign,
     refuse_memory_place,
     refuse_state,
@@ -76,12 +77,14 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         TargetExists: When the file is there already.
         TargetUnusable: When it cannot be made there, or there may be no room.
         NodeBusy: When a job or a migration is under way.
-        Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
+        Unsupported: When the machine's state, one of its devices or the monitor does not allow it, or a layer
+            is no file.
         UnknownNode: When there is no disk.
     """
     refuse_any_job(scene)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
+    refuse_blocked(machine)
     refuse_unsettled(scene)
     _refuse_unseen(scene)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]

@@ -36,6 +36,7 @@ __all__ = [
     "file_number",
     "machine_of",
     "need_open_files",
+    "refuse_blocked",
     "refuse_dead",
     "refuse_foreign",
     "refuse_memory_place",
@@ -110,6 +111,20 @@ def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: 
             hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place can be taken all the same",
         )
     need_open_files(machine, instead=instead)
+
+
+def refuse_blocked(machine: Machine) -> None:
+    """Refuse to keep the VM state of a machine that QEMU would not migrate; no way of keeping it is another.
+
+    Raises:
+        Unsupported: With QEMU's reasons.
+    """
+    if machine.blocked:
+        raise Unsupported(
+            f"QEMU cannot keep the VM state of this machine: {'; '.join(machine.blocked)}",
+            feature="VM state of a machine that cannot be migrated",
+            hint="unplug or unmount what is named, or take the disks alone: qmpsnap snapshot",
+        )
 
 
 def refuse_dead(machine: Machine) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.machine import Device, Fingerprint
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 
@@ -82,3 +82,31 @@ def test_machine_is_migrating_until_the_migration_has_ended(migration: str, is_o
 def test_machine_waits_for_its_state_in_one_run_state_alone() -> None:
     assert a_machine(graph(), status="inmigrate").incoming
     assert not a_machine(graph(), status="paused").incoming
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "plugged"),
+    [
+        (
+            "/machine/peripheral/vda/virtio-backend",
+            "virtio-blk-device",
+            Device("/machine/peripheral/vda", "virtio-blk-pci"),
+        ),
+        (
+            "/machine/peripheral-anon/device[0]/scsi.0/legacy[0]",
+            "scsi-hd",
+            Device("/machine/peripheral-anon/device[0]", "usb-storage"),
+        ),
+        ("/machine/peripheral/nv", "nvme", Device("/machine/peripheral/nv", "nvme")),
+        ("/machine/system.flash0", "cfi.pflash01", Device("/machine/system.flash0", "cfi.pflash01")),
+        ("/machine/unattached/device[9]", "floppy", Device("/machine/unattached/device[9]", "floppy")),
+    ],
+)
+def test_machine_names_the_device_that_was_plugged_in(path: str, kind: str, plugged: Device) -> None:
+    machine = a_machine(graph(vda="base*"), devices={"vda": Device(path, kind)})
+    fingerprint = replace(
+        machine.fingerprint, devices={"vda": "virtio-blk-pci", "/device[0]": "usb-storage", "nv": "nvme"}
+    )
+    machine = replace(machine, fingerprint=fingerprint)
+    assert machine.plugged("vda") == plugged
+    assert machine.plugged("vdb") is None

@@ -179,7 +179,7 @@ def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
 def test_branch_is_refused_for_any_other_device(device: Device | None) -> None:
     known = {name: one for name, one in a_machine(TWO).devices.items() if name != "vda"}
     machine = a_machine(TWO, devices=known | ({"vda": device} if device else {}))
-    with pytest.raises(Unsupported, match="whose root cannot be changed") as caught:
+    with pytest.raises(Unsupported, match=r"whose root (cannot|could) be changed") as caught:
         planned(BACK, TWO, files=files_of(""), machine=machine)
     assert caught.value.hint == "let it stay as it is: --leave vda; or go back into a new QEMU: --prepare"
 

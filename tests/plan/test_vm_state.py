@@ -10,6 +10,7 @@ from qmpsnap.errors import NodeBusy, Refused, TargetExists, TargetUnusable, Unsu
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact, Files
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Save, Snapshot
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import AwaitMigration, PassFile, ReleaseFile, SetCapabilities, SetParameters
 from qmpsnap.plan.vm_state import (
@@ -23,10 +24,11 @@ from qmpsnap.plan.vm_state import (
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.scenes import NOW, with_layer
+from tests.plan.scenes import NOW, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
+    from qmpsnap.plan.intent import Intent
 
 ONE = graph(vda="base <- s1*")
 OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle": True})
@@ -81,6 +83,25 @@ def test_refuse_state_only_where_a_migration_is_wanted(changes: dict[str, Any]) 
     refuse_state(machine, migrates=False)
     with pytest.raises(Unsupported):
         refuse_state(machine, migrates=True)
+
+
+@pytest.mark.parametrize(
+    "intent",
+    [
+        Checkpoint("c1", "stop"),
+        Checkpoint("c1", "background"),
+        Checkpoint("c1", "in-place"),
+        CheckpointInternal("c1"),
+        Save("/images/m"),
+    ],
+    ids=str,
+)
+def test_no_state_is_kept_of_a_machine_that_cannot_be_migrated(intent: Intent) -> None:
+    blocked = a_machine(ONE, blocked=("non-migratable device: x", "mounted"))
+    with pytest.raises(Unsupported, match="this machine: non-migratable device: x; mounted") as caught:
+        planned(intent, ONE, machine=blocked)
+    assert caught.value.hint.endswith("take the disks alone: qmpsnap snapshot")
+    assert planned(Snapshot("n1"), ONE, machine=blocked).steps
 
 
 def test_state_file_is_beside_the_active_layer_and_named_after_the_base() -> None:
