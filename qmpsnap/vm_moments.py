@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.arguments import texts
-from qmpsnap.model.moments import find_moments
+from qmpsnap.model.moments import find_moments, state_places
 from qmpsnap.plan import rest
 from qmpsnap.plan.intent import CheckpointInternal, Delete, SnapshotInternal
 
@@ -44,9 +45,10 @@ class MomentVerbs:
         QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
         """
         graph = await self._target.graph()
-        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        ask = replace(rest.ask(graph, state_dir=self._state_dir), states=state_places(graph))
+        files = await self._target.look(ask, graph)
         await self._started.warnings(graph)
-        return find_moments(graph, files.records, records_seen=files.shared)
+        return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
 
     async def snapshot_internal(
         self, name: str, *, disks: Sequence[str] = (), hooks: Hooks | None = None

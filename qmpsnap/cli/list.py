@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import emit, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
+from qmpsnap.model.hints import quoted
 
 if TYPE_CHECKING:
     from qmpsnap.cli.signals import Signals
@@ -49,7 +50,13 @@ def list_() -> None:
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [f"{shown(disk)}: since {shown(name)}" for disk, name in found.current.items() if name]
-    emit(*lines or ["no snapshots"])
+    lines = lines or ["no snapshots"]
+    for file in found.unneeded:
+        lines += [
+            f"no snapshot needs this VM state: {shown(file)}",
+            f"  unless its record is elsewhere (--state-dir): rm {shown(quoted(file))}",
+        ]
+    emit(*lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Ask:
         records: Directories of records, of which most will not exist.
         memories: Files of VM state.
         fresh: Overlays, each with the layer that it was made on, of which is asked whether they have data.
+        states: Where files of VM state of ours may lie: directories, each with how their names begin.
     """
 
     files: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Ask:
     records: tuple[str, ...] = ()
     memories: tuple[str, ...] = ()
     fresh: tuple[tuple[str, str], ...] = ()
+    states: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class Files:
         bad_records: What lies in these and is no record of ours, as "PATH: REASON".
         memories: Files of VM state, by the path that was asked for.
         fresh: Overlays among those asked for that never got any data.
+        states: Files of VM state that operations of ours have made, in the places asked for; sorted.
         open: Of each file in QEMU's graph which file QEMU really has open under that name, by the graph's
             path; also where nothing else is looked at. Empty where there is no QEMU to ask.
     """
@@ -165,6 +168,7 @@ class Files:
     bad_records: tuple[str, ...] = ()
     memories: Mapping[str, MemoryFact] = field(default_factory=Frozen)
     fresh: frozenset[str] = frozenset()
+    states: tuple[str, ...] = ()
     open: Mapping[str, OpenFile] = field(default_factory=Frozen)
 
     def real(self, path: str) -> str:

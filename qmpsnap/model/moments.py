@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.names import among_devices, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["Held", "Moment", "Moments", "family", "find_moments", "moved", "written_into"]
+__all__ = ["Held", "Moment", "Moments", "family", "find_moments", "moved", "state_places", "written_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +133,13 @@ class Moments:
         current: Of each disk with a medium the name of the moment at which its active layer began;
             None where no record tells one.
         records_seen: Whether records could be looked for: else external moments are not known.
+        unneeded: Files of VM state beside the images that no record needs.
     """
 
     moments: tuple[Moment, ...]
     current: Mapping[str, str | None]
     records_seen: bool = True
+    unneeded: tuple[str, ...] = ()
 
     def named(self, name: str) -> tuple[Moment, ...]:
         """The moments of that name: one, or one of each kind, or none."""
@@ -147,10 +151,13 @@ class Moments:
             "moments": [one.to_json() for one in self.moments],
             "current": dict(self.current),
             "records_seen": self.records_seen,
+            "unneeded": list(self.unneeded),
         }
 
 
-def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool = True) -> Moments:
+def find_moments(
+    graph: Graph, records: Iterable[Record], *, records_seen: bool = True, states: Collection[str] = ()
+) -> Moments:
     """Every moment of the graph's disks.
 
     A record is of these disks when an overlay that began there is in a chain, or when it is of one family
@@ -173,7 +180,21 @@ def find_moments(graph: Graph, records: Iterable[Record], *, records_seen: bool 
         for part in one.held:
             if part.overlay and graph.disks[part.disk].files[:1] == (part.overlay,):
                 current[part.disk] = one.name
-    return Moments(tuple(moments), Frozen(current), records_seen)
+    needed = {file for one in known if one.state is not None for file in (one.state.file, one.state.partial)}
+    unneeded = tuple(file for file in states if file not in needed)
+    return Moments(tuple(moments), Frozen(current), records_seen, unneeded)
+
+
+def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
+    """Where VM state of these disks lies when nobody says: directories, each with how names begin."""
+    return tuple(
+        dict.fromkeys(
+            (posixpath.dirname(file), stem(disk.base.file))
+            for disk in graph.disks.values()
+            for file in disk.files
+            if file.startswith("/") and disk.base.local and not among_devices(file)
+        )
+    )
 
 
 def family(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:

@@ -122,7 +122,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
         if new and not record.deleted:
             lost.append(record.name)
             notes.append(_loss(record, new, ends=record in ended))
-    steps += [RemoveState(one.state.file, one.id, one.state.tag) for one in ended if one.state is not None]
+    steps += _states(ended)
     return Fates(tuple(steps), tuple(ended), tuple(notes), tuple(dict.fromkeys(lost)))
 
 
@@ -152,12 +152,23 @@ def streamed(records: Iterable[Record], disk: str, *, into: str, gone: tuple[str
     known = tuple(records)
     good = healed(known, disk, gone)
     steps: list[Step] = []
+    ended: list[MomentRecord] = []
     for one in known:
-        if isinstance(one, MomentRecord):
-            steps += _kept_lost(one, {*_spoilt(one, good)})
-            if into in _read(one, disk) and {*gone} & {*_read(one, disk)}:
-                steps.append(KeepPlace(one.directory, one.id, disk, gone))
-    return (*steps, *finish(good))
+        if not isinstance(one, MomentRecord):
+            continue
+        spoilt = {*_spoilt(one, good)}
+        if spoilt and {*one.covered} <= {*one.lost, *spoilt}:
+            ended.append(one)
+            continue
+        steps += _kept_lost(one, spoilt)
+        if into in _read(one, disk) and {*gone} & {*_read(one, disk)}:
+            steps.append(KeepPlace(one.directory, one.id, disk, gone))
+    return (*steps, *_states(ended), *finish(good, tuple(ended)))
+
+
+def _states(ended: Iterable[MomentRecord]) -> list[RemoveState]:
+    """What removes the VM state of moments that end."""
+    return [RemoveState(one.state.file, one.id, one.state.tag) for one in ended if one.state is not None]
 
 
 def healed(records: Iterable[Record], disk: str, gone: tuple[str, ...]) -> tuple[IntentRecord, ...]:

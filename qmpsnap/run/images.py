@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import QmpsnapError, TargetExists, TargetUnusable, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Files
-from qmpsnap.run import put_away, survey
+from qmpsnap.run import own_state, put_away, survey
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.opening import create_file
@@ -231,7 +231,7 @@ def _create(request: _Request, made: list[Created]) -> Created:
 
 def _look(ask: Ask) -> Files:
     fresh = frozenset(file for file, backing in ask.fresh if put_away.fresh(file, backing) is not None)
-    return replace(survey.look(ask), fresh=fresh)
+    return replace(survey.look(ask), fresh=fresh, states=own_state.find(ask.states) if ask.states else ())
 
 
 def _fill(request: _Request, descriptor: int) -> None:

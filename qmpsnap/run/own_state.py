@@ -1,11 +1,14 @@
-"""Removes a file of VM state, once it is known whose it is. Blocking."""
+"""Finds files of VM state of ours, and removes one once it is known whose it is. Blocking."""
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH120
+# ruff: noqa: PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from typing import TYPE_CHECKING
 
 from qmpsnap.run import put_away
 from qmpsnap.run.disk import sync_directory
@@ -13,9 +16,49 @@ from qmpsnap.run.memory_files import look, tags_of
 from qmpsnap.run.opening import WrongKind, open_file
 from qmpsnap.run.put_away import Created
 
-__all__ = ["remove_state"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["find", "remove_state"]
 
 _TOKEN = 8  # hex digits at the end of an operation's id
+_PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")
+_TAG = re.compile(r"qmpsnap-[0-9a-f]{8}")
+
+
+def find(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Files of VM state that operations of ours have made, whole or not; never fails.
+
+    Args:
+        places: Directories, each with the stem that their names begin with.
+    """
+    found = set()
+    for directory, stem in places:
+        with contextlib.suppress(OSError, ValueError):
+            for name in os.listdir(directory):
+                file = os.path.join(directory, name)
+                if name.startswith(f"{stem}.") and _is_ours(file, name.removeprefix(stem)):
+                    found.add(file)
+    return tuple(sorted(found))
+
+
+def _is_ours(file: str, ending: str) -> bool:
+    if _PARTIAL.search(ending):
+        return True
+    if ending.endswith(".memory"):
+        return look([file])[file].note is not None
+    if not ending.endswith(".vmstate.qcow2"):
+        return False
+    try:
+        descriptor = open_file(file)
+    except (OSError, WrongKind):
+        return False
+    try:
+        return any(map(_TAG.fullmatch, tags_of(descriptor)))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says

@@ -161,6 +161,7 @@ class FakeFiles:
             records=tuple(record for record in self.records if record.directory in ask.records),
             memories=Frozen({path: self._memory(path) for path in ask.memories}),
             fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
+            states=tuple(path for path in sorted(self.memories) if _among(path, ask.states)),
             open=Frozen(dict(self.open)),
         )
 
@@ -272,6 +273,12 @@ class FakeFiles:
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:
             raise TargetExists(f"{file} exists already", file=file)
+
+
+def _among(path: str, places: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a file of VM state lies in one of the places, each a directory with how names begin there."""
+    where, name = posixpath.split(path)
+    return any(where == directory and name.startswith(f"{stem}.") for directory, stem in places)
 
 
 def _finishes(step: FinishRecord, record: Record) -> bool:

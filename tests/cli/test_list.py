@@ -117,3 +117,16 @@ def test_list_prints_json_of_a_checkpoint(machine, checkpoint):
     checkpoint.unlink()
     (gone,) = machine("--shared-fs", "yes", "--json", "list").json["moments"]
     assert [gone[key] for key in keys] == ["background", str(checkpoint), None, True, 0]
+
+
+def test_list_names_vm_state_that_no_snapshot_needs(machine, both):
+    top, _ = both
+    file = top.replace("top.qcow2", "base.c 1.memory.0a1b2c3d.partial")
+    with open(file, "w"):  # noqa: PTH123
+        pass
+    said = machine("--shared-fs", "yes", "list").out.splitlines()
+    assert said[-2:] == [
+        f"no snapshot needs this VM state: {file}",
+        f"  unless its record is elsewhere (--state-dir): rm '{file}'",
+    ]
+    assert machine("--shared-fs", "yes", "--json", "list").json["unneeded"] == [file]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import Held, Moment, find_moments
+from qmpsnap.model.moments import Held, Moment, find_moments, state_places
 from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
@@ -168,3 +168,11 @@ def test_moments_are_none_of_the_family_whose_layer_the_guest_writes_to() -> Non
     lost = MomentRecord("r3", "lost", NOON, {"vda": "/o"}, {"vda": x}, {"vda": (x, S2, S1, BASE)})
     found = find_moments(graph(vda="base <- s1*"), (FIRST, replace(LATER, chains={"vda": (S1, BASE)}), lost))
     assert [one.name for one in found.moments] == ["first"]
+
+
+def test_moments_name_the_vm_state_that_no_record_needs() -> None:
+    state = KeptState("stop", "/images/base.c1.memory", "", True, KEPT.fingerprint, token="0a1b2c3d")
+    lies = (state.file, state.partial, "/images/base.gone.memory")
+    found = find_moments(CHAIN, (replace(LATER, state=state),), states=lies)
+    assert found.unneeded == ("/images/base.gone.memory",)
+    assert state_places(CHAIN) == (("/images", "base"),)
