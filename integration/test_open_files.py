@@ -15,7 +15,7 @@ import pytest
 
 import qmpsnap
 from integration.known_images import MIB, overwritten
-from integration.machines import CHEAP, Monitor, blockdev, drive, listing, traced, wait_for
+from integration.machines import CHEAP, Machine, Monitor, blockdev, drive, listing, traced, wait_for
 from qmpsnap.plan.intent import Commit
 from qmpsnap.plan.steps import StartCommit
 
@@ -157,6 +157,40 @@ async def test_any_name_of_the_file_will_do(qemu, images, machine, tmp_path, kin
             m.write("vda", *WRITE)
             files = chain_of(await vm.graph())
     await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
+async def test_a_data_file_that_was_moved_is_refused(qemu, machine, tmp_path):
+    data = tmp_path / "vda.data"
+    qemu.create(tmp_path / "vda.qcow2", options=f"data_file={data},data_file_raw=on")
+    with machine(*blockdev("vda", tmp_path / "vda.qcow2")) as m:
+        async with m.connect() as vm:
+            data.rename(tmp_path / "x.data")
+            with pytest.raises(qmpsnap.FileMoved) as error:
+                await vm.snapshot("one")
+            assert (error.value.file, error.value.path) == (str(data), str(tmp_path / "x.data"))
+            (tmp_path / "x.data").rename(data)
+            await vm.snapshot("one")
+
+
+async def test_files_are_told_apart_where_qemu_has_a_mount_namespace_of_its_own(
+    qemu, images, machine, tmp_path
+):
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("only root can make a mount namespace")
+    made = images("base <- s1")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / Path(qemu.system).name
+    program.write_text(f'#!/bin/sh\nexec unshare -m {qemu.system} "$@"\n')
+    program.chmod(0o755)
+    inside = replace(qemu, directory=program.parent)
+    with Machine(inside, tmp_path, *drive("vda", made.active)) as m:
+        async with m.connect() as vm:
+            done = await vm.snapshot("one")
+            assert "not visible" not in " ".join(done.notes)
+            Path(made.files[0]).rename(tmp_path / "x")
+            with pytest.raises(qmpsnap.FileMoved) as error:
+                await vm.commit("vda")
+            assert (error.value.file, error.value.path) == (made.files[0], str(tmp_path / "x"))
 
 
 # -- snapshot mode -----------------------------------------------------------------------------------

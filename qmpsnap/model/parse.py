@@ -31,7 +31,7 @@ from qmpsnap.model.qdev import disk_names
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FDSET", "GRAPH_QUERIES", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
+__all__ = ["FDSET", "GRAPH_QUERIES", "OWN_FDS", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
 
 Raw = dict[str, object]
 
@@ -45,6 +45,9 @@ GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
 FDSET = "/dev/fdset/"
 """How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
 
+OWN_FDS = ("/proc/self/fd/", "/dev/fd/")
+"""How the name of a descriptor begins that QEMU was started with."""
+
 
 class GraphMoved(Exception):
     """The three answers do not belong to one moment: ask again."""
@@ -53,7 +56,7 @@ class GraphMoved(Exception):
 def odd_names(named: object) -> tuple[str, ...]:
     """File names that QEMU uses, when one of them means nothing outside of it; else none.
 
-    That is a relative name, and a set of descriptors (/dev/fdset/N).
+    That is a relative name, a set of descriptors (/dev/fdset/N), and a descriptor of QEMU's own.
 
     Args:
         named: Return value of query-named-block-nodes, flat.
@@ -62,7 +65,7 @@ def odd_names(named: object) -> tuple[str, ...]:
         names = tuple(_text(row["file"]) for row in _rows(named) if row["drv"] in PATH_DRIVERS)
     except (KeyError, TypeError):  # `parse_graph` says what is wrong
         return ()
-    odd = any(name.startswith(FDSET) or not name.startswith("/") for name in names)
+    odd = any(name.startswith((FDSET, *OWN_FDS)) or not name.startswith("/") for name in names)
     return tuple(dict.fromkeys(names)) if odd else ()
 
 

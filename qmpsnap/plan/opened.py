@@ -66,8 +66,8 @@ def refuse_lost(intent: Intent, scene: Scene) -> None:
             for layer in layers if goes_back else layers[:1]:
                 if layer.window:
                     _refuse_window(disk, layer)
-        for layer in layers:
-            fact = scene.files.open.get(layer.file)
+        for file in (part for layer in layers for part in layer.parts):
+            fact = scene.files.open.get(file)
             if fact is not None and (error := _lost(disk, fact, scene.graph)) is not None:
                 raise error
 
@@ -152,9 +152,10 @@ def lost_names(graph: Graph, files: Files) -> tuple[str, ...]:
     """A line for each layer whose name does not lead to the file that QEMU has open."""
     lines = []
     for disk in graph.disks.values():
-        for layer in disk.layers:
-            fact = files.open.get(layer.file)
-            if fact is not None and not temporary(layer, files) and (error := _lost(disk, fact, graph)):
+        layers = (layer for layer in disk.layers if not temporary(layer, files))
+        for file in (part for layer in layers for part in layer.parts):
+            fact = files.open.get(file)
+            if fact is not None and (error := _lost(disk, fact, graph)):
                 lines.append(f"{error.message}; {error.hint}")
     return tuple(lines)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.header import QCOW_MAGIC
 from qmpsnap.model.open_files import OpenFile
-from qmpsnap.model.parse import FDSET
+from qmpsnap.model.parse import FDSET, OWN_FDS
 from qmpsnap.run.opening import kernel_text, open_block, open_file
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ class _Descriptor:
 
     @property
     def may_be_image(self) -> bool:
-        """Whether it can be read: an image can, a log or a pid file is opened for writing alone."""
+        """Whether it can be read, and is no standard stream: a log or a pid file can be written alone."""
         target = self.target
-        if not target.startswith("/") or target.startswith(_NO_IMAGE):
+        standard = self.link.rpartition("/")[2] in {"0", "1", "2"}
+        if standard or not target.startswith("/") or target.startswith(_NO_IMAGE):
             return False
         try:
             lines = kernel_text(self.link.replace("/fd/", "/fdinfo/")).splitlines()
@@ -137,7 +138,7 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     lost = [one for one in names if one.name not in found]
     left = [one for key, one in held.items() if lost and key not in claimed and one.may_be_image]
     for name in lost:
-        found[name.name] = _lost(pid, name, left) if same_view else _elsewhere(pid, name.name, held)
+        found[name.name] = _lost(pid, name, left) if same_view else _elsewhere(pid, name, held, left)
     return Opened(MappingProxyType(found), same_view)
 
 
@@ -166,6 +167,10 @@ def real_names(
             paths = {held[key].path for key in keys if key is not None and key in held}
             if len(paths) == 1 and (path := paths.pop()):
                 real[name] = path
+        elif name.startswith(OWN_FDS):
+            key = _key(f"/proc/{pid}/fd/{posixpath.basename(name)}")
+            if key is not None and key in held and (path := held[key].path):
+                real[name] = path
         elif not name.startswith("/") and cwd:
             joined = posixpath.normpath(posixpath.join(cwd, name))
             if (key := _key(joined)) is not None and key in held:
@@ -186,11 +191,18 @@ def real_names(
     return real
 
 
-def _lost(pid: int, name: OpenName, left: list[_Descriptor]) -> OpenFile:
-    """Find the file that the process has open under a name that does not lead to it any more."""
+def _lost(pid: int, name: OpenName, left: list[_Descriptor], *, root: str = "") -> OpenFile:
+    """Find the file that the process has open under a name that does not lead to it any more.
+
+    Args:
+        pid: The process.
+        name: The name.
+        left: What it has open that no other name leads to.
+        root: Where its root directory is found; "": it is ours.
+    """
     real = os.path.realpath(name.name)
     base = posixpath.basename(real)
-    replaced = _key(name.name) is not None
+    replaced = _key(root + name.name) is not None
     deleted = {f"{name.name}{_DELETED}", f"{real}{_DELETED}"}
     fitting = [one for one in left if one.holds(name)]
     if not fitting:
@@ -208,15 +220,15 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor]) -> OpenFile:
     return OpenFile(name.name, state, path, *one.key, replaced=replaced, reopens=reopens)
 
 
-def _elsewhere(pid: int, name: str, held: Mapping[_Key, _Descriptor]) -> OpenFile:
+def _elsewhere(
+    pid: int, name: OpenName, held: Mapping[_Key, _Descriptor], left: list[_Descriptor]
+) -> OpenFile:
     """A name that leads to no file of the process here, where it sees another file system."""
-    key = _key(f"/proc/{pid}/root{name}")
+    key = _key(f"/proc/{pid}/root{name.name}")
     if key is not None and key in held:
         why = f"process {pid} sees another file system (mount namespace or root)"
-        return OpenFile(name, "unknown", "", *key, reason=why)
-    return OpenFile(
-        name, "unknown", reason=f"process {pid} sees another file system, and has no such file open"
-    )
+        return OpenFile(name.name, "unknown", "", *key, reason=why)
+    return _lost(pid, name, left, root=f"/proc/{pid}/root")
 
 
 def _beside(name: str, key: _Key) -> str:
@@ -231,7 +243,7 @@ def _beside(name: str, key: _Key) -> str:
 
 def _reopens(pid: int, spelled: str, key: _Key) -> Reopens:
     """What the process would get by opening that name of its own again."""
-    if spelled.startswith(FDSET):
+    if spelled.startswith((FDSET, *OWN_FDS)):
         return "same"
     start = f"/proc/{pid}/root" if spelled.startswith("/") else f"/proc/{pid}/cwd/"
     found = _key(start + spelled)

@@ -143,6 +143,12 @@ def test_other_layers_are_worked_on(intent: Intent) -> None:
     assert isinstance(planned(intent, TWO, files=files(TWO, S1, "moved")), Plan)
 
 
+def test_verbs_refuse_when_the_external_data_file_was_moved() -> None:
+    there = graph(with_layer(chain("base <- s1*"), 1, data_file="/images/base.data"))
+    with pytest.raises(FileMoved, match=r"/images/base\.data, which vda has open, was moved"):
+        planned(Snapshot("one"), there, files=files(there, "/images/base.data", "moved", "/x"))
+
+
 @pytest.mark.parametrize("state", ["same", "unknown"])
 def test_what_is_in_order_or_cannot_be_told_is_no_refusal(state: OpenState) -> None:
     assert isinstance(planned(Snapshot("one"), TWO, files=files(TWO, S1, state)), Plan)

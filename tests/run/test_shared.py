@@ -209,6 +209,14 @@ def test_real_names_finds_the_file_of_a_descriptor_set(tmp_path: Path) -> None:
     assert found == {"/dev/fdset/3": str(file)}
 
 
+@pytest.mark.parametrize("name", ["/proc/self/fd/{}", "/dev/fd/{}"])
+def test_real_names_finds_the_file_of_a_descriptor(tmp_path: Path, name: str) -> None:
+    file = put(tmp_path / "a")
+    with file.open() as stream:
+        spelled = name.format(stream.fileno())
+        assert real_names(US, [spelled], "/", {}) == {spelled: str(file)}
+
+
 def test_real_names_finds_nothing_when_we_may_not_look() -> None:
     assert real_names(GONE, ["a"], "/", {}) == {}
     assert real_names(None, ["a"], "/", {}) == {}
