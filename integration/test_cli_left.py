@@ -56,7 +56,7 @@ def check_job_wait_ends_it(running, cli, words, job, before):
     assert (records(running), cli("jobs").out, running.qmp("query-jobs")) == ([], "no jobs\n", [])
     if words[:1] == ("checkpoint",) and "in-place" in words:  # no overlay was put on yet
         assert (files_in(running), running.roots()) == before
-        assert cli("list").out == "no snapshots\n"
+        assert cli("list").out == "no snapshots or checkpoints\n"
     assert cli("checkpoint", "later", "--mode", "in-place").code == 0
 
 

@@ -148,8 +148,7 @@ def test_list_tells_the_kinds_of_vm_state(pair):
     files = [Path(one["vm_state_file"]) for one in listed[:3]]
     assert [one["vm_state_bytes"] for one in listed] == [*(file.stat().st_size for file in files), 0]
     files[1].unlink()
-    rows = cli("list").out.splitlines()
-    assert f"its VM state is MISSING: {files[1]}" in rows[2]
+    assert f"    its VM state is MISSING: {files[1].name}\n" in cli("list").out
 
 
 def test_delete_takes_the_vm_state_and_the_name_of_a_checkpoint(pair):
@@ -182,7 +181,7 @@ def test_an_internal_checkpoint_goes_and_comes_back_beside_a_raw_disk(pair):
     running.read("vda", *WRITE)
     running.read("vdb", *LATER)
     assert cli("delete", "c1").code == 0
-    assert cli("list").out == "no snapshots\n"
+    assert cli("list").out == "no snapshots or checkpoints\n"
 
 
 def test_checkpoint_waits_for_a_job_when_asked(pair):

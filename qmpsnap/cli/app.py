@@ -5,6 +5,7 @@ A verb's module is imported when the verb is used: `qmpsnap chain` pays for no o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -13,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["SOCKET_VARIABLE", "App", "Verb", "Verbs", "cli", "verb"]
+__all__ = ["SOCKET_VARIABLE", "App", "Group", "Verb", "Verbs", "cli", "verb"]
 
 SOCKET_VARIABLE = "QMPSNAP_SOCKET"
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+_NARROW = 80  # columns
+_WORD = re.compile(r"(?:'[^']*'|[^ '])+")
 
 # In the order of the help. Where each is declared: module of qmpsnap.cli, attribute.
 _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -137,6 +141,33 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
     ]
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks lines between words alone: an option, or a name with a hyphen, is one."""
+
+    def write_text(self, text: str) -> None:
+        """Write a text."""
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write a list of terms, each with its text."""
+        glued = [(term, text.replace("-", _HYPHEN)) for term, text in rows]
+        super().write_dl(glued, col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        """What was written."""
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
+class Group(click.Group):
+    """A group whose help is written like a verb's."""
+
+    context_class = _Context
+
+
 class Verb(click.Command):
     """A verb: it takes the shared options too, and its help ends with an example.
 
@@ -144,6 +175,8 @@ class Verb(click.Command):
         example: One command line that does something useful.
         details: click's own arguments.
     """
+
+    context_class = _Context
 
     def __init__(self, *, example: str = "", **details: Any) -> None:  # noqa: ANN401 - click's
         super().__init__(**details)
@@ -155,7 +188,18 @@ class Verb(click.Command):
         del ctx
         if self._example:
             with formatter.section("Example"):
-                formatter.write(f"  {self._example}\n")
+                formatter.write("".join(f"{line}\n" for line in _broken(self._example)))
+
+
+def _broken(example: str) -> list[str]:
+    """Lines of a command line that a shell takes as one."""
+    lines = [" "]
+    for word in _WORD.findall(example):
+        if len(lines[-1]) + len(word) + 3 > _NARROW:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return lines
 
 
 def verb(name: str, *, example: str, short_help: str | None = None) -> Callable[[Callable[..., None]], Verb]:
@@ -167,7 +211,7 @@ def verb(name: str, *, example: str, short_help: str | None = None) -> Callable[
     return declare
 
 
-class Verbs(click.Group):
+class Verbs(Group):
     """The group of all verbs; each is imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

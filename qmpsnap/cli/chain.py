@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import emit, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, near, picture, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import draw
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["chain"]
 
 _LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query
-_HEADER = ("FILE", "FORMAT", "SIZE", "ALLOCATED", "NODE", "SNAPSHOTS", "")
+_HEADER = ("FORMAT", "SIZE", "ALLOCATED", "NODE", "FILE")
 _RIGHT = ("SIZE", "ALLOCATED")
 
 
@@ -63,25 +63,26 @@ def chain(disk: str | None) -> None:
 
 
 def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:
-    lines = [f"{shown(disk.name)}: {shown(draw(disk.files))}"]
+    lines = picture(disk.name, draw(disk.files))
     if disk.layers:
         lines += table(_HEADER, (_row(disk, layer, invalid) for layer in disk.layers), right=_RIGHT)
     lines += [f"  filter: {shown(one.node)} ({one.driver})" for one in disk.filters]
     return lines
 
 
-def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> tuple[str, ...]:
+def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> Row:
     remarks = []
+    if layer.snapshots:
+        remarks.append(f"snapshots: {', '.join(snapshot.name for snapshot in layer.snapshots)}")
     if layer.file in invalid:
         remarks.append(f"INVALID, holds no moment: {invalid[layer.file]} wrote into it")
     if layer is disk.active and disk.read_only:
         remarks.append("read-only")
-    return (
-        layer.file,
+    cells = (
         layer.format,
         size(layer.virtual_size),
         size(layer.allocated),
         layer.node,
-        ", ".join(snapshot.name for snapshot in layer.snapshots),
-        "; ".join(remarks),
+        near(layer.file),
     )
+    return Row(cells, tuple(remarks))

@@ -68,13 +68,14 @@ def checkpoint(
     \b
     stop        The guest stands still while its memory is written to a file.
                 To go back takes a new QEMU.
-    background  The guest runs on while its memory is written; it stands still for
-                some tens of milliseconds. To go back takes a new QEMU.
+    background  The guest runs on while its memory is written; it stands still
+                for some tens of milliseconds. To go back takes a new QEMU.
                 A guest that is paused is kept as by stop.
-    in-place    The guest stands still as with stop. To go back the same QEMU will do.
-    internal    Memory and disks go into the disks' own images: every writable disk
-                has to be qcow2. The guest stands still. To go back the same QEMU will
-                do, and what was written since is lost then.
+    in-place    The guest stands still as with stop. To go back the same QEMU
+                will do.
+    internal    Memory and disks go into the disks' own images: every writable
+                disk has to be qcow2. The guest stands still. To go back the
+                same QEMU will do; what was written since is lost then.
 
     All but internal put an overlay on each writable disk, be it raw or qcow2.
     """  # noqa: D301 - click's own sign for lines that stay as they are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, moved, shown, size
+from qmpsnap.cli.output import duration, moved, picture, shown, size
 from qmpsnap.model.graph import draw
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 def lines(done: Done) -> list[str]:
     """The result, its cost first, and what whoever starts the machine must know last."""
     found = [f"{done.op}: {', '.join(_facts(done))}"]
-    found += [f"{shown(disk)}: {shown(draw(files))}" for disk, files in done.chains.items()]
+    found += [line for disk, files in done.chains.items() for line in picture(disk, draw(files))]
     found += [f"invalid, it holds no moment any more: {shown(file)}" for file in done.invalid]
     found += [f"of no use any more, and not ours: {shown(command)} frees it" for command in done.left]
     found += [f"note: {shown(note)}" for note in done.notes]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qmpsnap.cli.app import Verb, verb
+from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
 from qmpsnap.cli.output import emit, shown, size, spell
 from qmpsnap.cli.progress import reporter
@@ -30,7 +30,7 @@ _job_id = click.argument("job_id", metavar="ID", type=JOB)
 _foreign = click.option("--foreign", is_flag=True, help="Touch it though it is not ours. [default: refuse]")
 
 
-@click.group("job", subcommand_metavar="VERB ID", options_metavar="", no_args_is_help=False)
+@click.group("job", cls=Group, subcommand_metavar="VERB ID", options_metavar="", no_args_is_help=False)
 def job() -> None:
     """Pause, resume, cancel, slow down or wait for one job."""
 

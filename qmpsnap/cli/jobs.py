@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import emit, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, flow, near, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
@@ -53,11 +53,6 @@ def jobs() -> None:
         )
         return
     lines = table(_HEADER, map(_row, found), right=_RIGHT, indent="") if found else []
-    for job in found:
-        if job.error:
-            lines.append(f"{shown(job.id)}: error: {shown(job.error)}")
-        if ways := _ways(job):
-            lines.append(f"{shown(job.id)}: {', or '.join(ways)}")
     for left in interrupted:
         lines += left.text()
     emit(*lines or ["no jobs"])
@@ -68,8 +63,8 @@ def _keeps_overlay(record: IntentRecord) -> bool:
     return record.op == "commit" and not record.policy
 
 
-def _row(job: Job) -> tuple[str, ...]:
-    return (
+def _row(job: Job) -> Row:
+    cells = (
         job.id,
         job.type,
         _state(job),
@@ -77,6 +72,9 @@ def _row(job: Job) -> tuple[str, ...]:
         f"{size(job.speed)}/s" if job.speed else "",
         "ours" if job.mine else "another's",
     )
+    remarks = [f"error: {job.error}"] if job.error else []
+    remarks += [way if index == 0 else f"or {way}" for index, way in enumerate(_ways(job))]
+    return Row(cells, tuple(remarks))
 
 
 def _state(job: Job) -> str:
@@ -120,8 +118,8 @@ class _Left:
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client went away"
-        lines = [f"{record.id}: {shown(what)}, begun {record.created}, {became}"]
-        lines += [f"  invalid, it holds no moment any more: {shown(file)}" for file in record.invalid]
+        lines = flow(f"{record.id}: {shown(what)}, begun {record.created}, {became}", more="  ")
+        lines += [f"  invalid, it holds no moment any more: {shown(near(file))}" for file in record.invalid]
         return [*lines, f"  ended by: {shown(self.way)}"]
 
     def to_json(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import emit, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, near, shown, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.hints import quoted
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["list_"]
 
-_HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS", "")
+_HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS")
 _RIGHT = ("OVERLAYS", "VM STATE")
 
 
@@ -29,11 +29,11 @@ _RIGHT = ("OVERLAYS", "VM STATE")
     short_help="List snapshots and checkpoints, external and internal.",
 )
 def list_() -> None:
-    """List the moments that the disks hold, the oldest first: snapshots and checkpoints.
+    """List the snapshots and checkpoints that the disks hold, the oldest first.
 
-    Times are local; with --json they are UTC. OVERLAYS is what the overlays that began at a moment take on
-    the host by now, VM STATE what an image, or a file of its own, keeps of the guest's memory, and MODE how
-    an external checkpoint was taken: it tells the way back.
+    Times are local; with --json they are UTC. OVERLAYS is what the overlays that began with a snapshot
+    take on the host by now, VM STATE what an image, or a file of its own, keeps of the guest's memory, and
+    MODE how an external checkpoint was taken: it tells the way back.
     """
 
     async def work(vm: VM, signals: Signals) -> tuple[Moments, tuple[str, ...]]:
@@ -50,7 +50,7 @@ def list_() -> None:
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [f"{shown(disk)}: since {shown(name)}" for disk, name in found.current.items() if name]
-    lines = lines or ["no snapshots"]
+    lines = lines or ["no snapshots or checkpoints"]
     for file in found.unneeded:
         lines += [
             f"no snapshot needs this VM state: {shown(file)}",
@@ -84,9 +84,9 @@ def _state(moment: Moment) -> _State:
         return _State(None)
 
 
-def _row(moment: Moment) -> tuple[str, ...]:
+def _row(moment: Moment) -> Row:
     state = _state(moment)
-    return (
+    cells = (
         moment.name,
         moment.kind,
         f"{datetime.fromisoformat(moment.created).astimezone():%Y-%m-%d %H:%M:%S}",
@@ -94,22 +94,22 @@ def _row(moment: Moment) -> tuple[str, ...]:
         moment.mode if moment.kind == "external" else "",
         size(state.bytes) if moment.mode else "",
         ", ".join(moment.disks),
-        "; ".join(_remarks(moment, state)),
     )
+    return Row(cells, tuple(_remarks(moment, state)))
 
 
 def _remarks(moment: Moment, state: _State) -> list[str]:
-    remarks = ["current"] if moment.current else []
+    remarks = []
     if moment.vm_state_file:
         what = "its VM state is MISSING" if state.missing else "VM state"
-        remarks.append(f"{what}: {moment.vm_state_file}")
+        remarks.append(f"{what}: {near(moment.vm_state_file)}")
     for part in moment.held:
         if part.invalid:
-            remarks.append(f"INVALID on {part.disk}: a commit wrote into {part.file}")
+            remarks.append(f"INVALID on {part.disk}: a commit wrote into {near(part.file)}")
         elif not part.in_chain and part.overlay:
-            remarks.append(f"on {part.disk} not in the chain any more: {part.file}")
+            remarks.append(f"on {part.disk} not in the chain any more: {near(part.file)}")
         elif not part.in_chain:
-            remarks.append(f"below the active layer of {part.disk}: {part.file}")
+            remarks.append(f"below the active layer of {part.disk}: {near(part.file)}")
     return remarks
 
 

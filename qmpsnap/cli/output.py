@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.shown import shown
@@ -13,9 +15,28 @@ from qmpsnap.model.shown import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["VERSION", "Unwritable", "duration", "emit", "moved", "shown", "size", "spell", "table", "tell"]
+__all__ = [
+    "VERSION",
+    "Row",
+    "Unwritable",
+    "columns",
+    "duration",
+    "emit",
+    "flow",
+    "moved",
+    "near",
+    "picture",
+    "shown",
+    "size",
+    "spell",
+    "table",
+    "tell",
+]
 
 VERSION = 1
+_NARROWEST = 40  # columns; a terminal may say that it has none
+_LEAST = 12  # columns of the last one of a table
+_BENEATH = "    "
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -51,9 +72,12 @@ def _to_nowhere() -> None:
 
 
 def tell(*lines: str) -> None:
-    """Write lines to stderr, each as one line there."""
-    for line in lines:
-        print(shown(line), file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
+    """Write lines to stderr, each as one line there; a terminal gets it broken between words."""
+    told: Iterable[str] = map(shown, lines)
+    if sys.stderr.isatty():
+        told = (part for line in told for part in flow(line))
+    for line in told:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
 
 
 def spell(**fields: object) -> str:
@@ -113,28 +137,128 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def columns() -> int:
+    """How wide a table may be: as the terminal, or 80 columns where there is none."""
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
+
+
+def near(file: str) -> str:
+    """A file's name as it may be typed here: relative where it lies in or below this directory."""
+    try:
+        here = os.getcwd().rstrip("/") + "/"  # noqa: PTH109 - a path of QEMU's need not be one of ours
+    except OSError:
+        return file
+    return file.removeprefix(here) or file
+
+
+def flow(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
+    """Lines of a text, broken between words; a command line of ours is never broken, for it may be copied.
+
+    Args:
+        text: The text.
+        indent: What the first line begins with.
+        more: What each further one begins with, beside that.
+    """
+    return _flow(_words(text), indent, indent + more)
+
+
+def picture(disk: str, drawing: str) -> list[str]:
+    """Lines of a drawn chain, broken before its arrows."""
+    first, *others = f"{shown(disk)}: {shown(drawing)}".split(" <- ")
+    return _flow([first, *(f"<- {one}" for one in others)], "", "    ")
+
+
+def _words(text: str) -> list[str]:
+    """What may not be broken: each word, and a command line of ours up to what ends it in a sentence."""
+    words: list[str] = []
+    typed = False
+    for word in text.split(" "):
+        if typed:
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+            typed = word.lstrip("(") == "qmpsnap"
+        if word.endswith((",", ";", ")")) and words[-1].count("'") % 2 == 0:
+            typed = False
+    return words
+
+
+def _flow(words: Sequence[str], first: str, further: str) -> list[str]:
+    room = columns()
+    lines, line, empty = [], first, True
+    for word in words:
+        if not empty and len(line) + 1 + len(word) > room:
+            lines.append(line)
+            line, empty = further, True
+        line, empty = (line if empty else f"{line} ") + word, False
+    return [*lines, line]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        cells: Texts, as many as there are columns.
+        beneath: Remarks, each on lines of its own below the row.
+    """
+
+    cells: tuple[str, ...]
+    beneath: tuple[str, ...] = ()
+
+
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), indent: str = "  "
+    header: Sequence[str], rows: Iterable[Row], *, right: Sequence[str] = (), indent: str = "  "
 ) -> list[str]:
-    """Lines of a table; a column without any content is left out.
+    """Lines of a table that fits the terminal; a column without any content is left out.
+
+    The last column is broken between words; what does not fit there at all, a long path, stands below the
+    row, and what is too long for the first column above it. No name is ever cut.
 
     Args:
         header: The columns' names.
-        rows: Texts, as many in each row as there are columns.
+        rows: The rows.
         right: Columns that are set to the right.
         indent: What each line begins with.
     """
-    body = [tuple(map(shown, row)) for row in rows]
-    used = [index for index in range(len(header)) if any(row[index] for row in body)]
+    rows = list(rows)
+    used = [index for index in range(len(header)) if any(row.cells[index] for row in rows)]
+    if not used:
+        return []
+    body = [[header[index] for index in used]]
+    body += [[shown(row.cells[index]) for index in used] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    if len(used) > 1:
+        last = min(widths[-1], _LEAST)
+        room = columns() - len(indent) - sum(width + 2 for width in widths[1:-1]) - 2 - last
+        widths[0] = max((len(row[0]) for row in body[1:] if len(row[0]) <= room), default=0)
+        widths[0] = max(widths[0], len(body[0][0]))
     lines = []
-    widths = {index: max(len(row[index]) for row in (tuple(header), *body)) for index in used}
-    for row in (tuple(header), *body):
-        cells = [
-            row[index].rjust(widths[index]) if header[index] in right else row[index].ljust(widths[index])
-            for index in used
-        ]
-        lines.append((indent + "  ".join(cells)).rstrip())
+    remarks: list[tuple[str, ...]] = [(), *(row.beneath for row in rows)]
+    for row, beneath in zip(body, remarks, strict=True):
+        lines += _lines(row, widths, [header[index] in right for index in used], indent)
+        for remark in beneath:
+            lines += flow(shown(remark), indent=indent + _BENEATH)
     return lines
+
+
+def _lines(row: list[str], widths: list[int], rights: list[bool], indent: str) -> list[str]:
+    *cells, last = row
+    lines = []
+    if cells and len(cells[0]) > widths[0]:
+        lines.append(indent + cells[0])
+        cells[0] = ""
+    start = indent + "".join(
+        (cell.rjust(width) if right else cell.ljust(width)) + "  "
+        for cell, width, right in zip(cells, widths[:-1], rights[:-1], strict=True)
+    )
+    if rights[-1]:
+        last = last.rjust(min(widths[-1], columns() - len(start)))
+    words = [last] if rights[-1] else last.split(" ")
+    if cells and max(map(len, words)) > columns() - len(start):
+        return [*lines, start.rstrip(), indent + _BENEATH + last]
+    lines += _flow(words, start, " " * len(start))
+    return [line.rstrip() for line in lines]
 
 
 def moved(active: Mapping[str, str]) -> list[str]:

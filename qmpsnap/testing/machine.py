@@ -110,7 +110,7 @@ def guest_argv(
     console: Path | None = None,
     machine: str = "q35",
 ) -> list[str]:
-    """Return the command line of a machine that boots the guest, to be started by `start_qemu`.
+    """Return the command line of a machine that boots the guest, to be started by `qmpsnap.launch`.
 
     Args:
         qemu: The system emulator.

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import click
 import pytest
 
-from qmpsnap.cli.app import _VERBS
+from qmpsnap.cli.app import _VERBS, App, cli
 
 
 def test_help_names_every_verb_and_the_exit_codes(qmpsnap):
@@ -67,3 +68,32 @@ def test_nobody_there_exits_4(qmpsnap, tmp_path):
     ended = qmpsnap("-s", tmp_path / "none", "--json", "jobs")
     error = ended.json["error"]
     assert (ended.code, ended.err, error["type"], error["changed"]) == (4, "", "ConnectFailed", "no")
+
+
+def _verbs():
+    context = click.Context(cli, obj=App())
+    for name in cli.list_commands(context):
+        found = cli.get_command(context, name)
+        yield (name,)
+        if isinstance(found, click.Group):
+            yield from ((name, one) for one in found.commands)
+
+
+@pytest.mark.parametrize("words", [(), *_verbs()], ids=" ".join)
+def test_help_fits_80_columns_and_breaks_no_word(qmpsnap, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = qmpsnap(*words, "--help").out
+    assert [line for line in narrow.splitlines() if len(line) > 80] == []
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setitem(cli.context_settings, "max_content_width", 300)
+    wide = qmpsnap(*words, "--help").out
+    assert [word for word in narrow.split() if word != "\\"] == [
+        word for word in wide.split() if word != "\\"
+    ]
+
+
+def test_list_has_one_word_for_what_it_lists(qmpsnap, machine):
+    assert "List snapshots and checkpoints" in qmpsnap("--help").out
+    assert "List the snapshots and checkpoints" in qmpsnap("list", "--help").out
+    assert "moment" not in qmpsnap("list", "--help").out
+    assert machine("list").out == "no snapshots or checkpoints\n"

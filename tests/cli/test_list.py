@@ -34,13 +34,13 @@ def both(server, tmp_path):
 
 
 def test_list_says_when_there_are_none(machine):
-    assert machine("--shared-fs", "yes", "list") == (0, "no snapshots\n", "")
+    assert machine("--shared-fs", "yes", "list") == (0, "no snapshots or checkpoints\n", "")
 
 
 def test_list_shows_both_kinds_the_oldest_first(machine, both):
     assert machine("--shared-fs", "yes", "list").out.splitlines() == [
         "NAME  KIND      TAKEN                OVERLAYS  VM STATE  DISKS",
-        "sn    external  2024-05-01 12:00:00     1 MiB            vda       current",
+        "sn    external  2024-05-01 12:00:00     1 MiB            vda",
         "i1    internal  2024-05-01 12:00:01               4 KiB  vda, vdb",
         "i2    internal  2024-05-01 12:00:02                      vda",
         "vda: since sn",
@@ -81,8 +81,9 @@ def test_list_warns_when_external_ones_cannot_be_known(machine, both):
 
 
 @pytest.fixture
-def checkpoint(server, tmp_path):
+def checkpoint(server, tmp_path, monkeypatch):
     """A machine with the external checkpoint c1; yields the file of its VM state, which is not there."""
+    monkeypatch.chdir(tmp_path)
     top, base, memory = (str(tmp_path / name) for name in ("top.qcow2", "base.qcow2", "base.c1.vmstate"))
     disks(server, vda=(top, base))
     state = KeptState(
@@ -98,15 +99,18 @@ def checkpoint(server, tmp_path):
 
 def test_list_shows_how_a_checkpoint_was_taken_and_what_it_keeps(machine, checkpoint):
     checkpoint.write_bytes(b"x" * 2048)
-    header, row, *_ = machine("--shared-fs", "yes", "list").out.splitlines()
+    header, *rows = machine("--shared-fs", "yes", "list").out.splitlines()
     assert header == "NAME  KIND      TAKEN                OVERLAYS  MODE        VM STATE  DISKS"
-    left = "c1    external  2024-05-01 12:00:00     1 MiB  background     2 KiB  vda    "
-    assert row == f"{left}current; VM state: {checkpoint}"
+    assert rows == [
+        "c1    external  2024-05-01 12:00:00     1 MiB  background     2 KiB  vda",
+        "    VM state: base.c1.vmstate",
+        "vda: since c1",
+    ]
 
 
 def test_list_says_that_a_file_of_vm_state_is_missing(machine, checkpoint):
     ended = machine("--shared-fs", "yes", "list")
-    assert ended.out.splitlines()[1].endswith(f"current; its VM state is MISSING: {checkpoint}")
+    assert ended.out.splitlines()[2] == "    its VM state is MISSING: base.c1.vmstate"
 
 
 def test_list_prints_json_of_a_checkpoint(machine, checkpoint):

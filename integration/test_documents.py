@@ -1,0 +1,122 @@
+"""What the README and the tutorial tell people to type, typed from top to bottom."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from integration.cli import ROOT, Cli, Terminal
+from integration.machines import blockdev, drive
+
+README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+
+
+def typed(text, heading):
+    """The command lines of ours in the code below a heading, comments left out."""
+    block = text.split(f"## {heading}\n")[1].split("```")[1]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [words[1:] for words in lines if words[:1] == ["qmpsnap"]]
+
+
+@pytest.mark.parametrize("way", [drive, blockdev], ids=["drive", "blockdev"])
+def test_readme_s_commands_run_in_their_order(images, machine, tmp_path, way):
+    fast = tmp_path / "fast"
+    fast.mkdir()
+    commands = typed(README, "From the shell")
+    assert len(commands) > 15
+    with machine(*way("vda", images("vda").active)) as running:
+        cli = Cli(running)
+        for words in commands:
+            ended = cli(*(word.replace("/fast/", f"{fast}/") for word in words))
+            assert ended.code == 0, (words, ended)
+        assert running.qmp("query-status")["status"] == "running"
+
+
+# -- the tutorial -------------------------------------------------------------------------------------
+
+
+def told(text):
+    """Lines without what differs from run to run: numbers, units, ids, and how wide a column is."""
+    text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8}\b", "ID", text)
+    text = re.sub(r"\d+(\.\d+)?( (B|KiB|MiB|ms|s)\b)?", "N", text)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def sessions():
+    """Each command line of the tutorial's terminals, with what it prints."""
+    for block in re.findall(r"```console\n(.*?)```", TUTORIAL, re.DOTALL):
+        for part in block.split("$ ")[1:]:
+            line, _, printed = part.partition("\n")
+            yield line, printed
+
+
+@pytest.fixture
+def tutorial(qemu, tmp_path):
+    """The tutorial's machine, and the command for it; both run in an empty directory."""
+    script = re.search(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)[1]
+    folder = tmp_path / "vm1"
+    folder.mkdir()
+    (folder / "machine.py").write_text(script)
+    environment = os.environ | {"PATH": f"{qemu.directory}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-u", "machine.py"], cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    with start() as process:
+        try:
+            assert process.stdout.readline() == "the guest has booted, and writes to both disks\n"
+            yield SimpleNamespace(qemu=qemu, folder=folder, socket=str(folder / "qmp.sock"), start=start)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+
+
+def test_tutorial_s_commands_print_what_it_shows(tutorial, leftovers):
+    cli = Cli(tutorial)
+    leftovers.allow(*tutorial.folder.iterdir())
+    job, code = "", 0
+    for line, printed in sessions():
+        if line == "python machine.py":
+            continue
+        if line == "echo $?":
+            assert printed.strip() == str(code)
+            continue
+        words = [re.sub(r"(qmpsnap-mirror-pivot)-[0-9a-f]{8}", job, word) for word in shlex.split(line)[1:]]
+        if "^C" in printed:
+            with Terminal(cli, *words) as terminal:
+                terminal.wait_for("mirror running")
+                terminal.type("\x03")
+                terminal.wait_for("go [o]n? ")
+                terminal.type("d\n")
+                ended = terminal.end()
+            job = ended.out.strip()
+            out = ended.err.replace("\r", "").removeprefix("d\n") + ended.out
+            printed = printed.partition("go [o]n? d\n")[2]
+        else:
+            ended = cli(*words)
+            out = ended.out + ended.err
+        code = ended.code
+        here = out.replace(str(tutorial.folder), "/home/you/vm1")
+        print(f"$ {line}\n{here}")
+        if printed:
+            assert told(here) == told(printed), line
+        assert code in {0, 3, 130}, ended
+
+
+def test_tutorial_s_script_does_not_start_from_a_base(tutorial):
+    with tutorial.start() as again:
+        said = again.communicate(timeout=20)[1]
+    assert (again.returncode, said.splitlines()[-1]) == (
+        1, f"{tutorial.folder}/vda.qcow2 is there already: begin in an empty directory",
+    )  # fmt: skip
