@@ -114,10 +114,10 @@ def test_table_has_remarks_below_their_row():
             ],
         ),
         (
-            """a node without any use is in its way; free it: qmpsnap qmp blockdev-del '{"node-name": "a, b"}', then go on""",
+            """a node without any use is in its way: qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
             [
-                "a node without any use is in its way; free it:",
-                """    qmpsnap qmp blockdev-del '{"node-name": "a, b"}', then go on""",
+                "a node without any use is in its way:",
+                """    qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
             ],
         ),
     ],

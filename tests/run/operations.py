@@ -49,6 +49,39 @@ UNSEEN: dict[str, Intent] = {
 }
 CASES = INTENTS | UNSEEN
 
+# The steps of each case's plan. Stopped before what follows |, it is taken back; later it is brought to its
+# end. What follows || only puts things away.
+COURSES = {
+    "snapshot": "write-record create-overlay create-overlay | transaction || keep-moment",
+    "snapshot-internal": "| transaction",
+    "delete": "| blockdev-snapshot-delete-internal-sync",
+    "checkpoint-internal": "write-record | human-monitor-command || finish-record",
+    "checkpoint-by-jobs": "write-record | snapshot-save await-job job-dismiss || finish-record",
+    "stream": "write-record block-stream await-job human-monitor-command | job-finalize await-job "
+    "human-monitor-command || finish-record",
+    "commit": "write-record block-commit await-job human-monitor-command | job-finalize await-job "
+    "human-monitor-command job-dismiss || retire-file finish-record",
+    "commit-pivot": "write-record block-commit await-job | job-complete await-job job-dismiss || retire-file "
+    "retire-file finish-record",
+    "commit-keep": "write-record block-commit await-job | block-job-cancel await-job job-dismiss",
+    "mirror-pivot": "write-record create-file drive-mirror await-job | job-complete await-job job-dismiss || "
+    "finish-record",
+    "mirror-finish": "write-record create-file drive-mirror await-job | block-job-cancel await-job "
+    "finish-record job-dismiss",
+    "unseen-snapshot": "blockdev-add blockdev-add | transaction",
+    "unseen-mirror": "blockdev-add drive-mirror await-job | job-complete await-job job-dismiss",
+}
+
+
+def tidying(case: str) -> int:
+    """How many steps come before those that only put things away."""
+    return len(COURSES[case].partition("||")[0].replace("|", "").split())
+
+
+def turn(case: str) -> int:
+    """How many steps can be taken back: the one that follows has no way back."""
+    return len(COURSES[case].partition("|")[0].split())
+
 
 def machine(case: str) -> FakeTarget:
     """A fake machine for that case."""
@@ -73,27 +106,6 @@ def known_plan(case: str) -> Plan:
         return await plan_of(case, machine(case))
 
     return asyncio.run(make())
-
-
-def steps_of(*on: str, tidy: bool | None = None) -> list[tuple[str, int]]:
-    """Each case with each place of a step of these kinds.
-
-    Args:
-        on: "host", "qmp" or "wait"; none: all.
-        tidy: Whether the operation has succeeded by then; None: either.
-    """
-    return [
-        (case, place)
-        for case in CASES
-        for place, step in enumerate(known_plan(case).steps)
-        if step.on in (on or ("host", "qmp", "wait"))
-        and (tidy is None or tidy is stage_is_tidy(known_plan(case), place))
-    ]
-
-
-def stage_is_tidy(plan: Plan, place: int) -> bool:
-    """Whether the step at that place only puts things away."""
-    return [stage.tidy for stage in plan.stages for _ in stage.steps][place]
 
 
 def writes(step: Step) -> bool:

@@ -155,16 +155,6 @@ def known_plan(case: str) -> Plan:
     return asyncio.run(make())
 
 
-def steps_of(*, tidy: bool) -> list[tuple[str, int]]:
-    """Each case with each place of a step that only puts things away, or of another."""
-    found = []
-    for case in CASES:
-        plan = known_plan(case)
-        kinds = [stage.tidy for stage in plan.stages for _ in stage.steps]
-        found += [(case, place) for place, kind in enumerate(kinds) if kind is tidy]
-    return found
-
-
 @dataclass(frozen=True)
 class Stand:
     """All of a machine that an operation may change; `opened` are the files of its nodes."""

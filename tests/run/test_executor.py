@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -10,14 +11,14 @@ import pytest
 
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, QmpsnapError, UnknownNode
 from qmpsnap.plan.intent import Checkpoint
-from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, FinalizeJob, ProbeAbsent, TakeSnapshots
-from qmpsnap.plan.undo import no_way_back
+from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, ProbeAbsent, TakeSnapshots
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.testing.fake import refused
 from tests.run.operations import (
     CASES,
     COPY,
+    COURSES,
     FILES,
     INTENTS,
     MACHINE,
@@ -26,11 +27,12 @@ from tests.run.operations import (
     known_plan,
     machine,
     plan_of,
-    stage_is_tidy,
-    steps_of,
+    tidying,
+    turn,
     vm_of,
     writes,
 )
+from tests.run.places import at_each
 from tests.run.states import fake_of
 
 if TYPE_CHECKING:
@@ -57,9 +59,9 @@ def at(plan: Plan, place: int, do: Callable[[], object]) -> Callable[[Step], Non
     return before
 
 
-async def stopped(way: str, fake: FakeTarget, plan: Plan, place: int) -> BaseException | None:
+async def stopped(way: str, case: str, fake: FakeTarget, plan: Plan, place: int) -> BaseException | None:
     """Run the plan and stop it just before that step is done; what came out of it."""
-    fake.hold = isinstance(plan.steps[place], AwaitJob) and not any(map(no_way_back, plan.steps[:place]))
+    fake.hold = isinstance(plan.steps[place], AwaitJob) and place <= turn(case)
     vm = vm_of(fake)
     if way == "hook":
         cancel = anyio.Event()
@@ -80,29 +82,20 @@ async def stopped(way: str, fake: FakeTarget, plan: Plan, place: int) -> BaseExc
     return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
-def is_forward(plan: Plan, place: int) -> bool:
-    """Whether an operation that is stopped at that step goes on to its end."""
-    if any(map(no_way_back, plan.steps[: place + 1])) or stage_is_tidy(plan, place):
-        return True
-    started = next((n for n, step in enumerate(plan.steps) if step == plan.start), len(plan.steps))
-    waited = [n for n, step in enumerate(plan.steps) if isinstance(step, AwaitJob)]
-    by_itself = bool(plan.start) and not any(
-        isinstance(s, CompleteJob | EndCopy | FinalizeJob) for s in plan.steps
-    )
-    return by_itself and (place == started or place > waited[-1])  # the job ended at once
+@pytest.mark.parametrize("case", CASES)
+async def test_executor_undoes_or_finishes_when_it_is_cancelled_at_any_step(case: str) -> None:
+    plan = known_plan(case)
+    for way in ("task", "scope", "hook"):
+        await at_each(plan, range(len(plan.steps)), partial(_cancelled, case, way), what=f"by {way}")
 
 
-@pytest.mark.parametrize("way", ["task", "scope", "hook"])
-@pytest.mark.parametrize(("case", "place"), steps_of())
-async def test_executor_undoes_or_finishes_when_it_is_cancelled_at_any_step(
-    case: str, place: int, way: str
-) -> None:
+async def _cancelled(case: str, way: str, place: int) -> None:
     fake = machine(case)
     before = fake.files.names
     plan = await plan_of(case, fake)
-    error = await stopped(way, fake, plan, place)
+    error = await stopped(way, case, fake, plan, place)
     fake.before, fake.hold = None, False
-    forward = is_forward(plan, place)
+    forward = place >= turn(case)
     if way == "hook":
         assert isinstance(error, Interrupted) is not forward
         if isinstance(error, Interrupted):
@@ -134,12 +127,21 @@ def truth(fake: FakeTarget, plan: Plan) -> Changed:
     return Changed.YES if began or moved else Changed.NO
 
 
-@pytest.mark.parametrize("relinks", [True, False])
-@pytest.mark.parametrize("happened", [True, False])
-@pytest.mark.parametrize(("case", "place"), steps_of("qmp", "wait"))
-async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(
-    case: str, place: int, happened: bool, relinks: bool
-) -> None:
+def sent(plan: Plan) -> list[int]:
+    """Places of the steps that are sent to QEMU, or wait for it."""
+    return [place for place, step in enumerate(plan.steps) if step.on in {"qmp", "wait"}]
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(case: str) -> None:
+    plan = known_plan(case)
+    for happened in (True, False):
+        for relinks in (True, False):
+            what = f"{happened=} {relinks=}"
+            await at_each(plan, sent(plan), partial(_lost, case, happened, relinks), what=what)
+
+
+async def _lost(case: str, happened: bool, relinks: bool, place: int) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
     fake.relinks = relinks
@@ -154,25 +156,24 @@ async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(
     used = {file for files in fake.state.chains().values() for file in files}
     assert not used & set(error.left)  # nobody is told that a layer is of no use
     assert used <= set(fake.files.names)
-    if not stage_is_tidy(plan, place):
+    if place < tidying(case):
         assert made <= set(fake.files.names)
     if relinks and not await fake.jobs():
         assert error.changed is truth(fake, plan)
     assert fake.watched == 0
 
 
-@pytest.mark.parametrize("happened", [True, False])
-@pytest.mark.parametrize(
-    ("case", "place"),
-    [
-        (case, place)
-        for case, place in steps_of("qmp", "wait")
-        if case in INTENTS and known_plan(case).record is not None
-    ],
-)
-async def test_executor_leaves_what_a_later_client_can_finish_when_the_link_is_lost(
-    case: str, place: int, happened: bool
-) -> None:
+WITH_A_RECORD = [case for case in INTENTS if COURSES[case].startswith("write-record")]
+
+
+@pytest.mark.parametrize("case", WITH_A_RECORD)
+async def test_executor_leaves_what_a_later_client_can_finish_when_the_link_is_lost(case: str) -> None:
+    plan = known_plan(case)
+    for happened in (True, False):
+        await at_each(plan, sent(plan), partial(_left, case, happened), what=f"{happened=}")
+
+
+async def _left(case: str, happened: bool, place: int) -> None:
     fake = machine(case)
     before = set(fake.files.names)
     plan = await plan_of(case, fake)
@@ -349,3 +350,12 @@ async def test_executor_sends_a_command_about_a_job() -> None:
 def test_the_cases_have_every_kind_of_step_that_is_sent() -> None:
     kinds = {type(step) for case in CASES for step in known_plan(case).steps}
     assert {TakeSnapshots, CompleteJob, EndCopy, ProbeAbsent, AwaitJob} <= kinds
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cases_courses_are_those_of_their_plans(case: str) -> None:
+    plan = known_plan(case)
+    drawn = [stage.split() for stage in COURSES[case].replace(" | ", " ").removeprefix("| ").split(" || ")]
+    tidy = [step.command for stage in plan.stages if stage.tidy for step in stage.steps]
+    rest = [step.command for stage in plan.stages if not stage.tidy for step in stage.steps]
+    assert drawn == ([rest, tidy] if tidy else [rest])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +36,7 @@ from qmpsnap.testing.fake import FakeTarget, refused
 from tests.run.operations import (
     CASES,
     COPY,
+    COURSES,
     FILES,
     INTENTS,
     MACHINE,
@@ -45,10 +47,11 @@ from tests.run.operations import (
     known_plan,
     machine,
     plan_of,
-    steps_of,
+    tidying,
     vm_of,
     writes,
 )
+from tests.run.places import at_each
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -136,21 +139,22 @@ def refusal(step: Step) -> QmpsnapError:
             return JobFailed("the job says no", job_id="", error="no")
 
 
-def has_ended(case: str, place: int) -> bool:
-    """Whether the job has ended by then: what is refused later is tried once more, and all goes on."""
+def before_the_end(case: str) -> list[int]:
+    """Places of steps that can fail before the job has ended: what is refused later is tried once more."""
     plan = known_plan(case)
-    return bool(plan.start) and AwaitJob(plan.job_id, "concluded") in plan.steps[:place]
+    end = next(
+        (n for n, step in enumerate(plan.steps) if isinstance(step, AwaitJob) and step.until == "concluded"),
+        tidying(case),
+    )
+    return [n for n, step in enumerate(plan.steps[:end]) if step.on != "wait"]
 
 
-BEFORE_THE_END = [
-    (case, place)
-    for case, place in steps_of("host", "qmp", tidy=False)
-    if not isinstance(known_plan(case).steps[place], DismissJob | FinishRecord) and not has_ended(case, place)
-]
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_takes_everything_back_when_a_step_is_refused(case: str) -> None:
+    await at_each(known_plan(case), before_the_end(case), partial(_refused, case))
 
 
-@pytest.mark.parametrize(("case", "place"), BEFORE_THE_END)
-async def test_operation_takes_everything_back_when_a_step_is_refused(case: str, place: int) -> None:
+async def _refused(case: str, place: int) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
     error = refusal(plan.steps[place])
@@ -176,8 +180,17 @@ async def test_operation_goes_on_when_a_flush_is_refused_after_the_end() -> None
     assert fake.performed.count(flush) == 2
 
 
-@pytest.mark.parametrize(("case", "place"), steps_of("wait"))
-async def test_operation_takes_everything_back_when_the_job_fails(case: str, place: int) -> None:
+WITH_A_JOB = [case for case, course in COURSES.items() if "await-job" in course]
+
+
+@pytest.mark.parametrize("case", WITH_A_JOB)
+async def test_operation_takes_everything_back_when_the_job_fails(case: str) -> None:
+    plan = known_plan(case)
+    waits = [place for place, step in enumerate(plan.steps) if step.on == "wait"]
+    await at_each(plan, waits, partial(_job_fails, case))
+
+
+async def _job_fails(case: str, place: int) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
 
@@ -207,8 +220,16 @@ async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str
     assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
 
 
-@pytest.mark.parametrize(("case", "place"), steps_of("host", "qmp", tidy=True))
-async def test_operation_says_what_could_not_be_put_away(case: str, place: int) -> None:
+PUTS_AWAY = [case for case, course in COURSES.items() if "||" in course]
+
+
+@pytest.mark.parametrize("case", PUTS_AWAY)
+async def test_operation_says_what_could_not_be_put_away(case: str) -> None:
+    plan = known_plan(case)
+    await at_each(plan, range(tidying(case), len(plan.steps)), partial(_stays, case))
+
+
+async def _stays(case: str, place: int) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
     step = plan.steps[place]

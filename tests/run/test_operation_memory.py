@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -43,11 +44,11 @@ from qmpsnap.plan.steps import (
     StopGuest,
     TakeSnapshots,
 )
-from qmpsnap.plan.undo import needs_record
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake import refused
 from tests.run.operations import vm_of
-from tests.run.states import CASES, begun, known_plan, stand, steps_of
+from tests.run.places import at_each
+from tests.run.states import CASES, begun, known_plan, stand
 
 if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
@@ -158,13 +159,19 @@ def no_return(plan: Plan, place: int) -> str:
     return "load" if loaded or any(isinstance(step, ResetGuest) for step in done) else ""
 
 
-PLACES = steps_of(tidy=False)
+def places(case: str, stays: str) -> list[int]:
+    """Places of the steps that only a plan which has not succeeded performs, where that stays."""
+    plan = known_plan(case)
+    tidy = [stage.tidy for stage in plan.stages for _ in stage.steps]
+    return [place for place, kind in enumerate(tidy) if not kind and no_return(plan, place) == stays]
 
 
-@pytest.mark.parametrize(
-    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == ""]
-)
-async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: str, place: int) -> None:
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: str) -> None:
+    await at_each(known_plan(case), places(case, ""), partial(_taken_back, case))
+
+
+async def _taken_back(case: str, place: int) -> None:
     fake, plan, before, error = await fails_at(case, place)
     assert stand(fake) == before
     assert (error.changed, error.left) == (Changed.NO, ())
@@ -175,12 +182,12 @@ async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: 
     assert done.chains == plan.chains_after
 
 
-@pytest.mark.parametrize(
-    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == "overlays"]
-)
-async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after_them(
-    case: str, place: int
-) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if places(case, "overlays")])
+async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after_them(case: str) -> None:
+    await at_each(known_plan(case), places(case, "overlays"), partial(_overlays_stay, case))
+
+
+async def _overlays_stay(case: str, place: int) -> None:
     fake, plan, before, error = await fails_at(case, place)
     overlays = tuple(step.file for step in plan.steps if isinstance(step, CreateOverlay))
     assert stand(fake) == replace(
@@ -194,12 +201,12 @@ async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after
     assert all("qmpsnap commit" in left for left in error.left)
 
 
-@pytest.mark.parametrize(
-    ("case", "place"), [one for one in PLACES if no_return(known_plan(one[0]), one[1]) == "load"]
-)
-async def test_operation_lets_the_guest_stand_when_it_fails_once_its_memory_was_touched(
-    case: str, place: int
-) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if places(case, "load")])
+async def test_operation_lets_the_guest_stand_when_it_fails_once_its_memory_was_touched(case: str) -> None:
+    await at_each(known_plan(case), places(case, "load"), partial(_guest_stands, case))
+
+
+async def _guest_stands(case: str, place: int) -> None:
     fake, plan, before, error = await fails_at(case, place)
     now = stand(fake)
     assert (now.chains, now.running) == (plan.chains_after, False)
@@ -262,8 +269,20 @@ async def test_operation_does_not_set_a_root_that_the_device_has_kept() -> None:
     assert [step.root.disk for step in fake.performed if isinstance(step, SetDrive)] == ["vda", "vdb", "vdb"]
 
 
-@pytest.mark.parametrize(("case", "place"), steps_of(tidy=True))
-async def test_operation_on_state_says_what_could_not_be_put_away(case: str, place: int) -> None:
+# What the record is needed for when it fails: it tells whoever comes next what is owed.
+OWED = {"keep-branch", "keep-moment", "finish-record", "migrate-set-capabilities", "migrate-set-parameters"}
+OWED |= {"retire-file"}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_operation_on_state_says_what_could_not_be_put_away(case: str) -> None:
+    plan = known_plan(case)
+    tidy = [stage.tidy for stage in plan.stages for _ in stage.steps]
+    places = [place for place, kind in enumerate(tidy) if kind]
+    await at_each(plan, places, partial(_stays, case))
+
+
+async def _stays(case: str, place: int) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     step = plan.steps[place]
@@ -273,14 +292,13 @@ async def test_operation_on_state_says_what_could_not_be_put_away(case: str, pla
     assert caught.value.remaining == (f"{step.command} {step.arguments}",)
     assert fake.state.chains(*plan.disks) == plan.chains_after
     records = [one for one in fake.files.records if isinstance(one, IntentRecord)]
-    needed = needs_record(step) or step.command in {"keep-moment", "finish-record"}
-    assert bool(records) is (needed and plan.record is not None)
+    assert bool(records) is (step.command in OWED and plan.record is not None)
 
 
 @pytest.mark.parametrize("case", CASES)
 async def test_operation_on_state_that_is_to_stop_is_undone_or_done(case: str) -> None:
-    for place in [place for one, place in PLACES if one == case]:
-        await stops_at(case, place)
+    every = [place for stays in ("", "overlays", "load") for place in places(case, stays)]
+    await at_each(known_plan(case), every, partial(stops_at, case))
 
 
 async def stops_at(case: str, place: int) -> None:
@@ -346,20 +364,23 @@ async def test_operation_on_state_is_finished_when_it_is_to_stop_after_the_step_
 async def test_operation_on_state_never_lies_about_a_lost_link(
     case: str, relinks: bool, happened: bool
 ) -> None:
-    for place, step in enumerate(known_plan(case).steps):
-        if step.on == "host":
-            continue
-        fake = await begun(case)
-        plan = await vm_of(fake).plan(CASES[case].intent)
-        before = stand(fake)
-        fake.relinks = relinks
-        fake.fail(plan.steps[place], LinkLost("gone"), happened=happened)
-        with pytest.raises(LinkLost) as caught:
-            await vm_of(fake).run(plan)
-        moved = stand(fake).chains != before.chains
-        assert caught.value.changed in {Changed.UNKNOWN, Changed.YES if moved else Changed.NO}
-        named = {left.split()[0] for left in caught.value.left}
-        assert named <= set(fake.files.names)
+    plan = known_plan(case)
+    sent = [place for place, step in enumerate(plan.steps) if step.on != "host"]
+    await at_each(plan, sent, partial(_lost, case, relinks, happened))
+
+
+async def _lost(case: str, relinks: bool, happened: bool, place: int) -> None:
+    fake = await begun(case)
+    plan = await vm_of(fake).plan(CASES[case].intent)
+    before = stand(fake)
+    fake.relinks = relinks
+    fake.fail(plan.steps[place], LinkLost("gone"), happened=happened)
+    with pytest.raises(LinkLost) as caught:
+        await vm_of(fake).run(plan)
+    moved = stand(fake).chains != before.chains
+    assert caught.value.changed in {Changed.UNKNOWN, Changed.YES if moved else Changed.NO}
+    named = {left.split()[0] for left in caught.value.left}
+    assert named <= set(fake.files.names)
 
 
 @pytest.mark.parametrize("ran", [True, False])
