@@ -114,9 +114,9 @@ def test_table_has_remarks_below_their_row():
             ],
         ),
         (
-            """a node without any use is in its way: qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
+            """a node without use is in its way: qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
             [
-                "a node without any use is in its way:",
+                "a node without use is in its way:",
                 """    qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
             ],
         ),
