@@ -173,6 +173,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         disks: Sequence[str] = (),
         files: Mapping[str, str | os.PathLike[str]] | None = None,
         use_existing: bool = False,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Put new overlays on disks, all at one instant, while the guest runs.
@@ -187,6 +188,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             files: Where a disk's overlay goes; else beside the active layer, `STEM-of-base.NAME.qcow2`,
                 or `STEM-of-base.DISK.NAME.qcow2` where two would be one.
             use_existing: Whether the files are there already; size, backing and format are checked.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -203,7 +205,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             refuse("files", files, "give a mapping of disks to paths")
         paths = {disk: absolute("files", file) for disk, file in (files or {}).items()}
         taken = texts("disks", disks) or texts("files", tuple(paths))
-        return await self._do(Snapshot(name, taken, paths, use_existing), hooks)
+        return await self._do(Snapshot(name, taken, paths, use_existing, plain), hooks)
 
     async def stream(
         self,
@@ -213,6 +215,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         into: str | None = None,
         on_error: OnError = "report",
         speed: int = 0,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Copy backing data up into a layer, so that what stood between is not needed any more.
@@ -226,6 +229,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             into: Layer that receives the data; None: the active layer.
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -236,7 +240,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         QAPI: block-stream (block-core.json).
         """
-        return await self._do(Stream(disk, base, into, on_error, speed), hooks)
+        return await self._do(Stream(disk, base, into, on_error, speed, plain), hooks)
 
     async def commit(
         self,
@@ -251,6 +255,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         discard_internal: bool = False,
         on_error: OnError = "report",
         speed: int = 0,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Fold the layers from top down to just above base into base.
@@ -270,6 +275,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -293,6 +299,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             discard_internal=discard_internal,
             on_error=on_error,
             speed=speed,
+            plain=plain,
         )
         return await self._do(intent, hooks)
 
@@ -308,6 +315,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         discard_internal: bool = False,
         on_error: OnError = "report",
         speed: int = 0,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Copy a disk elsewhere while the guest writes, then move to the copy or leave it.
@@ -326,6 +334,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             discard_internal: Whether internal snapshots and persistent bitmaps may be left behind.
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -348,5 +357,6 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             discard_internal=discard_internal,
             on_error=on_error,
             speed=speed,
+            plain=plain,
         )
         return await self._do(intent, hooks)

@@ -115,6 +115,7 @@ class MomentVerbs:
         leave: Sequence[str] = (),
         via: Via | None = None,
         wait: bool = False,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Keep VM state and the writable disks, of one instant, inside the images.
@@ -128,6 +129,7 @@ class MomentVerbs:
             via: "hmp" or "jobs" forces a way. None: through the human monitor when every writable disk
                 takes part, through a job when one is left out or has a throttle above it.
             wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Returns:
@@ -145,4 +147,4 @@ class MomentVerbs:
 
         HMP: savevm. QAPI: snapshot-save (migration.json).
         """
-        return await self._do(CheckpointInternal(name, texts("leave", leave), via), hooks, wait=wait)
+        return await self._do(CheckpointInternal(name, texts("leave", leave), via, plain), hooks, wait=wait)

@@ -55,6 +55,7 @@ class StateVerbs:
         leave: Sequence[str] = (),
         via: Via | None = None,
         wait: bool = False,
+        plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
@@ -76,6 +77,7 @@ class StateVerbs:
             leave: With "internal" alone: writable disks that take no part, in any spelling.
             via: With "internal" alone: "hmp" or "jobs", as of `checkpoint_internal`.
             wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Returns:
@@ -98,12 +100,12 @@ class StateVerbs:
         if mode == "internal":
             if memory is not None:
                 refuse("memory", memory, "the mode 'internal' keeps the memory in an image")
-            return await self._do(CheckpointInternal(name, left, via), hooks, wait=wait)
+            return await self._do(CheckpointInternal(name, left, via, plain), hooks, wait=wait)
         for parameter, value in (("leave", left), ("via", via)):
             if value:
                 refuse(parameter, value, f"it is for the mode 'internal', and this is {mode!r}")
         file = "" if memory is None else absolute("memory", memory)
-        return await self._do(Checkpoint(name, mode, file), hooks, wait=wait)
+        return await self._do(Checkpoint(name, mode, file, plain), hooks, wait=wait)
 
     async def revert(
         self,
@@ -223,7 +225,9 @@ class StateVerbs:
         with anyio.CancelScope(shield=True):
             await self._executor.put_away(plan)
 
-    async def save(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
+    async def save(
+        self, file: str | os.PathLike[str], *, plain: bool = False, hooks: Hooks | None = None
+    ) -> Done:
         """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
 
         After a failure, and cancelled while the memory is written, a guest that ran runs on and no file of
@@ -231,6 +235,7 @@ class StateVerbs:
 
         Args:
             file: Where it goes.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -243,7 +248,7 @@ class StateVerbs:
 
         QAPI: migrate (migration.json).
         """
-        return await self._do(Save(absolute("file", file)), hooks)
+        return await self._do(Save(absolute("file", file), plain), hooks)
 
     async def restore(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
         """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.

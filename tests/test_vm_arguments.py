@@ -53,12 +53,12 @@ OTHER = (None, 1, "snapshot", b"", Delete)
 
 JOB = {"job_id": NAME, "foreign": FLAG}
 RUNS: Mapping[str, Any] = {"hooks": HOOKS}
-COPIES = {"on_error": WORD, "speed": SPEED, "hooks": HOOKS}
+COPIES = {"on_error": WORD, "speed": SPEED, "plain": FLAG, "hooks": HOOKS}
 # Of each method a call that is right, and what is wrong for each of its parameters.
 METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "snapshot": (
         {"name": "n1"},
-        {"name": NEW, "disks": NAMES, "files": FILES, "use_existing": FLAG, **RUNS},
+        {"name": NEW, "disks": NAMES, "files": FILES, "use_existing": FLAG, "plain": FLAG, **RUNS},
     ),
     "stream": ({"disk": "vda"}, {"disk": NAME, "base": MAYBE, "into": MAYBE, **COPIES}),
     "commit": (
@@ -92,7 +92,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **RUNS}),
     "checkpoint_internal": (
         {"name": "n1"},
-        {"name": NEW, "leave": NAMES, "via": MAYBE_WORD, "wait": FLAG, **RUNS},
+        {"name": NEW, "leave": NAMES, "via": MAYBE_WORD, "wait": FLAG, "plain": FLAG, **RUNS},
     ),
     "checkpoint": (
         {"name": "n1"},
@@ -103,6 +103,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "leave": (*NAMES, ["vda"]),
             "via": ("hmp", "x", 1),
             "wait": FLAG,
+            "plain": FLAG,
             **RUNS,
         },
     ),
@@ -113,7 +114,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "revert_prepare": ({"name": "old"}, {"name": MOMENT}),
     "revert_incoming": ({"name": "old"}, {"name": MOMENT, **RUNS}),
     "reverted": ({"name": "old", "launcher": print}, {"name": MOMENT, "launcher": CALLED}),
-    "save": ({"file": "/m"}, {"file": PATH, **RUNS}),
+    "save": ({"file": "/m"}, {"file": PATH, "plain": FLAG, **RUNS}),
     "restore": ({"file": "/m"}, {"file": PATH, **RUNS}),
     "plan": ({"intent": Delete("old")}, {"intent": OTHER}),
     "when_idle": ({"intent": Delete("old")}, {"intent": OTHER}),

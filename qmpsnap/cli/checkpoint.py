@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import DISK, FILE, dry_run, progress, via
+from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
 
@@ -51,6 +51,7 @@ __all__ = ["checkpoint"]
     "[default: refuse]",
 )
 @progress
+@plain
 @dry_run
 def checkpoint(
     name: str,
@@ -61,6 +62,7 @@ def checkpoint(
     via: Via | None,
     wait: bool,
     progress: bool,
+    plain: bool,
     dry_run: bool,
 ) -> None:
     """Keep the guest's memory, its devices and its disks as of one instant, under NAME.
@@ -82,10 +84,10 @@ def checkpoint(
     if mode == "internal":
         if memory is not None:
             raise click.UsageError("--mode internal keeps the memory in an image: leave out --memory")
-        intent: Intent = CheckpointInternal(name, leave=leave, via=via)
+        intent: Intent = CheckpointInternal(name, leave=leave, via=via, plain=plain)
         change(intent, dry_run=dry_run, progress=progress, wait=wait)
         return
     if leave or via is not None:
         raise click.UsageError(f"--leave and --via are for --mode internal, not for {mode}")
-    intent = Checkpoint(name, mode=mode, memory=memory or "")
+    intent = Checkpoint(name, mode=mode, memory=memory or "", plain=plain)
     change(intent, dry_run=dry_run, progress=progress, wait=wait)

@@ -74,6 +74,7 @@ def commit(
     on_error: OnError,
     speed: int,
     progress: bool,
+    plain: bool,
     dry_run: bool,
 ) -> None:
     """Fold the layers from --top down to just above --base into it (alias blockcommit).
@@ -92,5 +93,6 @@ def commit(
         discard_internal=discard_internal,
         on_error=on_error,
         speed=speed,
+        plain=plain,
     )
     change(intent, dry_run=dry_run, progress=progress)

@@ -63,6 +63,7 @@ def mirror(
     on_error: OnError,
     speed: int,
     progress: bool,
+    plain: bool,
     dry_run: bool,
 ) -> None:
     """Copy DISK to the file TARGET while the guest writes (alias blockcopy).
@@ -81,5 +82,6 @@ def mirror(
         discard_internal=discard_internal,
         on_error=on_error,
         speed=speed,
+        plain=plain,
     )
     change(intent, dry_run=dry_run, progress=progress)

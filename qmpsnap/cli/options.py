@@ -115,6 +115,10 @@ progress = click.option(
     help="Progress on stderr, a line at a time; JSON with --json. [default: a bar on a terminal]",
 )
 
+plain = click.option(
+    "--plain", is_flag=True, help="What is encrypted may lie in the clear afterwards. [default: refuse]"
+)
+
 via = click.option(
     "--via",
     type=click.Choice(["hmp", "jobs"]),
@@ -129,6 +133,7 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         dry_run,
         progress,
+        plain,
         click.option(
             "--speed",
             type=SPEED,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import FILE, dry_run, progress
+from qmpsnap.cli.options import FILE, dry_run, plain, progress
 from qmpsnap.cli.output import shown
 from qmpsnap.cli.runner import change, command
 from qmpsnap.plan.intent import Save
@@ -25,8 +25,9 @@ __all__ = ["save"]
 )
 @click.argument("file", type=FILE)
 @progress
+@plain
 @dry_run
-def save(file: str, *, progress: bool, dry_run: bool) -> None:
+def save(file: str, *, progress: bool, plain: bool, dry_run: bool) -> None:
     """Write the guest's memory and devices to FILE; the guest stands still from then on.
 
     Quit this QEMU then. FILE is of use as long as nobody writes to the disks: `restore` gives it to a new
@@ -40,4 +41,4 @@ def save(file: str, *, progress: bool, dry_run: bool) -> None:
             f"next: {command('restore', file, to_new=True)}",
         ]
 
-    change(Save(file), dry_run=dry_run, progress=progress, then=then)
+    change(Save(file, plain), dry_run=dry_run, progress=progress, then=then)

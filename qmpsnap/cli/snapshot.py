@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import DISK, FILE, dry_run
+from qmpsnap.cli.options import DISK, FILE, dry_run, plain
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Snapshot, SnapshotInternal
 
@@ -40,9 +40,16 @@ __all__ = ["snapshot"]
     is_flag=True,
     help="Inside each active layer, which has to be qcow2; no chain changes. [default: overlays]",
 )
+@plain
 @dry_run
 def snapshot(
-    name: str | None, disks: tuple[str, ...], *, use_existing: bool, internal: bool, dry_run: bool
+    name: str | None,
+    disks: tuple[str, ...],
+    *,
+    use_existing: bool,
+    internal: bool,
+    plain: bool,
+    dry_run: bool,
 ) -> None:
     """Put a new overlay on each disk, all at one instant, while the guest runs.
 
@@ -67,4 +74,4 @@ def snapshot(
             )
         change(SnapshotInternal(moment, tuple(spelled)), dry_run=dry_run)
         return
-    change(Snapshot(moment, tuple(spelled), files, use_existing), dry_run=dry_run)
+    change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run)

@@ -38,10 +38,11 @@ def stream(
     on_error: OnError,
     speed: int,
     progress: bool,
+    plain: bool,
     dry_run: bool,
 ) -> None:
     """Copy backing data up, so that the layers between are not needed (alias blockpull).
 
     The layers between stay valid files. A LAYER is a path, its last part, a node name or a snapshot's name.
     """
-    change(Stream(disk, base, into, on_error, speed), dry_run=dry_run, progress=progress)
+    change(Stream(disk, base, into, on_error, speed, plain), dry_run=dry_run, progress=progress)

@@ -124,6 +124,7 @@ class Layer:
         bitmaps: Dirty bitmaps of the node.
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
         io: How QEMU reads and writes it.
+        encrypted: Whether its data are encrypted (LUKS, inside qcow2 or by a node of its own).
     """
 
     node: str
@@ -140,6 +141,7 @@ class Layer:
     bitmaps: tuple[Bitmap, ...] = ()
     data_file: str = ""
     io: Io = Io()
+    encrypted: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:

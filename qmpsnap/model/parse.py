@@ -230,6 +230,8 @@ class _Join:
         nodes: Mapping[str, Node],
         paths: Mapping[str, Raw],
     ) -> Disk:
+        # A node between the image and its file may encrypt as well.
+        luks = {one.file for one in nodes.values() if one.driver == "luks"}
         drive, qdev = _text(row.get("device", "")), _text(row.get("qdev", ""))
         inserted = cast("Raw | None", row.get("inserted"))
         layers: list[Layer] = []
@@ -247,7 +249,8 @@ class _Join:
                 row_io = _io(entries[name], entries[name])
                 filters.append(Filter(name, node.driver, _group(entries[name]), row_io))
             else:
-                layers.append(_layer(node, entries[name], paths.get(node.file)))
+                layer = _layer(node, entries[name], paths.get(node.file))
+                layers.append(replace(layer, encrypted=layer.encrypted or node.file in luks))
             below = cast("Raw | None", below.get("backing"))
         return Disk(
             name="",  # depends on what the others are called
@@ -320,6 +323,7 @@ def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
         ),
         data_file=_data_file(image, node.file),
         io=_io(row, protocol or row),
+        encrypted=bool(image.get("encrypted")),
     )
 
 

@@ -12,6 +12,7 @@ from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.encryption import refuse_clear_overlay, refuse_second_opening
 from qmpsnap.plan.movable import hindrance
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.place import refuse_there
@@ -227,7 +228,9 @@ def _branch(
             hint="there is nothing to go back to",
         )
     if in_place:
+        refuse_second_opening(disk, disk.files if inside is None else disk.files[inside:])
         refuse_read_only(disk, "revert", hint=f"it can stay as it is: --leave {quoted(disk.name)}")
+    refuse_clear_overlay(disk, plain=False)
     if inside is not None:
         chain = _present(disk, inside)
     else:

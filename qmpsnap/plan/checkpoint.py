@@ -16,6 +16,7 @@ from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import KeptState, Settings
 from qmpsnap.plan import overlays
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.encryption import refuse_clear_memory
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.movable import way_back_notes
 from qmpsnap.plan.plan import Plan, Stage
@@ -76,7 +77,9 @@ _INSTEAD = {
 
 def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system."""
-    question = overlays.ask(Snapshot(intent.name), graph, state_dir=state_dir, op="checkpoint")
+    question = overlays.ask(
+        Snapshot(intent.name, plain=intent.plain), graph, state_dir=state_dir, op="checkpoint"
+    )
     files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
     places = [posixpath.dirname(file) for file in files]
     return replace(
@@ -98,7 +101,8 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     """
     refuse_any_job(scene)
     refuse_taken(intent.name, scene)
-    new = overlays.prepare("checkpoint", Snapshot(intent.name), scene)
+    refuse_clear_memory(scene.graph, plain=intent.plain)
+    new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene)
     machine = machine_of(scene)
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode

@@ -14,6 +14,7 @@ from qmpsnap.model.hints import quoted
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.effect import apply
+from qmpsnap.plan.encryption import refuse_memory_inside
 from qmpsnap.plan.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
@@ -77,6 +78,7 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
         refuse_data_file(
             disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {disk.name}"
         )
+    refuse_memory_inside(scene.graph, part.disks[0], plain=intent.plain)
     if part.via == "jobs":
         scene.features.need("snapshot-save", "job-dismiss")
     named = job_id("checkpoint", "keep", _token(intent, part, scene))

@@ -16,6 +16,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import Fold, fates, finish, healed, repeated
 from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.plan import Plan, Stage
@@ -106,6 +107,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     if intent.keep_overlay and not active:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
     refuse_read_only(disk, "commit")
+    receiver = disk.layers[base]
+    refuse_clear_data(disk.layers[top:base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
     refuse_commit_of_shorter(disk, top=top, base=base)
     refuse_reopen(scene, disk, disk.layers[base])
     if not active:  # whose header is written

@@ -90,12 +90,14 @@ class Snapshot(_Checked):
         disks: Disks to take, in any spelling; empty: every writable disk with a medium.
         files: Overlay's path for a disk of `disks`, by the same spelling; absolute.
         use_existing: Whether the files are there already, made by the caller.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     name: NewName
     disks: tuple[Text, ...] = ()
     files: Mapping[Text, AbsolutePath] = field(default_factory=Frozen)
     use_existing: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,11 +139,13 @@ class CheckpointInternal(_Checked):
         name: The checkpoint's name.
         leave: Writable disks that take no part, in any spelling.
         via: How; None: by the rule of `Via`.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     name: NewName
     leave: tuple[Text, ...] = ()
     via: Via | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ class Stream(_Checked):
         into: The layer that receives the data; None: the active layer.
         on_error: What the job does at an I/O error.
         speed: Limit in bytes/s; 0: none.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     disk: Text
@@ -161,6 +166,7 @@ class Stream(_Checked):
     into: Text | None = None
     on_error: OnError = "report"
     speed: Speed = 0
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,7 @@ class Commit(_Checked):
         discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
         on_error: What the job does at an I/O error.
         speed: Limit in bytes/s; 0: none.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     disk: Text
@@ -190,6 +197,7 @@ class Commit(_Checked):
     discard_internal: bool = False
     on_error: OnError = "report"
     speed: Speed = 0
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,7 @@ class Mirror(_Checked):
         discard_internal: Whether internal snapshots and persistent bitmaps may be lost by the pivot.
         on_error: What the job does at an I/O error, of source or target.
         speed: Limit in bytes/s; 0: none.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     disk: Text
@@ -217,6 +226,7 @@ class Mirror(_Checked):
     discard_internal: bool = False
     on_error: OnError = "report"
     speed: Speed = 0
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +237,13 @@ class Checkpoint(_Checked):
         name: The checkpoint's name.
         mode: How the memory is kept; a guest that is paused is kept by "stop" where "background" is asked.
         memory: Path of the file of VM state; absolute; "": beside the first disk's active layer.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     name: NewName
     mode: FileMode = "stop"
     memory: OptionalPath = ""
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +291,11 @@ class Save(_Checked):
 
     Attributes:
         file: Path of the file; absolute.
+        plain: Whether what is encrypted may lie in the clear afterwards.
     """
 
     file: AbsolutePath
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

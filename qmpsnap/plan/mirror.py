@@ -17,6 +17,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.opened import odd
 from qmpsnap.plan.place import refuse_there
@@ -99,6 +100,8 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     leaving = {"full": disk.layers, "top": disk.layers[:1], "none": ()}[intent.sync] if pivot else ()
     refuse_loss(leaving, allowed=intent.discard_internal)
     _check_target(intent, scene, disk, form)
+    copied = disk.layers if intent.sync == "full" else disk.layers[:1]
+    refuse_clear_data(copied, intent.target, plain=intent.plain)
 
     shared = scene.files.shared
     token = digest(

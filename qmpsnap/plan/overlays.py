@@ -19,6 +19,7 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
+from qmpsnap.plan.encryption import refuse_clear_overlay
 from qmpsnap.plan.place import refuse_there
 from qmpsnap.plan.scene import (
     beside_active,
@@ -146,6 +147,7 @@ def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
     for disk, file in targets:
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
+        refuse_clear_overlay(disk, plain=intent.plain)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
         _check_target(scene, intent, disk, file, op)

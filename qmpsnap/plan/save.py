@@ -10,6 +10,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
+from qmpsnap.plan.encryption import refuse_clear_memory
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     local_chains,
@@ -82,6 +83,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         UnknownNode: When there is no disk.
     """
     refuse_any_job(scene)
+    refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
     refuse_blocked(machine)

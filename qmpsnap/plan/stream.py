@@ -11,6 +11,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import streamed, unfound
 from qmpsnap.plan.opened import refuse_reopen
 from qmpsnap.plan.plan import Plan, Stage
@@ -71,6 +72,9 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     if receiver.format == "raw":
         raise Unsupported(f"{receiver.file} is raw and has no backing file", feature="stream into raw")
 
+    refuse_clear_data(
+        disk.layers[into + 1 : base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted
+    )
     refuse_stream_of_shorter(disk, into=into, base=base)
     refuse_reopen(scene, disk, receiver)
     keeps = disk.layers[base] if base < len(disk.layers) else None

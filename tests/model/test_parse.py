@@ -258,6 +258,16 @@ def test_parse_takes_time_in_proportion_to_the_depth() -> None:
     assert seconds(2000) < 40 * seconds(200)  # in proportion: 10; quadratic: 100
 
 
+def test_parse_tells_what_is_encrypted_by_the_image_or_by_a_node_below_it() -> None:
+    block, stats, named = deep(2)
+    assert isinstance(named, list)
+    assert [one.encrypted for one in parse_graph(block, stats, named).disks["vda"].layers] == [False, False]
+    named[2]["image"]["encrypted"] = True  # the image of n1 and of its file
+    assert [one.encrypted for one in parse_graph(block, stats, named).disks["vda"].layers] == [True, False]
+    named.append({**named[1], "node-name": "l", "drv": "luks"})
+    assert [one.encrypted for one in parse_graph(block, stats, named).disks["vda"].layers] == [True, True]
+
+
 Break = Callable[[dict[str, list[dict[str, object]]]], object]
 
 
