@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import struct
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,18 +177,74 @@ class Images:
         return self.files[-1]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A file's bytes without its holes, from which it is made again elsewhere.
+
+    Attributes:
+        size: Bytes, holes included.
+        parts: (offset, bytes) of all that is no hole.
+    """
+
+    size: int
+    parts: tuple[tuple[int, bytes], ...]
+
+    @classmethod
+    def of(cls, file):
+        with Path(file).open("rb") as image:
+            size, at, parts = os.fstat(image.fileno()).st_size, 0, []
+            while at < size:
+                try:
+                    start = os.lseek(image.fileno(), at, os.SEEK_DATA)
+                except OSError:  # nothing but a hole is left
+                    break
+                at = os.lseek(image.fileno(), start, os.SEEK_HOLE)
+                parts.append((start, os.pread(image.fileno(), at - start, start)))
+        return cls(size, tuple(parts))
+
+    def put(self, file, backing=None):
+        """Make it again; a qcow2 image that stands on another one gets that one's name."""
+        with Path(file).open("xb+") as image:
+            image.truncate(self.size)
+            for start, data in self.parts:
+                os.pwrite(image.fileno(), data, start)
+            if backing is not None:
+                name = os.fsencode(backing)
+                offset, length = struct.unpack(">QI", os.pread(image.fileno(), 12, 8))
+                assert offset + len(name) <= 64 * KIB, "the header has one cluster"
+                os.pwrite(image.fileno(), name.ljust(length, b"\0"), offset)
+                os.pwrite(image.fileno(), struct.pack(">I", len(name)), 16)
+
+
 def make_images(qemu, folder, drawing="base <- s1 <- s2", *, relative=False, base_format="qcow2"):
-    """Make the images that are drawn, base first, each with writes of its own (`layer_writes`)."""
+    """Make the images that are drawn, base first, each with writes of its own (`layer_writes`).
+
+    Each drawing is made once with each QEMU and then copied: the same bytes, but for backing files' names.
+    """
     names = [name.strip() for name in drawing.split("<-")]
+    files = []
+    for name, kept in zip(names, _kept(qemu, tuple(names), base_format), strict=True):
+        file = f"{folder}/{name}.{base_format if not files else 'qcow2'}"
+        backing = files[-1] if files else None
+        kept.put(file, Path(backing).name if backing and relative else backing)
+        files.append(file)
+    return Images(tuple(files), tuple(content(count) for count in range(1, len(names) + 1)))
+
+
+@functools.cache
+def _kept(qemu, names, base_format):
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(map(Kept.of, draw_images(qemu, folder, names, base_format)))
+
+
+def draw_images(qemu, folder, names, base_format="qcow2"):
+    """Make images of these names by QEMU's own tools; return their paths, base first."""
     files = []
     for index, name in enumerate(names):
         form = base_format if index == 0 else "qcow2"
         file = f"{folder}/{name}.{form}"
-        if index == 0:
-            qemu.create(file, form=form)
-        else:
-            backing = Path(files[-1]).name if relative else files[-1]
-            qemu.create(file, backing=backing, backing_format=base_format if index == 1 else "qcow2")
+        backing_format = base_format if index == 1 else "qcow2"
+        qemu.create(file, form=form, backing=files[-1] if files else None, backing_format=backing_format)
         qemu.io(file, *commands(layer_writes(index)), form=form)
         files.append(file)
-    return Images(tuple(files), tuple(content(count) for count in range(1, len(names) + 1)))
+    return files
