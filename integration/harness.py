@@ -12,7 +12,7 @@ import os
 import re
 import signal
 from collections.abc import Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from integration.cases import LATER, Case
-from integration.known_images import MIB, content, make_images, overwritten
+from integration.known_images import MIB, Kept, content, make_images, overwritten
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record import from_json
 from qmpsnap.run import session as sessions
@@ -37,23 +37,56 @@ class Stepped(LiveTarget):
 
     The points are counted from 0: even ones lie before a step, odd ones after it. What lies between a
     wait and the next step is the same point as before that step.
+
+    Attributes:
+        states: Points at which the world differs from that at the point before. After a step and before the
+            next one it is the same, unless the operation has waited for its job in between.
     """
 
     def __init__(self, *arguments, at: Callable[[int], None], **options):
         super().__init__(*arguments, **options)
         self._at, self._steps = at, 0
+        self._moved = True
+        self.states: list[int] = []
 
     async def perform(self, step):
         number, self._steps = self._steps, self._steps + 1
-        self._at(2 * number)
+        self._reach(2 * number)
+        self._moved = True
         seconds = await super().perform(step)
-        self._at(2 * number + 1)
+        self._reach(2 * number + 1)
         return seconds
+
+    def _reach(self, point):
+        if self._moved:
+            self.states.append(point)
+        self._moved = False
+        self._at(point)
+
+    @contextmanager
+    def watch(self, job_id):
+        with super().watch(job_id) as watch:
+            yield _Watch(watch, self._waits)
+
+    def _waits(self):
+        self._moved = True
+
+
+class _Watch:
+    """What watches a job, and tells when somebody waits by it."""
+
+    def __init__(self, watch, tell):
+        self._watch, self._tell = watch, tell
+
+    def __getattr__(self, name):
+        if name.startswith("until"):
+            self._tell()
+        return getattr(self._watch, name)
 
 
 @asynccontextmanager
-async def stepped(socket, at):
-    """A VM whose every step is watched."""
+async def stepped(socket, at=lambda _: None):
+    """A VM whose every step is watched; see `Stepped`, which is `vm._target`."""
     target = Stepped(
         lambda: sessions.connect(socket),
         again=True,
@@ -64,6 +97,9 @@ async def stepped(socket, at):
     )
     async with target:
         yield VM(target)
+
+
+_INSIDE: dict[tuple, dict[str, Kept]] = {}
 
 
 @dataclass
@@ -83,15 +119,7 @@ class Rig:
             name: make_images(self.qemu, self._made(name), drawing)
             for name, drawing in self.case.disks.items()
         }
-        for disk, names in self.case.inside.items():
-            for name in names:
-                if name != self.case.checkpoint:
-                    self.qemu.img("snapshot", "-c", name, self.images[disk].active)
-        if self.case.checkpoint:
-            with self.start() as running:
-                running.qmp.hmp(f"savevm {self.case.checkpoint}")
-                for disk in self.images:
-                    running.write(disk, *LATER)
+        self._put_inside()
         self.before = self.names()
         self.chains_before = {name: made.chain for name, made in self.images.items()}
         for name in self.before:  # that a commit had begun is told by the time at which a file was written
@@ -100,6 +128,29 @@ class Rig:
     def _made(self, name):
         (self.folder / name).mkdir()
         return self.folder / name
+
+    def _put_inside(self):
+        """Take the internal snapshots and the checkpoint, once for all rigs that have the same."""
+        case = self.case
+        if not case.inside and not case.checkpoint:
+            return
+        key = (self.qemu.version, self.memory, *map(repr, (case.disks, case.inside, case.checkpoint)))
+        if key not in _INSIDE:
+            for disk, names in case.inside.items():
+                for name in names:
+                    if name != case.checkpoint:
+                        self.qemu.img("snapshot", "-c", name, self.images[disk].active)
+            if case.checkpoint:
+                with self.start() as running:
+                    running.qmp.hmp(f"savevm {case.checkpoint}")
+                    for disk in self.images:
+                        running.write(disk, *LATER)
+            _INSIDE[key] = {disk: Kept.of(made.active) for disk, made in self.images.items()}
+            return
+        for disk, kept in _INSIDE[key].items():
+            active, *below = self.images[disk].chain
+            Path(active).unlink()
+            kept.put(active, below[0] if below else None)
 
     def start(self, active=None):
         """Start QEMU, on the original active layers or on those that are given."""
@@ -157,6 +208,13 @@ class Rig:
         if self.case.runs:
             status = self.running.qmp("query-status")["status"]
             assert status == (self.case.ends if done else "running")
+
+    def reusable(self, *, done):
+        """Whether the operation can begin on it once more: it was not done, and wrote into no layer.
+
+        What it has spoiled stays so and is found when the rig is verified: nothing writes into these layers.
+        """
+        return not done and not self.case.writes_into
 
     def path(self, name):
         return str(self.folder / f"{name}.qcow2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,14 @@ def test_copied_images_are_byte_for_byte_those_that_qemu_makes_there(qemu, tmp_p
     place = tmp_path / ("a folder with a long name " * 4)
     place.mkdir()
     made = make_images(qemu, place, drawing, base_format=base_format)
-    copied = [(Path(file).read_bytes(), os.stat(file).st_blocks) for file in made.files]
+    copied = [(Path(file).read_bytes(), Path(file).stat().st_blocks) for file in made.files]
     for file in made.files:
         Path(file).unlink()
     assert draw_images(qemu, place, drawing.split(" <- "), base_format) == list(made.files)
     for file, (data, blocks) in zip(made.files, copied, strict=True):
         assert Path(file).read_bytes() == data, file
-        assert abs(os.stat(file).st_blocks - blocks) <= 128, "holes are holes"
-        assert qemu.read(file, base_format if file == made.files[0] else "qcow2") == made.content[
-            made.files.index(file)
-        ]
+        assert abs(Path(file).stat().st_blocks - blocks) <= 128, "holes are holes"
+        assert (
+            qemu.read(file, base_format if file == made.files[0] else "qcow2")
+            == made.content[made.files.index(file)]
+        )
