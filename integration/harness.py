@@ -54,6 +54,7 @@ class Stepped(LiveTarget):
         self._reach(2 * number)
         self._moved = True
         seconds = await super().perform(step)
+        self._moved = True  # another step may have gone on side by side
         self._reach(2 * number + 1)
         return seconds
 
