@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+import qmpsnap
 from integration.cases import LATER, Case
 from integration.known_images import MIB, Kept, content, make_images, overwritten
 from integration.machines import Machine, blockdev, listing
@@ -299,33 +300,71 @@ class Rig:
 
 # -- cancel at every await -------------------------------------------------------------------------
 
-
-class Steps:
-    """Counts how often any task of the loop suspends, and calls `then` at the n-th time."""
-
-    def __init__(self, number, then):
-        self.count, self._number, self._then = 0, number, then
-
-    def __call__(self):
-        self.count += 1
-        if self.count == self._number:
-            self._then()
+_OURS = str(Path(qmpsnap.__file__).parent)
 
 
-class Counted(Coroutine):
-    """A coroutine that tells when it suspends."""
+class Ordinals:
+    """Chooses every suspension once, by its number: one a round."""
 
-    def __init__(self, coroutine, steps):
-        self._coroutine, self._steps = coroutine, steps
+    def __init__(self):
+        self.rounds = 0
+
+    def begin(self):
+        self.rounds, self._count = self.rounds + 1, 0
+
+    def __call__(self, coroutine):
+        self._count += 1
+        return self._count == self.rounds
+
+
+class Sites:
+    """Chooses every site at which a task suspends once: one a round.
+
+    A site is the task, the lines of all of our frames that wait there for each other, and the kind of step
+    that is being performed.
+    """
+
+    def __init__(self):
+        self.rounds = 0
+        self._seen = set()
+
+    def begin(self):
+        self.rounds, self._chosen = self.rounds + 1, False
+
+    def __call__(self, coroutine):
+        if self._chosen or (site := _site(coroutine)) in self._seen:
+            return False
+        self._seen.add(site)
+        self._chosen = True
+        return True
+
+
+def _site(coroutine):
+    found = [coroutine.__qualname__]
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        if frame is not None and frame.f_code.co_filename.startswith(_OURS):
+            found.append((frame.f_code.co_filename, frame.f_lineno))
+            if frame.f_code.co_qualname == LiveTarget.perform.__qualname__:
+                found.append(type(frame.f_locals["step"]).__name__)
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+    return tuple(found)
+
+
+class Watched(Coroutine):
+    """A coroutine that tells `suspended` whenever it suspends."""
+
+    def __init__(self, coroutine, suspended):
+        self._coroutine, self._suspended = coroutine, suspended
 
     def send(self, value):
         waits_for = self._coroutine.send(value)
-        self._steps()
+        self._suspended(self._coroutine)
         return waits_for
 
     def throw(self, *error):
         waits_for = self._coroutine.throw(*error)
-        self._steps()
+        self._suspended(self._coroutine)
         return waits_for
 
     def close(self):
@@ -338,17 +377,17 @@ class Counted(Coroutine):
         return getattr(self._coroutine, name)
 
 
-async def interrupt(operation, number, *, cancel):
-    """Run an operation and cancel it as any task suspends for the n-th time since; whether it came to that.
+async def interrupt(operation, choose, *, cancel):
+    """Run an operation and cancel it where it is chosen as a task suspends; whether it came to that.
 
     Args:
         operation: A coroutine function.
-        number: n, from 1.
+        choose: `Ordinals` or `Sites`; it goes one on.
         cancel: "task" or "scope".
     """
     loop = asyncio.get_running_loop()
     scope = anyio.CancelScope()
-    finished = []
+    finished, came = [], []
 
     async def body():
         if cancel == "scope":
@@ -357,9 +396,14 @@ async def interrupt(operation, number, *, cancel):
         else:
             finished.append(await operation())
 
-    steps = Steps(number, lambda: scope.cancel() if cancel == "scope" else task.cancel())
+    def suspended(coroutine):
+        if choose(coroutine):
+            came.append(coroutine)
+            scope.cancel() if cancel == "scope" else task.cancel()
+
+    choose.begin()
     loop.set_task_factory(
-        lambda loop, coroutine, **options: asyncio.Task(Counted(coroutine, steps), loop=loop, **options)
+        lambda loop, coroutine, **options: asyncio.Task(Watched(coroutine, suspended), loop=loop, **options)
     )
     try:
         task = loop.create_task(body())
@@ -368,7 +412,7 @@ async def interrupt(operation, number, *, cancel):
         loop.set_task_factory(None)
     if not task.cancelled():
         task.result()
-    return steps.count >= number, finished
+    return bool(came), finished
 
 
 def kill_me():
