@@ -39,6 +39,27 @@ class Client(QMPClient):
     def __init__(self) -> None:
         super().__init__(_NAME, _READ_LIMIT)
         self.events.event_filter = lambda _: False
+        self._answered = False  # our greeting, which ends the negotiation
+
+    async def _recv(self) -> Message:
+        """Receive a message; while connecting, one that is for us.
+
+        What came for the client before us, events and a late reply, lies in the socket before the greeting;
+        and events overtake the answer to our own, for QEMU tells them from other threads. Whoever listens
+        does so from now on, and misses nothing by their loss.
+        """
+        while True:
+            message = await super()._recv()
+            if self._answered or not self._is_out_of_turn(message):
+                return message
+
+    def _is_out_of_turn(self, message: Message) -> bool:
+        if self.greeting is None:
+            return "QMP" not in message and bool({"event", "return", "error"} & set(message))
+        # Our greeting has no id, so its answer has none. Should one without an id be for somebody else,
+        # nothing is lost: QEMU does what it is told in order, and has ours before the next command.
+        self._answered = "event" not in message and message.get("id") is None
+        return not self._answered
 
     def _cb_outbound(self, msg: Message) -> Message:
         return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import ConnectFailed, LinkLost
-from qmpsnap.run.session import connect
+from qmpsnap.run.session import Event, connect
 from qmpsnap.testing.server import GREETING, Emit, Fail, Hangup, Raw, Return
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
@@ -128,6 +128,43 @@ async def test_connect_succeeds_when_a_reply_to_the_client_before_follows_the_gr
     server.answer_once("qmp_capabilities", Raw(late), Return({}))
     async with connect(server.path) as session:
         assert await session.query("query-status") == {"status": "running"}
+
+
+EVENT = b'{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}\r\n'
+WITHOUT_ID = b'{"return": {}}\r\n'
+
+
+@pytest.mark.parametrize(
+    "first", [EVENT * 500, LATE_ERROR * 9, WITHOUT_ID + EVENT], ids=["events", "late", "both"]
+)
+@pytest.mark.parametrize("given", [False, True], ids=["path", "socket"])
+async def test_connect_passes_over_what_is_not_for_us(server, first, given):
+    server.late = first
+    server.answer_once("qmp_capabilities", Raw(first), Return({}), Raw(EVENT))
+    address = server.path
+    if given:  # there is but one try
+        address = socket.socket(socket.AF_UNIX)
+        address.connect(server.path)
+    async with connect(address) as session:
+        assert await session.query("query-status") == {"status": "running"}
+    assert [one["execute"] for one in server.received] == ["qmp_capabilities", "query-status"]
+
+
+async def test_connect_listens_from_the_answer_to_its_greeting_on(server):
+    server.answer_once("qmp_capabilities", Raw(EVENT), Return({}))
+    server.answer("query-status", Raw(EVENT.replace(b"STOP", b"RESUME")), Return({}))
+    heard: list[Event] = []
+    async with connect(server.path) as session:
+        with session.subscribe(heard.append):
+            await session.query("query-status")
+    assert [one.name for one in heard] == ["RESUME"]
+
+
+async def test_connect_gives_up_when_nothing_but_events_comes(server):
+    server.answer("qmp_capabilities", Raw(EVENT * 100))
+    with pytest.raises(ConnectFailed, match="no answer to our greeting"):
+        async with connect(server.path, greeting_limit=0.5):
+            pytest.fail("connected")
 
 
 async def test_connect_gives_up_when_capabilities_are_not_answered(server):
