@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import anyio
 import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, throttled, traced
+from integration.states import fill
 from integration.test_stream import CHAIN, files_of
 from qmpsnap.errors import (
     Changed,
+    Interrupted,
     NotInChain,
     Refused,
     StillNeeded,
@@ -303,3 +307,44 @@ async def test_what_could_be_taken_can_be_folded_however_long_its_name(qemu, ima
         ["base.qcow2", Path(folded).name]
     )
     qemu.check_chain(made.active)
+
+
+async def test_commit_that_is_cancelled_twice_leaves_one_record_and_the_third_none(
+    images, machine, small, leftovers
+):
+    """The base's file system is full when the commit succeeds: its own record lies elsewhere then."""
+    made = images("base <- s1 <- s2", folder=small("24m").name)
+    place = Path(made.files[0]).parent
+    with machine(*drive("vda", made.active)) as running:
+        async with running.connect() as vm:
+            for _ in range(2):
+                cancel = anyio.Event()
+                hooks = Hooks(cancel=cancel, progress=lambda _, cancel=cancel: cancel.set(), interval=0.01)
+                with pytest.raises(Interrupted) as caught:
+                    await vm.commit("vda", top="s1", speed=64 * KIB, hooks=hooks)
+                assert "the commit, done again: qmpsnap commit vda --top" in caught.value.hint
+                assert [set(one.invalid) for one in await vm.interrupted()] == [{made.files[0]}]
+            filler = fill(place, 60 * KIB)
+            await vm.commit("vda", top="s1", folded="keep")
+            filler.unlink()
+            assert await vm.interrupted() == ()
+
+
+async def test_commit_says_which_filter_goes_with_the_layers(images, machine):
+    made = images("base <- s1 <- s2")
+    files = [{"driver": "file", "filename": file} for file in made.files]
+    nodes = [
+        {"driver": "qcow2", "node-name": "low", "file": files[0]},
+        {"driver": "throttle", "node-name": "thr", "throttle-group": "tg", "file": "low"},
+        {"driver": "qcow2", "node-name": "mid", "file": files[1], "backing": "thr"},
+        {"driver": "qcow2", "node-name": "top", "file": files[2], "backing": "mid"},
+    ]
+    disk = [word for node in nodes for word in ("-blockdev", json.dumps(node))]
+    disk += ["-device", "virtio-blk-pci,drive=top,id=vda"]
+    with machine("-object", "throttle-group,id=tg", *disk) as running:
+        async with running.connect() as vm:
+            (before,) = (await vm.graph()).disks["vda"].filters
+            done = await vm.commit("vda", top="s1")
+            assert before.node == "thr"
+            assert [one.node for one in (await vm.graph()).disks["vda"].filters] == []
+            assert any("the filter thr (throttle)" in note for note in done.notes)

@@ -310,3 +310,18 @@ async def test_moments_inside_layers_that_a_revert_left_are_listed(machine, qemu
             await vm.snapshot_internal("inside")
             await vm.revert("one")
             assert "inside" in [one.name for one in (await vm.moments()).moments]
+
+
+async def test_checkpoint_is_taken_again_under_the_name_of_one_that_was_deleted(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.checkpoint("a", mode="in-place")
+            await vm.delete("a")
+            done = await vm.checkpoint("a", mode="in-place")
+            assert [Path(file).name for file in done.chains["vda"]] == [
+                "base.a-2.qcow2", "base.a.qcow2", "base.qcow2",
+            ]  # fmt: skip
+            await vm.revert("a")
+            await vm.delete("a")

@@ -191,6 +191,10 @@ class JobVerbs:
     async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
         """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
 
+        Cancelled, it takes the operation back as the operation's own call would have: **the job is
+        cancelled too**. To leave it running, set `hooks.detach`. A job that is not ours, or whose client is
+        at work, is only waited for, and runs on.
+
         Args:
             job_id: The job, or the operation whose record is left.
             foreign: Whether a job that is not ours may be waited for; it is not completed, nor dismissed.

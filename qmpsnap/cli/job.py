@@ -145,6 +145,8 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
     """Wait for a job, and finish what was left of its operation: pivot, dismissal, files.
 
     A job of another client is only waited for. It is found by its id also when it has ended already.
+    Stopped (Ctrl-C, SIGTERM), this cancels a job of ours, as the operation itself would have been; a second
+    Ctrl-C leaves it running.
     """
     app = current_app()
 

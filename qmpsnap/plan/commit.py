@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
 from qmpsnap.model.files import NOT_ALLOWED, Ask, invalid_names
 from qmpsnap.model.find import find_disk
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
@@ -53,7 +54,7 @@ from qmpsnap.plan.steps import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.model.graph import Disk, Filter, Graph, Layer
     from qmpsnap.plan.intent import Commit
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -188,6 +189,12 @@ def plan(intent: Commit, scene: Scene) -> Plan:
             and layer.file not in (*proofs, *links)
             and not temporary(layer, scene.files)
         )
+    between = {layer.file for layer in disk.layers[top + 1 : base + 1]}
+    notes += tuple(
+        f"the filter {one.node} ({one.driver}) stands between the layers, and is out of the chain then"
+        for one in disk.filters
+        if not intent.keep_overlay and _below(scene, one) in between
+    )
     kept = tuple(
         layer.file
         for layer in folded
@@ -312,6 +319,12 @@ def _retired(
     return retired
 
 
+def _below(scene: Scene, one: Filter) -> str:
+    """The file of the layer that a filter stands on, as QEMU tells it."""
+    node = scene.graph.nodes.get(one.node)
+    return node.file if node is not None else ""
+
+
 def _is_link(scene: Scene, file: str) -> bool:
     """Whether the last part of the path is a symlink: the surveyed directory does not hold the file."""
     real = scene.files.real(file)
@@ -373,5 +386,14 @@ def _refuse_by(by: list[str], why: str = "it stands") -> None:
         raise StillNeeded(
             f"still needed by {', '.join(by)}: {why} on a layer that this commit changes",
             by=by,
-            hint="stream it first, or give it up with --invalidate FILE",
+            hint="; ".join(_ways(by)),
         )
+
+
+def _ways(by: list[str]) -> list[str]:
+    """What helps: a disk of this very machine cannot be given up."""
+    disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
+    ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
+    if len(disks) < len(by):
+        ways.append("stream an image first, or give it up with --invalidate FILE")
+    return ways

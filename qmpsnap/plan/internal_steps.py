@@ -31,6 +31,11 @@ class TakeInternal(QmpStep):
     command: ClassVar[str] = "transaction"
 
     @property
+    def parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Each disk, with the names that an error of QEMU's may call it by."""
+        return tuple((disk, (root,)) for disk, root in self.roots)
+
+    @property
     def arguments(self) -> Arguments:
         """One action a disk."""
         return {

@@ -35,6 +35,8 @@ from qmpsnap.plan.scene import (
 from qmpsnap.plan.steps import CreateOverlay, ProbeAbsent, TakenOverlay
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
@@ -107,8 +109,24 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
             else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
         )
     ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
-    files |= overlay_files(ends, intent.name, given=files.values())
+    files |= _free_files(ends, intent.name, files.values(), graph)
     return [(disk, files[disk.name]) for disk in chosen], left_out
+
+
+def _free_files(
+    ends: Mapping[str, tuple[str, str]], name: str, given: Collection[str], graph: Graph
+) -> dict[str, str]:
+    """Where overlays go that nobody named; numbered where one of that name is a layer yet.
+
+    Its moment was deleted then, and the layer stayed: else the name is refused.
+    """
+    layers = {file for disk in graph.disks.values() for file in disk.files}
+    files = overlay_files(ends, name, given=given)
+    number = 2
+    while layers & {*files.values()}:
+        files = overlay_files(ends, f"{name}-{number}", given=given)
+        number += 1
+    return files
 
 
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
@@ -304,9 +322,9 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
 
 def _check_unseen(disk: Disk, file: str) -> None:
     """Without a sight of QEMU's files a relative name is only safe beside the layer it covers."""
-    if not disk.active.file.startswith("/") and posixpath.dirname(file) != posixpath.dirname(
-        disk.active.file
-    ):
+    active = disk.active  # an address (nbd://...) is no name
+    relative = active.local and not active.file.startswith("/")
+    if relative and posixpath.dirname(file) != posixpath.dirname(active.file):
         raise TargetUnusable(
             f"QEMU opened {disk.name} by the relative name {disk.active.file!r}; an overlay in another "
             "directory would record a backing file that the next start does not find",

@@ -184,6 +184,11 @@ class TakeSnapshots(QmpStep):
     command: ClassVar[str] = "transaction"
 
     @property
+    def parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Each disk, with the names that an error of QEMU's may call it by."""
+        return tuple((one.disk, (one.covered, one.node, one.file, one.backing)) for one in self.overlays)
+
+    @property
     def arguments(self) -> Arguments:
         return {
             "actions": [

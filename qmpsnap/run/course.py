@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed
-from qmpsnap.model.hints import LOAD_FAILED
-from qmpsnap.plan.steps import AdoptJob, LoadState, LoadVm, SaveState, SaveVm, StateJobStep
+from qmpsnap.model.hints import LOAD_FAILED, command
+from qmpsnap.plan.lost import fold_of
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    LoadState,
+    LoadVm,
+    SaveState,
+    SaveVm,
+    StartCommit,
+    StateJobStep,
+    WriteRecord,
+)
 from qmpsnap.plan.undo import changes
 from qmpsnap.run.human import failed_early
 
@@ -92,6 +102,28 @@ class Course:
         """Let the error say what became of the layers."""
         error.changed = Changed.YES if self.moved else Changed.NO
         error.invalid = self.plan.invalid_if_stopped if self.moved else ()
+        if error.invalid and not error.hint:
+            error.hint = self._mends
+
+    @property
+    def _mends(self) -> str:
+        """What makes layers good that a commit has written into, or ""."""
+        start = self.plan.start
+        record = self.plan.record or next((one for one in self.done if isinstance(one, WriteRecord)), None)
+        if isinstance(start, StartCommit):
+            disk, top, base = start.disk, () if start.active else ("--top", start.top_file), start.base_file
+        elif record is not None and (found := fold_of(record.record)) is not None:
+            top = () if found.top == found.chain[0] else ("--top", found.top)
+            disk, base = found.disk, found.base
+        else:
+            return ""
+        keeps = (
+            ("--keep-overlay",)
+            if isinstance(start, StartCommit) and start.active and not self.plan.moves
+            else ()
+        )
+        again = command("commit", disk, *top, "--base", base, *keeps)
+        return f"the guest reads what it read; what makes the layers good is the commit, done again: {again}"
 
     @property
     def later(self) -> str:

@@ -292,10 +292,10 @@ class LiveTarget:
                 await checkpoint(self.session, step)
             case CheckRoots():
                 await check_roots(self.session, step)
+            case TakeSnapshots() | TakeInternal():
+                await self._take(step)
             case (
-                TakeSnapshots()
-                | TakeInternal()
-                | DeleteInternal()
+                DeleteInternal()
                 | StartStream()
                 | StartCommit()
                 | StartMirror()
@@ -322,6 +322,20 @@ class LiveTarget:
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job that is no step of a plan."""
         await self.session.change(command, arguments)
+
+    async def _take(self, step: TakeSnapshots | TakeInternal) -> None:
+        """Send a transaction; of several disks QEMU's error says neither which it is, nor which action."""
+        try:
+            await self.session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            parts = step.parts
+            meant = [disk for disk, names in parts if any(f"'{name}'" in error.desc for name in names)]
+            if len(parts) > 1:
+                every = ", ".join(disk for disk, _ in parts)
+                which = f"disk {meant[0]}" if len(meant) == 1 else f"one of the disks {every}"
+                error.message = f"{error.message} ({which})"
+                error.args = (error.message, *error.args[1:])
+            raise
 
     async def _flush(self, step: FlushNode) -> None:
         """Succeed when the human monitor has nothing to say; it knows no error replies."""

@@ -370,3 +370,15 @@ def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) ->
     assert [step for step in plan.steps if isinstance(step, RetireFile)] == []
     assert plan.invalid == (S2,)
     assert plan.notes == (f"{S2} is a symlink and keeps its name, though its data is folded",)
+
+
+@pytest.mark.parametrize(
+    ("over", "told"), [(S3, False), (S2, False), (S1, True), (BASE, True)], ids=["s3", "s2", "s1", "base"]
+)
+def test_commit_says_which_filters_go_with_the_layers(over: str, told: bool) -> None:
+    disk = replace(chain("base <- s1 <- s2 <- s3 <- s4*"), filters=(Filter("thr", "throttle"),))
+    filtered = graph(disk, nodes=(Node("thr", "throttle", over),))
+    notes = planned(Commit("vda", "s2", "base"), filtered).notes
+    assert [note for note in notes if "the filter thr (throttle)" in note] == (
+        ["the filter thr (throttle) stands between the layers, and is out of the chain then"] if told else []
+    )

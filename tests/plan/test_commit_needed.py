@@ -173,3 +173,12 @@ def test_commit_refuses_when_a_file_beside_the_chain_may_not_be_read() -> None:
         planned(Commit("vda", "s2", "base"), T5, files=files)
     assert caught.value.by == (OTHER,)
     assert planned(Commit("vda", "s2", "base", invalidate=(OTHER,)), T5, files=files)
+
+
+def test_commit_offers_to_give_up_images_and_no_disk_of_the_machine() -> None:
+    both = graph(vda="base <- s1*", vdb="base <- d1*")
+    files = FakeFiles(both)
+    with pytest.raises(StillNeeded) as caught:
+        planned(Commit("vda"), both, files=files)
+    assert "--invalidate" not in caught.value.hint.partition(";")[0]
+    assert caught.value.hint.startswith("stream vdb first: qmpsnap stream vdb")

@@ -347,3 +347,17 @@ def test_snapshot_refuses_a_name_that_a_revert_left_to_another_branch(name: str)
     with pytest.raises(TargetExists, match=f"has a snapshot '{name}' already"):
         planned(Snapshot(name), ONE, files=left_aside())
     assert planned(Snapshot("other"), ONE, files=left_aside()).steps
+
+
+def test_snapshot_is_numbered_where_a_deleted_moment_has_left_its_overlay_in_the_chain() -> None:
+    left = graph(vda="base <- base.n1.qcow2*", vdb="data*")
+    files = [one.file for one in taken(Snapshot("n1"), left).overlays]
+    assert files == ["/images/base.n1-2.qcow2", "/images/data.n1-2.qcow2"]
+    again = graph(vda="base <- base.n1.qcow2 <- base.n1-2.qcow2*")
+    assert taken(Snapshot("n1"), again).overlays[0].file == "/images/base.n1-3.qcow2"
+
+
+def test_snapshot_of_an_address_is_not_of_a_relative_name() -> None:
+    nbd = graph(with_layer(chain("base*"), 0, file="nbd://host:10809/vda", local=False))
+    step = taken(Snapshot("n1", files={"vda": "/images/n1.qcow2"}), nbd, unseen(nbd))
+    assert step.overlays[0].file == "/images/n1.qcow2"

@@ -255,6 +255,26 @@ async def test_perform_says_so_when_qemu_refuses(server: QmpServer, target: Live
     assert (caught.value.command, caught.value.desc) == (step.command, "no such thing")
 
 
+@pytest.mark.parametrize(
+    ("desc", "which"),
+    [
+        ("Could not create '/dir/o2': No such file or directory", "disk vdb"),
+        ("Node 'a1' is busy: block device is in use by block job: commit", "disk vda"),
+        ("No space left on device", "one of the disks vda, vdb"),
+    ],
+)
+async def test_perform_says_which_disk_qemu_means(
+    server: QmpServer, target: LiveTarget, desc: str, which: str
+) -> None:
+    one = TakenOverlay("vda", "a1", "n1", "/dir/o1", "/dir/a", "us")
+    other = TakenOverlay("vdb", "b1", "n2", "/dir/o2", "/dir/b", "us")
+    for overlays, ending in (((one, other), f" ({which})"), ((one,), "")):
+        server.answer("transaction", Fail(desc))
+        with pytest.raises(CommandFailed) as caught:
+            await target.perform(TakeSnapshots(overlays))
+        assert str(caught.value) == caught.value.message == f"QEMU refused 'transaction': {desc}{ending}"
+
+
 @pytest.mark.parametrize("step", NO_ARGUMENTS, ids=lambda step: step.command)
 async def test_perform_sends_what_concerns_the_guest(
     server: QmpServer, target: LiveTarget, step: Step

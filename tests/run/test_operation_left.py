@@ -133,3 +133,29 @@ async def test_operation_is_done_and_raises_what_its_call_back_at_the_pivot_rais
         await vm_of(fake).run(plan, Hooks(on_pivot=moved))
     assert fake.state.chains() == chains_after(plan)
     assert intents(fake) == []
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("commit", "commit vda --top /images/s1.qcow2 --base /images/base.qcow2"),
+        ("commit-pivot", "commit vda --base /images/base.qcow2"),
+        ("commit-keep", "commit vda --base /images/base.qcow2 --keep-overlay"),
+    ],
+)
+async def test_commit_that_is_stopped_twice_says_what_mends_it_and_leaves_one_record(
+    case: str, words: str
+) -> None:
+    fake = machine(case)
+    for _ in range(2):
+        plan = await plan_of(case, fake)
+        cancel = anyio.Event()
+        fake.hold = True
+        fake.before = lambda step, cancel=cancel: cancel.set() if isinstance(step, AwaitJob) else None
+        with pytest.raises(Interrupted) as caught:
+            await vm_of(fake).run(plan, Hooks(cancel=cancel))
+        assert words in caught.value.hint
+        assert intents(fake) == [plan.job_id]
+    fake.hold, fake.before = False, None
+    done = await vm_of(fake).run(await plan_of(case, fake))
+    assert intents(fake) == ([done.job_id] if case == "commit-keep" else [])
