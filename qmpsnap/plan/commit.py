@@ -18,7 +18,7 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.encryption import refuse_clear_data
-from qmpsnap.plan.lost import Fold, fates, finish, healed, repeated
+from qmpsnap.plan.lost import Fold, finish, repeated, settled
 from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.read_only import refuse_read_only
@@ -54,7 +54,7 @@ from qmpsnap.plan.steps import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmpsnap.model.graph import Disk, Filter, Graph, Layer
+    from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.plan.intent import Commit
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -161,22 +161,20 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         base=disk.layers[base].file,
         given_up=given_up,
     )
-    fate = fates(scene.files.records, fold)
-    notes += (
-        tuple(
-            f"the snapshot {name!r} is lost: layers that it is read from take other data"
-            for name in fate.lost
-        )
-        if intent.keep_overlay
-        else fate.notes
-    )
     earlier = finish(repeated(scene.files.records, record)) if place else ()
-    moments: tuple[Step, ...] = earlier
-    if not intent.keep_overlay:
-        moments = (*fate.steps, *finish(healed(scene.files.records, disk.name, fold.folded), fate.ended))
+    moments, costs = settled(scene.files.records, fold, keep_overlay=intent.keep_overlay)
+    notes += costs
     above = None if active else disk.layers[top - 1]
     stages = _stages(
-        intent, start, above, folded, retired, proofs=proofs, moments=moments, place=place, record=record
+        intent,
+        start,
+        above,
+        folded,
+        retired,
+        proofs=proofs,
+        moments=moments or earlier,
+        place=place,
+        record=record,
     )
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
     notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
@@ -189,12 +187,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
             and layer.file not in (*proofs, *links)
             and not temporary(layer, scene.files)
         )
-    between = {layer.file for layer in disk.layers[top + 1 : base + 1]}
-    notes += tuple(
-        f"the filter {one.node} ({one.driver}) stands between the layers, and is out of the chain then"
-        for one in disk.filters
-        if not intent.keep_overlay and _below(scene, one) in between
-    )
+    if not intent.keep_overlay:
+        notes += _filters(scene, disk, disk.layers[top + 1 : base + 1])
     kept = tuple(
         layer.file
         for layer in folded
@@ -319,10 +313,17 @@ def _retired(
     return retired
 
 
-def _below(scene: Scene, one: Filter) -> str:
-    """The file of the layer that a filter stands on, as QEMU tells it."""
-    node = scene.graph.nodes.get(one.node)
-    return node.file if node is not None else ""
+def _filters(scene: Scene, disk: Disk, gone: tuple[Layer, ...]) -> tuple[str, ...]:
+    """Notes on filters that go with the layers: QEMU lists each under the file of the layer beneath."""
+    files = {layer.file for layer in gone}
+    below = {
+        one.node: scene.graph.nodes[one.node].file for one in disk.filters if one.node in scene.graph.nodes
+    }
+    return tuple(
+        f"the filter {one.node} ({one.driver}) stands between the layers, and is out of the chain then"
+        for one in disk.filters
+        if below.get(one.node) in files
+    )
 
 
 def _is_link(scene: Scene, file: str) -> bool:

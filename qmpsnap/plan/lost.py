@@ -32,7 +32,18 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Fold", "fates", "finish", "fold_of", "healed", "repeated", "retire", "streamed", "unfound"]
+__all__ = [
+    "Fold",
+    "fates",
+    "finish",
+    "fold_of",
+    "healed",
+    "repeated",
+    "retire",
+    "settled",
+    "streamed",
+    "unfound",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,21 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
             notes.append(_loss(record, new, ends=record in ended))
     steps += _states(ended)
     return Fates(tuple(steps), tuple(ended), tuple(notes), tuple(dict.fromkeys(lost)))
+
+
+def settled(
+    records: Iterable[Record], fold: Fold, *, keep_overlay: bool = False
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is written down, and removed, once a commit has succeeded, and notes on what it costs.
+
+    One that keeps the overlay leaves its own record instead.
+    """
+    known = tuple(records)
+    fate = fates(known, fold)
+    if keep_overlay:
+        why = "is lost: layers that it is read from take other data"
+        return (), tuple(f"the snapshot {name!r} {why}" for name in fate.lost)
+    return (*fate.steps, *finish(healed(known, fold.disk, fold.folded), fate.ended)), fate.notes
 
 
 def _spoilt(record: MomentRecord, records: tuple[Record, ...]) -> list[str]:
@@ -246,8 +272,8 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[tuple[Step,
     fold, others = fold_of(record), tuple(one for one in records if one.id != record.id)
     if fold is None:
         return tuple(steps), ()
-    fate = fates(others, fold)
-    return (*steps, *fate.steps, *finish(healed(others, fold.disk, fold.folded), fate.ended)), fate.notes
+    more, notes = settled(others, fold)
+    return (*steps, *more), notes
 
 
 def _streamed(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
