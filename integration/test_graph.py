@@ -203,3 +203,24 @@ async def test_find_disk_takes_every_spelling(qemu, images, machine):
         find_disk(graph, "base.qcow2")
     with pytest.raises(UnknownNode):
         find_disk(graph, "vdz")
+
+
+async def test_graph_waits_while_somebody_makes_an_image(qemu, images, machine, tmp_path):
+    """7.2 aborts when it is asked for its nodes meanwhile; a slow disk makes this last some seconds."""
+    made = images("base")
+    (tmp_path / "new").touch()
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("object-add", {"qom-type": "throttle-group", "id": "tg", "limits": {"iops-total": 3}})
+        running.qmp("blockdev-add", {
+            "driver": "throttle", "throttle-group": "tg", "node-name": "new",
+            "file": {"driver": "file", "filename": f"{tmp_path}/new"},
+        })  # fmt: skip
+        async with running.connect() as vm:
+            options = {"driver": "qcow2", "file": "new", "size": MIB}
+            running.qmp("blockdev-create", {"job-id": "c", "options": options})
+            running.qmp.wait_event("JOB_STATUS_CHANGE", id="c", status="running")
+            while running.qmp("query-jobs")[0]["status"] != "concluded":
+                assert (await vm.graph()).chains() == {"vda": made.chain}
+        running.qmp.wait_event("JOB_STATUS_CHANGE", id="c", status="concluded")
+        running.qmp("job-dismiss", id="c")
+        running.qmp("blockdev-del", {"node-name": "new"})

@@ -1,55 +1,76 @@
 """Keeps us from a query that kills an older QEMU.
 
-QEMU 7.2 ends with a segmentation fault when query-named-block-nodes meets the filter of a stream
-job that has concluded and was not dismissed (docs/explanation/qemu.md). Our own streams dismiss
-themselves; this looks out for those of others.
+QEMU 7.2 ends when query-named-block-nodes meets one of two things (docs/explanation/qemu.md): the filter
+of a stream job that has concluded and was not dismissed (our own streams dismiss themselves), or the image
+of a qcow2 that a running blockdev-create has opened and not read yet.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from qmpsnap.errors import NodeBusy
 from qmpsnap.model.hints import qmp
-from qmpsnap.model.job import JobStatus
+from qmpsnap.model.job import ENDED, JobStatus
 
 if TYPE_CHECKING:
+    from qmpsnap.model.job import Job
     from qmpsnap.run.jobs import JobMonitor
     from qmpsnap.run.session import Session
     from qmpsnap.run.session.event import Event
 
 __all__ = ["ConcludedStreams"]
 
+_OURS = "qmpsnap-"  # how ids of our jobs begin, none of which makes an image
+_PATIENCE = 10.0  # seconds; an image is made in less, but on a very slow disk
+
 
 class ConcludedStreams:
-    """Remembers which jobs have concluded and are not dismissed; feed it every event.
+    """Remembers which jobs make the query dangerous; feed it every event.
 
     Args:
         session: To ask QEMU for its schema, once, when it matters.
         monitor: To ask for the jobs, and for those that were there at the beginning.
+        patience_s: Seconds to wait for an image that is being made.
     """
 
-    def __init__(self, session: Session, monitor: JobMonitor) -> None:
+    def __init__(self, session: Session, monitor: JobMonitor, *, patience_s: float = _PATIENCE) -> None:
         self._session = session
         self._monitor = monitor
+        self._patience = patience_s
         self._lingering = {job.id for job in monitor.found if job.status is JobStatus.CONCLUDED}
+        self._running = {job.id for job in monitor.found if _makes_an_image(job)}
+        self._changed = anyio.Event()
         self._harmless: bool | None = None
 
     def note(self, event: Event) -> None:
         """Take note of an event."""
-        if event.name == "JOB_STATUS_CHANGE":
-            if event.data.get("status") == JobStatus.CONCLUDED:
-                self._lingering.add(str(event.data.get("id")))
-            elif event.data.get("status") == JobStatus.NULL:
-                self._lingering.discard(str(event.data.get("id")))
+        if event.name != "JOB_STATUS_CHANGE":
+            return
+        job, status = str(event.data.get("id")), event.data.get("status")
+        if status == JobStatus.CONCLUDED:
+            self._lingering.add(job)
+        elif status == JobStatus.NULL:
+            self._lingering.discard(job)
+        if status in {JobStatus.CONCLUDED, JobStatus.NULL}:
+            self._running.discard(job)
+        elif not job.startswith(_OURS):
+            self._running.add(job)
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def check(self) -> None:
-        """Return when the block nodes may be asked for.
+        """Return when the block nodes may be asked for, after some seconds where an image is being made.
 
         Raises:
             NodeBusy: When that would kill this QEMU.
         """
-        if not self._lingering or await self._is_harmless():
+        if not (self._lingering or self._running) or await self._is_harmless():
+            return
+        await self._until_made()
+        if not self._lingering:
             return
         for job in await self._monitor.jobs():
             if job.type == "stream" and job.status is JobStatus.CONCLUDED:
@@ -59,6 +80,25 @@ class ConcludedStreams:
                     node="",
                     job_id=job.id,
                     hint=f"let whoever started it dismiss it, or do it: {qmp('job-dismiss', id=job.id)}",
+                )
+
+    async def _until_made(self) -> None:
+        """Wait for the end of every blockdev-create: QEMU sends an event then."""
+        until = anyio.current_time() + self._patience
+        while self._running:
+            changed = self._changed
+            making = next((job for job in await self._monitor.jobs() if _makes_an_image(job)), None)
+            if making is None:
+                return
+            with anyio.CancelScope(deadline=until) as scope:
+                await changed.wait()
+            if scope.cancelled_caught:
+                raise NodeBusy(
+                    f"job {making.id!r} makes an image: this QEMU would crash if it were asked for its block "
+                    "nodes meanwhile",
+                    node="",
+                    job_id=making.id,
+                    hint="wait for its end",
                 )
 
     async def _is_harmless(self) -> bool:
@@ -74,3 +114,8 @@ def _arguments(schema: object, command: str) -> set[str]:
     entries = {one["name"]: one for one in schema} if isinstance(schema, list) else {}
     kind = entries.get(entries.get(command, {}).get("arg-type"), {})
     return {member["name"] for member in kind.get("members", ())}
+
+
+def _makes_an_image(job: Job) -> bool:
+    """Whether it is a blockdev-create under way; of which format is not told."""
+    return job.type == "create" and job.status not in ENDED

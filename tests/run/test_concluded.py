@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from qmpsnap.errors import NodeBusy
@@ -57,7 +58,7 @@ async def heard(watcher: ConcludedStreams) -> None:
 async def test_check_asks_nothing_while_no_job_has_concluded(
     server: QmpServer, watcher: ConcludedStreams
 ) -> None:
-    server.emit(*job_turns("s", "created", "running"))
+    server.emit(*job_turns("qmpsnap-stream-keep-00000000", "created", "running"))
     await heard(watcher)
     before = len(server.commands)
     await watcher.check()
@@ -125,3 +126,60 @@ async def test_check_believes_the_worst_of_a_schema_that_says_nothing(
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(NodeBusy):
             await ConcludedStreams(session, monitor).check()
+
+
+class Creations(ScriptedJobs):
+    """Jobs of which each makes an image."""
+
+    def jobs(self) -> list[dict[str, object]]:
+        return [one | {"type": "create"} for one in super().jobs()]
+
+
+@pytest.fixture
+def creations(server: QmpServer) -> Creations:
+    server.answer("query-qmp-schema", Return(schema("device")))
+    jobs = Creations(server)
+    jobs.put("c", "running")
+    return jobs
+
+
+async def test_check_waits_while_an_image_is_made(server: QmpServer, creations: Creations) -> None:
+    async with connect(server.path) as session, JobMonitor(session) as monitor:
+        streams = ConcludedStreams(session, monitor)
+        with session.subscribe(streams.note):
+            async with anyio.create_task_group() as group:
+                group.start_soon(streams.check)
+                await heard(streams)
+                creations.put("c", "concluded")
+                server.emit(*job_turns("c", "waiting", "pending", "concluded"))
+    assert "query-named-block-nodes" not in server.commands
+
+
+async def test_check_waits_for_an_image_that_was_begun_after_we_came(
+    server: QmpServer, creations: Creations
+) -> None:
+    creations.remove("c")
+    async with connect(server.path) as session, JobMonitor(session) as monitor:
+        streams = ConcludedStreams(session, monitor, patience_s=0.01)
+        with session.subscribe(streams.note):
+            creations.put("c", "running")
+            server.emit(*job_turns("c", "created", "running"))
+            await heard(streams)
+            with pytest.raises(NodeBusy, match="'c' makes an image"):
+                await streams.check()
+
+
+async def test_check_refuses_when_an_image_takes_too_long(server: QmpServer, creations: Creations) -> None:
+    del creations
+    async with connect(server.path) as session, JobMonitor(session) as monitor:
+        with pytest.raises(NodeBusy, match="'c' makes an image") as caught:
+            await ConcludedStreams(session, monitor, patience_s=0.01).check()
+    assert (caught.value.job_id, caught.value.hint) == ("c", "wait for its end")
+
+
+async def test_check_asks_nothing_of_a_job_of_ours(server: QmpServer, watcher: ConcludedStreams) -> None:
+    server.emit(*job_turns("qmpsnap-mirror-copy-00000000", "created", "running"))
+    await heard(watcher)
+    before = len(server.commands)
+    await watcher.check()
+    assert len(server.commands) == before
