@@ -18,6 +18,8 @@ FOR_A_LOAD = "restore-vm"
 
 # Run states in which a migration is still to come in: nothing can be saved, all can be loaded.
 _INCOMING = "inmigrate"
+
+_ASLEEP = "suspended"
 _NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
 
@@ -161,6 +163,16 @@ class Machine:
     exported: frozenset[str] = frozenset()
     blocked: tuple[str, ...] = ()
     emulated: bool = False
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the guest sleeps (ACPI S3) until something wakes it."""
+        return self.status == _ASLEEP
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nobody has paused the guest: it runs, or it sleeps."""
+        return self.running or self.asleep
 
     def plugged(self, disk: str) -> Device | None:
         """The device that was plugged in for a disk, inside of which the disk may lie; None without one."""

@@ -45,6 +45,7 @@ from qmpsnap.plan.vm_state import (
     Passage,
     file_number,
     machine_of,
+    refuse_asleep,
     refuse_blocked,
     refuse_memory_place,
     refuse_state,
@@ -107,6 +108,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
     refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
+    refuse_asleep(machine)
     refuse_blocked(machine)
     if mode != "in-place":
         refuse_unsettled(scene)

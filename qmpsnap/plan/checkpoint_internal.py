@@ -37,7 +37,7 @@ from qmpsnap.plan.steps import (
 )
 from qmpsnap.plan.store import stale_notes
 from qmpsnap.plan.taking import refuse_double, taking
-from qmpsnap.plan.vm_state import machine_of, refuse_blocked, refuse_dead
+from qmpsnap.plan.vm_state import machine_of, refuse_asleep, refuse_blocked, refuse_dead, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -72,7 +72,10 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     check_inside_name(intent.name)
     refuse_taken(intent.name, scene)
     refuse_migrated(scene)
-    refuse_blocked(machine_of(scene))
+    machine = machine_of(scene)
+    refuse_state(machine, migrates=False)
+    refuse_asleep(machine)
+    refuse_blocked(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     for disk in part.disks:
         refuse_data_file(
@@ -107,6 +110,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     refuse_migrated(scene)
     machine = machine_of(scene)
     refuse_dead(machine)
+    refuse_asleep(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
     _refuse_id(intent.name, part)

@@ -52,7 +52,7 @@ from qmpsnap.plan.steps import (
     WriteRecord,
 )
 from qmpsnap.plan.store import load_store, refuse_store, stale_notes, stop
-from qmpsnap.plan.vm_state import machine_of, refuse_dead, refuse_state
+from qmpsnap.plan.vm_state import machine_of, refuse_asleep, refuse_dead, refuse_state
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -136,6 +136,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     refuse_migrated(scene)
     if state is not None:
         refuse_dead(machine)
+        refuse_asleep(machine)
     disks = _disks(intent, moment, scene)
     if state is not None:
         refuse_store(state, machine, scene, intent.name)
@@ -145,7 +146,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         discard.refuse_discard(disks, scene)
     load, store = load_store(state, token, scene)
     moves = tuple(one.move(machine, prepare=state is None) for one in new)
-    go_on = (ContinueGuest(),) if machine.running else ()
+    go_on = (ContinueGuest(),) if machine.goes_on else ()
     intent_record = branch_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
         stop(state, machine, token, scene),

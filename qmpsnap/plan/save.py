@@ -37,6 +37,7 @@ from qmpsnap.plan.vm_state import (
     file_number,
     machine_of,
     need_open_files,
+    refuse_asleep,
     refuse_blocked,
     refuse_foreign,
     refuse_memory_place,
@@ -86,6 +87,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
+    refuse_asleep(machine)
     refuse_blocked(machine)
     refuse_unsettled(scene)
     _refuse_unseen(scene)

@@ -60,7 +60,7 @@ def load_store(
 def stop(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> StopGuest | StopForLoad:
     """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
     if state is None or not machine.emulated or not machine.running:
-        return StopGuest(machine.running)
+        return StopGuest(machine.goes_on)
     names = {
         one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
     }

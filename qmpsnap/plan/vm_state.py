@@ -36,6 +36,7 @@ __all__ = [
     "file_number",
     "machine_of",
     "need_open_files",
+    "refuse_asleep",
     "refuse_blocked",
     "refuse_dead",
     "refuse_foreign",
@@ -124,6 +125,21 @@ def refuse_blocked(machine: Machine) -> None:
             f"QEMU cannot keep the VM state of this machine: {'; '.join(machine.blocked)}",
             feature="VM state of a machine that cannot be migrated",
             hint="unplug or unmount what is named, or take the disks alone: qmpsnap snapshot",
+        )
+
+
+def refuse_asleep(machine: Machine) -> None:
+    """Refuse to keep or to load the memory of a guest that sleeps: QEMU keeps with it that it sleeps nowhere.
+
+    Raises:
+        Unsupported: With what wakes it.
+    """
+    if machine.asleep:
+        raise Unsupported(
+            "the guest sleeps (run state suspended): QEMU does not keep that with its memory, and once it is "
+            "lost nothing wakes the guest",
+            feature="VM state of a guest that sleeps",
+            hint=f"wake it first: {qmp('system_wakeup')}",
         )
 
 

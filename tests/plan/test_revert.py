@@ -307,3 +307,12 @@ def test_revert_asks_nothing_of_a_disk_that_is_left() -> None:
 def test_revert_resets_no_guest_whose_memory_comes_back() -> None:
     steps = planned(BACK, TWO, files=files_of("in-place")).steps
     assert not [step for step in steps if isinstance(step, ResetGuest)]
+
+
+def test_revert_of_disks_alone_lets_a_guest_run_that_slept() -> None:
+    asleep = a_machine(TWO, running=False, status="suspended")
+    steps = planned(Revert("c1"), TWO, files=files_of(""), machine=asleep).steps
+    assert [step for step in steps if isinstance(step, StopGuest)] == [StopGuest(ran=True)]
+    assert [step for step in steps if isinstance(step, ContinueGuest)] == [ContinueGuest()]
+    with pytest.raises(Unsupported, match="the guest sleeps"):
+        planned(Revert("c1"), TWO, files=files_of("in-place"), machine=asleep)

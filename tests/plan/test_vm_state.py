@@ -104,6 +104,20 @@ def test_no_state_is_kept_of_a_machine_that_cannot_be_migrated(intent: Intent) -
     assert planned(Snapshot("n1"), ONE, machine=blocked).steps
 
 
+def test_no_state_is_kept_of_a_guest_that_sleeps() -> None:
+    asleep = a_machine(ONE, running=False, status="suspended")
+    for intent in (
+        Checkpoint("c1", "stop"),
+        Checkpoint("c1", "background"),
+        Checkpoint("c1", "in-place"),
+        CheckpointInternal("c1"),
+        Save("/images/m"),
+    ):
+        with pytest.raises(Unsupported, match="the guest sleeps") as caught:
+            planned(intent, ONE, machine=asleep)
+        assert caught.value.hint == "wake it first: qmpsnap qmp system_wakeup"
+
+
 def test_state_file_is_beside_the_active_layer_and_named_after_the_base() -> None:
     moved = with_layer(chain("base <- s1*"), 0, file="/fast/s1.qcow2")
     assert state_file(moved, "c1", "memory") == "/fast/base.c1.memory"
