@@ -95,8 +95,10 @@ async def test_checkpoint_refuses_what_cannot_be_and_sends_nothing(qemu, images,
             await vm.snapshot_internal("disks")
             await vm.checkpoint_internal("c1")
             before = listing(tmp_path), running.roots(), await vm.graph()
+            with traced(vm) as sent, pytest.raises(BadName, match="name for a snapshot"):
+                await vm.checkpoint_internal('c"1')
+            assert sent == []
             cases = {
-                "bad name": (CheckpointInternal('c"1'), BadName, "name for a snapshot"),
                 "existing": (CheckpointInternal("c1"), TargetExists, "'c1' already"),
                 "revert missing": (Revert("nope"), UnknownNode, "'nope'"),
                 "delete missing": (Delete("nope"), UnknownNode, "'nope'"),
