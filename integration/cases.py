@@ -146,15 +146,15 @@ CASES = {
     ),
     "mirror with pivot": Case(
         {"vda": "base <- s1"},
-        lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="pivot"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "copy.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "copy": 2},
+        lambda folder: Mirror("vda", f"{folder}/vda/copy.qcow2", ending="pivot"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vda/copy.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vda/copy": 2},
     ),
     "mirror that ends": Case(
         {"vda": "base <- s1"},
-        lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="finish"),
-        ("vda/base.qcow2", "vda/s1.qcow2", "copy.qcow2"),
-        {"vda/base": 1, "vda/s1": 2, "copy": 2},
+        lambda folder: Mirror("vda", f"{folder}/vda/copy.qcow2", ending="finish"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vda/copy.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vda/copy": 2},
     ),
     "checkpoint stop": Case(
         TWO_DISKS["disks"],

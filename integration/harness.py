@@ -233,7 +233,7 @@ class Rig:
         invalid = {file for record in written for file in record.invalid}
         assert invalid <= {self.path(name) for name in self.case.writes_into}
         chains, names = (await vm.graph()).chains(), self.names()
-        done = chains != self.chains_before or bool({"copy.qcow2", "vm.state"} & set(names))
+        done = chains != self.chains_before or bool({"vda/copy.qcow2", "vm.state"} & set(names))
         # A memory that got its name is kept with its overlays, also by a QEMU that was started without these.
         done |= names == sorted(self.case.after) != self.before
         if self.case.inside:

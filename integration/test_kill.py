@@ -151,7 +151,7 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
                     failed = await end(vm)
                     if failed is not None and "mirror" in name:
                         assert "left there" in failed.message
-                        Path(rig.path("copy")).unlink()
+                        Path(rig.path("vda/copy")).unlink()
                     done = await rig.cleared(vm)
                 again = rig.reusable(done=done) and rig.case.prepare is None and bool(points)
                 if again:
