@@ -156,6 +156,8 @@ class Files:
         states: Files of VM state that operations of ours have made, in the places asked for; sorted.
         open: Of each file in QEMU's graph which file QEMU really has open under that name, by the graph's
             path; also where nothing else is looked at. Empty where there is no QEMU to ask.
+        barred: Of each file in QEMU's graph that QEMU's user could not write to itself, why; nothing is made
+            beside it, and it is not moved, on QEMU's word.
     """
 
     shared: bool = False
@@ -170,6 +172,7 @@ class Files:
     fresh: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
     open: Mapping[str, OpenFile] = field(default_factory=Frozen)
+    barred: Mapping[str, str] = field(default_factory=Frozen)
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

@@ -6,7 +6,6 @@ record that breaks a rule is named and passed over, as one that is cut is.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,8 @@ __all__ = ["check_intent", "check_moment", "is_plain"]
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path is absolute and normal, and holds nothing that a terminal or a script would obey."""
-    return path.startswith("/") and posixpath.normpath(path) == path and not any(map(_controls, path))
+    """Whether a path is absolute, and holds nothing that a terminal or a script would obey."""
+    return path.startswith("/") and not any(map(_controls, path))
 
 
 def check_intent(record: IntentRecord) -> None:

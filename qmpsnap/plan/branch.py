@@ -15,7 +15,7 @@ from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.encryption import refuse_clear_overlay, refuse_second_opening
 from qmpsnap.plan.movable import hindrance
 from qmpsnap.plan.ownership import refuse_strange_base
-from qmpsnap.plan.place import refuse_there
+from qmpsnap.plan.place import refuse_barred, refuse_there
 from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
 from qmpsnap.plan.steps import (
@@ -238,6 +238,9 @@ def _branch(
         refuse_strange_base(record, disk, chain, scene)
     beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
     file = files[disk.name]
+    refuse_barred(
+        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's own"
+    )
     refuse_there(scene, file, hint="look what it is")
     refuse_place(scene, file)
     size = disk.active.virtual_size

@@ -20,6 +20,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import Fold, finish, repeated, settled
 from qmpsnap.plan.opened import refuse_reopen, temporary
+from qmpsnap.plan.place import refuse_barred
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.read_only import refuse_read_only
 from qmpsnap.plan.scene import (
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from qmpsnap.plan.steps import Step
 
 __all__ = ["ask", "plan"]
+
+_KEEP = "let it keep its name: --folded keep; or run as that user"
 
 
 def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -288,12 +291,14 @@ def _retired(
         if not layer.file.startswith("/") or temporary(layer, scene.files) or layer.window:
             continue
         if intent.folded == "remove" and not _is_link(scene, layer.file) and layer.file in proofs:
+            refuse_barred(scene, layer.file, "removed", hint=_KEEP)
             retired[layer.file] = ""
             continue
         if _is_link(scene, layer.file):  # its own name is not what others find it by
             continue
         if layer.file not in proofs:
             continue
+        refuse_barred(scene, layer.file, "renamed", hint=_KEEP)
         names = invalid_names(layer.file)
         free = [name for name in names if not scene.files.files[name].taken]
         seen = scene.files.files[names[0]]

@@ -20,7 +20,7 @@ from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_f
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.encryption import refuse_clear_overlay
-from qmpsnap.plan.place import refuse_there
+from qmpsnap.plan.place import refuse_barred, refuse_there
 from qmpsnap.plan.scene import (
     beside_active,
     local_chains,
@@ -309,6 +309,13 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
     if intent.use_existing:
         _check_existing(scene, disk, file)
         return
+    if disk.name not in {find_disk(scene.graph, one).name for one in intent.files}:
+        refuse_barred(
+            scene,
+            disk.active.file,
+            "given an overlay beside it",
+            hint=f"say where it goes: --disk {quoted(disk.name)}=FILE; or run as that user",
+        )
     refuse_there(
         scene, file, hint="take another name, or --use-existing" if op == "snapshot" else "take another name"
     )

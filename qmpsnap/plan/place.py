@@ -9,7 +9,24 @@ from qmpsnap.errors import TargetExists, TargetUnusable
 if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["refuse_there"]
+__all__ = ["refuse_barred", "refuse_there"]
+
+
+def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
+    """Refuse to do, on QEMU's word, what QEMU's own user could not have done.
+
+    Args:
+        scene: What lies on the disk, and whose QEMU is.
+        file: A layer, as QEMU names it.
+        what: What would be done: "renamed".
+        hint: What the caller can do instead.
+
+    Raises:
+        TargetUnusable: Naming both users.
+    """
+    why = scene.files.barred.get(file)
+    if why is not None:
+        raise TargetUnusable(f"{file} is not {what} on QEMU's word. {why}", file=file, hint=hint)
 
 
 def refuse_there(scene: Scene, file: str, *, hint: str = "take another name") -> None:

@@ -46,6 +46,7 @@ from qmpsnap.plan.steps import (
     DeleteNode,
     FinishRecord,
     KeepBranch,
+    Proof,
     ResetGuest,
     RetireFile,
     SetDrive,
@@ -159,7 +160,11 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         *(DeleteNode(one.node) for one in store),
         *(free for one in new for free in one.frees),
         KeepBranch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
-        *(RetireFile(one.was.file, "remove", "") for one in new if intent.discard and one.closes),
+        *(
+            RetireFile(one.was.file, "remove", "", _proof(one, scene))
+            for one in new
+            if intent.discard and one.closes
+        ),
         FinishRecord(record.directory, (intent_record.id,)),
     )
     notes = ["the guest is reset: its memory belongs to the disks as they were"]
@@ -198,6 +203,14 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         moves=tuple(one.disk.name for one in new),
         notes=tuple(notes),
     )
+
+
+def _proof(branch: Branch, scene: Scene) -> Proof:
+    """What shows that the layer that is given up is the one that QEMU had."""
+    fact = scene.files.files[branch.was.file]
+    below = branch.disk.layers[1]
+    backing = below.file if below.local else branch.was.backing or ""
+    return Proof(branch.was.format, backing, fact.device, fact.inode)
 
 
 def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:

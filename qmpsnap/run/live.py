@@ -21,6 +21,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.open_files import open_names
 from qmpsnap.model.parse import FDSET, GRAPH_QUERIES, GraphMoved, odd_names, parse_fdsets, parse_graph
@@ -64,6 +65,7 @@ from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
+from qmpsnap.run.peer import barred
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
 from qmpsnap.run.stops import Stops
@@ -193,7 +195,10 @@ class LiveTarget:
         shared = self._shares(graph, opened)
         found = await self._images.look(ask, shared=shared)
         self._host.graph = graph
-        found = replace(found, open=opened.files, records=called_as_now(found.records, graph))
+        barring = await self._barred(graph, opened) if shared else {}
+        found = replace(
+            found, open=opened.files, barred=Frozen(barring), records=called_as_now(found.records, graph)
+        )
         if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
             return found
         seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)
@@ -226,6 +231,12 @@ class LiveTarget:
         if pid is None or not self.session.is_unix or not names:
             return Opened(MappingProxyType({}))
         return await in_thread(partial(open_files, pid, names))
+
+    async def _barred(self, graph: Graph, opened: Opened) -> Mapping[str, str]:
+        """Which files of the graph QEMU's user could not write to, and why."""
+        pid = self.session.peer_pid if self.session.is_unix else None
+        files = tuple(dict.fromkeys((*opened.files, *(one.name for one in open_names(graph)))))
+        return await in_thread(partial(barred, pid, files, opened.files))
 
     async def _real_names(self, named: object) -> Mapping[str, str]:
         """Paths of the files that QEMU has open under names that mean nothing outside of it."""

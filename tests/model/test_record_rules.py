@@ -70,7 +70,7 @@ def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
         (COMMIT, {"renames": {"/d/s1": "/etc/cron.d/s1.invalid"}}, "is none for a folded file"),
         (COMMIT, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
         (MIRROR, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
-        (MIRROR, {"made": ("/d/x/../copy",), "target": "/d/x/../copy"}, "no plain path"),
+        (MIRROR, {"made": ("/d/x\rcopy",), "target": "/d/x\rcopy"}, "no plain path"),
         (CHECKPOINT, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
         (CHECKPOINT, {"overlays": {"vdb": "/d/o"}}, "'overlays' holds 'vdb'"),
         (CHECKPOINT, {"overlays": {"vda": "/d/base"}, "made": ()}, "a layer that was there before"),
@@ -81,7 +81,7 @@ def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
         (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' holds 'vdb'"),
         (MOMENT, {"branches": ({"vda": "/d/base"},)}, "a layer that was there before"),
         (MOMENT, {"formats": {"vda": ("raw", "raw")}}, "'formats' of 'vda'"),
-        (MOMENT, {"covered": {"vda": "/d/../base"}}, "no plain path"),
+        (MOMENT, {"covered": {"vda": "/d/\x9bbase"}}, "no plain path"),
     ],
 )
 def test_a_record_that_names_what_is_not_its_own_is_none(
@@ -106,10 +106,8 @@ def test_a_state_whose_tag_is_not_of_its_token_is_none() -> None:
         ("/a b/ü'\"$(x)", True),
         ("/a/\udcff", True),
         ("a", False),
-        ("/a//b", False),
-        ("/a/./b", False),
-        ("/a/../b", False),
-        ("/a/", False),
+        ("/a//b", True),  # as QEMU may have been given it
+        ("/a/../b", True),
         ("/a\nb", False),
         ("/a\x1b[0m", False),
         ("/a\x7f", False),

@@ -1,0 +1,125 @@
+"""Whose process answers at the other end, and which of our files its user could not change itself.
+
+QEMU's word moves only what QEMU itself could have moved: a QEMU of another user, whose guest may have broken
+out of it, must not make us touch what is not its user's. Everything here blocks, and asks the kernel alone.
+"""
+
+# Paths stay as QEMU spells them:
+# ruff: noqa: PTH116
+
+from __future__ import annotations
+
+import os
+import posixpath
+import pwd
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.record_rules import is_plain
+from qmpsnap.run.opening import kernel_text
+from qmpsnap.run.reasons import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from qmpsnap.model.open_files import OpenFile
+
+__all__ = ["barred"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    user: int
+    groups: frozenset[int]
+
+    def __str__(self) -> str:
+        return _named(self.user)
+
+
+def barred(pid: int | None, files: Iterable[str], opened: Mapping[str, OpenFile]) -> dict[str, str]:
+    """Say of each file that the process's user could not write to itself, why.
+
+    None is when the process is the superuser's or our own user's, which can do what we can, and when there is
+    no process of this machine to ask.
+
+    Args:
+        pid: The process.
+        files: The files, as the process names them.
+        opened: Which file it has open behind each of these names.
+    """
+    peer = _peer(pid)
+    if pid is None or peer is None or peer.user in {0, os.geteuid()}:
+        return {}
+    found = {}
+    for file in files:
+        why = _why(pid, peer, file, opened.get(file))
+        if why:
+            found[file] = f"QEMU runs as {peer}, we as {_named(os.geteuid())}: {why}"
+    return found
+
+
+def _why(pid: int, peer: _Peer, file: str, opened: OpenFile | None) -> str:
+    if not is_plain(file) or posixpath.normpath(file) != file:
+        return "its name is not a plain path"
+    if opened is None or not opened.known:
+        return "QEMU does not have it open"
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        return reason(error)
+    if (status.st_dev, status.st_ino) != (opened.device, opened.inode):
+        return "QEMU has another file open"
+    if _may_write(peer, status) or (status.st_dev, status.st_ino) in _written(pid):
+        return ""
+    return f"it belongs to {_named(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
+
+
+def _may_write(peer: _Peer, status: os.stat_result) -> bool:
+    if status.st_uid == peer.user:
+        return bool(status.st_mode & stat.S_IWUSR)
+    if status.st_gid in peer.groups:
+        return bool(status.st_mode & stat.S_IWGRP)
+    return bool(status.st_mode & stat.S_IWOTH)
+
+
+def _written(pid: int) -> set[tuple[int, int]]:
+    """Files that the process has open for writing, whoever opened them for it."""
+    found = set()
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - numbers, not paths
+    except OSError:
+        return set()
+    for number in numbers:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{number}")
+            lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+        except OSError:  # closed meanwhile
+            continue
+        flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), 0)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _peer(pid: int | None) -> _Peer | None:
+    if pid is None:
+        return None
+    try:
+        lines = kernel_text(f"/proc/{pid}/status").splitlines()
+    except OSError:
+        return None
+    values = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
+    try:
+        # What counts for files is the last of the four: real, effective, saved, file system's.
+        user, group = int(values["Uid"][3]), int(values["Gid"][3])
+        return _Peer(user, frozenset((group, *map(int, values.get("Groups", ())))))
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def _named(user: int) -> str:
+    try:
+        return f"{pwd.getpwuid(user).pw_name} ({user})"
+    except KeyError:
+        return f"user {user}"
