@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 
+from qmpsnap.model.secrets import masked
 from qmpsnap.model.shown import shown
 
 __all__ = ["configure"]
@@ -62,7 +63,7 @@ class _Traffic(logging.Formatter):
             text = json.dumps(json.loads(text))
         except ValueError:
             text = shown(" ".join(text.split()))
-        return f"{record.msg[:3]} {text}"
+        return f"{record.msg[:3]} {masked(text)}"
 
 
 def _value(value: object) -> str:

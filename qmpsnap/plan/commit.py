@@ -72,7 +72,11 @@ def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
     records = state_questions(graph, state_dir)
     names = [name for file in local for name in invalid_names(file)]
     # An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
-    nodes = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
+    nodes = (
+        node.file
+        for node in graph.nodes.values()
+        if (node.backing or node.driver == "raw") and node.file.startswith("/")
+    )
     return Ask(
         files=unique((*local, *intent.invalidate, *names, *nodes)),
         directories=unique((*map(posixpath.dirname, local), *intent.look_in, *with_parents(records))),
@@ -357,6 +361,14 @@ def _refuse_needed(
         if layer.file.startswith("/")
         for file in files.on(layer.file, without=disk.files)
     )
+    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
+    raw = {
+        files.real(layer.file)
+        for other in scene.graph.disks.values()
+        for layer in other.layers
+        if layer.format == "raw"
+    }
+    standing = tuple(file for file in standing if file not in raw)
     wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
     if not files.shared:
         _refuse_by([*by, *(file for file in standing if file not in wanted)])
@@ -402,4 +414,7 @@ def _ways(by: list[str]) -> list[str]:
     ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
     if len(disks) < len(by):
         ways.append("stream an image first, or give it up with --invalidate FILE")
+        ways.append(
+            "a raw disk whose guest wrote that header stands on nothing: keep it in another directory"
+        )
     return ways

@@ -20,7 +20,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import unfound
 from qmpsnap.plan.opened import odd
-from qmpsnap.plan.place import refuse_there
+from qmpsnap.plan.place import made_by_qemu, refuse_there
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import (
     delete_owned,
@@ -162,7 +162,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     ]
     stages = [stage for stage in stages if stage.steps]
     graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
-    unseen = () if shared else ("QEMU makes the target: its files are not visible from here",)
+    unseen = () if shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
         intent=intent,

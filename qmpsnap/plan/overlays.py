@@ -20,7 +20,7 @@ from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_f
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.encryption import refuse_clear_overlay
-from qmpsnap.plan.place import refuse_barred, refuse_there
+from qmpsnap.plan.place import made_by_qemu, refuse_barred, refuse_there
 from qmpsnap.plan.scene import (
     beside_active,
     local_chains,
@@ -228,7 +228,7 @@ def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
     if left_out:
         notes.append(f"left out: {', '.join(left_out)}")
     if made_by == "qemu":
-        notes.append("QEMU makes the overlays: its files are not visible from here")
+        notes.append(made_by_qemu("overlays"))
     if not place:
         notes.append("no directory for records can be written: the moment's name is not kept")
     return tuple(notes)

@@ -9,7 +9,12 @@ from qmpsnap.errors import TargetExists, TargetUnusable
 if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["refuse_barred", "refuse_there"]
+__all__ = ["made_by_qemu", "refuse_barred", "refuse_there"]
+
+
+def made_by_qemu(what: str) -> str:
+    """Say that QEMU makes files, and who may read them. block/file-posix.c: raw_co_create opens with 0644."""
+    return f"QEMU makes the {what}, mode 644 less its umask: its files are not visible from here"
 
 
 def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:

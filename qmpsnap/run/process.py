@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
+from qmpsnap.model.secrets import masked_all
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.opening import append_file
 
@@ -120,7 +121,7 @@ async def start_qemu(
         guard = stack.enter_context(_guard())
         process = _spawn(argv, cwd=cwd, env=env, group=guard.pid, output=output)
         try:
-            _log.debug("qemu.started", pid=process.pid, argv=list(argv))
+            _log.debug("qemu.started", pid=process.pid, argv=masked_all(argv))
             await _await_greeting(process, argv[0], limit=greeting_limit)
             yield process
         finally:

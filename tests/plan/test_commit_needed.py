@@ -182,3 +182,17 @@ def test_commit_offers_to_give_up_images_and_no_disk_of_the_machine() -> None:
         planned(Commit("vda"), both, files=files)
     assert "--invalidate" not in caught.value.hint.partition(";")[0]
     assert caught.value.hint.startswith("stream vdb first: qmpsnap stream vdb")
+
+
+def test_commit_takes_no_raw_disk_of_the_machine_for_an_image_that_stands_on_the_chain() -> None:
+    """Its guest wrote a header into it, which names the base; QEMU reads the disk as raw."""
+    two = graph(*T5.disks.values(), chain("data.raw*", name="vdb"))
+    files = FakeFiles(two)
+    data = two.disks["vdb"].active.file
+    files.put(data, format="qcow2", backing=BASE)
+    assert planned(Commit("vda", "s2", "base"), two, files=files)
+    files.put(OTHER, format="qcow2", backing=BASE)
+    with pytest.raises(StillNeeded) as caught:
+        planned(Commit("vda", "s2", "base"), two, files=files)
+    assert caught.value.by == (OTHER,)
+    assert "a raw disk whose guest wrote that header stands on nothing" in caught.value.hint

@@ -164,7 +164,9 @@ def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> No
     probe = plan.steps[0]
     assert isinstance(probe, ProbeAbsent)
     assert (probe.file, plan.record) == (COPY, None)
-    assert plan.notes == ("QEMU makes the target: its files are not visible from here",)
+    assert plan.notes == (
+        "QEMU makes the target, mode 644 less its umask: its files are not visible from here",
+    )
 
 
 def test_mirror_frees_the_nodes_that_we_added_when_it_pivots() -> None:

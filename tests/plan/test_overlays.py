@@ -80,7 +80,7 @@ def test_snapshot_lets_qemu_make_the_overlay_when_its_files_are_not_visible() ->
     assert take.overlays[0].made_by == "qemu"
     assert "'mode': 'absolute-paths'" in repr(take.arguments)
     assert plan.notes == (
-        "QEMU makes the overlays: its files are not visible from here",
+        "QEMU makes the overlays, mode 644 less its umask: its files are not visible from here",
         "no directory for records can be written: the moment's name is not kept",
     )
 

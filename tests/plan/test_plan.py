@@ -83,7 +83,7 @@ def test_plan_is_printed_for_people() -> None:
             f'  1. -> {{"execute": "blockdev-add", "arguments": {json.dumps(probe.arguments)}}}',
             "take the snapshot:",
             f'  2. -> {{"execute": "transaction", "arguments": {json.dumps(take.arguments)}}}',
-            "note: QEMU makes the overlays: its files are not visible from here",
+            "note: QEMU makes the overlays, mode 644 less its umask: its files are not visible from here",
             "note: no directory for records can be written: the moment's name is not kept",
         ]
     )

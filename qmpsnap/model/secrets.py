@@ -1,0 +1,31 @@
+"""Secrets in command lines and messages, which do not belong into a log."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["masked", "masked_all"]
+
+_MASK = "***"
+_KEYS = r"data|password|passwd|pass|passphrase|ticket|secret|token|credential"
+# -object secret,data=…; -spice password=…; -fw_cfg …,string=…; -smbios type=11,value=io.systemd.credential…:
+# ",," is a comma within a value.
+_OPTION = re.compile(rf"(?i)(?<![\w-])((?:{_KEYS}|string|value)=)((?:[^,]|,,)+)")
+_JSON = re.compile(rf'(?i)("(?:{_KEYS})"\s*:\s*)"(?:[^"\\]|\\.)*"')
+_URL = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # a user's password in a URL
+
+
+def masked(text: str) -> str:
+    """The same text, with stars for what may be a secret: one star too many harms nobody."""
+    text = _JSON.sub(rf'\1"{_MASK}"', text)
+    text = _URL.sub(rf"\1{_MASK}@", text)
+    return text if text.lstrip().startswith("{") else _OPTION.sub(rf"\1{_MASK}", text)
+
+
+def masked_all(argv: Iterable[str]) -> list[str]:
+    """A command line for a log."""
+    return [masked(one) for one in argv]
