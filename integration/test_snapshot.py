@@ -241,7 +241,10 @@ async def test_snapshot_lets_qemu_make_the_overlay_where_files_are_not_shared(
         async with running.connect(shared_fs=False) as vm:
             taken = await vm.snapshot("sn1")
             running.write("vda", 7, 0, 512)
-    assert taken.notes[0] == "QEMU makes the overlays, mode 644 less its umask: its files are not visible from here"
+    assert (
+        taken.notes[0]
+        == "QEMU makes the overlays, mode 644 less its umask: its files are not visible from here"
+    )
     assert qemu.read(made.active) == content(2)
     qemu.check_chain(f"{tmp_path}/base.sn1.qcow2", *made.chain)
 

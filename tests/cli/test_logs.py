@@ -52,3 +52,10 @@ def test_configure_leaves_the_errors_of_qemu_qmp_to_us(capsys):
     configure(1)
     logging.getLogger("qemu.qmp.protocol.qmpsnap").error("Failed to establish session")
     assert capsys.readouterr().err == ""
+
+
+def test_configure_shows_no_secret_of_the_traffic(capsys):
+    configure(2)
+    wire = logging.getLogger("qemu.qmp.protocol.qmpsnap")
+    wire.debug("--> %s", '{"execute": "object-add", "arguments": {"qom-type": "secret", "data": "hunter2"}}')
+    assert '"data": "***"' in capsys.readouterr().err

@@ -185,3 +185,12 @@ def test_start_qemu_kills_the_process_and_its_children_when_we_are_killed():
         assert all(exists(pid) for pid in pids)
         launcher.kill()
     assert gone_within(1, *pids)
+
+
+async def test_start_qemu_logs_no_secret_of_its_command_line(caplog):
+    caplog.set_level("DEBUG", "qmpsnap")
+    async with start_qemu([*fake_qemu(SERVE), "-object", "secret,id=s,data=hunter2"]):
+        pass
+    (started,) = [vars(record) for record in caplog.records if record.getMessage() == "qemu.started"]
+    assert "secret,id=s,data=***" in started["argv"]
+    assert "hunter2" not in repr(started)
