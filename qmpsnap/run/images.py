@@ -204,7 +204,7 @@ class Images:
 def _create(request: _Request, made: list[Created]) -> Created:
     try:
         _check(request)
-        descriptor = create_file(request.file)
+        descriptor = create_file(request.file, read=True)
     except FileExistsError as error:
         raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
     except (OSError, ValueError) as error:

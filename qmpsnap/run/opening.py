@@ -81,15 +81,21 @@ def _open(file: str, kind: int, *, write: bool, follow: bool, directory: int | N
     return descriptor
 
 
-def create_file(file: str, *, mode: int = 0o600, directory: int | None = None) -> int:
-    """Make a file, and open it for reading and writing; never one that is there, nor through a link.
+def create_file(file: str, *, mode: int = 0o600, read: bool = False, directory: int | None = None) -> int:
+    """Make a file, and open it for writing; never one that is there, nor through a link.
+
+    Args:
+        file: Its path.
+        mode: Its permissions, less the umask.
+        read: Whether it is opened for reading, too.
+        directory: Descriptor of the directory from which a relative path counts.
 
     Raises:
         FileExistsError: When there is anything of that name.
         OSError: When it cannot be made.
         ValueError: When the path holds a NUL.
     """
-    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | _ALWAYS
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | (os.O_RDWR if read else os.O_WRONLY) | _ALWAYS
     descriptor = os.open(file, flags, mode, dir_fd=directory)
     os.set_blocking(descriptor, True)  # qemu-img inherits it
     return descriptor
