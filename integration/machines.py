@@ -247,7 +247,7 @@ class Machine:
         left = [
             (node["node-name"], node["file"])
             for node in self.qmp("query-named-block-nodes", flat=True)
-            if node["drv"] in _FILTERS
+            if (node["drv"] in _FILTERS and not node["node-name"].startswith("user-"))
             or (node["node-name"].startswith("qmpsnap-") and node["node-name"] not in used)
         ]
         assert left == []

@@ -224,3 +224,53 @@ async def test_graph_waits_while_somebody_makes_an_image(qemu, images, machine, 
         running.qmp.wait_event("JOB_STATUS_CHANGE", id="c", status="concluded")
         running.qmp("job-dismiss", id="c")
         running.qmp("blockdev-del", {"node-name": "new"})
+
+
+# Drivers that may lie between a layer and its file: how each is given two files; the first has the image.
+BETWEEN = {
+    "blkdebug": lambda file, _: {"driver": "blkdebug", "image": file},
+    "blkverify": lambda file, other: {"driver": "blkverify", "raw": file, "test": other},
+    "blklogwrites": lambda file, other: {"driver": "blklogwrites", "file": file, "log": other},
+    "preallocate": lambda file, _: {"driver": "preallocate", "file": file},
+    "throttle": lambda file, _: {"driver": "throttle", "throttle-group": "tg", "file": file},
+    "copy-on-read": lambda file, _: {"driver": "copy-on-read", "node-name": "user-cor", "file": file},
+    "raw": lambda file, _: {"driver": "raw", "file": file},
+    "two": lambda file, _: {"driver": "throttle", "throttle-group": "tg",
+                            "file": {"driver": "blkdebug", "image": file}},
+    "nothing": lambda file, _: file,
+}  # fmt: skip
+
+
+async def test_a_layer_s_file_is_found_through_whatever_lies_between(qemu, machine, tmp_path):
+    words, files = ["-object", "throttle-group,id=tg"], {}
+    for number, (name, between) in enumerate(BETWEEN.items()):
+        disk, form = f"d{number}", "raw" if name in {"blkverify", "raw"} else "qcow2"
+        files[disk] = qemu.create(tmp_path / f"{name}.img", MIB, form=form)
+        file, other = (
+            {"driver": "file", "filename": str(path)}
+            for path in (files[disk], qemu.create(tmp_path / f"{name}.other", MIB, form="raw"))
+        )
+        options = {"driver": form, "node-name": f"{disk}-node", "file": between(file, other)}
+        words += ["-blockdev", json.dumps(options), "-device", f"virtio-blk-pci,drive={disk}-node,id={disk}"]
+    with machine(*words) as running:
+        for number, disk in enumerate(files):
+            running.write(disk, number + 1, "64k", 65536)
+        async with running.connect() as vm:
+            found = (await vm.graph()).disks
+            assert {disk: one.active.file for disk, one in found.items()} == files
+            assert {one.active.local for one in found.values()} == {True}
+            taken = await vm.snapshot("n1")
+    for number, disk in enumerate(files):  # the overlay's header leads to the bytes that QEMU had there
+        overlay = taken.active[disk]
+        assert qemu.read(overlay)[65536:131072] == bytes([number + 1]) * 65536, disk
+
+
+async def test_a_layer_on_several_files_is_called_as_qemu_does(qemu, machine, tmp_path):
+    children = [
+        {"driver": "file", "filename": qemu.create(tmp_path / name, MIB, form="raw")} for name in ("a", "b")
+    ]
+    quorum = {"driver": "quorum", "vote-threshold": 1, "children": children}
+    options = {"driver": "raw", "node-name": "node", "file": quorum}
+    with machine("-blockdev", json.dumps(options), "-device", "virtio-blk-pci,drive=node,id=vda") as running:
+        layer = (await graph_of(running)).disks["vda"].active
+    assert (layer.file[:5], layer.local) == ("json:", False)

@@ -111,7 +111,8 @@ class Layer:
 
     Attributes:
         node: node-name of the format node.
-        file: Path of the protocol node; never a json: name where the image lies in a file.
+        file: Path of the file that holds the image, whatever drivers lie between (throttle, blkdebug, raw
+            and so on); as QEMU spells it where it lies in no file (nbd), or in several (quorum).
         format: Driver of the format node ("qcow2", "raw").
         virtual_size: Bytes that the guest sees.
         allocated: Bytes on the host, or None where QEMU does not know.
@@ -178,9 +179,11 @@ class Disk:
             tells it from others (`device[0]`), else, without a device, the root node's name.
         qdev: As query-block gives it: a QOM path or a plain id, or "".
         drive: The id of a -drive, or "".
-        root: node-name of the top node, a filter where there is one; "" for an empty drive.
+        root: node-name of the top node, a filter where there is one; those that QEMU's jobs put on and name
+            themselves (mirror_top, commit_top) are left out. "" for an empty drive.
         layers: The chain, active first; empty for an empty drive.
-        filters: Filters on the way from the root to the base, the root's first.
+        filters: Filters on the way from the root to the base, the root's first; without those that QEMU's
+            jobs name themselves, and without what lies between a layer and its file.
         read_only: Whether the guest may not write.
     """
 

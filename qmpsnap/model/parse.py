@@ -29,7 +29,7 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.qdev import disk_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["FDSET", "GRAPH_QUERIES", "OWN_FDS", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
 
@@ -158,7 +158,8 @@ class _Join:
         entries = {_text(row["node-name"]): row for row in self.named}
         # The protocol node of each path; an image that is written has but one, for QEMU locks it.
         paths = {self._absolute(_text(row["file"])): row for row in self.named if row["drv"] in PATH_DRIVERS}
-        nodes = {name: self._node(name, row, entries) for name, row in entries.items()}
+        under = dict(_lies_on(self.stats))
+        nodes = {name: self._node(name, row, entries, under) for name, row in entries.items()}
         nodes |= self._cut_short(nodes, paths)
         chains = {self._key(row): row for row in self.stats}
         disks: list[Disk] = []
@@ -177,11 +178,27 @@ class _Join:
     def _key(row: Raw) -> tuple[object, object]:
         return row.get("device"), row.get("qdev")
 
-    def _node(self, name: str, row: Raw, entries: Mapping[str, Raw]) -> Node:
+    def _node(self, name: str, row: Raw, entries: Mapping[str, Raw], under: Mapping[str, str]) -> Node:
         backing = self._absolute(_text(row.get("backing_file") or ""))
-        path, spelled = self._path(row, entries), _text(row["file"])
+        path, spelled = self._file(name, row, entries, under), _text(row["file"])
         spelled = "" if spelled == path else spelled
         return Node(name, _text(row["drv"]), path, bool(row["ro"]), backing, spelled)
+
+    def _file(self, name: str, row: Raw, entries: Mapping[str, Raw], under: Mapping[str, str]) -> str:
+        """The path behind a node; QEMU's spelling of it where it lies in no file, or in several (quorum).
+
+        Some drivers spell a file by a protocol of their own (`blkdebug:CONFIG:PATH`), or call it by another
+        name than `file`. For a node of a disk query-blockstats tells on which node its data lies, whatever
+        the drivers between: that way leads to the file, but to the data file where there is an external one.
+        """
+        path = self._path(row, entries)
+        if path.startswith("/") or row["drv"] in PATH_DRIVERS or _data_file(cast("Raw", row["image"]), ""):
+            return path
+        while name in under and under[name] in entries:
+            name = under[name]
+            if entries[name]["drv"] in PATH_DRIVERS:
+                return self._absolute(_text(entries[name]["file"]))
+        return path
 
     def _path(self, row: Raw, entries: Mapping[str, Raw]) -> str:
         """The path behind a node: its own file name, or that of the node that it lies on.
@@ -261,6 +278,20 @@ class _Join:
             filters=tuple(filters),
             read_only=inserted is not None and bool(inserted["ro"]),
         )
+
+
+def _lies_on(stats: Iterable[Raw]) -> Iterator[tuple[str, str]]:
+    """Each node of a disk with the node on which its data lies.
+
+    QAPI: BlockStats, `parent` (block-core.json).
+    """
+    left = list(stats)
+    while left:
+        row = left.pop()
+        parent = cast("Raw", row.get("parent") or {})
+        if "node-name" in row and "node-name" in parent:
+            yield _text(row["node-name"]), _text(parent["node-name"])
+        left += [cast("Raw", row[key]) for key in ("parent", "backing") if row.get(key)]
 
 
 def _io(row: Raw, protocol: Raw) -> Io:
