@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["called_as_now"]
+__all__ = ["called_as_now", "renamed"]
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def called_as_now(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]
                 begun.setdefault(file, set()).add(now)
         pending = [(one, name) for one, name in pending if name not in found.get(id(one), {})]
     return tuple(
-        _renamed(one, found.get(id(one), {})) if isinstance(one, MomentRecord) else one for one in known
+        renamed(one, found.get(id(one), {})) if isinstance(one, MomentRecord) else one for one in known
     )
 
 
@@ -65,7 +65,8 @@ def _told(
     return ""
 
 
-def _renamed(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
+def renamed(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
+    """The record with its disks called otherwise, by their names in it."""
     if all(old == new for old, new in names.items()):
         return record
     anew = {name: names.get(name, name) for name in {*record.covered, *record.overlays, *record.chains}}

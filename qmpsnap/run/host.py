@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.moments import moved
-from qmpsnap.model.numbered_anew import called_as_now
+from qmpsnap.model.numbered_anew import renamed
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -40,7 +40,9 @@ from qmpsnap.run.own_state import remove_state
 from qmpsnap.run.reasons import hint, reason, unusable
 
 if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
+    from collections.abc import Iterable
+
+    from qmpsnap.model.record import Record
     from qmpsnap.plan.host_steps import HostStep
     from qmpsnap.run.catalog import Catalog
     from qmpsnap.run.images import Created, Images
@@ -64,7 +66,7 @@ class Host:
         self._catalog = catalog
         self._made: dict[str, Created] = {}
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
-        self.graph: Graph | None = None  # as of the last look, for what disks are called
+        self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
         self.state_bytes = 0  # of the last file of VM state that was sealed
 
     async def perform(self, step: HostStep | MemoryStep) -> None:
@@ -146,6 +148,12 @@ class Host:
             case _:
                 assert_never(step)
 
+    def learn(self, read: Iterable[Record], now: Iterable[Record]) -> None:
+        """Remember what disks are called now that the records, as read, call otherwise."""
+        for was, one in zip(read, now, strict=True):
+            if isinstance(was, MomentRecord) and isinstance(one, MomentRecord) and was != one:
+                self._names[was.id] = dict(zip(was.covered, one.covered, strict=True))
+
     def made(self, file: str) -> Created | None:
         """The file of that name that was made here, or None."""
         return self._made.get(file)
@@ -209,7 +217,7 @@ class Host:
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
         """The record, with its disks called as the plan calls them."""
         records, _ = await self._catalog.read((directory,))
-        for record in called_as_now(records, self.graph) if self.graph is not None else records:
+        for record in records:
             if record.id == record_id and isinstance(record, MomentRecord):
-                return record
+                return renamed(record, self._names.get(record_id, {}))
         raise TargetUnusable(f"the moment {record_id} is gone from {directory}", file=directory)

@@ -194,11 +194,10 @@ class LiveTarget:
         opened = await self._opened(graph)
         shared = self._shares(graph, opened)
         found = await self._images.look(ask, shared=shared)
-        self._host.graph = graph
         barring = await self._barred(graph, opened) if shared else {}
-        found = replace(
-            found, open=opened.files, barred=Frozen(barring), records=called_as_now(found.records, graph)
-        )
+        records = called_as_now(found.records, graph)
+        self._host.learn(found.records, records)
+        found = replace(found, open=opened.files, barred=Frozen(barring), records=records)
         if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
             return found
         seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)
