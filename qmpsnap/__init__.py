@@ -9,8 +9,8 @@ Every verb is a method of `VM`, and exactly `run(await plan(Intent))`.
 """
 
 import importlib
-import logging
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # typing's own would cost an import, see below
 
 if TYPE_CHECKING:
     from qmpsnap.entry import connect, launch
@@ -167,10 +167,8 @@ __all__ = [  # noqa: RUF022
     "Interrupted",
 ]
 
-logging.getLogger("qmpsnap").addHandler(logging.NullHandler())
-
 # Where these names live. They are imported with the first of them that is asked for: the command line has to
-# have its hand on Ctrl-C before it spends a third of a second on imports.
+# have its hand on Ctrl-C before it spends a third of a second on imports. So nothing else is imported here.
 _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
     "entry",

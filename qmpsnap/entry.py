@@ -71,7 +71,7 @@ async def connect(
     def link() -> AbstractAsyncContextManager[Session]:
         if isinstance(address, str | tuple | socket.socket):
             return sessions.connect(address, pid=pid, reply_limit=reply_limit, greeting_limit=greeting_limit)
-        return sessions.adopt(address, pid=pid)
+        return sessions.adopt(address, pid=pid, reply_limit=reply_limit)
 
     target = LiveTarget(
         link,
@@ -105,24 +105,32 @@ async def launch(
         env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
         log: File that takes what it prints; in any case the end of that is in the error if it dies.
         state_dir: Where records go; None: beside each base image.
-        name: How the machine is called in logs; "": "qemu".
+        name: How the machine is called in logs and errors; "": "qemu".
 
     Raises:
         BadArgument: When an argument is none that is taken.
-        ConnectFailed: When QEMU ends before it greets; the message has its last words.
+        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last words. So does
+            every later LinkLost.
     """
     check("name", name, str)
-    directory = None if state_dir is None else absolute("state_dir", state_dir)
-    async with (
-        start_qemu(
-            _words(argv),
-            cwd=None if cwd is None else path_text("cwd", cwd),
-            env=_environment(env),
-            log=None if log is None else Path(path_text("log", log)),
-        ) as process,
-        connect(process.socket, state_dir=directory, pid=process.pid, name=name or "qemu") as vm,
-    ):
-        yield vm
+    called = name or "qemu"
+    directory = "" if state_dir is None else absolute("state_dir", state_dir)
+    async with start_qemu(
+        _words(argv),
+        cwd=None if cwd is None else path_text("cwd", cwd),
+        env=_environment(env),
+        log=None if log is None else Path(path_text("log", log)),
+        name=called,
+    ) as process:
+
+        def link() -> AbstractAsyncContextManager[Session]:
+            return sessions.connect(
+                process.socket, pid=process.pid, name=called, last_words=process.last_words
+            )
+
+        target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called)
+        async with target:
+            yield VM(target, state_dir=directory)
 
 
 def _words(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

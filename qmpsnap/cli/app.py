@@ -120,7 +120,7 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             "--socket",
             metavar="PATH|tcp:HOST:PORT",
             envvar=None if again else SOCKET_VARIABLE,
-            type=click.Path(),
+            type=click.Path(readable=False),  # whether it may be reached is known when it is tried
             help=f"QEMU's monitor. [default: ${SOCKET_VARIABLE}]",
         ),
         option("--json", is_flag=True, help="Results and errors as one JSON object. [default: text]"),
@@ -135,7 +135,7 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
         option(
             "--state-dir",
             metavar="DIR",
-            type=click.Path(),
+            type=click.Path(readable=False),
             help="Where records of what is under way go. [default: beside each base image]",
         ),
     ]

@@ -11,8 +11,6 @@ from qmpsnap.model.shown import shown
 
 __all__ = ["configure"]
 
-# What every record has; the rest are the fields of the message.
-_OWN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 _TOLD = frozenset({"machine.started_below", "layer.name_lost"})  # what verbs themselves print
 _WIRE = ("--> ", "<-- ")
 
@@ -24,7 +22,7 @@ def configure(verbose: int) -> None:
         logger.removeHandler(old)
     logger.addHandler(handler := _ToStderr())
     handler.setFormatter(_Fields())
-    handler.addFilter(lambda record: verbose > 0 or record.msg not in _TOLD)
+    handler.addFilter(lambda record: verbose > 0 or vars(record).get("event") not in _TOLD)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
     # qemu.qmp logs each error that it also raises, and that we print: once is enough.
     wire = logging.getLogger("qemu.qmp")
@@ -48,10 +46,8 @@ class _Fields(logging.Formatter):
     """`12:00:00.123 info step.done op=commit elapsed=0.1`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {key: value for key, value in vars(record).items() if key not in _OWN}
-        facts = [f"{key}={_value(value)}" for key, value in fields.items()]
         time = f"{self.formatTime(record, '%H:%M:%S')}.{record.msecs:03.0f}"
-        return " ".join([time, record.levelname.lower(), record.getMessage(), *facts])
+        return " ".join([time, record.levelname.lower(), record.getMessage()])
 
 
 class _Traffic(logging.Formatter):
@@ -64,8 +60,3 @@ class _Traffic(logging.Formatter):
         except ValueError:
             text = shown(" ".join(text.split()))
         return f"{record.msg[:3]} {masked(text)}"
-
-
-def _value(value: object) -> str:
-    text = str(value)
-    return text if text and text.isprintable() and " " not in text and '"' not in text else json.dumps(text)

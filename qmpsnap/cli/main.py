@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+# What Python itself has imported by now, and no more: an import can be stopped by Ctrl-C. `_signal` is
+# `signal` without its enums.
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
 __all__ = ["main", "run"]
 
 _NEEDED = ("click", "rich")
 _INTERRUPTED = 130
+_STOPPED = "qmpsnap: stopped before anything was sent\n  nothing was changed\n"
+_STOPPED_JSON = (
+    '{"version": 1, "error": {"type": "Interrupted", "message": "stopped before anything was sent", '
+    '"changed": "no", "hint": "", "invalid": [], "left": []}}\n'
+)
 
 
 def main() -> NoReturn:
@@ -34,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: What was typed after the program's name.
     """
+    from importlib.util import find_spec  # noqa: PLC0415 - see above
+
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         print(  # noqa: T201 - there is no click to say it
@@ -55,28 +62,19 @@ def _answer_signals(*, as_json: bool) -> None:
     At once, and not by an exception: that can get lost in an import, and one that came out of an `exec`
     makes Python end by the signal, whatever its exit code is to be.
     """
-    message = "stopped before anything was sent"
-    told, stream = f"qmpsnap: {message}\n  nothing was changed\n", 2
-    if as_json:
-        error = {
-            "type": "Interrupted",
-            "message": message,
-            "changed": "no",
-            "hint": "",
-            "invalid": [],
-            "left": [],
-        }
-        told, stream = json.dumps({"version": 1, "error": error}) + "\n", 1
+    told, stream = (_STOPPED_JSON, 1) if as_json else (_STOPPED, 2)
 
     def leave(number: int, frame: object) -> None:
         del number, frame
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - contextlib is not imported by now
             os.write(stream, told.encode())
+        except OSError:
+            pass
         os._exit(_INTERRUPTED)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:  # else it is ignored
-            signal.signal(number, leave)
+    for number in (_signal.SIGINT, _signal.SIGTERM):
+        if _signal.getsignal(number) in {_signal.default_int_handler, _signal.SIG_DFL}:  # else it is ignored
+            _signal.signal(number, leave)
 
 
 def _flush() -> None:

@@ -1,9 +1,10 @@
 """Loggers that speak structlog and end in the standard library's logging.
 
 Nothing is configured here, and nothing needs to be: an unconfigured structlog would print to
-stdout, where results go. The embedder decides by `logging.getLogger("qmpsnap")`; every fact of
-a message is a field of the record (`extra`), so a field must not have the name of an attribute
-of `logging.LogRecord` (name, args, process, module, ...).
+stdout, where results go. The embedder decides by `logging.getLogger("qmpsnap")`: a record's message is
+`step.done op=commit elapsed=0.1`, and `event` and every fact are fields of the record besides (`extra`), so
+a fact must not have the name of an attribute of `logging.LogRecord` (name, args, process, module, ...).
+Where the application has configured structlog, that is used instead, with all that it does.
 
 structlog is imported with the first message that somebody reads: importing it takes as long as all
 the rest of qmpsnap.
@@ -11,9 +12,10 @@ the rest of qmpsnap.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import structlog
@@ -27,7 +29,7 @@ logging.getLogger("qmpsnap").addHandler(logging.NullHandler())
 class Logger:
     """Debug, info and warning messages with facts in fields.
 
-    Messages of a level that nobody asked for cost one comparison.
+    Messages of a level that nobody asked for cost a comparison or two.
     `structlog.testing.capture_logs` sees every message, of whatever level.
 
     Args:
@@ -40,21 +42,24 @@ class Logger:
 
     def debug(self, event: str, **facts: object) -> None:
         """Say what helps to find an error."""
-        if self._wanted(logging.DEBUG):
-            self._get().debug(event, **facts)
+        if (logger := self._for(logging.DEBUG)) is not None:
+            logger.debug(event, **facts)
 
     def info(self, event: str, **facts: object) -> None:
         """Say what was done."""
-        if self._wanted(logging.INFO):
-            self._get().info(event, **facts)
+        if (logger := self._for(logging.INFO)) is not None:
+            logger.info(event, **facts)
 
     def warning(self, event: str, **facts: object) -> None:
         """Say that we go on, and what should be known."""
-        if self._wanted(logging.WARNING):
-            self._get().warning(event, **facts)
+        if (logger := self._for(logging.WARNING)) is not None:
+            logger.warning(event, **facts)
 
-    def _wanted(self, level: int) -> bool:
-        return self._logger.isEnabledFor(level) or "structlog.testing" in sys.modules
+    def _for(self, level: int) -> Any:  # noqa: ANN401 - of whatever class the application has chosen
+        """Who takes messages of that level; None: nobody."""
+        if "structlog" in sys.modules and _is_configured():
+            return sys.modules["structlog"].get_logger(self._logger.name)
+        return self._get() if self._logger.isEnabledFor(level) else None
 
     def _get(self) -> structlog.stdlib.BoundLogger:
         if self._bound is None:
@@ -64,11 +69,7 @@ class Logger:
                 "structlog.stdlib.BoundLogger",
                 structlog.wrap_logger(
                     self._logger,
-                    processors=[
-                        _captured,
-                        structlog.stdlib.filter_by_level,
-                        structlog.stdlib.render_to_log_kwargs,
-                    ],
+                    processors=[structlog.stdlib.filter_by_level, _to_record],
                     wrapper_class=structlog.stdlib.BoundLogger,
                 ),
             )
@@ -80,14 +81,32 @@ def get_logger(name: str) -> Logger:
     return Logger(name)
 
 
-def _captured(logger: logging.Logger, method: str, event: EventDict) -> EventDict:
-    """Hand the message to `capture_logs` when a test has it open.
+def _is_configured() -> bool:
+    """Whether the application has configured structlog, or a test captures its messages.
 
-    capture_logs replaces the configured processors, and ours are given, not configured.
+    structlog calls itself configured for good once `capture_logs` was used, and would print to stdout then.
     """
-    testing = sys.modules.get("structlog.testing")
-    if testing is not None:
-        for processor in sys.modules["structlog"].get_config()["processors"]:
-            if isinstance(processor, testing.LogCapture):
-                processor(logger, method, event)
-    return event
+    structlog = sys.modules["structlog"]
+    if not structlog.is_configured():
+        return False
+    now, builtin = structlog.get_config(), vars(structlog._config)  # noqa: SLF001 - there is no other way
+    return bool(
+        list(now["processors"]) != list(builtin["_BUILTIN_DEFAULT_PROCESSORS"])
+        or now["wrapper_class"] is not builtin["_BUILTIN_DEFAULT_WRAPPER_CLASS"]
+        or now["logger_factory"] is not builtin["_BUILTIN_DEFAULT_LOGGER_FACTORY"]
+    )
+
+
+def _to_record(
+    logger: logging.Logger, method: str, event: EventDict
+) -> tuple[tuple[str], dict[str, dict[str, object]]]:
+    """Last processor: the message with its facts as a text, and each of them as a field."""
+    del logger, method
+    facts = {key: value for key, value in event.items() if key != "event"}
+    text = " ".join([str(event["event"]), *(f"{key}={_value(value)}" for key, value in facts.items())])
+    return (text,), {"extra": dict(event)}
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return text if text and text.isprintable() and " " not in text and '"' not in text else json.dumps(text)

@@ -71,8 +71,10 @@ async def _status(session: Session) -> dict[str, object]:
 
 
 async def _cpu(session: Session) -> str:
-    """QOM type of the first CPU; all are alike."""
+    """QOM type of the first CPU; all are alike. "" where there is none, as with `-M none`."""
     cpus = await session.query("query-cpus-fast")
+    if cpus == []:
+        return ""
     try:
         path = cast("list[dict[str, object]]", cpus)[0]["qom-path"]
     except (KeyError, IndexError, TypeError) as error:

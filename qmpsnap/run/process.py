@@ -33,6 +33,8 @@ _log = get_logger("qmpsnap.process")
 
 _GUARD: Final = "read -r _; kill -KILL 0"
 _TAIL_BYTES: Final = 16 * 1024
+_LAST_LINES: Final = 5  # of what QEMU printed, in an error's message
+_MOMENT: Final = 0.4  # seconds; whoever waits for a lost link is told within one
 _MONITOR_ID: Final = "qmpsnap"
 
 
@@ -73,6 +75,20 @@ class QemuProcess:
                 os.close(pidfd)
         return self._popen.wait()
 
+    async def last_words(self) -> str:
+        """How it ended, and the end of what it printed; "" when it has not ended after a moment.
+
+        A socket closes a moment before its process is gone.
+        """
+        with anyio.move_on_after(_MOMENT):
+            await self.wait()
+        status = self.returncode
+        if status is None:
+            return ""
+        how = f"with status {status}" if status >= 0 else f"by signal {-status} ({_signal(-status)})"
+        said = "; ".join(self.output_tail.splitlines()[-_LAST_LINES:])
+        return f"ended {how}: {said or 'it wrote nothing'}"
+
     def terminate(self) -> None:
         """Ask QEMU to end, as SIGTERM does: it flushes its disks and quits."""
         if self.returncode is None:
@@ -86,6 +102,7 @@ async def start_qemu(
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
+    name: str = "qemu",
     greeting_limit: float = 60.0,
     quit_limit: float = 10.0,
 ) -> AsyncIterator[QemuProcess]:
@@ -101,6 +118,7 @@ async def start_qemu(
         cwd: QEMU's working directory; ours if None.
         env: QEMU's whole environment; ours if None.
         log: File that stdout and stderr are appended to; the last 16 KiB are kept in any case.
+        name: How the machine is called in errors and logs.
         greeting_limit: Seconds until the monitor must have spoken.
         quit_limit: Seconds that QEMU has to end after SIGTERM.
     Yields:
@@ -119,20 +137,21 @@ async def start_qemu(
     with ExitStack() as stack:
         output = stack.enter_context(closing(_Output(log)))
         guard = stack.enter_context(_guard())
-        process = _spawn(argv, cwd=cwd, env=env, group=guard.pid, output=output)
+        process = _spawn(argv, name, cwd=cwd, env=env, group=guard.pid, output=output)
         try:
-            _log.debug("qemu.started", pid=process.pid, argv=masked_all(argv))
-            await _await_greeting(process, argv[0], limit=greeting_limit)
+            _log.debug("qemu.started", vm=name, pid=process.pid, argv=masked_all(argv))
+            await _await_greeting(process, argv[0], name=name, limit=greeting_limit)
             yield process
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process, group=guard.pid, limit=quit_limit)
             process.socket.close()
-            _log.debug("qemu.ended", pid=process.pid, status=process.returncode)
+            _log.debug("qemu.ended", vm=name, pid=process.pid, status=process.returncode)
 
 
 def _spawn(
     argv: Sequence[str],
+    name: str,
     *,
     cwd: str | Path | None,
     env: Mapping[str, str] | None,
@@ -159,7 +178,7 @@ def _spawn(
         )
     except OSError as error:
         ours.close()
-        raise ConnectFailed(f"cannot start {argv[0]!r}: {error.strerror}") from error
+        raise ConnectFailed(f"{name}: cannot start {argv[0]!r}: {error.strerror}") from error
     finally:
         theirs.close()
         output.close_writer()
@@ -167,13 +186,13 @@ def _spawn(
     return QemuProcess(popen, ours, output)
 
 
-async def _await_greeting(process: QemuProcess, binary: str, *, limit: float) -> None:
+async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit: float) -> None:
     """Return when the monitor has something to read, and leave it there."""
     with anyio.move_on_after(limit) as scope:
         await anyio.wait_readable(process.socket)
     if scope.cancelled_caught:
         raise ConnectFailed(
-            f"{binary!r} runs (pid {process.pid}) and its monitor said nothing for {limit:g} s",
+            f"{name}: {binary!r} runs (pid {process.pid}) and its monitor said nothing for {limit:g} s",
             hint="does an argument make it wait for a client (wait=on) or a device?",
         )
     try:
@@ -181,11 +200,8 @@ async def _await_greeting(process: QemuProcess, binary: str, *, limit: float) ->
     except OSError:
         first = b""
     if not first:
-        # The socket closes a moment before the process is gone.
-        with anyio.move_on_after(5):
-            await process.wait()
-        tail = process.output_tail or "it wrote nothing"
-        raise ConnectFailed(f"{binary!r} ended with status {process.returncode} before its greeting: {tail}")
+        words = await process.last_words() or "closed its monitor"
+        raise ConnectFailed(f"{name} has not greeted: {binary!r} {words}")
 
 
 async def _end(process: QemuProcess, *, group: int, limit: float) -> None:
@@ -198,6 +214,13 @@ async def _end(process: QemuProcess, *, group: int, limit: float) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     await process.wait()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
 
 
 @contextmanager

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import qmpsnap
 
 
 def python(program, *words):
@@ -74,6 +77,9 @@ sys.meta_path.insert(0, Stops())
 """
 
 
+MODULES = ["typing", "logging", "json", "click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"]
+
+
 def stopped(place, module, signal, *words):
     """Run the command; the signal comes as it imports that module."""
     (place / "sitecustomize.py").write_text(STOPS.format(module=module, signal=signal))
@@ -85,7 +91,9 @@ def stopped(place, module, signal, *words):
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"])
+@pytest.mark.parametrize(
+    "module", ["typing", "logging", "json", "click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"]
+)
 def test_main_that_is_stopped_while_it_imports_says_that_nothing_was_sent(tmp_path, module, signal):
     message = "stopped before anything was sent"
     ended = stopped(tmp_path, module, signal, "-s", "/none", "chain")
@@ -104,6 +112,17 @@ def test_main_that_is_stopped_while_it_imports_says_that_nothing_was_sent(tmp_pa
     assert json.loads(ended.stdout) == {"version": 1, "error": error}
 
 
-def test_main_is_there_before_anything_of_size_is_imported():
-    ended = python("import sys, qmpsnap.cli.main; print({'anyio', 'click', 'asyncio'} & {*sys.modules})")
-    assert (ended.stdout, ended.stderr) == ("set()\n", "")
+ALONE = """
+import __future__, importlib, os, sys  # what Python begins with, and a name without code
+sys.path.insert(0, {root!r})
+there = {{*sys.modules}}
+import qmpsnap.cli.main
+print(*sorted({{*sys.modules}} - there))
+"""
+
+
+def test_main_is_there_before_anything_else_is_imported():
+    root = str(Path(qmpsnap.__file__).parents[1])
+    words = [sys.executable, "-S", "-c", ALONE.format(root=root)]  # -S: nor what finds us
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("qmpsnap qmpsnap.cli qmpsnap.cli.main\n", "")

@@ -277,7 +277,7 @@ async def test_executor_gives_up_when_what_is_cancelled_does_not_end_in_time(
     with anyio.fail_after(2), caplog.at_level("INFO", "qmpsnap"):
         await asyncio.wait({task})
     assert task.cancelled()
-    assert [record.message for record in caplog.records] == ["operation.given_up"]
+    assert [vars(record)["event"] for record in caplog.records] == ["operation.given_up"]
     assert fake.watched == 0
     await executor.command("job-cancel", {"id": plan.job_id})
 
@@ -300,7 +300,7 @@ async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
     with anyio.fail_after(2), caplog.at_level("WARNING", "qmpsnap"):
         await asyncio.wait({task})
     (record,) = caplog.records
-    assert (record.message, vars(record)["guest"], vars(record)["ended_by"]) == (
+    assert (vars(record)["event"], vars(record)["guest"], vars(record)["ended_by"]) == (
         "operation.given_up", "may stand still until then", f"qmpsnap job wait {plan.job_id}",
     )  # fmt: skip
 
@@ -316,7 +316,7 @@ async def test_executor_says_how_an_operation_ended_whose_caller_had_left(
     task.cancel()
     with caplog.at_level("INFO", "qmpsnap"):
         await asyncio.wait({task})
-    assert caplog.records[-1].message == "operation.cancelled"
+    assert vars(caplog.records[-1])["event"] == "operation.cancelled"
     assert "stopped as asked" in vars(caplog.records[-1])["outcome"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from qmpsnap.entry import launch
 from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.run.process import start_qemu
 
@@ -108,8 +109,33 @@ async def test_start_qemu_ends_what_the_process_started():
 
 async def test_start_qemu_raises_with_the_output_when_the_process_dies_before_the_greeting():
     dying = fake_qemu("sys.exit('-m: invalid size')")
-    with pytest.raises(ConnectFailed, match="ended with status 1 before its greeting: -m: invalid size"):
+    with pytest.raises(ConnectFailed, match=r"qemu has not greeted: .*ended with status 1: -m: invalid size"):
         async with start_qemu(dying):
+            pass
+
+
+async def test_launch_says_how_qemu_ended_and_its_last_words_after_the_greeting():
+    dying = "greet(); print('one', 'two', sep=chr(10), flush=True); sys.exit('-device x: no such device')"
+    with pytest.raises(ConnectFailed) as caught:
+        async with launch(fake_qemu(dying), name="vm1"):
+            pass
+    assert caught.value.message == (
+        "vm1 is not there any more: QEMU ended with status 1: one; two; -device x: no such device"
+    )
+    assert caught.value.hint == ""
+
+
+async def test_launch_says_by_which_signal_qemu_ended():
+    with pytest.raises(ConnectFailed, match=r"vm1 .* by signal 11 .SIGSEGV.: it wrote nothing"):
+        async with launch(fake_qemu("greet(); os.kill(os.getpid(), 11)"), name="vm1"):
+            pass
+
+
+async def test_launch_gives_qemu_the_environment():
+    with pytest.raises(ConnectFailed, match="status 1: A=1, HOME=None"):
+        async with launch(
+            fake_qemu("sys.exit('A=%s, HOME=%s' % (os.getenv('A'), os.getenv('HOME')))"), env={"A": "1"}
+        ):
             pass
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import grp
+import os
+import pwd
 import socket
 import stat
 import struct
@@ -150,9 +153,40 @@ def _what_next(error: OSError | None, path: str = "") -> str:
         case ConnectionRefusedError():
             return "the socket is there, but nobody listens: QEMU has probably ended"
         case PermissionError():
-            return "writing to the socket needs the rights of QEMU's user"
+            return _who_may(path)
         case _:
             return ""
+
+
+def _who_may(path: str) -> str:
+    """Say whose the socket is, and how somebody else gets at it; or which directory is in the way."""
+    me = _user(os.geteuid())
+    for place in (*reversed(Path(path).absolute().parents), Path(path)):
+        try:
+            known = place.stat()
+        except OSError:  # the one above it may not be entered
+            break
+        kind = "directory" if stat.S_ISDIR(known.st_mode) else "socket"
+        denied = f"{kind} {place} is {_user(known.st_uid)}'s, group {_group(known.st_gid)}, "
+        denied += f"mode {stat.S_IMODE(known.st_mode):04o}; you are {me}"
+        if not os.access(place, os.X_OK if kind == "directory" else os.W_OK, effective_ids=True):
+            enough = "execute" if kind == "directory" else "write"
+            return f"{denied}: run as that user (sudo -u), or get the right to {enough} it"
+    return f"you are {me}: writing to the socket needs the rights of QEMU's user"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _warn_of_others(path: str) -> None:

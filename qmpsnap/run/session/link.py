@@ -27,7 +27,9 @@ from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    LastWords = Callable[[], Awaitable[str]]
 
 __all__ = ["Event", "Session", "adopt", "connect"]
 
@@ -48,7 +50,14 @@ class Session:
     """
 
     def __init__(
-        self, client: QMPClient, peer: Peer, limits: Limits, *, address: str, owned: socket.socket | None
+        self,
+        client: QMPClient,
+        peer: Peer,
+        limits: Limits,
+        *,
+        address: str,
+        owned: socket.socket | None,
+        last_words: LastWords | None = None,
     ) -> None:
         self.address = address
         self.is_unix = peer.is_unix
@@ -60,6 +69,7 @@ class Session:
         self._client = client
         self._limits = limits
         self._owned = owned  # the socket of a client that we made; None: the embedder's client
+        self._child = last_words
         self._garbled = False  # the link ended because the other side did not speak QMP
         self._last_words = ""  # the reason of QEMU's SHUTDOWN
         self._closing = False
@@ -244,6 +254,8 @@ class Session:
             reason = await self._disconnected()
         if self._last_words and not self._closing:
             reason = f"QEMU ended ({self._last_words})"
+        if self._child is not None and not self._closing and (words := await self._child()):
+            reason = f"QEMU {words}"
         self._set_lost(reason)
         if not self._closing:
             _log.info("session.lost", vm=self.address, reason=reason)
@@ -315,6 +327,8 @@ async def connect(
     pid: int | None = None,
     reply_limit: float = 60.0,
     greeting_limit: float = 5.0,
+    name: str = "",
+    last_words: LastWords | None = None,
 ) -> AsyncIterator[Session]:
     """Connect to a QEMU's monitor for the length of a block.
 
@@ -327,14 +341,21 @@ async def connect(
         pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
         reply_limit: Seconds that a query may take.
         greeting_limit: Seconds that connecting may take, the greeting included.
+        name: How the machine is called in errors; "": by the address.
+        last_words: Of a QEMU that is our child, how it ended; "" while it lives.
 
     Raises:
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
     """
-    where = describe(address)
-    sock, peer, client = await reach(address, pid, limit=greeting_limit)
+    where = name or describe(address)
     try:
-        session = Session(client, peer, Limits(reply_limit), address=where, owned=sock)
+        sock, peer, client = await reach(address, pid, limit=greeting_limit)
+    except ConnectFailed as error:
+        if last_words is not None and (words := await last_words()):
+            raise ConnectFailed(f"{where} is not there any more: QEMU {words}") from error
+        raise
+    try:
+        session = Session(client, peer, Limits(reply_limit), address=where, owned=sock, last_words=last_words)
         try:
             _log.debug("session.connected", vm=where, pid=peer.pid)
             yield session
