@@ -72,7 +72,7 @@ async def test_read_machine_asks_for_all_of_it_and_for_each_disks_device(server:
     assert process != ""
 
 
-@pytest.mark.parametrize("cpus", [[], [{}], [7], {"x": 1}, None])
+@pytest.mark.parametrize("cpus", [[{}], [7], {"x": 1}, None])
 async def test_read_machine_is_malformed_when_cpus_have_another_shape(
     server: QmpServer, cpus: object
 ) -> None:
@@ -80,6 +80,12 @@ async def test_read_machine_is_malformed_when_cpus_have_another_shape(
     server.answer("query-cpus-fast", Return(cpus))
     with pytest.raises(Malformed):
         await machine_of(server)
+
+
+async def test_read_machine_takes_one_without_a_cpu(server: QmpServer) -> None:
+    answer(server, said())
+    server.answer("query-cpus-fast", Return([]))  # as with -M none
+    assert (await machine_of(server)).fingerprint.cpus == ()
 
 
 async def test_read_machine_ends_when_the_link_is_lost(server: QmpServer) -> None:

@@ -103,7 +103,7 @@ async def test_reply_says_link_lost_when_the_link_goes_after_a_cancellation():
 async def test_asyncio_timeout_round_a_change_is_told_as_a_timeout():
     future = asyncio.get_running_loop().create_future()
     change = change_of(future, Limits())
-    asyncio.get_running_loop().call_later(0.02, future.set_result, None)
+    asyncio.get_running_loop().call_later(0.2, future.set_result, None)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.001):
             await change.reply()
