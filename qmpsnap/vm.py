@@ -45,9 +45,12 @@ __all__ = ["VM"]
 class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     """One machine.
 
-    Methods that change something read the graph, plan, run, and read the graph again. A cancelled
-    call awaits what was sent, then undoes or finishes it as its docstring says, in at most 30 s; the
-    next call on the same VM works.
+    Methods that change something read the graph, plan, run, and read the graph again. Those on disks that
+    have nothing in common run side by side. Two must not on the same disk, and what keeps the guest's memory,
+    deletes or goes back takes the whole machine: then what takes moments is waited for, and behind a stream,
+    commit or mirror a call is refused with NodeBusy, or waits with `wait=True`. A cancelled call awaits what
+    was sent, then undoes or finishes it as its docstring says, in at most 30 s; the next call on the same VM
+    works.
 
     What is handed in is looked at before anything is sent: a wrong word, type, path or number is a
     `BadArgument`, which is a ValueError, too.
@@ -130,18 +133,19 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         plan = planner.plan(intent, scene)
         return replace(plan, notes=(*await self._started.warnings(scene.graph), *plan.notes))
 
-    async def run(self, plan: Plan, hooks: Hooks | None = None) -> Done:
+    async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
         if not isinstance(plan, Plan):
             refuse("plan", plan, "give what plan() returned")
         check_hooks(hooks)
-        return await self._executor.run(plan, hooks)
+        check("wait", wait, bool)
+        return await self._executor.run(plan, hooks, wait=wait)
 
     async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
         check_hooks(hooks)
         check("wait", wait, bool)
         make = self.when_idle if wait else self.plan
-        return await self._executor.do(partial(make, intent), hooks)
+        return await self._executor.do(partial(make, intent), hooks, wait=wait)
 
     async def _scene(self, intent: Intent) -> Scene:
         graph, (jobs, features) = await both(
@@ -174,6 +178,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         files: Mapping[str, str | os.PathLike[str]] | None = None,
         use_existing: bool = False,
         plain: bool = False,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Put new overlays on disks, all at one instant, while the guest runs.
@@ -189,6 +194,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
                 or `STEM-of-base.DISK.NAME.qcow2` where two would be one.
             use_existing: Whether the files are there already; size, backing and format are checked.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -205,7 +211,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             refuse("files", files, "give a mapping of disks to paths")
         paths = {disk: absolute("files", file) for disk, file in (files or {}).items()}
         taken = texts("disks", disks) or texts("files", tuple(paths))
-        return await self._do(Snapshot(name, taken, paths, use_existing, plain), hooks)
+        return await self._do(Snapshot(name, taken, paths, use_existing, plain), hooks, wait=wait)
 
     async def stream(
         self,
@@ -216,6 +222,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         on_error: OnError = "report",
         speed: int = 0,
         plain: bool = False,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Copy backing data up into a layer, so that what stood between is not needed any more.
@@ -230,6 +237,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -240,7 +248,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         QAPI: block-stream (block-core.json).
         """
-        return await self._do(Stream(disk, base, into, on_error, speed, plain), hooks)
+        return await self._do(Stream(disk, base, into, on_error, speed, plain), hooks, wait=wait)
 
     async def commit(
         self,
@@ -256,6 +264,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         on_error: OnError = "report",
         speed: int = 0,
         plain: bool = False,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Fold the layers from top down to just above base into base.
@@ -276,6 +285,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -301,7 +311,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             speed=speed,
             plain=plain,
         )
-        return await self._do(intent, hooks)
+        return await self._do(intent, hooks, wait=wait)
 
     async def mirror(
         self,
@@ -316,6 +326,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         on_error: OnError = "report",
         speed: int = 0,
         plain: bool = False,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Copy a disk elsewhere while the guest writes, then move to the copy or leave it.
@@ -335,6 +346,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
             speed: Limit in bytes/s; 0: none.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -359,4 +371,4 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             speed=speed,
             plain=plain,
         )
-        return await self._do(intent, hooks)
+        return await self._do(intent, hooks, wait=wait)

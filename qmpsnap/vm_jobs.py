@@ -164,6 +164,8 @@ class JobVerbs:
         """
         if not job.mine or job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
             return False
+        if self._executor.holds(job.id):
+            return True
         return any(one.live and one.id == job.id for one in await self.interrupted(live=True))
 
     async def _stands(self, job: Job) -> bool:
@@ -179,6 +181,8 @@ class JobVerbs:
             NodeBusy: When its client is at work yet.
         """
         _check(job_id)
+        if self._executor.holds(job_id):
+            raise NodeBusy(f"the operation of {job_id!r} is under way here", node="", job_id=job_id)
         graph = await self._target.graph()
         files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)

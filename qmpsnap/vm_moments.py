@@ -51,7 +51,7 @@ class MomentVerbs:
         return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
 
     async def snapshot_internal(
-        self, name: str, *, disks: Sequence[str] = (), hooks: Hooks | None = None
+        self, name: str, *, disks: Sequence[str] = (), wait: bool = False, hooks: Hooks | None = None
     ) -> Done:
         """Take a snapshot inside the active layers of disks, all at one instant; no chain changes.
 
@@ -62,6 +62,7 @@ class MomentVerbs:
         Args:
             name: The moment's name.
             disks: Disks in any spelling; none: every writable disk with a medium.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -75,9 +76,11 @@ class MomentVerbs:
 
         QAPI: transaction, blockdev-snapshot-internal-sync (block-core.json).
         """
-        return await self._do(SnapshotInternal(name, texts("disks", disks)), hooks)
+        return await self._do(SnapshotInternal(name, texts("disks", disks)), hooks, wait=wait)
 
-    async def delete(self, name: str, *, via: Via | None = None, hooks: Hooks | None = None) -> Done:
+    async def delete(
+        self, name: str, *, via: Via | None = None, wait: bool = False, hooks: Hooks | None = None
+    ) -> Done:
         """Delete a moment: an internal one, from each disk that has it, or an external checkpoint.
 
         Of an external checkpoint the file of VM state and the name go; its layers stay, and a note says
@@ -91,6 +94,7 @@ class MomentVerbs:
             name: The moment's name, also one outside our grammar that somebody else chose.
             via: "hmp" or "jobs" forces a way. None: one of disks alone goes disk after disk; one with VM
                 state through the human monitor when every writable disk has it, and else through a job.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -106,7 +110,7 @@ class MomentVerbs:
         QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
         HMP: delvm.
         """
-        return await self._do(Delete(name, via), hooks)
+        return await self._do(Delete(name, via), hooks, wait=wait)
 
     async def checkpoint_internal(
         self,

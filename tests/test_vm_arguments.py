@@ -53,12 +53,13 @@ OTHER = (None, 1, "snapshot", b"", Delete)
 
 JOB = {"job_id": NAME, "foreign": FLAG}
 RUNS: Mapping[str, Any] = {"hooks": HOOKS}
-COPIES = {"on_error": WORD, "speed": SPEED, "plain": FLAG, "hooks": HOOKS}
+QUEUES: Mapping[str, Any] = {"wait": FLAG, "hooks": HOOKS}
+COPIES = {"on_error": WORD, "speed": SPEED, "plain": FLAG, "wait": FLAG, "hooks": HOOKS}
 # Of each method a call that is right, and what is wrong for each of its parameters.
 METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "snapshot": (
         {"name": "n1"},
-        {"name": NEW, "disks": NAMES, "files": FILES, "use_existing": FLAG, "plain": FLAG, **RUNS},
+        {"name": NEW, "disks": NAMES, "files": FILES, "use_existing": FLAG, "plain": FLAG, **QUEUES},
     ),
     "stream": ({"disk": "vda"}, {"disk": NAME, "base": MAYBE, "into": MAYBE, **COPIES}),
     "commit": (
@@ -88,8 +89,8 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             **COPIES,
         },
     ),
-    "snapshot_internal": ({"name": "n1"}, {"name": NEW, "disks": NAMES, **RUNS}),
-    "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **RUNS}),
+    "snapshot_internal": ({"name": "n1"}, {"name": NEW, "disks": NAMES, **QUEUES}),
+    "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **QUEUES}),
     "checkpoint_internal": (
         {"name": "n1"},
         {"name": NEW, "leave": NAMES, "via": MAYBE_WORD, "wait": FLAG, "plain": FLAG, **RUNS},
@@ -140,7 +141,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "events": ({"sink": print}, {"sink": CALLED}),
 }
 WITHOUT = {"check_stop", "status", "stop", "graph", "jobs", "moments", "wait_lost", "reconnect"}  # parameters
-ELSEWHERE = {("run", "hooks")}  # below: it needs a plan
+ELSEWHERE = {("run", "hooks"), ("run", "wait")}  # below: it needs a plan
 
 
 class Silent:
@@ -202,6 +203,9 @@ async def test_run_refuses_wrong_hooks_and_asks_nothing() -> None:
     for hooks in HOOKS:
         with pytest.raises(BadArgument, match="hooks"):
             await vm_of(Silent()).run(plan, hooks)  # type: ignore[arg-type]
+    for wait in FLAG:
+        with pytest.raises(BadArgument, match="wait"):
+            await vm_of(Silent()).run(plan, wait=wait)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("interval", SECONDS)

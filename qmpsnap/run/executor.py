@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import QmpsnapError
+from qmpsnap.errors import NodeBusy, QmpsnapError
 from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan, WriteRecord
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
+from qmpsnap.run.owner import OWNER
+from qmpsnap.run.turns import Turns, claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -37,7 +40,7 @@ _AFTER_ABANDON = 2.0  # seconds, for what an operation does when its link is giv
 
 
 class Executor:
-    """Runs plans on one target, one at a time.
+    """Runs plans on one target: side by side where they have no disk in common, else one after the other.
 
     Args:
         target: The machine.
@@ -47,10 +50,15 @@ class Executor:
     def __init__(self, target: Target, *, after_cancel: float = _AFTER_CANCEL) -> None:
         self._target = target
         self._after_cancel = after_cancel
-        self._lock = anyio.Lock()
-        self._turns = 0  # how many plans were begun or have ended
+        self._turns = Turns()
 
-    async def run(self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None) -> Done:
+    def holds(self, job_id: str) -> bool:
+        """Whether the job is that of an operation which is under way here."""
+        return self._turns.holds(job_id)
+
+    async def run(
+        self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None, wait: bool = False
+    ) -> Done:
         """Run a plan to its end.
 
         Cancelled before the step that cannot be taken back, what was done is undone; after it, the
@@ -61,8 +69,11 @@ class Executor:
             plan: The plan, as the planner made it.
             hooks: What the caller wants to be told, and its wish to leave.
             seen: The graph when it was read a moment ago, for this very plan.
+            wait: Whether to wait for one that copies whole layers of the same disks; what takes moments is
+                waited for in any case.
 
         Raises:
+            NodeBusy: When one that copies whole layers has to end first, and `wait` is False.
             GraphMismatch: When the chains are not those that the plan was made on, `changed` NO; or
                 not the predicted ones afterwards.
             Refused: When a file could not be made; nothing was sent.
@@ -74,26 +85,42 @@ class Executor:
             Incomplete: When the operation succeeded and something could not be put away.
             LinkLost: When the link went; `changed` says what is known after one try to connect again.
         """
-        turns = self._turns
-        async with self._lock:
-            return await self._run(plan, hooks, seen if self._turns == turns else None)
+        count = self._turns.count + 1  # with our own beginning
+        async with self._turns.of(plan, wait=wait):
+            return await self._run(plan, hooks, seen if self._turns.count == count else None)
 
-    async def do(self, make: Callable[[], Awaitable[Plan]], hooks: Hooks | None = None) -> Done:
+    async def do(
+        self, make: Callable[[], Awaitable[Plan]], hooks: Hooks | None = None, *, wait: bool = False
+    ) -> Done:
         """Plan and run at once; planned once more when another plan of ours ran in between.
 
         Args:
             make: Reads the machine and plans.
             hooks: What the caller wants to be told, and its wish to leave.
+            wait: As in `run`.
 
         Raises:
             QmpsnapError: What `make` and `run` raise.
         """
-        turns = self._turns
-        plan = await make()
-        async with self._lock:
-            if self._turns != turns:
-                plan = await make()
-            return await self._run(plan, hooks, plan.before)
+        count = self._turns.count
+        plan = await self._made(make, wait=wait)
+        while True:
+            async with self._turns.of(plan, wait=wait) as claim:
+                if self._turns.count != count + 1:  # more than our own beginning
+                    count = self._turns.count
+                    plan = await make()
+                if claim.covers(claim_of(plan)):
+                    return await self._run(plan, hooks, plan.before)
+            count += 1  # that we have ended, without anything done
+
+    async def _made(self, make: Callable[[], Awaitable[Plan]], *, wait: bool) -> Plan:
+        """Plan; again when what is in the way is left by an operation that is about to end here."""
+        while True:
+            try:
+                return await make()
+            except NodeBusy as busy:
+                if not wait or busy.job_id or not await self._turns.one_ended():
+                    raise
 
     async def put_away(self, plan: Plan) -> None:
         """Remove the overlays that a plan made and that nobody wrote to; what cannot be removed stays."""
@@ -115,21 +142,21 @@ class Executor:
 
     async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None) -> Done:
         operation = Operation(self._target, plan, hooks or Hooks(), seen)
-        self._turns += 1
-        task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}")
+        context = contextvars.copy_context()
+        context.run(OWNER.set, operation)
+        task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             operation.stop.set()
-            await self._ended(task, plan)
+            await self._ended(task, operation, plan)
             raise
         finally:
-            self._turns += 1
             self._target.release_records(
                 {step.record.id for step in _steps(plan) if isinstance(step, WriteRecord)}
             )
 
-    async def _ended(self, task: asyncio.Task[Done], plan: Plan) -> None:
+    async def _ended(self, task: asyncio.Task[Done], operation: Operation, plan: Plan) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
         limit, op = self._after_cancel, plan.op
         with anyio.CancelScope(shield=True):
@@ -138,7 +165,7 @@ class Executor:
                 guest = {"guest": "may stand still until then"} if plan.halts else {}
                 end = f"qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
                 _log.warning("operation.given_up", op=op, after=limit, ended_by=end, **guest)
-                await self._target.abandon()
+                await self._target.abandon(operation)
                 await _done(task, min(limit, _AFTER_ABANDON))
                 task.cancel()
                 await _done(task, min(limit, _AFTER_ABANDON))

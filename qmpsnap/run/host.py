@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
+import anyio
+
 from qmpsnap.errors import TargetExists, TargetUnusable
 from qmpsnap.model.moments import moved
 from qmpsnap.model.numbered_anew import renamed
@@ -65,6 +67,7 @@ class Host:
         self._images = images
         self._catalog = catalog
         self._made: dict[str, Created] = {}
+        self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
         self.state_bytes = 0  # of the last file of VM state that was sealed
@@ -76,6 +79,10 @@ class Host:
             TargetExists: When a file that is to be made is there.
             TargetUnusable: When it cannot be made, renamed or removed.
         """
+        if isinstance(step, KeepBranch | KeepLink | KeepLost | KeepPlace):
+            async with self._rewriting:
+                await self._perform_on_memory(step)
+            return
         if isinstance(step, MemoryStep):
             await self._perform_on_memory(step)
             return

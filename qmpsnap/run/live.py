@@ -65,6 +65,7 @@ from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
+from qmpsnap.run.owner import OWNER
 from qmpsnap.run.peer import barred
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
@@ -120,6 +121,8 @@ class LiveTarget:
         self._features: Features | None = None
         self._cwd = ""
         self._stack = AsyncExitStack()
+        self._relinking = anyio.Lock()
+        self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
         self._concluded: ConcludedStreams
         self._migrations: Migrations
         self.session: Session
@@ -388,14 +391,24 @@ class LiveTarget:
         """Ask how much of the VM state has moved again and again, until it has."""
         return self._migrations.progress(interval)
 
-    async def abandon(self) -> None:
-        """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
-        await self.session.abandon()
+    async def abandon(self, owner: object) -> None:
+        """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""
+        self._given_up.add(id(owner))
+        await self.session.abandon(owner)
 
     async def relink(self) -> bool:
-        """After the link was lost: connect again, once, in half a second; whether that succeeded."""
+        """After the link was lost: connect again, once, in half a second; whether that succeeded.
+
+        Of several operations that have lost it, the first one does, for all of them.
+        """
         if not self._again:
             return False
+        async with self._relinking:
+            if not self.session.lost.is_set() and id(OWNER.get()) not in self._given_up:
+                return True
+            return await self._relink()
+
+    async def _relink(self) -> bool:
         with suppress(QmpsnapError), anyio.move_on_after(_RELINK_LIMIT):
             async with AsyncExitStack() as stack:
                 await self._open(stack)

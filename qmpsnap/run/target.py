@@ -118,8 +118,8 @@ class Target(Protocol):
     def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
         """Ask how much of the VM state has moved again and again, until it has."""
 
-    async def abandon(self) -> None:
-        """Wait no longer for what is in flight: it raises LinkLost, its outcome unknown."""
+    async def abandon(self, owner: object) -> None:
+        """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""
 
     async def relink(self) -> bool:
-        """After the link was lost: connect again, once; whether that succeeded."""
+        """After the link was lost: connect again, once for all who lost it; whether that succeeded."""

@@ -248,7 +248,7 @@ class FakeTarget:
         yield Progress(Job("memory", "migrate", JobStatus.RUNNING, offset=4, length=8), None, None)
         await anyio.sleep(interval)
 
-    async def abandon(self) -> None:
+    async def abandon(self, owner: object) -> None:
         """Nothing is ever in flight here for longer than a turn of the loop."""
 
     async def relink(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, QmpsnapError, UnknownNode
-from qmpsnap.plan.intent import Checkpoint
+from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, NodeBusy, QmpsnapError, UnknownNode
+from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot, SnapshotInternal
 from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, ProbeAbsent, TakeSnapshots
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpsnap.model.job import Job
+    from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
     from qmpsnap.testing.fake import FakeTarget
@@ -224,14 +226,14 @@ async def until_it_waits(fake: FakeTarget) -> None:
         await asyncio.sleep(0)
 
 
-async def test_executor_runs_one_plan_at_a_time() -> None:
+async def test_executor_runs_plans_of_one_disk_one_after_the_other() -> None:
     fake = machine("stream")
     executor = Executor(fake)
     plan = await plan_of("stream", fake)
     fake.hold = True
     first = asyncio.create_task(executor.run(plan))
     await until_it_waits(fake)
-    second = asyncio.create_task(executor.run(plan))
+    second = asyncio.create_task(executor.run(plan, wait=True))
     await asyncio.sleep(0)
     count = len(fake.performed)
     fake.let_go()
@@ -239,6 +241,107 @@ async def test_executor_runs_one_plan_at_a_time() -> None:
     with pytest.raises(QmpsnapError, match="not those that the plan was made on"):
         await second
     assert len(fake.performed) == count + 5  # the first one's end, and its record
+
+
+BESIDE: dict[str, Intent] = {
+    "snapshot": Snapshot("n1", ("vdb",)),
+    "snapshot-internal": SnapshotInternal("n1", ("vdb",)),
+    "mirror": Mirror("vdb", "/images/other.qcow2", "pivot", discard_internal=True),
+}
+
+
+@pytest.mark.parametrize("case", ["stream", "commit", "commit-pivot", "mirror-pivot", "mirror-finish"])
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_executor_runs_plans_of_disjoint_disks_side_by_side(case: str, beside: str) -> None:
+    alone = machine(case)
+    alone_done = await vm_of(alone).run(await plan_of(case, alone))
+    fake = machine(case)
+    vm = vm_of(fake)
+    fake.hold = True
+    long = asyncio.create_task(vm.run(await plan_of(case, fake)))
+    await until_it_waits(fake)
+    (job,) = await vm.jobs()
+    short = asyncio.create_task(vm.run(await vm.plan(BESIDE[beside])))
+    await anyio.wait_all_tasks_blocked()
+    assert not long.done()
+    assert job.id in {one.id for one in await vm.jobs()}
+    if beside == "mirror":
+        assert len(await vm.jobs()) == 2
+    else:
+        assert short.done()
+    fake.let_go()
+    done = await short
+    assert (await long).chains == alone_done.chains
+    assert fake.state.chains() == alone_done.chains | done.chains | {
+        disk: files for disk, files in FILES.items() if disk not in {*alone_done.chains, *done.chains}
+    }
+    assert await fake.jobs() == ()
+    assert fake.watched == 0
+    assert intents(fake) == ([job.id] if case == "commit-keep" else [])
+
+
+@pytest.mark.parametrize("name", ["snapshot", "checkpoint", "checkpoint_internal", "delete"])
+async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(name: str) -> None:
+    fake = machine("mirror-finish")
+    vm = vm_of(fake)
+    fake.hold = True
+    long = asyncio.create_task(vm.mirror("vda", COPY, ending="finish"))
+    await until_it_waits(fake)
+    (job,) = await vm.jobs()
+    moment = "old" if name == "delete" else "n1"
+    before = list(fake.performed)
+    with pytest.raises(NodeBusy) as caught:
+        await getattr(vm, name)(moment)
+    assert (caught.value.job_id, fake.performed) == (job.id, before)
+    waiting = asyncio.create_task(getattr(vm, name)(moment, wait=True))
+    await anyio.wait_all_tasks_blocked()
+    assert (waiting.done(), fake.performed) == (False, before)
+    fake.let_go()
+    assert (await long).op == "mirror"
+    assert (await waiting).op.startswith(name.partition("_")[0])
+    assert fake.watched == 0
+
+
+async def test_what_has_to_wait_is_not_overtaken_by_what_came_later() -> None:
+    fake = machine("mirror-finish")
+    vm = vm_of(fake)
+    fake.hold = True
+    long = asyncio.create_task(vm.run(await plan_of("mirror-finish", fake)))
+    await until_it_waits(fake)
+    ended: list[str] = []
+
+    async def run(name: str, plan: Plan) -> None:
+        await vm.run(plan, wait=True)
+        ended.append(name)
+
+    both = await vm.plan(Snapshot("n3", ("vdb",)))
+    whole = asyncio.create_task(run("whole", replace(both, disks=("vda", "vdb"))))
+    await anyio.wait_all_tasks_blocked()
+    later = asyncio.create_task(run("later", await vm.plan(SnapshotInternal("n2", ("vdb",)))))
+    await anyio.wait_all_tasks_blocked()
+    assert ended == []
+    fake.let_go()
+    await long
+    await asyncio.wait({whole, later})
+    assert ended[:1] == ["whole"]
+
+
+async def test_cancelling_one_operation_leaves_another_alone() -> None:
+    fake = machine("stream")
+    vm = vm_of(fake)
+    fake.hold = True
+    one = asyncio.create_task(vm.stream("vda", base="base"))
+    await until_it_waits(fake)
+    other = asyncio.create_task(vm.mirror("vdb", "/images/other.qcow2", ending="finish"))
+    await anyio.wait_all_tasks_blocked()
+    assert len(await vm.jobs()) == 2
+    one.cancel()
+    await asyncio.wait({one})
+    assert one.cancelled()
+    assert [job.type for job in await vm.jobs()] == ["drive-mirror"]
+    assert fake.state.chains("vda") == {"vda": FILES["vda"]}
+    fake.let_go()
+    assert (await other).chains == {"vdb": FILES["vdb"]}
 
 
 async def test_executor_plans_again_when_another_plan_ran_in_between() -> None:
@@ -327,7 +430,7 @@ async def test_executor_lets_go_of_a_caller_that_left_while_another_plan_ran() -
     fake.hold = True
     first = asyncio.create_task(executor.run(plan))
     await asyncio.sleep(0)
-    waiting = asyncio.create_task(executor.run(plan))
+    waiting = asyncio.create_task(executor.run(plan, wait=True))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait({waiting})

@@ -21,6 +21,7 @@ from qemu.qmp.qmp_client import BadReplyError
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
 from qmpsnap.model.hints import hint_for
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.owner import OWNER
 from qmpsnap.run.session.change import Change, Limits, settled
 from qmpsnap.run.session.client import Tap, first_line, reach
 from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
@@ -75,7 +76,7 @@ class Session:
         self._closing = False
         self._abandoning = False
         self._silent = False  # it was said that QEMU does not answer
-        self._calls: set[asyncio.Task[object]] = set()
+        self._calls: dict[asyncio.Task[object], object] = {}  # whom each is for
         self._subscriptions = Subscriptions()
         self._disconnecting: asyncio.Task[str] | None = None
         self._tap = Tap(self._on_event)
@@ -195,12 +196,12 @@ class Session:
         if self.trace is not None:
             self.trace({"execute": command, "arguments": arguments})
         call = asyncio.create_task(self._execute(command, arguments, in_doubt), name=f"qmpsnap: {command}")
-        self._calls.add(call)
+        self._calls[call] = OWNER.get()
         call.add_done_callback(self._forget)
         return call
 
     def _forget(self, call: asyncio.Task[object]) -> None:
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         if not call.cancelled():
             call.exception()  # a caller that gave up does not ask: asyncio need not complain
 
@@ -264,23 +265,27 @@ class Session:
             await asyncio.wait(set(self._calls), timeout=_END_LIMIT)
         await self._give_up()
 
-    async def abandon(self) -> None:
-        """Wait no longer for any command in flight: each raises LinkLost, its outcome unknown.
+    async def abandon(self, owner: object = None) -> None:
+        """Wait no longer for commands in flight: each raises LinkLost, its outcome unknown.
 
         The session goes on; what QEMU answers late is dropped.
+
+        Args:
+            owner: Whose (see `run/owner.py`); None: all.
         """
         self._abandoning = True
         try:
-            await self._give_up()
+            await self._give_up(owner)
         finally:
             self._abandoning = False
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, owner: object = None) -> None:
         await asyncio.sleep(0)  # a task that has not begun could not say why it ends
-        for call in self._calls:
+        calls = {call for call, whose in self._calls.items() if owner is None or whose is owner}
+        for call in calls:
             call.cancel()
-        if self._calls:
-            await asyncio.wait(set(self._calls))
+        if calls:
+            await asyncio.wait(calls)
 
     def _set_lost(self, reason: str) -> None:
         self.close_reason = reason

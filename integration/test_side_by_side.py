@@ -1,0 +1,120 @@
+"""One VM does several things at once: a copy of one disk is under way while another disk is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import pytest
+
+from integration.known_images import KIB, MIB, content, overwritten
+from integration.machines import blockdev
+from qmpsnap.errors import NodeBusy
+from qmpsnap.run.outcome import Hooks
+
+pytestmark = pytest.mark.timeout(60)
+
+SLOW = 64 * KIB  # bytes a second: the copies below end when they are let go, and not before
+FIRST = (0xB1, 2 * MIB, 4096)
+SECOND = (0xB2, 3 * MIB, 4096)
+MEANWHILE = (0xA7, 5 * MIB, 4096)
+
+
+async def started(vm, call):
+    """Begin a call that copies; return it once its job runs, with the job's id."""
+    running = asyncio.Event()
+    task = asyncio.create_task(call(Hooks(progress=lambda _: running.set(), interval=0.01)))
+    waiter = asyncio.create_task(running.wait())
+    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    assert not task.done()
+    (job,) = await vm.jobs()
+    return task, job.id
+
+
+async def let_go(vm, job_id):
+    await vm.job_speed(job_id, 0)
+
+
+async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu, images, machine, tmp_path):
+    one, other = images(folder="one"), images(folder="other")
+    target = tmp_path / "copy.qcow2"
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active)) as running:
+        async with running.connect() as vm:
+            mirror, job_id = await started(
+                vm, lambda hooks: vm.mirror("vda", target, ending="pivot", speed=SLOW, hooks=hooks)
+            )
+            await vm.snapshot("n1", disks=["vdb"])
+            running.write("vdb", *FIRST)
+            running.write("vda", *MEANWHILE)
+            await vm.snapshot("n2", disks=["vdb"])
+            running.write("vdb", *SECOND)
+            graph = await vm.graph()
+            n2 = graph.disks["vdb"].files[0]
+            assert graph.chains("vda") == {"vda": one.chain}  # its job's filter is no layer
+            assert [part.name for part in (await vm.moments()).moments] == ["n1", "n2"]
+            merged = await vm.commit("vdb", top="n1", base=other.active)
+            assert merged.chains == {"vdb": (n2, *other.chain)}
+            inside = await vm.snapshot_internal("inside", disks=["vdb"])
+            assert inside.chains == merged.chains
+            assert not mirror.done()  # all of that, and the copy goes on
+            assert [job.id for job in await vm.jobs()] == [job_id]
+            with pytest.raises(NodeBusy) as caught:
+                await vm.snapshot("n3")  # of both disks
+            assert caught.value.job_id == job_id
+            with pytest.raises(NodeBusy):
+                await vm.checkpoint("c1")
+            both = asyncio.create_task(vm.snapshot("n4", wait=True))
+            pivoted = await vm.commit("vdb", discard_internal=True)
+            assert pivoted.chains == {"vdb": other.chain[-1:]}
+            await vm.execute("blockdev-del", {"node-name": "vdb-node"})  # as `pivoted.left` says
+            assert not mirror.done()
+            assert not both.done()
+            await let_go(vm, job_id)
+            moved = await mirror
+            taken = await both
+            assert moved.chains == {"vda": (str(target),)}
+            assert {disk: files[1:] for disk, files in taken.chains.items()} == moved.chains | pivoted.chains
+            assert await vm.jobs() == ()
+            assert await vm.interrupted() == ()
+            final = taken.chains
+    assert qemu.read(final["vda"][0]) == overwritten(content(3), MEANWHILE)
+    assert qemu.read(final["vdb"][0]) == overwritten(content(3), FIRST, SECOND)
+    for chain in final.values():
+        qemu.check_chain(*chain)
+    assert qemu.read(one.active) == overwritten(content(3), MEANWHILE)  # it pivoted at its very end
+    with machine(*blockdev("vda", final["vda"][0]), *blockdev("vdb", final["vdb"][0])) as running:
+        async with running.connect() as vm:
+            assert (await vm.graph()).chains() == final
+
+
+async def test_two_copies_of_two_disks_and_one_is_cancelled(qemu, images, machine, tmp_path):
+    one, other = images(folder="one"), images(folder="other")
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active)) as running:
+        async with running.connect() as vm:
+            mirror, job_id = await started(
+                vm,
+                lambda hooks: vm.mirror(
+                    "vda", tmp_path / "copy.qcow2", ending="finish", speed=SLOW, hooks=hooks
+                ),
+            )
+            begun = asyncio.Event()
+            stream = asyncio.create_task(
+                vm.stream("vdb", speed=SLOW, hooks=Hooks(progress=lambda _: begun.set(), interval=0.01))
+            )
+            with anyio.fail_after(10):
+                await begun.wait()
+            assert len(await vm.jobs()) == 2
+            mirror.cancel()
+            await asyncio.wait({mirror})
+            assert mirror.cancelled()
+            (left,) = await vm.jobs()
+            assert left.type == "stream"
+            assert (await vm.graph()).chains() == {"vda": one.chain, "vdb": other.chain}
+            await let_go(vm, left.id)
+            assert (await stream).chains == {"vdb": (other.active,)}
+            assert job_id not in {job.id for job in await vm.jobs()}
+    assert not (tmp_path / "copy.qcow2").exists()
+    assert qemu.read(one.active) == qemu.read(other.active) == content(3)
+    qemu.check_chain(*one.chain)
+    qemu.check_chain(other.active)

@@ -1,0 +1,136 @@
+"""Whose turn it is: operations on disks that have nothing in common run side by side, others in turn.
+
+Here alone it is decided what an operation keeps others from.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.errors import NodeBusy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from qmpsnap.plan.plan import Plan
+
+__all__ = ["Claim", "Turns", "claim_of"]
+
+# They touch their disks' chains and nothing else: neither the guest's memory nor its running.
+_OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an operation keeps others from.
+
+    Attributes:
+        disks: Names of the disks that it works on.
+        files: Every layer of their chains, as of now and as predicted: two disks may share some.
+        writes: Those of them that it may write to although another disk reads them.
+        everything: Whether it works on the whole machine.
+    """
+
+    disks: frozenset[str]
+    files: frozenset[str]
+    writes: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def meets(self, other: Claim) -> bool:
+        """Whether the two must not run side by side."""
+        if self.everything or other.everything:
+            return True
+        return bool(self.disks & other.disks or self.writes & other.files or other.writes & self.files)
+
+    def covers(self, other: Claim) -> bool:
+        """Whether whoever has this one need not ask for the other."""
+        return self.everything or (
+            not other.everything
+            and self.disks >= other.disks
+            and self.files >= other.files
+            and self.writes >= other.writes
+        )
+
+
+def claim_of(plan: Plan) -> Claim:
+    """What a plan's run keeps others from: its disks; the whole machine if it stops the guest, say."""
+    everything = plan.op not in _OF_THEIR_DISKS or not plan.disks or plan.halts or plan.moves_memory
+    chains = [*plan.chains_before.values(), *plan.chains_after.values()]
+    files = frozenset(file for chain in chains for file in chain)
+    return Claim(frozenset(plan.disks), files, files if plan.op == "commit" else frozenset(), everything)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Turn:
+    plan: Plan
+    claim: Claim
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Turns:
+    """The operations of one machine that are under way or wait, in the order in which they came.
+
+    Attributes:
+        count: How many have begun or ended.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._all: list[_Turn] = []
+
+    def holds(self, job_id: str) -> bool:
+        """Whether the job is that of an operation which is under way here."""
+        return any(turn.plan.job_id == job_id for turn in self._all)
+
+    async def one_ended(self) -> bool:
+        """Wait until the first of those that are under way has ended; False: none is."""
+        if not self._all:
+            return False
+        await self._all[0].ended.wait()
+        return True
+
+    @asynccontextmanager
+    async def of(self, plan: Plan, *, wait: bool) -> AsyncIterator[Claim]:
+        """Hold what the plan works on while the block lasts.
+
+        What takes moments is waited for in any case. Nobody is overtaken by who came later and has to wait
+        for the same.
+
+        Args:
+            plan: What is to be run.
+            wait: Whether to wait for one that copies whole layers, too.
+
+        Raises:
+            NodeBusy: When such a one is before it, and `wait` is False.
+        """
+        turn = _Turn(plan, claim_of(plan))
+        before = [one for one in self._all if one.claim.meets(turn.claim)]
+        if not wait:
+            for one in before:
+                _refuse_copying(turn, one)
+        self._all.append(turn)
+        try:
+            for one in before:
+                await one.ended.wait()
+            self.count += 1
+            yield turn.claim
+        finally:
+            self.count += 1
+            self._all.remove(turn)
+            turn.ended.set()
+
+
+def _refuse_copying(turn: _Turn, before: _Turn) -> None:
+    if not before.plan.can_be_left:
+        return
+    job_id, disks = before.plan.job_id, ", ".join(map(repr, before.plan.disks))
+    raise NodeBusy(
+        f"{turn.plan.op} has to wait for the {before.plan.op} of {disks}, under way as {job_id!r}",
+        node="",
+        job_id=job_id,
+        hint=f"wait=True waits for its end; qmpsnap job wait {job_id}, or qmpsnap job cancel {job_id}",
+    )
