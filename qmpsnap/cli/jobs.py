@@ -111,7 +111,8 @@ class _Left:
         # A commit that was stopped has written into its base: nothing but the same commit mends that.
         above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1
         top = ("--top", record.folded[0]) if above else ()
-        return command("commit", record.disk, *top, "--base", files[below])
+        base = ("--base", files[below]) if below < len(files) else ()  # else it is no file, and the deepest
+        return command("commit", record.disk, *top, *base)
 
     def text(self) -> list[str]:
         """Lines for people."""

@@ -55,6 +55,15 @@ def check_intent(record: IntentRecord) -> None:
         }
         if record.op != "commit" or dict(record.after) != left:
             raise ValueError("'folded' is not what 'chains' has more than 'after'")
+        _one_fold(record)
+
+
+def _one_fold(record: IntentRecord) -> None:
+    """Check that the folded files lie together in the disk's chain; a base that is no file is not in it."""
+    chain, count = record.chains.get(record.disk, ()), len(record.folded)
+    at = chain.index(record.folded[0]) if record.folded[0] in chain else len(chain)
+    if chain[at : at + count] != record.folded:
+        raise ValueError(f"'folded' lies not together in the chain of {record.disk!r}")
 
 
 def check_moment(record: MomentRecord) -> None:

@@ -30,6 +30,9 @@ COMMIT = IntentRecord(
     invalid=("/d/base",),
     disk="vda",
 )
+NO_FILE = replace(  # whose base is reached by the network, and is no file
+    COMMIT, chains={"vda": ("/d/s2", "/d/s1")}, after={"vda": ("/d/s2",)}, invalid=()
+)
 MIRROR = IntentRecord(
     id="qmpsnap-mirror-pivot-0a1b2c3d",
     op="mirror",
@@ -53,7 +56,7 @@ CHECKPOINT = IntentRecord(
 MOMENT = moment_of(CHECKPOINT)
 
 
-@pytest.mark.parametrize("record", [COMMIT, MIRROR, CHECKPOINT, MOMENT])
+@pytest.mark.parametrize("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, MOMENT])
 def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
     assert from_json(to_json(record)) == record
 
@@ -64,6 +67,13 @@ def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
         (COMMIT, {"folded": (VICTIM,)}, "'folded' holds '/etc/shadow'"),
         (COMMIT, {"folded": ("/d/base",), "renames": {}}, "'folded' is not what"),
         (COMMIT, {"folded": ("/d/s1", "/d/s2")}, "'folded' is not what"),
+        (COMMIT, {"disk": "vdb"}, "'folded' lies not together in the chain of 'vdb'"),
+        (COMMIT, {"disk": ""}, "'folded' lies not together"),
+        (
+            COMMIT,
+            {"folded": ("/d/s2", "/d/base"), "after": {"vda": ("/d/s1",)}, "renames": {}},
+            "'folded' lies not together",
+        ),
         (COMMIT, {"op": "stream"}, "'folded' is not what"),
         (COMMIT, {"renames": {VICTIM: "/d/x"}}, "'renames' holds '/etc/shadow'"),
         (COMMIT, {"renames": {"/d/s1": VICTIM}}, "is none for a folded file"),
