@@ -79,7 +79,7 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     part = taking(scene, leave=intent.leave, via=intent.via)
     for disk in part.disks:
         refuse_data_file(
-            disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {disk.name}"
+            disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {quoted(disk.name)}"
         )
     refuse_memory_inside(scene.graph, part.disks[0], plain=intent.plain)
     if part.via == "jobs":

@@ -10,15 +10,15 @@ import posixpath
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NotInChain, StillNeeded, TargetUnusable, Unsupported
-from qmpsnap.model.files import NOT_ALLOWED, Ask, invalid_names
+from qmpsnap.errors import NotInChain, TargetUnusable, Unsupported
+from qmpsnap.model.files import Ask, invalid_names
 from qmpsnap.model.find import find_disk
-from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.encryption import refuse_clear_data
 from qmpsnap.plan.lost import Fold, finish, repeated, settled
+from qmpsnap.plan.needed import refuse_needed
 from qmpsnap.plan.opened import refuse_reopen, temporary
 from qmpsnap.plan.place import refuse_barred
 from qmpsnap.plan.plan import Plan, Stage
@@ -125,7 +125,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     refuse_covered(scene, disk)
     folded = disk.layers[top:base]
     refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
-    given_up, notes = _refuse_needed(intent, scene, disk, (*folded, disk.layers[base]))
+    given_up, notes = refuse_needed(intent, scene, disk, (*folded, disk.layers[base]))
 
     token = digest("commit", disk.name, disk.files, top, base, intent.keep_overlay, avoid=scene.names)
     ending = "keep" if intent.keep_overlay or not active else "pivot"
@@ -340,81 +340,3 @@ def _is_link(scene: Scene, file: str) -> bool:
     real = scene.files.real(file)
     where, name = posixpath.split(real)
     return name != posixpath.basename(file) or where not in {*scene.files.looked_in, posixpath.dirname(file)}
-
-
-def _refuse_needed(
-    intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Refuse when anybody else stands on what changes; else what is given up, and notes."""
-    files = scene.files
-    by = []
-    for other in scene.graph.disks.values():
-        if other.name != disk.name:
-            by += [
-                f"disk {other.name}"
-                for layer in changed
-                if any(files.same(layer.file, f) for f in other.files)
-            ]
-    standing = unique(
-        file
-        for layer in changed
-        if layer.file.startswith("/")
-        for file in files.on(layer.file, without=disk.files)
-    )
-    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
-    raw = {
-        files.real(layer.file)
-        for other in scene.graph.disks.values()
-        for layer in other.layers
-        if layer.format == "raw"
-    }
-    standing = tuple(file for file in standing if file not in raw)
-    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
-    if not files.shared:
-        _refuse_by([*by, *(file for file in standing if file not in wanted)])
-        note = "images of other machines were not looked for: QEMU's files are not visible from here"
-        if files.looked_in:
-            note = "images of other machines were looked for, but whether these are QEMU's files is not known"
-        return tuple(file for file in standing if file in wanted), (note,)
-    for where in intent.look_in:
-        if not files.directories[where].exists:
-            raise TargetUnusable(f"{where}, to look in, is no directory", file=where)
-    for where in files.unreadable:
-        if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
-            raise TargetUnusable(
-                f"cannot look for images that stand on the chain: {where}",
-                file=where,
-                hint="run as a user who can read the directory",
-            )
-    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
-    _refuse_by([*by, *(file for file in standing if file not in wanted)])
-    _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")
-    notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]
-    notes += [
-        f"images of other machines that stand on {layer.file} were not looked for"
-        for layer in changed
-        if not layer.file.startswith("/")
-    ]
-    return tuple(file for file in standing if file in wanted), tuple(notes)
-
-
-def _refuse_by(by: list[str], why: str = "it stands") -> None:
-    by = list(dict.fromkeys(by))
-    if by:
-        raise StillNeeded(
-            f"still needed by {', '.join(by)}: {why} on a layer that this commit changes",
-            by=by,
-            hint="; ".join(_ways(by)),
-        )
-
-
-def _ways(by: list[str]) -> list[str]:
-    """What helps: a disk of this very machine cannot be given up."""
-    disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
-    ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
-    if len(disks) < len(by):
-        ways.append("stream an image first, or give it up with --invalidate FILE")
-        ways.append(
-            "a raw disk whose guest wrote that header stands on nothing: keep it in another directory"
-        )
-    return ways

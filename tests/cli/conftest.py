@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import NamedTuple
 
 import pytest
@@ -29,20 +28,6 @@ class Ended(NamedTuple):
         """The one object on stdout."""
         (line,) = self.out.splitlines()
         return json.loads(line)
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before(monkeypatch):
-    monkeypatch.delenv("QMPSNAP_SOCKET", raising=False)
-    wire, ours = logging.getLogger("qemu.qmp"), logging.getLogger("qmpsnap")
-    before = [
-        (one, list(one.handlers), one.level, one.propagate)
-        for one in (wire, ours, logging.getLogger("asyncio"))
-    ]
-    yield
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
-        logger.manager._clear_cache()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

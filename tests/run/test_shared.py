@@ -4,7 +4,8 @@ import os
 import shutil
 import struct
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from subprocess import PIPE, Popen
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -146,10 +147,23 @@ def test_open_files_knows_nothing_of_a_process_without_the_file(tmp_path: Path) 
     )
 
 
+def proven(file: Path, opened: IO[str]) -> bool:
+    """Whether a process with nothing else open is one that has the file open."""
+    with Popen(["/bin/cat"], pass_fds=[opened.fileno()], stdin=PIPE, stdout=PIPE, bufsize=0) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b".")
+        assert child.stdout.read(1) == b"."  # it has closed its libraries by then
+        return open_files(child.pid, [OpenName(str(file), str(file))]).proven
+
+
 def test_open_files_does_not_take_a_log_for_the_image(tmp_path: Path) -> None:
+    """Seen from a process of its own: pytest has files of its own open."""
     file = put(tmp_path / "a", form="raw")
-    with (tmp_path / "log").open("w"):
-        assert not open_files(US, [OpenName(str(file), str(file))]).proven
+    with (tmp_path / "log").open("w") as log:
+        assert not proven(file, log)
+    with file.open() as image:
+        assert proven(file, image)
 
 
 def test_open_files_knows_nothing_when_we_may_not_look(tmp_path: Path) -> None:
