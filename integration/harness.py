@@ -304,10 +304,10 @@ _OURS = str(Path(qmpsnap.__file__).parent)
 
 
 class Ordinals:
-    """Chooses every suspension once, by its number: one a round."""
+    """Chooses every suspension once, by its number: one a round, from `first` on."""
 
-    def __init__(self):
-        self.rounds = 0
+    def __init__(self, first=1):
+        self.rounds = first - 1
 
     def begin(self):
         self.rounds, self._count = self.rounds + 1, 0

@@ -63,7 +63,7 @@ async def test_snapshot_of_three_disks_leaves_nothing_when_the_third_cannot_be_m
         async with running.connect() as vm:
             plan = await vm.plan(Snapshot("sn", (), {"vdc": f"{full}/o.qcow2"}))
             (full / "filler").write_bytes(bytes(MIB - 8 * KIB))
-            with traced(vm) as sent, pytest.raises(TargetUnusable, match="No space left") as caught:
+            with traced(vm) as sent, pytest.raises(TargetUnusable, match="no space left") as caught:
                 await vm.run(plan)
             assert (sent, caught.value.changed, caught.value.left) == ([], Changed.NO, ())
             (full / "filler").unlink()

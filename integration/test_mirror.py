@@ -8,7 +8,16 @@ import pytest
 
 from integration.known_images import KIB, MIB, SIZE, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, throttled, traced
-from qmpsnap.errors import Changed, Refused, TargetExists, TargetUnusable, UnknownNode, Unsupported, WouldLose
+from qmpsnap.errors import (
+    BadArgument,
+    Changed,
+    Refused,
+    TargetExists,
+    TargetUnusable,
+    UnknownNode,
+    Unsupported,
+    WouldLose,
+)
 from qmpsnap.plan.intent import Mirror
 from qmpsnap.run.outcome import Hooks
 
@@ -180,13 +189,15 @@ async def test_mirror_refuses_what_cannot_be_and_leaves_nothing(qemu, images, ma
         (Mirror("vda", f"{tmp_path}/missing/t", ending="pivot"), TargetUnusable),
         (Mirror("vda", target, ending="finish", sync="none"), Unsupported),
         (Mirror("vda", target, ending="pivot", sync="top", format="raw"), Unsupported),
-        (Mirror("vda", target, ending="pivot", format="vmdk"), Unsupported),
         (Mirror("vdb", target, ending="pivot"), WouldLose),
         (Mirror("vdz", target, ending="pivot"), UnknownNode),
     ]
     with machine(*blockdev("vda", made.active), *throttled("vdb", other.active)) as running:
         before = listing(tmp_path), running.roots()
         async with running.connect() as vm:
+            with traced(vm) as sent, pytest.raises(BadArgument, match="give 'raw' or 'qcow2'"):
+                await vm.mirror("vda", target, ending="pivot", format="vmdk")
+            assert sent == []
             for intent, error in cases:
                 with traced(vm) as sent, pytest.raises(Refused) as caught:
                     await vm.run(await vm.plan(intent))

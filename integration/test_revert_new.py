@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import qmpsnap
-from integration.harness import interrupt
+from integration.harness import Ordinals, interrupt
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, listing, messages, traced
 from integration.states import note, opened, refuses, settings, status
@@ -267,7 +267,7 @@ async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two,
 
             for cancel in ("task", "scope"):
                 for number in (1, 3, *range(10, 60, 3)):
-                    came, _ = await interrupt(operation, number, cancel=cancel)
+                    came, _ = await interrupt(operation, Ordinals(number), cancel=cancel)
                     assert came
                     assert listing(running.folder) == before, f"{cancel} at {number}"
                     assert await vm.interrupted() == ()
