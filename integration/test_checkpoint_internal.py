@@ -9,13 +9,13 @@ from integration.machines import blockdev, drive, listing, messages, throttled, 
 from integration.states import unlike_its_checkpoint
 from qmpsnap.errors import (
     BadName,
+    Busy,
     Changed,
-    NodeBusy,
+    NotFound,
     NotInChain,
     Refused,
     TargetError,
     TargetExists,
-    UnknownNode,
     Unsupported,
 )
 from qmpsnap.plan.intent import CheckpointInternal, Delete, Revert
@@ -100,8 +100,8 @@ async def test_checkpoint_refuses_what_cannot_be_and_sends_nothing(qemu, images,
             assert sent == []
             cases = {
                 "existing": (CheckpointInternal("c1"), TargetExists, "'c1' already"),
-                "revert missing": (Revert("nope"), UnknownNode, "'nope'"),
-                "delete missing": (Delete("nope"), UnknownNode, "'nope'"),
+                "revert missing": (Revert("nope"), NotFound, "'nope'"),
+                "delete missing": (Delete("nope"), NotFound, "'nope'"),
                 "disks alone": (Revert("disks"), Unsupported, "holds disks alone"),
             }
             for case, (intent, error, text) in cases.items():
@@ -248,14 +248,14 @@ async def test_checkpoint_waits_for_a_job_when_it_is_asked_to_and_not_for_one_th
     with machine(*blockdev("vda", images("base <- s1").active)) as running:
         async with running.connect() as vm:
             running.qmp("block-stream", {"job-id": "theirs", "device": "vda-node", "speed": 1 * MIB})
-            with pytest.raises(NodeBusy, match="'theirs'"):
+            with pytest.raises(Busy, match="'theirs'"):
                 await vm.checkpoint_internal("c1", via=via)
             taken = await vm.checkpoint_internal("c1", via=via, wait=True)
             assert taken.bytes
             assert running.qmp("query-jobs") == []
             running.qmp("drive-mirror", {"job-id": "theirs", "device": "vda-node", "target": copy,
                                          "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
-            with pytest.raises(NodeBusy, match="'theirs'"):
+            with pytest.raises(Busy, match="'theirs'"):
                 await vm.checkpoint_internal("c2", via=via, wait=True)
         running.qmp("block-job-cancel", device="theirs")
         running.qmp.wait_event("BLOCK_JOB_COMPLETED")
@@ -267,7 +267,7 @@ async def test_checkpoint_names_a_node_without_use_that_is_in_the_way(qemu, imag
         running.qmp("blockdev-add", {"driver": "qcow2", "node-name": "leak",
                                      "file": {"driver": "file", "filename": spare}})  # fmt: skip
         async with running.connect() as vm:
-            with pytest.raises(NodeBusy, match="'leak'") as caught:
+            with pytest.raises(Busy, match="'leak'") as caught:
                 await vm.checkpoint_internal("c1")
             assert caught.value.hint == (
                 'free it first (qmpsnap qmp blockdev-del \'{"node-name": "leak"}\'), '
@@ -277,7 +277,7 @@ async def test_checkpoint_names_a_node_without_use_that_is_in_the_way(qemu, imag
             assert running.qmp("query-jobs") == []
             running.qmp("blockdev-del", {"node-name": "leak"})
             running.qmp("blockdev-add", driver="file", **{"node-name": "bare"}, filename=spare)
-            with pytest.raises(NodeBusy, match="'bare'"):
+            with pytest.raises(Busy, match="'bare'"):
                 await vm.checkpoint_internal("c1")
             running.qmp("blockdev-del", {"node-name": "bare"})
             await vm.checkpoint_internal("c1")
@@ -292,7 +292,7 @@ async def test_checkpoint_refuses_while_a_job_runs(qemu, images, machine, tmp_pa
                                          "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
             running.qmp.wait_event("BLOCK_JOB_READY")
             for intent in (CheckpointInternal("c2"), Revert("c1"), Delete("c1")):
-                with traced(vm) as sent, pytest.raises(NodeBusy, match="'theirs'"):
+                with traced(vm) as sent, pytest.raises(Busy, match="'theirs'"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
         running.qmp("block-job-cancel", device="theirs")

@@ -12,7 +12,7 @@ import qmpsnap
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev, traced, wait_for
 from integration.states import ENDINGS, MODES, refuses, status
-from qmpsnap.errors import BadName, NodeBusy, TargetExists, TargetUnusable, UnknownNode, Unsupported
+from qmpsnap.errors import BadName, Busy, InvalidTarget, NotFound, TargetExists, Unsupported
 from qmpsnap.plan.intent import Checkpoint, Save
 
 
@@ -65,7 +65,7 @@ async def test_checkpoint_refuses_a_place_where_no_file_can_be_made(images, mach
         running.qmp("cont")
         async with running.connect() as vm:
             for file, text in cases.items():
-                error = await refuses(running, vm, Checkpoint("c1", mode, str(file)), TargetUnusable, text)
+                error = await refuses(running, vm, Checkpoint("c1", mode, str(file)), InvalidTarget, text)
                 assert error.file == str(file)
 
 
@@ -76,9 +76,9 @@ async def test_checkpoint_refuses_while_a_job_runs(qemu, images, machine, mode, 
                                      "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
         running.qmp.wait_event("BLOCK_JOB_READY")
         async with running.connect() as vm:
-            error = await refuses(running, vm, Checkpoint("c1", mode), NodeBusy, "'theirs'")
+            error = await refuses(running, vm, Checkpoint("c1", mode), Busy, "'theirs'")
             assert error.job_id == "theirs"
-            await refuses(running, vm, Save(f"{tmp_path}/memory"), NodeBusy, "'theirs'")
+            await refuses(running, vm, Save(f"{tmp_path}/memory"), Busy, "'theirs'")
         running.qmp("block-job-cancel", device="theirs")
         running.qmp.wait_event("BLOCK_JOB_COMPLETED")
 
@@ -94,8 +94,8 @@ async def test_checkpoint_refuses_while_somebody_migrates(images, machine, mode,
         running.qmp("migrate", uri=f"unix:{tmp_path}/theirs")
         wait_for(lambda: running.qmp("query-migrate").get("status") == "active")
         async with running.connect() as vm:
-            await refuses(running, vm, Checkpoint("c1", mode), NodeBusy, "migration is under way")
-            await refuses(running, vm, Save(f"{tmp_path}/memory"), NodeBusy, "migration is under way")
+            await refuses(running, vm, Checkpoint("c1", mode), Busy, "migration is under way")
+            await refuses(running, vm, Save(f"{tmp_path}/memory"), Busy, "migration is under way")
         running.qmp("migrate_cancel")
         wait_for(lambda: running.qmp("query-migrate")["status"] == "cancelled")
 
@@ -147,6 +147,6 @@ async def test_checkpoint_of_a_machine_whose_state_was_written_is_in_place_alone
 async def test_checkpoint_refuses_a_machine_without_a_writable_disk(qemu, machine, mode, tmp_path):
     with machine("-device", "ide-cd,id=cd0") as running:
         async with running.connect(shared_fs=True) as vm:
-            await refuses(running, vm, Checkpoint("c1", mode), UnknownNode, "disk")
+            await refuses(running, vm, Checkpoint("c1", mode), NotFound, "disk")
             file = Path(tmp_path / "memory")
-            await refuses(running, vm, Save(str(file)), UnknownNode, "no disk")
+            await refuses(running, vm, Save(str(file)), NotFound, "no disk")

@@ -131,17 +131,17 @@ def test_snapshot_takes_several_disks_at_once_and_names_those_left_out(images, m
     ("words", "kind"),
     [
         (("snapshot", "no/name"), "BadName"),
-        (("snapshot", "sn", "--disk", "vdx"), "UnknownNode"),
+        (("snapshot", "sn", "--disk", "vdx"), "NotFound"),
         (("snapshot", "sn", "--disk", "vda=s1.qcow2"), "TargetExists"),
-        (("snapshot", "sn", "--disk", "vda=none/o.qcow2"), "TargetUnusable"),
+        (("snapshot", "sn", "--disk", "vda=none/o.qcow2"), "InvalidTarget"),
         (("snapshot", "no/name", "--internal"), "BadName"),
-        (("snapshot", "sn", "--internal", "--disk", "vdx"), "UnknownNode"),
-        (("delete", "nope"), "UnknownNode"),
+        (("snapshot", "sn", "--internal", "--disk", "vdx"), "NotFound"),
+        (("delete", "nope"), "NotFound"),
         (("commit", "vda", "--top", "nope"), "NotInChain"),
         (("commit", "vda", "--top", "base", "--base", "s1"), "NotInChain"),
         (("stream", "vda", "--base", "s1", "--into", "s1"), "NotInChain"),
         (("mirror", "vda", "s1.qcow2", "--pivot"), "TargetExists"),
-        (("job", "cancel", "nobody"), "UnknownNode"),
+        (("job", "cancel", "nobody"), "NotFound"),
     ],
 )
 def test_refusal_exits_3_and_sends_nothing(vda, words, kind):

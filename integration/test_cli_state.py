@@ -190,7 +190,7 @@ def test_checkpoint_waits_for_a_job_when_asked(pair):
     running.qmp("drive-backup", {"job-id": "theirs", "device": "vda-node", "target": copy, "sync": "full"},
                 speed=4096)  # fmt: skip
     refused = cli("--json", "checkpoint", "c1")
-    assert (refused.code, refused.json["error"]["type"]) == (3, "NodeBusy")
+    assert (refused.code, refused.json["error"]["type"]) == (3, "Busy")
     waiting = cli.start("checkpoint", "c1", "--wait")
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(1)
@@ -235,7 +235,7 @@ def test_checkpoint_does_not_wait_for_a_job_that_does_not_end_by_itself(pair, le
     ended = cli.end(waiting)
     assert time.monotonic() - since < 6
     error = ended.json["error"]
-    assert (ended.code, error["type"], error["job_id"], error["changed"]) == (3, "NodeBusy", job, "no")
+    assert (ended.code, error["type"], error["job_id"], error["changed"]) == (3, "Busy", job, "no")
     assert f"qmpsnap {way.format(job)}" in error["hint"]
     if state == "paused":
         assert cli("job", "resume", job).code == cli("job", "speed", job, "0").code == 0
@@ -269,15 +269,15 @@ def test_checkpoint_waits_for_a_job_that_is_paused_for_moments_and_passes_pendin
         (("checkpoint", "no/name"), "BadName"),
         (("checkpoint", "old"), "TargetExists"),
         (("checkpoint", "c1", "--memory", "base.qcow2"), "TargetExists"),
-        (("checkpoint", "c1", "--memory", "none/m"), "TargetUnusable"),
-        (("revert", "nope"), "UnknownNode"),
+        (("checkpoint", "c1", "--memory", "none/m"), "InvalidTarget"),
+        (("revert", "nope"), "NotFound"),
         (("revert", "old"), "Unsupported"),
-        (("revert", "nope", "--prepare"), "UnknownNode"),
+        (("revert", "nope", "--prepare"), "NotFound"),
         (("revert", "old", "--into-incoming"), "Unsupported"),
         (("save", "base.qcow2"), "TargetExists"),
-        (("save", "none/m"), "TargetUnusable"),
-        (("restore", "nope"), "TargetUnusable"),
-        (("restore", "base.qcow2"), "TargetUnusable"),
+        (("save", "none/m"), "InvalidTarget"),
+        (("restore", "nope"), "InvalidTarget"),
+        (("restore", "base.qcow2"), "InvalidTarget"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else one,
 )

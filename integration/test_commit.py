@@ -15,11 +15,11 @@ from integration.test_stream import CHAIN, files_of
 from qmpsnap.errors import (
     Changed,
     Interrupted,
+    InvalidTarget,
+    NotFound,
     NotInChain,
     Refused,
     StillNeeded,
-    TargetUnusable,
-    UnknownNode,
     Unsupported,
     WouldLose,
 )
@@ -276,7 +276,7 @@ async def test_commit_refuses_what_cannot_be(images, machine, tmp_path):
         (Commit("vda", top="s9"), NotInChain),
         (Commit("vda", top="s1", keep_overlay=True), Unsupported),
         (Commit("vdb"), Unsupported),
-        (Commit("vdz"), UnknownNode),
+        (Commit("vdz"), NotFound),
     ]
     with machine(*blockdev("vda", made.active), *throttled("vdb", single.active)) as running:
         before = listing(tmp_path), running.roots()
@@ -296,7 +296,7 @@ async def test_what_could_be_taken_can_be_folded_however_long_its_name(qemu, ima
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
             for text in ("x" * 256, "x" * 300):
-                with pytest.raises(TargetUnusable, match="too long") as caught:
+                with pytest.raises(InvalidTarget, match="too long") as caught:
                     await vm.snapshot("n1", files={"vda": f"{tmp_path}/{text}"})
                 assert "shorter" in caught.value.hint
             await vm.snapshot("n1", files={"vda": f"{tmp_path}/{name}"})

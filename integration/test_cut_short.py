@@ -15,6 +15,7 @@ import pytest
 from integration.known_images import KIB, content
 from integration.machines import QmpError, blockdev, listing, traced
 from qmpsnap.errors import (
+    Busy,
     Changed,
     Detached,
     ForeignJob,
@@ -22,8 +23,7 @@ from qmpsnap.errors import (
     Interrupted,
     JobFailed,
     LinkLost,
-    NodeBusy,
-    UnknownNode,
+    NotFound,
 )
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.outcome import Hooks
@@ -198,7 +198,7 @@ async def test_a_chain_that_anothers_job_holds_is_refused(images, machine, tmp_p
         })  # fmt: skip
         before = listing(tmp_path)
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(NodeBusy) as caught:
+            with traced(vm) as sent, pytest.raises(Busy) as caught:
                 await vm.run(await vm.plan(intents[verb]))
             assert (caught.value.job_id, sent, caught.value.exit_code) == ("theirs", [], 3)
             with pytest.raises(ForeignJob):
@@ -214,7 +214,7 @@ async def test_job_verbs_refuse_a_job_that_is_not_there(images, machine):
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
             for verb in (vm.job_pause, vm.job_resume, vm.job_cancel, vm.job_wait):
-                with pytest.raises(UnknownNode):
+                with pytest.raises(NotFound):
                     await verb("qmpsnap-mirror-pivot-00000000")
 
 

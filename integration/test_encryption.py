@@ -10,7 +10,7 @@ import pytest
 from integration.known_images import KIB, MIB
 from integration.machines import listing, traced
 from qmpsnap.errors import Unsupported
-from qmpsnap.plan.encryption import CLEAR
+from qmpsnap.plan.checks.encryption import CLEAR
 from qmpsnap.plan.intent import (
     Checkpoint,
     CheckpointInternal,

@@ -12,13 +12,13 @@ import pytest
 from integration.known_images import KIB, MIB, SIZE, content, overwritten
 from integration.machines import blockdev, listing, traced
 from qmpsnap.errors import (
+    Busy,
     Changed,
     CommandFailed,
     GraphMismatch,
+    InvalidTarget,
     JobFailed,
     JobPaused,
-    NodeBusy,
-    TargetUnusable,
 )
 from qmpsnap.plan.intent import Commit, Snapshot
 
@@ -33,7 +33,7 @@ async def test_snapshot_onto_a_full_file_system_is_refused(images, machine, smal
     (full / "filler").write_bytes(bytes(64 * KIB))
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(TargetUnusable, match="no space") as caught:
+            with traced(vm) as sent, pytest.raises(InvalidTarget, match="no space") as caught:
                 await vm.snapshot("sn", files={"vda": full / "o.qcow2"})
             assert (sent, caught.value.changed, caught.value.exit_code) == ([], Changed.NO, 3)
     assert listing(full) == ["filler"]
@@ -44,7 +44,7 @@ async def test_mirror_onto_a_full_file_system_is_refused(images, machine, small)
     (full / "filler").write_bytes(bytes(64 * KIB))
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(TargetUnusable, match="no space") as caught:
+            with traced(vm) as sent, pytest.raises(InvalidTarget, match="no space") as caught:
                 await vm.mirror("vda", full / "t.qcow2", ending="pivot")
             assert (sent, caught.value.changed, caught.value.exit_code) == ([], Changed.NO, 3)
     assert listing(full) == ["filler"]
@@ -63,7 +63,7 @@ async def test_snapshot_of_three_disks_leaves_nothing_when_the_third_cannot_be_m
         async with running.connect() as vm:
             plan = await vm.plan(Snapshot("sn", (), {"vdc": f"{full}/o.qcow2"}))
             (full / "filler").write_bytes(bytes(MIB - 8 * KIB))
-            with traced(vm) as sent, pytest.raises(TargetUnusable, match="no space left") as caught:
+            with traced(vm) as sent, pytest.raises(InvalidTarget, match="no space left") as caught:
                 await vm.run(plan)
             assert (sent, caught.value.changed, caught.value.left) == ([], Changed.NO, ())
             (full / "filler").unlink()
@@ -186,7 +186,7 @@ async def test_mirror_that_stops_for_room_can_be_given_up(images, machine, tmp_p
         async with running.connect() as vm:
             with pytest.raises(JobPaused) as caught:
                 await vm.mirror("vda", full / "t.qcow2", ending="pivot", on_error="stop")
-            with pytest.raises(NodeBusy):
+            with pytest.raises(Busy):
                 await vm.snapshot("sn")
             done = await vm.job_cancel(caught.value.job_id)
             assert (done.changed, done.chains) == (False, {"vda": made.chain})

@@ -9,7 +9,7 @@ import pytest
 
 from integration.known_images import MIB
 from integration.machines import blockdev, drive, throttled
-from qmpsnap.errors import AmbiguousName, UnknownNode
+from qmpsnap.errors import AmbiguousName, NotFound
 from qmpsnap.model.find import find_disk
 
 NAMES = ["a b", "a,b,,c", "a:b", "a'b\"c", "ünï-☃", "%s $HOME `x`", "back\\slash", "{json:}"]
@@ -201,7 +201,7 @@ async def test_find_disk_takes_every_spelling(qemu, images, machine):
         assert find_disk(graph, spelling).name == "virtio0"
     with pytest.raises(AmbiguousName):
         find_disk(graph, "base.qcow2")
-    with pytest.raises(UnknownNode):
+    with pytest.raises(NotFound):
         find_disk(graph, "vdz")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from qmpsnap.errors import TargetUnusable
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import Ask
 from qmpsnap.model.header import backing_path, parse_header
-from qmpsnap.run import put_away
+from qmpsnap.run import cleanup
 from qmpsnap.run.images import Images
 from qmpsnap.testing.headers import qcow2_bytes, qed_bytes
 
@@ -99,7 +99,7 @@ async def test_create_overlay_writes_every_name_as_it_is(images, tmp_path, run, 
     found = header_of(tmp_path / name)
     assert found is not None
     assert (found.backing, found.backing_format, found.virtual_size) == (base, "raw", SIZE)
-    assert put_away.fresh(created.file, base) is not None
+    assert cleanup.fresh(created.file, base) is not None
     if name.isprintable():  # JSON has no spelling for the others
         assert Path(info(run, created.file)["full-backing-filename"]).samefile(base)
 
@@ -200,7 +200,7 @@ async def test_create_overlay_makes_several_at_once(images, tmp_path):
 
 async def test_create_overlay_leaves_nothing_when_the_disk_is_full(images, small_disk):
     (small_disk / "filler").write_bytes(bytes(56 << 10))
-    with pytest.raises(TargetUnusable, match="no space left on the file system"):
+    with pytest.raises(InvalidTarget, match="no space left on the file system"):
         await images.create_overlay(
             f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
@@ -212,7 +212,7 @@ async def test_create_overlay_says_so_when_the_file_system_is_read_only(images, 
     files = await images.look(Ask(directories=(str(small_disk),)), shared=True)
     fact = files.directories[str(small_disk)]
     assert (fact.exists, fact.writable, fact.problem) == (True, False, "read-only file system")
-    with pytest.raises(TargetUnusable, match="read-only file system"):
+    with pytest.raises(InvalidTarget, match="read-only file system"):
         await images.create_overlay(
             f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
@@ -228,9 +228,9 @@ def test_overlay_is_not_fresh_once_anything_is_written(tmp_path, run, options):
     os.truncate(base, 64 << 20)
     more = ["-o", options] if options else []
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", *more, "o")
-    assert put_away.fresh(f"{tmp_path}/o", str(base)) is not None
+    assert cleanup.fresh(f"{tmp_path}/o", str(base)) is not None
     run("qemu-io", "-f", "qcow2", "-c", "write -z 63M 512", "o")
-    assert put_away.fresh(f"{tmp_path}/o", str(base)) is None
+    assert cleanup.fresh(f"{tmp_path}/o", str(base)) is None
 
 
 @pytest.mark.parametrize("options", ["compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M"])

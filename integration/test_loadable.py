@@ -12,7 +12,7 @@ import pytest
 
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev, traced
-from qmpsnap.errors import Changed, NodeBusy, NotInChain, Refused, TargetUnusable, Unsupported
+from qmpsnap.errors import Busy, Changed, InvalidTarget, NotInChain, Refused, Unsupported
 
 THEN, NOW = (0xA1, 0, 64 * KIB), (0xA2, 0, 64 * KIB)
 VIAS = ("hmp", "jobs")
@@ -119,7 +119,7 @@ async def test_revert_refuses_a_disk_of_another_size_that_is_exported(two, tmp_p
         running.qmp.wait_event("BLOCK_EXPORT_DELETED")
         running.qmp("block_resize", {"node-name": "vdb-node", "size": 16 * MIB})
         running.qmp("block-export-add", export)
-        hint = await refused(running, NodeBusy, f"has {16 * MIB} bytes, it had {8 * MIB} at 'c1'")
+        hint = await refused(running, Busy, f"has {16 * MIB} bytes, it had {8 * MIB} at 'c1'")
         assert "block-export-del" in hint
         running.qmp("block-export-del", id="e")
         running.qmp.wait_event("BLOCK_EXPORT_DELETED")
@@ -150,7 +150,7 @@ async def test_revert_refuses_a_disk_of_another_size_when_there_is_no_room(two, 
             running.write(disk, *NOW)
         running.qmp("block_resize", {"node-name": "vdb-node", "size": 40 * MIB})
         with filled(place / "fill"):
-            hint = await refused(running, TargetUnusable, f"has {40 * MIB} bytes, it had {8 * MIB} at 'c1'")
+            hint = await refused(running, InvalidTarget, f"has {40 * MIB} bytes, it had {8 * MIB} at 'c1'")
         assert hint == "make room there"
         await goes_back(running)
 
@@ -176,7 +176,7 @@ async def test_revert_refuses_while_somebody_reads_the_disks_past(two, qemu, tmp
         running.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "cbw",
                                      "file": "vdb-node", "target": "t"})  # fmt: skip
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises((NodeBusy, Unsupported), match=r"cbw|without a name"):
+            with traced(vm) as sent, pytest.raises((Busy, Unsupported), match=r"cbw|without a name"):
                 await vm.revert("c1", via="jobs")
             assert sent == []
         running.qmp("blockdev-del", {"node-name": "cbw"})

@@ -8,7 +8,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, listing, traced, wait_for
-from qmpsnap.errors import Changed, NodeBusy, Refused, Unsupported
+from qmpsnap.errors import Busy, Changed, Refused, Unsupported
 from qmpsnap.plan.intent import (
     Checkpoint,
     CheckpointInternal,
@@ -79,7 +79,7 @@ async def test_every_verb_is_refused_during_a_migration_and_after_it(qemu, image
         async with here.connect() as vm:
             await vm.snapshot_internal("kept")
             begin(here, tmp_path)
-            await all_refused(here, vm, tmp_path, NodeBusy, r"a migration is under way \(active\)")
+            await all_refused(here, vm, tmp_path, Busy, r"a migration is under way \(active\)")
             here.qmp("migrate-set-parameters", {"max-bandwidth": FAST})
             wait_for(lambda: here.qmp("query-status")["status"] == "postmigrate", "the migration's end")
             # The store of a checkpoint in place is no image that QEMU has given up, and it moves no byte.
@@ -103,7 +103,7 @@ async def test_every_disk_is_free_again_once_a_migration_is_cancelled(qemu, imag
     with migrating(machine, blockdev("vda", made.active), tmp_path) as (here, there):
         begin(here, tmp_path)
         async with here.connect() as vm:
-            with pytest.raises(NodeBusy, match="a migration is under way") as caught:
+            with pytest.raises(Busy, match="a migration is under way") as caught:
                 await vm.snapshot("n1")
             assert "migrate_cancel" in caught.value.hint
             here.qmp("migrate_cancel")

@@ -11,10 +11,10 @@ from integration.machines import WAYS, blockdev, drive, listing, messages, throt
 from qmpsnap.errors import (
     BadArgument,
     Changed,
+    InvalidTarget,
+    NotFound,
     Refused,
     TargetExists,
-    TargetUnusable,
-    UnknownNode,
     Unsupported,
     WouldLose,
 )
@@ -168,7 +168,7 @@ async def test_mirror_refuses_an_image_that_does_not_fit(qemu, images, machine, 
     before = Path(mine).read_bytes(), listing(tmp_path)
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(TargetUnusable) as caught:
+            with traced(vm) as sent, pytest.raises(InvalidTarget) as caught:
                 await vm.mirror("vda", mine, ending="pivot", sync=sync, use_existing=True)
             assert (sent, caught.value.changed) == ([], Changed.NO)
     assert (Path(mine).read_bytes(), listing(tmp_path)) == before
@@ -186,11 +186,11 @@ async def test_mirror_refuses_what_cannot_be_and_leaves_nothing(qemu, images, ma
         (Mirror("vda", f"{tmp_path}/precious", ending="pivot"), TargetExists),
         (Mirror("vda", made.files[0], ending="pivot", use_existing=True), TargetExists),
         (Mirror("vda", other.active, ending="finish", use_existing=True), TargetExists),
-        (Mirror("vda", f"{tmp_path}/missing/t", ending="pivot"), TargetUnusable),
+        (Mirror("vda", f"{tmp_path}/missing/t", ending="pivot"), InvalidTarget),
         (Mirror("vda", target, ending="finish", sync="none"), Unsupported),
         (Mirror("vda", target, ending="pivot", sync="top", format="raw"), Unsupported),
         (Mirror("vdb", target, ending="pivot"), WouldLose),
-        (Mirror("vdz", target, ending="pivot"), UnknownNode),
+        (Mirror("vdz", target, ending="pivot"), NotFound),
     ]
     with machine(*blockdev("vda", made.active), *throttled("vdb", other.active)) as running:
         before = listing(tmp_path), running.roots()

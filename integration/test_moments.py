@@ -17,7 +17,7 @@ import pytest
 from integration import states
 from integration.known_images import KIB
 from integration.machines import drive
-from qmpsnap.errors import CommandFailed, Detached, NotInChain, StillNeeded, UnknownNode, Unsupported
+from qmpsnap.errors import CommandFailed, Detached, NotFound, NotInChain, StillNeeded, Unsupported
 from qmpsnap.plan.intent import Commit, Mirror, Stream
 from qmpsnap.run.outcome import Hooks
 
@@ -196,7 +196,7 @@ async def test_moments_are_where_they_are_told_to_be(qemu, machine, tmp_path, ki
             for number in range(12):
                 await walk.step(number)
             for name in sorted(walk.disk.lost):
-                with pytest.raises((NotInChain, UnknownNode)):
+                with pytest.raises((NotInChain, NotFound)):
                     await walk.revert(name)
             for name in sorted(walk.disk.lies):
                 await walk.revert(name)

@@ -10,7 +10,7 @@ import pytest
 from integration.known_images import QEMUS
 from integration.machines import drive
 from qmpsnap.model.record import MomentRecord, from_json, to_json
-from qmpsnap.plan import rest
+from qmpsnap.plan import resume
 
 pytestmark = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 
@@ -51,5 +51,5 @@ async def test_records_of_other_machines_on_the_same_base_are_not_read(qemu, ima
                 )
                 (own.parent / other.file_name).write_text(to_json(other))
             graph = await vm.graph()
-            read = await vm._target.look(rest.ask(graph, state_dir=""), graph)
+            read = await vm._target.look(resume.ask(graph, state_dir=""), graph)
     assert [one.id for one in read.records] == [record.id]

@@ -12,7 +12,7 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB
 from integration.machines import blockdev
-from qmpsnap.errors import NodeBusy, TargetExists, UnknownNode
+from qmpsnap.errors import Busy, NotFound, TargetExists
 from qmpsnap.plan.intent import Checkpoint, Revert, Snapshot
 
 DIED = 9  # exit status of a client that ends at once
@@ -73,7 +73,7 @@ async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, inten
         before = there(first)
         async with second.connect() as vm:
             assert await vm.interrupted() == ()
-            with pytest.raises(UnknownNode, match="another machine"):
+            with pytest.raises(NotFound, match="another machine"):
                 await vm.job_wait(record.id)
         assert there(first) == before
         async with first.connect() as vm:
@@ -175,7 +175,7 @@ async def test_operation_whose_client_is_at_work_is_not_offered(images, machine,
                 assert await other.interrupted() == ()
                 (record,) = await other.interrupted(live=True)
                 for end in (other.job_wait, other.job_cancel):
-                    with pytest.raises(NodeBusy, match="its client is at work"):
+                    with pytest.raises(Busy, match="its client is at work"):
                         await end(record.id)
                 go_on.set()
             assert await other.interrupted(live=True) == ()

@@ -15,8 +15,8 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev
 from integration.states import take
 from qmpsnap.errors import CommandFailed
-from qmpsnap.plan.branch import NOT_TOLD
 from qmpsnap.plan.steps import CheckRoots
+from qmpsnap.plan.vmstate.branch import NOT_TOLD
 
 DISCARDED = (0xA1, 6 * MIB, 1024 * KIB)
 DIRECT = {"writeback": True, "direct": True, "no-flush": False}

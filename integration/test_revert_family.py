@@ -10,7 +10,7 @@ import pytest
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev
 from integration.states import refuses
-from qmpsnap.errors import StillNeeded, TargetUnusable, WouldLose
+from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.steps import PassFile
 
@@ -117,7 +117,7 @@ async def test_checkpoint_writes_to_no_file_that_took_the_name_of_its_own(images
                 return await perform(step)
 
             vm._target.perform = between
-            with pytest.raises(TargetUnusable, match="another file has taken the name"):
+            with pytest.raises(InvalidTarget, match="another file has taken the name"):
                 await vm.checkpoint("c1", mode="stop")
             vm._target.perform = perform
             assert listed(await vm.moments()) == []

@@ -14,12 +14,12 @@ from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, listing, messages, traced
 from integration.states import note, opened, refuses, settings, status
 from qmpsnap.errors import (
+    InvalidTarget,
     LinkLost,
     MachineDiffers,
+    NotFound,
     NotInChain,
     Refused,
-    TargetUnusable,
-    UnknownNode,
     Unsupported,
 )
 from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
@@ -177,14 +177,14 @@ async def test_incoming_refuses_a_machine_that_does_not_fit(two, machine, mode):
     with machine(*blockdev("vda", vda.active), *blockdev("vdb", vdb.active, "raw"),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            await refuses(running, vm, RevertIncoming("c1"), UnknownNode, "'c1'")
+            await refuses(running, vm, RevertIncoming("c1"), NotFound, "'c1'")
     with machine(*blockdev("vda", new["vda"]), extra=INCOMING) as running:
         async with running.connect() as vm:
             with pytest.raises(Refused):
                 await vm.revert_incoming("c1")
     with machine(*blockdev("vda", new["vda"]), *blockdev("vdb", new["vdb"]), extra=INCOMING) as running:
         async with running.connect() as vm:
-            await refuses(running, vm, RevertIncoming("c3"), UnknownNode, "'c3'")
+            await refuses(running, vm, RevertIncoming("c3"), NotFound, "'c3'")
             await refuses(running, vm, RevertIncoming("c2"), Unsupported, "no memory")
             await vm.revert_incoming("c1")
             assert status(running) == "running"
@@ -213,12 +213,12 @@ async def test_a_memory_file_that_is_not_whole_or_not_the_one_is_refused(two, ma
                     one.write_bytes(two_.read_bytes())
                 case _:
                     one.write_bytes((tmp_path / "saved").read_bytes())
-            error = await refuses(running, vm, PrepareRevert("c1"), TargetUnusable, "memory")
+            error = await refuses(running, vm, PrepareRevert("c1"), InvalidTarget, "memory")
             assert error.file == str(one)
     with machine(*blockdev("vda", made.prepared["vda"]), *blockdev("vdb", made.prepared["vdb"]),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            error = await refuses(running, vm, RevertIncoming("c1"), TargetUnusable, "memory")
+            error = await refuses(running, vm, RevertIncoming("c1"), InvalidTarget, "memory")
             assert error.file == str(one)
             one.write_bytes(kept)
             await vm.revert_incoming("c1")

@@ -12,11 +12,11 @@ from integration.machines import blockdev, drive, throttled
 from integration.states import refuses, status, take
 from qmpsnap.errors import (
     AmbiguousName,
+    Busy,
+    InvalidTarget,
     MachineDiffers,
-    NodeBusy,
+    NotFound,
     NotInChain,
-    TargetUnusable,
-    UnknownNode,
     Unsupported,
     WouldLose,
 )
@@ -108,7 +108,7 @@ async def test_revert_refuses_when_a_disk_is_gone(images, machine, kind):
             taken = await take(vm, "c1", kind)
     with machine(*blockdev("vda", taken.active["vda"])) as running:
         async with running.connect() as vm:
-            await refuses(running, vm, Revert("c1"), UnknownNode, "no disk 'vdb'")
+            await refuses(running, vm, Revert("c1"), NotFound, "no disk 'vdb'")
 
 
 async def test_revert_of_memory_refuses_another_machine(images, machine):
@@ -137,7 +137,7 @@ async def test_revert_refuses_while_a_job_runs(qemu, images, machine, kind, tmp_
             running.qmp("drive-mirror", {"job-id": "theirs", "device": root, "target": copy,
                                          "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
             running.qmp.wait_event("BLOCK_JOB_READY")
-            await refuses(running, vm, Revert("c1"), NodeBusy, "'theirs'")
+            await refuses(running, vm, Revert("c1"), Busy, "'theirs'")
         running.qmp("block-job-cancel", device="theirs")
         running.qmp.wait_event("BLOCK_JOB_COMPLETED")
 
@@ -146,7 +146,7 @@ async def test_revert_refuses_a_name_that_is_missing_or_stands_for_two(images, m
     with machine(*blockdev("vda", images("base").active)) as running:
         async with running.connect() as vm:
             await take(vm, "c1", kind)
-            error = await refuses(running, vm, Revert("c2"), UnknownNode, "no snapshot 'c2'")
+            error = await refuses(running, vm, Revert("c2"), NotFound, "no snapshot 'c2'")
             assert error.hint == "there are: 'c1'"
             (root, *_) = running.roots()["vda"]
             running.qmp("blockdev-snapshot-internal-sync", device=root, name="c1")
@@ -189,7 +189,7 @@ async def test_revert_goes_to_a_moment_that_a_commit_has_moved_and_to_none_that_
             await take(vm, "c2", kind)
             running.write("vda", *WRITE)
             await vm.commit("vda", top="base.c1.qcow2", base="base.qcow2")
-            await refuses(running, vm, Revert("c1"), UnknownNode, "no snapshot 'c1'")
+            await refuses(running, vm, Revert("c1"), NotFound, "no snapshot 'c1'")
             await vm.revert("c2")  # what it held went down into the base, and lies there now
             running.read("vda", 0, *WRITE[1:])
             assert status(running) == "running"
@@ -211,7 +211,7 @@ async def test_revert_refuses_a_store_that_is_not_there_or_not_ours(qemu, images
                 store.write_bytes(b"no image" * 1000)
             elif how == "of somebody else":
                 qemu.create(store)
-            error = await refuses(running, vm, Revert("c1"), TargetUnusable, str(store))
+            error = await refuses(running, vm, Revert("c1"), InvalidTarget, str(store))
             assert error.file == str(store)
             store.write_bytes(kept)
             await vm.revert("c1")

@@ -14,11 +14,11 @@ from integration.machines import WAYS, blockdev, listing, messages, traced, wait
 from integration.states import fill, note, opened, refuses, settings, status
 from qmpsnap.errors import (
     Changed,
+    InvalidTarget,
     LinkLost,
     MachineDiffers,
     MigrationFailed,
     TargetExists,
-    TargetUnusable,
     Unsupported,
 )
 from qmpsnap.plan.intent import Restore, Save
@@ -186,7 +186,7 @@ async def test_restore_refuses_a_file_that_is_not_whole_or_none_of_ours(two, mac
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
             text = "does not exist" if how == "missing" else "no whole memory|memory of checkpoint"
-            error = await refuses(running, vm, Restore(str(bad)), TargetUnusable, text)
+            error = await refuses(running, vm, Restore(str(bad)), InvalidTarget, text)
             assert error.file == str(bad)
             await vm.restore(file)
             assert status(running) == "running"
@@ -218,8 +218,8 @@ async def test_save_refuses_a_file_that_exists_or_cannot_be(two, machine, tmp_pa
     (tmp_path / "there").write_text("theirs")
     cases = {
         tmp_path / "there": TargetExists,
-        full / "memory": TargetUnusable,
-        tmp_path / "nowhere" / "memory": TargetUnusable,
+        full / "memory": InvalidTarget,
+        tmp_path / "nowhere" / "memory": InvalidTarget,
     }
     with machine(*disks(two)) as running:
         running.qmp("cont")

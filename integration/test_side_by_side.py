@@ -9,7 +9,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev
-from qmpsnap.errors import NodeBusy
+from qmpsnap.errors import Busy
 from qmpsnap.run.outcome import Hooks
 
 pytestmark = pytest.mark.timeout(60)
@@ -59,10 +59,10 @@ async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu
             assert inside.chains == merged.chains
             assert not mirror.done()  # all of that, and the copy goes on
             assert [job.id for job in await vm.jobs()] == [job_id]
-            with pytest.raises(NodeBusy) as caught:
+            with pytest.raises(Busy) as caught:
                 await vm.snapshot("n3")  # of both disks
             assert caught.value.job_id == job_id
-            with pytest.raises(NodeBusy):
+            with pytest.raises(Busy):
                 await vm.checkpoint("c1")
             both = asyncio.create_task(vm.snapshot("n4", wait=True))
             pivoted = await vm.commit("vdb", discard_internal=True)

@@ -14,10 +14,10 @@ from qmpsnap.errors import (
     BadName,
     Changed,
     CommandFailed,
+    InvalidTarget,
+    NotFound,
     Refused,
     TargetExists,
-    TargetUnusable,
-    UnknownNode,
     Unsupported,
 )
 from qmpsnap.plan.intent import Snapshot
@@ -158,7 +158,7 @@ async def test_snapshot_refuses_an_overlay_that_does_not_fit(qemu, images, machi
     before = Path(mine).read_bytes(), listing(tmp_path)
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(TargetUnusable) as caught:
+            with traced(vm) as sent, pytest.raises(InvalidTarget) as caught:
                 await vm.snapshot("sn1", files={"vda": mine}, use_existing=True)
             assert (sent, caught.value.exit_code, caught.value.changed) == ([], 3, Changed.NO)
     assert (Path(mine).read_bytes(), listing(tmp_path)) == before
@@ -170,7 +170,7 @@ async def test_snapshot_refuses_an_overlay_that_has_data(qemu, images, machine, 
     qemu.io(mine, "write -q -P 9 0 512")
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(TargetUnusable, match="has data already"):
+            with traced(vm) as sent, pytest.raises(InvalidTarget, match="has data already"):
                 await vm.snapshot("sn1", files={"vda": mine}, use_existing=True)
             assert sent == []
         assert running.reads("vda", content(2)[0], 0, 512)
@@ -186,17 +186,17 @@ def refusals(tmp_path, made):
     return {
         "exists": (Snapshot("n", ("vda",), {"vda": str(precious)}), TargetExists),
         "dangling symlink": (Snapshot("n", ("vda",), {"vda": str(tmp_path / "link")}), TargetExists),
-        "no directory": (Snapshot("n", ("vda",), {"vda": str(missing)}), TargetUnusable),
-        "third disk": (Snapshot("n", ("vda", "vdb", "vdc"), {"vdc": str(missing)}), TargetUnusable),
+        "no directory": (Snapshot("n", ("vda",), {"vda": str(missing)}), InvalidTarget),
+        "third disk": (Snapshot("n", ("vda", "vdb", "vdc"), {"vdc": str(missing)}), InvalidTarget),
         "backing file": (Snapshot("n", ("vda",), {"vda": made["vda"].files[0]}), TargetExists),
         "another disk's layer": (Snapshot("n", ("vda",), {"vda": made["vdb"].active}), TargetExists),
-        "disk twice": (Snapshot("n", ("vda", "/machine/peripheral/vda")), TargetUnusable),
+        "disk twice": (Snapshot("n", ("vda", "/machine/peripheral/vda")), InvalidTarget),
         "one file": (
             Snapshot("n", ("vda", "vdb"), {"vda": f"{tmp_path}/o", "vdb": f"{tmp_path}/vda/../o"}),
-            TargetUnusable,
+            InvalidTarget,
         ),
-        "unknown disk": (Snapshot("n", ("vdz",)), UnknownNode),
-        "file of a disk not taken": (Snapshot("n", ("vda",), {"vdb": f"{tmp_path}/o"}), UnknownNode),
+        "unknown disk": (Snapshot("n", ("vdz",)), NotFound),
+        "file of a disk not taken": (Snapshot("n", ("vda",), {"vdb": f"{tmp_path}/o"}), NotFound),
         "ambiguous disk": (Snapshot("n", ("base.qcow2",)), AmbiguousName),
         "empty drive": (Snapshot("n", ("cd0",)), Unsupported),
         "directory": (Snapshot("n", ("vda",), {"vda": str(tmp_path)}), TargetExists),

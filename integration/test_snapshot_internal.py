@@ -15,13 +15,13 @@ from integration.states import refuses
 from qmpsnap.errors import (
     AmbiguousName,
     BadName,
+    Busy,
     Changed,
     LinkLost,
-    NodeBusy,
+    NotFound,
     NotInChain,
     Refused,
     TargetExists,
-    UnknownNode,
     Unsupported,
 )
 from qmpsnap.plan.intent import CheckpointInternal, Delete, Revert, SnapshotInternal
@@ -79,7 +79,7 @@ async def test_internal_goes_away_and_the_others_read_what_they_read(qemu, image
                 assert (gone.op, gone.chains) == ("delete", {"vda": made.chain})
                 del moments[name]
             assert names(await vm.graph()) == ["i0", "i2"]
-            with pytest.raises(UnknownNode, match="'i1'"):
+            with pytest.raises(NotFound, match="'i1'"):
                 await vm.delete("i1")
     assert qemu.inside(made.active) == list(moments)
     for name, wanted in moments.items():
@@ -218,9 +218,9 @@ async def test_internal_refuses_what_cannot_be_and_sends_nothing(qemu, images, m
                 "existing": (SnapshotInternal("old", ("vda",)), TargetExists, "on vda"),
                 "existing below": (SnapshotInternal("old", ("vdb",)), TargetExists, "on v"),
                 "external": (SnapshotInternal("ex", ("vda",)), TargetExists, "external snapshot 'ex'"),
-                "unknown disk": (SnapshotInternal("i1", ("vdz",)), UnknownNode, "vdz"),
+                "unknown disk": (SnapshotInternal("i1", ("vdz",)), NotFound, "vdz"),
                 "twice": (SnapshotInternal("i1", ("vda", "vda-node")), AmbiguousName, "twice"),
-                "delete missing": (Delete("nope"), UnknownNode, "'nope'"),
+                "delete missing": (Delete("nope"), NotFound, "'nope'"),
                 "delete external": (Delete("ex"), Unsupported, "external"),
                 "delete below": (Delete("old"), NotInChain, "below the active layer of vdb"),
             }
@@ -245,7 +245,7 @@ async def test_internal_refuses_a_disk_that_a_job_holds(qemu, images, machine, t
         running.qmp.wait_event("BLOCK_JOB_READY")
         async with running.connect() as vm:
             for intent in (SnapshotInternal("i1"), Delete("old")):
-                with traced(vm) as sent, pytest.raises(NodeBusy, match="'theirs'"):
+                with traced(vm) as sent, pytest.raises(Busy, match="'theirs'"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
             assert names(await vm.graph()) == ["old"]

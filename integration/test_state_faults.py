@@ -15,14 +15,14 @@ from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, listing, traced, wait_for
 from integration.states import MODES, fill, opened, refuses, settings, status
 from qmpsnap.errors import (
+    Busy,
     Changed,
     GraphMismatch,
     Interrupted,
+    InvalidTarget,
     JobFailed,
     LinkLost,
     MigrationFailed,
-    NodeBusy,
-    TargetUnusable,
 )
 from qmpsnap.plan.intent import Checkpoint, Save
 from qmpsnap.plan.steps import AwaitMigration, SetParameters
@@ -95,7 +95,7 @@ async def test_background_without_room_names_the_overlays_that_stay(qemu, two, m
             filler = fill(place, 320 * KIB)
             before = state(running)
             if qemu.short == "7.2":  # where a failure would hang the guest: the room is taken beforehand
-                with traced(vm) as sent, pytest.raises(TargetUnusable, match="no room") as refused:
+                with traced(vm) as sent, pytest.raises(InvalidTarget, match="no room") as refused:
                     await vm.run(plan)
                 assert (sent, refused.value.changed, state(running)) == ([], Changed.NO, before)
                 assert await vm.interrupted() == ()
@@ -126,7 +126,7 @@ async def test_background_refuses_on_old_qemu_where_the_room_cannot_be_reserved(
         async with running.connect() as vm:
             intent = Checkpoint("c1", "background", f"{place}/memory")
             if qemu.short == "7.2":
-                await refuses(running, vm, intent, TargetUnusable, "bytes free")
+                await refuses(running, vm, intent, InvalidTarget, "bytes free")
             else:
                 await vm.run(await vm.plan(intent))
 
@@ -234,7 +234,7 @@ async def test_second_client_is_refused_while_memory_is_written(two, machine, mo
             await begun.wait()
             wait_for(lambda: running.qmp("query-migrate").get("status") == "active")
             for what in MODES:
-                with traced(theirs) as sent, pytest.raises(NodeBusy, match="migration is under way"):
+                with traced(theirs) as sent, pytest.raises(Busy, match="migration is under way"):
                     await theirs.run(await theirs.plan(Checkpoint("c2", what)))
                 assert sent == []
             running.qmp("migrate-set-parameters", {"max-bandwidth": 1 << 40})

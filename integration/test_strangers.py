@@ -12,7 +12,7 @@ import pytest
 import qmpsnap
 from integration.machines import blockdev, messages
 from integration.states import refuses
-from qmpsnap.errors import NotInChain, TargetUnusable, UnknownNode
+from qmpsnap.errors import InvalidTarget, NotFound, NotInChain
 from qmpsnap.model.names import state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord, to_json
 from qmpsnap.plan.intent import PrepareRevert, Restore, Revert, RevertIncoming
@@ -67,7 +67,7 @@ async def refused(running, vm, intent, file, plant, leftovers):
     file.parent.chmod(0o777)
     text = PLANTED[plant](file)
     leftovers.allow(*(str(one) for one in file.parent.iterdir()))
-    await refuses(running, vm, intent, TargetUnusable, text)
+    await refuses(running, vm, intent, InvalidTarget, text)
 
 
 @pytest.mark.parametrize("plant", PLANTED)
@@ -193,7 +193,7 @@ async def test_a_bundles_record_that_names_a_file_of_the_host_is_none(
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
             assert await vm.interrupted() == ()
-            with pytest.raises(UnknownNode):
+            with pytest.raises(NotFound):
                 await vm.job_wait(record.id)
 
 

@@ -10,7 +10,7 @@ import pytest
 from integration.cli import Cli
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, traced
-from qmpsnap.errors import Changed, NotInChain, Refused, UnknownNode, Unsupported
+from qmpsnap.errors import Changed, NotFound, NotInChain, Refused, Unsupported
 from qmpsnap.plan.intent import Stream
 from qmpsnap.run.outcome import Hooks
 
@@ -123,7 +123,7 @@ async def test_stream_refuses_what_cannot_be(images, machine, tmp_path):
         (Stream("vda", base="s1"), Unsupported),
         (Stream("vda", into="base"), Unsupported),
         (Stream("vdb"), Unsupported),
-        (Stream("vdz"), UnknownNode),
+        (Stream("vdz"), NotFound),
     ]
     with machine(*blockdev("vda", made.active), *blockdev("vdb", raw.active, "raw")) as running:
         before = listing(tmp_path), running.roots()

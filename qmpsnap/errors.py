@@ -2,12 +2,12 @@
 
     QmpsnapError                      .changed  .hint  .exit_code
     +- Refused            (exit 3)    nothing of the VM was changed, nothing of ours is left
-    |  +- UnknownNode                 no disk, node, layer or job of that name
+    |  +- NotFound                 no disk, node, layer or job of that name
     |  +- AmbiguousName               the name fits two; .candidates
     |  +- NotInChain                  the layer is not in the chain, or on the wrong side of the other
-    |  +- NodeBusy                    a job holds the node; .node .job_id
+    |  +- Busy                    a job holds the node; .node .job_id
     |  +- TargetExists                a file of that name is there already; .file
-    |  +- TargetUnusable              the target cannot be made or does not fit; .file
+    |  +- InvalidTarget              the target cannot be made or does not fit; .file
     |  +- FileMoved                   a name leads no more to the file that QEMU has open; .file .path
     |  +- StillNeeded                 another image stands on what would change; .by
     |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
@@ -46,11 +46,37 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 __all__ = [
-    "AmbiguousName", "BadArgument", "BadName", "Changed", "CommandFailed", "ConnectFailed", "Detached",
-    "FileMoved", "ForeignJob", "GraphMismatch", "GuestFailed", "Incomplete", "Interrupted", "JobFailed",
-    "JobPaused", "LinkLost", "MachineDiffers", "Malformed", "MigrationFailed", "NodeBusy", "NotInChain",
-    "QmpsnapError", "Refused", "StillNeeded", "TargetError", "TargetExists", "TargetUnusable",
-    "UnknownNode", "UnsafeImage", "Unsupported", "WouldLose",
+    "AmbiguousName",
+    "BadArgument",
+    "BadName",
+    "Busy",
+    "Changed",
+    "CommandFailed",
+    "ConnectFailed",
+    "Detached",
+    "FileMoved",
+    "ForeignJob",
+    "GraphMismatch",
+    "GuestFailed",
+    "Incomplete",
+    "Interrupted",
+    "InvalidTarget",
+    "JobFailed",
+    "JobPaused",
+    "LinkLost",
+    "MachineDiffers",
+    "Malformed",
+    "MigrationFailed",
+    "NotFound",
+    "NotInChain",
+    "QmpsnapError",
+    "Refused",
+    "StillNeeded",
+    "TargetError",
+    "TargetExists",
+    "UnsafeImage",
+    "Unsupported",
+    "WouldLose",
 ]  # fmt: skip
 
 
@@ -148,7 +174,7 @@ class Refused(QmpsnapError):
     exit_code = 3
 
 
-class UnknownNode(Refused):
+class NotFound(Refused):
     """There is no disk, node, layer or job of that name."""
 
 
@@ -164,7 +190,7 @@ class NotInChain(Refused):
     """The layer is not in the disk's chain, or stands on the wrong side of the other."""
 
 
-class NodeBusy(Refused):
+class Busy(Refused):
     """A job holds the node."""
 
     def __init__(self, message: str, *, node: str, job_id: str, hint: str = "") -> None:
@@ -181,7 +207,7 @@ class TargetExists(Refused):
         self.file = file
 
 
-class TargetUnusable(Refused):
+class InvalidTarget(Refused):
     """The target cannot be made there, or does not fit."""
 
     def __init__(self, message: str, *, file: str, hint: str = "", left: Sequence[str] = ()) -> None:

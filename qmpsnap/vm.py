@@ -48,7 +48,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     Methods that change something read the graph, plan, run, and read the graph again. Those on disks that
     have nothing in common run side by side. Two must not on the same disk, and what keeps the guest's memory,
     deletes or goes back takes the whole machine: then what takes moments is waited for, and behind a stream,
-    commit or mirror a call is refused with NodeBusy, or waits with `wait=True`. A cancelled call awaits what
+    commit or mirror a call is refused with Busy, or waits with `wait=True`. A cancelled call awaits what
     was sent, then undoes or finishes it as its docstring says, in at most 30 s; the next call on the same VM
     works.
 
@@ -199,9 +199,9 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         Raises:
             TargetExists: When an overlay's file is there already.
-            TargetUnusable: When it cannot be made there, or does not fit.
-            NodeBusy: When a job holds one of the chains.
-            UnknownNode, AmbiguousName: When a disk is not there, or its name fits two.
+            InvalidTarget: When it cannot be made there, or does not fit.
+            Busy: When a job holds one of the chains.
+            NotFound, AmbiguousName: When a disk is not there, or its name fits two.
             CommandFailed: When QEMU refuses the transaction; nothing was changed.
             LinkLost: When the link goes; `changed` says what is known.
 
@@ -242,7 +242,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         Raises:
             NotInChain: When a layer is not in the chain, or `base` is not below `into`.
-            NodeBusy: When a job holds the chain.
+            Busy: When a job holds the chain.
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
             JobPaused: When an I/O error paused the job.
 
@@ -290,7 +290,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         Raises:
             NotInChain: When a layer is not in the chain, or `base` is not below `top`.
-            NodeBusy: When a job holds the chain.
+            Busy: When a job holds the chain.
             StillNeeded: When another image stands on what would change; `.by` names each.
             WouldLose: When internal snapshots or persistent bitmaps would be lost.
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
@@ -351,8 +351,8 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         Raises:
             TargetExists: When the target is there already.
-            TargetUnusable: When it cannot be made there, or does not fit.
-            NodeBusy: When a job holds the chain.
+            InvalidTarget: When it cannot be made there, or does not fit.
+            Busy: When a job holds the chain.
             WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
             JobPaused: When an I/O error paused the job.

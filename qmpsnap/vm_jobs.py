@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import Changed, ForeignJob, Interrupted, NodeBusy, UnknownNode
+from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, STAYS, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan import ownership, rest
+from qmpsnap.plan import ownership, resume
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
 from qmpsnap.run.together import both
@@ -64,7 +64,7 @@ class JobVerbs:
             foreign: Whether it may be somebody else's.
 
         Raises:
-            UnknownNode: When there is no job of that id.
+            NotFound: When there is no job of that id.
             ForeignJob: When it is not ours, and `foreign` is False.
         """
         _check(job_id, foreign=foreign)
@@ -77,7 +77,7 @@ class JobVerbs:
                         hint="say --foreign (foreign=True) to touch it all the same",
                     )
                 return job
-        raise UnknownNode(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+        raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
 
     async def interrupted(
         self, graph: Graph | None = None, *, live: bool = False
@@ -95,7 +95,7 @@ class JobVerbs:
             refuse("graph", graph, "give what graph() returned")
         check("live", live, bool)
         graph = graph or await self._target.graph()
-        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
         # One that lies in two places is one.
         found = {record.id: record for record in files.records if isinstance(record, IntentRecord)}.values()
         seen = {record.id for record in found if ownership.stands_here(record, graph, files.records)}
@@ -125,7 +125,7 @@ class JobVerbs:
             intent: What is wanted.
 
         Raises:
-            NodeBusy: When such a job is in the way, with what brings it on; or something that is no job.
+            Busy: When such a job is in the way, with what brings it on; or something that is no job.
             Refused: What `plan` raises.
             LinkLost: When the link goes.
         """
@@ -133,13 +133,13 @@ class JobVerbs:
         while True:
             try:
                 return await self.plan(intent)
-            except NodeBusy as busy:
+            except Busy as busy:
                 if not busy.job_id or busy.job_id in waited:
                     raise
                 await self._until_ended(busy.job_id, busy)
                 waited.add(busy.job_id)
 
-    async def _until_ended(self, job_id: str, busy: NodeBusy) -> None:
+    async def _until_ended(self, job_id: str, busy: Busy) -> None:
         """Wait for the job's end, which it is not asked for; refuse once it is clear that it will not end."""
         with self._target.watch(job_id) as watch:
             while await watch.until_still(_MOMENT) is not None:
@@ -150,7 +150,7 @@ class JobVerbs:
                 if job.status is JobStatus.WAITING and (other := _held_up_by(jobs.values())) is not None:
                     await self._until_ended(other.id, busy)
                 elif not await self._is_attended(job) and await self._stands(job):
-                    raise NodeBusy(
+                    raise Busy(
                         f"job {job.id!r} ({job.type}, {job.status.value}) does not end by itself",
                         node=busy.node,
                         job_id=job.id,
@@ -176,21 +176,21 @@ class JobVerbs:
         """What is left of an operation of ours whose client went away.
 
         Raises:
-            UnknownNode: When there is neither a job nor a record of that id, or the record is of another
+            NotFound: When there is neither a job nor a record of that id, or the record is of another
                 machine.
-            NodeBusy: When its client is at work yet.
+            Busy: When its client is at work yet.
         """
         _check(job_id)
         if self._executor.holds(job_id):
-            raise NodeBusy(f"the operation of {job_id!r} is under way here", node="", job_id=job_id)
+            raise Busy(f"the operation of {job_id!r} is under way here", node="", job_id=job_id)
         graph = await self._target.graph()
-        files = await self._target.look(rest.ask(graph, state_dir=self._state_dir), graph)
+        files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)
-        question = rest.ask(graph, records=records, state_dir=self._state_dir)
+        question = resume.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         machine = await self._target.machine(graph) if any(one.was for one in records) else None
         jobs, features = await both(self._target.jobs, self._target.features)
-        return rest.plan(job_id, self._seen(graph, files, jobs, features, machine))
+        return resume.plan(job_id, self._seen(graph, files, jobs, features, machine))
 
     async def job_wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
         """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
@@ -209,11 +209,11 @@ class JobVerbs:
             ended.
 
         Raises:
-            UnknownNode: When there is neither a job nor a record of that id.
+            NotFound: When there is neither a job nor a record of that id.
             ForeignJob: When the job is not ours.
             JobFailed: When it ended with an error, or vanished.
             JobPaused: When an I/O error paused it.
-            NodeBusy: When its client is at work yet, and there is no job to wait for.
+            Busy: When its client is at work yet, and there is no job to wait for.
         """
         _check(job_id, foreign=foreign)
         check_hooks(hooks)
@@ -223,7 +223,7 @@ class JobVerbs:
                 return await watch.until_concluded()
         try:
             plan = await self.plan_rest(job_id)
-        except NodeBusy:
+        except Busy:
             if all(job.id != job_id for job in await self._target.jobs()):
                 raise
             with self._target.watch(job_id) as watch:  # its client does the rest
@@ -255,8 +255,8 @@ class JobVerbs:
             for one whose client is at work yet: that clears away.
 
         Raises:
-            UnknownNode: When there is neither a job nor a record of that id.
-            NodeBusy: When its client is at work yet, and there is no job to stop.
+            NotFound: When there is neither a job nor a record of that id.
+            Busy: When its client is at work yet, and there is no job to stop.
             ForeignJob: When the job is not ours.
 
         QAPI: job-cancel, job-dismiss (job.json).
@@ -267,7 +267,7 @@ class JobVerbs:
             return None
         try:
             plan = await self.plan_rest(job_id)
-        except NodeBusy:
+        except Busy:
             if all(job.id != job_id for job in await self._target.jobs()):
                 raise
             await self._verb("job-cancel", job_id, foreign=foreign)

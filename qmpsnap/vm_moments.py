@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.arguments import texts
 from qmpsnap.model.moments import find_moments, state_places
-from qmpsnap.plan import rest
+from qmpsnap.plan import resume
 from qmpsnap.plan.intent import CheckpointInternal, Delete, SnapshotInternal
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class MomentVerbs:
         QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
         """
         graph = await self._target.graph()
-        ask = replace(rest.ask(graph, state_dir=self._state_dir), states=state_places(graph))
+        ask = replace(resume.ask(graph, state_dir=self._state_dir), states=state_places(graph))
         files = await self._target.look(ask, graph)
         await self._started.warnings(graph)
         return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
@@ -69,8 +69,8 @@ class MomentVerbs:
             BadName: When the name is outside the grammar.
             TargetExists: When a moment of the machine has the name.
             Unsupported: When a disk is no qcow2 image, read-only or empty.
-            NodeBusy: When a job holds one of the chains.
-            UnknownNode, AmbiguousName: When a disk is not there, or its name fits two.
+            Busy: When a job holds one of the chains.
+            NotFound, AmbiguousName: When a disk is not there, or its name fits two.
             CommandFailed: When QEMU refuses the transaction; nothing was changed.
             LinkLost: When the link goes; `changed` says what is known.
 
@@ -98,12 +98,12 @@ class MomentVerbs:
             hooks: What the caller wants to be told.
 
         Raises:
-            UnknownNode: When no moment has the name.
+            NotFound: When no moment has the name.
             AmbiguousName: When two have it.
             Unsupported: When it is an external one of disks alone, or the machine's state was saved and it
                 did not run since.
             NotInChain: When it is inside an image below an active layer.
-            NodeBusy: When a job holds one of the chains.
+            Busy: When a job holds one of the chains.
             CommandFailed, JobFailed: When QEMU refuses.
             LinkLost: When the link goes; `changed` says what is known.
 
@@ -142,10 +142,10 @@ class MomentVerbs:
         Raises:
             BadName: When the name is outside the grammar.
             TargetExists: When a moment of the machine has the name: QEMU would replace it.
-            UnknownNode, AmbiguousName: When a disk to leave is not there, or its name fits two.
+            NotFound, AmbiguousName: When a disk to leave is not there, or its name fits two.
             Unsupported: When a disk that takes part (UEFI variables, too) is no qcow2 image, the machine's
                 state was saved and it did not run since, or the human monitor is to leave a disk out.
-            NodeBusy: When a job runs, or a writable node without a use is in the way.
+            Busy: When a job runs, or a writable node without a use is in the way.
             CommandFailed, JobFailed: When QEMU could not take it.
             LinkLost: When the link goes; `changed` says what is known.
 

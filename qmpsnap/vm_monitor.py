@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.model.parse_machine import parse_status
-from qmpsnap.plan.guest import refuse_cont, refuse_stop
+from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -87,7 +87,7 @@ class MonitorVerbs:
                 was saved does not fit its disks any more then.
 
         Raises:
-            NodeBusy: When a migration is under way, or an operation of ours that lets the guest run itself,
+            Busy: When a migration is under way, or an operation of ours that lets the guest run itself,
                 or has left it standing: `.job_id`.
             Unsupported: When the run state is one in which a wreck would run, or none: after a load that
                 failed, before VM state has come in, after a migration, before a reset that is due.
@@ -104,7 +104,7 @@ class MonitorVerbs:
         """Pause the guest; return how it stands then. One that does not run stays as it is.
 
         Raises:
-            NodeBusy: When an operation of ours is under way that would let it run on.
+            Busy: When an operation of ours is under way that would let it run on.
             CommandFailed: When QEMU refuses.
             LinkLost: When the link goes before the reply.
 

@@ -86,8 +86,8 @@ class StateVerbs:
         Raises:
             BadName: When the name is outside the grammar.
             TargetExists: When a moment has the name, or a file that is to be made is there.
-            TargetUnusable: When a file cannot be made, or there may be no room for the memory.
-            NodeBusy: When a job or a migration is under way.
+            InvalidTarget: When a file cannot be made, or there may be no room for the memory.
+            Busy: When a job or a migration is under way.
             Unsupported: When a disk, the machine's run state or this QEMU does not allow it.
             MigrationFailed: When QEMU cannot write the memory; `.error` is its text.
             JobFailed: When it cannot write it into the store.
@@ -135,13 +135,13 @@ class StateVerbs:
             hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
 
         Raises:
-            UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+            NotFound, AmbiguousName: When no moment has the name, or two have it.
             Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
             NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
-            NodeBusy: When a job or a migration is under way.
+            Busy: When a job or a migration is under way.
             WouldLose: When a layer that is to be discarded holds internal snapshots.
-            TargetExists, TargetUnusable: When an overlay or the VM state is not as it has to be.
+            TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
             JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
                 failure apart.
             LinkLost: When the link goes; `changed` says what is known.
@@ -157,9 +157,9 @@ class StateVerbs:
             `.prepared`: the overlay of each disk; `.memory`: the file that is to be loaded, or "".
 
         Raises:
-            UnknownNode, AmbiguousName: When no moment has the name, or two have it.
+            NotFound, AmbiguousName: When no moment has the name, or two have it.
             NotInChain: When a layer does not hold it any more.
-            TargetExists, TargetUnusable: When an overlay cannot be made, or the memory file is not whole,
+            TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole,
                 or another one.
         """
         return await self._do(PrepareRevert(name), None)
@@ -171,11 +171,11 @@ class StateVerbs:
         ended, and the overlays are as they were made.
 
         Raises:
-            UnknownNode, AmbiguousName: When no moment of these disks has the name, or two have it.
+            NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
             Unsupported: When the machine does not wait for VM state, or the moment has none for it.
             NotInChain: When a disk does not stand on the checkpoint's layer.
             MachineDiffers: When the machine is another, or an overlay has data already.
-            TargetUnusable: When the memory file is missing, cut, or another one.
+            InvalidTarget: When the memory file is missing, cut, or another one.
             LinkLost: When QEMU ends, as it does when it cannot load the memory.
 
         QAPI: migrate-incoming (migration.json).
@@ -240,8 +240,8 @@ class StateVerbs:
 
         Raises:
             TargetExists: When the file is there already.
-            TargetUnusable: When it cannot be made there, or there may be no room.
-            NodeBusy: When a job or a migration is under way.
+            InvalidTarget: When it cannot be made there, or there may be no room.
+            Busy: When a job or a migration is under way.
             Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
             MigrationFailed: When QEMU cannot write it; `.error` is its text.
             LinkLost: When the link goes; `changed` says what is known.
@@ -262,7 +262,7 @@ class StateVerbs:
 
         Raises:
             Unsupported: When the machine does not wait for VM state.
-            TargetUnusable: When the file is missing, cut, or none of ours.
+            InvalidTarget: When the file is missing, cut, or none of ours.
             MachineDiffers: When the machine is another, or a layer has changed since; `.differences`.
             LinkLost: When QEMU ends, as it does when it cannot load the state.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from qmpsnap.errors import NodeBusy
+from qmpsnap.errors import Busy
 from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, Settings
@@ -61,7 +61,7 @@ async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(
     job_id: str, status: JobStatus, way: str
 ) -> None:
     fake = with_job(job_id, status)
-    with pytest.raises(NodeBusy, match=f"{job_id!r} .*{status}.* does not end by itself") as caught:
+    with pytest.raises(Busy, match=f"{job_id!r} .*{status}.* does not end by itself") as caught:
         await vm_of(fake).when_idle(SAVE)
     assert caught.value.job_id == job_id
     only = "" if job_id == OURS else " --foreign"
@@ -76,7 +76,7 @@ async def test_when_idle_refuses_a_job_that_comes_to_stand_while_it_waits(status
     await anyio.wait_all_tasks_blocked()
     assert not task.done()
     fake._set("theirs", status)
-    with pytest.raises(NodeBusy, match="does not end by itself"):
+    with pytest.raises(Busy, match="does not end by itself"):
         await task
 
 
@@ -108,22 +108,22 @@ async def test_when_idle_waits_for_the_jobs_of_one_transaction() -> None:
 async def test_when_idle_refuses_a_transaction_of_which_one_job_is_paused() -> None:
     fake = with_job("first", JobStatus.WAITING)
     fake.start_job(Job("second", "backup", JobStatus.PAUSED), SaveState("second", "x", ()))
-    with pytest.raises(NodeBusy, match="'second'"):
+    with pytest.raises(Busy, match="'second'"):
         await vm_of(fake).when_idle(SAVE)
 
 
 async def test_when_idle_refuses_what_is_in_the_way_and_is_no_job() -> None:
     fake = FakeTarget(graph(vda="base*", nodes=(Node("leak", "qcow2", "/images/x.qcow2"),)))
-    with pytest.raises(NodeBusy, match="'leak'"):
+    with pytest.raises(Busy, match="'leak'"):
         await vm_of(fake).when_idle(SAVE)
 
 
 async def test_when_idle_refuses_a_job_that_has_ended_and_is_in_the_way_all_the_same() -> None:
     fake = with_job(status=JobStatus.CONCLUDED)
-    busy = NodeBusy("it has concluded and was not dismissed", node="", job_id="theirs")
+    busy = Busy("it has concluded and was not dismissed", node="", job_id="theirs")
     fake.fail("graph", busy)
     fake.fail("graph", busy)
-    with pytest.raises(NodeBusy):
+    with pytest.raises(Busy):
         await vm_of(fake).when_idle(SAVE)
 
 

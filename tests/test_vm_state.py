@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, QmpsnapError, UnknownNode
+from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError
 from qmpsnap.plan.steps import LoadMemory, RemoveOrphan
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
@@ -155,7 +155,7 @@ async def test_reverted_removes_the_overlays_when_it_is_cancelled_while_qemu_sta
 
 async def test_reverted_makes_nothing_of_a_checkpoint_that_is_not_there(old: FakeTarget) -> None:
     before = old.files.names
-    with pytest.raises(UnknownNode):
+    with pytest.raises(NotFound):
         async with vm_of(old).reverted("none", launching(old, [], change=nothing)):
             raise AssertionError
     assert old.files.names == before

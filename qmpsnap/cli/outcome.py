@@ -11,13 +11,13 @@ from qmpsnap.cli.app import App, cli
 from qmpsnap.cli.output import Unwritable, emit, moved, shown, spell, tell
 from qmpsnap.errors import (
     AmbiguousName,
+    Busy,
     Changed,
     Detached,
     GraphMismatch,
     Incomplete,
     Interrupted,
     LinkLost,
-    NodeBusy,
     QmpsnapError,
     Refused,
 )
@@ -114,7 +114,7 @@ def _hint(error: QmpsnapError) -> str:
     if error.hint:
         return error.hint
     match error:
-        case NodeBusy():
+        case Busy():
             return f"qmpsnap job wait {error.job_id}, or qmpsnap job cancel {error.job_id}"
         case AmbiguousName():
             return f"one of: {', '.join(error.candidates)}"

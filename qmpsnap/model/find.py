@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, NotInChain, UnknownNode
+from qmpsnap.errors import AmbiguousName, NotFound, NotInChain
 from qmpsnap.model.graph import draw
 from qmpsnap.model.names import stem
 from qmpsnap.model.qdev import spellings_of
@@ -27,7 +27,7 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
     """The one disk that `spelling` means, an empty drive as well.
 
     Raises:
-        UnknownNode: When no disk is called so.
+        NotFound: When no disk is called so.
         AmbiguousName: When two are.
     """
     if spelling in graph.disks:
@@ -43,7 +43,7 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
             hint="name the disk as listed here",
         )
     known = ", ".join(graph.disks) or "none"
-    raise UnknownNode(f"there is no disk {spelling!r}", hint=f"the disks are: {known}")
+    raise NotFound(f"there is no disk {spelling!r}", hint=f"the disks are: {known}")
 
 
 def _spellings(disk: Disk) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qmpsnap.plan.human_steps import quoted
+from qmpsnap.plan.hmp_steps import quoted
 from qmpsnap.plan.job_steps import QmpStep
 
 __all__ = ["ContinueGuest", "GuestStep", "ResetGuest", "StopForLoad", "StopGuest"]

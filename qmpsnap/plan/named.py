@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import AmbiguousName, UnknownNode
+from qmpsnap.errors import AmbiguousName, NotFound
 from qmpsnap.model.moments import find_moments
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def moment_named(name: str, scene: Scene) -> Moment:
     """The one moment of that name.
 
     Raises:
-        UnknownNode: When no moment has it.
+        NotFound: When no moment has it.
         AmbiguousName: When two have it.
     """
     moments = find_moments(scene.graph, scene.files.records)
@@ -26,7 +26,7 @@ def moment_named(name: str, scene: Scene) -> Moment:
     if not found:
         names = ", ".join(dict.fromkeys(repr(one.name) for one in moments.moments))
         unread = "".join(f"; not read: {reason}" for reason in scene.files.bad_records)
-        raise UnknownNode(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}{unread}")
+        raise NotFound(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}{unread}")
     if len(found) > 1:
         raise AmbiguousName(
             f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",

@@ -143,7 +143,7 @@ class Plan:
 
     @property
     def halts(self) -> bool:
-        """Whether a guest that is to run stands still in its course, and is told to run on by it alone."""
+        """Whether a guest that is to run stands still in its journal, and is told to run on by it alone."""
         return any(
             isinstance(step, ContinueGuest)
             or (isinstance(step, StopGuest) and step.ran)

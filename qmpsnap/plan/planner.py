@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.plan import (
-    checkpoint,
-    checkpoint_internal,
-    commit,
-    delete,
-    mirror,
-    revert,
-    revert_new,
-    save,
-    snapshot,
-    snapshot_internal,
-    stream,
-)
+from qmpsnap.plan.chain import commit, mirror, snapshot, stream
+from qmpsnap.plan.checks.opened import refuse_lost
+from qmpsnap.plan.inside import checkpoint as checkpoint_internal
+from qmpsnap.plan.inside import delete
+from qmpsnap.plan.inside import snapshot as snapshot_internal
 from qmpsnap.plan.intent import (
     Checkpoint,
     CheckpointInternal,
@@ -33,8 +25,8 @@ from qmpsnap.plan.intent import (
     SnapshotInternal,
     Stream,
 )
-from qmpsnap.plan.opened import refuse_lost
 from qmpsnap.plan.scene import refuse_migrated
+from qmpsnap.plan.vmstate import checkpoint, revert, revert_new, save
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files

@@ -6,13 +6,13 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import NodeBusy, TargetUnusable, Unsupported, WouldLose
+from qmpsnap.errors import Busy, InvalidTarget, Unsupported, WouldLose
 from qmpsnap.model.find import find_layer
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.names import among_devices, owned_node, state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.opened import odd
+from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.steps import DeleteNode
 
 if TYPE_CHECKING:
@@ -179,13 +179,13 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
     """Refuse when a job holds the disk's chain.
 
     Raises:
-        NodeBusy: Naming the job, or each that it may be.
+        Busy: Naming the job, or each that it may be.
     """
     found = holders(scene, disk)
     if not found:
         return
     named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in found)
-    raise NodeBusy(
+    raise Busy(
         f"the chain of {disk.name} is held by {named}",
         node=disk.active.node,
         job_id=found[0].id,
@@ -199,7 +199,7 @@ def refuse_any_job(scene: Scene) -> None:
     """Refuse while a job is under way, on whichever disk and of whichever client.
 
     Raises:
-        NodeBusy: Naming the first.
+        Busy: Naming the first.
     """
     refuse_jobs(scene.jobs)
 
@@ -208,11 +208,11 @@ def refuse_jobs(jobs: Iterable[Job]) -> None:
     """Refuse while one of the jobs is under way.
 
     Raises:
-        NodeBusy: Naming the first.
+        Busy: Naming the first.
     """
     for job in jobs:
         if job.status not in ENDED:
-            raise NodeBusy(
+            raise Busy(
                 f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
                 node="",
                 job_id=job.id,
@@ -230,7 +230,7 @@ def refuse_migrated(scene: Scene) -> None:
 
     Raises:
         Unsupported: When its VM state was saved or sent away, or is still to come in.
-        NodeBusy: When a migration is under way.
+        Busy: When a migration is under way.
     """
     stands = scene.machine.stands if scene.machine is not None else scene.standing
     if stands is None:
@@ -251,10 +251,10 @@ def refuse_migrating(machine: Machine | Status) -> None:
     """Refuse while a migration is under way, whoever began it.
 
     Raises:
-        NodeBusy: Always then.
+        Busy: Always then.
     """
     if machine.migrating:
-        raise NodeBusy(
+        raise Busy(
             f"a migration is under way ({machine.migration}); the QEMU that takes the guest over was started "
             "on the files of now",
             node="",
@@ -283,11 +283,11 @@ def refuse_place(scene: Scene, file: str, *, hint: str = "make room there") -> N
         hint: What the caller can do when there is no room.
 
     Raises:
-        TargetUnusable: When its directory is missing, may not be written, or has no room for an empty image.
+        InvalidTarget: When its directory is missing, may not be written, or has no room for an empty image.
     """
     where = usable_directory(scene, file)
     if where.free_bytes < _IMAGE_BYTES:
-        raise TargetUnusable(
+        raise InvalidTarget(
             f"no space left in {where.path}: {where.free_bytes} bytes free",
             file=file,
             hint=hint,
@@ -298,13 +298,13 @@ def usable_directory(scene: Scene, file: str) -> DirFact:
     """The directory of a file that is to be made; how much room the file needs is the caller's to know.
 
     Raises:
-        TargetUnusable: When it is missing or may not be written.
+        InvalidTarget: When it is missing or may not be written.
     """
     where = scene.files.directories[posixpath.dirname(file)]
     if not where.exists:
-        raise TargetUnusable(f"the directory {where.path} does not exist", file=file, hint="make it first")
+        raise InvalidTarget(f"the directory {where.path} does not exist", file=file, hint="make it first")
     if not where.writable:
-        raise TargetUnusable(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+        raise InvalidTarget(f"the directory {where.path} cannot be written: {where.problem}", file=file)
     return where
 
 
@@ -316,11 +316,11 @@ def beside_active(disk: Disk, *, hint: str) -> str:
         hint: What to say instead when there is none.
 
     Raises:
-        TargetUnusable: When the active layer is no file.
+        InvalidTarget: When the active layer is no file.
     """
     active = disk.active
     if not active.local or among_devices(active.file):
-        raise TargetUnusable(
+        raise InvalidTarget(
             f"the active layer of {disk.name} is no file ({active.file}), so there is no place beside it",
             file=active.file,
             hint=hint,
@@ -393,12 +393,12 @@ def refuse_covered(scene: Scene, disk: Disk) -> None:
     Such nodes are what an embedder's blockdev-add leaves behind after a pivot.
 
     Raises:
-        NodeBusy: Naming the node.
+        Busy: Naming the node.
     """
     used = {layer.node for other in scene.graph.disks.values() for layer in other.layers}
     for node in scene.graph.nodes.values():
         if node.backing and node.backing == disk.active.file and node.name not in used and not node.is_filter:
-            raise NodeBusy(
+            raise Busy(
                 f"node {node.name!r} ({node.file}) stands on the active layer of {disk.name} and has no use",
                 node=node.name,
                 job_id="",

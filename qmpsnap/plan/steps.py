@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from qmpsnap.plan.guest_steps import ContinueGuest, GuestStep, ResetGuest, StopForLoad, StopGuest
+from qmpsnap.plan.hmp_steps import DelVm, HmpStep, LoadVm, SaveVm
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
     CreatePlaceholder,
@@ -22,7 +23,6 @@ from qmpsnap.plan.host_steps import (
     RetireFile,
     WriteRecord,
 )
-from qmpsnap.plan.human_steps import DelVm, HumanStep, LoadVm, SaveVm
 from qmpsnap.plan.internal_steps import DeleteInternal, InternalStep, TakeInternal
 from qmpsnap.plan.job_steps import (
     AdoptJob,
@@ -88,8 +88,8 @@ __all__ = [
     "FinishRecord",
     "FlushNode",
     "GuestStep",
+    "HmpStep",
     "HostStep",
-    "HumanStep",
     "InternalStep",
     "KeepBranch",
     "KeepLink",
@@ -242,7 +242,7 @@ Step = (
     | ProbeAbsent
     | TakeSnapshots
     | InternalStep
-    | HumanStep
+    | HmpStep
     | StateJobStep
     | GuestStep
     | MigrationStep

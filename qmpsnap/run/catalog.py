@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 from qmpsnap.run.opening import create_file, open_directory, open_file
@@ -58,7 +58,7 @@ class Catalog:
 
         Raises:
             TargetExists: When there is a record of that id.
-            TargetUnusable: When it cannot be written there.
+            InvalidTarget: When it cannot be written there.
         """
         stored = replace(record, directory=directory)
         await self._write(stored)
@@ -73,7 +73,7 @@ class Catalog:
         """Remove a record, and its directory when nothing else is in it; removing it twice does no harm.
 
         Raises:
-            TargetUnusable: When it cannot be removed.
+            InvalidTarget: When it cannot be removed.
         """
         try:
             await in_thread(partial(_remove, record))
@@ -88,7 +88,7 @@ class Catalog:
 
         Raises:
             TargetExists: When there is such a moment.
-            TargetUnusable: When it cannot be written.
+            InvalidTarget: When it cannot be written.
         """
         moment = moment_of(intent)
         await self._write(moment, instead_of=intent)
@@ -101,7 +101,7 @@ class Catalog:
         After failure or cancel there is the one or the other, whole.
 
         Raises:
-            TargetUnusable: When it cannot be written.
+            InvalidTarget: When it cannot be written.
         """
         try:
             await in_thread(partial(_rewrite, record))
@@ -286,6 +286,6 @@ def _remove_empty(directory: str) -> None:
         os.rmdir(directory)
 
 
-def _unusable(record: Record, error: OSError | ValueError, verb: str) -> TargetUnusable:
+def _unusable(record: Record, error: OSError | ValueError, verb: str) -> InvalidTarget:
     file = os.path.join(record.directory, record.file_name)
     return unusable(file, error, f"{verb} the record")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import NodeBusy
+from qmpsnap.errors import Busy
 from qmpsnap.model.hints import qmp
 from qmpsnap.model.job import ENDED, JobStatus
 
@@ -65,7 +65,7 @@ class ConcludedStreams:
         """Return when the block nodes may be asked for, after some seconds where an image is being made.
 
         Raises:
-            NodeBusy: When that would kill this QEMU.
+            Busy: When that would kill this QEMU.
         """
         if not (self._lingering or self._running) or await self._is_harmless():
             return
@@ -74,7 +74,7 @@ class ConcludedStreams:
             return
         for job in await self._monitor.jobs():
             if job.type == "stream" and job.status is JobStatus.CONCLUDED:
-                raise NodeBusy(
+                raise Busy(
                     f"stream job {job.id!r} has concluded and was not dismissed: "
                     "this QEMU would crash if it were asked for its block nodes",
                     node="",
@@ -93,7 +93,7 @@ class ConcludedStreams:
             with anyio.CancelScope(deadline=until) as scope:
                 await changed.wait()
             if scope.cancelled_caught:
-                raise NodeBusy(
+                raise Busy(
                     f"job {making.id!r} makes an image: this QEMU would crash if it were asked for its block "
                     "nodes meanwhile",
                     node="",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import NodeBusy, QmpsnapError
+from qmpsnap.errors import Busy, QmpsnapError
 from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan, WriteRecord
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
@@ -73,7 +73,7 @@ class Executor:
                 waited for in any case.
 
         Raises:
-            NodeBusy: When one that copies whole layers has to end first, and `wait` is False.
+            Busy: When one that copies whole layers has to end first, and `wait` is False.
             GraphMismatch: When the chains are not those that the plan was made on, `changed` NO; or
                 not the predicted ones afterwards.
             Refused: When a file could not be made; nothing was sent.
@@ -118,7 +118,7 @@ class Executor:
         while True:
             try:
                 return await make()
-            except NodeBusy as busy:
+            except Busy as busy:
                 if not wait or busy.job_id or not await self._turns.one_ended():
                     raise
 

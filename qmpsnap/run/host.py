@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import anyio
 
-from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.moments import moved
 from qmpsnap.model.numbered_anew import renamed
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -77,7 +77,7 @@ class Host:
 
         Raises:
             TargetExists: When a file that is to be made is there.
-            TargetUnusable: When it cannot be made, renamed or removed.
+            InvalidTarget: When it cannot be made, renamed or removed.
         """
         if isinstance(step, KeepBranch | KeepLink | KeepLost | KeepPlace):
             async with self._rewriting:
@@ -181,7 +181,7 @@ class Host:
             )
         except OSError as error:
             await self._images.remove_created(self._made.pop(step.file))
-            raise TargetUnusable(
+            raise InvalidTarget(
                 f"there is no room of {step.reserve_bytes} bytes for {step.file!r}: {reason(error)}",
                 file=step.file,
                 hint=hint(error),
@@ -219,7 +219,7 @@ class Host:
         for record in records:
             if record.id == record_id and isinstance(record, IntentRecord):
                 return record
-        raise TargetUnusable(f"the record {record_id} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the record {record_id} is gone from {directory}", file=directory)
 
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
         """The record, with its disks called as the plan calls them."""
@@ -227,4 +227,4 @@ class Host:
         for record in records:
             if record.id == record_id and isinstance(record, MomentRecord):
                 return renamed(record, self._names.get(record_id, {}))
-        raise TargetUnusable(f"the moment {record_id} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the moment {record_id} is gone from {directory}", file=directory)

@@ -18,20 +18,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import QmpsnapError, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Files
-from qmpsnap.run import own_state, put_away, survey
+from qmpsnap.run import cleanup, own_state, survey
+from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.opening import create_file
-from qmpsnap.run.put_away import Created
 from qmpsnap.run.reasons import reason, unusable
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
     from qmpsnap.plan.host_steps import Proof
-    from qmpsnap.run.put_away import Policy
+    from qmpsnap.run.cleanup import Policy
 
 __all__ = ["Created", "Images"]
 
@@ -126,7 +126,7 @@ class Images:
 
         Raises:
             TargetExists: When there is something of that name, be it a symlink that leads nowhere.
-            TargetUnusable: When it cannot be made there, or not with that owner; the message says why.
+            InvalidTarget: When it cannot be made there, or not with that owner; the message says why.
             Unsupported: When the format is none of ours.
         """
         request = _Request(file, format, size_bytes, like, backing, backing_format, private)
@@ -136,17 +136,17 @@ class Images:
         except asyncio.CancelledError:
             for created in made:
                 with contextlib.suppress(OSError):
-                    put_away.remove(created)
+                    cleanup.remove(created)
             raise
 
     async def remove_created(self, created: Created) -> bool:
         """Remove a file that we made; False when its name leads to another one, or to none.
 
         Raises:
-            TargetUnusable: When it cannot be removed.
+            InvalidTarget: When it cannot be removed.
         """
         try:
-            return await in_thread(partial(put_away.remove, created))
+            return await in_thread(partial(cleanup.remove, created))
         except OSError as error:
             raise unusable(created.file, error, "remove") from error
 
@@ -161,10 +161,10 @@ class Images:
 
         Raises:
             TargetExists: When `to` exists and is another file; nothing was done.
-            TargetUnusable: When it cannot be done; nothing was done.
+            InvalidTarget: When it cannot be done; nothing was done.
         """
         try:
-            await in_thread(partial(put_away.retire, file, policy, to, proof))
+            await in_thread(partial(cleanup.retire, file, policy, to, proof))
         except FileExistsError as error:
             raise TargetExists(f"{to!r} exists already, {file!r} keeps its name", file=to) from error
         except OSError as error:
@@ -179,26 +179,26 @@ class Images:
                 and it has no byte yet.
 
         Raises:
-            TargetUnusable: When there is data in it, a QEMU has it open, or it cannot be removed; it stays.
+            InvalidTarget: When there is data in it, a QEMU has it open, or it cannot be removed; it stays.
         """
-        created = await in_thread(partial(put_away.fresh, file, backing))
+        created = await in_thread(partial(cleanup.fresh, file, backing))
         if created is not None:
             try:
-                used = await in_thread(partial(put_away.in_use, created))
+                used = await in_thread(partial(cleanup.in_use, created))
             except OSError as error:
                 raise unusable(file, error, "remove") from error
             if used:
-                raise TargetUnusable(f"{file!r} is open in another process; it stays", file=file)
+                raise InvalidTarget(f"{file!r} is open in another process; it stays", file=file)
             return await self.remove_created(created)
         if not await in_thread(partial(os.path.lexists, file)):
             return False
-        raise TargetUnusable(
+        raise InvalidTarget(
             f"{file!r} was made by an interrupted run, but is not empty any more; it stays", file=file
         )
 
     async def as_created(self, file: str) -> Created | None:
         """Take a file that an earlier run of ours made for our own; None when it is gone, or no file."""
-        return await in_thread(partial(put_away.identity, file))
+        return await in_thread(partial(cleanup.identity, file))
 
 
 def _create(request: _Request, made: list[Created]) -> Created:
@@ -230,7 +230,7 @@ def _create(request: _Request, made: list[Created]) -> Created:
 
 
 def _look(ask: Ask) -> Files:
-    fresh = frozenset(file for file, backing in ask.fresh if put_away.fresh(file, backing) is not None)
+    fresh = frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None)
     return replace(survey.look(ask), fresh=fresh, states=own_state.find(ask.states) if ask.states else ())
 
 
@@ -266,7 +266,7 @@ def _check(request: _Request) -> None:
     elif request.backing is not None and len(os.fsencode(request.backing)) > _LONGEST_BACKING:
         why = f"its backing file's name is longer than {_LONGEST_BACKING} bytes"
     if why:
-        raise TargetUnusable(f"cannot make {request.file!r}: {why}", file=request.file)
+        raise InvalidTarget(f"cannot make {request.file!r}: {why}", file=request.file)
 
 
 def _verify(request: _Request, descriptor: int) -> None:
@@ -314,7 +314,7 @@ def _label(file: str | int) -> bytes | None:
 def _left(error: QmpsnapError, created: Created) -> QmpsnapError:
     """Remove what a failure leaves; what cannot be removed is named in the error."""
     try:
-        put_away.remove(created)
+        cleanup.remove(created)
     except OSError:
         error.left = (*error.left, f"{created.file} (an empty file of ours: rm it)")
     return error

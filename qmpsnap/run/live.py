@@ -14,10 +14,10 @@ import anyio
 
 from qmpsnap.errors import (
     CommandFailed,
+    InvalidTarget,
     Malformed,
     QmpsnapError,
     TargetExists,
-    TargetUnusable,
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
@@ -59,8 +59,8 @@ from qmpsnap.plan.steps import (
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.hmp import checkpoint, stop_for_load
 from qmpsnap.run.host import Host
-from qmpsnap.run.human import checkpoint, stop_for_load
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
@@ -69,7 +69,7 @@ from qmpsnap.run.owner import OWNER
 from qmpsnap.run.peer import barred
 from qmpsnap.run.roots import check_roots
 from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
-from qmpsnap.run.stops import Stops
+from qmpsnap.run.standstill import Stops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -158,7 +158,7 @@ class LiveTarget:
         Raises:
             LinkLost: When the link goes.
             Malformed: When the answers cannot be joined.
-            NodeBusy: When somebody's concluded stream job would make the question crash this QEMU.
+            Busy: When somebody's concluded stream job would make the question crash this QEMU.
         """
         await self._concluded.check()
         for attempt in range(_GRAPH_TRIES):
@@ -369,7 +369,7 @@ class LiveTarget:
         except CommandFailed as error:
             if "No such file or directory" in error.desc:
                 return
-            raise TargetUnusable(f"QEMU cannot look at {step.file}: {error.desc}", file=step.file) from error
+            raise InvalidTarget(f"QEMU cannot look at {step.file}: {error.desc}", file=step.file) from error
         await self.session.change("blockdev-del", {"node-name": step.node})
         raise TargetExists(
             f"{step.file} exists already where QEMU runs, and was not touched",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from qmpsnap.plan.memory_steps import SealMemory, SealStore
-    from qmpsnap.run.put_away import Created
+    from qmpsnap.run.cleanup import Created
 
 __all__ = ["Sealed", "is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
 

@@ -29,15 +29,15 @@ from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.progress import Meter
 from qmpsnap.run.reasons import unusable
-from qmpsnap.run.stops import Stops
+from qmpsnap.run.standstill import Stops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from qmpsnap.model.parse_machine import MigrationStatus
     from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.run.cleanup import Created
     from qmpsnap.run.progress import Progress
-    from qmpsnap.run.put_away import Created
     from qmpsnap.run.session import Event, Session
 
 __all__ = ["Migrations"]
@@ -115,7 +115,7 @@ class Migrations:
         Raises:
             CommandFailed: When QEMU refuses it.
             MigrationFailed: When the migration failed, or did not give what was wanted.
-            TargetUnusable: When the file cannot be opened.
+            InvalidTarget: When the file cannot be opened.
             LinkLost: When the link goes.
         """
         match step:

@@ -19,11 +19,11 @@ from qmpsnap.errors import (
     Detached,
     GraphMismatch,
     Incomplete,
+    InvalidTarget,
     JobFailed,
     JobPaused,
     LinkLost,
     QmpsnapError,
-    TargetUnusable,
 )
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.plan import Stage
@@ -48,18 +48,18 @@ from qmpsnap.plan.steps import (
 )
 from qmpsnap.plan.undo import changes, drains, needs_record, no_way_back, stands_still
 from qmpsnap.run.caller import Caller
-from qmpsnap.run.course import Course
+from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
 from qmpsnap.run.read_back import read_back
-from qmpsnap.run.way_back import EndedWell, WayBack
+from qmpsnap.run.rollback import EndedWell, Rollback
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.steps import Step
     from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.run.target import StandsStill, Target, Watch
+    from qmpsnap.run.target import Standstill, Target, Watch
 
 __all__ = ["Operation"]
 
@@ -89,8 +89,8 @@ class Operation:
         self.stop = self._caller.stop
         self._target = target
         self._plan = plan
-        self._course = Course(plan, seen)
-        self._back = WayBack(target, self._course)
+        self._journal = Journal(plan, seen)
+        self._back = Rollback(target, self._journal)
         self._drained: float | None = None
         self._bytes = 0
 
@@ -142,9 +142,9 @@ class Operation:
         except EndedWell:
             await self._on(watch)
             return
-        if self._course.loaded and self._plan.moves and self._course.graph is not None:
+        if self._journal.loaded and self._plan.moves and self._journal.graph is not None:
             told.left = (*told.left, *await self._stay())
-            await self._caller.tell_pivot(moved_roots(self._plan, self._course.graph))
+            await self._caller.tell_pivot(moved_roots(self._plan, self._journal.graph))
         raise told
 
     async def _stay(self) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ class Operation:
 
         What the guest wrote until then is not removed, also where that was wanted.
         """
-        closed = {step.node for step in self._course.done if isinstance(step, AddStore)}
+        closed = {step.node for step in self._journal.done if isinstance(step, AddStore)}
         steps = tuple(
             step
             for stage in self._plan.stages
@@ -169,32 +169,32 @@ class Operation:
 
     async def _look_at_what_is_left(self) -> None:
         """Read the graph again where nodes of others may have gone with those of ours that were put away."""
-        course = self._course
+        journal = self._journal
         freed = any(isinstance(step, DeleteNode) for stage in self._plan.stages[-1:] for step in stage.steps)
-        if freed and course.graph is not None and left_nodes(self._plan, course.graph):
+        if freed and journal.graph is not None and left_nodes(self._plan, journal.graph):
             with suppress(QmpsnapError):  # all is done
-                course.graph = await self._target.graph()
+                journal.graph = await self._target.graph()
 
-    def _result(self, elapsed: float, stops: StandsStill) -> Done:
-        plan, graph = self._plan, self._course.graph or self._plan.before
+    def _result(self, elapsed: float, stops: Standstill) -> Done:
+        plan, graph = self._plan, self._journal.graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
-        if any(map(stands_still, self._course.done)):
-            done = self._course.done
+        if any(map(stands_still, self._journal.done)):
+            done = self._journal.done
             stopped = any(step == StopGuest() or isinstance(step, StopForLoad) for step in done)
             stands = stopped and not any(isinstance(step, ContinueGuest) for step in done)  # from then on
             standstill = None if stands else stops.seconds or 0.0
-        size = self._bytes or self._course.state_bytes or plan.state_bytes
+        size = self._bytes or self._journal.state_bytes or plan.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
         """Refuse what cannot be done any more, or is another thing by now, since the plan was made."""
-        course = self._course
+        journal = self._journal
         if self._plan.goes_back:
             refuse_jobs(await self._target.jobs())
-        if course.graph is None:
-            course.graph = await self._target.graph()
-        found = course.graph.chains(*self._plan.disks)
+        if journal.graph is None:
+            journal.graph = await self._target.graph()
+        found = journal.graph.chains(*self._plan.disks)
         planned = self._plan.run_state
         if planned and planned != (now := await self._target.run_state()):
             raise GraphMismatch(
@@ -204,7 +204,7 @@ class Operation:
                 changed=Changed.NO,
                 hint="plan again",
             )
-        if not same(self._plan, course.graph):
+        if not same(self._plan, journal.graph):
             raise GraphMismatch(
                 "the chains, or the snapshots inside, are not those that the plan was made on",
                 expected=self._plan.chains_before,
@@ -219,7 +219,7 @@ class Operation:
                 await self._tidy(stage)
                 continue
             for steps in stage.groups:
-                if self.stop.is_set() and not self._course.forward:
+                if self.stop.is_set() and not self._journal.forward:
                     raise _Stop
                 if len(steps) > 1:
                     await self._side_by_side(steps)
@@ -233,20 +233,20 @@ class Operation:
                 await self._verify()
 
     async def _perform(self, step: Step) -> None:
-        course = self._course
-        course.sent |= step.on == "qmp"
-        course.forward |= no_way_back(step)
-        course.tried.append(step)
+        journal = self._journal
+        journal.sent |= step.on == "qmp"
+        journal.forward |= no_way_back(step)
+        journal.tried.append(step)
         started = time.monotonic()
         try:
             seconds = await self._target.perform(step)
         except CommandFailed as error:
-            course.forward = False  # QEMU said no: it is as it was before, unless it says otherwise
-            course.moved |= error.changed is Changed.YES
+            journal.forward = False  # QEMU said no: it is as it was before, unless it says otherwise
+            journal.moved |= error.changed is Changed.YES
             raise
-        course.done.append(step)
-        course.moved |= changes(step)
-        course.loaded |= isinstance(step, ResetGuest)
+        journal.done.append(step)
+        journal.moved |= changes(step)
+        journal.loaded |= isinstance(step, ResetGuest)
         if isinstance(step, SealMemory | SealStore):
             self._bytes = self._target.state_bytes
         if drains(step):
@@ -270,27 +270,27 @@ class Operation:
             raise errors[0]
 
     async def _wait(self, step: AwaitJob, watch: Watch) -> None:
-        course = self._course
+        journal = self._journal
         try:
-            quiet = course.state_job is not None
+            quiet = journal.state_job is not None
             job = await self._caller.wait(
-                step, watch, self._target, may_leave=not course.forward, quiet=quiet
+                step, watch, self._target, may_leave=not journal.forward, quiet=quiet
             )
         except LinkLost:
             raise
         except JobFailed as error:
-            course.failed_job(error)
-            course.say(error)
+            journal.failed_job(error)
+            journal.say(error)
             raise
         except QmpsnapError as error:
-            course.say(error)
+            journal.say(error)
             raise
         if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
-        course.loaded |= any(isinstance(one, LoadState) for one in course.done)
-        course.done.append(step)
-        course.forward |= step.until == "concluded"
-        if course.copies:  # others count no bytes
+        journal.loaded |= any(isinstance(one, LoadState) for one in journal.done)
+        journal.done.append(step)
+        journal.forward |= step.until == "concluded"
+        if journal.copies:  # others count no bytes
             self._bytes = max(self._bytes, job.offset)
         times = watch.times
         if step.until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
@@ -298,11 +298,11 @@ class Operation:
 
     async def _wait_migration(self, step: AwaitMigration) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""
-        course = self._course
-        course.tried.append(step)
+        journal = self._journal
+        journal.tried.append(step)
         if not await self._caller.wait_migration(step, self._target):
             raise _Stop
-        course.done.append(step)
+        journal.done.append(step)
 
     def _detached(self, job_id: str) -> Detached:
         error = Detached(
@@ -310,15 +310,15 @@ class Operation:
             job_id=job_id,
             hint=f"qmpsnap job wait {job_id} brings it to its end, qmpsnap job cancel {job_id} stops it",
         )
-        self._course.say(error)
+        self._journal.say(error)
         return error
 
     async def _verify(self) -> None:
-        plan, course = self._plan, self._course
-        course.graph = await self._target.graph()
-        found = course.graph.chains(*plan.disks)
-        course.moved |= not same(plan, course.graph)
-        problem = mismatch(plan, course.graph)
+        plan, journal = self._plan, self._journal
+        journal.graph = await self._target.graph()
+        found = journal.graph.chains(*plan.disks)
+        journal.moved |= not same(plan, journal.graph)
+        problem = mismatch(plan, journal.graph)
         if problem:
             error = GraphMismatch(
                 f"the graph is not the predicted one: {problem}",
@@ -326,19 +326,19 @@ class Operation:
                 found=found,
                 hint="look: qmpsnap chain, and for what is left qmpsnap jobs",
             )
-            course.say(error)
+            journal.say(error)
             raise error
         if plan.moves:
-            await self._caller.tell_pivot(moved_roots(plan, course.graph))
+            await self._caller.tell_pivot(moved_roots(plan, journal.graph))
         await self._read_back()
 
     async def _read_back(self) -> None:
         """Look whether what the operation wrote leads to the files; see `read_back`."""
-        course = self._course
+        journal = self._journal
         try:
-            await read_back(self._target, self._plan, course.graph or self._plan.before)
+            await read_back(self._target, self._plan, journal.graph or self._plan.before)
         except Incomplete as error:
-            course.say(error)
+            journal.say(error)
             error.changed = Changed.YES
             raise
 
@@ -360,20 +360,20 @@ class Operation:
             reasons = "; ".join(f"{step.command} {step.arguments}: {error}" for step, error in failed)
             raise Incomplete(
                 f"{self._plan.op} is done, but not all could be put away: {reasons}",
-                done=[step.command for step in self._course.done],
+                done=[step.command for step in self._journal.done],
                 remaining=[f"{step.command} {step.arguments}" for step, _ in failed],
-                hint=self._course.later,
+                hint=self._journal.later,
                 invalid=invalid_now(self._plan, [step for step, _ in failed]),
             ) from failed[0][1]
 
     def _refuse_open(self, step: Step, undone: list[Step]) -> None:
         """Refuse to remove a file whose node could not be closed."""
-        graph = self._course.graph
+        graph = self._journal.graph
         if not isinstance(step, RetireFile) or step.policy != "remove" or graph is None:
             return
         kept = [one.node for one in undone if isinstance(one, DeleteNode)]
         if any(graph.nodes[node].file == step.file for node in kept if node in graph.nodes):
-            raise TargetUnusable(f"{step.file} is open in QEMU yet; it stays", file=step.file)
+            raise InvalidTarget(f"{step.file} is open in QEMU yet; it stays", file=step.file)
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""
@@ -381,10 +381,10 @@ class Operation:
             if isinstance(step, FlushNode | DismissJob):
                 with suppress(CommandFailed):  # somebody else dismissed it; a layer left with the job
                     await self._perform(step)
-        self._course.forward = True
+        self._journal.forward = True
         await self._verify()
         stages = self._plan.stages
         early = [step for stage in stages if not stage.tidy for step in stage.steps]
-        late = [step for step in early if isinstance(step, FinishRecord) and step not in self._course.done]
+        late = [step for step in early if isinstance(step, FinishRecord) and step not in self._journal.done]
         await self._tidy(Stage("put the record away", tuple(late), tidy=True))
         await self._stages(tuple(stage for stage in stages if stage.tidy), watch)

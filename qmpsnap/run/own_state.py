@@ -10,11 +10,11 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from qmpsnap.run import put_away
+from qmpsnap.run import cleanup
+from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.memory_files import look, tags_of
 from qmpsnap.run.opening import WrongKind, open_file
-from qmpsnap.run.put_away import Created
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,7 +77,7 @@ def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the s
         status = os.fstat(descriptor)
         if not _belongs(file, descriptor, id, tag):
             return False
-        if not put_away.remove(Created(file, status.st_dev, status.st_ino)):
+        if not cleanup.remove(Created(file, status.st_dev, status.st_ino)):
             return False
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import TargetUnusable
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import NOT_ALLOWED
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def hint(error: OSError | ValueError) -> str:
     return known[1] if known is not None else ""
 
 
-def unusable(file: str, error: OSError | ValueError, verb: str) -> TargetUnusable:
+def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget:
     """Make the refusal that says what could not be done with a file.
 
     Args:
@@ -82,4 +82,4 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> TargetUnusabl
         why, what = f"there is no directory {directory!r}", "make it first"
     elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
         why = f"{directory!r} is not writable for us ({why})"
-    return TargetUnusable(f"cannot {verb} {file!r}: {why}", file=file, hint=what)
+    return InvalidTarget(f"cannot {verb} {file!r}: {why}", file=file, hint=what)

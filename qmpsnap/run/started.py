@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import Ask
 from qmpsnap.model.started import recorded_overlays, started_below
-from qmpsnap.plan.opened import lost_names
+from qmpsnap.plan.checks.opened import lost_names
 from qmpsnap.plan.scene import state_questions
 from qmpsnap.run.log import get_logger
 

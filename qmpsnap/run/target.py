@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.steps import Step
 
-__all__ = ["Progress", "StandsStill", "Target", "Watch"]
+__all__ = ["Progress", "Standstill", "Target", "Watch"]
 
 
 class Progress(Protocol):
@@ -57,7 +57,7 @@ class Watch(Protocol):
         """Return it once it stands in one of STAYS for so many seconds, None once it ended; or LinkLost."""
 
 
-class StandsStill(Protocol):
+class Standstill(Protocol):
     """How long the guest stood still, listened to since before the first step."""
 
     @property
@@ -103,7 +103,7 @@ class Target(Protocol):
     def state_bytes(self) -> int:
         """Bytes of the file of VM state that was written last."""
 
-    def stops(self) -> AbstractContextManager[StandsStill]:
+    def stops(self) -> AbstractContextManager[Standstill]:
         """Listen to how the guest stands still."""
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from qmpsnap.errors import NodeBusy
+from qmpsnap.errors import Busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -105,7 +105,7 @@ class Turns:
             wait: Whether to wait for one that copies whole layers, too.
 
         Raises:
-            NodeBusy: When such a one is before it, and `wait` is False.
+            Busy: When such a one is before it, and `wait` is False.
         """
         turn = _Turn(plan, claim_of(plan))
         before = [one for one in self._all if one.claim.meets(turn.claim)]
@@ -128,7 +128,7 @@ def _refuse_copying(turn: _Turn, before: _Turn) -> None:
     if not before.plan.can_be_left:
         return
     job_id, disks = before.plan.job_id, ", ".join(map(repr, before.plan.disks))
-    raise NodeBusy(
+    raise Busy(
         f"{turn.plan.op} has to wait for the {before.plan.op} of {disks}, under way as {job_id!r}",
         node="",
         job_id=job_id,

@@ -10,7 +10,7 @@ import posixpath
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
-from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
@@ -192,7 +192,7 @@ class FakeFiles:
 
         Raises:
             TargetExists: When a file that is to be made, or a new name, is there.
-            TargetUnusable: When a record is not.
+            InvalidTarget: When a record is not.
         """
         match step:
             case WriteRecord():
@@ -245,7 +245,7 @@ class FakeFiles:
             if isinstance(record, IntentRecord) and record.id == step.id:
                 self.records[index] = moment_of(record)
                 return
-        raise TargetUnusable(f"the record {step.id} is gone from {step.directory}", file=step.directory)
+        raise InvalidTarget(f"the record {step.id} is gone from {step.directory}", file=step.directory)
 
     def _seal(self, step: SealMemory | SealStore) -> None:
         self._refuse_taken(step.file)
@@ -265,7 +265,7 @@ class FakeFiles:
         for record in self.records:
             if isinstance(record, MomentRecord) and record.id == moment:
                 return record
-        raise TargetUnusable(f"the moment {moment} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the moment {moment} is gone from {directory}", file=directory)
 
     def _put(self, moment: MomentRecord, **changes: object) -> None:
         self.records[self.records.index(moment)] = replace(moment, **changes)  # type: ignore[arg-type]

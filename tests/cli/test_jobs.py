@@ -125,4 +125,4 @@ def test_job_speed_refuses_what_is_no_speed(machine):
 
 def test_job_wait_refuses_an_id_that_nobody_knows(machine):
     ended = machine("--json", "job", "wait", OURS)
-    assert (ended.code, ended.json["error"]["type"]) == (3, "UnknownNode")
+    assert (ended.code, ended.json["error"]["type"]) == (3, "NotFound")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpsnap.errors import AmbiguousName, NotInChain, UnknownNode
+from qmpsnap.errors import AmbiguousName, NotFound, NotInChain
 from qmpsnap.model.find import find_disk, find_layer, snapshot_file_name
 from qmpsnap.model.graph import Disk, Filter
 from qmpsnap.testing.drawing import chain, graph
@@ -50,7 +50,7 @@ def test_find_disk_takes_every_spelling(spelling: str, name: str) -> None:
     "spelling", ["vdz", "", "s1", "device[0]", "device", "/machine/peripheral/vd", "irtio-backend"]
 )
 def test_find_disk_refuses_what_no_disk_is_called(spelling: str) -> None:
-    with pytest.raises(UnknownNode) as caught:
+    with pytest.raises(NotFound) as caught:
         find_disk(ALL, spelling)
     assert caught.value.hint == "the disks are: vda, vdt, virtio0, node0, cd0, flash"
 
@@ -68,7 +68,7 @@ def test_find_disk_takes_a_disks_name_before_anothers_drive_id() -> None:
 
 
 def test_find_disk_says_so_when_there_are_none() -> None:
-    with pytest.raises(UnknownNode) as caught:
+    with pytest.raises(NotFound) as caught:
         find_disk(graph(), "vda")
     assert caught.value.hint == "the disks are: none"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.errors import AmbiguousName, UnknownNode
+from qmpsnap.errors import AmbiguousName, NotFound
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import InternalSnapshot
@@ -29,6 +29,6 @@ def test_moment_named_refuses_a_name_of_two() -> None:
 
 def test_moment_named_says_which_there_are_and_what_was_not_read() -> None:
     files = Files(bad_records=("/d/base.qmpsnap: it belongs to user 1000",))
-    with pytest.raises(UnknownNode) as caught:
+    with pytest.raises(NotFound) as caught:
         moment_named("c2", scene(files))
     assert caught.value.hint == "there are: 'c1'; not read: /d/base.qmpsnap: it belongs to user 1000"

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from qmpsnap.errors import NodeBusy, TargetExists, UnknownNode
+from qmpsnap.errors import Busy, NotFound, TargetExists
 from qmpsnap.model.features import Features
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, Settings, moment_of
-from qmpsnap.plan import ownership, rest
+from qmpsnap.plan import ownership, resume
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.steps import FinishRecord
@@ -72,13 +72,13 @@ def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...
     of = graph(vda=now)
     files = FakeFiles(of)
     files.records += [record, *others]
-    looked = files.look(rest.ask(of, records=(record,)))
-    return rest.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW)).steps
+    looked = files.look(resume.ask(of, records=(record,)))
+    return resume.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW)).steps
 
 
 @pytest.mark.parametrize("record", [OF_A, STREAM, PIVOTED, COPIED])
 def test_rest_refuses_a_record_of_another_machine_and_names_its_chains(record: IntentRecord) -> None:
-    with pytest.raises(UnknownNode, match=rf"another machine \(vda: {A} on {BASE}\)"):
+    with pytest.raises(NotFound, match=rf"another machine \(vda: {A} on {BASE}\)"):
         rested(record, "base <- b*")
 
 
@@ -88,7 +88,7 @@ def test_rest_takes_the_record_of_a_job_that_is_here() -> None:
 
 
 def test_rest_refuses_while_the_client_is_at_work() -> None:
-    with pytest.raises(NodeBusy, match="its client is at work"):
+    with pytest.raises(Busy, match="its client is at work"):
         rested(replace(OF_A, live=True), "base <- a*")
 
 

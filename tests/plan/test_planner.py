@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from qmpsnap.errors import NodeBusy, Refused, StillNeeded, Unsupported
+from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
@@ -305,9 +305,9 @@ def test_wanted_is_able_to_refuse() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"migration": "active"}, NodeBusy, r"a migration is under way \(active\)"),
-        ({"migration": "setup"}, NodeBusy, r"\(setup\)"),
-        ({"migration": "postcopy-paused"}, NodeBusy, r"\(postcopy-paused\)"),
+        ({"migration": "active"}, Busy, r"a migration is under way \(active\)"),
+        ({"migration": "setup"}, Busy, r"\(setup\)"),
+        ({"migration": "postcopy-paused"}, Busy, r"\(postcopy-paused\)"),
         ({"status": "postmigrate", "migration": "completed"}, Unsupported, "given its images up"),
         ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
     ],

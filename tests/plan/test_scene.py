@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import NodeBusy, Unsupported, WouldLose
+from qmpsnap.errors import Busy, Unsupported, WouldLose
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact
 from qmpsnap.model.graph import Bitmap, Disk, Graph, InternalSnapshot, Layer, Node
@@ -172,7 +172,7 @@ def test_refuse_busy_names_the_job_whose_record_names_the_disk() -> None:
         files.records.append(IntentRecord(job_id, "mirror", NOW, chains, disk=disk, directory=STATE))
     busy = scene(both, files=files, jobs=tuple(map(job, ids.values())))
     for disk, job_id in ids.items():
-        with pytest.raises(NodeBusy, match=f"the chain of {disk} is held by job '{job_id}'") as caught:
+        with pytest.raises(Busy, match=f"the chain of {disk} is held by job '{job_id}'") as caught:
             refuse_busy(busy, both.disks[disk])
         assert caught.value.job_id == job_id
         assert caught.value.hint == (
@@ -182,21 +182,21 @@ def test_refuse_busy_names_the_job_whose_record_names_the_disk() -> None:
 
 def test_refuse_busy_names_each_job_that_it_may_be_when_nothing_is_recorded() -> None:
     both = two_mirrors()
-    with pytest.raises(NodeBusy, match=r"held by job 'a' \(.*\) or job 'b' \(") as caught:
+    with pytest.raises(Busy, match=r"held by job 'a' \(.*\) or job 'b' \(") as caught:
         refuse_busy(scene(both, jobs=(job("a"), job("b"))), both.disks["vdb"])
     assert "cancel" not in caught.value.hint
 
 
 def test_refuse_busy_says_how_somebody_elses_job_is_touched() -> None:
     held = graph(*ONE.disks.values(), nodes=(Node("#f", "mirror_top", "/images/s1.qcow2"),))
-    with pytest.raises(NodeBusy) as caught:
+    with pytest.raises(Busy) as caught:
         refuse_busy(scene(held, jobs=(job("theirs"),)), held.disks["vda"])
     assert "qmpsnap job wait theirs --foreign" in caught.value.hint
 
 
 def test_refuse_busy_knows_a_job_that_is_named_after_the_drive() -> None:
     disk = chain("base*", drive="drv0")
-    with pytest.raises(NodeBusy, match=r"held by job 'drv0' \(backup, running\)"):
+    with pytest.raises(Busy, match=r"held by job 'drv0' \(backup, running\)"):
         refuse_busy(scene(graph(disk), jobs=(job("drv0", "backup"),)), disk)
     refuse_busy(scene(jobs=(job("", "backup"),)), ONE.disks["vda"])
 
@@ -288,7 +288,7 @@ def test_refuse_loss_names_everything_that_would_be_lost() -> None:
 def test_refuse_covered_names_a_node_of_no_disk_on_the_active_layer(node: Node, refused: bool) -> None:
     covered = scene(graph(*ONE.disks.values(), nodes=(node,)))
     if refused:
-        with pytest.raises(NodeBusy) as caught:
+        with pytest.raises(Busy) as caught:
             refuse_covered(covered, ONE.disks["vda"])
         assert caught.value.node == "old"
     else:
@@ -305,6 +305,6 @@ def test_unique_keeps_the_order() -> None:
 
 def test_refuse_any_job_names_the_one_that_is_under_way() -> None:
     refuse_any_job(scene(jobs=(job("done", status=JobStatus.CONCLUDED),)))
-    with pytest.raises(NodeBusy, match="'theirs'") as caught:
+    with pytest.raises(Busy, match="'theirs'") as caught:
         refuse_any_job(scene(jobs=(job("done", status=JobStatus.CONCLUDED), job("theirs"))))
     assert caught.value.job_id == "theirs"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.record import IntentRecord, moment_of, to_json
 from qmpsnap.run.catalog import Catalog
 
@@ -50,14 +50,14 @@ async def test_write_intent_never_replaces_a_record(place, catalog):
 
 
 async def test_write_intent_is_refused_when_there_is_nothing_to_write_in(place, catalog):
-    with pytest.raises(TargetUnusable, match=r"cannot write the record .*: there is no directory '.*/d/no'"):
+    with pytest.raises(InvalidTarget, match=r"cannot write the record .*: there is no directory '.*/d/no'"):
         await catalog.write_intent(intent(), f"{place}/no/base.qmpsnap")
 
 
 async def test_write_intent_follows_no_symlink(place, catalog):
     (place / "victim").mkdir()
     (place / "base.qmpsnap").symlink_to("victim")
-    with pytest.raises(TargetUnusable):
+    with pytest.raises(InvalidTarget):
         await catalog.write_intent(intent(), f"{place}/base.qmpsnap")
     assert names(place / "victim") == []
 
@@ -66,7 +66,7 @@ async def test_write_intent_follows_no_symlink(place, catalog):
 async def test_a_directory_that_others_may_write_is_neither_written_nor_read(place, catalog, mode):
     (place / "intent-x.json").write_text(to_json(intent("x")))
     place.chmod(mode)
-    with pytest.raises(TargetUnusable, match="not trusted"):
+    with pytest.raises(InvalidTarget, match="not trusted"):
         await catalog.write_intent(intent(), str(place))
     assert await catalog.read([str(place)]) == (
         (),
@@ -78,7 +78,7 @@ async def test_a_directory_that_others_may_write_is_neither_written_nor_read(pla
 async def test_a_strangers_directory_is_neither_written_nor_read(place, catalog):
     (place / "intent-x.json").write_text(to_json(intent("x")))
     os.chown(place, 12345, 12345)
-    with pytest.raises(TargetUnusable, match="belongs to the user 12345"):
+    with pytest.raises(InvalidTarget, match="belongs to the user 12345"):
         await catalog.write_intent(intent(), str(place))
     assert (await catalog.read([str(place)]))[0] == ()
 
@@ -93,7 +93,7 @@ async def test_read_leaves_out_a_strangers_record(place, catalog):
 
 @pytest.mark.parametrize("record_id", ["", "../x", "a/b", "x" * 65])
 async def test_write_intent_is_refused_when_the_id_is_no_id(place, catalog, record_id):
-    with pytest.raises(TargetUnusable, match="is no id"):
+    with pytest.raises(InvalidTarget, match="is no id"):
         await catalog.write_intent(intent(record_id), f"{place}/base.qmpsnap")
     assert names(place) == []
 
@@ -170,10 +170,10 @@ async def test_rewrite_puts_a_moment_in_the_place_of_what_it_was(place, catalog)
 
 async def test_rewrite_leaves_the_old_one_whole_when_it_cannot_be_written(place, catalog):
     moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
-    with pytest.raises(TargetUnusable, match="is not a name"):
+    with pytest.raises(InvalidTarget, match="is not a name"):
         await catalog.rewrite(replace(moment, name="../x"))
     place.chmod(0o777)
-    with pytest.raises(TargetUnusable, match="not trusted"):
+    with pytest.raises(InvalidTarget, match="not trusted"):
         await catalog.rewrite(replace(moment, branches=({"vda": "/d/r"},)))
     place.chmod(0o755)
     assert await catalog.read([str(place)]) == ((moment,), ())

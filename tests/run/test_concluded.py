@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from qmpsnap.errors import NodeBusy
+from qmpsnap.errors import Busy
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.session import connect
@@ -71,7 +71,7 @@ async def test_check_refuses_while_a_concluded_stream_waits_for_its_dismissal(
     jobs.put("s", "concluded")
     server.emit(*job_turns("s", "running", "concluded"))
     await heard(watcher)
-    with pytest.raises(NodeBusy) as caught:
+    with pytest.raises(Busy) as caught:
         await watcher.check()
     assert caught.value.job_id == "s"
     assert "query-named-block-nodes" not in server.commands
@@ -101,7 +101,7 @@ async def test_check_refuses_a_stream_that_had_concluded_before_we_came(
 ) -> None:
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        with pytest.raises(NodeBusy):
+        with pytest.raises(Busy):
             await ConcludedStreams(session, monitor).check()
 
 
@@ -124,7 +124,7 @@ async def test_check_believes_the_worst_of_a_schema_that_says_nothing(
     server.answer("query-qmp-schema", Return(answer))
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        with pytest.raises(NodeBusy):
+        with pytest.raises(Busy):
             await ConcludedStreams(session, monitor).check()
 
 
@@ -165,14 +165,14 @@ async def test_check_waits_for_an_image_that_was_begun_after_we_came(
             creations.put("c", "running")
             server.emit(*job_turns("c", "created", "running"))
             await heard(streams)
-            with pytest.raises(NodeBusy, match="'c' makes an image"):
+            with pytest.raises(Busy, match="'c' makes an image"):
                 await streams.check()
 
 
 async def test_check_refuses_when_an_image_takes_too_long(server: QmpServer, creations: Creations) -> None:
     del creations
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        with pytest.raises(NodeBusy, match="'c' makes an image") as caught:
+        with pytest.raises(Busy, match="'c' makes an image") as caught:
             await ConcludedStreams(session, monitor, patience_s=0.01).check()
     assert (caught.value.job_id, caught.value.hint) == ("c", "wait for its end")
 

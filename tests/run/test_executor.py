@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, Interrupted, LinkLost, NodeBusy, QmpsnapError, UnknownNode
+from qmpsnap.errors import Busy, Changed, CommandFailed, Interrupted, LinkLost, NotFound, QmpsnapError
 from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot, SnapshotInternal
 from qmpsnap.plan.steps import AwaitJob, CompleteJob, EndCopy, ProbeAbsent, TakeSnapshots
 from qmpsnap.run.executor import Executor
@@ -188,7 +188,7 @@ async def _left(case: str, happened: bool, place: int) -> None:
     lies = bool(intents(fake))
     try:
         result = await vm_of(fake).job_wait(name)
-    except UnknownNode:
+    except NotFound:
         assert not lies
         result = None
     except QmpsnapError as error:
@@ -290,7 +290,7 @@ async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(
     (job,) = await vm.jobs()
     moment = "old" if name == "delete" else "n1"
     before = list(fake.performed)
-    with pytest.raises(NodeBusy) as caught:
+    with pytest.raises(Busy) as caught:
         await getattr(vm, name)(moment)
     assert (caught.value.job_id, fake.performed) == (job.id, before)
     waiting = asyncio.create_task(getattr(vm, name)(moment, wait=True))

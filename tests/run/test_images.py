@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qmpsnap.errors import Refused, TargetExists, TargetUnusable, Unsupported
+from qmpsnap.errors import InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.header import Header, parse_header
@@ -96,7 +96,7 @@ def as_somebody():
 
 async def test_create_image_is_refused_when_the_owner_may_not_be_given():
     with as_somebody() as place:
-        with pytest.raises(TargetUnusable, match=r"cannot be given owner 0:0 .* of '/etc/passwd'"):
+        with pytest.raises(InvalidTarget, match=r"cannot be given owner 0:0 .* of '/etc/passwd'"):
             await Images().create_image(f"{place}/new", size_bytes=SIZE, format="raw", like="/etc/passwd")
         assert names(place) == []
 
@@ -104,7 +104,7 @@ async def test_create_image_is_refused_when_the_owner_may_not_be_given():
 async def test_create_image_is_refused_when_the_directory_is_not_ours_to_write():
     with as_somebody() as place:
         (place / "closed").mkdir(mode=0o555)
-        with pytest.raises(TargetUnusable, match="is not writable for us"):
+        with pytest.raises(InvalidTarget, match="is not writable for us"):
             await Images().create_image(f"{place}/closed/new", size_bytes=SIZE, format="raw", like=None)
 
 
@@ -137,7 +137,7 @@ async def test_create_overlay_never_touches_what_is_there(place, make):
     ],
 )
 async def test_create_overlay_says_why_when_it_cannot_be(place, changes, why):
-    with pytest.raises(TargetUnusable, match=why):
+    with pytest.raises(InvalidTarget, match=why):
         await overlay(place, **changes)
     assert names(place) == ["base"]
 
@@ -162,7 +162,7 @@ async def test_create_overlay_is_refused_when_the_header_is_not_what_was_asked(p
     asked = {"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE}
     other = empty_qcow2(**(asked | fields))
     monkeypatch.setattr("qmpsnap.run.images.empty_qcow2", lambda **_: other)
-    with pytest.raises(TargetUnusable, match="its header"):
+    with pytest.raises(InvalidTarget, match="its header"):
         await overlay(place)
     assert names(place) == ["base"]
 
@@ -172,7 +172,7 @@ async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(TargetUnusable, match=r"cannot make '.*/d/new': no space left on the file system"):
+    with pytest.raises(InvalidTarget, match=r"cannot make '.*/d/new': no space left on the file system"):
         await overlay(place)
     assert names(place) == ["base"]
 
@@ -180,7 +180,7 @@ async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, mo
 async def test_create_overlay_leaves_nothing_when_half_of_it_is_written(place, monkeypatch):
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[: len(data) // 2], at))
-    with pytest.raises(TargetUnusable, match="no space left on the file system"):
+    with pytest.raises(InvalidTarget, match="no space left on the file system"):
         await overlay(place)
     assert names(place) == ["base"]
 
@@ -215,7 +215,7 @@ async def test_create_overlay_touches_no_file_that_takes_the_name_meanwhile(plac
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", swap)
-    with pytest.raises(TargetUnusable) if fails else contextlib.nullcontext():
+    with pytest.raises(InvalidTarget) if fails else contextlib.nullcontext():
         await overlay(place)
     assert (place / "new").read_text() == "precious"
 

@@ -11,11 +11,11 @@ import pytest
 from qmpsnap.errors import (
     CommandFailed,
     ConnectFailed,
+    InvalidTarget,
     LinkLost,
     Malformed,
     QmpsnapError,
     TargetExists,
-    TargetUnusable,
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
@@ -354,7 +354,7 @@ async def test_probe_frees_the_node_and_refuses_when_qemu_finds_the_file(
 @pytest.mark.parametrize("desc", ["Could not open '/o': Permission denied", "Is a directory"])
 async def test_probe_refuses_when_qemu_cannot_look(server: QmpServer, target: LiveTarget, desc: str) -> None:
     server.answer("blockdev-add", Fail(desc))
-    with pytest.raises(TargetUnusable, match=desc):
+    with pytest.raises(InvalidTarget, match=desc):
         await target.perform(ProbeAbsent("/o", "n"))
 
 

@@ -12,8 +12,8 @@ import pytest
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryFact
 from qmpsnap.plan.memory_steps import SealMemory, SealStore
+from qmpsnap.run.cleanup import identity
 from qmpsnap.run.memory_files import is_closed, look, open_memory, reserve, seal_memory, seal_store
-from qmpsnap.run.put_away import identity
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 import pytest
 
-from qmpsnap.errors import CommandFailed, LinkLost, MigrationFailed, TargetUnusable
+from qmpsnap.errors import CommandFailed, InvalidTarget, LinkLost, MigrationFailed
 from qmpsnap.plan.migration_steps import (
     AwaitClosed,
     AwaitMigration,
@@ -128,7 +128,7 @@ async def test_pass_file_closes_our_end_when_qemu_refuses(server: QmpServer, tmp
 
 async def test_pass_file_is_refused_when_it_cannot_be_opened(server: QmpServer, tmp_path: Path) -> None:
     async with migrations(server) as moving:
-        with pytest.raises(TargetUnusable, match="no such file"):
+        with pytest.raises(InvalidTarget, match="no such file"):
             await moving.perform(PassFile(str(tmp_path / "none"), 7, "fd", write=False))
     assert server.commands == []
 

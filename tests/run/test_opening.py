@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import qmpsnap.run
-from qmpsnap.errors import TargetExists, TargetUnusable
+from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.files import Ask
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.plan.memory_steps import SealMemory, SealStore
-from qmpsnap.run import memory_files, put_away, survey
+from qmpsnap.run import cleanup, memory_files, survey
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.images import Images
 from qmpsnap.run.opening import (
@@ -128,7 +128,7 @@ RAISES: dict[str, Callable[[str], object]] = {
     "open_memory to read": lambda file: memory_files.open_memory(file, write=False),
     "open_memory to write": lambda file: memory_files.open_memory(file, write=True),
     "is_closed": memory_files.is_closed,
-    "in_use": lambda file: put_away.in_use(put_away.Created(file, 0, 0)),
+    "in_use": lambda file: cleanup.in_use(cleanup.Created(file, 0, 0)),
     "create_file": create_file,
 }
 
@@ -145,8 +145,8 @@ def test_what_changes_a_file_fails_at_once_on_what_is_none(name: str, planted: P
 def test_what_looks_says_at_once_what_is_there(planted: Path) -> None:
     file = str(planted)
     assert memory_files.look([file])[file].problem
-    assert put_away.fresh(file, None) is None
-    assert put_away.identity(file) is None
+    assert cleanup.fresh(file, None) is None
+    assert cleanup.identity(file) is None
     assert not remove_state(file, "id", "") if not planted.is_symlink() else True
     fact = survey.look(Ask(files=(file,), survey=(str(planted.parent),))).files[file]
     assert fact.header is None
@@ -170,7 +170,7 @@ async def test_making_and_putting_away_fail_at_once_on_what_is_planted(planted: 
     images = Images()
     with pytest.raises(TargetExists):
         await images.create_image(str(planted), size_bytes=512, format="raw", like=None)
-    with pytest.raises(TargetUnusable):
+    with pytest.raises(InvalidTarget):
         await images.remove_orphan(str(planted), None)
     assert os.path.lexists(planted)
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import (
+    Busy,
     Changed,
     GraphMismatch,
     Incomplete,
+    InvalidTarget,
     JobFailed,
     Malformed,
-    NodeBusy,
     QmpsnapError,
     TargetExists,
-    TargetUnusable,
 )
 from qmpsnap.plan.steps import (
     AwaitJob,
@@ -134,7 +134,7 @@ def refusal(step: Step) -> QmpsnapError:
         case "qmp":
             return refused("QEMU says no", command=step.command)
         case "host":
-            return TargetUnusable("the disk says no", file="/images/x")
+            return InvalidTarget("the disk says no", file="/images/x")
         case _:
             return JobFailed("the job says no", job_id="", error="no")
 
@@ -180,7 +180,7 @@ async def test_operation_goes_on_when_a_flush_is_refused_after_the_end() -> None
     assert fake.performed.count(flush) == 2
 
 
-WITH_A_JOB = [case for case, course in COURSES.items() if "await-job" in course]
+WITH_A_JOB = [case for case, journal in COURSES.items() if "await-job" in journal]
 
 
 @pytest.mark.parametrize("case", WITH_A_JOB)
@@ -220,7 +220,7 @@ async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str
     assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
 
 
-PUTS_AWAY = [case for case, course in COURSES.items() if "||" in course]
+PUTS_AWAY = [case for case, journal in COURSES.items() if "||" in journal]
 
 
 @pytest.mark.parametrize("case", PUTS_AWAY)
@@ -251,7 +251,7 @@ async def _stays(case: str, place: int) -> None:
 async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by_its_record() -> None:
     fake = machine("commit-pivot")
     plan = await plan_of("commit-pivot", fake)
-    fake.fail("retire-file", TargetUnusable("no", file="/images/s2.qcow2"))
+    fake.fail("retire-file", InvalidTarget("no", file="/images/s2.qcow2"))
     with pytest.raises(Incomplete):
         await vm_of(fake).run(plan)
     fake.files.facts["/images/s1.qcow2"] = fake.files.facts.pop("/images/s1.qcow2.invalid")
@@ -306,7 +306,7 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
     assert intents(fake) == []
 
 
-@pytest.mark.parametrize("error", [Malformed("no"), NodeBusy("no", node="", job_id="s")])
+@pytest.mark.parametrize("error", [Malformed("no"), Busy("no", node="", job_id="s")])
 @pytest.mark.parametrize(("looks", "changed"), [(1, Changed.NO), (2, Changed.UNKNOWN)])
 async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_it_goes_back(
     error: QmpsnapError, looks: int, changed: Changed
@@ -364,7 +364,7 @@ async def test_operation_says_so_when_the_record_of_a_whole_copy_could_not_be_re
     fake = machine("mirror-finish")
     plan = await plan_of("mirror-finish", fake)
     for _ in range(2):  # it is tried once more at the end
-        fake.fail("finish-record", TargetUnusable("read-only file system", file="/images"))
+        fake.fail("finish-record", InvalidTarget("read-only file system", file="/images"))
     with pytest.raises(Incomplete, match="read-only file system") as caught:
         await vm_of(fake).run(plan)
     assert await fake.jobs() == ()

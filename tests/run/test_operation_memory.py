@@ -10,16 +10,16 @@ import anyio
 import pytest
 
 from qmpsnap.errors import (
+    Busy,
     Changed,
     GraphMismatch,
     Incomplete,
     Interrupted,
+    InvalidTarget,
     JobFailed,
     LinkLost,
     MigrationFailed,
-    NodeBusy,
     QmpsnapError,
-    TargetUnusable,
 )
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
@@ -133,7 +133,7 @@ def refusal(step: Step) -> QmpsnapError:
         case _ if step.on == "qmp" or isinstance(step, CheckRoots):
             return refused("it says no", command=step.command)
         case _:
-            return TargetUnusable("it says no", file="/images/x")
+            return InvalidTarget("it says no", file="/images/x")
 
 
 async def fails_at(case: str, place: int) -> tuple[FakeTarget, Plan, Stand, QmpsnapError]:
@@ -403,7 +403,7 @@ async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: 
     plan = await vm_of(fake).plan(CASES[case].intent)
     before = stand(fake)
     fake.start_job(Job("theirs", "mirror", JobStatus.RUNNING), SaveState("theirs", "x", ()))
-    with pytest.raises(NodeBusy, match="'theirs'") as caught:
+    with pytest.raises(Busy, match="'theirs'") as caught:
         await vm_of(fake).run(plan)
     assert (caught.value.changed, fake.performed, stand(fake)) == (Changed.NO, [], before)
 

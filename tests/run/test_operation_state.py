@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.errors import Changed, JobFailed, UnknownNode
+from qmpsnap.errors import Changed, JobFailed, NotFound
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
@@ -126,7 +126,7 @@ async def test_rest_of_a_load_that_went_well_is_put_away() -> None:
     assert not isinstance(done, Job)
     assert (done.op, done.bytes) == ("revert-internal", 4096)
     assert (await fake.jobs(), intents(fake)) == ((), [])
-    with pytest.raises(UnknownNode):
+    with pytest.raises(NotFound):
         await vm_of(fake).job_wait(job_id)
 
 

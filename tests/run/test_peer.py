@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qmpsnap
-from qmpsnap.errors import QmpsnapError, Refused, TargetUnusable
+from qmpsnap.errors import InvalidTarget, QmpsnapError, Refused
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.plan.intent import Commit, Intent, Snapshot
 from qmpsnap.run.peer import barred
@@ -102,7 +102,7 @@ async def planned(socket: str, intent: Intent, **options: Any) -> qmpsnap.Plan:
         return await vm.plan(intent)
 
 
-async def refused(socket: str, intent: Intent, *, error: type[QmpsnapError] = TargetUnusable) -> QmpsnapError:
+async def refused(socket: str, intent: Intent, *, error: type[QmpsnapError] = InvalidTarget) -> QmpsnapError:
     with pytest.raises(error) as caught:
         async with qmpsnap.connect(socket) as vm:
             await vm.run(await vm.plan(intent))

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from qmpsnap.errors import TargetUnusable
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.plan.steps import StopGuest
 from qmpsnap.testing.fake_faults import Fault, Faults
 
-NO = TargetUnusable("no", file="/x")
+NO = InvalidTarget("no", file="/x")
 
 
 def test_faults_happen_once_and_in_order() -> None:

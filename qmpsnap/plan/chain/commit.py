@@ -1,0 +1,342 @@
+"""Plan of a commit: layers' data goes down into a layer below them.
+
+A commit writes into its base, so whatever else stands on the base, or on a folded layer, would read
+wrong data without a word from QEMU: such images are looked for first.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, NotInChain, Unsupported
+from qmpsnap.model.files import Ask, invalid_names
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
+from qmpsnap.plan.chain.needed import refuse_needed
+from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter
+from qmpsnap.plan.checks.encryption import refuse_clear_data
+from qmpsnap.plan.checks.opened import refuse_reopen, temporary
+from qmpsnap.plan.checks.place import refuse_barred
+from qmpsnap.plan.checks.read_only import refuse_read_only
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    delete_owned,
+    layer_index,
+    local_chains,
+    recorded_like,
+    refuse_busy,
+    refuse_covered,
+    refuse_empty,
+    refuse_loss,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    FinishRecord,
+    FlushNode,
+    Proof,
+    RetireFile,
+    StartCommit,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.graph import Disk, Graph, Layer
+    from qmpsnap.plan.intent import Commit
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+_KEEP = "let it keep its name: --folded keep; or run as that user"
+
+
+def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know: names for the folded files, and who stands on the chain."""
+    disk = refuse_empty(find_disk(graph, intent.disk))
+    local = [layer.file for layer in disk.layers if layer.file.startswith("/")]
+    records = state_questions(graph, state_dir)
+    names = [name for file in local for name in invalid_names(file)]
+    # An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
+    nodes = (
+        node.file
+        for node in graph.nodes.values()
+        if (node.backing or node.driver == "raw") and node.file.startswith("/")
+    )
+    return Ask(
+        files=unique((*local, *intent.invalidate, *names, *nodes)),
+        directories=unique((*map(posixpath.dirname, local), *intent.look_in, *with_parents(records))),
+        survey=unique((*map(posixpath.dirname, local), *intent.look_in)),
+        records=records,
+    )
+
+
+def plan(intent: Commit, scene: Scene) -> Plan:
+    """Plan one block-commit with its ending and the retirement of the folded files; or refuse.
+
+    Raises:
+        NotFound: When the disk is not there.
+        NotInChain: When a layer is not in its chain, or `base` is not below `top`.
+        Busy: When a job holds the chain.
+        StillNeeded: When another image stands on what would change; `.by` names each.
+        WouldLose: When internal snapshots or persistent bitmaps would be lost.
+        InvalidTarget: When a directory to look in is not there.
+        Unsupported: When the chain has one layer only, `keep_overlay` goes without the active layer, the
+            disk is read-only, or a folded layer is shorter than the base.
+    """
+    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    if len(disk.layers) == 1:
+        raise Unsupported(f"the chain of {disk.name} has one layer only", feature="commit of a base image")
+    top = 0 if intent.top is None else layer_index(scene, disk, intent.top)
+    base = len(disk.layers) - 1 if intent.base is None else layer_index(scene, disk, intent.base)
+    if base <= top:
+        raise NotInChain(
+            f"base {disk.layers[base].file} is not below top {disk.layers[top].file}",
+            hint="base is the lower one",
+        )
+    active = top == 0
+    if not active:
+        scene.features.need("job-finalize", "human-monitor-command")
+    if intent.keep_overlay and not active:
+        raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
+    refuse_read_only(disk, "commit")
+    receiver = disk.layers[base]
+    refuse_clear_data(disk.layers[top:base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
+    refuse_commit_of_shorter(disk, top=top, base=base)
+    refuse_reopen(scene, disk, disk.layers[base])
+    if not active:  # whose header is written
+        refuse_reopen(scene, disk, disk.layers[top - 1])
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    folded = disk.layers[top:base]
+    refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
+    given_up, notes = refuse_needed(intent, scene, disk, (*folded, disk.layers[base]))
+
+    token = digest("commit", disk.name, disk.files, top, base, intent.keep_overlay, avoid=scene.names)
+    ending = "keep" if intent.keep_overlay or not active else "pivot"
+    start = StartCommit(
+        job_id=job_id("commit", ending, token),
+        disk=disk.name,
+        root=disk.root,
+        top_node=disk.layers[top].node,
+        top_file=disk.layers[top].file,
+        base_node=disk.layers[base].node,
+        base_file=disk.layers[base].file,
+        active=active,
+        backing=None if active else recorded_like(scene, disk.layers[top - 1], disk.layers[base:]),
+        on_error=intent.on_error,
+        speed=intent.speed,
+    )
+    # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
+    stopped = tuple(layer.file for layer in disk.layers[top + 1 : base + 1])
+    proofs = _proofs(scene, disk.layers[top : base + 1])
+    retired = {} if intent.keep_overlay else _retired(intent, scene, folded, proofs)
+    place = state_place(scene, disk)
+    record = IntentRecord(
+        id=start.job_id,
+        op="commit",
+        created=scene.now,
+        chains=local_chains({disk.name: disk.files}),
+        after=local_chains(
+            {disk.name: disk.files if intent.keep_overlay else disk.files[:top] + disk.files[base:]}
+        ),
+        folded=() if intent.keep_overlay else tuple(one.file for one in folded if one.file.startswith("/")),
+        policy="" if intent.keep_overlay else intent.folded if scene.files.shared else "keep",
+        renames={file: to for file, to in retired.items() if to and intent.folded == "rename"},
+        invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
+        disk=disk.name,
+    )
+    fold = Fold(
+        disk=disk.name,
+        chain=disk.files,
+        folded=tuple(layer.file for layer in folded),
+        base=disk.layers[base].file,
+        given_up=given_up,
+    )
+    earlier = finish(repeated(scene.files.records, record)) if place else ()
+    moments, costs = settled(scene.files.records, fold, keep_overlay=intent.keep_overlay)
+    notes += costs
+    above = None if active else disk.layers[top - 1]
+    stages = _stages(
+        intent,
+        start,
+        above,
+        folded,
+        retired,
+        proofs=proofs,
+        moments=moments or earlier,
+        place=place,
+        record=record,
+    )
+    links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
+    notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
+    if scene.files.shared and not intent.keep_overlay and intent.folded != "keep":
+        notes += tuple(
+            f"{layer.file} keeps its name, though its data is folded: by its own header it is not the layer "
+            "as which QEMU has it"
+            for layer in folded
+            if layer.file.startswith("/")
+            and layer.file not in (*proofs, *links)
+            and not temporary(layer, scene.files)
+        )
+    if not intent.keep_overlay:
+        notes += _filters(scene, disk, disk.layers[top + 1 : base + 1])
+    kept = tuple(
+        layer.file
+        for layer in folded
+        if (layer.file not in retired or intent.folded == "keep") and not temporary(layer, scene.files)
+    )
+    gone = tuple(to for to in retired.values() if to)
+    return Plan(
+        op="commit",
+        intent=intent,
+        disks=(disk.name,),
+        stages=stages,
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=() if ending == "keep" else (disk.name,),
+        folded=() if intent.keep_overlay else tuple(layer.file for layer in folded),
+        invalid=(*stopped, *given_up) if intent.keep_overlay else (*kept, *gone, *given_up),
+        invalid_if_stopped=(*stopped, *given_up),
+        repeats=earlier,
+        notes=notes
+        if place or not scene.files.shared
+        else (*notes, "no directory for records can be written"),
+    )
+
+
+def _stages(
+    intent: Commit,
+    start: StartCommit,
+    above: Layer | None,
+    folded: tuple[Layer, ...],
+    retired: Mapping[str, str],
+    *,
+    proofs: Mapping[str, Proof],
+    moments: tuple[Step, ...],
+    place: str,
+    record: IntentRecord,
+) -> tuple[Stage, ...]:
+    job: list[Step] = [start]
+    if start.active:
+        job.append(AwaitJob(start.job_id, "ready"))
+        job.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
+    else:
+        job += [
+            AwaitJob(start.job_id, "pending"), FlushNode(start.base_node), FinalizeJob(start.job_id),
+        ]  # fmt: skip
+    job.append(AwaitJob(start.job_id, "concluded"))
+    if above is not None:  # its header names the base now
+        job.append(FlushNode(above.node))
+    # A job holds its nodes until it is dismissed: only then does the graph show what stays.
+    job.append(DismissJob(start.job_id))
+    tidy: list[Step] = []
+    if not intent.keep_overlay:
+        tidy += delete_owned(folded)
+        tidy += [RetireFile(file, intent.folded, to, proofs[file]) for file, to in retired.items()]
+    tidy += moments
+    if place and not intent.keep_overlay:
+        tidy.append(FinishRecord(place, (record.id,)))
+    stages = [
+        Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
+        Stage(f"commit into {start.base_file}", tuple(job), verify=True),
+        Stage(
+            "put everything away" if intent.keep_overlay else "put the folded layers away",
+            tuple(tidy),
+            tidy=True,
+        ),
+    ]
+    return tuple(stage for stage in stages if stage.steps)
+
+
+def _proofs(scene: Scene, layers: tuple[Layer, ...]) -> dict[str, Proof]:
+    """What shows that a file is the layer as which QEMU has it: its own header, which says the same.
+
+    Args:
+        scene: The machine, and what lies on its disk.
+        layers: The layers that are folded, and the base.
+    """
+    proofs = {}
+    for layer, below in pairwise(layers):
+        fact = scene.files.files.get(layer.file)
+        header = fact.header if fact is not None and fact.kind == "regular" else None
+        if fact is None or header is None or header.format != layer.format:
+            continue
+        backing = below.file if below.local else layer.backing  # what is no file has many spellings
+        leads = fact.backing is not None and fact.backing == scene.files.real(below.file)
+        if backing is not None and (header.backing == backing or (below.local and leads)):
+            proofs[layer.file] = Proof(layer.format, backing, fact.device, fact.inode)
+    return proofs
+
+
+def _retired(
+    intent: Commit, scene: Scene, folded: tuple[Layer, ...], proofs: Mapping[str, Proof]
+) -> dict[str, str]:
+    """New name of each folded file that we see; "" where it is removed or keeps its name."""
+    if not scene.files.shared or intent.folded == "keep":
+        return {}
+    retired = {}
+    for layer in folded:
+        if not layer.file.startswith("/") or temporary(layer, scene.files) or layer.window:
+            continue
+        if intent.folded == "remove" and not _is_link(scene, layer.file) and layer.file in proofs:
+            refuse_barred(scene, layer.file, "removed", hint=_KEEP)
+            retired[layer.file] = ""
+            continue
+        if _is_link(scene, layer.file):  # its own name is not what others find it by
+            continue
+        if layer.file not in proofs:
+            continue
+        refuse_barred(scene, layer.file, "renamed", hint=_KEEP)
+        names = invalid_names(layer.file)
+        free = [name for name in names if not scene.files.files[name].taken]
+        seen = scene.files.files[names[0]]
+        if seen.unseen:
+            raise InvalidTarget(
+                f"{layer.file} cannot be renamed to {names[0]}: {seen.problem}",
+                file=names[0],
+                hint=f"{seen.hint}; or let it keep its name: --folded keep".removeprefix("; or "),
+            )
+        if not free:
+            raise InvalidTarget(
+                f"{names[0]} and {len(names) - 1} more of that name exist",
+                file=names[0],
+                hint="remove some of them",
+            )
+        retired[layer.file] = free[0]
+    return retired
+
+
+def _filters(scene: Scene, disk: Disk, gone: tuple[Layer, ...]) -> tuple[str, ...]:
+    """Notes on filters that go with the layers: QEMU lists each under the file of the layer beneath."""
+    files = {layer.file for layer in gone}
+    below = {
+        one.node: scene.graph.nodes[one.node].file for one in disk.filters if one.node in scene.graph.nodes
+    }
+    return tuple(
+        f"the filter {one.node} ({one.driver}) stands between the layers, and is out of the chain then"
+        for one in disk.filters
+        if below.get(one.node) in files
+    )
+
+
+def _is_link(scene: Scene, file: str) -> bool:
+    """Whether the last part of the path is a symlink: the surveyed directory does not hold the file."""
+    real = scene.files.real(file)
+    where, name = posixpath.split(real)
+    return name != posixpath.basename(file) or where not in {*scene.files.looked_in, posixpath.dirname(file)}

@@ -1,0 +1,254 @@
+"""Plan of a mirror: a copy elsewhere that follows the guest's writes until it takes over or is left.
+
+The copy's file is made by us, empty and exclusively; QEMU then formats it with the right size and
+backing file. sync "none" must not be handed an existing image: its pivot would lose the disk's data
+without an error from QEMU (docs/explanation/qemu.md).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, TargetExists, UnsafeImage, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.chain.invalidation import unfound
+from qmpsnap.plan.checks.encryption import refuse_clear_data
+from qmpsnap.plan.checks.opened import odd
+from qmpsnap.plan.checks.place import made_by_qemu, refuse_there
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    delete_owned,
+    local_chains,
+    refuse_busy,
+    refuse_covered,
+    refuse_empty,
+    refuse_loss,
+    refuse_place,
+    state_directories,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    ProbeAbsent,
+    StartMirror,
+    WriteRecord,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.intent import Mirror
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+
+def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the target and its directory."""
+    disk = refuse_empty(find_disk(graph, intent.disk))
+    records = unique(
+        (*state_questions(graph, state_dir), *state_directories(_copied(intent, disk), state_dir))
+    )
+    return Ask(
+        files=unique((*(file for file in disk.files if file.startswith("/")), intent.target)),
+        directories=unique((posixpath.dirname(intent.target), *with_parents(records))),
+        records=records,
+    )
+
+
+def plan(intent: Mirror, scene: Scene) -> Plan:
+    """Plan one drive-mirror with its ending; or refuse.
+
+    Raises:
+        NotFound: When the disk is not there.
+        Busy: When a job holds the chain.
+        TargetExists: When the target is there already.
+        InvalidTarget: When it cannot be made there, or one that exists does not fit.
+        WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
+        Unsupported: When `sync` does not go with the rest.
+    """
+    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    pivot = intent.ending == "pivot"
+    form = intent.format or disk.active.format
+    _check_sync(intent, disk, form)
+    stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
+    if odd(scene.graph, stays):
+        raise Unsupported(
+            f"QEMU would write its own name of {stays[0].file} into the copy, which leads nowhere from it",
+            feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
+            hint="copy all of it: --sync full",
+        )
+    if pivot and disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    leaving = {"full": disk.layers, "top": disk.layers[:1], "none": ()}[intent.sync] if pivot else ()
+    refuse_loss(leaving, allowed=intent.discard_internal)
+    _check_target(intent, scene, disk, form)
+    copied = disk.layers if intent.sync == "full" else disk.layers[:1]
+    refuse_clear_data(copied, intent.target, plain=intent.plain)
+
+    shared = scene.files.shared
+    token = digest(
+        "mirror", disk.name, disk.files, intent.target, intent.ending, intent.sync, form, avoid=scene.names
+    )
+    start = StartMirror(
+        job_id=job_id("mirror", "pivot" if pivot else "copy", token),
+        disk=disk.name,
+        root=disk.root,
+        replaces=disk.active.node if disk.root != disk.active.node else None,
+        target=intent.target,
+        format=form,
+        node=node_name(digest(token, "target", avoid=scene.names)),
+        sync=intent.sync,
+        existing=intent.use_existing,
+        on_error=intent.on_error,
+        speed=intent.speed,
+    )
+    ours = shared and not intent.use_existing
+    kept = {"full": (), "top": disk.files[1:], "none": disk.files}[intent.sync]
+    # The record has to be found beside the base image of before and, where the copy becomes that, of after.
+    places = [state_place(scene, disk)]
+    if pivot and intent.sync == "full" and places[0]:
+        places.append(state_place(scene, _copied(intent, disk)))
+    places = [place for place in dict.fromkeys(places) if place]
+    record = IntentRecord(
+        id=start.job_id,
+        op="mirror",
+        created=scene.now,
+        chains=local_chains({disk.name: disk.files}),
+        after=local_chains({disk.name: (intent.target, *kept) if pivot else disk.files}),
+        made=(intent.target,) if ours else (),
+        target=intent.target,
+        disk=disk.name,
+    )
+    prepare: list[Step] = [WriteRecord(place, record) for place in places]
+    if ours:
+        prepare.append(CreatePlaceholder(intent.target, _like(scene, disk)))
+    elif not shared and not intent.use_existing:
+        prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
+    finish = tuple(FinishRecord(place, (record.id,)) for place in places)
+    stages = [
+        Stage("make the target", tuple(prepare)),
+        Stage(
+            f"mirror to {intent.target}",
+            (
+                start,
+                AwaitJob(start.job_id, "ready"),
+                CompleteJob(start.job_id, start) if pivot else EndCopy(start.job_id),
+                AwaitJob(start.job_id, "concluded"),
+                # No chain tells that a copy is whole: the job does, until the record needs it no more.
+                *(() if pivot else finish),
+                DismissJob(start.job_id),
+            ),
+            verify=True,
+        ),
+        Stage("put everything away", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
+    ]
+    stages = [stage for stage in stages if stage.steps]
+    graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
+    unseen = () if shared else (made_by_qemu("target"),)
+    return Plan(
+        op="mirror",
+        intent=intent,
+        disks=(disk.name,),
+        stages=tuple(stages),
+        before=scene.graph,
+        after=graph,
+        moves=(disk.name,) if pivot else (),
+        notes=(*unseen, *unfound(scene, graph)),
+    )
+
+
+def _copied(intent: Mirror, disk: Disk) -> Disk:
+    """The disk as it is when nothing but the copy is left of its chain."""
+    return replace(disk, layers=(replace(disk.active, file=intent.target, local=True),))
+
+
+def _like(scene: Scene, disk: Disk) -> str:
+    """The file after which the copy gets its owner: where QEMU's file lies now; "": it has no name."""
+    fact = scene.files.open.get(disk.active.file)
+    return disk.active.file if fact is None or fact.state in {"same", "unknown"} else fact.path
+
+
+def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
+    if form not in {"raw", "qcow2"}:
+        raise Unsupported(f"a copy in format {form!r} is not made here", feature=f"mirror to {form}")
+    if intent.sync == "none" and intent.ending == "finish":
+        raise Unsupported("sync none copies new writes only: left behind, it is no copy", feature="sync none")
+    if intent.sync == "none" and intent.use_existing:
+        raise Unsupported(
+            "sync none onto an existing image would lose the disk's data at the pivot",
+            feature="sync none",
+            hint="leave --use-existing out and the image is made",
+        )
+    stands = intent.sync == "none" or (intent.sync == "top" and len(disk.layers) > 1)
+    if stands and form == "raw":
+        raise Unsupported(
+            f"sync {intent.sync} needs a backing file, and raw has none", feature=f"sync {intent.sync}"
+        )
+
+
+def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
+    target = intent.target
+    for other in scene.graph.disks.values():
+        if any(scene.files.same(target, layer) for layer in other.files):
+            raise TargetExists(f"{target} is a layer of {other.name} already", file=target)
+    if not scene.files.shared:
+        if intent.use_existing:
+            raise Unsupported(
+                f"size and backing of {target} cannot be checked: QEMU's files are not visible from here",
+                feature="use_existing",
+                hint="leave --use-existing out and the image is made",
+            )
+        return
+    if intent.use_existing:
+        _check_existing(intent, scene, disk, form)
+        return
+    refuse_there(scene, target, hint="take another name, or --use-existing")
+    refuse_place(scene, target, hint="make room there, or say another TARGET")
+
+
+def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
+    target, fact = intent.target, scene.files.files[intent.target]
+    if fact.kind not in {"regular", "block"}:
+        raise InvalidTarget(f"{target} is {fact.kind}: {fact.problem or 'no image'}", file=target)
+    if fact.problem:
+        raise InvalidTarget(f"{target}: {fact.problem}", file=target)
+    header = fact.header
+    if (header.format if header else "raw") != form:
+        raise InvalidTarget(f"{target} is {header.format if header else 'raw'}, not {form}", file=target)
+    size = header.virtual_size if header else fact.size
+    if size != disk.active.virtual_size:
+        raise InvalidTarget(
+            f"{target} has {size} bytes, {disk.name} has {disk.active.virtual_size}",
+            file=target,
+            hint="a mirror needs a target of the disk's size",
+        )
+    if header is not None and header.data_file is not None:
+        raise UnsafeImage(f"{target} keeps its data in another file ({header.data_file!r})", file=target)
+    below = disk.layers[1].file if intent.sync == "top" and len(disk.layers) > 1 else None
+    found = fact.backing if header is not None and header.backing is not None else None
+    wanted = scene.files.real(below) if below else None
+    if found != wanted or (header is not None and header.backing is not None and found is None):
+        recorded = header.backing if header else None
+        raise InvalidTarget(
+            f"{target} has the backing file {recorded!r}, not {below!r}",
+            file=target,
+            hint="the guest would read other data after the pivot",
+        )

@@ -1,0 +1,98 @@
+"""Who else stands on what a commit changes: other disks, and images of machines that are off.
+
+Their data would change under them, and neither QEMU nor a lock of its own keeps a commit from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, StillNeeded
+from qmpsnap.model.files import NOT_ALLOWED
+from qmpsnap.model.hints import command
+from qmpsnap.plan.scene import unique
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Layer
+    from qmpsnap.plan.intent import Commit
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["refuse_needed"]
+
+
+def refuse_needed(
+    intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Refuse when anybody else stands on what changes; else what is given up, and notes."""
+    files = scene.files
+    by = []
+    for other in scene.graph.disks.values():
+        if other.name != disk.name:
+            by += [
+                f"disk {other.name}"
+                for layer in changed
+                if any(files.same(layer.file, f) for f in other.files)
+            ]
+    standing = unique(
+        file
+        for layer in changed
+        if layer.file.startswith("/")
+        for file in files.on(layer.file, without=disk.files)
+    )
+    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
+    raw = {
+        files.real(layer.file)
+        for other in scene.graph.disks.values()
+        for layer in other.layers
+        if layer.format == "raw"
+    }
+    standing = tuple(file for file in standing if file not in raw)
+    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
+    if not files.shared:
+        _refuse_by([*by, *(file for file in standing if file not in wanted)])
+        note = "images of other machines were not looked for: QEMU's files are not visible from here"
+        if files.looked_in:
+            note = "images of other machines were looked for, but whether these are QEMU's files is not known"
+        return tuple(file for file in standing if file in wanted), (note,)
+    for where in intent.look_in:
+        if not files.directories[where].exists:
+            raise InvalidTarget(f"{where}, to look in, is no directory", file=where)
+    for where in files.unreadable:
+        if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
+            raise InvalidTarget(
+                f"cannot look for images that stand on the chain: {where}",
+                file=where,
+                hint="run as a user who can read the directory",
+            )
+    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
+    _refuse_by([*by, *(file for file in standing if file not in wanted)])
+    _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")
+    notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]
+    notes += [
+        f"images of other machines that stand on {layer.file} were not looked for"
+        for layer in changed
+        if not layer.file.startswith("/")
+    ]
+    return tuple(file for file in standing if file in wanted), tuple(notes)
+
+
+def _refuse_by(by: list[str], why: str = "it stands") -> None:
+    by = list(dict.fromkeys(by))
+    if by:
+        raise StillNeeded(
+            f"still needed by {', '.join(by)}: {why} on a layer that this commit changes",
+            by=by,
+            hint="; ".join(_ways(by)),
+        )
+
+
+def _ways(by: list[str]) -> list[str]:
+    """What helps: a disk of this very machine cannot be given up."""
+    disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
+    ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
+    if len(disks) < len(by):
+        ways.append("stream an image first, or give it up with --invalidate FILE")
+        ways.append(
+            "a raw disk whose guest wrote that header stands on nothing: keep it in another directory"
+        )
+    return ways

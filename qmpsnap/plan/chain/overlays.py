@@ -1,0 +1,378 @@
+"""Overlays that are to be put on disks: where they go, whether they can, and the steps that make them.
+
+Where we see QEMU's files, they are made by us beforehand, exclusively, and handed over as they are; else
+QEMU makes them, after it was asked whether the names are free.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qmpsnap.errors import InvalidTarget, NotFound, TargetExists, UnsafeImage, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk, refuse_twin
+from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import command, quoted
+from qmpsnap.model.moments import find_moments
+from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import ownership
+from qmpsnap.plan.checks.encryption import refuse_clear_overlay
+from qmpsnap.plan.checks.place import made_by_qemu, refuse_barred, refuse_there
+from qmpsnap.plan.scene import (
+    beside_active,
+    local_chains,
+    refuse_busy,
+    refuse_covered,
+    refuse_place,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import CreateOverlay, ProbeAbsent, TakenOverlay
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.intent import Snapshot
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["Overlays", "ask", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlays:
+    """Overlays that can be made and put on.
+
+    Attributes:
+        disks: The disks that get one, in order.
+        overlays: Their overlays, in the same order.
+        token: Eight hex digits of which all names of the operation are made.
+        make: The steps that make the overlays.
+        record: The intent's record, so far as overlays go.
+        place: The directory of that record; "": none can be written.
+        notes: What the caller should know.
+    """
+
+    disks: tuple[Disk, ...]
+    overlays: tuple[TakenOverlay, ...]
+    token: str
+    make: tuple[Step, ...]
+    record: IntentRecord
+    place: str
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the disks."""
+        return tuple(disk.name for disk in self.disks)
+
+
+def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, str]], list[str]]:
+    """Each disk with the path of its overlay, and the names of the disks that are left out."""
+    files: dict[str, str] = {}
+    for spelling, file in intent.files.items():
+        disk = find_disk(graph, spelling)
+        if disk.name in files:
+            raise InvalidTarget(f"two files are given for disk {disk.name!r}", file=file)
+        files[disk.name] = file
+    chosen = [find_disk(graph, spelling) for spelling in intent.disks]
+    left_out: list[str] = []
+    if not chosen:
+        chosen = [*graph.writable()]
+        left_out = graph.left_out(chosen)
+    for index, disk in enumerate(chosen):
+        if any(disk.name == other.name for other in chosen[:index]):
+            raise InvalidTarget(f"disk {disk.name!r} is named twice", file=files.get(disk.name, ""))
+        refuse_twin(disk, chosen[:index])
+    for name in files:
+        if all(disk.name != name for disk in chosen):
+            raise NotFound(f"a file is given for disk {name!r}, which is not among the disks to take")
+    if not chosen:
+        raise NotFound("there is no writable disk with a medium", hint="name a disk")
+    for disk in chosen:
+        if not disk.layers:
+            raise Unsupported(f"disk {disk.name!r} has no medium", feature="snapshot of an empty drive")
+        if disk.read_only:
+            raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
+    unnamed = [disk for disk in chosen if disk.name not in files]
+    for disk in unnamed:
+        beside_active(
+            disk,
+            hint=f"say where the overlay goes: --disk {quoted(disk.name)}=FILE"
+            if op == "snapshot"
+            else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
+        )
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
+    files |= _free_files(ends, intent.name, files.values(), graph)
+    return [(disk, files[disk.name]) for disk in chosen], left_out
+
+
+def _free_files(
+    ends: Mapping[str, tuple[str, str]], name: str, given: Collection[str], graph: Graph
+) -> dict[str, str]:
+    """Where overlays go that nobody named; numbered where one of that name is a layer yet.
+
+    Its moment was deleted then, and the layer stayed: else the name is refused.
+    """
+    layers = {file for disk in graph.disks.values() for file in disk.files}
+    files = overlay_files(ends, name, given=given)
+    number = 2
+    while layers & {*files.values()}:
+        files = overlay_files(ends, f"{name}-{number}", given=given)
+        number += 1
+    return files
+
+
+def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
+    """What the planner wants to know about the file system."""
+    targets, _ = _targets(intent, graph, op)
+    chain = unique(layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/"))
+    records = state_questions(graph, state_dir)
+    return Ask(
+        files=(*chain, *(file for _, file in targets)),
+        directories=unique((*(posixpath.dirname(file) for _, file in targets), *with_parents(records))),
+        records=records,
+        fresh=tuple((file, disk.active.file) for disk, file in targets if intent.use_existing),
+    )
+
+
+def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
+    """Check everything about the overlays, and say how they are made; or refuse.
+
+    Args:
+        op: The operation, which becomes part of the record's id; only "snapshot" can be given files.
+        intent: Name, disks and files.
+        scene: What is.
+
+    Raises:
+        BadName: When the name is outside the grammar.
+        NotFound: When a disk is not there.
+        AmbiguousName: When a disk's spelling fits two.
+        Busy: When a job holds one of the chains.
+        TargetExists: When an overlay's file is there already, or the moment's name is in use.
+        InvalidTarget: When an overlay cannot be made there, or one that exists does not fit.
+        Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
+    """
+    check_name(intent.name)
+    scene.features.need("transaction", "blockdev-snapshot-sync")
+    targets, left_out = _targets(intent, scene.graph, op)
+    for disk, file in targets:
+        refuse_busy(scene, disk)
+        refuse_covered(scene, disk)
+        refuse_clear_overlay(disk, plain=intent.plain)
+        _refuse_taken_name(scene, disk, intent.name)
+        _refuse_unfinished(scene, disk, file)
+        _check_target(scene, intent, disk, file, op)
+    _refuse_same_file(scene, targets)
+    named = [(disk.name, disk.files, file) for disk, file in targets]
+    token = digest(op, intent.name, named, avoid=scene.names)
+    made_by: Literal["us", "caller", "qemu"] = (
+        "caller" if intent.use_existing else "us" if scene.files.shared else "qemu"
+    )
+    overlays = tuple(_overlay(scene, disk, file, token, made_by) for disk, file in targets)
+    disks = tuple(disk for disk, _ in targets)
+    record = IntentRecord(
+        id=job_id(op, "keep", token),
+        op=op,
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
+        formats={
+            disk.name: tuple(layer.format for layer in disk.layers if layer.file.startswith("/"))
+            for disk in disks
+        },
+        made=tuple(one.file for one in overlays if made_by == "us"),
+        overlays={one.disk: one.file for one in overlays},
+        name=intent.name,
+        disk=disks[0].name if len(disks) == 1 else "",
+    )
+    place = state_place(scene, disks[0])
+    return Overlays(
+        disks=disks,
+        overlays=overlays,
+        token=token,
+        make=_make(disks, overlays, token, made_by),
+        record=record,
+        place=place,
+        notes=_notes(left_out, made_by, place),
+    )
+
+
+def _make(
+    disks: tuple[Disk, ...],
+    overlays: tuple[TakenOverlay, ...],
+    token: str,
+    made_by: Literal["us", "caller", "qemu"],
+) -> tuple[Step, ...]:
+    match made_by:
+        case "us":
+            return tuple(
+                CreateOverlay(
+                    one.file, disk.active.virtual_size, one.backing, disk.active.format, disk.active.file
+                )
+                for one, disk in zip(overlays, disks, strict=True)
+            )
+        case "qemu":
+            return tuple(ProbeAbsent(one.file, node_name(token, owned=True)) for one in overlays)
+        case "caller":
+            return ()
+
+
+def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
+    notes = []
+    if left_out:
+        notes.append(f"left out: {', '.join(left_out)}")
+    if made_by == "qemu":
+        notes.append(made_by_qemu("overlays"))
+    if not place:
+        notes.append("no directory for records can be written: the moment's name is not kept")
+    return tuple(notes)
+
+
+def _overlay(
+    scene: Scene, disk: Disk, file: str, token: str, made_by: Literal["us", "caller", "qemu"]
+) -> TakenOverlay:
+    node = node_name(digest(token, disk.name, avoid=scene.names))
+    return TakenOverlay(disk.name, disk.active.node, node, file, disk.active.file, made_by)
+
+
+def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
+    for layer in disk.layers:
+        if any(one.name == name for one in layer.snapshots):
+            raise TargetExists(
+                f"{disk.name} has an internal snapshot {name!r} already, inside {layer.file}",
+                file=layer.file,
+                hint="take another name",
+            )
+    for moment in find_moments(scene.graph, scene.files.records).named(name):
+        for part in moment.held:
+            if part.disk == disk.name and part.overlay:
+                raise TargetExists(
+                    f"{disk.name} has a snapshot {name!r} already: {part.overlay}",
+                    file=part.overlay,
+                    hint="take another name",
+                )
+
+
+def _refuse_unfinished(scene: Scene, disk: Disk, file: str) -> None:
+    """Refuse an overlay that an operation was to make which nobody ended: whose it is could not be told."""
+    for record in scene.files.records:
+        if isinstance(record, IntentRecord) and record.overlays.get(disk.name) == file:
+            ours = ownership.stands_here(record, scene.graph, scene.files.records)
+            raise TargetExists(
+                f"{file} is an overlay of {record.op} {record.name!r} ({record.id}), which was not ended",
+                file=file,
+                hint=f"end it first: qmpsnap job wait {record.id}"
+                if ours and not record.live
+                else "wait until its client has ended"
+                if record.live
+                else f"end it first, on the machine that began it (qmpsnap job wait {record.id}); "
+                "or take another name",
+            )
+
+
+def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
+    seen: dict[str, str] = {}
+    for disk, file in targets:
+        real = scene.files.real(file)
+        if real in seen:
+            raise InvalidTarget(
+                f"disks {seen[real]!r} and {disk.name!r} are given one file: {file}", file=file
+            )
+        seen[real] = disk.name
+
+
+def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str) -> None:
+    for other in scene.graph.disks.values():
+        if file in other.files or any(scene.files.same(file, layer) for layer in other.files):
+            raise TargetExists(
+                f"{file} is a layer of {other.name} already",
+                file=file,
+                hint="an overlay needs a file of its own",
+            )
+    if not scene.files.shared:
+        if intent.use_existing:
+            raise Unsupported(
+                f"size and backing file of {file} cannot be checked: QEMU's files are not visible from here",
+                feature="use_existing",
+                hint="QEMU would take an overlay that does not fit; leave --use-existing out and it is made",
+            )
+        _check_unseen(disk, file)
+        return
+    if not file.startswith("/"):
+        raise InvalidTarget(f"{file!r} is no absolute path", file=file)
+    if intent.use_existing:
+        _check_existing(scene, disk, file)
+        return
+    if disk.name not in {find_disk(scene.graph, one).name for one in intent.files}:
+        refuse_barred(
+            scene,
+            disk.active.file,
+            "given an overlay beside it",
+            hint=f"say where it goes: --disk {quoted(disk.name)}=FILE; or run as that user",
+        )
+    refuse_there(
+        scene, file, hint="take another name, or --use-existing" if op == "snapshot" else "take another name"
+    )
+    if op == "snapshot":
+        refuse_place(
+            scene, file, hint=f"make room there, or say another file: --disk {quoted(disk.name)}=FILE"
+        )
+    else:
+        refuse_place(scene, file)
+
+
+def _check_unseen(disk: Disk, file: str) -> None:
+    """Without a sight of QEMU's files a relative name is only safe beside the layer it covers."""
+    active = disk.active  # an address (nbd://...) is no name
+    relative = active.local and not active.file.startswith("/")
+    if relative and posixpath.dirname(file) != posixpath.dirname(active.file):
+        raise InvalidTarget(
+            f"QEMU opened {disk.name} by the relative name {disk.active.file!r}; an overlay in another "
+            "directory would record a backing file that the next start does not find",
+            file=file,
+            hint="start QEMU with an absolute path, or run where its files are visible",
+        )
+
+
+def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
+    fact, active = scene.files.files[file], disk.active
+    if not fact.taken:
+        raise InvalidTarget(
+            f"{file} does not exist", file=file, hint="leave --use-existing out and it is made"
+        )
+    header = fact.header
+    if header is None or header.format != "qcow2":
+        raise InvalidTarget(
+            f"{file} is no qcow2 image{': ' + fact.problem if fact.problem else ''}", file=file
+        )
+    if header.data_file is not None:
+        raise UnsafeImage(f"{file} keeps its data in another file ({header.data_file!r})", file=file)
+    if header.virtual_size != active.virtual_size:
+        raise InvalidTarget(
+            f"{file} has {header.virtual_size} bytes, {disk.name} has {active.virtual_size}",
+            file=file,
+            hint="the guest's disk would change its size; make the overlay with the disk's",
+        )
+    backing = header.backing and backing_path(header.backing, of=file)
+    if not backing or not (backing == active.file or fact.backing == scene.files.real(active.file)):
+        raise InvalidTarget(
+            f"{file} has the backing file {header.backing!r}, not {active.file}",
+            file=file,
+            hint="the disk's data would be missing at the next start",
+        )
+    if header.backing_format != active.format:
+        raise InvalidTarget(
+            f"{file} records the backing format {header.backing_format!r}, not {active.format!r}", file=file
+        )
+    if file not in scene.files.fresh:
+        raise InvalidTarget(
+            f"{file} has data already: the guest would read that from now on",
+            file=file,
+            hint="an overlay has to be empty; take another name",
+        )

@@ -1,0 +1,52 @@
+"""Plan of an external snapshot: overlays on one or more disks, at one instant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.plan.chain import overlays
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.steps import KeepMoment, TakeSnapshots, WriteRecord
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Snapshot
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["ask", "plan"]
+
+ask = overlays.ask
+
+
+def plan(intent: Snapshot, scene: Scene) -> Plan:
+    """Plan the overlays, their transaction, and the moment's record; or refuse.
+
+    Raises:
+        BadName: When the name is outside the grammar.
+        NotFound: When a disk is not there.
+        AmbiguousName: When a disk's spelling fits two.
+        Busy: When a job holds one of the chains.
+        TargetExists: When an overlay's file is there already, or the moment's name is in use.
+        InvalidTarget: When an overlay cannot be made there, or one that exists does not fit.
+        Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
+    """
+    new = overlays.prepare("snapshot", intent, scene)
+    write = (WriteRecord(new.place, new.record),) if new.place else ()
+    stages = [
+        Stage("make the overlays", (*write, *new.make)),
+        Stage("take the snapshot", (TakeSnapshots(new.overlays),), verify=True),
+    ]
+    if new.place:
+        keep = KeepMoment(new.place, new.record.id, intent.name)
+        stages.append(Stage("keep the moment", (keep,), tidy=True))
+    stages = [stage for stage in stages if stage.steps]
+    return Plan(
+        op="snapshot",
+        intent=intent,
+        disks=new.names,
+        stages=tuple(stages),
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=new.names,
+        notes=new.notes,
+    )

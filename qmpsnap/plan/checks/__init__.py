@@ -1,0 +1,1 @@
+"""What stands in the way of several operations alike: each check refuses with the way out."""

@@ -1,0 +1,1 @@
+"""Plans on snapshots inside images: with VM state, or of disks alone."""

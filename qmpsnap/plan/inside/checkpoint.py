@@ -1,0 +1,228 @@
+"""Plans of checkpoints inside the images: take one, go back to it. By the human monitor, or by jobs.
+
+Both are written down first where records can be: QEMU leaves a guest standing when a load fails, and can be
+killed between two disks. `plan.rest_internal` ends what is left of either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import quoted
+from qmpsnap.model.names import check_name, digest, job_id
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.checks.encryption import refuse_memory_inside
+from qmpsnap.plan.effect import apply
+from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
+from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
+from qmpsnap.plan.inside.taking import refuse_double, taking
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_migrated,
+    state_place,
+    state_questions,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    DismissJob,
+    FinishRecord,
+    LoadState,
+    LoadVm,
+    SaveState,
+    SaveVm,
+    WriteRecord,
+)
+from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_blocked, refuse_dead, refuse_state
+from qmpsnap.plan.vmstate.store import stale_notes
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.plan.inside.taking import Taking
+    from qmpsnap.plan.intent import CheckpointInternal, Revert
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan", "plan_revert"]
+
+
+def ask(intent: CheckpointInternal | Revert, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know: the names that records give to moments, and where records can lie."""
+    del intent
+    places = state_questions(graph, state_dir)
+    return Ask(directories=with_parents(places), records=places)
+
+
+def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
+    """Plan a checkpoint; or refuse.
+
+    Raises:
+        BadName: When the name is outside the grammar, or a number.
+        TargetExists: When a moment of the machine has the name.
+        NotFound, AmbiguousName: When a disk to leave is not there, or its name fits two.
+        Unsupported: When a disk that takes part is no qcow2 image or has its data elsewhere, there is none,
+            the machine's state was saved and it did not run since or cannot be saved, or this QEMU lacks a
+            command.
+        Busy: When a job runs, or a writable node without a use is in the way.
+    """
+    check_inside_name(intent.name)
+    refuse_taken(intent.name, scene)
+    refuse_migrated(scene)
+    machine = machine_of(scene)
+    refuse_state(machine, migrates=False)
+    refuse_asleep(machine)
+    refuse_blocked(machine)
+    part = taking(scene, leave=intent.leave, via=intent.via)
+    for disk in part.disks:
+        refuse_data_file(
+            disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {quoted(disk.name)}"
+        )
+    refuse_memory_inside(scene.graph, part.disks[0], plain=intent.plain)
+    if part.via == "jobs":
+        scene.features.need("snapshot-save", "job-dismiss")
+    named = job_id("checkpoint", "keep", _token(intent, part, scene))
+    step: Step
+    if part.via == "jobs":
+        step = SaveState(named, intent.name, part.nodes)
+    else:
+        step = SaveVm(intent.name, part.names)
+    return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
+
+
+def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
+    """Plan to go back to an internal moment; or refuse.
+
+    Raises:
+        NotFound: When a disk to leave is not there.
+        AmbiguousName: When an image has its name twice, or has it as the id of another snapshot.
+        NotInChain: When a writable disk that is not to be left has it not in its active layer, or one that
+            has it is read-only.
+        Unsupported: When it holds disks alone, its VM state is in a disk to leave, a
+            disk that takes part is no qcow2 image or has a dirty bitmap, the machine's state was saved and it
+            did not run since, or this QEMU lacks a command.
+        Busy: When a job runs, or something else reads a disk that is to go back.
+        InvalidTarget: When a disk had another size, and there is no room to change it.
+    """
+    refuse_migrated(scene)
+    machine = machine_of(scene)
+    refuse_dead(machine)
+    refuse_asleep(machine)
+    part = taking(scene, leave=intent.leave, via=intent.via)
+    refuse_double(moment)
+    _refuse_id(intent.name, part)
+    have = {held.disk for held in moment.held if held.in_chain}
+    for disk in part.disks:
+        if disk.name not in have:
+            raise NotInChain(
+                f"checkpoint {intent.name!r} is not inside the active layer of {disk.name} "
+                f"({disk.active.file})",
+                hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
+                f"then: --leave {quoted(disk.name)}",
+            )
+    refuse_unloadable(moment, part, scene)
+    vmstate = _vmstate(moment, part)
+    if intent.via is None and part.via == "hmp" and vmstate != part.names[0]:
+        # Jobs have kept it; the human monitor looks for it in the first disk alone.
+        part = taking(scene, leave=intent.leave, via="jobs")
+    named = job_id("revert", "keep", _token(intent, part, scene))
+    step: Step
+    if part.via == "jobs":
+        scene.features.need("snapshot-load", "job-dismiss")
+        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running)
+    else:
+        step = LoadVm(intent.name)
+    return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
+
+
+def _refuse_id(name: str, part: Taking) -> None:
+    """Refuse a name that is the id of another snapshot: QEMU looks for that first, and would go there."""
+    for disk in part.disks:
+        for one in disk.active.snapshots:
+            if one.id == name != one.name:
+                raise AmbiguousName(
+                    f"{name!r} is the id of snapshot {one.name!r} inside {disk.active.file}, and QEMU would "
+                    "go back to that one",
+                    candidates=[f"id {one.id}: {one.name}"],
+                    hint=f"delete {one.name!r} first; or with the machine off, go back by the other's id",
+                )
+
+
+def _vmstate(moment: Moment, part: Taking) -> str:
+    """Name of the disk that keeps the VM state."""
+    keeps = [held.disk for held in moment.held if held.vm_state_size and held.in_chain]
+    for name in keeps:
+        if name in part.names:
+            return name
+    if keeps:
+        raise Unsupported(
+            f"the VM state of {moment.name!r} is inside {keeps[0]}, which is to be left",
+            feature="VM state without the disk that keeps it",
+            hint=f"go back with {keeps[0]}",
+        )
+    raise Unsupported(
+        f"{moment.name!r} holds disks alone, no VM state",
+        feature="going back to an internal snapshot of disks while QEMU runs",
+        hint=f"with the machine off: qemu-img snapshot -a {moment.name} FILE, for each disk",
+    )
+
+
+def _recordable(name: str) -> bool:
+    """Whether a record may carry the name: one that somebody else chose may be outside our grammar."""
+    try:
+        check_name(name)
+    except BadName:
+        return False
+    return True
+
+
+def _token(intent: CheckpointInternal | Revert, part: Taking, scene: Scene) -> str:
+    files = [(disk.name, disk.files) for disk in part.disks]
+    return digest(type(intent).__name__, intent.name, files, avoid=scene.names)
+
+
+def _plan(
+    op: str,
+    intent: CheckpointInternal | Revert,
+    scene: Scene,
+    part: Taking,
+    title: str,
+    step: Step,
+    named: str,
+) -> Plan:
+    machine = machine_of(scene)
+    place = state_place(scene, part.disks[0])
+    record = IntentRecord(
+        id=named,
+        op=op,
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*part.names)),
+        name=intent.name,
+        was=Settings(machine.running, process=machine.process),
+    )
+    loads = isinstance(step, LoadVm | LoadState)
+    notes = stale_notes(machine, intent.name) if loads else bitmap_notes(intent.name, part)
+    written = bool(place) and _recordable(intent.name)
+    first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
+    last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
+    steps: tuple[Step, ...] = (step,)
+    if isinstance(step, SaveState | LoadState):
+        steps = (step, AwaitJob(named, "concluded"), DismissJob(named))
+    stages = (
+        Stage("write down what is begun", first),
+        Stage(title, steps, verify=True),
+        Stage("put the record away", last, tidy=True),
+    )
+    return Plan(
+        op=op,
+        intent=intent,
+        disks=part.names,
+        stages=tuple(stage for stage in stages if stage.steps),
+        before=scene.graph,
+        after=apply(scene.graph, step),
+        run_state=machine.status,
+        notes=(*part.notes, *notes),
+    )

@@ -1,0 +1,172 @@
+"""Whether QEMU can go back to a snapshot inside the image of each disk that takes part.
+
+`loadvm` and `snapshot-load` look first whether each disk has the snapshot, and then go from disk to disk.
+What fails there leaves some disks at the snapshot, the others where they were, and a guest that ran in
+`restore-vm`. So whatever is known to fail there is refused before anything is sent. The table of what was
+tried is in docs/explanation/qemu.md.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
+from qmpsnap.model.hints import command, frees, qmp
+from qmpsnap.plan.scene import unique
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Bitmap, Disk, Graph
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.plan.inside.taking import Taking
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["ask_loadable", "bitmap_notes", "refuse_data_file", "refuse_unloadable"]
+
+# A disk that changes its size moves tables in its image; 1 MiB is a multiple of what was seen to be needed.
+_ROOM_BYTES = 1 << 20
+
+
+def ask_loadable(graph: Graph, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Images whose table of snapshots has to be read to go back to that one, and their directories."""
+    images = unique(
+        disk.active.file
+        for disk in graph.disks.values()
+        if disk.writable and disk.active.local and any(one.name == name for one in disk.active.snapshots)
+    )
+    images = tuple(file for file in images if file.startswith("/"))
+    return images, unique(map(posixpath.dirname, images))
+
+
+def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:
+    """Refuse to go back to an internal snapshot that QEMU would load on some of its disks only.
+
+    Raises:
+        NotInChain: When a disk that has it is attached read-only, and is not to be left.
+        Unsupported: When an image has a dirty bitmap.
+        Busy: When something else reads the disk through its active layer.
+        InvalidTarget: When the disk had another size, and there is no room to change it.
+    """
+    _refuse_read_only(moment, part, scene)
+    for disk in part.disks:
+        for bitmap in disk.active.bitmaps:
+            _refuse_bitmap(disk, bitmap)
+        _refuse_reader(disk, scene.graph)
+        _refuse_size(disk, moment.name, scene)
+
+
+def bitmap_notes(name: str, part: Taking) -> tuple[str, ...]:
+    """What is in the way back already when a checkpoint is taken."""
+    return tuple(
+        f"{disk.name} has {_called(bitmap)}: QEMU goes back to {name!r} only when it is removed"
+        for disk in part.disks
+        for bitmap in disk.active.bitmaps
+    )
+
+
+def refuse_data_file(disk: Disk, *, hint: str) -> None:
+    """Refuse to keep a snapshot in an image whose data lie in another file.
+
+    Args:
+        disk: The disk.
+        hint: What else the caller could do.
+
+    Raises:
+        Unsupported: Naming that file.
+    """
+    if disk.active.data_file:
+        raise Unsupported(
+            f"{disk.name} ({disk.active.file}) keeps its data in an external file ({disk.active.data_file}), "
+            "so QEMU can keep no snapshot inside",
+            feature="snapshots inside an image with an external data file",
+            hint=hint,
+        )
+
+
+def _refuse_read_only(moment: Moment, part: Taking, scene: Scene) -> None:
+    known = {disk.name for disk in (*part.disks, *part.left)}
+    for held in moment.held:
+        disk = scene.graph.disks[held.disk]
+        if held.in_chain and held.disk not in known and held.disk not in part.named:
+            raise NotInChain(
+                f"{disk.name} has {moment.name!r} and is attached read-only, so that it cannot go back",
+                hint=f"attach it writable; or leave it as it is: --leave {disk.name}",
+            )
+
+
+def _refuse_bitmap(disk: Disk, bitmap: Bitmap) -> None:
+    active = disk.active
+    words = json.dumps({"node": active.node, "name": bitmap.name})
+    if not bitmap.name:
+        hint = f"end what made it: a backup, or a copy-before-write node ({frees('NODE')})"
+    elif bitmap.busy:
+        hint = f"end the export or the backup that uses it, then: {_removal(words)}"
+    else:
+        hint = f"remove it, the next backup is then a full one: {_removal(words)}"
+    raise Unsupported(
+        f"{disk.name} ({active.file}) has {_called(bitmap)}: QEMU goes back to no snapshot inside an image "
+        "that has a dirty bitmap, and would fail when other disks have gone back already",
+        feature="going back inside an image with a dirty bitmap",
+        hint=hint,
+    )
+
+
+def _removal(words: str) -> str:
+    return command("qmp", "block-dirty-bitmap-remove", words)
+
+
+def _called(bitmap: Bitmap) -> str:
+    if not bitmap.name:
+        return "a dirty bitmap without a name"
+    state = ", which was in use when QEMU ended" if bitmap.inconsistent else ""
+    return f"the dirty bitmap {bitmap.name!r}{state}"
+
+
+def _refuse_reader(disk: Disk, graph: Graph) -> None:
+    """Refuse when somebody's view of the disk's past, or an overlay, stands on the active layer.
+
+    Its bytes would become others without a word: QEMU goes back below it.
+    """
+    ours = {one.node for one in disk.filters}
+    used = {layer.node for other in graph.disks.values() for layer in other.layers}
+    for node in graph.nodes.values():
+        over = node.driver == "copy-before-write" and node.file == disk.active.file and node.name not in ours
+        stands = node.backing == disk.active.file and node.name not in used and not node.is_filter
+        if over or stands:
+            raise Busy(
+                f"node {node.name!r} ({node.driver}) reads {disk.name} through its active layer, and would "
+                "read other data after it",
+                node=node.name,
+                job_id="",
+                hint=f"free it first: {frees(node.name)}",
+            )
+
+
+def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
+    """Refuse when the disk's size would have to change and cannot, or when that is not known to be so."""
+    active = disk.active
+    fact = scene.files.memories.get(active.file)
+    then = fact.sizes.get(name) if fact is not None else None
+    exported = scene.machine.exported if scene.machine is not None else frozenset()
+    nodes = {disk.root, active.node, *(one.node for one in disk.filters)} & exported
+    if then == active.virtual_size or (then is None and not nodes):
+        return
+    had = f"it had {then}" if then is not None else "what it had cannot be seen from here"
+    if nodes:
+        raise Busy(
+            f"node {min(nodes)!r} of {disk.name} is exported, which fixes its size; it has "
+            f"{active.virtual_size} bytes, {had} at {name!r}",
+            node=min(nodes),
+            job_id="",
+            hint=f"end the export first: {qmp('block-export-del', id='ID')}; its ID is in the answer to "
+            f"{qmp('query-block-exports')}",
+        )
+    where = scene.files.directories.get(posixpath.dirname(active.file))
+    if where is not None and where.exists and where.free_bytes < _ROOM_BYTES:
+        raise InvalidTarget(
+            f"{disk.name} has {active.virtual_size} bytes, {had} at {name!r}, and to change that QEMU needs "
+            f"room in {where.path}, which has {where.free_bytes} bytes free",
+            file=active.file,
+            hint="make room there",
+        )

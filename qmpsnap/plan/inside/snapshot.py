@@ -1,0 +1,137 @@
+"""Plan of an internal snapshot: inside the active layers of one or more disks, at one instant.
+
+One transaction, so that it is on every disk or on none. Nothing is written down: the images say it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk, refuse_twin
+from qmpsnap.model.moments import find_moments
+from qmpsnap.model.names import check_name
+from qmpsnap.plan.effect import apply
+from qmpsnap.plan.inside.loadable import refuse_data_file
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_empty, state_questions
+from qmpsnap.plan.steps import TakeInternal
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.intent import SnapshotInternal
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["ask", "plan", "refuse_taken"]
+
+
+def ask(intent: SnapshotInternal, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system: the names that records give to moments."""
+    del intent
+    return Ask(records=state_questions(graph, state_dir))
+
+
+def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
+    """Plan the transaction; or refuse.
+
+    Raises:
+        BadName: When the name is outside the grammar, or a number.
+        NotFound: When a disk is not there.
+        AmbiguousName: When a disk's spelling fits two, or a disk is named twice.
+        Unsupported: When a disk is empty, read-only or no qcow2 image, or this QEMU lacks a command.
+        TargetExists: When a moment of the machine has the name.
+        Busy: When a job holds one of the chains.
+    """
+    check_inside_name(intent.name)
+    scene.features.need("transaction", "blockdev-snapshot-internal-sync")
+    disks, left_out = _chosen(intent, scene)
+    for disk in disks:
+        _check(disk, scene, named=bool(intent.disks))
+    refuse_taken(intent.name, scene)
+    for disk in disks:
+        refuse_busy(scene, disk)
+        refuse_covered(scene, disk)
+    step = TakeInternal(intent.name, tuple((disk.name, disk.root) for disk in disks))
+    return Plan(
+        op="snapshot-internal",
+        intent=intent,
+        disks=tuple(disk.name for disk in disks),
+        stages=(Stage("take the snapshot inside the images", (step,), verify=True),),
+        before=scene.graph,
+        after=apply(scene.graph, step),
+        notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
+    )
+
+
+def check_inside_name(name: str) -> None:
+    """Check the name of what is to be kept inside images.
+
+    Raises:
+        BadName: When it is outside the grammar, or a number: QEMU goes back by id first, and its ids are
+            numbers, so that it would go to another snapshot.
+    """
+    check_name(name)
+    if name.isdecimal():
+        raise BadName(
+            f"{name!r} is a number, and QEMU would take it for the id of a snapshot inside an image",
+            name=name,
+            hint=f"put a letter in front, as in s{name}",
+        )
+
+
+def refuse_taken(name: str, scene: Scene) -> None:
+    """Refuse when a moment of the machine has the name, on whichever of its disks.
+
+    Raises:
+        TargetExists: Naming the file.
+    """
+    for moment in find_moments(scene.graph, scene.files.records).named(name):
+        part = moment.held[0]
+        raise TargetExists(
+            f"there is an {moment.kind} snapshot {name!r} already, on {part.disk}: "
+            f"{part.overlay or part.file}",
+            file=part.overlay or part.file,
+            hint="take another name",
+        )
+
+
+def _chosen(intent: SnapshotInternal, scene: Scene) -> tuple[list[Disk], list[str]]:
+    """The disks to take, and each that is left out with the reason."""
+    if not intent.disks:
+        chosen = [*scene.graph.writable()]
+        if not chosen:
+            raise NotFound("there is no writable disk with a medium", hint="name a disk")
+        return chosen, scene.graph.left_out(chosen)
+    chosen = []
+    for spelling in intent.disks:
+        disk = find_disk(scene.graph, spelling)
+        if disk in chosen:
+            raise AmbiguousName(
+                f"disk {disk.name!r} is named twice", candidates=[disk.name], hint="name it once"
+            )
+        refuse_twin(disk, chosen)
+        chosen.append(disk)
+    return chosen, []
+
+
+def _check(disk: Disk, scene: Scene, *, named: bool) -> None:
+    refuse_empty(disk)
+    if disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
+    if disk.active.format != "qcow2":
+        able = [one.name for one in scene.graph.disks.values() if _able(one)]
+        hint = "take an external snapshot, which goes on every kind of disk"
+        if able and not named:
+            hint = f"name the disks to take ({', '.join(able)}), or {hint}"
+        raise Unsupported(
+            f"the active layer of {disk.name} ({disk.active.file}) has the format {disk.active.format}, "
+            "which keeps no internal snapshots",
+            feature=f"internal snapshots in {disk.active.format}",
+            hint=hint,
+        )
+    refuse_data_file(disk, hint="take an external snapshot, which goes on every kind of disk")
+
+
+def _able(disk: Disk) -> bool:
+    return disk.writable and disk.active.format == "qcow2"

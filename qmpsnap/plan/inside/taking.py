@@ -1,0 +1,192 @@
+"""Which disks take part in a checkpoint inside images, and by which of the two ways it is worked on.
+
+The one rule: through the human monitor when every writable disk takes part, through the jobs when one is
+left out, and under a throttle. What is in the way of the chosen one is named before anything is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import AmbiguousName, Busy, Unsupported
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.hints import frees, quoted
+from qmpsnap.plan.scene import refuse_any_job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.plan.intent import Via
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["Taking", "refuse_double", "stray", "taking", "writable"]
+
+# The one filter that the jobs were tried under. The others may be somebody's view of the disk's past.
+_FILTERS = frozenset({"throttle"})
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """How a checkpoint is worked on.
+
+    Attributes:
+        disks: The disks that take part, at least one.
+        left: Writable disks that do not.
+        via: The human monitor, or jobs.
+        named: Names of all disks that are to be left, read-only ones too.
+    """
+
+    disks: tuple[Disk, ...]
+    left: tuple[Disk, ...]
+    via: Via
+    named: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the disks that take part."""
+        return tuple(disk.name for disk in self.disks)
+
+    @property
+    def nodes(self) -> tuple[tuple[str, str], ...]:
+        """Of each its name and the node of its active layer, UEFI variables last.
+
+        QEMU keeps VM state in the first; a filter above has no snapshots.
+        """
+        ordered = sorted(self.disks, key=_is_flash)
+        return tuple((disk.name, disk.active.node) for disk in ordered)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know."""
+        return (f"left out: {', '.join(disk.name for disk in self.left)}",) if self.left else ()
+
+
+def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
+    """Find who takes part, and how; or refuse.
+
+    Args:
+        scene: What is.
+        leave: Disks that take no part, in any spelling.
+        via: What the caller forces, or None.
+
+    Raises:
+        NotFound, AmbiguousName: When a disk of `leave` is not there, or its name fits two.
+        Unsupported: When a disk that takes part is no qcow2 image or has a filter above, when none is left,
+            or the human monitor is asked to leave one out.
+        Busy: When a job runs, or a writable node without a use is in the human monitor's way.
+    """
+    named = frozenset(find_disk(scene.graph, spelling).name for spelling in leave)
+    every = writable(scene.graph)
+    disks = tuple(disk for disk in every if disk.name not in named)
+    left = tuple(disk for disk in every if disk.name in named)
+    for disk in disks:
+        _refuse_format(disk)
+    if not disks:
+        raise Unsupported(
+            "there is no writable qcow2 disk to keep it in", feature="a checkpoint without disks"
+        )
+    refuse_any_job(scene)  # first: a mirror's target is a writable node without a use
+    filtered = [disk for disk in disks if disk.filters]
+    chosen: Via = via or ("jobs" if left or filtered else "hmp")
+    if chosen == "jobs":
+        for disk in filtered:
+            _refuse_filters(disk)
+        return Taking(disks, left, "jobs", named)
+    scene.features.need("human-monitor-command")
+    if left:
+        raise Unsupported(
+            f"the human monitor takes every writable disk, {left[0].name} too",
+            feature="to leave a disk out through the human monitor",
+            hint="let the jobs do it: leave --via out, or say --via jobs",
+        )
+    if filtered:
+        raise Unsupported(
+            f"{filtered[0].name} has a filter ({filtered[0].filters[0].driver} "
+            f"{filtered[0].filters[0].node!r}) above it: to go back to a checkpoint under a throttle "
+            "by the human monitor ends QEMU 10.0 and 11.1",
+            feature="checkpoints under a filter through the human monitor",
+            hint="let the jobs do it: leave --via out, or say --via jobs",
+        )
+    _refuse_stray(scene.graph)
+    return Taking(disks, (), "hmp", named)
+
+
+def writable(graph: Graph) -> tuple[Disk, ...]:
+    """The disks that the guest can write to."""
+    return graph.writable()
+
+
+def stray(graph: Graph) -> str:
+    """The first writable node that has no use, which the human monitor would take, too; or ""."""
+    used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
+    images = [one for one in graph.nodes.values() if not one.is_filter and one.driver not in PATH_DRIVERS]
+    below = {one.backing for one in images if one.backing}
+    parts = {file for disk in graph.disks.values() for layer in disk.layers for file in layer.parts}
+    behind = {one.file for one in images} | parts
+    for node in graph.nodes.values():
+        if node.is_filter or node.read_only or node.name in used:
+            continue
+        if node.file not in (behind if node.driver in PATH_DRIVERS else below):
+            return node.name
+    return ""
+
+
+def refuse_double(moment: Moment) -> None:
+    """Refuse a name that one image has twice.
+
+    Raises:
+        AmbiguousName: Naming the image.
+    """
+    places = [(part.disk, part.file) for part in moment.held]
+    for part in moment.held:
+        if places.count((part.disk, part.file)) > 1:
+            raise AmbiguousName(
+                f"{part.file} has more than one internal snapshot {moment.name!r}",
+                candidates=[f"id {one.id}" for one in moment.held if one.file == part.file],
+                hint="only qemu-img makes two of one name; it deletes them once the machine is off",
+            )
+
+
+def _refuse_format(disk: Disk) -> None:
+    if disk.active.format != "qcow2":
+        raise Unsupported(
+            f"{disk.name} ({disk.active.file}) is writable and {disk.active.format}, "
+            "which keeps no checkpoints",
+            feature=f"checkpoints inside {disk.active.format}",
+            hint=_way_out(disk),
+        )
+
+
+def _way_out(disk: Disk) -> str:
+    leave = f"or leave it as it is: --leave {quoted(disk.name)}"
+    if _is_flash(disk):
+        return f"give QEMU the UEFI variables as a qcow2 image, or read-only, {leave}"
+    return f"give it to QEMU as qcow2 or read-only, {leave}"
+
+
+def _is_flash(disk: Disk) -> bool:
+    return "pflash" in disk.name or "flash" in disk.qdev
+
+
+def _refuse_filters(disk: Disk) -> None:
+    for one in disk.filters:
+        if one.driver not in _FILTERS:
+            raise Unsupported(
+                f"{disk.name} has a filter ({one.driver} {one.node!r}) above it",
+                feature=f"checkpoints under {one.driver}",
+                hint=f"take the filter away, or leave the disk as it is: --leave {quoted(disk.name)}",
+            )
+
+
+def _refuse_stray(graph: Graph) -> None:
+    if name := stray(graph):
+        raise Busy(
+            f"node {name!r} ({graph.nodes[name].file}) is writable and has no use: QEMU would take it, too",
+            node=name,
+            job_id="",
+            hint=f"free it first ({frees(name)}), or let the jobs do it: --via jobs",
+        )

@@ -1,0 +1,251 @@
+"""Plan of what is left of a checkpoint, or of a save, whose client went away.
+
+By `stop` and `in-place` the memory is written before the overlays are put on: where they are, the rest is
+done, if QEMU is certainly the one that wrote it: of another's file nobody knows whether it is whole. By
+`background` it comes last, and nobody saw whether QEMU had to stop the guest twice: it is given up,
+and the overlays stay. A memory that got its name is whole, and is kept as long as its layers are there.
+Either way the guest runs if it ran, and QEMU is set as it was.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.hints import command
+from qmpsnap.model.job import ENDED
+from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.plan import ownership
+from qmpsnap.plan.ownership import may_remove, ran_here
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.steps import (
+    AwaitClosed,
+    AwaitJob,
+    CancelMigration,
+    ContinueGuest,
+    DeleteNode,
+    DismissJob,
+    FinishRecord,
+    KeepMoment,
+    ReleaseFile,
+    RemoveOrphan,
+    RemoveState,
+    SealMemory,
+    SealStore,
+    SetCapabilities,
+    SetParameters,
+)
+from qmpsnap.plan.vmstate.common import file_number, machine_of, way_of
+
+if TYPE_CHECKING:
+    from qmpsnap.model.memory import MemoryFact
+    from qmpsnap.model.record import IntentRecord, KeptState
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ends_job", "goes_on", "plan", "same_qemu"]
+
+# Run states in which nothing but we keep the guest from running.
+_OURS = frozenset({"paused", "postmigrate"})
+
+
+def plan(record: IntentRecord, scene: Scene) -> Plan:
+    """Plan what is left of the operation of that record."""
+    state = record.state
+    assert state is not None  # noqa: S101 - a checkpoint's record has one
+    if ownership.has_moment(record, scene.files.records):
+        return _only_finish(record, scene, f"checkpoint {record.name!r} is whole")
+    later = ownership.superseded_by(record, scene.files.records)
+    if later is not None:
+        return _only_finish(record, scene, f"a later one has the overlays of {record.id}: {later.id}")
+    disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
+    taken = any(
+        file in scene.graph.disks[disk].files for disk, file in record.overlays.items() if disk in disks
+    )
+    whole = _is_whole(state, record, scene)
+    keeps = _can_be_kept(record, scene) if whole else taken and _can_be_sealed(state, record, scene)
+    steps = [*ends_job(record, scene), *_ends_migration(state, record, scene)]
+    if not (record.op == "save" and keeps):
+        steps += goes_on(record, scene)
+    steps += _free(state, scene)
+    tidy = list(_settings(record, scene))
+    rest = ""
+    if keeps:
+        steps += _seal(state, record, whole=whole)
+        tidy.append(
+            KeepMoment(record.directory, record.id, record.name)
+            if record.op == "checkpoint"
+            else FinishRecord(record.directory, (record.id,))
+        )
+    else:
+        rest = "was not whole, its files are removed"
+        if taken and state.mode != "background" and not ran_here(record, machine_of(scene).process):
+            rest = "was not sealed by the QEMU that wrote its memory, which is given up"
+        if not taken:
+            tidy += _orphans(record, scene)
+        whole_one = (RemoveState(state.file, record.id, state.tag),) if whole else ()
+        tidy += [
+            RemoveState(state.partial, record.id),
+            *whole_one,
+            FinishRecord(record.directory, (record.id,)),
+        ]
+    what = f"checkpoint {record.name!r}" if record.op == "checkpoint" else f"{state.file}"
+    notes = [f"{what} {rest or 'is whole'}"]
+    if taken and not keeps:
+        notes += [
+            f"the overlay {file} of {disk} stays, for the guest writes to it: "
+            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} folds it"
+            for disk, file in record.overlays.items()
+        ]
+    return Plan(
+        op=record.op,
+        intent=None,
+        disks=disks,
+        stages=(
+            Stage(f"end {record.op}", tuple(steps), verify=True),
+            Stage("put everything away", tuple(tidy), tidy=True),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+        moves=tuple(record.overlays) if taken else (),
+        notes=tuple(notes),
+    )
+
+
+def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
+    """The record alone is left: its files and its overlays are a moment's, or another operation's."""
+    return Plan(
+        op=record.op,
+        intent=None,
+        disks=tuple(disk for disk in record.chains if disk in scene.graph.disks),
+        stages=(Stage("put the record away", (FinishRecord(record.directory, (record.id,)),), tidy=True),),
+        before=scene.graph,
+        after=scene.graph,
+        notes=(note,),
+    )
+
+
+def _is_whole(state: KeptState, record: IntentRecord, scene: Scene) -> bool:
+    """Whether the file has its name, and is of this very operation."""
+    fact = scene.files.memories.get(state.file)
+    if fact is None or _may_be_foreign(fact):
+        return False
+    return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
+
+
+def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the layers are there yet to which the memory belongs."""
+    return all(scene.files.files[record.chains[disk][0]].taken for disk in record.overlays)
+
+
+def _can_be_sealed(state: KeptState, record: IntentRecord, scene: Scene) -> bool:
+    """Whether an unfinished file is certainly whole, and nothing is in its way."""
+    files = scene.files.files
+    return (
+        state.mode != "background"
+        and ran_here(record, machine_of(scene).process)
+        and files[state.partial].taken
+        and not files[state.file].taken
+        and not _may_be_foreign(scene.files.memories[state.partial])
+    )
+
+
+def _may_be_foreign(fact: MemoryFact) -> bool:
+    """Whether somebody else may have put it there: who owns it is not written down before it is whole."""
+    return bool(fact.foreign(user=None if fact.exposed else fact.user))
+
+
+def same_qemu(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the machine is the very QEMU that the operation ran on; also when that cannot be told."""
+    was, now = record.was, machine_of(scene).process
+    return was is not None and (not was.process or not now or was.process == now)
+
+
+def goes_on(record: IntentRecord, scene: Scene) -> tuple[ContinueGuest, ...]:
+    """What lets a guest run on that ran, and that only the operation keeps from it."""
+    machine = machine_of(scene)
+    if record.was is None or not record.was.running or not same_qemu(record, scene):
+        return ()
+    # A migration that is cancelled lets nothing run by itself; neither does one that has ended.
+    halted = machine.status in _OURS or (machine.migrating and not machine.running)
+    # Nothing else of ours leaves it so before a disk has moved.
+    halted |= _stops_for_load(record) and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
+    return (ContinueGuest(),) if halted else ()
+
+
+def _stops_for_load(record: IntentRecord) -> bool:
+    """Whether it is of an operation that stops a guest as QEMU does it for a load."""
+    return record.op == "revert" and record.state is not None
+
+
+def ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
+    """What ends the job of the operation, which cannot be cancelled."""
+    job = next((one for one in scene.jobs if one.id == record.id), None)
+    if job is None:
+        return ()
+    wait = () if job.status in ENDED else (AwaitJob(job.id, "concluded"),)
+    return (*wait, DismissJob(job.id))
+
+
+def _ends_migration(state: KeptState, record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
+    """What ends the migration, and takes back the file that QEMU was given."""
+    machine = machine_of(scene)
+    if state.mode == "in-place" or not same_qemu(record, scene):
+        return ()
+    way = way_of(machine)
+    may_stop = state.mode != "background" or way == "fdset"
+    cancel = (CancelMigration(wait=not may_stop),) if machine.migrating else ()
+    return (*cancel, ReleaseFile(file_number(record.id[-8:]), way))
+
+
+def _free(state: KeptState, scene: Scene) -> tuple[DeleteNode, ...]:
+    """What closes the store, wherever it is open."""
+    return tuple(
+        DeleteNode(node.name)
+        for node in scene.graph.nodes.values()
+        if node.file == state.partial and node.driver == "qcow2"
+    )
+
+
+def _seal(state: KeptState, record: IntentRecord, *, whole: bool) -> tuple[Step, ...]:
+    if whole:
+        return ()
+    if state.mode == "in-place":
+        return (SealStore(state.partial, state.file),)
+    return (
+        AwaitClosed(state.partial),
+        SealMemory(state.partial, state.file, record.id, record.name, state.running, state.fingerprint),
+    )
+
+
+def _settings(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
+    """What puts QEMU's settings back, as far as they are not as they were."""
+    was, machine = record.was, machine_of(scene)
+    if was is None or not same_qemu(record, scene):
+        return ()
+    steps: list[Step] = []
+    parameters = tuple(
+        (name, value) for name, value in was.parameters.items() if machine.parameters.get(name) != value
+    )
+    if parameters:
+        steps.append(
+            SetParameters(parameters, tuple((name, machine.parameters[name]) for name, _ in parameters))
+        )
+    capabilities = tuple(
+        (name, on) for name, on in was.capabilities.items() if machine.capabilities.get(name) is not on
+    )
+    if capabilities:
+        now = tuple((name, not on) for name, on in capabilities)
+        steps.append(SetCapabilities(capabilities, now))
+    return tuple(steps)
+
+
+def _orphans(record: IntentRecord, scene: Scene) -> tuple[RemoveOrphan, ...]:
+    held = {node.file for node in scene.graph.nodes.values()}
+    return tuple(
+        RemoveOrphan(file, record.chains[disk][0])
+        for disk, file in record.overlays.items()
+        if file in record.made
+        and file not in held
+        and record.chains.get(disk)
+        and may_remove(file, record, scene)
+    )

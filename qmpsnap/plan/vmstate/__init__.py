@@ -1,0 +1,1 @@
+"""Plans on VM state in files: checkpoint, save, restore, revert."""

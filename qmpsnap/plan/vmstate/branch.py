@@ -1,0 +1,378 @@
+"""A new branch from a moment: an overlay on the layer of each disk that holds it, and the way to it."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NotInChain, Unsupported
+from qmpsnap.model.header import backing_path
+from qmpsnap.model.hints import command, qmp, quoted
+from qmpsnap.model.moments import written_into
+from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
+from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening
+from qmpsnap.plan.checks.place import refuse_barred, refuse_there
+from qmpsnap.plan.checks.read_only import refuse_read_only
+from qmpsnap.plan.ownership import refuse_strange_base
+from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
+from qmpsnap.plan.steps import (
+    AddNode,
+    CreateOverlay,
+    DeleteNode,
+    NewRoot,
+    ReopenFilter,
+    SetDrive,
+)
+from qmpsnap.plan.vmstate.movable import hindrance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.header import Header
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import KeptState
+    from qmpsnap.plan.scene import Scene
+
+__all__ = [
+    "NOT_TOLD",
+    "Branch",
+    "branch_files",
+    "branch_record",
+    "branch_token",
+    "branches",
+    "new_files",
+    "record_of",
+]
+
+NOT_TOLD = (
+    "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
+)
+_WRITTEN_BACK = " (QEMU writes UEFI variables back by itself as it loads the memory)"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One disk's new branch.
+
+    Attributes:
+        disk: The disk.
+        root: What it reads once it is there.
+        was: What it reads now.
+        make: The step that makes the overlay.
+        inside: Index of the layer that holds the moment in the disk's present chain; None: it is not there.
+    """
+
+    disk: Disk
+    root: NewRoot
+    was: NewRoot
+    make: CreateOverlay
+    inside: int | None
+
+    @property
+    def add(self) -> AddNode:
+        """The step that opens the overlay, on the layer's node where there is one."""
+        backing = self.disk.layers[self.inside].node if self.inside is not None else None
+        return self.root.opened(backing=backing)
+
+    def move(self, machine: Machine, *, prepare: bool) -> SetDrive | ReopenFilter:
+        """The step that gives the disk its new root.
+
+        Args:
+            machine: The machine.
+            prepare: Whether a new QEMU can go back to the moment, too.
+
+        Raises:
+            Unsupported: When the device is of a kind that was not tried, or under another filter.
+        """
+        disk = self.disk
+        if found := hindrance(disk, machine):
+            what, where = found
+            hint = f"let it stay as it is: --leave {quoted(disk.name)}"
+            if "pflash" in what:
+                hint += _WRITTEN_BACK
+            raise Unsupported(
+                what,
+                feature=f"going back in place {where}",
+                hint=f"{hint}; or go back into a new QEMU: --prepare" if prepare else hint,
+            )
+        closes = _closes(disk.active.node)
+        if disk.root != disk.active.node:
+            (above,) = disk.filters
+            return ReopenFilter(self.root, above.node, above.group, self.was, closes, above.io)
+        return SetDrive(self.root, machine.devices[disk.name].path, self.was, closes)
+
+    @property
+    def closes(self) -> bool:
+        """Whether the active layer is closed once the disk reads another: by QEMU, or by us."""
+        return _closes(self.disk.active.node) or owned_node(self.disk.active.node)
+
+    @property
+    def frees(self) -> tuple[DeleteNode, ...]:
+        """The steps that free the nodes of ours that the disk leaves behind."""
+        left = self.disk.layers[: self.inside] if self.inside is not None else self.disk.layers
+        return tuple(DeleteNode(layer.node) for layer in left if owned_node(layer.node))
+
+
+def branch_token(record: MomentRecord, graph: Graph) -> str:
+    """Eight hex digits of which all names of a revert are made: others for each branch of the moment."""
+    return digest("revert", record.id, len(record.branches), sorted(graph.chains().items()))
+
+
+def new_files(disks: Iterable[Disk], name: str, token: str) -> dict[str, str]:
+    """Where the overlays go, by disk: beside the active layer, `STEM-of-base.NAME-TOKEN.qcow2`.
+
+    Disks that would share one have their names in it. One whose active layer is no file has none.
+    """
+    local = [disk for disk in disks if disk.layers and disk.active.local]
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in local}
+    return overlay_files(ends, f"{name}-{token}")
+
+
+def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
+    """Files that have to be known for new branches from the moment."""
+    chains = (file for files in record.chains.values() for file in files)
+    begun = (file for disk in record.covered for file in record.began(disk))
+    present = (file for disk in record.covered if disk in graph.disks for file in graph.disks[disk].files)
+    known = (*present, *record.covered.values(), *chains, *begun)
+    return unique(file for file in known if file.startswith("/"))
+
+
+def branches(
+    moment: Moment, disks: list[Disk], token: str, scene: Scene, *, in_place: bool = True
+) -> tuple[Branch, ...]:
+    """A new branch of each of the disks; or refuse.
+
+    Args:
+        moment: Where it begins.
+        disks: The disks.
+        token: What all names are made of.
+        scene: The machine.
+        in_place: Whether the disks are to read them in this QEMU, whose devices keep their size.
+
+    Raises:
+        NotInChain: When a layer does not hold the moment any more.
+        TargetExists: When an overlay's file is there already.
+        InvalidTarget: When an overlay cannot be made.
+        Unsupported: When the disk has another size than it had, and is to be read in place.
+    """
+    files = new_files(disks, moment.name, token)
+    return tuple(_branch(moment, disk, token, files, scene, in_place=in_place) for disk in disks)
+
+
+def record_of(moment: Moment) -> MomentRecord:
+    """The record of an external moment.
+
+    Raises:
+        Unsupported: When it is an internal one.
+    """
+    if moment.record is None:
+        raise Unsupported(
+            f"{moment.name!r} is inside the images",
+            feature="overlays on a moment inside images",
+            hint=f"{command('revert', moment.name)} goes back in place",
+        )
+    return moment.record
+
+
+def branch_record(
+    name: str,
+    new: tuple[Branch, ...],
+    state: KeptState | None,
+    machine: Machine | None,
+    token: str,
+    scene: Scene,
+) -> IntentRecord:
+    """What is written down of new branches.
+
+    Args:
+        name: The moment's name.
+        new: The branches.
+        state: VM state that is loaded with them, or None.
+        machine: The machine whose disks are to read them; None: they are for another one.
+        token: What all names are made of.
+        scene: What is.
+    """
+    return IntentRecord(
+        id=job_id("revert", "keep", token),
+        op="revert",
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(one.disk.name for one in new))),
+        after={
+            one.disk.name: (one.root.file, *(file for file, _ in one.root.chain if file.startswith("/")))
+            for one in new
+        },
+        made=tuple(one.root.file for one in new),
+        overlays={one.disk.name: one.root.file for one in new},
+        name=name,
+        state=state,
+        was=Settings(running=machine.goes_on, process=machine.process) if machine is not None else None,
+    )
+
+
+def _branch(
+    moment: Moment, disk: Disk, token: str, files: dict[str, str], scene: Scene, *, in_place: bool
+) -> Branch:
+    record = moment.record
+    assert record is not None  # noqa: S101 - an external moment has one
+    refuse_empty(disk)
+    covered = record.covered[disk.name]
+    _refuse_invalid(record, disk, scene)
+    inside = disk.files.index(covered) if covered in disk.files else None
+    if inside == 0:
+        raise NotInChain(
+            f"{disk.name} writes to {covered}, which held {moment.name!r}: its overlay was folded into it",
+            hint="there is nothing to go back to",
+        )
+    if in_place:
+        refuse_second_opening(disk, disk.files if inside is None else disk.files[inside:])
+        refuse_read_only(disk, "revert", hint=f"it can stay as it is: --leave {quoted(disk.name)}")
+    refuse_clear_overlay(disk, plain=False)
+    if inside is not None:
+        chain = _present(disk, inside)
+    else:
+        chain = _left_aside(record, disk, scene)
+        refuse_strange_base(record, disk, chain, scene)
+    beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
+    file = files[disk.name]
+    refuse_barred(
+        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's own"
+    )
+    refuse_there(scene, file, hint="look what it is")
+    refuse_place(scene, file)
+    size = disk.active.virtual_size
+    fact = scene.files.files.get(covered)
+    then = fact.header.virtual_size if fact is not None and fact.header is not None else size
+    if inside is not None:
+        then = disk.layers[inside].virtual_size
+    if then != size and in_place:
+        state = record.state
+        raise Unsupported(
+            f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
+            feature="going back to another size in place",
+            hint=f"give it that size first: {qmp('block_resize', node_name=disk.root, size=then)}; "
+            "what lies beyond is lost"
+            if state is not None and state.mode == "in-place"
+            else f"go back into a new QEMU: {command('revert', moment.name, '--prepare')}",
+        )
+    names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
+    new, old = (node_name(one, owned=True) for one in names)
+    active = disk.active
+    return Branch(
+        disk=disk,
+        root=NewRoot(disk.name, new, file, "qcow2", covered, chain, active.io),
+        was=NewRoot(
+            disk.name,
+            old if _closes(active.node) else active.node,
+            active.file,
+            active.format,
+            active.backing,
+            tuple((layer.file, layer.format) for layer in disk.layers[1:]),
+            active.io,
+        ),
+        make=CreateOverlay(file, then, covered, chain[0][1], active.file),
+        inside=inside,
+    )
+
+
+def _closes(node: str) -> bool:
+    """Whether QEMU closes the node with its last user: it made it by itself, or at our sync command."""
+    return node.startswith(("#", "qmpsnap-")) and not owned_node(node)
+
+
+def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:
+    return tuple((layer.file, layer.format) for layer in disk.layers[inside:])
+
+
+def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
+    """Files and formats of a chain that is not open: as recorded, and as the headers still say.
+
+    Nothing is probed: a record of before formats were written down leaves them to the overlay on each layer.
+    """
+    files = record.chains.get(disk.name, ())
+    formats = record.formats.get(disk.name, ())
+    if not files or len(files) != len(formats):
+        return _told_by_headers(record, disk, scene)
+    below: tuple[str, ...] = (*files[1:], "")
+    for file, of, base in zip(files, formats, below, strict=True):
+        fact = scene.files.files.get(file)
+        told = of in {"qcow2", "qcow", "qed"}  # a guest may have written any header into a raw one
+        header = fact.header if fact is not None and told else None
+        if fact is None or fact.kind == "missing" or (header is None and told):
+            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no image any more")
+        if header is not None and header.format != of:
+            raise NotInChain(f"the layer {file} of {record.name!r} is {header.format} by now, it was {of}")
+        _refuse_other_backing(record, file, header, base, scene)
+    return tuple(zip(files, formats, strict=True))
+
+
+def _refuse_other_backing(
+    record: MomentRecord, file: str, header: Header | None, base: str, scene: Scene
+) -> None:
+    named = backing_path(header.backing, of=file) if header is not None and header.backing else None
+    if named is None and not base:
+        return
+    if not base and header is not None:
+        raise NotInChain(f"{file} stands on {header.backing!r}, which {record.name!r} did not")
+    if named is None or scene.files.real(posixpath.normpath(named)) != scene.files.real(base):
+        what = repr(header.backing) if header is not None and header.backing else "nothing"
+        raise NotInChain(
+            f"{file} stands on {what} by now, not on {base}: the chain of {record.name!r} was changed since"
+        )
+
+
+def _told_by_headers(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
+    """The same of an old record.
+
+    The format of a layer is what the overlay on it records, or that of an overlay of ours.
+    """
+    files = record.chains.get(disk.name, ())
+    above = next((file for file in record.began(disk.name) if _header(scene, file)), "")
+    header = _header(scene, above)
+    ours = {
+        file for one in scene.files.records if isinstance(one, MomentRecord) for file in one.began(disk.name)
+    }
+    if not files or (header is None and files[0] not in ours):
+        raise NotInChain(
+            f"{record.name!r} of {disk.name} is left aside, and no overlay that began there tells its format",
+            hint=f"it was {record.covered[disk.name]}",
+        )
+    found: list[tuple[str, str]] = []
+    for file in files:
+        fact = scene.files.files.get(file)
+        if fact is not None and fact.header is not None and not above:
+            found.append((file, "qcow2"))  # an overlay that we made, and none stands on it any more
+            above, header = file, fact.header
+            continue
+        named = backing_path(header.backing, of=above) if header and header.backing else None
+        expected = scene.files.real(file)
+        if fact is None or fact.kind == "missing" or header is None or not header.backing_format:
+            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or was never recorded whole")
+        if named is None or scene.files.real(posixpath.normpath(named)) != expected:
+            raise NotInChain(
+                f"{above} stands on {header.backing!r} by now, not on {file}: the chain of {record.name!r} "
+                "was changed since"
+            )
+        found.append((file, header.backing_format))
+        above, header = file, fact.header
+    if header is not None and header.backing:
+        raise NotInChain(f"{above} stands on {header.backing!r}, which {record.name!r} did not")
+    return tuple(found)
+
+
+def _header(scene: Scene, file: str) -> Header | None:
+    fact = scene.files.files.get(file)
+    return fact.header if fact is not None else None
+
+
+def _refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
+    lost = record.covered[disk.name] if disk.name in record.lost else ""
+    file = lost or written_into(record.read_from(disk.name), scene.files.records)
+    if file:
+        raise NotInChain(
+            f"{file} holds no moment any more: a commit has written into it",
+            hint=f"{record.name!r} of {disk.name} is lost",
+        )

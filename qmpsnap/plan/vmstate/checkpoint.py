@@ -1,0 +1,255 @@
+"""Plan of an external checkpoint: VM state in a file of its own, overlays on all disks, one instant.
+
+stop         the guest stands still, memory goes to a file, overlays are put on, on it goes
+background   overlays are put on while it stands still for a moment; memory is written as it runs on
+in-place     as stop, the memory into a qcow2 store: going back needs no new QEMU
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, Unsupported
+from qmpsnap.model.names import digest, node_name
+from qmpsnap.model.record import KeptState, Settings
+from qmpsnap.plan.chain import overlays
+from qmpsnap.plan.checks.encryption import refuse_clear_memory
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.inside.snapshot import refuse_taken
+from qmpsnap.plan.intent import Snapshot
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import refuse_any_job, unique
+from qmpsnap.plan.steps import (
+    AddStore,
+    AwaitClosed,
+    AwaitJob,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    CreateStore,
+    DeleteNode,
+    DismissJob,
+    KeepMoment,
+    SaveMemory,
+    SaveState,
+    SealMemory,
+    SealStore,
+    StopGuest,
+    TakeSnapshots,
+    WriteRecord,
+)
+from qmpsnap.plan.vmstate.common import (
+    Passage,
+    file_number,
+    machine_of,
+    refuse_asleep,
+    refuse_blocked,
+    refuse_memory_place,
+    refuse_state,
+    refuse_unsettled,
+    state_file,
+)
+from qmpsnap.plan.vmstate.movable import way_back_notes
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.plan.chain.overlays import Overlays
+    from qmpsnap.plan.intent import Checkpoint, Mode
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask", "plan"]
+
+_POSTMIGRATE = (
+    "the machine stays paused, in the state postmigrate: until it has run, no memory can be written to a "
+    "file once more (--mode in-place has no such price)"
+)
+
+# What can be taken of a machine whose monitor takes no open files, by whether QEMU's files are visible.
+_INSTEAD = {
+    True: ", or take it --mode in-place",
+    False: ", or take it --mode internal; where QEMU's files are seen --shared-fs yes allows --mode in-place",
+}
+
+
+def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system."""
+    question = overlays.ask(
+        Snapshot(intent.name, plain=intent.plain), graph, state_dir=state_dir, op="checkpoint"
+    )
+    files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
+    places = [posixpath.dirname(file) for file in files]
+    return replace(
+        question,
+        files=(*question.files, *files),
+        directories=unique((*question.directories, *places)),
+    )
+
+
+def plan(intent: Checkpoint, scene: Scene) -> Plan:
+    """Plan a checkpoint; or refuse.
+
+    Raises:
+        BadName: When the name is outside the grammar.
+        TargetExists: When a moment of the machine has the name, or a file that is to be made is there.
+        InvalidTarget: When a file cannot be made, or there may be no room for the memory.
+        Busy: When a job or a migration is under way.
+        Unsupported: When a disk, a device, the machine's state or this QEMU does not allow it.
+    """
+    refuse_any_job(scene)
+    refuse_taken(intent.name, scene)
+    refuse_clear_memory(scene.graph, plain=intent.plain)
+    new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene)
+    machine = machine_of(scene)
+    # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
+    mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
+    refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
+    refuse_asleep(machine)
+    refuse_blocked(machine)
+    if mode != "in-place":
+        refuse_unsettled(scene)
+    if not scene.files.shared:
+        raise Unsupported(
+            "QEMU's files are not visible from here, so no file of VM state can be made for it",
+            feature="VM state in files that are not visible",
+            hint="run where they are, or keep it inside the images: --mode internal",
+        )
+    if not new.place:
+        raise InvalidTarget(
+            "no directory for records can be written, and without a record nobody finds a checkpoint",
+            file=new.disks[0].base.file,
+            hint="say one: --state-dir DIR",
+        )
+    file = _file(intent, mode, scene.graph)
+    state = KeptState(mode, file, "", machine.running, machine.fingerprint, new.token)
+    passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
+    refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
+    if {file, state.partial} & {one.file for one in new.overlays}:
+        raise InvalidTarget(
+            f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"
+        )
+    stages = (
+        _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
+    )
+    notes = list(new.notes)
+    if mode == "in-place":
+        notes += way_back_notes(intent.name, new.disks, machine)
+    if mode != intent.mode:
+        notes.append("the guest is paused, so its memory is written as by --mode stop")
+    if mode == "stop" and not machine.running:
+        notes.append(_POSTMIGRATE)
+    return Plan(
+        op="checkpoint",
+        intent=intent,
+        disks=new.names,
+        stages=stages,
+        before=scene.graph,
+        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        moves=new.names,
+        run_state=machine.status,
+        notes=tuple(notes),
+    )
+
+
+def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
+    """Where the VM state goes."""
+    if intent.memory:
+        return intent.memory
+    first = next((disk for disk in graph.disks.values() if disk.writable), None)
+    if first is None:
+        return ""  # refused for want of a disk
+    return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
+
+
+def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage) -> tuple[Stage, ...]:
+    """A stream, for a new QEMU."""
+    background = passage.background
+    record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
+    save = SaveMemory(passage.passed.uri, passage.may_stop)
+    take = TakeSnapshots(new.overlays)
+    stop, go_on = _around(machine)
+    steps: tuple[Step, ...]
+    kept: tuple[Step, ...] = ()
+    if background:
+        writing = AwaitMigration("writing", passage.may_stop)
+        steps = (*stop, take, save, *passage.released, writing, *go_on)
+        kept = (AwaitMigration("kept", passage.may_stop),)
+    else:
+        steps = (*stop, save, *passage.released, AwaitMigration("saved"), take, *go_on)
+    layers = tuple(
+        (disk.name, file)
+        for disk in new.disks
+        for layer in disk.layers
+        for file in layer.parts
+        if file.startswith("/")
+    )
+    seal = SealMemory(
+        state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint, layers
+    )
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateMemory(state.partial, passage.reserve_bytes),
+                *passage.before,
+            ),
+        ),
+        Stage("take the checkpoint", steps, verify=True),
+        Stage("keep the memory", (*kept, AwaitClosed(state.partial), seal)),
+        Stage(
+            "put the settings back, and keep the moment",
+            (*passage.after, KeepMoment(new.place, record.id, record.name)),
+            tidy=True,
+        ),
+    )
+
+
+def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -> tuple[Stage, ...]:
+    """A store, for any QEMU; memory first, so that a failure of it leaves the disks as they are."""
+    tag = f"qmpsnap-{new.token}"
+    state = replace(state, tag=tag)
+    node = node_name(digest(new.token, "store", avoid=scene.names), owned=True)
+    record = replace(
+        new.record,
+        made=(*new.record.made, state.partial),
+        state=state,
+        was=Settings(running=machine.running, process=machine.process),
+    )
+    stop, go_on = _around(machine)
+    job = record.id
+    return (
+        Stage(
+            "make the files",
+            (
+                WriteRecord(new.place, record),
+                *new.make,
+                CreateStore(state.partial, new.disks[0].active.file),
+                AddStore(node, state.partial),
+            ),
+        ),
+        Stage(
+            "take the checkpoint",
+            (
+                *stop,
+                SaveState(job, tag, (("", node),)),
+                AwaitJob(job, "concluded"),
+                DismissJob(job),
+                TakeSnapshots(new.overlays),
+                *go_on,
+            ),
+            verify=True,
+        ),
+        Stage("keep the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
+        Stage("keep the moment", (KeepMoment(new.place, record.id, record.name),), tidy=True),
+    )
+
+
+def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What lets a guest that runs stand still, and run on."""
+    return (StopGuest(machine.running),), (ContinueGuest(),) if machine.running else ()

@@ -1,0 +1,344 @@
+"""What all operations on VM state in files share: what is in the way, and the steps around a migration."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import Busy, InvalidTarget, Unsupported
+from qmpsnap.model.hints import RUNS_AGAIN, qmp
+from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.names import shortened, stem
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.checks.place import refuse_there
+from qmpsnap.plan.ownership import ran_here
+from qmpsnap.plan.scene import beside_active, refuse_migrating, usable_directory
+from qmpsnap.plan.steps import (
+    AwaitMigration,
+    PassFile,
+    ReleaseFile,
+    SetCapabilities,
+    SetParameters,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk
+    from qmpsnap.model.kept_state import KeptState
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.memory import MemoryFact
+    from qmpsnap.plan.migration_steps import Way
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = [
+    "Passage",
+    "file_number",
+    "machine_of",
+    "need_open_files",
+    "refuse_asleep",
+    "refuse_blocked",
+    "refuse_dead",
+    "refuse_foreign",
+    "refuse_memory_place",
+    "refuse_state",
+    "refuse_unsettled",
+    "state_file",
+    "way_of",
+]
+
+_FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
+_BACKGROUND = "background-snapshot"
+_SLACK = 160 << 20  # bytes beside a guest's memory: video memory, firmware, devices
+_LEAST = 1 << 20
+
+# Run states in which there is no state of a guest to be kept, or none to be trusted.
+_NOTHING = {
+    "inmigrate": "it waits for VM state itself",
+    FOR_A_LOAD: "a load of VM state has failed, and its memory is not to be trusted",
+    "save-vm": "it keeps VM state just now",
+    "finish-migrate": "a migration is about to end",
+    "colo": "it is one half of a COLO pair",
+    "preconfig": "it is not made yet",
+}
+
+# Run states that QEMU leaves by a reset alone (runstate_needs_reset).
+_NEEDS_RESET = frozenset({"shutdown", "internal-error"})
+
+
+def machine_of(scene: Scene) -> Machine:
+    """The machine beyond its disks, which the scene has for every operation on VM state."""
+    assert scene.machine is not None  # noqa: S101 - planner.needs_machine says so
+    return scene.machine
+
+
+def file_number(token: str) -> int:
+    """What QEMU knows an open file by: a number that fits in its 31 bits."""
+    return int(token, 16) & 0x7FFFFFFF
+
+
+def way_of(machine: Machine) -> Way:
+    """How QEMU gets an open file: one that knows mapped-ram can write to a file by itself, others by fd."""
+    return "fdset" if "mapped-ram" in machine.capabilities else "fd"
+
+
+def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: bool = False) -> None:
+    """Refuse when the machine stands in a way in which its VM state cannot be kept.
+
+    Args:
+        machine: The machine.
+        migrates: Whether that is done by a migration.
+        instead: What else the caller could do where the monitor takes no files, for the hint.
+        loads: Whether memory is loaded or thrown away, so that what a failed load left does not matter.
+
+    Raises:
+        Busy: When a migration is under way.
+        Unsupported: When there is no state to keep, or the monitor takes no files.
+    """
+    refuse_migrating(machine)
+    if machine.status in _NOTHING and not (loads and machine.status == FOR_A_LOAD):
+        raise Unsupported(
+            f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",
+            feature=f"VM state of a machine in {machine.status}",
+            hint="let it run first, or reset it",
+        )
+    if not migrates:
+        return
+    if machine.status == "postmigrate":
+        raise Unsupported(
+            "the machine is in the state postmigrate: its VM state was written to a file, and QEMU writes it "
+            "once more only after it has run",
+            feature="a second migration",
+            hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place can be taken all the same",
+        )
+    need_open_files(machine, instead=instead)
+
+
+def refuse_blocked(machine: Machine) -> None:
+    """Refuse to keep the VM state of a machine that QEMU would not migrate; no way of keeping it is another.
+
+    Raises:
+        Unsupported: With QEMU's reasons.
+    """
+    if machine.blocked:
+        raise Unsupported(
+            f"QEMU cannot keep the VM state of this machine: {'; '.join(machine.blocked)}",
+            feature="VM state of a machine that cannot be migrated",
+            hint="unplug or unmount what is named, or take the disks alone: qmpsnap snapshot",
+        )
+
+
+def refuse_asleep(machine: Machine) -> None:
+    """Refuse to keep or to load the memory of a guest that sleeps: QEMU keeps with it that it sleeps nowhere.
+
+    Raises:
+        Unsupported: With what wakes it.
+    """
+    if machine.asleep:
+        raise Unsupported(
+            "the guest sleeps (run state suspended): QEMU does not keep that with its memory, and once it is "
+            "lost nothing wakes the guest",
+            feature="VM state of a guest that sleeps",
+            hint=f"wake it first: {qmp('system_wakeup')}",
+        )
+
+
+def refuse_dead(machine: Machine) -> None:
+    """Refuse to load memory into a machine that would not run with it.
+
+    Raises:
+        Unsupported: When QEMU lets it run only after a reset.
+    """
+    if machine.status in _NEEDS_RESET:
+        raise Unsupported(
+            f"the machine is in the state {machine.status}: QEMU lets it run only after a reset, which would "
+            "destroy what was loaded",
+            feature=f"going back in run state {machine.status!r}",
+            hint=f"reset it first, then go back: {qmp('system_reset')}",
+        )
+
+
+def refuse_unsettled(scene: Scene) -> None:
+    """Refuse while QEMU's settings are those of another operation of ours: they would be kept as its own.
+
+    Raises:
+        Busy: Naming the operation.
+    """
+    process = machine_of(scene).process
+    for record in scene.files.records:
+        if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):
+            continue
+        if record.was.capabilities or record.was.parameters:
+            state = "is under way" if record.live else "was left unfinished"
+            raise Busy(
+                f"{record.op} {record.id!r} {state}, and QEMU's settings for migrations are its own",
+                node="",
+                job_id=record.id,
+                hint=f"qmpsnap job wait {record.id} brings it to its end",
+            )
+
+
+def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
+    """Refuse VM state that may be somebody else's: it would decide what the guest runs.
+
+    Args:
+        fact: What the file is.
+        state: What the record tells of it; None: there is no record.
+
+    Raises:
+        InvalidTarget: Saying whose it is.
+    """
+    why = fact.foreign(inode=state.inode, user=state.user) if state is not None else fact.foreign()
+    if why:
+        raise InvalidTarget(
+            f"{fact.path} is not loaded: {why}",
+            file=fact.path,
+            hint="look whose it is; nothing was sent to QEMU",
+        )
+
+
+def need_open_files(machine: Machine, *, instead: str = "") -> None:
+    """Refuse when the monitor does not take open files.
+
+    Args:
+        machine: The machine.
+        instead: What else the caller could do, for the hint.
+
+    Raises:
+        Unsupported: When it is no unix socket.
+    """
+    if not machine.passes_files:
+        raise Unsupported(
+            "the monitor is no unix socket, so QEMU cannot be given an open file",
+            feature="VM state over a monitor by TCP",
+            hint=f"connect to a unix socket (-s PATH){instead}",
+        )
+
+
+def state_file(disk: Disk, name: str, ending: str) -> str:
+    """Where VM state goes when nobody says: beside the disk's active layer, `STEM-of-base.NAME.ENDING`.
+
+    Raises:
+        InvalidTarget: When the active layer is no file.
+    """
+    place = beside_active(disk, hint="say where the VM state goes: --memory FILE")
+    return posixpath.join(place, shortened(stem(disk.base.file), f".{name}.{ending}"))
+
+
+def refuse_memory_place(
+    scene: Scene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
+) -> None:
+    """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
+
+    Args:
+        scene: The machine, and what lies on its disk.
+        file: The file.
+        reserve_bytes: What will be reserved for it; 0: nothing.
+        option: How the caller says another file.
+
+    Raises:
+        TargetExists: When there is such a file.
+        InvalidTarget: When the directory is missing, may not be written, or has less room than the guest
+            has memory.
+    """
+    if not file.startswith("/"):
+        raise InvalidTarget(f"{file!r} is no absolute path", file=file)
+    refuse_there(scene, file)
+    where = usable_directory(scene, file)
+    need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
+    if where.free_bytes < need:
+        raise InvalidTarget(
+            f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",
+            file=file,
+            hint=f"make room there, or say another file: {option}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The steps around a migration to or from a file.
+
+    Args:
+        machine: The machine as it stands.
+        file: The file.
+        number: What QEMU knows it by.
+        background: Whether the guest runs on while its memory is written.
+        write: Whether QEMU writes the file.
+        inode: Of a file that it reads: that of the one that was looked at.
+    """
+
+    machine: Machine
+    file: str
+    number: int
+    background: bool = False
+    write: bool = True
+    inode: int = 0
+
+    @property
+    def way(self) -> Way:
+        """How QEMU gets the file."""
+        return way_of(self.machine)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether it can be cancelled: where QEMU gets a descriptor alone it is too old for that."""
+        return not self.background or self.way == "fdset"
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is to be reserved on the disk: a failure is as bad as a cancellation there."""
+        return 0 if self.may_stop else self.machine.fingerprint.memory + _SLACK
+
+    @property
+    def capabilities(self) -> tuple[SetCapabilities, ...]:
+        """The step that sets what is wanted and switches all else off; none where all is so already.
+
+        Raises:
+            Unsupported: When QEMU does not know one.
+        """
+        now = self.machine.capabilities
+        wanted = dict.fromkeys(now, False) | {"events": True, _BACKGROUND: self.background}
+        if self.background and _BACKGROUND not in now:
+            raise Unsupported(
+                "this QEMU cannot write memory while the guest runs on",
+                feature=_BACKGROUND,
+                hint="take it --mode stop",
+            )
+        values = tuple((name, on) for name, on in wanted.items() if name in now and now[name] is not on)
+        return (SetCapabilities(values, tuple((name, now[name]) for name, _ in values)),) if values else ()
+
+    @property
+    def parameters(self) -> tuple[SetParameters, ...]:
+        """The step that takes the speed limit away."""
+        was = tuple(self.machine.parameters.items())
+        return (SetParameters(tuple((name, _FAST) for name, _ in was), was),) if was else ()
+
+    @property
+    def passed(self) -> PassFile:
+        """The step that gives QEMU the file."""
+        return PassFile(self.file, self.number, self.way, write=self.write, inode=self.inode)
+
+    @property
+    def before(self) -> tuple[Step, ...]:
+        """What comes before the guest stands still."""
+        return (AwaitMigration("settled"), *self.capabilities, *self.parameters, self.passed)
+
+    @property
+    def released(self) -> tuple[ReleaseFile, ...]:
+        """What lets go of our part of the file once the migration has begun; by fd QEMU has none."""
+        return (self.passed.back(),) if self.way == "fdset" else ()
+
+    @property
+    def after(self) -> tuple[Step, ...]:
+        """What puts QEMU's settings back."""
+        return (*(one.back() for one in self.parameters), *(one.back() for one in self.capabilities))
+
+    @property
+    def was(self) -> Settings:
+        """The settings as they are now, for a record."""
+        return Settings(
+            running=self.machine.running,
+            capabilities={name: on for one in self.capabilities for name, on in one.was},
+            parameters={name: value for one in self.parameters for name, value in one.was},
+            process=self.machine.process,
+        )

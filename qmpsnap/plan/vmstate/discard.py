@@ -1,0 +1,72 @@
+"""What a revert may give up: layers that began at a moment of ours, and that nobody else needs."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
+from qmpsnap.model.moments import family
+from qmpsnap.plan.scene import refuse_loss, unique
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Ask
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.scene import Scene
+
+__all__ = ["ask", "refuse_discard"]
+
+_KEPT = "without --discard it is kept"
+
+
+def ask(question: Ask, disks: list[Disk], graph: Graph) -> Ask:
+    """The question, and who stands on what is given up.
+
+    An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
+    """
+    above = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
+    return replace(question, files=unique((*question.files, *above)), survey=_places(disks))
+
+
+def refuse_discard(disks: list[Disk], scene: Scene) -> None:
+    """Refuse when a layer that the disks write to is not ours to remove, or somebody needs it.
+
+    Raises:
+        WouldLose: When it began at no moment of ours, or holds internal snapshots or bitmaps.
+        StillNeeded: When another disk or image reads it.
+        InvalidTarget: When it cannot be told who reads it.
+    """
+    ours = family(scene.graph, scene.files.records)
+    for disk in disks:
+        layer = disk.active
+        if layer.file not in {file for record in ours for file in record.began(disk.name)}:
+            raise WouldLose(
+                f"{layer.file}, which {disk.name} writes to, began at no moment of ours",
+                what=[layer.file],
+                hint=_KEPT,
+            )
+        refuse_loss((layer,), allowed=False, hint=f"{_KEPT}; or delete that first")
+        by = [
+            f"disk {other.name}"
+            for other in scene.graph.disks.values()
+            if other.name != disk.name and any(scene.files.same(layer.file, file) for file in other.files)
+        ]
+        by += scene.files.on(layer.file)
+        if by:
+            raise StillNeeded(
+                f"{layer.file} is still needed by {', '.join(by)}: it stands on that", by=by, hint=_KEPT
+            )
+    for where in scene.files.unreadable:
+        if any(where.startswith(f"{place}: ") for place in _places(disks)):
+            raise InvalidTarget(
+                f"cannot look for images that stand on what would be removed: {where}",
+                file=where,
+                hint=f"run as a user who can read the directory; {_KEPT}",
+            )
+
+
+def _places(disks: list[Disk]) -> tuple[str, ...]:
+    """Directories in which images may stand on the layers."""
+    files = (layer.file for disk in disks for layer in disk.layers if layer.file.startswith("/"))
+    return unique(map(posixpath.dirname, files))

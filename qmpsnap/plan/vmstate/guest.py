@@ -1,0 +1,109 @@
+"""Whether the guest may be let run, or be stopped, by somebody who asks for just that: cont and stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import Busy, Unsupported
+from qmpsnap.model.hints import LOAD_FAILED, LOAD_STATE, qmp
+from qmpsnap.model.machine import FOR_A_LOAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qmpsnap.model.machine import Status
+    from qmpsnap.model.record import IntentRecord
+
+__all__ = ["refuse_cont", "refuse_stop"]
+
+_BARE = "qmpsnap qmp cont sends it all the same"
+_WRECK = (
+    "a load of VM state has failed, or its client went away in the midst of it: the guest's memory may "
+    "belong to other disks"
+)
+
+# Run states in which QEMU would take `cont`, or say no without a way out: why not, and what to do instead.
+# QAPI: RunState (run-state.json). What is missing here may be let run.
+_STAYS = {
+    FOR_A_LOAD: (_WRECK, f"qmpsnap jobs shows what is left, and how to end it; else {LOAD_FAILED}; {_BARE}"),
+    "inmigrate": (
+        "QEMU waits for VM state, and would start the guest as soon as that has come",
+        LOAD_STATE,
+    ),
+    "finish-migrate": ("a migration is about to end", "wait for its end"),
+    "save-vm": ("VM state is being kept just now", "wait for its end"),
+    "shutdown": (
+        "the guest has shut down, and QEMU lets it run only after a reset",
+        "qmpsnap qmp system_reset, then qmpsnap cont",
+    ),
+    "internal-error": (
+        "QEMU met an error that it cannot go on from without a reset",
+        "qmpsnap qmp system_reset, then qmpsnap cont",
+    ),
+    "preconfig": ("the machine is not made yet", "qmpsnap qmp x-exit-preconfig"),
+    "colo": ("it is one half of a COLO pair", "end that first: qmpsnap qmp x-colo-lost-heartbeat"),
+}
+
+
+def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migration: bool) -> None:
+    """Refuse to let the guest run where that would run a wreck, or a guest that lives elsewhere.
+
+    Args:
+        status: How the guest stands.
+        records: Operations on this machine that are under way, or were left unfinished.
+        after_migration: Whether the guest may run here although its state was saved or sent away.
+
+    Raises:
+        Busy: While a migration is under way, or an operation of ours that lets it run itself, or has
+            left the guest standing.
+        Unsupported: When the run state is one of those in which it must not.
+    """
+    for record in records:
+        if record.was is not None and not status.running:
+            raise _held(record)
+    if status.migrating:
+        raise Busy(
+            f"a migration is under way ({status.migration})",
+            node="",
+            job_id="",
+            hint=f"wait for its end, or stop it: {qmp('migrate_cancel')}",
+        )
+    feature = f"letting the guest run in run state {status.state!r}"
+    if status.state == "postmigrate" and not after_migration:
+        raise Unsupported(
+            "the machine is in the state postmigrate: its state was saved or sent away. If it runs here, "
+            "what was saved does not fit its disks any more, and a guest that was sent away would run twice",
+            feature=feature,
+            hint="if it is to run here all the same: qmpsnap cont --after-migration",
+        )
+    if status.state in _STAYS:
+        why, hint = _STAYS[status.state]
+        raise Unsupported(f"the machine is in the state {status.state}: {why}", feature=feature, hint=hint)
+
+
+def refuse_stop(records: Iterable[IntentRecord]) -> None:
+    """Refuse to stop the guest while an operation of ours would let it run on afterwards.
+
+    Raises:
+        Busy: Naming the operation.
+    """
+    for record in records:
+        if record.was is not None and record.live:
+            raise _held(record)
+
+
+def _held(record: IntentRecord) -> Busy:
+    what = f"{record.op} {record.name!r}" if record.name else record.op
+    if record.live:
+        return Busy(
+            f"{what} is under way, and lets the guest run on itself",
+            node="",
+            job_id=record.id,
+            hint="wait for its end",
+        )
+    return Busy(
+        f"{what} was left unfinished, and the guest may stand between two states",
+        node="",
+        job_id=record.id,
+        hint=f"end it first: qmpsnap job wait {record.id}",
+    )

@@ -1,0 +1,260 @@
+"""Plan of going back to an external moment in place; `revert_new` has those for a new QEMU.
+
+    disks alone     new roots, then the guest is reset: its memory belongs to other disks
+    in-place        new roots, then the VM state is loaded from its store
+
+What was written since is kept in the layers that are left aside.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import NotFound, NotInChain, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.find import find_disk
+from qmpsnap.model.hints import command, frees, quoted
+from qmpsnap.model.moments import find_moments
+from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.inside import checkpoint as checkpoint_internal
+from qmpsnap.plan.inside.loadable import ask_loadable
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.named import moment_named
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    refuse_any_job,
+    refuse_busy,
+    refuse_migrated,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    CheckRoots,
+    ContinueGuest,
+    DeleteNode,
+    FinishRecord,
+    KeepBranch,
+    Proof,
+    ResetGuest,
+    RetireFile,
+    SetDrive,
+    WriteRecord,
+)
+from qmpsnap.plan.vmstate import discard
+from qmpsnap.plan.vmstate.branch import (
+    NOT_TOLD,
+    branch_files,
+    branch_record,
+    branch_token,
+    branches,
+    new_files,
+    record_of,
+)
+from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_dead, refuse_state
+from qmpsnap.plan.vmstate.store import load_store, refuse_store, stale_notes, stop
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import MomentRecord, Record
+    from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.vmstate.branch import Branch
+
+__all__ = ["ask", "ask_again", "plan"]
+
+
+def ask(intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system, first: which moments there are."""
+    del intent
+    places = state_questions(graph, state_dir)
+    return Ask(directories=with_parents(places), records=places)
+
+
+def ask_again(
+    intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, files: Files, *, state_dir: str = ""
+) -> Ask:
+    """What it wants to know then: the files of the moment."""
+    question = ask(intent, graph, state_dir=state_dir)
+    record = _record_named(intent.name, graph, files.records)
+    if record is None:
+        images, directories = ask_loadable(graph, intent.name)
+        return replace(question, memories=images, directories=unique((*question.directories, *directories)))
+    token = branch_token(record, graph)
+    left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
+    disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
+    made = tuple(new_files(disks, intent.name, token).values())
+    fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
+    state = record.state.file if record.state is not None else ""
+    parts = [file for disk in disks for layer in disk.layers for file in layer.parts if file.startswith("/")]
+    question = replace(
+        question,
+        files=unique((*branch_files(record, graph), *parts, *made, *((state,) if state else ()))),
+        directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
+        memories=(state,) if state else (),
+        fresh=fresh,
+    )
+    return discard.ask(question, disks, graph) if isinstance(intent, Revert) and intent.discard else question
+
+
+def plan(intent: Revert, scene: Scene) -> Plan:
+    """Plan to go back to an external moment in the same QEMU; or refuse.
+
+    Raises:
+        NotFound, AmbiguousName: When no moment has the name, or two have it.
+        Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
+        NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
+        MachineDiffers: When the machine is not the one that it was.
+        Busy: When a job or a migration is under way.
+        TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
+        WouldLose: When a layer that is to be discarded holds internal snapshots.
+    """
+    moment = moment_named(intent.name, scene)
+    if moment.kind == "internal":
+        return _internal(intent, moment, scene)
+    if intent.via is not None:
+        raise Unsupported(
+            f"{intent.name!r} is no checkpoint inside images, and there is but one way back to it",
+            feature=f"going back to an external moment by {intent.via}",
+            hint="leave --via out",
+        )
+    record = record_of(moment)
+    machine = machine_of(scene)
+    state = record.state
+    if state is not None and state.mode != "in-place":
+        raise Unsupported(
+            f"the memory of {intent.name!r} was taken by --mode {state.mode}: only a new QEMU can load it",
+            feature=f"going back to a checkpoint of mode {state.mode} in place",
+            hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU on these files, then "
+            "--into-incoming",
+        )
+    refuse_any_job(scene)
+    refuse_state(machine, migrates=False, loads=True)
+    refuse_migrated(scene)
+    if state is not None:
+        refuse_dead(machine)
+        refuse_asleep(machine)
+    disks = _disks(intent, moment, scene)
+    if state is not None:
+        refuse_store(state, machine, scene, intent.name)
+    token = branch_token(record, scene.graph)
+    new = branches(moment, disks, token, scene)
+    if intent.discard:
+        discard.refuse_discard(disks, scene)
+    load, store = load_store(state, token, scene)
+    moves = tuple(one.move(machine, prepare=state is None) for one in new)
+    go_on = (ContinueGuest(),) if machine.goes_on else ()
+    intent_record = branch_record(intent.name, new, state, machine, token, scene)
+    steps: tuple[Step, ...] = (
+        stop(state, machine, token, scene),
+        *moves,
+        *_check(new, moves),
+        *(load or (ResetGuest(),)),
+        *go_on,
+    )
+    tidy: tuple[Step, ...] = (
+        *(DeleteNode(one.node) for one in store),
+        *(free for one in new for free in one.frees),
+        KeepBranch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
+        *(
+            RetireFile(one.was.file, "remove", "", _proof(one, scene))
+            for one in new
+            if intent.discard and one.closes
+        ),
+        FinishRecord(record.directory, (intent_record.id,)),
+    )
+    notes = ["the guest is reset: its memory belongs to the disks as they were"]
+    if state is not None:
+        notes = list(stale_notes(machine, intent.name))
+    notes += [
+        f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours to close "
+        f"({frees(one.was.node)}, then remove it)"
+        for one in new
+        if intent.discard and not one.closes
+    ]
+    notes.append(NOT_TOLD)
+    if intent.leave:
+        notes.append(f"stays as it is: {', '.join(intent.leave)}")
+    return Plan(
+        op="revert",
+        intent=intent,
+        disks=tuple(one.disk.name for one in new),
+        stages=(
+            Stage(
+                "make the overlays",
+                (
+                    WriteRecord(record.directory, intent_record),
+                    *(one.make for one in new),
+                    *(one.add for one in new),
+                    *store,
+                ),
+            ),
+            Stage(f"go back to {intent.name!r}", steps, verify=True),
+            Stage("put everything away", tidy, tidy=True),
+        ),
+        before=scene.graph,
+        after=apply_all(scene.graph, steps),
+        run_state=machine.status,
+        state_bytes=scene.files.files[state.file].size if state is not None else 0,
+        moves=tuple(one.disk.name for one in new),
+        notes=tuple(notes),
+    )
+
+
+def _proof(branch: Branch, scene: Scene) -> Proof:
+    """What shows that the layer that is given up is the one that QEMU had."""
+    fact = scene.files.files[branch.was.file]
+    below = branch.disk.layers[1]
+    backing = below.file if below.local else branch.was.backing or ""
+    return Proof(branch.was.format, backing, fact.device, fact.inode)
+
+
+def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
+    """The way back to a moment inside the images, where nothing that was written since is kept."""
+    if intent.discard:
+        raise Unsupported(
+            f"{intent.name!r} is inside the images: what was written since is lost in any case",
+            feature="discarding layers by a revert inside images",
+            hint="leave --discard out",
+        )
+    return checkpoint_internal.plan_revert(intent, moment, scene)
+
+
+def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> MomentRecord | None:
+    found = find_moments(graph, records).named(name)
+    return next((one.record for one in found if one.record is not None), None)
+
+
+def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
+    """The disks that go back; every other writable one has to be named."""
+    leave = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
+    record = record_of(moment)
+    for disk in scene.graph.disks.values():
+        if disk.writable and disk.name not in record.covered and disk.name not in leave:
+            raise NotInChain(
+                f"{disk.name} is writable and not part of {intent.name!r}",
+                hint=f"it can stay as it is: --leave {quoted(disk.name)}",
+            )
+    missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
+    if missing:
+        raise NotFound(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
+    disks = [scene.graph.disks[name] for name in record.covered if name not in leave]
+    if not disks:
+        raise NotFound("no disk is left to go back")
+    for disk in disks:
+        refuse_busy(scene, disk)
+    return disks
+
+
+def _check(new: tuple[Branch, ...], moves: tuple[Step, ...]) -> tuple[CheckRoots, ...]:
+    roots = tuple(
+        (one.disk.name, one.disk.qdev, one.root.node)
+        for one, move in zip(new, moves, strict=True)
+        if isinstance(move, SetDrive)
+    )
+    return (CheckRoots(roots),) if roots else ()

@@ -1,0 +1,296 @@
+"""Plans of VM state that is saved to a file, and restored from it into a new QEMU on the same layers."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import command
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.record import IntentRecord, KeptState
+from qmpsnap.plan.checks.encryption import refuse_clear_memory
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import (
+    local_chains,
+    refuse_any_job,
+    state_place,
+    state_questions,
+    unique,
+    with_parents,
+)
+from qmpsnap.plan.steps import (
+    AwaitClosed,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    FinishRecord,
+    LoadMemory,
+    SaveMemory,
+    SealMemory,
+    StopGuest,
+    WriteRecord,
+)
+from qmpsnap.plan.vmstate.common import (
+    Passage,
+    file_number,
+    machine_of,
+    need_open_files,
+    refuse_asleep,
+    refuse_blocked,
+    refuse_foreign,
+    refuse_memory_place,
+    refuse_state,
+    refuse_unsettled,
+)
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.memory import MemoryNote
+    from qmpsnap.plan.intent import Restore, Save
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["ask_restore", "ask_save", "load_steps", "plan_restore", "plan_save", "refuse_other", "whole_note"]
+
+
+def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system."""
+    records = state_questions(graph, state_dir)
+    return Ask(
+        files=(*_layers(graph), intent.file),
+        directories=unique((posixpath.dirname(intent.file), *with_parents(records))),
+        records=records,
+    )
+
+
+def ask_restore(intent: Restore, graph: Graph, *, state_dir: str = "") -> Ask:
+    """What the planner wants to know about the file system."""
+    return Ask(files=_layers(graph), records=state_questions(graph, state_dir), memories=(intent.file,))
+
+
+def plan_save(intent: Save, scene: Scene) -> Plan:
+    """Plan to write VM state to a file; the guest stands still from then on. Or refuse.
+
+    Raises:
+        TargetExists: When the file is there already.
+        InvalidTarget: When it cannot be made there, or there may be no room.
+        Busy: When a job or a migration is under way.
+        Unsupported: When the machine's state, one of its devices or the monitor does not allow it, or a layer
+            is no file.
+        NotFound: When there is no disk.
+    """
+    refuse_any_job(scene)
+    refuse_clear_memory(scene.graph, plain=intent.plain)
+    machine = machine_of(scene)
+    refuse_state(machine, migrates=True)
+    refuse_asleep(machine)
+    refuse_blocked(machine)
+    refuse_unsettled(scene)
+    _refuse_unseen(scene)
+    disks = [disk for disk in scene.graph.disks.values() if disk.layers]
+    if not disks:
+        raise NotFound("there is no disk with a medium", hint="VM state without disks is not kept")
+    layers = tuple((disk.name, file) for disk in disks for layer in disk.layers for file in layer.parts)
+    for name, file in layers:
+        if not file.startswith("/") or scene.files.files[file].kind != "regular":
+            raise Unsupported(
+                f"the layer {file} of {name} is no regular file, so it cannot be told whether it changes",
+                feature="VM state on disks that are no files",
+                hint="take a checkpoint: it keeps the disks with it",
+            )
+    token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
+    state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
+    refuse_memory_place(scene, state.file, option="save FILE")
+    passage = Passage(machine, state.partial, file_number(token))
+    record = IntentRecord(
+        id=job_id("save", "keep", token),
+        op="save",
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
+        made=(state.partial,),
+        state=state,
+        was=passage.was,
+    )
+    place = state_place(scene, disks[0])
+    write, finish = _recorded(place, record)
+    seal = SealMemory(state.partial, state.file, record.id, "", machine.running, machine.fingerprint, layers)
+    steps: tuple[Step, ...] = (
+        StopGuest(machine.running),
+        SaveMemory(passage.passed.uri),
+        *passage.released,
+        AwaitMigration("saved"),
+        AwaitClosed(state.partial),
+    )
+    return Plan(
+        op="save",
+        intent=intent,
+        disks=tuple(disk.name for disk in disks),
+        stages=(
+            Stage("make the file", (*write, CreateMemory(state.partial), *passage.before)),
+            Stage("save the VM state", steps, verify=True),
+            Stage("keep it", (seal,)),
+            Stage("put the settings back", (*passage.after, *finish), tidy=True),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+        run_state=machine.status,
+        notes=(f"the guest stands still from then on; {_restore_hint(intent.file)}",),
+    )
+
+
+def plan_restore(intent: Restore, scene: Scene) -> Plan:
+    """Plan to read VM state from a file of `save` into a QEMU that waits for it; or refuse.
+
+    Raises:
+        Busy: When a job is under way.
+        Unsupported: When the machine does not wait for VM state.
+        InvalidTarget: When the file is missing, cut, or none of ours.
+        MachineDiffers: When the machine is another, or a layer has changed since.
+    """
+    refuse_any_job(scene)
+    _refuse_unseen(scene)
+    note = whole_note(scene.files, intent.file)
+    if note.name:
+        raise InvalidTarget(
+            f"{intent.file} is the memory of checkpoint {note.name!r}, whose disks are others",
+            file=intent.file,
+            hint=f"go back to that: {command('revert', note.name, '--prepare')}",
+        )
+    machine = machine_of(scene)
+    fact = scene.files.memories[intent.file]
+    refuse_foreign(fact)
+    refuse_other(machine, note, what=intent.file)
+    _refuse_changed(note, scene, intent.file)
+    token = digest("restore", intent.file, note.id, avoid=scene.names)
+    steps, after = load_steps(
+        machine, intent.file, file_number(token), running=note.running, inode=fact.inode
+    )
+    disks = tuple(disk.name for disk in scene.graph.disks.values() if disk.layers)
+    return Plan(
+        op="restore",
+        intent=intent,
+        disks=disks,
+        stages=(
+            Stage("restore the VM state", steps, verify=True),
+            Stage("put the settings back", after, tidy=True),
+        ),
+        before=scene.graph,
+        after=scene.graph,
+        run_state=machine.status,
+        state_bytes=note.stream_bytes,
+    )
+
+
+def load_steps(
+    machine: Machine, file: str, number: int, *, running: bool, inode: int
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """The steps that load a memory file into a QEMU that waits for it, and those that tidy up.
+
+    Raises:
+        Unsupported: When the machine does not wait for VM state, or the monitor takes no files.
+    """
+    if not machine.incoming:
+        raise Unsupported(
+            f"the machine is in the state {machine.status}, it does not wait for VM state",
+            feature="loading VM state into a machine that has begun",
+            hint="start a new QEMU with -S -incoming defer",
+        )
+    need_open_files(machine)
+    passage = Passage(machine, file, number, write=False, inode=inode)
+    go_on = (ContinueGuest(),) if running else ()
+    steps = (
+        *passage.capabilities,
+        passage.passed,
+        LoadMemory(passage.passed.uri),
+        AwaitMigration("loaded", may_stop=False),
+        *go_on,
+    )
+    return steps, (*passage.released, *(one.back() for one in passage.capabilities))
+
+
+def whole_note(files: Files, file: str) -> MemoryNote:
+    """The note of a memory file that is whole and ours.
+
+    Raises:
+        InvalidTarget: When it is missing, cut, or somebody else's.
+    """
+    fact = files.memories[file]
+    if not fact.exists:
+        raise InvalidTarget(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
+    if fact.note is None:
+        raise InvalidTarget(
+            f"{file} is no whole memory file of ours: {fact.problem}",
+            file=file,
+            hint="nothing was sent to QEMU",
+        )
+    return fact.note
+
+
+def refuse_other(machine: Machine, note: MemoryNote, *, what: str) -> None:
+    """Refuse when the machine is not the one whose state it is.
+
+    Raises:
+        MachineDiffers: Naming each difference.
+    """
+    differences = note.fingerprint.differences(machine.fingerprint)
+    if differences:
+        raise MachineDiffers(
+            f"{what} is the state of another machine: {'; '.join(differences)}",
+            differences=differences,
+            hint="start QEMU as it was then",
+        )
+
+
+def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:
+    differences: list[str] = []
+    then: dict[str, list[str]] = {}
+    for one in note.layers:
+        then.setdefault(one.disk, []).append(one.file)
+        fact = scene.files.files.get(one.file)
+        if fact is None or not fact.taken:
+            differences.append(f"layer {one.file} of {one.disk} is not in use, or gone")
+        elif (fact.inode, fact.size, fact.modified_ns) != (one.inode, one.size, one.modified):
+            differences.append(f"layer {one.file} of {one.disk} was written since")
+    for disk, files in then.items():
+        now = scene.graph.disks.get(disk)
+        if now is not None and tuple(_parts(now)) != tuple(files):
+            differences.append(f"{disk} reads {now.active.file}, not {files[0]}")
+    if differences:
+        raise MachineDiffers(
+            f"the disks are not those of {file} any more: {'; '.join(differences)}",
+            differences=differences,
+            hint="memory of one time and disks of another destroy a file system; start the guest anew",
+        )
+
+
+def _refuse_unseen(scene: Scene) -> None:
+    if not scene.files.shared:
+        raise Unsupported(
+            "QEMU's files are not visible from here",
+            feature="VM state in files that are not visible",
+            hint="run where they are, or say --shared-fs yes",
+        )
+
+
+def _recorded(place: str, record: IntentRecord) -> tuple[tuple[WriteRecord, ...], tuple[FinishRecord, ...]]:
+    """What writes the intent down and what ends it; nothing where there is no place for records."""
+    if not place:
+        return (), ()
+    return (WriteRecord(place, record),), (FinishRecord(place, (record.id,)),)
+
+
+def _restore_hint(file: str) -> str:
+    return f"start QEMU once more with -S -incoming defer, then: {command('restore', file)}"
+
+
+def _layers(graph: Graph) -> tuple[str, ...]:
+    return unique(file for disk in graph.disks.values() for file in _parts(disk) if file.startswith("/"))
+
+
+def _parts(disk: Disk) -> list[str]:
+    """Every file that the disk's data lie in, of the active layer first."""
+    return [file for layer in disk.layers for file in layer.parts]

@@ -1,0 +1,79 @@
+"""VM state in a store: whether it can be loaded, and the steps that stop the guest for it and load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import InvalidTarget, MachineDiffers
+from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState, StopForLoad, StopGuest
+from qmpsnap.plan.vmstate.common import refuse_foreign
+
+if TYPE_CHECKING:
+    from qmpsnap.model.machine import Machine
+    from qmpsnap.model.record import KeptState
+    from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.steps import Step
+
+__all__ = ["load_store", "refuse_store", "stale_notes", "stop"]
+
+
+def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
+    """Refuse when the VM state cannot be loaded into this machine."""
+    differences = state.fingerprint.differences(machine.fingerprint)
+    if differences:
+        raise MachineDiffers(
+            f"{name!r} is the state of another machine: {'; '.join(differences)}",
+            differences=differences,
+            hint="plug the machine as it was then",
+        )
+    fact = scene.files.files[state.file]
+    if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
+        raise InvalidTarget(
+            f"the VM state of {name!r} is gone or broken: {state.file} {fact.problem}".rstrip(),
+            file=state.file,
+        )
+    if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
+        raise InvalidTarget(f"{state.file} is no store of VM state of ours", file=state.file)
+    kept = scene.files.memories[state.file]
+    refuse_foreign(kept, state)
+    if state.tag not in kept.tags:
+        raise InvalidTarget(
+            f"{state.file} holds no VM state {state.tag!r}{': ' + kept.problem if not kept.tags else ''}",
+            file=state.file,
+        )
+
+
+def load_store(
+    state: KeptState | None, token: str, scene: Scene
+) -> tuple[tuple[Step, ...], tuple[AddStore, ...]]:
+    """The steps that load the VM state, and the one that opens its store; none where there is none."""
+    if state is None:
+        return (), ()
+    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
+    job = job_id("revert", "keep", token)
+    load = LoadState(job, state.tag, (("", node),), node)
+    return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)
+
+
+def stop(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> StopGuest | StopForLoad:
+    """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
+    if state is None or not machine.emulated or not machine.running:
+        return StopGuest(machine.goes_on)
+    names = {
+        one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
+    }
+    return StopForLoad(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
+
+
+def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
+    """What a load may leave stale where the guest stands: QEMU forgets translated code when one stops it."""
+    if not machine.emulated or machine.running or machine.status == FOR_A_LOAD:
+        return ()
+    note = (
+        f"QEMU emulates the CPUs (TCG), and the guest stands: if it was rebooted here since {name!r}, "
+        "it may run stale code afterwards, and panic or hang; let it run (qmpsnap cont) before it goes back, "
+        "or use checkpoints of --mode stop"
+    )
+    return (note,)

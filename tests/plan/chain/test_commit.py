@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpsnap.errors import (
+    Busy,
+    InvalidTarget,
+    NotFound,
+    NotInChain,
+    Refused,
+    Unsupported,
+    WouldLose,
+)
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Bitmap, Disk, Filter, InternalSnapshot, Node
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.intent import Commit, Folded
+from qmpsnap.plan.plan import Stage
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    FinishRecord,
+    FlushNode,
+    RetireFile,
+    StartCommit,
+    WriteRecord,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake import COMMANDS
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+
+T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
+S4, S3, S2, S1, BASE = (f"/images/{name}.qcow2" for name in ("s4", "s3", "s2", "s1", "base"))
+ALL = (S4, S3, S2, S1, BASE)
+
+
+@pytest.mark.parametrize(
+    ("top", "base", "after", "invalid", "if_stopped"),
+    [
+        ("s3", "base", (S4, BASE), (S3, S2, S1), (S2, S1, BASE)),
+        ("s2", "base", (S4, S3, BASE), (S2, S1), (S1, BASE)),
+        ("s1", "base", (S4, S3, S2, BASE), (S1,), (BASE,)),
+        ("s2", "s1", (S4, S3, S1, BASE), (S2,), (S1,)),
+        ("s3", "s2", (S4, S2, S1, BASE), (S3,), (S2,)),
+        ("s3", "s1", (S4, S1, BASE), (S3, S2), (S2, S1)),
+    ],
+)
+def test_commit_folds_each_of_the_talks_six_cases(
+    top: str, base: str, after: tuple[str, ...], invalid: tuple[str, ...], if_stopped: tuple[str, ...]
+) -> None:
+    plan = planned(Commit("vda", top, base), T5)
+    assert plan.chains_after == {"vda": after}
+    assert plan.folded == invalid
+    assert plan.invalid == tuple(f"{file}.invalid" for file in invalid)
+    assert plan.invalid_if_stopped == if_stopped
+    assert plan.moves == ()
+
+
+def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
+    plan = planned(Commit("vda", "s2", "base", on_error="stop", speed=9), T5)
+    start = StartCommit(
+        job_id=plan.job_id,
+        disk="vda",
+        root="vda-s4",
+        top_node="vda-s2",
+        top_file=S2,
+        base_node="vda-base",
+        base_file=BASE,
+        active=False,
+        backing=None,
+        on_error="stop",
+        speed=9,
+    )
+    record = IntentRecord(
+        id=plan.job_id,
+        op="commit",
+        created=NOW,
+        chains={"vda": ALL},
+        after={"vda": (S4, S3, BASE)},
+        folded=(S2, S1),
+        policy="rename",
+        renames={S2: f"{S2}.invalid", S1: f"{S1}.invalid"},
+        invalid=(S1, BASE),
+        disk="vda",
+    )
+    assert plan.stages == (
+        Stage("write down what changes", (WriteRecord(STATE, record),)),
+        Stage(
+            f"commit into {BASE}",
+            (
+                start,
+                AwaitJob(plan.job_id, "pending"),
+                FlushNode("vda-base"),
+                FinalizeJob(plan.job_id),
+                AwaitJob(plan.job_id, "concluded"),
+                FlushNode("vda-s3"),
+                DismissJob(plan.job_id),
+            ),
+            verify=True,
+        ),
+        Stage(
+            "put the folded layers away",
+            (
+                RetireFile(S2, "rename", f"{S2}.invalid"),
+                RetireFile(S1, "rename", f"{S1}.invalid"),
+                FinishRecord(STATE, (plan.job_id,)),
+            ),
+            tidy=True,
+        ),
+    )
+    assert plan.job_id.startswith("qmpsnap-commit-keep-")
+    assert start.arguments == {
+        "job-id": plan.job_id,
+        "device": "vda-s4",
+        "top-node": "vda-s2",
+        "base-node": "vda-base",
+        "on-error": "stop",
+        "speed": 9,
+        "auto-finalize": False,
+        "auto-dismiss": False,
+    }
+
+
+def test_commit_of_everything_is_the_default_and_ends_in_a_pivot() -> None:
+    plan = planned(Commit("vda"), T5)
+    start = plan.start
+    assert isinstance(start, StartCommit)
+    assert plan.stages[1].steps == (
+        start,
+        AwaitJob(plan.job_id, "ready"),
+        CompleteJob(plan.job_id, start),
+        AwaitJob(plan.job_id, "concluded"),
+        DismissJob(plan.job_id),
+    )
+    assert (start.top_file, start.base_file, start.active) == (S4, BASE, True)
+    assert plan.job_id.startswith("qmpsnap-commit-pivot-")
+    assert plan.chains_after == {"vda": (BASE,)}
+    assert plan.moves == ("vda",)
+    assert plan.after is not None
+    assert not plan.after.disks["vda"].active.read_only
+
+
+def test_commit_keeps_the_overlay_and_its_record_when_asked() -> None:
+    plan = planned(Commit("vda", keep_overlay=True), T5)
+    assert EndCopy(plan.job_id) in plan.steps
+    assert plan.job_id.startswith("qmpsnap-commit-keep-")
+    assert plan.chains_after == plan.chains_before
+    assert (plan.moves, plan.folded) == ((), ())
+    assert plan.invalid == plan.invalid_if_stopped == (S3, S2, S1, BASE)
+    assert not any(isinstance(step, RetireFile | FinishRecord) for step in plan.steps)
+    assert plan.record is not None
+    assert (plan.record.record.policy, plan.record.record.after) == ("", {"vda": ALL})
+
+
+def test_commit_addresses_the_root_when_a_throttle_stands_above() -> None:
+    disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
+    start = planned(Commit("vda"), graph(disk)).start
+    assert isinstance(start, StartCommit)
+    assert (start.arguments["device"], start.arguments["top-node"]) == ("thr", "vda-s1")
+
+
+@pytest.mark.parametrize(
+    ("folded", "steps", "invalid"),
+    [
+        ("rename", [RetireFile(S1, "rename", f"{S1}.invalid")], (f"{S1}.invalid",)),
+        ("remove", [RetireFile(S1, "remove", "")], ()),
+        ("keep", [], (S1,)),
+    ],
+)
+def test_commit_does_with_folded_files_what_was_asked(
+    folded: Folded, steps: list[RetireFile], invalid: tuple[str, ...]
+) -> None:
+    plan = planned(Commit("vda", "s1", "base", folded=folded), T5)
+    assert [step for step in plan.steps if isinstance(step, RetireFile)] == steps
+    assert plan.invalid == invalid
+    assert plan.record is not None
+    assert plan.record.record.policy == folded
+
+
+def test_commit_keeps_folded_files_where_they_cannot_be_seen_and_says_so() -> None:
+    plan = planned(Commit("vda", "s1", "base"), T5, files=unseen(T5))
+    assert [type(step) for step in plan.steps] == [
+        StartCommit, AwaitJob, FlushNode, FinalizeJob, AwaitJob, FlushNode, DismissJob,
+    ]  # fmt: skip
+    assert plan.invalid == (S1,)
+    assert plan.notes == (
+        "images of other machines were not looked for: QEMU's files are not visible from here",
+    )
+
+
+def test_commit_numbers_the_invalid_name_when_it_is_taken() -> None:
+    files = FakeFiles(T5)
+    files.put(f"{S1}.invalid")
+    assert planned(Commit("vda", "s1", "base"), T5, files=files).invalid == (f"{S1}.invalid.2",)
+
+
+def test_commit_refuses_when_every_invalid_name_is_taken() -> None:
+    files = FakeFiles(T5)
+    files.put(f"{S1}.invalid")
+    for number in range(2, 10):
+        files.put(f"{S1}.invalid.{number}")
+    with pytest.raises(InvalidTarget, match=r"and 8 more of that name exist"):
+        planned(Commit("vda", "s1", "base"), T5, files=files)
+
+
+def test_commit_keeps_a_relative_name_relative() -> None:
+    disk = with_layer(chain("base <- s1 <- s2*"), 0, backing="s1.qcow2")
+    start = planned(Commit("vda", "s1", "base"), graph(disk)).start
+    assert isinstance(start, StartCommit)
+    assert start.arguments["backing-file"] == "base.qcow2"
+    pivot = planned(Commit("vda"), graph(disk)).start
+    assert pivot is not None
+    assert "backing-file" not in pivot.arguments  # QEMU refuses it for the active layer
+
+
+def test_commit_frees_the_nodes_that_we_added() -> None:
+    disk = with_layer(chain("base <- s1 <- s2*"), 1, node="qmpsnap-a-00000000")
+    assert DeleteNode("qmpsnap-a-00000000") in planned(Commit("vda", "s1", "base"), graph(disk)).steps
+
+
+def test_commit_that_keeps_the_overlay_keeps_its_node() -> None:
+    owned = graph(with_layer(chain("base <- s1*"), 0, node="qmpsnap-a-00000000"))
+    assert not any(
+        isinstance(step, DeleteNode) for step in planned(Commit("vda", keep_overlay=True), owned).steps
+    )
+
+
+def test_commit_puts_away_files_alone() -> None:
+    remote = graph(with_layer(chain("base <- s1 <- s2*"), 1, file="rbd:pool/s1", local=False))
+    plan = planned(Commit("vda"), remote)
+    assert [step.file for step in plan.steps if isinstance(step, RetireFile)] == [S2]
+    assert plan.invalid == ("rbd:pool/s1", f"{S2}.invalid")
+    assert plan.record is not None
+    assert (plan.record.record.folded, plan.record.record.invalid) == ((S2,), (BASE,))
+
+
+def failed(id: str, *folded: str, where: str = STATE) -> IntentRecord:  # noqa: A002
+    """What a commit into the base leaves that failed; the newest of the folded files first."""
+    return IntentRecord(
+        id,
+        "commit",
+        NOW,
+        chains={"vda": ALL},
+        folded=folded,
+        invalid=(*folded[1:], BASE),
+        disk="vda",
+        directory=where,
+    )
+
+
+def test_commit_removes_the_records_that_it_makes_good_wherever_they_lie() -> None:
+    """One whose top stays above has written what this commit does not write once more."""
+    files = FakeFiles(T5)
+    elsewhere = "/images/s1.qmpsnap"
+    files.records += [failed("same", S2, S1), failed("less", S1, where=elsewhere), failed("more", S3, S2, S1)]
+    plan = planned(Commit("vda", "s2", "base"), T5, files=files)
+    assert plan.steps[-3:] == (
+        FinishRecord(STATE, ("same",)),
+        FinishRecord(elsewhere, ("less",)),
+        FinishRecord(STATE, (plan.job_id,)),
+    )
+    assert plan.repeats == (FinishRecord(STATE, ("same",)),)
+
+
+def test_commit_removes_the_records_of_moments_that_no_disk_holds_any_more() -> None:
+    files = FakeFiles(T5)
+    moment = MomentRecord("m", "n1", NOW, overlays={"vda": S1}, covered={"vda": BASE}, directory=STATE)
+    later = MomentRecord("l", "n4", NOW, overlays={"vda": S4}, covered={"vda": S3}, directory=STATE)
+    files.records += [moment, later]
+    plan = planned(Commit("vda", "s2", "base"), T5, files=files)
+    assert plan.steps[-2:] == (FinishRecord(STATE, (), ("m",)), FinishRecord(STATE, (plan.job_id,)))
+
+
+def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() -> None:
+    files = FakeFiles(T5)
+    again = IntentRecord(
+        "again", "commit", NOW, chains={"vda": ALL}, invalid=(S1, BASE), disk="vda", directory=STATE
+    )
+    files.records.append(again)
+    plan = planned(Commit("vda", keep_overlay=True), T5, files=files)
+    assert plan.steps[-1] == FinishRecord(STATE, ("again",))
+
+
+@pytest.mark.parametrize("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])
+def test_commit_refuses_to_lose_what_only_a_folded_layer_holds(what: InternalSnapshot | Bitmap) -> None:
+    field = "snapshots" if isinstance(what, InternalSnapshot) else "bitmaps"
+    holds = graph(with_layer(chain("base <- s1 <- s2*"), 1, **{field: (what,)}))
+    with pytest.raises(WouldLose) as caught:
+        planned(Commit("vda", "s1", "base"), holds)
+    assert S1 in caught.value.what[0]
+    assert what.name in caught.value.what[0]
+    assert planned(Commit("vda", "s1", "base", discard_internal=True), holds)
+
+
+def test_commit_leaves_alone_what_the_base_and_the_layers_above_hold() -> None:
+    snapshots = (InternalSnapshot("1", "before"),)
+    disk = with_layer(with_layer(chain("base <- s1 <- s2*"), 0, snapshots=snapshots), 2, snapshots=snapshots)
+    transient = with_layer(disk, 1, bitmaps=(Bitmap("now"),))
+    assert planned(Commit("vda", "s1", "base"), graph(transient))
+
+
+def test_commit_that_keeps_the_overlay_does_not_lose_what_that_holds() -> None:
+    holds = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "x"),)))
+    assert planned(Commit("vda", keep_overlay=True), holds)
+    with pytest.raises(WouldLose):
+        planned(Commit("vda"), holds)
+
+
+@pytest.mark.parametrize(("top", "base"), [("base", "s1"), ("s1", "s1"), ("s1", "s4"), (None, "s4")])
+def test_commit_refuses_a_base_that_is_not_below_top(top: str | None, base: str) -> None:
+    with pytest.raises(NotInChain, match="is not below top"):
+        planned(Commit("vda", top, base), T5)
+
+
+@pytest.mark.parametrize(
+    ("intent", "error"),
+    [
+        (Commit("vdz"), NotFound),
+        (Commit("vda", "s9"), NotInChain),
+        (Commit("vda", base="s9"), NotInChain),
+        (Commit("vda", "s1", "base", keep_overlay=True), Unsupported),
+        (Commit("cd0"), Unsupported),
+        (Commit("vdb"), Unsupported),
+        (Commit("vda", look_in=("/nowhere",)), InvalidTarget),
+    ],
+)
+def test_commit_refuses_what_makes_no_sense(intent: Commit, error: type[Refused]) -> None:
+    machine = graph(*T5.disks.values(), Disk("cd0"), vdb="data*")
+    files = FakeFiles(machine)
+    files.directories["/nowhere"] = DirFact("/nowhere", exists=False, writable=False)
+    with pytest.raises(error) as caught:
+        planned(intent, machine, files=files)
+    assert type(caught.value) is error
+
+
+def test_commit_refuses_a_disk_that_a_job_holds() -> None:
+    held = graph(chain("base <- s1*"), nodes=(Node("#f", "copy-on-read", S1),))
+    with pytest.raises(Busy) as caught:
+        planned(Commit("vda"), held, jobs=(job("s", "stream"),))
+    assert caught.value.job_id == "s"
+
+
+def test_commit_refuses_a_disk_whose_active_layer_somebody_elses_node_covers() -> None:
+    covered = graph(chain("base <- s1*"), nodes=(Node("old", "qcow2", "/o", backing=S1),))
+    with pytest.raises(Busy, match="node 'old'"):
+        planned(Commit("vda"), covered)
+
+
+@pytest.mark.parametrize(
+    "command", ["block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"]
+)
+def test_commit_refuses_a_qemu_without_its_commands(command: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        planned(Commit("vda"), T5, commands=COMMANDS - {command})
+    assert caught.value.feature == command
+
+
+@pytest.mark.parametrize("folded", ["rename", "remove"])
+def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) -> None:
+    files = FakeFiles(T5)
+    files.facts[S2] = replace(files.facts[S2], real="/elsewhere/data.qcow2")
+    plan = planned(Commit("vda", "s2", "s1", folded=folded), T5, files=files)
+    assert [step for step in plan.steps if isinstance(step, RetireFile)] == []
+    assert plan.invalid == (S2,)
+    assert plan.notes == (f"{S2} is a symlink and keeps its name, though its data is folded",)
+
+
+@pytest.mark.parametrize(
+    ("over", "told"), [(S3, False), (S2, False), (S1, True), (BASE, True)], ids=["s3", "s2", "s1", "base"]
+)
+def test_commit_says_which_filters_go_with_the_layers(over: str, told: bool) -> None:
+    disk = replace(chain("base <- s1 <- s2 <- s3 <- s4*"), filters=(Filter("thr", "throttle"),))
+    filtered = graph(disk, nodes=(Node("thr", "throttle", over),))
+    notes = planned(Commit("vda", "s2", "base"), filtered).notes
+    assert [note for note in notes if "the filter thr (throttle)" in note] == (
+        ["the filter thr (throttle) stands between the layers, and is out of the chain then"] if told else []
+    )

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpsnap.errors import NotInChain
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Files
+from qmpsnap.model.moments import find_moments, moved
+from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
+from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
+from qmpsnap.plan.intent import Commit, Mirror, PrepareRevert, Revert, RevertIncoming, Stream
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, RemoveState, RetireFile
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import BASE, ID, MOMENT, O1, O2, S1, TWO, files_of
+from tests.plan.scenes import NOW, STATE, planned
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
+
+ALONE = MomentRecord("a", "alone", NOW, {"vda": O1}, {"vda": S1}, {"vda": (S1, BASE)}, directory=STATE)
+FOLDED = IntentRecord(
+    "qmpsnap-commit-keep-1",
+    "commit",
+    NOW,
+    chains={"vda": (O1, S1, BASE)},
+    after={"vda": (S1, BASE)},
+    folded=(O1,),
+    policy="rename",
+    renames={O1: f"{O1}.invalid"},
+    invalid=(S1,),
+    disk="vda",
+    directory=STATE,
+)
+CHAIN = ("/s3", "/s2", "/s1", "/s0", "/base")
+
+
+def fold(top: int, base: int, *given_up: str) -> Fold:
+    """A commit of CHAIN: from `top` to just above `base`."""
+    return Fold("vda", CHAIN, CHAIN[top:base], CHAIN[base], given_up)
+
+
+def named(over: int, *, state: KeptState | None = None) -> MomentRecord:
+    """The moment that the overlay with that index is named after; the layer beneath holds it."""
+    chain = CHAIN[over + 1 :]
+    formats = {"vda": tuple("raw" if file == "/base" else "qcow2" for file in chain)}
+    return MomentRecord(
+        f"m{over}",
+        f"n{over}",
+        NOW,
+        {"vda": CHAIN[over]},
+        {"vda": chain[0]},
+        {"vda": chain},
+        formats=formats,
+        state=state,
+        directory=STATE,
+    )
+
+
+EVERY = tuple(named(over) for over in range(4))
+
+
+@pytest.mark.parametrize(
+    ("top", "base", "lies", "lost"),
+    [  # T5 on base <- s0 <- s1 <- s2 <- s3: where each moment lies afterwards, and which are lost
+        (1, 4, {"n0": "/base"}, ["n1", "n2", "n3"]),
+        (2, 4, {"n0": "/s2", "n1": "/base"}, ["n2", "n3"]),
+        (3, 4, {"n0": "/s2", "n1": "/s1", "n2": "/base"}, ["n3"]),
+        (2, 3, {"n0": "/s2", "n1": "/s0", "n3": "/base"}, ["n2"]),
+        (1, 2, {"n0": "/s1", "n2": "/s0", "n3": "/base"}, ["n1"]),
+        (1, 3, {"n0": "/s0", "n3": "/base"}, ["n1", "n2"]),
+        (0, 4, {}, ["n0", "n1", "n2", "n3"]),  # the active layer
+        (0, 2, {"n2": "/s0", "n3": "/base"}, ["n0", "n1"]),
+    ],
+)
+def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str], lost: list[str]) -> None:
+    fate = fates(EVERY, fold(top, base))
+    ended = {one.name for one in fate.ended}
+    assert (list(fate.lost), ended) == (lost, {*lost})
+    now = {one.name: one for one in EVERY if one.name not in ended}
+    for step in fate.steps:
+        assert isinstance(step, KeepPlace)
+        (name,) = (name for name, one in now.items() if one.id == step.id)
+        now[name] = moved(now[name], step.disk, gone=step.gone, into=step.into)
+    assert {name: one.covered["vda"] for name, one in now.items()} == lies
+    assert fates(tuple(now.values()), fold(top, base)) == Fates()  # done once more, by who comes later
+    after = CHAIN[:top] + CHAIN[base:]
+    for one in now.values():
+        assert one.chains["vda"] == after[after.index(one.covered["vda"]) :]
+        assert one.formats["vda"] == ("qcow2",) * (len(one.chains["vda"]) - 1) + ("raw",)
+
+
+def test_fates_are_told_in_words() -> None:
+    assert fates(EVERY, fold(2, 3)).notes == (
+        "the snapshot 'n1' of vda lies in /s0 then",
+        "the snapshot 'n2' is lost on vda (/s0 takes other data)",
+    )
+    state = KeptState("stop", "/memory", "", True, a_machine(TWO).fingerprint)
+    fate = fates((named(3, state=state),), fold(3, 4))
+    assert fate.notes == (
+        "the snapshot 'n3' is lost on vda (/base takes other data), and its VM state /memory with it",
+    )
+    assert fate.steps == (RemoveState("/memory", "m3"),)
+
+
+def test_fates_of_a_moment_that_other_disks_have_too_are_noted_and_it_stays() -> None:
+    fate = fates((MOMENT, ALONE), Fold("vda", (O1, S1, BASE), (O1,), S1))
+    assert (fate.steps, fate.ended) == ((KeepLost(STATE, ID, "vda"),), (ALONE,))
+    lost = replace(MOMENT, lost=("vdb",))
+    assert fates((lost,), Fold("vda", (O1, S1, BASE), (O1,), S1)).ended == (lost,)
+
+
+@pytest.mark.parametrize("covered", [CHAIN[1], "/aside", "/given"])
+def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_read_from(covered: str) -> None:
+    aside = replace(
+        EVERY[0], overlays={"vda": "/x"}, covered={"vda": covered}, chains={"vda": (covered, *CHAIN[2:])}
+    )
+    fate = fates((aside,), fold(2, 4, "/given"))
+    assert (fate.ended == ()) is (covered == CHAIN[1])
+
+
+def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_and_not_told_again() -> None:
+    """It was lost then. What stands on that commit's top reads what it read."""
+    kept = IntentRecord(
+        "kept", "commit", NOW, chains={"vda": CHAIN[1:]}, invalid=CHAIN[2:], disk="vda", directory=STATE
+    )
+    two_disks = replace(EVERY[1], overlays={"vda": "/s2", "vdb": "/o"}, covered={"vda": "/s1", "vdb": "/d"})
+    fate = fates((kept, EVERY[0], two_disks), fold(1, 3))
+    assert fate.steps == (KeepPlace(STATE, "m0", "vda", ("/s2", "/s1"), "/s0"), KeepLost(STATE, "m1", "vda"))
+    assert fate.lost == ()
+    assert healed((kept,), "vda", CHAIN[1:3]) == (kept,)
+    assert healed((kept,), "vda", CHAIN[2:3]) == healed((kept,), "vdb", CHAIN[1:3]) == ()
+
+
+@given(data=st.data())
+def test_fates_never_call_a_moment_good_that_is_lost_nor_the_other_way_round(data: st.DataObject) -> None:
+    """Any chain and any commit of it: what each file reads is known, and so is what a moment has to read."""
+    depth = data.draw(st.integers(2, 7))
+    chain = tuple(f"/l{index}" for index in range(depth, 0, -1))
+    reads = {file: f"as {file}" for file in chain}
+    records = tuple(
+        MomentRecord(f"m{over}", f"n{over}", NOW, {"vda": file}, {"vda": below}, {"vda": chain[over + 1 :]})
+        for over, (file, below) in enumerate(itertools.pairwise(chain))
+        if data.draw(st.booleans())
+    )
+    top = data.draw(st.integers(0, depth - 2))
+    base = data.draw(st.integers(top + 1, depth - 1))
+    fate = fates(records, Fold("vda", chain, chain[top:base], chain[base]))
+    held = {one.name: reads[one.covered["vda"]] for one in records}
+    reads[chain[base]] = reads[chain[top]]
+    now = {file: text for file, text in reads.items() if file not in chain[top:base]}
+    after = {one.id: one for one in records if one not in fate.ended}
+    for step in fate.steps:
+        assert isinstance(step, KeepPlace)
+        after[step.id] = moved(after[step.id], step.disk, gone=step.gone, into=step.into)
+    for one in records:
+        if one.id in after:
+            assert now[after[one.id].covered["vda"]] == held[one.name]
+        else:
+            assert held[one.name] not in now.values()
+
+
+def test_streamed_takes_the_layers_between_out_of_the_chains_that_are_read() -> None:
+    assert streamed(EVERY, "vda", into="/s2", gone=("/s1", "/s0")) == (
+        KeepPlace(STATE, "m0", "vda", ("/s1", "/s0")),
+    )
+    assert moved(EVERY[0], "vda", gone=("/s1", "/s0")).chains == {"vda": ("/s2", "/base")}
+
+
+def test_commit_notes_the_losses_before_its_record_goes() -> None:
+    steps = planned(Commit("vda", base="s1"), TWO, files=files_of(""), state_dir=STATE).stages[-1].steps
+    assert [type(step) for step in steps] == [RetireFile, KeepLost, FinishRecord]
+
+
+@pytest.mark.parametrize("files_are_kept", [False, True])
+def test_commit_says_what_it_costs_and_what_lies_elsewhere(files_are_kept: bool) -> None:
+    intent = Commit("vda", base="s1", keep_overlay=files_are_kept)
+    notes = planned(intent, TWO, files=files_of(""), state_dir=STATE).notes
+    assert [note for note in notes if "'c1' is lost" in note]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kinds"),
+    [("rename", [RetireFile, KeepLost]), ("remove", [RetireFile, KeepLost]), ("keep", [KeepLost]), ("", [])],
+)
+def test_retire_notes_the_losses_of_a_commit_whose_client_went_away(policy: str, kinds: list[type]) -> None:
+    record = replace(FOLDED, policy=policy)
+    steps, notes = retire(record, (record, MOMENT))
+    assert [type(step) for step in steps] == kinds
+    assert bool(notes) is bool(policy)
+
+
+def test_retire_ends_the_moments_that_were_folded_and_earlier_records() -> None:
+    earlier = replace(FOLDED, id="earlier", directory="/elsewhere")
+    assert retire(FOLDED, (ALONE, FOLDED, earlier))[0][-2:] == (
+        FinishRecord("/elsewhere", ("earlier",)),
+        FinishRecord(STATE, (), ("a",)),
+    )
+
+
+def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
+    stream = replace(FOLDED, op="stream", policy="", folded=(), invalid=(), after={"vda": (O1, BASE)})
+    above = replace(ALONE, covered={"vda": O1}, chains={"vda": (O1, S1, BASE)})
+    assert retire(stream, (stream, ALONE, above))[0] == (KeepPlace(STATE, "a", "vda", (S1,)),)
+
+
+@pytest.mark.parametrize(
+    ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (PrepareRevert("c1"), "stop")]
+)
+def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
+    now = graph(vda="base <- s1 <- n1*", vdb="data.raw <- o2*")
+    files = files_of(mode, now)
+    planned(intent, now, files=files)
+    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]  # type: ignore[arg-type]
+    with pytest.raises(NotInChain, match=r"s1\.qcow2 holds no moment any more"):
+        planned(intent, now, files=files)
+
+
+def test_a_disk_that_is_left_may_have_lost_its_moment() -> None:
+    files = files_of("")
+    files.records[:] = [replace(MOMENT, lost=("vda",))]
+    assert planned(Revert("c1", leave=("vda",)), TWO, files=files).disks == ("vdb",)
+
+
+def test_memory_is_not_loaded_over_what_is_lost() -> None:
+    files = files_of("stop")
+    files.put(O1, backing=S1)
+    files.put(O2, backing="/images/data.raw")
+    waits = a_machine(TWO, status="inmigrate", running=False)
+    planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
+    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]  # type: ignore[arg-type]
+    with pytest.raises(NotInChain, match="a commit has written into it"):
+        planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
+
+
+def test_moments_say_on_which_disk_they_are_lost() -> None:
+    (moment,) = find_moments(TWO, (replace(MOMENT, lost=("vda",)),)).moments
+    assert {part.disk: part.invalid for part in moment.held} == {"vda": True, "vdb": False}
+
+
+def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> None:
+    both = (replace(MOMENT, directory="/images/base.qmpsnap"), replace(ALONE, directory="/elsewhere"))
+    files = Files(shared=True, records=both)
+    machine = Scene(TWO, files, (), Features(frozenset()), NOW)
+    (alone,) = unfound(machine, TWO)
+    assert "the snapshots alone are not listed" in alone
+    streamed = graph(vda="o1*", vdb="data.raw <- o2*")
+    assert [note.split()[2] for note in unfound(machine, streamed)] == ["c1", "alone"]
+    assert unfound(replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
+
+
+@pytest.mark.parametrize("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
+def test_stream_and_mirror_say_which_moments_are_not_found_any_more(intent: Intent) -> None:
+    files = files_of("")
+    files.records[:] = [replace(MOMENT, directory="/images/base.qmpsnap")]
+    notes = planned(intent, TWO, files=files).notes
+    assert [note for note in notes if "the snapshots c1 are not listed afterwards" in note]

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpsnap.errors import (
+    Busy,
+    InvalidTarget,
+    NotFound,
+    Refused,
+    TargetExists,
+    UnsafeImage,
+    Unsupported,
+    WouldLose,
+)
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.intent import Ending, Mirror, Sync
+from qmpsnap.plan.plan import Stage
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DeleteNode,
+    DismissJob,
+    EndCopy,
+    FinishRecord,
+    ProbeAbsent,
+    StartMirror,
+    WriteRecord,
+)
+from qmpsnap.testing.drawing import MIB, chain, graph
+from qmpsnap.testing.fake import COMMANDS
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+
+TWO = graph(vda="base <- s1*")
+CHAIN = ("/images/s1.qcow2", "/images/base.qcow2")
+COPY = "/copies/vda.qcow2"
+BESIDE = "/copies/vda.qmpsnap"
+
+
+def pivot(sync: Sync = "full", **more: object) -> Mirror:
+    return replace(Mirror("vda", COPY, "pivot", sync), **more)  # type: ignore[arg-type]
+
+
+def finish(**more: object) -> Mirror:
+    return replace(Mirror("vda", COPY, "finish"), **more)  # type: ignore[arg-type]
+
+
+def test_mirror_makes_the_target_copies_and_pivots() -> None:
+    plan = planned(pivot(on_error="stop", speed=5), TWO)
+    start = plan.start
+    assert isinstance(start, StartMirror)
+    assert start == StartMirror(
+        job_id=plan.job_id,
+        disk="vda",
+        root="vda-s1",
+        replaces=None,
+        target=COPY,
+        format="qcow2",
+        node=start.node,
+        sync="full",
+        existing=False,
+        on_error="stop",
+        speed=5,
+    )
+    record = IntentRecord(
+        id=plan.job_id,
+        op="mirror",
+        created=NOW,
+        chains={"vda": CHAIN},
+        after={"vda": (COPY,)},
+        made=(COPY,),
+        target=COPY,
+        disk="vda",
+    )
+    assert plan.stages == (
+        Stage(
+            "make the target",
+            (WriteRecord(STATE, record), WriteRecord(BESIDE, record), CreatePlaceholder(COPY, CHAIN[0])),
+        ),
+        Stage(
+            f"mirror to {COPY}",
+            (
+                start,
+                AwaitJob(plan.job_id, "ready"),
+                CompleteJob(plan.job_id, start),
+                AwaitJob(plan.job_id, "concluded"),
+                DismissJob(plan.job_id),
+            ),
+            verify=True,
+        ),
+        Stage(
+            "put everything away",
+            (FinishRecord(STATE, (plan.job_id,)), FinishRecord(BESIDE, (plan.job_id,))),
+            tidy=True,
+        ),
+    )
+    assert plan.job_id.startswith("qmpsnap-mirror-pivot-")
+    assert len(start.node.encode()) <= 31
+    assert start.arguments == {
+        "job-id": plan.job_id,
+        "device": "vda-s1",
+        "target": COPY,
+        "format": "qcow2",
+        "node-name": start.node,
+        "sync": "full",
+        "mode": "absolute-paths",
+        "on-source-error": "stop",
+        "on-target-error": "stop",
+        "speed": 5,
+        "auto-dismiss": False,
+    }
+
+
+def test_mirror_that_finishes_ends_the_copy_and_leaves_the_chain() -> None:
+    plan = planned(finish(), TWO)
+    assert EndCopy(plan.job_id) in plan.steps
+    assert plan.job_id.startswith("qmpsnap-mirror-copy-")
+    assert plan.chains_after == {"vda": CHAIN}
+    assert (plan.moves, plan.invalid, plan.invalid_if_stopped) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("sync", "after", "backing"),
+    [
+        ("full", (COPY,), None),
+        ("top", (COPY, CHAIN[1]), CHAIN[1]),
+        ("none", (COPY, *CHAIN), CHAIN[0]),
+    ],
+)
+def test_mirror_keeps_the_layers_that_it_did_not_copy(
+    sync: Sync, after: tuple[str, ...], backing: str | None
+) -> None:
+    plan = planned(pivot(sync), TWO)
+    assert plan.chains_after == {"vda": after}
+    assert plan.after is not None
+    assert plan.after.disks["vda"].active.backing == backing
+    assert plan.record is not None
+    assert plan.record.record.after == {"vda": after}
+
+
+def test_mirror_takes_the_format_of_the_active_layer_unless_told() -> None:
+    raw = graph(vda="data.raw*")
+    formats = [
+        planned(intent, raw).start.arguments["format"]  # type: ignore[union-attr]
+        for intent in (finish(), finish(format="qcow2"))
+    ]
+    assert formats == ["raw", "qcow2"]
+
+
+def test_mirror_replaces_the_layer_under_a_throttle() -> None:
+    disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
+    start = planned(pivot(), graph(disk)).start
+    assert start is not None
+    assert (start.arguments["device"], start.arguments["replaces"]) == ("thr", "vda-s1")
+
+
+def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> None:
+    plan = planned(pivot(), TWO, files=unseen(TWO))
+    probe = plan.steps[0]
+    assert isinstance(probe, ProbeAbsent)
+    assert (probe.file, plan.record) == (COPY, None)
+    assert plan.notes == (
+        "QEMU makes the target, mode 644 less its umask: its files are not visible from here",
+    )
+
+
+def test_mirror_frees_the_nodes_that_we_added_when_it_pivots() -> None:
+    owned = graph(with_layer(chain("base <- s1*"), 0, node="qmpsnap-a-00000000"))
+    assert DeleteNode("qmpsnap-a-00000000") in planned(pivot(), owned).steps
+    assert DeleteNode("qmpsnap-a-00000000") not in planned(finish(), owned).steps
+
+
+def existing(form: str = "qcow2", **more: object) -> FakeFiles:
+    files = FakeFiles(TWO)
+    files.put(COPY, format=form, **more)  # type: ignore[arg-type]
+    return files
+
+
+def test_mirror_takes_an_existing_target_when_it_fits() -> None:
+    plan = planned(pivot(use_existing=True), TWO, files=existing())
+    assert [type(step) for step in plan.steps[:3]] == [WriteRecord, WriteRecord, StartMirror]
+    assert plan.start is not None
+    assert plan.start.arguments["mode"] == "existing"
+    assert plan.record is not None
+    assert plan.record.record.made == ()  # so nobody removes it
+    top = existing(backing="../images/base.qcow2")
+    assert planned(pivot("top", use_existing=True), TWO, files=top)
+    assert planned(pivot(use_existing=True, format="raw"), TWO, files=existing("raw"))
+
+
+@pytest.mark.parametrize(
+    ("intent", "files", "message"),
+    [
+        (finish(), existing(size_bytes=MIB), "has 1048576 bytes, vda has 67108864"),
+        (finish(format="raw"), existing("raw", size_bytes=MIB), "has 1048576 bytes"),
+        (finish(), existing("raw"), "is raw, not qcow2"),
+        (finish(format="raw"), existing(), "is qcow2, not raw"),
+        (finish(), existing(backing="/images/base.qcow2"), "has the backing file '/images/base.qcow2'"),
+        (finish(), existing(backing="nbd:host:1"), "has the backing file 'nbd:host:1', not None"),
+        (pivot("top"), existing(), "has the backing file None, not '/images/base.qcow2'"),
+        (pivot("top"), existing(backing="/images/s1.qcow2"), "not '/images/base.qcow2'"),
+        (finish(), FakeFiles(TWO), "is missing"),
+    ],
+)
+def test_mirror_refuses_an_existing_target_that_does_not_fit(
+    intent: Mirror, files: FakeFiles, message: str
+) -> None:
+    with pytest.raises(InvalidTarget, match=message):
+        planned(replace(intent, use_existing=True), TWO, files=files)
+
+
+def test_mirror_refuses_an_existing_target_that_keeps_its_data_elsewhere() -> None:
+    files = existing()
+    fact = files.facts[COPY]
+    assert fact.header is not None
+    files.facts[COPY] = replace(fact, header=replace(fact.header, data_file="/etc/passwd"))
+    with pytest.raises(UnsafeImage):
+        planned(pivot(use_existing=True), TWO, files=files)
+
+
+def test_mirror_refuses_an_existing_target_with_a_broken_header() -> None:
+    files = existing("raw")
+    files.facts[COPY] = replace(files.facts[COPY], problem="truncated at byte 7")
+    with pytest.raises(InvalidTarget, match="truncated at byte 7"):
+        planned(finish(use_existing=True, format="raw"), TWO, files=files)
+
+
+def test_mirror_refuses_an_existing_target_that_it_cannot_look_at() -> None:
+    with pytest.raises(Unsupported) as caught:
+        planned(pivot(use_existing=True), TWO, files=unseen(TWO))
+    assert caught.value.feature == "use_existing"
+
+
+def test_mirror_refuses_a_target_that_exists() -> None:
+    with pytest.raises(TargetExists) as caught:
+        planned(pivot(), TWO, files=existing())
+    assert caught.value.file == COPY
+
+
+@pytest.mark.parametrize("use_existing", [True, False])
+@pytest.mark.parametrize("file", [*CHAIN, "/images/data.qcow2"])
+def test_mirror_refuses_a_layer_of_any_disk_as_its_target(file: str, use_existing: bool) -> None:
+    both = graph(vda="base <- s1*", vdb="data*")
+    with pytest.raises(TargetExists, match="is a layer of"):
+        planned(Mirror("vda", file, "pivot", use_existing=use_existing), both)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (DirFact("/copies", exists=False, writable=False), "does not exist"),
+        (DirFact("/copies", exists=True, writable=False, problem="permission denied"), "permission denied"),
+        (DirFact("/copies", exists=True, writable=True, free_bytes=4096), "no space left in /copies"),
+    ],
+)
+def test_mirror_refuses_a_directory_that_cannot_take_the_target(where: DirFact, message: str) -> None:
+    files = FakeFiles(TWO)
+    files.directories["/copies"] = where
+    with pytest.raises(InvalidTarget, match=message):
+        planned(pivot(), TWO, files=files)
+
+
+@pytest.mark.parametrize(
+    ("intent", "error"),
+    [
+        (Mirror("vdz", COPY, "pivot"), NotFound),
+        (Mirror("cd0", COPY, "pivot"), Unsupported),
+        (Mirror("vda", COPY, "finish", "none"), Unsupported),
+        (pivot("none", use_existing=True), Unsupported),
+        (pivot("none", format="raw"), Unsupported),
+        (pivot("top", format="raw"), Unsupported),
+    ],
+)
+def test_mirror_refuses_what_makes_no_sense(intent: Mirror, error: type[Refused]) -> None:
+    with pytest.raises(error):
+        planned(intent, graph(*TWO.disks.values(), Disk("cd0")))
+
+
+def test_mirror_of_the_top_of_one_layer_may_be_raw() -> None:
+    assert planned(pivot("top", format="raw"), graph(vda="data*")).chains_after == {"vda": (COPY,)}
+
+
+@pytest.mark.parametrize("ending", ["pivot", "finish"])
+def test_mirror_of_a_read_only_disk_cannot_pivot(ending: Ending) -> None:
+    disk = graph(replace(chain("data*"), read_only=True))
+    intent = Mirror("vda", COPY, ending)
+    if ending == "finish":
+        assert planned(intent, disk)
+    else:
+        with pytest.raises(Unsupported, match="is read-only"):
+            planned(intent, disk)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sync", "lost"),
+    [(0, "full", True), (1, "full", True), (0, "top", True), (1, "top", False), (0, "none", False)],
+)
+def test_mirror_refuses_to_leave_internal_snapshots_behind(layer: int, sync: Sync, lost: bool) -> None:
+    disk = graph(with_layer(chain("base <- s1*"), layer, snapshots=(InternalSnapshot("1", "x"),)))
+    assert planned(finish(), disk)
+    assert planned(pivot(sync, discard_internal=True), disk)
+    if lost:
+        with pytest.raises(WouldLose):
+            planned(pivot(sync), disk)
+    else:
+        assert planned(pivot(sync), disk)
+
+
+def test_mirror_refuses_a_disk_that_a_job_holds_or_a_node_covers() -> None:
+    held = graph(chain("base <- s1*"), nodes=(Node("#f", "copy-before-write", CHAIN[0]),))
+    with pytest.raises(Busy) as caught:
+        planned(pivot(), held, jobs=(job("b", "backup"),))
+    assert caught.value.job_id == "b"
+    covered = graph(chain("base <- s1*"), nodes=(Node("old", "qcow2", "/o", backing=CHAIN[0]),))
+    with pytest.raises(Busy, match="node 'old'"):
+        planned(pivot(), covered)
+
+
+@pytest.mark.parametrize(
+    "command", ["drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"]
+)
+def test_mirror_refuses_a_qemu_without_its_commands(command: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        planned(pivot(), TWO, commands=COMMANDS - {command})
+    assert caught.value.feature == command

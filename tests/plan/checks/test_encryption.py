@@ -1,0 +1,86 @@
+"""What is encrypted does not get into the clear by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import Unsupported
+from qmpsnap.plan.checks.encryption import (
+    CLEAR,
+    refuse_clear_data,
+    refuse_clear_memory,
+    refuse_clear_overlay,
+    refuse_memory_inside,
+    refuse_second_opening,
+)
+from qmpsnap.testing.drawing import chain, graph
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk
+
+
+def drawn(drawing: str, *secret: int, name: str = "vda") -> Disk:
+    """A disk of which the layers of these indexes, active first, are encrypted."""
+    disk = chain(drawing, name=name)
+    layers = (replace(layer, encrypted=index in secret) for index, layer in enumerate(disk.layers))
+    return replace(disk, layers=tuple(layers))
+
+
+SECRET = drawn("base*", 0)
+COVERED = drawn("base <- s1*", 1)
+PLAIN = drawn("base <- s1*", name="vdb")
+
+
+def test_overlay_is_refused_on_what_the_guest_writes_encrypted() -> None:
+    for allowed in (COVERED, PLAIN):
+        refuse_clear_overlay(allowed, plain=False)
+    refuse_clear_overlay(SECRET, plain=True)
+    with pytest.raises(Unsupported, match=r"vda is encrypted .*: what the guest writes") as caught:
+        refuse_clear_overlay(SECRET, plain=False)
+    assert caught.value.feature == CLEAR
+
+
+@pytest.mark.parametrize(
+    ("disk", "encrypted", "plain", "refused"),
+    [
+        (PLAIN, False, False, False),
+        (COVERED, False, False, True),
+        (COVERED, True, False, False),
+        (COVERED, False, True, False),
+    ],
+)
+def test_data_are_refused_where_they_leave_an_encrypted_layer(
+    disk: Disk, *, encrypted: bool, plain: bool, refused: bool
+) -> None:
+    if not refused:
+        refuse_clear_data(disk.layers, "/t", plain=plain, encrypted=encrypted)
+        return
+    with pytest.raises(Unsupported, match=r"/images/base\.qcow2 is encrypted, and /t is not") as caught:
+        refuse_clear_data(disk.layers, "/t", plain=plain, encrypted=encrypted)
+    assert (caught.value.feature, caught.value.hint) == (CLEAR, "say --plain if they may")
+
+
+def test_memory_is_refused_where_any_disk_is_encrypted() -> None:
+    refuse_clear_memory(graph(PLAIN), plain=False)
+    refuse_clear_memory(graph(PLAIN, COVERED), plain=True)
+    with pytest.raises(Unsupported, match="vda is encrypted, and the memory, which holds its key") as caught:
+        refuse_clear_memory(graph(PLAIN, COVERED), plain=False)
+    assert caught.value.feature == CLEAR
+
+
+def test_vm_state_inside_an_encrypted_image_is_refused_though_plain_is_allowed() -> None:
+    refuse_memory_inside(graph(PLAIN), PLAIN, plain=False)
+    refuse_memory_inside(graph(PLAIN, SECRET), PLAIN, plain=True)
+    with pytest.raises(Unsupported, match="would lie in an image in the clear"):
+        refuse_memory_inside(graph(PLAIN, SECRET), PLAIN, plain=False)
+    with pytest.raises(Unsupported, match="QEMU ends with a failed assertion"):
+        refuse_memory_inside(graph(PLAIN, SECRET), SECRET, plain=True)
+
+
+def test_layer_whose_secret_is_not_known_is_not_opened_again() -> None:
+    refuse_second_opening(COVERED, COVERED.files[:1])
+    with pytest.raises(Unsupported, match=r"/images/base\.qcow2 is encrypted, and QEMU tells nobody"):
+        refuse_second_opening(COVERED, COVERED.files)

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpsnap.errors import NotFound
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import FileFact
+from qmpsnap.model.graph import Graph, Node
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import resume
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import (
+    AdoptJob,
+    AwaitJob,
+    CompleteJob,
+    CreatePlaceholder,
+    DismissJob,
+    EndCopy,
+    FinalizeJob,
+    FinishRecord,
+    FlushNode,
+    KeepMoment,
+    RemoveOrphan,
+    RetireFile,
+    WriteRecord,
+)
+from qmpsnap.plan.undo import undo
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import NOW, STATE, planned, with_layer
+
+TWO = graph(vda="base <- s1 <- s2*")
+S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
+COPY = "/images/copy.qcow2"
+FLUSHED = (FlushNode("vda-s2"), FlushNode("vda-base"))  # what a commit of s1 into base leaves
+PIVOT, MIDDLE, KEEP = Commit("vda"), Commit("vda", "s1", "base"), Commit("vda", keep_overlay=True)
+
+
+def left_by(plan: Plan) -> IntentRecord:
+    """The record that the plan's run leaves when its client dies."""
+    assert plan.record is not None
+    return replace(plan.record.record, directory=plan.record.directory)
+
+
+def rested(
+    job_id: str,
+    of: Graph,
+    *,
+    files: FakeFiles | None = None,
+    jobs: tuple[Job, ...] = (),
+) -> Plan:
+    files = files or FakeFiles(of)
+    first = files.look(resume.ask(of))
+    records = tuple(one for one in first.records if isinstance(one, IntentRecord) and one.id == job_id)
+    looked = files.look(resume.ask(of, records=records))
+    return resume.plan(job_id, Scene(of, looked, jobs, Features(frozenset()), NOW))
+
+
+def after(plan: Plan) -> Graph:
+    assert plan.after is not None
+    return plan.after
+
+
+def files_with(record: IntentRecord, of: Graph) -> FakeFiles:
+    files = FakeFiles(of)
+    files.records.append(record)
+    return files
+
+
+def files_left_by(plan: Plan, of: Graph) -> FakeFiles:
+    """The files as they are when the run's client dies at its end: the record may lie in two places."""
+    files = FakeFiles(of)
+    files.records += [
+        replace(one.record, directory=one.directory) for one in plan.steps if isinstance(one, WriteRecord)
+    ]
+    return files
+
+
+def alive(record: IntentRecord, status: JobStatus = JobStatus.RUNNING) -> tuple[Job, ...]:
+    return (Job(record.id, record.op, status, ready=status is JobStatus.READY),)
+
+
+@pytest.mark.parametrize(
+    ("intent", "status", "steps"),
+    [
+        (PIVOT, JobStatus.RUNNING, ["ready", "complete", "concluded", "dismiss"]),
+        (PIVOT, JobStatus.READY, ["complete", "concluded", "dismiss"]),
+        (PIVOT, JobStatus.CONCLUDED, ["concluded", "dismiss"]),
+        (
+            MIDDLE,
+            JobStatus.RUNNING,
+            [
+                *("pending", "flush s2", "flush s1", "flush base", "finalize", "concluded"),
+                *("flush s2", "flush base", "dismiss"),
+            ],
+        ),
+        (MIDDLE, JobStatus.CONCLUDED, ["concluded", "flush s2", "flush base", "dismiss"]),
+        (KEEP, JobStatus.RUNNING, ["ready", "end", "concluded", "dismiss"]),
+        (
+            Stream("vda"),
+            JobStatus.RUNNING,
+            ["pending", "flush s2", "flush s1", "flush base", "finalize", "concluded", "flush s2"],
+        ),
+        (Stream("vda"), JobStatus.CONCLUDED, ["concluded", "flush s2"]),
+        (Mirror("vda", COPY, "pivot"), JobStatus.READY, ["complete", "concluded", "dismiss"]),
+        (
+            Mirror("vda", COPY, "finish"),
+            JobStatus.RUNNING,
+            ["ready", "end", "concluded", "finish", "dismiss"],
+        ),
+    ],
+)
+def test_rest_brings_a_job_to_the_end_that_its_id_names(
+    intent: Commit | Stream | Mirror, status: JobStatus, steps: list[str]
+) -> None:
+    record = left_by(planned(intent, TWO))
+    plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record, status))
+    named = {
+        "ready": AwaitJob(record.id, "ready"),
+        "pending": AwaitJob(record.id, "pending"),
+        "finalize": FinalizeJob(record.id),
+        **{f"flush {name}": FlushNode(f"vda-{name}") for name in ("s2", "s1", "base")},
+        "concluded": AwaitJob(record.id, "concluded"),
+        "complete": CompleteJob(record.id),
+        "end": EndCopy(record.id),
+        "dismiss": DismissJob(record.id),
+        "finish": FinishRecord(record.directory, (record.id,)),
+    }
+    assert plan.stages[0].steps == tuple(named[step] for step in steps)
+    assert plan.stages[0].verify
+    assert (plan.disks, plan.expect) == (("vda",), record.after)
+    assert plan.resumes[0] == WriteRecord(record.directory, record)
+    assert plan.resumes[-1] == AdoptJob(record.id, dismisses_itself=record.op == "stream")
+
+
+def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() -> None:
+    record = left_by(planned(MIDDLE, TWO))
+    plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
+    assert plan.stages[1] == Stage(
+        "put everything away",
+        (RetireFile(S1, "rename", f"{S1}.invalid"), FinishRecord(STATE, (record.id,))),
+        tidy=True,
+    )
+    assert (plan.invalid, plan.invalid_if_stopped) == ((f"{S1}.invalid",), (BASE,))
+    assert plan.moves == ()
+
+
+def test_rest_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
+    record = left_by(planned(KEEP, TWO))
+    plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
+    assert plan.stages[1].steps == ()
+    assert plan.invalid == (S1, BASE)
+
+
+def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
+    record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
+    plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
+    assert plan.resumes == (WriteRecord(STATE, record), CreatePlaceholder(COPY, ""), AdoptJob(record.id))
+    assert plan.moves == ("vda",)
+
+
+@pytest.mark.parametrize(
+    ("job_id", "driver", "steps"),
+    [
+        (
+            "qmpsnap-commit-pivot-0a1b2c3d",
+            "mirror_top",
+            ["await-job", "job-complete", "await-job", "job-dismiss"],
+        ),
+        (
+            "qmpsnap-commit-keep-0a1b2c3d",
+            "commit_top",
+            ["await-job", *["human-monitor-command"] * 3, "job-finalize", "await-job", "job-dismiss"],
+        ),
+        (
+            "qmpsnap-commit-keep-0a1b2c3d",
+            "mirror_top",
+            ["await-job", "block-job-cancel", "await-job", "job-dismiss"],
+        ),
+        (
+            "qmpsnap-stream-keep-0a1b2c3d",
+            "copy-on-read",
+            ["await-job", *["human-monitor-command"] * 3, "job-finalize", "await-job"],
+        ),
+    ],
+)
+def test_rest_does_what_the_id_tells_when_there_is_no_record(
+    job_id: str, driver: str, steps: list[str]
+) -> None:
+    held = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"), nodes=(Node("#f", driver, S2),))
+    kind = job_id.split("-")[1]
+    plan = rested(job_id, held, jobs=(Job(job_id, kind, JobStatus.RUNNING),))
+    assert [step.command for step in plan.steps] == steps
+    adopted = AdoptJob(job_id, dismisses_itself=kind == "stream")
+    assert (plan.disks, plan.resumes, plan.expect) == (("vda",), (adopted,), {})
+
+
+def test_rest_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_the_job_was() -> None:
+    filters = (Node("#f", "mirror_top", S2), Node("#g", "mirror_top", "/images/data.qcow2"))
+    both = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"), nodes=filters)
+    one, other = "qmpsnap-mirror-pivot-0a1b2c3d", "qmpsnap-mirror-pivot-4e5f6071"
+    plan = rested(other, both, jobs=tuple(Job(each, "mirror", JobStatus.RUNNING) for each in (one, other)))
+    assert (plan.disks, plan.moves) == (("vda", "vdb"), ("vda", "vdb"))
+
+
+@pytest.mark.parametrize("job_id", ["qmpsnap-commit-pivot-0a1b2c3d", "somebody's", ""])
+def test_rest_refuses_when_there_is_neither_a_job_nor_a_record(job_id: str) -> None:
+    with pytest.raises(NotFound):
+        rested(job_id, TWO)
+
+
+def test_rest_of_a_snapshot_that_was_taken_keeps_its_moment() -> None:
+    done = planned(Snapshot("n1"), TWO)
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, after(done)))
+    assert plan.steps == (KeepMoment(STATE, record.id, "n1"),)
+    assert plan.notes == ("snapshot 'n1' was taken",)
+
+
+def test_rest_of_a_snapshot_that_was_not_taken_removes_its_empty_files() -> None:
+    record = left_by(planned(Snapshot("n1"), TWO))
+    plan = rested(record.id, TWO, files=files_with(record, TWO))
+    assert plan.steps == (RemoveOrphan("/images/base.n1.qcow2", S2), FinishRecord(STATE, (record.id,)))
+    assert plan.notes == ("snapshot 'n1' was not taken, its files are removed",)
+
+
+def test_rest_of_a_snapshot_removes_no_file_that_qemu_holds() -> None:
+    record = left_by(planned(Snapshot("n1"), TWO))
+    held = graph(*TWO.disks.values(), nodes=(Node("x", "qcow2", "/images/base.n1.qcow2"),))
+    plan = rested(record.id, held, files=files_with(record, held))
+    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+
+
+def test_rest_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_since() -> None:
+    both = graph(vda="base <- s1*", vdb="data*")
+    done = planned(Snapshot("n1"), both)
+    record = left_by(done)
+    one_left = graph(after(done).disks["vda"])
+    plan = rested(record.id, one_left, files=files_with(record, after(done)))
+    assert plan.steps == (KeepMoment(STATE, record.id, "n1"),)  # the transaction took all or none
+
+
+def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
+    done = planned(Mirror("vda", COPY, "pivot", "top"), TWO)
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, after(done)))
+    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert (plan.vanished, plan.expect) == ("", record.after)
+    assert plan.moves == ("vda",)  # nobody was told yet what to start the machine from
+
+
+@pytest.mark.parametrize("intent", [PIVOT, Mirror("vda", COPY, "pivot")])
+def test_rest_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
+    intent: Commit | Mirror,
+) -> None:
+    done = planned(intent, TWO)
+    jobs = alive(left_by(done), JobStatus.CONCLUDED)
+    plan = rested(done.job_id, after(done), files=files_left_by(done, after(done)), jobs=jobs)
+    assert plan.moves == ("vda",)
+
+
+def test_rest_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() -> None:
+    """Killed between two removals, what is left lies beside the chain that there is."""
+    done = planned(Mirror("vda", COPY, "pivot"), TWO)
+    old, new = FinishRecord(STATE, (done.job_id,)), FinishRecord("/images/copy.qmpsnap", (done.job_id,))
+    files = files_left_by(done, TWO)
+    assert rested(done.job_id, after(done), files=files).steps == (old, new)
+    jobs = alive(left_by(done))
+    plan = rested(done.job_id, TWO, files=files_left_by(done, TWO), jobs=jobs)
+    assert plan.stages[-1].steps == (old, new)
+    assert [
+        one for step in reversed(plan.resumes) for one in undo(step) if isinstance(one, FinishRecord)
+    ] == [
+        new,
+        old,
+    ]
+    begun = rested(done.job_id, TWO, files=files_left_by(done, TWO))
+    assert begun.steps == (RemoveOrphan(COPY, None), new, old)
+
+
+def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
+    record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
+    files = files_with(record, TWO)
+    files.put(COPY, format="raw", size_bytes=0)
+    plan = rested(record.id, TWO, files=files)
+    assert plan.steps == (RemoveOrphan(COPY, None), FinishRecord(STATE, (record.id,)))
+    assert (plan.vanished, plan.notes) == ("", ("it had not begun",))
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_rest_of_a_mirror_whose_job_is_gone_is_no_success_and_keeps_the_target(made: bool) -> None:
+    record = left_by(planned(Mirror("vda", COPY, "finish"), TWO))
+    record = record if made else replace(record, made=())
+    files = files_with(record, TWO)
+    files.put(COPY)
+    plan = rested(record.id, TWO, files=files)
+    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert "is not known, it was left there" in plan.vanished
+
+
+STREAMS = pytest.mark.parametrize("intent", [Stream("vda"), Stream("vda", "base"), Stream("vda", into="s1")])
+
+
+@STREAMS
+def test_rest_of_a_stream_that_had_ended_well_only_removes_the_record(intent: Stream) -> None:
+    three = graph(vda="base <- s0 <- s1 <- s2*")
+    done = planned(intent, three)
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, after(done)))
+    assert (plan.steps, plan.vanished) == ((FinishRecord(record.directory, (record.id,)),), "")
+
+
+@STREAMS
+def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> None:
+    three = graph(vda="base <- s0 <- s1 <- s2*")
+    record = left_by(planned(intent, three))
+    plan = rested(record.id, three, files=files_with(record, three))
+    assert plan.steps == (FinishRecord(record.directory, (record.id,)),)
+    assert (plan.vanished, plan.invalid) == (
+        "the job is gone before its end; no file lost its moment by it",
+        (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "steps", "invalid"),
+    [
+        ("rename", (RetireFile(S1, "rename", f"{S1}.invalid"),), (f"{S1}.invalid",)),
+        ("remove", (RetireFile(S1, "remove", ""),), ()),
+    ],
+)
+def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
+    policy: str, steps: tuple[RetireFile, ...], invalid: tuple[str, ...]
+) -> None:
+    done = planned(replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, TWO))
+    assert plan.steps == (*FLUSHED, *steps, FinishRecord(STATE, (record.id,)))
+    assert (plan.vanished, plan.invalid, plan.moves) == ("", invalid, ())
+
+
+def test_rest_of_a_commit_that_had_pivoted_says_that_the_root_moved() -> None:
+    done = planned(PIVOT, TWO)
+    record = left_by(done)
+    assert rested(record.id, after(done), files=files_with(record, TWO)).moves == ("vda",)
+
+
+def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:
+    done = planned(replace(MIDDLE, folded="keep"), TWO)
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, TWO))
+    assert plan.steps == (*FLUSHED, FinishRecord(STATE, (record.id,)))
+    assert plan.invalid == (S1,)
+
+
+def touched(files: FakeFiles, path: str, seconds: float) -> FakeFiles:
+    """The files, one of them written so many seconds after the record."""
+    fact = files.facts[path]
+    files.facts[path] = replace(fact, modified=1714564800.0 + seconds)  # NOW
+    return files
+
+
+def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
+    record = left_by(planned(MIDDLE, TWO))
+    files = touched(files_with(record, TWO), BASE, -1)
+    plan = rested(record.id, TWO, files=files)
+    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("it had not begun",))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -0.05, 3600.0])
+def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_the_base(
+    seconds: float,
+) -> None:
+    record = left_by(planned(MIDDLE, TWO))
+    plan = rested(record.id, TWO, files=touched(files_with(record, TWO), BASE, seconds))
+    assert plan.steps == ()
+    assert plan.vanished == "the job is gone before its end; its base was written into"
+    assert plan.invalid == (BASE,)
+
+
+def test_rest_of_a_commit_believes_that_the_base_was_written_when_it_cannot_look() -> None:
+    record = left_by(planned(MIDDLE, TWO))
+    files = files_with(record, TWO)
+    files.facts[BASE] = FileFact(BASE, "other", real=BASE, problem="permission denied")
+    assert rested(record.id, TWO, files=files).invalid == (BASE,)
+
+
+def test_rest_expects_the_chain_that_the_record_names_also_over_a_remote_base() -> None:
+    remote = graph(with_layer(chain("base <- s1 <- s2*"), 2, file="nbd://host/x", local=False))
+    done = planned(Stream("vda", base="nbd://host/x"), remote)
+    record = left_by(done)
+    plan = rested(record.id, after(done), files=files_with(record, after(done)))
+    assert plan.vanished == ""

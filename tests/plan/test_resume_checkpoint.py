@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.model.features import Features
+from qmpsnap.model.memory import MemoryFact, MemoryNote
+from qmpsnap.model.record import IntentRecord, Settings, moment_of
+from qmpsnap.plan import resume
+from qmpsnap.plan.intent import Checkpoint, FileMode
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import (
+    ContinueGuest,
+    FinishRecord,
+    KeepMoment,
+    RemoveState,
+    SealMemory,
+    SealStore,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import NOW, planned
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+
+LATER = "2024-05-01T13:00:00.000000+00:00"
+ONE = graph(vda="base <- s1*")
+MODES: list[FileMode] = ["stop", "in-place"]
+
+
+def begun(mode: FileMode = "stop", on: Graph = ONE) -> tuple[IntentRecord, Graph]:
+    """What a checkpoint wrote down, and the graph with its overlays."""
+    plan = planned(Checkpoint("c1", mode), on)
+    assert plan.record is not None
+    assert plan.after is not None
+    return replace(plan.record.record, directory=plan.record.directory), plan.after
+
+
+def files_of(record: IntentRecord, of: Graph, *, partial: bool = True, sealed: str = "") -> FakeFiles:
+    """The files; `sealed`: id of the operation whose memory has its name."""
+    assert record.state is not None
+    files = FakeFiles(of)
+    files.records.append(record)
+    if partial:
+        files.put(record.state.partial)
+    if sealed:
+        file, state = record.state.file, record.state
+        files.put(file)
+        note = MemoryNote(sealed, "c1", 1, True, state.fingerprint)
+        tags = (f"qmpsnap-{sealed[-8:]}",) if state.tag else ()
+        files.memories[file] = MemoryFact(file, 1, None if state.tag else note, tags=tags)
+    return files
+
+
+def rested(
+    record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1", status: str = "running"
+) -> Plan:
+    machine = a_machine(of, process=process, running=status == "running", status=status)
+    looked = files.look(resume.ask(of, records=(record,)))
+    return resume.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) -> None:
+    record, of = begun(mode)
+    plan = rested(record, of, files_of(record, of))
+    assert isinstance(plan.steps[-2], SealMemory | SealStore) or KeepMoment in map(type, plan.steps)
+    assert any(isinstance(step, SealMemory | SealStore) for step in plan.steps)
+    assert plan.steps[-1] == KeepMoment(record.directory, record.id, "c1")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("process", "partial"), [("2:2", True), ("", True), ("1:1", False)])
+def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
+    mode: FileMode, process: str, *, partial: bool
+) -> None:
+    record, of = begun(mode)
+    plan = rested(record, of, files_of(record, of, partial=partial), process=process)
+    assert not any(isinstance(step, SealMemory | SealStore | KeepMoment) for step in plan.steps)
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    assert "stays" in plan.notes[1]
+
+
+def test_rest_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
+    record, of = begun(on=graph(chain("base <- s1*", directory="/my images")))
+    plan = rested(record, of, files_of(record, of, partial=False))
+    fold = "qmpsnap commit vda --top '/my images/base.c1.qcow2' --base '/my images/s1.qcow2'"
+    assert f": {fold} folds it" in plan.notes[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: FileMode) -> None:
+    record, _ = begun(mode)
+    files = files_of(record, ONE, sealed=record.id, partial=False)
+    files.records.append(moment_of(record))
+    assert rested(record, ONE, files).steps == (FinishRecord(record.directory, (record.id,)),)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("there", [True, False])
+def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
+    record, of = begun(mode)
+    files = files_of(record, of, sealed=record.id, partial=False)
+    if not there:
+        del files.facts["/images/s1.qcow2"]
+    plan = rested(record, ONE, files, process="2:2")
+    kept = KeepMoment(record.directory, record.id, "c1")
+    assert (plan.steps[-1] == kept) is there
+    assert any(isinstance(step, RemoveState) for step in plan.steps) is not there
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode) -> None:
+    record, of = begun(mode)
+    assert record.state is not None
+    plan = rested(record, of, files_of(record, of, sealed="qmpsnap-checkpoint-keep-99999999"))
+    removed = [step.file for step in plan.steps if isinstance(step, RemoveState)]
+    assert removed == [record.state.partial]
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rest_of_the_first_of_two_attempts_under_one_name_only_ends_the_record(*, kept: bool) -> None:
+    record, of = begun()
+    later = replace(record, id="qmpsnap-checkpoint-keep-99999999", created=LATER)
+    files = files_of(record, of)
+    files.records.append(moment_of(later) if kept else later)
+    assert rested(record, of, files).steps == (FinishRecord(record.directory, (record.id,)),)
+
+
+@pytest.mark.parametrize(("status", "runs"), [("paused", True), ("restore-vm", False)])
+def test_rest_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool) -> None:
+    record, of = begun()
+    plan = rested(record, of, files_of(record, of), status=status)
+    assert record.was == Settings(True, dict(record.was.capabilities), record.was.parameters, "1:1")  # type: ignore[union-attr]
+    assert (ContinueGuest() in plan.steps) is runs

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import Unsupported
+from qmpsnap.model.features import Features
+from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan import resume
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import (
+    AwaitJob,
+    ContinueGuest,
+    DeleteInternal,
+    DismissJob,
+    FinishRecord,
+    LoadState,
+    SaveState,
+    WriteRecord,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import NOW, STATE, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.plan import Plan
+
+SAVE_ID, LOAD_ID = "qmpsnap-checkpoint-keep-00000001", "qmpsnap-revert-keep-00000001"
+MADE = InternalSnapshot("1", "c1", 4096)
+
+
+def disk(name: str, *snapshots: InternalSnapshot) -> Disk:
+    return with_layer(chain("base <- s1*", name=name), 0, snapshots=snapshots)
+
+
+BOTH = graph(disk("vda", MADE), disk("vdb", replace(MADE, vm_state_size=0)))
+ONE = graph(disk("vda", MADE), disk("vdb"))
+NONE = graph(disk("vda"), disk("vdb"))
+SAVED = IntentRecord(
+    SAVE_ID,
+    "checkpoint-internal",
+    NOW,
+    BOTH.chains(),
+    name="c1",
+    was=Settings(running=True, process="1:1"),
+    directory=STATE,
+)
+LOADED = replace(SAVED, id=LOAD_ID, op="revert-internal")
+
+
+def rested(
+    record: IntentRecord | None, of: Graph, *, job: Job | None = None, status: str = "running"
+) -> Plan:
+    """The plan of what is left, where a record or a job is found."""
+    files = FakeFiles(of)
+    if record is not None:
+        files.records.append(record)
+    machine = a_machine(of, running=status == "running", status=status)
+    scene = Scene(
+        of, files.look(resume.ask(of)), (job,) if job else (), Features(frozenset()), NOW, machine=machine
+    )
+    named = record.id if record is not None else job.id if job is not None else ""
+    return resume.plan(named, scene)
+
+
+def test_rest_of_a_checkpoint_that_is_on_every_disk_is_its_record() -> None:
+    plan = rested(SAVED, BOTH)
+    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert plan.notes == ("checkpoint 'c1' was taken",)
+
+
+def test_rest_of_a_checkpoint_that_is_on_no_disk_is_its_record() -> None:
+    plan = rested(SAVED, NONE)
+    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert plan.notes == ("checkpoint 'c1' was not taken",)
+
+
+def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> None:
+    plan = rested(SAVED, ONE)
+    assert plan.steps == (DeleteInternal("vda", "vda-s1", "1", "c1"), FinishRecord(STATE, (SAVE_ID,)))
+    assert not plan.stages[0].tidy  # when it fails the record has to stay
+
+
+@pytest.mark.parametrize(
+    ("status", "of", "resumes", "says"),
+    [
+        ("running", BOTH, False, ""),
+        ("paused", BOTH, False, ""),
+        ("paused", ONE, False, ""),  # somebody paused it: QEMU calls what it stops itself otherwise
+        ("restore-vm", ONE, True, ""),
+        ("restore-vm", BOTH, False, "failed half-way back to 'c1'"),
+    ],
+)
+def test_rest_of_a_load_is_told_by_how_the_guest_stands(
+    status: str, of: Graph, says: str, *, resumes: bool
+) -> None:
+    plan = rested(LOADED, of, status=status)
+    assert plan.steps == (*([ContinueGuest()] if resumes else []), FinishRecord(STATE, (LOAD_ID,)))
+    assert says in plan.vanished
+    assert bool(says) is bool(plan.vanished)
+
+
+def test_rest_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
+    record = replace(LOADED, was=Settings(running=False, process="1:1"))
+    assert rested(record, ONE, status="restore-vm").steps == (FinishRecord(STATE, (LOAD_ID,)),)
+
+
+def ended(job_id: str, kind: str, error: str | None = None) -> Job:
+    return Job(job_id, kind, JobStatus.CONCLUDED, error=error)
+
+
+@pytest.mark.parametrize("status", ["running", "restore-vm"])
+def test_rest_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_how_to_go_on(
+    status: str,
+) -> None:
+    plan = rested(LOADED, BOTH, job=ended(LOAD_ID, "snapshot-load"), status=status)
+    assert plan.steps == (
+        AwaitJob(LOAD_ID, "concluded"), DismissJob(LOAD_ID), FinishRecord(STATE, (LOAD_ID,)),
+    )  # fmt: skip
+    nodes = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
+    load = LoadState(LOAD_ID, "c1", nodes, "", running=status == "restore-vm")
+    assert plan.resumes == (WriteRecord(STATE, LOADED), load)
+
+
+@pytest.mark.parametrize("kind", ["snapshot-save", "snapshot-load", "snapshot-delete"])
+def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> None:
+    job_id = "qmpsnap-delete-keep-00000001"
+    plan = rested(None, BOTH, job=ended(job_id, kind))
+    assert plan.steps == (AwaitJob(job_id, "concluded"), DismissJob(job_id))
+    assert (plan.op, plan.disks) == ("delete", ())
+    assert isinstance(plan.resumes[0], SaveState | LoadState)
+
+
+@pytest.mark.parametrize("now", ["base <- s2*", ""])
+def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
+    of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
+    plan = rested(SAVED, of)
+    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert "vdb is not there, or is on another layer. It was left" in plan.notes[0]
+
+
+@pytest.mark.parametrize("process", ["", "2:2"])
+def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
+    record = replace(LOADED, was=Settings(running=True, process=process))
+    plan = rested(record, ONE, status="restore-vm")
+    assert plan.steps == (FinishRecord(STATE, (LOAD_ID,)),)
+    assert "left as it stands" in plan.notes[0]
+
+
+@pytest.mark.parametrize("status", ["postmigrate", "inmigrate"])
+def test_rest_of_a_checkpoint_deletes_nothing_where_that_would_end_qemu(status: str) -> None:
+    with pytest.raises(Unsupported):
+        rested(SAVED, ONE, status=status)
+    assert rested(SAVED, NONE, status=status).steps == (FinishRecord(STATE, (SAVE_ID,)),)

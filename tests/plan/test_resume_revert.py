@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.model.features import Features
+from qmpsnap.model.graph import Filter, Io
+from qmpsnap.model.record import Settings
+from qmpsnap.plan import resume
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import (
+    AddNode,
+    ContinueGuest,
+    FinishRecord,
+    KeepBranch,
+    LoadState,
+    ReopenFilter,
+    ResetGuest,
+    SetDrive,
+)
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import MOMENT, TWO, files_of
+from tests.plan.scenes import NOW, planned, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.testing.fake_files import FakeFiles
+
+GUEST = LoadState | ResetGuest | ContinueGuest
+
+
+def begun(mode: str) -> tuple[IntentRecord, Graph, FakeFiles]:
+    """What a revert wrote down, the graph once all disks have moved, and the files."""
+    files = files_of(mode)
+    plan = planned(Revert("c1"), TWO, files=files)
+    assert plan.record is not None
+    record = replace(plan.record.record, directory=plan.record.directory)
+    for disk, file in record.overlays.items():
+        files.put(file, backing=record.after[disk][1])
+    files.records.append(record)
+    names = [file.removeprefix("/images/") for file in record.overlays.values()]
+    return record, graph(vda=f"base <- s1 <- {names[0]}*", vdb=f"data.raw <- {names[1]}*"), files
+
+
+def rested(
+    record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1", status: str = "paused"
+) -> Plan:
+    machine = a_machine(of, running=False, process=process, status=status)
+    looked = files.look(resume.ask(of, records=(record,)))
+    return resume.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+
+
+def tidied(plan: Plan, record: IntentRecord) -> bool:
+    """Whether it leaves the guest alone, keeps the branch, and says so."""
+    assert not any(isinstance(step, GUEST) for step in plan.steps)
+    assert KeepBranch(MOMENT.directory, MOMENT.id, record.overlays) in plan.steps
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    return any("no memory is loaded" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("mode", ["", "in-place"])
+def test_rest_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None:
+    record, of, files = begun(mode)
+    plan = rested(record, of, files)
+    kinds = [type(step) for step in plan.steps if isinstance(step, GUEST)]
+    assert kinds == [LoadState if mode else ResetGuest, ContinueGuest]
+
+
+@pytest.mark.parametrize("mode", ["", "in-place"])
+def test_rest_of_a_revert_loads_nothing_into_a_guest_that_wrote_since(mode: str) -> None:
+    record, of, files = begun(mode)
+    files.touch(record.overlays["vdb"])
+    assert tidied(rested(record, of, files), record)
+
+
+@pytest.mark.parametrize("process", ["2:2", ""])
+def test_rest_of_a_revert_loads_nothing_into_another_qemu(process: str) -> None:
+    record, of, files = begun("in-place")
+    assert tidied(rested(record, of, files, process=process), record)
+
+
+def test_rest_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_nothing() -> None:
+    record, of, files = begun("in-place")
+    drawn = {
+        disk.name: " <- ".join(file.removeprefix("/images/") for file in disk.files[::-1])
+        for disk in of.disks.values()
+    }
+    on = graph(vda=f"{drawn['vda']} <- later*", vdb=f"{drawn['vdb']} <- later2*")
+    assert on.disks["vda"].files[1] == record.overlays["vda"]
+    plan = rested(record, on, files)
+    assert tidied(plan, record)
+    assert not plan.expect
+
+
+def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> None:
+    record, of, files = begun("in-place")
+    files.touch(record.overlays["vda"])
+    half = graph(of.disks["vda"], TWO.disks["vdb"])
+    plan = rested(record, half, files)
+    assert tidied(plan, record)
+    assert "vdb stayed where it was" in plan.notes[0]
+    assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
+
+
+def test_rest_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_came_back() -> None:
+    record, of, files = begun("in-place")
+    assert "go back once more" in rested(record, of, files, process="").vanished
+    assert rested(record, of, files, process="2:2").vanished == ""
+    assert rested(record, of, files).vanished == ""
+
+
+@pytest.mark.parametrize("above", [(), (Filter("thr", "throttle", "tg", Io(no_flush=True)),)])
+def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
+    above: tuple[Filter, ...],
+) -> None:
+    record, of, files = begun("")
+    vdb = with_layer(TWO.disks["vdb"], 0, io=Io(direct=True))
+    vdb = replace(vdb, filters=above, root="thr" if above else vdb.root)
+    plan = rested(record, graph(of.disks["vda"], vdb), files)
+    (add,) = [step for step in plan.steps if isinstance(step, AddNode)]
+    (move,) = [step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter)]
+    assert (add.file, add.io, add.unmap) == (record.overlays["vdb"], Io(direct=True), True)
+    assert [move.io for move in (move,) if isinstance(move, ReopenFilter)] == [one.io for one in above]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ran", "process", "runs"),
+    [
+        ("in-place", True, "1:1", True),
+        ("in-place", False, "1:1", False),
+        ("in-place", True, "2:2", False),
+        ("in-place", True, "", False),
+        ("", True, "1:1", False),
+    ],
+)
+def test_rest_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_run_on(
+    mode: str, process: str, *, ran: bool, runs: bool
+) -> None:
+    record, _, files = begun(mode)
+    record = replace(record, was=Settings(ran, process="1:1"))
+    files.records[-1] = record
+    plan = rested(record, TWO, files, process=process, status="restore-vm")
+    assert (ContinueGuest() in plan.steps) is runs
+    assert not any(isinstance(step, LoadState | SetDrive) for step in plan.steps)
+    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))

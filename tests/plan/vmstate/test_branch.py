@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import InvalidTarget, NotInChain, Refused, TargetExists, Unsupported
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk, Filter, Io
+from qmpsnap.model.machine import Device
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.steps import AddNode, CreateOverlay, DeleteNode, ReopenFilter, SetDrive
+from qmpsnap.plan.vmstate.branch import branch_token
+from qmpsnap.testing.drawing import MIB, chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.moments import BASE, DATA, MOMENT, O1, O2, S1, TWO, files_of
+from tests.plan.scenes import NOW, STATE, planned, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+
+BACK = Revert("c1")
+
+
+def branch(plan: Plan, disk: str = "vda") -> tuple[CreateOverlay, AddNode, SetDrive | ReopenFilter]:
+    """The steps that give the disk its branch."""
+    move = next(
+        step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter) and step.root.disk == disk
+    )
+    add = next(step for step in plan.steps if isinstance(step, AddNode) and step.node == move.root.node)
+    make = next(step for step in plan.steps if isinstance(step, CreateOverlay) and step.file == add.file)
+    return make, add, move
+
+
+def renamed(of: Graph, node: str) -> Graph:
+    """The same machine, vda's active layer under another node name."""
+    disk = replace(with_layer(of.disks["vda"], 0, node=node), root=node)
+    return graph(disk, of.disks["vdb"])
+
+
+def test_branch_stands_on_the_layer_that_holds_the_moment() -> None:
+    make, add, move = branch(planned(BACK, TWO, files=files_of("")))
+    assert make == CreateOverlay(add.file, 64 * MIB, S1, "qcow2", O1)
+    assert (add.backing, move.root.backing) == ("vda-s1", S1)
+    assert move.root.chain == ((S1, "qcow2"), (BASE, "qcow2"))
+    assert (move.was.file, move.was.node, move.was.chain) == (O1, "vda-o1", move.root.chain)
+
+
+def test_branch_records_the_format_of_a_raw_layer() -> None:
+    make, add, _ = branch(planned(BACK, TWO, files=files_of("")), "vdb")
+    assert (make.backing, make.backing_format, add.backing) == (DATA, "raw", "vdb-data.raw")
+
+
+def test_branch_has_another_file_each_time() -> None:
+    first = branch_token(MOMENT, TWO)
+    again = branch_token(replace(MOMENT, branches=({"vda": "/x"},)), TWO)
+    assert len({first, again, branch_token(MOMENT, graph(vda="base <- s1*"))}) == 3
+    make, *_ = branch(planned(BACK, TWO, files=files_of("")))
+    assert make.file == f"/images/base.c1-{first}.qcow2"
+
+
+def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
+    clones = graph(vda="base <- s1 <- o1*", vdb="base <- g2 <- o2*")
+    files = FakeFiles(clones)
+    g2 = "/images/g2.qcow2"
+    moment = replace(MOMENT, covered={"vda": S1, "vdb": g2}, chains={"vda": (S1, BASE), "vdb": (g2, BASE)})
+    files.records.append(moment)
+    plan = planned(BACK, clones, files=files)
+    token = branch_token(moment, clones)
+    assert [step.file for step in plan.steps if isinstance(step, CreateOverlay)] == [
+        f"/images/base.vda.c1-{token}.qcow2",
+        f"/images/base.vdb.c1-{token}.qcow2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("node", "closes"),
+    [("vda-o1", False), ("#block123", True), ("qmpsnap-00000002", True), ("qmpsnap-a-00000002", False)],
+)
+def test_branch_knows_which_old_root_qemu_closes_by_itself(node: str, closes: bool) -> None:
+    _, _, move = branch(planned(BACK, renamed(TWO, node), files=files_of("")))
+    assert move.closes is closes
+    assert (move.was.node == node) is not closes
+
+
+def test_branch_frees_the_nodes_of_ours_that_it_leaves() -> None:
+    plan = planned(BACK, renamed(TWO, "qmpsnap-a-00000002"), files=files_of(""))
+    assert [step for step in plan.steps if isinstance(step, DeleteNode)] == [DeleteNode("qmpsnap-a-00000002")]
+    assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, DeleteNode)]
+
+
+# -- where the disk is plugged in ------------------------------------------------------------------
+
+
+def filtered(*filters: Filter) -> Graph:
+    disk = replace(TWO.disks["vda"], root=filters[0].node, filters=filters)
+    return graph(disk, TWO.disks["vdb"])
+
+
+THROTTLE = Filter("thr", "throttle", "tg")
+
+
+def test_branch_goes_under_a_throttle_by_opening_that_again() -> None:
+    _, _, move = branch(planned(BACK, filtered(THROTTLE), files=files_of("")))
+    assert isinstance(move, ReopenFilter)
+    assert (move.filter, move.group) == ("thr", "tg")
+
+
+DIRECT, ZEROES = Io(direct=True), Io(no_flush=True, detect_zeroes="on")
+
+
+@pytest.mark.parametrize("node", ["vda-o1", "#block123"])
+def test_branch_reads_and_writes_as_the_active_layer_did_there_and_back(node: str) -> None:
+    of = renamed(TWO, node)
+    of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
+    plan = planned(BACK, of, files=files_of("", of))
+    _, add, move = branch(plan)
+    opened = [step for step in (add, *move.back()) if isinstance(step, AddNode)]
+    assert [(step.file, step.io, step.unmap) for step in opened] == [
+        (add.file, DIRECT, True),
+        *([(O1, DIRECT, True)] if node.startswith("#") else []),
+    ]
+    assert plan.after is not None
+    assert plan.after.disks["vda"].active.io == DIRECT
+    assert branch(plan, "vdb")[1].io == Io()
+
+
+def test_branch_under_a_throttle_lets_that_keep_its_own_options() -> None:
+    of = filtered(replace(THROTTLE, io=ZEROES))
+    of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
+    _, add, move = branch(planned(BACK, of, files=files_of("", of)))
+    assert isinstance(move, ReopenFilter)
+    assert (add.io, move.io) == (DIRECT, ZEROES)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        (Filter("thr", "throttle"),),
+        (Filter("m", "mirror_top"),),
+        (THROTTLE, THROTTLE),
+        (Filter("c", "copy-on-read"), THROTTLE),
+    ],
+)
+def test_branch_is_refused_under_any_other_filter(filters: tuple[Filter, ...]) -> None:
+    with pytest.raises(Unsupported, match="vda is under the filter"):
+        planned(BACK, filtered(*filters), files=files_of(""))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/machine/peripheral/vda/virtio-backend", "virtio-blk-device"),
+        ("/machine/peripheral/vda", "scsi-hd"),
+        ("/machine/peripheral-anon/device[1]", "ide-hd"),
+    ],
+)
+def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
+    device = {**a_machine(TWO).devices, "vda": Device(path, kind)}
+    _, _, move = branch(planned(BACK, TWO, files=files_of(""), machine=a_machine(TWO, devices=device)))
+    assert isinstance(move, SetDrive)
+    assert move.path == path
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        None,
+        Device("/machine/peripheral/vda", "nvme"),
+        Device("/machine/peripheral/vda", "usb-storage"),
+        Device("/machine/peripheral/vda/vda.0/legacy[0]", "scsi-hd"),
+        Device("/machine/peripheral/vda", "virtio-blk-device"),
+    ],
+)
+def test_branch_is_refused_for_any_other_device(device: Device | None) -> None:
+    known = {name: one for name, one in a_machine(TWO).devices.items() if name != "vda"}
+    machine = a_machine(TWO, devices=known | ({"vda": device} if device else {}))
+    with pytest.raises(Unsupported, match=r"whose root (cannot|could) be changed") as caught:
+        planned(BACK, TWO, files=files_of(""), machine=machine)
+    assert caught.value.hint == "let it stay as it is: --leave vda; or go back into a new QEMU: --prepare"
+
+
+# -- what is refused of the layers -----------------------------------------------------------------
+
+
+def put(*files: str) -> FakeFiles:
+    found = files_of("")
+    for file in files:
+        found.put(file, format="raw")
+    return found
+
+
+def full() -> FakeFiles:
+    files = files_of("")
+    files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=4096)
+    return files
+
+
+def with_record(record: IntentRecord) -> FakeFiles:
+    files = files_of("")
+    files.records.append(record)
+    return files
+
+
+WROTE = IntentRecord("qmpsnap-commit-keep-0", "commit", NOW, invalid=(BASE,), directory=STATE)
+GROWN = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
+FOLDED = graph(chain("base <- s1*"), TWO.disks["vdb"])
+REMOTE = graph(with_layer(TWO.disks["vda"], 0, file="nbd://h/x", local=False), TWO.disks["vdb"])
+EMPTY = graph(Disk("vda"), TWO.disks["vdb"])
+TAKEN = f"/images/base.c1-{branch_token(MOMENT, TWO)}.qcow2"
+REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
+    "taken": (TWO, put(TAKEN), TargetExists, "was not touched"),
+    "no room": (TWO, full(), InvalidTarget, "no space left"),
+    "invalid": (TWO, with_record(WROTE), NotInChain, "holds no moment any more"),
+    "another size": (GROWN, files_of(""), Unsupported, "134217728 bytes, it had 67108864"),
+    "folded": (FOLDED, files_of(""), NotInChain, "its overlay was folded into it"),
+    "remote": (REMOTE, files_of(""), InvalidTarget, "no place beside it"),
+    "empty": (EMPTY, files_of(""), Unsupported, "no medium"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_branch_refuses_what_cannot_be(case: str) -> None:
+    drawn, files, error, text = REFUSED[case]
+    with pytest.raises(Refused, match=text) as caught:
+        planned(BACK, drawn, files=files, state_dir=STATE)
+    assert type(caught.value) is error
+
+
+def test_branch_without_room_is_told_what_can_be_done_about_it() -> None:
+    with pytest.raises(InvalidTarget) as caught:
+        planned(BACK, TWO, files=full())
+    assert caught.value.hint == "make room there"
+
+
+# -- of a moment that a revert left aside ----------------------------------------------------------
+
+C2 = MomentRecord(
+    "qmpsnap-checkpoint-keep-00000002",
+    "c2",
+    NOW,
+    overlays={"vda": "/images/o3.qcow2"},
+    covered={"vda": O1},
+    chains={"vda": (O1, S1, BASE)},
+    directory=STATE,
+)
+ASIDE = graph(vda="base <- s1 <- r1*")
+
+
+def aside() -> FakeFiles:
+    files = files_of("", ASIDE)
+    files.records[:] = [replace(MOMENT, branches=({"vda": "/images/r1.qcow2"},)), C2]
+    files.put(O1, backing=S1)
+    files.put("/images/o3.qcow2", backing=O1)
+    return files
+
+
+def test_branch_of_a_moment_left_aside_opens_the_chain_by_its_headers() -> None:
+    make, add, move = branch(planned(Revert("c2"), ASIDE, files=aside()))
+    assert (make.backing, make.backing_format, add.backing) == (O1, "qcow2", None)
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+
+
+def test_branch_of_a_moment_left_aside_needs_no_overlay_on_a_layer_that_we_made() -> None:
+    files = aside()
+    del files.facts["/images/o3.qcow2"]  # given up by revert --discard
+    make, _, move = branch(planned(Revert("c2"), ASIDE, files=files))
+    assert (make.backing, make.backing_format) == (O1, "qcow2")
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+
+
+def gone(file: str) -> FakeFiles:
+    files = aside()
+    del files.facts[file]
+    return files
+
+
+def changed(file: str, backing: str | None) -> FakeFiles:
+    files = aside()
+    files.put(file, backing=backing)
+    return files
+
+
+def theirs() -> FakeFiles:
+    """Nobody knows the format of what C2 covers: no overlay on it, and it is none of ours."""
+    files = gone("/images/o3.qcow2")
+    files.records[0] = replace(MOMENT, overlays={}, branches=({"vda": "/images/r1.qcow2"},))
+    files.records[1] = replace(C2, overlays={"vda": "/images/o3.qcow2"})
+    return files
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        (gone(O1), "is gone"),
+        (changed(O1, BASE), "stands on '/images/base.qcow2' by now"),
+        (changed(BASE, "/images/more.qcow2"), "stands on '/images/more.qcow2', which 'c2' did not"),
+    ],
+)
+def test_branch_of_a_moment_left_aside_is_refused_when_its_chain_is_another(
+    files: FakeFiles, text: str
+) -> None:
+    with pytest.raises(NotInChain, match=text):
+        planned(Revert("c2"), ASIDE, files=files)
+
+
+def test_branch_of_a_moment_left_aside_probes_no_format() -> None:
+    with pytest.raises(Refused):
+        planned(Revert("c2"), ASIDE, files=theirs())
+
+
+def test_branch_is_not_named_as_any_node_that_is_there() -> None:
+    _, add, _ = branch(planned(BACK, TWO, files=files_of("")))
+    used = replace(TWO, nodes={**TWO.nodes, add.node: TWO.nodes["vda-base"]})
+    _, other, _ = branch(planned(BACK, used, files=files_of("")))
+    assert other.node != add.node
+    assert O2 not in other.file
+
+
+def recorded(*formats: str) -> FakeFiles:
+    """No overlay of the moment is left; its record tells the formats."""
+    files = gone("/images/o3.qcow2")
+    files.records[1] = replace(C2, formats={"vda": formats})
+    return files
+
+
+def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> None:
+    aside = graph(with_layer(ASIDE.disks["vda"], -1, format="raw"))
+    make, _, move = branch(planned(Revert("c2"), aside, files=recorded("qcow2", "qcow2", "raw")))
+    assert (make.backing, make.backing_format) == (O1, "qcow2")
+    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
+
+
+@pytest.mark.parametrize(
+    ("file", "backing", "text"),
+    [
+        (O1, BASE, "stands on '/images/base.qcow2' by now, not on"),
+        (O1, None, "stands on nothing by now"),
+        (BASE, "/images/more.qcow2", "stands on '/images/more.qcow2', which 'c2' did not"),
+    ],
+)
+def test_branch_of_recorded_formats_is_refused_when_the_chain_is_another(
+    file: str, backing: str | None, text: str
+) -> None:
+    files = recorded("qcow2", "qcow2", "qcow2")
+    files.put(file, backing=backing)
+    with pytest.raises(NotInChain, match=text):
+        planned(Revert("c2"), ASIDE, files=files)
+
+
+def test_branch_of_recorded_formats_is_refused_when_a_layer_is_gone_or_of_another_format() -> None:
+    files = recorded("qcow2", "qcow2", "qcow2")
+    files.put(O1, format="raw")
+    with pytest.raises(NotInChain, match="no image any more"):
+        planned(Revert("c2"), ASIDE, files=files)
+    with pytest.raises(NotInChain, match="is qcow2 by now, it was qed"):
+        planned(Revert("c2"), ASIDE, files=recorded("qed", "qcow2", "qcow2"))
+
+
+def stolen(base: str, *, data_file: str | None = None) -> FakeFiles:
+    """A record that came with a bundle: its chain ends in a file that no disk of the machine has open."""
+    files = recorded("qcow2", "raw")
+    record = files.records[1]
+    assert isinstance(record, MomentRecord)
+    files.records[1] = replace(record, chains={"vda": (O1, base)})
+    files.put(base, format="raw")
+    files.put(O1, backing=base, backing_format="raw")
+    fact = files.facts[O1]
+    assert fact.header is not None
+    files.facts[O1] = replace(fact, header=replace(fact.header, data_file=data_file))
+    return files
+
+
+@pytest.mark.parametrize("base", ["/etc/shadow", "/images/sub/other.raw", "/home/other/disk.raw"])
+def test_branch_stands_on_no_file_of_the_host_that_a_record_alone_names(base: str) -> None:
+    with pytest.raises(NotInChain, match=f"'c2' stands on {base}, which no disk of this machine has open"):
+        planned(Revert("c2"), ASIDE, files=stolen(base))
+
+
+def test_branch_may_stand_on_a_base_image_beside_the_layers() -> None:
+    """After a complete stream the base is in no chain any more, and can be gone back to."""
+    _, _, move = branch(planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw")))
+    assert move.root.chain == ((O1, "qcow2"), ("/images/was.raw", "raw"))
+
+
+def test_branch_is_refused_when_a_layer_keeps_its_data_in_a_file_that_nobody_has_open() -> None:
+    with pytest.raises(NotInChain, match="keeps its data in another file"):
+        planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw", data_file="/etc/shadow"))
+
+
+def test_branch_is_refused_when_the_record_calls_a_raw_layer_an_image() -> None:
+    """The guest may have written a header into it, and QEMU would follow that."""
+    aside = graph(with_layer(ASIDE.disks["vda"], -1, format="raw"))
+    with pytest.raises(NotInChain, match="is raw in the chain of vda, and qcow2 in 'c2'"):
+        planned(Revert("c2"), aside, files=recorded("qcow2", "qcow2", "qcow2"))

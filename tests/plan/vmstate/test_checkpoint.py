@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpsnap.errors import Busy, InvalidTarget, NotFound, Refused, TargetExists, Unsupported
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk, InternalSnapshot
+from qmpsnap.model.record import KeptState, MomentRecord, Settings
+from qmpsnap.plan.intent import Checkpoint, FileMode
+from qmpsnap.plan.steps import (
+    AddStore,
+    AwaitMigration,
+    ContinueGuest,
+    CreateMemory,
+    CreateStore,
+    SealMemory,
+    SealStore,
+    StopGuest,
+    TakeSnapshots,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.plan import Plan
+
+TWO = graph(vda="base <- s1*", vdb="data.raw*")
+OLD = MappingProxyType({"events": False, "background-snapshot": False})
+MODES: list[FileMode] = ["stop", "background", "in-place"]
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [type(step).__name__ for step in plan.steps]
+
+
+def test_checkpoint_stopped_writes_the_memory_before_the_overlays() -> None:
+    plan = planned(Checkpoint("c1"), TWO)
+    assert [stage.title for stage in plan.stages if stage.verify] == ["take the checkpoint"]
+    assert kinds(plan) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateMemory"),
+        *("AwaitMigration", "SetCapabilities", "SetParameters", "PassFile"),
+        *("StopGuest", "SaveMemory", "ReleaseFile", "AwaitMigration", "TakeSnapshots", "ContinueGuest"),
+        *("AwaitClosed", "SealMemory", "SetParameters", "SetCapabilities", "KeepMoment"),
+    ]
+
+
+def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
+    plan = planned(Checkpoint("c1", "background"), TWO)
+    assert kinds(plan)[8:16] == [
+        *("StopGuest", "TakeSnapshots", "SaveMemory", "ReleaseFile", "AwaitMigration", "ContinueGuest"),
+        *("AwaitMigration", "AwaitClosed"),
+    ]
+    waits = [step.until for step in plan.steps if isinstance(step, AwaitMigration)]
+    assert waits == ["settled", "writing", "kept"]
+
+
+def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
+    plan = planned(Checkpoint("c1", "in-place"), TWO)
+    assert kinds(plan) == [
+        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateStore", "AddStore"),
+        *("StopGuest", "SaveState", "AwaitJob", "DismissJob", "TakeSnapshots", "ContinueGuest"),
+        *("DeleteNode", "SealStore", "KeepMoment"),
+    ]
+    store = next(step for step in plan.steps if isinstance(step, AddStore))
+    assert plan.record is not None
+    assert store.file == f"/images/base.c1.vmstate.qcow2.{plan.record.record.id[-8:]}.partial"
+    assert next(step for step in plan.steps if isinstance(step, CreateStore)).like == "/images/s1.qcow2"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_puts_overlays_on_every_writable_disk_at_one_instant(mode: FileMode) -> None:
+    plan = planned(Checkpoint("c1", mode), TWO)
+    (take,) = [step for step in plan.steps if isinstance(step, TakeSnapshots)]
+    assert [one.disk for one in take.overlays] == ["vda", "vdb"]
+    assert plan.moves == ("vda", "vdb")
+    assert plan.chains_after == {
+        "vda": ("/images/base.c1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"),
+        "vdb": ("/images/data.c1.qcow2", "/images/data.raw"),
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: FileMode) -> None:
+    machine = a_machine(TWO, process="1-2")
+    plan = planned(Checkpoint("c1", mode), TWO, machine=machine)
+    assert plan.record is not None
+    record = plan.record.record
+    ending = "vmstate.qcow2" if mode == "in-place" else "memory"
+    tag = f"qmpsnap-{record.id[-8:]}" if mode == "in-place" else ""
+    file = f"/images/base.c1.{ending}"
+    assert record.state == KeptState(mode, file, tag, True, machine.fingerprint, record.id[-8:])
+    assert record.made[-1] == f"{file}.{record.id[-8:]}.partial"
+    assert record.was is not None
+    assert (record.was.running, record.was.process) == (True, "1-2")
+    if mode == "in-place":
+        assert record.was == Settings(running=True, process="1-2")
+    else:
+        assert record.was.parameters == {"max-bandwidth": 134_217_728}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_goes_where_the_caller_says(mode: FileMode) -> None:
+    plan = planned(Checkpoint("c1", mode, "/fast/m"), TWO)
+    made = [step.file for step in plan.steps if isinstance(step, CreateMemory | CreateStore)]
+    sealed = [step.file for step in plan.steps if isinstance(step, SealMemory | SealStore)]
+    assert plan.record is not None
+    token = plan.record.record.id[-8:]
+    assert (made, sealed) == ([f"/fast/m.{token}.partial"], ["/fast/m"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: FileMode) -> None:
+    plan = planned(Checkpoint("c1", mode), TWO, machine=a_machine(TWO, running=False))
+    assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
+        StopGuest(ran=False)
+    ]
+    assert plan.run_state == "paused"
+
+
+def test_checkpoint_of_a_paused_guest_in_the_background_is_one_that_is_stopped_and_says_so() -> None:
+    machine = a_machine(TWO, running=False)
+    plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
+    stopped = planned(Checkpoint("c1"), TWO, machine=machine)
+    assert plan.steps == stopped.steps
+    assert plan.notes[0] == "the guest is paused, so its memory is written as by --mode stop"
+    assert "postmigrate" in plan.notes[1]
+    assert "postmigrate" in stopped.notes[0]
+
+
+def test_checkpoint_in_place_can_be_taken_where_no_file_can_be_passed() -> None:
+    machine = a_machine(TWO, passes_files=False, status="postmigrate", running=False)
+    assert planned(Checkpoint("c1", "in-place"), TWO, machine=machine).steps
+
+
+def test_checkpoint_reserves_room_where_a_failure_would_hang_the_guest() -> None:
+    machine = a_machine(TWO, capabilities=OLD)
+    plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
+    (made,) = [step for step in plan.steps if isinstance(step, CreateMemory)]
+    assert made.reserve_bytes == (256 + 160) << 20
+
+
+def files_with(*taken: str, **directories: DirFact) -> FakeFiles:
+    files = FakeFiles(TWO)
+    for file in taken:
+        files.put(file, format="raw")
+    files.directories |= {one.path: one for one in directories.values()}
+    return files
+
+
+FULL = DirFact("/images", exists=True, writable=True, free_bytes=16 << 20)
+LOCKED = DirFact("/images", exists=True, writable=False, problem="permission denied")
+EMPTY = graph(Disk("cd0"))
+INSIDE = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "c1"),)))
+REMOTE = graph(with_layer(chain("base*"), 0, file="nbd://host/x", local=False))
+REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
+    "job": (Checkpoint("c1"), {"jobs": (job("theirs"),)}, Busy, "'theirs'"),
+    "name inside": (Checkpoint("c1"), {"graph": INSIDE}, TargetExists, "'c1' already"),
+    "overlay there": (
+        Checkpoint("c1"),
+        {"files": files_with("/images/base.c1.qcow2")},
+        TargetExists,
+        "base.c1.qcow2 exists",
+    ),
+    "memory there": (
+        Checkpoint("c1"),
+        {"files": files_with("/images/base.c1.memory")},
+        TargetExists,
+        "base.c1.memory exists",
+    ),
+    "store there": (
+        Checkpoint("c1", "in-place"),
+        {"files": files_with("/images/base.c1.vmstate.qcow2")},
+        TargetExists,
+        "vmstate.qcow2 exists",
+    ),
+    "no room": (Checkpoint("c1"), {"files": files_with(at=FULL)}, InvalidTarget, "bytes free"),
+    "no records": (
+        Checkpoint("c1"),
+        {"files": files_with(at=LOCKED)},
+        InvalidTarget,
+        "cannot be written",
+    ),
+    "overlay's name": (
+        Checkpoint("c1", memory="/images/data.c1.qcow2"),
+        {},
+        InvalidTarget,
+        "to be an overlay",
+    ),
+    "no disk": (Checkpoint("c1"), {"graph": EMPTY}, NotFound, "no writable disk"),
+    "remote": (Checkpoint("c1"), {"graph": REMOTE}, InvalidTarget, "no place beside it"),
+    "unseen": (Checkpoint("c1"), {"files": unseen(TWO), "state_dir": "/r"}, Unsupported, "not visible"),
+    "waiting": (
+        Checkpoint("c1"),
+        {"machine": a_machine(TWO, status="inmigrate", running=False)},
+        Unsupported,
+        "inmigrate",
+    ),
+    "migrating": (Checkpoint("c1"), {"machine": a_machine(TWO, migration="active")}, Busy, "active"),
+    "tcp": (Checkpoint("c1"), {"machine": a_machine(TWO, passes_files=False)}, Unsupported, "unix socket"),
+    "no background": (
+        Checkpoint("c1", "background"),
+        {"machine": a_machine(TWO, capabilities={"events": False})},
+        Unsupported,
+        "while the guest runs on",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
+    intent, around, error, text = REFUSED[case]
+    drawn: Graph = around.get("graph", TWO)
+    more = {key: value for key, value in around.items() if key != "graph"}
+    with pytest.raises(Refused, match=text) as caught:
+        planned(intent, drawn, **more)
+    assert type(caught.value) is error
+
+
+TCP = a_machine(TWO, passes_files=False)
+NO_ROOM = replace(FULL, free_bytes=4096)
+DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "around", "hint"),
+    [
+        (TWO, {"files": files_with("/images/base.c1.qcow2")}, "take another name"),
+        (TWO, {"files": files_with(at=NO_ROOM)}, "make room there"),
+        (TWO, {"files": files_with(at=FULL)}, "--memory FILE"),
+        (DEVICE, {}, "qmpsnap snapshot --disk vda=FILE"),
+        (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or take it --mode in-place"),
+        (TWO, {"machine": TCP, "files": unseen(TWO)}, "--shared-fs yes allows --mode in-place"),
+    ],
+    ids=["there", "full", "no room", "device", "tcp", "tcp unseen"],
+)
+def test_checkpoint_refused_says_what_can_be_done_about_it(
+    drawn: Graph, around: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        planned(Checkpoint("c1"), drawn, **around)
+    assert caught.value.hint.endswith(hint)
+
+
+def test_checkpoint_refuses_the_name_of_a_moment_that_a_revert_left_aside() -> None:
+    s1 = {"vda": "/images/s1.qcow2"}
+    gone, base = {"vda": "/images/gone.qcow2"}, {"vda": "/images/base.qcow2"}
+    first = MomentRecord("x", "first", NOW, gone, base, branches=(s1,), directory=STATE)
+    aside = MomentRecord("y", "aside", NOW, {"vda": "/images/z.qcow2"}, gone, directory=STATE)
+    files = FakeFiles(TWO)
+    files.records += [first, aside]
+    with pytest.raises(TargetExists, match="'aside' already"):
+        planned(Checkpoint("aside"), TWO, files=files)
+    assert planned(Checkpoint("other"), TWO, files=files).steps
+
+
+def test_checkpoint_leaves_out_and_names_disks_that_cannot_change() -> None:
+    read_only = replace(chain("iso.raw*", name="vdr"), read_only=True)
+    plan = planned(Checkpoint("c1"), graph(read_only, vda="base <- s1*"))
+    assert (plan.disks, plan.notes) == (("vda",), ("left out: vdr (read-only)",))

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpsnap.errors import Busy, InvalidTarget, Refused, TargetExists, Unsupported
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask, DirFact, Files
+from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Save, Snapshot
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.steps import AwaitMigration, PassFile, ReleaseFile, SetCapabilities, SetParameters
+from qmpsnap.plan.vmstate.common import (
+    Passage,
+    file_number,
+    refuse_memory_place,
+    refuse_state,
+    refuse_unsettled,
+    state_file,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import NOW, planned, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.model.job import Job
+    from qmpsnap.plan.intent import Intent
+
+ONE = graph(vda="base <- s1*")
+OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle": True})
+
+
+def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = ()) -> Scene:
+    asked = Ask(files=("/images/m",), directories=("/images",))
+    return Scene(ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=a_machine(ONE))
+
+
+def passage(**more: Any) -> Passage:
+    return Passage(a_machine(ONE), "/images/m.partial", 7, **more)
+
+
+def old(**more: Any) -> Passage:
+    return Passage(a_machine(ONE, capabilities=OLD), "/images/m.partial", 7, **more)
+
+
+def test_file_number_fits_in_what_qemu_takes() -> None:
+    assert file_number("00000007") == 7
+    assert file_number("ffffffff") == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "status", ["inmigrate", "restore-vm", "save-vm", "finish-migrate", "colo", "preconfig"]
+)
+def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None:
+    for migrates in (True, False):
+        with pytest.raises(Unsupported, match=status):
+            refuse_state(a_machine(ONE, status=status), migrates=migrates)
+
+
+def test_refuse_state_does_not_mind_what_a_failed_load_has_left_where_memory_is_loaded() -> None:
+    refuse_state(a_machine(ONE, status="restore-vm"), migrates=False, loads=True)
+    with pytest.raises(Unsupported):
+        refuse_state(a_machine(ONE, status="inmigrate"), migrates=False, loads=True)
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "prelaunch", "io-error", "shutdown"])
+def test_refuse_state_takes_a_machine_that_stands_or_runs(status: str) -> None:
+    refuse_state(a_machine(ONE, status=status), migrates=True)
+
+
+def test_refuse_state_while_a_migration_is_under_way() -> None:
+    with pytest.raises(Busy, match="active"):
+        refuse_state(a_machine(ONE, migration="active"), migrates=False)
+
+
+@pytest.mark.parametrize("changes", [{"status": "postmigrate"}, {"passes_files": False}], ids=str)
+def test_refuse_state_only_where_a_migration_is_wanted(changes: dict[str, Any]) -> None:
+    machine = a_machine(ONE, **changes)
+    refuse_state(machine, migrates=False)
+    with pytest.raises(Unsupported):
+        refuse_state(machine, migrates=True)
+
+
+@pytest.mark.parametrize(
+    "intent",
+    [
+        Checkpoint("c1", "stop"),
+        Checkpoint("c1", "background"),
+        Checkpoint("c1", "in-place"),
+        CheckpointInternal("c1"),
+        Save("/images/m"),
+    ],
+    ids=str,
+)
+def test_no_state_is_kept_of_a_machine_that_cannot_be_migrated(intent: Intent) -> None:
+    blocked = a_machine(ONE, blocked=("non-migratable device: x", "mounted"))
+    with pytest.raises(Unsupported, match="this machine: non-migratable device: x; mounted") as caught:
+        planned(intent, ONE, machine=blocked)
+    assert caught.value.hint.endswith("take the disks alone: qmpsnap snapshot")
+    assert planned(Snapshot("n1"), ONE, machine=blocked).steps
+
+
+def test_no_state_is_kept_of_a_guest_that_sleeps() -> None:
+    asleep = a_machine(ONE, running=False, status="suspended")
+    for intent in (
+        Checkpoint("c1", "stop"),
+        Checkpoint("c1", "background"),
+        Checkpoint("c1", "in-place"),
+        CheckpointInternal("c1"),
+        Save("/images/m"),
+    ):
+        with pytest.raises(Unsupported, match="the guest sleeps") as caught:
+            planned(intent, ONE, machine=asleep)
+        assert caught.value.hint == "wake it first: qmpsnap qmp system_wakeup"
+
+
+def test_state_file_is_beside_the_active_layer_and_named_after_the_base() -> None:
+    moved = with_layer(chain("base <- s1*"), 0, file="/fast/s1.qcow2")
+    assert state_file(moved, "c1", "memory") == "/fast/base.c1.memory"
+
+
+@pytest.mark.parametrize("changes", [{"file": "nbd://h/x", "local": False}, {"file": "/dev/vg/x"}], ids=str)
+def test_state_file_has_no_place_beside_what_is_no_file(changes: dict[str, object]) -> None:
+    with pytest.raises(InvalidTarget, match="no place beside it"):
+        state_file(with_layer(chain("base <- s1*"), 0, **changes), "c1", "memory")
+
+
+def directory(**changes: object) -> FakeFiles:
+    files = FakeFiles(ONE)
+    usual = DirFact("/images", exists=True, writable=True, free_bytes=1 << 40)
+    files.directories["/images"] = replace(usual, **changes)  # type: ignore[arg-type]
+    return files
+
+
+def test_refuse_memory_place_that_is_taken() -> None:
+    files = FakeFiles(ONE)
+    refuse_memory_place(scene(files), "/images/m")
+    files.put("/images/m", format="raw")
+    with pytest.raises(TargetExists) as caught:
+        refuse_memory_place(scene(files), "/images/m")
+    assert caught.value.file == "/images/m"
+
+
+NEEDED = (256 << 20) + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"exists": False}, "does not exist"),
+        ({"writable": False, "problem": "read-only file system"}, "read-only file system"),
+        ({"free_bytes": NEEDED - 1}, f"{NEEDED - 1} bytes free; the guest's memory may take {NEEDED}"),
+    ],
+)
+def test_refuse_memory_place_in_a_directory_that_cannot_take_it(
+    changes: dict[str, object], text: str
+) -> None:
+    with pytest.raises(InvalidTarget, match=text):
+        refuse_memory_place(scene(directory(**changes)), "/images/m")
+
+
+def test_refuse_memory_place_takes_what_has_just_room_enough() -> None:
+    refuse_memory_place(scene(directory(free_bytes=NEEDED)), "/images/m")
+
+
+def test_refuse_memory_place_that_is_no_absolute_path() -> None:
+    with pytest.raises(InvalidTarget, match="no absolute path"):
+        refuse_memory_place(scene(FakeFiles(ONE)), "m")
+
+
+def test_passage_waits_sets_and_passes_before_the_guest_stands_still() -> None:
+    on, off = SetCapabilities((("events", True),), (("events", False),)), 134_217_728
+    fast = SetParameters((("max-bandwidth", 1 << 60),), (("max-bandwidth", off),))
+    file = PassFile("/images/m.partial", 7, "fdset", write=True)
+    assert passage().before == (AwaitMigration("settled"), on, fast, file)
+    assert passage().released == (ReleaseFile(7, "fdset"),)
+    assert passage().after == (fast.back(), on.back())
+    assert passage().was == Settings(True, {"events": False}, {"max-bandwidth": off}, "1:1")
+
+
+def test_passage_by_descriptor_has_nothing_to_release_and_switches_off_what_is_on() -> None:
+    (step,) = old().capabilities
+    assert step == SetCapabilities(
+        (("events", True), ("xbzrle", False)), (("events", False), ("xbzrle", True))
+    )
+    assert (old().passed.way, old().released) == ("fd", ())
+
+
+def test_passage_sets_nothing_that_is_so_already() -> None:
+    machine = a_machine(ONE, capabilities={"events": True, "xbzrle": False}, parameters={})
+    bare = Passage(machine, "/m", 7)
+    assert (bare.capabilities, bare.parameters, bare.after) == ((), (), ())
+
+
+def test_passage_in_the_background_may_not_stop_where_qemu_would_hang_and_reserves_its_room() -> None:
+    assert dict(passage(background=True).capabilities[0].values)["background-snapshot"]
+    assert (passage(background=True).may_stop, passage(background=True).reserve_bytes) == (True, 0)
+    assert (old(background=True).may_stop, old(background=True).reserve_bytes) == (False, (256 + 160) << 20)
+    assert (old().may_stop, old().reserve_bytes) == (True, 0)
+
+
+def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:
+    machine = a_machine(ONE, capabilities={"events": False})
+    with pytest.raises(Unsupported) as caught:
+        _ = Passage(machine, "/m", 7, background=True).capabilities
+    assert isinstance(caught.value, Refused)
+    assert caught.value.feature == "background-snapshot"
+
+
+@pytest.mark.parametrize(("live", "said"), [(True, "is under way"), (False, "was left unfinished")])
+def test_refuse_unsettled_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
+    files = FakeFiles(ONE)
+    was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})
+    record = IntentRecord("qmpsnap-save-keep-1", "save", NOW, was=was, directory="/images", live=live)
+    found = Files(records=(record,))
+    looked = replace(scene(files), files=found)
+    with pytest.raises(Busy, match=said) as caught:
+        refuse_unsettled(looked)
+    assert "qmpsnap job wait qmpsnap-save-keep-1" in caught.value.hint
+    for other in (replace(was, process="2:2"), replace(was, parameters={})):
+        refuse_unsettled(replace(looked, files=Files(records=(replace(record, was=other),))))
