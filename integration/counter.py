@@ -52,7 +52,8 @@ class Counter:
         )
 
     async def now(self):
-        return int(await self._guest.run("cat /run/count"))
+        """The count in RAM; a reader may find nothing, for the shell empties the file before it writes."""
+        return int(await self._guest.run('until n=$(cat /run/count); [ -n "$n" ]; do :; done; echo $n'))
 
     async def more(self, rounds):
         """Wait until it has counted so many on; return the count at first."""
