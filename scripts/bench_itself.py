@@ -30,12 +30,12 @@ async def processes(bench: Bench):
     command = Path(sys.executable).with_name("qmpsnap")
     with bench.machine(directory, [file]) as socket:
         sides = {
-            "library": [sys.executable, "-c", "import qemu.qmp, anyio, anyio.to_thread, structlog"],
+            "library": [sys.executable, "-c", "import qemu.qmp, anyio, anyio.to_thread, structlog, msgspec"],
             "import": [sys.executable, "-c", "import qmpsnap; qmpsnap.connect"],
             "command line": [
                 sys.executable,
                 "-c",
-                "import qemu.qmp, anyio, anyio.to_thread, structlog, click, rich.table",
+                "import qemu.qmp, anyio, anyio.to_thread, structlog, msgspec, click, rich.table",
             ],
             "chain": [command, "-s", socket, "chain"],
         }

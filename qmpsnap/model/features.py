@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.qapi import Reply
 
-__all__ = ["Features"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["CommandInfo", "Features", "SchemaInfo", "has_argument"]
+
+
+class CommandInfo(Reply, frozen=True):
+    """QAPI: query-commands."""
+
+    name: str
+
+
+class SchemaInfoMember(Reply, frozen=True):
+    """A member of an object; those of other types have other fields."""
+
+    name: str = ""
+
+
+class SchemaInfo(Reply, frozen=True):
+    """A command, with the name of its arguments' type, or a type. QAPI: query-qmp-schema."""
+
+    name: str
+    arg_type: str = ""
+    members: tuple[SchemaInfoMember, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +51,10 @@ class Features:
                 raise Unsupported(
                     f"this QEMU has no {command!r}", feature=command, hint="a newer QEMU has it"
                 )
+
+
+def has_argument(schema: Iterable[SchemaInfo], command: str, argument: str) -> bool:
+    """Whether a command has an argument of that name."""
+    entries = {entry.name: entry for entry in schema}
+    kind = entries.get(entries[command].arg_type) if command in entries else None
+    return kind is not None and argument in {member.name for member in kind.members}

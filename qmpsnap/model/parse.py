@@ -1,17 +1,17 @@
-"""The only reader of QEMU's raw block queries.
+"""One graph from QEMU's replies about its block nodes.
 
-Three commands make one graph. query-block tells the disks; query-blockstats alone names every node
+Three commands make it. query-block tells the disks; query-blockstats alone names every node
 along a chain; query-named-block-nodes tells what each node is. They are joined by node name.
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Malformed
+from qmpsnap.model.block_replies import BlockDeviceInfo, BlockInfo, BlockStats, FdsetInfo, file_options
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import (
     FILTER_DRIVERS,
@@ -26,21 +26,31 @@ from qmpsnap.model.graph import (
     Node,
 )
 from qmpsnap.model.header import backing_path
+from qmpsnap.model.qapi import read
 from qmpsnap.model.qdev import disk_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["FDSET", "GRAPH_QUERIES", "OWN_FDS", "GraphMoved", "odd_names", "parse_fdsets", "parse_graph"]
+    from qmpsnap.model.block_replies import ImageInfo
 
-Raw = dict[str, object]
+__all__ = [
+    "FDSET",
+    "GRAPH_QUERIES",
+    "OWN_FDS",
+    "GraphMoved",
+    "GraphReplies",
+    "odd_names",
+    "parse_fdsets",
+    "parse_graph",
+]
 
 GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-block", Frozen({})),
     ("query-blockstats", Frozen({})),
     ("query-named-block-nodes", Frozen({"flat": True})),
 )
-"""The commands, with arguments, whose answers `parse_graph` takes, in this order."""
+"""The commands, with arguments, whose replies make `GraphReplies`, in this order."""
 
 FDSET = "/dev/fdset/"
 """How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
@@ -53,181 +63,154 @@ class GraphMoved(Exception):
     """The three answers do not belong to one moment: ask again."""
 
 
-def odd_names(named: object) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class GraphReplies:
+    """The replies to `GRAPH_QUERIES`.
+
+    QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
+    """
+
+    block: list[BlockInfo]
+    stats: list[BlockStats]
+    named: list[BlockDeviceInfo]
+
+    @classmethod
+    def read(cls, block: object, stats: object, named: object) -> GraphReplies:
+        """Read them.
+
+        Raises:
+            Malformed: When one is not of the schema's shape.
+        """
+        return cls(
+            read(list[BlockInfo], block, "query-block"),
+            read(list[BlockStats], stats, "query-blockstats"),
+            read(list[BlockDeviceInfo], named, "query-named-block-nodes"),
+        )
+
+
+def odd_names(replies: GraphReplies) -> tuple[str, ...]:
     """File names that QEMU uses, when one of them means nothing outside of it; else none.
 
     That is a relative name, a set of descriptors (/dev/fdset/N), and a descriptor of QEMU's own.
-
-    Args:
-        named: Return value of query-named-block-nodes, flat.
     """
-    try:
-        names = tuple(_text(row["file"]) for row in _rows(named) if row["drv"] in PATH_DRIVERS)
-    except (KeyError, TypeError):  # `parse_graph` says what is wrong
-        return ()
+    names = tuple(entry.file for entry in replies.named if entry.drv in PATH_DRIVERS)
     odd = any(name.startswith((FDSET, *OWN_FDS)) or not name.startswith("/") for name in names)
     return tuple(dict.fromkeys(names)) if odd else ()
 
 
-def parse_fdsets(answer: object) -> dict[str, tuple[int, ...]]:
+def parse_fdsets(reply: object) -> dict[str, tuple[int, ...]]:
     """The descriptors in each set, by the name that a file has which is opened from it.
+
+    Raises:
+        Malformed: When the reply is not of the schema's shape.
 
     QAPI: query-fdsets (misc.json).
     """
-    try:
-        return {
-            f"{FDSET}{_int(one['fdset-id'])}": tuple(_int(fd["fd"]) for fd in cast("list[Raw]", one["fds"]))
-            for one in _rows(answer)
-        }
-    except (KeyError, TypeError) as error:
-        raise Malformed(f"QEMU's answer to query-fdsets has not the expected shape: {error!r}") from error
+    sets = read(list[FdsetInfo], reply, "query-fdsets")
+    return {f"{FDSET}{fdset.fdset_id}": tuple(entry.fd for entry in fdset.fds) for fdset in sets}
 
 
-def parse_graph(
-    block: object,
-    stats: object,
-    named: object,
-    *,
-    cwd: str = "",
-    real: Mapping[str, str] = Frozen({}),
-) -> Graph:
-    """Join the three answers into one graph.
+def parse_graph(replies: GraphReplies, *, cwd: str = "", real: Mapping[str, str] = Frozen({})) -> Graph:
+    """Join the replies into one graph.
 
     Args:
-        block: Return value of query-block.
-        stats: Return value of query-blockstats, without arguments.
-        named: Return value of query-named-block-nodes, flat.
+        replies: What QEMU said.
         cwd: QEMU's working directory where we know it; relative file names are resolved against it.
         real: Paths of the files that QEMU has open under its odd names (`odd_names`), so far as is known.
 
     Raises:
-        GraphMoved: When a node is named in one answer and missing in another.
-        Malformed: When an answer is not of the schema's shape.
-
-    QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
+        GraphMoved: When a node is named in one reply and missing in another.
+        Malformed: When two disks cannot be told apart, or a node low in a chain is of another shape.
     """
     try:
-        return _Join(_rows(block), _rows(stats), _rows(named), cwd, real).graph()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Malformed(
-            f"QEMU's answer about its block graph has not the expected shape: {error!r}"
-        ) from error
+        return _Join(replies, cwd, real).graph()
+    except ValueError as error:
+        raise Malformed(f"QEMU's answer about its block graph has not the expected shape: {error}") from error
 
 
-def _group(row: Raw) -> str:
+def _group(entry: BlockDeviceInfo) -> str:
     """The group of a throttle: QEMU tells it in the json: file name alone."""
-    try:
-        options = json.loads(_text(row["file"]).removeprefix("json:"))
-    except (ValueError, RecursionError):
-        return ""
-    group = options.get("throttle-group") if isinstance(options, dict) else None
-    return group if isinstance(group, str) else ""
-
-
-def _rows(answer: object) -> list[Raw]:
-    if not isinstance(answer, list):
-        raise TypeError(f"a list was expected, not {type(answer).__name__}")
-    return cast("list[Raw]", answer)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a string was expected, not {value!r}")
-    return value
-
-
-def _maybe_text(value: object) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"a number was expected, not {value!r}")
-    return value
+    options = file_options(entry.file)
+    return options.throttle_group if options else ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Join:
-    block: list[Raw]
-    stats: list[Raw]
-    named: list[Raw]
+    replies: GraphReplies
     cwd: str
     real: Mapping[str, str]
 
     def graph(self) -> Graph:
-        entries = {_text(row["node-name"]): row for row in self.named}
+        entries = {entry.node_name: entry for entry in self.replies.named}
         # The protocol node of each path; an image that is written has but one, for QEMU locks it.
-        paths = {self._absolute(_text(row["file"])): row for row in self.named if row["drv"] in PATH_DRIVERS}
-        under = dict(_lies_on(self.stats))
-        nodes = {name: self._node(name, row, entries, under) for name, row in entries.items()}
+        paths = {
+            self._absolute(entry.file): entry for entry in self.replies.named if entry.drv in PATH_DRIVERS
+        }
+        under = dict(_lies_on(self.replies.stats))
+        nodes = {name: self._node(entry, entries, under) for name, entry in entries.items()}
         nodes |= self._cut_short(nodes, paths)
-        chains = {self._key(row): row for row in self.stats}
+        chains = {(stats.device, stats.qdev): stats for stats in self.replies.stats}
         disks: list[Disk] = []
-        for row in self.block:
-            if not row.get("device") and not row.get("qdev"):
+        for device in self.replies.block:
+            key = device.device, device.qdev
+            if not any(key):
                 continue  # its device is being unplugged, and goes within a tenth of a second
-            chain = chains.get(self._key(row))
-            if chain is None:
-                raise GraphMoved(self._key(row))
-            disks.append(self._disk(row, chain, entries, nodes, paths))
+            if key not in chains:
+                raise GraphMoved(key)
+            disks.append(self._disk(device, chains[key], entries, nodes, paths))
         names = disk_names([(disk.qdev, disk.drive, disk.root) for disk in disks])
         named = {name: replace(disk, name=name) for name, disk in zip(names, disks, strict=True)}
         return Graph(Frozen(named), Frozen(nodes))
 
-    @staticmethod
-    def _key(row: Raw) -> tuple[object, object]:
-        return row.get("device"), row.get("qdev")
+    def _node(
+        self, entry: BlockDeviceInfo, entries: Mapping[str, BlockDeviceInfo], under: Mapping[str, str]
+    ) -> Node:
+        path = self._file(entry, entries, under)
+        spelled = "" if entry.file == path else entry.file
+        return Node(entry.node_name, entry.drv, path, entry.ro, self._absolute(entry.backing_file), spelled)
 
-    def _node(self, name: str, row: Raw, entries: Mapping[str, Raw], under: Mapping[str, str]) -> Node:
-        backing = self._absolute(_text(row.get("backing_file") or ""))
-        path, spelled = self._file(name, row, entries, under), _text(row["file"])
-        spelled = "" if spelled == path else spelled
-        return Node(name, _text(row["drv"]), path, bool(row["ro"]), backing, spelled)
-
-    def _file(self, name: str, row: Raw, entries: Mapping[str, Raw], under: Mapping[str, str]) -> str:
+    def _file(
+        self, entry: BlockDeviceInfo, entries: Mapping[str, BlockDeviceInfo], under: Mapping[str, str]
+    ) -> str:
         """The path behind a node; QEMU's spelling of it where it lies in no file, or in several (quorum).
 
         Some drivers spell a file by a protocol of their own (`blkdebug:CONFIG:PATH`), or call it by another
         name than `file`. For a node of a disk query-blockstats tells on which node its data lies, whatever
         the drivers between: that way leads to the file, but to the data file where there is an external one.
         """
-        path = self._path(row, entries)
-        if path.startswith("/") or row["drv"] in PATH_DRIVERS or _data_file(cast("Raw", row["image"]), ""):
+        path = self._path(entry, entries)
+        if path.startswith("/") or entry.drv in PATH_DRIVERS or _data_file(entry.image, ""):
             return path
+        name = entry.node_name
         while name in under and under[name] in entries:
             name = under[name]
-            if entries[name]["drv"] in PATH_DRIVERS:
-                return self._absolute(_text(entries[name]["file"]))
+            if entries[name].drv in PATH_DRIVERS:
+                return self._absolute(entries[name].file)
         return path
 
-    def _path(self, row: Raw, entries: Mapping[str, Raw]) -> str:
+    def _path(self, entry: BlockDeviceInfo, entries: Mapping[str, BlockDeviceInfo]) -> str:
         """The path behind a node: its own file name, or that of the node that it lies on.
 
         11.1 names the children. Before, a json: name holds the options of the same child; it is
         given whenever the options in use differ from what the header says.
         """
-        spelled = _text(row["file"])
-        if not spelled.startswith("json:"):
-            return self._absolute(spelled)
-        for child in cast("list[Raw]", row.get("children") or []):
-            below = entries.get(_text(child["node-name"]))
-            if child.get("child") == "file" and below is not None and below is not row:
+        if not entry.file.startswith("json:"):
+            return self._absolute(entry.file)
+        for child in entry.children:
+            below = entries.get(child.node_name)
+            if child.child == "file" and below is not None and below is not entry:
                 return self._path(below, entries)
-        try:
-            options = json.loads(spelled.removeprefix("json:"))
-        except (ValueError, RecursionError):  # QEMU cuts a file name at 4095 bytes and ends it in "..."
-            return spelled
-        while isinstance(options, dict):
-            if options.get("driver") in PATH_DRIVERS and isinstance(options.get("filename"), str):
-                return self._absolute(options["filename"])
-            options = options.get("file")
-        return spelled
+        options = file_options(entry.file)
+        for layer in options.layers() if options else ():
+            if layer.driver in PATH_DRIVERS and layer.filename:
+                return self._absolute(layer.filename)
+        return entry.file
 
     @staticmethod
-    def _cut_short(nodes: Mapping[str, Node], paths: Mapping[str, Raw]) -> dict[str, Node]:
+    def _cut_short(nodes: Mapping[str, Node], paths: Iterable[str]) -> dict[str, Node]:
         """The node whose name QEMU cut short, when just one path is left that it can lie on."""
         lost = [node for node in nodes.values() if node.file.startswith("json:") and not node.is_filter]
-        left = paths.keys() - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
+        left = set(paths) - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
         if len(lost) != 1 or len(left) != 1:
             return {}
         return {lost[0].name: replace(lost[0], file=left.pop())}
@@ -241,127 +224,102 @@ class _Join:
 
     def _disk(
         self,
-        row: Raw,
-        chain: Raw,
-        entries: Mapping[str, Raw],
+        device: BlockInfo,
+        top: BlockStats,
+        entries: Mapping[str, BlockDeviceInfo],
         nodes: Mapping[str, Node],
-        paths: Mapping[str, Raw],
+        paths: Mapping[str, BlockDeviceInfo],
     ) -> Disk:
         # A node between the image and its file may encrypt as well.
-        luks = {one.file for one in nodes.values() if one.driver == "luks"}
-        drive, qdev = _text(row.get("device", "")), _text(row.get("qdev", ""))
-        inserted = cast("Raw | None", row.get("inserted"))
+        luks = {node.file for node in nodes.values() if node.driver == "luks"}
+        inserted = device.inserted
         layers: list[Layer] = []
         filters: list[Filter] = []
-        below: Raw | None = chain if inserted is not None else None
-        root = "" if inserted is None else _text(inserted["node-name"])
-        if below is not None and below.get("node-name") != root:
-            raise GraphMoved(row)
-        while below is not None:
-            name = _text(below["node-name"])
-            node = nodes.get(name)
+        if inserted is not None and top.node_name != inserted.node_name:
+            raise GraphMoved(top.node_name)
+        for stats in top.chain() if inserted is not None else ():
+            node = nodes.get(stats.node_name)
             if node is None:
-                raise GraphMoved(name)
+                raise GraphMoved(stats.node_name)
+            entry = entries[node.name]
             if node.driver in FILTER_DRIVERS:
-                row_io = _io(entries[name], entries[name])
-                filters.append(Filter(name, node.driver, _group(entries[name]), row_io))
+                filters.append(Filter(node.name, node.driver, _group(entry), _io(entry, entry)))
             else:
-                layer = _layer(node, entries[name], paths.get(node.file))
+                layer = _layer(node, entry, paths.get(node.file))
                 layers.append(replace(layer, encrypted=layer.encrypted or node.file in luks))
-            below = cast("Raw | None", below.get("backing"))
         return Disk(
             name="",  # depends on what the others are called
-            qdev=qdev,
-            drive=drive,
-            root=root,
+            qdev=device.qdev,
+            drive=device.device,
+            root=inserted.node_name if inserted else "",
             layers=tuple(layers),
             filters=tuple(filters),
-            read_only=inserted is not None and bool(inserted["ro"]),
+            read_only=inserted is not None and inserted.ro,
         )
 
 
-def _lies_on(stats: Iterable[Raw]) -> Iterator[tuple[str, str]]:
+def _lies_on(disks: Iterable[BlockStats]) -> Iterator[tuple[str, str]]:
     """Each node of a disk with the node on which its data lies.
 
     QAPI: BlockStats, `parent` (block-core.json).
     """
-    left = list(stats)
-    while left:
-        row = left.pop()
-        parent = cast("Raw", row.get("parent") or {})
-        if "node-name" in row and "node-name" in parent:
-            yield _text(row["node-name"]), _text(parent["node-name"])
-        left += [cast("Raw", row[key]) for key in ("parent", "backing") if row.get(key)]
+    pending = list(disks)
+    while pending:
+        for stats in pending.pop().chain():
+            below = stats.lies_on
+            if below is not None:
+                if stats.node_name and below.node_name:
+                    yield stats.node_name, below.node_name
+                pending.append(below)
 
 
-def _io(row: Raw, protocol: Raw) -> Io:
-    """What is done with the file is said by its protocol node: the image's own options may be others.
-
-    What is not said is taken as QEMU's default.
-    """
-    cache = cast("Raw", protocol.get("cache") or {})
-    zeroes = _text(row.get("detect_zeroes", "off"))
-    return Io(bool(cache.get("direct")), bool(cache.get("no-flush")), zeroes)
+def _io(entry: BlockDeviceInfo, protocol: BlockDeviceInfo) -> Io:
+    """What is done with the file is said by its protocol node: the image's own options may be others."""
+    return Io(protocol.cache.direct, protocol.cache.no_flush, entry.detect_zeroes)
 
 
 def _is_window(spelled: str) -> bool:
     """Whether a raw driver on the way to the file shows a part of it. QAPI: BlockdevOptionsRaw."""
-    if not spelled.startswith("json:"):
-        return False
-    try:
-        options = json.loads(spelled.removeprefix("json:"))
-    except (ValueError, RecursionError):  # cut short: be it a part of a backing file that is told first
-        return '"offset": ' in spelled
-    while isinstance(options, dict):
-        if options.get("driver") == "raw" and (
-            options.get("offset") not in {None, 0, "0"} or "size" in options
-        ):
-            return True
-        options = options.get("file")
-    return False
+    options = file_options(spelled)
+    if options is None:  # cut short: be it a part of a backing file that is told first
+        return spelled.startswith("json:") and '"offset": ' in spelled
+    return any(
+        layer.driver == "raw" and (layer.offset not in {None, 0, "0"} or layer.size is not None)
+        for layer in options.layers()
+    )
 
 
-def _layer(node: Node, row: Raw, protocol: Raw | None) -> Layer:
-    image = cast("Raw", row["image"])
+def _layer(node: Node, entry: BlockDeviceInfo, protocol: BlockDeviceInfo | None) -> Layer:
+    image = entry.image
     return Layer(
         node=node.name,
         file=node.file,
         format=node.driver,
-        virtual_size=_int(image["virtual-size"]),
-        allocated=None if image.get("actual-size") is None else _int(image["actual-size"]),
-        backing=_maybe_text(image.get("backing-filename")),
-        backing_format=_maybe_text(image.get("backing-filename-format")),
+        virtual_size=image.virtual_size,
+        allocated=image.actual_size,
+        backing=image.backing_filename,
+        backing_format=image.backing_filename_format,
         read_only=node.read_only,
         local=protocol is not None,
-        window=_is_window(_text(row["file"])),
+        window=_is_window(entry.file),
         snapshots=tuple(
             InternalSnapshot(
-                _text(one["id"]),
-                _text(one["name"]),
-                _int(one.get("vm-state-size", 0)),
-                _int(one.get("date-sec", 0)) + _int(one.get("date-nsec", 0)) / 1e9,
+                inside.id, inside.name, inside.vm_state_size, inside.date_sec + inside.date_nsec / 1e9
             )
-            for one in cast("list[Raw]", image.get("snapshots") or [])
+            for inside in image.snapshots
         ),
         bitmaps=tuple(
-            Bitmap(
-                _text(one.get("name", "")),
-                bool(one.get("persistent")),
-                bool(one.get("busy")),
-                bool(one.get("inconsistent")),
-            )
-            for one in cast("list[Raw]", row.get("dirty-bitmaps") or [])
+            Bitmap(bitmap.name, bitmap.persistent, bitmap.busy, bitmap.inconsistent)
+            for bitmap in entry.dirty_bitmaps
         ),
         data_file=_data_file(image, node.file),
-        io=_io(row, protocol or row),
-        encrypted=bool(image.get("encrypted")),
+        io=_io(entry, protocol or entry),
+        encrypted=image.encrypted,
     )
 
 
-def _data_file(image: Raw, file: str) -> str:
+def _data_file(image: ImageInfo, file: str) -> str:
     """The external data file of a qcow2 image, whose name counts from the image's directory; or ""."""
-    specific = cast("Raw", image.get("format-specific") or {})
-    if specific.get("type") != "qcow2":
-        return ""
-    name = _text(cast("Raw", specific["data"]).get("data-file", ""))
+    specific = image.format_specific
+    name = specific.data.data_file if specific.type == "qcow2" else ""
     return (backing_path(name, of=file) or name) if name and file.startswith("/") else name

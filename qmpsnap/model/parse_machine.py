@@ -1,28 +1,28 @@
-"""The only reader of QEMU's raw answers about a machine: run state, migration, devices."""
+"""A machine from QEMU's replies: run state, migration, devices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from qmpsnap.errors import Malformed
 from qmpsnap.model.machine import Device, Fingerprint, Machine, Status
+from qmpsnap.model.qapi import Reply, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from qmpsnap.model.graph import Graph
 
 __all__ = [
     "MACHINE_QUERIES",
-    "MigrationStatus",
+    "CpuInfoFast",
+    "MigrationEvent",
+    "MigrationInfo",
+    "MigrationRamInfo",
+    "StatusInfo",
     "device_path",
     "parse_machine",
-    "parse_migration",
     "parse_status",
 ]
-
-Raw = dict[str, object]
 
 MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-status", {}),
@@ -38,62 +38,108 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("qom-list", {"path": "/machine/peripheral"}),
     ("qom-list", {"path": "/machine/peripheral-anon"}),
 )
-"""The commands, with arguments, whose answers `parse_machine` takes, in this order."""
+"""The commands, with arguments, whose replies `parse_machine` takes, in this order."""
 
-_SET = ("max-bandwidth",)  # the parameters that we set
 _PERIPHERAL = "/machine/peripheral/"
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationStatus:
-    """How far a migration is. QAPI: MigrationInfo (migration.json).
-
-    Attributes:
-        status: QEMU's word; "none" when there was none.
-        error: Its text when it failed, else "".
-        transferred: Bytes of memory that are written.
-        total: Bytes of memory that there are.
-        remaining: Bytes of memory that are still to come; what holds zeros is not transferred.
-    """
+class StatusInfo(Reply, frozen=True):
+    """The run state. QAPI: query-status (run-state.json)."""
 
     status: str
-    error: str = ""
+    running: bool
+
+
+class MigrationRamInfo(Reply, frozen=True):
+    """Bytes of memory: written, there at all, and to come; what holds zeros is not transferred."""
+
     transferred: int = 0
     total: int = 0
     remaining: int = 0
 
 
-def parse_migration(answer: object) -> MigrationStatus:
-    """Read query-migrate.
+class MigrationInfo(Reply, frozen=True):
+    """How far a migration is; "none" when there was none. QAPI: query-migrate (migration.json)."""
 
-    Raises:
-        Malformed: When it is not of the schema's shape.
-    """
-    try:
-        row = cast("Raw", answer)
-        memory = cast("Raw", row.get("ram") or {})
-        return MigrationStatus(
-            status=str(row.get("status", "none")),
-            error=str(row.get("error-desc", "")),
-            transferred=int(cast("int", memory.get("transferred", 0))),
-            total=int(cast("int", memory.get("total", 0))),
-            remaining=int(cast("int", memory.get("remaining", 0))),
-        )
-    except (TypeError, AttributeError, ValueError) as error:
-        raise Malformed(f"QEMU's answer to query-migrate has not the expected shape: {error!r}") from error
+    status: str = "none"
+    error_desc: str = ""
+    ram: MigrationRamInfo = MigrationRamInfo()
+    blocked_reasons: tuple[str, ...] = ()
+
+
+class MigrationEvent(Reply, frozen=True):
+    """QAPI: MIGRATION (migration.json)."""
+
+    status: str
+
+
+class MigrationCapabilityStatus(Reply, frozen=True):
+    """QAPI: query-migrate-capabilities (migration.json)."""
+
+    capability: str
+    state: bool
+
+
+class MigrationParameters(Reply, frozen=True):
+    """Those that we set. QAPI: query-migrate-parameters (migration.json)."""
+
+    max_bandwidth: int | None = None
+
+
+class VersionTriple(Reply, frozen=True):
+    """A version in three numbers."""
+
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(Reply, frozen=True):
+    """QAPI: query-version (control.json)."""
+
+    qemu: VersionTriple
+
+
+class MemoryInfo(Reply, frozen=True):
+    """Bytes of RAM. QAPI: query-memory-size-summary (machine.json)."""
+
+    base_memory: int
+    plugged_memory: int = 0
+
+
+class CpuInfoFast(Reply, frozen=True):
+    """A CPU. QAPI: query-cpus-fast (machine.json)."""
+
+    qom_path: str
+
+
+class KvmInfo(Reply, frozen=True):
+    """QAPI: query-kvm (machine.json)."""
+
+    enabled: bool
+
+
+class BlockExportInfo(Reply, frozen=True):
+    """An export of a node. QAPI: query-block-exports (block-export.json)."""
+
+    node_name: str
+
+
+class ObjectPropertyInfo(Reply, frozen=True):
+    """A property of an object; of a child its type is `child<TYPE>`. QAPI: qom-list (qom.json)."""
+
+    name: str
+    type: str
 
 
 def parse_status(state: object, migration: object) -> Status:
-    """Read query-status and query-migrate.
+    """Return what query-status and query-migrate say.
 
     Raises:
         Malformed: When one is not of the schema's shape.
     """
-    try:
-        row = cast("Raw", state)
-        return Status(str(row["status"]), bool(row["running"]), parse_migration(migration).status)
-    except (TypeError, KeyError) as error:
-        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {error!r}") from error
+    status = read(StatusInfo, state, "query-status")
+    return Status(status.status, status.running, read(MigrationInfo, migration, "query-migrate").status)
 
 
 def device_path(qdev: str) -> str:
@@ -102,7 +148,7 @@ def device_path(qdev: str) -> str:
 
 
 def parse_machine(
-    answers: Sequence[object],
+    replies: Sequence[object],
     kinds: Mapping[str, str],
     graph: Graph,
     *,
@@ -110,10 +156,10 @@ def parse_machine(
     passes_files: bool,
     process: str,
 ) -> Machine:
-    """Join the answers.
+    """Join the replies.
 
     Args:
-        answers: Return values of `MACHINE_QUERIES`, in their order.
+        replies: Return values of `MACHINE_QUERIES`, in their order.
         kinds: QOM type of each disk's device, by the disk's name; disks without a device are missing.
         graph: The block graph, for the disks' sizes.
         cpu: QOM type of the CPUs.
@@ -121,76 +167,43 @@ def parse_machine(
         process: Which QEMU it is, or "".
 
     Raises:
-        Malformed: When an answer is not of the schema's shape.
+        Malformed: When a reply is not of the schema's shape.
     """
-    try:
-        (
-            status,
-            migration,
-            capabilities,
-            parameters,
-            version,
-            memory,
-            cpus,
-            kvm,
-            exports,
-            machine,
-            *plugged,
-        ) = answers
-        state = cast("Raw", status)
-        fingerprint = Fingerprint(
-            machine=_text(machine),
-            memory=_memory(cast("Raw", memory)),
-            cpus=(cpu,) * len([one["qom-path"] for one in cast("list[Raw]", cpus)]),
-            devices={
-                f"{place}{one['name']}": _kind(str(one["type"]))
-                for place, rows in zip(("", "/"), plugged, strict=True)
-                for one in cast("list[Raw]", rows)
-                if str(one["type"]).startswith("child<")
-            },
-            disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
-            qemu=_version(cast("Raw", version)),
-        )
-        return Machine(
-            status=str(state["status"]),
-            running=bool(state["running"]),
-            migration=parse_migration(migration).status,
-            capabilities={
-                str(one["capability"]): bool(one["state"]) for one in cast("list[Raw]", capabilities)
-            },
-            parameters={
-                name: value
-                for name, value in cast("Raw", parameters).items()
-                if name in _SET and isinstance(value, int)
-            },
-            fingerprint=fingerprint,
-            devices={name: Device(device_path(graph.disks[name].qdev), kind) for name, kind in kinds.items()},
-            passes_files=passes_files,
-            process=process,
-            exported=frozenset(str(one["node-name"]) for one in cast("list[Raw]", exports)),
-            blocked=tuple(
-                map(str, cast("list[object]", cast("Raw", migration).get("blocked-reasons") or []))
-            ),
-            emulated=not cast("Raw", kvm)["enabled"],
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Malformed(f"QEMU's answer about its machine has not the expected shape: {error!r}") from error
+    state, moving, abilities, settings, version, ram, cpus, kvm, exports, kind, plugged, anonymous = replies
+    status = read(StatusInfo, state, "query-status")
+    migration = read(MigrationInfo, moving, "query-migrate")
+    capabilities = read(list[MigrationCapabilityStatus], abilities, "query-migrate-capabilities")
+    bandwidth = read(MigrationParameters, settings, "query-migrate-parameters").max_bandwidth
+    memory = read(MemoryInfo, ram, "query-memory-size-summary")
+    qemu = read(VersionInfo, version, "query-version").qemu
+    fingerprint = Fingerprint(
+        machine=read(str, kind, "qom-get"),
+        memory=memory.base_memory + memory.plugged_memory,
+        cpus=(cpu,) * len(read(list[CpuInfoFast], cpus, "query-cpus-fast")),
+        devices={**dict(_children(plugged)), **{f"/{name}": type_ for name, type_ in _children(anonymous)}},
+        disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
+        qemu=f"{qemu.major}.{qemu.minor}.{qemu.micro}",
+    )
+    return Machine(
+        status=status.status,
+        running=status.running,
+        migration=migration.status,
+        capabilities={capability.capability: capability.state for capability in capabilities},
+        parameters={} if bandwidth is None else {"max-bandwidth": bandwidth},
+        fingerprint=fingerprint,
+        devices={name: Device(device_path(graph.disks[name].qdev), kind) for name, kind in kinds.items()},
+        passes_files=passes_files,
+        process=process,
+        exported=frozenset(
+            export.node_name for export in read(list[BlockExportInfo], exports, "query-block-exports")
+        ),
+        blocked=migration.blocked_reasons,
+        emulated=not read(KvmInfo, kvm, "query-kvm").enabled,
+    )
 
 
-def _text(answer: object) -> str:
-    if not isinstance(answer, str):
-        raise TypeError(f"a text was expected, not {answer!r}")
-    return answer
-
-
-def _memory(row: Raw) -> int:
-    return int(cast("int", row["base-memory"])) + int(cast("int", row.get("plugged-memory", 0)))
-
-
-def _kind(child: str) -> str:
-    return child.removeprefix("child<").removesuffix(">")
-
-
-def _version(row: Raw) -> str:
-    number = cast("Raw", row["qemu"])
-    return f"{number['major']}.{number['minor']}.{number['micro']}"
+def _children(reply: object) -> Iterator[tuple[str, str]]:
+    """Name and QOM type of each object in a container."""
+    for member in read(list[ObjectPropertyInfo], reply, "qom-list"):
+        if member.type.startswith("child<"):
+            yield member.name, member.type.removeprefix("child<").removesuffix(">")

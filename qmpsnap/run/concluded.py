@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import Busy
+from qmpsnap.model.features import SchemaInfo, has_argument
 from qmpsnap.model.hints import qmp
 from qmpsnap.model.job import ENDED, JobStatus
+from qmpsnap.model.parse_jobs import JobEvent
+from qmpsnap.model.qapi import heard, read
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
@@ -49,7 +52,10 @@ class ConcludedStreams:
         """Take note of an event."""
         if event.name != "JOB_STATUS_CHANGE":
             return
-        job, status = str(event.data.get("id")), event.data.get("status")
+        change = heard(JobEvent, event.data)
+        if change is None:
+            return
+        job, status = change.id, change.status
         if status == JobStatus.CONCLUDED:
             self._lingering.add(job)
         elif status == JobStatus.NULL:
@@ -104,16 +110,10 @@ class ConcludedStreams:
     async def _is_harmless(self) -> bool:
         """Whether this QEMU is newer than the fault: it masks protocol names in block-stream."""
         if self._harmless is None:
-            schema = await self._session.query("query-qmp-schema")
-            self._harmless = "backing-mask-protocol" in _arguments(schema, "block-stream")
+            reply = await self._session.query("query-qmp-schema")
+            schema = read(list[SchemaInfo], reply, "query-qmp-schema")
+            self._harmless = has_argument(schema, "block-stream", "backing-mask-protocol")
         return self._harmless
-
-
-def _arguments(schema: object, command: str) -> set[str]:
-    """Names of a command's arguments. QAPI: SchemaInfo (introspect.json)."""
-    entries = {one["name"]: one for one in schema} if isinstance(schema, list) else {}
-    kind = entries.get(entries.get(command, {}).get("arg-type"), {})
-    return {member["name"] for member in kind.get("members", ())}
 
 
 def _makes_an_image(job: Job) -> bool:

@@ -18,7 +18,8 @@ import anyio
 
 from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus
-from qmpsnap.model.parse_jobs import parse_jobs, parse_status
+from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
+from qmpsnap.model.qapi import heard
 from qmpsnap.run.progress import Meter
 
 if TYPE_CHECKING:
@@ -112,12 +113,11 @@ class JobMonitor:
             await anyio.sleep(interval)
 
     def _on_event(self, event: Event) -> None:
-        # BLOCK_JOB_... events call the job's id "device", but for BLOCK_JOB_PENDING.
-        key = "device" if event.name.startswith("BLOCK_JOB_") else "id"
-        job_id = event.data.get(key)
-        if isinstance(job_id, str):
-            for watch in self._watches.get(job_id, ()):
-                watch.note(event)
+        if event.name.startswith(("JOB_", "BLOCK_JOB_")):
+            job = heard(JobEvent, event.data)
+            if job is not None:
+                for watch in self._watches.get(job.device or job.id, ()):
+                    watch.note(event, job)
 
     def _wake_all(self) -> None:
         for watch in self._each():
@@ -244,12 +244,12 @@ class JobWatch:
                     return job
                 self._status = job.status
 
-    def note(self, event: Event) -> None:
+    def note(self, event: Event, job: JobEvent) -> None:
         """Take note of an event of this job (for the monitor)."""
         if event.name == "BLOCK_JOB_ERROR":
             # With the policy `ignore` thousands a second: counted, and nobody is woken.
             self.error_count += 1
-            if event.data.get("action") != "stop":
+            if job.action != "stop":
                 return
             self._stopped = True
         self._heard += 1
@@ -257,16 +257,15 @@ class JobWatch:
             case "BLOCK_JOB_ERROR":
                 self.wake()
             case "BLOCK_JOB_COMPLETED":
-                self._measure(event)
-                if "error" in event.data:
-                    self._fail(str(event.data["error"]))
+                self._measure(job)
+                if job.error is not None:
+                    self._fail(job.error)
             case "BLOCK_JOB_CANCELLED":
-                self._measure(event)
+                self._measure(job)
                 self._fail("Operation canceled")  # QEMU's own text, which query-jobs has
             case "JOB_STATUS_CHANGE":
-                status = parse_status(event.data.get("status"))
-                if status is not None:
-                    self._enter(status, event.timestamp)
+                if job.status is not None:
+                    self._enter(job.status, event.timestamp)
             case _:
                 pass
 
@@ -295,10 +294,11 @@ class JobWatch:
         self._failed = True
         self._error = error
 
-    def _measure(self, event: Event) -> None:
-        offset, length, speed, kind = (event.data.get(key) for key in ("offset", "len", "speed", "type"))
-        if isinstance(offset, int) and isinstance(length, int) and isinstance(speed, int):
-            self._last = replace(self._last, offset=offset, length=length, speed=speed, type=str(kind))
+    def _measure(self, job: JobEvent) -> None:
+        if job.offset is not None and job.length is not None and job.speed is not None:
+            self._last = replace(
+                self._last, offset=job.offset, length=job.length, speed=job.speed, type=job.type
+            )
 
     async def _until(self, goal: _Goal) -> Job:
         if self._status is None:

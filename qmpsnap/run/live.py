@@ -19,12 +19,21 @@ from qmpsnap.errors import (
     QmpsnapError,
     TargetExists,
 )
-from qmpsnap.model.features import Features
+from qmpsnap.model.features import CommandInfo, Features
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.open_files import open_names
-from qmpsnap.model.parse import FDSET, GRAPH_QUERIES, GraphMoved, odd_names, parse_fdsets, parse_graph
+from qmpsnap.model.parse import (
+    FDSET,
+    GRAPH_QUERIES,
+    GraphMoved,
+    GraphReplies,
+    odd_names,
+    parse_fdsets,
+    parse_graph,
+)
+from qmpsnap.model.qapi import read
 from qmpsnap.plan.steps import (
     AddNode,
     AdoptJob,
@@ -162,11 +171,13 @@ class LiveTarget:
         """
         await self._concluded.check()
         for attempt in range(_GRAPH_TRIES):
-            answers = await asyncio.gather(
-                *(self.session.query(command, arguments) for command, arguments in GRAPH_QUERIES)
+            replies = GraphReplies.read(
+                *await asyncio.gather(
+                    *(self.session.query(command, arguments) for command, arguments in GRAPH_QUERIES)
+                )
             )
             try:
-                return parse_graph(*answers, cwd=self._cwd, real=await self._real_names(answers[2]))
+                return parse_graph(replies, cwd=self._cwd, real=await self._real_names(replies))
             except GraphMoved as moved:
                 _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
                 await anyio.sleep(0.01 * attempt)
@@ -175,13 +186,8 @@ class LiveTarget:
     async def features(self) -> Features:
         """What this QEMU can do; asked once a session. QAPI: query-commands."""
         if self._features is None:
-            answer = await self.session.query("query-commands")
-            try:
-                self._features = Features(frozenset(str(one["name"]) for one in answer))  # type: ignore[attr-defined]
-            except (TypeError, KeyError) as error:
-                raise Malformed(
-                    f"QEMU's answer to query-commands is not a list of commands: {error!r}"
-                ) from error
+            commands = read(list[CommandInfo], await self.session.query("query-commands"), "query-commands")
+            self._features = Features(frozenset(command.name for command in commands))
         return self._features
 
     async def jobs(self) -> tuple[Job, ...]:
@@ -240,9 +246,9 @@ class LiveTarget:
         files = tuple(dict.fromkeys((*opened.files, *(one.name for one in open_names(graph)))))
         return await in_thread(partial(barred, pid, files, opened.files))
 
-    async def _real_names(self, named: object) -> Mapping[str, str]:
+    async def _real_names(self, replies: GraphReplies) -> Mapping[str, str]:
         """Paths of the files that QEMU has open under names that mean nothing outside of it."""
-        names, pid = odd_names(named), self.session.peer_pid
+        names, pid = odd_names(replies), self.session.peer_pid
         if not names or pid is None or not self.session.is_unix:
             return {}
         sets: Mapping[str, tuple[int, ...]] = {}

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from qmpsnap.errors import CommandFailed, Malformed
-from qmpsnap.model.parse_machine import MACHINE_QUERIES, device_path, parse_machine, parse_status
+from qmpsnap.errors import CommandFailed
+from qmpsnap.model.parse_machine import (
+    MACHINE_QUERIES,
+    CpuInfoFast,
+    StatusInfo,
+    device_path,
+    parse_machine,
+    parse_status,
+)
+from qmpsnap.model.qapi import read
 from qmpsnap.run.shared import identity
 
 if TYPE_CHECKING:
@@ -55,36 +63,32 @@ async def read_standing(session: Session) -> Status:
 
 async def run_state(session: Session) -> str:
     """QEMU's run state, now. QAPI: query-status (run-state.json)."""
-    return str((await _status(session))["status"])
+    return (await _status(session)).status
 
 
 async def is_running(session: Session) -> bool:
     """Whether the guest's CPUs run, now. QAPI: query-status (run-state.json)."""
-    return bool((await _status(session))["running"])
+    return (await _status(session)).running
 
 
-async def _status(session: Session) -> dict[str, object]:
-    answer = await session.query("query-status")
-    if not isinstance(answer, dict) or not {"status", "running"} <= set(answer):
-        raise Malformed(f"QEMU's answer to query-status has not the expected shape: {answer!r}")
-    return answer
+async def _status(session: Session) -> StatusInfo:
+    return read(StatusInfo, await session.query("query-status"), "query-status")
 
 
 async def _cpu(session: Session) -> str:
     """QOM type of the first CPU; all are alike. "" where there is none, as with `-M none`."""
-    cpus = await session.query("query-cpus-fast")
-    if cpus == []:
-        return ""
-    try:
-        path = cast("list[dict[str, object]]", cpus)[0]["qom-path"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise Malformed(f"QEMU's answer to query-cpus-fast has not the expected shape: {cpus!r}") from error
-    return str(await session.query("qom-get", {"path": path, "property": "type"}))
+    cpus = read(list[CpuInfoFast], await session.query("query-cpus-fast"), "query-cpus-fast")
+    return await _type(session, cpus[0].qom_path) if cpus else ""
 
 
 async def _kind(session: Session, disk: Disk) -> str:
     """QOM type of the disk's device; "" where QEMU has none under that path."""
     try:
-        return str(await session.query("qom-get", {"path": device_path(disk.qdev), "property": "type"}))
+        return await _type(session, device_path(disk.qdev))
     except CommandFailed:
         return ""
+
+
+async def _type(session: Session, path: str) -> str:
+    """QOM type of an object. QAPI: qom-get (qom.json)."""
+    return read(str, await session.query("qom-get", {"path": path, "property": "type"}), "qom-get")

@@ -12,7 +12,8 @@ import anyio
 from qmpsnap.errors import CommandFailed, MigrationFailed
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.model.parse_machine import parse_migration
+from qmpsnap.model.parse_machine import MigrationEvent, MigrationInfo
+from qmpsnap.model.qapi import heard, read
 from qmpsnap.plan.migration_steps import (
     AwaitClosed,
     AwaitMigration,
@@ -34,7 +35,6 @@ from qmpsnap.run.standstill import Stops
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from qmpsnap.model.parse_machine import MigrationStatus
     from qmpsnap.plan.migration_steps import MigrationStep
     from qmpsnap.run.cleanup import Created
     from qmpsnap.run.progress import Progress
@@ -55,9 +55,9 @@ def _stuck(what: str, state: str) -> MigrationFailed:
     return MigrationFailed(f"{what} ({state})", error=what, hint="look how it stands: qmpsnap status")
 
 
-def _writes(now: MigrationStatus) -> bool:
+def _writes(now: MigrationInfo) -> bool:
     """Whether the devices' state is kept, and pages of memory follow, or all is written."""
-    return now.status == "completed" or (now.status == "active" and now.transferred > _FEW_BYTES)
+    return now.status == "completed" or (now.status == "active" and now.ram.transferred > _FEW_BYTES)
 
 
 class Migrations:
@@ -80,15 +80,16 @@ class Migrations:
         """Take note of an event."""
         self._stops.note(event)
         if event.name == "MIGRATION":
-            if event.data.get("status") in _OVER:
+            change = heard(MigrationEvent, event.data)
+            if change is not None and change.status in _OVER:
                 self._ended = time.monotonic()
             self._settled = False
             self._changed.set()
             self._changed = anyio.Event()
 
-    async def status(self) -> MigrationStatus:
+    async def status(self) -> MigrationInfo:
         """How far the last migration is. QAPI: query-migrate."""
-        return parse_migration(await self._session.query("query-migrate"))
+        return read(MigrationInfo, await self._session.query("query-migrate"), "query-migrate")
 
     async def progress(self, interval: float) -> AsyncIterator[Progress]:
         """Tell how much of the memory has moved, every `interval` seconds, until all has.
@@ -103,8 +104,8 @@ class Migrations:
                     "memory",
                     "migrate",
                     JobStatus.RUNNING,
-                    offset=now.total - now.remaining,
-                    length=now.total,
+                    offset=now.ram.total - now.ram.remaining,
+                    length=now.ram.total,
                 )
             )
             await anyio.sleep(interval)
@@ -244,12 +245,12 @@ class Migrations:
             raise unusable(file, error, "look at") from error
         self._settled = True
 
-    async def _look(self) -> MigrationStatus:
+    async def _look(self) -> MigrationInfo:
         """How far it is; raise when it has failed."""
         now = await self.status()
         if now.status in {"failed", "cancelled"}:
             self._ended = time.monotonic()
-            text = now.error or f"it was {now.status}, QEMU gives no reason"
+            text = now.error_desc or f"it was {now.status}, QEMU gives no reason"
             raise MigrationFailed(f"QEMU could not move the VM state: {text}", error=text)
         return now
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from qmpsnap.errors import CommandFailed, Malformed
+from qmpsnap.errors import CommandFailed
+from qmpsnap.model.block_replies import BlockInfo
+from qmpsnap.model.qapi import read
 
 if TYPE_CHECKING:
     from qmpsnap.plan.root_steps import CheckRoots
@@ -23,19 +25,11 @@ async def check_roots(session: Session, step: CheckRoots) -> None:
 
     QAPI: query-block (block-core.json).
     """
-    answer = await session.query("query-block")
-    try:
-        rows = cast("list[dict[str, object]]", answer)
-        found = {
-            row.get("qdev"): cast("dict[str, object]", row["inserted"])["node-name"]
-            for row in rows
-            if row.get("inserted")
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Malformed(f"QEMU's answer to query-block has not the expected shape: {error!r}") from error
+    devices = read(list[BlockInfo], await session.query("query-block"), "query-block")
+    roots = {device.qdev: device.inserted.node_name for device in devices if device.inserted}
     for disk, qdev, node in step.roots:
-        if found.get(qdev) != node:
-            text = f"the device of {disk} did not take the node {node!r}, it reads {found.get(qdev)!r}"
+        if roots.get(qdev) != node:
+            text = f"the device of {disk} did not take the node {node!r}, it reads {roots.get(qdev)!r}"
             raise CommandFailed(
                 f"QEMU accepted another root for {disk}, and did nothing: {text}",
                 command="qom-set",

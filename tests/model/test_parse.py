@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.errors import Malformed
+from qmpsnap.model import parse
 from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node
-from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, parse_graph
+from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, GraphReplies
 
 DATA = Path(__file__).parent / "data"
 MIB = 1024 * 1024
@@ -23,6 +24,10 @@ NEWEST_AND_OLDEST = pytest.mark.parametrize("qemu", ["7", "11"])
 def answers(name: str) -> dict[str, list[dict[str, object]]]:
     found: dict[str, list[dict[str, object]]] = json.loads((DATA / f"{name}.json").read_text())
     return found
+
+
+def parse_graph(block: object, stats: object, named: object, *, cwd: str = "") -> Graph:
+    return parse.parse_graph(GraphReplies.read(block, stats, named), cwd=cwd)
 
 
 def parsed(name: str, *, cwd: str = "") -> Graph:
@@ -318,7 +323,7 @@ def test_parse_refuses_an_answer_of_another_shape(change: Break) -> None:
 def test_parse_refuses_an_answer_that_is_no_list(which: int, answer: object) -> None:
     said: list[object] = [[], [], []]
     said[which] = answer
-    with pytest.raises(Malformed, match="a list was expected"):
+    with pytest.raises(Malformed, match="Expected `array`"):
         parse_graph(*said)
 
 

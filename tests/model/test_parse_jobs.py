@@ -4,7 +4,8 @@ import pytest
 
 from qmpsnap.errors import Malformed
 from qmpsnap.model.job import IoStatus, Job, JobStatus
-from qmpsnap.model.parse_jobs import parse_jobs, parse_status
+from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
+from qmpsnap.model.qapi import heard
 
 # As QEMU 10.0 sent them, for a mirror whose target is full, policy `stop`.
 JOB = {
@@ -89,6 +90,18 @@ def test_parse_jobs_raises_malformed_when_the_schema_is_broken(jobs, block_jobs)
         parse_jobs(jobs, block_jobs)
 
 
-@pytest.mark.parametrize("value", ["sleeping", None, 3, [], {}])
-def test_parse_status_returns_none_when_the_word_is_unknown(value):
-    assert parse_status(value) is None
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        ({"id": "j", "status": "ready"}, JobEvent("j", status=JobStatus.READY)),
+        ({"device": "j", "action": "stop", "operation": "write"}, JobEvent(device="j", action="stop")),
+        (
+            {"device": "j", "len": 3, "offset": 2, "speed": 0},
+            JobEvent(device="j", offset=2, length=3, speed=0),
+        ),
+        ({"id": "j", "status": "sleeping"}, None),
+        ({"id": 7}, None),
+    ],
+)
+def test_job_event_is_what_the_schema_knows(data, event):
+    assert heard(JobEvent, data) == event

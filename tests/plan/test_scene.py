@@ -11,7 +11,7 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact
 from qmpsnap.model.graph import Bitmap, Disk, Graph, InternalSnapshot, Layer, Node
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.model.parse import parse_graph
+from qmpsnap.model.parse import GraphReplies, parse_graph
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.scene import (
     Scene,
@@ -120,7 +120,7 @@ def test_state_questions_ask_for_every_disk_with_a_medium() -> None:
 def test_holders_names_the_job_of_each_disk_on_a_real_graph(qemu: str) -> None:
     data = Path(__file__).parent.parent / "model" / "data" / f"filters-{qemu}.json"
     said = json.loads(data.read_text())
-    real = parse_graph(said["block"], said["stats"], said["named"])
+    real = parse_graph(GraphReplies.read(said["block"], said["stats"], said["named"]))
     jobs = (Job("c", "commit", JobStatus.READY), Job("s", "stream", JobStatus.RUNNING))
     held = scene(real, jobs=jobs)
     assert {name: [one.id for one in holders(held, disk)] for name, disk in real.disks.items()} == {

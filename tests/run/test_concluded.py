@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from qmpsnap.errors import Busy
+from qmpsnap.errors import Busy, Malformed
 from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.session import connect
@@ -117,7 +117,7 @@ async def test_check_passes_on_a_qemu_without_the_fault_and_asks_for_its_schema_
     assert server.commands.count("query-qmp-schema") == 1
 
 
-@pytest.mark.parametrize("answer", [{}, [], [{"name": "block-stream"}]])
+@pytest.mark.parametrize("answer", [[], [{"name": "block-stream"}]])
 async def test_check_believes_the_worst_of_a_schema_that_says_nothing(
     server: QmpServer, jobs: Streams, answer: object
 ) -> None:
@@ -125,6 +125,16 @@ async def test_check_believes_the_worst_of_a_schema_that_says_nothing(
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(Busy):
+            await ConcludedStreams(session, monitor).check()
+
+
+async def test_check_does_not_pass_where_the_schema_has_another_shape(
+    server: QmpServer, jobs: Streams
+) -> None:
+    server.answer("query-qmp-schema", Return({}))
+    jobs.put("s", "concluded")
+    async with connect(server.path) as session, JobMonitor(session) as monitor:
+        with pytest.raises(Malformed, match="query-qmp-schema"):
             await ConcludedStreams(session, monitor).check()
 
 

@@ -20,7 +20,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.open_files import OpenFile
-from qmpsnap.model.parse import GRAPH_QUERIES, parse_graph
+from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
 from qmpsnap.plan.steps import (
     AddNode,
     AddStore,
@@ -105,7 +105,7 @@ async def test_graph_asks_three_questions_and_joins_the_answers(
     server: QmpServer, target: LiveTarget
 ) -> None:
     before = len(server.received)
-    assert await target.graph() == parse_graph(*said("mixed-7"))
+    assert await target.graph() == parse_graph(GraphReplies.read(*said("mixed-7")))
     asked = [(one["execute"], one.get("arguments", {})) for one in server.received[before:]]
     assert sorted(map(repr, asked)) == sorted(repr((name, dict(more))) for name, more in GRAPH_QUERIES)
 
@@ -125,7 +125,7 @@ async def test_graph_is_asked_for_again_when_it_moved_meanwhile(
     block, stats, named = said("mixed-7")
     server.answer_once("query-named-block-nodes", Return(named[1:]))
     server.answer_once("query-blockstats", Return(stats[1:]))
-    assert await target.graph() == parse_graph(block, stats, named)
+    assert await target.graph() == parse_graph(GraphReplies.read(block, stats, named))
     assert server.commands.count("query-block") == 2
 
 
@@ -302,7 +302,7 @@ async def test_perform_stops_a_guest_by_a_load_that_fails(server: QmpServer, tar
 
 
 async def test_perform_reads_the_roots_back(server: QmpServer, target: LiveTarget) -> None:
-    row = {"qdev": "/q", "inserted": {"node-name": "n"}}
+    row = {"qdev": "/q", "inserted": {"node-name": "n", "ro": False}}
     server.answer("query-block", Return([row]))
     await target.perform(CheckRoots((("vda", "/q", "n"),)))
     with pytest.raises(CommandFailed, match="did not take"):
@@ -404,7 +404,7 @@ async def test_relink_connects_again_and_everything_works(server: QmpServer, tar
     server.hang_up()
     await target.session.wait_lost()
     assert await target.relink()
-    assert await target.graph() == parse_graph(*said("mixed-7"))
+    assert await target.graph() == parse_graph(GraphReplies.read(*said("mixed-7")))
     assert await target.jobs() == ()
 
 

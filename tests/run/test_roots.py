@@ -19,7 +19,7 @@ STEP = CheckRoots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
 
 
 def row(qdev: str, node: str) -> dict[str, object]:
-    return {"device": "", "qdev": qdev, "inserted": {"node-name": node}}
+    return {"device": "", "qdev": qdev, "inserted": {"node-name": node, "ro": False}}
 
 
 async def checked(server: QmpServer, answer: object) -> None:
