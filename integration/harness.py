@@ -2,7 +2,7 @@
 
 A Case (`cases.py`) is an operation on known images. A Rig is a machine with these images. `Rig.verify` says
 what must hold after any interruption that was cleared away: the chains are those before or those after, no
-job, no node and no file of ours is left, every byte is right, and a layer that lost its moment is named.
+job, no node and not a file of ours is left, every byte is right, and a layer that lost its moment is named.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ async def test_checkpoint_refuses_a_name_that_is_taken(images, machine, mode):
             await vm.checkpoint("c1", mode=mode)
             for name in ("in1", "in2", "ex1", "c1"):
                 await refuses(running, vm, Checkpoint(name, mode), TargetExists, f"{name!r} already")
-            with traced(vm) as sent, pytest.raises(BadName, match="name for a snapshot"):
+            with traced(vm) as sent, pytest.raises(BadName, match="valid snapshot name"):
                 await vm.checkpoint("a/b", mode=mode)
             assert sent == []
 

@@ -103,10 +103,10 @@ def test_what_moves_a_root_says_what_to_start_from(vda):
     running, cli, made = vda
     overlay = f"{running.folder}/o=1.qcow2"
     ended = cli("snapshot", "sn", "--disk", "vda=o=1.qcow2")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on start vda from {overlay}")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on, start vda from {overlay}")
     ended = cli("commit", "vda")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on start vda from {made.files[0]}")
-    assert f"invalid, it holds no moment any more: {overlay}.invalid" in ended.out
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on, start vda from {made.files[0]}")
+    assert f"invalid, no longer holds its snapshot: {overlay}.invalid" in ended.out
 
 
 def test_snapshot_without_a_name_takes_the_time_s(vda):

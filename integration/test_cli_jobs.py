@@ -70,7 +70,7 @@ def test_a_second_ctrl_c_leaves_the_job_and_job_wait_ends_it(vda, leftovers):
     running.process.send_signal(signal.SIGSTOP)  # so that it cannot have undone anything
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
-        f"stopping, and taking back what was done; once more leaves job {job} running\n"
+        f"stopping and rolling back; interrupt again to leave job {job} running\n"
     )
     process.send_signal(signal.SIGINT)
     ended = cli.end(process)
@@ -166,7 +166,7 @@ def test_qemu_killed_under_a_job_exits_5_within_a_second(vda, leftovers, progres
 
 # -- on a terminal -----------------------------------------------------------------------------------
 
-PROMPT = "[d]etach, [c]ancel, go [o]n? "
+PROMPT = "[d]etach, [c]ancel, c[o]ntinue? "
 
 
 def test_terminal_shows_a_bar(vda):
@@ -188,7 +188,7 @@ def test_terminal_asks_and_goes_on(vda):
         terminal.type("what?\n")
         terminal.wait_for(PROMPT)
         terminal.type("o\n")
-        terminal.wait_for("going on")
+        terminal.wait_for("continuing")
         terminal.type("\x03")  # the first again
         terminal.wait_for(PROMPT)
         terminal.type("o\n")
@@ -205,7 +205,7 @@ def test_terminal_asks_while_the_operation_goes_on_and_ends(vda):
         terminal.type("\x03")
         terminal.wait_for(PROMPT)
         running.qmp("block-job-set-speed", device=job, speed=0)
-        terminal.wait_for("it has ended meanwhile")
+        terminal.wait_for("the job has ended meanwhile")
         ended = terminal.end()
     assert (ended.code, ended.json["chains"]) == (0, {"vda": [made.active]})
 

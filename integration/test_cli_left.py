@@ -1,4 +1,4 @@
-"""The command is ended in the midst of a job on VM state: it says how the guest runs on, and so it does."""
+"""The command is ended in the middle of a job on VM state: it says how the guest runs on, and so it does."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def test_a_second_interrupt_in_the_midst_of_a_job_on_vm_state_says_how_the_guest
     job = freeze_at_the_job(running)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
-        "stopping, and taking back what was done, or ending what cannot be; once more stops here\n"
+        "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop here\n"
     )
     process.send_signal(signal.SIGINT)
     ended = cli.end(process)
     assert (ended.code, ended.out) == (130, f"{job}\n")
-    assert f"stopped in the midst of {job}" in ended.err
-    assert f"qmpsnap job wait {job} brings it to its end" in ended.err
+    assert f"stopped in the middle of {job}" in ended.err
+    assert f"qmpsnap job wait {job} finishes it" in ended.err
     stops = words != CASES["checkpoint-by-jobs"]  # there QEMU alone stops the guest, and lets it run on
-    assert ("the guest may stand still" in ended.err) is stops
-    assert ("lets the guest run on" in ended.err) is stops
+    assert ("the guest may stay paused" in ended.err) is stops
+    assert ("resumes the guest" in ended.err) is stops
     check_job_wait_ends_it(running, cli, words, job, before)
 
 
@@ -86,11 +86,11 @@ def test_a_terminal_offers_no_detaching_from_a_job_on_vm_state(case):
     with Terminal(cli, *words) as terminal:
         job = freeze_at_the_job(running)
         terminal.type("\x03")
-        terminal.wait_for(f"job {job} goes on meanwhile\r\n[c]ancel, go [o]n? ")
+        terminal.wait_for(f"job {job} keeps running meanwhile\r\n[c]ancel, c[o]ntinue? ")
         terminal.type("d\n")
-        terminal.wait_for("[c]ancel, go [o]n? ")
+        terminal.wait_for("[c]ancel, c[o]ntinue? ")
         terminal.type("\x03")
-        terminal.wait_for(f"qmpsnap job wait {job} brings it to its end")
+        terminal.wait_for(f"qmpsnap job wait {job} finishes it")
         ended = terminal.end()
     assert (ended.code, ended.out) == (130, f"{job}\n")
     check_job_wait_ends_it(running, cli, words, job, before)

@@ -91,7 +91,7 @@ def test_a_checkpoint_goes_back_in_a_new_qemu_as_the_command_line_tells(pair, ma
     text = cli("checkpoint", "c1").out
     assert text.splitlines()[0].startswith("checkpoint: done in ")
     assert "VM state of " in text
-    assert "the guest stood still for " in text
+    assert "the guest was paused for " in text
     running.write("vda", *LATER)
     lines = cli("revert", "c1", "--prepare").out.splitlines()
     start = dict(line.removeprefix("start ").split(" from ") for line in lines if line.startswith("start "))
@@ -148,7 +148,7 @@ def test_list_tells_the_kinds_of_vm_state(pair):
     files = [Path(one["vm_state_file"]) for one in listed[:3]]
     assert [one["vm_state_bytes"] for one in listed] == [*(file.stat().st_size for file in files), 0]
     files[1].unlink()
-    assert f"    its VM state is MISSING: {files[1].name}\n" in cli("list").out
+    assert f"    VM state MISSING: {files[1].name}\n" in cli("list").out
 
 
 def test_delete_takes_the_vm_state_and_the_name_of_a_checkpoint(pair):

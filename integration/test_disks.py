@@ -214,7 +214,7 @@ async def test_two_devices_on_one_node_go_together(qemu, machine, tmp_path):
             )  # fmt: skip
             await chains(two, one, base)
             for take in (vm.snapshot, vm.snapshot_internal):
-                with pytest.raises(AmbiguousName, match="two devices on one node"):
+                with pytest.raises(AmbiguousName, match="two devices on the same node"):
                     await take("three", disks=["device[0]", "device[1]"])
             await vm.snapshot_internal("inside")
             await vm.delete("inside")

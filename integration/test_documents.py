@@ -100,12 +100,12 @@ def test_tutorial_s_commands_print_what_it_shows(tutorial, leftovers):
             with Terminal(cli, *words) as terminal:
                 terminal.wait_for("mirror running")
                 terminal.type("\x03")
-                terminal.wait_for("go [o]n? ")
+                terminal.wait_for("c[o]ntinue? ")
                 terminal.type("d\n")
                 ended = terminal.end()
             job = ended.out.strip()
             out = ended.err.replace("\r", "").removeprefix("d\n") + ended.out
-            shown = printed.partition("go [o]n? d\n")[2]
+            shown = printed.partition("c[o]ntinue? d\n")[2]
         else:
             ended = cli(*words)
             out, shown = ended.out + ended.err, printed

@@ -151,7 +151,7 @@ async def test_revert_refuses_a_disk_of_another_size_when_there_is_no_room(two, 
         running.qmp("block_resize", {"node-name": "vdb-node", "size": 40 * MIB})
         with filled(place / "fill"):
             hint = await refused(running, InvalidTarget, f"has {40 * MIB} bytes, it had {8 * MIB} at 'c1'")
-        assert hint == "make room there"
+        assert hint == "free some space there"
         await goes_back(running)
 
 

@@ -87,7 +87,7 @@ async def test_every_verb_is_refused_during_a_migration_and_after_it(qemu, image
             await all_refused(here, vm, tmp_path, Unsupported, r"postmigrate|given its images up", but=but)
             with pytest.raises(Unsupported, match="given its images up") as caught:
                 await vm.snapshot("n1")
-            assert "let it run first: qmpsnap cont --after-migration lets" in caught.value.hint
+            assert "let it run first: qmpsnap cont --after-migration resumes" in caught.value.hint
         wait_for(lambda: there.qmp("query-status")["status"] == "paused", "the guest")  # it has -S
         there.qmp("cont")
         there.write("vda", *LATER)

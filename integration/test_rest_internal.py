@@ -67,7 +67,7 @@ async def test_guest_that_a_load_left_half_way_is_left_standing_and_that_is_said
         async with running.connect() as vm:
             failed = await end(vm)
             assert failed.changed is Changed.YES
-            assert "not to be trusted" in failed.message + failed.hint
+            assert "cannot be trusted" in failed.message + failed.hint
             assert (status(running), await vm.interrupted(), await vm.jobs()) == ("restore-vm", (), ())
     assert qemu.read(made.active) == content(1)
 

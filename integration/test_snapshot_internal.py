@@ -229,7 +229,7 @@ async def test_internal_refuses_what_cannot_be_and_sends_nothing(qemu, images, m
                     await vm.run(await vm.plan(intent))
                 assert (case, type(caught.value), caught.value.exit_code) == (case, error, 3)
                 assert (sent, caught.value.changed) == ([], Changed.NO)
-            with traced(vm) as sent, pytest.raises(BadName, match="name for a snapshot"):
+            with traced(vm) as sent, pytest.raises(BadName, match="valid snapshot name"):
                 await vm.snapshot_internal('a"b', disks=["vda"])
             assert sent == []
             assert (listing(tmp_path), running.roots(), await vm.graph()) == before

@@ -173,7 +173,7 @@ async def test_a_bundles_record_of_a_commit_puts_no_file_away(images, machine, l
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
             assert [one.id for one in await vm.interrupted()] == [record.id]
-            with pytest.raises(qmpsnap.QmpsnapError, match="no overlay by its header"):
+            with pytest.raises(qmpsnap.QmpsnapError, match="by its header it is not an overlay"):
                 await vm.job_wait(record.id)
 
 

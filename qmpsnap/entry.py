@@ -63,7 +63,7 @@ async def connect(
     ):
         check(parameter, value, kind)
     if pid is not None and pid < 1:
-        refuse("pid", pid, "give the number of a process")
+        refuse("pid", pid, "give a process id")
     number("reply_limit", reply_limit)
     number("greeting_limit", greeting_limit)
     directory = absolute("state_dir", state_dir) if state_dir is not None else ""
@@ -150,7 +150,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     check("env", env, Mapping[Word, Word])
     for name in env:
         if not name or "=" in name:
-            refuse("env", name, "no variable has that name")
+            refuse("env", name, "no environment variable can have that name")
     return dict(env)
 
 

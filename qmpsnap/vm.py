@@ -117,7 +117,9 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             ConnectFailed: When it cannot be done: QEMU has ended, or the socket was given to us.
         """
         if not await self._target.relink():
-            raise ConnectFailed(f"{self.name} cannot be reached again", hint="look whether QEMU still runs")
+            raise ConnectFailed(
+                f"{self.name} cannot be reached any more", hint="check whether QEMU is still running"
+            )
 
     # -- plan and run ------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
         if not isinstance(plan, Plan):
-            refuse("plan", plan, "give what plan() returned")
+            refuse("plan", plan, "give a plan that plan() returned")
         check_hooks(hooks)
         check("wait", wait, bool)
         return await self._executor.run(plan, hooks, wait=wait)

@@ -72,9 +72,9 @@ class JobVerbs:
             if job.id == job_id:
                 if not job.mine and not foreign:
                     raise ForeignJob(
-                        f"job {job_id!r} is not ours ({job.type})",
+                        f"job {job_id!r} belongs to another client ({job.type})",
                         job_id=job_id,
-                        hint="say --foreign (foreign=True) to touch it all the same",
+                        hint="use --foreign (foreign=True) to act on it nevertheless",
                     )
                 return job
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
@@ -92,7 +92,7 @@ class JobVerbs:
             live: Whether operations are told too whose client is at work yet.
         """
         if not isinstance(graph, Graph | None):
-            refuse("graph", graph, "give what graph() returned")
+            refuse("graph", graph, "give a graph that graph() returned")
         check("live", live, bool)
         graph = graph or await self._target.graph()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
@@ -182,7 +182,7 @@ class JobVerbs:
         """
         _check(job_id)
         if self._executor.holds(job_id):
-            raise Busy(f"the operation of {job_id!r} is under way here", node="", job_id=job_id)
+            raise Busy(f"the operation of {job_id!r} is running in this process", node="", job_id=job_id)
         graph = await self._target.graph()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(one for one in files.records if isinstance(one, IntentRecord) and one.id == job_id)
@@ -235,7 +235,7 @@ class JobVerbs:
         await self._verb("job-pause", job_id, foreign=foreign)
 
     async def job_resume(self, job_id: str, *, foreign: bool = False) -> None:
-        """Resume a job that was paused, also by an error. QAPI: job-resume."""
+        """Resume a job that was paused by a user or by an I/O error. QAPI: job-resume."""
         await self._verb("job-resume", job_id, foreign=foreign)
 
     async def job_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
@@ -319,9 +319,9 @@ def _brings_it_on(job: Job) -> str:
     """What lets a job go on that stands still."""
     named = (job.id,) if job.mine else (job.id, "--foreign")
     if job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
-        on = f"{command('job', 'resume', *named)} lets it go on"
+        on = f"{command('job', 'resume', *named)} resumes it"
     elif job.mine:
-        on = f"{command('job', 'wait', *named)} brings it to its end"
+        on = f"{command('job', 'wait', *named)} finishes it"
     else:
         on = f"its client has to {'finalize' if job.status is JobStatus.PENDING else 'complete'} it"
     return f"{on}, {command('job', 'cancel', *named)} stops it"

@@ -99,7 +99,7 @@ class StateVerbs:
         left = texts("leave", leave)
         if mode == "internal":
             if memory is not None:
-                refuse("memory", memory, "the mode 'internal' keeps the memory in an image")
+                refuse("memory", memory, "the mode 'internal' saves the memory in an image")
             return await self._do(CheckpointInternal(name, left, via, plain), hooks, wait=wait)
         for parameter, value in (("leave", left), ("via", via)):
             if value:
@@ -203,7 +203,7 @@ class StateVerbs:
             Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
         """
         if not callable(launcher):
-            refuse("launcher", launcher, "give a function that starts a QEMU on the files")
+            refuse("launcher", launcher, "give a function that starts QEMU from the files")
         plan = await self.plan(PrepareRevert(name))
         try:
             made = await self._executor.run(plan)

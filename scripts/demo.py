@@ -78,7 +78,7 @@ class Stage:
         print(f"   {_took(done)}; {_standstill(done)}")
         print(f"   meanwhile the guest wrote {wrote} blocks, none of them took longer than {_ms(max(gaps))}")
         for disk, file in done[-1].active.items():
-            print(f"   from now on start {disk} from {Path(file).name}")
+            print(f"   from now on, start {disk} from {Path(file).name}")
         if done[-1].invalid:
             print(f"   their moments are gone, as their names say: {_names(done[-1].invalid)}")
 
@@ -236,9 +236,9 @@ def _standstill(done: list[qmpsnap.Done]) -> str:
     if not seconds:
         return "no standstill of the guest's I/O but the job's own start and end"
     if len(seconds) == 1:
-        return f"the guest's I/O stood still for {_ms(seconds[0])}"
+        return f"the guest's I/O was paused for {_ms(seconds[0])}"
     median = _ms(statistics.median(seconds))
-    return f"the guest's I/O stood still for {median} each (median), {_ms(max(seconds))} at most"
+    return f"the guest's I/O was paused for {median} each (median), {_ms(max(seconds))} at most"
 
 
 def _ms(seconds: float) -> str:

@@ -50,11 +50,11 @@ OURS = "qmpsnap-stream-keep-0a1b2c3d"
     [
         ("theirs", JobStatus.READY, "its client has to complete it"),
         ("theirs", JobStatus.PENDING, "its client has to finalize it"),
-        ("theirs", JobStatus.PAUSED, "qmpsnap job resume theirs --foreign lets it go on"),
-        (OURS, JobStatus.READY, f"qmpsnap job wait {OURS} brings it to its end"),
-        (OURS, JobStatus.PENDING, f"qmpsnap job wait {OURS} brings it to its end"),
-        (OURS, JobStatus.PAUSED, f"qmpsnap job resume {OURS} lets it go on"),
-        (OURS, JobStatus.STANDBY, f"qmpsnap job resume {OURS} lets it go on"),
+        ("theirs", JobStatus.PAUSED, "qmpsnap job resume theirs --foreign resumes it"),
+        (OURS, JobStatus.READY, f"qmpsnap job wait {OURS} finishes it"),
+        (OURS, JobStatus.PENDING, f"qmpsnap job wait {OURS} finishes it"),
+        (OURS, JobStatus.PAUSED, f"qmpsnap job resume {OURS} resumes it"),
+        (OURS, JobStatus.STANDBY, f"qmpsnap job resume {OURS} resumes it"),
     ],
 )
 async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(

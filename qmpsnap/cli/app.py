@@ -130,13 +130,13 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
         option(
             "--shared-fs",
             type=click.Choice(list(_SHARED)),
-            help="Whether QEMU's files are visible from here. [default: auto, found out]",
+            help="Whether QEMU's files are visible here. [default: auto, which finds out]",
         ),
         option(
             "--state-dir",
             metavar="DIR",
             type=click.Path(readable=False),
-            help="Where records of what is under way go. [default: beside each base image]",
+            help="Directory of qmpsnap's records. [default: beside each base image]",
         ),
     ]
 
@@ -234,7 +234,7 @@ class Verbs(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; one that does not exist is a usage error that lists those that do."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            ctx.fail(f"there is no verb {args[0]!r}; there are {', '.join(_VERBS)}")
+            ctx.fail(f"there is no verb {args[0]!r}; the verbs are {', '.join(_VERBS)}")
         return super().resolve_command(ctx, args)
 
 
@@ -266,7 +266,7 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     subcommand_metavar="VERB ...",
     options_metavar="[-s PATH|tcp:HOST:PORT] [--json] [-v]",
-    epilog="These options may stand after the verb, too. Verbs that change something take -n (--dry-run): "
+    epilog="These options may also follow the verb. Verbs that change something take -n (--dry-run): "
     "it prints the exact QMP and sends none of it. "
     "Exit: 0 done, 2 usage, 3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
     "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",

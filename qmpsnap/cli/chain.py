@@ -53,8 +53,9 @@ def chain(disk: str | None) -> None:
     for one in disks:
         if len(one.layers) > _LONG:
             tell(
-                f"warning: {shown(one.name)} has {len(one.layers)} layers, and each of them costs time; "
-                f"fold some: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
+                f"warning: {shown(one.name)} has {len(one.layers)} layers, which slows down every start "
+                "and every query; commit "
+                f"some of them: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
         emit(spell(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
@@ -75,7 +76,7 @@ def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> Row:
     if layer.snapshots:
         remarks.append(f"snapshots: {', '.join(snapshot.name for snapshot in layer.snapshots)}")
     if layer.file in invalid:
-        remarks.append(f"INVALID, holds no moment: {invalid[layer.file]} wrote into it")
+        remarks.append(f"INVALID: {invalid[layer.file]} wrote into it")
     if layer is disk.active and disk.read_only:
         remarks.append("read-only")
     cells = (

@@ -20,7 +20,7 @@ __all__ = ["checkpoint"]
 @verb(
     "checkpoint",
     example="qmpsnap -s /run/vm1/qmp.sock checkpoint booted --mode in-place",
-    short_help="Keep memory, devices and disks of one instant.",
+    short_help="Save memory, devices and disks as of one instant.",
 )
 @click.argument("name")
 @click.option(
@@ -28,26 +28,26 @@ __all__ = ["checkpoint"]
     type=click.Choice(["stop", "background", "in-place", "internal"]),
     default="stop",
     show_default=True,
-    help="How the memory is kept, and at what price; see above.",
+    help="How the memory is saved; see above.",
 )
 @click.option(
     "--memory",
     type=FILE,
     metavar="FILE",
-    help="File of the VM state, not with internal. [default: beside the first disk's active layer]",
+    help="File for the VM state; not with --mode internal. [default: beside the first disk's active layer]",
 )
 @click.option(
     "--leave",
     multiple=True,
     type=DISK,
     metavar="DISK",
-    help="With internal: a writable disk that is not part of it. May be repeated. [default: none]",
+    help="With --mode internal: a writable disk to leave out. May be repeated. [default: none]",
 )
 @via
 @click.option(
     "--wait",
     is_flag=True,
-    help="Wait for jobs that are under way, without a limit; not for one that does not end by itself. "
+    help="Wait for running jobs, however long they take; one that never ends by itself is refused. "
     "[default: refuse]",
 )
 @progress
@@ -65,29 +65,28 @@ def checkpoint(
     plain: bool,
     dry_run: bool,
 ) -> None:
-    """Keep the guest's memory, its devices and its disks as of one instant, under NAME.
+    """Save the guest's memory, devices and disks as of one instant, under NAME.
 
     \b
-    stop        The guest stands still while its memory is written to a file.
-                To go back takes a new QEMU.
-    background  The guest runs on while its memory is written; it stands still
-                for some tens of milliseconds. To go back takes a new QEMU.
-                A guest that is paused is kept as by stop.
-    in-place    The guest stands still as with stop. To go back the same QEMU
-                will do.
+    stop        The guest is paused while its memory is written to a file.
+                To revert takes a new QEMU.
+    background  The guest keeps running while its memory is written; it is
+                paused for some tens of milliseconds. To revert takes a new
+                QEMU. A guest that is paused is saved as with stop.
+    in-place    The guest is paused as with stop. The same QEMU can revert.
     internal    Memory and disks go into the disks' own images: every writable
-                disk has to be qcow2. The guest stands still. To go back the
-                same QEMU will do; what was written since is lost then.
+                disk must be qcow2. The guest is paused. The same QEMU can
+                revert; what was written since is then lost.
 
-    All but internal put an overlay on each writable disk, be it raw or qcow2.
+    All modes but internal put an overlay on each writable disk, raw or qcow2.
     """  # noqa: D301 - click's own sign for lines that stay as they are
     if mode == "internal":
         if memory is not None:
-            raise click.UsageError("--mode internal keeps the memory in an image: leave out --memory")
+            raise click.UsageError("--mode internal saves the memory in an image: omit --memory")
         intent: Intent = CheckpointInternal(name, leave=leave, via=via, plain=plain)
         change(intent, dry_run=dry_run, progress=progress, wait=wait)
         return
     if leave or via is not None:
-        raise click.UsageError(f"--leave and --via are for --mode internal, not for {mode}")
+        raise click.UsageError(f"--leave and --via go with --mode internal, not with {mode}")
     intent = Checkpoint(name, mode=mode, memory=memory or "", plain=plain)
     change(intent, dry_run=dry_run, progress=progress, wait=wait)

@@ -20,45 +20,46 @@ __all__ = ["commit"]
 @verb(
     "commit",
     example="qmpsnap -s /run/vm1/qmp.sock commit vda --top before-upgrade --base base.qcow2",
-    short_help="Fold layers down into one below (blockcommit).",
+    short_help="Merge overlays down into a backing file (blockcommit).",
 )
 @click.argument("disk", type=DISK)
 @click.option(
-    "--top", type=LAYER, metavar="LAYER", help="Newest layer to fold, included. [default: the active layer]"
+    "--top", type=LAYER, metavar="LAYER", help="Newest layer to commit, included. [default: the active layer]"
 )
 @click.option(
-    "--base", type=LAYER, metavar="LAYER", help="Layer that receives the data. [default: the deepest one]"
+    "--base", type=LAYER, metavar="LAYER", help="Layer that receives the data. [default: the base image]"
 )
 @click.option(
     "--keep-overlay",
     is_flag=True,
-    help="With the active layer: copy, and leave the chain as it is. [default: pivot to the base]",
+    help="For the active layer: copy the data, but do not pivot. [default: pivot to the base]",
 )
 @click.option(
     "--look-in",
     multiple=True,
     type=FILE,
     metavar="DIR",
-    help="Another directory whose images may stand on what changes. [default: the chain's own]",
+    help="Another directory to search for images backed by a layer that changes. [default: the chain's own "
+    "directories]",
 )
 @click.option(
     "--invalidate",
     multiple=True,
     type=FILE,
     metavar="FILE",
-    help="An image that stands on what changes and is given up. [default: refuse]",
+    help="An image backed by a layer that changes: let it become invalid. [default: refuse]",
 )
 @click.option(
     "--folded",
     type=click.Choice(["rename", "remove", "keep"]),
     default="rename",
     show_default=True,
-    help="What becomes of the folded files; rename: to FILE.invalid.",
+    help="What to do with the committed files; rename: to FILE.invalid.",
 )
 @click.option(
     "--discard-internal",
     is_flag=True,
-    help="Lose the folded layers' internal snapshots and persistent bitmaps. [default: refuse]",
+    help="Discard the committed layers' internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
 def commit(
@@ -77,10 +78,10 @@ def commit(
     plain: bool,
     dry_run: bool,
 ) -> None:
-    """Fold the layers from --top down to just above --base into it (alias blockcommit).
+    """Merge the layers from --top down to just above --base into --base (alias blockcommit).
 
-    The folded files hold no moment any more.
-    A LAYER is a path, its last part, a node name or a snapshot's name.
+    The committed files are no longer valid snapshots.
+    A LAYER is a path, its last component, a node name or a snapshot's name.
     """
     intent = Commit(
         disk=disk,

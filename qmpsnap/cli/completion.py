@@ -14,7 +14,7 @@ __all__ = ["completion"]
 @verb(
     "completion",
     example="qmpsnap completion bash > ~/.local/share/bash-completion/completions/qmpsnap",
-    short_help="Print the script that makes Tab work.",
+    short_help="Print the shell completion script.",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:

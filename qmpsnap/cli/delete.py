@@ -26,11 +26,11 @@ __all__ = ["delete"]
 @via
 @dry_run
 def delete(name: str, *, via: Via | None, dry_run: bool) -> None:
-    """Delete the moment NAME, while the guest runs.
+    """Delete the snapshot or checkpoint NAME, while the guest is running.
 
-    An internal one goes from each disk that has it. Of an external checkpoint the file of VM state and the
-    name go; its layers stay, and a note says how they are folded.
+    An internal one is deleted from each disk that has it. Of an external checkpoint the VM state file and the
+    name are deleted; its layers stay, and a note says how to commit them.
 
-    External snapshots of disks alone cannot be deleted yet; a commit folds their overlays.
+    External snapshots of disks alone cannot be deleted yet; commit their overlays instead.
     """
     change(Delete(name, via), dry_run=dry_run)

@@ -19,8 +19,10 @@ def lines(done: Done) -> list[str]:
     """The result, its cost first, and what whoever starts the machine must know last."""
     found = [f"{done.op}: {', '.join(_facts(done))}"]
     found += [line for disk, files in done.chains.items() for line in picture(disk, draw(files))]
-    found += [f"invalid, it holds no moment any more: {shown(file)}" for file in done.invalid]
-    found += [f"of no use any more, and not ours: {shown(command)} frees it" for command in done.left]
+    found += [f"invalid, no longer holds its snapshot: {shown(file)}" for file in done.invalid]
+    found += [
+        f"unused node, not created by qmpsnap; remove it with: {shown(command)}" for command in done.left
+    ]
     found += [f"note: {shown(note)}" for note in done.notes]
     return [*found, *moved(done.active)]
 
@@ -32,10 +34,10 @@ def _facts(done: Done) -> list[str]:
         if done.bytes:
             facts.append(f"VM state of {size(done.bytes)}")
         if done.standstill_s:  # 0: it was paused before
-            facts.append(f"the guest stood still for {duration(done.standstill_s)}")
+            facts.append(f"the guest was paused for {duration(done.standstill_s)}")
         return facts
     if done.bytes:
         facts.append(f"{size(done.bytes)} copied")
     if done.standstill_s is not None:
-        facts.append(f"the guest's I/O stood still for {duration(done.standstill_s)}")
+        facts.append(f"the guest's I/O was paused for {duration(done.standstill_s)}")
     return facts

@@ -33,7 +33,7 @@ __all__ = ["events"]
 @verb(
     "events",
     example="qmpsnap -s /run/vm1/qmp.sock --json events | jq .event",
-    short_help="Print QEMU's events as they come.",
+    short_help="Print QEMU's events as they arrive.",
 )
 def events() -> None:
     """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130)."""
@@ -66,7 +66,7 @@ def events() -> None:
             f"no more events: {reason}",
             step="events",
             changed=Changed.NO,
-            hint="connect again when it is back",
+            hint="connect again when QEMU is back",
         )
 
 

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["cont", "status", "stop"]
 
 
-@verb("status", example="qmpsnap -s /run/vm1/qmp.sock status", short_help="Tell whether the guest runs.")
+@verb(
+    "status", example="qmpsnap -s /run/vm1/qmp.sock status", short_help="Show whether the guest is running."
+)
 def status() -> None:
-    """Tell whether the guest runs; where it does not, how it stands and what lets it run.
+    """Show whether the guest is running; if it is not, why, and what resumes it.
 
     The first word is QEMU's run state: running, paused, io-error, postmigrate and so on.
     """
@@ -52,22 +54,24 @@ def status() -> None:
     if refusal is not None:
         lines += [shown(refusal.message), f"  next: {shown(refusal.hint)}"]
     elif not found.running:
-        lines.append("  next: qmpsnap cont lets it run")
+        lines.append("  next: qmpsnap cont resumes it")
     emit(*lines)
 
 
-@verb("cont", example="qmpsnap -s /run/vm1/qmp.sock cont", short_help="Let the guest run.")
+@verb("cont", example="qmpsnap -s /run/vm1/qmp.sock cont", short_help="Start or resume the guest.")
 @click.option(
     "--after-migration",
     is_flag=True,
-    help="Also after its state was saved, which is lost by that, or sent away. [default: refuse]",
+    help="Also after the guest's state was saved, which makes the saved file useless, or migrated away. "
+    "[default: refuse]",
 )
 @dry_run
 def cont(*, after_migration: bool, dry_run: bool) -> None:
-    """Let the guest run.
+    """Start or resume the guest.
 
-    Refused where a wreck would run, or nothing: after a load of VM state that failed, before VM state has
-    come in, before a reset that is due, and while an operation of ours holds the guest.
+    Refused when the guest could not run or would be corrupt: after a failed load of VM state, before incoming
+    VM state has arrived, when a reset is needed first, and while an operation of qmpsnap keeps the guest
+    paused.
     """
     _send(
         "cont",
@@ -82,7 +86,7 @@ def cont(*, after_migration: bool, dry_run: bool) -> None:
 def stop(*, dry_run: bool) -> None:
     """Pause the guest, until `qmpsnap cont`.
 
-    Refused while an operation of ours is under way that would let it run on.
+    Refused while an operation of qmpsnap is running that would resume the guest.
     """
     _send("stop", lambda vm: vm.check_stop(), lambda vm: vm.stop(), only_print=dry_run)
 
@@ -110,4 +114,4 @@ def _send(
         done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
         emit(spell(**done.to_json(), **found.to_json()))
     else:
-        emit(f"the guest is {found.state}" if not found.running else "the guest runs")
+        emit(f"the guest is {found.state}" if not found.running else "the guest is running")

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["job"]
 
 _job_id = click.argument("job_id", metavar="ID", type=JOB)
-_foreign = click.option("--foreign", is_flag=True, help="Touch it though it is not ours. [default: refuse]")
+_foreign = click.option(
+    "--foreign", is_flag=True, help="Allow this for another client's job. [default: refuse]"
+)
 
 
 @click.group("job", cls=Group, subcommand_metavar="VERB ID", options_metavar="", no_args_is_help=False)
@@ -63,7 +65,7 @@ def pause(job_id: str, *, foreign: bool, dry_run: bool) -> None:
 @_foreign
 @dry_run
 def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
-    """Resume a job that was paused, also by an error."""
+    """Resume a job that was paused by a user or by an I/O error."""
     _send(
         "resume",
         job_id,
@@ -81,7 +83,7 @@ def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
 @_foreign
 @dry_run
 def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -> None:
-    """Limit a job to BYTES a second, also 100K, 10M, 1G; 0: no limit."""
+    """Limit a job to BYTES per second (100K, 10M, 1G; 0: no limit)."""
     _send(
         "speed",
         job_id,
@@ -98,9 +100,9 @@ def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -
 @_foreign
 @dry_run
 def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
-    """Stop a job, and clear away what its operation leaves.
+    """Cancel a job, and clean up after its operation.
 
-    A job of another client is told to stop, and not waited for.
+    For another client's job only the request is sent; its end is not awaited.
     """
     ours = parse_job_id(job_id) is not None
     if not ours:
@@ -128,21 +130,21 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
             steps = [one for done in reversed(plan.resumes) for one in undo(done)]
             show_steps(*((one.command, one.arguments, one.on) for one in steps))
         case None:
-            raise AssertionError("a job of ours is waited for")
+            raise AssertionError("cancelling our own job returns its result")
 
 
 @_add
 @verb(
     "wait",
     example="qmpsnap -s /run/vm1/qmp.sock job wait qmpsnap-commit-pivot-0a1b2c3d",
-    short_help="Wait for a job, and finish what was left of its operation.",
+    short_help="Wait for a job, then finish its operation.",
 )
 @_job_id
 @_foreign
 @progress
 @dry_run
 def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
-    """Wait for a job, and finish what was left of its operation: pivot, dismissal, files.
+    """Wait for a job, then finish its operation: pivot, dismissal, files.
 
     A job of another client is only waited for. It is found by its id also when it has ended already.
     Stopped (Ctrl-C, SIGTERM), this cancels a job of ours, as the operation itself would have been; a second
@@ -200,7 +202,12 @@ def _send(
         _show(op, job_id, time.monotonic() - started, found, arguments.get("speed"))
 
 
-_SAID = {"pause": "is paused", "resume": "goes on", "cancel": "was told to stop", "wait": "has ended"}
+_SAID = {
+    "pause": "is paused",
+    "resume": "is running again",
+    "cancel": "is being cancelled",
+    "wait": "has ended",
+}
 
 
 def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None) -> None:

@@ -25,10 +25,10 @@ _RIGHT = ("DONE", "LIMIT")
 
 
 @verb(
-    "jobs", example="qmpsnap -s /run/vm1/qmp.sock jobs", short_help="List jobs, and what a lost client left."
+    "jobs", example="qmpsnap -s /run/vm1/qmp.sock jobs", short_help="List jobs, and interrupted operations."
 )
 def jobs() -> None:
-    """List the jobs of any client, and operations whose client went away."""
+    """List the jobs of all clients, and operations that were interrupted."""
 
     async def work(vm: VM, signals: Signals) -> tuple[tuple[Job, ...], list[_Left]]:
         del signals
@@ -37,7 +37,7 @@ def jobs() -> None:
         try:
             records = await vm.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
-            tell(f"warning: what a lost client left cannot be looked for: {shown(error.message)}")
+            tell(f"warning: cannot search for interrupted operations: {shown(error.message)}")
             tell(f"  next: {shown(error.hint)}")
             records = ()
         left = [one for one in records if one.id not in alive and not _keeps_overlay(one)]
@@ -118,10 +118,10 @@ class _Left:
         """Lines for people."""
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
-        became = "was stopped half-way" if self.vanished else "its client went away"
-        lines = flow(f"{record.id}: {shown(what)}, begun {record.created}, {became}", more="  ")
-        lines += [f"  invalid, it holds no moment any more: {shown(near(file))}" for file in record.invalid]
-        return [*lines, f"  ended by: {shown(self.way)}"]
+        became = "was stopped half-way" if self.vanished else "its client is gone"
+        lines = flow(f"{record.id}: {shown(what)}, started {record.created}, {became}", more="  ")
+        lines += [f"  invalid, no longer holds its snapshot: {shown(near(file))}" for file in record.invalid]
+        return [*lines, f"  to finish it: {shown(self.way)}"]
 
     def to_json(self) -> dict[str, object]:
         """The same for programs."""

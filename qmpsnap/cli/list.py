@@ -29,11 +29,11 @@ _RIGHT = ("OVERLAYS", "VM STATE")
     short_help="List snapshots and checkpoints, external and internal.",
 )
 def list_() -> None:
-    """List the snapshots and checkpoints that the disks hold, the oldest first.
+    """List the snapshots and checkpoints of the disks, the oldest first.
 
-    Times are local; with --json they are UTC. OVERLAYS is what the overlays that began with a snapshot
-    take on the host by now, VM STATE what an image, or a file of its own, keeps of the guest's memory, and
-    MODE how an external checkpoint was taken: it tells the way back.
+    Times are local; with --json they are UTC. OVERLAYS is the space that the overlays of a snapshot
+    take on the host, VM STATE the space of its VM state, in an image or in a file of its own, and MODE
+    how an external checkpoint was taken, which decides how to revert to it.
     """
 
     async def work(vm: VM, signals: Signals) -> tuple[Moments, tuple[str, ...]]:
@@ -49,12 +49,14 @@ def list_() -> None:
         emit(spell(**{**found.to_json(), "moments": moments, "warnings": list(warnings)}))
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
-    lines += [f"{shown(disk)}: since {shown(name)}" for disk, name in found.current.items() if name]
+    lines += [
+        f"{shown(disk)}: current snapshot {shown(name)}" for disk, name in found.current.items() if name
+    ]
     lines = lines or ["no snapshots or checkpoints"]
     for file in found.unneeded:
         lines += [
-            f"no snapshot needs this VM state: {shown(file)}",
-            f"  unless its record is elsewhere (--state-dir): rm {shown(quoted(file))}",
+            f"VM state that no snapshot uses: {shown(file)}",
+            f"  remove it, unless its record is elsewhere (--state-dir): rm {shown(quoted(file))}",
         ]
     emit(*lines)
 
@@ -101,13 +103,13 @@ def _row(moment: Moment) -> Row:
 def _remarks(moment: Moment, state: _State) -> list[str]:
     remarks = []
     if moment.vm_state_file:
-        what = "its VM state is MISSING" if state.missing else "VM state"
+        what = "VM state MISSING" if state.missing else "VM state"
         remarks.append(f"{what}: {near(moment.vm_state_file)}")
     for part in moment.held:
         if part.invalid:
             remarks.append(f"INVALID on {part.disk}: a commit wrote into {near(part.file)}")
         elif not part.in_chain and part.overlay:
-            remarks.append(f"on {part.disk} not in the chain any more: {near(part.file)}")
+            remarks.append(f"no longer in the chain of {part.disk}: {near(part.file)}")
         elif not part.in_chain:
             remarks.append(f"below the active layer of {part.disk}: {near(part.file)}")
     return remarks

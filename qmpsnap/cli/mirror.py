@@ -20,18 +20,20 @@ __all__ = ["mirror"]
 @verb(
     "mirror",
     example="qmpsnap -s /run/vm1/qmp.sock mirror vda /fast/vda.qcow2 --pivot",
-    short_help="Copy a disk while the guest writes (blockcopy).",
+    short_help="Copy a disk while the guest is running (blockcopy).",
 )
 @click.argument("disk", type=DISK)
 @click.argument("target", type=FILE)
-@click.option("--pivot", is_flag=True, help="At the end the disk moves to the copy.")
-@click.option("--finish", is_flag=True, help="At the end the copy is left, as of that moment.")
+@click.option("--pivot", is_flag=True, help="At the end, switch the disk to the copy.")
+@click.option(
+    "--finish", is_flag=True, help="At the end, leave a point-in-time copy; the disk stays where it is."
+)
 @click.option(
     "--sync",
     type=click.Choice(["full", "top", "none"]),
     default="full",
     show_default=True,
-    help="Copy all that the disk reads, the active layer alone, or new writes only.",
+    help="Copy the whole disk, only the active layer, or only new writes.",
 )
 @click.option(
     "--format",
@@ -42,12 +44,12 @@ __all__ = ["mirror"]
 @click.option(
     "--use-existing",
     is_flag=True,
-    help="TARGET is there already: check size, backing file and format. [default: make it]",
+    help="TARGET exists: check its size, backing file and format. [default: create it]",
 )
 @click.option(
     "--discard-internal",
     is_flag=True,
-    help="Leave internal snapshots and persistent bitmaps behind. [default: refuse]",
+    help="Do not keep internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
 def mirror(
@@ -66,12 +68,12 @@ def mirror(
     plain: bool,
     dry_run: bool,
 ) -> None:
-    """Copy DISK to the file TARGET while the guest writes (alias blockcopy).
+    """Copy DISK to the file TARGET while the guest is running (alias blockcopy).
 
-    Say how it ends: --pivot or --finish.
+    Choose how it ends: --pivot or --finish.
     """
     if pivot == finish:
-        raise click.UsageError("say how the mirror ends: either --pivot or --finish")
+        raise click.UsageError("choose how the mirror ends: --pivot or --finish")
     intent = Mirror(
         disk=disk,
         target=target,

@@ -80,7 +80,7 @@ class _File(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
         if not value:
-            self.fail("a file needs a name", param, ctx)
+            self.fail("the file name is empty", param, ctx)
         return str(Path(value).absolute())
 
 
@@ -94,7 +94,11 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
             return value
         found = _SPEED.fullmatch(value)
         if found is None:
-            self.fail(f"{value!r} is no speed: bytes a second, as 500000, 100K, 10M or 1.5G", param, ctx)
+            self.fail(
+                f"{value!r} is not a speed; give bytes per second, such as 500000, 100K, 10M or 1.5G",
+                param,
+                ctx,
+            )
         return round(float(found[1]) * _FACTORS[found[2].upper()])
 
 
@@ -112,19 +116,19 @@ dry_run = click.option(
 progress = click.option(
     "--progress",
     is_flag=True,
-    help="Progress on stderr, a line at a time; JSON with --json. [default: a bar on a terminal]",
+    help="Print progress on stderr, one line per update; as JSON with --json. [default: a bar on a terminal]",
 )
 
 plain = click.option(
-    "--plain", is_flag=True, help="What is encrypted may lie in the clear afterwards. [default: refuse]"
+    "--plain", is_flag=True, help="Allow encrypted data to be written unencrypted. [default: refuse]"
 )
 
 via = click.option(
     "--via",
     type=click.Choice(["hmp", "jobs"]),
-    help="How internal ones are worked on: by QEMU's human monitor (savevm and so on), or by its jobs "
-    "(snapshot-save). [default: the human monitor; jobs where a writable disk takes no part, or has a "
-    "throttle above it]",
+    help="How to handle internal snapshots: through QEMU's human monitor (savevm etc.), or by its jobs "
+    "(snapshot-save). [default: the human monitor; jobs when a writable disk is left out, "
+    "or is throttled]",
 )
 
 
@@ -139,14 +143,14 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
             type=SPEED,
             metavar="BYTES",
             default=0,
-            help="Limit in bytes a second, also 100K, 10M, 1G. [default: none]",
+            help="Limit in bytes per second, e.g. 100K, 10M, 1G. [default: none]",
         ),
         click.option(
             "--on-error",
             type=click.Choice(["report", "stop", "ignore"]),
             default="report",
             show_default=True,
-            help="At an I/O error: end with it, pause until resumed, or try the same again.",
+            help="On an I/O error: fail (report), pause until resumed (stop), or retry (ignore).",
         ),
     ):
         function = option(function)

@@ -75,11 +75,11 @@ def report(app: App, error: QmpsnapError) -> int:
         return code
     tell(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{shown(error.message)}")
     if isinstance(error, Incomplete) and error.remaining:
-        tell(*(f"  still to do: {shown(step)}" for step in error.remaining))
+        tell(*(f"  not done yet: {shown(step)}" for step in error.remaining))
     if isinstance(error, GraphMismatch):
         tell(*(f"  expected {shown(disk)}: {', '.join(files)}" for disk, files in error.expected.items()))
         tell(*(f"  found    {shown(disk)}: {', '.join(files)}" for disk, files in error.found.items()))
-    tell(*(f"  invalid, it holds no moment any more: {shown(file)}" for file in error.invalid))
+    tell(*(f"  invalid, no longer holds its snapshot: {shown(file)}" for file in error.invalid))
     tell(*(f"  left behind: {shown(one)}" for one in error.left))
     tell(*(f"  {line}" for line in moved(app.moved)))
     tell(f"  {_changed(error)}")
@@ -97,17 +97,17 @@ def _changed(error: QmpsnapError) -> str:
         case Changed.YES if isinstance(error, Detached):
             return "the job writes into layers until it ends"
         case Changed.YES if isinstance(error, Incomplete | GraphMismatch):
-            return "the machine's chains, or bytes of its layers, were changed"
+            return "the chains, or data in their layers, were changed"
         case Changed.YES if error.invalid:
-            return "the guest reads what it read; bytes of the layers named above were changed"
+            return "the guest's data is unchanged, but the layers listed above were written to"
         case Changed.YES if isinstance(error, Interrupted) and error.left:
-            return "chains were changed, and what is left behind is named above"
+            return "the chains were changed; what is left behind is listed above"
         case Changed.YES if isinstance(error, Interrupted):
-            return "the chains are as they were; bytes of a layer were changed, and it reads what it read"
+            return "the chains are unchanged; a layer was written to, but its contents are the same"
         case Changed.YES:
-            return "the machine's chains, or bytes of its layers, were changed"
+            return "the chains, or data in their layers, were changed"
         case Changed.UNKNOWN:
-            return "whether anything was changed is not known"
+            return "it is not known whether anything was changed"
 
 
 def _hint(error: QmpsnapError) -> str:
@@ -119,9 +119,9 @@ def _hint(error: QmpsnapError) -> str:
         case AmbiguousName():
             return f"one of: {', '.join(error.candidates)}"
         case LinkLost() | GraphMismatch():
-            return "qmpsnap chain, and qmpsnap jobs, show what became of it"
+            return "qmpsnap chain and qmpsnap jobs show the outcome"
         case Incomplete():
-            return "qmpsnap jobs shows what is left, and how to end it"
+            return "qmpsnap jobs shows what is left, and how to finish it"
         case _:
             return ""
 
@@ -141,8 +141,11 @@ def _misused(app: App, arguments: Sequence[str], error: click.ClickException) ->
 
 def _fault(app: App, error: Exception) -> int:
     """Say that this is our own fault; the whole story with -v."""
-    message = f"a fault in qmpsnap: {type(error).__name__}: {error}"
-    hint = "look with qmpsnap chain and qmpsnap jobs; please report it, with the output of the same under -vv"
+    message = f"bug in qmpsnap: {type(error).__name__}: {error}"
+    hint = (
+        "check with qmpsnap chain and qmpsnap jobs; please report it, with the output of the same "
+        "command under -vv"
+    )
     if app.verbose:
         import traceback  # noqa: PLC0415 - for a fault alone
 

@@ -61,7 +61,7 @@ def emit(*lines: str) -> bool:
         return False
     except OSError as error:
         _to_nowhere()
-        tell(f"qmpsnap: stdout cannot be written ({error.strerror or error}); the result is:", *lines)
+        tell(f"qmpsnap: cannot write to stdout ({error.strerror or error}); the result is:", *lines)
         raise Unwritable from error
     return True
 
@@ -263,4 +263,4 @@ def _lines(row: list[str], widths: list[int], rights: list[bool], indent: str) -
 
 def moved(active: Mapping[str, str]) -> list[str]:
     """What whoever starts the machine next must know."""
-    return [f"from now on start {shown(disk)} from {shown(file)}" for disk, file in active.items()]
+    return [f"from now on, start {shown(disk)} from {shown(file)}" for disk, file in active.items()]

@@ -28,10 +28,10 @@ __all__ = ["qmp"]
 @click.argument("arguments", metavar="[JSON]", required=False)
 @dry_run
 def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
-    """Send COMMAND, with the arguments that the object JSON has, and print what QEMU returns.
+    """Send COMMAND with the arguments in the JSON object, and print what QEMU returns.
 
-    Nothing is checked before or after: what it changes nobody undoes, and no record tells of it. Errors of
-    the human monitor are texts in its answer, so that the exit code is 0 all the same.
+    Nothing is checked before or after, nothing is rolled back, and nothing is recorded. Errors of the
+    human monitor are text in its answer, so the exit code is 0 all the same.
     """
     given = _object(arguments)
     if dry_run:
@@ -65,6 +65,6 @@ def _object(text: str | None) -> dict[str, object]:
         raise click.BadParameter(f"{text!r} is not JSON: {error}", param_hint="JSON") from None
     if not isinstance(found, dict):
         raise click.BadParameter(
-            f'{text!r} is no JSON object, as in \'{{"node-name": "x"}}\'', param_hint="JSON"
+            f'{text!r} is not a JSON object such as \'{{"node-name": "x"}}\'', param_hint="JSON"
         )
     return found

@@ -15,15 +15,15 @@ __all__ = ["restore"]
 @verb(
     "restore",
     example="qmpsnap -s /run/vm1/new.sock restore vm1.state",
-    short_help="Give a new QEMU the memory and devices that save wrote.",
+    short_help="Load memory and devices that save wrote into a new QEMU.",
 )
 @click.argument("file", type=FILE)
 @dry_run
 def restore(file: str, *, dry_run: bool) -> None:
-    """Give a new QEMU the memory and devices that `save` wrote to FILE.
+    """Load the memory and devices that `save` wrote to FILE into a new QEMU.
 
-    It was started on the same disks, as the same machine, with -S -incoming defer. A guest that ran when it
-    was saved runs on, a paused one stays paused. Refused when a layer has changed since, or the machine is
-    another.
+    Start that QEMU on the same disks, with the same machine, and with -S -incoming defer. A guest that was
+    running when it was saved continues to run, a paused one stays paused. Refused when a layer has changed
+    since, or the machine differs.
     """
     change(Restore(file), dry_run=dry_run)

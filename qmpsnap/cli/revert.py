@@ -22,7 +22,7 @@ __all__ = ["revert"]
 @verb(
     "revert",
     example="qmpsnap -s /run/vm1/qmp.sock revert booted",
-    short_help="Go back to a moment, in the same QEMU or with a new one.",
+    short_help="Revert to a snapshot or checkpoint, in place or in a new QEMU.",
 )
 @click.argument("name", type=MOMENT)
 @click.option(
@@ -30,23 +30,23 @@ __all__ = ["revert"]
     multiple=True,
     type=DISK,
     metavar="DISK",
-    help="A disk that stays as it is. May be repeated. [default: all go back]",
+    help="A disk not to revert. May be repeated. [default: all are reverted]",
 )
 @click.option(
     "--discard",
     is_flag=True,
-    help="Remove the overlays that the guest wrote to until now. [default: keep them]",
+    help="Remove the overlays that the guest has written to so far. [default: keep them]",
 )
 @via
 @click.option(
     "--prepare",
     is_flag=True,
-    help="Make overlays for a new QEMU, and print what to start it from; this one goes on.",
+    help="Create overlays for a new QEMU, and print the files to start it from; this QEMU is not touched.",
 )
 @click.option(
     "--into-incoming",
     is_flag=True,
-    help="This is that new QEMU, and it waits (-S -incoming defer): give it its memory.",
+    help="Load the memory into that new QEMU, which was started with -S -incoming defer.",
 )
 @dry_run
 def revert(
@@ -59,22 +59,22 @@ def revert(
     into_incoming: bool,
     dry_run: bool,
 ) -> None:
-    """Go back to the moment NAME.
+    """Revert to the snapshot or checkpoint NAME.
 
-    In the same QEMU: to checkpoints that are internal or were taken with --mode in-place, and to snapshots
-    of disks, after which the guest is reset (one that was started with -no-reboot makes QEMU end then). A
-    guest that runs goes on running, a paused one stays paused.
+    In the same QEMU: to checkpoints that are internal or were taken with --mode in-place, and to
+    snapshots of disks, after which the guest is reset (QEMU ends then if it was started with -no-reboot).
+    A running guest continues to run, a paused one stays paused.
 
-    With a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
+    In a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
     QEMU from the files that it prints, then --into-incoming on the new one.
 
-    What was written since stays in the overlay that it was written to, unless --discard; of an internal
+    What was written since stays in the overlay that it was written to, unless --discard; with an internal
     checkpoint it is lost.
     """
     if prepare and into_incoming:
-        raise click.UsageError("--prepare and --into-incoming are two steps, on two QEMUs: give one")
+        raise click.UsageError("--prepare and --into-incoming are two steps, on two QEMUs: give only one")
     if (prepare or into_incoming) and (leave or discard or via is not None):
-        raise click.UsageError("--leave, --discard and --via are for going back in the same QEMU")
+        raise click.UsageError("--leave, --discard and --via are for a revert in the same QEMU")
     if prepare:
         change(PrepareRevert(name), dry_run=dry_run, then=lambda done: _prepared(name, done))
     elif into_incoming:
@@ -90,6 +90,6 @@ def _prepared(name: str, done: Done) -> list[str]:
         return lines
     return [
         *lines,
-        f"its VM state is in {shown(done.memory)}: start it as the same machine, with -S -incoming defer",
+        f"the VM state is in {shown(done.memory)}: start QEMU with the same machine and -S -incoming defer",
         f"next: {command('revert', name, '--into-incoming', to_new=True)}",
     ]

@@ -21,22 +21,22 @@ __all__ = ["save"]
 @verb(
     "save",
     example="qmpsnap -s /run/vm1/qmp.sock save vm1.state",
-    short_help="Write memory and devices to a file; the guest stands still.",
+    short_help="Save memory and devices to a file; the guest stays paused.",
 )
 @click.argument("file", type=FILE)
 @progress
 @plain
 @dry_run
 def save(file: str, *, progress: bool, plain: bool, dry_run: bool) -> None:
-    """Write the guest's memory and devices to FILE; the guest stands still from then on.
+    """Save the guest's memory and devices to FILE; the guest stays paused.
 
-    Quit this QEMU then. FILE is of use as long as nobody writes to the disks: `restore` gives it to a new
-    QEMU that was started on them. To keep a moment and go on running is `checkpoint`.
+    Then quit this QEMU. FILE can be used as long as nobody writes to the disks: `restore` loads it into a new
+    QEMU that was started on them. To save the state and keep the guest running, use `checkpoint`.
     """
 
     def then(done: Done) -> list[str]:
         return [
-            "quit this QEMU; the file is of use as long as nobody writes to these disks",
+            "quit this QEMU; the file can be used as long as nobody writes to these disks",
             *(f"start {shown(disk)} from {shown(files[0])}" for disk, files in done.chains.items() if files),
             f"next: {command('restore', file, to_new=True)}",
         ]

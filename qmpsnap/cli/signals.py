@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM while a command runs.
 
 Before an operation has begun, either ends the command. While it runs:
-  first Ctrl-C on a terminal   asks: detach, cancel or go on; the operation goes on meanwhile
+  first Ctrl-C on a terminal   asks: detach, cancel or go on; the operation keeps running meanwhile
   first one elsewhere, SIGTERM cancel, and undo what was done
   second one                   detach: the job's id is printed, the job runs on
 
@@ -95,7 +95,7 @@ class Signals:
             self._ended = True
             if self._asking:
                 self._stop_asking()
-                tell("", "it has ended meanwhile")
+                tell("", "the job has ended meanwhile")
             if bar is not None:
                 bar.hide()
 
@@ -128,17 +128,20 @@ class Signals:
         if self.cancel.is_set():
             return
         if self._can_be_left:
-            tell(f"stopping, and taking back what was done; once more leaves job {self._job_id} running")
+            tell(f"stopping and rolling back; interrupt again to leave job {self._job_id} running")
         elif self._job_id:
-            tell("stopping, and taking back what was done, or ending what cannot be; once more stops here")
+            tell(
+                "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop "
+                "here"
+            )
         else:
-            tell("stopping, and taking back what was done")
+            tell("stopping and rolling back")
         self.cancel.set()
         self._loop.call_later(_AFTER_CANCEL, self._give_up)
 
     def _detach(self) -> None:
         if not self._job_id:
-            tell("no job runs that could be left; waiting for QEMU's answer")
+            tell("there is no job to leave running; waiting for QEMU's answer")
             return
         (self.detach if self._can_be_left else self.cancel).set()
         self._loop.call_later(_AFTER_DETACH, self._left)
@@ -168,11 +171,11 @@ class Signals:
         self._asking = True
         # Whole lines come when the terminal has them, so the loop is never kept from its work.
         self._loop.add_reader(sys.stdin.fileno(), self._on_answer)
-        tell("", f"job {shown(self._job_id)} goes on meanwhile")
+        tell("", f"job {shown(self._job_id)} keeps running meanwhile")
         self._prompt()
 
     def _prompt(self) -> None:
-        sys.stderr.write(f"{'[d]etach, ' if self._can_be_left else ''}[c]ancel, go [o]n? ")
+        sys.stderr.write(f"{'[d]etach, ' if self._can_be_left else ''}[c]ancel, c[o]ntinue? ")
         sys.stderr.flush()
 
     def _on_answer(self) -> None:
@@ -190,7 +193,7 @@ class Signals:
             case "o" | "":
                 self._stop_asking()
                 self._came = 0
-                tell("going on")
+                tell("continuing")
                 if self._bar is not None:
                     self._bar.show()
             case _:
@@ -203,7 +206,7 @@ class Signals:
 
 
 def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
-    """What to say when the process ends in the midst of an operation with a job.
+    """What to say when the process ends in the middle of an operation with a job.
 
     Args:
         plan: Its plan.
@@ -211,16 +214,16 @@ def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
         cancelled: Whether it was asked to stop before.
     """
     if plan.can_be_left:
-        what = "it was being cancelled" if cancelled else "it was about to end"
+        what = "it was being cancelled" if cancelled else "it was about to finish"
         return Detached(
             f"left job {plan.job_id}; {what}",
             job_id=plan.job_id,
-            hint=f"qmpsnap job wait {plan.job_id} tells what became of it and ends what is left",
+            hint=f"qmpsnap job wait {plan.job_id} shows the outcome and finishes the operation",
         )
-    stands = ", and the guest may stand still until then" if plan.halts else ""
+    stands = ", and the guest may stay paused until then" if plan.halts else ""
     error = Detached(
-        f"stopped in the midst of {named}: QEMU carries its job to the end, but what is left has to be "
-        f"ended{stands}",
+        f"stopped in the middle of {named}: QEMU completes the job, but the operation has to be "
+        f"finished{stands}",
         job_id=named,
         hint=_ending(plan, named),
     )
@@ -230,16 +233,16 @@ def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
 
 def given_up(plan: Plan | None, named: str) -> LinkLost:
     """What to say when QEMU did not answer for so long that the process ends; as for `left`."""
-    stands = "; the guest may stand still" if plan is not None and plan.halts else ""
+    stands = "; the guest may be paused" if plan is not None and plan.halts else ""
     end = f"; {_ending(plan, named)}" if plan is not None and named else ""
     return LinkLost(
         f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt{stands}",
         changed=Changed.UNKNOWN,
-        hint=f"when it answers again: qmpsnap chain, and qmpsnap jobs, show what became of it{end}",
+        hint=f"when it answers again, qmpsnap chain and qmpsnap jobs show the outcome{end}",
     )
 
 
 def _ending(plan: Plan, named: str) -> str:
     # A save is to leave it standing.
-    runs = ", and lets the guest run on if it ran" if plan.halts and plan.op != "save" else ""
-    return f"qmpsnap job wait {named} brings it to its end{runs}"
+    runs = ", and resumes the guest if it was running" if plan.halts and plan.op != "save" else ""
+    return f"qmpsnap job wait {named} finishes it{runs}"

@@ -17,7 +17,7 @@ __all__ = ["snapshot"]
 @verb(
     "snapshot",
     example="qmpsnap -s /run/vm1/qmp.sock snapshot before-upgrade --disk vda --disk vdb=/fast/vdb.qcow2",
-    short_help="Put an overlay on each disk, or snapshot inside its image, all at one instant.",
+    short_help="Take a snapshot of disks at one instant, in overlays or inside the images.",
 )
 @click.argument("name", required=False)
 @click.option(
@@ -26,19 +26,19 @@ __all__ = ["snapshot"]
     multiple=True,
     metavar="D[=FILE]",
     type=DISK,
-    help="A disk to take, and where its overlay goes. May be repeated. "
+    help="A disk to snapshot, and the file of its overlay. May be repeated. "
     "[default: every writable disk with a medium; beside the active layer, STEM-of-base.NAME.qcow2, "
-    "or STEM-of-base.DISK.NAME.qcow2 where two would be one]",
+    "or STEM-of-base.DISK.NAME.qcow2 where two would have the same name]",
 )
 @click.option(
     "--use-existing",
     is_flag=True,
-    help="The overlays are there already: check size, backing file and format. [default: make them]",
+    help="The overlays exist: check their size, backing file and format. [default: create them]",
 )
 @click.option(
     "--internal",
     is_flag=True,
-    help="Inside each active layer, which has to be qcow2; no chain changes. [default: overlays]",
+    help="Take it inside each active layer, which must be qcow2; no chain changes. [default: overlays]",
 )
 @plain
 @dry_run
@@ -53,15 +53,15 @@ def snapshot(
 ) -> None:
     """Put a new overlay on each disk, all at one instant, while the guest runs.
 
-    With --internal the moment is kept inside the images instead.
+    With --internal the snapshot is taken inside the images instead.
 
-    NAME is the moment's name. [default: snap-YYYYmmddTHHMMSS, local time]
+    NAME is the snapshot's name. [default: snap-YYYYmmddTHHMMSS, local time]
     """
     spelled, files = [], {}
     for one in disks:
         disk, equals, file = one.partition("=")
         if not disk or (equals and not file):
-            raise click.BadParameter(f"{one!r} is not D or D=FILE", param_hint="--disk")
+            raise click.BadParameter(f"{one!r} is not DISK or DISK=FILE", param_hint="--disk")
         spelled.append(disk)
         if file:
             files[disk] = FILE.convert(file, None, None)
@@ -69,9 +69,7 @@ def snapshot(
     moment = name if name is not None else f"snap-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
     if internal:
         if files or use_existing:
-            raise click.UsageError(
-                "--internal makes no files: leave out --use-existing and the FILE of --disk"
-            )
+            raise click.UsageError("--internal creates no files: omit --use-existing and the FILE of --disk")
         change(SnapshotInternal(moment, tuple(spelled)), dry_run=dry_run)
         return
     change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run)

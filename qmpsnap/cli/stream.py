@@ -24,7 +24,10 @@ __all__ = ["stream"]
 )
 @click.argument("disk", type=DISK)
 @click.option(
-    "--base", type=LAYER, metavar="LAYER", help="Layer that stays below, excluded. [default: none stays]"
+    "--base",
+    type=LAYER,
+    metavar="LAYER",
+    help="Layer that stays as the backing file, excluded. [default: none]",
 )
 @click.option(
     "--into", type=LAYER, metavar="LAYER", help="Layer that receives the data. [default: the active layer]"
@@ -41,8 +44,9 @@ def stream(
     plain: bool,
     dry_run: bool,
 ) -> None:
-    """Copy backing data up, so that the layers between are not needed (alias blockpull).
+    """Copy backing data up into an overlay, so that layers in between are not needed (alias blockpull).
 
-    The layers between stay valid files. A LAYER is a path, its last part, a node name or a snapshot's name.
+    The layers in between remain valid files. A LAYER is a path, its last component, a node name or a
+    snapshot's name.
     """
     change(Stream(disk, base, into, on_error, speed, plain), dry_run=dry_run, progress=progress)

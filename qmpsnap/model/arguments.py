@@ -97,13 +97,13 @@ def _word(parameter: str, value: object, words: tuple[str, ...]) -> None:
 
 def _text(parameter: str, value: str) -> None:
     if not value:
-        refuse(parameter, value, "give one that is not empty")
+        refuse(parameter, value, "it must not be empty")
     _any_text(parameter, value)
 
 
 def _any_text(parameter: str, value: str) -> None:
     if "\0" in value:
-        refuse(parameter, value, "a NUL cannot be in it")
+        refuse(parameter, value, "it must not contain a NUL character")
     try:
         value.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -113,7 +113,7 @@ def _any_text(parameter: str, value: str) -> None:
 def _absolute(parameter: str, value: str) -> None:
     _text(parameter, value)
     if not value.startswith("/"):
-        refuse(parameter, value, "give an absolute path", hint="QEMU may be in another directory than you")
+        refuse(parameter, value, "give an absolute path", hint="QEMU may have another working directory")
 
 
 def _optional_path(parameter: str, value: str) -> None:
@@ -128,7 +128,7 @@ def _new_name(parameter: str, value: str) -> None:
 
 def _speed(parameter: str, value: int) -> None:
     if not 0 <= value < _INT64:
-        refuse(parameter, value, "give bytes a second, or 0 for no limit")
+        refuse(parameter, value, "give bytes per second, or 0 for no limit")
 
 
 Text = Annotated[str, _text]

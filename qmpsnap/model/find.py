@@ -38,9 +38,9 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
     if found:
         names = [disk.name for disk in found]
         raise AmbiguousName(
-            f"{spelling!r} fits more than one disk: {', '.join(names)}",
+            f"{spelling!r} matches more than one disk: {', '.join(names)}",
             candidates=names,
-            hint="name the disk as listed here",
+            hint="use one of the names listed here",
         )
     known = ", ".join(graph.disks) or "none"
     raise NotFound(f"there is no disk {spelling!r}", hint=f"the disks are: {known}")
@@ -85,7 +85,7 @@ def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None =
         if found:
             names = [disk.layers[index].file for index in found]
             raise AmbiguousName(
-                f"{spelling!r} fits more than one layer of {disk.name}: {', '.join(names)}",
+                f"{spelling!r} matches more than one layer of {disk.name}: {', '.join(names)}",
                 candidates=names,
                 hint="name the layer by its full path",
             )
@@ -103,9 +103,9 @@ def refuse_twin(disk: Disk, chosen: Iterable[Disk]) -> None:
     for other in chosen:
         if disk.root and disk.root == other.root:
             raise AmbiguousName(
-                f"disks {other.name!r} and {disk.name!r} are two devices on one node ({disk.root})",
+                f"disks {other.name!r} and {disk.name!r} are two devices on the same node ({disk.root})",
                 candidates=[other.name, disk.name],
-                hint="name one of them: the other goes along",
+                hint="name only one of them: the other is included",
             )
 
 

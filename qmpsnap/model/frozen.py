@@ -22,7 +22,7 @@ class Frozen(dict[K, V]):
     __slots__ = ()
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 - whatever dict's methods take
-        raise TypeError("this mapping cannot be changed; take dict(it)")
+        raise TypeError("this mapping is read-only; copy it with dict(...)")
 
     __setitem__ = _refuse
     __delitem__ = _refuse

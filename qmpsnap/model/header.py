@@ -147,7 +147,7 @@ def _parse_qcow2(data: bytes, version: int) -> Header:
 def _parse_qed(data: bytes) -> Header:
     cluster, _, clusters, features, _, _, _, size, offset, length = _unpack(data, "<IIIQQQQQII", 4)
     if cluster < 1 << 12 or cluster > 1 << 26 or cluster & (cluster - 1):
-        raise ValueError(f"cluster size {cluster} is no power of two from 4096 to 64 MiB")
+        raise ValueError(f"cluster size {cluster} is not a power of two between 4096 and 64 MiB")
     backing = None
     if features & _QED_BACKING:
         backing = _name(data, offset, length, cluster * clusters, _LONGEST_QED_NAME)
@@ -172,7 +172,7 @@ def _extensions(data: bytes, start: int, end: int) -> dict[int, bytes]:
         if kind == _EXT_END:
             break
         if length > end - at:
-            raise ValueError(f"header extension {kind:#x} of {length} bytes goes beyond the header's end")
+            raise ValueError(f"header extension {kind:#x} of {length} bytes extends beyond the header")
         if at + length > len(data):
             raise ValueError(f"truncated in header extension {kind:#x}")
         found[kind] = data[at : at + length]
@@ -187,7 +187,7 @@ def _name(data: bytes, offset: int, length: int, end: int, longest: int) -> str 
     if length > longest:
         raise ValueError(f"backing file name of {length} bytes, at most {longest} are allowed")
     if offset + length > end:
-        raise ValueError(f"backing file name at {offset} goes beyond the header's end")
+        raise ValueError(f"backing file name at {offset} extends beyond the header")
     if offset + length > len(data):
         raise ValueError("truncated in the backing file's name")
     return _text(data[offset : offset + length]) or None
@@ -287,7 +287,7 @@ def why_unsafe(header: Header, *, of: str, allowed_dirs: tuple[str, ...] | None)
             continue
         resolved = backing_path(name, of=of)
         if resolved is None or _protocol(name) not in {None, "file"}:
-            return f"its {what} {name!r} is no plain file name"
+            return f"its {what} {name!r} is not a plain file name"
         path = posixpath.normpath(resolved)
         if path == of:
             return f"its {what} is the image itself"

@@ -8,16 +8,16 @@ import shlex
 __all__ = ["LOAD_FAILED", "LOAD_STATE", "RUNS_AGAIN", "command", "frees", "hint_for", "qmp", "quoted"]
 
 LOAD_FAILED = (
-    "go back once more, or reset the guest before it runs: qmpsnap qmp system_reset, then qmpsnap cont"
+    "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )
 LOAD_STATE = "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming"
 RUNS_AGAIN = (
-    "qmpsnap cont --after-migration lets the guest run on; what was saved does not fit its disks then"
+    "qmpsnap cont --after-migration resumes the guest; the saved state no longer matches its disks then"
 )
 
 _GIVEN_UP = (
-    "QEMU has given its images up: after VM state was saved, qmpsnap cont --after-migration lets the guest "
-    "run, and where VM state is awaited that has to be loaded first"
+    "QEMU has deactivated its images: if VM state was saved, qmpsnap cont --after-migration resumes "
+    "the guest; if QEMU waits for VM state, load that first"
 )
 
 
@@ -55,19 +55,19 @@ _HINTS = (
     ),
     (
         "Permission denied",
-        "look at owner, mode and label of the file and its directories: QEMU's user may not open it",
+        "check owner, mode and label of the file and its directories: QEMU's user is not allowed to open it",
     ),
     ("Read-only file system", "the file system is mounted read-only"),
-    ("No space left on device", "make room there, or say another place"),
-    ("No such file or directory", "QEMU looks where it runs: is the path the same there?"),
-    ("is busy", "look who holds it: qmpsnap jobs"),
+    ("No space left on device", "free some space there, or choose another place"),
+    ("No such file or directory", "QEMU looks in its own file system: is the path the same there?"),
+    ("is busy", "see which job holds it: qmpsnap jobs"),
     (
         "Need a root block node",
-        f"a node without a use stands on the disk's root; this frees it: {frees('NODE')}",
+        f"an unused node is on top of the disk's root; remove it with: {frees('NODE')}",
     ),
     ("Inactive '", _GIVEN_UP),
     ("does not support internal snapshots", f"if it is a qcow2 image: {_GIVEN_UP}"),
-    ("Too many open files", "raise QEMU's limit of open files"),
+    ("Too many open files", "raise QEMU's limit on open files"),
 )
 
 

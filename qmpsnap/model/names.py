@@ -45,7 +45,7 @@ def check_name(name: str) -> str:
     if _NAME.fullmatch(name):
         return name
     raise BadName(
-        f"{name!r} is not a name for a snapshot",
+        f"{name!r} is not a valid snapshot name",
         name=name,
         hint="use letters, digits, '_', '.' and '-', at most 64, beginning with a letter, digit or '_'",
     )

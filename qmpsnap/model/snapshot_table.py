@@ -30,10 +30,10 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
         ValueError: When it is no qcow2 image.
     """
     if len(header) < HEADER_BYTES or header[:4] != _MAGIC or header[4:8] not in {b"\0\0\0\2", b"\0\0\0\3"}:
-        raise ValueError("no qcow2 image")
+        raise ValueError("not a qcow2 image")
     count, offset = _TABLE.unpack_from(header, 60)
     if offset >= 1 << 63:
-        raise ValueError("its snapshots lie behind any file's end")
+        raise ValueError("its snapshot table lies beyond the end of any file")
     return int(offset), int(count)
 
 
@@ -59,12 +59,12 @@ def _entries(table: bytes, count: int) -> Iterator[tuple[str, int | None]]:
     at = 0
     for _ in range(count):
         if at + _ENTRY.size > len(table):
-            raise ValueError("the table of snapshots ends too early")
+            raise ValueError("the snapshot table is truncated")
         _, _, id_length, name_length, *_, extra = _ENTRY.unpack_from(table, at)
         start = at + _ENTRY.size + extra + id_length
         end = start + name_length
         if end > len(table):
-            raise ValueError("the table of snapshots ends too early")
+            raise ValueError("the snapshot table is truncated")
         size = int(_EXTRA.unpack_from(table, at + _ENTRY.size)[1]) if extra >= _EXTRA.size else None
         yield table[start:end].decode("utf-8"), size
         at = (end + 7) & ~7

@@ -117,7 +117,7 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
         op=record.op,
         intent=None,
         disks=tuple(disk for disk in record.chains if disk in scene.graph.disks),
-        stages=(Stage("put the record away", (FinishRecord(record.directory, (record.id,)),), tidy=True),),
+        stages=(Stage("remove the record", (FinishRecord(record.directory, (record.id,)),), tidy=True),),
         before=scene.graph,
         after=scene.graph,
         notes=(note,),

@@ -99,8 +99,8 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
         disks,
         scene,
         finish,
-        vanished=f"QEMU failed half-way back to {record.name!r}; the guest stands still, and its memory is "
-        f"not to be trusted: {LOAD_FAILED}",
+        vanished=f"QEMU failed while reverting to {record.name!r}; the guest is paused, and its memory "
+        f"cannot be trusted: {LOAD_FAILED}",
     )
 
 
@@ -172,7 +172,7 @@ def _disks(record: IntentRecord | None, scene: Scene) -> tuple[Disk, ...]:
 
 def _finish(record: IntentRecord | None) -> Stage:
     steps = () if record is None else (FinishRecord(record.directory, (record.id,)),)
-    return Stage("put the record away", steps, tidy=True)
+    return Stage("remove the record", steps, tidy=True)
 
 
 def _plan(

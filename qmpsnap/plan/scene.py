@@ -259,7 +259,7 @@ def refuse_migrating(machine: Machine | Status) -> None:
             "on the files of now",
             node="",
             job_id="",
-            hint=f"wait for its end, or stop it: {qmp('migrate_cancel')}",
+            hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
         )
 
 
@@ -274,7 +274,7 @@ def refuse_empty(disk: Disk) -> Disk:
     return disk
 
 
-def refuse_place(scene: Scene, file: str, *, hint: str = "make room there") -> None:
+def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there") -> None:
     """Refuse when a new image cannot be made under that path.
 
     Args:
@@ -302,7 +302,7 @@ def usable_directory(scene: Scene, file: str) -> DirFact:
     """
     where = scene.files.directories[posixpath.dirname(file)]
     if not where.exists:
-        raise InvalidTarget(f"the directory {where.path} does not exist", file=file, hint="make it first")
+        raise InvalidTarget(f"the directory {where.path} does not exist", file=file, hint="create it first")
     if not where.writable:
         raise InvalidTarget(f"the directory {where.path} cannot be written: {where.problem}", file=file)
     return where

@@ -121,7 +121,7 @@ class Catalog:
             await in_thread(partial(_write, record, instead_of, self._locks))
         except FileExistsError as error:
             file = os.path.join(record.directory, record.file_name)
-            raise TargetExists(f"there is a record {file!r} already", file=file) from error
+            raise TargetExists(f"the record {file!r} exists already", file=file) from error
         except (OSError, ValueError) as error:
             raise _unusable(record, error, "write") from error
 
@@ -226,7 +226,7 @@ def _read(descriptor: int, name: str, directory: str) -> Record:
         status = os.fstat(file.fileno())
         _trust(status)
         if status.st_size > _LONGEST:
-            raise ValueError(f"{status.st_size} bytes are too many for a record")
+            raise ValueError(f"{status.st_size} bytes are too large for a record")
         record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
         if isinstance(record, IntentRecord):
             record = replace(record, live=_is_locked(file.fileno()))
@@ -271,9 +271,9 @@ def _open_trusted(directory: str) -> int:
 
 def _trust(status: os.stat_result) -> None:
     if status.st_uid not in {0, os.geteuid()}:
-        raise ValueError(f"belongs to the user {status.st_uid}, and is not trusted")
+        raise ValueError(f"belongs to the user {status.st_uid}, so it is not trusted")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError("others may write to it, and it is not trusted")
+        raise ValueError("others may write to it, so it is not trusted")
 
 
 def _unlink(name: str, descriptor: int) -> None:

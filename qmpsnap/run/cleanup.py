@@ -84,14 +84,14 @@ def _refuse_other(file: str, proof: Proof) -> None:
     try:
         status = os.fstat(descriptor)
         if proof.inode and (status.st_dev, status.st_ino) != (proof.device, proof.inode):
-            raise OSError(0, "another file has taken its name")
+            raise OSError(0, "another file has its name by now")
         header = descriptor_header(descriptor)
     except ValueError as error:
         raise OSError(0, f"its header is broken: {error}") from error
     finally:
         os.close(descriptor)
     if header is None or header.backing is None or (proof.format and header.format != proof.format):
-        raise OSError(0, "it is no overlay by its header")
+        raise OSError(0, "by its header it is not an overlay")
     if header.backing != proof.backing and not _leads_to(header.backing, file, proof.backing):
         raise OSError(0, f"its header names {header.backing!r} as its backing file, not {proof.backing!r}")
 

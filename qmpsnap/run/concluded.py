@@ -81,11 +81,12 @@ class ConcludedStreams:
         for job in await self._monitor.jobs():
             if job.type == "stream" and job.status is JobStatus.CONCLUDED:
                 raise Busy(
-                    f"stream job {job.id!r} has concluded and was not dismissed: "
-                    "this QEMU would crash if it were asked for its block nodes",
+                    f"stream job {job.id!r} has concluded but was not "
+                    "dismissed: a query of the block nodes would crash this QEMU",
                     node="",
                     job_id=job.id,
-                    hint=f"let whoever started it dismiss it, or do it: {qmp('job-dismiss', id=job.id)}",
+                    hint="have its client dismiss it, or dismiss it yourself: "
+                    f"{qmp('job-dismiss', id=job.id)}",
                 )
 
     async def _until_made(self) -> None:
@@ -100,11 +101,11 @@ class ConcludedStreams:
                 await changed.wait()
             if scope.cancelled_caught:
                 raise Busy(
-                    f"job {making.id!r} makes an image: this QEMU would crash if it were asked for its block "
-                    "nodes meanwhile",
+                    f"job {making.id!r} is creating an image: a query of the block nodes would crash this "
+                    "QEMU meanwhile",
                     node="",
                     job_id=making.id,
-                    hint="wait for its end",
+                    hint="wait until it ends",
                 )
 
     async def _is_harmless(self) -> bool:

@@ -53,7 +53,7 @@ class Executor:
         self._turns = Turns()
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job is that of an operation which is under way here."""
+        """Whether the job is that of an operation which is running in this process."""
         return self._turns.holds(job_id)
 
     async def run(
@@ -162,7 +162,7 @@ class Executor:
         with anyio.CancelScope(shield=True):
             await _done(task, limit)
             if not task.done():
-                guest = {"guest": "may stand still until then"} if plan.halts else {}
+                guest = {"guest": "may stay paused until then"} if plan.halts else {}
                 end = f"qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
                 _log.warning("operation.given_up", op=op, after=limit, ended_by=end, **guest)
                 await self._target.abandon(operation)

@@ -51,11 +51,11 @@ async def checkpoint(session: Session, step: HmpStep) -> None:
             if failed_early(said):
                 if ran:
                     await session.change("cont", {})
-                raise _failed(step, f"QEMU did not go back to {step.name!r}", said)
+                raise _failed(step, f"QEMU did not revert to {step.name!r}", said)
     raise _failed(
         step,
-        f"QEMU failed half-way back to {step.name!r}; the guest stands still, its disks are there, "
-        "its memory is not to be trusted",
+        f"QEMU failed while reverting to {step.name!r}; the guest is paused, its disks are "
+        "reverted, its memory cannot be trusted",
         said,
         changed=Changed.YES,
         hint=LOAD_FAILED,
@@ -72,18 +72,18 @@ async def stop_for_load(session: Session, step: StopForLoad) -> None:
         LinkLost: When the link goes; the guest may stand in `restore-vm`.
     """
     if not await is_running(session):
-        raise _failed(step, "the guest stood still before it was to be stopped", await run_state(session))
+        raise _failed(step, "the guest was paused already when it was to be paused", await run_state(session))
     said = str(await session.change(step.command, step.arguments)).strip()
     state = await run_state(session)
     if said and state == FOR_A_LOAD:
         return
     if not said:
-        what = "QEMU loaded a snapshot that was not to be there"
-        raise _failed(step, what, step.name, changed=Changed.YES, hint="go back once more")
+        what = "QEMU loaded a snapshot that should not exist"
+        raise _failed(step, what, step.name, changed=Changed.YES, hint="revert again")
     if not await is_running(session):
         with suppress(CommandFailed):  # it is said below how it stands
             await session.change("cont", {})
-    raise _failed(step, f"QEMU did not stop the guest as for a load, it was {state}", said)
+    raise _failed(step, f"QEMU did not pause the guest for the load, it was {state}", said)
 
 
 def failed_early(said: str) -> bool:

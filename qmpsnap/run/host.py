@@ -172,7 +172,7 @@ class Host:
         except OSError as error:
             raise unusable(step.file, error, "remove") from error
         if left:
-            _log.warning("state.left", file=step.file, reason="it is another one's")
+            _log.warning("state.left", file=step.file, reason="it belongs to another operation")
 
     async def _reserve(self, step: CreateMemory) -> None:
         try:
@@ -182,7 +182,7 @@ class Host:
         except OSError as error:
             await self._images.remove_created(self._made.pop(step.file))
             raise InvalidTarget(
-                f"there is no room of {step.reserve_bytes} bytes for {step.file!r}: {reason(error)}",
+                f"cannot reserve {step.reserve_bytes} bytes for {step.file!r}: {reason(error)}",
                 file=step.file,
                 hint=hint(error),
             ) from error
@@ -219,7 +219,7 @@ class Host:
         for record in records:
             if record.id == record_id and isinstance(record, IntentRecord):
                 return record
-        raise InvalidTarget(f"the record {record_id} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the record {record_id} no longer exists in {directory}", file=directory)
 
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
         """The record, with its disks called as the plan calls them."""
@@ -227,4 +227,4 @@ class Host:
         for record in records:
             if record.id == record_id and isinstance(record, MomentRecord):
                 return renamed(record, self._names.get(record_id, {}))
-        raise InvalidTarget(f"the moment {record_id} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)

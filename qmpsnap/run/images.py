@@ -193,7 +193,7 @@ class Images:
         if not await in_thread(partial(os.path.lexists, file)):
             return False
         raise InvalidTarget(
-            f"{file!r} was made by an interrupted run, but is not empty any more; it stays", file=file
+            f"{file!r} was created by an interrupted run, but is no longer empty; it stays", file=file
         )
 
     async def as_created(self, file: str) -> Created | None:
@@ -251,7 +251,7 @@ def _check(request: _Request) -> None:
     why = ""
     if request.format not in {"raw", "qcow2"}:
         raise Unsupported(
-            f"we make no images of format {request.format!r}", feature=f"format {request.format}"
+            f"cannot create images of format {request.format!r}", feature=f"format {request.format}"
         )
     if not request.file.startswith("/") or (
         request.backing is not None and not request.backing.startswith("/")
@@ -275,7 +275,7 @@ def _verify(request: _Request, descriptor: int) -> None:
     header = survey.descriptor_header(descriptor)
     found = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
     if found != (request.format, request.backing, (request.size_bytes + 511) // 512):
-        raise ValueError(f"its header does not say what was asked, but {header}")
+        raise ValueError(f"its header is not as requested, but {header}")
     if header is not None and header.backing_format != request.backing_format:
         raise ValueError(f"its header says backing format {header.backing_format!r}")
 
@@ -298,7 +298,7 @@ def _take_after(descriptor: int, like: str, *, private: bool) -> None:
     except OSError as error:
         owner = f"owner {model.st_uid}:{model.st_gid} and mode {stat.S_IMODE(model.st_mode) & 0o777:o}"
         raise ValueError(
-            f"it cannot be given {owner} of {like!r}, and QEMU might not open it again: {reason(error)}"
+            f"cannot give it {owner} of {like!r}, so QEMU might not be able to open it again: {reason(error)}"
         ) from error
 
 
@@ -316,5 +316,5 @@ def _left(error: QmpsnapError, created: Created) -> QmpsnapError:
     try:
         cleanup.remove(created)
     except OSError:
-        error.left = (*error.left, f"{created.file} (an empty file of ours: rm it)")
+        error.left = (*error.left, f"{created.file} (an empty file of ours; remove it)")
     return error

@@ -229,7 +229,7 @@ class JobWatch:
         while True:
             changed, heard = self._changed, self._heard
             if self._closed:
-                raise LinkLost(f"nobody follows job {self.job_id!r} any more", step=self._step)
+                raise LinkLost(f"nobody is following job {self.job_id!r} any more", step=self._step)
             if self._session.lost.is_set():
                 raise self._lost()
             if self._status in ENDED:
@@ -306,7 +306,7 @@ class JobWatch:
         while True:
             changed, heard = self._changed, self._heard
             if self._closed:
-                raise LinkLost(f"nobody follows job {self.job_id!r} any more", step=self._step)
+                raise LinkLost(f"nobody is following job {self.job_id!r} any more", step=self._step)
             if self._status in ENDED:
                 job = await self._ask()
                 if heard == self._heard:
@@ -334,7 +334,7 @@ class JobWatch:
         if heard != self._heard:
             return
         if job is None:
-            raise self._failure("vanished", "it is not in query-jobs, and its end was not seen")
+            raise self._failure("vanished", "it is not in query-jobs, and its end was not observed")
         self._status = job.status
         self._stopped = job.stopped_by_error
         self._failed = job.status is JobStatus.ABORTING
@@ -356,11 +356,11 @@ class JobWatch:
         else:
             error, failed = self._error, self._failed
             if not failed and JobStatus.CONCLUDED not in self._times:
-                raise self._failure("vanished", "it was dismissed, and its end was not seen")
+                raise self._failure("vanished", "it was dismissed, and its end was not observed")
         if failed:
             raise self._failure("failed", error or "QEMU gave no reason")
         if goal is not _Goal.CONCLUDED:
-            raise self._failure("failed", "it ended before anybody completed it")
+            raise self._failure("failed", "it ended before it was completed")
         return job or replace(self._last, status=JobStatus.CONCLUDED, paused=False, ready=False)
 
     @property
@@ -379,10 +379,10 @@ class JobWatch:
             f"job {self.job_id!r} is paused: {reason}",
             job_id=self.job_id,
             reason=reason,
-            hint=f"mend it, then qmpsnap job resume {self.job_id}; or qmpsnap job cancel {self.job_id}",
+            hint=f"fix the cause, then qmpsnap job resume {self.job_id}; or qmpsnap job cancel {self.job_id}",
         )
 
     def _lost(self) -> LinkLost:
         """Make the error for a lost link, with the last that was heard of the job."""
         said = f"{self._status}: {self._error}" if self._error else f"{self._status or 'nothing'}"
-        return self._session.link_lost(self._step, known=f"the last that was heard of it is {said!r}")
+        return self._session.link_lost(self._step, known=f"its last known status is {said!r}")

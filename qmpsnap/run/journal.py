@@ -71,7 +71,7 @@ class Journal:
         self.loaded = isinstance(job, LoadState) and not failed_early(error.error)
         self.moved = self.loaded or any(changes(step) for step in self.done if step is not job)
         if self.loaded:
-            error.hint = f"the guest stands still, and its memory is not to be trusted: {LOAD_FAILED}"
+            error.hint = f"the guest is paused, and its memory cannot be trusted: {LOAD_FAILED}"
 
     @property
     def copies(self) -> bool:
@@ -123,10 +123,10 @@ class Journal:
             else ()
         )
         again = command("commit", disk, *top, "--base", base, *keeps)
-        return f"the guest reads what it read; what makes the layers good is the commit, done again: {again}"
+        return f"the guest's data is unchanged; run the same commit again to make the layers valid: {again}"
 
     @property
     def later(self) -> str:
         """How what is left of the operation is brought to its end, or ""."""
         named = self.plan.operation_id
-        return f"qmpsnap job wait {named} brings it to its end" if named else ""
+        return f"qmpsnap job wait {named} finishes it" if named else ""

@@ -181,7 +181,7 @@ class LiveTarget:
             except GraphMoved as moved:
                 _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
                 await anyio.sleep(0.01 * attempt)
-        raise Malformed("QEMU's block graph did not hold still while it was read", hint="try again")
+        raise Malformed("QEMU's block graph kept changing while it was read", hint="try again")
 
     async def features(self) -> Features:
         """What this QEMU can do; asked once a session. QAPI: query-commands."""
@@ -378,7 +378,7 @@ class LiveTarget:
             raise InvalidTarget(f"QEMU cannot look at {step.file}: {error.desc}", file=step.file) from error
         await self.session.change("blockdev-del", {"node-name": step.node})
         raise TargetExists(
-            f"{step.file} exists already where QEMU runs, and was not touched",
+            f"{step.file} exists already on QEMU's host, and was not touched",
             file=step.file,
             hint="take another name",
         )

@@ -73,7 +73,7 @@ def open_memory(file: str, *, write: bool, made: Created | None = None, inode: i
     descriptor = open_file(file, write=write)  # QEMU compares the flags, and takes no O_RDWR
     try:
         if inode and os.fstat(descriptor).st_ino != inode:
-            raise OSError(0, "another file has taken its name meanwhile")  # noqa: TRY301 - closed below
+            raise OSError(0, "another file has its name by now")  # noqa: TRY301 - closed below
         if write:
             _refuse_other(descriptor, made, owner=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +192,10 @@ def _refuse_other(descriptor: int, made: Created | None, *, owner: bool) -> None
         or stat.S_IMODE(status.st_mode) != _PRIVATE
         or (owner and status.st_uid != os.geteuid())
     ):
-        raise OSError(0, "it is no file of ours: that has one name, and no other may read it")
+        raise OSError(
+            0,
+            "it is not a file of ours: those have one hard link and are readable by their owner only",
+        )
 
 
 def _fact(path: str) -> MemoryFact:

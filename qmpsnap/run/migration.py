@@ -52,7 +52,7 @@ _SETTLE = 0.5  # seconds that the thread of a migration needs to end after it ha
 
 
 def _stuck(what: str, state: str) -> MigrationFailed:
-    return MigrationFailed(f"{what} ({state})", error=what, hint="look how it stands: qmpsnap status")
+    return MigrationFailed(f"{what} ({state})", error=what, hint="check with qmpsnap status")
 
 
 def _writes(now: MigrationInfo) -> bool:
@@ -176,7 +176,7 @@ class Migrations:
         changed, limit = self._changed, time.monotonic() + _MOMENT
         while (now := await self.status()).status not in _OVER:
             if now.status == "setup" and time.monotonic() > limit:
-                raise _stuck("QEMU does not stop the migration", now.status)
+                raise _stuck("QEMU does not cancel the migration", now.status)
             changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
 
@@ -198,9 +198,9 @@ class Migrations:
                 await self._completed()
                 if self._stops.count > 0:
                     raise MigrationFailed(
-                        "the guest was stopped once more before QEMU had kept its memory, by QEMU itself or "
-                        "by somebody else: the memory may be later than the disks, and is of no use",
-                        error="the guest was stopped twice",
+                        "the guest was paused again before QEMU had saved its memory, by QEMU itself or by "
+                        "another client: the memory may be newer than the disks, so it cannot be used",
+                        error="the guest was paused twice",
                         hint="try again",
                     )
             case "loaded":
@@ -220,7 +220,7 @@ class Migrations:
         limit = time.monotonic() + _MOMENT
         while not _writes(now := await self._look()):
             if now.status == "setup" and time.monotonic() > limit:
-                raise _stuck("QEMU does not begin to write the memory", now.status)
+                raise _stuck("QEMU does not start to write the memory", now.status)
             await self._next(self._changed, _LOOK)
 
     async def _until_state(self, there: Callable[[str], bool]) -> None:
@@ -228,9 +228,9 @@ class Migrations:
         limit = time.monotonic() + _MOMENT
         while not there(now := await run_state(self._session)):
             if now == "running":
-                raise _stuck("somebody let the guest run before the disks were kept", now)
+                raise _stuck("another client resumed the guest before the disks were snapshotted", now)
             if time.monotonic() > limit:
-                raise _stuck("QEMU does not end the migration", now)
+                raise _stuck("QEMU does not finish the migration", now)
             await self._next(self._changed, _LOOK)
 
     async def _until_closed(self, file: str) -> None:
@@ -239,7 +239,7 @@ class Migrations:
         try:
             while not await in_thread(partial(is_closed, file)):
                 if time.monotonic() > limit:
-                    raise _stuck(f"somebody keeps {file} open and locked", "closing")
+                    raise _stuck(f"another process has {file} open and locked", "closing")
                 await self._next(self._changed, _LOOK)
         except OSError as error:
             raise unusable(file, error, "look at") from error
@@ -251,7 +251,7 @@ class Migrations:
         if now.status in {"failed", "cancelled"}:
             self._ended = time.monotonic()
             text = now.error_desc or f"it was {now.status}, QEMU gives no reason"
-            raise MigrationFailed(f"QEMU could not move the VM state: {text}", error=text)
+            raise MigrationFailed(f"QEMU could not transfer the VM state: {text}", error=text)
         return now
 
     async def _next(self, changed: anyio.Event, seconds: float) -> anyio.Event:

@@ -41,7 +41,7 @@ class WrongKind(OSError):
     """There is something under the path, but nothing that may be opened."""
 
     def __init__(self, mode: int, file: str) -> None:
-        super().__init__(errno.EINVAL, _KINDS.get(stat.S_IFMT(mode), "it is no regular file"), file)
+        super().__init__(errno.EINVAL, _KINDS.get(stat.S_IFMT(mode), "it is not a regular file"), file)
 
 
 def open_file(file: str, *, write: bool = False, follow: bool = False, directory: int | None = None) -> int:
@@ -56,7 +56,7 @@ def open_file(file: str, *, write: bool = False, follow: bool = False, directory
         directory: Descriptor of the directory from which a relative path counts.
 
     Raises:
-        WrongKind: When it is no regular file.
+        WrongKind: When it is not a regular file.
         OSError: When it cannot be opened, or not at once.
         ValueError: When the path holds a NUL.
     """

@@ -104,7 +104,7 @@ class Operation:
             complaint.add_note(f"{self._plan.op}: {error}")
             raise complaint from error
         if (complaint := self._caller.complaint) is not None:
-            complaint.add_note(f"{self._plan.op}: done all the same, the chains are {dict(done.chains)}")
+            complaint.add_note(f"{self._plan.op}: done nevertheless, the chains are {dict(done.chains)}")
             raise complaint
         return done
 
@@ -162,7 +162,7 @@ class Operation:
             and not (isinstance(step, DeleteNode) and step.node in closed)
         )
         try:
-            await self._tidy(Stage("keep where the disks are", steps, tidy=True))
+            await self._tidy(Stage("record where the disks are", steps, tidy=True))
         except Incomplete as error:
             return error.remaining
         return ()
@@ -198,19 +198,19 @@ class Operation:
         planned = self._plan.run_state
         if planned and planned != (now := await self._target.run_state()):
             raise GraphMismatch(
-                f"the machine is {now} by now, it was {planned} when the plan was made",
+                f"the machine is {now}, it was {planned} when the plan was made",
                 expected=self._plan.chains_before,
                 found=found,
                 changed=Changed.NO,
-                hint="plan again",
+                hint="make a new plan",
             )
         if not same(self._plan, journal.graph):
             raise GraphMismatch(
-                "the chains, or the snapshots inside, are not those that the plan was made on",
+                "the chains, or their internal snapshots, have changed since the plan was made",
                 expected=self._plan.chains_before,
                 found=found,
                 changed=Changed.NO,
-                hint="plan again",
+                hint="make a new plan",
             )
 
     async def _stages(self, stages: tuple[Stage, ...], watch: Watch) -> None:
@@ -308,7 +308,7 @@ class Operation:
         error = Detached(
             f"left job {job_id} running",
             job_id=job_id,
-            hint=f"qmpsnap job wait {job_id} brings it to its end, qmpsnap job cancel {job_id} stops it",
+            hint=f"qmpsnap job wait {job_id} finishes it, qmpsnap job cancel {job_id} stops it",
         )
         self._journal.say(error)
         return error
@@ -324,7 +324,7 @@ class Operation:
                 f"the graph is not the predicted one: {problem}",
                 expected=plan.chains_after,
                 found=found,
-                hint="look: qmpsnap chain, and for what is left qmpsnap jobs",
+                hint="qmpsnap chain shows the chains, qmpsnap jobs what is left",
             )
             journal.say(error)
             raise error
@@ -359,7 +359,7 @@ class Operation:
         if failed:
             reasons = "; ".join(f"{step.command} {step.arguments}: {error}" for step, error in failed)
             raise Incomplete(
-                f"{self._plan.op} is done, but not all could be put away: {reasons}",
+                f"{self._plan.op} is done, but the cleanup is incomplete: {reasons}",
                 done=[step.command for step in self._journal.done],
                 remaining=[f"{step.command} {step.arguments}" for step, _ in failed],
                 hint=self._journal.later,
@@ -373,7 +373,7 @@ class Operation:
             return
         kept = [one.node for one in undone if isinstance(one, DeleteNode)]
         if any(graph.nodes[node].file == step.file for node in kept if node in graph.nodes):
-            raise InvalidTarget(f"{step.file} is open in QEMU yet; it stays", file=step.file)
+            raise InvalidTarget(f"{step.file} is still open in QEMU; it stays", file=step.file)
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""
@@ -386,5 +386,5 @@ class Operation:
         stages = self._plan.stages
         early = [step for stage in stages if not stage.tidy for step in stage.steps]
         late = [step for step in early if isinstance(step, FinishRecord) and step not in self._journal.done]
-        await self._tidy(Stage("put the record away", tuple(late), tidy=True))
+        await self._tidy(Stage("remove the record", tuple(late), tidy=True))
         await self._stages(tuple(stage for stage in stages if stage.tidy), watch)

@@ -196,7 +196,7 @@ def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
             files += [one.file for one in step.overlays]
         elif isinstance(step, StartMirror):
             files.append(step.target)
-    return tuple(f"{file} (perhaps, made by QEMU)" for file in files if file in unseen)
+    return tuple(f"{file} (if QEMU created it)" for file in files if file in unseen)
 
 
 def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:

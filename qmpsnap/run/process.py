@@ -87,7 +87,7 @@ class QemuProcess:
             return ""
         how = f"with status {status}" if status >= 0 else f"by signal {-status} ({_signal(-status)})"
         said = "; ".join(self.output_tail.splitlines()[-_LAST_LINES:])
-        return f"ended {how}: {said or 'it wrote nothing'}"
+        return f"ended {how}: {said or 'it printed nothing'}"
 
     def terminate(self) -> None:
         """Ask QEMU to end, as SIGTERM does: it flushes its disks and quits."""
@@ -192,7 +192,7 @@ async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit
         await anyio.wait_readable(process.socket)
     if scope.cancelled_caught:
         raise ConnectFailed(
-            f"{name}: {binary!r} runs (pid {process.pid}) and its monitor said nothing for {limit:g} s",
+            f"{name}: {binary!r} runs (pid {process.pid}) but its monitor was silent for {limit:g} s",
             hint="does an argument make it wait for a client (wait=on) or a device?",
         )
     try:

@@ -43,12 +43,12 @@ async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
     problems = list(dict.fromkeys(problem for problem in wrong if problem))
     if not problems:
         return
-    again = f", then end it: qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
+    again = f", then finish it: qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
     raise Incomplete(
-        f"{plan.op} is done, but a machine cannot be started from its files: {'; '.join(problems)}",
+        f"{plan.op} is done, but its files cannot start a machine: {'; '.join(problems)}",
         done=[step.command for step in plan.steps],
         remaining=problems,
-        hint=f"while the machine runs, change-backing-file (QMP) writes the name of a backing file{again}",
+        hint=f"while the machine runs, QMP's change-backing-file corrects the name of a backing file{again}",
         changed=Changed.YES,
     )
 
@@ -82,7 +82,7 @@ def _astray(file: str, below: str, files: Files) -> str:
         return ""  # a device's header we do not read
     recorded = fact.header.backing if fact.header is not None else None
     if below and fact.backing != files.real(below):
-        return f"the header of {file} has the backing file {recorded!r}, not {below}"
+        return f"the header of {file} names the backing file {recorded!r}, not {below}"
     if not below and fact.backing is not None:
-        return f"the header of {file} still has the backing file {recorded!r}"
+        return f"the header of {file} still names the backing file {recorded!r}"
     return ""

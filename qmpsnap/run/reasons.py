@@ -23,24 +23,24 @@ _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         errno.ENOENT: ("no such file or directory", ""),
         errno.ENOTDIR: ("not a directory", ""),
-        errno.EACCES: (NOT_ALLOWED, "run as a user who may do that"),
+        errno.EACCES: (NOT_ALLOWED, "run as a user who is allowed to do that"),
         errno.EPERM: ("operation not permitted", "run as the owner of the file and its directory"),
         errno.EROFS: ("read-only file system", ""),
-        errno.EEXIST: ("something of that name exists already", "take another name"),
+        errno.EEXIST: ("a file of that name exists already", "take another name"),
         errno.EISDIR: ("it is a directory", "take another name"),
-        errno.ENAMETOOLONG: ("the name is too long for the file system", "take a shorter name"),
-        errno.ELOOP: ("a symbolic link is in the way", "say where the link leads"),
-        errno.ENOSPC: ("no space left on the file system", "make room there"),
-        errno.EDQUOT: ("the user's quota is used up", "make room there, or have the quota raised"),
+        errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter name"),
+        errno.ELOOP: ("the path contains a symbolic link", "give the link's target instead"),
+        errno.ENOSPC: ("no space left on the file system", "free some space there"),
+        errno.EDQUOT: ("the user's quota is used up", "free some space there, or have the quota raised"),
         errno.EFBIG: ("the file is too large for the file system, or for the limit of this process", ""),
-        errno.EIO: ("the disk reports an error", "look into the host's kernel log"),
-        errno.ESTALE: ("the server has lost the file", "mount the file system again"),
+        errno.EIO: ("the disk reports an error", "check the host's kernel log"),
+        errno.ESTALE: ("the server no longer has the file (stale handle)", "mount the file system again"),
         errno.EMFILE: ("this process has too many files open", "raise the limit: ulimit -n"),
         errno.ENFILE: ("the host has too many files open", ""),
         errno.ENXIO: ("it is a socket, or a FIFO that nobody reads", "take another name"),
-        errno.ENODEV: ("it is a device that is not there", ""),
+        errno.ENODEV: ("the device does not exist", ""),
         errno.EBUSY: ("it is in use", ""),
-        errno.ETXTBSY: ("it is a program that runs", ""),
+        errno.ETXTBSY: ("it is a program that is running", ""),
         errno.EAGAIN: ("another process holds a lease or a lock on it", "wait for that process to end"),
         errno.EXDEV: ("the new name is on another file system", ""),
         errno.EMLINK: ("the file has too many links", ""),
@@ -79,7 +79,7 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget
     if number in {errno.ENOENT, errno.ENOTDIR} and not os.path.isdir(directory):
         while not os.path.isdir(above := os.path.dirname(directory)) and above != directory:
             directory = above
-        why, what = f"there is no directory {directory!r}", "make it first"
+        why, what = f"there is no directory {directory!r}", "create it first"
     elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        why = f"{directory!r} is not writable for us ({why})"
+        why = f"{directory!r} is not writable for qmpsnap ({why})"
     return InvalidTarget(f"cannot {verb} {file!r}: {why}", file=file, hint=what)

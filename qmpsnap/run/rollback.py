@@ -64,7 +64,7 @@ class Rollback:
         self._journal = journal
 
     async def go(self, error: QmpsnapError | None, watch: Watch) -> QmpsnapError:
-        """Take back what was done; return the error, or that it was stopped as asked, saying what is left.
+        """Take back what was done; return the error, or that it was stopped as requested, with what is left.
 
         Raises:
             EndedWell: When the job that was to be cancelled had ended with success: there is but the way on.
@@ -86,7 +86,7 @@ class Rollback:
             left += by_qemu(journal.tried)
         error.left = (*error.left, *left, *self._overlays())
         if journal.loaded and journal.plan.moves:
-            error.hint = error.hint or "disks and memory are there, and the guest stands still: qmpsnap cont"
+            error.hint = error.hint or "disks and memory are reverted, and the guest is paused: qmpsnap cont"
         if StopGuest(ran=False) in journal.done and AwaitMigration("saved") in journal.done:
             error.hint = error.hint or f"the machine is paused in the state postmigrate: {RUNS_AGAIN}"
         return error
@@ -184,8 +184,8 @@ class Rollback:
         error.changed = Changed.YES if journal.moved else Changed.UNKNOWN
         error.invalid = plan.invalid_if_stopped if journal.moved or writes else ()
         error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
-        error.hint = f"connect again and look: qmpsnap chain, qmpsnap jobs; {journal.later}".removesuffix(
-            "; "
+        error.hint = (
+            f"reconnect, then check with qmpsnap chain and qmpsnap jobs; {journal.later}".removesuffix("; ")
         )
         if not await self._target.relink() or any(map(unseen, journal.tried)):
             return
@@ -204,7 +204,7 @@ class Rollback:
 def _stopped(*, moved: bool, unknown: bool) -> str:
     """What is said of an operation that the caller has stopped; `changed` says the same to programs."""
     if unknown:
-        return "stopped as asked; whether all that was done is undone is not known"
+        return "stopped as requested; it is not known whether everything was rolled back"
     if moved:
-        return "stopped as asked, but not all that was done can be undone"
-    return "stopped as asked, and what was done is undone"
+        return "stopped as requested, but not everything could be rolled back"
+    return "stopped as requested, and rolled back"

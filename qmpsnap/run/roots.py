@@ -31,7 +31,7 @@ async def check_roots(session: Session, step: CheckRoots) -> None:
         if roots.get(qdev) != node:
             text = f"the device of {disk} did not take the node {node!r}, it reads {roots.get(qdev)!r}"
             raise CommandFailed(
-                f"QEMU accepted another root for {disk}, and did nothing: {text}",
+                f"QEMU accepted another root for {disk}, but did not change it: {text}",
                 command="qom-set",
                 arguments={"path": qdev, "property": "drive", "value": node},
                 qmp_class="GenericError",

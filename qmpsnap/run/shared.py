@@ -124,7 +124,7 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     found: dict[str, OpenFile]
     held = _descriptors(pid)
     if held is None:
-        why = f"we may not look at process {pid}"
+        why = f"not allowed to inspect process {pid}"
         found = {one.name: OpenFile(one.name, "unknown", reason=why) for one in names}
         return Opened(MappingProxyType(found))
     same_view = _same_view(pid)
@@ -211,7 +211,7 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor], *, root: str = "") 
     named = [one for one in fitting if one.target in deleted]
     named = named or [one for one in fitting if posixpath.basename(one.target) == base] or fitting
     if len(named) != 1:
-        why = "which of its files it is cannot be told"
+        why = "it is not known which of its files it is"
         return OpenFile(name.name, "moved", replaced=replaced, reason=why)
     one = named[0]
     state: OpenState = "unlinked" if one.unlinked else "moved"

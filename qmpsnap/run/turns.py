@@ -83,7 +83,7 @@ class Turns:
         self._all: list[_Turn] = []
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job is that of an operation which is under way here."""
+        """Whether the job is that of an operation which is running in this process."""
         return any(turn.plan.job_id == job_id for turn in self._all)
 
     async def one_ended(self) -> bool:
@@ -129,8 +129,8 @@ def _refuse_copying(turn: _Turn, before: _Turn) -> None:
         return
     job_id, disks = before.plan.job_id, ", ".join(map(repr, before.plan.disks))
     raise Busy(
-        f"{turn.plan.op} has to wait for the {before.plan.op} of {disks}, under way as {job_id!r}",
+        f"{turn.plan.op} has to wait for the {before.plan.op} of {disks}, running as {job_id!r}",
         node="",
         job_id=job_id,
-        hint=f"wait=True waits for its end; qmpsnap job wait {job_id}, or qmpsnap job cancel {job_id}",
+        hint=f"wait=True waits until it ends; qmpsnap job wait {job_id}, or qmpsnap job cancel {job_id}",
     )

@@ -269,7 +269,7 @@ class FakeTarget:
             if job is None:
                 raise failed(step.job_id, "vanished")
             if job.status in ENDED and (job.error or step.until != "concluded"):
-                raise failed(job.id, job.error or "it ended before anybody completed it")
+                raise failed(job.id, job.error or "it ended before it was completed")
             if job.status in ENDED or (step.until == "ready" and job.ready):
                 return job
             if step.until == job.status == JobStatus.PENDING:

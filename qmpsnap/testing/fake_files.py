@@ -245,7 +245,7 @@ class FakeFiles:
             if isinstance(record, IntentRecord) and record.id == step.id:
                 self.records[index] = moment_of(record)
                 return
-        raise InvalidTarget(f"the record {step.id} is gone from {step.directory}", file=step.directory)
+        raise InvalidTarget(f"the record {step.id} no longer exists in {step.directory}", file=step.directory)
 
     def _seal(self, step: SealMemory | SealStore) -> None:
         self._refuse_taken(step.file)
@@ -265,7 +265,7 @@ class FakeFiles:
         for record in self.records:
             if isinstance(record, MomentRecord) and record.id == moment:
                 return record
-        raise InvalidTarget(f"the moment {moment} is gone from {directory}", file=directory)
+        raise InvalidTarget(f"the moment {moment} no longer exists in {directory}", file=directory)
 
     def _put(self, moment: MomentRecord, **changes: object) -> None:
         self.records[self.records.index(moment)] = replace(moment, **changes)  # type: ignore[arg-type]

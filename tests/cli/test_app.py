@@ -39,7 +39,7 @@ def test_help_of_a_job_verb_has_an_example_and_a_dry_run(qmpsnap, name):
 def test_a_verb_that_does_not_exist_is_answered_by_those_that_do(qmpsnap):
     ended = qmpsnap("merge")
     assert ended.code == 2
-    assert "there is no verb 'merge'; there are chain, snapshot" in ended.err
+    assert "there is no verb 'merge'; the verbs are chain, snapshot" in ended.err
 
 
 def test_no_socket_is_a_usage_error_that_says_how_to_give_one(qmpsnap):

@@ -56,7 +56,7 @@ def test_chain_marks_layers_that_hold_no_moment(machine, server, tmp_path, monke
     assert machine("--shared-fs", "yes", "chain").out.splitlines()[2:] == [
         "  qcow2   1 GiB      1 MiB  vda-0  top.qcow2",
         "  qcow2   1 GiB      1 MiB  vda-1  base.qcow2",
-        "      INVALID, holds no moment: qmpsnap-commit-pivot-0a1b2c3d wrote into it",
+        "      INVALID: qmpsnap-commit-pivot-0a1b2c3d wrote into it",
     ]
 
 

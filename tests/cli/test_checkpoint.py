@@ -27,11 +27,11 @@ def test_checkpoint_internal_is_an_intent_of_its_own(intent):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--mode", "internal", "--memory", "m"), "leave out --memory"),
-        (("--leave", "vdb"), "--leave and --via are for --mode internal"),
+        (("--mode", "internal", "--memory", "m"), "omit --memory"),
+        (("--leave", "vdb"), "--leave and --via go with --mode internal"),
         (
             ("--mode", "in-place", "--via", "hmp"),
-            "--leave and --via are for --mode internal, not for in-place",
+            "--leave and --via go with --mode internal, not with in-place",
         ),
         (("--mode", "live"), "'live' is not one of"),
     ],

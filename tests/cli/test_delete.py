@@ -51,4 +51,4 @@ def test_snapshot_internal_prints_its_plan(machine, inside):
 def test_snapshot_internal_takes_no_files(machine, inside, more):
     ended = machine("snapshot", "i2", "--internal", *more)
     assert ended.code == 2
-    assert "--internal makes no files" in ended.err
+    assert "--internal creates no files" in ended.err

@@ -9,7 +9,7 @@ from qmpsnap.run.outcome import Done
 @pytest.mark.parametrize("op", ["checkpoint", "checkpoint-internal"])
 def test_lines_of_a_checkpoint_say_how_much_state_and_how_long_the_guest_stood(op):
     done = Done(op, {}, standstill_s=0.25, elapsed_s=0.5, bytes=91 << 20)
-    assert lines(done) == [f"{op}: done in 500 ms, VM state of 91 MiB, the guest stood still for 250 ms"]
+    assert lines(done) == [f"{op}: done in 500 ms, VM state of 91 MiB, the guest was paused for 250 ms"]
 
 
 def test_lines_of_a_checkpoint_of_a_paused_guest_tell_of_no_standstill():
@@ -19,7 +19,7 @@ def test_lines_of_a_checkpoint_of_a_paused_guest_tell_of_no_standstill():
 
 def test_lines_of_a_job_say_what_was_copied_and_how_long_io_stood():
     done = Done("mirror", {}, standstill_s=0.0, elapsed_s=0.5, bytes=91 << 20)
-    assert lines(done) == ["mirror: done in 500 ms, 91 MiB copied, the guest's I/O stood still for 0 ms"]
+    assert lines(done) == ["mirror: done in 500 ms, 91 MiB copied, the guest's I/O was paused for 0 ms"]
 
 
 def test_lines_tell_everything_that_the_result_knows():
@@ -30,10 +30,10 @@ def test_lines_tell_everything_that_the_result_knows():
     assert lines(done) == [
         "commit: done in 500 ms",
         "vda: [a] <- [b*]",
-        "invalid, it holds no moment any more: /d/c.invalid",
-        "of no use any more, and not ours: qmpsnap qmp blockdev-del X frees it",
+        "invalid, no longer holds its snapshot: /d/c.invalid",
+        "unused node, not created by qmpsnap; remove it with: qmpsnap qmp blockdev-del X",
         "note: a note",
-        "from now on start vda from /d/b",
+        "from now on, start vda from /d/b",
     ]
 
 

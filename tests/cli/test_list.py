@@ -43,7 +43,7 @@ def test_list_shows_both_kinds_the_oldest_first(machine, both):
         "sn    external  2024-05-01 12:00:00     1 MiB            vda",
         "i1    internal  2024-05-01 12:00:01               4 KiB  vda, vdb",
         "i2    internal  2024-05-01 12:00:02                      vda",
-        "vda: since sn",
+        "vda: current snapshot sn",
     ]
 
 
@@ -104,13 +104,13 @@ def test_list_shows_how_a_checkpoint_was_taken_and_what_it_keeps(machine, checkp
     assert rows == [
         "c1    external  2024-05-01 12:00:00     1 MiB  background     2 KiB  vda",
         "    VM state: base.c1.vmstate",
-        "vda: since c1",
+        "vda: current snapshot c1",
     ]
 
 
 def test_list_says_that_a_file_of_vm_state_is_missing(machine, checkpoint):
     ended = machine("--shared-fs", "yes", "list")
-    assert ended.out.splitlines()[2] == "    its VM state is MISSING: base.c1.vmstate"
+    assert ended.out.splitlines()[2] == "    VM state MISSING: base.c1.vmstate"
 
 
 def test_list_prints_json_of_a_checkpoint(machine, checkpoint):
@@ -130,7 +130,7 @@ def test_list_names_vm_state_that_no_snapshot_needs(machine, both):
         pass
     said = machine("--shared-fs", "yes", "list").out.splitlines()
     assert said[-2:] == [
-        f"no snapshot needs this VM state: {file}",
-        f"  unless its record is elsewhere (--state-dir): rm '{file}'",
+        f"VM state that no snapshot uses: {file}",
+        f"  remove it, unless its record is elsewhere (--state-dir): rm '{file}'",
     ]
     assert machine("--shared-fs", "yes", "--json", "list").json["unneeded"] == [file]

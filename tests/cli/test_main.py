@@ -63,7 +63,7 @@ def test_a_full_disk_under_stdout_is_said(server):
         ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr == (
-        "qmpsnap: stdout cannot be written (No space left on device); the result is:\nno disks\n"
+        "qmpsnap: cannot write to stdout (No space left on device); the result is:\nno disks\n"
     )
 
 

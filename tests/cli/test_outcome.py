@@ -51,9 +51,9 @@ def test_report_names_invalid_files_and_what_is_left(capsys):
     )
     assert text(capsys, error)[2] == [
         "qmpsnap: job failed",
-        "  invalid, it holds no moment any more: /base",
+        "  invalid, no longer holds its snapshot: /base",
         "  left behind: /made",
-        "  the guest reads what it read; bytes of the layers named above were changed",
+        "  the guest's data is unchanged, but the layers listed above were written to",
     ]
 
 
@@ -61,15 +61,15 @@ def test_report_names_what_is_still_to_do(capsys):
     error = errors.Incomplete("done, but", remaining=["retire-file x"])
     assert text(capsys, error)[2] == [
         "qmpsnap: done, but",
-        "  still to do: retire-file x",
-        "  the machine's chains, or bytes of its layers, were changed",
-        "  next: qmpsnap jobs shows what is left, and how to end it",
+        "  not done yet: retire-file x",
+        "  the chains, or data in their layers, were changed",
+        "  next: qmpsnap jobs shows what is left, and how to finish it",
     ]
 
 
 def test_report_says_what_to_start_from_when_the_root_had_moved(capsys):
     app = App(moved={"vda": "/new"})
-    assert "  from now on start vda from /new" in text(capsys, errors.LinkLost("lost"), app)[2]
+    assert "  from now on, start vda from /new" in text(capsys, errors.LinkLost("lost"), app)[2]
 
 
 def test_report_prints_the_job_s_id_when_it_was_left(capsys):
@@ -100,7 +100,7 @@ def test_run_says_what_a_fault_is_and_exits_1(qmpsnap, monkeypatch):
     monkeypatch.setattr("qmpsnap.cli.runner.configure", lambda _: dict[str, str]()["x"])
     ended = qmpsnap("-s", "/none", "--json", "chain")
     assert (ended.code, ended.json["error"]["type"]) == (1, "QmpsnapError")
-    assert "a fault in qmpsnap: KeyError" in ended.json["error"]["message"]
+    assert "bug in qmpsnap: KeyError" in ended.json["error"]["message"]
 
 
 def test_run_refuses_misuse_with_2(qmpsnap):
@@ -108,7 +108,7 @@ def test_run_refuses_misuse_with_2(qmpsnap):
     assert (ended.code, ended.out) == (2, "")
     assert (
         ended.err
-        == "qmpsnap: say how the mirror ends: either --pivot or --finish\n  next: qmpsnap mirror --help\n"
+        == "qmpsnap: choose how the mirror ends: --pivot or --finish\n  next: qmpsnap mirror --help\n"
     )
 
 

@@ -141,7 +141,7 @@ def test_near_is_relative_below_this_directory_alone(tmp_path, monkeypatch):
 
 
 def test_moved_says_what_to_start_from():
-    assert moved({"vda": "/d/a b.qcow2"}) == ["from now on start vda from /d/a b.qcow2"]
+    assert moved({"vda": "/d/a b.qcow2"}) == ["from now on, start vda from /d/a b.qcow2"]
 
 
 def test_tell_breaks_lines_on_a_terminal_alone(capsys, monkeypatch):

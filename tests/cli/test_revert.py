@@ -42,10 +42,10 @@ def test_revert_refuses_two_ways_at_once(qmpsnap, words):
 def test_revert_says_where_each_disk_writes_from_now_on(told):
     done = Done("revert", CHAINS, {"vda": "/d/top"}, 0.09, 0.1)
     assert told(done, "revert", "c1").out.splitlines() == [
-        "revert: done in 100 ms, the guest stood still for 90 ms",
+        "revert: done in 100 ms, the guest was paused for 90 ms",
         "vda: [base] <- [top*]",
         "vdb: [b*]",
-        "from now on start vda from /d/top",
+        "from now on, start vda from /d/top",
     ]
 
 
@@ -55,7 +55,7 @@ def test_prepare_says_what_to_start_and_what_to_type_then(told):
     assert told(done, *words).out.splitlines()[3:] == [
         "start vda from /d/base.c1-2",
         "start vdb from /d/b.c1-2",
-        "its VM state is in /d/c1.vmstate: start it as the same machine, with -S -incoming defer",
+        "the VM state is in /d/c1.vmstate: start QEMU with the same machine and -S -incoming defer",
         "next: qmpsnap -s NEW --state-dir '/var/lib/r s' --shared-fs yes revert c1 --into-incoming",
     ]
 

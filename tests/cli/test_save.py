@@ -21,7 +21,7 @@ def test_save_says_what_to_start_and_what_to_type_then(told):
         "vda: [base] <- [top*]",
         "vdb: [b*]",
         "note: the guest stands still from then on",
-        "quit this QEMU; the file is of use as long as nobody writes to these disks",
+        "quit this QEMU; the file can be used as long as nobody writes to these disks",
         "start vda from /d/top",
         "start vdb from /d/b",
         "next: qmpsnap -s NEW restore '/d/vm 1.state'",

@@ -41,9 +41,12 @@ async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
 ) -> None:
     copy, state = await plan_for(COPY), await plan_for(IN_PLACE)
     for plan, told in (
-        (copy, f"stopping, and taking back what was done; once more leaves job {copy.job_id} running\n"),
-        (state, "stopping, and taking back what was done, or ending what cannot be; once more stops here\n"),
-        (await plan_for(STOP), "stopping, and taking back what was done\n"),
+        (copy, f"stopping and rolling back; interrupt again to leave job {copy.job_id} running\n"),
+        (
+            state,
+            "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop here\n",
+        ),
+        (await plan_for(STOP), "stopping and rolling back\n"),
     ):
         with Signals(App()) as signals, signals.operation(plan):
             await interrupt()
@@ -64,17 +67,17 @@ async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.Cap
         await interrupt()
         await interrupt()
         assert not signals.detach.is_set()
-    assert "no job runs that could be left; waiting for QEMU's answer" in capsys.readouterr().err
+    assert "there is no job to leave running; waiting for QEMU's answer" in capsys.readouterr().err
 
 
 async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on() -> None:
     plan = await plan_for(IN_PLACE)
     error = left(plan, plan.operation_id, cancelled=True)
     assert (error.job_id, error.changed) == (plan.job_id, Changed.UNKNOWN)
-    assert f"in the midst of {plan.job_id}" in error.message
-    assert "the guest may stand still" in error.message
+    assert f"in the middle of {plan.job_id}" in error.message
+    assert "the guest may stay paused" in error.message
     assert error.hint == (
-        f"qmpsnap job wait {plan.job_id} brings it to its end, and lets the guest run on if it ran"
+        f"qmpsnap job wait {plan.job_id} finishes it, and resumes the guest if it was running"
     )
 
 
@@ -89,7 +92,7 @@ async def test_left_says_nothing_of_a_guest_that_the_plan_does_not_stop(intent: 
 async def test_left_speaks_of_a_job_that_copies_as_of_one_that_goes_on() -> None:
     plan = await plan_for(COPY)
     error = left(plan, plan.job_id, cancelled=False)
-    assert (error.message, error.changed) == (f"left job {plan.job_id}; it was about to end", Changed.YES)
+    assert (error.message, error.changed) == (f"left job {plan.job_id}; it was about to finish", Changed.YES)
     assert f"job wait {plan.job_id}" in error.hint
 
 
@@ -97,9 +100,10 @@ async def test_given_up_says_how_a_guest_that_stands_is_let_run_on_without_a_job
     plan = await plan_for(STOP)
     error = given_up(plan, plan.operation_id)
     assert (plan.job_id, error.changed) == ("", Changed.UNKNOWN)
-    assert "the guest may stand still" in error.message
+    assert "the guest may be paused" in error.message
     assert (
-        f"qmpsnap job wait {plan.operation_id} brings it to its end, and lets the guest run on" in error.hint
+        f"qmpsnap job wait {plan.operation_id} finishes it, and resumes the guest if it was running"
+        in error.hint
     )
 
 

@@ -12,7 +12,7 @@ from qmpsnap.model.hints import command, hint_for
     [
         ('Failed to get "write" lock', "fuser"),
         ("Could not open '/a': Permission denied", "owner"),
-        ("Could not create '/a': No space left on device", "room"),
+        ("Could not create '/a': No space left on device", "space"),
         ("Node 'a' is busy: block device is in use by block job: stream", "qmpsnap jobs"),
         ("Need a root block node", "blockdev-del"),
         ("Inactive 'vda-node' can't be a backing child of active 'x'", "cont"),

@@ -68,7 +68,7 @@ def on(name: str, drawing: str = "base <- s1*") -> Graph:
             (one("vda"),),
             graph(chain("base <- s1*", name="a"), chain("base <- s1*", name="vda")),
             (one("vda"),),
-            id="two devices on one node",
+            id="two devices on the same node",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def test_records_cannot_be_changed_through_what_they_were_made_of():
         ({"id": 7}, "'id' holds 7"),
         ({"op": "format"}, "'op' is 'format'"),
         ({"policy": "shred"}, "'policy' is 'shred'"),
-        ({"name": "../x"}, "is not a name"),
+        ({"name": "../x"}, "is not a valid snapshot name"),
         ({"made": ["etc/passwd"]}, "no absolute path"),
         ({"made": "/etc/passwd"}, "'made' is no list"),
         ({"made": ["/a\0b"]}, "no text"),

@@ -25,7 +25,7 @@ def test_snapshot_table_tells_where_the_snapshots_are() -> None:
     "data", [b"", header()[:-1], header(magic=b"QED\0"), header(version=1), header(offset=1 << 63)]
 )
 def test_snapshot_table_refuses_what_is_no_qcow2_image(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no qcow2|behind"):
+    with pytest.raises(ValueError, match=r"not a qcow2|beyond"):
         snapshot_table(data)
 
 
@@ -36,7 +36,7 @@ def test_snapshot_names_reads_each() -> None:
 
 @pytest.mark.parametrize(("table", "count"), [(b"", 1), (entry(b"one")[:30], 1), (entry(b"one")[:57], 1)])
 def test_snapshot_names_refuses_a_table_that_was_cut(table: bytes, count: int) -> None:
-    with pytest.raises(ValueError, match="too early"):
+    with pytest.raises(ValueError, match="truncated"):
         snapshot_names(table, count)
 
 

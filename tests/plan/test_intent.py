@@ -47,10 +47,10 @@ WRONG: Mapping[str, tuple[type[Any], tuple[Any, ...], dict[str, Any], type[Qmpsn
     "format": (Mirror, ("vda", "/c", "pivot"), {"format": "vmdk"}, BadArgument, "give 'raw' or 'qcow2'"),
     "internal": (Checkpoint, ("c1", "internal"), {}, BadArgument, "'stop', 'background' or 'in-place'"),
     "no tuple": (Snapshot, ("n1", ["vda"]), {}, BadArgument, "give a tuple"),
-    "name": (Snapshot, ("n/1",), {}, BadName, "name for a snapshot"),
-    "checkpoint's name": (Checkpoint, ("c/1",), {}, BadName, "name for a snapshot"),
-    "name inside": (SnapshotInternal, ("a b",), {}, BadName, "name for a snapshot"),
-    "checkpoint's name inside": (CheckpointInternal, ('c"',), {}, BadName, "name for a snapshot"),
+    "name": (Snapshot, ("n/1",), {}, BadName, "valid snapshot name"),
+    "checkpoint's name": (Checkpoint, ("c/1",), {}, BadName, "valid snapshot name"),
+    "name inside": (SnapshotInternal, ("a b",), {}, BadName, "valid snapshot name"),
+    "checkpoint's name inside": (CheckpointInternal, ('c"',), {}, BadName, "valid snapshot name"),
 }
 
 

@@ -94,7 +94,7 @@ def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> 
         ("paused", BOTH, False, ""),
         ("paused", ONE, False, ""),  # somebody paused it: QEMU calls what it stops itself otherwise
         ("restore-vm", ONE, True, ""),
-        ("restore-vm", BOTH, False, "failed half-way back to 'c1'"),
+        ("restore-vm", BOTH, False, "failed while reverting to 'c1'"),
     ],
 )
 def test_rest_of_a_load_is_told_by_how_the_guest_stands(

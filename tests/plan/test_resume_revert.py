@@ -110,7 +110,7 @@ def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> N
 
 def test_rest_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_came_back() -> None:
     record, of, files = begun("in-place")
-    assert "go back once more" in rested(record, of, files, process="").vanished
+    assert "revert again" in rested(record, of, files, process="").vanished
     assert rested(record, of, files, process="2:2").vanished == ""
     assert rested(record, of, files).vanished == ""
 

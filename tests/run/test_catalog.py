@@ -70,7 +70,7 @@ async def test_a_directory_that_others_may_write_is_neither_written_nor_read(pla
         await catalog.write_intent(intent(), str(place))
     assert await catalog.read([str(place)]) == (
         (),
-        (f"{place}: others may write to it, and it is not trusted",),
+        (f"{place}: others may write to it, so it is not trusted",),
     )
 
 
@@ -170,7 +170,7 @@ async def test_rewrite_puts_a_moment_in_the_place_of_what_it_was(place, catalog)
 
 async def test_rewrite_leaves_the_old_one_whole_when_it_cannot_be_written(place, catalog):
     moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
-    with pytest.raises(InvalidTarget, match="is not a name"):
+    with pytest.raises(InvalidTarget, match="is not a valid snapshot name"):
         await catalog.rewrite(replace(moment, name="../x"))
     place.chmod(0o777)
     with pytest.raises(InvalidTarget, match="not trusted"):

@@ -201,12 +201,12 @@ async def test_retire_puts_away_the_layer_that_its_header_shows(place, policy, l
 @pytest.mark.parametrize(
     ("victim", "says"),
     [
-        ("raw", "no overlay by its header"),
-        ("alone", "no overlay by its header"),
+        ("raw", "by its header it is not an overlay"),
+        ("alone", "by its header it is not an overlay"),
         ("other", "names '/images/other' as its backing file"),
-        ("exchanged", "another file has taken its name"),
+        ("exchanged", "another file has its name by now"),
         ("fifo", "it is a FIFO"),
-        ("format", "no overlay by its header"),
+        ("format", "by its header it is not an overlay"),
     ],
 )
 async def test_retire_does_not_touch_what_is_not_that_layer(place, policy, victim, says):

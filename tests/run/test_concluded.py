@@ -175,16 +175,16 @@ async def test_check_waits_for_an_image_that_was_begun_after_we_came(
             creations.put("c", "running")
             server.emit(*job_turns("c", "created", "running"))
             await heard(streams)
-            with pytest.raises(Busy, match="'c' makes an image"):
+            with pytest.raises(Busy, match="'c' is creating an image"):
                 await streams.check()
 
 
 async def test_check_refuses_when_an_image_takes_too_long(server: QmpServer, creations: Creations) -> None:
     del creations
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        with pytest.raises(Busy, match="'c' makes an image") as caught:
+        with pytest.raises(Busy, match="'c' is creating an image") as caught:
             await ConcludedStreams(session, monitor, patience_s=0.01).check()
-    assert (caught.value.job_id, caught.value.hint) == ("c", "wait for its end")
+    assert (caught.value.job_id, caught.value.hint) == ("c", "wait until it ends")
 
 
 async def test_check_asks_nothing_of_a_job_of_ours(server: QmpServer, watcher: ConcludedStreams) -> None:

@@ -105,7 +105,7 @@ async def _cancelled(case: str, way: str, place: int) -> None:
             assert error.changed is (Changed.YES if written else Changed.NO)
             assert error.invalid == (plan.invalid_if_stopped if written else ())
             by_qemu = case == "unseen-mirror" and plan.start in plan.steps[: place + 1]
-            assert error.left == ((f"{COPY} (perhaps, made by QEMU)",) if by_qemu else ())
+            assert error.left == ((f"{COPY} (if QEMU created it)",) if by_qemu else ())
     else:
         assert isinstance(error, asyncio.CancelledError)
     assert await fake.jobs() == ()
@@ -238,7 +238,7 @@ async def test_executor_runs_plans_of_one_disk_one_after_the_other() -> None:
     count = len(fake.performed)
     fake.let_go()
     await first
-    with pytest.raises(QmpsnapError, match="not those that the plan was made on"):
+    with pytest.raises(QmpsnapError, match="have changed since the plan was made"):
         await second
     assert len(fake.performed) == count + 5  # the first one's end, and its record
 
@@ -404,7 +404,7 @@ async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
         await asyncio.wait({task})
     (record,) = caplog.records
     assert (vars(record)["event"], vars(record)["guest"], vars(record)["ended_by"]) == (
-        "operation.given_up", "may stand still until then", f"qmpsnap job wait {plan.job_id}",
+        "operation.given_up", "may stay paused until then", f"qmpsnap job wait {plan.job_id}",
     )  # fmt: skip
 
 
@@ -420,7 +420,7 @@ async def test_executor_says_how_an_operation_ended_whose_caller_had_left(
     with caplog.at_level("INFO", "qmpsnap"):
         await asyncio.wait({task})
     assert vars(caplog.records[-1])["event"] == "operation.cancelled"
-    assert "stopped as asked" in vars(caplog.records[-1])["outcome"]
+    assert "stopped as requested" in vars(caplog.records[-1])["outcome"]
 
 
 async def test_executor_lets_go_of_a_caller_that_left_while_another_plan_ran() -> None:

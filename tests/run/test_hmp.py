@@ -126,4 +126,4 @@ async def test_stop_for_load_says_so_when_something_was_loaded(server: QmpServer
     error = await stopped(server)
     assert error is not None
     assert (error.changed, guest.status) == (Changed.YES, "running")
-    assert "go back once more" in error.hint
+    assert "revert again" in error.hint

@@ -96,7 +96,7 @@ def as_somebody():
 
 async def test_create_image_is_refused_when_the_owner_may_not_be_given():
     with as_somebody() as place:
-        with pytest.raises(InvalidTarget, match=r"cannot be given owner 0:0 .* of '/etc/passwd'"):
+        with pytest.raises(InvalidTarget, match=r"cannot give it owner 0:0 .* of '/etc/passwd'"):
             await Images().create_image(f"{place}/new", size_bytes=SIZE, format="raw", like="/etc/passwd")
         assert names(place) == []
 
@@ -104,7 +104,7 @@ async def test_create_image_is_refused_when_the_owner_may_not_be_given():
 async def test_create_image_is_refused_when_the_directory_is_not_ours_to_write():
     with as_somebody() as place:
         (place / "closed").mkdir(mode=0o555)
-        with pytest.raises(InvalidTarget, match="is not writable for us"):
+        with pytest.raises(InvalidTarget, match="is not writable for qmpsnap"):
             await Images().create_image(f"{place}/closed/new", size_bytes=SIZE, format="raw", like=None)
 
 

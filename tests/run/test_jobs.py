@@ -86,7 +86,7 @@ async def test_until_ready_fails_when_the_job_ended_without_being_completed(serv
     with monitor.watch(JOB) as watch:
         server.emit(*turns("created", "running", "ready", "waiting", "pending", "concluded"))
         await heard(monitor)
-        with pytest.raises(JobFailed, match="before anybody completed it"):
+        with pytest.raises(JobFailed, match="before it was completed"):
             await watch.until_ready()
 
 

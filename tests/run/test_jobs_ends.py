@@ -189,7 +189,7 @@ async def test_watch_ends_its_waiters_when_it_is_closed(jobs, monitor):
     with monitor.watch(JOB) as watch:
         task = asyncio.create_task(watch.until_concluded())
         await asyncio.sleep(0.002)
-    with pytest.raises(LinkLost, match="nobody follows"):
+    with pytest.raises(LinkLost, match="nobody is following"):
         await task
 
 
@@ -201,7 +201,7 @@ async def test_monitor_ends_the_waiters_when_it_is_closed(server, jobs):
             task = asyncio.create_task(watch.until_concluded())
             await asyncio.sleep(0.002)
             await stack.aclose()
-            with pytest.raises(LinkLost, match="nobody follows"):
+            with pytest.raises(LinkLost, match="nobody is following"):
                 await task
 
 

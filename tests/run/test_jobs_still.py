@@ -112,5 +112,5 @@ async def test_until_still_ends_when_nobody_takes_notes_any_more(jobs, monitor):
     with monitor.watch(JOB) as watch:
         async with waiting(watch.until_still(NEVER)) as task:
             watch.close()
-        with pytest.raises(LinkLost, match="nobody follows"):
+        with pytest.raises(LinkLost, match="nobody is following"):
             task.result()

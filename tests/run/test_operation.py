@@ -368,4 +368,4 @@ async def test_operation_says_so_when_the_record_of_a_whole_copy_could_not_be_re
     with pytest.raises(Incomplete, match="read-only file system") as caught:
         await vm_of(fake).run(plan)
     assert await fake.jobs() == ()
-    assert caught.value.hint == f"qmpsnap job wait {plan.job_id} brings it to its end"
+    assert caught.value.hint == f"qmpsnap job wait {plan.job_id} finishes it"

@@ -24,7 +24,7 @@ async def test_operation_refuses_when_the_snapshots_inside_moved_since_the_plan(
     gone = graph(vda="base <- s1 <- s2*", vdb="data*")
     assert gone.chains() == fake.state.chains()
     fake.state = gone
-    with pytest.raises(GraphMismatch, match="snapshots inside") as caught:
+    with pytest.raises(GraphMismatch, match="internal snapshots") as caught:
         await vm_of(fake).run(plan)
     assert (caught.value.changed, fake.performed) == (Changed.NO, [])
 

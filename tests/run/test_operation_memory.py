@@ -241,7 +241,7 @@ async def test_operation_says_what_helps_when_a_load_fails_half_way(case: str) -
     plan = await vm_of(fake).plan(CASES[case].intent)
     with pytest.raises(JobFailed) as caught:
         await vm_of(fake).run(plan, Hooks(on_pivot=moved.append))
-    assert "not to be trusted: go back once more" in caught.value.hint
+    assert "cannot be trusted: revert again" in caught.value.hint
     assert moved == [{disk: files[0] for disk, files in plan.chains_after.items()}]
     assert not fake.guest.now.running
 
@@ -314,7 +314,7 @@ async def stops_at(case: str, place: int) -> None:
         assert now.chains == plan.chains_after
         return
     assert (now.running, now.records) == (before.running, before.records)
-    told = "and what was done is undone" in done.message
+    told = "and rolled back" in done.message
     assert told is (done.changed is Changed.NO) is (now.chains == before.chains)
     if now.chains == before.chains:
         assert now == before
@@ -391,7 +391,7 @@ async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or
     plan = await vm_of(fake).plan(CASES["in-place"].intent)
     fake.guest.perform(StopGuest() if ran else ContinueGuest())
     before = stand(fake)
-    with pytest.raises(GraphMismatch, match="by now") as caught:
+    with pytest.raises(GraphMismatch, match="when the plan was made") as caught:
         await vm_of(fake).run(plan)
     assert (caught.value.changed, fake.performed) == (Changed.NO, [])
     assert stand(fake) == before
@@ -419,7 +419,7 @@ async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case
         await vm_of(fake).run(plan)
     assert plan.record is not None
     named = plan.record.record.id
-    assert caught.value.hint == f"qmpsnap job wait {named} brings it to its end"
+    assert caught.value.hint == f"qmpsnap job wait {named} finishes it"
     await vm_of(fake).job_wait(named)
     assert settings(stand(fake)) == settings(before)
     assert not [one for one in fake.files.records if isinstance(one, IntentRecord)]
@@ -437,7 +437,7 @@ async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_st
         await vm_of(fake).run(plan)
     assert plan.record is not None
     named = plan.record.record.id
-    assert f"qmpsnap job wait {named} brings it to its end" in caught.value.left
+    assert f"qmpsnap job wait {named} finishes it" in caught.value.left
     await vm_of(fake).job_wait(named)
     assert stand(fake) == before
 
@@ -461,7 +461,7 @@ async def test_operation_removes_no_file_whose_node_could_not_be_closed() -> Non
     free = next(step for step in plan.steps if isinstance(step, DeleteNode))
     fake.fail(free, refusal(free))
     file = fake.state.nodes[free.node].file
-    with pytest.raises(Incomplete, match="is open in QEMU yet"):
+    with pytest.raises(Incomplete, match="is still open in QEMU"):
         await vm_of(fake).run(plan)
     assert file in fake.files.names
     assert [one for one in fake.files.records if isinstance(one, IntentRecord)]
@@ -472,6 +472,6 @@ async def test_operation_wants_a_new_plan_when_the_machine_stands_otherwise(case
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False)
-    with pytest.raises(GraphMismatch, match="postmigrate by now, it was running"):
+    with pytest.raises(GraphMismatch, match="postmigrate, it was running"):
         await vm_of(fake).run(plan)
     assert fake.performed == []

@@ -56,7 +56,7 @@ async def test_operation_leaves_the_guest_standing_when_a_load_failed_half_way()
     with pytest.raises(JobFailed) as caught:
         await vm_of(fake).run(await vm_of(fake).plan(LOAD))
     assert caught.value.changed is Changed.YES
-    assert "not to be trusted" in caught.value.hint
+    assert "cannot be trusted" in caught.value.hint
     assert ContinueGuest() not in fake.performed
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
@@ -136,7 +136,7 @@ async def test_rest_of_a_load_without_a_job_that_failed_half_way_says_so_and_tha
     await fake.perform(plan.steps[0])
     (left,) = (one for one in fake.files.records if isinstance(one, IntentRecord))
     fake.guest.now = a_machine(fake.state, running=False, status="restore-vm")
-    with pytest.raises(JobFailed, match="half-way back to 'c1'; the guest stands still") as caught:
+    with pytest.raises(JobFailed, match="while reverting to 'c1'; the guest is paused") as caught:
         await vm_of(fake).job_wait(left.id)
     assert caught.value.changed is Changed.YES
     assert intents(fake) == []

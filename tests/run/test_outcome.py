@@ -178,7 +178,7 @@ def test_by_qemu_names_what_qemu_was_told_to_make(intent: Any) -> None:
     steps = planned(intent, TWO, files=unseen(TWO)).steps
     told = next(place for place, step in enumerate(steps) if isinstance(step, TakeSnapshots | StartMirror))
     assert by_qemu(steps[:told]) == ()
-    assert by_qemu(steps[: told + 1]) == ("/images/data.n1.qcow2 (perhaps, made by QEMU)",)
+    assert by_qemu(steps[: told + 1]) == ("/images/data.n1.qcow2 (if QEMU created it)",)
     assert by_qemu(planned(intent, TWO).steps) == ()
 
 

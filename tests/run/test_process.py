@@ -120,13 +120,13 @@ async def test_launch_says_how_qemu_ended_and_its_last_words_after_the_greeting(
         async with launch(fake_qemu(dying), name="vm1"):
             pass
     assert caught.value.message == (
-        "vm1 is not there any more: QEMU ended with status 1: one; two; -device x: no such device"
+        "vm1 no longer exists: QEMU ended with status 1: one; two; -device x: no such device"
     )
     assert caught.value.hint == ""
 
 
 async def test_launch_says_by_which_signal_qemu_ended():
-    with pytest.raises(ConnectFailed, match=r"vm1 .* by signal 11 .SIGSEGV.: it wrote nothing"):
+    with pytest.raises(ConnectFailed, match=r"vm1 .* by signal 11 .SIGSEGV.: it printed nothing"):
         async with launch(fake_qemu("greet(); os.kill(os.getpid(), 11)"), name="vm1"):
             pass
 
@@ -141,7 +141,7 @@ async def test_launch_gives_qemu_the_environment():
 
 async def test_start_qemu_raises_when_the_monitor_stays_silent():
     before = children(), descriptors()
-    with pytest.raises(ConnectFailed, match=r"said nothing for 0\.05 s"):
+    with pytest.raises(ConnectFailed, match=r"was silent for 0\.05 s"):
         async with start_qemu(fake_qemu("time.sleep(60)"), greeting_limit=0.05):
             pass
     assert (children(), descriptors()) == before

@@ -59,7 +59,7 @@ async def test_headers_that_were_written_are_read_back(intent: Intent, headers: 
         with pytest.raises(Incomplete, match=rf"the header of {file} .*'elsewhere/x.qcow2'") as error:
             await read_back(target, plan, plan.after)
         assert error.value.changed is Changed.YES
-        assert error.value.hint.endswith(f"then end it: qmpsnap job wait {plan.operation_id}")
+        assert error.value.hint.endswith(f"then finish it: qmpsnap job wait {plan.operation_id}")
 
 
 @pytest.mark.parametrize(("intent", "headers"), CASES)

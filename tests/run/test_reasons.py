@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("number", "says", "advice"),
     [
-        (errno.ENAMETOOLONG, "the name is too long for the file system", "take a shorter name"),
-        (errno.EACCES, "permission denied", "run as a user who may do that"),
-        (errno.ENOSPC, "no space left on the file system", "make room there"),
-        (errno.EDQUOT, "the user's quota is used up", "make room there, or have the quota raised"),
+        (errno.ENAMETOOLONG, "the name is too long for the file system", "choose a shorter name"),
+        (errno.EACCES, "permission denied", "run as a user who is allowed to do that"),
+        (errno.ENOSPC, "no space left on the file system", "free some space there"),
+        (errno.EDQUOT, "the user's quota is used up", "free some space there, or have the quota raised"),
         (errno.EAGAIN, "another process holds a lease or a lock on it", "wait for that process to end"),
         (errno.EMFILE, "this process has too many files open", "raise the limit: ulimit -n"),
         (errno.ENOTEMPTY, "directory not empty", ""),  # not in the table: the C library's words
@@ -41,7 +41,7 @@ def test_unusable_names_the_first_directory_that_is_missing(tmp_path: Path) -> N
     file = f"{tmp_path}/no/such/file"
     error = unusable(file, FileNotFoundError(errno.ENOENT, "No such file or directory"), "make")
     assert error.message == f"cannot make {file!r}: there is no directory '{tmp_path}/no'"
-    assert (error.hint, error.file) == ("make it first", file)
+    assert (error.hint, error.file) == ("create it first", file)
 
 
 def test_unusable_of_a_file_that_is_missing_does_not_speak_of_its_directory(tmp_path: Path) -> None:
@@ -52,5 +52,5 @@ def test_unusable_of_a_file_that_is_missing_does_not_speak_of_its_directory(tmp_
 
 def test_unusable_says_whose_leave_is_missing() -> None:
     error = unusable("/d/f", PermissionError(errno.EPERM, "Operation not permitted"), "rename")
-    assert error.message == "cannot rename '/d/f': '/d' is not writable for us (operation not permitted)"
+    assert error.message == "cannot rename '/d/f': '/d' is not writable for qmpsnap (operation not permitted)"
     assert error.hint == "run as the owner of the file and its directory"

@@ -106,7 +106,7 @@ def test_fake_files_keep_a_moment_and_finish_records() -> None:
     files.perform(WriteRecord("/r", RECORD))
     files.perform(KeepMoment("/r", "r", "n1"))
     assert [type(record) for record in files.records] == [MomentRecord]
-    with pytest.raises(InvalidTarget, match="is gone"):
+    with pytest.raises(InvalidTarget, match="no longer exists"):
         files.perform(KeepMoment("/r", "r", "n1"))
     files.perform(FinishRecord("/other", ("r",)))
     assert len(files.records) == 1
@@ -173,5 +173,5 @@ def test_fake_files_add_a_branch_to_its_moment() -> None:
     (moment,) = files.records
     assert isinstance(moment, MomentRecord)
     assert moment.branches == ({"vda": "/o"},)
-    with pytest.raises(InvalidTarget, match="is gone"):
+    with pytest.raises(InvalidTarget, match="no longer exists"):
         files.perform(KeepBranch("/r", "other", {}))

@@ -349,7 +349,7 @@ def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
     header = fact.header
     if header is None or header.format != "qcow2":
         raise InvalidTarget(
-            f"{file} is no qcow2 image{': ' + fact.problem if fact.problem else ''}", file=file
+            f"{file} is not a qcow2 image{': ' + fact.problem if fact.problem else ''}", file=file
         )
     if header.data_file is not None:
         raise UnsafeImage(f"{file} keeps its data in another file ({header.data_file!r})", file=file)

@@ -214,7 +214,7 @@ def _plan(
     stages = (
         Stage("write down what is begun", first),
         Stage(title, steps, verify=True),
-        Stage("put the record away", last, tidy=True),
+        Stage("remove the record", last, tidy=True),
     )
     return Plan(
         op=op,

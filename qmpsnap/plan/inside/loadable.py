@@ -168,5 +168,5 @@ def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
             f"{disk.name} has {active.virtual_size} bytes, {had} at {name!r}, and to change that QEMU needs "
             f"room in {where.path}, which has {where.free_bytes} bytes free",
             file=active.file,
-            hint="make room there",
+            hint="free some space there",
         )

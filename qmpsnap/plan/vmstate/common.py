@@ -174,7 +174,7 @@ def refuse_unsettled(scene: Scene) -> None:
                 f"{record.op} {record.id!r} {state}, and QEMU's settings for migrations are its own",
                 node="",
                 job_id=record.id,
-                hint=f"qmpsnap job wait {record.id} brings it to its end",
+                hint=f"qmpsnap job wait {record.id} finishes it",
             )
 
 

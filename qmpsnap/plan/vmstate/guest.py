@@ -18,20 +18,23 @@ __all__ = ["refuse_cont", "refuse_stop"]
 
 _BARE = "qmpsnap qmp cont sends it all the same"
 _WRECK = (
-    "a load of VM state has failed, or its client went away in the midst of it: the guest's memory may "
+    "a load of VM state has failed, or its client went away in the middle of it: the guest's memory may "
     "belong to other disks"
 )
 
 # Run states in which QEMU would take `cont`, or say no without a way out: why not, and what to do instead.
 # QAPI: RunState (run-state.json). What is missing here may be let run.
 _STAYS = {
-    FOR_A_LOAD: (_WRECK, f"qmpsnap jobs shows what is left, and how to end it; else {LOAD_FAILED}; {_BARE}"),
+    FOR_A_LOAD: (
+        _WRECK,
+        f"qmpsnap jobs shows what is left, and how to finish it; else {LOAD_FAILED}; {_BARE}",
+    ),
     "inmigrate": (
         "QEMU waits for VM state, and would start the guest as soon as that has come",
         LOAD_STATE,
     ),
-    "finish-migrate": ("a migration is about to end", "wait for its end"),
-    "save-vm": ("VM state is being kept just now", "wait for its end"),
+    "finish-migrate": ("a migration is about to end", "wait until it ends"),
+    "save-vm": ("VM state is being kept just now", "wait until it ends"),
     "shutdown": (
         "the guest has shut down, and QEMU lets it run only after a reset",
         "qmpsnap qmp system_reset, then qmpsnap cont",
@@ -66,7 +69,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
             f"a migration is under way ({status.migration})",
             node="",
             job_id="",
-            hint=f"wait for its end, or stop it: {qmp('migrate_cancel')}",
+            hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
         )
     feature = f"letting the guest run in run state {status.state!r}"
     if status.state == "postmigrate" and not after_migration:
@@ -99,7 +102,7 @@ def _held(record: IntentRecord) -> Busy:
             f"{what} is under way, and lets the guest run on itself",
             node="",
             job_id=record.id,
-            hint="wait for its end",
+            hint="wait until it ends",
         )
     return Busy(
         f"{what} was left unfinished, and the guest may stand between two states",

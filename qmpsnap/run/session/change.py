@@ -114,7 +114,7 @@ class Change:
             raise LinkLost(
                 f"cancelled with {self.command!r} in flight, no reply within {self._limits.cancelled:g} s",
                 step=repr(self.command),
-                hint="its outcome is unknown: look at qmpsnap chain and qmpsnap jobs",
+                hint="its outcome is unknown: check with qmpsnap chain and qmpsnap jobs",
             ) from cancelled
         return self._call.result()
 

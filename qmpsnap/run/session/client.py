@@ -124,7 +124,7 @@ async def _greeted(
     if sock is None:
         raise ConnectFailed(
             f"no connection to {where} within {limit:g} s",
-            hint="other clients wait for the monitor, or the host does not answer",
+            hint="other clients are waiting for the monitor, or the host does not answer",
         )
     try:
         peer, client = peer_of(sock, pid), Client()
@@ -134,7 +134,7 @@ async def _greeted(
             missing = "answer to our greeting" if client.greeting else "greeting"
             raise ConnectFailed(
                 f"no {missing} from {where} within {limit:g} s",
-                hint=f"another client may hold the monitor, or {peer.process} is stopped or busy",
+                hint=f"another client may be connected to the monitor, or {peer.process} is stopped or busy",
             ) from None
     except BaseException:
         sock.close()
@@ -167,7 +167,7 @@ async def _greet(client: Client, sock: socket.socket, *, seconds: float, where: 
     try:
         attempt.result()
     except ConnectError as error:
-        raise ConnectFailed(f"{where} {_why_not(error.exc)}", hint="is that a QMP monitor?") from error
+        raise ConnectFailed(f"{where} {_why_not(error.exc)}", hint="is it a QMP monitor?") from error
 
 
 def _was_out_of_turn(failed: BaseException | None) -> bool:

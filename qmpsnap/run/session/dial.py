@@ -71,7 +71,7 @@ async def dial(address: Address) -> socket.socket:
     if address.startswith("tcp:"):
         host, _, port = address.removeprefix("tcp:").rpartition(":")
         if not host or not port.isdecimal() or int(port) > _LAST_PORT:
-            raise ConnectFailed(f"{address!r} is no address of the form 'tcp:HOST:PORT'")
+            raise ConnectFailed(f"{address!r} is not an address of the form 'tcp:HOST:PORT'")
         return await _dial_tcp(host.removeprefix("[").removesuffix("]"), int(port))
     return await _dial_unix(address)
 
@@ -147,11 +147,11 @@ def _why(where: str, error: OSError | None) -> str:
 def _what_next(error: OSError | None, path: str = "") -> str:
     match error:
         case ConnectionRefusedError() if path and not Path(path).is_socket():
-            return "it is no socket"
+            return "it is not a socket"
         case FileNotFoundError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():
-            return "the socket is there, but nobody listens: QEMU has probably ended"
+            return "the socket exists, but nobody listens on it: QEMU has probably ended"
         case PermissionError():
             return _who_may(path)
         case _:
@@ -171,8 +171,8 @@ def _who_may(path: str) -> str:
         denied += f"mode {stat.S_IMODE(known.st_mode):04o}; you are {me}"
         if not os.access(place, os.X_OK if kind == "directory" else os.W_OK, effective_ids=True):
             enough = "execute" if kind == "directory" else "write"
-            return f"{denied}: run as that user (sudo -u), or get the right to {enough} it"
-    return f"you are {me}: writing to the socket needs the rights of QEMU's user"
+            return f"{denied}: run as that user (sudo -u), or get permission to {enough} it"
+    return f"you are {me}: writing to the socket needs the permissions of QEMU's user"
 
 
 def _user(number: int) -> str:

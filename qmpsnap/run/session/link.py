@@ -174,7 +174,7 @@ class Session:
             f"lost {self.address} with {step} in flight: {reason}{'; ' if known else ''}{known}",
             step=step,
             changed=changed,
-            hint="connect again and look: qmpsnap chain, and qmpsnap jobs, show what became of it",
+            hint="reconnect; qmpsnap chain and qmpsnap jobs show the outcome",
         )
 
     async def close(self) -> None:
@@ -320,7 +320,7 @@ class Session:
                 return "the other side closed it in the middle of a message"
             case QMPError() | ValueError() | RecursionError():
                 self._garbled = True
-                return f"what came is not QMP: {first_line(error)}"
+                return f"the data received is not QMP: {first_line(error)}"
             case _:
                 return str(error) or type(error).__name__
 
@@ -357,7 +357,7 @@ async def connect(
         sock, peer, client = await reach(address, pid, limit=greeting_limit)
     except ConnectFailed as error:
         if last_words is not None and (words := await last_words()):
-            raise ConnectFailed(f"{where} is not there any more: QEMU {words}") from error
+            raise ConnectFailed(f"{where} no longer exists: QEMU {words}") from error
         raise
     try:
         session = Session(client, peer, Limits(reply_limit), address=where, owned=sock, last_words=last_words)

@@ -26,7 +26,8 @@ class Everywhere(dict[str, FileFact]):
 
     def __missing__(self, path: str) -> FileFact:
         kind, problem = self._as
-        return FileFact(path, kind, real=path, problem=problem, hint="take a shorter name" if problem else "")  # type: ignore[arg-type]
+        hint = "choose a shorter name" if problem else ""
+        return FileFact(path, kind, real=path, problem=problem, hint=hint)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -60,4 +61,4 @@ def test_a_name_that_cannot_be_looked_up_is_not_called_one_that_exists(
         planned(intent, TWO, files=files, machine=a_machine(TWO))
     assert isinstance(caught.value, TargetExists) <= (not problem or kind == "symlink")
     if problem == TOO_LONG:
-        assert caught.value.hint.startswith("take a shorter name")
+        assert caught.value.hint.startswith("choose a shorter name")

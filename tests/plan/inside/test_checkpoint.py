@@ -248,14 +248,14 @@ def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
 @pytest.mark.parametrize(
     ("status", "migration", "error", "hint"),
     [
-        ("postmigrate", "completed", Unsupported, "let it run first: qmpsnap cont --after-migration lets"),
+        ("postmigrate", "completed", Unsupported, "let it run first: qmpsnap cont --after-migration resumes"),
         (
             "inmigrate",
             "none",
             Unsupported,
             "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming",
         ),
-        ("running", "active", Busy, "wait for its end"),
+        ("running", "active", Busy, "wait until it ends"),
     ],
 )
 def test_checkpoint_refuses_while_qemu_has_given_its_images_up(

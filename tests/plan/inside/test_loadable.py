@@ -111,7 +111,7 @@ def test_revert_inside_images_changes_the_size_of_a_disk_when_there_is_room() ->
     assert LoadVm("c1") in planned(BACK, GOOD, files=sized(32 * MIB)).steps
     with pytest.raises(InvalidTarget, match=f"vdb has {64 * MIB} bytes, it had {32 * MIB} at 'c1'") as caught:
         planned(BACK, GOOD, files=sized(32 * MIB, free_bytes=512 * 1024))
-    assert caught.value.hint == "make room there"
+    assert caught.value.hint == "free some space there"
 
 
 def test_revert_inside_images_needs_no_room_for_a_disk_that_keeps_its_size() -> None:

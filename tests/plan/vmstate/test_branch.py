@@ -234,7 +234,7 @@ def test_branch_refuses_what_cannot_be(case: str) -> None:
 def test_branch_without_room_is_told_what_can_be_done_about_it() -> None:
     with pytest.raises(InvalidTarget) as caught:
         planned(BACK, TWO, files=full())
-    assert caught.value.hint == "make room there"
+    assert caught.value.hint == "free some space there"
 
 
 # -- of a moment that a revert left aside ----------------------------------------------------------

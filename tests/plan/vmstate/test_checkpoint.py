@@ -232,7 +232,7 @@ DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
     ("drawn", "around", "hint"),
     [
         (TWO, {"files": files_with("/images/base.c1.qcow2")}, "take another name"),
-        (TWO, {"files": files_with(at=NO_ROOM)}, "make room there"),
+        (TWO, {"files": files_with(at=NO_ROOM)}, "free some space there"),
         (TWO, {"files": files_with(at=FULL)}, "--memory FILE"),
         (DEVICE, {}, "qmpsnap snapshot --disk vda=FILE"),
         (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or take it --mode in-place"),

@@ -46,7 +46,7 @@ async def test_connect_says_who_may_hold_the_monitor_when_no_greeting_comes(serv
     with pytest.raises(ConnectFailed, match="no greeting") as caught:
         async with connect(server.path, greeting_limit=0.02):
             pytest.fail("connected")
-    assert "another client may hold the monitor" in caught.value.hint
+    assert "another client may be connected to the monitor" in caught.value.hint
     assert f"process {os.getpid()}" in caught.value.hint
 
 

@@ -61,7 +61,7 @@ async def test_connect_says_whose_the_socket_is(listening: Path) -> None:
     me = pwd.getpwuid(NOBODY).pw_name if ROOT else owner
     told = f"socket {listening} is {owner}'s, group {group}, mode 0040; you are {me}: "
     assert error.hint.startswith(told)
-    assert error.hint.endswith("run as that user (sudo -u), or get the right to write it")
+    assert error.hint.endswith("run as that user (sudo -u), or get permission to write it")
 
 
 async def test_connect_says_which_directory_is_in_the_way(listening: Path) -> None:
@@ -69,7 +69,7 @@ async def test_connect_says_which_directory_is_in_the_way(listening: Path) -> No
     error = await said(listening)
     assert f"directory {listening.parent} is {Path('/proc/self').owner()}'s" in error.hint
     assert "mode 0600" in error.hint
-    assert error.hint.endswith("or get the right to execute it")
+    assert error.hint.endswith("or get permission to execute it")
 
 
 def test_command_line_ends_with_4_and_says_it(listening: Path, capsys: pytest.CaptureFixture[str]) -> None:
