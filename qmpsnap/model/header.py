@@ -4,7 +4,6 @@ Headers are hostile: a guest may have written one into its raw disk. So every le
 is checked against the data, nothing is followed, and whatever is wrong is a ValueError.
 
     qcow2   docs/interop/qcow2.txt ("Header", "Header extensions", "Bitmaps extension")
-    qed     docs/interop/qed_spec.txt ("Header");  qcow: block/qcow.c (QCowHeader)
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ import posixpath
 import struct
 from dataclasses import dataclass
 
-__all__ = ["MAGICS", "MAX_HEADER_BYTES", "Header", "backing_path", "parse_header", "why_unsafe"]
+__all__ = ["MAX_HEADER_BYTES", "QCOW_MAGIC", "Header", "backing_path", "parse_header"]
 
 QCOW_MAGIC = b"QFI\xfb"
-QED_MAGIC = b"QED\0"
-MAGICS = (QCOW_MAGIC, QED_MAGIC)
 MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one
 
 _LONGEST_NAME = 1023  # block/qcow2.c: qcow2_do_open refuses longer ones
-_LONGEST_QED_NAME = 4095  # block/qed.c: shorter than PATH_MAX
 _LONGEST_FORMAT = 15  # block/qcow2.c: bs->backing_format has 16 bytes
 
 _EXT_END = 0
@@ -32,7 +28,6 @@ _EXT_BITMAPS = 0x23852875
 
 _DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4  # qcow2's incompatible features
 _BITMAPS_VALID = 1  # qcow2's autoclear features
-_QED_BACKING, _QED_DIRTY, _QED_RAW_BACKING = 1, 2, 4
 
 _FILE_DRIVERS = ("file", "host_device", "host_cdrom")
 
@@ -42,8 +37,8 @@ class Header:
     """The part of an image's header that a planner needs.
 
     Attributes:
-        format: "qcow2", "qcow" or "qed".
-        version: The format's own version; 2 or 3 for qcow2.
+        format: "qcow2".
+        version: 2 or 3.
         virtual_size: Bytes of the disk that the guest sees.
         cluster_size: In bytes.
         backing: The backing file's name as it was written, or None.
@@ -84,30 +79,11 @@ def parse_header(data: bytes) -> Header | None:
     Raises:
         ValueError: When there is a magic and the rest is broken, or ends before the header does.
     """
-    if data[:4] == QCOW_MAGIC:
-        version = _unpack(data, ">I", 4)[0]
-        if version == 1:
-            return _parse_qcow(data)
-        if version in {2, 3}:
-            return _parse_qcow2(data, version)
+    if data[:4] != QCOW_MAGIC:
+        return None
+    version = _unpack(data, ">I", 4)[0]
+    if version not in {2, 3}:
         raise ValueError(f"qcow2 of unknown version {version}")
-    if data[:4] == QED_MAGIC:
-        return _parse_qed(data)
-    return None
-
-
-def _parse_qcow(data: bytes) -> Header:
-    offset, length, _, size, cluster_bits = _unpack(data, ">QIIQB", 8)
-    return Header(
-        format="qcow",
-        version=1,
-        virtual_size=size,
-        cluster_size=_cluster_size(cluster_bits, 9, 16),
-        backing=_name(data, offset, length, len(data), _LONGEST_NAME),
-    )
-
-
-def _parse_qcow2(data: bytes, version: int) -> Header:
     offset, length, cluster_bits, size, _, l1_entries, l1_offset = _unpack(data, ">QIIQIIQ", 8)
     (snapshots,) = _unpack(data, ">I", 60)
     cluster = _cluster_size(cluster_bits, 9, 21)
@@ -141,24 +117,6 @@ def _parse_qcow2(data: bytes, version: int) -> Header:
         corrupt=bool(incompatible & _CORRUPT),
         l1_offset=l1_offset,
         l1_entries=l1_entries,
-    )
-
-
-def _parse_qed(data: bytes) -> Header:
-    cluster, _, clusters, features, _, _, _, size, offset, length = _unpack(data, "<IIIQQQQQII", 4)
-    if cluster < 1 << 12 or cluster > 1 << 26 or cluster & (cluster - 1):
-        raise ValueError(f"cluster size {cluster} is not a power of two between 4096 and 64 MiB")
-    backing = None
-    if features & _QED_BACKING:
-        backing = _name(data, offset, length, cluster * clusters, _LONGEST_QED_NAME)
-    return Header(
-        format="qed",
-        version=1,
-        virtual_size=size,
-        cluster_size=cluster,
-        backing=backing,
-        backing_format="raw" if backing is not None and features & _QED_RAW_BACKING else None,
-        dirty=bool(features & _QED_DIRTY),
     )
 
 
@@ -271,31 +229,3 @@ def _json_file(name: str) -> str | None:
             return _plain_file(filename)
         prefix += "file."
     return None
-
-
-def why_unsafe(header: Header, *, of: str, allowed_dirs: tuple[str, ...] | None) -> str | None:
-    """Tell why no tool should be let open an image with this header, or None.
-
-    Args:
-        header: The image's header.
-        of: Absolute path of the image.
-        allowed_dirs: Absolute directories in which, or below which, its backing file and its data
-            file may lie; None allows all.
-    """
-    for what, name in (("backing file", header.backing), ("data file", header.data_file)):
-        if not name:
-            continue
-        resolved = backing_path(name, of=of)
-        if resolved is None or _protocol(name) not in {None, "file"}:
-            return f"its {what} {name!r} is not a plain file name"
-        path = posixpath.normpath(resolved)
-        if path == of:
-            return f"its {what} is the image itself"
-        if allowed_dirs is not None and not any(_within(path, directory) for directory in allowed_dirs):
-            return f"its {what} {name!r} lies outside the allowed directories"
-    return None
-
-
-def _within(path: str, directory: str) -> bool:
-    top = posixpath.normpath(directory)
-    return posixpath.commonpath([path, top]) == top

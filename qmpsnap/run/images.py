@@ -87,13 +87,12 @@ class Images:
         backing: str,
         backing_format: str,
         like: str | None,
-        format: str = "qcow2",  # noqa: A002  # QEMU's word
     ) -> Created:
-        """Make an empty overlay; as `create_image`, with a backing file."""
+        """Make an empty qcow2 overlay; as `create_image`, with a backing file."""
         return await self.create_image(
             file,
             size_bytes=size_bytes,
-            format=format,
+            format="qcow2",
             like=like,
             backing=backing,
             backing_format=backing_format,
@@ -261,8 +260,6 @@ def _check(request: _Request) -> None:
         why = "a backing file and its format belong together"
     elif request.backing is not None and "\0" in request.backing:
         why = "its backing file's name holds a null character"
-    elif request.backing is not None and request.format == "raw":
-        why = "raw images have no backing file"
     elif request.backing is not None and len(os.fsencode(request.backing)) > _LONGEST_BACKING:
         why = f"its backing file's name is longer than {_LONGEST_BACKING} bytes"
     if why:

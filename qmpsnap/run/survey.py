@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import NOT_ALLOWED, DirFact, FileFact, Files, Standing, is_invalid_name
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.header import MAGICS, MAX_HEADER_BYTES, backing_path, parse_header
+from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, backing_path, parse_header
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.opening import WrongKind, open_block, open_file
@@ -61,7 +61,7 @@ def descriptor_header(descriptor: int) -> Header | None:
         OSError: When it cannot be read.
     """
     data = os.pread(descriptor, _READS[0], 0)
-    if data[:4] not in MAGICS:
+    if data[:4] != QCOW_MAGIC:
         return None
     for longer in _READS[1:]:
         try:

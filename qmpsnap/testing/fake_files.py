@@ -97,13 +97,13 @@ class FakeFiles:
 
         Args:
             path: Absolute path.
-            format: Anything but "raw" gets a header.
+            format: Only "qcow2" has a header that we read.
             size_bytes: What a guest sees.
             backing: Backing file as the header records it.
             backing_format: Its format as recorded; None: "qcow2" when there is a backing file.
         """
         header, stands_on = None, None
-        if format != "raw":
+        if format == "qcow2":
             below = (backing_format or "qcow2") if backing else None
             header = Header(format, 3, size_bytes, 65536, backing=backing, backing_format=below)
             found = backing_path(backing, of=path) if backing else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["qcow2_bytes", "qed_bytes"]
+__all__ = ["qcow2_bytes"]
 
 
 def qcow2_bytes(  # as many as the header has fields
@@ -62,16 +62,6 @@ def qcow2_bytes(  # as many as the header has fields
         incompatible = dirty | corrupt << 1 | (data_file is not None) << 2
         head += struct.pack(">QQQII", incompatible, 0, bool(bitmaps), 4, length)
     return head + extensions + name
-
-
-def qed_bytes(*, backing: str | None = None, raw_backing: bool = False, virtual_size: int = 1 << 30) -> bytes:
-    """Return the first bytes of a qed file; as in `qcow2_bytes`, with the one format that qed can record."""
-    name = (backing or "").encode("utf-8", "surrogateescape")
-    features = bool(name) | raw_backing << 2
-    head = struct.pack(
-        "<4sIIIQQQQQII", b"QED\0", 1 << 16, 4, 1, features, 0, 0, 1 << 16, virtual_size, 64, len(name)
-    )
-    return head + name
 
 
 def _extension(kind: int, data: bytes) -> bytes:

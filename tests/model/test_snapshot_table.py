@@ -22,7 +22,7 @@ def test_snapshot_table_tells_where_the_snapshots_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", header()[:-1], header(magic=b"QED\0"), header(version=1), header(offset=1 << 63)]
+    "data", [b"", header()[:-1], header(magic=b"KDMV"), header(version=1), header(offset=1 << 63)]
 )
 def test_snapshot_table_refuses_what_is_no_qcow2_image(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a qcow2|beyond"):

@@ -225,7 +225,7 @@ async def test_retire_does_not_touch_what_is_not_that_layer(place, policy, victi
             (place / "s1").unlink()
             os.mkfifo(file)
         case "format":
-            proof = Proof("qed", proof.backing)
+            proof = Proof("vmdk", proof.backing)
     if victim not in {"exchanged", "fifo"}:
         proof = Proof(proof.format, proof.backing)
     with pytest.raises(InvalidTarget, match=says):

@@ -131,7 +131,6 @@ async def test_create_overlay_never_touches_what_is_there(place, make):
         ({"backing": "/a\0b"}, "null"),
         ({"backing": "/" + "ü" * 512}, "longer than 1023 bytes"),
         ({"backing_format": None}, "belong together"),
-        ({"format": "raw"}, "raw images have no backing file"),
         ({"size_bytes": 1 << 62}, "clusters of 65536 bytes cannot have"),
         ({"like": "/no/such/file"}, "the owner of '/no/such/file' cannot be read"),
     ],

@@ -299,12 +299,10 @@ def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[s
     below: tuple[str, ...] = (*files[1:], "")
     for file, of, base in zip(files, formats, below, strict=True):
         fact = scene.files.files.get(file)
-        told = of in {"qcow2", "qcow", "qed"}  # a guest may have written any header into a raw one
+        told = of == "qcow2"  # a guest may have written any header into a raw one
         header = fact.header if fact is not None and told else None
         if fact is None or fact.kind == "missing" or (header is None and told):
             raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no image any more")
-        if header is not None and header.format != of:
-            raise NotInChain(f"the layer {file} of {record.name!r} is {header.format} by now, it was {of}")
         _refuse_other_backing(record, file, header, base, scene)
     return tuple(zip(files, formats, strict=True))
 

@@ -128,7 +128,7 @@ def existing(**header: Any) -> FakeFiles:
         ({"backing": "nbd:host:1"}, "has the backing file 'nbd:host:1'"),
         ({"backing_format": "raw"}, "records the backing format 'raw', not 'qcow2'"),
         ({"backing_format": None}, "records the backing format None"),
-        ({"format": "qed"}, "is not a qcow2 image"),
+        ({"format": "raw"}, "is not a qcow2 image"),
     ],
 )
 def test_snapshot_refuses_an_existing_overlay_that_does_not_fit(

@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
     "empty store": (BACK, TWO, {"files": store(snapshot_count=0)}, InvalidTarget, "no store of VM state"),
     "odd store": (BACK, TWO, {"files": store(backing="/x")}, InvalidTarget, "no store of VM state"),
     "store elsewhere": (BACK, TWO, {"files": store(data_file="/x")}, InvalidTarget, "no store of VM state"),
-    "raw store": (BACK, TWO, {"files": store(format="qed")}, InvalidTarget, "gone or broken"),
+    "raw store": (BACK, TWO, {"files": store(format="raw")}, InvalidTarget, "gone or broken"),
     "all left": (
         Revert("c1", leave=("vda", "vdb")),
         TWO,
