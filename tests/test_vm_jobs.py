@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import Busy
 from qmpsnap.model.graph import Node

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError
 from qmpsnap.plan.steps import LoadMemory, RemoveOrphan

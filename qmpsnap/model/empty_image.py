@@ -8,7 +8,8 @@ What `qemu-img create` writes by default: version 3, clusters of 64 KiB, refcoun
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["EmptyImage", "empty_qcow2"]
 
@@ -28,8 +29,7 @@ _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
 
 
-@dataclass(frozen=True, slots=True)
-class EmptyImage:
+class EmptyImage(Struct, frozen=True):
     """An image that holds no data.
 
     Attributes:

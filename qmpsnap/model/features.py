@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.qapi import Reply
@@ -34,8 +35,7 @@ class SchemaInfo(Reply, frozen=True):
     members: tuple[SchemaInfoMember, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(Struct, frozen=True):
     """Commands that this QEMU has. QAPI: query-commands (introspect.json)."""
 
     commands: frozenset[str]

@@ -7,8 +7,9 @@ has one: `FileFact.real`, and all of `Standing`; compare nothing else.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.names import shortened
@@ -42,8 +43,7 @@ _ATTEMPTS = 9
 _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """What a planner wants to know; all paths are absolute.
 
     Attributes:
@@ -66,8 +66,7 @@ class Ask:
     states: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FileFact:
+class FileFact(Struct, frozen=True):
     """What is there under one path.
 
     Attributes:
@@ -110,8 +109,7 @@ class FileFact:
         return self.kind == "other" and self.problem != ""
 
 
-@dataclass(frozen=True, slots=True)
-class DirFact:
+class DirFact(Struct, frozen=True):
     """Whether files can be made in a directory.
 
     Attributes:
@@ -129,16 +127,14 @@ class DirFact:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Standing:
+class Standing(Struct, frozen=True, order=True):
     """The header of image `file` names the file `on` as its backing file; both by their one name."""
 
     file: str
     on: str
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(Struct, frozen=True):
     """The answer to an `Ask`, as the disk was when it was looked at.
 
     Attributes:
@@ -161,18 +157,18 @@ class Files:
     """
 
     shared: bool = False
-    files: Mapping[str, FileFact] = field(default_factory=Frozen)
-    directories: Mapping[str, DirFact] = field(default_factory=Frozen)
+    files: Mapping[str, FileFact] = Frozen()
+    directories: Mapping[str, DirFact] = Frozen()
     standing: tuple[Standing, ...] = ()
     looked_in: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     bad_records: tuple[str, ...] = ()
-    memories: Mapping[str, MemoryFact] = field(default_factory=Frozen)
+    memories: Mapping[str, MemoryFact] = Frozen()
     fresh: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
-    open: Mapping[str, OpenFile] = field(default_factory=Frozen)
-    barred: Mapping[str, str] = field(default_factory=Frozen)
+    open: Mapping[str, OpenFile] = Frozen()
+    barred: Mapping[str, str] = Frozen()
 
     def real(self, path: str) -> str:
         """Return the one name of a file that was asked for; any other path as it is."""

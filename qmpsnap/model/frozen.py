@@ -1,4 +1,4 @@
-"""A mapping that does not change and that travels: by pickle, by copy, by dataclasses.asdict, as JSON.
+"""Values that do not change and that travel: by pickle, by copy, as JSON.
 
 `types.MappingProxyType` does none of these.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar
 
-__all__ = ["Frozen"]
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+__all__ = ["Frozen", "FrozenStruct"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -42,3 +45,25 @@ class Frozen(dict[K, V]):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (dict(self),)
+
+
+class FrozenStruct(Struct, frozen=True):
+    """A struct that freezes what it is made of: dicts become Frozen, lists tuples, at any depth."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, dict | list | tuple):
+                force_setattr(self, name, _freeze(value))
+
+
+def _freeze(value: object) -> object:
+    match value:
+        case Frozen():
+            return value
+        case dict():
+            return Frozen({key: _freeze(inner) for key, inner in value.items()})
+        case list() | tuple():
+            return tuple(_freeze(inner) for inner in value)
+        case _:
+            return value

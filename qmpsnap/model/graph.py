@@ -5,8 +5,9 @@ All values are frozen. A chain is always a tuple of layers, active first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
 
@@ -28,8 +29,7 @@ Chains = dict[str, tuple[str, ...]]
 """Files of each disk's chain, active first, by the disk's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class InternalSnapshot:
+class InternalSnapshot(Struct, frozen=True):
     """A snapshot inside a qcow2 file. QAPI: SnapshotInfo (block-core.json).
 
     Attributes:
@@ -45,8 +45,7 @@ class InternalSnapshot:
     date: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Bitmap:
+class Bitmap(Struct, frozen=True):
     """A dirty bitmap. QAPI: BlockDirtyInfo (block-core.json).
 
     Attributes:
@@ -62,8 +61,7 @@ class Bitmap:
     inconsistent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Io:
+class Io(Struct, frozen=True):
     """How QEMU reads and writes an image, as far as it tells. QAPI: BlockDeviceInfo (block-core.json).
 
     `discard` and `aio` it tells nowhere. Whether a write waits for the disk is the device's matter.
@@ -79,8 +77,7 @@ class Io:
     detect_zeroes: str = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """One vertex of QEMU's graph, as query-named-block-nodes lists it.
 
     Attributes:
@@ -105,8 +102,7 @@ class Node:
         return self.driver in FILTER_DRIVERS
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """One image of a chain.
 
     Attributes:
@@ -153,8 +149,7 @@ class Layer:
         return (self.file, self.data_file) if self.data_file else (self.file,)
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Struct, frozen=True):
     """A filter node above or between the layers of a disk.
 
     Attributes:
@@ -170,8 +165,7 @@ class Filter:
     io: Io = Io()
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Struct, frozen=True):
     """What the guest sees, with its chain.
 
     Attributes:
@@ -231,8 +225,7 @@ class Disk:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(Struct, frozen=True):
     """All disks of a machine, and every node that QEMU has.
 
     Attributes:
@@ -241,7 +234,7 @@ class Graph:
     """
 
     disks: Mapping[str, Disk]
-    nodes: Mapping[str, Node] = field(default_factory=Frozen)
+    nodes: Mapping[str, Node] = Frozen()
 
     def first_of(self, disk: Disk) -> Disk:
         """The first disk that reads the same node: itself, but where two devices are on one node."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import posixpath
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["MAX_HEADER_BYTES", "QCOW_MAGIC", "Header", "backing_path", "parse_header"]
 
@@ -32,8 +33,7 @@ _BITMAPS_VALID = 1  # qcow2's autoclear features
 _FILE_DRIVERS = ("file", "host_device", "host_cdrom")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """The part of an image's header that a planner needs.
 
     Attributes:

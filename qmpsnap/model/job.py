@@ -6,10 +6,11 @@ The two tables are QEMU's own (job.c, JobSTT and JobVerbTable), as data.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,8 +129,7 @@ STAYS = _ALIVE - {_S.CREATED, _S.RUNNING} | {_S.WAITING, _S.PENDING}
 """The states in which a job may stand until somebody, or another job, brings it on; or for a moment only."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobId:
+class JobId(Struct, frozen=True):
     """The name of a job of ours, taken apart: `qmpsnap-<op>-<ending>-<token>`.
 
     Attributes:
@@ -155,8 +155,7 @@ def parse_job_id(text: str) -> JobId | None:
     return JobId(JobOp(match[1]), Ending(match[2]), match[3]) if match else None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """One job, as QEMU told it at one moment.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.names import shortened
@@ -17,8 +18,7 @@ __all__ = ["KeptState", "state_json", "state_of"]
 _MODES = ("stop", "background", "in-place")
 
 
-@dataclass(frozen=True, slots=True)
-class KeptState:
+class KeptState(Struct, frozen=True):
     """VM state that is kept in a file of its own, with a moment of the disks.
 
     Attributes:

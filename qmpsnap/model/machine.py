@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from qmpsnap.model.fields import Fields
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, FrozenStruct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +24,7 @@ _ASLEEP = "suspended"
 _NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(FrozenStruct, frozen=True):
     """What has to be equal where VM state is loaded, and what it was saved by.
 
     Attributes:
@@ -42,10 +42,6 @@ class Fingerprint:
     devices: Mapping[str, str]
     disks: Mapping[str, int]
     qemu: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "devices", Frozen(dict(self.devices)))
-        object.__setattr__(self, "disks", Frozen(dict(self.disks)))
 
     def differences(self, now: Fingerprint) -> tuple[str, ...]:
         """In what a machine differs from this one, each as a sentence's part; none: the state fits."""
@@ -89,8 +85,7 @@ class Fingerprint:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """How the guest stands.
 
     Attributes:
@@ -119,8 +114,7 @@ class Status:
         return {"status": self.state, "running": self.running, "migration": self.migration}
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """The device that a disk is plugged into.
 
     Attributes:
@@ -132,8 +126,7 @@ class Device:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """A machine as it stands now.
 
     Attributes:
@@ -157,7 +150,7 @@ class Machine:
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, int | str]
     fingerprint: Fingerprint
-    devices: Mapping[str, Device] = field(default_factory=Frozen)
+    devices: Mapping[str, Device] = Frozen()
     passes_files: bool = True
     process: str = ""
     exported: frozenset[str] = frozenset()

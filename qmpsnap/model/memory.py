@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from qmpsnap.model.fields import Fields
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Fingerprint
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ _OTHERS_WRITE = 0o022
 _LAYER = ("disk", "file", "inode", "size", "modified")
 
 
-@dataclass(frozen=True, slots=True)
-class LayerState:
+class LayerState(Struct, frozen=True):
     """A layer as it was when the memory was written.
 
     Attributes:
@@ -48,8 +48,7 @@ class LayerState:
     modified: int
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNote:
+class MemoryNote(Struct, frozen=True):
     """What a memory file is.
 
     Attributes:
@@ -132,8 +131,7 @@ def note_size(tail: bytes) -> int:
     raise ValueError("it does not end in a note of ours: it was cut, or somebody else wrote it")
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFact:
+class MemoryFact(Struct, frozen=True):
     """What a file of VM state is, as far as it can be told from outside.
 
     Attributes:
@@ -156,7 +154,7 @@ class MemoryFact:
     note: MemoryNote | None = None
     problem: str = ""
     tags: tuple[str, ...] = ()
-    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    sizes: Mapping[str, int] = Frozen()
     inode: int = 0
     user: int = 0
     ours: bool = True

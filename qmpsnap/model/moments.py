@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.names import among_devices, stem
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Held", "Moment", "Moments", "family", "find_moments", "moved", "state_places", "written_into"]
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """One disk's part of a moment.
 
     Attributes:
@@ -60,8 +61,7 @@ class Held:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """What disks read at one instant, under one name.
 
     Attributes:
@@ -124,8 +124,7 @@ class Moment:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(Struct, frozen=True):
     """Everything that can be listed.
 
     Attributes:

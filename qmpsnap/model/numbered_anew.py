@@ -7,8 +7,9 @@ moment is in the chain of the disk that it is about.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from qmpsnap.model.record import MomentRecord
 

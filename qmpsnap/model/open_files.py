@@ -6,8 +6,9 @@ QEMU goes on with the file that it has open; only when it opens the name again d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from qmpsnap.model.graph import PATH_DRIVERS
 
@@ -22,8 +23,7 @@ Reopens = Literal["same", "nothing", "other"]
 _TEMPORARY = "vl."  # block.c: create_tmp_file, the active layer in snapshot mode
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(Struct, frozen=True):
     """What QEMU has open under one name, and where that file is now.
 
     Attributes:
@@ -60,8 +60,7 @@ def is_temporary(path: str) -> bool:
     return name.startswith(_TEMPORARY) and len(name) == len(_TEMPORARY) + 6
 
 
-@dataclass(frozen=True, slots=True)
-class OpenName:
+class OpenName(Struct, frozen=True):
     """A name under which QEMU opened a file, and what is known of the image in it.
 
     Attributes:

@@ -7,8 +7,10 @@ along a chain; query-named-block-nodes tells what each node is. They are joined 
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from qmpsnap.errors import Malformed
 from qmpsnap.model.block_replies import BlockDeviceInfo, BlockInfo, BlockStats, FdsetInfo, file_options
@@ -63,8 +65,7 @@ class GraphMoved(Exception):
     """The three answers do not belong to one moment: ask again."""
 
 
-@dataclass(frozen=True, slots=True)
-class GraphReplies:
+class GraphReplies(Struct, frozen=True):
     """The replies to `GRAPH_QUERIES`.
 
     QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
@@ -134,8 +135,7 @@ def _group(entry: BlockDeviceInfo) -> str:
     return options.throttle_group if options else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Join:
+class _Join(Struct, frozen=True):
     replies: GraphReplies
     cwd: str
     real: Mapping[str, str]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from msgspec import field
+from msgspec.structs import replace
 
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.qapi import Reply, read

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from qmpsnap.errors import BadName
 from qmpsnap.model.fields import Fields
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.kept_state import KeptState, state_json, state_of
 from qmpsnap.model.names import check_name
 from qmpsnap.model.record_rules import check_intent, check_moment
@@ -43,8 +44,7 @@ _OPS = (
 _POLICIES = ("", "rename", "remove", "keep")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(FrozenStruct, frozen=True):
     """What a QEMU was set to before an operation, to be put back.
 
     Attributes:
@@ -55,17 +55,12 @@ class Settings:
     """
 
     running: bool
-    capabilities: Mapping[str, bool] = field(default_factory=dict)
-    parameters: Mapping[str, int | str] = field(default_factory=dict)
+    capabilities: Mapping[str, bool] = Frozen()
+    parameters: Mapping[str, int | str] = Frozen()
     process: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "capabilities", Frozen(dict(self.capabilities)))
-        object.__setattr__(self, "parameters", Frozen(dict(self.parameters)))
 
-
-@dataclass(frozen=True, slots=True)
-class IntentRecord:
+class IntentRecord(FrozenStruct, frozen=True):
     """An operation that was begun: enough for a stranger to finish or to undo it.
 
     Attributes:
@@ -94,32 +89,22 @@ class IntentRecord:
     id: str
     op: str
     created: str
-    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    chains: Mapping[str, tuple[str, ...]] = Frozen()
+    after: Mapping[str, tuple[str, ...]] = Frozen()
     made: tuple[str, ...] = ()
-    overlays: Mapping[str, str] = field(default_factory=dict)
+    overlays: Mapping[str, str] = Frozen()
     name: str = ""
     folded: tuple[str, ...] = ()
     policy: str = ""
-    renames: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = Frozen()
     invalid: tuple[str, ...] = ()
     target: str = ""
     disk: str = ""
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
-    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    live: bool = field(default=False, compare=False)
-
-    def __post_init__(self) -> None:
-        chains = {disk: tuple(files) for disk, files in self.chains.items()}
-        object.__setattr__(self, "chains", Frozen(chains))
-        formats = {disk: tuple(one) for disk, one in self.formats.items()}
-        object.__setattr__(self, "formats", Frozen(formats))
-        after = {disk: tuple(files) for disk, files in self.after.items()}
-        object.__setattr__(self, "after", Frozen(after))
-        object.__setattr__(self, "overlays", Frozen(dict(self.overlays)))
-        object.__setattr__(self, "renames", Frozen(dict(self.renames)))
+    formats: Mapping[str, tuple[str, ...]] = Frozen()
+    live: bool = False
 
     @property
     def file_name(self) -> str:
@@ -150,8 +135,7 @@ class IntentRecord:
         return datetime.fromisoformat(self.created).timestamp()
 
 
-@dataclass(frozen=True, slots=True)
-class MomentRecord:
+class MomentRecord(FrozenStruct, frozen=True):
     """A moment that a snapshot made: what each disk read when its overlay began.
 
     Attributes:
@@ -172,25 +156,15 @@ class MomentRecord:
     id: str
     name: str
     created: str
-    overlays: Mapping[str, str] = field(default_factory=dict)
-    covered: Mapping[str, str] = field(default_factory=dict)
-    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    overlays: Mapping[str, str] = Frozen()
+    covered: Mapping[str, str] = Frozen()
+    chains: Mapping[str, tuple[str, ...]] = Frozen()
     branches: tuple[Mapping[str, str], ...] = ()
     state: KeptState | None = None
     directory: str = ""
-    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    formats: Mapping[str, tuple[str, ...]] = Frozen()
     deleted: bool = False
     lost: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "overlays", Frozen(dict(self.overlays)))
-        formats = {disk: tuple(one) for disk, one in self.formats.items()}
-        object.__setattr__(self, "formats", Frozen(formats))
-        object.__setattr__(self, "covered", Frozen(dict(self.covered)))
-        chains = {disk: tuple(files) for disk, files in self.chains.items()}
-        object.__setattr__(self, "chains", Frozen(chains))
-        branches = tuple(Frozen(dict(one)) for one in self.branches)
-        object.__setattr__(self, "branches", branches)
 
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""

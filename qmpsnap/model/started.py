@@ -5,8 +5,9 @@ So it is when somebody takes a snapshot, ends QEMU, and starts it again from the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.record import MomentRecord
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["StartedBelow", "recorded_overlays", "started_below"]
 
 
-@dataclass(frozen=True, slots=True)
-class StartedBelow:
+class StartedBelow(Struct, frozen=True):
     """A disk whose guest writes into a layer that other images stand on.
 
     Attributes:

@@ -7,8 +7,9 @@ changes nothing until it is completed.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node

@@ -18,9 +18,10 @@ import fcntl
 import os
 import re
 import stat
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json

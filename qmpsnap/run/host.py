@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import anyio
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.moments import moved

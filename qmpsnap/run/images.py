@@ -14,9 +14,11 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import anyio
+from msgspec.structs import replace
 
 from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus

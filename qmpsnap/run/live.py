@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import anyio
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     CommandFailed,

@@ -14,8 +14,9 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
 
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
 from qmpsnap.model.snapshot_table import (

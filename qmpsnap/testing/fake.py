@@ -12,10 +12,10 @@ that an executor does the right thing with a result, never that QEMU gives that 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost
 from qmpsnap.model.features import Features

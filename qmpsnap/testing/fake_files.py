@@ -7,8 +7,9 @@ otherwise. `look` answers what a planner asks, `perform` does the steps on files
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
@@ -268,7 +269,7 @@ class FakeFiles:
         raise InvalidTarget(f"the moment {moment} no longer exists in {directory}", file=directory)
 
     def _put(self, moment: MomentRecord, **changes: object) -> None:
-        self.records[self.records.index(moment)] = replace(moment, **changes)  # type: ignore[arg-type]
+        self.records[self.records.index(moment)] = replace(moment, **changes)
 
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
@@ -71,7 +72,7 @@ def a_machine(graph: Graph, *, running: bool = True, **more: object) -> Machine:
         ),
         process="1:1",
     )
-    return replace(machine, **more)  # type: ignore[arg-type]  # whoever calls it names fields
+    return replace(machine, **more)  # whoever calls it names fields
 
 
 class FakeMachine:

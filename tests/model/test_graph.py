@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
-
 import pytest
 
 from qmpsnap.model.graph import FILTER_DRIVERS, Disk, Graph, Node, draw
@@ -57,7 +55,7 @@ def test_node_is_no_filter_when_it_is_an_image(driver: str) -> None:
 
 def test_graph_cannot_be_changed() -> None:
     one = graph(vda="base*")
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         one.disks = {}  # type: ignore[misc]
     with pytest.raises(TypeError):
         one.disks["vda"] = Disk("vda")  # type: ignore[index]

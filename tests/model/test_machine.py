@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.machine import Device, Fingerprint
 from qmpsnap.testing.drawing import graph
@@ -43,7 +42,7 @@ WAS = Fingerprint(
     ],
 )
 def test_differences_names_each_thing_that_is_another(change: dict[str, object], said: list[str]) -> None:
-    assert list(WAS.differences(replace(WAS, **change))) == said  # type: ignore[arg-type]
+    assert list(WAS.differences(replace(WAS, **change))) == said
 
 
 def test_fingerprint_is_read_as_it_was_written() -> None:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import MAX_NOTE_BYTES, TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size

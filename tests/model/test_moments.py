@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.machine import Fingerprint

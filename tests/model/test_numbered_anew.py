@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.record import IntentRecord, MomentRecord

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.model.files import Files, Standing
 from qmpsnap.model.graph import Node

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.model.features import Features
 from qmpsnap.model.job import Job, JobStatus
@@ -62,7 +63,7 @@ def unseen(graph: Graph) -> FakeFiles:
 def with_layer(disk: Disk, index: int, **changes: object) -> Disk:
     """The disk with one layer changed; 0 is the active one."""
     layers: list[Layer] = list(disk.layers)
-    layers[index] = replace(layers[index], **changes)  # type: ignore[arg-type]
+    layers[index] = replace(layers[index], **changes)
     return replace(disk, layers=tuple(layers))
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.graph import Filter, InternalSnapshot, Io, Layer, Node
 from qmpsnap.model.record import IntentRecord
@@ -215,7 +216,10 @@ def test_what_is_done_with_the_file_comes_along_to_an_overlay_and_to_a_new_root(
     of = graph(with_layer(chain("base <- s1*"), 0, io=io))
     covered = apply(of, TakeSnapshots((TakenOverlay("vda", "vda-s1", "n", "/o", S1, "us"),)))
     assert covered.disks["vda"].active.io == Io(direct=True)
-    assert apply(ALL, SetDrive(replace(NEW, io=io), "/q", OLD, closes=True)).disks["vda"].active.io == io
+    assert (
+        apply(ALL, SetDrive(dataclasses.replace(NEW, io=io), "/q", OLD, closes=True)).disks["vda"].active.io
+        == io
+    )
 
 
 def test_a_new_root_under_a_filter_leaves_the_filter_the_root() -> None:
@@ -225,7 +229,7 @@ def test_a_new_root_under_a_filter_leaves_the_filter_the_root() -> None:
 
 
 def test_layers_that_were_left_aside_get_nodes_that_are_not_predicted() -> None:
-    aside = replace(NEW, backing="/aside", chain=(("/aside", "qcow2"), (BASE, "qcow2")))
+    aside = dataclasses.replace(NEW, backing="/aside", chain=(("/aside", "qcow2"), (BASE, "qcow2")))
     after = apply(ALL, SetDrive(aside, "/q", OLD, closes=False))
     assert [layer.node for layer in after.disks["vda"].layers] == ["new", "", "vda-base"]
     assert after.disks["vda"].layers[1].backing == BASE

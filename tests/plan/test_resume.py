@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import NotFound
 from qmpsnap.model.features import Features
@@ -337,7 +338,7 @@ def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> Non
 def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
     policy: str, steps: tuple[RetireFile, ...], invalid: tuple[str, ...]
 ) -> None:
-    done = planned(replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
+    done = planned(dataclasses.replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
     assert plan.steps == (*FLUSHED, *steps, FinishRecord(STATE, (record.id,)))
@@ -351,7 +352,7 @@ def test_rest_of_a_commit_that_had_pivoted_says_that_the_root_moved() -> None:
 
 
 def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:
-    done = planned(replace(MIDDLE, folded="keep"), TWO)
+    done = planned(dataclasses.replace(MIDDLE, folded="keep"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
     assert plan.steps == (*FLUSHED, FinishRecord(STATE, (record.id,)))

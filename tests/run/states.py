@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.model.graph import Filter
 from qmpsnap.plan.intent import (

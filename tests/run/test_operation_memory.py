@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Busy,
@@ -190,7 +191,7 @@ async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after
 async def _overlays_stay(case: str, place: int) -> None:
     fake, plan, before, error = await fails_at(case, place)
     overlays = tuple(step.file for step in plan.steps if isinstance(step, CreateOverlay))
-    assert stand(fake) == replace(
+    assert stand(fake) == dataclasses.replace(
         before,
         chains=plan.chains_after,
         files=tuple(sorted((*before.files, *overlays))),

@@ -8,8 +8,9 @@ without an error from QEMU (docs/explanation/qemu.md).
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists, UnsafeImage, Unsupported
 from qmpsnap.model.files import Ask

@@ -8,8 +8,9 @@ in-place     as stop, the memory into a qcow2 store: going back needs no new QEM
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.model.names import digest, node_name

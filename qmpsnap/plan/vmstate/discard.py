@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.model.moments import family

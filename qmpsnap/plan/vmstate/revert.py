@@ -9,8 +9,9 @@ What was written since is kept in the layers that are left aside.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from qmpsnap.errors import NotFound, NotInChain, Unsupported
 from qmpsnap.model.files import Ask

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain
 from qmpsnap.model.features import Features
@@ -218,7 +219,7 @@ def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -
     now = graph(vda="base <- s1 <- n1*", vdb="data.raw <- o2*")
     files = files_of(mode, now)
     planned(intent, now, files=files)
-    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]  # type: ignore[arg-type]
+    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]
     with pytest.raises(NotInChain, match=r"s1\.qcow2 holds no moment any more"):
         planned(intent, now, files=files)
 
@@ -235,7 +236,7 @@ def test_memory_is_not_loaded_over_what_is_lost() -> None:
     files.put(O2, backing="/images/data.raw")
     waits = a_machine(TWO, status="inmigrate", running=False)
     planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
-    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]  # type: ignore[arg-type]
+    files.records[:] = [replace(one, lost=("vda",)) for one in files.records]
     with pytest.raises(NotInChain, match="a commit has written into it"):
         planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
 
@@ -253,7 +254,7 @@ def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> 
     assert "the snapshots alone are not listed" in alone
     streamed = graph(vda="o1*", vdb="data.raw <- o2*")
     assert [note.split()[2] for note in unfound(machine, streamed)] == ["c1", "alone"]
-    assert unfound(replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
+    assert unfound(dataclasses.replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
 
 
 @pytest.mark.parametrize("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])

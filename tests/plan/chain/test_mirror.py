@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Busy,
@@ -43,11 +44,11 @@ BESIDE = "/copies/vda.qmpsnap"
 
 
 def pivot(sync: Sync = "full", **more: object) -> Mirror:
-    return replace(Mirror("vda", COPY, "pivot", sync), **more)  # type: ignore[arg-type]
+    return dataclasses.replace(Mirror("vda", COPY, "pivot", sync), **more)  # type: ignore[arg-type]
 
 
 def finish(**more: object) -> Mirror:
-    return replace(Mirror("vda", COPY, "finish"), **more)  # type: ignore[arg-type]
+    return dataclasses.replace(Mirror("vda", COPY, "finish"), **more)  # type: ignore[arg-type]
 
 
 def test_mirror_makes_the_target_copies_and_pivots() -> None:
@@ -211,7 +212,7 @@ def test_mirror_refuses_an_existing_target_that_does_not_fit(
     intent: Mirror, files: FakeFiles, message: str
 ) -> None:
     with pytest.raises(InvalidTarget, match=message):
-        planned(replace(intent, use_existing=True), TWO, files=files)
+        planned(dataclasses.replace(intent, use_existing=True), TWO, files=files)
 
 
 def test_mirror_refuses_an_existing_target_that_keeps_its_data_elsewhere() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     AmbiguousName,
@@ -169,7 +169,7 @@ def test_snapshot_refuses_an_existing_overlay_that_it_cannot_look_at() -> None:
 def test_snapshot_refuses_a_name_that_is_taken(kind: str) -> None:
     files = FakeFiles(ONE)
     files.put(N1, format="raw")
-    files.facts[N1] = replace(files.facts[N1], kind=kind)  # type: ignore[arg-type]
+    files.facts[N1] = replace(files.facts[N1], kind=kind)
     with pytest.raises(TargetExists) as caught:
         planned(Snapshot("n1"), ONE, files=files)
     assert (caught.value.file, caught.value.exit_code) == (N1, 3)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter, refuse_stream_of_shorter

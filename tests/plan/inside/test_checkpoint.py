@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from qmpsnap.errors import (
     AmbiguousName,
@@ -47,11 +48,12 @@ def holding(name: str, *snapshots: InternalSnapshot, layer: int = 0) -> Disk:
 
 
 STATE, PART = InternalSnapshot("1", "c1", 4096), InternalSnapshot("1", "c1")
-FILTERED = graph(replace(holding("vda", STATE), root="thr", filters=(Filter("thr", "throttle"),)))
+OTHER_STATE = structs.replace(STATE, id="2")
+FILTERED = graph(structs.replace(holding("vda", STATE), root="thr", filters=(Filter("thr", "throttle"),)))
 BEFORE_WRITE = graph(
-    replace(holding("vda", STATE), root="cbw", filters=(Filter("cbw", "copy-before-write"),))
+    structs.replace(holding("vda", STATE), root="cbw", filters=(Filter("cbw", "copy-before-write"),))
 )
-READ_ONLY = replace(chain("iso*", name="vdr"), read_only=True)
+READ_ONLY = structs.replace(chain("iso*", name="vdr"), read_only=True)
 TWO = graph(holding("vda", STATE), holding("vdb", PART), READ_ONLY)
 
 
@@ -129,7 +131,7 @@ def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_s
 
 
 def test_checkpoint_whose_name_no_record_may_carry_is_not_written_down() -> None:
-    theirs = graph(holding("vda", replace(STATE, name="a b")))
+    theirs = graph(holding("vda", structs.replace(STATE, name="a b")))
     assert planned(Revert("a b"), theirs).steps == (LoadVm("a b"),)
 
 
@@ -194,11 +196,26 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
     "raw": (RAW, SAVE, Unsupported, r"vdr \(/images/d\.raw\) is writable and raw"),
     "raw, load": (RAW, LOAD, Unsupported, "vdr"),
     "raw, delete by hmp": (RAW, replace(DELETE, via="hmp"), Unsupported, "vdr"),
-    "leave by hmp": (RAW, replace(SAVE, leave=("vdr",), via="hmp"), Unsupported, "every writable disk, vdr"),
+    "leave by hmp": (
+        RAW,
+        replace(SAVE, leave=("vdr",), via="hmp"),
+        Unsupported,
+        "every writable disk, vdr",
+    ),
     "leave, load by hmp": (TWO, replace(LOAD, leave=("vdb",), via="hmp"), Unsupported, "vdb too"),
-    "leave all": (RAW, replace(SAVE, leave=("vda", "vdr")), Unsupported, "no writable qcow2 disk"),
+    "leave all": (
+        RAW,
+        replace(SAVE, leave=("vda", "vdr")),
+        Unsupported,
+        "no writable qcow2 disk",
+    ),
     "leave nobody": (RAW, replace(SAVE, leave=("vdz",)), NotFound, "vdz"),
-    "leave the memory": (TWO, replace(LOAD, leave=("vda",)), Unsupported, "inside vda, which is to be left"),
+    "leave the memory": (
+        TWO,
+        replace(LOAD, leave=("vda",)),
+        Unsupported,
+        "inside vda, which is to be left",
+    ),
     "leave another": (ADDED, replace(LOAD, leave=("vda",)), NotInChain, "vdn"),
     "flash": (FLASH, SAVE, Unsupported, "pflash1"),
     "filter by hmp": (FILTERED, replace(SAVE, via="hmp"), Unsupported, "throttle 'thr'"),
@@ -212,7 +229,12 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
     "below": (graph(holding("vda", STATE, layer=1)), LOAD, NotInChain, "active layer of vda"),
     "delete below": (graph(holding("vda", STATE, layer=1)), DELETE, NotInChain, "below"),
     "disks alone": (graph(holding("vda", PART)), LOAD, Unsupported, "holds disks alone"),
-    "double": (graph(holding("vda", STATE, replace(STATE, id="2"))), LOAD, AmbiguousName, "more than one"),
+    "double": (
+        graph(holding("vda", STATE, OTHER_STATE)),
+        LOAD,
+        AmbiguousName,
+        "more than one",
+    ),
 }
 
 
@@ -274,10 +296,10 @@ def test_checkpoint_is_not_named_by_a_number() -> None:
 
 
 def test_revert_refuses_a_name_that_is_the_id_of_another() -> None:
-    others = graph(holding("vda", replace(STATE, id="7", name="2"), InternalSnapshot("2", "other")))
+    others = graph(holding("vda", structs.replace(STATE, id="7", name="2"), InternalSnapshot("2", "other")))
     with pytest.raises(AmbiguousName, match="'2' is the id of snapshot 'other'"):
         planned(Revert("2"), others, files=unseen(others))
-    same = graph(holding("vda", replace(STATE, id="2", name="2")))
+    same = graph(holding("vda", structs.replace(STATE, id="2", name="2")))
     assert planned(Revert("2"), same, files=unseen(same)).steps
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Refused, Unsupported
 from qmpsnap.model.graph import Filter, InternalSnapshot, Node

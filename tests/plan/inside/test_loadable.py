@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Refused, Unsupported
 from qmpsnap.model.files import DirFact

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, InvalidTarget, NotFound, Refused, TargetExists, Unsupported
 from qmpsnap.model.files import DirFact

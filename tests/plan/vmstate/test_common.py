@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.features import Features
@@ -132,7 +133,7 @@ def test_state_file_has_no_place_beside_what_is_no_file(changes: dict[str, objec
 def directory(**changes: object) -> FakeFiles:
     files = FakeFiles(ONE)
     usual = DirFact("/images", exists=True, writable=True, free_bytes=1 << 40)
-    files.directories["/images"] = replace(usual, **changes)  # type: ignore[arg-type]
+    files.directories["/images"] = replace(usual, **changes)
     return files
 
 
@@ -217,9 +218,9 @@ def test_refuse_unsettled_while_the_settings_are_those_of_another_operation(*, l
     was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})
     record = IntentRecord("qmpsnap-save-keep-1", "save", NOW, was=was, directory="/images", live=live)
     found = Files(records=(record,))
-    looked = replace(scene(files), files=found)
+    looked = dataclasses.replace(scene(files), files=found)
     with pytest.raises(Busy, match=said) as caught:
         refuse_unsettled(looked)
     assert "qmpsnap job wait qmpsnap-save-keep-1" in caught.value.hint
     for other in (replace(was, process="2:2"), replace(was, parameters={})):
-        refuse_unsettled(replace(looked, files=Files(records=(replace(record, was=other),))))
+        refuse_unsettled(dataclasses.replace(looked, files=Files(records=(replace(record, was=other),))))

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.graph import Disk, Filter
 from qmpsnap.model.machine import Device

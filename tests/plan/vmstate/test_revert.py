@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     AmbiguousName,
@@ -194,7 +194,7 @@ def store(**changes: object) -> FakeFiles:
     files = files_of("in-place")
     fact = files.facts[STORE]
     assert fact.header is not None
-    files.facts[STORE] = replace(fact, header=replace(fact.header, **changes))  # type: ignore[arg-type]
+    files.facts[STORE] = replace(fact, header=replace(fact.header, **changes))
     return files
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Busy,
@@ -123,7 +123,7 @@ def noted(**changes: object) -> FakeFiles:
     files = prepared()
     note = files.memories[MEMORY].note
     assert note is not None
-    files.memories[MEMORY] = MemoryFact(MEMORY, 4096, replace(note, **changes))  # type: ignore[arg-type]
+    files.memories[MEMORY] = MemoryFact(MEMORY, 4096, replace(note, **changes))
     return files
 
 

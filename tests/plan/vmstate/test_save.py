@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Busy,
@@ -145,7 +145,7 @@ def saved(**changes: object) -> FakeFiles:
         for disk, file in LAYERS
     )
     note = MemoryNote("id", "", 4096, True, a_machine(TWO).fingerprint, layers)
-    files.memories["/images/m"] = MemoryFact("/images/m", 4096, replace(note, **changes))  # type: ignore[arg-type]
+    files.memories["/images/m"] = MemoryFact("/images/m", 4096, replace(note, **changes))
     return files
 
 
@@ -166,7 +166,7 @@ def test_restore_leaves_a_guest_paused_that_was_paused() -> None:
 
 def changed(file: str, **changes: object) -> FakeFiles:
     files = saved()
-    files.facts[file] = replace(files.facts[file], **changes)  # type: ignore[arg-type]
+    files.facts[file] = replace(files.facts[file], **changes)
     return files
 
 
