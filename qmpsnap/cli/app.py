@@ -145,7 +145,7 @@ class _Formatter(click.HelpFormatter):
     """Breaks lines between words alone: an option, or a name with a hyphen, is one."""
 
     def write_text(self, text: str) -> None:
-        """Write a text."""
+        """Write a paragraph that is not broken at its hyphens."""
         super().write_text(text.replace("-", _HYPHEN))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
@@ -154,7 +154,7 @@ class _Formatter(click.HelpFormatter):
         super().write_dl(glued, col_max, col_spacing)
 
     def getvalue(self) -> str:
-        """What was written."""
+        """Return the help with its hyphens back."""
         return super().getvalue().replace(_HYPHEN, "-")
 
 

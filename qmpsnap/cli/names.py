@@ -32,7 +32,7 @@ _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
 
 
 def commands(context: click.Context) -> list[str]:
-    """Names of QEMU's commands."""
+    """Complete COMMAND with what query-commands lists."""
     found = _ask(context, lambda vm: vm.execute("query-commands"))
     return sorted(str(one["name"]) for one in found) if isinstance(found, list) else []
 
@@ -43,7 +43,7 @@ def is_word(name: str) -> bool:
 
 
 def disks(context: click.Context) -> list[str]:
-    """Names of the disks."""
+    """Complete DISK, by the names that `chain` shows."""
     graph = _ask(context, lambda vm: vm.graph())
     return list(graph.disks) if graph is not None else []
 
@@ -60,7 +60,7 @@ def layers(context: click.Context) -> list[str]:
 
 
 def jobs(context: click.Context) -> list[str]:
-    """Ids of the jobs."""
+    """Complete ID with the jobs of every client."""
     found = _ask(context, lambda vm: vm.jobs())
     return [job.id for job in found] if found is not None else []
 

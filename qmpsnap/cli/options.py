@@ -68,7 +68,7 @@ class _Name(_Live):
     """A name that is no path, and no disk's: it stays as it is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
-        """The name as it is."""
+        """Take any text, known to the machine or not."""
         del param, ctx
         return str(value)
 

@@ -27,7 +27,6 @@ __all__ = [
     "JobOp",
     "JobStatus",
     "JobVerb",
-    "allowed",
     "parse_job_id",
 ]
 
@@ -230,8 +229,3 @@ class Job(Struct, frozen=True):
             "ready": self.ready,
             "ours": self.mine,
         }
-
-
-def allowed(job: Job, verb: JobVerb) -> bool:
-    """Say whether QEMU takes that verb for the job as it stands."""
-    return job.status in VERBS[verb]

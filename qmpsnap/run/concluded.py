@@ -49,7 +49,7 @@ class ConcludedStreams:
         self._harmless: bool | None = None
 
     def note(self, event: Event) -> None:
-        """Take note of an event."""
+        """Follow JOB_STATUS_CHANGE; ignore other events."""
         if event.name != "JOB_STATUS_CHANGE":
             return
         change = heard(JobEvent, event.data)

@@ -77,7 +77,7 @@ class Migrations:
         self._stops = Stops()
 
     def note(self, event: Event) -> None:
-        """Take note of an event."""
+        """Follow MIGRATION, STOP and RESUME; ignore other events."""
         self._stops.note(event)
         if event.name == "MIGRATION":
             change = heard(MigrationEvent, event.data)

@@ -19,7 +19,7 @@ class Stops:
         self._count = 0
 
     def note(self, event: Event) -> None:
-        """Take note of an event."""
+        """Follow STOP and RESUME; ignore other events."""
         if event.name == "STOP":
             self._count += 1
             if self._stopped is None:

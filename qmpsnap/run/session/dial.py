@@ -41,7 +41,7 @@ class Peer:
 
     @property
     def process(self) -> str:
-        """It, for people."""
+        """QEMU as messages name it, with its process id if that is known."""
         return f"QEMU (process {self.pid})" if self.pid else "QEMU"
 
 
