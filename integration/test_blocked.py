@@ -62,7 +62,7 @@ async def test_no_state_is_kept_of_a_machine_that_qemu_would_not_migrate(
             verbs = [Checkpoint("c1", mode) for mode in ("stop", "background", "in-place")]
             for intent in (*verbs, CheckpointInternal("c1"), Save(str(tmp_path / "m"))):
                 error = await refuses(running, vm, intent, Unsupported, reason)
-                assert "take the disks alone: qmpsnap snapshot" in error.hint
+                assert "take a snapshot of the disks only: qmpsnap snapshot" in error.hint
             await vm.snapshot("n1", disks=["vda"])
         assert status(running) == "running"
 
@@ -113,6 +113,6 @@ async def test_checkpoint_in_place_names_the_disks_that_will_not_go_back(qemu, i
             await vm.revert("c1", leave=tuple(called))
             running.read("vda", *WRITE)
             await vm.snapshot("n1")
-            error = await refuses(running, vm, Revert("n1"), Unsupported, "cannot be changed|filter")
+            error = await refuses(running, vm, Revert("n1"), Unsupported, "another root node|filter")
             assert "--prepare" in error.hint
         running.killed = True  # the filter is the user's, and stays

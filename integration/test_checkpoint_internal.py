@@ -99,10 +99,10 @@ async def test_checkpoint_refuses_what_cannot_be_and_sends_nothing(qemu, images,
                 await vm.checkpoint_internal('c"1')
             assert sent == []
             cases = {
-                "existing": (CheckpointInternal("c1"), TargetExists, "'c1' already"),
+                "existing": (CheckpointInternal("c1"), TargetExists, "there already is an .* snapshot 'c1'"),
                 "revert missing": (Revert("nope"), NotFound, "'nope'"),
                 "delete missing": (Delete("nope"), NotFound, "'nope'"),
-                "disks alone": (Revert("disks"), Unsupported, "holds disks alone"),
+                "disks alone": (Revert("disks"), Unsupported, "only disks"),
             }
             for case, (intent, error, text) in cases.items():
                 with traced(vm) as sent, pytest.raises(Refused, match=text) as caught:
@@ -187,7 +187,7 @@ async def test_checkpoint_leaves_a_raw_disk_as_it_is(qemu, images, machine, tmp_
             running.qmp("cont")
         before = status(running)
         async with running.connect() as vm:
-            with pytest.raises(Unsupported, match="every writable disk, vdr too"):
+            with pytest.raises(Unsupported, match="every writable disk, also vdr too"):
                 await vm.checkpoint_internal("c1", leave=["vdr"], via="hmp")
             taken = await vm.checkpoint_internal("c1", leave=["vdr"])
             assert (set(taken.chains), taken.notes) == ({"vda"}, ("left out: vdr",))
@@ -231,10 +231,10 @@ async def test_checkpoint_refuses_where_qemu_has_given_its_images_up(qemu, image
             wait_for(lambda: running.qmp("query-migrate").get("status") == "completed", "the migration")
             for intent in (CheckpointInternal("c2", via=via), Revert("c1", via=via),
                            Delete("c1", via=via), Delete("c1"), Delete("disks")):  # fmt: skip
-                with traced(vm) as sent, pytest.raises(Unsupported, match="given its images up") as caught:
+                with traced(vm) as sent, pytest.raises(Unsupported, match="deactivated its images") as caught:
                     await vm.run(await vm.plan(intent))
                 assert sent == []
-                assert "let it run first: qmpsnap cont --after-migration resumes" in caught.value.hint
+                assert "resume it first: qmpsnap cont --after-migration resumes" in caught.value.hint
             running.qmp("cont")
             await vm.checkpoint_internal("c2", via=via)
     (tmp_path / "memory").unlink()
@@ -270,8 +270,8 @@ async def test_checkpoint_names_a_node_without_use_that_is_in_the_way(qemu, imag
             with pytest.raises(Busy, match="'leak'") as caught:
                 await vm.checkpoint_internal("c1")
             assert caught.value.hint == (
-                'free it first (qmpsnap qmp blockdev-del \'{"node-name": "leak"}\'), '
-                "or let the jobs do it: --via jobs"
+                'remove it first (qmpsnap qmp blockdev-del \'{"node-name": "leak"}\'), '
+                "or use jobs: --via jobs"
             )
             await vm.checkpoint_internal("by-jobs", via="jobs")
             assert running.qmp("query-jobs") == []

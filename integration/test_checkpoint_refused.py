@@ -94,8 +94,8 @@ async def test_checkpoint_refuses_while_somebody_migrates(images, machine, mode,
         running.qmp("migrate", uri=f"unix:{tmp_path}/theirs")
         wait_for(lambda: running.qmp("query-migrate").get("status") == "active")
         async with running.connect() as vm:
-            await refuses(running, vm, Checkpoint("c1", mode), Busy, "migration is under way")
-            await refuses(running, vm, Save(f"{tmp_path}/memory"), Busy, "migration is under way")
+            await refuses(running, vm, Checkpoint("c1", mode), Busy, "migration is running")
+            await refuses(running, vm, Save(f"{tmp_path}/memory"), Busy, "migration is running")
         running.qmp("migrate_cancel")
         wait_for(lambda: running.qmp("query-migrate")["status"] == "cancelled")
 

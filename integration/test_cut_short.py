@@ -261,7 +261,7 @@ async def test_a_job_that_is_stopped_is_undone(qemu, images, machine, tmp_path, 
             if how == "call-back":
                 with pytest.raises(ZeroDivisionError) as caught:
                     await task
-                assert "undone" in "".join(caught.value.__notes__)
+                assert "rolled back" in "".join(caught.value.__notes__)
             else:
                 job_id = await until_running(running)
                 match how:

@@ -2,7 +2,7 @@
 
 On the system's QEMU all of them, on each other one a sample (`sampled`); with --all there, too.
 Who comes later is told, and `job_wait` brings it to an end: the chain is the one before or the one after,
-nothing of ours is left, every byte is right, and a layer that holds no moment any more is named.
+nothing of ours is left, every byte is right, and a layer that no longer holds a snapshot is named.
 """
 
 from __future__ import annotations

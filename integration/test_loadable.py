@@ -88,7 +88,7 @@ async def test_revert_refuses_a_disk_with_a_dirty_bitmap_until_it_is_removed(two
         running.qmp("block-dirty-bitmap-add", bitmap)
         async with running.connect() as vm:
             taken = await vm.checkpoint_internal("c2")
-            assert "QEMU goes back to 'c2' only when it is removed" in taken.notes[0]
+            assert "QEMU goes back to 'c2' only after it is removed" in taken.notes[0]
 
 
 async def test_revert_refuses_a_disk_with_a_bitmap_that_was_in_use_when_qemu_was_killed(two, qemu, tmp_path):
@@ -160,7 +160,7 @@ async def test_revert_refuses_to_leave_a_read_only_disk_behind_without_a_word(tw
         await keep(running)
     with two(again=True, read_only=True) as running:
         running.qmp("cont")
-        assert "--leave vdb" in await refused(running, NotInChain, "vdb has 'c1' and is attached read-only")
+        assert "--leave vdb" in await refused(running, NotInChain, "vdb has 'c1' but is attached read-only")
         async with running.connect() as vm:
             await vm.revert("c1", leave=["vdb"])
         running.read("vda", *THEN)

@@ -79,15 +79,15 @@ async def test_every_verb_is_refused_during_a_migration_and_after_it(qemu, image
         async with here.connect() as vm:
             await vm.snapshot_internal("kept")
             begin(here, tmp_path)
-            await all_refused(here, vm, tmp_path, Busy, r"a migration is under way \(active\)")
+            await all_refused(here, vm, tmp_path, Busy, r"a migration is running \(active\)")
             here.qmp("migrate-set-parameters", {"max-bandwidth": FAST})
             wait_for(lambda: here.qmp("query-status")["status"] == "postmigrate", "the migration's end")
             # The store of a checkpoint in place is no image that QEMU has given up, and it moves no byte.
             but = (Checkpoint("n1", "in-place"),)
-            await all_refused(here, vm, tmp_path, Unsupported, r"postmigrate|given its images up", but=but)
-            with pytest.raises(Unsupported, match="given its images up") as caught:
+            await all_refused(here, vm, tmp_path, Unsupported, r"postmigrate|deactivated its images", but=but)
+            with pytest.raises(Unsupported, match="deactivated its images") as caught:
                 await vm.snapshot("n1")
-            assert "let it run first: qmpsnap cont --after-migration resumes" in caught.value.hint
+            assert "resume it first: qmpsnap cont --after-migration resumes" in caught.value.hint
         wait_for(lambda: there.qmp("query-status")["status"] == "paused", "the guest")  # it has -S
         there.qmp("cont")
         there.write("vda", *LATER)
@@ -103,7 +103,7 @@ async def test_every_disk_is_free_again_once_a_migration_is_cancelled(qemu, imag
     with migrating(machine, blockdev("vda", made.active), tmp_path) as (here, there):
         begin(here, tmp_path)
         async with here.connect() as vm:
-            with pytest.raises(Busy, match="a migration is under way") as caught:
+            with pytest.raises(Busy, match="a migration is running") as caught:
                 await vm.snapshot("n1")
             assert "migrate_cancel" in caught.value.hint
             here.qmp("migrate_cancel")

@@ -223,7 +223,7 @@ async def test_moment_that_is_folded_as_the_hint_of_delete_says_costs_no_other(m
                 _, verb, disk, _, top, _, base = shlex.split(fold)
                 assert verb == "commit"
                 done = await vm.commit(disk, top=top, base=base)
-                assert f"the snapshot 'two' is lost on {disk} ({base} takes other data)" in done.notes
+                assert f"the snapshot 'two' is lost on {disk} ({base} receives other data)" in done.notes
             left = (await vm.moments()).moments
             assert [one.name for one in left] == ["one", "three", "four"]
             assert not any(part.invalid or not part.in_chain for one in left for part in one.held)

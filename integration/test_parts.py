@@ -58,8 +58,8 @@ async def test_restore_refuses_a_disk_whose_data_were_written_since(qemu, severa
     undo = touch(data)
     with machine(*blockdev("vda", one), *arguments, *INCOMING) as running:
         async with running.connect() as vm:
-            error = await refuses(running, vm, Restore(str(memory)), MachineDiffers, "not those of")
-            assert error.differences == (f"layer {data} of vdb was written since",)
+            error = await refuses(running, vm, Restore(str(memory)), MachineDiffers, "no longer those of")
+            assert error.differences == (f"layer {data} of vdb has been written to since",)
             undo()
             await vm.restore(memory)
             assert status(running) == "running"
@@ -81,9 +81,9 @@ async def test_revert_incoming_refuses_a_layer_whose_data_were_written_since(
     new = (*blockdev("vda", made.prepared["vda"]), *blockdev("vdb", made.prepared["vdb"]))
     with machine(*new, *INCOMING) as running:
         async with running.connect() as vm:
-            text = "do not hold 'c1' as it was"
+            text = "have changed since 'c1'"
             error = await refuses(running, vm, RevertIncoming("c1"), MachineDiffers, text)
-            assert error.differences == (f"{data} of vdb was written since",)
+            assert error.differences == (f"{data} of vdb has been written to since",)
             undo()
             await vm.revert_incoming("c1")
             assert status(running) == "running"
@@ -102,8 +102,10 @@ async def test_revert_incoming_refuses_a_layer_that_a_machine_was_started_from(q
     qemu.io(file, f"write -q -P 7 {6 * MIB} 512")
     with machine(*blockdev("vda", new), *INCOMING) as running:
         async with running.connect() as vm:
-            error = await refuses(running, vm, RevertIncoming("c1"), MachineDiffers, "do not hold 'c1'")
-            assert error.differences == (f"{file} of vda was written since",)
+            error = await refuses(
+                running, vm, RevertIncoming("c1"), MachineDiffers, "have changed since 'c1'"
+            )
+            assert error.differences == (f"{file} of vda has been written to since",)
 
 
 async def test_revert_incoming_loads_over_a_layer_that_was_streamed_into(qemu, images, machine):

@@ -175,7 +175,7 @@ async def test_operation_whose_client_is_at_work_is_not_offered(images, machine,
                 assert await other.interrupted() == ()
                 (record,) = await other.interrupted(live=True)
                 for end in (other.job_wait, other.job_cancel):
-                    with pytest.raises(Busy, match="its client is at work"):
+                    with pytest.raises(Busy, match="its client is still at work"):
                         await end(record.id)
                 go_on.set()
             assert await other.interrupted(live=True) == ()

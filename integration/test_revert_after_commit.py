@@ -38,10 +38,10 @@ async def test_moment_whose_layer_took_the_next_ones_data_is_refused_and_the_oth
         await vm.commit("vda", top="c1")
         (one, *_) = (await vm.moments()).named("c1")
         assert {part.disk: part.invalid for part in one.held} == {"vda": True, "vdb": False}
-        error = await refuses(running, vm, Revert("c1"), NotInChain, "holds no moment any more")
+        error = await refuses(running, vm, Revert("c1"), NotInChain, "no longer holds a snapshot")
         assert "'c1' of vda is lost" in error.hint
         if kind == "disks":
-            await refuses(running, vm, PrepareRevert("c1"), NotInChain, "holds no moment any more")
+            await refuses(running, vm, PrepareRevert("c1"), NotInChain, "no longer holds a snapshot")
         await vm.revert("c1", leave=("vda",))
         assert running.reads("vdb", *FIRST)
         assert running.reads("vda", *THIRD)
@@ -56,7 +56,7 @@ async def test_moment_whose_overlay_was_folded_stays_lost_when_others_follow(two
         await vm.commit("vda")
         write(*THIRD)
         await vm.snapshot("s2")
-        await refuses(running, vm, Revert("c1"), NotInChain, "holds no moment any more")
+        await refuses(running, vm, Revert("c1"), NotInChain, "no longer holds a snapshot")
         await vm.revert("s2")
         assert running.reads("vda", *THIRD)
         assert running.reads("vdb", *THIRD)

@@ -118,7 +118,7 @@ async def test_revert_by_a_store_without_its_tag_is_refused(qemu, images, machin
             else:
                 one.write_bytes(two.read_bytes())
             running.write("vda", *WRITE)
-            await refuses(running, vm, Revert("c1"), InvalidTarget, "holds no VM state")
+            await refuses(running, vm, Revert("c1"), InvalidTarget, "has no VM state")
             assert (status(running), opened(running)) == ("running", [])
             running.read("vda", WRITE[0], *WRITE[1:])
             one.write_bytes(kept)

@@ -64,7 +64,9 @@ async def test_revert_refuses_a_device_that_was_not_tried(images, machine, kind,
                 await refuses(running, vm, Checkpoint("c1", "in-place"), Unsupported, "non-migratable")
                 return
             await take(vm, "c1", kind)
-            error = await refuses(running, vm, Revert("c1"), Unsupported, "cannot be changed under a guest")
+            error = await refuses(
+                running, vm, Revert("c1"), Unsupported, "cannot be replaced while the guest uses it"
+            )
             assert ("--prepare" in error.hint) is (kind == "disks")
             assert error.message.startswith(f"vda is {bus} (/machine/peripheral/vda)")
 
@@ -90,7 +92,7 @@ async def test_revert_refuses_a_disk_that_came_later_unless_it_may_stay(images, 
             taken = await take(vm, "c1", kind)
     with machine(*drive("vda", taken.active["vda"]), *blockdev("vdb", two.active)) as running:
         async with running.connect() as vm:
-            error = await refuses(running, vm, Revert("c1"), NotInChain, "vdb is writable and not part")
+            error = await refuses(running, vm, Revert("c1"), NotInChain, "vdb is writable but not part")
             assert "--leave vdb" in error.hint
             if kind == "in-place":
                 error = await refuses(running, vm, Revert("c1", ("vdb",)), MachineDiffers, "another")
@@ -98,7 +100,7 @@ async def test_revert_refuses_a_disk_that_came_later_unless_it_may_stay(images, 
                 return
             back = await vm.revert("c1", leave=["vdb"])
             assert set(back.chains) == {"vda"}
-            assert "stays as it is: vdb" in back.notes
+            assert "not reverted: vdb" in back.notes
 
 
 async def test_revert_refuses_when_a_disk_is_gone(images, machine, kind):
@@ -153,7 +155,7 @@ async def test_revert_refuses_a_name_that_is_missing_or_stands_for_two(images, m
             error = await refuses(running, vm, Revert("c1"), AmbiguousName, "2 snapshots")
             assert len(error.candidates) == 2
             running.qmp("blockdev-snapshot-internal-sync", device=root, name="inside")
-            await refuses(running, vm, Revert("inside"), Unsupported, "holds disks alone")
+            await refuses(running, vm, Revert("inside"), Unsupported, "only disks")
 
 
 async def test_revert_refuses_to_discard_a_layer_that_holds_moments(images, machine, kind):

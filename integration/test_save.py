@@ -131,7 +131,7 @@ async def test_restore_refuses_a_layer_that_has_changed(qemu, two, machine, how,
             qemu.io(vda.files[0], "write -q -P 7 0 512")
     with machine(*disks(two), extra=INCOMING) as running:
         async with running.connect() as vm:
-            error = await refuses(running, vm, Restore(str(file)), MachineDiffers, "not those of")
+            error = await refuses(running, vm, Restore(str(file)), MachineDiffers, "no longer those of")
             assert len(error.differences) == 1
 
 
@@ -153,7 +153,7 @@ async def test_restore_refuses_another_machine(images, two, machine, tmp_path):
                 assert any(what in one for one in error.differences), error.differences
     with machine(*disks(two)) as running:
         async with running.connect() as vm:
-            await refuses(running, vm, Restore(str(file)), Unsupported, "does not wait")
+            await refuses(running, vm, Restore(str(file)), Unsupported, "not waiting")
     with machine(*disks(two), extra=INCOMING) as running:
         async with running.connect() as vm:
             await vm.restore(file)
@@ -185,7 +185,7 @@ async def test_restore_refuses_a_file_that_is_not_whole_or_none_of_ours(two, mac
     with machine(*blockdev("vda", taken.active["vda"]), *blockdev("vdb", taken.active["vdb"]),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            text = "does not exist" if how == "missing" else "no whole memory|memory of checkpoint"
+            text = "does not exist" if how == "missing" else "not a complete memory|belongs to checkpoint"
             error = await refuses(running, vm, Restore(str(bad)), InvalidTarget, text)
             assert error.file == str(bad)
             await vm.restore(file)

@@ -1,4 +1,4 @@
-"""One VM does several things at once: a copy of one disk is under way while another disk is worked on."""
+"""One VM does several things at once: a copy of one disk is running while another disk is worked on."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ async def test_snapshot_refuses_an_overlay_that_has_data(qemu, images, machine, 
     qemu.io(mine, "write -q -P 9 0 512")
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            with traced(vm) as sent, pytest.raises(InvalidTarget, match="has data already"):
+            with traced(vm) as sent, pytest.raises(InvalidTarget, match="already has data"):
                 await vm.snapshot("sn1", files={"vda": mine}, use_existing=True)
             assert sent == []
         assert running.reads("vda", content(2)[0], 0, 512)
@@ -245,7 +245,7 @@ async def test_snapshot_lets_qemu_make_the_overlay_where_files_are_not_shared(
             running.write("vda", 7, 0, 512)
     assert (
         taken.notes[0]
-        == "QEMU makes the overlays, mode 644 less its umask: its files are not visible from here"
+        == "QEMU creates the overlays, mode 644 less its umask: its files are not visible from here"
     )
     assert qemu.read(made.active) == content(2)
     qemu.check_chain(f"{tmp_path}/base.sn1.qcow2", *made.chain)

@@ -143,7 +143,7 @@ async def test_internal_with_vm_state_is_listed_and_goes_from_every_disk(images,
             sizes = [part.vm_state_size > 0 for part in moment.held]
             assert sizes == [True, False]
             gone = await vm.delete("theirs")
-            assert gone.notes == (f"its VM state of {moment.vm_state_size} bytes goes with it",)
+            assert gone.notes == (f"its VM state of {moment.vm_state_size} bytes is deleted too",)
             assert (await vm.moments()).moments == ()
 
 
@@ -288,8 +288,8 @@ async def test_name_that_is_anothers_id_is_refused_for_qemu_goes_back_by_id_firs
     with machine(*blockdev("vda", made.active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            await refuses(running, vm, SnapshotInternal("1"), BadName, "the id of a snapshot")
-            await refuses(running, vm, CheckpointInternal("1"), BadName, "the id of a snapshot")
+            await refuses(running, vm, SnapshotInternal("1"), BadName, "the id of an internal snapshot")
+            await refuses(running, vm, CheckpointInternal("1"), BadName, "the id of an internal snapshot")
             for name in ("a", "1", "b"):  # of ids 1, 2 and 3
                 running.qmp.hmp(f"savevm {name}")
             await refuses(running, vm, Revert("1", via=via), AmbiguousName, "id of snapshot 'a'")

@@ -234,7 +234,7 @@ async def test_second_client_is_refused_while_memory_is_written(two, machine, mo
             await begun.wait()
             wait_for(lambda: running.qmp("query-migrate").get("status") == "active")
             for what in MODES:
-                with traced(theirs) as sent, pytest.raises(Busy, match="migration is under way"):
+                with traced(theirs) as sent, pytest.raises(Busy, match="migration is running"):
                     await theirs.run(await theirs.plan(Checkpoint("c2", what)))
                 assert sent == []
             running.qmp("migrate-set-parameters", {"max-bandwidth": 1 << 40})

@@ -37,7 +37,7 @@ class MonitorVerbs:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Send any QMP command as it is; return what QEMU returns.
 
-        It is sent at once, also while an operation is under way, and nothing is checked before or after:
+        It is sent at once, also while an operation is running, and nothing is checked before or after:
         of our promises only those of the link hold. What it changes nobody undoes, no record tells of it,
         and an operation whose chains it has moved ends in GraphMismatch. Cancelled before it is sent,
         nothing is sent; later its reply is awaited for at most 30 s. `query-...` commands change nothing,
@@ -87,7 +87,7 @@ class MonitorVerbs:
                 was saved does not fit its disks any more then.
 
         Raises:
-            Busy: When a migration is under way, or an operation of ours that lets the guest run itself,
+            Busy: When a migration is running, or an operation of ours that lets the guest run itself,
                 or has left it standing: `.job_id`.
             Unsupported: When the run state is one in which a wreck would run, or none: after a load that
                 failed, before VM state has come in, after a migration, before a reset that is due.
@@ -104,7 +104,7 @@ class MonitorVerbs:
         """Pause the guest; return how it stands then. One that does not run stays as it is.
 
         Raises:
-            Busy: When an operation of ours is under way that would let it run on.
+            Busy: When an operation of ours is running that would let it run on.
             CommandFailed: When QEMU refuses.
             LinkLost: When the link goes before the reply.
 

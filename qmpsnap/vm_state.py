@@ -87,7 +87,7 @@ class StateVerbs:
             BadName: When the name is outside the grammar.
             TargetExists: When a moment has the name, or a file that is to be made is there.
             InvalidTarget: When a file cannot be made, or there may be no room for the memory.
-            Busy: When a job or a migration is under way.
+            Busy: When a job or a migration is running.
             Unsupported: When a disk, the machine's run state or this QEMU does not allow it.
             MigrationFailed: When QEMU cannot write the memory; `.error` is its text.
             JobFailed: When it cannot write it into the store.
@@ -121,8 +121,8 @@ class StateVerbs:
         After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
         of external disks alone the guest is reset (a QEMU that was started with -no-reboot ends by that). A
         guest that ran runs on, one that was paused stays so, after a reset in the state prelaunch.
-        An external moment's disks write to new overlays on the layers that hold it, and what was written
-        since is kept in the layers that are left aside; inside the images it is lost.
+        An external moment's disks write to new overlays on the layers that hold it, and what has been written
+        to since is kept in the layers that are left aside; inside the images it is lost.
         After a failure before the memory was touched all is as it was. After any other the guest stands
         still, its disks are at the moment and its memory is not to be trusted: `changed` is YES. Cancelled
         once a disk was moved, or the load was sent, it is finished; before, nothing is changed.
@@ -139,7 +139,7 @@ class StateVerbs:
             Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
             NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
-            Busy: When a job or a migration is under way.
+            Busy: When a job or a migration is running.
             WouldLose: When a layer that is to be discarded holds internal snapshots.
             TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
             JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
@@ -241,7 +241,7 @@ class StateVerbs:
         Raises:
             TargetExists: When the file is there already.
             InvalidTarget: When it cannot be made there, or there may be no room.
-            Busy: When a job or a migration is under way.
+            Busy: When a job or a migration is running.
             Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
             MigrationFailed: When QEMU cannot write it; `.error` is its text.
             LinkLost: When the link goes; `changed` says what is known.

@@ -180,7 +180,7 @@ async def test_incoming_loads_what_was_prepared_once(old: FakeTarget) -> None:
     for file in made.prepared.values():
         fake.files.touch(file)
     fake.guest.now = waiting(fake.guest.now)
-    with pytest.raises(MachineDiffers, match="has data already"):
+    with pytest.raises(MachineDiffers, match="already has data"):
         await vm_of(fake).revert_incoming("c1")
 
 

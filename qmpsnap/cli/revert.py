@@ -68,8 +68,8 @@ def revert(
     In a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
     QEMU from the files that it prints, then --into-incoming on the new one.
 
-    What was written since stays in the overlay that it was written to, unless --discard; with an internal
-    checkpoint it is lost.
+    What has been written to since stays in the overlay that it was written to, unless --discard; with an
+    internal checkpoint it is lost.
     """
     if prepare and into_incoming:
         raise click.UsageError("--prepare and --into-incoming are two steps, on two QEMUs: give only one")

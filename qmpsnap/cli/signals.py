@@ -54,7 +54,7 @@ class Signals:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._came = 0
-        self._running = False  # an operation is under way
+        self._running = False  # an operation is running
         self._ended = False  # it ended: there is nothing to interrupt any more
         self._asking = False
         self._plan: Plan | None = None

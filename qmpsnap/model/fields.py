@@ -134,5 +134,5 @@ def _flag(key: str, value: object) -> bool:
 
 def _path(key: str, text: str) -> str:
     if not text.startswith("/"):
-        raise ValueError(f"{key!r} holds {text!r}, which is no absolute path")
+        raise ValueError(f"{key!r} holds {text!r}, which is not an absolute path")
     return text

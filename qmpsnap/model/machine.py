@@ -106,7 +106,7 @@ class Status(Struct, frozen=True):
 
     @property
     def migrating(self) -> bool:
-        """Whether a migration is under way."""
+        """Whether a migration is running."""
         return self.migration not in _NOT_MIGRATING
 
     def to_json(self) -> dict[str, object]:
@@ -189,7 +189,7 @@ class Machine(Struct, frozen=True):
 
     @property
     def migrating(self) -> bool:
-        """Whether a migration is under way."""
+        """Whether a migration is running."""
         return self.stands.migrating
 
 

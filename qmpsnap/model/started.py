@@ -36,9 +36,9 @@ class StartedBelow(Struct, frozen=True):
         """The warning, in one line."""
         which = self.newest[0] if len(self.newest) == 1 else f"one of {', '.join(self.newest)}"
         return (
-            f"{self.disk} writes into {self.active}, on which {', '.join(self.newest)} "
-            f"{'stands' if len(self.newest) == 1 else 'stand'}: what they read changes. "
-            f"If this machine was to go on from there, end it and start it from {which}"
+            f"{self.disk} writes into {self.active}, the backing file of {', '.join(self.newest)}, "
+            f"and so changes what {'that reads' if len(self.newest) == 1 else 'those read'}. "
+            f"If this machine should run from a newer layer, quit it and start it from {which}"
         )
 
 

@@ -31,6 +31,6 @@ def moment_named(name: str, scene: Scene) -> Moment:
         raise AmbiguousName(
             f"{name!r} is the name of {len(found)} snapshots: {', '.join(one.kind for one in found)}",
             candidates=[f"{one.kind}, on {', '.join(one.disks)}" for one in found],
-            hint="an external one goes by commit or stream",
+            hint="remove an external one by commit or stream",
         )
     return found[0]

@@ -130,15 +130,15 @@ def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
     ):
         chains = "; ".join(f"{disk}: {' on '.join(files)}" for disk, files in record.chains.items())
         raise NotFound(
-            f"{record.id} was left by another machine ({chains or 'without a file'}), and is not touched",
-            hint="connect to that machine; or start it, if it is off, on the layers that it had",
+            f"{record.id} belongs to another machine ({chains or 'without a file'}), and is not touched",
+            hint="connect to that machine; if it is off, start it on the layers that it had",
         )
     if record.live:
         raise Busy(
-            f"{record.id} is not left: its client is at work",
+            f"{record.id} was not interrupted: its client is still at work",
             node="",
             job_id=record.id,
-            hint="wait until that client has ended",
+            hint="wait until that client ends",
         )
 
 
@@ -200,8 +200,8 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         disks,
         scene,
         (
-            Stage(f"bring {job.id} to its end", tuple(end), verify=True),
-            Stage("put everything away", tuple(tidy), tidy=True),
+            Stage(f"finish {job.id}", tuple(end), verify=True),
+            Stage("clean up", tuple(tidy), tidy=True),
         ),
         record=record,
         moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
@@ -271,7 +271,7 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
         taken = True
         steps.append(FinishRecord(record.directory, (record.id,)))
     elif (later := ownership.superseded_by(record, scene.files.records)) is not None:
-        note = f"a later one has the overlays of {record.id}: {later.id}"
+        note = f"a later operation uses the overlays of {record.id}: {later.id}"
         finish = FinishRecord(record.directory, (record.id,))
         stage = Stage(note, (finish,), tidy=True)
         return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
@@ -288,18 +288,18 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
             if file not in held and ownership.may_remove(file, record, scene)
         ]
         steps.append(FinishRecord(record.directory, (record.id,)))
-    note = f"snapshot {record.name!r} {'was taken' if taken else 'was not taken, its files are removed'}"
+    note = f"snapshot {record.name!r} {'was taken' if taken else 'was not taken; its files are removed'}"
     return _plan(
         "snapshot", _disks(record, scene), scene, (Stage(note, tuple(steps), tidy=True),), notes=(note,)
     )
 
 
 def _mirror(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: it had pivoted, or it had not begun, or nobody can tell any more."""
+    """The job is gone: the mirror had pivoted, or the job had not started, or nobody can tell any more."""
     finish = _finish(record, scene)
     disks = _disks(record, scene)
     if any(record.target in scene.graph.disks[disk].files for disk in disks):
-        done = (Stage("it had pivoted", finish, tidy=True),)
+        done = (Stage("the mirror had pivoted", finish, tidy=True),)
         return _plan("mirror", disks, scene, done, record=record, moves=_moves(record.id, disks))
     fact = scene.files.files.get(record.target)
     if (
@@ -312,32 +312,39 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
             *((RemoveOrphan(record.target, None),) if ours else ()),
             *reversed(finish),
         )
-        stays = f"{record.target} stays: whose an empty file is cannot be told"
-        notes = ("it had not begun",) if ours or fact.kind == "missing" else ("it had not begun", stays)
-        return _plan("mirror", disks, scene, (Stage("it had not begun", steps, tidy=True),), notes=notes)
+        stays = f"{record.target} stays: it is not known whose empty file it is"
+        notes = (
+            ("the job had not started",)
+            if ours or fact.kind == "missing"
+            else ("the job had not started", stays)
+        )
+        return _plan(
+            "mirror", disks, scene, (Stage("the job had not started", steps, tidy=True),), notes=notes
+        )
     return _plan(
         "mirror",
         disks,
         scene,
         (Stage("the job is gone", tuple(reversed(finish)), tidy=True),),
-        vanished=f"the job is gone; whether {record.target} is a whole copy is not known, it was left there",
+        vanished=f"the job is gone; it is not known whether {record.target} is a complete copy, so it was "
+        "left there",
     )
 
 
 def _stream(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: the chain tells whether it had ended well; no file lost its moment either way."""
+    """The job is gone: the chain tells whether the job had succeeded; no file lost its moment either way."""
     disks = _disks(record, scene)
     finish: Step = FinishRecord(record.directory, (record.id,))
     if _chains_now(disks, scene) == record.after:
         steps, _ = retire(record, scene.files.records)
-        done = (Stage("it had ended well", (*steps, finish), tidy=True),)
+        done = (Stage("the job had succeeded", (*steps, finish), tidy=True),)
         return _plan("stream", disks, scene, done, record=record)
     return _plan(
         "stream",
         disks,
         scene,
         (Stage("the job is gone", (finish,), tidy=True),),
-        vanished="the job is gone before its end; no file lost its moment by it",
+        vanished="the job was gone before its end; no snapshot was lost",
     )
 
 
@@ -346,22 +353,22 @@ def _chains_now(disks: tuple[str, ...], scene: Scene) -> Chains:
 
 
 def _commit(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: what the chain is now tells whether it had ended well."""
+    """The job is gone: what the chain is now tells whether the job had succeeded."""
     disks = _disks(record, scene)
     finish: Step = FinishRecord(record.directory, (record.id,))
     if _keeps_overlay(record):
-        return _plan("commit", disks, scene, (), record=record, notes=("the overlay was kept",))
+        return _plan("commit", disks, scene, (), record=record, notes=("the overlay is kept",))
     if _chains_now(disks, scene) == record.after:
         steps, notes = retire(record, scene.files.records)
-        done = (Stage("it had ended well", (*_flushed(disks, scene), *steps, finish), tidy=True),)
+        done = (Stage("the job had succeeded", (*_flushed(disks, scene), *steps, finish), tidy=True),)
         return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks), notes=notes)
     if not _written(record, scene):
         return _plan(
             "commit",
             disks,
             scene,
-            (Stage("it had not begun", (finish,), tidy=True),),
-            notes=("it had not begun",),
+            (Stage("the job had not started", (finish,), tidy=True),),
+            notes=("the job had not started",),
         )
     return _plan(
         "commit",
@@ -369,7 +376,7 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
         scene,
         (),
         record=record,
-        vanished="the job is gone before its end; its base was written into",
+        vanished="the job was gone before its end; it had written into its base",
     )
 
 

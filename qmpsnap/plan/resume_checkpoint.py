@@ -53,10 +53,10 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     state = record.state
     assert state is not None  # noqa: S101 - a checkpoint's record has one
     if ownership.has_moment(record, scene.files.records):
-        return _only_finish(record, scene, f"checkpoint {record.name!r} is whole")
+        return _only_finish(record, scene, f"checkpoint {record.name!r} is complete")
     later = ownership.superseded_by(record, scene.files.records)
     if later is not None:
-        return _only_finish(record, scene, f"a later one has the overlays of {record.id}: {later.id}")
+        return _only_finish(record, scene, f"a later operation uses the overlays of {record.id}: {later.id}")
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     taken = any(
         file in scene.graph.disks[disk].files for disk, file in record.overlays.items() if disk in disks
@@ -77,9 +77,9 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
             else FinishRecord(record.directory, (record.id,))
         )
     else:
-        rest = "was not whole, its files are removed"
+        rest = "was not complete; its files are removed"
         if taken and state.mode != "background" and not ran_here(record, machine_of(scene).process):
-            rest = "was not sealed by the QEMU that wrote its memory, which is given up"
+            rest = "was not completed by the QEMU that wrote its memory, so the memory is discarded"
         if not taken:
             tidy += _orphans(record, scene)
         whole_one = (RemoveState(state.file, record.id, state.tag),) if whole else ()
@@ -89,11 +89,11 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
             FinishRecord(record.directory, (record.id,)),
         ]
     what = f"checkpoint {record.name!r}" if record.op == "checkpoint" else f"{state.file}"
-    notes = [f"{what} {rest or 'is whole'}"]
+    notes = [f"{what} {rest or 'is complete'}"]
     if taken and not keeps:
         notes += [
-            f"the overlay {file} of {disk} stays, for the guest writes to it: "
-            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} folds it"
+            f"the overlay {file} of {disk} stays, because the guest writes to it: "
+            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} commits it"
             for disk, file in record.overlays.items()
         ]
     return Plan(
@@ -102,7 +102,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
         disks=disks,
         stages=(
             Stage(f"end {record.op}", tuple(steps), verify=True),
-            Stage("put everything away", tuple(tidy), tidy=True),
+            Stage("clean up", tuple(tidy), tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,

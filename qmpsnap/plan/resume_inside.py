@@ -72,7 +72,7 @@ def _job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Pl
         record.op if record is not None else name.op,
         disks,
         scene,
-        Stage(f"bring {job.id} to its end", (AwaitJob(job.id, "concluded"), DismissJob(job.id)), verify=True),
+        Stage(f"finish {job.id}", (AwaitJob(job.id, "concluded"), DismissJob(job.id)), verify=True),
         _finish(record),
         resumes=tuple(resumes),
     )
@@ -84,15 +84,15 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
     finish = _finish(record)
     if _stands_failed(scene) and _ran(record) and not _left_standing(record, scene):
         note = (
-            f"a load failed, and the guest stands; whether that was the way back to {record.name!r} is not "
-            "known, for QEMU may be another one: it is left as it stands"
+            "a load failed, and the guest is paused; it is not known whether that was the revert to "
+            f"{record.name!r}, for QEMU may have been restarted: the machine is left as it is"
         )
         return _plan(record.op, disks, scene, finish, notes=(note,))
     if not _left_standing(record, scene):
-        note = f"no load has failed; whether the machine went back to {record.name!r} QEMU does not tell"
+        note = f"no load has failed; QEMU does not tell whether the machine was reverted to {record.name!r}"
         return _plan(record.op, disks, scene, finish, notes=(note,))
     if any(not _has(disk, record.name) for disk in disks):
-        note = f"the way back to {record.name!r} failed before anything moved: the guest runs on"
+        note = f"the revert to {record.name!r} failed before anything changed: the guest keeps running"
         return _plan(record.op, disks, scene, Stage(note, (ContinueGuest(),)), finish, notes=(note,))
     return _plan(
         record.op,
@@ -114,8 +114,8 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
     if having and not all(_is_as_then(name, record, scene) for name in record.chains):
         others = ", ".join(name for name in record.chains if not _is_as_then(name, record, scene))
         note = (
-            f"checkpoint {record.name!r} is on {', '.join(disk.name for disk in having)}; whether it is "
-            f"whole cannot be told, for {others} is not there, or is on another layer. It was left: "
+            f"checkpoint {record.name!r} is on {', '.join(disk.name for disk in having)}; it is not "
+            f"known whether it is complete, for {others} is missing, or is on another layer. It was kept: "
             f"qmpsnap delete {record.name} removes it"
         )
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
@@ -132,7 +132,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         record.op,
         disks,
         scene,
-        Stage("take it from the disks that have it", parts),
+        Stage("delete it from the disks that have it", parts),
         _finish(record),
         notes=(note,),
     )

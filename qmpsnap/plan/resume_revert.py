@@ -79,14 +79,14 @@ def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
         *goes_on(record, scene),
         *(DeleteNode(name) for name in _unused(record, scene)),
     )
-    note = f"it had not gone back to {record.name!r}, and what was made for it is removed"
+    note = f"the revert to {record.name!r} had not happened; what was created for it is removed"
     return Plan(
         op="revert",
         intent=None,
         disks=disks,
         stages=(
-            Stage("take it back", steps, verify=True),
-            Stage("put everything away", (*_orphans(record, scene, freed=True), _finish(record)), tidy=True),
+            Stage("roll back", steps, verify=True),
+            Stage("clean up", (*_orphans(record, scene, freed=True), _finish(record)), tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,
@@ -118,20 +118,20 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
         *keep,
         _finish(record),
     )
-    notes = [f"the machine is back at {record.name!r}"]
+    notes = [f"the machine is reverted to {record.name!r}"]
     if not goes:
-        notes.append("the guest has run since, or may have: it is left as it stands, and no memory is loaded")
+        notes.append("the guest has run since, or may have: it is left as it is, and no memory is loaded")
     whole = goes or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
     if set(moved) < set(disks) and not goes:
         others = ", ".join(disk for disk in disks if disk not in moved)
-        notes[0] = f"the way back to {record.name!r} ended half-way: {others} stayed where it was"
+        notes[0] = f"the revert to {record.name!r} is incomplete: {others} was not reverted"
     return Plan(
         op="revert",
         intent=None,
         disks=disks,
         stages=(
-            Stage(f"go back to {record.name!r}", tuple(steps), verify=True),
-            Stage("put everything away", tidy, tidy=True),
+            Stage(f"revert to {record.name!r}", tuple(steps), verify=True),
+            Stage("clean up", tidy, tidy=True),
         ),
         before=scene.graph,
         after=None if whole else scene.graph,
@@ -148,8 +148,8 @@ def _half_way(record: IntentRecord, scene: Scene) -> str:
     if now and was:
         return ""  # another one, which was started on these disks
     return (
-        f"the disks are back at {record.name!r}; whether its memory came with them is not known, for QEMU "
-        f"may be another one: {LOAD_FAILED}"
+        f"the disks are reverted to {record.name!r}; it is not known whether its memory was loaded, for QEMU "
+        f"may have been restarted: {LOAD_FAILED}"
     )
 
 

@@ -191,12 +191,12 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
         job_id=found[0].id,
         hint=_wait_or_stop(found[0])
         if len(found) == 1
-        else "which of them it is QEMU does not tell; qmpsnap jobs lists them",
+        else "QEMU does not tell which of them it is; qmpsnap jobs lists them",
     )
 
 
 def refuse_any_job(scene: Scene) -> None:
-    """Refuse while a job is under way, on whichever disk and of whichever client.
+    """Refuse while a job is running, on whichever disk and of whichever client.
 
     Raises:
         Busy: Naming the first.
@@ -205,7 +205,7 @@ def refuse_any_job(scene: Scene) -> None:
 
 
 def refuse_jobs(jobs: Iterable[Job]) -> None:
-    """Refuse while one of the jobs is under way.
+    """Refuse while one of the jobs is running.
 
     Raises:
         Busy: Naming the first.
@@ -213,7 +213,7 @@ def refuse_jobs(jobs: Iterable[Job]) -> None:
     for job in jobs:
         if job.status not in ENDED:
             raise Busy(
-                f"job {job.id!r} ({job.type}, {job.status.value}) is under way",
+                f"job {job.id!r} ({job.type}, {job.status.value}) is running",
                 node="",
                 job_id=job.id,
                 hint=_wait_or_stop(job),
@@ -230,7 +230,7 @@ def refuse_migrated(scene: Scene) -> None:
 
     Raises:
         Unsupported: When its VM state was saved or sent away, or is still to come in.
-        Busy: When a migration is under way.
+        Busy: When a migration is running.
     """
     stands = scene.machine.stands if scene.machine is not None else scene.standing
     if stands is None:
@@ -238,9 +238,9 @@ def refuse_migrated(scene: Scene) -> None:
     feature = f"work on disks and VM state in run state {stands.state!r}"
     if stands.state == "postmigrate":
         raise Unsupported(
-            "the guest's state was saved or sent away, and QEMU has given its images up",
+            "the guest's state was saved or migrated away, and QEMU has deactivated its images",
             feature=feature,
-            hint=f"let it run first: {RUNS_AGAIN}",
+            hint=f"resume it first: {RUNS_AGAIN}",
         )
     if stands.incoming:
         raise Unsupported("QEMU waits for VM state", feature=feature, hint=LOAD_STATE)
@@ -248,15 +248,15 @@ def refuse_migrated(scene: Scene) -> None:
 
 
 def refuse_migrating(machine: Machine | Status) -> None:
-    """Refuse while a migration is under way, whoever began it.
+    """Refuse while a migration is running, whoever began it.
 
     Raises:
         Busy: Always then.
     """
     if machine.migrating:
         raise Busy(
-            f"a migration is under way ({machine.migration}); the QEMU that takes the guest over was started "
-            "on the files of now",
+            f"a migration is running ({machine.migration}); the destination QEMU was started on "
+            "the present files",
             node="",
             job_id="",
             hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
@@ -321,7 +321,8 @@ def beside_active(disk: Disk, *, hint: str) -> str:
     active = disk.active
     if not active.local or among_devices(active.file):
         raise InvalidTarget(
-            f"the active layer of {disk.name} is no file ({active.file}), so there is no place beside it",
+            f"the active layer of {disk.name} is not a file ({active.file}), so nothing can be created "
+            "beside it",
             file=active.file,
             hint=hint,
         )
@@ -367,7 +368,7 @@ def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:
 
 
 def refuse_loss(
-    layers: Iterable[Layer], *, allowed: bool, hint: str = "give it up with --discard-internal"
+    layers: Iterable[Layer], *, allowed: bool, hint: str = "discard it with --discard-internal"
 ) -> None:
     """Refuse when a layer that leaves the chain holds what only it can hold.
 
@@ -399,10 +400,10 @@ def refuse_covered(scene: Scene, disk: Disk) -> None:
     for node in scene.graph.nodes.values():
         if node.backing and node.backing == disk.active.file and node.name not in used and not node.is_filter:
             raise Busy(
-                f"node {node.name!r} ({node.file}) stands on the active layer of {disk.name} and has no use",
+                f"node {node.name!r} ({node.file}) uses the active layer of {disk.name}, and nothing uses it",
                 node=node.name,
                 job_id="",
-                hint=f"free it first: {frees(node.name)}",
+                hint=f"remove it first: {frees(node.name)}",
             )
 
 

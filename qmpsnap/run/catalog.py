@@ -4,7 +4,7 @@ A record is made exclusively, synced and given its name only then, so a reader n
 half of one. Directories that may not be trusted, because a stranger owns them or may write to
 them, are neither written nor read: files that a record names are removed one day.
 
-The record of an operation that is under way is locked (`flock`), so that nobody else ends it. The lock
+The record of an operation that is running is locked (`flock`), so that nobody else ends it. The lock
 belongs to the open file: it goes with the client, however that ends.
 """
 

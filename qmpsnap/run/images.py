@@ -265,7 +265,7 @@ def _check(request: _Request) -> None:
     elif request.backing is not None and len(os.fsencode(request.backing)) > _LONGEST_BACKING:
         why = f"its backing file's name is longer than {_LONGEST_BACKING} bytes"
     if why:
-        raise InvalidTarget(f"cannot make {request.file!r}: {why}", file=request.file)
+        raise InvalidTarget(f"cannot create {request.file!r}: {why}", file=request.file)
 
 
 def _verify(request: _Request, descriptor: int) -> None:

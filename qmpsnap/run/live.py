@@ -380,7 +380,7 @@ class LiveTarget:
         raise TargetExists(
             f"{step.file} exists already on QEMU's host, and was not touched",
             file=step.file,
-            hint="take another name",
+            hint="choose another name",
         )
 
     @contextmanager

@@ -65,7 +65,7 @@ def _lost(file: str, files: Files) -> str:
     if fact.kind in {"missing", "symlink"}:
         return f"there is no {file}"
     if opened is not None and opened.state in {"moved", "unlinked"}:
-        return f"{file} is another file than QEMU has open"
+        return f"{file} is not the file that QEMU has open"
     return ""
 
 

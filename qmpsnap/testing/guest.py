@@ -152,7 +152,7 @@ class Guest:
     async def _wait_boot(self, *, not_this: str, limit: float) -> str:
         with anyio.move_on_after(limit):
             while True:
-                # A question is lost when the guest is reset while it is under way: it is asked again.
+                # A question is lost when the guest is reset while it is running: it is asked again.
                 try:
                     status, output = await self._ask(_BOOT_ID, limit=0, patience=1)
                 except GuestFailed as error:

@@ -37,11 +37,11 @@ def test_report_returns_the_code_of_the_error_s_class(capsys, error, code):
 
 
 def test_report_says_what_happened_whether_anything_changed_and_what_next(capsys):
-    error = errors.TargetExists("/f exists already", file="/f", hint="take another name")
+    error = errors.TargetExists("/f exists already", file="/f", hint="choose another name")
     assert text(capsys, error) == (
         3,
         "",
-        ["qmpsnap: refused: /f exists already", "  nothing was changed", "  next: take another name"],
+        ["qmpsnap: refused: /f exists already", "  nothing was changed", "  next: choose another name"],
     )
 
 

@@ -1,4 +1,4 @@
-"""What the first and the second interrupt do, by what is under way; and what is said at a hard end."""
+"""What the first and the second interrupt do, by what is running; and what is said at a hard end."""
 
 from __future__ import annotations
 

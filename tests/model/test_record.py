@@ -120,12 +120,12 @@ def test_records_cannot_be_changed_through_what_they_were_made_of():
         ({"op": "format"}, "'op' is 'format'"),
         ({"policy": "shred"}, "'policy' is 'shred'"),
         ({"name": "../x"}, "is not a valid snapshot name"),
-        ({"made": ["etc/passwd"]}, "no absolute path"),
+        ({"made": ["etc/passwd"]}, "not an absolute path"),
         ({"made": "/etc/passwd"}, "'made' is no list"),
         ({"made": ["/a\0b"]}, "no text"),
-        ({"overlays": {"vda": "o"}}, "no absolute path"),
+        ({"overlays": {"vda": "o"}}, "not an absolute path"),
         ({"overlays": []}, "'overlays' is no object"),
-        ({"renames": {"/a": "b"}}, "no absolute path"),
+        ({"renames": {"/a": "b"}}, "not an absolute path"),
         ({"chains": {"vda": [1]}}, "no text"),
         ({"created": None}, "no text"),
         ({"created": "yesterday"}, "Invalid isoformat string"),
@@ -147,7 +147,7 @@ WAS = json.loads(to_json(CHECKPOINT))["was"]
     [
         ({"state": 7}, "'state' is no object"),
         ({"state": {**KEPT, "mode": "other"}}, "'mode' is 'other'"),
-        ({"state": {**KEPT, "file": "m"}}, "no absolute path"),
+        ({"state": {**KEPT, "file": "m"}}, "not an absolute path"),
         ({"state": {**KEPT, "tag": None}}, "'tag' holds None"),
         ({"state": {**KEPT, "running": 1}}, "'running' is 1"),
         ({"state": {**KEPT, "fingerprint": None}}, "a fingerprint is no object"),
@@ -168,7 +168,7 @@ def test_from_json_says_what_is_wrong_with_a_checkpoint(change, reason):
 
 @pytest.mark.parametrize(
     ("branches", "reason"),
-    [(7, "'branches' is no list"), ([7], "is no object"), ([{"vda": "r"}], "no absolute path")],
+    [(7, "'branches' is no list"), ([7], "is no object"), ([{"vda": "r"}], "not an absolute path")],
 )
 def test_from_json_says_what_is_wrong_with_a_branch(branches, reason):
     body = json.loads(to_json(REVERTED)) | {"branches": branches}

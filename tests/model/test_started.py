@@ -57,8 +57,8 @@ def test_started_below_passes_over_disks_that_are_not_written() -> None:
 
 def test_warning_names_the_file_to_start_from() -> None:
     assert str(StartedBelow("vda", "/b", ("/s",))) == (
-        "vda writes into /b, on which /s stands: what they read changes. "
-        "If this machine was to go on from there, end it and start it from /s"
+        "vda writes into /b, the backing file of /s, and so changes what that reads. "
+        "If this machine should run from a newer layer, quit it and start it from /s"
     )
     assert str(StartedBelow("vda", "/b", ("/s", "/t"))).endswith("start it from one of /s, /t")
 

@@ -87,7 +87,7 @@ def test_rest_takes_the_record_of_a_job_that_is_here() -> None:
 
 
 def test_rest_refuses_while_the_client_is_at_work() -> None:
-    with pytest.raises(Busy, match="its client is at work"):
+    with pytest.raises(Busy, match="its client is still at work"):
         rested(replace(OF_A, live=True), "base <- a*")
 
 
@@ -103,12 +103,12 @@ def test_rest_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_recor
 
 
 @pytest.mark.parametrize(
-    ("now", "says"), [("base <- a*", "end it first: qmpsnap job wait"), ("base <- b*", "on the machine")]
+    ("now", "says"), [("base <- a*", "finish it first: qmpsnap job wait"), ("base <- b*", "on the machine")]
 )
 def test_snapshot_refuses_the_overlay_of_one_that_was_not_ended(now: str, says: str) -> None:
     of = graph(vda=now)
     files = FakeFiles(of)
     files.records.append(replace(OF_A, overlays={"vda": "/images/base.s1.qcow2"}))
-    with pytest.raises(TargetExists, match="which was not ended") as caught:
+    with pytest.raises(TargetExists, match="which is not finished") as caught:
         planned(Snapshot("s1"), of, files=files)
     assert says in caught.value.hint

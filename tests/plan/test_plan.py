@@ -79,12 +79,12 @@ def test_plan_is_printed_for_people() -> None:
         [
             "vdb: [data*]",
             "     becomes [data] <- [data.n1*]",
-            "make the overlays:",
+            "create the overlays:",
             f'  1. -> {{"execute": "blockdev-add", "arguments": {json.dumps(probe.arguments)}}}',
             "take the snapshot:",
             f'  2. -> {{"execute": "transaction", "arguments": {json.dumps(take.arguments)}}}',
-            "note: QEMU makes the overlays, mode 644 less its umask: its files are not visible from here",
-            "note: no directory for records can be written: the moment's name is not kept",
+            "note: QEMU creates the overlays, mode 644 less its umask: its files are not visible from here",
+            "note: there is no writable directory for records: the snapshot's name is not recorded",
         ]
     )
 

@@ -305,10 +305,10 @@ def test_wanted_is_able_to_refuse() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"migration": "active"}, Busy, r"a migration is under way \(active\)"),
+        ({"migration": "active"}, Busy, r"a migration is running \(active\)"),
         ({"migration": "setup"}, Busy, r"\(setup\)"),
         ({"migration": "postcopy-paused"}, Busy, r"\(postcopy-paused\)"),
-        ({"status": "postmigrate", "migration": "completed"}, Unsupported, "given its images up"),
+        ({"status": "postmigrate", "migration": "completed"}, Unsupported, "deactivated its images"),
         ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
     ],
 )

@@ -143,7 +143,7 @@ def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() 
     record = left_by(planned(MIDDLE, TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
     assert plan.stages[1] == Stage(
-        "put everything away",
+        "clean up",
         (RetireFile(S1, "rename", f"{S1}.invalid"), FinishRecord(STATE, (record.id,))),
         tidy=True,
     )
@@ -227,7 +227,7 @@ def test_rest_of_a_snapshot_that_was_not_taken_removes_its_empty_files() -> None
     record = left_by(planned(Snapshot("n1"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO))
     assert plan.steps == (RemoveOrphan("/images/base.n1.qcow2", S2), FinishRecord(STATE, (record.id,)))
-    assert plan.notes == ("snapshot 'n1' was not taken, its files are removed",)
+    assert plan.notes == ("snapshot 'n1' was not taken; its files are removed",)
 
 
 def test_rest_of_a_snapshot_removes_no_file_that_qemu_holds() -> None:
@@ -290,7 +290,7 @@ def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
     files.put(COPY, format="raw", size_bytes=0)
     plan = rested(record.id, TWO, files=files)
     assert plan.steps == (RemoveOrphan(COPY, None), FinishRecord(STATE, (record.id,)))
-    assert (plan.vanished, plan.notes) == ("", ("it had not begun",))
+    assert (plan.vanished, plan.notes) == ("", ("the job had not started",))
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -301,7 +301,7 @@ def test_rest_of_a_mirror_whose_job_is_gone_is_no_success_and_keeps_the_target(m
     files.put(COPY)
     plan = rested(record.id, TWO, files=files)
     assert plan.steps == (FinishRecord(STATE, (record.id,)),)
-    assert "is not known, it was left there" in plan.vanished
+    assert "it is not known whether" in plan.vanished
 
 
 STREAMS = pytest.mark.parametrize("intent", [Stream("vda"), Stream("vda", "base"), Stream("vda", into="s1")])
@@ -323,7 +323,7 @@ def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> Non
     plan = rested(record.id, three, files=files_with(record, three))
     assert plan.steps == (FinishRecord(record.directory, (record.id,)),)
     assert (plan.vanished, plan.invalid) == (
-        "the job is gone before its end; no file lost its moment by it",
+        "the job was gone before its end; no snapshot was lost",
         (),
     )
 
@@ -371,7 +371,7 @@ def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
     files = touched(files_with(record, TWO), BASE, -1)
     plan = rested(record.id, TWO, files=files)
     assert plan.steps == (FinishRecord(STATE, (record.id,)),)
-    assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("it had not begun",))
+    assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("the job had not started",))
 
 
 @pytest.mark.parametrize("seconds", [0.0, -0.05, 3600.0])
@@ -381,7 +381,7 @@ def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_th
     record = left_by(planned(MIDDLE, TWO))
     plan = rested(record.id, TWO, files=touched(files_with(record, TWO), BASE, seconds))
     assert plan.steps == ()
-    assert plan.vanished == "the job is gone before its end; its base was written into"
+    assert plan.vanished == "the job was gone before its end; it had written into its base"
     assert plan.invalid == (BASE,)
 
 

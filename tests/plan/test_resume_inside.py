@@ -142,7 +142,7 @@ def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) 
     of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
     plan = rested(SAVED, of)
     assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
-    assert "vdb is not there, or is on another layer. It was left" in plan.notes[0]
+    assert "vdb is missing, or is on another layer. It was kept" in plan.notes[0]
 
 
 @pytest.mark.parametrize("process", ["", "2:2"])
@@ -150,7 +150,7 @@ def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
     record = replace(LOADED, was=Settings(running=True, process=process))
     plan = rested(record, ONE, status="restore-vm")
     assert plan.steps == (FinishRecord(STATE, (LOAD_ID,)),)
-    assert "left as it stands" in plan.notes[0]
+    assert "left as it is" in plan.notes[0]
 
 
 @pytest.mark.parametrize("status", ["postmigrate", "inmigrate"])

@@ -104,7 +104,7 @@ def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> N
     half = graph(of.disks["vda"], TWO.disks["vdb"])
     plan = rested(record, half, files)
     assert tidied(plan, record)
-    assert "vdb stayed where it was" in plan.notes[0]
+    assert "vdb was not reverted" in plan.notes[0]
     assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
 
 

@@ -73,7 +73,7 @@ async def test_files_that_were_made_have_to_be_there(intent: Intent, headers: di
         target.files.facts[file] = there
         for state in ("moved", "unlinked"):
             target.files.open[file] = OpenFile(file, state, "", 1, 7)
-            with pytest.raises(Incomplete, match=f"{file} is another file than QEMU has open"):
+            with pytest.raises(Incomplete, match=f"{file} is not the file that QEMU has open"):
                 await read_back(target, plan, plan.after)
         del target.files.open[file]
 

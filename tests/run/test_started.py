@@ -24,7 +24,7 @@ async def test_warnings_are_logged_once_and_go_on_until_the_disk_writes_elsewher
     assert started.found == (told,)
     assert [one["event"] for one in logs] == ["machine.started_below"]
     assert (logs[0]["disk"], logs[0]["newest"]) == ("vda", ["/images/s1.qcow2"])
-    assert told.endswith("end it and start it from /images/s1.qcow2")
+    assert told.endswith("quit it and start it from /images/s1.qcow2")
     assert not await started.warnings(graph(vda="base <- s9*"))
     assert not started.found
 
@@ -59,7 +59,7 @@ async def test_lost_names_are_told_until_they_lead_to_the_file_again() -> None:
         assert await started.warnings(there) == (told,)
     assert [one["event"] for one in logs] == ["layer.name_lost"]
     assert told == (
-        f"{BASE}, which vda has open, was moved: that lies at /images/x.qcow2 now; "
+        f"{BASE}, which vda has open, was moved: that file is now /images/x.qcow2; "
         f"move it back: mv -T /images/x.qcow2 {BASE}, "
         "or copy the disk to a new file: qmpsnap mirror vda FILE --pivot"
     )

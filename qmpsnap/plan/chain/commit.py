@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ask", "plan"]
 
-_KEEP = "let it keep its name: --folded keep; or run as that user"
+_KEEP = "keep its name with --folded keep, or run as that user"
 
 
 def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -95,19 +95,19 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         StillNeeded: When another image stands on what would change; `.by` names each.
         WouldLose: When internal snapshots or persistent bitmaps would be lost.
         InvalidTarget: When a directory to look in is not there.
-        Unsupported: When the chain has one layer only, `keep_overlay` goes without the active layer, the
+        Unsupported: When the chain has only one layer, `keep_overlay` goes without the active layer, the
             disk is read-only, or a folded layer is shorter than the base.
     """
     scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
     if len(disk.layers) == 1:
-        raise Unsupported(f"the chain of {disk.name} has one layer only", feature="commit of a base image")
+        raise Unsupported(f"the chain of {disk.name} has only one layer", feature="commit of a base image")
     top = 0 if intent.top is None else layer_index(scene, disk, intent.top)
     base = len(disk.layers) - 1 if intent.base is None else layer_index(scene, disk, intent.base)
     if base <= top:
         raise NotInChain(
             f"base {disk.layers[base].file} is not below top {disk.layers[top].file}",
-            hint="base is the lower one",
+            hint="base must be the lower layer",
         )
     active = top == 0
     if not active:
@@ -184,11 +184,13 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         record=record,
     )
     links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
-    notes += tuple(f"{file} is a symlink and keeps its name, though its data is folded" for file in links)
+    notes += tuple(
+        f"{file} is a symlink and keeps its name, although its data was committed" for file in links
+    )
     if scene.files.shared and not intent.keep_overlay and intent.folded != "keep":
         notes += tuple(
-            f"{layer.file} keeps its name, though its data is folded: by its own header it is not the layer "
-            "as which QEMU has it"
+            f"{layer.file} keeps its name, although its data was committed: its header is not that of the "
+            "layer that QEMU has open"
             for layer in folded
             if layer.file.startswith("/")
             and layer.file not in (*proofs, *links)
@@ -216,7 +218,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         repeats=earlier,
         notes=notes
         if place or not scene.files.shared
-        else (*notes, "no directory for records can be written"),
+        else (*notes, "there is no writable directory for records"),
     )
 
 
@@ -253,10 +255,10 @@ def _stages(
     if place and not intent.keep_overlay:
         tidy.append(FinishRecord(place, (record.id,)))
     stages = [
-        Stage("write down what changes", (WriteRecord(place, record),) if place else ()),
+        Stage("write the record", (WriteRecord(place, record),) if place else ()),
         Stage(f"commit into {start.base_file}", tuple(job), verify=True),
         Stage(
-            "put everything away" if intent.keep_overlay else "put the folded layers away",
+            "clean up" if intent.keep_overlay else "clean up the committed layers",
             tuple(tidy),
             tidy=True,
         ),
@@ -310,11 +312,11 @@ def _retired(
             raise InvalidTarget(
                 f"{layer.file} cannot be renamed to {names[0]}: {seen.problem}",
                 file=names[0],
-                hint=f"{seen.hint}; or let it keep its name: --folded keep".removeprefix("; or "),
+                hint=f"{seen.hint}; or keep its name with --folded keep".removeprefix("; or "),
             )
         if not free:
             raise InvalidTarget(
-                f"{names[0]} and {len(names) - 1} more of that name exist",
+                f"{names[0]} and {len(names) - 1} more such files exist",
                 file=names[0],
                 hint="remove some of them",
             )
@@ -329,7 +331,7 @@ def _filters(scene: Scene, disk: Disk, gone: tuple[Layer, ...]) -> tuple[str, ..
         one.node: scene.graph.nodes[one.node].file for one in disk.filters if one.node in scene.graph.nodes
     }
     return tuple(
-        f"the filter {one.node} ({one.driver}) stands between the layers, and is out of the chain then"
+        f"the filter {one.node} ({one.driver}) is between the layers, and is dropped from the chain"
         for one in disk.filters
         if below.get(one.node) in files
     )

@@ -129,7 +129,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
             if fold.disk not in {*before, *new} and fold.top in _read(record, fold.disk):
                 steps.append(KeepPlace(record.directory, record.id, fold.disk, fold.folded, fold.base))
                 if record.covered[fold.disk] == fold.top and not record.deleted:
-                    notes.append(f"the snapshot {record.name!r} of {fold.disk} lies in {fold.base} then")
+                    notes.append(f"the snapshot {record.name!r} of {fold.disk} is then held by {fold.base}")
         if new and not record.deleted:
             lost.append(record.name)
             notes.append(_loss(record, new, ends=record in ended))
@@ -147,7 +147,7 @@ def settled(
     known = tuple(records)
     fate = fates(known, fold)
     if keep_overlay:
-        why = "is lost: layers that it is read from take other data"
+        why = "is lost: other data is written into its layers"
         return (), tuple(f"the snapshot {name!r} {why}" for name in fate.lost)
     return (*fate.steps, *finish(healed(known, fold.disk, fold.folded), fate.ended)), fate.notes
 
@@ -163,7 +163,7 @@ def _kept_lost(record: MomentRecord, disks: set[str]) -> list[KeepLost]:
 
 
 def _loss(record: MomentRecord, disks: list[str], *, ends: bool) -> str:
-    where = ", ".join(f"{disk} ({record.covered[disk]} takes other data)" for disk in disks)
+    where = ", ".join(f"{disk} ({record.covered[disk]} receives other data)" for disk in disks)
     state = f", and its VM state {record.state.file} with it" if ends and record.state is not None else ""
     return f"the snapshot {record.name!r} is lost on {where}{state}"
 
@@ -293,7 +293,7 @@ def unfound(scene: Scene, after: Graph) -> tuple[str, ...]:
         if record.directory not in places and not record.deleted:
             names.setdefault(record.directory, []).append(record.name)
     return tuple(
-        f"the snapshots {', '.join(found)} are not listed afterwards: their records are in {where}, which "
-        "nothing of this machine leads to any more (--state-dir says where to look)"
+        f"the snapshots {', '.join(found)} are not listed afterwards: their records are in "
+        f"{where}, where they are no longer found (name it with --state-dir)"
         for where, found in names.items()
     )

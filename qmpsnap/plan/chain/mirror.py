@@ -90,9 +90,9 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
     if odd(scene.graph, stays):
         raise Unsupported(
-            f"QEMU would write its own name of {stays[0].file} into the copy, which leads nowhere from it",
+            f"QEMU would record its own name of {stays[0].file} in the copy, where that name leads nowhere",
             feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
-            hint="copy all of it: --sync full",
+            hint="copy the whole disk: --sync full",
         )
     if pivot and disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
@@ -145,7 +145,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
     finish = tuple(FinishRecord(place, (record.id,)) for place in places)
     stages = [
-        Stage("make the target", tuple(prepare)),
+        Stage("create the target", tuple(prepare)),
         Stage(
             f"mirror to {intent.target}",
             (
@@ -159,7 +159,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
             ),
             verify=True,
         ),
-        Stage("put everything away", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
+        Stage("clean up", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
     ]
     stages = [stage for stage in stages if stage.steps]
     graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
@@ -189,14 +189,17 @@ def _like(scene: Scene, disk: Disk) -> str:
 
 def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
     if form not in {"raw", "qcow2"}:
-        raise Unsupported(f"a copy in format {form!r} is not made here", feature=f"mirror to {form}")
+        raise Unsupported(f"a copy in format {form!r} is not supported", feature=f"mirror to {form}")
     if intent.sync == "none" and intent.ending == "finish":
-        raise Unsupported("sync none copies new writes only: left behind, it is no copy", feature="sync none")
+        raise Unsupported(
+            "sync none copies only new writes: what --finish would leave is not a copy of the disk",
+            feature="sync none",
+        )
     if intent.sync == "none" and intent.use_existing:
         raise Unsupported(
             "sync none onto an existing image would lose the disk's data at the pivot",
             feature="sync none",
-            hint="leave --use-existing out and the image is made",
+            hint="omit --use-existing to have the image created",
         )
     stands = intent.sync == "none" or (intent.sync == "top" and len(disk.layers) > 1)
     if stands and form == "raw":
@@ -209,26 +212,26 @@ def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     target = intent.target
     for other in scene.graph.disks.values():
         if any(scene.files.same(target, layer) for layer in other.files):
-            raise TargetExists(f"{target} is a layer of {other.name} already", file=target)
+            raise TargetExists(f"{target} already is a layer of {other.name}", file=target)
     if not scene.files.shared:
         if intent.use_existing:
             raise Unsupported(
                 f"size and backing of {target} cannot be checked: QEMU's files are not visible from here",
                 feature="use_existing",
-                hint="leave --use-existing out and the image is made",
+                hint="omit --use-existing to have the image created",
             )
         return
     if intent.use_existing:
         _check_existing(intent, scene, disk, form)
         return
-    refuse_there(scene, target, hint="take another name, or --use-existing")
-    refuse_place(scene, target, hint="make room there, or say another TARGET")
+    refuse_there(scene, target, hint="choose another name, or --use-existing")
+    refuse_place(scene, target, hint="free some space there, or choose another TARGET")
 
 
 def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     target, fact = intent.target, scene.files.files[intent.target]
     if fact.kind not in {"regular", "block"}:
-        raise InvalidTarget(f"{target} is {fact.kind}: {fact.problem or 'no image'}", file=target)
+        raise InvalidTarget(f"{target} is {fact.kind}: {fact.problem or 'not an image'}", file=target)
     if fact.problem:
         raise InvalidTarget(f"{target}: {fact.problem}", file=target)
     header = fact.header

@@ -50,37 +50,40 @@ def refuse_needed(
     wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
     if not files.shared:
         _refuse_by([*by, *(file for file in standing if file not in wanted)])
-        note = "images of other machines were not looked for: QEMU's files are not visible from here"
+        note = "images of other machines were not searched for: QEMU's files are not visible from here"
         if files.looked_in:
-            note = "images of other machines were looked for, but whether these are QEMU's files is not known"
+            note = (
+                "images of other machines were searched for, but it is not known whether QEMU uses "
+                "these files"
+            )
         return tuple(file for file in standing if file in wanted), (note,)
     for where in intent.look_in:
         if not files.directories[where].exists:
-            raise InvalidTarget(f"{where}, to look in, is no directory", file=where)
+            raise InvalidTarget(f"{where}, given with --look-in, is not a directory", file=where)
     for where in files.unreadable:
         if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
             raise InvalidTarget(
-                f"cannot look for images that stand on the chain: {where}",
+                f"cannot search for images backed by the chain: {where}",
                 file=where,
                 hint="run as a user who can read the directory",
             )
     locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
     _refuse_by([*by, *(file for file in standing if file not in wanted)])
-    _refuse_by([file for file in locked if file not in wanted], "we may not read it, and it may stand")
-    notes = [f"could not be read, may stand on the chain: {where}" for where in files.unreadable]
+    _refuse_by([file for file in locked if file not in wanted], "it cannot be read, and may be backed")
+    notes = [f"could not be read, may be backed by the chain: {where}" for where in files.unreadable]
     notes += [
-        f"images of other machines that stand on {layer.file} were not looked for"
+        f"images of other machines backed by {layer.file} were not searched for"
         for layer in changed
         if not layer.file.startswith("/")
     ]
     return tuple(file for file in standing if file in wanted), tuple(notes)
 
 
-def _refuse_by(by: list[str], why: str = "it stands") -> None:
+def _refuse_by(by: list[str], why: str = "it is backed") -> None:
     by = list(dict.fromkeys(by))
     if by:
         raise StillNeeded(
-            f"still needed by {', '.join(by)}: {why} on a layer that this commit changes",
+            f"still needed by {', '.join(by)}: {why} by a layer that this commit changes",
             by=by,
             hint="; ".join(_ways(by)),
         )
@@ -91,8 +94,6 @@ def _ways(by: list[str]) -> list[str]:
     disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
     ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
     if len(disks) < len(by):
-        ways.append("stream an image first, or give it up with --invalidate FILE")
-        ways.append(
-            "a raw disk whose guest wrote that header stands on nothing: keep it in another directory"
-        )
+        ways.append("stream such an image first, or let it become invalid with --invalidate FILE")
+        ways.append("if it is a raw disk whose guest wrote that header, move it to another directory")
     return ways

@@ -92,7 +92,7 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
         refuse_twin(disk, chosen[:index])
     for name in files:
         if all(disk.name != name for disk in chosen):
-            raise NotFound(f"a file is given for disk {name!r}, which is not among the disks to take")
+            raise NotFound(f"a file is given for disk {name!r}, which is not one of the disks to snapshot")
     if not chosen:
         raise NotFound("there is no writable disk with a medium", hint="name a disk")
     for disk in chosen:
@@ -104,9 +104,10 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
     for disk in unnamed:
         beside_active(
             disk,
-            hint=f"say where the overlay goes: --disk {quoted(disk.name)}=FILE"
+            hint=f"name the overlay's file: --disk {quoted(disk.name)}=FILE"
             if op == "snapshot"
-            else f"put an overlay on it that is one: {command('snapshot', '--disk', f'{disk.name}=FILE')}",
+            else "put an overlay in a file on it first: "
+            f"{command('snapshot', '--disk', f'{disk.name}=FILE')}",
         )
     ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
     files |= _free_files(ends, intent.name, files.values(), graph)
@@ -230,7 +231,7 @@ def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
     if made_by == "qemu":
         notes.append(made_by_qemu("overlays"))
     if not place:
-        notes.append("no directory for records can be written: the moment's name is not kept")
+        notes.append("there is no writable directory for records: the snapshot's name is not recorded")
     return tuple(notes)
 
 
@@ -245,17 +246,17 @@ def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
     for layer in disk.layers:
         if any(one.name == name for one in layer.snapshots):
             raise TargetExists(
-                f"{disk.name} has an internal snapshot {name!r} already, inside {layer.file}",
+                f"{disk.name} already has an internal snapshot {name!r}, inside {layer.file}",
                 file=layer.file,
-                hint="take another name",
+                hint="choose another name",
             )
     for moment in find_moments(scene.graph, scene.files.records).named(name):
         for part in moment.held:
             if part.disk == disk.name and part.overlay:
                 raise TargetExists(
-                    f"{disk.name} has a snapshot {name!r} already: {part.overlay}",
+                    f"{disk.name} already has a snapshot {name!r}: {part.overlay}",
                     file=part.overlay,
-                    hint="take another name",
+                    hint="choose another name",
                 )
 
 
@@ -265,14 +266,14 @@ def _refuse_unfinished(scene: Scene, disk: Disk, file: str) -> None:
         if isinstance(record, IntentRecord) and record.overlays.get(disk.name) == file:
             ours = ownership.stands_here(record, scene.graph, scene.files.records)
             raise TargetExists(
-                f"{file} is an overlay of {record.op} {record.name!r} ({record.id}), which was not ended",
+                f"{file} is an overlay of {record.op} {record.name!r} ({record.id}), which is not finished",
                 file=file,
-                hint=f"end it first: qmpsnap job wait {record.id}"
+                hint=f"finish it first: qmpsnap job wait {record.id}"
                 if ours and not record.live
-                else "wait until its client has ended"
+                else "wait until its client ends"
                 if record.live
-                else f"end it first, on the machine that began it (qmpsnap job wait {record.id}); "
-                "or take another name",
+                else f"finish it first, on the machine that started it (qmpsnap job wait {record.id}); "
+                "or choose another name",
             )
 
 
@@ -282,7 +283,7 @@ def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
         real = scene.files.real(file)
         if real in seen:
             raise InvalidTarget(
-                f"disks {seen[real]!r} and {disk.name!r} are given one file: {file}", file=file
+                f"disks {seen[real]!r} and {disk.name!r} are given the same file: {file}", file=file
             )
         seen[real] = disk.name
 
@@ -291,7 +292,7 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
     for other in scene.graph.disks.values():
         if file in other.files or any(scene.files.same(file, layer) for layer in other.files):
             raise TargetExists(
-                f"{file} is a layer of {other.name} already",
+                f"{file} already is a layer of {other.name}",
                 file=file,
                 hint="an overlay needs a file of its own",
             )
@@ -300,12 +301,12 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
             raise Unsupported(
                 f"size and backing file of {file} cannot be checked: QEMU's files are not visible from here",
                 feature="use_existing",
-                hint="QEMU would take an overlay that does not fit; leave --use-existing out and it is made",
+                hint="QEMU would accept an overlay that does not fit; omit --use-existing to have it created",
             )
         _check_unseen(disk, file)
         return
     if not file.startswith("/"):
-        raise InvalidTarget(f"{file!r} is no absolute path", file=file)
+        raise InvalidTarget(f"{file!r} is not an absolute path", file=file)
     if intent.use_existing:
         _check_existing(scene, disk, file)
         return
@@ -314,14 +315,18 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
             scene,
             disk.active.file,
             "given an overlay beside it",
-            hint=f"say where it goes: --disk {quoted(disk.name)}=FILE; or run as that user",
+            hint=f"name its file: --disk {quoted(disk.name)}=FILE; or run as that user",
         )
     refuse_there(
-        scene, file, hint="take another name, or --use-existing" if op == "snapshot" else "take another name"
+        scene,
+        file,
+        hint="choose another name, or --use-existing" if op == "snapshot" else "choose another name",
     )
     if op == "snapshot":
         refuse_place(
-            scene, file, hint=f"make room there, or say another file: --disk {quoted(disk.name)}=FILE"
+            scene,
+            file,
+            hint=f"free some space there, or choose another file: --disk {quoted(disk.name)}=FILE",
         )
     else:
         refuse_place(scene, file)
@@ -344,7 +349,7 @@ def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
     fact, active = scene.files.files[file], disk.active
     if not fact.taken:
         raise InvalidTarget(
-            f"{file} does not exist", file=file, hint="leave --use-existing out and it is made"
+            f"{file} does not exist", file=file, hint="omit --use-existing to have it created"
         )
     header = fact.header
     if header is None or header.format != "qcow2":
@@ -357,7 +362,7 @@ def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
         raise InvalidTarget(
             f"{file} has {header.virtual_size} bytes, {disk.name} has {active.virtual_size}",
             file=file,
-            hint="the guest's disk would change its size; make the overlay with the disk's",
+            hint="the guest's disk would change its size; create the overlay with the size of the disk",
         )
     backing = header.backing and backing_path(header.backing, of=file)
     if not backing or not (backing == active.file or fact.backing == scene.files.real(active.file)):
@@ -372,7 +377,7 @@ def _check_existing(scene: Scene, disk: Disk, file: str) -> None:
         )
     if file not in scene.files.fresh:
         raise InvalidTarget(
-            f"{file} has data already: the guest would read that from now on",
+            f"{file} already has data, which the guest would read from now on",
             file=file,
-            hint="an overlay has to be empty; take another name",
+            hint="an overlay has to be empty; choose another name",
         )

@@ -39,8 +39,8 @@ def refuse_stream_of_shorter(disk: Disk, *, into: int, base: int) -> None:
         if layer.virtual_size < seen:
             kept = disk.layers[base]
             raise Unsupported(
-                f"{layer.file} has {layer.virtual_size} bytes and {kept.file}, below it, "
-                f"{kept.virtual_size}: what lies beyond the shorter one's end would be read again",
+                f"{layer.file} has {layer.virtual_size} bytes, {kept.file} below it has "
+                f"{kept.virtual_size}: data beyond the end of the shorter one would become visible again",
                 feature=_FEATURE,
                 hint=f"stream without a base: {command('stream', disk.name)}"
                 if into == 0
@@ -64,13 +64,13 @@ def refuse_commit_of_shorter(disk: Disk, *, top: int, base: int) -> None:
     for layer in disk.layers[top : top + 1 if top == 0 else base]:
         if layer.virtual_size < receiver.virtual_size:
             raise Unsupported(
-                f"{layer.file} has {layer.virtual_size} bytes and {receiver.file}, below it, "
+                f"{layer.file} has {layer.virtual_size} bytes, {receiver.file} below it has "
                 f"{receiver.virtual_size}: "
                 + (
                     f"{disk.name} would grow to that"
                     if top == 0
-                    else "what lies beyond the shorter one's end would be read again"
+                    else "data beyond the end of the shorter one would become visible again"
                 ),
                 feature=_FEATURE,
-                hint=f"stream instead, which keeps every byte: {command('stream', disk.name)}",
+                hint=f"stream instead, which keeps all data: {command('stream', disk.name)}",
             )

@@ -33,12 +33,12 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
     new = overlays.prepare("snapshot", intent, scene)
     write = (WriteRecord(new.place, new.record),) if new.place else ()
     stages = [
-        Stage("make the overlays", (*write, *new.make)),
+        Stage("create the overlays", (*write, *new.make)),
         Stage("take the snapshot", (TakeSnapshots(new.overlays),), verify=True),
     ]
     if new.place:
         keep = KeepMoment(new.place, new.record.id, intent.name)
-        stages.append(Stage("keep the moment", (keep,), tidy=True))
+        stages.append(Stage("record the snapshot", (keep,), tidy=True))
     stages = [stage for stage in stages if stage.steps]
     return Plan(
         op="snapshot",

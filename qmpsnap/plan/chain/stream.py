@@ -63,7 +63,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     receiver = disk.layers[into]
     if base <= into:
         raise NotInChain(
-            f"base {disk.layers[base].file} is not below {receiver.file}", hint="base is the lower one"
+            f"base {disk.layers[base].file} is not below {receiver.file}", hint="base must be the lower layer"
         )
     refuse_read_only(disk, "stream")
     refuse_busy(scene, disk)
@@ -104,7 +104,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         disk=disk.name,
     )
     stages = [
-        Stage("write down what is about to happen", (WriteRecord(place, record),) if place else ()),
+        Stage("write the record", (WriteRecord(place, record),) if place else ()),
         Stage(
             f"stream into {receiver.file}",
             (
@@ -118,7 +118,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
             verify=True,
         ),
         Stage(
-            "put everything away",
+            "clean up",
             (
                 *delete_owned(gone),
                 *streamed(
@@ -134,7 +134,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     ]
     stages = [stage for stage in stages if stage.steps]
     graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
-    valid = tuple(f"{layer.file} stays valid and is not needed by {disk.name} any more" for layer in gone)
+    valid = tuple(f"{layer.file} stays valid, but is no longer needed by {disk.name}" for layer in gone)
     return Plan(
         op="stream",
         intent=intent,

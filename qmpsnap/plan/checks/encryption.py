@@ -28,7 +28,7 @@ __all__ = [
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""
 
-_HINT = "say --plain if it may; snapshots inside the image (--internal) stay encrypted"
+_HINT = "allow it with --plain; snapshots inside the image (--internal) stay encrypted"
 
 
 def refuse_clear_overlay(disk: Disk, *, plain: bool) -> None:
@@ -43,8 +43,8 @@ def refuse_clear_overlay(disk: Disk, *, plain: bool) -> None:
     """
     if disk.layers and disk.active.encrypted and not plain:
         raise Unsupported(
-            f"{disk.name} is encrypted ({disk.active.file}), and its overlay would not be: what the guest "
-            "writes would lie in it in the clear",
+            f"{disk.name} is encrypted ({disk.active.file}), but its overlay would not be: it "
+            "would hold what the guest writes unencrypted",
             feature=CLEAR,
             hint=_HINT,
         )
@@ -65,9 +65,10 @@ def refuse_clear_data(read: Iterable[Layer], written: str, *, plain: bool, encry
     for layer in read:
         if layer.encrypted and not encrypted and not plain:
             raise Unsupported(
-                f"{layer.file} is encrypted, and {written} is not: its data would lie there in the clear",
+                f"{layer.file} is encrypted, but {written} is not: its data would be stored there "
+                "unencrypted",
                 feature=CLEAR,
-                hint="say --plain if they may",
+                hint="allow it with --plain",
             )
 
 
@@ -85,10 +86,10 @@ def refuse_clear_memory(graph: Graph, *, plain: bool, where: str = "a file") -> 
     secret = [disk for disk in graph.disks.values() if any(layer.encrypted for layer in disk.layers)]
     if secret and not plain:
         raise Unsupported(
-            f"{secret[0].name} is encrypted, and the memory, which holds its key, would lie in {where} "
-            "in the clear",
+            f"{secret[0].name} is encrypted, and the memory, which holds its key, would be stored "
+            f"unencrypted in {where}",
             feature=CLEAR,
-            hint="say --plain if it may",
+            hint="allow it with --plain",
         )
 
 
@@ -105,10 +106,11 @@ def refuse_memory_inside(graph: Graph, holder: Disk, *, plain: bool) -> None:
     """
     if holder.active.encrypted:  # an assertion in qcow2_co_encdec (block/qcow2-threads.c), 7.2 to 11.1
         raise Unsupported(
-            f"{holder.name} is encrypted ({holder.active.file}), and QEMU ends with a failed assertion when "
-            "it writes VM state into an encrypted image",
+            f"{holder.name} is encrypted ({holder.active.file}), and QEMU aborts (failed assertion) when it "
+            "writes VM state into an encrypted image",
             feature="VM state in an encrypted image",
-            hint="take it --mode stop or background, --plain if the memory may lie in a file in the clear",
+            hint="use --mode stop or background, with --plain if the memory may be stored unencrypted in a "
+            "file",
         )
     refuse_clear_memory(graph, plain=plain, where="an image")
 
@@ -127,8 +129,8 @@ def refuse_second_opening(disk: Disk, files: Iterable[str]) -> None:
     for layer in disk.layers:
         if layer.encrypted and layer.file in wanted:
             raise Unsupported(
-                f"{layer.file} is encrypted, and QEMU tells nobody the secret that it would be opened with",
-                feature="going back in place on an encrypted disk",
-                hint="go back into a new QEMU, which gets the secret from you: --prepare; or use snapshots "
+                f"{layer.file} is encrypted, and QEMU does not reveal the secret that is needed to open it",
+                feature="revert in place on an encrypted disk",
+                hint="revert into a new QEMU, which you give the secret: --prepare; or use snapshots "
                 "inside the image (--internal)",
             )

@@ -90,10 +90,11 @@ def refuse_reopen(scene: Scene, disk: Disk, layer: Layer) -> None:
     fact = scene.files.open.get(layer.file)
     spelled = _spelled(scene.graph, layer.file)
     if any(name.startswith(FDSET) for name in spelled):
-        why = f"QEMU was given {layer.file} as a descriptor"
+        why = f"QEMU was given {layer.file} as a file descriptor"
     elif fact is not None and fact.reopens == "nothing":
         why = (
-            f"QEMU calls {layer.file} {', '.join(map(repr, spelled))}, which leads nowhere from its directory"
+            f"QEMU calls {layer.file} {', '.join(map(repr, spelled))}, which does not exist relative to "
+            "its working directory"
         )
     else:
         return
@@ -165,19 +166,19 @@ def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
     copy = f"copy the disk to a new file: {command('mirror', disk.name, 'FILE', '--pivot')}"
     match fact.state:
         case "unlinked":
-            what = "another file has that name now" if fact.replaced else "no name leads to it any more"
+            what = "another file has that name now" if fact.replaced else "it has no name any more"
             return FileMoved(
                 f"{fact.name}, which {disk.name} has open, was removed: {what}", file=fact.name, hint=copy
             )
         case "moved":
-            where = f"that lies at {fact.path} now" if fact.path else "where that lies now is not known"
+            where = f"that file is now {fact.path}" if fact.path else "it is not known where that file is now"
             back = ""
             if fact.path and fact.replaced:
                 back = f"move {fact.name} away and {fact.path} back to that name"
             elif fact.path:
                 back = f"move it back: {shlex.join(('mv', '-T', fact.path, fact.name))}"
             return FileMoved(
-                f"{fact.name} is another file than {disk.name} has open: {where}"
+                f"{fact.name} is not the file that {disk.name} has open: {where}"
                 if fact.replaced
                 else f"{fact.name}, which {disk.name} has open, was moved: {where}",
                 file=fact.name,
@@ -187,7 +188,7 @@ def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
         case "same" if fact.reopens == "other":
             spelled = ", ".join(map(repr, _spelled(graph, fact.name)))
             return FileMoved(
-                f"QEMU calls {fact.name} {spelled}, and would get another file if it opened that again",
+                f"QEMU calls {fact.name} {spelled}, and would get another file if it opened that name again",
                 file=fact.name,
                 path=fact.path,
                 hint=copy,
@@ -198,8 +199,8 @@ def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
 
 def _refuse_temporary(disk: Disk) -> None:
     raise Unsupported(
-        f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): what the guest writes goes to a "
-        "temporary file without a name, and QEMU would remove a new file, too",
+        f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary "
+        "file without a name, and QEMU would also remove a new overlay",
         feature="work on a disk in snapshot mode",
         hint=f"{command('commit', disk.name)} keeps what was written; or start QEMU without snapshot mode",
     )
@@ -207,8 +208,8 @@ def _refuse_temporary(disk: Disk) -> None:
 
 def _refuse_window(disk: Disk, layer: Layer) -> None:
     raise Unsupported(
-        f"{disk.name} is a part of {layer.file} (driver raw with an offset or a size), and a file's name "
-        "says nothing of that",
+        f"{disk.name} is a part of {layer.file} (driver raw with an offset or a size), which a "
+        "file name cannot express",
         feature="an overlay on a part of a file",
         hint=f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}",
     )

@@ -14,7 +14,7 @@ __all__ = ["made_by_qemu", "refuse_barred", "refuse_there"]
 
 def made_by_qemu(what: str) -> str:
     """Say that QEMU makes files, and who may read them. block/file-posix.c: raw_co_create opens with 0644."""
-    return f"QEMU makes the {what}, mode 644 less its umask: its files are not visible from here"
+    return f"QEMU creates the {what}, mode 644 less its umask: its files are not visible from here"
 
 
 def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
@@ -31,10 +31,10 @@ def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
     """
     why = scene.files.barred.get(file)
     if why is not None:
-        raise InvalidTarget(f"{file} is not {what} on QEMU's word. {why}", file=file, hint=hint)
+        raise InvalidTarget(f"{file} is not {what}: only QEMU names that file. {why}", file=file, hint=hint)
 
 
-def refuse_there(scene: Scene, file: str, *, hint: str = "take another name") -> None:
+def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") -> None:
     """Refuse when there is anything under the name of a file to be made, or that cannot be told.
 
     Args:
@@ -48,6 +48,6 @@ def refuse_there(scene: Scene, file: str, *, hint: str = "take another name") ->
     """
     fact = scene.files.files[file]
     if fact.unseen:
-        raise InvalidTarget(f"cannot make {file}: {fact.problem}", file=file, hint=fact.hint)
+        raise InvalidTarget(f"cannot create {file}: {fact.problem}", file=file, hint=fact.hint)
     if fact.taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint=hint)

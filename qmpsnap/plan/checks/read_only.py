@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["refuse_read_only"]
 
 
-_HINT = "attach it read-write, or work on its images with the machine off"
+_HINT = "attach it read-write, or shut the machine off and work on its images"
 
 
 def refuse_read_only(disk: Disk, what: str, *, hint: str = _HINT) -> None:

@@ -79,7 +79,7 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     part = taking(scene, leave=intent.leave, via=intent.via)
     for disk in part.disks:
         refuse_data_file(
-            disk, hint=f"take it --mode in-place, or leave the disk as it is: --leave {quoted(disk.name)}"
+            disk, hint=f"use --mode in-place, or leave the disk out: --leave {quoted(disk.name)}"
         )
     refuse_memory_inside(scene.graph, part.disks[0], plain=intent.plain)
     if part.via == "jobs":
@@ -120,8 +120,8 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
             raise NotInChain(
                 f"checkpoint {intent.name!r} is not inside the active layer of {disk.name} "
                 f"({disk.active.file})",
-                hint="unplug that disk, or fold its overlay; or leave it as it is beside the memory of "
-                f"then: --leave {quoted(disk.name)}",
+                hint="unplug that disk, commit its overlay, or leave its data as it is when the memory is "
+                f"reverted: --leave {quoted(disk.name)}",
             )
     refuse_unloadable(moment, part, scene)
     vmstate = _vmstate(moment, part)
@@ -135,7 +135,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running)
     else:
         step = LoadVm(intent.name)
-    return _plan("revert-internal", intent, scene, part, f"go back to {intent.name!r}", step, named)
+    return _plan("revert-internal", intent, scene, part, f"revert to {intent.name!r}", step, named)
 
 
 def _refuse_id(name: str, part: Taking) -> None:
@@ -144,10 +144,11 @@ def _refuse_id(name: str, part: Taking) -> None:
         for one in disk.active.snapshots:
             if one.id == name != one.name:
                 raise AmbiguousName(
-                    f"{name!r} is the id of snapshot {one.name!r} inside {disk.active.file}, and QEMU would "
-                    "go back to that one",
+                    f"{name!r} is the id of snapshot {one.name!r} inside {disk.active.file}, so QEMU would "
+                    "revert to that one",
                     candidates=[f"id {one.id}: {one.name}"],
-                    hint=f"delete {one.name!r} first; or with the machine off, go back by the other's id",
+                    hint=f"delete {one.name!r} first; or shut the machine off, and revert by the other "
+                    "one's id",
                 )
 
 
@@ -159,13 +160,13 @@ def _vmstate(moment: Moment, part: Taking) -> str:
             return name
     if keeps:
         raise Unsupported(
-            f"the VM state of {moment.name!r} is inside {keeps[0]}, which is to be left",
+            f"the VM state of {moment.name!r} is inside {keeps[0]}, which is left out",
             feature="VM state without the disk that keeps it",
-            hint=f"go back with {keeps[0]}",
+            hint=f"revert {keeps[0]} too",
         )
     raise Unsupported(
-        f"{moment.name!r} holds disks alone, no VM state",
-        feature="going back to an internal snapshot of disks while QEMU runs",
+        f"{moment.name!r} has no VM state, only disks",
+        feature="revert to an internal snapshot of disks while QEMU runs",
         hint=f"with the machine off: qemu-img snapshot -a {moment.name} FILE, for each disk",
     )
 
@@ -212,7 +213,7 @@ def _plan(
     if isinstance(step, SaveState | LoadState):
         steps = (step, AwaitJob(named, "concluded"), DismissJob(named))
     stages = (
-        Stage("write down what is begun", first),
+        Stage("write the record", first),
         Stage(title, steps, verify=True),
         Stage("remove the record", last, tidy=True),
     )

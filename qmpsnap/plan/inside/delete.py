@@ -66,7 +66,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         steps = _by_job(moment, scene)
     notes = []
     if moment.vm_state_size:
-        notes.append(f"its VM state of {moment.vm_state_size} bytes goes with it")
+        notes.append(f"its VM state of {moment.vm_state_size} bytes is deleted too")
     return Plan(
         op="delete",
         intent=intent,
@@ -84,7 +84,7 @@ def _check(part: Held, moment: Moment, scene: Scene) -> None:
     disk = scene.graph.disks[part.disk]
     if not part.in_chain:
         raise NotInChain(
-            f"{moment.name!r} is inside {part.file}, which stands below the active layer of {disk.name}",
+            f"{moment.name!r} is inside {part.file}, which is below the active layer of {disk.name}",
             hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
         )
     if disk.read_only:

@@ -59,7 +59,7 @@ def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:
 def bitmap_notes(name: str, part: Taking) -> tuple[str, ...]:
     """What is in the way back already when a checkpoint is taken."""
     return tuple(
-        f"{disk.name} has {_called(bitmap)}: QEMU goes back to {name!r} only when it is removed"
+        f"{disk.name} has {_called(bitmap)}: QEMU reverts to {name!r} only after it is removed"
         for disk in part.disks
         for bitmap in disk.active.bitmaps
     )
@@ -77,8 +77,9 @@ def refuse_data_file(disk: Disk, *, hint: str) -> None:
     """
     if disk.active.data_file:
         raise Unsupported(
-            f"{disk.name} ({disk.active.file}) keeps its data in an external file ({disk.active.data_file}), "
-            "so QEMU can keep no snapshot inside",
+            f"{disk.name} ({disk.active.file}) keeps its data in an external file "
+            f"({disk.active.data_file}), so "
+            "QEMU cannot take a snapshot inside it",
             feature="snapshots inside an image with an external data file",
             hint=hint,
         )
@@ -90,8 +91,8 @@ def _refuse_read_only(moment: Moment, part: Taking, scene: Scene) -> None:
         disk = scene.graph.disks[held.disk]
         if held.in_chain and held.disk not in known and held.disk not in part.named:
             raise NotInChain(
-                f"{disk.name} has {moment.name!r} and is attached read-only, so that it cannot go back",
-                hint=f"attach it writable; or leave it as it is: --leave {disk.name}",
+                f"{disk.name} has {moment.name!r} but is attached read-only, so it cannot be reverted",
+                hint=f"attach it writable; or leave it out: --leave {disk.name}",
             )
 
 
@@ -99,15 +100,15 @@ def _refuse_bitmap(disk: Disk, bitmap: Bitmap) -> None:
     active = disk.active
     words = json.dumps({"node": active.node, "name": bitmap.name})
     if not bitmap.name:
-        hint = f"end what made it: a backup, or a copy-before-write node ({frees('NODE')})"
+        hint = f"end the backup or remove the copy-before-write node that created it ({frees('NODE')})"
     elif bitmap.busy:
         hint = f"end the export or the backup that uses it, then: {_removal(words)}"
     else:
-        hint = f"remove it, the next backup is then a full one: {_removal(words)}"
+        hint = f"remove it; the next backup is then a full one: {_removal(words)}"
     raise Unsupported(
-        f"{disk.name} ({active.file}) has {_called(bitmap)}: QEMU goes back to no snapshot inside an image "
-        "that has a dirty bitmap, and would fail when other disks have gone back already",
-        feature="going back inside an image with a dirty bitmap",
+        f"{disk.name} ({active.file}) has {_called(bitmap)}: QEMU cannot revert to a snapshot inside an "
+        "image with a dirty bitmap, and would fail after it has reverted other disks",
+        feature="revert inside an image with a dirty bitmap",
         hint=hint,
     )
 
@@ -135,11 +136,11 @@ def _refuse_reader(disk: Disk, graph: Graph) -> None:
         stands = node.backing == disk.active.file and node.name not in used and not node.is_filter
         if over or stands:
             raise Busy(
-                f"node {node.name!r} ({node.driver}) reads {disk.name} through its active layer, and would "
-                "read other data after it",
+                f"node {node.name!r} ({node.driver}) reads {disk.name} through its active layer, and "
+                "would read other data afterwards",
                 node=node.name,
                 job_id="",
-                hint=f"free it first: {frees(node.name)}",
+                hint=f"remove it first: {frees(node.name)}",
             )
 
 
@@ -152,11 +153,12 @@ def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
     nodes = {disk.root, active.node, *(one.node for one in disk.filters)} & exported
     if then == active.virtual_size or (then is None and not nodes):
         return
-    had = f"it had {then}" if then is not None else "what it had cannot be seen from here"
+    had = f"it had {then}" if then is not None else "its size then is not known"
     if nodes:
         raise Busy(
             f"node {min(nodes)!r} of {disk.name} is exported, which fixes its size; it has "
-            f"{active.virtual_size} bytes, {had} at {name!r}",
+            f"{active.virtual_size} "
+            f"bytes now, {had} at {name!r}",
             node=min(nodes),
             job_id="",
             hint=f"end the export first: {qmp('block-export-del', id='ID')}; its ID is in the answer to "
@@ -165,8 +167,8 @@ def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
     where = scene.files.directories.get(posixpath.dirname(active.file))
     if where is not None and where.exists and where.free_bytes < _ROOM_BYTES:
         raise InvalidTarget(
-            f"{disk.name} has {active.virtual_size} bytes, {had} at {name!r}, and to change that QEMU needs "
-            f"room in {where.path}, which has {where.free_bytes} bytes free",
+            f"{disk.name} has {active.virtual_size} bytes, {had} at {name!r}; to change that, QEMU needs "
+            f"space in {where.path}, which has {where.free_bytes} bytes free",
             file=active.file,
             hint="free some space there",
         )

@@ -74,7 +74,7 @@ def check_inside_name(name: str) -> None:
     check_name(name)
     if name.isdecimal():
         raise BadName(
-            f"{name!r} is a number, and QEMU would take it for the id of a snapshot inside an image",
+            f"{name!r} is a number, which QEMU would take for the id of an internal snapshot",
             name=name,
             hint=f"put a letter in front, as in s{name}",
         )
@@ -89,10 +89,10 @@ def refuse_taken(name: str, scene: Scene) -> None:
     for moment in find_moments(scene.graph, scene.files.records).named(name):
         part = moment.held[0]
         raise TargetExists(
-            f"there is an {moment.kind} snapshot {name!r} already, on {part.disk}: "
+            f"there already is an {moment.kind} snapshot {name!r}, on {part.disk}: "
             f"{part.overlay or part.file}",
             file=part.overlay or part.file,
-            hint="take another name",
+            hint="choose another name",
         )
 
 
@@ -121,16 +121,16 @@ def _check(disk: Disk, scene: Scene, *, named: bool) -> None:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
     if disk.active.format != "qcow2":
         able = [one.name for one in scene.graph.disks.values() if _able(one)]
-        hint = "take an external snapshot, which goes on every kind of disk"
+        hint = "take an external snapshot, which works with every kind of disk"
         if able and not named:
-            hint = f"name the disks to take ({', '.join(able)}), or {hint}"
+            hint = f"name the disks to snapshot ({', '.join(able)}), or {hint}"
         raise Unsupported(
             f"the active layer of {disk.name} ({disk.active.file}) has the format {disk.active.format}, "
-            "which keeps no internal snapshots",
+            "which cannot hold internal snapshots",
             feature=f"internal snapshots in {disk.active.format}",
             hint=hint,
         )
-    refuse_data_file(disk, hint="take an external snapshot, which goes on every kind of disk")
+    refuse_data_file(disk, hint="take an external snapshot, which works with every kind of disk")
 
 
 def _able(disk: Disk) -> bool:

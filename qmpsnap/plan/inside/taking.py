@@ -86,9 +86,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
     for disk in disks:
         _refuse_format(disk)
     if not disks:
-        raise Unsupported(
-            "there is no writable qcow2 disk to keep it in", feature="a checkpoint without disks"
-        )
+        raise Unsupported("there is no writable qcow2 disk to hold it", feature="a checkpoint without disks")
     refuse_any_job(scene)  # first: a mirror's target is a writable node without a use
     filtered = [disk for disk in disks if disk.filters]
     chosen: Via = via or ("jobs" if left or filtered else "hmp")
@@ -99,17 +97,17 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
     scene.features.need("human-monitor-command")
     if left:
         raise Unsupported(
-            f"the human monitor takes every writable disk, {left[0].name} too",
-            feature="to leave a disk out through the human monitor",
-            hint="let the jobs do it: leave --via out, or say --via jobs",
+            f"the human monitor includes every writable disk, also {left[0].name}",
+            feature="leaving a disk out through the human monitor",
+            hint="use jobs: omit --via, or use --via jobs",
         )
     if filtered:
         raise Unsupported(
             f"{filtered[0].name} has a filter ({filtered[0].filters[0].driver} "
-            f"{filtered[0].filters[0].node!r}) above it: to go back to a checkpoint under a throttle "
-            "by the human monitor ends QEMU 10.0 and 11.1",
+            f"{filtered[0].filters[0].node!r}) above it: a revert through the human monitor under "
+            "a throttle crashes QEMU 10.0 and 11.1",
             feature="checkpoints under a filter through the human monitor",
-            hint="let the jobs do it: leave --via out, or say --via jobs",
+            hint="use jobs: omit --via, or use --via jobs",
         )
     _refuse_stray(scene.graph)
     return Taking(disks, (), "hmp", named)
@@ -147,7 +145,7 @@ def refuse_double(moment: Moment) -> None:
             raise AmbiguousName(
                 f"{part.file} has more than one internal snapshot {moment.name!r}",
                 candidates=[f"id {one.id}" for one in moment.held if one.file == part.file],
-                hint="only qemu-img makes two of one name; it deletes them once the machine is off",
+                hint="two of one name come from qemu-img; shut the machine off and delete them with it",
             )
 
 
@@ -155,14 +153,14 @@ def _refuse_format(disk: Disk) -> None:
     if disk.active.format != "qcow2":
         raise Unsupported(
             f"{disk.name} ({disk.active.file}) is writable and {disk.active.format}, "
-            "which keeps no checkpoints",
+            "which cannot hold checkpoints",
             feature=f"checkpoints inside {disk.active.format}",
             hint=_way_out(disk),
         )
 
 
 def _way_out(disk: Disk) -> str:
-    leave = f"or leave it as it is: --leave {quoted(disk.name)}"
+    leave = f"or leave it out: --leave {quoted(disk.name)}"
     if _is_flash(disk):
         return f"give QEMU the UEFI variables as a qcow2 image, or read-only, {leave}"
     return f"give it to QEMU as qcow2 or read-only, {leave}"
@@ -178,15 +176,15 @@ def _refuse_filters(disk: Disk) -> None:
             raise Unsupported(
                 f"{disk.name} has a filter ({one.driver} {one.node!r}) above it",
                 feature=f"checkpoints under {one.driver}",
-                hint=f"take the filter away, or leave the disk as it is: --leave {quoted(disk.name)}",
+                hint=f"remove the filter, or leave the disk out: --leave {quoted(disk.name)}",
             )
 
 
 def _refuse_stray(graph: Graph) -> None:
     if name := stray(graph):
         raise Busy(
-            f"node {name!r} ({graph.nodes[name].file}) is writable and has no use: QEMU would take it, too",
+            f"node {name!r} ({graph.nodes[name].file}) is writable and unused: QEMU would include it",
             node=name,
             job_id="",
-            hint=f"free it first ({frees(name)}), or let the jobs do it: --via jobs",
+            hint=f"remove it first ({frees(name)}), or use jobs: --via jobs",
         )

@@ -91,13 +91,13 @@ class Branch:
         disk = self.disk
         if found := hindrance(disk, machine):
             what, where = found
-            hint = f"let it stay as it is: --leave {quoted(disk.name)}"
+            hint = f"leave it out: --leave {quoted(disk.name)}"
             if "pflash" in what:
                 hint += _WRITTEN_BACK
             raise Unsupported(
                 what,
-                feature=f"going back in place {where}",
-                hint=f"{hint}; or go back into a new QEMU: --prepare" if prepare else hint,
+                feature=f"revert in place {where}",
+                hint=f"{hint}; or revert into a new QEMU: --prepare" if prepare else hint,
             )
         closes = _closes(disk.active.node)
         if disk.root != disk.active.node:
@@ -173,7 +173,7 @@ def record_of(moment: Moment) -> MomentRecord:
         raise Unsupported(
             f"{moment.name!r} is inside the images",
             feature="overlays on a moment inside images",
-            hint=f"{command('revert', moment.name)} goes back in place",
+            hint=f"{command('revert', moment.name)} reverts in place",
         )
     return moment.record
 
@@ -224,24 +224,24 @@ def _branch(
     inside = disk.files.index(covered) if covered in disk.files else None
     if inside == 0:
         raise NotInChain(
-            f"{disk.name} writes to {covered}, which held {moment.name!r}: its overlay was folded into it",
-            hint="there is nothing to go back to",
+            f"{disk.name} writes to {covered}, which held {moment.name!r}: its overlay was committed into it",
+            hint="there is nothing to revert to",
         )
     if in_place:
         refuse_second_opening(disk, disk.files if inside is None else disk.files[inside:])
-        refuse_read_only(disk, "revert", hint=f"it can stay as it is: --leave {quoted(disk.name)}")
+        refuse_read_only(disk, "revert", hint=f"it can be left out: --leave {quoted(disk.name)}")
     refuse_clear_overlay(disk, plain=False)
     if inside is not None:
         chain = _present(disk, inside)
     else:
         chain = _left_aside(record, disk, scene)
         refuse_strange_base(record, disk, chain, scene)
-    beside_active(disk, hint=f"a disk can stay as it is: --leave {quoted(disk.name)}")
+    beside_active(disk, hint=f"a disk can be left out: --leave {quoted(disk.name)}")
     file = files[disk.name]
     refuse_barred(
-        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's own"
+        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's user"
     )
-    refuse_there(scene, file, hint="look what it is")
+    refuse_there(scene, file, hint="check what it is")
     refuse_place(scene, file)
     size = disk.active.virtual_size
     fact = scene.files.files.get(covered)
@@ -252,11 +252,11 @@ def _branch(
         state = record.state
         raise Unsupported(
             f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
-            feature="going back to another size in place",
+            feature="revert to another size in place",
             hint=f"give it that size first: {qmp('block_resize', node_name=disk.root, size=then)}; "
-            "what lies beyond is lost"
+            "data beyond that is lost"
             if state is not None and state.mode == "in-place"
-            else f"go back into a new QEMU: {command('revert', moment.name, '--prepare')}",
+            else f"revert into a new QEMU: {command('revert', moment.name, '--prepare')}",
         )
     names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
     new, old = (node_name(one, owned=True) for one in names)
@@ -302,7 +302,7 @@ def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[s
         told = of == "qcow2"  # a guest may have written any header into a raw one
         header = fact.header if fact is not None and told else None
         if fact is None or fact.kind == "missing" or (header is None and told):
-            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no image any more")
+            raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no longer an image")
         _refuse_other_backing(record, file, header, base, scene)
     return tuple(zip(files, formats, strict=True))
 
@@ -314,11 +314,11 @@ def _refuse_other_backing(
     if named is None and not base:
         return
     if not base and header is not None:
-        raise NotInChain(f"{file} stands on {header.backing!r}, which {record.name!r} did not")
+        raise NotInChain(f"{file} is backed by {header.backing!r}, which was not so at {record.name!r}")
     if named is None or scene.files.real(posixpath.normpath(named)) != scene.files.real(base):
         what = repr(header.backing) if header is not None and header.backing else "nothing"
         raise NotInChain(
-            f"{file} stands on {what} by now, not on {base}: the chain of {record.name!r} was changed since"
+            f"{file} is now backed by {what}, not by {base}: the chain of {record.name!r} has changed since"
         )
 
 
@@ -335,7 +335,8 @@ def _told_by_headers(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tu
     }
     if not files or (header is None and files[0] not in ours):
         raise NotInChain(
-            f"{record.name!r} of {disk.name} is left aside, and no overlay that began there tells its format",
+            f"{record.name!r} of {disk.name} is no longer in the chain, and no overlay of it records its "
+            "format",
             hint=f"it was {record.covered[disk.name]}",
         )
     found: list[tuple[str, str]] = []
@@ -351,13 +352,13 @@ def _told_by_headers(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tu
             raise NotInChain(f"the layer {file} of {record.name!r} is gone, or was never recorded whole")
         if named is None or scene.files.real(posixpath.normpath(named)) != expected:
             raise NotInChain(
-                f"{above} stands on {header.backing!r} by now, not on {file}: the chain of {record.name!r} "
-                "was changed since"
+                f"{above} is now backed by {header.backing!r}, not by {file}: the chain of {record.name!r} "
+                "has changed since"
             )
         found.append((file, header.backing_format))
         above, header = file, fact.header
     if header is not None and header.backing:
-        raise NotInChain(f"{above} stands on {header.backing!r}, which {record.name!r} did not")
+        raise NotInChain(f"{above} is backed by {header.backing!r}, which was not so at {record.name!r}")
     return tuple(found)
 
 
@@ -371,6 +372,6 @@ def _refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
     file = lost or written_into(record.read_from(disk.name), scene.files.records)
     if file:
         raise NotInChain(
-            f"{file} holds no moment any more: a commit has written into it",
+            f"{file} no longer holds a snapshot: a commit has written into it",
             hint=f"{record.name!r} of {disk.name} is lost",
         )

@@ -66,14 +66,16 @@ if TYPE_CHECKING:
 __all__ = ["ask", "plan"]
 
 _POSTMIGRATE = (
-    "the machine stays paused, in the state postmigrate: until it has run, no memory can be written to a "
-    "file once more (--mode in-place has no such price)"
+    "the machine stays paused, in the state postmigrate: until it has run again, its memory cannot be "
+    "written "
+    "to another file (--mode in-place has no such limit)"
 )
 
 # What can be taken of a machine whose monitor takes no open files, by whether QEMU's files are visible.
 _INSTEAD = {
-    True: ", or take it --mode in-place",
-    False: ", or take it --mode internal; where QEMU's files are seen --shared-fs yes allows --mode in-place",
+    True: ", or use --mode in-place",
+    False: ", or use --mode internal; if QEMU's files are visible here after all, --shared-fs yes allows "
+    "--mode in-place",
 }
 
 
@@ -98,7 +100,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         BadName: When the name is outside the grammar.
         TargetExists: When a moment of the machine has the name, or a file that is to be made is there.
         InvalidTarget: When a file cannot be made, or there may be no room for the memory.
-        Busy: When a job or a migration is under way.
+        Busy: When a job or a migration is running.
         Unsupported: When a disk, a device, the machine's state or this QEMU does not allow it.
     """
     refuse_any_job(scene)
@@ -115,15 +117,15 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         refuse_unsettled(scene)
     if not scene.files.shared:
         raise Unsupported(
-            "QEMU's files are not visible from here, so no file of VM state can be made for it",
+            "QEMU's files are not visible from here, so no VM state file can be created for it",
             feature="VM state in files that are not visible",
-            hint="run where they are, or keep it inside the images: --mode internal",
+            hint="run where they are visible, or save it inside the images: --mode internal",
         )
     if not new.place:
         raise InvalidTarget(
-            "no directory for records can be written, and without a record nobody finds a checkpoint",
+            "there is no writable directory for records, and a checkpoint without a record cannot be found",
             file=new.disks[0].base.file,
-            hint="say one: --state-dir DIR",
+            hint="name one: --state-dir DIR",
         )
     file = _file(intent, mode, scene.graph)
     state = KeptState(mode, file, "", machine.running, machine.fingerprint, new.token)
@@ -131,7 +133,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
     if {file, state.partial} & {one.file for one in new.overlays}:
         raise InvalidTarget(
-            f"{file} is to be an overlay of a disk", file=file, hint="say another file: --memory"
+            f"{file} is the overlay of a disk", file=file, hint="choose another file: --memory"
         )
     stages = (
         _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
@@ -140,7 +142,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     if mode == "in-place":
         notes += way_back_notes(intent.name, new.disks, machine)
     if mode != intent.mode:
-        notes.append("the guest is paused, so its memory is written as by --mode stop")
+        notes.append("the guest is paused, so its memory is saved as with --mode stop")
     if mode == "stop" and not machine.running:
         notes.append(_POSTMIGRATE)
     return Plan(
@@ -193,7 +195,7 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
     )
     return (
         Stage(
-            "make the files",
+            "create the files",
             (
                 WriteRecord(new.place, record),
                 *new.make,
@@ -202,9 +204,9 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
             ),
         ),
         Stage("take the checkpoint", steps, verify=True),
-        Stage("keep the memory", (*kept, AwaitClosed(state.partial), seal)),
+        Stage("store the memory", (*kept, AwaitClosed(state.partial), seal)),
         Stage(
-            "put the settings back, and keep the moment",
+            "restore the settings, and record the checkpoint",
             (*passage.after, KeepMoment(new.place, record.id, record.name)),
             tidy=True,
         ),
@@ -226,7 +228,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
     job = record.id
     return (
         Stage(
-            "make the files",
+            "create the files",
             (
                 WriteRecord(new.place, record),
                 *new.make,
@@ -246,8 +248,8 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
             ),
             verify=True,
         ),
-        Stage("keep the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
-        Stage("keep the moment", (KeepMoment(new.place, record.id, record.name),), tidy=True),
+        Stage("store the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
+        Stage("record the snapshot", (KeepMoment(new.place, record.id, record.name),), tidy=True),
     )
 
 

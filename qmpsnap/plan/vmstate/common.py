@@ -54,12 +54,12 @@ _LEAST = 1 << 20
 
 # Run states in which there is no state of a guest to be kept, or none to be trusted.
 _NOTHING = {
-    "inmigrate": "it waits for VM state itself",
-    FOR_A_LOAD: "a load of VM state has failed, and its memory is not to be trusted",
-    "save-vm": "it keeps VM state just now",
+    "inmigrate": "it is itself waiting for VM state",
+    FOR_A_LOAD: "a load of VM state has failed, and its memory cannot be trusted",
+    "save-vm": "it is saving VM state now",
     "finish-migrate": "a migration is about to end",
-    "colo": "it is one half of a COLO pair",
-    "preconfig": "it is not made yet",
+    "colo": "it is part of a COLO pair",
+    "preconfig": "it is not created yet",
 }
 
 # Run states that QEMU leaves by a reset alone (runstate_needs_reset).
@@ -92,7 +92,7 @@ def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: 
         loads: Whether memory is loaded or thrown away, so that what a failed load left does not matter.
 
     Raises:
-        Busy: When a migration is under way.
+        Busy: When a migration is running.
         Unsupported: When there is no state to keep, or the monitor takes no files.
     """
     refuse_migrating(machine)
@@ -100,16 +100,16 @@ def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: 
         raise Unsupported(
             f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",
             feature=f"VM state of a machine in {machine.status}",
-            hint="let it run first, or reset it",
+            hint="resume it first, or reset it",
         )
     if not migrates:
         return
     if machine.status == "postmigrate":
         raise Unsupported(
             "the machine is in the state postmigrate: its VM state was written to a file, and QEMU writes it "
-            "once more only after it has run",
+            "again only after the guest has run",
             feature="a second migration",
-            hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place can be taken all the same",
+            hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place is possible all the same",
         )
     need_open_files(machine, instead=instead)
 
@@ -122,9 +122,9 @@ def refuse_blocked(machine: Machine) -> None:
     """
     if machine.blocked:
         raise Unsupported(
-            f"QEMU cannot keep the VM state of this machine: {'; '.join(machine.blocked)}",
+            f"QEMU cannot save the VM state of this machine: {'; '.join(machine.blocked)}",
             feature="VM state of a machine that cannot be migrated",
-            hint="unplug or unmount what is named, or take the disks alone: qmpsnap snapshot",
+            hint="unplug or unmount what is named, or take a snapshot of the disks only: qmpsnap snapshot",
         )
 
 
@@ -136,9 +136,9 @@ def refuse_asleep(machine: Machine) -> None:
     """
     if machine.asleep:
         raise Unsupported(
-            "the guest sleeps (run state suspended): QEMU does not keep that with its memory, and once it is "
-            "lost nothing wakes the guest",
-            feature="VM state of a guest that sleeps",
+            "the guest is suspended: QEMU does not save that with its memory, and without it "
+            "nothing wakes the guest",
+            feature="VM state of a suspended guest",
             hint=f"wake it first: {qmp('system_wakeup')}",
         )
 
@@ -151,10 +151,10 @@ def refuse_dead(machine: Machine) -> None:
     """
     if machine.status in _NEEDS_RESET:
         raise Unsupported(
-            f"the machine is in the state {machine.status}: QEMU lets it run only after a reset, which would "
-            "destroy what was loaded",
-            feature=f"going back in run state {machine.status!r}",
-            hint=f"reset it first, then go back: {qmp('system_reset')}",
+            f"the machine is in the state {machine.status}: QEMU resumes it only after a reset, which would "
+            "destroy the loaded state",
+            feature=f"revert in run state {machine.status!r}",
+            hint=f"reset it first, then revert: {qmp('system_reset')}",
         )
 
 
@@ -169,9 +169,9 @@ def refuse_unsettled(scene: Scene) -> None:
         if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):
             continue
         if record.was.capabilities or record.was.parameters:
-            state = "is under way" if record.live else "was left unfinished"
+            state = "is running" if record.live else "was interrupted"
             raise Busy(
-                f"{record.op} {record.id!r} {state}, and QEMU's settings for migrations are its own",
+                f"{record.op} {record.id!r} {state}, and uses QEMU's migration settings",
                 node="",
                 job_id=record.id,
                 hint=f"qmpsnap job wait {record.id} finishes it",
@@ -193,7 +193,7 @@ def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
         raise InvalidTarget(
             f"{fact.path} is not loaded: {why}",
             file=fact.path,
-            hint="look whose it is; nothing was sent to QEMU",
+            hint="check who made it; nothing was sent to QEMU",
         )
 
 
@@ -209,7 +209,7 @@ def need_open_files(machine: Machine, *, instead: str = "") -> None:
     """
     if not machine.passes_files:
         raise Unsupported(
-            "the monitor is no unix socket, so QEMU cannot be given an open file",
+            "the monitor is no unix socket, so an open file cannot be passed to QEMU",
             feature="VM state over a monitor by TCP",
             hint=f"connect to a unix socket (-s PATH){instead}",
         )
@@ -221,7 +221,7 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
     Raises:
         InvalidTarget: When the active layer is no file.
     """
-    place = beside_active(disk, hint="say where the VM state goes: --memory FILE")
+    place = beside_active(disk, hint="name the file of the VM state: --memory FILE")
     return posixpath.join(place, shortened(stem(disk.base.file), f".{name}.{ending}"))
 
 
@@ -242,15 +242,15 @@ def refuse_memory_place(
             has memory.
     """
     if not file.startswith("/"):
-        raise InvalidTarget(f"{file!r} is no absolute path", file=file)
+        raise InvalidTarget(f"{file!r} is not an absolute path", file=file)
     refuse_there(scene, file)
     where = usable_directory(scene, file)
     need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise InvalidTarget(
-            f"{where.path} has {where.free_bytes} bytes free; the guest's memory may take {need}",
+            f"{where.path} has {where.free_bytes} bytes free; the guest's memory may need {need}",
             file=file,
-            hint=f"make room there, or say another file: {option}",
+            hint=f"free some space there, or choose another file: {option}",
         )
 
 
@@ -300,9 +300,9 @@ class Passage:
         wanted = dict.fromkeys(now, False) | {"events": True, _BACKGROUND: self.background}
         if self.background and _BACKGROUND not in now:
             raise Unsupported(
-                "this QEMU cannot write memory while the guest runs on",
+                "this QEMU cannot save memory while the guest runs",
                 feature=_BACKGROUND,
-                hint="take it --mode stop",
+                hint="use --mode stop",
             )
         values = tuple((name, on) for name, on in wanted.items() if name in now and now[name] is not on)
         return (SetCapabilities(values, tuple((name, now[name]) for name, _ in values)),) if values else ()

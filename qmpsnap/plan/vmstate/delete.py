@@ -26,7 +26,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
 
     Raises:
         Unsupported: When it is of disks alone.
-        Busy: When a job is under way, which may be loading that state.
+        Busy: When a job is running, which may be loading that state.
     """
     record = moment.record
     folds = [
@@ -40,15 +40,15 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             f"{intent.name!r} is an external snapshot (its overlay is {overlays}); those cannot be deleted "
             "yet",
             feature="deletion of an external snapshot",
-            hint=f"fold its overlay by commit, which costs no other: {'; '.join(folds)}" if folds else "",
+            hint=f"commit its overlay, which loses no other snapshot: {'; '.join(folds)}" if folds else "",
         )
     refuse_any_job(scene)
     remove = RemoveState(record.state.file, record.id, record.state.tag)
     present = {file for disk in scene.graph.disks.values() for file in disk.files}
     aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]
-    notes = [f"the layers stay; to fold its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]
+    notes = [f"the layers stay; to commit its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]
     if aside:
-        notes.append(f"in no chain of this machine by now: {', '.join(aside)}")
+        notes.append(f"no longer in a chain of this machine: {', '.join(aside)}")
     return Plan(
         op="delete",
         intent=intent,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ask", "refuse_discard"]
 
-_KEPT = "without --discard it is kept"
+_KEPT = "omit --discard to keep it"
 
 
 def ask(question: Ask, disks: list[Disk], graph: Graph) -> Ask:
@@ -43,7 +43,7 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
         layer = disk.active
         if layer.file not in {file for record in ours for file in record.began(disk.name)}:
             raise WouldLose(
-                f"{layer.file}, which {disk.name} writes to, began at no moment of ours",
+                f"{layer.file}, to which {disk.name} writes, is not the overlay of a snapshot",
                 what=[layer.file],
                 hint=_KEPT,
             )
@@ -56,12 +56,12 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
         by += scene.files.on(layer.file)
         if by:
             raise StillNeeded(
-                f"{layer.file} is still needed by {', '.join(by)}: it stands on that", by=by, hint=_KEPT
+                f"{layer.file} is still needed: it is the backing file of {', '.join(by)}", by=by, hint=_KEPT
             )
     for where in scene.files.unreadable:
         if any(where.startswith(f"{place}: ") for place in _places(disks)):
             raise InvalidTarget(
-                f"cannot look for images that stand on what would be removed: {where}",
+                f"cannot search for images backed by what would be removed: {where}",
                 file=where,
                 hint=f"run as a user who can read the directory; {_KEPT}",
             )

@@ -30,21 +30,21 @@ _STAYS = {
         f"qmpsnap jobs shows what is left, and how to finish it; else {LOAD_FAILED}; {_BARE}",
     ),
     "inmigrate": (
-        "QEMU waits for VM state, and would start the guest as soon as that has come",
+        "QEMU waits for VM state, and would start the guest as soon as it arrives",
         LOAD_STATE,
     ),
     "finish-migrate": ("a migration is about to end", "wait until it ends"),
-    "save-vm": ("VM state is being kept just now", "wait until it ends"),
+    "save-vm": ("VM state is being saved", "wait until it ends"),
     "shutdown": (
-        "the guest has shut down, and QEMU lets it run only after a reset",
+        "the guest has shut down, and QEMU resumes it only after a reset",
         "qmpsnap qmp system_reset, then qmpsnap cont",
     ),
     "internal-error": (
-        "QEMU met an error that it cannot go on from without a reset",
+        "QEMU met an internal error, and can resume only after a reset",
         "qmpsnap qmp system_reset, then qmpsnap cont",
     ),
-    "preconfig": ("the machine is not made yet", "qmpsnap qmp x-exit-preconfig"),
-    "colo": ("it is one half of a COLO pair", "end that first: qmpsnap qmp x-colo-lost-heartbeat"),
+    "preconfig": ("the machine is not created yet", "qmpsnap qmp x-exit-preconfig"),
+    "colo": ("it is part of a COLO pair", "end that first: qmpsnap qmp x-colo-lost-heartbeat"),
 }
 
 
@@ -57,7 +57,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
         after_migration: Whether the guest may run here although its state was saved or sent away.
 
     Raises:
-        Busy: While a migration is under way, or an operation of ours that lets it run itself, or has
+        Busy: While a migration is running, or an operation of ours that lets it run itself, or has
             left the guest standing.
         Unsupported: When the run state is one of those in which it must not.
     """
@@ -66,18 +66,18 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
             raise _held(record)
     if status.migrating:
         raise Busy(
-            f"a migration is under way ({status.migration})",
+            f"a migration is running ({status.migration})",
             node="",
             job_id="",
             hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
         )
-    feature = f"letting the guest run in run state {status.state!r}"
+    feature = f"resuming the guest in run state {status.state!r}"
     if status.state == "postmigrate" and not after_migration:
         raise Unsupported(
-            "the machine is in the state postmigrate: its state was saved or sent away. If it runs here, "
-            "what was saved does not fit its disks any more, and a guest that was sent away would run twice",
+            "the machine is in the state postmigrate: its state was saved or migrated away. If it "
+            "runs here, the saved state no longer matches its disks, and a migrated guest would run twice",
             feature=feature,
-            hint="if it is to run here all the same: qmpsnap cont --after-migration",
+            hint="to resume it here all the same: qmpsnap cont --after-migration",
         )
     if status.state in _STAYS:
         why, hint = _STAYS[status.state]
@@ -99,14 +99,14 @@ def _held(record: IntentRecord) -> Busy:
     what = f"{record.op} {record.name!r}" if record.name else record.op
     if record.live:
         return Busy(
-            f"{what} is under way, and lets the guest run on itself",
+            f"{what} is running, and resumes the guest itself",
             node="",
             job_id=record.id,
             hint="wait until it ends",
         )
     return Busy(
-        f"{what} was left unfinished, and the guest may stand between two states",
+        f"{what} was interrupted, and the guest may be between two states",
         node="",
         job_id=record.id,
-        hint=f"end it first: qmpsnap job wait {record.id}",
+        hint=f"finish it first: qmpsnap job wait {record.id}",
     )

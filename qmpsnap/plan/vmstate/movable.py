@@ -22,8 +22,8 @@ def way_back_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[
     """What is in the way back in place to a checkpoint that is about to be taken, by disk."""
     found = ((disk, hindrance(disk, machine)) for disk in disks)
     return tuple(
-        f"{what[0]}: the way back leaves it as it is (revert {name} --leave {quoted(disk.name)}), beside the "
-        "memory of then; --mode stop and background go back in a new QEMU, with all disks"
+        f"{what[0]}: a revert has to leave it out (revert {name} --leave {quoted(disk.name)}); checkpoints "
+        "of --mode stop and background revert in a new QEMU, with all disks"
         for disk, what in found
         if what is not None
     )
@@ -38,11 +38,14 @@ def hindrance(disk: Disk, machine: Machine) -> tuple[str, str] | None:
         return None
     device, plugged = machine.devices.get(disk.name), machine.plugged(disk.name)
     if device is None or plugged is None:
-        return f"{disk.name} has no device whose root could be changed ({disk.qdev!r})", "without a device"
+        return (
+            f"{disk.name} has no device whose root node could be replaced ({disk.qdev!r})",
+            "without a device",
+        )
     if device.kind in _TRIED and not _nested(device.path, device.kind):
         return None
-    what = f"{disk.name} is {plugged.kind} ({plugged.path}), whose root cannot be changed under a guest"
-    return f"{what} for certain", f"on {plugged.kind}"
+    what = f"{disk.name} is {plugged.kind} ({plugged.path}), which is not known to accept another root node"
+    return what, f"on {plugged.kind}"
 
 
 def _nested(path: str, kind: str) -> bool:

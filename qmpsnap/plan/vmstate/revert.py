@@ -3,7 +3,7 @@
     disks alone     new roots, then the guest is reset: its memory belongs to other disks
     in-place        new roots, then the VM state is loaded from its store
 
-What was written since is kept in the layers that are left aside.
+What has been written to since is kept in the layers that are left aside.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
         NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
         MachineDiffers: When the machine is not the one that it was.
-        Busy: When a job or a migration is under way.
+        Busy: When a job or a migration is running.
         TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
         WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
@@ -120,18 +120,18 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         return _internal(intent, moment, scene)
     if intent.via is not None:
         raise Unsupported(
-            f"{intent.name!r} is no checkpoint inside images, and there is but one way back to it",
-            feature=f"going back to an external moment by {intent.via}",
-            hint="leave --via out",
+            f"{intent.name!r} is not an internal checkpoint, so --via does not apply",
+            feature=f"revert to an external snapshot by {intent.via}",
+            hint="omit --via",
         )
     record = record_of(moment)
     machine = machine_of(scene)
     state = record.state
     if state is not None and state.mode != "in-place":
         raise Unsupported(
-            f"the memory of {intent.name!r} was taken by --mode {state.mode}: only a new QEMU can load it",
-            feature=f"going back to a checkpoint of mode {state.mode} in place",
-            hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU on these files, then "
+            f"the memory of {intent.name!r} was saved with --mode {state.mode}: only a new QEMU can load it",
+            feature=f"revert to a checkpoint of mode {state.mode} in place",
+            hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU from these files, then "
             "--into-incoming",
         )
     refuse_any_job(scene)
@@ -169,25 +169,25 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         ),
         FinishRecord(record.directory, (intent_record.id,)),
     )
-    notes = ["the guest is reset: its memory belongs to the disks as they were"]
+    notes = ["the guest is reset, because its memory does not match the reverted disks"]
     if state is not None:
         notes = list(stale_notes(machine, intent.name))
     notes += [
-        f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours to close "
+        f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours "
         f"({frees(one.was.node)}, then remove it)"
         for one in new
         if intent.discard and not one.closes
     ]
     notes.append(NOT_TOLD)
     if intent.leave:
-        notes.append(f"stays as it is: {', '.join(intent.leave)}")
+        notes.append(f"not reverted: {', '.join(intent.leave)}")
     return Plan(
         op="revert",
         intent=intent,
         disks=tuple(one.disk.name for one in new),
         stages=(
             Stage(
-                "make the overlays",
+                "create the overlays",
                 (
                     WriteRecord(record.directory, intent_record),
                     *(one.make for one in new),
@@ -195,8 +195,8 @@ def plan(intent: Revert, scene: Scene) -> Plan:
                     *store,
                 ),
             ),
-            Stage(f"go back to {intent.name!r}", steps, verify=True),
-            Stage("put everything away", tidy, tidy=True),
+            Stage(f"revert to {intent.name!r}", steps, verify=True),
+            Stage("clean up", tidy, tidy=True),
         ),
         before=scene.graph,
         after=apply_all(scene.graph, steps),
@@ -216,12 +216,12 @@ def _proof(branch: Branch, scene: Scene) -> Proof:
 
 
 def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
-    """The way back to a moment inside the images, where nothing that was written since is kept."""
+    """The way back to a moment inside the images, where nothing that has been written to since is kept."""
     if intent.discard:
         raise Unsupported(
-            f"{intent.name!r} is inside the images: what was written since is lost in any case",
-            feature="discarding layers by a revert inside images",
-            hint="leave --discard out",
+            f"{intent.name!r} is inside the images: what has been written to since is always lost",
+            feature="discarding layers in a revert to an internal checkpoint",
+            hint="omit --discard",
         )
     return checkpoint_internal.plan_revert(intent, moment, scene)
 
@@ -238,15 +238,15 @@ def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
     for disk in scene.graph.disks.values():
         if disk.writable and disk.name not in record.covered and disk.name not in leave:
             raise NotInChain(
-                f"{disk.name} is writable and not part of {intent.name!r}",
-                hint=f"it can stay as it is: --leave {quoted(disk.name)}",
+                f"{disk.name} is writable but not part of {intent.name!r}",
+                hint=f"it can be left out: --leave {quoted(disk.name)}",
             )
     missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
     if missing:
-        raise NotFound(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
+        raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {intent.name!r}")
     disks = [scene.graph.disks[name] for name in record.covered if name not in leave]
     if not disks:
-        raise NotFound("no disk is left to go back")
+        raise NotFound("there is no disk to revert")
     for disk in disks:
         refuse_busy(scene, disk)
     return disks

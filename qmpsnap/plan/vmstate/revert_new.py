@@ -1,6 +1,6 @@
 """Plans of going back to an external moment in a new QEMU: overlays for it to start from, then its memory.
 
-What was written since is kept in the layers that are left aside.
+What has been written to since is kept in the layers that are left aside.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         NotFound: When the machine lacks a disk of it.
         Unsupported: When it is inside the images, or goes back in place.
         NotInChain: When a layer does not hold it any more.
-        Busy: When a job is under way, which may be writing into one.
+        Busy: When a job is running, which may be writing into one.
         TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole, or
             another one.
     """
@@ -43,8 +43,8 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     record = record_of(moment)
     if record.state is not None and record.state.mode == "in-place":
         raise Unsupported(
-            f"{intent.name!r} goes back in place, also in another QEMU",
-            feature="overlays for a QEMU that reads a store of VM state",
+            f"{intent.name!r} is reverted in place, also in another QEMU",
+            feature="overlays for a QEMU that loads VM state in place",
             hint=f"start QEMU as it is now, with -S, then: {command('revert', intent.name)}",
         )
     if record.state is not None:
@@ -52,7 +52,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     refuse_any_job(scene)
     missing = [name for name in record.covered if name not in scene.graph.disks]
     if missing:
-        raise NotFound(f"the machine has no disk {missing[0]!r}, which {intent.name!r} was taken of")
+        raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {intent.name!r}")
     disks = [scene.graph.disks[name] for name in record.covered]
     token = branch_token(record, scene.graph)
     new = branches(moment, disks, token, scene, in_place=False)
@@ -64,11 +64,11 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         disks=tuple(one.disk.name for one in new),
         stages=(
             Stage(
-                "make the overlays",
+                "create the overlays",
                 (WriteRecord(record.directory, intent_record), *(one.make for one in new)),
             ),
             Stage(
-                "keep them",
+                "record them",
                 (
                     KeepBranch(record.directory, record.id, made),
                     FinishRecord(record.directory, (intent_record.id,)),
@@ -91,8 +91,8 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         Unsupported: When the machine does not wait for VM state, or the moment has none for it.
         NotInChain: When a disk does not stand on the checkpoint's layer.
         MachineDiffers: When the machine is another, an overlay has data already, or a layer that holds the
-            moment was written since.
-        Busy: When a job is under way.
+            moment has been written to since.
+        Busy: When a job is running.
         InvalidTarget: When the memory file is missing, cut, or another one.
     """
     moment = moment_named(intent.name, scene)
@@ -100,9 +100,9 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
     state = record.state
     if state is None or state.mode == "in-place":
         raise Unsupported(
-            f"{intent.name!r} has no memory that a new QEMU could read",
+            f"{intent.name!r} has no memory that a new QEMU could load",
             feature="VM state for a new QEMU",
-            hint=f"{command('revert', intent.name)} goes back in place",
+            hint=f"{command('revert', intent.name)} reverts in place",
         )
     note = _own_note(record, state, scene)
     refuse_any_job(scene)
@@ -120,7 +120,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         disks=disks,
         stages=(
             Stage(f"load the memory of {intent.name!r}", load, verify=True),
-            Stage("put the settings back", after, tidy=True),
+            Stage("restore the settings", after, tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,
@@ -144,24 +144,24 @@ def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNot
 def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
     for name, covered in record.covered.items():
         if name in record.lost:
-            raise NotInChain(f"{covered} holds {record.name!r} no more: a commit has written into it")
+            raise NotInChain(f"{covered} no longer holds {record.name!r}: a commit has written into it")
         disk = scene.graph.disks.get(name)
         if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
             reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
             raise NotInChain(
                 f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
-                hint=f"{command('revert', record.name, '--prepare')} makes the overlays to start from",
+                hint=f"{command('revert', record.name, '--prepare')} creates the overlays to start from",
             )
         if disk.active.file not in scene.files.fresh:
             raise MachineDiffers(
-                f"{disk.active.file} has data already, the memory of {record.name!r} does not fit it",
+                f"{disk.active.file} already has data, which the memory of {record.name!r} does not match",
                 differences=[f"{disk.active.file} is not empty"],
-                hint=f"{command('revert', record.name, '--prepare')} makes a new one",
+                hint=f"{command('revert', record.name, '--prepare')} creates a new one",
             )
 
 
 def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
-    """Refuse when a file of the layers that hold the moment was written since, be it by another machine.
+    """Refuse when a file of the layers that hold the moment has been written to since.
 
     A stream into one of them writes it, too, and takes nothing from the moment: it takes away what the layer
     stood on. So files are compared where the layers still are those of then.
@@ -176,10 +176,11 @@ def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> Non
         for one in then:
             fact = scene.files.files.get(one.file)
             if fact is not None and fact.taken and (fact.size, fact.modified_ns) != (one.size, one.modified):
-                differences.append(f"{one.file} of {name} was written since")
+                differences.append(f"{one.file} of {name} has been written to since")
     if differences:
         raise MachineDiffers(
-            f"the layers do not hold {record.name!r} as it was: {'; '.join(differences)}",
+            f"the layers have changed since {record.name!r}: {'; '.join(differences)}",
             differences=differences,
-            hint="memory of one time and disks of another destroy a file system; start the guest anew",
+            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
+            "instead",
         )

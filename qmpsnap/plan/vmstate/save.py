@@ -78,7 +78,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     Raises:
         TargetExists: When the file is there already.
         InvalidTarget: When it cannot be made there, or there may be no room.
-        Busy: When a job or a migration is under way.
+        Busy: When a job or a migration is running.
         Unsupported: When the machine's state, one of its devices or the monitor does not allow it, or a layer
             is no file.
         NotFound: When there is no disk.
@@ -93,14 +93,14 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     _refuse_unseen(scene)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
-        raise NotFound("there is no disk with a medium", hint="VM state without disks is not kept")
+        raise NotFound("there is no disk with a medium", hint="VM state without disks cannot be saved")
     layers = tuple((disk.name, file) for disk in disks for layer in disk.layers for file in layer.parts)
     for name, file in layers:
         if not file.startswith("/") or scene.files.files[file].kind != "regular":
             raise Unsupported(
-                f"the layer {file} of {name} is no regular file, so it cannot be told whether it changes",
+                f"the layer {file} of {name} is not a regular file, so changes to it cannot be detected",
                 feature="VM state on disks that are no files",
-                hint="take a checkpoint: it keeps the disks with it",
+                hint="take a checkpoint, which includes the disks",
             )
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
@@ -130,15 +130,15 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         intent=intent,
         disks=tuple(disk.name for disk in disks),
         stages=(
-            Stage("make the file", (*write, CreateMemory(state.partial), *passage.before)),
+            Stage("create the file", (*write, CreateMemory(state.partial), *passage.before)),
             Stage("save the VM state", steps, verify=True),
-            Stage("keep it", (seal,)),
-            Stage("put the settings back", (*passage.after, *finish), tidy=True),
+            Stage("complete the file", (seal,)),
+            Stage("restore the settings", (*passage.after, *finish), tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,
         run_state=machine.status,
-        notes=(f"the guest stands still from then on; {_restore_hint(intent.file)}",),
+        notes=(f"the guest stays paused; {_restore_hint(intent.file)}",),
     )
 
 
@@ -146,7 +146,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     """Plan to read VM state from a file of `save` into a QEMU that waits for it; or refuse.
 
     Raises:
-        Busy: When a job is under way.
+        Busy: When a job is running.
         Unsupported: When the machine does not wait for VM state.
         InvalidTarget: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
@@ -156,9 +156,9 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     note = whole_note(scene.files, intent.file)
     if note.name:
         raise InvalidTarget(
-            f"{intent.file} is the memory of checkpoint {note.name!r}, whose disks are others",
+            f"{intent.file} belongs to checkpoint {note.name!r}, which has other disks",
             file=intent.file,
-            hint=f"go back to that: {command('revert', note.name, '--prepare')}",
+            hint=f"revert to that: {command('revert', note.name, '--prepare')}",
         )
     machine = machine_of(scene)
     fact = scene.files.memories[intent.file]
@@ -176,7 +176,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         disks=disks,
         stages=(
             Stage("restore the VM state", steps, verify=True),
-            Stage("put the settings back", after, tidy=True),
+            Stage("restore the settings", after, tidy=True),
         ),
         before=scene.graph,
         after=scene.graph,
@@ -195,8 +195,8 @@ def load_steps(
     """
     if not machine.incoming:
         raise Unsupported(
-            f"the machine is in the state {machine.status}, it does not wait for VM state",
-            feature="loading VM state into a machine that has begun",
+            f"the machine is in the state {machine.status}, not waiting for VM state",
+            feature="loading VM state into a machine that has run",
             hint="start a new QEMU with -S -incoming defer",
         )
     need_open_files(machine)
@@ -223,7 +223,7 @@ def whole_note(files: Files, file: str) -> MemoryNote:
         raise InvalidTarget(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
     if fact.note is None:
         raise InvalidTarget(
-            f"{file} is no whole memory file of ours: {fact.problem}",
+            f"{file} is not a complete memory file of qmpsnap: {fact.problem}",
             file=file,
             hint="nothing was sent to QEMU",
         )
@@ -239,9 +239,9 @@ def refuse_other(machine: Machine, note: MemoryNote, *, what: str) -> None:
     differences = note.fingerprint.differences(machine.fingerprint)
     if differences:
         raise MachineDiffers(
-            f"{what} is the state of another machine: {'; '.join(differences)}",
+            f"{what} belongs to another machine: {'; '.join(differences)}",
             differences=differences,
-            hint="start QEMU as it was then",
+            hint="start QEMU with the same machine as then",
         )
 
 
@@ -252,18 +252,19 @@ def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:
         then.setdefault(one.disk, []).append(one.file)
         fact = scene.files.files.get(one.file)
         if fact is None or not fact.taken:
-            differences.append(f"layer {one.file} of {one.disk} is not in use, or gone")
+            differences.append(f"layer {one.file} of {one.disk} is gone, or not in use")
         elif (fact.inode, fact.size, fact.modified_ns) != (one.inode, one.size, one.modified):
-            differences.append(f"layer {one.file} of {one.disk} was written since")
+            differences.append(f"layer {one.file} of {one.disk} has been written to since")
     for disk, files in then.items():
         now = scene.graph.disks.get(disk)
         if now is not None and tuple(_parts(now)) != tuple(files):
             differences.append(f"{disk} reads {now.active.file}, not {files[0]}")
     if differences:
         raise MachineDiffers(
-            f"the disks are not those of {file} any more: {'; '.join(differences)}",
+            f"the disks are no longer those of {file}: {'; '.join(differences)}",
             differences=differences,
-            hint="memory of one time and disks of another destroy a file system; start the guest anew",
+            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
+            "instead",
         )
 
 
@@ -272,7 +273,7 @@ def _refuse_unseen(scene: Scene) -> None:
         raise Unsupported(
             "QEMU's files are not visible from here",
             feature="VM state in files that are not visible",
-            hint="run where they are, or say --shared-fs yes",
+            hint="run where they are visible, or use --shared-fs yes",
         )
 
 
@@ -284,7 +285,7 @@ def _recorded(place: str, record: IntentRecord) -> tuple[tuple[WriteRecord, ...]
 
 
 def _restore_hint(file: str) -> str:
-    return f"start QEMU once more with -S -incoming defer, then: {command('restore', file)}"
+    return f"start a new QEMU with -S -incoming defer, then: {command('restore', file)}"
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:

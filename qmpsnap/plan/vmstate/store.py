@@ -24,9 +24,9 @@ def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) ->
     differences = state.fingerprint.differences(machine.fingerprint)
     if differences:
         raise MachineDiffers(
-            f"{name!r} is the state of another machine: {'; '.join(differences)}",
+            f"{name!r} belongs to another machine: {'; '.join(differences)}",
             differences=differences,
-            hint="plug the machine as it was then",
+            hint="make the machine what it was then",
         )
     fact = scene.files.files[state.file]
     if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
@@ -35,12 +35,12 @@ def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) ->
             file=state.file,
         )
     if not fact.header.snapshot_count or fact.header.backing or fact.header.data_file is not None:
-        raise InvalidTarget(f"{state.file} is no store of VM state of ours", file=state.file)
+        raise InvalidTarget(f"{state.file} is not a VM state store of qmpsnap", file=state.file)
     kept = scene.files.memories[state.file]
     refuse_foreign(kept, state)
     if state.tag not in kept.tags:
         raise InvalidTarget(
-            f"{state.file} holds no VM state {state.tag!r}{': ' + kept.problem if not kept.tags else ''}",
+            f"{state.file} has no VM state {state.tag!r}{': ' + kept.problem if not kept.tags else ''}",
             file=state.file,
         )
 
@@ -72,8 +72,8 @@ def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
     if not machine.emulated or machine.running or machine.status == FOR_A_LOAD:
         return ()
     note = (
-        f"QEMU emulates the CPUs (TCG), and the guest stands: if it was rebooted here since {name!r}, "
-        "it may run stale code afterwards, and panic or hang; let it run (qmpsnap cont) before it goes back, "
-        "or use checkpoints of --mode stop"
+        "QEMU emulates the CPUs (TCG) and the guest is paused: if it was rebooted here since "
+        f"{name!r}, it may run stale code after the revert, and panic or hang; resume it (qmpsnap cont) "
+        "before the revert, or use checkpoints of --mode stop"
     )
     return (note,)

@@ -90,7 +90,7 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
         disk="vda",
     )
     assert plan.stages == (
-        Stage("write down what changes", (WriteRecord(STATE, record),)),
+        Stage("write the record", (WriteRecord(STATE, record),)),
         Stage(
             f"commit into {BASE}",
             (
@@ -105,7 +105,7 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
             verify=True,
         ),
         Stage(
-            "put the folded layers away",
+            "clean up the committed layers",
             (
                 RetireFile(S2, "rename", f"{S2}.invalid"),
                 RetireFile(S1, "rename", f"{S1}.invalid"),
@@ -190,7 +190,7 @@ def test_commit_keeps_folded_files_where_they_cannot_be_seen_and_says_so() -> No
     ]  # fmt: skip
     assert plan.invalid == (S1,)
     assert plan.notes == (
-        "images of other machines were not looked for: QEMU's files are not visible from here",
+        "images of other machines were not searched for: QEMU's files are not visible from here",
     )
 
 
@@ -205,7 +205,7 @@ def test_commit_refuses_when_every_invalid_name_is_taken() -> None:
     files.put(f"{S1}.invalid")
     for number in range(2, 10):
         files.put(f"{S1}.invalid.{number}")
-    with pytest.raises(InvalidTarget, match=r"and 8 more of that name exist"):
+    with pytest.raises(InvalidTarget, match=r"and 8 more such files exist"):
         planned(Commit("vda", "s1", "base"), T5, files=files)
 
 
@@ -368,7 +368,7 @@ def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) ->
     plan = planned(Commit("vda", "s2", "s1", folded=folded), T5, files=files)
     assert [step for step in plan.steps if isinstance(step, RetireFile)] == []
     assert plan.invalid == (S2,)
-    assert plan.notes == (f"{S2} is a symlink and keeps its name, though its data is folded",)
+    assert plan.notes == (f"{S2} is a symlink and keeps its name, although its data was committed",)
 
 
 @pytest.mark.parametrize(
@@ -379,5 +379,5 @@ def test_commit_says_which_filters_go_with_the_layers(over: str, told: bool) -> 
     filtered = graph(disk, nodes=(Node("thr", "throttle", over),))
     notes = planned(Commit("vda", "s2", "base"), filtered).notes
     assert [note for note in notes if "the filter thr (throttle)" in note] == (
-        ["the filter thr (throttle) stands between the layers, and is out of the chain then"] if told else []
+        ["the filter thr (throttle) is between the layers, and is dropped from the chain"] if told else []
     )

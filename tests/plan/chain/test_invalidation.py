@@ -100,13 +100,13 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
 
 def test_fates_are_told_in_words() -> None:
     assert fates(EVERY, fold(2, 3)).notes == (
-        "the snapshot 'n1' of vda lies in /s0 then",
-        "the snapshot 'n2' is lost on vda (/s0 takes other data)",
+        "the snapshot 'n1' of vda is then held by /s0",
+        "the snapshot 'n2' is lost on vda (/s0 receives other data)",
     )
     state = KeptState("stop", "/memory", "", True, a_machine(TWO).fingerprint)
     fate = fates((named(3, state=state),), fold(3, 4))
     assert fate.notes == (
-        "the snapshot 'n3' is lost on vda (/base takes other data), and its VM state /memory with it",
+        "the snapshot 'n3' is lost on vda (/base receives other data), and its VM state /memory with it",
     )
     assert fate.steps == (RemoveState("/memory", "m3"),)
 
@@ -220,7 +220,7 @@ def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -
     files = files_of(mode, now)
     planned(intent, now, files=files)
     files.records[:] = [replace(one, lost=("vda",)) for one in files.records]
-    with pytest.raises(NotInChain, match=r"s1\.qcow2 holds no moment any more"):
+    with pytest.raises(NotInChain, match=r"s1\.qcow2 no longer holds a snapshot"):
         planned(intent, now, files=files)
 
 

@@ -80,7 +80,7 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
     )
     assert plan.stages == (
         Stage(
-            "make the target",
+            "create the target",
             (WriteRecord(STATE, record), WriteRecord(BESIDE, record), CreatePlaceholder(COPY, CHAIN[0])),
         ),
         Stage(
@@ -95,7 +95,7 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
             verify=True,
         ),
         Stage(
-            "put everything away",
+            "clean up",
             (FinishRecord(STATE, (plan.job_id,)), FinishRecord(BESIDE, (plan.job_id,))),
             tidy=True,
         ),
@@ -166,7 +166,7 @@ def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> No
     assert isinstance(probe, ProbeAbsent)
     assert (probe.file, plan.record) == (COPY, None)
     assert plan.notes == (
-        "QEMU makes the target, mode 644 less its umask: its files are not visible from here",
+        "QEMU creates the target, mode 644 less its umask: its files are not visible from here",
     )
 
 

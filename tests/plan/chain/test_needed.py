@@ -118,7 +118,7 @@ def test_commit_refuses_beside_an_image_that_is_seen_where_files_may_not_be_qemu
     assert caught.value.by == ("/images/other.qcow2",)
     given_up = commit.plan(Commit("vda", invalidate=("/images/other.qcow2",)), scene)
     assert "/images/other.qcow2" in given_up.invalid
-    assert "whether these are QEMU's files is not known" in given_up.notes[0]
+    assert "it is not known whether QEMU uses these files" in given_up.notes[0]
 
 
 def exported(on: str) -> Graph:
@@ -146,7 +146,7 @@ def test_commit_goes_on_when_the_file_of_a_left_node_was_put_away() -> None:
 def test_commit_refuses_when_a_directory_cannot_be_read(where: str) -> None:
     files = FakeFiles(T5)
     files.unreadable = (f"{where}: permission denied",)
-    with pytest.raises(InvalidTarget, match="cannot look for images"):
+    with pytest.raises(InvalidTarget, match="cannot search for images"):
         planned(Commit("vda", "s1", "base", look_in=("/look: here",)), T5, files=files)
 
 
@@ -155,14 +155,14 @@ def test_commit_says_which_images_it_could_not_read() -> None:
     files.unreadable = ("/images/strange.qcow2: qcow2 of unknown version 9",)
     plan = planned(Commit("vda", "s1", "base"), T5, files=files)
     assert plan.notes == (
-        "could not be read, may stand on the chain: /images/strange.qcow2: qcow2 of unknown version 9",
+        "could not be read, may be backed by the chain: /images/strange.qcow2: qcow2 of unknown version 9",
     )
 
 
 def test_commit_says_when_a_layer_that_changes_is_no_file_that_can_be_looked_for() -> None:
     remote = graph(with_layer(chain("base <- s1 <- s2*"), 2, file="rbd:pool/base", local=False))
     plan = planned(Commit("vda", "s1", "rbd:pool/base"), remote)
-    assert plan.notes == ("images of other machines that stand on rbd:pool/base were not looked for",)
+    assert plan.notes == ("images of other machines backed by rbd:pool/base were not searched for",)
 
 
 def test_commit_refuses_when_a_file_beside_the_chain_may_not_be_read() -> None:
@@ -194,4 +194,4 @@ def test_commit_takes_no_raw_disk_of_the_machine_for_an_image_that_stands_on_the
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("vda", "s2", "base"), two, files=files)
     assert caught.value.by == (OTHER,)
-    assert "a raw disk whose guest wrote that header stands on nothing" in caught.value.hint
+    assert "if it is a raw disk whose guest wrote that header" in caught.value.hint

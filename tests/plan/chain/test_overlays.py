@@ -80,8 +80,8 @@ def test_snapshot_lets_qemu_make_the_overlay_when_its_files_are_not_visible() ->
     assert take.overlays[0].made_by == "qemu"
     assert "'mode': 'absolute-paths'" in repr(take.arguments)
     assert plan.notes == (
-        "QEMU makes the overlays, mode 644 less its umask: its files are not visible from here",
-        "no directory for records can be written: the moment's name is not kept",
+        "QEMU creates the overlays, mode 644 less its umask: its files are not visible from here",
+        "there is no writable directory for records: the snapshot's name is not recorded",
     )
 
 
@@ -92,7 +92,7 @@ def test_snapshot_goes_on_without_a_record_when_no_directory_can_be_written() ->
     )
     plan = planned(Snapshot("n1", ("vda",), {"vda": "/fast/n1.qcow2"}), ONE, files=files)
     assert plan.record is None
-    assert plan.notes == ("no directory for records can be written: the moment's name is not kept",)
+    assert plan.notes == ("there is no writable directory for records: the snapshot's name is not recorded",)
 
 
 def test_snapshot_takes_an_existing_overlay_when_it_fits() -> None:
@@ -144,7 +144,7 @@ def test_snapshot_refuses_an_existing_overlay_that_has_data() -> None:
     files = existing()
     planned(intent, ONE, files=files)
     files.touch("/images/mine.qcow2")
-    with pytest.raises(InvalidTarget, match="has data already"):
+    with pytest.raises(InvalidTarget, match="already has data"):
         planned(intent, ONE, files=files)
 
 
@@ -210,7 +210,7 @@ def test_snapshot_refuses_a_directory_that_cannot_take_the_overlay(where: DirFac
     with pytest.raises(InvalidTarget, match=message) as caught:
         planned(Snapshot("n1", ("vda",), {"vda": "/new/n1.qcow2"}), ONE, files=files)
     if where.free_bytes:
-        assert caught.value.hint == "make room there, or say another file: --disk vda=FILE"
+        assert caught.value.hint == "free some space there, or choose another file: --disk vda=FILE"
 
 
 CLONES = graph(vda="base <- s1*", vdb="base <- g2*")
@@ -229,7 +229,7 @@ def test_snapshot_gives_each_clone_of_one_base_a_file_of_its_own() -> None:
 @pytest.mark.parametrize("files", [{"vda": "/d/o", "vdb": "/d/o"}, {"vda": "/images/base.vdb.n1.qcow2"}])
 def test_snapshot_refuses_one_file_for_two_disks(files: dict[str, str]) -> None:
     files = {"vdc": N1} | files
-    with pytest.raises(InvalidTarget, match="disks 'vda' and 'vdb' are given one file"):
+    with pytest.raises(InvalidTarget, match="disks 'vda' and 'vdb' are given the same file"):
         planned(Snapshot("n1", files=files), graph(*CLONES.disks.values(), vdc="other*"))
 
 
@@ -244,7 +244,7 @@ def test_snapshot_refuses_two_files_for_one_disk() -> None:
 
 
 def test_snapshot_refuses_a_file_for_a_disk_that_is_not_taken() -> None:
-    with pytest.raises(NotFound, match="not among the disks"):
+    with pytest.raises(NotFound, match="not one of the disks"):
         planned(Snapshot("n1", ("vda",), {"vdb": "/a"}), graph(vda="a*", vdb="b*"))
 
 
@@ -279,7 +279,7 @@ def test_snapshot_refuses_a_name_that_the_disk_has_already() -> None:
     files = FakeFiles(ONE)
     s1, base = {"vda": "/images/s1.qcow2"}, {"vda": "/images/base.qcow2"}
     files.records.append(MomentRecord("x", "n1", NOW, s1, base, directory=STATE))
-    with pytest.raises(TargetExists, match="has a snapshot 'n1' already"):
+    with pytest.raises(TargetExists, match="already has a snapshot 'n1'"):
         planned(Snapshot("n1", ("vda",), {"vda": "/fast/o.qcow2"}), ONE, files=files)
     assert planned(Snapshot("n2", ("vda",), {"vda": "/fast/o.qcow2"}), ONE, files=files)
 
@@ -297,7 +297,7 @@ def test_snapshot_refuses_a_disk_whose_active_layer_somebody_elses_node_covers()
     )
     with pytest.raises(Busy) as caught:
         planned(Snapshot("n1"), covered)
-    assert caught.value.hint == """free it first: qmpsnap qmp blockdev-del '{"node-name": "old"}'"""
+    assert caught.value.hint == """remove it first: qmpsnap qmp blockdev-del '{"node-name": "old"}'"""
 
 
 @pytest.mark.parametrize("command", ["transaction", "blockdev-snapshot-sync"])
@@ -309,7 +309,7 @@ def test_snapshot_refuses_a_qemu_without_its_commands(command: str) -> None:
 
 def test_snapshot_refuses_to_guess_a_place_beside_a_layer_that_is_no_file() -> None:
     remote = graph(with_layer(chain("base*"), 0, file="nbd://host/x", local=False))
-    with pytest.raises(InvalidTarget, match="no place beside it"):
+    with pytest.raises(InvalidTarget, match="nothing can be created beside it"):
         planned(Snapshot("n1"), remote)
     assert planned(Snapshot("n1", ("vda",), {"vda": "/images/o.qcow2"}), remote)
 
@@ -344,7 +344,7 @@ def left_aside() -> FakeFiles:
 
 @pytest.mark.parametrize("name", ["first", "aside"])
 def test_snapshot_refuses_a_name_that_a_revert_left_to_another_branch(name: str) -> None:
-    with pytest.raises(TargetExists, match=f"has a snapshot '{name}' already"):
+    with pytest.raises(TargetExists, match=f"already has a snapshot '{name}'"):
         planned(Snapshot(name), ONE, files=left_aside())
     assert planned(Snapshot("other"), ONE, files=left_aside()).steps
 

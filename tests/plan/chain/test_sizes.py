@@ -27,8 +27,8 @@ def disk(*sizes: int) -> Disk:
     [
         ((4, 4, 4, 4), 0, 3, ""),
         ((1, 2, 3, 4), 0, 3, ""),
-        ((4, 2, 4, 4), 0, 3, "/images/s1.qcow2 has 2 bytes and /images/base.qcow2, below it, 4"),
-        ((4, 4, 2, 4), 0, 3, "/images/s2.qcow2 has 2 bytes and /images/base.qcow2, below it, 4"),
+        ((4, 2, 4, 4), 0, 3, "/images/s1.qcow2 has 2 bytes, /images/base.qcow2 below it has 4"),
+        ((4, 4, 2, 4), 0, 3, "/images/s2.qcow2 has 2 bytes, /images/base.qcow2 below it has 4"),
         ((4, 2, 4, 4), 0, 2, ""),  # the shorter one stays
         ((4, 2, 4, 4), 0, 4, ""),  # nothing is read from below any more
         ((4, 2, 4, 4), 1, 3, "/images/s1.qcow2 has 2 bytes"),
@@ -53,13 +53,13 @@ def test_stream_is_refused_where_old_bytes_would_be_read_again(
         ((4, 4, 4, 4), 0, 3, ""),
         ((1, 2, 3, 4), 0, 3, ""),
         ((1, 2, 3, 4), 1, 3, ""),
-        ((4, 2, 4, 4), 1, 3, "s1.qcow2 has 2 bytes .* would be read again"),
-        ((4, 2, 4, 4), 2, 3, "s1.qcow2 has 2 bytes .* would be read again"),
+        ((4, 2, 4, 4), 1, 3, "s1.qcow2 has 2 bytes.* would become visible again"),
+        ((4, 2, 4, 4), 2, 3, "s1.qcow2 has 2 bytes.* would become visible again"),
         ((4, 2, 4, 4), 1, 2, ""),
         ((4, 2, 4, 4), 0, 3, ""),  # an active commit copies the zeroes
-        ((4, 4, 4, 2), 0, 3, "s3.qcow2 has 2 bytes .*: vda would grow to that"),
+        ((4, 4, 4, 2), 0, 3, "s3.qcow2 has 2 bytes.*: vda would grow to that"),
         ((4, 4, 4, 2), 1, 3, ""),
-        ((2, 4, 2, 2), 0, 2, "s3.qcow2 has 2 bytes .*: vda would grow"),
+        ((2, 4, 2, 2), 0, 2, "s3.qcow2 has 2 bytes.*: vda would grow"),
         ((2, 4, 2, 2), 0, 3, ""),
     ],
 )
@@ -71,4 +71,4 @@ def test_commit_is_refused_where_the_guest_would_read_other_bytes_or_more(
         return
     with pytest.raises(Unsupported, match=refused) as caught:
         refuse_commit_of_shorter(disk(*sizes), top=top, base=base)
-    assert caught.value.hint == "stream instead, which keeps every byte: qmpsnap stream vda"
+    assert caught.value.hint == "stream instead, which keeps all data: qmpsnap stream vda"

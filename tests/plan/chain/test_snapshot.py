@@ -53,11 +53,11 @@ def test_snapshot_makes_the_overlay_takes_it_and_keeps_the_moment() -> None:
     overlay = TakenOverlay("vda", "vda-s1", node, N1, "/images/s1.qcow2", "us")
     assert plan.stages == (
         Stage(
-            "make the overlays",
+            "create the overlays",
             (record, CreateOverlay(N1, 64 * MIB, "/images/s1.qcow2", "qcow2", "/images/s1.qcow2")),
         ),
         Stage("take the snapshot", (TakeSnapshots((overlay,)),), verify=True),
-        Stage("keep the moment", (KeepMoment(STATE, record.record.id, "n1"),), tidy=True),
+        Stage("record the snapshot", (KeepMoment(STATE, record.record.id, "n1"),), tidy=True),
     )
     assert plan.chains_before == {"vda": ("/images/s1.qcow2", "/images/base.qcow2")}
     assert plan.chains_after == {"vda": (N1, "/images/s1.qcow2", "/images/base.qcow2")}

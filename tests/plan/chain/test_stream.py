@@ -48,7 +48,7 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
         disk="vda",
     )
     assert plan.stages == (
-        Stage("write down what is about to happen", (WriteRecord(LATER, record),)),
+        Stage("write the record", (WriteRecord(LATER, record),)),
         Stage(
             f"stream into {ALL[0]}",
             (
@@ -61,11 +61,11 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
             ),
             verify=True,
         ),
-        Stage("put everything away", (FinishRecord(LATER, (plan.job_id,)),), tidy=True),
+        Stage("clean up", (FinishRecord(LATER, (plan.job_id,)),), tidy=True),
     )
     assert plan.chains_after == {"vda": ALL[:1]}
     assert (plan.moves, plan.invalid, plan.invalid_if_stopped) == ((), (), ())
-    assert plan.notes == tuple(f"{file} stays valid and is not needed by vda any more" for file in ALL[1:])
+    assert plan.notes == tuple(f"{file} stays valid, but is no longer needed by vda" for file in ALL[1:])
 
 
 def test_stream_sends_the_nodes_and_waits_to_be_finalized() -> None:

@@ -75,7 +75,7 @@ def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: 
     with pytest.raises(FileMoved) as refused:
         planned(intent, TWO, files=files(TWO, name, "moved", "/other/x.qcow2", shared=shared))
     assert refused.value.message == (
-        f"{name}, which vda has open, was moved: that lies at /other/x.qcow2 now"
+        f"{name}, which vda has open, was moved: that file is now /other/x.qcow2"
     )
     assert refused.value.hint == (
         f"move it back: mv -T /other/x.qcow2 {name}, or copy the disk to a new file: "
@@ -91,21 +91,21 @@ def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: 
             "moved",
             "/other/x.qcow2",
             True,
-            f"{S1} is another file than vda has open: that lies at /other/x.qcow2 now",
+            f"{S1} is not the file that vda has open: that file is now /other/x.qcow2",
             f"move {S1} away and /other/x.qcow2 back to that name, or copy",
         ),
         (
             "moved",
             "",
             False,
-            f"{S1}, which vda has open, was moved: where that lies now is not known",
+            f"{S1}, which vda has open, was moved: it is not known where that file is now",
             "copy",
         ),
         (
             "unlinked",
             "",
             False,
-            f"{S1}, which vda has open, was removed: no name leads to it any more",
+            f"{S1}, which vda has open, was removed: it has no name any more",
             "copy",
         ),
         (
@@ -159,7 +159,7 @@ def test_verbs_refuse_when_qemu_would_open_another_file_by_its_own_name() -> Non
     with pytest.raises(FileMoved) as refused:
         planned(Snapshot("one"), there, files=files(there, S1, "same", S1, reopens="other"))
     assert refused.value.message == (
-        f"QEMU calls {S1} 's1.qcow2', and would get another file if it opened that again"
+        f"QEMU calls {S1} 's1.qcow2', and would get another file if it opened that name again"
     )
 
 
@@ -203,7 +203,7 @@ def given_by_descriptor(file: str = BASE) -> Graph:
 
 
 def test_commit_refuses_to_write_into_a_file_given_by_descriptor() -> None:
-    with pytest.raises(Unsupported, match=f"QEMU was given {BASE} as a descriptor") as refused:
+    with pytest.raises(Unsupported, match=f"QEMU was given {BASE} as a file descriptor") as refused:
         planned(Commit("vda"), given_by_descriptor())
     assert refused.value.hint == "qmpsnap stream vda, or qmpsnap mirror vda FILE --pivot"
 
@@ -211,7 +211,9 @@ def test_commit_refuses_to_write_into_a_file_given_by_descriptor() -> None:
 @pytest.mark.parametrize("intent", [Commit("vda", top="s2", base="s1"), Stream("vda", into="s1")])
 def test_layers_are_not_written_that_qemu_cannot_open_again(intent: Intent) -> None:
     there = graph(nodes=(Node("f", "file", S1, spelled="images/s1.qcow2"),), vda="base <- s1 <- s2*")
-    with pytest.raises(Unsupported, match="leads nowhere from its directory: it cannot open it again"):
+    with pytest.raises(
+        Unsupported, match="does not exist relative to its working directory: it cannot open it again"
+    ):
         planned(intent, there, files=files(there, S1, "same", S1, reopens="nothing"))
 
 
@@ -224,9 +226,9 @@ def test_a_layer_is_written_that_qemu_has_open_for_writing() -> None:
 
 @pytest.mark.parametrize("sync", ["top", "none"])
 def test_mirror_refuses_to_have_a_name_recorded_that_leads_nowhere(sync: str) -> None:
-    with pytest.raises(Unsupported, match=r"into the copy, which leads nowhere") as refused:
+    with pytest.raises(Unsupported, match=r"in the copy, where that name leads nowhere") as refused:
         planned(Mirror("vda", "/images/new.qcow2", "pivot", sync), given_by_descriptor())  # type: ignore[arg-type]
-    assert refused.value.hint == "copy all of it: --sync full"
+    assert refused.value.hint == "copy the whole disk: --sync full"
 
 
 @pytest.mark.parametrize(

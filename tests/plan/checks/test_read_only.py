@@ -20,5 +20,5 @@ def test_read_only_disk_is_refused_and_a_writable_or_empty_one_is_not() -> None:
         refuse_read_only(replace(DISK, read_only=True), "stream")
     assert (caught.value.feature, caught.value.hint) == (
         "stream of a read-only disk",
-        "attach it read-write, or work on its images with the machine off",
+        "attach it read-write, or shut the machine off and work on its images",
     )

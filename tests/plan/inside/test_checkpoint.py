@@ -192,7 +192,7 @@ FLASH = graph(holding("vda", STATE), chain("vars.raw*", name="pflash1"))
 LEAKED = graph(holding("vda", STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),))
 BARE = graph(holding("vda", STATE), nodes=(Node("bare", "file", "/images/x.qcow2"),))
 REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
-    "existing": (TWO, CheckpointInternal("c1"), TargetExists, "'c1' already"),
+    "existing": (TWO, CheckpointInternal("c1"), TargetExists, "there already is an .* snapshot 'c1'"),
     "raw": (RAW, SAVE, Unsupported, r"vdr \(/images/d\.raw\) is writable and raw"),
     "raw, load": (RAW, LOAD, Unsupported, "vdr"),
     "raw, delete by hmp": (RAW, replace(DELETE, via="hmp"), Unsupported, "vdr"),
@@ -200,9 +200,9 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
         RAW,
         replace(SAVE, leave=("vdr",), via="hmp"),
         Unsupported,
-        "every writable disk, vdr",
+        "every writable disk, also vdr",
     ),
-    "leave, load by hmp": (TWO, replace(LOAD, leave=("vdb",), via="hmp"), Unsupported, "vdb too"),
+    "leave, load by hmp": (TWO, replace(LOAD, leave=("vdb",), via="hmp"), Unsupported, "also vdb"),
     "leave all": (
         RAW,
         replace(SAVE, leave=("vda", "vdr")),
@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
         TWO,
         replace(LOAD, leave=("vda",)),
         Unsupported,
-        "inside vda, which is to be left",
+        "inside vda, which is left out",
     ),
     "leave another": (ADDED, replace(LOAD, leave=("vda",)), NotInChain, "vdn"),
     "flash": (FLASH, SAVE, Unsupported, "pflash1"),
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
     "disk added": (ADDED, LOAD, NotInChain, "vdn"),
     "below": (graph(holding("vda", STATE, layer=1)), LOAD, NotInChain, "active layer of vda"),
     "delete below": (graph(holding("vda", STATE, layer=1)), DELETE, NotInChain, "below"),
-    "disks alone": (graph(holding("vda", PART)), LOAD, Unsupported, "holds disks alone"),
+    "disks alone": (graph(holding("vda", PART)), LOAD, Unsupported, "only disks"),
     "double": (
         graph(holding("vda", STATE, OTHER_STATE)),
         LOAD,
@@ -270,7 +270,7 @@ def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
 @pytest.mark.parametrize(
     ("status", "migration", "error", "hint"),
     [
-        ("postmigrate", "completed", Unsupported, "let it run first: qmpsnap cont --after-migration resumes"),
+        ("postmigrate", "completed", Unsupported, "resume it first: qmpsnap cont --after-migration resumes"),
         (
             "inmigrate",
             "none",
@@ -290,7 +290,7 @@ def test_checkpoint_refuses_while_qemu_has_given_its_images_up(
 
 
 def test_checkpoint_is_not_named_by_a_number() -> None:
-    with pytest.raises(BadName, match="the id of a snapshot") as caught:
+    with pytest.raises(BadName, match="the id of an internal snapshot") as caught:
         planned(CheckpointInternal("3"), TWO)
     assert "s3" in caught.value.hint
 
@@ -313,7 +313,7 @@ def test_checkpoint_says_the_way_out_for_uefi_variables() -> None:
     with pytest.raises(Unsupported) as caught:
         planned(SAVE, FLASH)
     assert caught.value.hint == (
-        "give QEMU the UEFI variables as a qcow2 image, or read-only, or leave it as it is: --leave pflash1"
+        "give QEMU the UEFI variables as a qcow2 image, or read-only, or leave it out: --leave pflash1"
     )
 
 

@@ -52,7 +52,7 @@ def test_delete_takes_a_name_that_somebody_else_chose() -> None:
 
 def test_delete_says_what_goes_with_it() -> None:
     plan = planned(Delete("vm"), graph(holding("vda", InternalSnapshot("1", "vm", 4096))))
-    assert plan.notes == ("its VM state of 4096 bytes goes with it",)
+    assert plan.notes == ("its VM state of 4096 bytes is deleted too",)
 
 
 VM_STATE = InternalSnapshot("1", "vm", 4096)

@@ -38,8 +38,8 @@ REFUSED: dict[str, tuple[Graph, type[Refused], str, str]] = {
     "bitmap": (
         tracked(Bitmap("b0")),
         Unsupported,
-        r"vdb \(/images/b\.qcow2\) has the dirty bitmap 'b0': QEMU goes back to no snapshot",
-        f"remove it, the next backup is then a full one: {REMOVE}",
+        r"vdb \(/images/b\.qcow2\) has the dirty bitmap 'b0': QEMU cannot revert to a snapshot",
+        f"remove it; the next backup is then a full one: {REMOVE}",
     ),
     "persistent": (tracked(Bitmap("b0", persistent=True)), Unsupported, "dirty bitmap 'b0'", REMOVE),
     "in use": (
@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[Graph, type[Refused], str, str]] = {
         f"end the export or the backup that uses it, then: {REMOVE}",
     ),
     "nameless": (tracked(Bitmap("")), Unsupported, "a dirty bitmap without a name", "copy-before-write node"),
-    "read-only": (READ_ONLY, NotInChain, "vdb has 'c1' and is attached read-only", "--leave vdb"),
+    "read-only": (READ_ONLY, NotInChain, "vdb has 'c1' but is attached read-only", "--leave vdb"),
     "fleecing": (
         FLEECED,
         Busy,
@@ -133,7 +133,7 @@ def test_revert_inside_images_refuses_another_size_under_an_export() -> None:
 
 def test_checkpoint_inside_images_says_what_is_in_the_way_back() -> None:
     one, other = planned(CheckpointInternal("c2"), tracked(Bitmap("b0"), Bitmap("b1"))).notes
-    assert one == "vdb has the dirty bitmap 'b0': QEMU goes back to 'c2' only when it is removed"
+    assert one == "vdb has the dirty bitmap 'b0': QEMU reverts to 'c2' only after it is removed"
     assert other == one.replace("b0", "b1")
     assert planned(CheckpointInternal("c2"), GOOD).notes == ()
 
@@ -141,8 +141,8 @@ def test_checkpoint_inside_images_says_what_is_in_the_way_back() -> None:
 @pytest.mark.parametrize(
     ("intent", "hint"),
     [
-        (CheckpointInternal("c2"), "take it --mode in-place, or leave the disk as it is: --leave vdb"),
-        (SnapshotInternal("c2"), "take an external snapshot, which goes on every kind of disk"),
+        (CheckpointInternal("c2"), "use --mode in-place, or leave the disk out: --leave vdb"),
+        (SnapshotInternal("c2"), "take an external snapshot, which works with every kind of disk"),
     ],
 )
 def test_nothing_is_kept_inside_an_image_with_an_external_data_file(intent: Intent, hint: str) -> None:

@@ -72,7 +72,7 @@ def test_internal_refuses_what_cannot_be(case: str) -> None:
 def test_internal_says_which_disks_could_be_taken() -> None:
     with pytest.raises(Unsupported) as caught:
         planned(SnapshotInternal("i1"), RAW)
-    assert "name the disks to take (vda)" in caught.value.hint
+    assert "name the disks to snapshot (vda)" in caught.value.hint
 
 
 def test_internal_refuses_the_name_of_an_external_one() -> None:
@@ -81,12 +81,14 @@ def test_internal_refuses_the_name_of_an_external_one() -> None:
     files.records.append(
         MomentRecord("qmpsnap-snapshot-keep-1", "n1", NOW, {"vda": s1}, {"vda": base}, directory=STATE)
     )
-    with pytest.raises(TargetExists, match="an external snapshot 'n1' already"):
+    with pytest.raises(TargetExists, match="already is an external snapshot 'n1'"):
         planned(SnapshotInternal("n1"), TWO, files=files)
 
 
 def test_snapshot_refuses_the_name_of_an_internal_one() -> None:
-    with pytest.raises(TargetExists, match=r"internal snapshot 'old' already, inside /images/base\.qcow2"):
+    with pytest.raises(
+        TargetExists, match=r"already has an internal snapshot 'old', inside /images/base\.qcow2"
+    ):
         planned(Snapshot("old", ("vda",)), BELOW)
 
 
@@ -109,5 +111,5 @@ def test_internal_asks_for_the_command() -> None:
 
 
 def test_snapshot_internal_is_not_named_by_a_number() -> None:
-    with pytest.raises(BadName, match="the id of a snapshot"):
+    with pytest.raises(BadName, match="the id of an internal snapshot"):
         planned(SnapshotInternal("12"), graph(vda="base*"))

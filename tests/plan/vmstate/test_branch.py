@@ -179,9 +179,9 @@ def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
 def test_branch_is_refused_for_any_other_device(device: Device | None) -> None:
     known = {name: one for name, one in a_machine(TWO).devices.items() if name != "vda"}
     machine = a_machine(TWO, devices=known | ({"vda": device} if device else {}))
-    with pytest.raises(Unsupported, match=r"whose root (cannot|could) be changed") as caught:
+    with pytest.raises(Unsupported, match=r"another root node|whose root node could") as caught:
         planned(BACK, TWO, files=files_of(""), machine=machine)
-    assert caught.value.hint == "let it stay as it is: --leave vda; or go back into a new QEMU: --prepare"
+    assert caught.value.hint == "leave it out: --leave vda; or revert into a new QEMU: --prepare"
 
 
 # -- what is refused of the layers -----------------------------------------------------------------
@@ -215,10 +215,10 @@ TAKEN = f"/images/base.c1-{branch_token(MOMENT, TWO)}.qcow2"
 REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
     "taken": (TWO, put(TAKEN), TargetExists, "was not touched"),
     "no room": (TWO, full(), InvalidTarget, "no space left"),
-    "invalid": (TWO, with_record(WROTE), NotInChain, "holds no moment any more"),
+    "invalid": (TWO, with_record(WROTE), NotInChain, "no longer holds a snapshot"),
     "another size": (GROWN, files_of(""), Unsupported, "134217728 bytes, it had 67108864"),
-    "folded": (FOLDED, files_of(""), NotInChain, "its overlay was folded into it"),
-    "remote": (REMOTE, files_of(""), InvalidTarget, "no place beside it"),
+    "folded": (FOLDED, files_of(""), NotInChain, "its overlay was committed into it"),
+    "remote": (REMOTE, files_of(""), InvalidTarget, "nothing can be created beside it"),
     "empty": (EMPTY, files_of(""), Unsupported, "no medium"),
 }
 
@@ -297,8 +297,8 @@ def theirs() -> FakeFiles:
     ("files", "text"),
     [
         (gone(O1), "is gone"),
-        (changed(O1, BASE), "stands on '/images/base.qcow2' by now"),
-        (changed(BASE, "/images/more.qcow2"), "stands on '/images/more.qcow2', which 'c2' did not"),
+        (changed(O1, BASE), "is now backed by '/images/base.qcow2'"),
+        (changed(BASE, "/images/more.qcow2"), "is backed by '/images/more.qcow2', which was not so at 'c2'"),
     ],
 )
 def test_branch_of_a_moment_left_aside_is_refused_when_its_chain_is_another(
@@ -338,9 +338,9 @@ def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> 
 @pytest.mark.parametrize(
     ("file", "backing", "text"),
     [
-        (O1, BASE, "stands on '/images/base.qcow2' by now, not on"),
-        (O1, None, "stands on nothing by now"),
-        (BASE, "/images/more.qcow2", "stands on '/images/more.qcow2', which 'c2' did not"),
+        (O1, BASE, "is now backed by '/images/base.qcow2', not by"),
+        (O1, None, "is now backed by nothing"),
+        (BASE, "/images/more.qcow2", "is backed by '/images/more.qcow2', which was not so at 'c2'"),
     ],
 )
 def test_branch_of_recorded_formats_is_refused_when_the_chain_is_another(
@@ -355,9 +355,9 @@ def test_branch_of_recorded_formats_is_refused_when_the_chain_is_another(
 def test_branch_of_recorded_formats_is_refused_when_a_layer_is_gone_or_of_an_unknown_format() -> None:
     files = recorded("qcow2", "qcow2", "qcow2")
     files.put(O1, format="raw")
-    with pytest.raises(NotInChain, match="no image any more"):
+    with pytest.raises(NotInChain, match="no longer an image"):
         planned(Revert("c2"), ASIDE, files=files)
-    with pytest.raises(NotInChain, match="stands on nothing by now, not on"):
+    with pytest.raises(NotInChain, match="is now backed by nothing, not on"):
         planned(Revert("c2"), ASIDE, files=recorded("vmdk", "qcow2", "qcow2"))
 
 

@@ -129,7 +129,7 @@ def test_checkpoint_of_a_paused_guest_in_the_background_is_one_that_is_stopped_a
     plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
     stopped = planned(Checkpoint("c1"), TWO, machine=machine)
     assert plan.steps == stopped.steps
-    assert plan.notes[0] == "the guest is paused, so its memory is written as by --mode stop"
+    assert plan.notes[0] == "the guest is paused, so its memory is saved as with --mode stop"
     assert "postmigrate" in plan.notes[1]
     assert "postmigrate" in stopped.notes[0]
 
@@ -161,7 +161,12 @@ INSIDE = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("
 REMOTE = graph(with_layer(chain("base*"), 0, file="nbd://host/x", local=False))
 REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
     "job": (Checkpoint("c1"), {"jobs": (job("theirs"),)}, Busy, "'theirs'"),
-    "name inside": (Checkpoint("c1"), {"graph": INSIDE}, TargetExists, "'c1' already"),
+    "name inside": (
+        Checkpoint("c1"),
+        {"graph": INSIDE},
+        TargetExists,
+        "there already is an .* snapshot 'c1'",
+    ),
     "overlay there": (
         Checkpoint("c1"),
         {"files": files_with("/images/base.c1.qcow2")},
@@ -191,10 +196,10 @@ REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
         Checkpoint("c1", memory="/images/data.c1.qcow2"),
         {},
         InvalidTarget,
-        "to be an overlay",
+        "the overlay",
     ),
     "no disk": (Checkpoint("c1"), {"graph": EMPTY}, NotFound, "no writable disk"),
-    "remote": (Checkpoint("c1"), {"graph": REMOTE}, InvalidTarget, "no place beside it"),
+    "remote": (Checkpoint("c1"), {"graph": REMOTE}, InvalidTarget, "nothing can be created beside it"),
     "unseen": (Checkpoint("c1"), {"files": unseen(TWO), "state_dir": "/r"}, Unsupported, "not visible"),
     "waiting": (
         Checkpoint("c1"),
@@ -208,7 +213,7 @@ REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
         Checkpoint("c1", "background"),
         {"machine": a_machine(TWO, capabilities={"events": False})},
         Unsupported,
-        "while the guest runs on",
+        "while the guest runs",
     ),
 }
 
@@ -231,11 +236,11 @@ DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
 @pytest.mark.parametrize(
     ("drawn", "around", "hint"),
     [
-        (TWO, {"files": files_with("/images/base.c1.qcow2")}, "take another name"),
+        (TWO, {"files": files_with("/images/base.c1.qcow2")}, "choose another name"),
         (TWO, {"files": files_with(at=NO_ROOM)}, "free some space there"),
         (TWO, {"files": files_with(at=FULL)}, "--memory FILE"),
         (DEVICE, {}, "qmpsnap snapshot --disk vda=FILE"),
-        (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or take it --mode in-place"),
+        (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or use --mode in-place"),
         (TWO, {"machine": TCP, "files": unseen(TWO)}, "--shared-fs yes allows --mode in-place"),
     ],
     ids=["there", "full", "no room", "device", "tcp", "tcp unseen"],
@@ -255,7 +260,7 @@ def test_checkpoint_refuses_the_name_of_a_moment_that_a_revert_left_aside() -> N
     aside = MomentRecord("y", "aside", NOW, {"vda": "/images/z.qcow2"}, gone, directory=STATE)
     files = FakeFiles(TWO)
     files.records += [first, aside]
-    with pytest.raises(TargetExists, match="'aside' already"):
+    with pytest.raises(TargetExists, match=r"there already is an .* snapshot 'aside'"):
         planned(Checkpoint("aside"), TWO, files=files)
     assert planned(Checkpoint("other"), TWO, files=files).steps
 

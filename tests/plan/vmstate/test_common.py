@@ -101,7 +101,7 @@ def test_no_state_is_kept_of_a_machine_that_cannot_be_migrated(intent: Intent) -
     blocked = a_machine(ONE, blocked=("non-migratable device: x", "mounted"))
     with pytest.raises(Unsupported, match="this machine: non-migratable device: x; mounted") as caught:
         planned(intent, ONE, machine=blocked)
-    assert caught.value.hint.endswith("take the disks alone: qmpsnap snapshot")
+    assert caught.value.hint.endswith("take a snapshot of the disks only: qmpsnap snapshot")
     assert planned(Snapshot("n1"), ONE, machine=blocked).steps
 
 
@@ -114,7 +114,7 @@ def test_no_state_is_kept_of_a_guest_that_sleeps() -> None:
         CheckpointInternal("c1"),
         Save("/images/m"),
     ):
-        with pytest.raises(Unsupported, match="the guest sleeps") as caught:
+        with pytest.raises(Unsupported, match="the guest is suspended") as caught:
             planned(intent, ONE, machine=asleep)
         assert caught.value.hint == "wake it first: qmpsnap qmp system_wakeup"
 
@@ -126,7 +126,7 @@ def test_state_file_is_beside_the_active_layer_and_named_after_the_base() -> Non
 
 @pytest.mark.parametrize("changes", [{"file": "nbd://h/x", "local": False}, {"file": "/dev/vg/x"}], ids=str)
 def test_state_file_has_no_place_beside_what_is_no_file(changes: dict[str, object]) -> None:
-    with pytest.raises(InvalidTarget, match="no place beside it"):
+    with pytest.raises(InvalidTarget, match="nothing can be created beside it"):
         state_file(with_layer(chain("base <- s1*"), 0, **changes), "c1", "memory")
 
 
@@ -154,7 +154,7 @@ NEEDED = (256 << 20) + (1 << 20)
     [
         ({"exists": False}, "does not exist"),
         ({"writable": False, "problem": "read-only file system"}, "read-only file system"),
-        ({"free_bytes": NEEDED - 1}, f"{NEEDED - 1} bytes free; the guest's memory may take {NEEDED}"),
+        ({"free_bytes": NEEDED - 1}, f"{NEEDED - 1} bytes free; the guest's memory may need {NEEDED}"),
     ],
 )
 def test_refuse_memory_place_in_a_directory_that_cannot_take_it(
@@ -169,7 +169,7 @@ def test_refuse_memory_place_takes_what_has_just_room_enough() -> None:
 
 
 def test_refuse_memory_place_that_is_no_absolute_path() -> None:
-    with pytest.raises(InvalidTarget, match="no absolute path"):
+    with pytest.raises(InvalidTarget, match="not an absolute path"):
         refuse_memory_place(scene(FakeFiles(ONE)), "m")
 
 
@@ -212,7 +212,7 @@ def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:
     assert caught.value.feature == "background-snapshot"
 
 
-@pytest.mark.parametrize(("live", "said"), [(True, "is under way"), (False, "was left unfinished")])
+@pytest.mark.parametrize(("live", "said"), [(True, "is running"), (False, "was interrupted")])
 def test_refuse_unsettled_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
     files = FakeFiles(ONE)
     was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})

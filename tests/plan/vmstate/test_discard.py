@@ -46,12 +46,12 @@ REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
         FOREIGN,
         foreign(),
         WouldLose,
-        "x.qcow2, which vda writes to, began at no moment",
+        "x.qcow2, to which vda writes, is not the overlay",
     ),
-    "clone": (TWO, cloned(), StillNeeded, "needed by /images/clone.qcow2"),
+    "clone": (TWO, cloned(), StillNeeded, "backing file of /images/clone.qcow2"),
     "internal": (INSIDE, files_of("", INSIDE), WouldLose, "internal snapshot 'in' of"),
     "bitmap": (TRACKED, files_of("", TRACKED), WouldLose, "persistent bitmap 'b' of"),
-    "unreadable": (TWO, unreadable(), InvalidTarget, "cannot look for images"),
+    "unreadable": (TWO, unreadable(), InvalidTarget, "cannot search for images"),
 }
 
 
@@ -62,7 +62,7 @@ def test_discard_refuses_what_is_not_ours_alone(case: str) -> None:
     with pytest.raises(Refused, match=text) as caught:
         planned(GIVE_UP, drawn, files=files, state_dir=STATE)
     assert type(caught.value) is error
-    assert "without --discard it is kept" in caught.value.hint
+    assert "omit --discard to keep it" in caught.value.hint
 
 
 def test_discard_gives_up_an_overlay_that_a_revert_made() -> None:

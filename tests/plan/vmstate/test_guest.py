@@ -60,13 +60,13 @@ def test_cont_is_refused_while_a_migration_is_under_way(migration: str) -> None:
 
 
 def test_cont_is_refused_for_a_guest_that_an_operation_left_standing() -> None:
-    with pytest.raises(Busy, match="revert 'c1' was left unfinished") as refused:
+    with pytest.raises(Busy, match="revert 'c1' was interrupted") as refused:
         refuse_cont(Status("paused", running=False), (left(),), after_migration=False)
-    assert refused.value.hint == "end it first: qmpsnap job wait qmpsnap-revert-keep-0a1b2c3d"
+    assert refused.value.hint == "finish it first: qmpsnap job wait qmpsnap-revert-keep-0a1b2c3d"
 
 
 def test_cont_is_refused_while_an_operation_holds_the_guest() -> None:
-    with pytest.raises(Busy, match="revert 'c1' is under way"):
+    with pytest.raises(Busy, match="revert 'c1' is running"):
         refuse_cont(Status("paused", running=False), (left(live=True),), after_migration=False)
 
 
@@ -77,5 +77,5 @@ def test_cont_minds_no_record_that_says_nothing_of_the_guest() -> None:
 
 def test_stop_is_refused_only_while_an_operation_would_let_the_guest_run_on() -> None:
     refuse_stop((left(), left(live=True, was=False)))
-    with pytest.raises(Busy, match="revert 'c1' is under way, and lets the guest run on itself"):
+    with pytest.raises(Busy, match="revert 'c1' is running, and resumes the guest itself"):
         refuse_stop((left(live=True),))

@@ -57,8 +57,8 @@ def test_checkpoint_notes_what_will_not_go_back_in_place(mode: str, said: int) -
     machine = a_machine(drawn, devices={**devices, "vdx": Device("/machine/peripheral/vdx", "nvme")})
     notes = planned(Checkpoint("c1", mode), drawn, machine=machine).notes  # type: ignore[arg-type]
     note = (
-        "vdx is nvme (/machine/peripheral/vdx), whose root cannot be changed under a guest for certain: the "
-        "way back leaves it as it is (revert c1 --leave vdx), beside the memory of then; --mode stop and "
-        "background go back in a new QEMU, with all disks"
+        "vdx is nvme (/machine/peripheral/vdx), which is not known to accept another root node: a revert has "
+        "to leave it out (revert c1 --leave vdx); checkpoints of --mode stop and background revert in a new "
+        "QEMU, with all disks"
     )
     assert [one for one in notes if "vdx" in one] == [note] * said

@@ -59,7 +59,10 @@ def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
     ]
     assert kinds(*tidy.steps) == ["KeepBranch", "FinishRecord"]
     assert (go.verify, tidy.tidy) == (True, True)
-    assert plan.notes == ("the guest is reset: its memory belongs to the disks as they were", NOT_TOLD)
+    assert plan.notes == (
+        "the guest is reset, because its memory does not match the reverted disks",
+        NOT_TOLD,
+    )
     assert plan.moves == ("vda", "vdb")
     for files in plan.chains_after.values():
         assert files[0].startswith(("/images/base.c1-", "/images/data.c1-"))
@@ -173,12 +176,12 @@ THREE = graph(*TWO.disks.values(), chain("n*", name="vdn"))
 
 
 def test_revert_leaves_a_disk_alone_that_is_named_and_only_then() -> None:
-    with pytest.raises(NotInChain, match="vdn is writable and not part") as caught:
+    with pytest.raises(NotInChain, match="vdn is writable but not part") as caught:
         planned(BACK, THREE, files=files_of("", THREE))
     assert "--leave vdn" in caught.value.hint
     plan = planned(Revert("c1", leave=("vdn",)), THREE, files=files_of("", THREE))
     assert plan.disks == ("vda", "vdb")
-    assert "stays as it is: vdn" in plan.notes
+    assert "not reverted: vdn" in plan.notes
     assert planned(Revert("c1", leave=("vdn", "vdb")), THREE, files=files_of("", THREE)).disks == ("vda",)
 
 
@@ -186,7 +189,7 @@ def test_revert_to_a_moment_inside_the_images_is_planned_as_that() -> None:
     inside = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),)))
     plan = planned(Revert("in"), inside)
     assert [step for step in plan.steps if isinstance(step, LoadVm)] == [LoadVm("in")]
-    with pytest.raises(Unsupported, match="lost in any case"):
+    with pytest.raises(Unsupported, match="always lost"):
         planned(Revert("in", discard=True), inside)
 
 
@@ -214,7 +217,13 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
     "two": (BACK, BOTH_KINDS, {"files": files_of("")}, AmbiguousName, "the name of 2 snapshots"),
     "stop": (BACK, TWO, {"files": files_of("stop")}, Unsupported, "only a new QEMU can load it"),
     "background": (BACK, TWO, {"files": files_of("background")}, Unsupported, "--mode background"),
-    "via": (Revert("c1", via="jobs"), TWO, {"files": files_of("")}, Unsupported, "one way back"),
+    "via": (
+        Revert("c1", via="jobs"),
+        TWO,
+        {"files": files_of("")},
+        Unsupported,
+        "is not an internal checkpoint",
+    ),
     "job": (BACK, TWO, {"files": files_of(""), "jobs": (job("theirs"),)}, Busy, "'theirs'"),
     "migrating": (
         BACK,
@@ -235,7 +244,7 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
         TWO,
         {"files": files_of(""), "machine": a_machine(TWO, status="postmigrate")},
         Unsupported,
-        "given its images up",
+        "deactivated its images",
     ),
     "shut down": (
         BACK,
@@ -252,23 +261,23 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
         "another machine: it lacks the device vdb",
     ),
     "no store": (BACK, TWO, {"files": without(STORE, "in-place")}, InvalidTarget, "gone or broken"),
-    "empty store": (BACK, TWO, {"files": store(snapshot_count=0)}, InvalidTarget, "no store of VM state"),
-    "odd store": (BACK, TWO, {"files": store(backing="/x")}, InvalidTarget, "no store of VM state"),
-    "store elsewhere": (BACK, TWO, {"files": store(data_file="/x")}, InvalidTarget, "no store of VM state"),
+    "empty store": (BACK, TWO, {"files": store(snapshot_count=0)}, InvalidTarget, "not a VM state store"),
+    "odd store": (BACK, TWO, {"files": store(backing="/x")}, InvalidTarget, "not a VM state store"),
+    "store elsewhere": (BACK, TWO, {"files": store(data_file="/x")}, InvalidTarget, "not a VM state store"),
     "raw store": (BACK, TWO, {"files": store(format="raw")}, InvalidTarget, "gone or broken"),
     "all left": (
         Revert("c1", leave=("vda", "vdb")),
         TWO,
         {"files": files_of("")},
         NotFound,
-        "no disk is left",
+        "there is no disk",
     ),
     "disk gone": (
         BACK,
         graph(TWO.disks["vda"]),
         {"files": files_of("")},
         NotFound,
-        "no disk 'vdb', which 'c1' was taken of",
+        "no disk 'vdb', which is part of 'c1'",
     ),
 }
 
@@ -314,5 +323,5 @@ def test_revert_of_disks_alone_lets_a_guest_run_that_slept() -> None:
     steps = planned(Revert("c1"), TWO, files=files_of(""), machine=asleep).steps
     assert [step for step in steps if isinstance(step, StopGuest)] == [StopGuest(ran=True)]
     assert [step for step in steps if isinstance(step, ContinueGuest)] == [ContinueGuest()]
-    with pytest.raises(Unsupported, match="the guest sleeps"):
+    with pytest.raises(Unsupported, match="the guest is suspended"):
         planned(Revert("c1"), TWO, files=files_of("in-place"), machine=asleep)

@@ -48,7 +48,7 @@ def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
 
 
 def test_prepare_refuses_what_goes_back_in_place_in_any_qemu() -> None:
-    with pytest.raises(Unsupported, match="goes back in place") as caught:
+    with pytest.raises(Unsupported, match="is reverted in place") as caught:
         planned(PrepareRevert("c1"), TWO, files=files_of("in-place"))
     assert caught.value.hint == "start QEMU as it is now, with -S, then: qmpsnap revert c1"
 
@@ -56,7 +56,7 @@ def test_prepare_refuses_what_goes_back_in_place_in_any_qemu() -> None:
 def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:
     files = files_of("stop")
     files.memories[MEMORY] = MemoryFact(MEMORY, 7, problem="it was cut")
-    with pytest.raises(InvalidTarget, match="no whole memory file of ours: it was cut"):
+    with pytest.raises(InvalidTarget, match="not a complete memory file of qmpsnap: it was cut"):
         planned(PrepareRevert("c1"), TWO, files=files)
 
 
@@ -135,14 +135,14 @@ def cut() -> FakeFiles:
 
 BIGGER = replace(a_machine(READY).fingerprint, memory=7)
 INCOMING_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refused], str]] = {
-    "running": (READY, prepared(), {"status": "running"}, Unsupported, "does not wait for VM state"),
+    "running": (READY, prepared(), {"status": "running"}, Unsupported, "not waiting for VM state"),
     "tcp": (READY, prepared(), {"passes_files": False}, Unsupported, "unix socket"),
-    "no memory": (READY, prepared(""), {}, Unsupported, "no memory that a new QEMU could read"),
-    "in place": (READY, prepared("in-place"), {}, Unsupported, "no memory that a new QEMU could read"),
+    "no memory": (READY, prepared(""), {}, Unsupported, "no memory that a new QEMU could load"),
+    "in place": (READY, prepared("in-place"), {}, Unsupported, "no memory that a new QEMU could load"),
     "cut": (READY, cut(), {}, InvalidTarget, "it was cut"),
     "of another": (READY, noted(id="other", name="c9"), {}, InvalidTarget, "memory of 'c9', not of 'c1'"),
     "other machine": (READY, noted(fingerprint=BIGGER), {}, MachineDiffers, "268435456 bytes of memory"),
-    "written": (READY, touched(), {}, MachineDiffers, "r2.qcow2 has data already"),
+    "written": (READY, touched(), {}, MachineDiffers, "r2.qcow2 already has data"),
     "not prepared": (
         graph(READY.disks["vda"], chain("data.raw <- o2 <- x*", name="vdb")),
         prepared(),
@@ -178,11 +178,11 @@ BELOW = LayerState("vda", "/images/base.qcow2", inode=0, size=196_616, modified=
 @pytest.mark.parametrize("changes", [{"size": 7}, {"modified": 7}])
 def test_incoming_refuses_a_layer_that_was_written_since(changes: dict[str, Any]) -> None:
     files = noted(layers=(DIRECT, replace(BELOW, **changes), replace(THEN, **changes)))
-    with pytest.raises(MachineDiffers, match="do not hold 'c1' as it was") as caught:
+    with pytest.raises(MachineDiffers, match="have changed since 'c1'") as caught:
         planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING))
     assert caught.value.differences == (
-        "/images/base.qcow2 of vda was written since",
-        "/images/data.raw of vdb was written since",
+        "/images/base.qcow2 of vda has been written to since",
+        "/images/data.raw of vdb has been written to since",
     )
 
 

@@ -56,7 +56,7 @@ def test_save_writes_the_memory_of_a_guest_that_stands_from_then_on() -> None:
     ]
     assert not [step for step in plan.steps if isinstance(step, ContinueGuest)]
     assert (plan.after, plan.moves) == (TWO, ())
-    assert "the guest stands still" in plan.notes[0]
+    assert "the guest stays paused" in plan.notes[0]
 
 
 def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
@@ -112,8 +112,8 @@ REFUSED: dict[str, tuple[Save, Graph, dict[str, Any], type[Refused], str]] = {
     "again": (SAVE, TWO, {"machine": a_machine(TWO, status="postmigrate")}, Unsupported, "postmigrate"),
     "tcp": (SAVE, TWO, {"machine": a_machine(TWO, passes_files=False)}, Unsupported, "unix socket"),
     "no disk": (SAVE, graph(Disk("cd0")), {}, NotFound, "no disk with a medium"),
-    "remote": (SAVE, REMOTE, {}, Unsupported, "is no regular file"),
-    "device": (SAVE, TWO, {"files": device()}, Unsupported, "data.raw of vdb is no regular file"),
+    "remote": (SAVE, REMOTE, {}, Unsupported, "is not a regular file"),
+    "device": (SAVE, TWO, {"files": device()}, Unsupported, "data.raw of vdb is not a regular file"),
 }
 
 
@@ -130,7 +130,7 @@ def test_save_refused_says_what_can_be_done_about_it() -> None:
     files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=1 << 20)
     with pytest.raises(InvalidTarget) as caught:
         planned(SAVE, TWO, files=files)
-    assert caught.value.hint == "make room there, or say another file: save FILE"
+    assert caught.value.hint == "free some space there, or choose another file: save FILE"
     with pytest.raises(Unsupported) as over_tcp:
         planned(SAVE, TWO, machine=a_machine(TWO, passes_files=False))
     assert over_tcp.value.hint == "connect to a unix socket (-s PATH)"
@@ -192,8 +192,8 @@ RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refus
         "^/images/m does not exist\nnext: nothing was sent",
     ),
     "cut": (TWO, cut(), {}, InvalidTarget, "it was cut"),
-    "a checkpoint's": (TWO, saved(name="c1"), {}, InvalidTarget, "the memory of checkpoint 'c1'"),
-    "running": (TWO, saved(), {"status": "running"}, Unsupported, "does not wait"),
+    "a checkpoint's": (TWO, saved(name="c1"), {}, InvalidTarget, "belongs to checkpoint 'c1'"),
+    "running": (TWO, saved(), {"status": "running"}, Unsupported, "not waiting"),
     "tcp": (TWO, saved(), {"passes_files": False}, Unsupported, "unix socket"),
     "other machine": (
         TWO,
@@ -202,10 +202,16 @@ RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refus
         MachineDiffers,
         "not isapc",
     ),
-    "other inode": (TWO, changed(BASE, inode=7), {}, MachineDiffers, "base.qcow2 of vda was written since"),
-    "longer": (TWO, changed(BASE, size=7), {}, MachineDiffers, "was written since"),
-    "later": (TWO, changed(BASE, modified_ns=7), {}, MachineDiffers, "was written since"),
-    "gone": (TWO, gone(BASE), {}, MachineDiffers, "base.qcow2 of vda is not in use, or gone"),
+    "other inode": (
+        TWO,
+        changed(BASE, inode=7),
+        {},
+        MachineDiffers,
+        "base.qcow2 of vda has been written to since",
+    ),
+    "longer": (TWO, changed(BASE, size=7), {}, MachineDiffers, "has been written to since"),
+    "later": (TWO, changed(BASE, modified_ns=7), {}, MachineDiffers, "has been written to since"),
+    "gone": (TWO, gone(BASE), {}, MachineDiffers, "base.qcow2 of vda is gone, or not in use"),
     "another chain": (
         graph(vda="base <- s1 <- s2*", vdb="data.raw*"),
         saved(),
@@ -247,11 +253,11 @@ def test_save_and_restore_look_at_an_external_data_file() -> None:
     files.memories["/images/m"] = MemoryFact("/images/m", 4096, note)
     assert planned(RESTORE, drawn, files=files, machine=a_machine(drawn, **WAITING)).steps
     files.touch("/images/a.data")
-    with pytest.raises(MachineDiffers, match=r"layer /images/a\.data of vda was written since"):
+    with pytest.raises(MachineDiffers, match=r"layer /images/a\.data of vda has been written to since"):
         planned(RESTORE, drawn, files=files, machine=a_machine(drawn, **WAITING))
 
 
 def test_save_refuses_an_external_data_file_that_is_no_file() -> None:
     drawn = graph(with_layer(chain("a*"), 0, data_file="nbd://host/a"))
-    with pytest.raises(Unsupported, match="the layer nbd://host/a of vda is no regular file"):
+    with pytest.raises(Unsupported, match="the layer nbd://host/a of vda is not a regular file"):
         planned(SAVE, drawn)
