@@ -39,11 +39,11 @@ async def test_lost_link_of_a_child_says_how_it_ended(qemu, tmp_path):
         await asyncio.sleep(0)
         os.kill(vm.pid, signal.SIGKILL)
         async with asyncio.timeout(1):
-            assert await waiting == "QEMU ended by signal 9 (SIGKILL): it wrote nothing"
+            assert await waiting == "QEMU ended by signal 9 (SIGKILL): it printed nothing"
         with pytest.raises(qmpsnap.LinkLost) as caught:
             await vm.snapshot("n1")
     assert caught.value.message.startswith("lost vm1 with ")
-    assert caught.value.message.endswith(": QEMU ended by signal 9 (SIGKILL): it wrote nothing")
+    assert caught.value.message.endswith(": QEMU ended by signal 9 (SIGKILL): it printed nothing")
 
 
 async def test_machine_without_a_cpu_can_be_worked_on(qemu, tmp_path):

@@ -65,7 +65,7 @@ async def test_revert_refuses_a_device_that_was_not_tried(images, machine, kind,
                 return
             await take(vm, "c1", kind)
             error = await refuses(
-                running, vm, Revert("c1"), Unsupported, "cannot be replaced while the guest uses it"
+                running, vm, Revert("c1"), Unsupported, "not known to accept another root node"
             )
             assert ("--prepare" in error.hint) is (kind == "disks")
             assert error.message.startswith(f"vda is {bus} (/machine/peripheral/vda)")

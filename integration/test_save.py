@@ -107,7 +107,9 @@ async def test_a_saved_guest_that_goes_on_is_not_restored(two, machine, tmp_path
             await refuses(running, vm, Save(f"{tmp_path}/again"), Unsupported, "postmigrate")
     with machine(*disks(two), extra=INCOMING) as running:
         async with running.connect() as vm:
-            error = await refuses(running, vm, Restore(f"{tmp_path}/saved"), MachineDiffers, "written since")
+            error = await refuses(
+                running, vm, Restore(f"{tmp_path}/saved"), MachineDiffers, "written to since"
+            )
             assert any("s1.qcow2" in one for one in error.differences)
             await vm.restore(tmp_path / "again")
             assert status(running) == "running"
