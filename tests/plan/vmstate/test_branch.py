@@ -357,7 +357,7 @@ def test_branch_of_recorded_formats_is_refused_when_a_layer_is_gone_or_of_an_unk
     files.put(O1, format="raw")
     with pytest.raises(NotInChain, match="no longer an image"):
         planned(Revert("c2"), ASIDE, files=files)
-    with pytest.raises(NotInChain, match="is now backed by nothing, not on"):
+    with pytest.raises(NotInChain, match="is now backed by nothing, not by"):
         planned(Revert("c2"), ASIDE, files=recorded("vmdk", "qcow2", "qcow2"))
 
 
