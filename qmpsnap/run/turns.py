@@ -6,7 +6,7 @@ Here alone it is decided what an operation keeps others from.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -64,11 +64,11 @@ def claim_of(plan: Plan) -> Claim:
     return Claim(frozenset(plan.disks), files, files if plan.op == "commit" else frozenset(), everything)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Turn:
-    plan: Plan
-    claim: Claim
-    ended: anyio.Event = field(default_factory=anyio.Event)
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.claim = claim_of(plan)
+        self.ended = anyio.Event()
 
 
 class Turns:
@@ -107,7 +107,7 @@ class Turns:
         Raises:
             Busy: When such a one is before it, and `wait` is False.
         """
-        turn = _Turn(plan, claim_of(plan))
+        turn = _Turn(plan)
         before = [one for one in self._all if one.claim.meets(turn.claim)]
         if not wait:
             for one in before:
