@@ -27,8 +27,8 @@ _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
 _EXT_BITMAPS = 0x23852875
 
-_DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4  # qcow2's incompatible features
-_BITMAPS_VALID = 1  # qcow2's autoclear features
+_DATA_FILE = 4  # one of qcow2's incompatible features
+_BITMAPS_VALID = 1  # one of its autoclear features
 
 _FILE_DRIVERS = ("file", "host_device", "host_cdrom")
 
@@ -38,31 +38,23 @@ class Header(Struct, frozen=True):
 
     Attributes:
         format: "qcow2".
-        version: 2 or 3.
         virtual_size: Bytes of the disk that the guest sees.
-        cluster_size: In bytes.
         backing: The backing file's name as it was written, or None.
         backing_format: As it was written, or None: then whoever opens the image would have to probe.
         data_file: Name of the external data file; "" when there is one without a name; None without one.
         snapshot_count: Number of internal snapshots.
         bitmaps: Number of persistent bitmaps that QEMU would load.
-        dirty: Whether it was not closed properly.
-        corrupt: Whether QEMU marked it as corrupt.
         l1_offset: Where qcow2's table of data begins, in bytes.
         l1_entries: How many 8-byte entries that table has.
     """
 
     format: str
-    version: int
     virtual_size: int
-    cluster_size: int
     backing: str | None = None
     backing_format: str | None = None
     data_file: str | None = None
     snapshot_count: int = 0
     bitmaps: int = 0
-    dirty: bool = False
-    corrupt: bool = False
     l1_offset: int = 0
     l1_entries: int = 0
 
@@ -86,7 +78,9 @@ def parse_header(data: bytes) -> Header | None:
         raise ValueError(f"qcow2 of unknown version {version}")
     offset, length, cluster_bits, size, _, l1_entries, l1_offset = _unpack(data, ">QIIQIIQ", 8)
     (snapshots,) = _unpack(data, ">I", 60)
-    cluster = _cluster_size(cluster_bits, 9, 21)
+    if not 9 <= cluster_bits <= 21:
+        raise ValueError(f"cluster bits {cluster_bits} are not within 9 and 21")
+    cluster = 1 << cluster_bits
     incompatible, autoclear, header_length = 0, 0, 72
     if version == 3:
         incompatible, _, autoclear, _, header_length = _unpack(data, ">QQQII", 72)
@@ -94,7 +88,7 @@ def parse_header(data: bytes) -> Header | None:
             raise ValueError(
                 f"header length {header_length} is not within 104 and the cluster's {cluster} bytes"
             )
-    backing = _name(data, offset, length, cluster, _LONGEST_NAME)
+    backing = _name(data, offset, length, cluster)
     extensions = _extensions(data, header_length, offset or cluster)
     data_file = extensions.get(_EXT_DATA_FILE, b"") if incompatible & _DATA_FILE else None
     backing_format = extensions.get(_EXT_BACKING_FORMAT)
@@ -105,16 +99,12 @@ def parse_header(data: bytes) -> Header | None:
     bitmaps = extensions.get(_EXT_BITMAPS)
     return Header(
         format="qcow2",
-        version=version,
         virtual_size=size,
-        cluster_size=cluster,
         backing=backing,
         backing_format=_text(backing_format) or None if backing_format is not None else None,
         data_file=_text(data_file) if data_file is not None else None,
         snapshot_count=snapshots,
         bitmaps=_unpack(bitmaps, ">I", 0)[0] if bitmaps is not None and autoclear & _BITMAPS_VALID else 0,
-        dirty=bool(incompatible & _DIRTY),
-        corrupt=bool(incompatible & _CORRUPT),
         l1_offset=l1_offset,
         l1_entries=l1_entries,
     )
@@ -138,12 +128,12 @@ def _extensions(data: bytes, start: int, end: int) -> dict[int, bytes]:
     return found
 
 
-def _name(data: bytes, offset: int, length: int, end: int, longest: int) -> str | None:
+def _name(data: bytes, offset: int, length: int, end: int) -> str | None:
     """Read a backing file's name, which lies before `end`; None when none is written."""
     if offset == 0 or length == 0:
         return None
-    if length > longest:
-        raise ValueError(f"backing file name of {length} bytes, at most {longest} are allowed")
+    if length > _LONGEST_NAME:
+        raise ValueError(f"backing file name of {length} bytes, at most {_LONGEST_NAME} are allowed")
     if offset + length > end:
         raise ValueError(f"backing file name at {offset} extends beyond the header")
     if offset + length > len(data):
@@ -154,12 +144,6 @@ def _name(data: bytes, offset: int, length: int, end: int, longest: int) -> str 
 def _text(raw: bytes) -> str:
     """Decode a name as the file system does; to QEMU it ends at the first NUL, as a C string."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _cluster_size(bits: int, lowest: int, highest: int) -> int:
-    if not lowest <= bits <= highest:
-        raise ValueError(f"cluster bits {bits} are not within {lowest} and {highest}")
-    return 1 << bits
 
 
 def _unpack(data: bytes, layout: str, offset: int) -> tuple[int, ...]:

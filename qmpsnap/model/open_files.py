@@ -36,7 +36,6 @@ class OpenFile(Struct, frozen=True):
         replaced: Whether the name leads to another file.
         reopens: What QEMU would get by opening its own spelling of the name again, as it does to write
             into a layer that it has read-only: a relative name counts from QEMU's directory.
-        reason: Why it cannot be told, else "".
     """
 
     name: str
@@ -46,7 +45,6 @@ class OpenFile(Struct, frozen=True):
     inode: int = 0
     replaced: bool = False
     reopens: Reopens = "same"
-    reason: str = ""
 
     @property
     def known(self) -> bool:

@@ -121,14 +121,11 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
         names: Absolute paths, each with the process's own spelling of it and what image it is.
     """
     names = tuple(names)
-    found: dict[str, OpenFile]
     held = _descriptors(pid)
     if held is None:
-        why = f"not allowed to inspect process {pid}"
-        found = {one.name: OpenFile(one.name, "unknown", reason=why) for one in names}
-        return Opened(MappingProxyType(found))
+        return Opened(MappingProxyType({one.name: OpenFile(one.name, "unknown") for one in names}))
     same_view = _same_view(pid)
-    found = {}
+    found: dict[str, OpenFile] = {}
     for one in names:
         key = _key(one.name)
         if key is not None and key in held:
@@ -206,13 +203,11 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor], *, root: str = "") 
     deleted = {f"{name.name}{_DELETED}", f"{real}{_DELETED}"}
     fitting = [one for one in left if one.holds(name)]
     if not fitting:
-        why = f"process {pid} has no such file open"
-        return OpenFile(name.name, "unknown", replaced=replaced, reason=why)
+        return OpenFile(name.name, "unknown", replaced=replaced)
     named = [one for one in fitting if one.target in deleted]
     named = named or [one for one in fitting if posixpath.basename(one.target) == base] or fitting
     if len(named) != 1:
-        why = "it is not known which of its files it is"
-        return OpenFile(name.name, "moved", replaced=replaced, reason=why)
+        return OpenFile(name.name, "moved", replaced=replaced)  # to one of several
     one = named[0]
     state: OpenState = "unlinked" if one.unlinked else "moved"
     path = "" if one.unlinked else one.path or _beside(name.name, one.key)
@@ -226,8 +221,7 @@ def _elsewhere(
     """A name that leads to no file of the process here, where it sees another file system."""
     key = _key(f"/proc/{pid}/root{name.name}")
     if key is not None and key in held:
-        why = f"process {pid} sees another file system (mount namespace or root)"
-        return OpenFile(name.name, "unknown", "", *key, reason=why)
+        return OpenFile(name.name, "unknown", "", *key)
     return _lost(pid, name, left, root=f"/proc/{pid}/root")
 
 

@@ -106,7 +106,7 @@ class FakeFiles:
         header, stands_on = None, None
         if format == "qcow2":
             below = (backing_format or "qcow2") if backing else None
-            header = Header(format, 3, size_bytes, 65536, backing=backing, backing_format=below)
+            header = Header(format, size_bytes, backing=backing, backing_format=below)
             found = backing_path(backing, of=path) if backing else None
             stands_on = posixpath.normpath(found) if found else None
         size = 196_616 if header else size_bytes

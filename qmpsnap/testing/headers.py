@@ -17,8 +17,6 @@ def qcow2_bytes(  # as many as the header has fields
     cluster_bits: int = 16,
     snapshots: int = 0,
     bitmaps: int = 0,
-    dirty: bool = False,
-    corrupt: bool = False,
     pad: int = 0,
 ) -> bytes:
     """Return the first bytes of a qcow2 file, up to the end of its backing file's name.
@@ -32,8 +30,6 @@ def qcow2_bytes(  # as many as the header has fields
         cluster_bits: Logarithm of the cluster size.
         snapshots: Count of internal snapshots that is claimed.
         bitmaps: Count of persistent bitmaps that is claimed.
-        dirty: Sets the dirty flag.
-        corrupt: Sets the corrupt flag.
         pad: Bytes of an unknown extension before the others.
     """
     extensions = _extension(0x0BADF00D, bytes(pad)) if pad else b""
@@ -59,7 +55,7 @@ def qcow2_bytes(  # as many as the header has fields
         0,
     )
     if version == 3:
-        incompatible = dirty | corrupt << 1 | (data_file is not None) << 2
+        incompatible = (data_file is not None) << 2
         head += struct.pack(">QQQII", incompatible, 0, bool(bitmaps), 4, length)
     return head + extensions + name
 

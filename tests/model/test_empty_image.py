@@ -72,9 +72,7 @@ def test_empty_image_says_what_was_asked(size, backing, form):
     found = parse_header(empty.parts[0][1])
     assert found == Header(
         format="qcow2",
-        version=3,
         virtual_size=(size + 511) // 512 * 512,
-        cluster_size=65536,
         backing=backing,
         backing_format=form,
         l1_offset=3 * 65536,

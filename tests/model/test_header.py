@@ -21,9 +21,7 @@ def test_parse_header_reads_all_of_qcow2_when_it_has_a_backing_file(version):
     )
     assert parse_header(data) == Header(
         format="qcow2",
-        version=version,
         virtual_size=1 << 30,
-        cluster_size=4096,
         backing="base.raw",
         backing_format="raw",
         snapshot_count=2,
@@ -32,10 +30,10 @@ def test_parse_header_reads_all_of_qcow2_when_it_has_a_backing_file(version):
     )
 
 
-def test_parse_header_reads_flags_data_file_and_bitmaps_of_qcow2():
-    header = parse_header(qcow2_bytes(data_file="data.raw", bitmaps=3, dirty=True, corrupt=True))
+def test_parse_header_reads_data_file_and_bitmaps_of_qcow2():
+    header = parse_header(qcow2_bytes(data_file="data.raw", bitmaps=3))
     assert header is not None
-    assert (header.data_file, header.bitmaps, header.dirty, header.corrupt) == ("data.raw", 3, True, True)
+    assert (header.data_file, header.bitmaps) == ("data.raw", 3)
     assert (header.backing, header.backing_format) == (None, None)
 
 

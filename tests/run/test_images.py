@@ -46,9 +46,7 @@ async def test_create_overlay_makes_an_empty_one_and_says_which_file_it_is(place
     created = await overlay(place)
     assert parse_header((place / "new").read_bytes()) == Header(
         format="qcow2",
-        version=3,
         virtual_size=SIZE,
-        cluster_size=65536,
         backing=f"{place}/base",
         backing_format="raw",
         l1_offset=3 * 65536,
