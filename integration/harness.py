@@ -23,7 +23,7 @@ import qmpsnap
 from integration.cases import LATER, Case
 from integration.known_images import MIB, Kept, content, make_images, overwritten
 from integration.machines import Machine, blockdev, listing
-from qmpsnap.model.record import from_json
+from qmpsnap.model.record_file import from_json
 from qmpsnap.run import session as sessions
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget

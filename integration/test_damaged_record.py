@@ -12,7 +12,8 @@ from integration.known_images import QEMUS
 from integration.machines import blockdev
 from qmpsnap.cli.main import run
 from qmpsnap.model.names import state_directory
-from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record_file import to_json
 
 
 def folded_apart(body):

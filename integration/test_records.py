@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from integration.known_images import QEMUS
 from integration.machines import drive
-from qmpsnap.model.record import MomentRecord, from_json, to_json
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.plan import resume
 
 pytestmark = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])

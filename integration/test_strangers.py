@@ -14,7 +14,8 @@ from integration.machines import blockdev, messages
 from integration.states import refuses
 from qmpsnap.errors import InvalidTarget, NotFound, NotInChain
 from qmpsnap.model.names import state_directory
-from qmpsnap.model.record import IntentRecord, MomentRecord, to_json
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record_file import to_json
 from qmpsnap.plan.intent import PrepareRevert, Restore, Revert, RevertIncoming
 
 STRANGER = 4711  # the id of a user that nobody has

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta
 
+from qmpsnap.model.document import AbsolutePath, Count, Text
+from qmpsnap.model.frozen import FrozenStruct
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.names import shortened
 
-if TYPE_CHECKING:
-    from qmpsnap.model.fields import Fields
-
-__all__ = ["KeptState", "state_json", "state_of"]
-
-_MODES = ("stop", "background", "in-place")
+__all__ = ["KeptState"]
 
 
-class KeptState(Struct, frozen=True):
+class KeptState(FrozenStruct, frozen=True):
     """VM state that is kept in a file of its own, with a moment of the disks.
 
     Attributes:
@@ -32,62 +28,17 @@ class KeptState(Struct, frozen=True):
         user: Id of the owner that it had then, or None.
     """
 
-    mode: str
-    file: str
-    tag: str
+    mode: Literal["stop", "background", "in-place"]
+    file: AbsolutePath
+    tag: Text
     running: bool
     fingerprint: Fingerprint
-    token: str = ""
-    inode: int = 0
-    user: int | None = None
+    token: Annotated[str, Meta(pattern=r"^([0-9a-f]{8})?$")] = ""
+    inode: Count = 0
+    user: Count | None = None
 
     @property
     def partial(self) -> str:
         """What the file is called until it is whole."""
         directory, slash, name = self.file.rpartition("/")
         return f"{directory}{slash}{shortened(name, f'.{self.token}.partial' if self.token else '.partial')}"
-
-
-def state_json(state: KeptState | None) -> dict[str, object] | None:
-    """What a record holds of it."""
-    if state is None:
-        return None
-    return {
-        "mode": state.mode,
-        "file": state.file,
-        "tag": state.tag,
-        "running": state.running,
-        "fingerprint": state.fingerprint.to_json(),
-        "token": state.token,
-        "inode": state.inode,
-        "user": state.user,
-    }
-
-
-def state_of(fields: Fields) -> KeptState | None:
-    """What a record tells of it; None when nothing.
-
-    Raises:
-        ValueError: When a field is missing or of the wrong shape.
-    """
-    if not fields.has("state"):
-        return None
-    inner = fields.within("state")
-    return KeptState(
-        mode=inner.choice("mode", _MODES),
-        file=inner.path("file"),
-        tag=inner.text("tag"),
-        running=inner.flag("running"),
-        fingerprint=Fingerprint.from_json(inner.value("fingerprint")),
-        token=_token(inner),
-        inode=inner.number("inode") if inner.has("inode") else 0,
-        user=inner.number("user") if inner.has("user") else None,
-    )
-
-
-def _token(inner: Fields) -> str:
-    """It becomes part of a file's name; records of before there were any have none."""
-    token = inner.text("token") if inner.has("token") else ""
-    if not re.fullmatch(r"([0-9a-f]{8})?", token):
-        raise ValueError(f"{token!r} is no token")
-    return token

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from msgspec import Struct
 
-from qmpsnap.model.fields import Fields
+from qmpsnap.model.document import Count, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["FOR_A_LOAD", "Device", "Fingerprint", "Machine", "Status"]
 
@@ -36,12 +33,12 @@ class Fingerprint(FrozenStruct, frozen=True):
         qemu: Version of QEMU; another one may do, so it is told and not compared.
     """
 
-    machine: str
-    memory: int
-    cpus: tuple[str, ...]
-    devices: Mapping[str, str]
-    disks: Mapping[str, int]
-    qemu: str = ""
+    machine: Text
+    memory: Count
+    cpus: tuple[Text, ...]
+    devices: Mapping[str, Text]
+    disks: Mapping[str, Count]
+    qemu: Text = ""
 
     def differences(self, now: Fingerprint) -> tuple[str, ...]:
         """In what a machine differs from this one, each as a sentence's part; none: the state fits."""
@@ -55,34 +52,6 @@ class Fingerprint(FrozenStruct, frozen=True):
         found += _apart("device", self.devices, now.devices)
         found += _apart("disk", self.disks, now.disks)
         return tuple(found)
-
-    def to_json(self) -> dict[str, object]:
-        """The same for a record."""
-        return {
-            "machine": self.machine,
-            "memory": self.memory,
-            "cpus": list(self.cpus),
-            "devices": dict(self.devices),
-            "disks": dict(self.disks),
-            "qemu": self.qemu,
-        }
-
-    @classmethod
-    def from_json(cls, body: object) -> Fingerprint:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: When a field is missing or of the wrong shape.
-        """
-        fields = Fields(body, what="a fingerprint")
-        return cls(
-            machine=fields.text("machine"),
-            memory=fields.number("memory"),
-            cpus=fields.texts("cpus"),
-            devices=fields.text_by_key("devices"),
-            disks=fields.number_by_key("disks"),
-            qemu=fields.text("qemu"),
-        )
 
 
 class Status(Struct, frozen=True):

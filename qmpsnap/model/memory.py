@@ -6,14 +6,13 @@ cut, and a file of somebody else, have no note.
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from qmpsnap.model.fields import Fields
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.document import Count, Text, dump, load, take
+from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.machine import Fingerprint
 
 if TYPE_CHECKING:
@@ -21,16 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
 
-VERSION = 1
 _MAGIC = b"QMPSNAP\x01"
 _TAIL = struct.Struct(">Q8s")
 TAIL_BYTES = _TAIL.size
 MAX_NOTE_BYTES = 16 << 20
 _OTHERS_WRITE = 0o022
-_LAYER = ("disk", "file", "inode", "size", "modified")
 
 
-class LayerState(Struct, frozen=True):
+class LayerState(FrozenStruct, frozen=True, array_like=True):
     """A layer as it was when the memory was written.
 
     Attributes:
@@ -41,14 +38,14 @@ class LayerState(Struct, frozen=True):
         modified: When it was last written, in nanoseconds since 1970.
     """
 
-    disk: str
-    file: str
-    inode: int
-    size: int
-    modified: int
+    disk: Text
+    file: Text
+    inode: Count
+    size: Count
+    modified: Count
 
 
-class MemoryNote(Struct, frozen=True):
+class MemoryNote(FrozenStruct, frozen=True):
     """What a memory file is.
 
     Attributes:
@@ -61,25 +58,16 @@ class MemoryNote(Struct, frozen=True):
             those that hold it.
     """
 
-    id: str
-    name: str
-    stream_bytes: int
+    id: Text
+    name: Text
+    stream_bytes: Count = field(name="bytes")
     running: bool
     fingerprint: Fingerprint
-    layers: tuple[LayerState, ...] = ()
+    layers: tuple[LayerState, ...]
 
     def to_bytes(self) -> bytes:
         """What is appended to the stream."""
-        body = {
-            "version": VERSION,
-            "id": self.id,
-            "name": self.name,
-            "bytes": self.stream_bytes,
-            "running": self.running,
-            "fingerprint": self.fingerprint.to_json(),
-            "layers": [[one.disk, one.file, one.inode, one.size, one.modified] for one in self.layers],
-        }
-        text = json.dumps(body).encode("ascii")
+        text = dump(self).encode("ascii")
         return text + _TAIL.pack(len(text), _MAGIC)
 
     @classmethod
@@ -90,32 +78,9 @@ class MemoryNote(Struct, frozen=True):
             ValueError: When it is no note of ours, or of another version.
         """
         try:
-            fields = Fields(json.loads(text), what="its note")
-        except RecursionError as error:
-            raise ValueError("its note is nested too deeply") from error
-        if fields.value("version") != VERSION:
-            raise ValueError(f"its note has version {fields.value('version')!r}, only {VERSION} is known")
-        return cls(
-            id=fields.text("id"),
-            name=fields.text("name"),
-            stream_bytes=fields.number("bytes"),
-            running=fields.flag("running"),
-            fingerprint=Fingerprint.from_json(fields.value("fingerprint")),
-            layers=tuple(map(_layer, fields.list("layers"))),
-        )
-
-
-def _layer(row: object) -> LayerState:
-    if not isinstance(row, list) or len(row) != len(_LAYER):
-        raise ValueError(f"a layer in its note is {row!r}")
-    fields = Fields(dict(zip(_LAYER, row, strict=True)))
-    return LayerState(
-        disk=fields.text("disk"),
-        file=fields.text("file"),
-        inode=fields.number("inode"),
-        size=fields.number("size"),
-        modified=fields.number("modified"),
-    )
+            return take(cls, load(text))
+        except ValueError as error:
+            raise ValueError(f"its note: {error}") from error
 
 
 def note_size(tail: bytes) -> int:

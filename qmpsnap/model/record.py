@@ -1,47 +1,26 @@
-"""What we write down because it cannot be read back: intents and moments, as JSON.
+"""What we write down because it cannot be read back: intents and moments.
 
-A record is read by whoever comes later, perhaps as root, and files that it names as made may be
-removed: so what is read is checked field by field, and such a name must be an absolute path.
 Layers are named as QEMU's graph names them, which need not be a path.
 """
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from msgspec.structs import replace
-
-from qmpsnap.errors import BadName
-from qmpsnap.model.fields import Fields
+from qmpsnap.model.document import AbsolutePath, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
-from qmpsnap.model.kept_state import KeptState, state_json, state_of
-from qmpsnap.model.names import check_name
-from qmpsnap.model.record_rules import check_intent, check_moment
+from qmpsnap.model.kept_state import KeptState
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+__all__ = ["IntentRecord", "KeptState", "MomentRecord", "Op", "Record", "Settings", "moment_of"]
 
-__all__ = [
-    "IntentRecord",
-    "KeptState",
-    "MomentRecord",
-    "Record",
-    "Settings",
-    "from_json",
-    "moment_of",
-    "to_json",
-]
+Files = Mapping[str, tuple[Text, ...]]
 
-VERSION = 1
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-_OPS = (
+Op = Literal[
     "stream", "commit", "mirror", "snapshot",
     "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
-)  # fmt: skip
-_POLICIES = ("", "rename", "remove", "keep")
+]  # fmt: skip
 
 
 class Settings(FrozenStruct, frozen=True):
@@ -56,11 +35,11 @@ class Settings(FrozenStruct, frozen=True):
 
     running: bool
     capabilities: Mapping[str, bool] = Frozen()
-    parameters: Mapping[str, int | str] = Frozen()
-    process: str = ""
+    parameters: Mapping[str, int | Text] = Frozen()
+    process: Text = ""
 
 
-class IntentRecord(FrozenStruct, frozen=True):
+class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     """An operation that was begun: enough for a stranger to finish or to undo it.
 
     Attributes:
@@ -83,27 +62,27 @@ class IntentRecord(FrozenStruct, frozen=True):
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains` (snapshot, checkpoint), or none.
-        live: Whether its client is at work yet; not part of what is written, nor of what it is.
+        live: Whether its client is at work yet; not part of what is written.
     """
 
-    id: str
-    op: str
-    created: str
-    chains: Mapping[str, tuple[str, ...]] = Frozen()
-    after: Mapping[str, tuple[str, ...]] = Frozen()
-    made: tuple[str, ...] = ()
-    overlays: Mapping[str, str] = Frozen()
-    name: str = ""
-    folded: tuple[str, ...] = ()
-    policy: str = ""
-    renames: Mapping[str, str] = Frozen()
-    invalid: tuple[str, ...] = ()
-    target: str = ""
-    disk: str = ""
+    id: Text
+    op: Op
+    created: Text
+    chains: Files = Frozen()
+    after: Files = Frozen()
+    made: tuple[AbsolutePath, ...] = ()
+    overlays: Mapping[str, AbsolutePath] = Frozen()
+    name: Text = ""
+    folded: tuple[Text, ...] = ()
+    policy: Literal["", "rename", "remove", "keep"] = ""
+    renames: Mapping[str, AbsolutePath] = Frozen()
+    invalid: tuple[Text, ...] = ()
+    target: Text = ""
+    disk: Text = ""
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
-    formats: Mapping[str, tuple[str, ...]] = Frozen()
+    formats: Files = Frozen()
     live: bool = False
 
     @property
@@ -135,7 +114,7 @@ class IntentRecord(FrozenStruct, frozen=True):
         return datetime.fromisoformat(self.created).timestamp()
 
 
-class MomentRecord(FrozenStruct, frozen=True):
+class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     """A moment that a snapshot made: what each disk read when its overlay began.
 
     Attributes:
@@ -153,18 +132,18 @@ class MomentRecord(FrozenStruct, frozen=True):
         lost: Disks of which no file holds the moment any more: a commit has written into that.
     """
 
-    id: str
-    name: str
-    created: str
-    overlays: Mapping[str, str] = Frozen()
-    covered: Mapping[str, str] = Frozen()
-    chains: Mapping[str, tuple[str, ...]] = Frozen()
-    branches: tuple[Mapping[str, str], ...] = ()
+    id: Text
+    name: Text
+    created: Text
+    overlays: Mapping[str, AbsolutePath] = Frozen()
+    covered: Mapping[str, Text] = Frozen()
+    chains: Files = Frozen()
+    branches: tuple[Mapping[str, AbsolutePath], ...] = ()
     state: KeptState | None = None
     directory: str = ""
-    formats: Mapping[str, tuple[str, ...]] = Frozen()
+    formats: Files = Frozen()
     deleted: bool = False
-    lost: tuple[str, ...] = ()
+    lost: tuple[Text, ...] = ()
 
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
@@ -205,153 +184,3 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         directory=intent.directory,
         formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
-
-
-def to_json(record: Record) -> str:
-    """Write a record as JSON, one line, in ASCII."""
-    match record:
-        case IntentRecord():
-            body: dict[str, object] = {
-                "version": VERSION,
-                "kind": "intent",
-                "id": record.id,
-                "op": record.op,
-                "created": record.created,
-                "chains": {disk: list(files) for disk, files in record.chains.items()},
-                "after": {disk: list(files) for disk, files in record.after.items()},
-                "made": list(record.made),
-                "overlays": dict(record.overlays),
-                "name": record.name,
-                "folded": list(record.folded),
-                "policy": record.policy,
-                "renames": dict(record.renames),
-                "invalid": list(record.invalid),
-                "target": record.target,
-                "disk": record.disk,
-                "state": state_json(record.state),
-                "was": _settings_json(record.was),
-                "formats": {disk: list(one) for disk, one in record.formats.items()},
-            }
-        case MomentRecord():
-            body = {
-                "version": VERSION,
-                "kind": "moment",
-                "id": record.id,
-                "name": record.name,
-                "created": record.created,
-                "overlays": dict(record.overlays),
-                "covered": dict(record.covered),
-                "chains": {disk: list(files) for disk, files in record.chains.items()},
-                "branches": [dict(one) for one in record.branches],
-                "state": state_json(record.state),
-                "formats": {disk: list(one) for disk, one in record.formats.items()},
-                "deleted": record.deleted,
-                "lost": list(record.lost),
-            }
-    return json.dumps(body) + "\n"
-
-
-def from_json(text: str, *, directory: str = "") -> Record:
-    """Read a record that `to_json` wrote.
-
-    Raises:
-        ValueError: When it is no JSON, of another version, or a field is missing or of the wrong shape.
-    """
-    try:
-        body = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    fields = Fields(body, what="the record")
-    if fields.value("version") != VERSION:
-        raise ValueError(f"version {fields.value('version')!r}, only {VERSION} is known")
-    match fields.value("kind"):
-        case "intent":
-            record: Record = IntentRecord(
-                id=fields.text("id"),
-                op=fields.choice("op", _OPS),
-                created=fields.text("created"),
-                chains=fields.chains("chains"),
-                after=fields.chains("after"),
-                made=fields.paths("made"),
-                overlays=fields.path_by_key("overlays"),
-                name=fields.text("name"),
-                folded=fields.texts("folded"),
-                policy=fields.choice("policy", _POLICIES),
-                renames=fields.path_by_key("renames"),
-                invalid=fields.texts("invalid"),
-                target=fields.text("target"),
-                disk=fields.text("disk"),
-                state=state_of(fields),
-                was=_settings(fields),
-                formats=fields.chains("formats") if fields.has("formats") else {},
-            )
-        case "moment":
-            record = MomentRecord(
-                id=fields.text("id"),
-                name=fields.text("name"),
-                created=fields.text("created"),
-                overlays=fields.path_by_key("overlays"),
-                covered=fields.text_by_key("covered"),
-                chains=fields.chains("chains") if fields.has("chains") else {},
-                branches=_branches(fields),
-                state=state_of(fields),
-                formats=fields.chains("formats") if fields.has("formats") else {},
-                deleted=fields.has("deleted") and fields.flag("deleted"),
-                lost=fields.texts("lost") if fields.has("lost") else (),
-            )
-        case kind:
-            raise ValueError(f"a record of unknown kind {kind!r}")
-    check(record)
-    if isinstance(record, IntentRecord):
-        check_intent(record)
-    else:
-        check_moment(record)
-    return replace(record, directory=directory)
-
-
-def check(record: Record) -> None:
-    """Check what becomes part of the record's own file name.
-
-    Raises:
-        ValueError: When the id, or a moment's name, is outside its grammar.
-    """
-    if not _ID.fullmatch(record.id):
-        raise ValueError(f"{record.id!r} is no id")
-    datetime.fromisoformat(record.created)
-    if isinstance(record, MomentRecord) or record.name:
-        try:
-            check_name(record.name)
-        except BadName as error:
-            raise ValueError(error.message) from error
-
-
-def _settings_json(was: Settings | None) -> dict[str, object] | None:
-    if was is None:
-        return None
-    return {
-        "running": was.running,
-        "capabilities": dict(was.capabilities),
-        "parameters": dict(was.parameters),
-        "process": was.process,
-    }
-
-
-def _settings(fields: Fields) -> Settings | None:
-    if not fields.has("was"):
-        return None
-    inner = fields.within("was")
-    parameters: dict[str, int | str] = {}
-    for name, value in inner.items("parameters").items():
-        if not isinstance(value, int | str) or isinstance(value, bool):
-            raise ValueError(f"parameter {name!r} holds {value!r}")  # noqa: TRY004  # as above
-        parameters[name] = value
-    return Settings(
-        inner.flag("running"), inner.flag_by_key("capabilities"), parameters, inner.text("process")
-    )
-
-
-def _branches(fields: Fields) -> tuple[dict[str, str], ...]:
-    """Overlays that began at a moment later; records of before there were any have no such field."""
-    if not fields.has("branches"):
-        return ()
-    return tuple(Fields({"branches": one}).path_by_key("branches") for one in fields.list("branches"))

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.record import IntentRecord, MomentRecord, check, from_json, moment_of, to_json
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record_file import check, from_json, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 from qmpsnap.run.opening import create_file, open_directory, open_file
 from qmpsnap.run.reasons import reason, unusable

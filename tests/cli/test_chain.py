@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record_file import to_json
 
 from .conftest import GIB, disks
 

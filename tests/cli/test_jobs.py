@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record_file import to_json
 from qmpsnap.testing.server import Return
 
 from .conftest import disks

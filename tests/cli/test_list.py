@@ -5,7 +5,8 @@ import time
 import pytest
 
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import KeptState, MomentRecord, to_json
+from qmpsnap.model.record import KeptState, MomentRecord
+from qmpsnap.model.record_file import to_json
 
 from .conftest import disks
 

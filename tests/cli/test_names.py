@@ -5,7 +5,8 @@ import pytest
 
 from qmpsnap.cli import names
 from qmpsnap.cli.app import App
-from qmpsnap.model.record import MomentRecord, to_json
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import to_json
 
 from .conftest import disks
 

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, MomentRecord, from_json, moment_of, to_json
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.model.record_rules import is_plain
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -46,7 +46,7 @@ def covered_by_us(drawn: Graph) -> Graph:
     )
 
 
-def kept(mode: str, of: Graph = TWO) -> MomentRecord:
+def kept(mode: Any, of: Graph = TWO) -> MomentRecord:
     """The moment with VM state; "" without."""
     if not mode:
         return MOMENT
@@ -66,7 +66,7 @@ def files_of(mode: str, of: Graph = TWO) -> FakeFiles:
         files.facts[STORE] = replace(files.facts[STORE], header=replace(header, snapshot_count=1))
     elif mode:
         files.put(MEMORY, format="raw", size_bytes=4096)
-        note = MemoryNote(ID, "c1", 4096, True, a_machine(of).fingerprint)
+        note = MemoryNote(ID, "c1", 4096, True, a_machine(of).fingerprint, ())
         files.memories[MEMORY] = MemoryFact(MEMORY, 4096, note)
     return files
 

@@ -51,7 +51,7 @@ def files_of(record: IntentRecord, of: Graph, *, partial: bool = True, sealed: s
     if sealed:
         file, state = record.state.file, record.state
         files.put(file)
-        note = MemoryNote(sealed, "c1", 1, True, state.fingerprint)
+        note = MemoryNote(sealed, "c1", 1, True, state.fingerprint, ())
         tags = (f"qmpsnap-{sealed[-8:]}",) if state.tag else ()
         files.memories[file] = MemoryFact(file, 1, None if state.tag else note, tags=tags)
     return files

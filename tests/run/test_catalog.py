@@ -5,7 +5,8 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.record import IntentRecord, moment_of, to_json
+from qmpsnap.model.record import IntentRecord, moment_of
+from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ID = "qmpsnap-checkpoint-keep-0000000a"
-NOTE = MemoryNote(ID, "c1", 6, True, Fingerprint("pc", 7, (), {}, {}))
+NOTE = MemoryNote(ID, "c1", 6, True, Fingerprint("pc", 7, (), {}, {}), ())
 
 
 def store(file: Path, tag: bytes) -> None:

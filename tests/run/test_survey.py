@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.model.files import Ask, Standing
-from qmpsnap.model.record import IntentRecord, to_json
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record_file import to_json
 from qmpsnap.run.survey import look
 from qmpsnap.testing.headers import qcow2_bytes
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.record import Op
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -143,7 +144,7 @@ def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snaps
     )
 
 
-def prepare(op: str, intent: Snapshot, scene: Scene) -> Overlays:
+def prepare(op: Op, intent: Snapshot, scene: Scene) -> Overlays:
     """Check everything about the overlays, and say how they are made; or refuse.
 
     Args:

@@ -42,6 +42,7 @@ from qmpsnap.plan.vmstate.store import stale_notes
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.moments import Moment
+    from qmpsnap.model.record import Op
     from qmpsnap.plan.inside.taking import Taking
     from qmpsnap.plan.intent import CheckpointInternal, Revert
     from qmpsnap.plan.scene import Scene
@@ -186,7 +187,7 @@ def _token(intent: CheckpointInternal | Revert, part: Taking, scene: Scene) -> s
 
 
 def _plan(
-    op: str,
+    op: Op,
     intent: CheckpointInternal | Revert,
     scene: Scene,
     part: Taking,

@@ -6,7 +6,7 @@ import pytest
 
 from qmpsnap.errors import Busy, Unsupported
 from qmpsnap.model.machine import Status
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord, Op, Settings
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from tests.plan.scenes import NOW
 
@@ -25,7 +25,7 @@ STAYS = {
 }
 
 
-def left(op: str = "revert", *, live: bool = False, was: bool = True) -> IntentRecord:
+def left(op: Op = "revert", *, live: bool = False, was: bool = True) -> IntentRecord:
     return IntentRecord(
         "qmpsnap-revert-keep-0a1b2c3d",
         op,

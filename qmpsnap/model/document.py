@@ -1,0 +1,70 @@
+"""What we write as JSON and read again, perhaps after somebody has changed it.
+
+Python's json reads and writes it, for it spells names that are no UTF-8, which msgspec's does not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+__all__ = ["AbsolutePath", "Count", "Text", "dump", "load", "take"]
+
+T = TypeVar("T")
+
+VERSION = 1
+
+_NO_NUL = r"^[^\0]*$"
+_ABSOLUTE = r"^/[^\0]*$"
+
+Text = Annotated[str, Meta(pattern=_NO_NUL)]
+"""A text without a NUL."""
+
+AbsolutePath = Annotated[str, Meta(pattern=_ABSOLUTE)]
+"""A path that begins at the root."""
+
+Count = Annotated[int, Meta(ge=0)]
+"""A whole number, not negative."""
+
+
+def dump(document: Struct, *, without: Collection[str] = ()) -> str:
+    """Return the document as JSON in ASCII, on one line; its fields `without` are left out."""
+    body: dict[str, object] = {"version": VERSION, **to_builtins(document)}
+    return json.dumps({name: value for name, value in body.items() if name not in without})
+
+
+def load(text: str | bytes) -> dict[str, Any]:
+    """Return the fields of a document that `dump` wrote.
+
+    Raises:
+        ValueError: When it is no JSON object, nested too deeply, or of another version.
+    """
+    try:
+        body = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(body, dict):
+        raise ValueError(f"expected an object, got {type(body).__name__}")  # noqa: TRY004 - the file is wrong
+    if body.get("version") != VERSION:
+        raise ValueError(f"version {body.get('version')!r}, only {VERSION} is known")
+    return body
+
+
+def take(kind: type[T], body: Mapping[str, object]) -> T:
+    """Return the document with these fields.
+
+    Raises:
+        ValueError: When one is missing or of the wrong shape; it is named.
+    """
+    try:
+        return convert(body, kind)
+    except ValidationError as error:
+        text = str(error)
+        for pattern, shape in ((_NO_NUL, "text without NUL"), (_ABSOLUTE, "absolute path")):
+            text = text.replace(f"`str` matching regex {pattern!r}", shape)
+        raise ValueError(text) from error

@@ -1,0 +1,211 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.record import IntentRecord, KeptState, Settings, moment_of
+from qmpsnap.model.record_file import from_json, to_json
+
+COMMIT = IntentRecord(
+    id="0a1b2c3d",
+    op="commit",
+    created="2024-05-01T12:00:00+00:00",
+    chains={"vda": ("/d/s1", "/d/base", "nbd://host/x")},
+    after={"vda": ("/d/base", "nbd://host/x")},
+    folded=("/d/s1",),
+    policy="rename",
+    renames={"/d/s1": "/d/s1.invalid"},
+    invalid=("/d/base",),
+    disk="vda",
+)
+SNAPSHOT = IntentRecord(
+    id="00000001",
+    op="snapshot",
+    created="2024-05-01T12:00:00+00:00",
+    chains={"vda": ("/d/a", "/d/base"), "vdb": ("/d/b",)},
+    made=("/d/o", "/d/p"),
+    overlays={"vda": "/d/o", "vdb": "/d/p"},
+    name="before-upgrade",
+)
+CHECKPOINT = replace(
+    SNAPSHOT,
+    op="checkpoint",
+    state=KeptState(
+        "in-place",
+        "/d/m.vmstate.qcow2",
+        "qmpsnap-00000001",
+        True,
+        Fingerprint("pc", 7, ("cpu",), {"vda": "virtio-blk-pci"}, {"vda": 64}),
+    ),
+    was=Settings(True, {"events": False}, {"max-bandwidth": 7, "tls-creds": "x"}, "1-2"),
+)
+LINK = replace(moment_of(CHECKPOINT), state=None, deleted=True, formats={"vda": ("qcow2", "raw")})
+REVERTED = replace(moment_of(CHECKPOINT), branches=({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/d/r3"}))
+
+
+@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
+def test_from_json_reads_what_to_json_wrote(record):
+    assert from_json(to_json(record)) == record
+
+
+def test_from_json_says_where_the_record_lies():
+    assert from_json(to_json(COMMIT), directory="/d/base.qmpsnap").directory == "/d/base.qmpsnap"
+
+
+def test_to_json_keeps_names_that_are_no_utf_8():
+    record = replace(
+        COMMIT, op="mirror", folded=(), policy="", renames={}, target="/d/\udcff", made=("/d/\udcff",)
+    )
+    assert to_json(record).isascii()
+    assert from_json(to_json(record)) == record
+
+
+def test_moment_comes_back_with_what_is_lost_and_without_where_none_was_noted():
+    moment = replace(moment_of(SNAPSHOT), lost=("vda",), deleted=True)
+    assert from_json(to_json(moment)) == replace(moment, directory="")
+    old = json.loads(to_json(moment))
+    del old["lost"]
+    assert from_json(json.dumps(old)) == replace(moment, directory="", lost=())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"version": None}, "version None"),
+        ({"kind": "other"}, "Invalid value 'other' - at `\\$.kind`"),
+        ({"id": "../../x"}, "is no id"),
+        ({"id": "x/../y"}, "is no id"),
+        ({"id": 7}, "Expected `str`, got `int` - at `\\$.id`"),
+        ({"op": "format"}, "Invalid enum value 'format' - at `\\$.op`"),
+        ({"policy": "shred"}, "Invalid enum value 'shred' - at `\\$.policy`"),
+        ({"name": "../x"}, "is not a valid snapshot name"),
+        ({"made": ["etc/passwd"]}, "Expected absolute path - at `\\$.made"),
+        ({"made": "/etc/passwd"}, "Expected `array`, got `str` - at `\\$.made`"),
+        ({"made": ["/a\0b"]}, "Expected absolute path - at `\\$.made"),
+        ({"overlays": {"vda": "o"}}, "Expected absolute path - at `\\$.overlays"),
+        ({"overlays": []}, "Expected `object`, got `array` - at `\\$.overlays`"),
+        ({"renames": {"/a": "b"}}, "Expected absolute path - at `\\$.renames"),
+        ({"chains": {"vda": [1]}}, "Expected `str`, got `int` - at `\\$.chains"),
+        ({"created": None}, "Expected `str`, got `null` - at `\\$.created`"),
+        ({"created": "yesterday"}, "Invalid isoformat string"),
+        ({"after": {"vda": [1]}}, "Expected `str`, got `int` - at `\\$.after"),
+        ({"disk": "a\0"}, "Expected text without NUL - at `\\$.disk`"),
+    ],
+)
+def test_from_json_says_what_is_wrong_when_a_field_is(change, reason):
+    body = json.loads(to_json(SNAPSHOT)) | change
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+KEPT = json.loads(to_json(CHECKPOINT))["state"]
+WAS = json.loads(to_json(CHECKPOINT))["was"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"state": 7}, "Expected `object \\| null`, got `int` - at `\\$.state`"),
+        ({"state": {**KEPT, "mode": "other"}}, "Invalid enum value 'other' - at `\\$.state.mode`"),
+        ({"state": {**KEPT, "file": "m"}}, "Expected absolute path - at `\\$.state.file`"),
+        ({"state": {**KEPT, "tag": None}}, "Expected `str`, got `null` - at `\\$.state.tag`"),
+        ({"state": {**KEPT, "running": 1}}, "Expected `bool`, got `int` - at `\\$.state.running`"),
+        (
+            {"state": {**KEPT, "fingerprint": None}},
+            "got `null` - at `\\$.state.fingerprint`",
+        ),
+        (
+            {"state": {**KEPT, "fingerprint": {}}},
+            "field `machine` - at `\\$.state.fingerprint`",
+        ),
+        ({"was": []}, "Expected `object \\| null`, got `array` - at `\\$.was`"),
+        ({"was": {**WAS, "running": None}}, "Expected `bool`, got `null` - at `\\$.was.running`"),
+        (
+            {"was": {**WAS, "capabilities": {"events": 1}}},
+            "got `int` - at `\\$.was.capabilities",
+        ),
+        ({"was": {**WAS, "parameters": {"max-bandwidth": True}}}, "got `bool` - at `\\$.was.parameters"),
+        ({"was": {**WAS, "parameters": {"max-bandwidth": None}}}, "got `null` - at `\\$.was.parameters"),
+        ({"was": {**WAS, "process": 7}}, "Expected `str`, got `int` - at `\\$.was.process`"),
+    ],
+)
+def test_from_json_says_what_is_wrong_with_a_checkpoint(change, reason):
+    body = json.loads(to_json(CHECKPOINT)) | change
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("branches", "reason"),
+    [
+        (7, "Expected `array`, got `int` - at `\\$.branches`"),
+        ([7], "Expected `object`, got `int`"),
+        ([{"vda": "r"}], "Expected absolute path"),
+    ],
+)
+def test_from_json_says_what_is_wrong_with_a_branch(branches, reason):
+    body = json.loads(to_json(REVERTED)) | {"branches": branches}
+    with pytest.raises(ValueError, match=reason):
+        from_json(json.dumps(body))
+
+
+def test_from_json_reads_moments_of_before_there_were_branches_and_states():
+    body = json.loads(to_json(moment_of(SNAPSHOT)))
+    old = {key: value for key, value in body.items() if key not in {"chains", "branches", "state"}}
+    assert from_json(json.dumps(old)) == replace(moment_of(SNAPSHOT), chains={})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "[" * 100_000, '{"version":1}', "{"])
+def test_from_json_refuses_what_is_no_record(text):
+    with pytest.raises(ValueError):  # noqa: PT011  # each has its own reason
+        from_json(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(list(json.loads(to_json(SNAPSHOT)))), JSON)
+def test_from_json_gives_a_record_or_a_value_error_when_a_field_is_hostile(key, value):
+    body = json.loads(to_json(CHECKPOINT)) | {key: value}
+    try:
+        record = from_json(json.dumps(body))
+    except ValueError:
+        return
+    assert from_json(to_json(record)) == record
+
+
+def test_from_json_refuses_a_token_that_is_none():
+    body = json.loads(to_json(CHECKPOINT))
+    body["state"]["token"] = "../../etc"
+    with pytest.raises(ValueError, match=r"at `\$.state.token`"):
+        from_json(json.dumps(body))
+
+
+def test_an_unfinished_file_carries_the_token_of_its_operation():
+    assert CHECKPOINT.state is not None
+    state = replace(CHECKPOINT.state, token="0000000a")
+    assert state.partial == f"{state.file}.0000000a.partial"
+    assert from_json(to_json(replace(CHECKPOINT, state=state))).state == state
+
+
+@pytest.mark.parametrize("field", [name for name in json.loads(to_json(CHECKPOINT)) if name != "formats"])
+def test_from_json_refuses_an_operation_of_which_a_field_is_missing(field):
+    body = json.loads(to_json(CHECKPOINT))
+    del body[field]
+    with pytest.raises(ValueError, match=field):
+        from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("record", [COMMIT, moment_of(SNAPSHOT)])
+def test_to_json_leaves_out_where_the_record_lies_and_from_json_believes_no_such_word(record):
+    body = json.loads(to_json(replace(record, directory="/d/x.qmpsnap")))
+    assert not {"directory", "live"} & body.keys()
+    assert from_json(json.dumps(body | {"directory": 7, "live": 7})) == record
