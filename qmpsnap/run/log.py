@@ -41,7 +41,9 @@ class _Lazy:
         self._logger = logging.getLogger(name)
 
     def __getattr__(self, method: str) -> Any:  # noqa: ANN401 - a method of the class that the application chooses
-        level = logging.getLevelNamesMapping()[method.upper()]
+        if method.startswith("_"):
+            raise AttributeError(method)
+        level = logging.getLevelNamesMapping().get(method.upper(), logging.CRITICAL)
         if "structlog" not in sys.modules and not self._logger.isEnabledFor(level):
             return _discard
         import structlog  # noqa: PLC0415 - the module's docstring says why

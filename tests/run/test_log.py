@@ -33,6 +33,14 @@ def test_logger_drops_what_nobody_asked_for(caplog):
     assert caplog.records == []
 
 
+def test_logger_has_the_methods_of_structlog_s_and_no_others(caplog):
+    logger = get_logger("qmpsnap.test")
+    logger.bind(disk="vda").warning("disk.lost")
+    assert caplog.records[0].message == "disk.lost disk=vda"
+    assert not hasattr(logger, "no_such_method")
+    assert not hasattr(logger, "__wrapped__")  # what inspect and pickle ask for
+
+
 def test_capture_logs_sees_every_level(caplog):
     logger = get_logger("qmpsnap.test")
     with structlog.testing.capture_logs() as logs:
