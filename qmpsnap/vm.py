@@ -17,9 +17,9 @@ from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import check_hooks
+from qmpsnap.run.parallel import both
 from qmpsnap.run.paths import absolute, absolute_each
-from qmpsnap.run.started import Started
-from qmpsnap.run.together import both
+from qmpsnap.run.start_check import StartCheck
 from qmpsnap.vm_jobs import JobVerbs
 from qmpsnap.vm_moments import MomentVerbs
 from qmpsnap.vm_monitor import MonitorVerbs
@@ -66,7 +66,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         self._target = target
         self._executor = Executor(target)
         self._state_dir = state_dir
-        self._started = Started(target, state_dir)
+        self._started = StartCheck(target, state_dir)
         self.name = target.name
 
     @property

@@ -16,7 +16,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
-from qmpsnap.run.together import both
+from qmpsnap.run.parallel import both
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moments
     from qmpsnap.plan.intent import Intent, Via
     from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.run.started import Started
+    from qmpsnap.run.start_check import StartCheck
     from qmpsnap.run.target import Target
 
 __all__ = ["MomentVerbs"]
@@ -28,7 +28,7 @@ class MomentVerbs:
 
     _target: Target
     _state_dir: str
-    _started: Started
+    _started: StartCheck
 
     if TYPE_CHECKING:
 

@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import Row, emit, near, picture, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, near, picture, printable, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import draw
@@ -49,13 +49,13 @@ def chain(disk: str | None) -> None:
         return disks, invalid, vm.warnings
 
     disks, invalid, warnings = run(work)
-    tell(*(f"warning: {shown(one)}" for one in warnings))
+    tell(*(f"warning: {printable(one)}" for one in warnings))
     for one in disks:
         if len(one.layers) > _LONG:
             tell(
-                f"warning: {shown(one.name)} has {len(one.layers)} layers, which slows down every start "
+                f"warning: {printable(one.name)} has {len(one.layers)} layers, which slows down every start "
                 "and every query; commit "
-                f"some of them: {shown(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
+                f"some of them: {printable(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
         emit(spell(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
@@ -67,7 +67,7 @@ def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:
     lines = picture(disk.name, draw(disk.files))
     if disk.layers:
         lines += table(_HEADER, (_row(disk, layer, invalid) for layer in disk.layers), right=_RIGHT)
-    lines += [f"  filter: {shown(one.node)} ({one.driver})" for one in disk.filters]
+    lines += [f"  filter: {printable(one.node)} ({one.driver})" for one in disk.filters]
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, moved, picture, shown, size
+from qmpsnap.cli.output import duration, moved, picture, printable, size
 from qmpsnap.model.graph import draw
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ def lines(done: Done) -> list[str]:
     """The result, its cost first, and what whoever starts the machine must know last."""
     found = [f"{done.op}: {', '.join(_facts(done))}"]
     found += [line for disk, files in done.chains.items() for line in picture(disk, draw(files))]
-    found += [f"invalid, no longer holds its snapshot: {shown(file)}" for file in done.invalid]
+    found += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
     found += [
-        f"unused node, not created by qmpsnap; remove it with: {shown(command)}" for command in done.left
+        f"unused node, not created by qmpsnap; remove it with: {printable(command)}" for command in done.left
     ]
-    found += [f"note: {shown(note)}" for note in done.notes]
+    found += [f"note: {printable(note)}" for note in done.notes]
     return [*found, *moved(done.active)]
 
 

@@ -16,7 +16,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.outcome import INTERRUPTED
-from qmpsnap.cli.output import emit, shown, spell
+from qmpsnap.cli.output import emit, printable, spell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Changed, Interrupted, LinkLost
 
@@ -98,8 +98,8 @@ def _json(event: Event) -> str:
 def _text(event: Event) -> str:
     time = datetime.fromtimestamp(event.timestamp, UTC).astimezone().isoformat(" ", "milliseconds")
     facts = (f"{key}={_value(value)}" for key, value in event.data.items())
-    return " ".join([time, shown(event.name), *facts])
+    return " ".join([time, printable(event.name), *facts])
 
 
 def _value(value: object) -> str:
-    return shown(value) if isinstance(value, str) and value else json.dumps(value)
+    return printable(value) if isinstance(value, str) and value else json.dumps(value)

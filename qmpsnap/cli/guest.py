@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import dry_run
-from qmpsnap.cli.output import emit, shown, spell
+from qmpsnap.cli.output import emit, printable, spell
 from qmpsnap.cli.runner import current_app, run, show_steps
 from qmpsnap.errors import Refused
 from qmpsnap.run.outcome import Done
@@ -50,9 +50,9 @@ def status() -> None:
         return
     lines = [found.state]
     if found.migration != "none":
-        lines.append(f"migration: {shown(found.migration)}")
+        lines.append(f"migration: {printable(found.migration)}")
     if refusal is not None:
-        lines += [shown(refusal.message), f"  next: {shown(refusal.hint)}"]
+        lines += [printable(refusal.message), f"  next: {printable(refusal.hint)}"]
     elif not found.running:
         lines.append("  next: qmpsnap cont resumes it")
     emit(*lines)

@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
-from qmpsnap.cli.output import emit, shown, size, spell
+from qmpsnap.cli.output import emit, printable, size, spell
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.model.job import parse_job_id
@@ -217,6 +217,6 @@ def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None
         emit(spell(**done.to_json(), job_id=job_id, job=found.to_json()))
     elif op == "speed":
         limit = f"at most {size(speed)}/s" if isinstance(speed, int) and speed else "no limit"
-        emit(f"{shown(job_id)}: {limit}")
+        emit(f"{printable(job_id)}: {limit}")
     else:
-        emit(f"{shown(job_id)} {_SAID[op]}")
+        emit(f"{printable(job_id)} {_SAID[op]}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, flow, near, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, flow, near, printable, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
@@ -37,8 +37,8 @@ def jobs() -> None:
         try:
             records = await vm.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
-            tell(f"warning: cannot search for interrupted operations: {shown(error.message)}")
-            tell(f"  next: {shown(error.hint)}")
+            tell(f"warning: cannot search for interrupted operations: {printable(error.message)}")
+            tell(f"  next: {printable(error.hint)}")
             records = ()
         left = [one for one in records if one.id not in alive and not _keeps_overlay(one)]
         return found, [_Left(one, (await vm.plan_rest(one.id)).vanished) for one in left]
@@ -119,9 +119,11 @@ class _Left:
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client is gone"
-        lines = flow(f"{record.id}: {shown(what)}, started {record.created}, {became}", more="  ")
-        lines += [f"  invalid, no longer holds its snapshot: {shown(near(file))}" for file in record.invalid]
-        return [*lines, f"  to finish it: {shown(self.way)}"]
+        lines = flow(f"{record.id}: {printable(what)}, started {record.created}, {became}", more="  ")
+        lines += [
+            f"  invalid, no longer holds its snapshot: {printable(near(file))}" for file in record.invalid
+        ]
+        return [*lines, f"  to finish it: {printable(self.way)}"]
 
     def to_json(self) -> dict[str, object]:
         """The same for programs."""

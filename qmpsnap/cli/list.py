@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, near, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, near, printable, size, spell, table, tell
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.hints import quoted
 
@@ -41,7 +41,7 @@ def list_() -> None:
         return await vm.moments(), vm.warnings
 
     found, warnings = run(work)
-    tell(*(f"warning: {shown(one)}" for one in warnings))
+    tell(*(f"warning: {printable(one)}" for one in warnings))
     if not found.records_seen:
         tell("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
@@ -50,13 +50,15 @@ def list_() -> None:
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [
-        f"{shown(disk)}: current snapshot {shown(name)}" for disk, name in found.current.items() if name
+        f"{printable(disk)}: current snapshot {printable(name)}"
+        for disk, name in found.current.items()
+        if name
     ]
     lines = lines or ["no snapshots or checkpoints"]
     for file in found.unneeded:
         lines += [
-            f"VM state that no snapshot uses: {shown(file)}",
-            f"  remove it, unless its record is elsewhere (--state-dir): rm {shown(quoted(file))}",
+            f"VM state that no snapshot uses: {printable(file)}",
+            f"  remove it, unless its record is elsewhere (--state-dir): rm {printable(quoted(file))}",
         ]
     emit(*lines)
 

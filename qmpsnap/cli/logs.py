@@ -6,8 +6,8 @@ import json
 import logging
 import sys
 
+from qmpsnap.model.printable import printable
 from qmpsnap.model.secrets import masked
-from qmpsnap.model.shown import shown
 
 __all__ = ["configure"]
 
@@ -39,7 +39,7 @@ class _ToStderr(logging.Handler):
     """Writes to the stderr of the moment, so that a progress bar can move out of the way."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(shown(self.format(record)), file=sys.stderr, flush=True)  # noqa: T201 - a log
+        print(printable(self.format(record)), file=sys.stderr, flush=True)  # noqa: T201 - a log
 
 
 class _Fields(logging.Formatter):
@@ -58,5 +58,5 @@ class _Traffic(logging.Formatter):
         try:
             text = json.dumps(json.loads(text))
         except ValueError:
-            text = shown(" ".join(text.split()))
+            text = printable(" ".join(text.split()))
         return f"{record.msg[:3]} {masked(text)}"

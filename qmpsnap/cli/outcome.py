@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import App, cli
-from qmpsnap.cli.output import Unwritable, emit, moved, shown, spell, tell
+from qmpsnap.cli.output import Unwritable, emit, moved, printable, spell, tell
 from qmpsnap.errors import (
     AmbiguousName,
     Busy,
@@ -73,18 +73,18 @@ def report(app: App, error: QmpsnapError) -> int:
             body["active"] = dict(app.moved)
         emit(spell(error=body))
         return code
-    tell(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{shown(error.message)}")
+    tell(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{printable(error.message)}")
     if isinstance(error, Incomplete) and error.remaining:
-        tell(*(f"  not done yet: {shown(step)}" for step in error.remaining))
+        tell(*(f"  not done yet: {printable(step)}" for step in error.remaining))
     if isinstance(error, GraphMismatch):
-        tell(*(f"  expected {shown(disk)}: {', '.join(files)}" for disk, files in error.expected.items()))
-        tell(*(f"  found    {shown(disk)}: {', '.join(files)}" for disk, files in error.found.items()))
-    tell(*(f"  invalid, no longer holds its snapshot: {shown(file)}" for file in error.invalid))
-    tell(*(f"  left behind: {shown(one)}" for one in error.left))
+        tell(*(f"  expected {printable(disk)}: {', '.join(files)}" for disk, files in error.expected.items()))
+        tell(*(f"  found    {printable(disk)}: {', '.join(files)}" for disk, files in error.found.items()))
+    tell(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
+    tell(*(f"  left behind: {printable(one)}" for one in error.left))
     tell(*(f"  {line}" for line in moved(app.moved)))
     tell(f"  {_changed(error)}")
     if hint := _hint(error):
-        tell(f"  next: {shown(hint)}")
+        tell(f"  next: {printable(hint)}")
     if isinstance(error, Detached):
         emit(error.job_id)
     return code

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.shown import shown
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ __all__ = [
     "moved",
     "near",
     "picture",
-    "shown",
+    "printable",
     "size",
     "spell",
     "table",
@@ -54,7 +54,7 @@ def emit(*lines: str) -> bool:
     """
     try:
         for line in lines:
-            print(shown(line))  # noqa: T201 - this is where results are printed
+            print(printable(line))  # noqa: T201 - this is where results are printed
         sys.stdout.flush()
     except BrokenPipeError:
         _to_nowhere()
@@ -73,7 +73,7 @@ def _to_nowhere() -> None:
 
 def tell(*lines: str) -> None:
     """Write lines to stderr, each as one line there; a terminal gets it broken between words."""
-    told: Iterable[str] = map(shown, lines)
+    told: Iterable[str] = map(printable, lines)
     if sys.stderr.isatty():
         told = (part for line in told for part in flow(line))
     for line in told:
@@ -164,7 +164,7 @@ def flow(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
 
 def picture(disk: str, drawing: str) -> list[str]:
     """Lines of a drawn chain, broken before its arrows."""
-    first, *others = f"{shown(disk)}: {shown(drawing)}".split(" <- ")
+    first, *others = f"{printable(disk)}: {printable(drawing)}".split(" <- ")
     return _flow([first, *(f"<- {one}" for one in others)], "", "    ")
 
 
@@ -226,7 +226,7 @@ def table(
     if not used:
         return []
     body = [[header[index] for index in used]]
-    body += [[shown(row.cells[index]) for index in used] for row in rows]
+    body += [[printable(row.cells[index]) for index in used] for row in rows]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     if len(used) > 1:
         last = min(widths[-1], _LEAST)
@@ -238,7 +238,7 @@ def table(
     for row, beneath in zip(body, remarks, strict=True):
         lines += _lines(row, widths, [header[index] in right for index in used], indent)
         for remark in beneath:
-            lines += flow(shown(remark), indent=indent + _BENEATH)
+            lines += flow(printable(remark), indent=indent + _BENEATH)
     return lines
 
 
@@ -263,4 +263,4 @@ def _lines(row: list[str], widths: list[int], rights: list[bool], indent: str) -
 
 def moved(active: Mapping[str, str]) -> list[str]:
     """What whoever starts the machine next must know."""
-    return [f"from now on, start {shown(disk)} from {shown(file)}" for disk, file in active.items()]
+    return [f"from now on, start {printable(disk)} from {printable(file)}" for disk, file in active.items()]

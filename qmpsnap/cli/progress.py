@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, shown, size, spell, tell
+from qmpsnap.cli.output import duration, printable, size, spell, tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -40,7 +40,7 @@ class Lines:
         if self._json:
             tell(spell(progress=progress.to_json()))
         else:
-            tell(", ".join(filter(None, (f"{shown(job.id)}: {job.status}", _facts(progress)))))
+            tell(", ".join(filter(None, (f"{printable(job.id)}: {job.status}", _facts(progress)))))
 
     def hide(self) -> None:
         """Nothing to do: a line stays where it is."""
@@ -103,7 +103,7 @@ class Bar:
             redirect_stdout=False,
         )
         job = progress.job
-        self._task = self._rich.add_task(shown(job.type), total=None, status="", facts="")
+        self._task = self._rich.add_task(printable(job.type), total=None, status="", facts="")
         self._rich.start()
 
 

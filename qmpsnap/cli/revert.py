@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, MOMENT, dry_run, via
-from qmpsnap.cli.output import shown
+from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
 from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
 
@@ -85,11 +85,11 @@ def revert(
 
 def _prepared(name: str, done: Done) -> list[str]:
     """What to start the new QEMU from, and what to type then."""
-    lines = [f"start {shown(disk)} from {shown(file)}" for disk, file in done.prepared.items()]
+    lines = [f"start {printable(disk)} from {printable(file)}" for disk, file in done.prepared.items()]
     if not done.memory:
         return lines
     return [
         *lines,
-        f"the VM state is in {shown(done.memory)}: start QEMU with the same machine and -S -incoming defer",
+        f"the VM state is in {printable(done.memory)}: start the same machine with -S -incoming defer",
         f"next: {command('revert', name, '--into-incoming', to_new=True)}",
     ]

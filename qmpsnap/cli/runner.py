@@ -13,7 +13,7 @@ import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.cli.done import lines
 from qmpsnap.cli.logs import configure
-from qmpsnap.cli.output import emit, shown, spell
+from qmpsnap.cli.output import emit, printable, spell
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
@@ -115,7 +115,7 @@ def command(*words: str, to_new: bool = False) -> str:
         options += ["--state-dir", app.state_dir]
     if app.shared_fs is not None:
         options += ["--shared-fs", "yes" if app.shared_fs else "no"]
-    return shown(shlex.join(["qmpsnap", *options, *words]))
+    return printable(shlex.join(["qmpsnap", *options, *words]))
 
 
 def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
@@ -158,10 +158,10 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
     for number, (name, arguments, kind) in enumerate(steps, 1):
         if kind == "qmp":
             sent = json.dumps({"execute": name, "arguments": dict(arguments)}, ensure_ascii=False)
-            text.append(f"  {number}. -> {shown(sent)}")
+            text.append(f"  {number}. -> {printable(sent)}")
         else:
             given = json.dumps(dict(arguments), ensure_ascii=False, default=str)
-            text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {shown(given)}")
+            text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {printable(given)}")
     emit(*text, _NOT_SENT)
 
 

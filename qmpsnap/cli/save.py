@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import FILE, dry_run, plain, progress
-from qmpsnap.cli.output import shown
+from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
 from qmpsnap.plan.intent import Save
 
@@ -37,7 +37,11 @@ def save(file: str, *, progress: bool, plain: bool, dry_run: bool) -> None:
     def then(done: Done) -> list[str]:
         return [
             "quit this QEMU; the file can be used as long as nobody writes to these disks",
-            *(f"start {shown(disk)} from {shown(files[0])}" for disk, files in done.chains.items() if files),
+            *(
+                f"start {printable(disk)} from {printable(files[0])}"
+                for disk, files in done.chains.items()
+                if files
+            ),
             f"next: {command('restore', file, to_new=True)}",
         ]
 

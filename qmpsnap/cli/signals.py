@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 import anyio
 
 from qmpsnap.cli.outcome import report
-from qmpsnap.cli.output import shown, tell
+from qmpsnap.cli.output import printable, tell
 from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Signals:
         self._asking = True
         # Whole lines come when the terminal has them, so the loop is never kept from its work.
         self._loop.add_reader(sys.stdin.fileno(), self._on_answer)
-        tell("", f"job {shown(self._job_id)} keeps running meanwhile")
+        tell("", f"job {printable(self._job_id)} keeps running meanwhile")
         self._prompt()
 
     def _prompt(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import draw
-from qmpsnap.model.shown import shown
+from qmpsnap.model.printable import printable
 from qmpsnap.plan.steps import (
     AwaitJob,
     ContinueGuest,
@@ -228,7 +228,7 @@ class Plan:
                 lines.append(f"  {number}. {_line(step)}")
         lines += [f"afterwards invalid: {file}" for file in self.invalid]
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(map(shown, lines))  # a name in it makes no line of its own
+        return "\n".join(map(printable, lines))  # a name in it makes no line of its own
 
 
 _COPIES = frozenset({"stream", "commit", "mirror"})

@@ -27,8 +27,8 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.model.record_file import check, from_json, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
-from qmpsnap.run.opening import create_file, open_directory, open_file
-from qmpsnap.run.reasons import reason, unusable
+from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.safe_open import create_file, open_directory, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from qmpsnap.model.header import backing_path
 from qmpsnap.run.disk import rename_exclusively, sync_directory
-from qmpsnap.run.opening import open_file
+from qmpsnap.run.safe_open import open_file
 from qmpsnap.run.survey import descriptor_header
 
 if TYPE_CHECKING:

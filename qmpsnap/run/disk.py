@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 import anyio.to_thread
 
-from qmpsnap.run.opening import create_file, open_directory
+from qmpsnap.run.safe_open import create_file, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

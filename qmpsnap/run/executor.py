@@ -17,10 +17,10 @@ import anyio
 
 from qmpsnap.errors import Busy, QmpsnapError
 from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan, WriteRecord
+from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
-from qmpsnap.run.owner import OWNER
 from qmpsnap.run.turns import Turns, claim_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Executor:
     async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None) -> Done:
         operation = Operation(self._target, plan, hooks or Hooks(), seen)
         context = contextvars.copy_context()
-        context.run(OWNER.set, operation)
+        context.run(CURRENT_OPERATION.set, operation)
         task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)
         try:
             return await asyncio.shield(task)

@@ -10,8 +10,8 @@ import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.moments import moved
-from qmpsnap.model.numbered_anew import renamed
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -38,8 +38,8 @@ from qmpsnap.plan.memory_steps import (
 from qmpsnap.run import memory_files
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.own_state import remove_state
-from qmpsnap.run.reasons import hint, reason, unusable
+from qmpsnap.run.os_errors import hint, reason, unusable
+from qmpsnap.run.state_files import remove_state_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -166,7 +166,7 @@ class Host:
         return self._made.get(file)
 
     async def _remove_state(self, step: RemoveState) -> None:
-        remove = partial(remove_state, step.file, step.id, step.tag)
+        remove = partial(remove_state_file, step.file, step.id, step.tag)
         try:
             left = not await in_thread(remove) and await in_thread(partial(os.path.lexists, step.file))
         except OSError as error:
@@ -226,5 +226,5 @@ class Host:
         records, _ = await self._catalog.read((directory,))
         for record in records:
             if record.id == record_id and isinstance(record, MomentRecord):
-                return renamed(record, self._names.get(record_id, {}))
+                return with_names(record, self._names.get(record_id, {}))
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)

@@ -23,12 +23,13 @@ from msgspec.structs import replace
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Files
-from qmpsnap.run import cleanup, own_state, survey
+from qmpsnap.run import cleanup, survey
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.opening import create_file
-from qmpsnap.run.reasons import reason, unusable
+from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.safe_open import create_file
+from qmpsnap.run.state_files import find_state_files
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
@@ -232,7 +233,7 @@ def _create(request: _Request, made: list[Created]) -> Created:
 
 def _look(ask: Ask) -> Files:
     fresh = frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None)
-    return replace(survey.look(ask), fresh=fresh, states=own_state.find(ask.states) if ask.states else ())
+    return replace(survey.look(ask), fresh=fresh, states=find_state_files(ask.states) if ask.states else ())
 
 
 def _fill(request: _Request, descriptor: int) -> None:

@@ -19,10 +19,10 @@ from qmpsnap.errors import (
     QmpsnapError,
     TargetExists,
 )
+from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.features import CommandInfo, Features
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.numbered_anew import called_as_now
 from qmpsnap.model.open_files import open_names
 from qmpsnap.model.parse import (
     FDSET,
@@ -66,7 +66,8 @@ from qmpsnap.plan.steps import (
     TakeSnapshots,
 )
 from qmpsnap.run.catalog import Catalog
-from qmpsnap.run.concluded import ConcludedStreams
+from qmpsnap.run.current_operation import CURRENT_OPERATION
+from qmpsnap.run.descriptors import Opened, open_files, real_names, working_directory
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.hmp import checkpoint, stop_for_load
 from qmpsnap.run.host import Host
@@ -74,10 +75,9 @@ from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
-from qmpsnap.run.owner import OWNER
-from qmpsnap.run.peer import barred
+from qmpsnap.run.peer_access import barred
+from qmpsnap.run.query_guard import QueryGuard
 from qmpsnap.run.roots import check_roots
-from qmpsnap.run.shared import Opened, open_files, real_names, working_directory
 from qmpsnap.run.standstill import Stops
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class LiveTarget:
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()
         self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
-        self._concluded: ConcludedStreams
+        self._concluded: QueryGuard
         self._migrations: Migrations
         self.session: Session
         self.monitor: JobMonitor
@@ -150,7 +150,7 @@ class LiveTarget:
     async def _open(self, stack: AsyncExitStack) -> None:
         self.session = await stack.enter_async_context(self._link())
         self.monitor = await stack.enter_async_context(JobMonitor(self.session))
-        self._concluded = ConcludedStreams(self.session, self.monitor)
+        self._concluded = QueryGuard(self.session, self.monitor)
         self._migrations = Migrations(self.session, self._host.made)
         stack.enter_context(self.session.subscribe(self._concluded.note))
         stack.enter_context(self.session.subscribe(self._migrations.note))
@@ -204,7 +204,7 @@ class LiveTarget:
         shared = self._shares(graph, opened)
         found = await self._images.look(ask, shared=shared)
         barring = await self._barred(graph, opened) if shared else {}
-        records = called_as_now(found.records, graph)
+        records = with_current_names(found.records, graph)
         self._host.learn(found.records, records)
         found = replace(found, open=opened.files, barred=Frozen(barring), records=records)
         if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
@@ -410,7 +410,7 @@ class LiveTarget:
         if not self._again:
             return False
         async with self._relinking:
-            if not self.session.lost.is_set() and id(OWNER.get()) not in self._given_up:
+            if not self.session.lost.is_set() and id(CURRENT_OPERATION.get()) not in self._given_up:
                 return True
             return await self._relink()
 

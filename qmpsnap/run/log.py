@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from qmpsnap.model.shown import shown
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from structlog.processors import LogfmtRenderer
@@ -78,5 +78,5 @@ def _to_record(
     render: LogfmtRenderer, logger: logging.Logger, method: str, event: EventDict
 ) -> dict[str, object]:
     """Last processor: the arguments of a method of `logging.Logger`."""
-    text = shown(render(logger, method, {**event})).removeprefix("event=")
+    text = printable(render(logger, method, {**event})).removeprefix("event=")
     return {"msg": text, "extra": event, "stacklevel": _CALLER}

@@ -15,7 +15,7 @@ from qmpsnap.model.parse_machine import (
     parse_status,
 )
 from qmpsnap.model.qapi import read
-from qmpsnap.run.shared import identity
+from qmpsnap.run.descriptors import identity
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph

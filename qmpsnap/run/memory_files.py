@@ -27,8 +27,8 @@ from qmpsnap.model.snapshot_table import (
     snapshot_table,
 )
 from qmpsnap.run.disk import rename_exclusively, sync_directory
-from qmpsnap.run.opening import open_file
-from qmpsnap.run.reasons import reason
+from qmpsnap.run.os_errors import reason
+from qmpsnap.run.safe_open import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

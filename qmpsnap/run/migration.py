@@ -28,8 +28,8 @@ from qmpsnap.plan.migration_steps import (
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
+from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.progress import Meter
-from qmpsnap.run.reasons import unusable
 from qmpsnap.run.standstill import Stops
 
 if TYPE_CHECKING:

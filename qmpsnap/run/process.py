@@ -21,7 +21,7 @@ import anyio
 from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.model.secrets import masked_all
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.opening import append_file
+from qmpsnap.run.safe_open import append_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence

@@ -18,8 +18,8 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, backing_path, parse_header
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
-from qmpsnap.run.opening import WrongKind, open_block, open_file
-from qmpsnap.run.reasons import hint, reason
+from qmpsnap.run.os_errors import hint, reason
+from qmpsnap.run.safe_open import WrongKind, open_block, open_file
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Kind

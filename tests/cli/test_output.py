@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from qmpsnap.cli.output import Row, duration, flow, moved, near, picture, shown, size, spell, table, tell
+from qmpsnap.cli.output import Row, duration, flow, moved, near, picture, printable, size, spell, table, tell
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_duration_is_spoken(seconds, text):
     ],
 )
 def test_shown_spells_out_what_a_terminal_would_obey(name, text):
-    assert shown(name) == text
+    assert printable(name) == text
 
 
 def test_spell_makes_one_line_with_a_version():

@@ -55,7 +55,7 @@ def test_prepare_says_what_to_start_and_what_to_type_then(told):
     assert told(done, *words).out.splitlines()[3:] == [
         "start vda from /d/base.c1-2",
         "start vdb from /d/b.c1-2",
-        "the VM state is in /d/c1.vmstate: start QEMU with the same machine and -S -incoming defer",
+        "the VM state is in /d/c1.vmstate: start the same machine with -S -incoming defer",
         "next: qmpsnap -s NEW --state-dir '/var/lib/r s' --shared-fs yes revert c1 --into-incoming",
     ]
 

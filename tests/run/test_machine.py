@@ -9,8 +9,8 @@ import pytest
 from qmpsnap.errors import LinkLost, Malformed
 from qmpsnap.model.parse_machine import MACHINE_QUERIES, parse_machine
 from qmpsnap.run import session as sessions
+from qmpsnap.run.descriptors import identity
 from qmpsnap.run.machine import read_machine, run_state
-from qmpsnap.run.shared import identity
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.server import Hangup, Return
 

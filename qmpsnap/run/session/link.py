@@ -20,8 +20,8 @@ from qemu.qmp.qmp_client import BadReplyError
 
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
 from qmpsnap.model.hints import hint_for
+from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.owner import OWNER
 from qmpsnap.run.session.change import Change, Limits, settled
 from qmpsnap.run.session.client import Tap, first_line, reach
 from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
@@ -196,7 +196,7 @@ class Session:
         if self.trace is not None:
             self.trace({"execute": command, "arguments": arguments})
         call = asyncio.create_task(self._execute(command, arguments, in_doubt), name=f"qmpsnap: {command}")
-        self._calls[call] = OWNER.get()
+        self._calls[call] = CURRENT_OPERATION.get()
         call.add_done_callback(self._forget)
         return call
 
@@ -271,7 +271,7 @@ class Session:
         The session goes on; what QEMU answers late is dropped.
 
         Args:
-            owner: Whose (see `run/owner.py`); None: all.
+            owner: Whose (see `run/current_operation.py`); None: all.
         """
         self._abandoning = True
         try:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.record_rules import is_plain
-from qmpsnap.run.opening import kernel_text
-from qmpsnap.run.reasons import reason
+from qmpsnap.run.os_errors import reason
+from qmpsnap.run.safe_open import kernel_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from qmpsnap.model.files import Files, Standing
 from qmpsnap.model.graph import Node
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.model.started import StartedBelow, recorded_overlays, started_below
+from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, wrong_starts
 from qmpsnap.testing.drawing import chain, graph
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def standing(*pairs: tuple[str, str]) -> Files:
 def found(there: Graph, *pairs: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:
     return [
         (one.disk, tuple(file.removeprefix("/images/").removesuffix(".qcow2") for file in one.newest))
-        for one in started_below(there, standing(*pairs))
+        for one in wrong_starts(there, standing(*pairs))
     ]
 
 
@@ -56,11 +56,11 @@ def test_started_below_passes_over_disks_that_are_not_written() -> None:
 
 
 def test_warning_names_the_file_to_start_from() -> None:
-    assert str(StartedBelow("vda", "/b", ("/s",))) == (
+    assert str(WrongStart("vda", "/b", ("/s",))) == (
         "vda writes into /b, the backing file of /s, and so changes what that reads. "
         "If this machine should run from a newer layer, quit it and start it from /s"
     )
-    assert str(StartedBelow("vda", "/b", ("/s", "/t"))).endswith("start it from one of /s, /t")
+    assert str(WrongStart("vda", "/b", ("/s", "/t"))).endswith("start it from one of /s, /t")
 
 
 def test_recorded_overlays_are_those_that_began_on_an_active_layer() -> None:

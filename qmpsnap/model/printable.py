@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["shown"]
+__all__ = ["printable"]
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """One line as people can read it: whatever a terminal would obey, a newline too, is spelled out.
 
     What was made so stays as it is when it is made so again.

@@ -16,7 +16,7 @@ import qmpsnap
 from qmpsnap.errors import InvalidTarget, QmpsnapError, Refused
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.plan.intent import Commit, Intent, Snapshot
-from qmpsnap.run.peer import barred
+from qmpsnap.run.peer_access import barred
 from qmpsnap.testing.headers import qcow2_bytes
 from qmpsnap.testing.server import Return, serve
 from tests.cli.conftest import disks, stands

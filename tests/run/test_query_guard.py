@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from qmpsnap.errors import Busy, Malformed
-from qmpsnap.run.concluded import ConcludedStreams
 from qmpsnap.run.jobs import JobMonitor
+from qmpsnap.run.query_guard import QueryGuard
 from qmpsnap.run.session import connect
 from qmpsnap.testing.jobs import ScriptedJobs, job_turns
 from qmpsnap.testing.server import Return
@@ -44,20 +44,18 @@ def jobs(server: QmpServer) -> Streams:
 
 
 @pytest.fixture
-async def watcher(server: QmpServer, jobs: Streams) -> AsyncIterator[ConcludedStreams]:
+async def watcher(server: QmpServer, jobs: Streams) -> AsyncIterator[QueryGuard]:
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        streams = ConcludedStreams(session, monitor)
+        streams = QueryGuard(session, monitor)
         with session.subscribe(streams.note):
             yield streams
 
 
-async def heard(watcher: ConcludedStreams) -> None:
+async def heard(watcher: QueryGuard) -> None:
     await watcher._session.query("query-jobs")
 
 
-async def test_check_asks_nothing_while_no_job_has_concluded(
-    server: QmpServer, watcher: ConcludedStreams
-) -> None:
+async def test_check_asks_nothing_while_no_job_has_concluded(server: QmpServer, watcher: QueryGuard) -> None:
     server.emit(*job_turns("qmpsnap-stream-keep-00000000", "created", "running"))
     await heard(watcher)
     before = len(server.commands)
@@ -66,7 +64,7 @@ async def test_check_asks_nothing_while_no_job_has_concluded(
 
 
 async def test_check_refuses_while_a_concluded_stream_waits_for_its_dismissal(
-    server: QmpServer, jobs: Streams, watcher: ConcludedStreams
+    server: QmpServer, jobs: Streams, watcher: QueryGuard
 ) -> None:
     jobs.put("s", "concluded")
     server.emit(*job_turns("s", "running", "concluded"))
@@ -77,9 +75,7 @@ async def test_check_refuses_while_a_concluded_stream_waits_for_its_dismissal(
     assert "query-named-block-nodes" not in server.commands
 
 
-async def test_check_passes_again_when_the_job_was_dismissed(
-    server: QmpServer, watcher: ConcludedStreams
-) -> None:
+async def test_check_passes_again_when_the_job_was_dismissed(server: QmpServer, watcher: QueryGuard) -> None:
     server.emit(*job_turns("s", "running", "concluded", "null"))
     await heard(watcher)
     before = len(server.commands)
@@ -92,7 +88,7 @@ async def test_check_passes_when_the_concluded_job_is_no_stream(server: QmpServe
     jobs = ScriptedJobs(server)  # mirrors
     jobs.put("m", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        await ConcludedStreams(session, monitor).check()
+        await QueryGuard(session, monitor).check()
     assert "query-qmp-schema" in server.commands
 
 
@@ -102,7 +98,7 @@ async def test_check_refuses_a_stream_that_had_concluded_before_we_came(
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(Busy):
-            await ConcludedStreams(session, monitor).check()
+            await QueryGuard(session, monitor).check()
 
 
 async def test_check_passes_on_a_qemu_without_the_fault_and_asks_for_its_schema_once(
@@ -111,7 +107,7 @@ async def test_check_passes_on_a_qemu_without_the_fault_and_asks_for_its_schema_
     server.answer("query-qmp-schema", Return(schema("device", "backing-mask-protocol")))
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        streams = ConcludedStreams(session, monitor)
+        streams = QueryGuard(session, monitor)
         await streams.check()
         await streams.check()
     assert server.commands.count("query-qmp-schema") == 1
@@ -125,7 +121,7 @@ async def test_check_believes_the_worst_of_a_schema_that_says_nothing(
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(Busy):
-            await ConcludedStreams(session, monitor).check()
+            await QueryGuard(session, monitor).check()
 
 
 async def test_check_does_not_pass_where_the_schema_has_another_shape(
@@ -135,7 +131,7 @@ async def test_check_does_not_pass_where_the_schema_has_another_shape(
     jobs.put("s", "concluded")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(Malformed, match="query-qmp-schema"):
-            await ConcludedStreams(session, monitor).check()
+            await QueryGuard(session, monitor).check()
 
 
 class Creations(ScriptedJobs):
@@ -155,7 +151,7 @@ def creations(server: QmpServer) -> Creations:
 
 async def test_check_waits_while_an_image_is_made(server: QmpServer, creations: Creations) -> None:
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        streams = ConcludedStreams(session, monitor)
+        streams = QueryGuard(session, monitor)
         with session.subscribe(streams.note):
             async with anyio.create_task_group() as group:
                 group.start_soon(streams.check)
@@ -170,7 +166,7 @@ async def test_check_waits_for_an_image_that_was_begun_after_we_came(
 ) -> None:
     creations.remove("c")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
-        streams = ConcludedStreams(session, monitor, patience_s=0.01)
+        streams = QueryGuard(session, monitor, patience_s=0.01)
         with session.subscribe(streams.note):
             creations.put("c", "running")
             server.emit(*job_turns("c", "created", "running"))
@@ -183,11 +179,11 @@ async def test_check_refuses_when_an_image_takes_too_long(server: QmpServer, cre
     del creations
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with pytest.raises(Busy, match="'c' is creating an image") as caught:
-            await ConcludedStreams(session, monitor, patience_s=0.01).check()
+            await QueryGuard(session, monitor, patience_s=0.01).check()
     assert (caught.value.job_id, caught.value.hint) == ("c", "wait until it ends")
 
 
-async def test_check_asks_nothing_of_a_job_of_ours(server: QmpServer, watcher: ConcludedStreams) -> None:
+async def test_check_asks_nothing_of_a_job_of_ours(server: QmpServer, watcher: QueryGuard) -> None:
     server.emit(*job_turns("qmpsnap-mirror-copy-00000000", "created", "running"))
     await heard(watcher)
     before = len(server.commands)

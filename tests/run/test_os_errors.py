@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.run.reasons import hint, reason, unusable
+from qmpsnap.run.os_errors import hint, reason, unusable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.header import QCOW_MAGIC
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import FDSET, OWN_FDS
-from qmpsnap.run.opening import kernel_text, open_block, open_file
+from qmpsnap.run.safe_open import kernel_text, open_block, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["called_as_now", "renamed"]
+__all__ = ["with_current_names", "with_names"]
 
 T = TypeVar("T")
 
 
-def called_as_now(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]:
+def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]:
     """The records, those of moments with each disk called as it is now; where nothing tells, as it was.
 
     A moment that a revert has left aside is told by what it stands on: an overlay that began at a moment
@@ -48,7 +48,7 @@ def called_as_now(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]
                 begun.setdefault(file, set()).add(now)
         pending = [(one, name) for one, name in pending if name not in found.get(id(one), {})]
     return tuple(
-        renamed(one, found.get(id(one), {})) if isinstance(one, MomentRecord) else one for one in known
+        with_names(one, found.get(id(one), {})) if isinstance(one, MomentRecord) else one for one in known
     )
 
 
@@ -66,7 +66,7 @@ def _told(
     return ""
 
 
-def renamed(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
+def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
     """The record with its disks called otherwise, by their names in it."""
     if all(old == new for old, new in names.items()):
         return record

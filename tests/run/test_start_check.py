@@ -4,7 +4,7 @@ from structlog.testing import capture_logs
 
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.run.started import Started
+from qmpsnap.run.start_check import StartCheck
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.plan.scenes import NOW, STATE
@@ -16,7 +16,7 @@ async def test_warnings_are_logged_once_and_go_on_until_the_disk_writes_elsewher
     there = graph(vda="base*")
     target = FakeTarget(there)
     target.files.put("/images/s1.qcow2", backing=BASE)
-    started = Started(target, "")
+    started = StartCheck(target, "")
     assert not started.found
     with capture_logs() as logs:
         (told,) = await started.warnings(there)
@@ -33,11 +33,11 @@ async def test_overlays_that_lie_elsewhere_are_found_by_their_records() -> None:
     there = graph(vda="base*")
     target = FakeTarget(there)
     target.files.put("/far/s1.qcow2", backing=BASE)
-    assert await Started(target, "").warnings(there) == ()
+    assert await StartCheck(target, "").warnings(there) == ()
     target.files.records.append(
         MomentRecord("1", "one", NOW, {"vda": "/far/s1.qcow2"}, {"vda": BASE}, directory=STATE)
     )
-    (told,) = await Started(target, "").warnings(there)
+    (told,) = await StartCheck(target, "").warnings(there)
     assert told.endswith("start it from /far/s1.qcow2")
 
 
@@ -46,14 +46,14 @@ async def test_nothing_is_said_where_files_are_not_visible() -> None:
     target = FakeTarget(there)
     target.files.put("/images/s1.qcow2", backing=BASE)
     target.files.shared = False
-    assert await Started(target, "").warnings(there) == ()
+    assert await StartCheck(target, "").warnings(there) == ()
 
 
 async def test_lost_names_are_told_until_they_lead_to_the_file_again() -> None:
     there = graph(vda="base <- s1*")
     target = FakeTarget(there)
     target.files.open[BASE] = OpenFile(BASE, "moved", "/images/x.qcow2", 1, 7)
-    started = Started(target, "")
+    started = StartCheck(target, "")
     with capture_logs() as logs:
         (told,) = await started.warnings(there)
         assert await started.warnings(there) == (told,)

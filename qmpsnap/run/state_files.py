@@ -14,19 +14,19 @@ from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.memory_files import look, tags_of
-from qmpsnap.run.opening import WrongKind, open_file
+from qmpsnap.run.safe_open import WrongKind, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["find", "remove_state"]
+__all__ = ["find_state_files", "remove_state_file"]
 
 _TOKEN = 8  # hex digits at the end of an operation's id
 _PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")
 _TAG = re.compile(r"qmpsnap-[0-9a-f]{8}")
 
 
-def find(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def find_state_files(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Files of VM state that operations of ours have made, whole or not; never fails.
 
     Args:
@@ -61,7 +61,7 @@ def _is_ours(file: str, ending: str) -> bool:
         os.close(descriptor)
 
 
-def remove_state(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says
+def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says
     """Remove a file of VM state if it is that operation's; False when there is none, or another one.
 
     A stream is known by its note, a store by its snapshot's name, an unfinished one by its own name.

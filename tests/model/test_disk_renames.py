@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.model.numbered_anew import called_as_now
+from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 
@@ -75,7 +75,7 @@ def on(name: str, drawing: str = "base <- s1*") -> Graph:
 def test_disk_of_a_record_is_told_by_its_overlays(
     records: tuple[MomentRecord, ...], now: Graph, expected: tuple[MomentRecord, ...]
 ) -> None:
-    assert called_as_now(records, now) == expected
+    assert with_current_names(records, now) == expected
 
 
 def test_disks_that_have_changed_their_numbers_are_exchanged_and_intents_are_not() -> None:
@@ -93,4 +93,4 @@ def test_disks_that_have_changed_their_numbers_are_exchanged_and_intents_are_not
         overlays={"device[1]": "/images/s1.qcow2", "device[0]": "/images/t1.qcow2"},
         covered={"device[1]": "/images/base.qcow2", "device[0]": "/images/t.qcow2"},
     )
-    assert called_as_now((both, intent), now) == (exchanged, intent)
+    assert with_current_names((both, intent), now) == (exchanged, intent)

@@ -6,22 +6,22 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import Ask
-from qmpsnap.model.started import recorded_overlays, started_below
+from qmpsnap.model.wrong_start import recorded_overlays, wrong_starts
 from qmpsnap.plan.checks.opened import lost_names
 from qmpsnap.plan.scene import state_questions
 from qmpsnap.run.log import get_logger
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.started import StartedBelow
+    from qmpsnap.model.wrong_start import WrongStart
     from qmpsnap.run.target import Target
 
-__all__ = ["Started"]
+__all__ = ["StartCheck"]
 
 _log = get_logger("qmpsnap.run")
 
 
-class Started:
+class StartCheck:
     """What is wrong with the files that one machine was started from.
 
     Args:
@@ -35,7 +35,7 @@ class Started:
     def __init__(self, target: Target, state_dir: str) -> None:
         self._target = target
         self._state_dir = state_dir
-        self._found: tuple[StartedBelow, ...] | None = None
+        self._found: tuple[WrongStart, ...] | None = None
         self._lost: tuple[str, ...] = ()
         self.found: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class Started:
         )
         return self.found
 
-    async def _look(self, graph: Graph) -> tuple[StartedBelow, ...]:
+    async def _look(self, graph: Graph) -> tuple[WrongStart, ...]:
         disks = [disk for disk in graph.disks.values() if disk.writable and disk.active.file.startswith("/")]
         chain = tuple(file for disk in disks for file in disk.files if file.startswith("/"))
         ask = Ask(
@@ -79,4 +79,4 @@ class Started:
             return ()
         if overlays := recorded_overlays(graph, files.records):
             files = await self._target.look(Ask(files=(*chain, *overlays), survey=ask.survey), graph)
-        return started_below(graph, files)
+        return wrong_starts(graph, files)

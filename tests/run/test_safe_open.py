@@ -23,7 +23,7 @@ from qmpsnap.plan.memory_steps import SealMemory, SealStore
 from qmpsnap.run import cleanup, memory_files, survey
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.images import Images
-from qmpsnap.run.opening import (
+from qmpsnap.run.safe_open import (
     WrongKind,
     append_file,
     create_file,
@@ -32,7 +32,7 @@ from qmpsnap.run.opening import (
     open_directory,
     open_file,
 )
-from qmpsnap.run.own_state import remove_state
+from qmpsnap.run.state_files import remove_state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +147,7 @@ def test_what_looks_says_at_once_what_is_there(planted: Path) -> None:
     assert memory_files.look([file])[file].problem
     assert cleanup.fresh(file, None) is None
     assert cleanup.identity(file) is None
-    assert not remove_state(file, "id", "") if not planted.is_symlink() else True
+    assert not remove_state_file(file, "id", "") if not planted.is_symlink() else True
     fact = survey.look(Ask(files=(file,), survey=(str(planted.parent),))).files[file]
     assert fact.header is None
     assert os.path.lexists(planted)
@@ -270,7 +270,7 @@ def test_nothing_else_in_run_opens_a_file() -> None:
     found = [
         f"{file.name}:{line}"
         for file in sorted(Path(where).rglob("*.py"))
-        if file.name != "opening.py"
+        if file.name != "safe_open.py"
         for line in _opens(ast.parse(file.read_text()))
     ]
     assert found == []

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["StartedBelow", "recorded_overlays", "started_below"]
+__all__ = ["WrongStart", "recorded_overlays", "wrong_starts"]
 
 
-class StartedBelow(Struct, frozen=True):
+class WrongStart(Struct, frozen=True):
     """A disk whose guest writes into a layer that other images stand on.
 
     Attributes:
@@ -57,7 +57,7 @@ def recorded_overlays(graph: Graph, records: tuple[Record, ...]) -> tuple[str, .
     )
 
 
-def started_below(graph: Graph, files: Files) -> tuple[StartedBelow, ...]:
+def wrong_starts(graph: Graph, files: Files) -> tuple[WrongStart, ...]:
     """Every disk whose guest writes into a layer that other images stand on, by their headers.
 
     Args:
@@ -73,5 +73,5 @@ def started_below(graph: Graph, files: Files) -> tuple[StartedBelow, ...]:
         above = [file for file in files.on(disk.active.file) if file not in used]
         newest = tuple(file for file in above if not files.on(file))
         if newest:
-            found.append(StartedBelow(disk.name, disk.active.file, newest))
+            found.append(WrongStart(disk.name, disk.active.file, newest))
     return tuple(found)
