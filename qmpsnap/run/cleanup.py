@@ -11,8 +11,9 @@ import os
 import signal
 import stat
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
+
+from msgspec import Struct
 
 from qmpsnap.model.header import backing_path
 from qmpsnap.run.disk import rename_exclusively, sync_directory
@@ -31,8 +32,7 @@ _LOCK_FROM, _LOCK_BYTES = 100, 200
 Policy = Literal["rename", "remove", "keep"]
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(Struct, frozen=True):
     """A file that we made; it is removed only as long as the name still leads to it."""
 
     file: str

@@ -13,9 +13,10 @@ import os
 import posixpath
 import re
 import stat
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.header import QCOW_MAGIC
 from qmpsnap.model.open_files import OpenFile
@@ -44,8 +45,7 @@ _SECTOR = 512  # bytes; QEMU rounds a raw image's size up to whole ones
 _Key = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """What a process has open, of the names that were asked for.
 
     Attributes:
@@ -62,8 +62,7 @@ class Opened:
         return any(one.known for one in self.files.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Descriptor:
+class _Descriptor(Struct, frozen=True):
     link: str  # how /proc tells it: "/proc/PID/fd/N"
     key: _Key
     unlinked: bool

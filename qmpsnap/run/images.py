@@ -14,10 +14,10 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
@@ -45,8 +45,7 @@ _LABEL = "security.selinux"
 _NO_LABEL = {errno.ENODATA, errno.ENOTSUP}
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(Struct, frozen=True):
     file: str
     format: str
     size_bytes: int

@@ -13,8 +13,9 @@ import os
 import posixpath
 import pwd
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.record_rules import is_plain
 from qmpsnap.run.os_errors import reason
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["barred"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Peer:
+class _Peer(Struct, frozen=True):
     user: int
     groups: frozenset[int]
 

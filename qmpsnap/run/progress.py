@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
@@ -16,8 +16,7 @@ __all__ = ["Meter", "Progress"]
 _WINDOW = 8  # looks that a rate is taken over
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far a job is.
 
     Attributes:

@@ -6,10 +6,10 @@ Here alone it is decided what an operation keeps others from.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec import Struct
 
 from qmpsnap.errors import Busy
 
@@ -24,8 +24,7 @@ __all__ = ["Claim", "Turns", "claim_of"]
 _OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """What an operation keeps others from.
 
     Attributes:

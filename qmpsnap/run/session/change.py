@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec import Struct
 
 from qmpsnap.errors import CommandFailed, LinkLost
 from qmpsnap.run.log import get_logger
@@ -20,8 +20,7 @@ __all__ = ["Change", "Limits", "Outcome", "settled"]
 _log = get_logger("qmpsnap.session")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """How long is long.
 
     Attributes:

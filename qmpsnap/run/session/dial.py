@@ -9,10 +9,10 @@ import pwd
 import socket
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+from msgspec import Struct
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
@@ -27,8 +27,7 @@ Address = str | tuple[str, int] | socket.socket
 """A unix socket's path, "tcp:HOST:PORT", (host, port), or a connected socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """Who is at the other end of a socket.
 
     Attributes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Subscriptions", "read_event"]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event of QEMU.
 
     Attributes:
