@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import Row, emit, near, picture, printable, size, spell, table, tell
+from qmpsnap.cli.output import Row, chain_lines, emit, json_line, printable, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import draw
@@ -49,22 +49,22 @@ def chain(disk: str | None) -> None:
         return disks, invalid, vm.warnings
 
     disks, invalid, warnings = run(work)
-    tell(*(f"warning: {printable(one)}" for one in warnings))
+    to_stderr(*(f"warning: {printable(one)}" for one in warnings))
     for one in disks:
         if len(one.layers) > _LONG:
-            tell(
+            to_stderr(
                 f"warning: {printable(one.name)} has {len(one.layers)} layers, which slows down every start "
                 "and every query; commit "
                 f"some of them: {printable(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
-        emit(spell(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
+        emit(json_line(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
     else:
         emit(*(line for one in disks for line in _text(one, invalid)) if disks else ["no disks"])
 
 
 def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:
-    lines = picture(disk.name, draw(disk.files))
+    lines = chain_lines(disk.name, draw(disk.files))
     if disk.layers:
         lines += table(_HEADER, (_row(disk, layer, invalid) for layer in disk.layers), right=_RIGHT)
     lines += [f"  filter: {printable(one.node)} ({one.driver})" for one in disk.filters]
@@ -84,6 +84,6 @@ def _row(disk: Disk, layer: Layer, invalid: Mapping[str, str]) -> Row:
         size(layer.virtual_size),
         size(layer.allocated),
         layer.node,
-        near(layer.file),
+        relative(layer.file),
     )
     return Row(cells, tuple(remarks))

@@ -15,8 +15,8 @@ import anyio
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.outcome import INTERRUPTED
-from qmpsnap.cli.output import emit, printable, spell
+from qmpsnap.cli.output import emit, json_line, printable
+from qmpsnap.cli.report import INTERRUPTED
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Changed, Interrupted, LinkLost
 
@@ -92,7 +92,7 @@ def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
 
 
 def _json(event: Event) -> str:
-    return spell(**event.to_json())
+    return json_line(**event.to_json())
 
 
 def _text(event: Event) -> str:

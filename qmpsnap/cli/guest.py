@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import dry_run
-from qmpsnap.cli.output import emit, printable, spell
+from qmpsnap.cli.output import emit, json_line, printable
 from qmpsnap.cli.runner import current_app, run, show_steps
 from qmpsnap.errors import Refused
 from qmpsnap.run.outcome import Done
@@ -46,7 +46,7 @@ def status() -> None:
 
     found, refusal = run(work)
     if current_app().json:
-        emit(spell(**found.to_json()))
+        emit(json_line(**found.to_json()))
         return
     lines = [found.state]
     if found.migration != "none":
@@ -112,6 +112,6 @@ def _send(
         show_steps((command, {}, "qmp"))
     elif current_app().json:
         done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
-        emit(spell(**done.to_json(), **found.to_json()))
+        emit(json_line(**done.to_json(), **found.to_json()))
     else:
         emit(f"the guest is {found.state}" if not found.running else "the guest is running")

@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
-from qmpsnap.cli.output import emit, printable, size, spell
+from qmpsnap.cli.output import emit, json_line, printable, size
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.model.job import parse_job_id
@@ -120,7 +120,7 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         plan = await vm.plan_rest(job_id)
         if dry_run:
             return plan
-        with signals.operation(plan, named=job_id):
+        with signals.operation(plan, name=job_id):
             return await vm.job_cancel(job_id)
 
     match run(work):
@@ -161,7 +161,7 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
         if dry_run:
             return plan
         bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
-        with signals.operation(plan, bar, named=job_id):
+        with signals.operation(plan, bar, name=job_id):
             return await vm.run(plan, hooks(signals, bar))
 
     started = time.monotonic()
@@ -202,7 +202,7 @@ def _send(
         _show(op, job_id, time.monotonic() - started, found, arguments.get("speed"))
 
 
-_SAID = {
+_STATES_AFTER = {
     "pause": "is paused",
     "resume": "is running again",
     "cancel": "is being cancelled",
@@ -214,9 +214,9 @@ def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None
     """Print what was done to a job; neither a chain nor a layer was changed by it."""
     if current_app().json:
         done = Done(op=f"job-{op}", chains={}, elapsed_s=elapsed, job_id=job_id, changed=False)
-        emit(spell(**done.to_json(), job_id=job_id, job=found.to_json()))
+        emit(json_line(**done.to_json(), job_id=job_id, job=found.to_json()))
     elif op == "speed":
         limit = f"at most {size(speed)}/s" if isinstance(speed, int) and speed else "no limit"
         emit(f"{printable(job_id)}: {limit}")
     else:
-        emit(f"{printable(job_id)} {_SAID[op]}")
+        emit(f"{printable(job_id)} {_STATES_AFTER[op]}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, flow, near, printable, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, json_line, printable, relative, size, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
@@ -37,8 +37,8 @@ def jobs() -> None:
         try:
             records = await vm.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
-            tell(f"warning: cannot search for interrupted operations: {printable(error.message)}")
-            tell(f"  next: {printable(error.hint)}")
+            to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
+            to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [one for one in records if one.id not in alive and not _keeps_overlay(one)]
         return found, [_Left(one, (await vm.plan_rest(one.id)).vanished) for one in left]
@@ -46,7 +46,7 @@ def jobs() -> None:
     found, interrupted = run(work)
     if current_app().json:
         emit(
-            spell(
+            json_line(
                 jobs=[{**job.to_json(), "ways": _ways(job)} for job in found],
                 interrupted=[left.to_json() for left in interrupted],
             )
@@ -119,9 +119,9 @@ class _Left:
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client is gone"
-        lines = flow(f"{record.id}: {printable(what)}, started {record.created}, {became}", more="  ")
+        lines = wrap(f"{record.id}: {printable(what)}, started {record.created}, {became}", more="  ")
         lines += [
-            f"  invalid, no longer holds its snapshot: {printable(near(file))}" for file in record.invalid
+            f"  invalid, no longer holds its snapshot: {printable(relative(file))}" for file in record.invalid
         ]
         return [*lines, f"  to finish it: {printable(self.way)}"]
 

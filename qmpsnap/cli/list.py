@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, near, printable, size, spell, table, tell
+from qmpsnap.cli.output import Row, emit, json_line, printable, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.hints import quoted
 
@@ -41,12 +41,12 @@ def list_() -> None:
         return await vm.moments(), vm.warnings
 
     found, warnings = run(work)
-    tell(*(f"warning: {printable(one)}" for one in warnings))
+    to_stderr(*(f"warning: {printable(one)}" for one in warnings))
     if not found.records_seen:
-        tell("warning: QEMU's files are not visible from here, so external snapshots are not known")
+        to_stderr("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
-        moments = [{**one.to_json(), **_looked_at(one)} for one in found.moments]
-        emit(spell(**{**found.to_json(), "moments": moments, "warnings": list(warnings)}))
+        moments = [{**one.to_json(), **_state_json(one)} for one in found.moments]
+        emit(json_line(**{**found.to_json(), "moments": moments, "warnings": list(warnings)}))
         return
     lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
     lines += [
@@ -106,17 +106,17 @@ def _remarks(moment: Moment, state: _State) -> list[str]:
     remarks = []
     if moment.vm_state_file:
         what = "VM state MISSING" if state.missing else "VM state"
-        remarks.append(f"{what}: {near(moment.vm_state_file)}")
+        remarks.append(f"{what}: {relative(moment.vm_state_file)}")
     for part in moment.held:
         if part.invalid:
-            remarks.append(f"INVALID on {part.disk}: a commit wrote into {near(part.file)}")
+            remarks.append(f"INVALID on {part.disk}: a commit wrote into {relative(part.file)}")
         elif not part.in_chain and part.overlay:
-            remarks.append(f"no longer in the chain of {part.disk}: {near(part.file)}")
+            remarks.append(f"no longer in the chain of {part.disk}: {relative(part.file)}")
         elif not part.in_chain:
-            remarks.append(f"below the active layer of {part.disk}: {near(part.file)}")
+            remarks.append(f"below the active layer of {part.disk}: {relative(part.file)}")
     return remarks
 
 
-def _looked_at(moment: Moment) -> dict[str, object]:
+def _state_json(moment: Moment) -> dict[str, object]:
     state = _state(moment)
     return {"vm_state_bytes": state.bytes, "vm_state_missing": state.missing}

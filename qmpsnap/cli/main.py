@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     # Only now: `main` answers signals, and whoever lacks click was told so. All of it: from the event loop
     # on the signals are the operation's.
     import qmpsnap.entry  # noqa: F401, PLC0415
-    from qmpsnap.cli.outcome import run_group  # noqa: PLC0415
+    from qmpsnap.cli.report import run_group  # noqa: PLC0415
 
     return run_group(arguments)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qmpsnap.cli import names
+from qmpsnap.cli import candidates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         return [
             click.shell_completion.CompletionItem(name)
             for name in self._find(ctx)
-            if name.startswith(incomplete) and names.is_word(name)
+            if name.startswith(incomplete) and candidates.is_word(name)
         ]
 
 
@@ -102,11 +102,11 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
         return round(float(found[1]) * _FACTORS[found[2].upper()])
 
 
-COMMAND = _Name("command", names.commands)
-DISK = _Live("disk", names.disks)
-LAYER = _Live("layer", names.layers)
-JOB = _Live("job", names.jobs)
-MOMENT = _Live("name", names.moments)
+COMMAND = _Name("command", candidates.commands)
+DISK = _Live("disk", candidates.disks)
+LAYER = _Live("layer", candidates.layers)
+JOB = _Live("job", candidates.jobs)
+MOMENT = _Live("name", candidates.snapshots)
 FILE = _File()
 SPEED = _Speed()
 

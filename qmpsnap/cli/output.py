@@ -19,18 +19,18 @@ __all__ = [
     "VERSION",
     "Row",
     "Unwritable",
+    "chain_lines",
     "columns",
     "duration",
     "emit",
-    "flow",
-    "moved",
-    "near",
-    "picture",
+    "json_line",
     "printable",
+    "relative",
     "size",
-    "spell",
+    "start_lines",
     "table",
-    "tell",
+    "to_stderr",
+    "wrap",
 ]
 
 VERSION = 1
@@ -57,35 +57,35 @@ def emit(*lines: str) -> bool:
             print(printable(line))  # noqa: T201 - this is where results are printed
         sys.stdout.flush()
     except BrokenPipeError:
-        _to_nowhere()
+        _discard_stdout()
         return False
     except OSError as error:
-        _to_nowhere()
-        tell(f"qmpsnap: cannot write to stdout ({error.strerror or error}); the result is:", *lines)
+        _discard_stdout()
+        to_stderr(f"qmpsnap: cannot write to stdout ({error.strerror or error}); the result is:", *lines)
         raise Unwritable from error
     return True
 
 
-def _to_nowhere() -> None:
+def _discard_stdout() -> None:
     """Send what is still buffered away, or the interpreter complains about it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def tell(*lines: str) -> None:
+def to_stderr(*lines: str) -> None:
     """Write lines to stderr, each as one line there; a terminal gets it broken between words."""
     told: Iterable[str] = map(printable, lines)
     if sys.stderr.isatty():
-        told = (part for line in told for part in flow(line))
+        told = (part for line in told for part in wrap(line))
     for line in told:
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
 
 
-def spell(**fields: object) -> str:
+def json_line(**fields: object) -> str:
     """One JSON object, on one line, with its version; what JSON has no number for is null."""
-    return _dumped({"version": VERSION, **fields})
+    return _dump({"version": VERSION, **fields})
 
 
-def _dumped(value: object) -> str:
+def _dump(value: object) -> str:
     try:
         return json.dumps(value, default=_plain, allow_nan=False)
     except ValueError:
@@ -142,7 +142,7 @@ def columns() -> int:
     return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
-def near(file: str) -> str:
+def relative(file: str) -> str:
     """A file's name as it may be typed here: relative where it lies in or below this directory."""
     try:
         here = os.getcwd().rstrip("/") + "/"  # noqa: PTH109 - a path of QEMU's need not be one of ours
@@ -151,7 +151,7 @@ def near(file: str) -> str:
     return file.removeprefix(here) or file
 
 
-def flow(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
+def wrap(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
     """Lines of a text, broken between words; a command line of ours is never broken, for it may be copied.
 
     Args:
@@ -159,13 +159,13 @@ def flow(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
         indent: What the first line begins with.
         more: What each further one begins with, beside that.
     """
-    return _flow(_words(text), indent, indent + more)
+    return _wrap(_words(text), indent, indent + more)
 
 
-def picture(disk: str, drawing: str) -> list[str]:
+def chain_lines(disk: str, drawing: str) -> list[str]:
     """Lines of a drawn chain, broken before its arrows."""
     first, *others = f"{printable(disk)}: {printable(drawing)}".split(" <- ")
-    return _flow([first, *(f"<- {one}" for one in others)], "", "    ")
+    return _wrap([first, *(f"<- {one}" for one in others)], "", "    ")
 
 
 def _words(text: str) -> list[str]:
@@ -183,7 +183,7 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _flow(words: Sequence[str], first: str, further: str) -> list[str]:
+def _wrap(words: Sequence[str], first: str, further: str) -> list[str]:
     room = columns()
     lines, line, empty = [], first, True
     for word in words:
@@ -238,7 +238,7 @@ def table(
     for row, beneath in zip(body, remarks, strict=True):
         lines += _lines(row, widths, [header[index] in right for index in used], indent)
         for remark in beneath:
-            lines += flow(printable(remark), indent=indent + _BENEATH)
+            lines += wrap(printable(remark), indent=indent + _BENEATH)
     return lines
 
 
@@ -257,10 +257,10 @@ def _lines(row: list[str], widths: list[int], rights: list[bool], indent: str) -
     words = [last] if rights[-1] else last.split(" ")
     if cells and max(map(len, words)) > columns() - len(start):
         return [*lines, start.rstrip(), indent + _BENEATH + last]
-    lines += _flow(words, start, " " * len(start))
+    lines += _wrap(words, start, " " * len(start))
     return [line.rstrip() for line in lines]
 
 
-def moved(active: Mapping[str, str]) -> list[str]:
+def start_lines(active: Mapping[str, str]) -> list[str]:
     """What whoever starts the machine next must know."""
     return [f"from now on, start {printable(disk)} from {printable(file)}" for disk, file in active.items()]

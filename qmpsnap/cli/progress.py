@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, printable, size, spell, tell
+from qmpsnap.cli.output import duration, json_line, printable, size, to_stderr
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -38,9 +38,9 @@ class Lines:
         """Show where the job is."""
         job = progress.job
         if self._json:
-            tell(spell(progress=progress.to_json()))
+            to_stderr(json_line(progress=progress.to_json()))
         else:
-            tell(", ".join(filter(None, (f"{printable(job.id)}: {job.status}", _facts(progress)))))
+            to_stderr(", ".join(filter(None, (f"{printable(job.id)}: {job.status}", _facts(progress)))))
 
     def hide(self) -> None:
         """Nothing to do: a line stays where it is."""

@@ -9,7 +9,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import COMMAND, dry_run
-from qmpsnap.cli.output import emit, spell
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
 
     answer = run(work)
     if current_app().json:
-        emit(spell(**{"return": answer}))
+        emit(json_line(**{"return": answer}))
     elif isinstance(answer, str):  # the human monitor's
         emit(*answer.splitlines())
     else:

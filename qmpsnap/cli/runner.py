@@ -11,10 +11,10 @@ import click
 
 import qmpsnap
 from qmpsnap.cli.app import App
-from qmpsnap.cli.done import lines
 from qmpsnap.cli.logs import configure
-from qmpsnap.cli.output import emit, printable, spell
+from qmpsnap.cli.output import emit, json_line, printable
 from qmpsnap.cli.progress import reporter
+from qmpsnap.cli.result import result_lines
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
 from qmpsnap.run.outcome import Hooks
@@ -137,7 +137,7 @@ def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
 def show_plan(plan: Plan) -> None:
     """Print a plan that was not run."""
     if current_app().json:
-        emit(spell(plan=plan.to_json(), changed=False))
+        emit(json_line(plan=plan.to_json(), changed=False))
     else:
         emit(*str(plan).split("\n"), _NOT_SENT)
 
@@ -152,7 +152,7 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
         listed = [
             {"command": name, "arguments": dict(arguments), "on": kind} for name, arguments, kind in steps
         ]
-        emit(spell(plan={"steps": listed, "before": {}, "after": {}}, changed=False))
+        emit(json_line(plan={"steps": listed, "before": {}, "after": {}}, changed=False))
         return
     text = []
     for number, (name, arguments, kind) in enumerate(steps, 1):
@@ -168,6 +168,6 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
 def show_done(done: Done, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:
     """Print the result of an operation; `then` gives more lines of the text."""
     if current_app().json:
-        emit(spell(**done.to_json(), job_id=done.job_id))
+        emit(json_line(**done.to_json(), job_id=done.job_id))
     else:
-        emit(*lines(done), *then(done))
+        emit(*result_lines(done), *then(done))

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import anyio
 
-from qmpsnap.cli.outcome import report
-from qmpsnap.cli.output import printable, tell
+from qmpsnap.cli.output import printable, to_stderr
+from qmpsnap.cli.report import report
 from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class Signals:
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._came = 0
+        self._interrupts = 0
         self._running = False  # an operation is running
         self._ended = False  # it ended: there is nothing to interrupt any more
         self._asking = False
         self._plan: Plan | None = None
-        self._named = ""
+        self._name = ""
         self._bar: Bar | Lines | None = None
 
     def __enter__(self) -> Self:
@@ -74,28 +74,28 @@ class Signals:
     @property
     def interrupted(self) -> bool:
         """Whether one of them came."""
-        return self._came > 0
+        return self._interrupts > 0
 
     @contextmanager
     def operation(
-        self, plan: Plan | None, bar: Bar | Lines | None = None, *, named: str = ""
+        self, plan: Plan | None, bar: Bar | Lines | None = None, *, name: str = ""
     ) -> Iterator[None]:
         """From here on an operation runs that must not simply be dropped.
 
         Args:
             plan: Its plan; None for a command that has none.
             bar: What shows its progress, to be hidden while a question is asked.
-            named: What it is called; "": as the plan calls it.
+            name: What it is called; "": as the plan calls it.
         """
         self._running, self._plan, self._bar = True, plan, bar
-        self._named = named or (plan.operation_id if plan is not None else "")
+        self._name = name or (plan.operation_id if plan is not None else "")
         try:
             yield
         finally:
             self._ended = True
             if self._asking:
                 self._stop_asking()
-                tell("", "the job has ended meanwhile")
+                to_stderr("", "the job has ended meanwhile")
             if bar is not None:
                 bar.hide()
 
@@ -110,12 +110,12 @@ class Signals:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._ended:
             return
-        self._came += 1
+        self._interrupts += 1
         if not self._running:
-            if self._came > 1 or self._task is None:
-                self._leave(Interrupted("stopped before anything was changed"))
+            if self._interrupts > 1 or self._task is None:
+                self._exit(Interrupted("stopped before anything was changed"))
             self._task.cancel()
-        elif self._came > 1 and not (self._asking and number is signal.SIGTERM):
+        elif self._interrupts > 1 and not (self._asking and number is signal.SIGTERM):
             self._stop_asking()
             self._detach()
         elif number is signal.SIGINT and self._job_id and sys.stdin.isatty() and sys.stderr.isatty():
@@ -128,33 +128,33 @@ class Signals:
         if self.cancel.is_set():
             return
         if self._can_be_left:
-            tell(f"stopping and rolling back; interrupt again to leave job {self._job_id} running")
+            to_stderr(f"stopping and rolling back; interrupt again to leave job {self._job_id} running")
         elif self._job_id:
-            tell(
+            to_stderr(
                 "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop "
                 "here"
             )
         else:
-            tell("stopping and rolling back")
+            to_stderr("stopping and rolling back")
         self.cancel.set()
-        self._loop.call_later(_AFTER_CANCEL, self._give_up)
+        self._loop.call_later(_AFTER_CANCEL, self._exit_unanswered)
 
     def _detach(self) -> None:
         if not self._job_id:
-            tell("there is no job to leave running; waiting for QEMU's answer")
+            to_stderr("there is no job to leave running; waiting for QEMU's answer")
             return
         (self.detach if self._can_be_left else self.cancel).set()
-        self._loop.call_later(_AFTER_DETACH, self._left)
+        self._loop.call_later(_AFTER_DETACH, self._exit_detached)
 
-    def _left(self) -> None:
+    def _exit_detached(self) -> None:
         """Leave at once: the operation was not in its wait any more. Whoever comes finds the record."""
         assert self._plan is not None  # noqa: S101 - there is a job
-        self._leave(left(self._plan, self._named, cancelled=self.cancel.is_set()))
+        self._exit(detached(self._plan, self._name, cancelled=self.cancel.is_set()))
 
-    def _give_up(self) -> None:
-        self._leave(given_up(self._plan, self._named))
+    def _exit_unanswered(self) -> None:
+        self._exit(no_answer(self._plan, self._name))
 
-    def _leave(self, error: QmpsnapError) -> NoReturn:
+    def _exit(self, error: QmpsnapError) -> NoReturn:
         """End the process now, with what is known."""
         if self._bar is not None:
             self._bar.hide()
@@ -171,7 +171,7 @@ class Signals:
         self._asking = True
         # Whole lines come when the terminal has them, so the loop is never kept from its work.
         self._loop.add_reader(sys.stdin.fileno(), self._on_answer)
-        tell("", f"job {printable(self._job_id)} keeps running meanwhile")
+        to_stderr("", f"job {printable(self._job_id)} keeps running meanwhile")
         self._prompt()
 
     def _prompt(self) -> None:
@@ -192,8 +192,8 @@ class Signals:
                 self._cancel()
             case "o" | "":
                 self._stop_asking()
-                self._came = 0
-                tell("continuing")
+                self._interrupts = 0
+                to_stderr("continuing")
                 if self._bar is not None:
                     self._bar.show()
             case _:
@@ -205,12 +205,12 @@ class Signals:
             self._loop.remove_reader(sys.stdin.fileno())
 
 
-def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
+def detached(plan: Plan, name: str, *, cancelled: bool) -> Detached:
     """What to say when the process ends in the middle of an operation with a job.
 
     Args:
         plan: Its plan.
-        named: What it is called.
+        name: What it is called.
         cancelled: Whether it was asked to stop before.
     """
     if plan.can_be_left:
@@ -220,29 +220,29 @@ def left(plan: Plan, named: str, *, cancelled: bool) -> Detached:
             job_id=plan.job_id,
             hint=f"qmpsnap job wait {plan.job_id} shows the outcome and finishes the operation",
         )
-    stands = ", and the guest may stay paused until then" if plan.halts else ""
+    paused = ", and the guest may stay paused until then" if plan.halts else ""
     error = Detached(
-        f"stopped in the middle of {named}: QEMU completes the job, but the operation has to be "
-        f"finished{stands}",
-        job_id=named,
-        hint=_ending(plan, named),
+        f"stopped in the middle of {name}: QEMU completes the job, but the operation has to be "
+        f"finished{paused}",
+        job_id=name,
+        hint=_ending(plan, name),
     )
     error.changed = Changed.UNKNOWN
     return error
 
 
-def given_up(plan: Plan | None, named: str) -> LinkLost:
-    """What to say when QEMU did not answer for so long that the process ends; as for `left`."""
-    stands = "; the guest may be paused" if plan is not None and plan.halts else ""
-    end = f"; {_ending(plan, named)}" if plan is not None and named else ""
+def no_answer(plan: Plan | None, name: str) -> LinkLost:
+    """What to say when QEMU did not answer for so long that the process ends; as for `detached`."""
+    paused = "; the guest may be paused" if plan is not None and plan.halts else ""
+    end = f"; {_ending(plan, name)}" if plan is not None and name else ""
     return LinkLost(
-        f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt{stands}",
+        f"QEMU has not answered within {_AFTER_CANCEL:g} s after the interrupt{paused}",
         changed=Changed.UNKNOWN,
         hint=f"when it answers again, qmpsnap chain and qmpsnap jobs show the outcome{end}",
     )
 
 
-def _ending(plan: Plan, named: str) -> str:
+def _ending(plan: Plan, name: str) -> str:
     # A save is to leave it standing.
     runs = ", and resumes the guest if it was running" if plan.halts and plan.op != "save" else ""
-    return f"qmpsnap job wait {named} finishes it{runs}"
+    return f"qmpsnap job wait {name} finishes it{runs}"

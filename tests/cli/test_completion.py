@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qmpsnap.cli.names import is_word
+from qmpsnap.cli.candidates import is_word
 
 from .conftest import disks
 

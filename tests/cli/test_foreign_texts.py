@@ -12,8 +12,8 @@ import qmpsnap.cli
 from qmpsnap.cli import runner
 from qmpsnap.cli.app import App
 from qmpsnap.cli.events import _text
-from qmpsnap.cli.outcome import report
-from qmpsnap.cli.output import emit, spell, tell
+from qmpsnap.cli.output import emit, json_line, to_stderr
+from qmpsnap.cli.report import report
 from qmpsnap.errors import GraphMismatch, Incomplete, Refused
 from qmpsnap.run.session import Event
 from qmpsnap.testing.server import Return
@@ -154,12 +154,12 @@ def test_misuse_is_told_as_text(qmpsnap):
 
 def test_emit_and_tell_print_a_line_for_each(capsys):
     emit("one\ntwo", "three")
-    tell("one\x1b[2J")
+    to_stderr("one\x1b[2J")
     assert capsys.readouterr() == ("one\\ntwo\nthree\n", "one\\x1b[2J\n")
 
 
 def test_spell_knows_no_number_that_json_does_not():
-    line = spell(data={"a": float("nan"), "b": [float("inf"), 1.5, "NaN"]})
+    line = json_line(data={"a": float("nan"), "b": [float("inf"), 1.5, "NaN"]})
     assert json.loads(line, parse_constant=pytest.fail) == {
         "version": 1,
         "data": {"a": None, "b": [None, 1.5, "NaN"]},

@@ -6,7 +6,19 @@ from types import MappingProxyType
 
 import pytest
 
-from qmpsnap.cli.output import Row, duration, flow, moved, near, picture, printable, size, spell, table, tell
+from qmpsnap.cli.output import (
+    Row,
+    chain_lines,
+    duration,
+    json_line,
+    printable,
+    relative,
+    size,
+    start_lines,
+    table,
+    to_stderr,
+    wrap,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +60,7 @@ def test_shown_spells_out_what_a_terminal_would_obey(name, text):
 
 
 def test_spell_makes_one_line_with_a_version():
-    line = spell(files=("a",), map=MappingProxyType({"k": "\udcff"}), number=1)
+    line = json_line(files=("a",), map=MappingProxyType({"k": "\udcff"}), number=1)
     assert json.loads(line) == {"version": 1, "files": ["a"], "map": {"k": "\udcff"}, "number": 1}
     assert line.isascii()
     assert "\n" not in line
@@ -123,12 +135,12 @@ def test_table_has_remarks_below_their_row():
     ],
 )
 def test_flow_breaks_between_words_and_no_command_line(text, lines):
-    assert flow(text) == lines
+    assert wrap(text) == lines
 
 
 def test_picture_breaks_before_an_arrow():
     drawing = " <- ".join(f"[layer {number}]" for number in range(9))
-    assert picture("vda", drawing) == [
+    assert chain_lines("vda", drawing) == [
         "vda: [layer 0] <- [layer 1] <- [layer 2] <- [layer 3] <- [layer 4] <- [layer 5]",
         "    <- [layer 6] <- [layer 7] <- [layer 8]",
     ]
@@ -137,21 +149,21 @@ def test_picture_breaks_before_an_arrow():
 def test_near_is_relative_below_this_directory_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = (f"{tmp_path}/a/b", f"{tmp_path}-2/b", "/d/a", "nbd://h/x", "")
-    assert [near(file) for file in files] == ["a/b", f"{tmp_path}-2/b", "/d/a", "nbd://h/x", ""]
+    assert [relative(file) for file in files] == ["a/b", f"{tmp_path}-2/b", "/d/a", "nbd://h/x", ""]
 
 
 def test_moved_says_what_to_start_from():
-    assert moved({"vda": "/d/a b.qcow2"}) == ["from now on, start vda from /d/a b.qcow2"]
+    assert start_lines({"vda": "/d/a b.qcow2"}) == ["from now on, start vda from /d/a b.qcow2"]
 
 
 def test_tell_breaks_lines_on_a_terminal_alone(capsys, monkeypatch):
     line = (
         "qmpsnap: refused: the chain of vda is held by another job, which is of another client, and running"
     )
-    tell(line)
+    to_stderr(line)
     assert capsys.readouterr().err == f"{line}\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    tell(line)
+    to_stderr(line)
     assert capsys.readouterr().err.splitlines() == [
         "qmpsnap: refused: the chain of vda is held by another job, which is of another",
         "    client, and running",

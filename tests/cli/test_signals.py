@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.cli.app import App
-from qmpsnap.cli.signals import Signals, given_up, left
+from qmpsnap.cli.signals import Signals, detached, no_answer
 from qmpsnap.errors import Changed
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Commit, Save
 from tests.run.operations import vm_of
@@ -72,7 +72,7 @@ async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.Cap
 
 async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on() -> None:
     plan = await plan_for(IN_PLACE)
-    error = left(plan, plan.operation_id, cancelled=True)
+    error = detached(plan, plan.operation_id, cancelled=True)
     assert (error.job_id, error.changed) == (plan.job_id, Changed.UNKNOWN)
     assert f"in the middle of {plan.job_id}" in error.message
     assert "the guest may stay paused" in error.message
@@ -84,21 +84,21 @@ async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on(
 @pytest.mark.parametrize("intent", [IN_PLACE, CheckpointInternal("c1", leave=("vdb",), via="jobs")])
 async def test_left_says_nothing_of_a_guest_that_the_plan_does_not_stop(intent: Intent) -> None:
     plan = await plan_for(intent, running=isinstance(intent, CheckpointInternal))
-    error = left(plan, plan.operation_id, cancelled=True)
+    error = detached(plan, plan.operation_id, cancelled=True)
     assert plan.job_id in error.message
     assert "the guest" not in error.message + error.hint
 
 
 async def test_left_speaks_of_a_job_that_copies_as_of_one_that_goes_on() -> None:
     plan = await plan_for(COPY)
-    error = left(plan, plan.job_id, cancelled=False)
+    error = detached(plan, plan.job_id, cancelled=False)
     assert (error.message, error.changed) == (f"left job {plan.job_id}; it was about to finish", Changed.YES)
     assert f"job wait {plan.job_id}" in error.hint
 
 
 async def test_given_up_says_how_a_guest_that_stands_is_let_run_on_without_a_job_too() -> None:
     plan = await plan_for(STOP)
-    error = given_up(plan, plan.operation_id)
+    error = no_answer(plan, plan.operation_id)
     assert (plan.job_id, error.changed) == ("", Changed.UNKNOWN)
     assert "the guest may be paused" in error.message
     assert (
@@ -109,10 +109,10 @@ async def test_given_up_says_how_a_guest_that_stands_is_let_run_on_without_a_job
 
 async def test_given_up_promises_no_run_to_a_guest_that_is_saved() -> None:
     plan = await plan_for(Save("/images/m"))
-    assert "run on" not in given_up(plan, plan.operation_id).hint
+    assert "run on" not in no_answer(plan, plan.operation_id).hint
 
 
 async def test_given_up_says_nothing_of_the_guest_where_none_was_stopped() -> None:
     plan = await plan_for(COPY)
-    for error in (given_up(plan, plan.operation_id), given_up(None, "")):
+    for error in (no_answer(plan, plan.operation_id), no_answer(None, "")):
         assert "the guest" not in error.message + error.hint

@@ -4,8 +4,8 @@ import pytest
 
 from qmpsnap import errors
 from qmpsnap.cli.app import App
-from qmpsnap.cli.outcome import report
-from qmpsnap.cli.output import spell
+from qmpsnap.cli.output import json_line
+from qmpsnap.cli.report import report
 from qmpsnap.errors import Changed
 
 JOB = "qmpsnap-commit-pivot-0a1b2c3d"
@@ -93,7 +93,7 @@ def test_report_as_json_is_one_object_with_all_that_the_error_knows(capsys):
         "command": "transaction", "arguments": {"a": 1}, "qmp_class": "GenericError", "desc": "d",
         "active": {"vda": "/new"},
     }  # fmt: skip
-    assert (code, out, err) == (4, spell(error=body) + "\n", [])
+    assert (code, out, err) == (4, json_line(error=body) + "\n", [])
 
 
 def test_run_says_what_a_fault_is_and_exits_1(qmpsnap, monkeypatch):

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.vm import VM
 
-__all__ = ["commands", "disks", "is_word", "jobs", "layers", "moments"]
+__all__ = ["commands", "disks", "is_word", "jobs", "layers", "snapshots"]
 
 T = TypeVar("T")
-# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click.s scripts
+# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's scripts
 # for them split at commas.
 _WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+=-]*")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
@@ -65,7 +65,7 @@ def jobs(context: click.Context) -> list[str]:
     return [job.id for job in found] if found is not None else []
 
 
-def moments(context: click.Context) -> list[str]:
+def snapshots(context: click.Context) -> list[str]:
     """Names of the moments: external ones too, where QEMU's files are visible."""
     found = _ask(context, lambda vm: vm.moments(), with_files=True)
     return sorted({one.name for one in found.moments}) if found is not None else []
@@ -89,7 +89,7 @@ def _ask(
         return None
     answer: list[T] = []
 
-    async def asked() -> None:
+    async def ask_machine() -> None:
         with anyio.move_on_after(_PATIENCE):
             async with qmpsnap.connect(
                 app.socket,
@@ -100,7 +100,7 @@ def _ask(
                 answer.append(await question(vm))
 
     try:
-        asyncio.run(asked())
+        asyncio.run(ask_machine())
     except (QmpsnapError, OSError):
         return None
     return answer[0] if answer else None

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, moved, picture, printable, size
+from qmpsnap.cli.output import chain_lines, duration, printable, size, start_lines
 from qmpsnap.model.graph import draw
 
 if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done
 
-__all__ = ["lines"]
+__all__ = ["result_lines"]
 
 _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 
 
-def lines(done: Done) -> list[str]:
+def result_lines(done: Done) -> list[str]:
     """The result, its cost first, and what whoever starts the machine must know last."""
     found = [f"{done.op}: {', '.join(_facts(done))}"]
-    found += [line for disk, files in done.chains.items() for line in picture(disk, draw(files))]
+    found += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
     found += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
     found += [
         f"unused node, not created by qmpsnap; remove it with: {printable(command)}" for command in done.left
     ]
     found += [f"note: {printable(note)}" for note in done.notes]
-    return [*found, *moved(done.active)]
+    return [*found, *start_lines(done.active)]
 
 
 def _facts(done: Done) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import App, cli
-from qmpsnap.cli.output import Unwritable, emit, moved, printable, spell, tell
+from qmpsnap.cli.output import Unwritable, emit, json_line, printable, start_lines, to_stderr
 from qmpsnap.errors import (
     AmbiguousName,
     Busy,
@@ -45,15 +45,17 @@ def run_group(arguments: Sequence[str]) -> int:
         return _reported(app, error)
     except click.ClickException as error:
         if not arguments:
-            tell(*cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)).split("\n"))
+            to_stderr(
+                *cli.get_help(click.Context(cli, info_name="qmpsnap", **cli.context_settings)).split("\n")
+            )
             return _USAGE
-        return _misused(app, arguments, error)
+        return _usage_error(app, arguments, error)
     except (click.Abort, KeyboardInterrupt):
         return _reported(app, Interrupted("stopped before anything was sent"))
     except Unwritable:
         return _UNWRITABLE
     except Exception as error:  # noqa: BLE001 - the one place where a fault of ours may end
-        return _fault(app, error)
+        return _bug(app, error)
 
 
 def _reported(app: App, error: QmpsnapError) -> int:
@@ -71,20 +73,24 @@ def report(app: App, error: QmpsnapError) -> int:
         body = error.to_json()
         if app.moved:
             body["active"] = dict(app.moved)
-        emit(spell(error=body))
+        emit(json_line(error=body))
         return code
-    tell(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{printable(error.message)}")
+    to_stderr(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{printable(error.message)}")
     if isinstance(error, Incomplete) and error.remaining:
-        tell(*(f"  not done yet: {printable(step)}" for step in error.remaining))
+        to_stderr(*(f"  not done yet: {printable(step)}" for step in error.remaining))
     if isinstance(error, GraphMismatch):
-        tell(*(f"  expected {printable(disk)}: {', '.join(files)}" for disk, files in error.expected.items()))
-        tell(*(f"  found    {printable(disk)}: {', '.join(files)}" for disk, files in error.found.items()))
-    tell(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
-    tell(*(f"  left behind: {printable(one)}" for one in error.left))
-    tell(*(f"  {line}" for line in moved(app.moved)))
-    tell(f"  {_changed(error)}")
+        to_stderr(
+            *(f"  expected {printable(disk)}: {', '.join(files)}" for disk, files in error.expected.items())
+        )
+        to_stderr(
+            *(f"  found    {printable(disk)}: {', '.join(files)}" for disk, files in error.found.items())
+        )
+    to_stderr(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
+    to_stderr(*(f"  left behind: {printable(one)}" for one in error.left))
+    to_stderr(*(f"  {line}" for line in start_lines(app.moved)))
+    to_stderr(f"  {_changed(error)}")
     if hint := _hint(error):
-        tell(f"  next: {printable(hint)}")
+        to_stderr(f"  next: {printable(hint)}")
     if isinstance(error, Detached):
         emit(error.job_id)
     return code
@@ -126,20 +132,20 @@ def _hint(error: QmpsnapError) -> str:
             return ""
 
 
-def _misused(app: App, arguments: Sequence[str], error: click.ClickException) -> int:
+def _usage_error(app: App, arguments: Sequence[str], error: click.ClickException) -> int:
     message = error.format_message()
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "qmpsnap"
     hint = f"{path} --help"
     if app.json or "--json" in arguments:
         body = {"type": "UsageError", "message": message, "changed": "no", "hint": hint}
-        emit(spell(error=body))
+        emit(json_line(error=body))
     else:
-        tell(f"qmpsnap: {message}", f"  next: {hint}")
+        to_stderr(f"qmpsnap: {message}", f"  next: {hint}")
     return _USAGE
 
 
-def _fault(app: App, error: Exception) -> int:
+def _bug(app: App, error: Exception) -> int:
     """Say that this is our own fault; the whole story with -v."""
     message = f"bug in qmpsnap: {type(error).__name__}: {error}"
     hint = (
@@ -151,6 +157,8 @@ def _fault(app: App, error: Exception) -> int:
 
         for part in traceback.format_exception(error):
             # Frames take a line each for place and source; the messages are anybody's.
-            tell(*(part.rstrip("\n").split("\n") if part.startswith("  File ") else (part.rstrip("\n"),)))
+            to_stderr(
+                *(part.rstrip("\n").split("\n") if part.startswith("  File ") else (part.rstrip("\n"),))
+            )
     found = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
     return _reported(app, found)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from qmpsnap.cli import names
+from qmpsnap.cli import candidates
 from qmpsnap.cli.app import App
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import to_json
@@ -18,16 +18,16 @@ def context(server):
 
 
 def test_disks_are_those_of_the_machine(context):
-    assert names.disks(context) == ["vda", "vdb"]
+    assert candidates.disks(context) == ["vda", "vdb"]
 
 
 def test_layers_are_those_of_the_disk_that_was_named(context):
     context.params["disk"] = "vda"
-    assert names.layers(context) == ["base.qcow2", "top.qcow2"]
+    assert candidates.layers(context) == ["base.qcow2", "top.qcow2"]
 
 
 def test_layers_are_those_of_all_when_no_disk_was_named(context):
-    assert names.layers(context) == ["b.qcow2", "base.qcow2", "top.qcow2"]
+    assert candidates.layers(context) == ["b.qcow2", "base.qcow2", "top.qcow2"]
 
 
 def test_moments_are_those_inside_and_those_of_records(server, tmp_path):
@@ -38,18 +38,22 @@ def test_moments_are_those_inside_and_those_of_records(server, tmp_path):
     (tmp_path / "base.qmpsnap").mkdir()
     (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
     app = App(socket=server.path, shared_fs=True)
-    assert names.moments(click.Context(click.Command("x"), obj=app)) == ["i1", "sn"]
+    assert candidates.snapshots(click.Context(click.Command("x"), obj=app)) == ["i1", "sn"]
 
 
 def test_names_are_none_without_a_machine(capfd, tmp_path):
     for app in (App(), App(socket=str(tmp_path / "none"))):
         context = click.Context(click.Command("x"), obj=app)
-        assert (names.disks(context), names.layers(context), names.jobs(context)) == ([], [], [])
+        assert (candidates.disks(context), candidates.layers(context), candidates.jobs(context)) == (
+            [],
+            [],
+            [],
+        )
     assert capfd.readouterr() == ("", "")
 
 
 def test_names_are_none_when_the_machine_is_silent(capfd, server):
     server.greeting = None
     context = click.Context(click.Command("x"), obj=App(socket=server.path))
-    assert names.disks(context) == []
+    assert candidates.disks(context) == []
     assert capfd.readouterr() == ("", "")
