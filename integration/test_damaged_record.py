@@ -32,6 +32,8 @@ DAMAGE = {
     "another chain": lambda text: json.dumps(json.loads(text) | {"chains": {"vda": ["/d/x", "/d/y"]}}),
     "folded apart": lambda text: json.dumps(folded_apart(json.loads(text))),
     "no path": lambda text: json.dumps(json.loads(text) | {"folded": [7]}),
+    "no zone": lambda text: json.dumps(json.loads(text) | {"created": "2024-05-01T12:00:00"}),
+    "no state": lambda text: json.dumps(json.loads(text) | {"op": "checkpoint", "folded": [], "after": {}}),
     "another id": lambda text: json.dumps(json.loads(text) | {"id": "qmpsnap-commit-keep-00000000"}),
 }
 

@@ -59,7 +59,9 @@ def check(record: Record) -> None:
     """
     if not _ID.fullmatch(record.id):
         raise ValueError(f"{record.id!r} is no id")
-    datetime.fromisoformat(record.created)
+    created = datetime.fromisoformat(record.created)
+    if created.tzinfo is None or not 1970 <= created.year < 9999:  # it is compared, and shown in local time
+        raise ValueError(f"'created' is {record.created!r}, not a time since 1970 with its zone")
     if isinstance(record, MomentRecord) or record.name:
         try:
             check_name(record.name)

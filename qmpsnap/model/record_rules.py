@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_intent", "check_moment", "is_plain"]
 
+_WITH_STATE = frozenset({"checkpoint", "save"})
+_PARAMETERS = ("max-bandwidth",)  # of a migration, that an operation sets and so puts back
+
 
 def is_plain(path: str) -> bool:
     """Whether a path is absolute, and holds nothing that a terminal or a script would obey."""
@@ -38,7 +41,12 @@ def check_intent(record: IntentRecord) -> None:
     _plain("overlays", record.overlays.values())
     _plain("folded", record.folded)
     _plain("renames", record.renames.values())
+    if state is None and record.op in _WITH_STATE:
+        raise ValueError(f"a {record.op} without its 'state'")
     _state(state)
+    for name in record.was.parameters if record.was is not None else ():
+        if name not in _PARAMETERS:
+            raise ValueError(f"'parameters' holds {name!r}, which no operation sets")
     _among("overlays", record.overlays, record.chains)
     _among("made", record.made, (*record.overlays.values(), *partial, *target))
     _apart(record.overlays, record.chains)

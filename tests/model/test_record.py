@@ -38,7 +38,7 @@ CHECKPOINT = replace(
         True,
         Fingerprint("pc", 7, ("cpu",), {"vda": "virtio-blk-pci"}, {"vda": 64}),
     ),
-    was=Settings(True, {"events": False}, {"max-bandwidth": 7, "tls-creds": "x"}, "1-2"),
+    was=Settings(True, {"events": False}, {"max-bandwidth": 7}, "1-2"),
 )
 LINK = replace(moment_of(CHECKPOINT), state=None, deleted=True, formats={"vda": ("qcow2", "raw")})
 REVERTED = replace(moment_of(CHECKPOINT), branches=({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/d/r3"}))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Settings, moment_of
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.model.record_rules import is_plain
 
@@ -87,6 +87,13 @@ def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
         (CHECKPOINT, {"overlays": {"vda": "/d/base"}, "made": ()}, "a layer that was there before"),
         (CHECKPOINT, {"overlays": {"vda": "/d/o\nqmpsnap"}, "made": ()}, "no plain path"),
         (CHECKPOINT, {"state": replace(STATE, file="/d/\x1b[2Jm"), "made": ()}, "no plain path"),
+        (CHECKPOINT, {"state": None, "made": ()}, "a checkpoint without its 'state'"),
+        (MIRROR, {"op": "save", "target": "", "made": ()}, "a save without its 'state'"),
+        (
+            CHECKPOINT,
+            {"was": Settings(True, parameters={"tls-creds": "x"})},
+            "'parameters' holds 'tls-creds', which no operation sets",
+        ),
         (MOMENT, {"covered": {"vda": VICTIM}}, "its chain begins '/d/base'"),
         (MOMENT, {"covered": {}}, "'overlays' holds 'vda'"),
         (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' holds 'vdb'"),
