@@ -31,3 +31,11 @@ def test_a_name_that_is_not_public_is_not_there():
     assert set(qmpsnap.__all__) <= set(dir(qmpsnap))
     with pytest.raises(AttributeError, match="module 'qmpsnap' has no attribute 'nonsense'"):
         _ = qmpsnap.nonsense  # type: ignore[attr-defined]  # which a type checker knows, too
+
+
+def test_every_public_class_tells_its_arguments():
+    """A struct's annotations are read then: each name in them has to be there at run time."""
+    public = [getattr(qmpsnap, name) for name in qmpsnap.__all__]
+    for one in public:
+        if inspect.isclass(one):
+            assert inspect.signature(one) is not None

@@ -7,20 +7,21 @@ has one: `FileFact.real`, and all of `Standing`; compare nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.header import Header
+from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import shortened
+from qmpsnap.model.open_files import OpenFile
+from qmpsnap.model.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
-    from qmpsnap.model.header import Header
-    from qmpsnap.model.memory import MemoryFact
-    from qmpsnap.model.open_files import OpenFile
-    from qmpsnap.model.record import Record
 
 __all__ = [
     "NOT_ALLOWED",

@@ -5,6 +5,7 @@ All values are frozen. A chain is always a tuple of layers, active first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ from msgspec import Struct
 from qmpsnap.model.frozen import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
 __all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Io", "Layer", "Node", "draw"]
 

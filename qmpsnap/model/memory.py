@@ -7,16 +7,13 @@ cut, and a file of somebody else, have no note.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from msgspec import Struct, field
 
 from qmpsnap.model.document import Count, Text, dump, load, take
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.machine import Fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ from qmpsnap.model.names import among_devices, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record

@@ -7,6 +7,7 @@ along a chain; query-named-block-nodes tells what each node is. They are joined 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -32,7 +33,7 @@ from qmpsnap.model.qapi import read
 from qmpsnap.model.qdev import disk_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from qmpsnap.model.block_replies import ImageInfo
 

@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import stat
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from qmpsnap.model.parse import FDSET, OWN_FDS
 from qmpsnap.run.safe_open import kernel_text, open_block, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from qmpsnap.model.open_files import OpenName, OpenState, Reopens
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 import anyio
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from qmpsnap.model.job import Job
+from qmpsnap.model.job import Job
 
 __all__ = ["Meter", "Progress"]
 
