@@ -195,7 +195,7 @@ async def test_create_overlay_makes_several_at_once(images, tmp_path):
                 f"{tmp_path}/{name}",
             )
     files = await images.look(Ask(files=(base,), survey=(str(tmp_path),)), shared=True)
-    assert files.on(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
+    assert files.backed_by(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
 
 
 async def test_create_overlay_leaves_nothing_when_the_disk_is_full(images, small_disk):

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.machine import Fingerprint, Status
-    from qmpsnap.model.moments import Held, Moment, Moments
+    from qmpsnap.model.moments import Moment, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Settings
     from qmpsnap.plan.intent import (
         Checkpoint,
@@ -122,7 +122,7 @@ __all__ = [  # noqa: RUF022
     "InternalSnapshot",
     "Moments",
     "Moment",
-    "Held",
+    "MomentPart",
     "MomentRecord",
     "IntentRecord",
     "Settings",

@@ -225,9 +225,9 @@ class Verbs(Group):
         place = _VERBS.get(_ALIASES.get(cmd_name, cmd_name))
         if place is None:
             return None
-        found = getattr(import_module(f"qmpsnap.cli.{place[0]}"), place[1])
-        assert isinstance(found, click.Command)  # noqa: S101 - the table above says so
-        return found
+        command = getattr(import_module(f"qmpsnap.cli.{place[0]}"), place[1])
+        assert isinstance(command, click.Command)  # noqa: S101 - the table above says so
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

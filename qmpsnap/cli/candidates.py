@@ -33,8 +33,8 @@ _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
 
 def commands(context: click.Context) -> list[str]:
     """Complete COMMAND with what query-commands lists."""
-    found = _ask(context, lambda vm: vm.execute("query-commands"))
-    return sorted(str(one["name"]) for one in found) if isinstance(found, list) else []
+    replies = _ask(context, lambda vm: vm.execute("query-commands"))
+    return sorted(str(command["name"]) for command in replies) if isinstance(replies, list) else []
 
 
 def is_word(name: str) -> bool:
@@ -61,24 +61,24 @@ def layers(context: click.Context) -> list[str]:
 
 def jobs(context: click.Context) -> list[str]:
     """Complete ID with the jobs of every client."""
-    found = _ask(context, lambda vm: vm.jobs())
-    return [job.id for job in found] if found is not None else []
+    running = _ask(context, lambda vm: vm.jobs())
+    return [job.id for job in running] if running is not None else []
 
 
 def snapshots(context: click.Context) -> list[str]:
     """Names of the moments: external ones too, where QEMU's files are visible."""
-    found = _ask(context, lambda vm: vm.moments(), with_files=True)
-    return sorted({one.name for one in found.moments}) if found is not None else []
+    listing = _ask(context, lambda vm: vm.moments(), with_files=True)
+    return sorted({moment.name for moment in listing.moments}) if listing is not None else []
 
 
 def _layers(graph: Graph, disk: str | None) -> set[str]:
-    found = list(graph.disks.values())
+    chosen = list(graph.disks.values())
     if disk:
         try:
-            found = [find_disk(graph, disk)]
+            chosen = [find_disk(graph, disk)]
         except QmpsnapError:
             return set()
-    return {layer.file.rpartition("/")[2] or layer.file for one in found for layer in one.layers}
+    return {layer.file.rpartition("/")[2] or layer.file for disk in chosen for layer in disk.layers}
 
 
 def _ask(

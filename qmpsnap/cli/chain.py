@@ -49,25 +49,29 @@ def chain(disk: str | None) -> None:
         return disks, invalid, vm.warnings
 
     disks, invalid, warnings = run(work)
-    to_stderr(*(f"warning: {printable(one)}" for one in warnings))
-    for one in disks:
-        if len(one.layers) > _LONG:
+    to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
+    for entry in disks:
+        if len(entry.layers) > _LONG:
             to_stderr(
-                f"warning: {printable(one.name)} has {len(one.layers)} layers, which slows down every start "
+                f"warning: {printable(entry.name)} has {len(entry.layers)} layers, which slows down every "
+                "start "
                 "and every query; commit "
-                f"some of them: {printable(command('commit', one.name, '--top', 'LAYER', '--base', 'LAYER'))}"
+                "some of them: "
+                f"{printable(command('commit', entry.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:
-        emit(json_line(disks=[one.to_json(invalid=invalid) for one in disks], warnings=list(warnings)))
+        emit(json_line(disks=[disk.to_json(invalid=invalid) for disk in disks], warnings=list(warnings)))
     else:
-        emit(*(line for one in disks for line in _text(one, invalid)) if disks else ["no disks"])
+        emit(*(line for disk in disks for line in _text(disk, invalid)) if disks else ["no disks"])
 
 
 def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:
     lines = chain_lines(disk.name, draw(disk.files))
     if disk.layers:
         lines += table(_HEADER, (_row(disk, layer, invalid) for layer in disk.layers), right=_RIGHT)
-    lines += [f"  filter: {printable(one.node)} ({one.driver})" for one in disk.filters]
+    lines += [
+        f"  filter: {printable(filter_node.node)} ({filter_node.driver})" for filter_node in disk.filters
+    ]
     return lines
 
 

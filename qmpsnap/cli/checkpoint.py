@@ -76,7 +76,7 @@ def checkpoint(
     in-place    The guest is paused as with stop. The same QEMU can revert.
     internal    Memory and disks go into the disks' own images: every writable
                 disk must be qcow2. The guest is paused. The same QEMU can
-                revert; what has been written to since is then lost.
+                revert; what was written since is then lost.
 
     All modes but internal put an overlay on each writable disk, raw or qcow2.
     """  # noqa: D301 - click's own sign for lines that stay as they are

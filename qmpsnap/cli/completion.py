@@ -22,8 +22,8 @@ def completion(shell: str) -> None:
 
     With -s, or QMPSNAP_SOCKET, disks, layers and jobs complete with those of the running machine.
     """
-    found = get_completion_class(shell)
-    assert found is not None  # noqa: S101 - click has all three
+    completer = get_completion_class(shell)
+    assert completer is not None  # noqa: S101 - click has all three
     # bash's own class starts a bash to ask for its version; the script does not depend on it.
-    script = ShellComplete.source(found(cli, {}, "qmpsnap", "_QMPSNAP_COMPLETE"))
+    script = ShellComplete.source(completer(cli, {}, "qmpsnap", "_QMPSNAP_COMPLETE"))
     emit(*script.rstrip().split("\n"))

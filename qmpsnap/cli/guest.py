@@ -35,25 +35,25 @@ def status() -> None:
 
     async def work(vm: VM, signals: Signals) -> tuple[Status, Refused | None]:
         del signals
-        found = await vm.status()
-        if found.running or current_app().json:
-            return found, None
+        machine_status = await vm.status()
+        if machine_status.running or current_app().json:
+            return machine_status, None
         try:
             await vm.check_cont()
         except Refused as error:
-            return found, error
-        return found, None
+            return machine_status, error
+        return machine_status, None
 
-    found, refusal = run(work)
+    machine_status, refusal = run(work)
     if current_app().json:
-        emit(json_line(**found.to_json()))
+        emit(json_line(**machine_status.to_json()))
         return
-    lines = [found.state]
-    if found.migration != "none":
-        lines.append(f"migration: {printable(found.migration)}")
+    lines = [machine_status.state]
+    if machine_status.migration != "none":
+        lines.append(f"migration: {printable(machine_status.migration)}")
     if refusal is not None:
         lines += [printable(refusal.message), f"  next: {printable(refusal.hint)}"]
-    elif not found.running:
+    elif not machine_status.running:
         lines.append("  next: qmpsnap cont resumes it")
     emit(*lines)
 
@@ -107,11 +107,11 @@ def _send(
         with signals.operation(None):
             return await act(vm)
 
-    found = run(work)
-    if found is None:
+    machine_status = run(work)
+    if machine_status is None:
         show_steps((command, {}, "qmp"))
     elif current_app().json:
         done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
-        emit(json_line(**done.to_json(), **found.to_json()))
+        emit(json_line(**done.to_json(), **machine_status.to_json()))
     else:
-        emit(f"the guest is {found.state}" if not found.running else "the guest is running")
+        emit(f"the guest is {machine_status.state}" if not machine_status.running else "the guest is running")

@@ -127,8 +127,8 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         case Done() as done:
             show_done(done)
         case Plan() as plan:
-            steps = [one for done in reversed(plan.resumes) for one in undo(done)]
-            show_steps(*((one.command, one.arguments, one.on) for one in steps))
+            steps = [step for done in reversed(plan.resumes) for step in undo(done)]
+            show_steps(*((step.command, step.arguments, step.on) for step in steps))
         case None:
             raise AssertionError("cancelling our own job returns its result")
 
@@ -189,17 +189,17 @@ def _send(
     started = time.monotonic()
 
     async def work(vm: VM, signals: Signals) -> Job:
-        found = await vm.job(job_id, foreign=foreign)
+        job_state = await vm.job(job_id, foreign=foreign)
         if not dry_run:
             with signals.operation(None):
                 await act(vm)
-        return found
+        return job_state
 
-    found = run(work)
+    job_state = run(work)
     if dry_run:
         show_steps((command, arguments, "qmp"))
     else:
-        _show(op, job_id, time.monotonic() - started, found, arguments.get("speed"))
+        _show(op, job_id, time.monotonic() - started, job_state, arguments.get("speed"))
 
 
 _STATES_AFTER = {

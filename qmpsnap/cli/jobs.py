@@ -40,8 +40,8 @@ def jobs() -> None:
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
-        left = [one for one in records if one.id not in alive and not _keeps_overlay(one)]
-        return found, [_Left(one, (await vm.plan_rest(one.id)).vanished) for one in left]
+        left = [record for record in records if record.id not in alive and not _keeps_overlay(record)]
+        return found, [_Left(item, (await vm.plan_rest(item.id)).vanished) for item in left]
 
     found, interrupted = run(work)
     if current_app().json:

@@ -40,22 +40,22 @@ def list_() -> None:
         del signals
         return await vm.moments(), vm.warnings
 
-    found, warnings = run(work)
-    to_stderr(*(f"warning: {printable(one)}" for one in warnings))
-    if not found.records_seen:
+    listing, warnings = run(work)
+    to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
+    if not listing.records_seen:
         to_stderr("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
-        moments = [{**one.to_json(), **_state_json(one)} for one in found.moments]
-        emit(json_line(**{**found.to_json(), "moments": moments, "warnings": list(warnings)}))
+        moments = [{**moment.to_json(), **_state_json(moment)} for moment in listing.moments]
+        emit(json_line(**{**listing.to_json(), "moments": moments, "warnings": list(warnings)}))
         return
-    lines = table(_HEADER, map(_row, found.moments), right=_RIGHT, indent="") if found.moments else []
+    lines = table(_HEADER, map(_row, listing.moments), right=_RIGHT, indent="") if listing.moments else []
     lines += [
         f"{printable(disk)}: current snapshot {printable(name)}"
-        for disk, name in found.current.items()
+        for disk, name in listing.current.items()
         if name
     ]
     lines = lines or ["no snapshots or checkpoints"]
-    for file in found.unneeded:
+    for file in listing.unneeded:
         lines += [
             f"VM state that no snapshot uses: {printable(file)}",
             f"  remove it, unless its record is elsewhere (--state-dir): rm {printable(quoted(file))}",

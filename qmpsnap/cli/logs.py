@@ -18,7 +18,7 @@ _WIRE = ("--> ", "<-- ")
 def configure(verbose: int) -> None:
     """Send logs to stderr: warnings; from -v each step; from -vv the QMP traffic as well."""
     logger = logging.getLogger("qmpsnap")
-    for old in [one for one in logger.handlers if isinstance(one, _ToStderr)]:
+    for old in [handler for handler in logger.handlers if isinstance(handler, _ToStderr)]:
         logger.removeHandler(old)
     logger.addHandler(handler := _ToStderr())
     handler.setFormatter(_Fields())

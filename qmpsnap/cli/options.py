@@ -92,14 +92,14 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401 - click's
         if isinstance(value, int):
             return value
-        found = _SPEED.fullmatch(value)
-        if found is None:
+        match = _SPEED.fullmatch(value)
+        if match is None:
             self.fail(
                 f"{value!r} is not a speed; give bytes per second, such as 500000, 100K, 10M or 1.5G",
                 param,
                 ctx,
             )
-        return round(float(found[1]) * _FACTORS[found[2].upper()])
+        return round(float(match[1]) * _FACTORS[match[2].upper()])
 
 
 COMMAND = _Name("command", candidates.commands)

@@ -73,10 +73,10 @@ def _discard_stdout() -> None:
 
 def to_stderr(*lines: str) -> None:
     """Write lines to stderr, each as one line there; a terminal gets it broken between words."""
-    told: Iterable[str] = map(printable, lines)
+    printed: Iterable[str] = map(printable, lines)
     if sys.stderr.isatty():
-        told = (part for line in told for part in wrap(line))
-    for line in told:
+        printed = (part for line in printed for part in wrap(line))
+    for line in printed:
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
 
 
@@ -97,7 +97,7 @@ def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -165,7 +165,7 @@ def wrap(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
 def chain_lines(disk: str, drawing: str) -> list[str]:
     """Lines of a drawn chain, broken before its arrows."""
     first, *others = f"{printable(disk)}: {printable(drawing)}".split(" <- ")
-    return _wrap([first, *(f"<- {one}" for one in others)], "", "    ")
+    return _wrap([first, *(f"<- {other}" for other in others)], "", "    ")
 
 
 def _words(text: str) -> list[str]:

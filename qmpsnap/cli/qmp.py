@@ -33,14 +33,14 @@ def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
     Nothing is checked before or after, nothing is rolled back, and nothing is recorded. Errors of the
     human monitor are text in its answer, so the exit code is 0 all the same.
     """
-    given = _object(arguments)
+    parsed = _object(arguments)
     if dry_run:
-        show_steps((command, given, "qmp"))
+        show_steps((command, parsed, "qmp"))
         return
 
     async def work(vm: VM, signals: Signals) -> object:
         with signals.operation(None):
-            return await vm.execute(command, given)
+            return await vm.execute(command, parsed)
 
     answer = run(work)
     if current_app().json:
@@ -60,11 +60,11 @@ def _object(text: str | None) -> dict[str, object]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{text!r} is not JSON: {error}", param_hint="JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise click.BadParameter(
             f'{text!r} is not a JSON object such as \'{{"node-name": "x"}}\'', param_hint="JSON"
         )
-    return found
+    return value

@@ -86,7 +86,7 @@ def report(app: App, error: QmpsnapError) -> int:
             *(f"  found    {printable(disk)}: {', '.join(files)}" for disk, files in error.found.items())
         )
     to_stderr(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
-    to_stderr(*(f"  left behind: {printable(one)}" for one in error.left))
+    to_stderr(*(f"  left behind: {printable(item)}" for item in error.left))
     to_stderr(*(f"  {line}" for line in start_lines(app.moved)))
     to_stderr(f"  {_changed(error)}")
     if hint := _hint(error):
@@ -160,5 +160,5 @@ def _bug(app: App, error: Exception) -> int:
             to_stderr(
                 *(part.rstrip("\n").split("\n") if part.startswith("  File ") else (part.rstrip("\n"),))
             )
-    found = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
-    return _reported(app, found)
+    failure = QmpsnapError(message, changed=Changed.UNKNOWN, hint=hint)
+    return _reported(app, failure)

@@ -17,14 +17,14 @@ _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 
 def result_lines(done: Done) -> list[str]:
     """The result, its cost first, and what whoever starts the machine must know last."""
-    found = [f"{done.op}: {', '.join(_facts(done))}"]
-    found += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
-    found += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
-    found += [
+    text = [f"{done.op}: {', '.join(_facts(done))}"]
+    text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
+    text += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
+    text += [
         f"unused node, not created by qmpsnap; remove it with: {printable(command)}" for command in done.left
     ]
-    found += [f"note: {printable(note)}" for note in done.notes]
-    return [*found, *start_lines(done.active)]
+    text += [f"note: {printable(note)}" for note in done.notes]
+    return [*text, *start_lines(done.active)]
 
 
 def _facts(done: Done) -> list[str]:

@@ -68,7 +68,7 @@ def revert(
     In a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
     QEMU from the files that it prints, then --into-incoming on the new one.
 
-    What has been written to since stays in the overlay that it was written to, unless --discard; with an
+    What was written since stays in the overlay that it was written to, unless --discard; with an
     internal checkpoint it is lost.
     """
     if prepare and into_incoming:

@@ -160,8 +160,8 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
             sent = json.dumps({"execute": name, "arguments": dict(arguments)}, ensure_ascii=False)
             text.append(f"  {number}. -> {printable(sent)}")
         else:
-            given = json.dumps(dict(arguments), ensure_ascii=False, default=str)
-            text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {printable(given)}")
+            details = json.dumps(dict(arguments), ensure_ascii=False, default=str)
+            text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {printable(details)}")
     emit(*text, _NOT_SENT)
 
 

@@ -214,9 +214,9 @@ def detached(plan: Plan, name: str, *, cancelled: bool) -> Detached:
         cancelled: Whether it was asked to stop before.
     """
     if plan.can_be_left:
-        what = "it was being cancelled" if cancelled else "it was about to finish"
+        state = "it was being cancelled" if cancelled else "it was about to finish"
         return Detached(
-            f"left job {plan.job_id}; {what}",
+            f"left job {plan.job_id}; {state}",
             job_id=plan.job_id,
             hint=f"qmpsnap job wait {plan.job_id} shows the outcome and finishes the operation",
         )

@@ -58,10 +58,10 @@ def snapshot(
     NAME is the snapshot's name. [default: snap-YYYYmmddTHHMMSS, local time]
     """
     spelled, files = [], {}
-    for one in disks:
-        disk, equals, file = one.partition("=")
+    for argument in disks:
+        disk, equals, file = argument.partition("=")
         if not disk or (equals and not file):
-            raise click.BadParameter(f"{one!r} is not DISK or DISK=FILE", param_hint="--disk")
+            raise click.BadParameter(f"{argument!r} is not DISK or DISK=FILE", param_hint="--disk")
         spelled.append(disk)
         if file:
             files[disk] = FILE.convert(file, None, None)

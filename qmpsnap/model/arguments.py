@@ -71,18 +71,18 @@ def check(parameter: str, value: object, hint: object) -> None:
         inner[1](parameter, value)
     elif origin in {Union, UnionType}:
         if value is not None:
-            check(parameter, value, next(one for one in inner if one is not NoneType))
+            check(parameter, value, next(kind for kind in inner if kind is not NoneType))
     elif origin is tuple:
         if not isinstance(value, tuple):
             refuse(parameter, value, "give a tuple")
-        for one in value:
-            check(parameter, one, inner[0])
+        for item in value:
+            check(parameter, item, inner[0])
     elif origin is Mapping:
         if not isinstance(value, Mapping):
             refuse(parameter, value, "give a mapping")
-        for key, one in value.items():
+        for key, item in value.items():
             check(parameter, key, inner[0])
-            check(parameter, one, inner[1])
+            check(parameter, item, inner[1])
     elif type(value) is not hint and (hint is not str or not isinstance(value, str)):
         refuse(parameter, value, f"give {_SPELLED[hint]}")
 
@@ -160,9 +160,9 @@ def texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
         refuse(parameter, values, "give several names", hint=f"{parameter}=[{values!r}]")
     if isinstance(values, bytes | bytearray | Mapping) or not hasattr(values, "__iter__"):
         refuse(parameter, values, "give several names")
-    found = tuple(values)
-    check(parameter, found, tuple[Text, ...])
-    return found
+    names = tuple(values)
+    check(parameter, names, tuple[Text, ...])
+    return names
 
 
 def path_text(parameter: str, value: object) -> str:

@@ -36,33 +36,40 @@ def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record,
         for file in disk.files:
             chains.setdefault(file, set()).add(disk.name)
     begun: dict[str, set[str]] = {}
-    pending = [(one, name) for one in known if isinstance(one, MomentRecord) for name in one.covered]
+    pending = [
+        (record, name) for record in known if isinstance(record, MomentRecord) for name in record.covered
+    ]
     found: dict[int, dict[str, str]] = {}  # by id(): a record holds mappings, and has no hash
     while True:
-        told = [(one, name, now) for one, name in pending if (now := _told(one, name, chains, begun))]
-        if not told:
+        newly_named = [
+            (record, name, now)
+            for record, name in pending
+            if (now := _current_name(record, name, chains, begun))
+        ]
+        if not newly_named:
             break
-        for one, name, now in told:
-            found.setdefault(id(one), {})[name] = now
-            for file in one.began(name):
+        for record, name, now in newly_named:
+            found.setdefault(id(record), {})[name] = now
+            for file in record.began(name):
                 begun.setdefault(file, set()).add(now)
-        pending = [(one, name) for one, name in pending if name not in found.get(id(one), {})]
+        pending = [(record, name) for record, name in pending if name not in found.get(id(record), {})]
     return tuple(
-        with_names(one, found.get(id(one), {})) if isinstance(one, MomentRecord) else one for one in known
+        with_names(record, found.get(id(record), {})) if isinstance(record, MomentRecord) else record
+        for record in known
     )
 
 
-def _told(
+def _current_name(
     record: MomentRecord, name: str, chains: Mapping[str, set[str]], begun: Mapping[str, set[str]]
 ) -> str:
     """What the disk is called now that the record calls `name`, or "" where no file tells."""
     below = (record.covered[name], *record.chains.get(name, ())[:-1])
     for where, files in ((chains, record.began(name)), (begun, below)):
-        who = {disk for file in files for disk in where.get(file, ())}
-        if name in who:  # two devices on one node
+        candidates = {disk for file in files for disk in where.get(file, ())}
+        if name in candidates:  # two devices on one node
             return name
-        if len(who) == 1:
-            return who.pop()
+        if len(candidates) == 1:
+            return candidates.pop()
     return ""
 
 
@@ -70,12 +77,12 @@ def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
     """The record with its disks called otherwise, by their names in it."""
     if all(old == new for old, new in names.items()):
         return record
-    anew = {name: names.get(name, name) for name in {*record.covered, *record.overlays, *record.chains}}
-    if len(set(anew.values())) < len(anew):  # two would be one
+    new_names = {name: names.get(name, name) for name in {*record.covered, *record.overlays, *record.chains}}
+    if len(set(new_names.values())) < len(new_names):  # two would be one
         return record
 
     def moved(by_disk: Mapping[str, T]) -> dict[str, T]:
-        return {anew.get(name, name): value for name, value in by_disk.items()}
+        return {new_names.get(name, name): value for name, value in by_disk.items()}
 
     return replace(
         record,
@@ -83,6 +90,6 @@ def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
         covered=moved(record.covered),
         chains=moved(record.chains),
         formats=moved(record.formats),
-        branches=tuple(moved(one) for one in record.branches),
-        lost=tuple(anew.get(name, name) for name in record.lost),
+        branches=tuple(moved(branch) for branch in record.branches),
+        lost=tuple(new_names.get(name, name) for name in record.lost),
     )

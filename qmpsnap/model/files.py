@@ -15,7 +15,7 @@ from msgspec import Struct
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header
 from qmpsnap.model.memory import MemoryFact
-from qmpsnap.model.names import shortened
+from qmpsnap.model.names import fit_name
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.record import Record
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_ALLOWED",
     "Ask",
+    "BackingLink",
     "DirFact",
     "FileFact",
     "Files",
     "Kind",
-    "Standing",
     "invalid_name",
     "invalid_names",
     "is_invalid_name",
@@ -128,11 +128,11 @@ class DirFact(Struct, frozen=True):
     problem: str = ""
 
 
-class Standing(Struct, frozen=True, order=True):
-    """The header of image `file` names the file `on` as its backing file; both by their one name."""
+class BackingLink(Struct, frozen=True, order=True):
+    """The header of image `file` names the file `backing` as its backing file; both by their one name."""
 
     file: str
-    on: str
+    backing: str
 
 
 class Files(Struct, frozen=True):
@@ -143,7 +143,7 @@ class Files(Struct, frozen=True):
             proof is lacking, a survey has been made all the same.
         files: By the path that was asked for.
         directories: By the path that was asked for.
-        standing: Of each image that was asked for, surveyed, or that one of these stands on; sorted.
+        backing_links: Of each image that was asked for, surveyed, or that one of these stands on; sorted.
         looked_in: Directories that were surveyed, by their real path.
         unreadable: What could not be read in a survey, as "PATH: REASON".
         records: Intent and moment records of the directories asked for.
@@ -160,7 +160,7 @@ class Files(Struct, frozen=True):
     shared: bool = False
     files: Mapping[str, FileFact] = Frozen()
     directories: Mapping[str, DirFact] = Frozen()
-    standing: tuple[Standing, ...] = ()
+    backing_links: tuple[BackingLink, ...] = ()
     looked_in: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
@@ -180,7 +180,7 @@ class Files(Struct, frozen=True):
         """Whether two paths that were asked for lead to one file."""
         return self.real(path) == self.real(other)
 
-    def on(self, path: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
+    def backed_by(self, path: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
         """Images that stand on `path`, directly or through others, by their one names, sorted.
 
         Args:
@@ -191,8 +191,8 @@ class Files(Struct, frozen=True):
         found: set[str] = set()
         pending = [self.real(path)]
         above: dict[str, list[str]] = {}
-        for standing in self.standing:
-            above.setdefault(standing.on, []).append(standing.file)
+        for link in self.backing_links:
+            above.setdefault(link.backing, []).append(link.file)
         while pending:
             for file in above.get(pending.pop(), ()):
                 if file not in passed:
@@ -209,7 +209,7 @@ def invalid_name(file: str, *, attempt: int = 1) -> str:
     """
     ending = ".invalid" if attempt == 1 else f".invalid.{attempt}"
     directory, slash, name = file.rpartition("/")
-    return f"{directory}{slash}{shortened(name, ending)}"
+    return f"{directory}{slash}{fit_name(name, ending)}"
 
 
 def invalid_names(file: str) -> tuple[str, ...]:

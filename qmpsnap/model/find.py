@@ -32,11 +32,11 @@ def find_disk(graph: Graph, spelling: str) -> Disk:
     """
     if spelling in graph.disks:
         return graph.disks[spelling]
-    found = [disk for disk in graph.disks.values() if spelling and spelling in _spellings(disk)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = [disk.name for disk in found]
+    matches = [disk for disk in graph.disks.values() if spelling and spelling in _spellings(disk)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = [disk.name for disk in matches]
         raise AmbiguousName(
             f"{spelling!r} matches more than one disk: {', '.join(names)}",
             candidates=names,
@@ -79,11 +79,11 @@ def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None =
         lambda layer: stem(layer.file) == spelling,
     )
     for fits in ways:
-        found = [index for index, layer in enumerate(disk.layers) if fits(layer)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = [disk.layers[index].file for index in found]
+        matches = [index for index, layer in enumerate(disk.layers) if fits(layer)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = [disk.layers[index].file for index in matches]
             raise AmbiguousName(
                 f"{spelling!r} matches more than one layer of {disk.name}: {', '.join(names)}",
                 candidates=names,

@@ -222,7 +222,9 @@ class Disk(Struct, frozen=True):
                 _layer_json(layer, active=layer is self.active, invalid=layer.file in invalid)
                 for layer in self.layers
             ],
-            "filters": [{"node": one.node, "driver": one.driver} for one in self.filters],
+            "filters": [
+                {"node": filter_node.node, "driver": filter_node.driver} for filter_node in self.filters
+            ],
         }
 
 
@@ -239,18 +241,19 @@ class Graph(Struct, frozen=True):
 
     def first_of(self, disk: Disk) -> Disk:
         """The first disk that reads the same node: itself, but where two devices are on one node."""
-        return next((one for one in self.disks.values() if disk.root and one.root == disk.root), disk)
+        return next((other for other in self.disks.values() if disk.root and other.root == disk.root), disk)
 
     def writable(self) -> tuple[Disk, ...]:
         """The disks with a medium that the guest can write to; of several devices on one node the first."""
-        return tuple(one for one in self.disks.values() if one.writable and self.first_of(one) is one)
+        return tuple(disk for disk in self.disks.values() if disk.writable and self.first_of(disk) is disk)
 
     def left_out(self, chosen: Collection[Disk]) -> list[str]:
         """The other disks, each with the reason why nobody would choose it: `cd0 (empty)`."""
         return [
-            f"{one.name} ({'empty' if not one.layers else 'read-only' if one.read_only else self._twin(one)})"
-            for one in self.disks.values()
-            if one not in chosen
+            f"{disk.name} "
+            f"({'empty' if not disk.layers else 'read-only' if disk.read_only else self._twin(disk)})"
+            for disk in self.disks.values()
+            if disk not in chosen
         ]
 
     def _twin(self, disk: Disk) -> str:
@@ -282,18 +285,23 @@ def _layer_json(layer: Layer, *, active: bool, invalid: bool) -> dict[str, objec
         "active": active,
         "invalid": invalid,
         "snapshots": [
-            {"id": one.id, "name": one.name, "vm_state_size": one.vm_state_size, "date": one.date}
-            for one in layer.snapshots
+            {
+                "id": snapshot.id,
+                "name": snapshot.name,
+                "vm_state_size": snapshot.vm_state_size,
+                "date": snapshot.date,
+            }
+            for snapshot in layer.snapshots
         ],
         "bitmaps": [
             {
-                "name": one.name,
-                "persistent": one.persistent,
-                "busy": one.busy,
-                "inconsistent": one.inconsistent,
+                "name": bitmap.name,
+                "persistent": bitmap.persistent,
+                "busy": bitmap.busy,
+                "inconsistent": bitmap.inconsistent,
             }
-            for one in layer.bitmaps
-            if one.name
+            for bitmap in layer.bitmaps
+            if bitmap.name
         ],
     }
 

@@ -33,8 +33,8 @@ def qmp(name: str, /, **arguments: object) -> str:
         name: The command.
         arguments: Its arguments, `_` for each `-` in their names.
     """
-    given = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return command("qmp", name, *([json.dumps(given, ensure_ascii=False)] if given else []))
+    spelled = {key.replace("_", "-"): value for key, value in arguments.items()}
+    return command("qmp", name, *([json.dumps(spelled, ensure_ascii=False)] if spelled else []))
 
 
 def frees(node: str) -> str:

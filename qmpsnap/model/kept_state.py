@@ -9,7 +9,7 @@ from msgspec import Meta
 from qmpsnap.model.document import AbsolutePath, Count, Text
 from qmpsnap.model.frozen import FrozenStruct
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.names import shortened
+from qmpsnap.model.names import fit_name
 
 __all__ = ["KeptState"]
 
@@ -41,4 +41,4 @@ class KeptState(FrozenStruct, frozen=True):
     def partial(self) -> str:
         """What the file is called until it is whole."""
         directory, slash, name = self.file.rpartition("/")
-        return f"{directory}{slash}{shortened(name, f'.{self.token}.partial' if self.token else '.partial')}"
+        return f"{directory}{slash}{fit_name(name, f'.{self.token}.partial' if self.token else '.partial')}"

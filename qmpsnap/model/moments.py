@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.names import among_devices, stem
+from qmpsnap.model.names import is_device_path, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
 if TYPE_CHECKING:
@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["Held", "Moment", "Moments", "family", "find_moments", "moved", "state_places", "written_into"]
+__all__ = [
+    "Moment",
+    "MomentPart",
+    "Moments",
+    "find_moments",
+    "related_records",
+    "state_places",
+    "without_layers",
+    "written_into",
+]
 
 
-class Held(Struct, frozen=True):
+class MomentPart(Struct, frozen=True):
     """One disk's part of a moment.
 
     Attributes:
@@ -77,14 +86,14 @@ class Moment(Struct, frozen=True):
     name: str
     kind: Literal["external", "internal"]
     created: str
-    held: tuple[Held, ...]
+    held: tuple[MomentPart, ...]
     current: bool = False
     record: MomentRecord | None = None
 
     @property
     def disks(self) -> tuple[str, ...]:
         """Names of the disks that it is on."""
-        return tuple(dict.fromkeys(one.disk for one in self.held))
+        return tuple(dict.fromkeys(part.disk for part in self.held))
 
     @property
     def mode(self) -> str:
@@ -102,12 +111,12 @@ class Moment(Struct, frozen=True):
     @property
     def vm_state_size(self) -> int:
         """Bytes of VM state inside the images; 0: none there."""
-        return sum(one.vm_state_size for one in self.held)
+        return sum(part.vm_state_size for part in self.held)
 
     @property
     def allocated(self) -> int | None:
         """External: bytes of its overlays; None where one is not known, and for an internal one."""
-        sizes = [one.allocated for one in self.held]
+        sizes = [part.allocated for part in self.held]
         return None if self.kind == "internal" or None in sizes else sum(size or 0 for size in sizes)
 
     def to_json(self) -> dict[str, object]:
@@ -143,12 +152,12 @@ class Moments(Struct, frozen=True):
 
     def named(self, name: str) -> tuple[Moment, ...]:
         """The moments of that name: one, or one of each kind, or none."""
-        return tuple(one for one in self.moments if one.name == name)
+        return tuple(moment for moment in self.moments if moment.name == name)
 
     def to_json(self) -> dict[str, object]:
         """All as `list --json` prints it."""
         return {
-            "moments": [one.to_json() for one in self.moments],
+            "moments": [moment.to_json() for moment in self.moments],
             "current": dict(self.current),
             "records_seen": self.records_seen,
             "unneeded": list(self.unneeded),
@@ -165,9 +174,11 @@ def find_moments(
     out: machines that share a base image keep their records in one place.
     """
     known = tuple(records)
-    moments = [_external(graph, one, known) for one in family(graph, known) if not one.deleted]
-    moments = [one for one in moments if one.held]  # none: its disks were unplugged
-    parts: dict[str, list[tuple[float, Held]]] = {}
+    moments = [
+        _external(graph, record, known) for record in related_records(graph, known) if not record.deleted
+    ]
+    moments = [moment for moment in moments if moment.held]  # none: its disks were unplugged
+    parts: dict[str, list[tuple[float, MomentPart]]] = {}
     for disk in graph.disks.values():
         for name, date, held in _internal(disk) if graph.first_of(disk) is disk else ():
             parts.setdefault(name, []).append((date, held))
@@ -176,11 +187,16 @@ def find_moments(
         moments.append(Moment(name, "internal", created, tuple(held for _, held in dated)))
     moments.sort(key=lambda one: (datetime.fromisoformat(one.created), one.name))
     current: dict[str, str | None] = {disk.name: None for disk in graph.disks.values() if disk.layers}
-    for one in moments:
-        for part in one.held:
+    for moment in moments:
+        for part in moment.held:
             if part.overlay and graph.disks[part.disk].files[:1] == (part.overlay,):
-                current[part.disk] = one.name
-    needed = {file for one in known if one.state is not None for file in (one.state.file, one.state.partial)}
+                current[part.disk] = moment.name
+    needed = {
+        file
+        for record in known
+        if record.state is not None
+        for file in (record.state.file, record.state.partial)
+    }
     unneeded = tuple(file for file in states if file not in needed)
     return Moments(tuple(moments), Frozen(current), records_seen, unneeded)
 
@@ -192,36 +208,36 @@ def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
             (posixpath.dirname(file), stem(disk.base.file))
             for disk in graph.disks.values()
             for file in disk.files
-            if file.startswith("/") and disk.base.local and not among_devices(file)
+            if file.startswith("/") and disk.base.local and not is_device_path(file)
         )
     )
 
 
-def family(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
+def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
     """Records of moments of these disks: by overlays in their chains, and by what stands on such ones.
 
     That of a moment which was deleted is among them: it links others. A layer that several machines read
     links nothing: a record is taken by what it covers, or by an overlay that a revert has left aside. Where
     the guest writes to a layer of the moment, its overlay was folded into that.
     """
-    known = tuple(one for one in records if isinstance(one, MomentRecord))
+    known = tuple(record for record in records if isinstance(record, MomentRecord))
     files = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
     written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
     found: list[MomentRecord] = []
     begun: set[tuple[str, str]] = set()
     pending = list(known)
     while pending:
-        near = [
-            one
-            for one in pending
-            if _begun(one) & files or (_links(one, files) & begun and not _layers(one) & written)
+        related = [
+            record
+            for record in pending
+            if _begun(record) & files or (_links(record, files) & begun and not _layers(record) & written)
         ]
-        if not near:
+        if not related:
             break
-        found += near
-        begun.update(*map(_begun, near))
-        pending = [one for one in pending if one not in near]
-    return tuple(one for one in known if one in found)
+        found += related
+        begun.update(*map(_begun, related))
+        pending = [record for record in pending if record not in related]
+    return tuple(record for record in known if record in found)
 
 
 def written_into(files: Collection[str], records: Iterable[Record]) -> str:
@@ -229,15 +245,15 @@ def written_into(files: Collection[str], records: Iterable[Record]) -> str:
 
     Where the chain has that commit's top too, it reads what it read: top covers all that was written.
     """
-    for one in records:
-        if isinstance(one, IntentRecord) and one.invalid and one.top not in files:
+    for record in records:
+        if isinstance(record, IntentRecord) and record.invalid and record.top not in files:
             for file in files:
-                if file in one.invalid:
+                if file in record.invalid:
                     return file
     return ""
 
 
-def moved(record: MomentRecord, disk: str, *, gone: Collection[str], into: str = "") -> MomentRecord:
+def without_layers(record: MomentRecord, disk: str, *, gone: Collection[str], into: str = "") -> MomentRecord:
     """The record once layers have left the chain that it is read from; the moment's bytes are the same.
 
     Args:
@@ -252,12 +268,12 @@ def moved(record: MomentRecord, disk: str, *, gone: Collection[str], into: str =
     files, formats = record.chains.get(disk, ()), record.formats.get(disk, ())
     kept = [index for index, file in enumerate(files) if file not in gone]
     chains = {**record.chains, disk: tuple(files[index] for index in kept)}
-    told = {**record.formats, disk: tuple(formats[index] for index in kept if index < len(formats))}
+    kept_formats = {**record.formats, disk: tuple(formats[index] for index in kept if index < len(formats))}
     return replace(
         record,
         covered={**record.covered, disk: into if covered in gone else covered},
         chains=chains if files else record.chains,
-        formats=told if formats else record.formats,
+        formats=kept_formats if formats else record.formats,
     )
 
 
@@ -293,7 +309,7 @@ def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> 
         index = disk.files.index(overlay) if begun else -1
         below = disk.files[index + 1] if begun and index + 1 < len(disk.files) else None
         held.append(
-            Held(
+            MomentPart(
                 disk.name,
                 covered,
                 overlay=overlay,
@@ -306,15 +322,15 @@ def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> 
     return Moment(record.name, "external", record.created, tuple(held), current, record)
 
 
-def _internal(disk: Disk) -> Iterable[tuple[str, float, Held]]:
+def _internal(disk: Disk) -> Iterable[tuple[str, float, MomentPart]]:
     """Parts of internal moments; what a commit writes into an image leaves its snapshots as they are."""
     for layer in disk.layers:
-        for one in layer.snapshots:
-            part = Held(
+        for snapshot in layer.snapshots:
+            part = MomentPart(
                 disk.name,
                 layer.file,
-                id=one.id,
-                vm_state_size=one.vm_state_size,
+                id=snapshot.id,
+                vm_state_size=snapshot.vm_state_size,
                 in_chain=layer is disk.active,
             )
-            yield one.name, one.date, part
+            yield snapshot.name, snapshot.date, part

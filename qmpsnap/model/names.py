@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 __all__ = [
-    "among_devices",
     "check_name",
     "digest",
+    "fit_name",
+    "is_device_path",
+    "is_owned_node",
     "job_id",
     "node_name",
     "overlay_file",
     "overlay_files",
-    "owned_node",
-    "shortened",
     "state_directory",
     "stem",
 ]
@@ -87,12 +87,12 @@ def node_name(token: str, *, owned: bool = False) -> str:
     return f"{_OWNED}{token}" if owned else f"qmpsnap-{token}"
 
 
-def owned_node(name: str) -> bool:
+def is_owned_node(name: str) -> bool:
     """Whether the node is one that we added and have to delete when it has no use any more."""
     return name.startswith(_OWNED)
 
 
-def shortened(name: str, ending: str) -> str:
+def fit_name(name: str, ending: str) -> str:
     """Join a file's name and what follows it; what would be too long for a name is cut, and told apart.
 
     NAME_MAX of Linux is 255 bytes; the rare file systems that take fewer say so when the file is made.
@@ -115,7 +115,7 @@ def stem(file: str) -> str:
 
 def overlay_file(*, active: str, base: str, name: str) -> str:
     """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
-    return posixpath.join(posixpath.dirname(active), shortened(stem(base), f".{name}.qcow2"))
+    return posixpath.join(posixpath.dirname(active), fit_name(stem(base), f".{name}.qcow2"))
 
 
 def overlay_files(
@@ -147,11 +147,11 @@ def _disk_part(disk: str) -> str:
     return disk if part == disk and len(disk) <= _LONG else f"{part[:_LONG].strip('-')}-{digest(disk)}"
 
 
-def among_devices(path: str) -> bool:
+def is_device_path(path: str) -> bool:
     """Whether the path lies among the host's devices, where no file of ours belongs (but /dev/shm)."""
     return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
 
 
 def state_directory(base: str) -> str:
     """Directory of our records for machines on this base image: `STEM-of-base.qmpsnap` beside it."""
-    return posixpath.join(posixpath.dirname(base), shortened(stem(base), ".qmpsnap"))
+    return posixpath.join(posixpath.dirname(base), fit_name(stem(base), ".qmpsnap"))

@@ -28,4 +28,4 @@ def masked(text: str) -> str:
 
 def masked_all(argv: Iterable[str]) -> list[str]:
     """A command line for a log."""
-    return [masked(one) for one in argv]
+    return [masked(word) for word in argv]

@@ -66,12 +66,12 @@ def wrong_starts(graph: Graph, files: Files) -> tuple[WrongStart, ...]:
     """
     used = {files.real(node.file) for node in graph.nodes.values()} - {""}
     used |= {files.real(file) for disk in graph.disks.values() for file in disk.files}
-    found = []
+    wrong = []
     for disk in graph.disks.values():
         if not disk.writable or not disk.active.local:
             continue
-        above = [file for file in files.on(disk.active.file) if file not in used]
-        newest = tuple(file for file in above if not files.on(file))
+        above = [file for file in files.backed_by(disk.active.file) if file not in used]
+        newest = tuple(file for file in above if not files.backed_by(file))
         if newest:
-            found.append(WrongStart(disk.name, disk.active.file, newest))
-    return tuple(found)
+            wrong.append(WrongStart(disk.name, disk.active.file, newest))
+    return tuple(wrong)

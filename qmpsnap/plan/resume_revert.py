@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.hints import LOAD_FAILED
-from qmpsnap.model.names import digest, node_name, owned_node
+from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
@@ -206,7 +206,7 @@ def _load(record: IntentRecord, scene: Scene) -> list[Step]:
 def _node_of(file: str, scene: Scene) -> str:
     """node-name of the overlay where it is open, else the one that it gets."""
     for node in scene.graph.nodes.values():
-        if node.file == file and owned_node(node.name):
+        if node.file == file and is_owned_node(node.name):
             return node.name
     return node_name(digest(file, avoid=scene.names), owned=True)
 
@@ -218,7 +218,7 @@ def _unused(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in scene.graph.nodes.values()
-        if node.file in files and owned_node(node.name) and node.name not in used
+        if node.file in files and is_owned_node(node.name) and node.name not in used
     )
 
 
@@ -231,7 +231,7 @@ def _left_behind(record: IntentRecord, scene: Scene, *, all_move: bool) -> tuple
     return tuple(
         node.name
         for node in scene.graph.nodes.values()
-        if owned_node(node.name)
+        if is_owned_node(node.name)
         and node.name not in used
         and node.file in {*old, store}
         and node.driver != "file"

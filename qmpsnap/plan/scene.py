@@ -10,7 +10,7 @@ from qmpsnap.errors import Busy, InvalidTarget, Unsupported, WouldLose
 from qmpsnap.model.find import find_layer
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED
-from qmpsnap.model.names import among_devices, owned_node, state_directory
+from qmpsnap.model.names import is_device_path, is_owned_node, state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.steps import DeleteNode
@@ -118,7 +118,7 @@ def record_directories(record: IntentRecord) -> tuple[str, ...]:
 
 def _places(base: str, files: Sequence[str]) -> tuple[str, ...]:
     name = posixpath.basename(state_directory(base))
-    files = [file for file in files if not among_devices(file)]
+    files = [file for file in files if not is_device_path(file)]
     places = [posixpath.join(posixpath.dirname(file), name) for file in files]
     places += [state_directory(file) for file in files]
     return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
@@ -319,7 +319,7 @@ def beside_active(disk: Disk, *, hint: str) -> str:
         InvalidTarget: When the active layer is no file.
     """
     active = disk.active
-    if not active.local or among_devices(active.file):
+    if not active.local or is_device_path(active.file):
         raise InvalidTarget(
             f"the active layer of {disk.name} is not a file ({active.file}), so nothing can be created "
             "beside it",
@@ -364,7 +364,7 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
 
 def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:
     """The steps that free the nodes among these layers that we added ourselves."""
-    return tuple(DeleteNode(layer.node) for layer in layers if owned_node(layer.node))
+    return tuple(DeleteNode(layer.node) for layer in layers if is_owned_node(layer.node))
 
 
 def refuse_loss(

@@ -60,7 +60,7 @@ class Opened(Struct, frozen=True):
     @property
     def proven(self) -> bool:
         """Whether the process is the QEMU in question: it has at least one of the files open."""
-        return any(one.known for one in self.files.values())
+        return any(file.known for file in self.files.values())
 
 
 class _Descriptor(Struct, frozen=True):
@@ -123,17 +123,17 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     names = tuple(names)
     held = _descriptors(pid)
     if held is None:
-        return Opened(MappingProxyType({one.name: OpenFile(one.name, "unknown") for one in names}))
+        return Opened(MappingProxyType({name.name: OpenFile(name.name, "unknown") for name in names}))
     same_view = _same_view(pid)
     found: dict[str, OpenFile] = {}
-    for one in names:
-        key = _key(one.name)
+    for name in names:
+        key = _key(name.name)
         if key is not None and key in held:
-            reopens: Reopens = "same" if one.spelled == one.name else _reopens(pid, one.spelled, key)
-            found[one.name] = OpenFile(one.name, "same", one.name, *key, reopens=reopens)
-    claimed = {(one.device, one.inode) for one in found.values()}
-    lost = [one for one in names if one.name not in found]
-    left = [one for key, one in held.items() if lost and key not in claimed and one.may_be_image]
+            reopens: Reopens = "same" if name.spelled == name.name else _reopens(pid, name.spelled, key)
+            found[name.name] = OpenFile(name.name, "same", name.name, *key, reopens=reopens)
+    claimed = {(opened_file.device, opened_file.inode) for opened_file in found.values()}
+    lost = [name for name in names if name.name not in found]
+    left = [item for key, item in held.items() if lost and key not in claimed and item.may_be_image]
     for name in lost:
         found[name.name] = _lost(pid, name, left) if same_view else _elsewhere(pid, name, held, left)
     return Opened(MappingProxyType(found), same_view)
@@ -177,7 +177,7 @@ def real_names(
         return real
     claimed = {_key(real.get(name, name)) for name in open_names if name not in lost}
     left = [one for key, one in held.items() if key not in claimed and one.may_be_image]
-    paths = {path for one in left if (path := one.path)}
+    paths = {path for item in left if (path := item.path)}
     for name in lost:
         ending = "/" + re.sub(r"^(\.\./)+", "", posixpath.normpath(name))
         fitting = [path for path in paths if path.endswith(ending)]
@@ -201,18 +201,21 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor], *, root: str = "") 
     base = posixpath.basename(real)
     replaced = _key(root + name.name) is not None
     deleted = {f"{name.name}{_DELETED}", f"{real}{_DELETED}"}
-    fitting = [one for one in left if one.holds(name)]
+    fitting = [item for item in left if item.holds(name)]
     if not fitting:
         return OpenFile(name.name, "unknown", replaced=replaced)
-    named = [one for one in fitting if one.target in deleted]
-    named = named or [one for one in fitting if posixpath.basename(one.target) == base] or fitting
-    if len(named) != 1:
+    candidates = (
+        [item for item in fitting if item.target in deleted]
+        or [item for item in fitting if posixpath.basename(item.target) == base]
+        or fitting
+    )
+    if len(candidates) != 1:
         return OpenFile(name.name, "moved", replaced=replaced)  # to one of several
-    one = named[0]
-    state: OpenState = "unlinked" if one.unlinked else "moved"
-    path = "" if one.unlinked else one.path or _beside(name.name, one.key)
-    reopens = _reopens(pid, name.spelled, one.key)
-    return OpenFile(name.name, state, path, *one.key, replaced=replaced, reopens=reopens)
+    (item,) = candidates
+    state: OpenState = "unlinked" if item.unlinked else "moved"
+    path = "" if item.unlinked else item.path or _beside(name.name, item.key)
+    reopens = _reopens(pid, name.spelled, item.key)
+    return OpenFile(name.name, state, path, *item.key, replaced=replaced, reopens=reopens)
 
 
 def _elsewhere(
@@ -240,8 +243,8 @@ def _reopens(pid: int, spelled: str, key: _Key) -> Reopens:
     if spelled.startswith((FDSET, *OWN_FDS)):
         return "same"
     start = f"/proc/{pid}/root" if spelled.startswith("/") else f"/proc/{pid}/cwd/"
-    found = _key(start + spelled)
-    return "nothing" if found is None else "same" if found == key else "other"
+    opened = _key(start + spelled)
+    return "nothing" if opened is None else "same" if opened == key else "other"
 
 
 def _descriptors(pid: int) -> dict[_Key, _Descriptor] | None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
-from qmpsnap.model.moments import moved
+from qmpsnap.model.moments import without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -151,7 +151,7 @@ class Host:
                     await self._catalog.rewrite(replace(moment, lost=(*moment.lost, step.disk)))
             case KeepPlace():
                 moment = await self._moment(step.directory, step.id)
-                await self._catalog.rewrite(moved(moment, step.disk, gone=step.gone, into=step.into))
+                await self._catalog.rewrite(without_layers(moment, step.disk, gone=step.gone, into=step.into))
             case _:
                 assert_never(step)
 

@@ -272,8 +272,8 @@ def _verify(request: _Request, descriptor: int) -> None:
     if request.format == "raw":
         return
     header = survey.descriptor_header(descriptor)
-    found = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
-    if found != (request.format, request.backing, (request.size_bytes + 511) // 512):
+    recorded = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
+    if recorded != (request.format, request.backing, (request.size_bytes + 511) // 512):
         raise ValueError(f"its header is not as requested, but {header}")
     if header is not None and header.backing_format != request.backing_format:
         raise ValueError(f"its header says backing format {header.backing_format!r}")

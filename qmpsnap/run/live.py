@@ -213,7 +213,7 @@ class LiveTarget:
         return replace(
             found,
             files=seen.files,
-            standing=seen.standing,
+            backing_links=seen.backing_links,
             looked_in=seen.looked_in,
             unreadable=seen.unreadable,
         )

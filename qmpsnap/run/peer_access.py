@@ -51,12 +51,12 @@ def barred(pid: int | None, files: Iterable[str], opened: Mapping[str, OpenFile]
     peer = _peer(pid)
     if pid is None or peer is None or peer.user in {0, os.geteuid()}:
         return {}
-    found = {}
+    reasons = {}
     for file in files:
         why = _why(pid, peer, file, opened.get(file))
         if why:
-            found[file] = f"QEMU runs as {peer}, we as {_named(os.geteuid())}: {why}"
-    return found
+            reasons[file] = f"QEMU runs as {peer}, we as {_named(os.geteuid())}: {why}"
+    return reasons
 
 
 def _why(pid: int, peer: _Peer, file: str, opened: OpenFile | None) -> str:
@@ -85,7 +85,7 @@ def _may_write(peer: _Peer, status: os.stat_result) -> bool:
 
 def _written(pid: int) -> set[tuple[int, int]]:
     """Files that the process has open for writing, whoever opened them for it."""
-    found = set()
+    writable = set()
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - numbers, not paths
     except OSError:
@@ -98,8 +98,8 @@ def _written(pid: int) -> set[tuple[int, int]]:
             continue
         flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), 0)
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            found.add((status.st_dev, status.st_ino))
-    return found
+            writable.add((status.st_dev, status.st_ino))
+    return writable
 
 
 def _peer(pid: int | None) -> _Peer | None:

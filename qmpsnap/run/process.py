@@ -86,8 +86,8 @@ class QemuProcess:
         if status is None:
             return ""
         how = f"with status {status}" if status >= 0 else f"by signal {-status} ({_signal(-status)})"
-        said = "; ".join(self.output_tail.splitlines()[-_LAST_LINES:])
-        return f"ended {how}: {said or 'it printed nothing'}"
+        text = "; ".join(self.output_tail.splitlines()[-_LAST_LINES:])
+        return f"ended {how}: {text or 'it printed nothing'}"
 
     def terminate(self) -> None:
         """Ask QEMU to end, as SIGTERM does: it flushes its disks and quits."""

@@ -32,14 +32,14 @@ def find_state_files(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     Args:
         places: Directories, each with the stem that their names begin with.
     """
-    found = set()
+    files = set()
     for directory, stem in places:
         with contextlib.suppress(OSError, ValueError):
             for name in os.listdir(directory):
                 file = os.path.join(directory, name)
                 if name.startswith(f"{stem}.") and _is_ours(file, name.removeprefix(stem)):
-                    found.add(file)
-    return tuple(sorted(found))
+                    files.add(file)
+    return tuple(sorted(files))
 
 
 def _is_ours(file: str, ending: str) -> bool:

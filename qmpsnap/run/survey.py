@@ -13,7 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.files import NOT_ALLOWED, DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.files import NOT_ALLOWED, BackingLink, DirFact, FileFact, Files, is_invalid_name
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, backing_path, parse_header
 from qmpsnap.run import memory_files
@@ -44,7 +44,7 @@ def look(ask: Ask) -> Files:
         shared=True,
         files=Frozen(files),
         directories=Frozen({path: _directory_fact(path) for path in ask.directories}),
-        standing=tuple(sorted(survey.standing)),
+        backing_links=tuple(sorted(survey.backing_links)),
         looked_in=looked_in,
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=records,
@@ -89,7 +89,7 @@ class _Survey:
     """One look; gives each file that it meets one name, the first under which it met it."""
 
     def __init__(self) -> None:
-        self.standing: set[Standing] = set()
+        self.backing_links: set[BackingLink] = set()
         self.unreadable: list[str] = []
         self._names: dict[tuple[int, int], str] = {}
         self._read: set[str] = set()
@@ -178,7 +178,7 @@ class _Survey:
         there = [found for found in dict.fromkeys(named) if os.path.exists(found)] or named[:1]
         image = self._name(path)
         if not is_invalid_name(image):
-            self.standing.update(Standing(image, self._name(found)) for found in there)
+            self.backing_links.update(BackingLink(image, self._name(found)) for found in there)
             self._pending += there
         return self._name(there[0]) if there else None
 

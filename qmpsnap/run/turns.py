@@ -107,14 +107,14 @@ class Turns:
             Busy: When such a one is before it, and `wait` is False.
         """
         turn = _Turn(plan)
-        before = [one for one in self._all if one.claim.meets(turn.claim)]
+        earlier = [other for other in self._all if other.claim.meets(turn.claim)]
         if not wait:
-            for one in before:
-                _refuse_copying(turn, one)
+            for other in earlier:
+                _refuse_copying(turn, other)
         self._all.append(turn)
         try:
-            for one in before:
-                await one.ended.wait()
+            for other in earlier:
+                await other.ended.wait()
             self.count += 1
             yield turn.claim
         finally:

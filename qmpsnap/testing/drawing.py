@@ -77,7 +77,9 @@ def graph(*disks: Disk, nodes: tuple[Node, ...] = (), **drawings: str) -> Graph:
         for layer in d.layers
     }
     known |= {
-        one.node: Node(one.node, one.driver, disk.files[0]) for disk in everyone for one in disk.filters
+        filter_node.node: Node(filter_node.node, filter_node.driver, disk.files[0])
+        for disk in everyone
+        for filter_node in disk.filters
     }
     known |= {node.name: node for node in nodes}
     return Graph(Frozen({disk.name: disk for disk in everyone}), Frozen(known))

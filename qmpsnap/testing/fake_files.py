@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, assert_never
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.files import DirFact, FileFact, Files, Standing, is_invalid_name
+from qmpsnap.model.files import BackingLink, DirFact, FileFact, Files, is_invalid_name
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
-from qmpsnap.model.moments import moved
+from qmpsnap.model.moments import without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,
@@ -145,8 +145,8 @@ class FakeFiles:
         if not self.shared:
             return Files(open=Frozen(dict(self.open)))
         missing = {path: FileFact(path, "missing", real=path) for path in ask.files if path not in self.facts}
-        standing = {
-            Standing(fact.real, fact.backing)
+        links = {
+            BackingLink(fact.real, fact.backing)
             for path, fact in self.facts.items()
             if fact.backing is not None
             and not is_invalid_name(path)
@@ -156,7 +156,7 @@ class FakeFiles:
             shared=True,
             files=Frozen({path: self.facts[path] for path in ask.files if path in self.facts} | missing),
             directories=Frozen({path: self._directory(path) for path in ask.directories}),
-            standing=tuple(sorted(standing)),
+            backing_links=tuple(sorted(links)),
             looked_in=ask.survey,
             unreadable=self.unreadable,
             records=tuple(record for record in self.records if record.directory in ask.records),
@@ -234,7 +234,7 @@ class FakeFiles:
                 self._put(moment, lost=(*moment.lost, step.disk))
             case KeepPlace():
                 moment = self._moment(step.directory, step.id)
-                now = moved(moment, step.disk, gone=step.gone, into=step.into)
+                now = without_layers(moment, step.disk, gone=step.gone, into=step.into)
                 self.records[self.records.index(moment)] = now
             case RetireFile():
                 pass

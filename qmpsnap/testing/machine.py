@@ -180,6 +180,6 @@ def _busybox(parts: Path) -> bytes:
 
 
 def _cache() -> Path:
-    if named := os.environ.get("QMPSNAP_CACHE"):
-        return Path(named)
+    if directory := os.environ.get("QMPSNAP_CACHE"):
+        return Path(directory)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpsnap"

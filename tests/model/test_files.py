@@ -2,32 +2,32 @@ import os
 
 import pytest
 
-from qmpsnap.model.files import FileFact, Files, Standing, invalid_name, invalid_names, is_invalid_name
+from qmpsnap.model.files import BackingLink, FileFact, Files, invalid_name, invalid_names, is_invalid_name
 
 
 def standing(*pairs):
-    return Files(shared=True, standing=tuple(Standing(file, on) for file, on in pairs))
+    return Files(shared=True, backing_links=tuple(BackingLink(file, on) for file, on in pairs))
 
 
 def test_on_names_all_that_stand_on_a_file_through_others():
     files = standing(("/m", "/base"), ("/t", "/m"), ("/u", "/m"), ("/x", "/other"))
-    assert files.on("/base") == ("/m", "/t", "/u")
+    assert files.backed_by("/base") == ("/m", "/t", "/u")
 
 
 def test_on_does_not_pass_through_the_rest_of_a_chain():
     files = standing(("/m", "/base"), ("/t", "/m"), ("/m2", "/base"), ("/t2", "/m2"))
-    assert files.on("/base", without=("/m", "/t")) == ("/m2", "/t2")
+    assert files.backed_by("/base", without=("/m", "/t")) == ("/m2", "/t2")
 
 
 def test_on_ends_when_the_headers_make_a_loop():
-    assert standing(("/a", "/b"), ("/b", "/a")).on("/a") == ("/b",)
+    assert standing(("/a", "/b"), ("/b", "/a")).backed_by("/a") == ("/b",)
 
 
 def test_on_takes_every_name_that_was_asked_for():
     fact = FileFact("/link", "regular", real="/base")
-    files = Files(shared=True, files={"/link": fact}, standing=(Standing("/o", "/base"),))
-    assert files.on("/link") == ("/o",)
-    assert files.on("/base", without=("/link",)) == ("/o",)
+    files = Files(shared=True, files={"/link": fact}, backing_links=(BackingLink("/o", "/base"),))
+    assert files.backed_by("/link") == ("/o",)
+    assert files.backed_by("/base", without=("/link",)) == ("/o",)
 
 
 def test_same_compares_files_and_not_their_names():

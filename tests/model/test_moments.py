@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import Held, Moment, find_moments, state_places
+from qmpsnap.model.moments import Moment, MomentPart, find_moments, state_places
 from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
@@ -22,7 +22,9 @@ LATER = MomentRecord(
 
 def test_moments_tell_which_file_holds_what_and_what_is_current() -> None:
     found = find_moments(CHAIN, (LATER, FIRST))
-    first, later = (Held("vda", one, overlay=on, allocated=196_616) for one, on in ((BASE, S1), (S1, S2)))
+    first, later = (
+        MomentPart("vda", one, overlay=on, allocated=196_616) for one, on in ((BASE, S1), (S1, S2))
+    )
     assert found.moments == (
         Moment("first", "external", FIRST.created, (first,), record=FIRST),
         Moment("later", "external", LATER.created, (later,), current=True, record=LATER),
@@ -38,7 +40,7 @@ def test_moments_leave_out_records_of_overlays_that_are_in_no_chain() -> None:
 
 def test_moments_say_when_the_holder_is_not_below_its_overlay_any_more() -> None:
     (moment,) = find_moments(graph(vda="base <- s2*"), (LATER,)).moments
-    assert moment.held == (Held("vda", S1, overlay=S2, allocated=196_616, in_chain=False),)
+    assert moment.held == (MomentPart("vda", S1, overlay=S2, allocated=196_616, in_chain=False),)
 
 
 def test_moments_say_that_a_commit_wrote_into_the_holder() -> None:
@@ -59,7 +61,7 @@ def test_moments_inside_images_of_one_name_are_one_moment() -> None:
         "in",
         "internal",
         "2024-05-01T12:00:00.250000+00:00",
-        (Held("vda", S1, id="3", vm_state_size=4096), Held("vdb", "/images/data.qcow2", id="1")),
+        (MomentPart("vda", S1, id="3", vm_state_size=4096), MomentPart("vdb", "/images/data.qcow2", id="1")),
     )
     assert (moment.disks, moment.vm_state_size, moment.allocated) == (("vda", "vdb"), 4096, None)
 
@@ -86,7 +88,7 @@ BRANCH = replace(FIRST, branches=({"vda": "/images/r1.qcow2"},))
 
 def test_moments_are_current_at_an_overlay_that_a_revert_made() -> None:
     found = find_moments(graph(vda="base <- r1*"), (BRANCH,))
-    assert found.moments[0].held == (Held("vda", BASE, overlay="/images/r1.qcow2", allocated=196_616),)
+    assert found.moments[0].held == (MomentPart("vda", BASE, overlay="/images/r1.qcow2", allocated=196_616),)
     assert found.current == {"vda": "first"}
 
 

@@ -11,11 +11,11 @@ from qmpsnap.model.job import Ending, JobId, JobOp, parse_job_id
 from qmpsnap.model.names import (
     check_name,
     digest,
+    is_owned_node,
     job_id,
     node_name,
     overlay_file,
     overlay_files,
-    owned_node,
     state_directory,
     stem,
 )
@@ -66,7 +66,7 @@ def test_node_name_fits_what_qemu_takes(part: str) -> None:
         assert len(name.encode()) <= 31
         assert name.isascii()
         assert name[0].isalpha()
-        assert owned_node(name) is owned
+        assert is_owned_node(name) is owned
 
 
 @pytest.mark.parametrize(

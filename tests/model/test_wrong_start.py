@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from qmpsnap.model.files import Files, Standing
+from qmpsnap.model.files import BackingLink, Files
 from qmpsnap.model.graph import Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, wrong_starts
@@ -19,7 +19,8 @@ NOW = "2024-05-01T12:00:00.000000+00:00"
 
 def standing(*pairs: tuple[str, str]) -> Files:
     return Files(
-        shared=True, standing=tuple(Standing(f"/images/{a}.qcow2", f"/images/{b}.qcow2") for a, b in pairs)
+        shared=True,
+        backing_links=tuple(BackingLink(f"/images/{a}.qcow2", f"/images/{b}.qcow2") for a, b in pairs),
     )
 
 

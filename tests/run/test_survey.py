@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.model.files import Ask, Standing
+from qmpsnap.model.files import Ask, BackingLink
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.survey import look
@@ -100,32 +100,32 @@ def test_look_tells_a_directory_in_which_we_cannot_write():
 )
 def test_survey_finds_an_overlay_however_it_spells_its_base(place, recorded):
     top = image(place / "top", recorded.format(d=place))
-    assert survey(place).on(str(place / "base")) == (top,)
+    assert survey(place).backed_by(str(place / "base")) == (top,)
 
 
 def test_survey_finds_an_overlay_that_names_its_base_by_a_symlink(place):
     (place / "link").symlink_to("base")
     top = image(place / "top", "link")
-    assert survey(place).on(str(place / "base")) == (top,)
+    assert survey(place).backed_by(str(place / "base")) == (top,)
 
 
 def test_survey_finds_an_overlay_when_the_base_is_asked_for_by_a_symlink(place):
     (place / "link").symlink_to("base")
     top = image(place / "top", "base")
-    assert survey(place, place / "link").on(str(place / "link")) == (top,)
+    assert survey(place, place / "link").backed_by(str(place / "link")) == (top,)
 
 
 def test_survey_finds_an_overlay_that_names_its_base_by_a_hard_link(place):
     (place / "hard").hardlink_to(place / "base")
     top = image(place / "top", "hard")
-    assert survey(place).on(str(place / "base")) == (top,)
+    assert survey(place).backed_by(str(place / "base")) == (top,)
 
 
 def test_survey_names_a_file_of_the_chain_as_asked_when_it_has_hard_links(place):
     top = image(place / "top", "base")
     (place / "a-link").hardlink_to(place / "top")
     found = survey(place, place / "base", top)
-    assert found.on(str(place / "base"), without=(top,)) == ()
+    assert found.backed_by(str(place / "base"), without=(top,)) == ()
 
 
 def test_survey_resolves_a_relative_name_from_a_symlink_to_the_overlay(place, tmp_path):
@@ -133,7 +133,7 @@ def test_survey_resolves_a_relative_name_from_a_symlink_to_the_overlay(place, tm
     other.mkdir()
     top = image(other / "top", "base")
     (place / "link").symlink_to(top)
-    assert survey(place).standing == (Standing(str(other.resolve() / "top"), str(place / "base")),)
+    assert survey(place).backing_links == (BackingLink(str(other.resolve() / "top"), str(place / "base")),)
 
 
 def test_survey_goes_down_through_images_that_lie_elsewhere(place, tmp_path):
@@ -141,12 +141,12 @@ def test_survey_goes_down_through_images_that_lie_elsewhere(place, tmp_path):
     other.mkdir()
     mid = image(other / "mid", str(place / "base"))
     top = image(place / "top", mid)
-    assert survey(place).on(str(place / "base")) == tuple(sorted([mid, top]))
+    assert survey(place).backed_by(str(place / "base")) == tuple(sorted([mid, top]))
 
 
 def test_survey_ends_when_the_headers_make_a_loop(place):
     a, b = image(place / "a", "b"), image(place / "b", "a")
-    assert survey(place).standing == (Standing(a, b), Standing(b, a))
+    assert survey(place).backing_links == (BackingLink(a, b), BackingLink(b, a))
 
 
 def test_survey_leaves_out_what_holds_no_moment_any_more(place):
@@ -155,19 +155,19 @@ def test_survey_leaves_out_what_holds_no_moment_any_more(place):
     image(place / "s1.invalid.2", "base")
     (place / "link").symlink_to("s1.invalid")
     found = survey(place)
-    assert (found.standing, found.unreadable) == ((), ())
+    assert (found.backing_links, found.unreadable) == ((), ())
 
 
 def test_survey_reads_both_versions_of_qcow2(place):
     image(place / "x", "base", version=3)
     image(place / "y", "base", version=2)
-    assert survey(place).on(str(place / "base")) == (str(place / "x"), str(place / "y"))
+    assert survey(place).backed_by(str(place / "base")) == (str(place / "x"), str(place / "y"))
 
 
 @pytest.mark.parametrize("pad", [5_000, 100_000])
 def test_survey_reads_on_when_a_header_is_long(place, pad):
     top = image(place / "top", "base", pad=pad, cluster_bits=21)
-    assert survey(place).on(str(place / "base")) == (top,)
+    assert survey(place).backed_by(str(place / "base")) == (top,)
 
 
 def test_survey_lists_what_it_cannot_read(place):
@@ -187,7 +187,7 @@ def test_survey_opens_no_fifo_and_passes_over_what_is_no_file(place):
     (place / "below").mkdir()
     image(place / "below" / "x", "../base")
     found = survey(place)
-    assert (found.standing, found.unreadable) == ((), ())
+    assert (found.backing_links, found.unreadable) == ((), ())
 
 
 def test_survey_opens_nothing_but_files_when_a_header_names_something_else(place):
@@ -195,20 +195,20 @@ def test_survey_opens_nothing_but_files_when_a_header_names_something_else(place
         unix.bind(str(place / "socket"))
     top = image(place / "top", "socket")
     found = survey(place)
-    assert (found.standing, found.unreadable) == ((Standing(top, f"{place}/socket"),), ())
+    assert (found.backing_links, found.unreadable) == ((BackingLink(top, f"{place}/socket"),), ())
 
 
 def test_survey_tells_on_what_an_image_stands_when_that_is_gone(place):
     top = image(place / "top", "gone")
     found = survey(place)
-    assert (found.standing, found.unreadable) == ((Standing(top, f"{place}/gone"),), ())
+    assert (found.backing_links, found.unreadable) == ((BackingLink(top, f"{place}/gone"),), ())
 
 
 def test_survey_looks_into_a_directory_by_its_real_path(place):
     (place.parent / "link").symlink_to("d")
     top = image(place / "top", "base")
     found = look(Ask(files=(f"{place}/base",), survey=(f"{place.parent}/link", str(place))))
-    assert (found.looked_in, found.on(f"{place}/base")) == ((str(place),), (top,))
+    assert (found.looked_in, found.backed_by(f"{place}/base")) == ((str(place),), (top,))
 
 
 def test_look_reads_records(place):
@@ -224,4 +224,4 @@ def test_survey_keeps_names_that_are_no_utf_8(place):
     name = os.fsdecode(os.fsencode(place) + b"/b\xff")
     Path(name).write_bytes(b"raw")
     top = image(place / "top", "b\udcff")
-    assert survey(place, name).on(name) == (top,)
+    assert survey(place, name).backed_by(name) == (top,)

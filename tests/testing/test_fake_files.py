@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.files import Ask, DirFact, Files, Standing
+from qmpsnap.model.files import Ask, BackingLink, DirFact, Files
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryNote
 from qmpsnap.model.record import IntentRecord, MomentRecord
@@ -40,7 +40,7 @@ def test_fake_files_are_those_of_the_graph() -> None:
     header = found.files[S1].header
     assert header is not None
     assert (header.format, header.backing, header.backing_format) == ("qcow2", BASE, "qcow2")
-    assert found.standing == (Standing(S1, BASE),)
+    assert found.backing_links == (BackingLink(S1, BASE),)
 
 
 def test_fake_files_show_nothing_when_they_are_not_shared() -> None:
@@ -52,7 +52,7 @@ def test_fake_files_survey_a_directory_but_not_what_is_named_invalid() -> None:
     files.put("/images/x.qcow2", backing="base.qcow2")
     files.put("/images/y.qcow2.invalid", backing=BASE)
     files.put("/else/z.qcow2", backing=BASE)
-    assert files.look(Ask(survey=("/images",))).on(BASE) == (S1, "/images/x.qcow2")
+    assert files.look(Ask(survey=("/images",))).backed_by(BASE) == (S1, "/images/x.qcow2")
 
 
 def test_fake_files_have_every_directory_but_those_of_records_until_one_is_written() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.moments import family, written_into
+from qmpsnap.model.moments import related_records, written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.scene import state_questions
 from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, Proof, RemoveState, RetireFile
@@ -289,7 +289,7 @@ def unfound(scene: Scene, after: Graph) -> tuple[str, ...]:
     """Notes on moments whose records nothing leads to any more: they lie beside a base image that leaves."""
     places = set(state_questions(after, scene.state_dir))
     names: dict[str, list[str]] = {}
-    for record in family(scene.graph, scene.files.records):
+    for record in related_records(scene.graph, scene.files.records):
         if record.directory not in places and not record.deleted:
             names.setdefault(record.directory, []).append(record.name)
     return tuple(

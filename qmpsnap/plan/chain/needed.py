@@ -37,7 +37,7 @@ def refuse_needed(
         file
         for layer in changed
         if layer.file.startswith("/")
-        for file in files.on(layer.file, without=disk.files)
+        for file in files.backed_by(layer.file, without=disk.files)
     )
     # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
     raw = {

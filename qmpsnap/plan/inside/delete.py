@@ -18,7 +18,7 @@ from qmpsnap.plan.vmstate.common import machine_of
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.moments import Held, Moment
+    from qmpsnap.model.moments import Moment, MomentPart
     from qmpsnap.plan.intent import Delete, Via
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.steps import Step
@@ -79,7 +79,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
     )
 
 
-def _check(part: Held, moment: Moment, scene: Scene) -> None:
+def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:
     """Refuse when QEMU cannot delete this disk's part."""
     disk = scene.graph.disks[part.disk]
     if not part.in_chain:

@@ -10,7 +10,7 @@ from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.moments import written_into
-from qmpsnap.model.names import digest, job_id, node_name, overlay_files, owned_node
+from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening
 from qmpsnap.plan.checks.place import refuse_barred, refuse_there
@@ -108,13 +108,13 @@ class Branch:
     @property
     def closes(self) -> bool:
         """Whether the active layer is closed once the disk reads another: by QEMU, or by us."""
-        return _closes(self.disk.active.node) or owned_node(self.disk.active.node)
+        return _closes(self.disk.active.node) or is_owned_node(self.disk.active.node)
 
     @property
     def frees(self) -> tuple[DeleteNode, ...]:
         """The steps that free the nodes of ours that the disk leaves behind."""
         left = self.disk.layers[: self.inside] if self.inside is not None else self.disk.layers
-        return tuple(DeleteNode(layer.node) for layer in left if owned_node(layer.node))
+        return tuple(DeleteNode(layer.node) for layer in left if is_owned_node(layer.node))
 
 
 def branch_token(record: MomentRecord, graph: Graph) -> str:
@@ -280,7 +280,7 @@ def _branch(
 
 def _closes(node: str) -> bool:
     """Whether QEMU closes the node with its last user: it made it by itself, or at our sync command."""
-    return node.startswith(("#", "qmpsnap-")) and not owned_node(node)
+    return node.startswith(("#", "qmpsnap-")) and not is_owned_node(node)
 
 
 def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:

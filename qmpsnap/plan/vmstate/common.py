@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import Busy, InvalidTarget, Unsupported
 from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.model.names import shortened, stem
+from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.checks.place import refuse_there
 from qmpsnap.plan.ownership import ran_here
@@ -222,7 +222,7 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
         InvalidTarget: When the active layer is no file.
     """
     place = beside_active(disk, hint="name the file of the VM state: --memory FILE")
-    return posixpath.join(place, shortened(stem(disk.base.file), f".{name}.{ending}"))
+    return posixpath.join(place, fit_name(stem(disk.base.file), f".{name}.{ending}"))
 
 
 def refuse_memory_place(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.hints import command
-from qmpsnap.model.moments import family
+from qmpsnap.model.moments import related_records
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
@@ -68,7 +68,7 @@ def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
 
     A moment is found by the overlays that it stands on, so the records of these outlive their own moments.
     """
-    ours = family(scene.graph, scene.files.records)
+    ours = related_records(scene.graph, scene.files.records)
     live = [one for one in ours if not one.deleted and one.id != record.id]
     needed: list[MomentRecord] = []
     pending = [record, *(one for one in ours if one.deleted)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
-from qmpsnap.model.moments import family
+from qmpsnap.model.moments import related_records
 from qmpsnap.plan.scene import refuse_loss, unique
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
         StillNeeded: When another disk or image reads it.
         InvalidTarget: When it cannot be told who reads it.
     """
-    ours = family(scene.graph, scene.files.records)
+    ours = related_records(scene.graph, scene.files.records)
     for disk in disks:
         layer = disk.active
         if layer.file not in {file for record in ours for file in record.began(disk.name)}:
@@ -53,7 +53,7 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
             for other in scene.graph.disks.values()
             if other.name != disk.name and any(scene.files.same(layer.file, file) for file in other.files)
         ]
-        by += scene.files.on(layer.file)
+        by += scene.files.backed_by(layer.file)
         if by:
             raise StillNeeded(
                 f"{layer.file} is still needed: it is the backing file of {', '.join(by)}", by=by, hint=_KEPT

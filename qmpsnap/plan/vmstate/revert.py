@@ -3,7 +3,7 @@
     disks alone     new roots, then the guest is reset: its memory belongs to other disks
     in-place        new roots, then the VM state is loaded from its store
 
-What has been written to since is kept in the layers that are left aside.
+What was written since is kept in the layers that are left aside.
 """
 
 from __future__ import annotations
@@ -216,10 +216,10 @@ def _proof(branch: Branch, scene: Scene) -> Proof:
 
 
 def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
-    """The way back to a moment inside the images, where nothing that has been written to since is kept."""
+    """The way back to a moment inside the images, where nothing that was written since is kept."""
     if intent.discard:
         raise Unsupported(
-            f"{intent.name!r} is inside the images: what has been written to since is always lost",
+            f"{intent.name!r} is inside the images: what was written since is always lost",
             feature="discarding layers in a revert to an internal checkpoint",
             hint="omit --discard",
         )

@@ -1,6 +1,6 @@
 """Plans of going back to an external moment in a new QEMU: overlays for it to start from, then its memory.
 
-What has been written to since is kept in the layers that are left aside.
+What was written since is kept in the layers that are left aside.
 """
 
 from __future__ import annotations

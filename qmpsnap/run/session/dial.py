@@ -120,10 +120,10 @@ async def _dial_tcp(host: str, port: int) -> socket.socket:
     where = f"tcp:{host}:{port}"
     failure: OSError | None = None
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, OverflowError) as error:
         raise ConnectFailed(f"cannot look up {where}: {error}") from error
-    for family, kind, protocol, _, target in found:
+    for family, kind, protocol, _, target in addresses:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)  # noqa: FBT003 - the standard library's own

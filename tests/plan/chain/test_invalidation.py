@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import NotInChain
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
-from qmpsnap.model.moments import find_moments, moved
+from qmpsnap.model.moments import find_moments, without_layers
 from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
 from qmpsnap.plan.intent import Commit, Mirror, PrepareRevert, Revert, RevertIncoming, Stream
@@ -89,7 +89,7 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
     for step in fate.steps:
         assert isinstance(step, KeepPlace)
         (name,) = (name for name, one in now.items() if one.id == step.id)
-        now[name] = moved(now[name], step.disk, gone=step.gone, into=step.into)
+        now[name] = without_layers(now[name], step.disk, gone=step.gone, into=step.into)
     assert {name: one.covered["vda"] for name, one in now.items()} == lies
     assert fates(tuple(now.values()), fold(top, base)) == Fates()  # done once more, by who comes later
     after = CHAIN[:top] + CHAIN[base:]
@@ -160,7 +160,7 @@ def test_fates_never_call_a_moment_good_that_is_lost_nor_the_other_way_round(dat
     after = {one.id: one for one in records if one not in fate.ended}
     for step in fate.steps:
         assert isinstance(step, KeepPlace)
-        after[step.id] = moved(after[step.id], step.disk, gone=step.gone, into=step.into)
+        after[step.id] = without_layers(after[step.id], step.disk, gone=step.gone, into=step.into)
     for one in records:
         if one.id in after:
             assert now[after[one.id].covered["vda"]] == held[one.name]
@@ -172,7 +172,7 @@ def test_streamed_takes_the_layers_between_out_of_the_chains_that_are_read() -> 
     assert streamed(EVERY, "vda", into="/s2", gone=("/s1", "/s0")) == (
         KeepPlace(STATE, "m0", "vda", ("/s1", "/s0")),
     )
-    assert moved(EVERY[0], "vda", gone=("/s1", "/s0")).chains == {"vda": ("/s2", "/base")}
+    assert without_layers(EVERY[0], "vda", gone=("/s1", "/s0")).chains == {"vda": ("/s2", "/base")}
 
 
 def test_commit_notes_the_losses_before_its_record_goes() -> None:

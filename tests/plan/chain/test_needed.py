@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded
 from qmpsnap.model.features import Features
-from qmpsnap.model.files import Files, Standing
+from qmpsnap.model.files import BackingLink, Files
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.plan.chain import commit
 from qmpsnap.plan.intent import Commit
@@ -111,7 +111,9 @@ def test_commit_refuses_when_another_disk_stands_there_and_files_are_not_visible
 def test_commit_refuses_beside_an_image_that_is_seen_where_files_may_not_be_qemus() -> None:
     """A user who may not look at QEMU's process cannot prove that its files are those that we see."""
     machine = graph(vda="base <- s1*")
-    found = Files(standing=(Standing("/images/other.qcow2", "/images/base.qcow2"),), looked_in=("/images",))
+    found = Files(
+        backing_links=(BackingLink("/images/other.qcow2", "/images/base.qcow2"),), looked_in=("/images",)
+    )
     scene = Scene(machine, found, (), Features(COMMANDS), NOW)
     with pytest.raises(StillNeeded) as caught:
         commit.plan(Commit("vda"), scene)
