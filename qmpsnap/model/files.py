@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header
@@ -45,7 +46,7 @@ _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 
 
 class Ask(Struct, frozen=True):
-    """What a planner wants to know; all paths are absolute.
+    """What a planner wants to know; all paths are absolute, and a path that is given twice is asked for once.
 
     Attributes:
         files: Files of interest, whether they exist or not. Of several hard links to one file the first
@@ -65,6 +66,10 @@ class Ask(Struct, frozen=True):
     memories: tuple[str, ...] = ()
     fresh: tuple[tuple[str, str], ...] = ()
     states: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            force_setattr(self, field, tuple(dict.fromkeys(getattr(self, field))))
 
 
 class FileFact(Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from qmpsnap.plan.chain import commit, mirror, snapshot, stream
+from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import delete
@@ -25,7 +26,6 @@ from qmpsnap.plan.intent import (
     SnapshotInternal,
     Stream,
 )
-from qmpsnap.plan.scene import refuse_migrated
 from qmpsnap.plan.vmstate import checkpoint, revert, revert_new, save
 
 if TYPE_CHECKING:

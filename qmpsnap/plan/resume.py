@@ -14,8 +14,9 @@ from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
+from qmpsnap.plan.checks.busy import holders
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import holders, local_chains, record_directories, state_questions, unique
+from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
 from qmpsnap.plan.steps import (
     AdoptJob,
     AwaitJob,
@@ -47,11 +48,9 @@ _CLOCK_LAG = 0.1
 
 def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str = "") -> Ask:
     """What has to be known: every record of the machine's disks, and the files that they name."""
-    places = unique(
-        (
-            *state_questions(graph, state_dir),
-            *(one for record in records for one in record_directories(record)),
-        )
+    places = (
+        *state_questions(graph, state_dir),
+        *(place for record in records for place in record_directories(record)),
     )
     chains = (file for record in records for files in record.chains.values() for file in files)
     named = (file for record in records for file in (*record.made, *record.overlays.values()))
@@ -69,9 +68,9 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
         if len(record.after.get(disk, ())) > 1
     )
     return Ask(
-        files=unique((*chains, *named, *states)),
+        files=(*chains, *named, *states),
         records=places,
-        memories=unique(states),
+        memories=tuple(states),
         fresh=tuple(fresh),
     )
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_migrated
 from qmpsnap.plan.steps import (
     AwaitJob,
     ContinueGuest,

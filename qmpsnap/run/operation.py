@@ -26,8 +26,8 @@ from qmpsnap.errors import (
     QmpsnapError,
 )
 from qmpsnap.model.job import JobStatus
+from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.scene import refuse_jobs
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitJob,

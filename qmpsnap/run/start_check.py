@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.files import Ask
 from qmpsnap.model.wrong_start import recorded_overlays, wrong_starts
 from qmpsnap.plan.checks.opened import lost_names
-from qmpsnap.plan.scene import state_questions
+from qmpsnap.plan.record_places import state_questions
 from qmpsnap.run.log import get_logger
 
 if TYPE_CHECKING:

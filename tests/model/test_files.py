@@ -1,8 +1,17 @@
 import os
 
 import pytest
+from msgspec.structs import replace
 
-from qmpsnap.model.files import BackingLink, FileFact, Files, invalid_name, invalid_names, is_invalid_name
+from qmpsnap.model.files import (
+    Ask,
+    BackingLink,
+    FileFact,
+    Files,
+    invalid_name,
+    invalid_names,
+    is_invalid_name,
+)
 
 
 def standing(*pairs):
@@ -67,3 +76,9 @@ def test_invalid_names_of_two_long_names_differ():
     one, other = "a" * 254 + "1", "a" * 254 + "2"
     assert not {*invalid_names(one)} & {*invalid_names(other)}
     assert len({*invalid_names(one)}) == len(invalid_names(one))
+
+
+def test_ask_names_each_path_once_in_the_order_given() -> None:
+    twice = Ask(files=("/b", "/a", "/b"), records=("/r", "/r"))
+    assert (twice.files, twice.records) == (("/b", "/a"), ("/r",))
+    assert replace(twice, survey=("/s", "/s")).survey == ("/s",)

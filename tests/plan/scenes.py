@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.plan import planner
+from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
+from qmpsnap.testing.drawing import graph as drawn
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 NOW = "2024-05-01T12:00:00.000000+00:00"
 STATE = "/images/base.qmpsnap"
+ONE_DISK = drawn(vda="base <- s1*")
 
 
 def planned(
@@ -70,3 +74,12 @@ def with_layer(disk: Disk, index: int, **changes: object) -> Disk:
 def job(job_id: str, kind: str = "mirror", status: JobStatus = JobStatus.RUNNING) -> Job:
     """A job of that kind."""
     return Job(job_id, kind, status, ready=status is JobStatus.READY)
+
+
+def scene(
+    of: Graph = ONE_DISK, *, files: FakeFiles | None = None, jobs: tuple[Job, ...] = (), state_dir: str = ""
+) -> Scene:
+    """What a planner knows of the graph, with the records that may lie beside its disks."""
+    places = state_questions(of, state_dir)
+    ask = Ask(directories=with_parents(places), records=places)
+    return Scene(of, (files or FakeFiles(of)).look(ask), jobs, Features(frozenset()), NOW, state_dir)

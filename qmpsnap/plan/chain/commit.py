@@ -16,28 +16,17 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
+from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
 from qmpsnap.plan.chain.needed import refuse_needed
 from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_reopen, temporary
 from qmpsnap.plan.checks.place import refuse_barred
-from qmpsnap.plan.checks.read_only import refuse_read_only
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    delete_owned,
-    layer_index,
-    local_chains,
-    recorded_like,
-    refuse_busy,
-    refuse_covered,
-    refuse_empty,
-    refuse_loss,
-    state_place,
-    state_questions,
-    unique,
-    with_parents,
-)
+from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import (
     AwaitJob,
     CompleteJob,
@@ -71,6 +60,7 @@ def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
     local = [layer.file for layer in disk.layers if layer.file.startswith("/")]
     records = state_questions(graph, state_dir)
     names = [name for file in local for name in invalid_names(file)]
+    searched = (*map(posixpath.dirname, local), *intent.look_in)
     # An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
     nodes = (
         node.file
@@ -78,9 +68,9 @@ def ask(intent: Commit, graph: Graph, *, state_dir: str = "") -> Ask:
         if (node.backing or node.driver == "raw") and node.file.startswith("/")
     )
     return Ask(
-        files=unique((*local, *intent.invalidate, *names, *nodes)),
-        directories=unique((*map(posixpath.dirname, local), *intent.look_in, *with_parents(records))),
-        survey=unique((*map(posixpath.dirname, local), *intent.look_in)),
+        files=(*local, *intent.invalidate, *names, *nodes),
+        directories=(*searched, *with_parents(records)),
+        survey=searched,
         records=records,
     )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import related_records, written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.scene import state_questions
+from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, Proof, RemoveState, RetireFile
 
 if TYPE_CHECKING:

@@ -18,23 +18,19 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import unfound
+from qmpsnap.plan.chain.layers import delete_owned
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import odd
-from qmpsnap.plan.checks.place import made_by_qemu, refuse_there
+from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    delete_owned,
+from qmpsnap.plan.record_places import (
     local_chains,
-    refuse_busy,
-    refuse_covered,
-    refuse_empty,
-    refuse_loss,
-    refuse_place,
     state_directories,
     state_place,
     state_questions,
-    unique,
     with_parents,
 )
 from qmpsnap.plan.steps import (
@@ -61,12 +57,10 @@ __all__ = ["ask", "plan"]
 def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the target and its directory."""
     disk = refuse_empty(find_disk(graph, intent.disk))
-    records = unique(
-        (*state_questions(graph, state_dir), *state_directories(_copied(intent, disk), state_dir))
-    )
+    records = (*state_questions(graph, state_dir), *state_directories(_copied(intent, disk), state_dir))
     return Ask(
-        files=unique((*(file for file in disk.files if file.startswith("/")), intent.target)),
-        directories=unique((posixpath.dirname(intent.target), *with_parents(records))),
+        files=(*(file for file in disk.files if file.startswith("/")), intent.target),
+        directories=(posixpath.dirname(intent.target), *with_parents(records)),
         records=records,
     )
 

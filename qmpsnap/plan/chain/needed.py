@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import InvalidTarget, StillNeeded
 from qmpsnap.model.files import NOT_ALLOWED
 from qmpsnap.model.hints import command
-from qmpsnap.plan.scene import unique
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Layer
@@ -33,7 +32,7 @@ def refuse_needed(
                 for layer in changed
                 if any(files.same(layer.file, f) for f in other.files)
             ]
-    standing = unique(
+    images = dict.fromkeys(
         file
         for layer in changed
         if layer.file.startswith("/")
@@ -46,7 +45,7 @@ def refuse_needed(
         for layer in other.layers
         if layer.format == "raw"
     }
-    standing = tuple(file for file in standing if file not in raw)
+    standing = tuple(file for file in images if file not in raw)
     wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
     if not files.shared:
         _refuse_by([*by, *(file for file in standing if file not in wanted)])

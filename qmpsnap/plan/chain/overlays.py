@@ -19,19 +19,10 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
-from qmpsnap.plan.checks.place import made_by_qemu, refuse_barred, refuse_there
-from qmpsnap.plan.scene import (
-    beside_active,
-    local_chains,
-    refuse_busy,
-    refuse_covered,
-    refuse_place,
-    state_place,
-    state_questions,
-    unique,
-    with_parents,
-)
+from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there
+from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import CreateOverlay, ProbeAbsent, TakenOverlay
 
 if TYPE_CHECKING:
@@ -134,11 +125,11 @@ def _free_files(
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
     """What the planner wants to know about the file system."""
     targets, _ = _targets(intent, graph, op)
-    chain = unique(layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/"))
+    chain = [layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/")]
     records = state_questions(graph, state_dir)
     return Ask(
         files=(*chain, *(file for _, file in targets)),
-        directories=unique((*(posixpath.dirname(file) for _, file in targets), *with_parents(records))),
+        directories=(*(posixpath.dirname(file) for _, file in targets), *with_parents(records)),
         records=records,
         fresh=tuple((file, disk.active.file) for disk, file in targets if intent.use_existing),
     )

@@ -12,23 +12,15 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
+from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
 from qmpsnap.plan.chain.sizes import refuse_stream_of_shorter
+from qmpsnap.plan.checks.busy import refuse_busy
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_reopen
-from qmpsnap.plan.checks.read_only import refuse_read_only
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    delete_owned,
-    layer_index,
-    local_chains,
-    recorded_like,
-    refuse_busy,
-    refuse_empty,
-    state_place,
-    state_questions,
-    with_parents,
-)
+from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import AwaitJob, FinalizeJob, FinishRecord, FlushNode, StartStream, WriteRecord
 
 if TYPE_CHECKING:

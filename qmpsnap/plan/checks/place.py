@@ -1,15 +1,29 @@
-"""Whether a name is free for a file that is to be made."""
+"""Whether a file can be made: its name is free, and its directory has room for it."""
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.model.names import is_device_path
 
 if TYPE_CHECKING:
+    from qmpsnap.model.files import DirFact
+    from qmpsnap.model.graph import Disk
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["made_by_qemu", "refuse_barred", "refuse_there"]
+__all__ = [
+    "beside_active",
+    "made_by_qemu",
+    "refuse_barred",
+    "refuse_place",
+    "refuse_there",
+    "usable_directory",
+]
+
+# An empty qcow2 image takes four clusters of 64 KiB; less room than that is no room.
+_IMAGE_BYTES = 256 * 1024
 
 
 def made_by_qemu(what: str) -> str:
@@ -51,3 +65,58 @@ def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") 
         raise InvalidTarget(f"cannot create {file}: {fact.problem}", file=file, hint=fact.hint)
     if fact.taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint=hint)
+
+
+def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there") -> None:
+    """Refuse when a new image cannot be made under that path.
+
+    Args:
+        scene: What lies on the disk.
+        file: The image.
+        hint: What the caller can do when there is no room.
+
+    Raises:
+        InvalidTarget: When its directory is missing, may not be written, or has no room for an empty image.
+    """
+    where = usable_directory(scene, file)
+    if where.free_bytes < _IMAGE_BYTES:
+        raise InvalidTarget(
+            f"no space left in {where.path}: {where.free_bytes} bytes free",
+            file=file,
+            hint=hint,
+        )
+
+
+def usable_directory(scene: Scene, file: str) -> DirFact:
+    """The directory of a file that is to be made; how much room the file needs is the caller's to know.
+
+    Raises:
+        InvalidTarget: When it is missing or may not be written.
+    """
+    where = scene.files.directories[posixpath.dirname(file)]
+    if not where.exists:
+        raise InvalidTarget(f"the directory {where.path} does not exist", file=file, hint="create it first")
+    if not where.writable:
+        raise InvalidTarget(f"the directory {where.path} cannot be written: {where.problem}", file=file)
+    return where
+
+
+def beside_active(disk: Disk, *, hint: str) -> str:
+    """The directory of the disk's active layer, where files that nobody named go.
+
+    Args:
+        disk: The disk.
+        hint: What to say instead when there is none.
+
+    Raises:
+        InvalidTarget: When the active layer is no file.
+    """
+    active = disk.active
+    if not active.local or is_device_path(active.file):
+        raise InvalidTarget(
+            f"the active layer of {disk.name} is not a file ({active.file}), so nothing can be created "
+            "beside it",
+            file=active.file,
+            hint=hint,
+        )
+    return posixpath.dirname(active.file)

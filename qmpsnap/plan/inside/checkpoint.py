@@ -13,19 +13,14 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import refuse_double, taking
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    local_chains,
-    refuse_migrated,
-    state_place,
-    state_questions,
-    with_parents,
-)
+from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import (
     AwaitJob,
     DismissJob,

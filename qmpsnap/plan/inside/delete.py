@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.names import digest, job_id
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_migrated, state_questions
+from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.steps import AwaitJob, DeleteInternal, DeleteState, DelVm, DismissJob
 from qmpsnap.plan.vmstate import delete as delete_external
 from qmpsnap.plan.vmstate.common import machine_of

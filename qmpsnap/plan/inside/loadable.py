@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
 from qmpsnap.model.hints import command, frees, qmp
-from qmpsnap.plan.scene import unique
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Bitmap, Disk, Graph
@@ -30,13 +29,15 @@ _ROOM_BYTES = 1 << 20
 
 def ask_loadable(graph: Graph, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Images whose table of snapshots has to be read to go back to that one, and their directories."""
-    images = unique(
+    images = tuple(
         disk.active.file
         for disk in graph.disks.values()
-        if disk.writable and disk.active.local and any(one.name == name for one in disk.active.snapshots)
+        if disk.writable
+        and disk.active.local
+        and disk.active.file.startswith("/")
+        and any(snapshot.name == name for snapshot in disk.active.snapshots)
     )
-    images = tuple(file for file in images if file.startswith("/"))
-    return images, unique(map(posixpath.dirname, images))
+    return images, tuple(map(posixpath.dirname, images))
 
 
 def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:

@@ -12,10 +12,12 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
+from qmpsnap.plan.checks.disk import refuse_empty
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import refuse_data_file
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_busy, refuse_covered, refuse_empty, state_questions
+from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.steps import TakeInternal
 
 if TYPE_CHECKING:

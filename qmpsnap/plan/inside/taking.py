@@ -13,7 +13,7 @@ from qmpsnap.errors import AmbiguousName, Busy, Unsupported
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.graph import PATH_DRIVERS
 from qmpsnap.model.hints import frees, quoted
-from qmpsnap.plan.scene import refuse_any_job
+from qmpsnap.plan.checks.busy import refuse_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
         _refuse_format(disk)
     if not disks:
         raise Unsupported("there is no writable qcow2 disk to hold it", feature="a checkpoint without disks")
-    refuse_any_job(scene)  # first: a mirror's target is a writable node without a use
+    refuse_jobs(scene.jobs)  # first: a mirror's target is a writable node without a use
     filtered = [disk for disk in disks if disk.filters]
     chosen: Via = via or ("jobs" if left or filtered else "hmp")
     if chosen == "jobs":

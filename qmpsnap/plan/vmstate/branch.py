@@ -12,11 +12,11 @@ from qmpsnap.model.hints import command, qmp, quoted
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening
-from qmpsnap.plan.checks.place import refuse_barred, refuse_there
-from qmpsnap.plan.checks.read_only import refuse_read_only
+from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place, refuse_there
 from qmpsnap.plan.ownership import refuse_strange_base
-from qmpsnap.plan.scene import beside_active, local_chains, refuse_empty, refuse_place, unique
+from qmpsnap.plan.record_places import local_chains
 from qmpsnap.plan.steps import (
     AddNode,
     CreateOverlay,
@@ -138,7 +138,7 @@ def branch_files(record: MomentRecord, graph: Graph) -> tuple[str, ...]:
     begun = (file for disk in record.covered for file in record.began(disk))
     present = (file for disk in record.covered if disk in graph.disks for file in graph.disks[disk].files)
     known = (*present, *record.covered.values(), *chains, *begun)
-    return unique(file for file in known if file.startswith("/"))
+    return tuple(file for file in known if file.startswith("/"))
 
 
 def branches(

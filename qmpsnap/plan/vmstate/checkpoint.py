@@ -16,12 +16,12 @@ from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import KeptState, Settings
 from qmpsnap.plan.chain import overlays
+from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_any_job, unique
 from qmpsnap.plan.steps import (
     AddStore,
     AwaitClosed,
@@ -89,7 +89,7 @@ def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
     return replace(
         question,
         files=(*question.files, *files),
-        directories=unique((*question.directories, *places)),
+        directories=(*question.directories, *places),
     )
 
 
@@ -103,7 +103,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         Busy: When a job or a migration is running.
         Unsupported: When a disk, a device, the machine's state or this QEMU does not allow it.
     """
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene)

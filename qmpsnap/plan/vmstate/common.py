@@ -11,9 +11,9 @@ from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan.checks.place import refuse_there
+from qmpsnap.plan.checks.busy import refuse_migrating
+from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.scene import beside_active, refuse_migrating, usable_directory
 from qmpsnap.plan.steps import (
     AwaitMigration,
     PassFile,

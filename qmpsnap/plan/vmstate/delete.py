@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.hints import command
 from qmpsnap.model.moments import related_records
+from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             feature="deletion of an external snapshot",
             hint=f"commit its overlay, which loses no other snapshot: {'; '.join(folds)}" if folds else "",
         )
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     remove = RemoveState(record.state.file, record.id, record.state.tag)
     present = {file for disk in scene.graph.disks.values() for file in disk.files}
     aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.model.moments import related_records
-from qmpsnap.plan.scene import refuse_loss, unique
+from qmpsnap.plan.checks.disk import refuse_loss
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
@@ -27,7 +27,7 @@ def ask(question: Ask, disks: list[Disk], graph: Graph) -> Ask:
     An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
     """
     above = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
-    return replace(question, files=unique((*question.files, *above)), survey=_places(disks))
+    return replace(question, files=(*question.files, *above), survey=_places(disks))
 
 
 def refuse_discard(disks: list[Disk], scene: Scene) -> None:
@@ -70,4 +70,4 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
 def _places(disks: list[Disk]) -> tuple[str, ...]:
     """Directories in which images may stand on the layers."""
     files = (layer.file for disk in disks for layer in disk.layers if layer.file.startswith("/"))
-    return unique(map(posixpath.dirname, files))
+    return tuple(dict.fromkeys(map(posixpath.dirname, files)))

@@ -18,20 +18,14 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
 from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import find_moments
+from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    refuse_any_job,
-    refuse_busy,
-    refuse_migrated,
-    state_questions,
-    unique,
-    with_parents,
-)
+from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.steps import (
     CheckRoots,
     ContinueGuest,
@@ -85,7 +79,7 @@ def ask_again(
     record = _record_named(intent.name, graph, files.records)
     if record is None:
         images, directories = ask_loadable(graph, intent.name)
-        return replace(question, memories=images, directories=unique((*question.directories, *directories)))
+        return replace(question, memories=images, directories=(*question.directories, *directories))
     token = branch_token(record, graph)
     left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
@@ -95,8 +89,8 @@ def ask_again(
     parts = [file for disk in disks for layer in disk.layers for file in layer.parts if file.startswith("/")]
     question = replace(
         question,
-        files=unique((*branch_files(record, graph), *parts, *made, *((state,) if state else ()))),
-        directories=unique((*map(posixpath.dirname, made), *with_parents(question.records))),
+        files=(*branch_files(record, graph), *parts, *made, *((state,) if state else ())),
+        directories=(*map(posixpath.dirname, made), *with_parents(question.records)),
         memories=(state,) if state else (),
         fresh=fresh,
     )
@@ -134,7 +128,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU from these files, then "
             "--into-incoming",
         )
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     refuse_state(machine, migrates=False, loads=True)
     refuse_migrated(scene)
     if state is not None:

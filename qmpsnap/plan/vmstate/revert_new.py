@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, NotInChain, Unsupported
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest
+from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import refuse_any_job
 from qmpsnap.plan.steps import FinishRecord, KeepBranch, WriteRecord
 from qmpsnap.plan.vmstate.branch import branch_record, branch_token, branches, record_of
 from qmpsnap.plan.vmstate.common import file_number, machine_of, refuse_foreign
@@ -49,7 +49,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         )
     if record.state is not None:
         _own_note(record, record.state, scene)
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     missing = [name for name in record.covered if name not in scene.graph.disks]
     if missing:
         raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {intent.name!r}")
@@ -105,7 +105,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
             hint=f"{command('revert', intent.name)} reverts in place",
         )
     note = _own_note(record, state, scene)
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     inode = scene.files.memories[state.file].inode

@@ -10,16 +10,10 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
+from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import (
-    local_chains,
-    refuse_any_job,
-    state_place,
-    state_questions,
-    unique,
-    with_parents,
-)
+from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import (
     AwaitClosed,
     AwaitMigration,
@@ -62,7 +56,7 @@ def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:
     records = state_questions(graph, state_dir)
     return Ask(
         files=(*_layers(graph), intent.file),
-        directories=unique((posixpath.dirname(intent.file), *with_parents(records))),
+        directories=(posixpath.dirname(intent.file), *with_parents(records)),
         records=records,
     )
 
@@ -83,7 +77,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             is no file.
         NotFound: When there is no disk.
     """
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = machine_of(scene)
     refuse_state(machine, migrates=True)
@@ -151,7 +145,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         InvalidTarget: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
-    refuse_any_job(scene)
+    refuse_jobs(scene.jobs)
     _refuse_unseen(scene)
     note = whole_note(scene.files, intent.file)
     if note.name:
@@ -289,7 +283,7 @@ def _restore_hint(file: str) -> str:
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:
-    return unique(file for disk in graph.disks.values() for file in _parts(disk) if file.startswith("/"))
+    return tuple(file for disk in graph.disks.values() for file in _parts(disk) if file.startswith("/"))
 
 
 def _parts(disk: Disk) -> list[str]:

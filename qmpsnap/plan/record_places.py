@@ -1,0 +1,83 @@
+"""Where records lie: beside the base image, or in the directory that the caller names."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+from qmpsnap.model.names import is_device_path, state_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from qmpsnap.model.graph import Chains, Disk, Graph
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.scene import Scene
+
+__all__ = [
+    "local_chains",
+    "record_directories",
+    "state_directories",
+    "state_place",
+    "state_questions",
+    "with_parents",
+]
+
+# Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
+_RECORD_BYTES = 64 * 1024
+
+
+def state_directories(disk: Disk, state_dir: str) -> tuple[str, ...]:
+    """Where records of this disk may lie, the preferred place first.
+
+    Beside the base image; where that directory cannot be written, beside the next layer up. Last comes
+    each layer's own place: it becomes the base image's when a stream leaves nothing below it.
+    """
+    if state_dir:
+        return (state_dir,)
+    return _places(disk.base.file, [layer.file for layer in reversed(disk.layers) if layer.local])
+
+
+def record_directories(record: IntentRecord) -> tuple[str, ...]:
+    """Where the record of an operation may lie: beside the chains of before, then those of after."""
+    chains = (files for files in (*record.chains.values(), *record.after.values()) if files)
+    places = (place for files in chains for place in _places(files[-1], files[::-1]))
+    return tuple(dict.fromkeys((*places, record.directory)))
+
+
+def _places(base: str, files: Sequence[str]) -> tuple[str, ...]:
+    name = posixpath.basename(state_directory(base))
+    files = [file for file in files if not is_device_path(file)]
+    places = [posixpath.join(posixpath.dirname(file), name) for file in files]
+    places += [state_directory(file) for file in files]
+    return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
+
+
+def state_place(scene: Scene, disk: Disk) -> str:
+    """The directory that takes our records, or "" when none can be written."""
+    if not scene.files.shared and not scene.state_dir:
+        return ""
+    facts = scene.files.directories
+    for place in state_directories(disk, scene.state_dir):
+        own, parent = facts.get(place), facts.get(posixpath.dirname(place))
+        where = own if own is not None and own.exists else parent
+        if where is not None and where.writable and where.free_bytes >= _RECORD_BYTES:
+            return place
+    return ""
+
+
+def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:
+    """Directories in which records of any of the disks may lie."""
+    return tuple(
+        place for disk in graph.disks.values() if disk.layers for place in state_directories(disk, state_dir)
+    )
+
+
+def with_parents(places: Iterable[str]) -> tuple[str, ...]:
+    """The directories and those that they lie in: what `state_place` has to know of."""
+    return tuple(path for place in places for path in (place, posixpath.dirname(place)))
+
+
+def local_chains(chains: Chains) -> Chains:
+    """The same chains, without what is no file on the host: records name files alone."""
+    return {disk: tuple(file for file in files if file.startswith("/")) for disk, files in chains.items()}

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk
+from qmpsnap.plan.record_places import (
+    local_chains,
+    state_directories,
+    state_place,
+    state_questions,
+    with_parents,
+)
+from qmpsnap.testing.drawing import chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.plan.scenes import scene, with_layer
+
+ONE = graph(vda="base <- s1*")
+
+
+def spread(disk: Disk, **places: str) -> Disk:
+    """The disk with the layers of these names in these directories."""
+    for index, layer in enumerate(disk.layers):
+        name = layer.node.removeprefix(f"{disk.name}-")
+        if name in places:
+            disk = with_layer(disk, index, file=f"{places[name]}/{name}.qcow2")
+    return disk
+
+
+def test_records_may_lie_beside_the_base_or_the_next_layer_up() -> None:
+    disk = spread(chain("base <- s1 <- s2*"), base="/slow", s1="/fast", s2="/fast")
+    assert state_directories(disk, "") == (
+        "/slow/base.qmpsnap",
+        "/fast/base.qmpsnap",
+        "/fast/s1.qmpsnap",
+        "/fast/s2.qmpsnap",
+    )
+    assert state_directories(disk, "/mine") == ("/mine",)
+
+
+@pytest.mark.parametrize("file", ["/dev/vg/base", "nbd://host/x", "base.qcow2"])
+def test_records_lie_beside_no_layer_that_is_no_file(file: str) -> None:
+    disk = with_layer(chain("base <- s1*"), 1, file=file, local=not file.startswith("nbd"))
+    assert {place.rpartition("/")[0] for place in state_directories(disk, "")} == {"/images"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "place"),
+    [
+        ((), "/slow/base.qmpsnap"),
+        ((DirFact("/slow", exists=True, writable=False),), "/fast/base.qmpsnap"),
+        (
+            (
+                DirFact("/slow", exists=True, writable=False),
+                DirFact("/slow/base.qmpsnap", exists=True, writable=True, free_bytes=1 << 20),
+            ),
+            "/slow/base.qmpsnap",
+        ),
+        ((DirFact("/slow", exists=True, writable=True, free_bytes=1 << 10),), "/fast/base.qmpsnap"),
+        ((DirFact("/slow/base.qmpsnap", exists=True, writable=False),), "/fast/base.qmpsnap"),
+        ((DirFact("/slow", exists=True, writable=False), DirFact("/fast", exists=True, writable=False)), ""),
+    ],
+)
+def test_records_go_to_the_first_place_that_can_be_written(facts: tuple[DirFact, ...], place: str) -> None:
+    disk = spread(chain("base <- s1*"), base="/slow", s1="/fast")
+    files = FakeFiles(graph(disk))
+    files.directories = {fact.path: fact for fact in facts}
+    assert state_place(scene(graph(disk), files=files), disk) == place
+
+
+def test_records_go_nowhere_when_files_are_not_visible() -> None:
+    assert state_place(scene(files=FakeFiles(ONE, shared=False)), ONE.disks["vda"]) == ""
+
+
+def test_state_questions_ask_for_every_disk_with_a_medium() -> None:
+    both = graph(Disk("cd0"), vda="base*", vdb="data*")
+    assert state_questions(both, "") == ("/images/base.qmpsnap", "/images/data.qmpsnap")
+    assert with_parents(("/a/x", "/a/y")) == ("/a/x", "/a", "/a/y", "/a")
+
+
+def test_local_chains_leave_out_what_is_no_file() -> None:
+    assert local_chains({"vda": ("/a", "nbd://x", "b")}) == {"vda": ("/a",)}
