@@ -95,7 +95,7 @@ async def test_background_without_room_names_the_overlays_that_stay(qemu, two, m
             filler = fill(place, 320 * KIB)
             before = state(running)
             if qemu.short == "7.2":  # where a failure would hang the guest: the room is taken beforehand
-                with traced(vm) as sent, pytest.raises(InvalidTarget, match="no room") as refused:
+                with traced(vm) as sent, pytest.raises(InvalidTarget, match="no space left") as refused:
                     await vm.run(plan)
                 assert (sent, refused.value.changed, state(running)) == ([], Changed.NO, before)
                 assert await vm.interrupted() == ()
