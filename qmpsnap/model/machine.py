@@ -1,4 +1,4 @@
-"""What a machine is beyond its disks: how it stands, and what VM state of it fits."""
+"""What a machine is beyond its disks: its run state, and what VM state has to match."""
 
 from __future__ import annotations
 

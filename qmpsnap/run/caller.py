@@ -1,7 +1,7 @@
-"""The caller of an operation while it runs: its call-backs, and its wish to stop or to leave.
+"""The caller of a running operation: its callbacks, and its requests to stop or to detach.
 
-What a call-back raises must not leave an operation half-way: it counts as the wish to stop, and is
-raised once all is undone or done.
+An exception in a callback must not leave an operation half-done: it counts as a request to stop, and is
+raised once everything is rolled back or done.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory
 
 
 class Caller:
-    """One operation's caller.
+    """The caller of one operation.
 
     Attributes:
-        stop: Set when the operation is to stop: by the caller, its cancellation, or its call-back's error.
-        complaint: What a call-back raised, or None.
+        stop: Set when the operation should stop: by the caller, by a cancellation, or by an error in a
+        callback.
+        complaint: The exception that a callback raised, or None.
     """
 
     def __init__(self, hooks: Hooks) -> None:
@@ -41,7 +42,7 @@ class Caller:
         self._hooks = hooks
 
     async def tell_pivot(self, active: Mapping[str, str]) -> None:
-        """Tell where each disk's root is now; never raises."""
+        """Report where each disk's root is now; never raises."""
         try:
             await self._hooks.tell_pivot(active)
         except Exception as error:  # noqa: BLE001 - raised when all is in order
@@ -50,14 +51,14 @@ class Caller:
     async def wait(
         self, step: AwaitJob, watch: Watch, target: Target, *, may_leave: bool, quiet: bool = False
     ) -> Job | None:
-        """Wait for the job, or for the wish to stop or to leave, whichever is first; None for a wish.
+        """Wait for the job, or for a request to stop or detach, whichever is first; None for a request.
 
         Args:
             step: What is waited for.
-            watch: Notes on the job, taken since before it was started.
+            watch: The watch on the job, opened before the job was started.
             target: Where the job is.
-            may_leave: Whether a wish ends the wait.
-            quiet: Whether nobody asks for the progress: the job holds QEMU's main loop and has none.
+            may_leave: Whether a request ends the wait.
+            quiet: Whether to skip progress reports: the job blocks QEMU's main loop and reports none.
 
         Raises:
             JobFailed, JobPaused, LinkLost: What the wait for the job raises.
@@ -90,7 +91,7 @@ class Caller:
         return result[0] if result else None
 
     async def wait_migration(self, step: AwaitMigration, target: Target) -> bool:
-        """Wait for a migration, or for the wish to stop; False for the wish.
+        """Wait for a migration, or for a request to stop; False for the request.
 
         Raises:
             MigrationFailed, LinkLost: What the wait raises.
@@ -122,7 +123,7 @@ class Caller:
         return done
 
     async def _report(self, looks: AsyncIterator[Progress]) -> None:
-        """Tell of the progress; never raises."""
+        """Report the progress; never raises."""
         try:
             async for progress in looks:
                 await self._hooks.tell(progress)

@@ -1,8 +1,8 @@
 """Keeps records of intents and moments: one small JSON file each, beside the base image.
 
-A record is made exclusively, synced and given its name only then, so a reader never meets a
-half of one. Directories that may not be trusted, because a stranger owns them or may write to
-them, are neither written nor read: files that a record names are removed one day.
+A record is created exclusively, synced, and only then given its name, so a reader never
+sees an incomplete one. A directory that another user owns or may write to is
+neither written nor read, because files named in a record are removed later.
 
 The record of an operation that is running is locked (`flock`), so that nobody else ends it. The lock
 belongs to the open file: it goes with the client, however that ends.
@@ -44,16 +44,16 @@ _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, 
 class Catalog:
     """Records beside the images. Every call works in a thread, to its end, also when it is cancelled.
 
-    An intent that was written is locked until it is finished, becomes a moment, or is let go.
+    An intent's record is locked until it is finished, becomes a moment's record, or is released.
     """
 
     def __init__(self) -> None:
         self._locks: dict[tuple[str, str], int] = {}  # descriptor of each intent, by directory and id
 
     async def write_intent(self, record: IntentRecord, directory: str) -> IntentRecord:
-        """Write down an operation that is about to begin; durable when it returns.
+        """Record an operation that is about to start; durable when it returns.
 
-        After failure nothing is left. After cancel the record may stand; `finish` removes it.
+        After a failure nothing is left. After a cancellation the record may exist; `finish` removes it.
 
         Returns:
             The record, now knowing its directory, for `finish` and `to_moment`.
@@ -67,7 +67,7 @@ class Catalog:
         return stored
 
     def let_go(self, ids: Collection[str] | None = None) -> None:
-        """Unlock the intents of these ids that are there yet, or all: whoever comes may end them."""
+        """Unlock the intents of these ids, or all of them, so that another client may finish them."""
         for key in [key for key in self._locks if ids is None or key[1] in ids]:
             os.close(self._locks.pop(key))
 
@@ -86,7 +86,7 @@ class Catalog:
     async def to_moment(self, intent: IntentRecord) -> MomentRecord:
         """Turn the intent of a snapshot that succeeded into its moment's record; durable when it returns.
 
-        After failure or cancel there is the intent or the moment, or both; never neither.
+        After a failure or cancellation the intent's record exists, or the moment's, or both; never neither.
 
         Raises:
             TargetExists: When there is such a moment.
@@ -98,9 +98,9 @@ class Catalog:
         return moment
 
     async def rewrite(self, record: MomentRecord) -> None:
-        """Put a moment's record in the place of what it was before; durable when it returns.
+        """Replace a moment's record; durable when it returns.
 
-        After failure or cancel there is the one or the other, whole.
+        After a failure or cancellation the old or the new record exists, complete.
 
         Raises:
             InvalidTarget: When it cannot be written.
@@ -111,7 +111,7 @@ class Catalog:
             raise _unusable(record, error, "write") from error
 
     async def read(self, directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-        """Read all records; returns them, and what is none or may not be trusted as "PATH: REASON"."""
+        """Read all records; returns them, and each file that is not a trusted record, as "PATH: REASON"."""
         return await in_thread(partial(read_records, tuple(directories)))
 
     def _unlock(self, record: Record) -> None:
@@ -129,10 +129,10 @@ class Catalog:
 
 
 def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Read the records in `directories`, those that do not exist being empty; blocking.
+    """Read the records in `directories`; one that does not exist has none; blocking.
 
     Returns:
-        The records, by directory and name, and what is none or may not be trusted, as "PATH: REASON".
+        The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
     """
     records: list[Record] = []
     bad: list[str] = []
@@ -238,7 +238,7 @@ def _read(descriptor: int, name: str, directory: str) -> Record:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether somebody's lock is on the file; one shared with whoever asks the same is none."""
+    """Whether another client holds an exclusive lock on the file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

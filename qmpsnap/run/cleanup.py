@@ -1,4 +1,4 @@
-"""Removes and renames files: only those that we made, or that hold no moment any more. Blocking."""
+"""Removes and renames files: only those that we created, or that no longer hold a moment. Blocking."""
 
 # Descriptors need os, and paths stay as QEMU spells them:
 # ruff: noqa: PTH108, PTH110, PTH114, PTH120, PTH121
@@ -33,7 +33,7 @@ Policy = Literal["rename", "remove", "keep"]
 
 
 class Created(Struct, frozen=True):
-    """A file that we made; it is removed only as long as the name still leads to it."""
+    """A file that we created; it is removed only while the name still leads to it."""
 
     file: str
     device: int
@@ -41,7 +41,7 @@ class Created(Struct, frozen=True):
 
 
 def remove(created: Created) -> bool:
-    """Remove a file that we made, as long as the name leads to it; False when it does not."""
+    """Remove a file that we created, if the name still leads to it; else return False."""
     try:
         status = os.lstat(created.file)
     except FileNotFoundError:
@@ -53,11 +53,11 @@ def remove(created: Created) -> bool:
 
 
 def retire(file: str, policy: Policy, to: str, proof: Proof | None = None) -> None:
-    """Rename or remove a file that holds no moment any more; doing it twice does no harm.
+    """Rename or remove a file that no longer holds a moment; idempotent.
 
     Raises:
         FileExistsError: When there is another file of the new name.
-        OSError: When it is not the file that was to be put away, or that cannot be done; it stays.
+        OSError: When it is another file, or the operation fails; the file stays.
     """
     if policy == "keep" or not os.path.lexists(file):
         return
@@ -79,7 +79,7 @@ def retire(file: str, policy: Policy, to: str, proof: Proof | None = None) -> No
 
 
 def _refuse_other(file: str, proof: Proof) -> None:
-    """Refuse to touch a file that is not the layer that it was taken for."""
+    """Refuse to touch a file that is not the expected layer."""
     descriptor = open_file(file)
     try:
         status = os.fstat(descriptor)
@@ -97,7 +97,7 @@ def _refuse_other(file: str, proof: Proof) -> None:
 
 
 def _leads_to(recorded: str, file: str, backing: str) -> bool:
-    """Whether a name in the file's header leads to that layer, or did before it lost its name, too."""
+    """Whether a name in the file's header leads to that layer, or did so before the layer was renamed."""
     resolved = backing_path(recorded, of=file)
     if resolved is None:
         return False
@@ -152,7 +152,7 @@ def _leased_out(descriptor: int) -> bool:
 
 
 def fresh(file: str, backing: str | None) -> Created | None:
-    """Identify a file that never got any data: an empty one, one hole, or an overlay on `backing`."""
+    """Whether `backing`, or nothing, backs it; the latter is so briefly when QEMU creates an overlay."""
     try:
         descriptor = open_file(file)
     except (OSError, ValueError):
@@ -169,7 +169,7 @@ def fresh(file: str, backing: str | None) -> Created | None:
 
 
 def _is_hole(descriptor: int) -> bool:
-    """Whether no byte was ever written, as in an image whose maker was killed before its header."""
+    """Whether nothing was ever written, as when the creating process was killed before the header."""
     try:
         os.lseek(descriptor, 0, os.SEEK_DATA)
     except OSError as error:
@@ -185,7 +185,7 @@ def _is_empty(descriptor: int, file: str, backing: str | None) -> bool:
 
 
 def _stands_on(header: Header, file: str, backing: str) -> bool:
-    """Whether it stands on `backing`, or on nothing, as what QEMU makes does for a moment."""
+    """Whether it is backed by `backing`, or by nothing, as is briefly so when QEMU creates it."""
     if header.backing is None:
         return True
     resolved = backing_path(header.backing, of=file)

@@ -1,4 +1,4 @@
-"""Whose commands are in flight: one link serves operations side by side, and one of them may be given up."""
+"""The operation that a command belongs to: operations share one link, and one of them may be abandoned."""
 
 from __future__ import annotations
 

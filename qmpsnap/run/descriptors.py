@@ -1,7 +1,7 @@
-"""What a process of this machine has open, by its descriptors: which file each name of QEMU's means.
+"""Which file QEMU has open behind each of its file names, by the descriptors of its process.
 
-Everything here blocks, asks /proc alone, and believes no name: a name leads to QEMU's file when device and
-inode are those of one of its descriptors.
+Everything here blocks, reads only /proc, and trusts no name: a name leads to QEMU's file if device and
+inode equal those of one of its descriptors.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -47,7 +47,7 @@ _Key = tuple[int, int]
 
 
 class Opened(Struct, frozen=True):
-    """What a process has open, of the names that were asked for.
+    """Which of the given names a process has open.
 
     Attributes:
         files: By name.
@@ -112,7 +112,7 @@ class _Descriptor(Struct, frozen=True):
 
 
 def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
-    """Tell of each name which file the process has open under it.
+    """Find which file the process has open under each name.
 
     One pass over its descriptors; more only for a name that does not lead to one of them.
 
@@ -194,8 +194,8 @@ def _lost(pid: int, name: OpenName, left: list[_Descriptor], *, root: str = "") 
     Args:
         pid: The process.
         name: The name.
-        left: What it has open that no other name leads to.
-        root: Where its root directory is found; "": it is ours.
+        left: Open files to which no other name leads.
+        root: Path of its root directory; "" if it is ours.
     """
     real = os.path.realpath(name.name)
     base = posixpath.basename(real)
@@ -239,7 +239,7 @@ def _beside(name: str, key: _Key) -> str:
 
 
 def _reopens(pid: int, spelled: str, key: _Key) -> Reopens:
-    """What the process would get by opening that name of its own again."""
+    """What the process would get if it opened its own spelling of the name again."""
     if spelled.startswith((FDSET, *OWN_FDS)):
         return "same"
     start = f"/proc/{pid}/root" if spelled.startswith("/") else f"/proc/{pid}/cwd/"
@@ -283,7 +283,7 @@ def _key(path: str) -> _Key | None:
 
 
 def _identity(status: os.stat_result) -> _Key | None:
-    """What tells the file from every other; None for what can be no image."""
+    """Device and inode of the file; None if it cannot be an image."""
     if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
         return status.st_dev, status.st_ino
     return None
@@ -300,7 +300,7 @@ def _same_view(pid: int) -> bool:
 
 
 def identity(pid: int | None) -> str:
-    """What no other process has, not even one that gets the same number later; "" when it is not known."""
+    """A string that identifies the process, even if its pid is reused later; "" when it is not known."""
     if pid is None:
         return ""
     try:

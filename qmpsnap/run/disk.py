@@ -1,4 +1,4 @@
-"""Blocking work on the disk: in a thread, to its end, and so that a power cut leaves it whole.
+"""Blocking work on the disk: run in a thread, to its end, and safe against power loss.
 
 Nothing here ever replaces a file.
 """
@@ -26,8 +26,8 @@ T = TypeVar("T")
 async def in_thread(work: Callable[[], T]) -> T:
     """Run blocking work in a thread, and return only when it has ended.
 
-    A cancelled call waits for the end too, whether it was cancelled by an anyio scope or by
-    asyncio: then what the work made stands, though its result is lost.
+    A cancelled call also waits for the end, whether anyio or asyncio cancelled it:
+    the work is then done, but its result is lost.
     """
     task = asyncio.ensure_future(anyio.to_thread.run_sync(work))
     try:
@@ -44,7 +44,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 def sync_directory(directory: str | int) -> None:
-    """Make the names in a directory, given by path or descriptor, outlast a power cut."""
+    """Sync a directory, given by path or descriptor, so that its names survive a power loss."""
     descriptor = open_directory(directory) if isinstance(directory, str) else directory
     try:
         os.fsync(descriptor)
@@ -59,8 +59,8 @@ def sync_directory(directory: str | int) -> None:
 def rename_exclusively(source: str, target: str, *, directory: int | None = None) -> None:
     """Rename a file; a target that exists is never replaced.
 
-    By a second link, for rename() itself replaces. Where the file system has no links, or forbids them for
-    files of others, an empty target is made exclusively and renamed over.
+    Uses a hard link, because rename() replaces the target. Where the file system has no hard links, or
+    forbids them for files of others, an empty target is created exclusively and renamed over.
 
     Args:
         source: The file; a symlink is renamed itself.

@@ -53,7 +53,7 @@ class Executor:
         self._turns = Turns()
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job is that of an operation which is running in this process."""
+        """Whether the job belongs to an operation that is running in this process."""
         return self._turns.holds(job_id)
 
     async def run(

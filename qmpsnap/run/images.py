@@ -1,7 +1,7 @@
-"""Makes, looks at and puts away image files; never replaces one, never opens what it need not.
+"""Creates, inspects, renames and removes image files; never replaces one.
 
-A file is made exclusively, and written through the descriptor that made it, so that nobody can slip
-another one in between. No other program is started.
+A file is created exclusively, and written through the descriptor that created it, so that it cannot be
+swapped for another one. No other program is started.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -66,7 +66,7 @@ class Images:
         self._told: set[str] = set()  # what is no record of ours, said once
 
     async def look(self, ask: Ask, *, shared: bool) -> Files:
-        """Answer what a planner asked; never fails, what cannot be looked at says why.
+        """Answer what a planner asked; never fails: a file that cannot be read has a `problem`.
 
         Args:
             ask: What to look at.
@@ -90,7 +90,7 @@ class Images:
         backing_format: str,
         like: str | None,
     ) -> Created:
-        """Make an empty qcow2 overlay; as `create_image`, with a backing file."""
+        """Create an empty qcow2 overlay; as `create_image`, with a backing file."""
         return await self.create_image(
             file,
             size_bytes=size_bytes,
@@ -111,10 +111,10 @@ class Images:
         backing_format: str | None = None,
         private: bool = False,
     ) -> Created:
-        """Make an empty image exclusively, ready for QEMU and synced.
+        """Create an empty image exclusively, ready for QEMU and synced.
 
-        After success its header says what was asked, and it has owner, group, mode and label of `like`.
-        After failure or cancel it does not exist.
+        On success its header is as requested, and it has owner, group, mode and label of `like`. After
+        a failure or cancellation it does not exist.
 
         Args:
             file: Absolute path, whose directory exists.
@@ -126,9 +126,9 @@ class Images:
             backing_format: Its format; always given with `backing`.
 
         Raises:
-            TargetExists: When there is something of that name, be it a symlink that leads nowhere.
-            InvalidTarget: When it cannot be made there, or not with that owner; the message says why.
-            Unsupported: When the format is none of ours.
+            TargetExists: When the name exists, even as a dangling symlink.
+            InvalidTarget: When it cannot be created there, or not with that owner; the message says why.
+            Unsupported: When the format is neither raw nor qcow2.
         """
         request = _Request(file, format, size_bytes, like, backing, backing_format, private)
         made: list[Created] = []
@@ -141,7 +141,7 @@ class Images:
             raise
 
     async def remove_created(self, created: Created) -> bool:
-        """Remove a file that we made; False when its name leads to another one, or to none.
+        """Remove a file that we created; False when its name leads to another file, or to none.
 
         Raises:
             InvalidTarget: When it cannot be removed.
@@ -152,13 +152,13 @@ class Images:
             raise unusable(created.file, error, "remove") from error
 
     async def retire(self, file: str, policy: Policy, to: str = "", proof: Proof | None = None) -> None:
-        """Put away a file that holds no moment any more; doing it twice does no harm.
+        """Rename, remove or keep a file that no longer holds a moment; idempotent.
 
         Args:
             file: Absolute path; a symlink is put away itself, so give the real one.
             policy: "rename" to `to`, "remove", or "keep", which does nothing.
             to: The new name, in the same directory.
-            proof: What shows that it is the file that is meant; None: it is not looked at.
+            proof: What identifies the file; None to skip the check.
 
         Raises:
             TargetExists: When `to` exists and is another file; nothing was done.
@@ -172,12 +172,12 @@ class Images:
             raise unusable(file, error, policy) from error
 
     async def remove_orphan(self, file: str, backing: str | None) -> bool:
-        """Remove what an interrupted run made, if it is as it was made; False when it is not there.
+        """Remove a file that an interrupted run created, if it is still empty; False when it does not exist.
 
         Args:
             file: Absolute path.
-            backing: What it was made over, or was to become an overlay on; None: QEMU was to format it,
-                and it has no byte yet.
+            backing: The file that it is an overlay of; None if QEMU was to format it, and
+                it has no data yet.
 
         Raises:
             InvalidTarget: When there is data in it, a QEMU has it open, or it cannot be removed; it stays.
@@ -198,7 +198,7 @@ class Images:
         )
 
     async def as_created(self, file: str) -> Created | None:
-        """Take a file that an earlier run of ours made for our own; None when it is gone, or no file."""
+        """Treat a file that an earlier run created as ours; None when it is gone, or not a file."""
         return await in_thread(partial(cleanup.identity, file))
 
 
@@ -311,7 +311,7 @@ def _label(file: str | int) -> bytes | None:
 
 
 def _left(error: QmpsnapError, created: Created) -> QmpsnapError:
-    """Remove what a failure leaves; what cannot be removed is named in the error."""
+    """Remove what a failed creation leaves; name in the error what cannot be removed."""
     try:
         cleanup.remove(created)
     except OSError:

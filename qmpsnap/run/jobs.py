@@ -1,8 +1,8 @@
 """Follows jobs: by QEMU's events, and by asking query-jobs where events do not suffice.
 
-Waiting is passive. A watch takes notes as events come; whoever waits on it asks QEMU once when
-a note says that something was reached, and believes the answer. Nothing is polled, but for
-progress, which QEMU has no event for.
+Waiting is passive. A watch records events as they arrive; when one shows that a goal was
+reached, the waiter asks QEMU once and trusts the answer. Nothing is polled but progress,
+for which QEMU has no event.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
 class JobMonitor:
     """Follows the jobs of one session; `async with` it.
 
-    It keeps notes on watched jobs alone, so it can stay open for the life of a machine.
+    It records events of watched jobs only, so it can stay open for the life of a machine.
 
     Attributes:
-        found: The jobs that were there when it was opened, also those that ended while nobody
-            was there.
+        found: The jobs that existed when it was opened, including those that ended while no client
+            was connected.
     """
 
     def __init__(self, session: Session) -> None:
@@ -64,7 +64,7 @@ class JobMonitor:
             watch.close()
 
     async def jobs(self) -> tuple[Job, ...]:
-        """Ask QEMU for its jobs, everybody's.
+        """Ask QEMU for the jobs of all clients.
 
         Raises:
             LinkLost: When the link went.
@@ -77,10 +77,10 @@ class JobMonitor:
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[JobWatch]:
-        """Take notes on a job while the block lasts.
+        """Record the events of a job while the block lasts.
 
-        For a job that is to be started, open it before the command is sent: the first events come
-        before the reply. For a job that runs or has ended, its `until_...` ask QEMU once.
+        For a job that is about to be started, open it before the command is sent: the first events arrive
+        before the reply. For a job that is running or has ended, its `until_...` methods ask QEMU once.
         """
         watch = JobWatch(job_id, self, self._session)
         watches = self._watches.setdefault(job_id, [])
@@ -94,7 +94,7 @@ class JobMonitor:
                 self._watches.pop(job_id, None)
 
     async def progress(self, job_id: str, interval: float = 1.0) -> AsyncIterator[Progress]:
-        """Tell how far a job is, every `interval` seconds, until it has ended or is gone.
+        """Yield how far a job is, every `interval` seconds, until it has ended or is gone.
 
         Asks each time: QEMU sends no event for progress.
 
@@ -143,7 +143,7 @@ _AT: dict[_Goal, frozenset[JobStatus]] = {
 
 
 class JobWatch:
-    """Notes on one job; made by `JobMonitor.watch`.
+    """The recorded events of one job; made by `JobMonitor.watch`.
 
     Attributes:
         job_id: The job's name.
@@ -157,7 +157,7 @@ class JobWatch:
         self._session = session
         self._closed = False
         self._changed = anyio.Event()
-        self._heard = 0  # events that mattered: did one come while an answer was on its way?
+        self._heard = 0  # relevant events: did one come while an answer was on its way?
         self._status: JobStatus | None = None
         self._times: dict[JobStatus, float] = {}
         self._stopped = False  # an I/O error said that it stops the job
@@ -169,22 +169,22 @@ class JobWatch:
     def times(self) -> Mapping[JobStatus, float]:
         """QEMU's time of the last change to each state, in seconds since 1970.
 
-        A pivot's standstill is that from PENDING to CONCLUDED.
+        The standstill of a pivot lasts from PENDING to CONCLUDED.
         """
         return MappingProxyType(self._times)
 
     @property
     def status(self) -> JobStatus | None:
-        """The last state heard of; None before anything was."""
+        """The last known state; None before the first event."""
         return self._status
 
     async def until_ready(self) -> Job:
-        """Wait until source and target are in step; return the job at that moment.
+        """Wait until source and target are in sync; return the job as of then.
 
         Call it after the reply to the command that starts the job. Cancelled, the job runs on.
 
         Raises:
-            JobFailed: When it ended, with an error or before anybody completed it; `changed` is
+            JobFailed: When it ended, with an error or before it was completed; `changed` is
                 UNKNOWN.
             JobPaused: When an I/O error has stopped it, as its policy asks.
             LinkLost: When the link went, whatever the last events said.
@@ -217,11 +217,11 @@ class JobWatch:
         return await self._until(_Goal.CONCLUDED)
 
     async def until_still(self, moment: float) -> Job | None:
-        """Wait until the job stands still; return it, or None once it has ended, however.
+        """Wait until the job makes no more progress by itself; return it, or None once it has ended.
 
-        It stands still in one of `STAYS`, with nothing heard of it for `moment` seconds. No event and no
-        field tells a pause that was asked for from that of a drain, nor a job that passes READY or pending
-        from one that stays there: only time does.
+        That is so in one of the states `STAYS`, with no event for `moment` seconds. No event and no field
+        distinguishes a requested pause from that of a drain, or a job that passes READY or pending from
+        one that stays there: only time does.
 
         Raises:
             LinkLost: When the link went, whatever the last events said.
@@ -245,7 +245,7 @@ class JobWatch:
                 self._status = job.status
 
     def note(self, event: Event, job: JobEvent) -> None:
-        """Take note of an event of this job (for the monitor)."""
+        """Record an event of this job (for the monitor)."""
         if event.name == "BLOCK_JOB_ERROR":
             # With the policy `ignore` thousands a second: counted, and nobody is woken.
             self.error_count += 1
@@ -270,12 +270,12 @@ class JobWatch:
                 pass
 
     def wake(self) -> None:
-        """Let waiters look again (for the monitor)."""
+        """Let waiters check again (for the monitor)."""
         self._changed.set()
         self._changed = anyio.Event()
 
     def close(self) -> None:
-        """End the waiters: nobody takes notes any more (for the monitor)."""
+        """End the waiters, because no more events are recorded (for the monitor)."""
         self._closed = True
         self.wake()
 
@@ -328,7 +328,7 @@ class JobWatch:
                 await changed.wait()
 
     async def _learn(self) -> None:
-        """Ask for a job that no event has spoken of yet."""
+        """Ask for a job of which no event has come yet."""
         heard = self._heard
         job = await self._ask()
         if heard != self._heard:
@@ -340,7 +340,7 @@ class JobWatch:
         self._failed = job.status is JobStatus.ABORTING
 
     async def _ask(self) -> Job | None:
-        """Ask QEMU for the job; None when it does not know it."""
+        """Ask QEMU for the job; None when QEMU has no such job."""
         try:
             job = next((job for job in await self._monitor.jobs() if job.id == self.job_id), None)
         except LinkLost as error:
@@ -350,7 +350,7 @@ class JobWatch:
         return job
 
     def _judge(self, goal: _Goal, job: Job | None) -> Job:
-        """Say what the end of the job was: query-jobs' word, or if it is dismissed, the events'."""
+        """Determine how the job ended: by query-jobs, or by the events if it was dismissed."""
         if job is not None:
             error, failed = job.error, job.error is not None
         else:
@@ -383,6 +383,6 @@ class JobWatch:
         )
 
     def _lost(self) -> LinkLost:
-        """Make the error for a lost link, with the last that was heard of the job."""
+        """Make the error for a lost link, with the job's last known status."""
         said = f"{self._status}: {self._error}" if self._error else f"{self._status or 'nothing'}"
         return self._session.link_lost(self._step, known=f"its last known status is {said!r}")

@@ -5,7 +5,8 @@ messages are records of `logging.getLogger("qmpsnap")`. A record reads `step.don
 `event` and every fact are also attributes of it (`extra`), so a fact must not have the name of an attribute
 of `logging.LogRecord` (name, args, process, module, ...).
 
-structlog is imported with the first message that somebody reads: it takes half as long as all other imports.
+structlog is imported with the first message that is not discarded: it takes half as long as all other
+imports.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class _Lazy:
 
 
 def _discard(event: str, **facts: object) -> None:
-    """Take a message of a level that nobody reads."""
+    """Discard a message of a level that is not enabled."""
 
 
 def _is_configured() -> bool:

@@ -1,4 +1,4 @@
-"""Reads what a machine is beyond its disks: how it stands, and what VM state of it fits."""
+"""Reads what a machine is beyond its disks: its run state, and what VM state has to match."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["is_running", "read_machine", "read_standing", "run_state"]
 
 
 async def read_machine(session: Session, graph: Graph) -> Machine:
-    """Ask QEMU for its machine, all at once.
+    """Ask QEMU for its machine, with all queries in one go.
 
     Args:
         session: The link.

@@ -1,7 +1,7 @@
-"""Makes, seals and looks at files of VM state. Blocking.
+"""Creates, completes and inspects VM state files. Blocking.
 
-They hold all that a guest had in its memory: made exclusively, mode 0600, synced before they get their
-name, and never put in the place of another file.
+They hold the guest's whole memory, so they are created exclusively, with mode 0600, synced before
+they get their name, and never replace another file.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -44,7 +44,7 @@ _PRIVATE = 0o600
 
 
 class Sealed(NamedTuple):
-    """A file of VM state that is whole: the bytes of VM state in it, its inode, and its owner's id."""
+    """A complete VM state file: the bytes of VM state in it, its inode, and its owner's id."""
 
     size_bytes: int
     inode: int
@@ -52,24 +52,24 @@ class Sealed(NamedTuple):
 
 
 def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
-    """What each of the files is; never fails."""
+    """Inspect each of the files; never fails."""
     return {path: _fact(path) for path in paths}
 
 
 def open_memory(file: str, *, write: bool, made: Created | None = None, inode: int = 0) -> int:
-    """Open a file of VM state to be handed to QEMU; the descriptor is the caller's to close.
+    """Open a VM state file to be passed to QEMU; the caller closes the descriptor.
 
     A file to be written is locked, and the lock stays with QEMU's descriptor until that is closed.
 
     Args:
         file: Its path.
         write: Whether QEMU writes it; else it reads.
-        made: The file that we made to be written, where it was made by this very process.
-        inode: Of a file to be read: that of the one that was looked at; 0: any.
+        made: The file to be written, if this process created it.
+        inode: For a file to be read: the inode that was inspected; 0 for any.
 
     Raises:
-        OSError: When it cannot be opened or locked, is no regular file, is to be written and not ours, or
-            is to be read and another one.
+        OSError: When it cannot be opened or locked, is not a regular file, is to be written but not ours, or
+            is to be read but was replaced.
     """
     descriptor = open_file(file, write=write)  # QEMU compares the flags, and takes no O_RDWR
     try:
@@ -86,7 +86,7 @@ def open_memory(file: str, *, write: bool, made: Created | None = None, inode: i
 
 
 def is_closed(file: str) -> bool:
-    """Whether QEMU has closed the file that it was given to write.
+    """Whether QEMU has closed the file that it was writing.
 
     Raises:
         OSError: When it cannot be looked at.
@@ -102,12 +102,12 @@ def is_closed(file: str) -> bool:
 
 
 def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
-    """Take so many bytes on the disk for a file, which keeps its length.
+    """Reserve disk space for a file, which keeps its length.
 
-    Asked first: a kernel that finds no room has taken all that there was by then.
+    The free space is checked first: a kernel that runs out of space has already allocated the rest.
 
     Raises:
-        OSError: When there is no room; a file system that cannot reserve is no error.
+        OSError: When there is not enough space; a file system that cannot reserve space is no error.
     """
     import ctypes  # noqa: PLC0415 - it would cost every start, for the checkpoints of one old QEMU
 
@@ -161,7 +161,7 @@ def seal_memory(step: SealMemory, made: Created | None = None) -> Sealed:
 
 
 def seal_store(step: SealStore, made: Created | None = None) -> Sealed:
-    """Sync the store and give it its name; the bytes are all that it takes.
+    """Sync the store and give it its name; its size is the space that it takes.
 
     Raises:
         FileExistsError: When there is a file of that name.
@@ -180,9 +180,9 @@ def seal_store(step: SealStore, made: Created | None = None) -> Sealed:
 
 
 def _refuse_other(descriptor: int, made: Created | None, *, owner: bool) -> None:
-    """Refuse to write to another file than the one that was made.
+    """Refuse to write to a file that is not the one that was created.
 
-    Of what an earlier run of ours made only that much is known: it is private, and has one name.
+    Of a file from an earlier run only this is known: it is private, and has one name.
     """
     status = os.fstat(descriptor)
     if made is not None and (status.st_dev, status.st_ino) != (made.device, made.inode):
@@ -239,13 +239,13 @@ def _is_ours(status: os.stat_result) -> bool:
 
 
 def _is_exposed(file: str) -> bool:
-    """Whether others than the superuser and us may put files into the file's directory."""
+    """Whether users other than root and ours may create files in the file's directory."""
     status = os.stat(os.path.dirname(file))
     return not _is_ours(status) or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def tags_of(descriptor: int) -> tuple[str, ...]:
-    """Names in a qcow2 image's table of snapshots; none where that is cut or says nonsense."""
+    """Names in a qcow2 image's snapshot table; none where it is truncated or corrupt."""
     with contextlib.suppress(ValueError):
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
         return snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
@@ -253,7 +253,7 @@ def tags_of(descriptor: int) -> tuple[str, ...]:
 
 
 def _sizes_of(descriptor: int) -> dict[str, int]:
-    """Sizes of the disk by the names in that table; none where it is cut or says nonsense."""
+    """Disk sizes by snapshot name in that table; none where it is truncated or corrupt."""
     with contextlib.suppress(ValueError):
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
         return snapshot_sizes(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)

@@ -1,4 +1,4 @@
-"""What an error of a file operation means, and what to do: one table for all of them."""
+"""What an error of a file operation means and what helps: one table for all of them."""
 
 # Paths stay as QEMU spells them:
 # ruff: noqa: PTH112, PTH120
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["hint", "reason", "unusable"]
 
-# What is not here is told in the words of the C library, without a hint.
+# Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         errno.ENOENT: ("no such file or directory", ""),
@@ -66,7 +66,7 @@ def hint(error: OSError | ValueError) -> str:
 
 
 def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget:
-    """Make the refusal that says what could not be done with a file.
+    """Make the refusal that says which file operation failed, and why.
 
     Args:
         file: Its path.

@@ -1,4 +1,4 @@
-"""Questions that do not depend on each other, asked at once."""
+"""Two independent queries, run concurrently."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ B = TypeVar("B")
 async def both(
     first: Callable[[], Coroutine[object, object, A]], second: Callable[[], Coroutine[object, object, B]]
 ) -> tuple[A, B]:
-    """Run two questions side by side, and return their answers once both have ended.
+    """Run two coroutines concurrently, and return their results once both have ended.
 
     Raises:
-        Exception: What the first raised, else what the second did; neither is left running.
+        Exception: What the first raised, else what the second raised; neither is left running.
     """
     tasks = asyncio.ensure_future(first()), asyncio.ensure_future(second())
     await asyncio.gather(*tasks, return_exceptions=True)

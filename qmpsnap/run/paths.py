@@ -1,4 +1,4 @@
-"""Paths that a caller hands in, against this process's directory."""
+"""Makes the caller's paths absolute, relative to this process's directory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["absolute", "absolute_each"]
 
 
 def absolute(parameter: str, path: str | os.PathLike[str]) -> str:
-    """The path, made absolute; no link is followed.
+    """Make a path absolute; symlinks are not resolved.
 
     Raises:
-        BadArgument: When it is no path, empty, or has a NUL in it.
+        BadArgument: When it is not a path, is empty, or contains a NUL.
     """
     return str(Path(path_text(parameter, path)).absolute())
 
 
 def absolute_each(parameter: str, paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Several paths, made absolute; a single one, whose letters would be taken for paths, is refused.
+    """Make several paths absolute; a single str is refused, because its letters would be taken for paths.
 
     Raises:
-        BadArgument: When it is no sequence of paths.
+        BadArgument: When it is not a sequence of paths.
     """
     if isinstance(paths, str | bytes) or not hasattr(paths, "__iter__"):
         refuse(parameter, paths, "give several paths", hint=f"{parameter}=[{paths!r}]")

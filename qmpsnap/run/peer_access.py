@@ -1,7 +1,7 @@
-"""Whose process answers at the other end, and which of our files its user could not change itself.
+"""Which user QEMU runs as, and which of the files in its graph that user could not write.
 
-QEMU's word moves only what QEMU itself could have moved: a QEMU of another user, whose guest may have broken
-out of it, must not make us touch what is not its user's. Everything here blocks, and asks the kernel alone.
+On QEMU's word we move only files that QEMU itself could have moved: a compromised QEMU of another user
+must not make us touch files that are not its user's. Everything here blocks, and asks only the kernel.
 """
 
 # Paths stay as QEMU spells them:
@@ -38,10 +38,10 @@ class _Peer(Struct, frozen=True):
 
 
 def barred(pid: int | None, files: Iterable[str], opened: Mapping[str, OpenFile]) -> dict[str, str]:
-    """Say of each file that the process's user could not write to itself, why.
+    """For each file that the process's user could not write, say why.
 
-    None is when the process is the superuser's or our own user's, which can do what we can, and when there is
-    no process of this machine to ask.
+    Empty if the process runs as root or as our own user, or if it is not
+    a process of this host.
 
     Args:
         pid: The process.
@@ -84,7 +84,7 @@ def _may_write(peer: _Peer, status: os.stat_result) -> bool:
 
 
 def _written(pid: int) -> set[tuple[int, int]]:
-    """Files that the process has open for writing, whoever opened them for it."""
+    """Files that the process has open for writing, even if another process opened them for it."""
     writable = set()
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - numbers, not paths
@@ -111,7 +111,7 @@ def _peer(pid: int | None) -> _Peer | None:
         return None
     values = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
     try:
-        # What counts for files is the last of the four: real, effective, saved, file system's.
+        # The kernel checks files by the last of the four ids: real, effective, saved, file system.
         user, group = int(values["Uid"][3]), int(values["Gid"][3])
         return _Peer(user, frozenset((group, *map(int, values.get("Groups", ())))))
     except (KeyError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""QEMU as a child: it, and all that it started, ends with the block.
+"""QEMU as a child process: it ends, with everything that it started, when the block ends.
 
 QEMU inherits one end of a socket pair as its monitor (`-chardev socket,fd=`), so no path is needed and
 no second client can take the monitor. Its process group is led by a guard, a shell that reads from a
@@ -76,9 +76,9 @@ class QemuProcess:
         return self._popen.wait()
 
     async def last_words(self) -> str:
-        """How it ended, and the end of what it printed; "" when it has not ended after a moment.
+        """How it ended, and the last lines that it printed; "" if it has not ended after a short wait.
 
-        A socket closes a moment before its process is gone.
+        A socket closes shortly before its process is gone.
         """
         with anyio.move_on_after(_MOMENT):
             await self.wait()

@@ -1,4 +1,4 @@
-"""How far something is, and how fast it goes: looks at a job, one after the other, become a rate."""
+"""How far a job is, and how fast it goes: the rate is computed from consecutive samples."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from qmpsnap.model.job import Job
 
 __all__ = ["Meter", "Progress"]
 
-_WINDOW = 8  # looks that a rate is taken over
+_WINDOW = 8  # samples that a rate is computed from
 
 
 class Progress(Struct, frozen=True):
     """How far a job is.
 
     Attributes:
-        job: The job as QEMU told it just now; of VM state that is written or read a job of type "migrate".
+        job: The job as QEMU reported it just now; for VM state that is saved or loaded, a job of type
+        "migrate".
         rate: Its recent speed in units of `job.length` (bytes, for block jobs) a second; None
-            while there is nothing to tell it from.
-        remaining: Seconds to go at that rate; None when it cannot be told.
+            while there are too few samples.
+        remaining: Seconds left at that rate; None when it is not known.
     """
 
     job: Job
@@ -29,7 +30,7 @@ class Progress(Struct, frozen=True):
     remaining: float | None
 
     def to_json(self) -> dict[str, object]:
-        """The look as `--progress --json` prints it."""
+        """The sample as `--progress --json` prints it."""
         return {
             "job": self.job.id,
             "status": self.job.status.value,
@@ -41,13 +42,13 @@ class Progress(Struct, frozen=True):
 
 
 class Meter:
-    """Takes the looks at one job."""
+    """Collects the samples of one job."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
     def look(self, job: Job) -> Progress:
-        """Take one more look."""
+        """Add a sample."""
         self._looks.append((anyio.current_time(), job.offset))
         (since, start), (now, offset) = self._looks[0], self._looks[-1]
         if now <= since or offset < start:

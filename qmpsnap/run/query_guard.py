@@ -1,6 +1,6 @@
-"""Keeps us from a query that kills an older QEMU.
+"""Prevents a query that would crash an older QEMU.
 
-QEMU 7.2 ends when query-named-block-nodes meets one of two things (docs/explanation/qemu.md): the filter
+QEMU 7.2 crashes when query-named-block-nodes meets one of two things (docs/explanation/qemu.md): the filter
 of a stream job that has concluded and was not dismissed (our own streams dismiss themselves), or the image
 of a qcow2 that a running blockdev-create has opened and not read yet.
 """
@@ -31,12 +31,12 @@ _PATIENCE = 10.0  # seconds; an image is made in less, but on a very slow disk
 
 
 class QueryGuard:
-    """Remembers which jobs make the query dangerous; feed it every event.
+    """Remembers which jobs make the query dangerous; pass it every event.
 
     Args:
         session: To ask QEMU for its schema, once, when it matters.
-        monitor: To ask for the jobs, and for those that were there at the beginning.
-        patience_s: Seconds to wait for an image that is being made.
+        monitor: To ask for the jobs, and for those that existed at the beginning.
+        patience_s: Seconds to wait for an image that is being created.
     """
 
     def __init__(self, session: Session, monitor: JobMonitor, *, patience_s: float = _PATIENCE) -> None:
@@ -68,10 +68,10 @@ class QueryGuard:
         self._changed = anyio.Event()
 
     async def check(self) -> None:
-        """Return when the block nodes may be asked for, after some seconds where an image is being made.
+        """Return when the block nodes may be queried; waits some seconds for an image that is being created.
 
         Raises:
-            Busy: When that would kill this QEMU.
+            Busy: When the query would crash this QEMU.
         """
         if not (self._lingering or self._running) or await self._is_harmless():
             return
@@ -118,5 +118,5 @@ class QueryGuard:
 
 
 def _makes_an_image(job: Job) -> bool:
-    """Whether it is a blockdev-create under way; of which format is not told."""
+    """Whether it is a running blockdev-create; QEMU does not tell of which format."""
     return job.type == "create" and job.status not in ENDED

@@ -1,7 +1,7 @@
-"""After an operation: do the files lead where the graph says, by their names and their headers?
+"""After an operation: checks that names and headers of the files lead where the graph says.
 
-QEMU writes names into headers unchecked, and goes on with files that have no name. What it says of its graph
-would be right all the same, and the machine could not be started again.
+QEMU writes names into headers unchecked, and keeps using files that have lost their name. Its graph would be
+right all the same, but the machine could not be started again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["read_back"]
 
 
 async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
-    """Look at each file whose header the plan has changed, and at each copy that it made.
+    """Check each file whose header the plan has changed, and each copy that it made.
 
-    Nothing is asked of QEMU, and where its files are not visible from here, nothing is looked at. Of an
-    operation that an earlier run had done, what was changed again since is not looked at either.
+    QEMU is not queried, and nothing is checked where its files are not visible from here. After an
+    operation that an earlier run completed, files that have changed since are not checked either.
 
     Raises:
-        Incomplete: When a file is not there, or its header leads elsewhere than the graph.
+        Incomplete: When a file does not exist, or its header and the graph disagree.
     """
     stands = _stands(graph)
     headers = {file: below for file, below in plan.headers.items() if stands.get(file) == below}
@@ -54,13 +54,13 @@ async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
 
 
 def _stands(graph: Graph) -> dict[str, str]:
-    """What each layer stands on; "": on nothing."""
+    """The backing file of each layer, or ""."""
     chains = graph.chains().values()
     return {file: below for files in chains for file, below in zip(files, (*files[1:], ""), strict=False)}
 
 
 def _lost(file: str, files: Files) -> str:
-    """Why the name does not lead to the file that the operation made or left, or ""."""
+    """Why the name does not lead to the file that the operation created or left, or ""."""
     fact, opened = files.files[file], files.open.get(file)
     if fact.kind in {"missing", "symlink"}:
         return f"there is no {file}"
@@ -74,7 +74,7 @@ def _astray(file: str, below: str, files: Files) -> str:
 
     Args:
         file: The image.
-        below: The layer that it stands on; "": none, or none that is a local file.
+        below: The layer that backs it; "" if none, or none that is a local file.
         files: What was found.
     """
     fact = files.files[file]

@@ -1,4 +1,4 @@
-"""Reads back which root each device has: some answer that they took another one, and keep the old."""
+"""Reads back the root of each device: some accept a new one without an error, but keep the old."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_roots"]
 
 
 async def check_roots(session: Session, step: CheckRoots) -> None:
-    """Return when every device has the root that it was given.
+    """Check that every device has the root that it was given.
 
     Raises:
         CommandFailed: When one has another; `.desc` names it.

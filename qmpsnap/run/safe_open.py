@@ -1,9 +1,9 @@
-"""Opens files and directories: the only module of `run` that does, and it takes every path for a stranger's.
+"""Opens files and directories, without trusting their paths: the only module of `run` that opens any.
 
-Others may write to the directory that a path leads to. So nothing here waits, whatever lies there: a FIFO
-without a writer, a device, a file on which somebody holds a lease. A symbolic link is not followed unless
-the caller says that the path is his own, and what is opened is looked at once more after it was.
-Blocking only as a disk is.
+Other users may write to the directory that a path leads to. So nothing here waits for what may
+be there: a FIFO without a writer, a device, a file with a lease on it. A symbolic link
+is not followed unless the caller says that the path is trusted, and what was opened is checked again
+afterwards. Blocks only on disk I/O.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -38,7 +38,7 @@ _KINDS = {
 
 
 class WrongKind(OSError):
-    """There is something under the path, but nothing that may be opened."""
+    """The path exists, but is not something that may be opened."""
 
     def __init__(self, mode: int, file: str) -> None:
         super().__init__(errno.EINVAL, _KINDS.get(stat.S_IFMT(mode), "it is not a regular file"), file)
@@ -47,7 +47,7 @@ class WrongKind(OSError):
 def open_file(file: str, *, write: bool = False, follow: bool = False, directory: int | None = None) -> int:
     """Open a regular file; the descriptor is the caller's to close.
 
-    What is no regular file is not opened at all: opening a device can do something.
+    Anything but a regular file is not opened at all, because opening a device can have side effects.
 
     Args:
         file: Its path.
@@ -82,7 +82,7 @@ def _open(file: str, kind: int, *, write: bool, follow: bool, directory: int | N
 
 
 def create_file(file: str, *, mode: int = 0o600, read: bool = False, directory: int | None = None) -> int:
-    """Make a file, and open it for writing; never one that is there, nor through a link.
+    """Create a file and open it for writing; never an existing one, nor through a symlink.
 
     Args:
         file: Its path.
@@ -102,9 +102,9 @@ def create_file(file: str, *, mode: int = 0o600, read: bool = False, directory: 
 
 
 def append_file(file: str) -> int:
-    """Open a file, which is made when it is not there, for writing at its end.
+    """Open a file for appending; it is created when it does not exist.
 
-    The path is the caller's own and may be a terminal or a FIFO; one that nobody reads is an error.
+    The path is trusted and may be a terminal or a FIFO; a FIFO that nobody reads is an error.
 
     Raises:
         OSError: When it cannot be opened.
@@ -129,7 +129,7 @@ def open_directory(directory: str, *, follow: bool = True) -> int:
 
 
 def kernel_text(file: str) -> str:
-    """Read a file of /proc, in which no stranger can put anything.
+    """Read a file of /proc, where nobody can plant anything.
 
     Raises:
         OSError: When it cannot be read.

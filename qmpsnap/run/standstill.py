@@ -1,4 +1,4 @@
-"""How long, and how often, the guest stood still: by QEMU's own clock, from STOP to RESUME."""
+"""How long and how often the guest was paused: by QEMU's own clock, from STOP to RESUME."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Stops"]
 
 
 class Stops:
-    """Takes note of STOP and RESUME; feed it every event of an operation."""
+    """Records STOP and RESUME; pass it every event of an operation."""
 
     def __init__(self) -> None:
         self._stopped: float | None = None
@@ -30,10 +30,10 @@ class Stops:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds in which the guest stood still, and runs on since; None: it never stood still."""
+        """Seconds for which the guest was paused and has since resumed; None if it was never paused."""
         return sum(self._closed) if self._closed else None
 
     @property
     def count(self) -> int:
-        """How often it was stopped."""
+        """How often it was paused."""
         return self._count

@@ -1,4 +1,4 @@
-"""Looks whether a machine was started from the right files, and still has them; warns while it has not."""
+"""Warns while a machine was started from the wrong files, or has lost the names of its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = get_logger("qmpsnap.run")
 
 
 class StartCheck:
-    """What is wrong with the files that one machine was started from.
+    """Problems of the files that one machine was started from.
 
     Args:
         target: The machine.
@@ -40,9 +40,9 @@ class StartCheck:
         self.found: tuple[str, ...] = ()
 
     async def warnings(self, graph: Graph) -> tuple[str, ...]:
-        """A line for each layer whose name is lost, and for each disk that writes below other images.
+        """A line for each layer whose name is lost, and each disk that writes into a backing file.
 
-        Looked for at the first call, and logged once. What is in order by now is not spoken of any more.
+        Checked at the first call, and logged once. A problem that is solved meanwhile is no longer listed.
         """
         if self._found is None:
             self._found = await self._look(graph)

@@ -1,4 +1,4 @@
-"""Finds files of VM state of ours, and removes one once it is known whose it is. Blocking."""
+"""Finds VM state files made by qmpsnap, and removes one that belongs to a given operation. Blocking."""
 
 # Descriptors need os, and paths stay as QEMU spells them:
 # ruff: noqa: PTH118, PTH120, PTH208
@@ -27,7 +27,7 @@ _TAG = re.compile(r"qmpsnap-[0-9a-f]{8}")
 
 
 def find_state_files(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Files of VM state that operations of ours have made, whole or not; never fails.
+    """VM state files that operations of ours have created, complete or not; never fails.
 
     Args:
         places: Directories, each with the stem that their names begin with.
@@ -62,7 +62,7 @@ def _is_ours(file: str, ending: str) -> bool:
 
 
 def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says
-    """Remove a file of VM state if it is that operation's; False when there is none, or another one.
+    """Remove a VM state file if it belongs to that operation; else return False.
 
     A stream is known by its note, a store by its snapshot's name, an unfinished one by its own name.
 

@@ -1,7 +1,7 @@
-"""Looks at files and directories, and finds which image stands on which.
+"""Inspects files and directories, and finds which image is backed by which.
 
-Only regular files are opened, read-only, and nothing that a header names is believed: it is looked
-at by the same rules. Blocking; `Images.look` runs it in a thread.
+Only regular files are opened, read-only, and a file that a header names is not trusted: it is
+inspected by the same rules. Blocking; `Images.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -86,7 +86,7 @@ def _file_header(path: str) -> Header | None:
 
 
 class _Survey:
-    """One look; gives each file that it meets one name, the first under which it met it."""
+    """One survey; gives each file one name, the first under which it was seen."""
 
     def __init__(self) -> None:
         self.backing_links: set[BackingLink] = set()
@@ -147,7 +147,7 @@ class _Survey:
         return real
 
     def follow(self) -> None:
-        """Read the images that others stand on, down to the bases; what was read once is not read again."""
+        """Read the backing files of images, down to the bases; each only once."""
         while self._pending:
             self._try_image(self._pending.pop())
 

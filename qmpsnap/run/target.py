@@ -34,7 +34,7 @@ class Progress(Protocol):
         """Seconds left at that rate; None when it cannot be told."""
 
     def to_json(self) -> dict[str, object]:
-        """The look as `--progress --json` prints it."""
+        """The sample as `--progress --json` prints it."""
 
 
 class Watch(Protocol):

@@ -1,6 +1,6 @@
-"""Whose turn it is: operations on disks that have nothing in common run side by side, others in turn.
+"""Schedules operations: they run concurrently if their disks have nothing in common, else in turn.
 
-Here alone it is decided what an operation keeps others from.
+This file alone decides which operations exclude each other.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Turns", "claim_of"]
 
-# They touch their disks' chains and nothing else: neither the guest's memory nor its running.
+# They touch only the chains of their disks, neither the guest's memory nor its run state.
 _OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})
 
 
 class Claim(Struct, frozen=True):
-    """What an operation keeps others from.
+    """What an operation needs exclusively.
 
     Attributes:
         disks: Names of the disks that it works on.
@@ -40,13 +40,13 @@ class Claim(Struct, frozen=True):
     everything: bool = False
 
     def meets(self, other: Claim) -> bool:
-        """Whether the two must not run side by side."""
+        """Whether the two exclude each other."""
         if self.everything or other.everything:
             return True
         return bool(self.disks & other.disks or self.writes & other.files or other.writes & self.files)
 
     def covers(self, other: Claim) -> bool:
-        """Whether whoever has this one need not ask for the other."""
+        """Whether this claim includes the other."""
         return self.everything or (
             not other.everything
             and self.disks >= other.disks
@@ -56,7 +56,7 @@ class Claim(Struct, frozen=True):
 
 
 def claim_of(plan: Plan) -> Claim:
-    """What a plan's run keeps others from: its disks; the whole machine if it stops the guest, say."""
+    """What running a plan needs exclusively: its disks, or the whole machine if it pauses the guest."""
     everything = plan.op not in _OF_THEIR_DISKS or not plan.disks or plan.halts or plan.moves_memory
     chains = [*plan.chains_before.values(), *plan.chains_after.values()]
     files = frozenset(file for chain in chains for file in chain)
@@ -71,7 +71,7 @@ class _Turn:
 
 
 class Turns:
-    """The operations of one machine that are under way or wait, in the order in which they came.
+    """The running and waiting operations of one machine, in the order of their arrival.
 
     Attributes:
         count: How many have begun or ended.
@@ -82,11 +82,11 @@ class Turns:
         self._all: list[_Turn] = []
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job is that of an operation which is running in this process."""
+        """Whether the job belongs to an operation that is running in this process."""
         return any(turn.plan.job_id == job_id for turn in self._all)
 
     async def one_ended(self) -> bool:
-        """Wait until the first of those that are under way has ended; False: none is."""
+        """Wait until one of the running operations has ended; False if none is running."""
         if not self._all:
             return False
         await self._all[0].ended.wait()
@@ -96,15 +96,15 @@ class Turns:
     async def of(self, plan: Plan, *, wait: bool) -> AsyncIterator[Claim]:
         """Hold what the plan works on while the block lasts.
 
-        What takes moments is waited for in any case. Nobody is overtaken by who came later and has to wait
-        for the same.
+        Short operations are always waited for. An operation never overtakes an earlier one that waits for the
+        same disks.
 
         Args:
             plan: What is to be run.
-            wait: Whether to wait for one that copies whole layers, too.
+            wait: Whether to wait also for an operation that copies whole layers.
 
         Raises:
-            Busy: When such a one is before it, and `wait` is False.
+            Busy: When such an operation is ahead, and `wait` is False.
         """
         turn = _Turn(plan)
         earlier = [other for other in self._all if other.claim.meets(turn.claim)]

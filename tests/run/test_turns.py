@@ -1,4 +1,4 @@
-"""What an operation keeps others from."""
+"""What an operation needs exclusively."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command that was sent and changes something: its reply is awaited, whatever happens above."""
+"""A command that was sent and changes something: its reply is awaited even if the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = get_logger("qmpsnap.session")
 
 
 class Limits(Struct, frozen=True):
-    """How long is long.
+    """Time limits of a session.
 
     Attributes:
         reply: Seconds that a query may take.
@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     PENDING = "pending"  # sent, no reply yet
     DONE = "done"  # QEMU did it
     FAILED = "failed"  # QEMU said no
-    UNKNOWN = "unknown"  # the link went, the reply was no QMP, or nobody waits any more
+    UNKNOWN = "unknown"  # the link was lost, the reply was not QMP, or nobody waits any more
 
 
 class Change:
@@ -71,7 +71,7 @@ class Change:
 
     @property
     def outcome(self) -> Outcome:
-        """What is known of it now; after a cancelled `reply`, what became of it."""
+        """What is known of it now; after a cancelled `reply`, its final outcome."""
         if not self._call.done():
             return Outcome.UNKNOWN if self._given_up else Outcome.PENDING
         if self._call.cancelled():
@@ -87,7 +87,7 @@ class Change:
     async def reply(self) -> object:
         """Wait for the reply and return its value, however long it takes.
 
-        Cancelled, it waits for at most 30 s more, then the cancellation goes on its way.
+        When cancelled, it waits for at most 30 s more, then raises the cancellation.
 
         Raises:
             CommandFailed: When QEMU answered with an error.
@@ -119,7 +119,7 @@ class Change:
 
 
 async def settled(task: asyncio.Task[object], *, limit: float | None = None) -> None:
-    """Wait until the task is done, however often the caller is cancelled meanwhile.
+    """Wait until the task is done, even if the caller is cancelled meanwhile.
 
     A cancellation that asyncio delivered in between is raised at the end, unless a limit is given:
     that is for callers who are in the middle of one.

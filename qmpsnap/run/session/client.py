@@ -1,4 +1,4 @@
-"""qemu.qmp's client, made fit for a long life: nothing is kept, and connecting can be cancelled."""
+"""qemu.qmp's client, fit for long sessions: it keeps no history, and connecting can be cancelled."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _log = get_logger("qmpsnap.session")
 
 
 class Client(QMPClient):
-    """A client that keeps no history, and spells messages out only when somebody logs them.
+    """A client that keeps no history, and formats messages only when they are logged.
 
-    qemu.qmp formats every message for its debug log before it asks whether anybody reads that.
+    qemu.qmp formats every message for its debug log before it checks whether that is enabled.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class Client(QMPClient):
         self._answered = False  # our greeting, which ends the negotiation
 
     async def _recv(self) -> Message:
-        """Receive a message; while connecting, one that is for us.
+        """Receive a message; while connecting, skip those meant for the previous client.
 
-        What came for the client before us, events and a late reply, lies in the socket before the greeting;
-        and events overtake the answer to our own, for QEMU tells them from other threads. Whoever listens
-        does so from now on, and misses nothing by their loss.
+        Events and a late reply for the previous client may precede the greeting, and events
+        may overtake the reply to ours, because QEMU sends them from other threads.
+        Subscribers start listening only now, so they miss nothing.
         """
         while True:
             message = await super()._recv()
@@ -69,9 +69,10 @@ class Client(QMPClient):
 
 
 class Tap(EventListener):
-    """A listener that hands events on and keeps none.
+    """A listener that passes events on and keeps none.
 
-    qemu.qmp's own keep every event they accept, in a queue and in a history that nobody trims.
+    qemu.qmp's own listeners keep every event that they accept, in a queue and in a history that is never
+    trimmed.
     """
 
     def __init__(self, sink: Callable[[Message], None]) -> None:
@@ -79,20 +80,20 @@ class Tap(EventListener):
         self._sink = sink
 
     def accept(self, event: Message) -> bool:
-        """Hand the event on; False, so that it is not kept."""
+        """Pass the event on; return False, so that it is not kept."""
         self._sink(event)
         return False
 
 
 async def reach(address: Address, pid: int | None, *, limit: float) -> tuple[socket.socket, Peer, Client]:
-    """Dial and greet; again when what came first was for the client before us.
+    """Connect and negotiate; retry when the first message was meant for the previous client.
 
-    Failed or cancelled, no socket is left open, not even a given one.
+    After a failure or cancellation no socket is left open, not even a given one.
 
     Args:
-        address: Where to; a connected socket is ours from now on.
-        pid: QEMU's process, where the kernel cannot tell.
-        limit: Seconds that all of it may take.
+        address: The address; a connected socket is ours from now on.
+        pid: QEMU's process id, where the kernel cannot tell.
+        limit: Seconds that the whole call may take.
 
     Raises:
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
@@ -143,11 +144,11 @@ async def _greeted(
 
 
 async def _greet(client: Client, sock: socket.socket, *, seconds: float, where: str) -> None:
-    """Connect the client; failed, late or cancelled, it is left IDLE.
+    """Connect the client; after a failure, timeout or cancellation it is IDLE.
 
     Raises:
         TimeoutError: When greeting and negotiation take longer than `seconds`.
-        ConnectFailed: When what comes is not QMP, or the other side closes.
+        ConnectFailed: When the data received is not QMP, or the other side closes.
     """
     # In a task that is cancelled once: an anyio scope would cancel qemu.qmp's clean-up as well.
     attempt = asyncio.create_task(client.connect(sock), name="qmpsnap: connect")
@@ -171,9 +172,9 @@ async def _greet(client: Client, sock: socket.socket, *, seconds: float, where: 
 
 
 def _was_out_of_turn(failed: BaseException | None) -> bool:
-    """Whether QMP came, but no greeting or no answer to ours: qemu.qmp missed a key, or "return".
+    """Whether the message was QMP, but neither a greeting nor the reply to ours: qemu.qmp missed a key.
 
-    QEMU sends the reply to a command whose client went meanwhile to the next one that connects.
+    QEMU sends the reply to a command whose client has disconnected to the next client that connects.
     """
     cause = failed.exc if isinstance(failed, ConnectError) else None
     return isinstance(cause, GreetingError | NegotiationError) and isinstance(
@@ -182,7 +183,7 @@ def _was_out_of_turn(failed: BaseException | None) -> bool:
 
 
 def _why_not(cause: Exception) -> str:
-    """Say what was wrong with what came instead of a greeting."""
+    """Describe what was received instead of a greeting."""
     if isinstance(cause, EOFError | OSError):
         return "closed the connection before it was ready"
     if isinstance(cause, NegotiationError):

@@ -1,4 +1,4 @@
-"""Opens the socket of a monitor, and looks at who is at its other end."""
+"""Opens the socket of a monitor, and identifies the process at its other end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Address = str | tuple[str, int] | socket.socket
 
 
 class Peer(Struct, frozen=True):
-    """Who is at the other end of a socket.
+    """The process at the other end of a socket.
 
     Attributes:
         is_unix: Whether it is a unix socket, hence on this machine.
@@ -40,12 +40,12 @@ class Peer(Struct, frozen=True):
 
     @property
     def process(self) -> str:
-        """QEMU as messages name it, with its process id if that is known."""
+        """QEMU as it is called in messages, with its process id if known."""
         return f"QEMU (process {self.pid})" if self.pid else "QEMU"
 
 
 def describe(address: Address) -> str:
-    """Return the address for people; also the form that `dial` takes, but for sockets."""
+    """Return the address as text; `dial` takes the same form, except for sockets."""
     if isinstance(address, socket.socket):
         return f"socket {address.fileno()}"
     if isinstance(address, tuple):
@@ -56,8 +56,8 @@ def describe(address: Address) -> str:
 async def dial(address: Address) -> socket.socket:
     """Connect to the address; a socket is returned as it is.
 
-    While others wait in the listener's backlog it tries again; the time limit is the caller's.
-    Cancelled or failed, no socket is left open.
+    Retries while the listener's backlog is full; the time limit is the caller's. After a
+    failure or cancellation no socket is left open.
 
     Raises:
         ConnectFailed: When nobody listens there, with the system's reason.
@@ -76,14 +76,14 @@ async def dial(address: Address) -> socket.socket:
 
 
 def peer_of(sock: object, pid: int | None) -> Peer:
-    """Look at who is at the other end.
+    """Identify the process at the other end.
 
-    The kernel's answer is who called listen(). The ends of a socket pair have no address, and
-    there the kernel names whoever made the pair: that is not taken for QEMU.
+    The kernel names the process that called listen(). The ends of a socket pair have no address, and there
+    the kernel names the process that created the pair, which is not taken for QEMU.
 
     Args:
         sock: A connected socket, or asyncio's view of one; anything else counts as unknown.
-        pid: What the caller knows better; None when it does not.
+        pid: The process id, if the caller knows it.
     """
     if not hasattr(sock, "getsockopt") or sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]
         return Peer(is_unix=False, pid=pid)
@@ -158,7 +158,7 @@ def _what_next(error: OSError | None, path: str = "") -> str:
 
 
 def _who_may(path: str) -> str:
-    """Say whose the socket is, and how somebody else gets at it; or which directory is in the way."""
+    """Say who owns the socket and how to get access to it, or which directory denies access."""
     me = _user(os.geteuid())
     for place in (*reversed(Path(path).absolute().parents), Path(path)):
         try:
@@ -189,7 +189,7 @@ def _group(number: int) -> str:
 
 
 def _warn_of_others(path: str) -> None:
-    """Warn when every user of this machine may write to the monitor, and so become QEMU's user."""
+    """Warn when every user of this host may write to the monitor, and so act as QEMU's user."""
     real = Path(path).resolve()
     if not real.stat().st_mode & stat.S_IWOTH:
         return

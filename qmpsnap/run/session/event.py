@@ -1,4 +1,4 @@
-"""Events of a QEMU, and who hears them."""
+"""Events of a QEMU, and their subscribers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Event(Struct, frozen=True):
 
 
 def read_event(message: Mapping[str, object]) -> Event | None:
-    """Read an event off the wire; None when it is nothing that the schema knows."""
+    """Parse an event from the wire; None when it does not fit the schema."""
     name, data, stamp = (message.get(key) for key in ("event", "data", "timestamp"))
     if not isinstance(name, str):
         return None
@@ -48,7 +48,7 @@ def read_event(message: Mapping[str, object]) -> Event | None:
 
 
 class Subscriptions:
-    """Who hears a session's events."""
+    """The subscribers to a session's events."""
 
     def __init__(self) -> None:
         self._all: list[_Subscription] = []
@@ -67,22 +67,22 @@ class Subscriptions:
     def deliver(self, event: Event) -> None:
         """Have the loop call each sink next.
 
-        Not called from here: we are in qemu.qmp's reader, and what a sink raised would end the
-        link. A reply behind the event wakes its waiter through the same queue, hence later.
+        They are not called directly: this is qemu.qmp's reader, and an exception in a sink would end the
+        link. A reply that follows the event wakes its waiter through the same queue, hence later.
         """
         loop = asyncio.get_running_loop()
         for subscription in self._all:
             loop.call_soon(subscription.deliver, event)
 
     def deliver_lost(self) -> None:
-        """Have the loop tell each, after the last event, that the link was lost."""
+        """Have the loop notify each sink, after the last event, that the link was lost."""
         loop = asyncio.get_running_loop()
         for subscription in self._all:
             loop.call_soon(subscription.deliver_lost)
 
 
 class _Subscription:
-    """One sink, until it is taken away."""
+    """One subscriber, until it unsubscribes."""
 
     def __init__(self, sink: Callable[[Event], None], lost: Callable[[], None] | None) -> None:
         self.active = True

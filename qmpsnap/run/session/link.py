@@ -1,7 +1,7 @@
-"""One QMP connection: commands, events, and the moment when it is lost.
+"""One QMP connection: commands, events, and the loss of the link.
 
-Commands run in tasks of their own: one that changes something is awaited whatever becomes of its
-caller. No task outlives its session.
+Commands run in tasks of their own, so that one that changes something is awaited even if its caller
+is cancelled. No task outlives its session.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told with
 
 
 class Session:
-    """One QMP connection; made by `connect` and `adopt`, and ends with their block.
+    """One QMP connection; made by `connect` and `adopt`, and closed when their block ends.
 
     Attributes:
-        address: Where it leads, for people.
+        address: The address as text.
         is_unix: Whether it is a unix socket, hence on this machine.
         peer_pid: The process that listens at the other end of a unix socket; None if not known.
         lost: Set once no command can be answered any more.
@@ -88,12 +88,12 @@ class Session:
     ) -> object:
         """Ask QEMU something that changes nothing.
 
-        A cancelled query is given up at once, and what QEMU answers to it is dropped.
+        A cancelled query returns at once, and QEMU's late answer is dropped.
 
         Args:
             command: Name of the command.
             arguments: Its arguments.
-            more: Further arguments, those whose names Python can spell.
+            more: Further arguments, those whose names are Python identifiers.
 
         Raises:
             CommandFailed: When QEMU answers with an error.
@@ -121,9 +121,9 @@ class Session:
     ) -> object:
         """Send a command that changes something; wait for its reply, however long it takes.
 
-        Cancelled before it is sent, nothing is sent. Cancelled later, the reply is awaited for
-        at most 30 s, then the cancellation goes on its way. `begin` does the same, and lets the
-        caller see the outcome then.
+        If it is cancelled before it is sent, nothing is sent. If it is cancelled later, the reply is awaited
+        for at most 30 s, then the cancellation is raised. `begin` does the same, but also tells the caller
+        the outcome.
 
         Args:
             command: What is sent.
@@ -168,7 +168,7 @@ class Session:
         await self.lost.wait()
 
     def link_lost(self, step: str, *, changed: Changed = Changed.UNKNOWN, known: str = "") -> LinkLost:
-        """Make the error that says that the link went while `step` was in flight."""
+        """Make the error that says that the link was lost while `step` was in flight."""
         reason = self.close_reason or "no answer"
         return LinkLost(
             f"lost {self.address} with {step} in flight: {reason}{'; ' if known else ''}{known}",
@@ -242,11 +242,11 @@ class Session:
         self._subscriptions.deliver(event)
 
     async def _watch_link(self) -> None:
-        """Wait for the end of the link, and tell everybody.
+        """Wait for the end of the link, and notify every waiter.
 
-        qemu.qmp sets its event and clears it in one go: a waiter that comes a moment later waits
-        for the next change. So the state is looked at first, with no await in between. Any change
-        is final here, also if the embedder connects the same client again.
+        qemu.qmp sets its event and clears it in one go, so a late waiter would wait
+        for the next change. Hence the state is checked first, with no await in between. Any change
+        is final here, also if the embedder reconnects the same client.
         """
         if self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
@@ -266,9 +266,9 @@ class Session:
         await self._give_up()
 
     async def abandon(self, owner: object = None) -> None:
-        """Wait no longer for commands in flight: each raises LinkLost, its outcome unknown.
+        """Stop waiting for commands in flight: each raises LinkLost, with an unknown outcome.
 
-        The session goes on; what QEMU answers late is dropped.
+        The session stays usable; QEMU's late answers are dropped.
 
         Args:
             owner: Whose (see `run/current_operation.py`); None: all.
@@ -293,7 +293,7 @@ class Session:
         self._subscriptions.deliver_lost()
 
     async def _disconnected(self) -> str:
-        """Disconnect the client, once for all who ask; return why the link ended."""
+        """Disconnect the client, once for all callers; return why the link ended."""
         if self._disconnecting is None:
             self._disconnecting = asyncio.create_task(self._disconnect(), name="qmpsnap: disconnect")
         await asyncio.wait({self._disconnecting})
@@ -337,8 +337,8 @@ async def connect(
 ) -> AsyncIterator[Session]:
     """Connect to a QEMU's monitor for the length of a block.
 
-    Failed or cancelled, no socket and no task is left. That QEMU went meanwhile is no error of
-    the block's end.
+    After a failure or cancellation no socket and no task is left. If QEMU has gone meanwhile, leaving the
+    block raises nothing.
 
     Args:
         address: Path of a unix socket, "tcp:HOST:PORT", (host, port), or a connected socket,
@@ -346,8 +346,8 @@ async def connect(
         pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
         reply_limit: Seconds that a query may take.
         greeting_limit: Seconds that connecting may take, the greeting included.
-        name: How the machine is called in errors; "": by the address.
-        last_words: Of a QEMU that is our child, how it ended; "" while it lives.
+        name: The machine's name in errors; "" for the address.
+        last_words: For a QEMU that is our child: how it ended; "" while it runs.
 
     Raises:
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
@@ -374,9 +374,9 @@ async def connect(
 async def adopt(
     client: QMPClient, *, pid: int | None = None, reply_limit: float = 60.0
 ) -> AsyncIterator[Session]:
-    """Use a connected client of the embedder for the length of a block.
+    """Use a connected client of the embedder while the block lasts.
 
-    It is left as it was found: connected, with its own listeners, their queues and history.
+    Afterwards the client is as before: connected, with its own listeners, their queues and history.
 
     Args:
         client: The client, in state RUNNING.
