@@ -45,7 +45,7 @@ async def connect(
         address: Path of a unix socket, "tcp:HOST:PORT", (host, port), a connected socket that is ours
             from now on, or a connected QMPClient that stays yours.
         shared_fs: Whether we see the files that QEMU sees; None: found out.
-        state_dir: Where records go; None: beside each base image.
+        state_dir: Directory of records; None for beside each base image.
         pid: QEMU's process where the socket does not tell it.
         reply_limit: Seconds that QEMU may take to answer a question.
         greeting_limit: Seconds that QEMU may take to greet.
@@ -104,7 +104,7 @@ async def launch(
         cwd: Its working directory; None: ours.
         env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
         log: File that takes what it prints; in any case the end of that is in the error if it dies.
-        state_dir: Where records go; None: beside each base image.
+        state_dir: Directory of records; None for beside each base image.
         name: How the machine is called in logs and errors; "": "qemu".
 
     Raises:

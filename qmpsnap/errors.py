@@ -2,38 +2,38 @@
 
     QmpsnapError                      .changed  .hint  .exit_code
     +- Refused            (exit 3)    nothing of the VM was changed, nothing of ours is left
-    |  +- NotFound                 no disk, node, layer or job of that name
-    |  +- AmbiguousName               the name fits two; .candidates
-    |  +- NotInChain                  the layer is not in the chain, or on the wrong side of the other
-    |  +- Busy                    a job holds the node; .node .job_id
-    |  +- TargetExists                a file of that name is there already; .file
-    |  +- InvalidTarget              the target cannot be made or does not fit; .file
-    |  +- FileMoved                   a name leads no more to the file that QEMU has open; .file .path
-    |  +- StillNeeded                 another image stands on what would change; .by
+    |  +- NotFound                    no disk, node, layer or job of that name
+    |  +- AmbiguousName               more than one thing of that name; .candidates
+    |  +- NotInChain                  the layer is not in the chain, or on the wrong side of the other one
+    |  +- Busy                        a job holds the node; .node .job_id
+    |  +- TargetExists                a file of that name exists already; .file
+    |  +- InvalidTarget               the target cannot be created or does not fit; .file
+    |  +- FileMoved                   a name no longer leads to the file that QEMU has open; .file .path
+    |  +- StillNeeded                 another image is backed by what would change; .by
     |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
-    |  +- Unsupported                 this QEMU or this machine cannot; .feature
-    |  +- UnsafeImage                 an image header that no tool should follow; .file
-    |  +- BadArgument                 a word, path or number that no call takes; .parameter .value .allowed
-    |  +- BadName                     a name outside the grammar; .name
-    |  +- ForeignJob                  a job that is not ours; .job_id
+    |  +- Unsupported                 this QEMU or this machine cannot do it; .feature
+    |  +- UnsafeImage                 an image header that must not be followed; .file
+    |  +- BadArgument                 an invalid word, path or number; .parameter .value .allowed
+    |  +- BadName                     an invalid snapshot name; .name
+    |  +- ForeignJob                  a job of another client; .job_id
     |  +- MachineDiffers              VM state of another machine, or of other disks; .differences
-    +- TargetError        (exit 4)    the other side said no, or cannot be reached
+    +- TargetError        (exit 4)    QEMU refused, failed, or cannot be reached
     |  +- ConnectFailed               no QMP there, or no greeting in time
     |  +- CommandFailed               QEMU's error reply; .command .arguments .qmp_class .desc
     |  +- JobFailed                   the job ended with an error; .job_id .error
-    |  +- MigrationFailed             VM state could not be written or read; .error
-    |  +- Malformed                   an answer that is not QMP, or not what the schema promises
-    |  +- GuestFailed                 a test's guest: a command failed, or no answer; .script .status .output
-    +- LinkLost           (exit 5)    the connection went; .step was in flight; the outcome is unknown
-    +- GraphMismatch      (exit 6)    it succeeded, the graph is not the predicted one; .expected .found
+    |  +- MigrationFailed             VM state could not be saved or loaded; .error
+    |  +- Malformed                   an answer that is not QMP, or does not match the schema
+    |  +- GuestFailed                 a command in a test's guest failed; .script .status .output
+    +- LinkLost           (exit 5)    the connection was lost; .step was in flight; the outcome is unknown
+    +- GraphMismatch      (exit 6)    it succeeded, but the graph is not as predicted; .expected .found
     +- Incomplete         (exit 7)    stopped between steps; .done .remaining
        +- JobPaused                   an I/O error paused the job; .job_id .reason
-       +- Detached                    the caller left; the job runs on; .job_id
-    +- Interrupted        (exit 130)  the caller asked to stop, and what could be is undone
+       +- Detached                    the caller detached; the job keeps running; .job_id
+    +- Interrupted        (exit 130)  the caller asked to stop; everything that could be was rolled back
 
-`changed` speaks of the chains and of the bytes of every layer. A commit that failed has written
-into its base: the guest reads what it read, `changed` is YES, and `invalid` names each layer that
-no longer holds its moment.
+`changed` covers the chains and the bytes of every layer. A commit that failed has written into its
+base: the guest's data is unchanged, but `changed` is YES, and `invalid` names each layer that no
+longer holds its moment.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Changed(Enum):
 
 
 class _Facts(TypedDict, total=False):
-    """What every error may say besides its message."""
+    """Facts that any error may carry besides its message."""
 
     changed: Changed
     hint: str
@@ -103,11 +103,11 @@ class QmpsnapError(Exception):
     All of them can be copied and pickled, with every attribute. A traceback shows the hint.
 
     Attributes:
-        changed: What became of the chains and of the layers' bytes.
+        changed: Whether the chains, or the layers' bytes, were changed.
         hint: What to do next, or "".
         invalid: Files that no longer hold their moment.
-        left: Files, nodes or jobs that stay behind, each with what removes it.
-        exit_code: What the command line ends with.
+        left: Files, nodes or jobs that stay behind, each with the command that removes it.
+        exit_code: Exit code of the command line.
     """
 
     exit_code = 1
@@ -130,7 +130,7 @@ class QmpsnapError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do next, or ""; one of the exception's notes, so that a traceback shows it."""
+        """What to do next, or ""; also a note of the exception, so that a traceback shows it."""
         return self._hint
 
     @hint.setter
@@ -141,7 +141,7 @@ class QmpsnapError(Exception):
         self.__notes__ = [*notes, _NEXT + hint] if hint else notes
 
     def to_json(self) -> dict[str, object]:
-        """The error as `--json` prints it: its class, what every error has, and what this one has besides."""
+        """The error as `--json` prints it: its class, the common attributes, and its own."""
         first = {
             "type": type(self).__name__,
             "message": self.message,
@@ -156,7 +156,7 @@ class QmpsnapError(Exception):
         return first | more
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The default calls the class with the message alone, and most take more.
+        # The default calls the class with only the message, but most classes take more.
         return _blank, (type(self), *self.args), dict(vars(self))
 
 
@@ -164,7 +164,7 @@ _NEXT = "next: "
 
 
 def _blank(kind: type[QmpsnapError], *args: object) -> QmpsnapError:
-    """An error before its attributes are given back to it, out of a pickle or a copy."""
+    """An error without attributes, which pickle and copy then restore."""
     return kind.__new__(kind, *args)
 
 
@@ -187,7 +187,7 @@ class AmbiguousName(Refused):
 
 
 class NotInChain(Refused):
-    """The layer is not in the disk's chain, or stands on the wrong side of the other."""
+    """The layer is not in the disk's chain, or is on the wrong side of the other one."""
 
 
 class Busy(Refused):
@@ -208,7 +208,7 @@ class TargetExists(Refused):
 
 
 class InvalidTarget(Refused):
-    """The target cannot be made there, or does not fit."""
+    """The target cannot be created there, or does not fit."""
 
     def __init__(self, message: str, *, file: str, hint: str = "", left: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint, left=left)
@@ -216,11 +216,11 @@ class InvalidTarget(Refused):
 
 
 class FileMoved(Refused):
-    """A name leads no more to the file that QEMU has open.
+    """A name no longer leads to the file that QEMU has open.
 
     Attributes:
         file: The name, as QEMU's graph has it.
-        path: Where the file that QEMU has open lies now; "" when it has no name, or none is known.
+        path: Where the file that QEMU has open is now; "" when it has no name, or none is known.
     """
 
     def __init__(self, message: str, *, file: str, path: str = "", hint: str = "") -> None:
@@ -230,7 +230,7 @@ class FileMoved(Refused):
 
 
 class StillNeeded(Refused):
-    """Another image stands on a layer that would change; `by` names each."""
+    """Another image is backed by a layer that would change; `by` names each."""
 
     def __init__(self, message: str, *, by: Sequence[str], hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -254,7 +254,7 @@ class Unsupported(Refused):
 
 
 class UnsafeImage(Refused):
-    """An image header that no tool should be let follow."""
+    """An image header that must not be followed, because it leads to other files."""
 
     def __init__(self, message: str, *, file: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -262,12 +262,12 @@ class UnsafeImage(Refused):
 
 
 class BadArgument(Refused, ValueError):
-    """An argument that no call takes: a wrong word, type, path or number; nothing was sent.
+    """An invalid argument: a wrong word, type, path or number; nothing was sent.
 
     Attributes:
-        parameter: What the argument is called.
+        parameter: The argument's name.
         value: What was given.
-        allowed: Every word that is taken, where that is a closed choice.
+        allowed: The valid words, if it is a closed choice.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class BadArgument(Refused, ValueError):
 
 
 class BadName(Refused, ValueError):
-    """A name outside the grammar."""
+    """A name that does not match the grammar of snapshot names."""
 
     def __init__(self, message: str, *, name: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -288,7 +288,7 @@ class BadName(Refused, ValueError):
 
 
 class ForeignJob(Refused):
-    """A job that is not ours, and nobody said that it may be touched."""
+    """A job of another client, and the caller did not allow acting on it."""
 
     def __init__(self, message: str, *, job_id: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -296,7 +296,7 @@ class ForeignJob(Refused):
 
 
 class MachineDiffers(Refused):
-    """VM state is another machine's, or its disks have changed since; `differences` names each."""
+    """VM state belongs to another machine, or its disks have changed since; `differences` names each."""
 
     def __init__(self, message: str, *, differences: Sequence[str], hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -304,13 +304,13 @@ class MachineDiffers(Refused):
 
 
 class TargetError(QmpsnapError):
-    """The other side said no, or cannot be reached."""
+    """QEMU refused, failed, or cannot be reached."""
 
     exit_code = 4
 
 
 class ConnectFailed(TargetError):
-    """There is no QMP at that address, or no greeting came in time."""
+    """There is no QMP server at that address, or no greeting came in time."""
 
 
 class CommandFailed(TargetError):
@@ -334,7 +334,7 @@ class CommandFailed(TargetError):
 
 
 class JobFailed(TargetError):
-    """A job ended with an error, or was cancelled by somebody else."""
+    """A job ended with an error, or was cancelled by another client."""
 
     def __init__(self, message: str, *, job_id: str, error: str, **facts: Unpack[_Facts]) -> None:
         super().__init__(message, **facts)
@@ -343,7 +343,7 @@ class JobFailed(TargetError):
 
 
 class MigrationFailed(TargetError):
-    """VM state could not be written, or not be read; `error` is QEMU's text."""
+    """VM state could not be saved or loaded; `error` is QEMU's text."""
 
     def __init__(self, message: str, *, error: str, **facts: Unpack[_Facts]) -> None:
         super().__init__(message, **facts)
@@ -351,11 +351,11 @@ class MigrationFailed(TargetError):
 
 
 class Malformed(TargetError):
-    """An answer that is not QMP, or not what the schema promises."""
+    """An answer that is not QMP, or does not match the schema."""
 
 
 class GuestFailed(TargetError):
-    """A test's guest failed a command, or does not answer; `status` is None for the latter."""
+    """A command in a test's guest failed, or the guest does not answer (`status` is None then)."""
 
     def __init__(self, message: str, *, script: str, status: int | None = None, output: str = "") -> None:
         super().__init__(message, changed=Changed.UNKNOWN)
@@ -365,7 +365,7 @@ class GuestFailed(TargetError):
 
 
 class LinkLost(QmpsnapError):
-    """The connection went while something was under way; `step` was in flight."""
+    """The connection was lost while `step` was in flight."""
 
     exit_code = 5
 
@@ -376,9 +376,9 @@ class LinkLost(QmpsnapError):
 
 
 class GraphMismatch(QmpsnapError):
-    """The command succeeded, and the graph is not the predicted one.
+    """The command succeeded, but the graph is not the predicted one.
 
-    Raised with `changed` NO before the first step, when the graph moved since it was planned on.
+    Raised with `changed` NO before the first step, when the graph has changed since the plan was made.
     """
 
     exit_code = 6
@@ -417,7 +417,7 @@ class Incomplete(QmpsnapError):
 
 
 class JobPaused(Incomplete):
-    """An I/O error paused the job, as its error policy asked; it waits to be resumed or cancelled."""
+    """An I/O error paused the job, as its error policy says; it can be resumed or cancelled."""
 
     def __init__(
         self, message: str, *, job_id: str, reason: str, hint: str, invalid: Sequence[str] = ()
@@ -428,7 +428,7 @@ class JobPaused(Incomplete):
 
 
 class Detached(Incomplete):
-    """The caller left as it asked to; the job runs on and can be waited for."""
+    """The caller detached on request; the job keeps running and can be waited for."""
 
     def __init__(self, message: str, *, job_id: str, hint: str, invalid: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint, invalid=invalid)
@@ -436,6 +436,6 @@ class Detached(Incomplete):
 
 
 class Interrupted(QmpsnapError):
-    """The caller asked to stop; what could be is undone, and `changed` says whether that was all."""
+    """The caller asked to stop; what could be was rolled back; `changed` says whether that was all."""
 
     exit_code = 130

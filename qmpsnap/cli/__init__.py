@@ -1,1 +1,1 @@
-"""The command line: one file per verb; it calls nothing that an embedder could not."""
+"""The command line: one file per verb, on the public API alone."""

@@ -1,6 +1,6 @@
 """The group of verbs, the options that all of them share, and how a verb is declared.
 
-A verb's module is imported when the verb is used: `qmpsnap chain` pays for no other.
+A verb's module is imported when the verb is used, so that `qmpsnap chain` loads no other.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 @dataclass
 class App:
-    """What was asked for, whatever the verb.
+    """The options that all verbs share.
 
     Attributes:
         socket: Path of QEMU's monitor, or tcp:HOST:PORT; "" when none was given.
         json: Whether results and errors are JSON.
         verbose: How often -v was given.
-        shared_fs: Whether we see QEMU's files; None: found out.
-        state_dir: Where records go; None: beside each base image.
+        shared_fs: Whether QEMU's files are visible here; None to detect it.
+        state_dir: Directory of records; None for beside each base image.
         moved: Disks whose root has moved so far, each with its new active file.
     """
 
@@ -90,7 +90,7 @@ _SHARED = MappingProxyType({"yes": True, "no": False, "auto": None})
 
 
 def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's
-    """Keep a shared option's value, given before the verb or after it."""
+    """Store a shared option's value, given before or after the verb."""
     app = context.ensure_object(App)
     source = context.get_parameter_source(option.name or "")
     if source not in {click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT}:
@@ -109,7 +109,7 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
 
 
 def _shared_options(*, again: bool) -> list[click.Parameter]:
-    """Make the options that stand before the verb; `again`: the same, accepted after it as well."""
+    """Make the options that precede the verb; `again`: the same options after the verb."""
 
     def option(*names: str, **details: Any) -> click.Option:  # noqa: ANN401 - click's
         return click.Option(names, expose_value=False, callback=_remember, hidden=again, **details)
@@ -142,10 +142,10 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
 
 
 class _Formatter(click.HelpFormatter):
-    """Breaks lines between words alone: an option, or a name with a hyphen, is one."""
+    """Breaks lines only between words: an option, or a name with a hyphen, is one word."""
 
     def write_text(self, text: str) -> None:
-        """Write a paragraph that is not broken at its hyphens."""
+        """Write a paragraph without breaking it at hyphens."""
         super().write_text(text.replace("-", _HYPHEN))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
@@ -154,7 +154,7 @@ class _Formatter(click.HelpFormatter):
         super().write_dl(glued, col_max, col_spacing)
 
     def getvalue(self) -> str:
-        """Return the help with its hyphens back."""
+        """Return the help, with its hyphens restored."""
         return super().getvalue().replace(_HYPHEN, "-")
 
 
@@ -169,7 +169,7 @@ class Group(click.Group):
 
 
 class Verb(click.Command):
-    """A verb: it takes the shared options too, and its help ends with an example.
+    """A verb: it also takes the shared options, and its help ends with an example.
 
     Args:
         example: One command line that does something useful.
@@ -192,7 +192,7 @@ class Verb(click.Command):
 
 
 def _broken(example: str) -> list[str]:
-    """Lines of a command line that a shell takes as one."""
+    """Break a long command line into lines with backslashes."""
     lines = [" "]
     for word in _WORD.findall(example):
         if len(lines[-1]) + len(word) + 3 > _NARROW:

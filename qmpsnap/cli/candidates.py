@@ -1,4 +1,4 @@
-"""Names of a running machine, for completion: quick, silent, and none when it does not answer."""
+"""Names of a running machine for completion: quick, silent, and empty when it does not answer."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["commands", "disks", "is_word", "jobs", "layers", "snapshots"]
 
 T = TypeVar("T")
-# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's scripts
-# for them split at commas.
+# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's
+# completion scripts split at commas.
 _WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+=-]*")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
 
@@ -38,7 +38,7 @@ def commands(context: click.Context) -> list[str]:
 
 
 def is_word(name: str) -> bool:
-    """Whether every shell takes the name for one word as it stands, and no verb takes it for an option."""
+    """Whether every shell takes the name for one word without quotes, and no verb takes it for an option."""
     return _WORD.fullmatch(name) is not None
 
 
@@ -49,11 +49,11 @@ def disks(context: click.Context) -> list[str]:
 
 
 def layers(context: click.Context) -> list[str]:
-    """Last parts of the layers' paths; of the disk that the command line names, else of all."""
+    """Last components of the layers' paths: of the disk in the command line, else of all disks."""
     graph = _ask(context, lambda vm: vm.graph())
     if graph is None:
         return []
-    # click forgets the arguments before an option that waits for its value; the shell remembers.
+    # click drops the arguments before an option that still needs its value; the shell has them.
     words = os.environ.get("COMP_WORDS", "").split()
     disk = context.params.get("disk") or next((word for word in words if word in graph.disks), None)
     return sorted(_layers(graph, disk))
@@ -66,7 +66,7 @@ def jobs(context: click.Context) -> list[str]:
 
 
 def snapshots(context: click.Context) -> list[str]:
-    """Names of the moments: external ones too, where QEMU's files are visible."""
+    """Names of the snapshots; external ones only where QEMU's files are visible."""
     listing = _ask(context, lambda vm: vm.moments(), with_files=True)
     return sorted({moment.name for moment in listing.moments}) if listing is not None else []
 

@@ -1,4 +1,4 @@
-"""`qmpsnap completion`: the script that makes Tab work."""
+"""`qmpsnap completion`: the completion script of a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qmpsnap delete`: a moment goes, all others stay."""
+"""`qmpsnap delete`: delete one snapshot and keep all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qmpsnap events`: what QEMU tells, as it tells it."""
+"""`qmpsnap events`: print QEMU's events."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def events() -> None:
 
 @contextmanager
 def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
-    """Call `tell` when the pipe that stdout is has no reader any more, also while no event comes."""
+    """Call `tell` when stdout is a pipe whose reader has gone, also while no event comes."""
     descriptor = sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         yield

@@ -1,4 +1,4 @@
-"""`qmpsnap status`, `cont` and `stop`: whether the guest runs, and that it does or does not."""
+"""`qmpsnap status`, `cont` and `stop`: show, resume or pause the guest."""
 
 from __future__ import annotations
 

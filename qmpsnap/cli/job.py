@@ -211,7 +211,7 @@ _STATES_AFTER = {
 
 
 def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None) -> None:
-    """Print what was done to a job; neither a chain nor a layer was changed by it."""
+    """Print what was done to a job; that changes neither a chain nor a layer."""
     if current_app().json:
         done = Done(op=f"job-{op}", chains={}, elapsed_s=elapsed, job_id=job_id, changed=False)
         emit(json_line(**done.to_json(), job_id=job_id, job=found.to_json()))

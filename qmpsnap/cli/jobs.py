@@ -1,4 +1,4 @@
-"""`qmpsnap jobs`: what QEMU is at, and what an earlier client left behind."""
+"""`qmpsnap jobs`: list jobs and interrupted operations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def jobs() -> None:
 
 
 def _keeps_overlay(record: IntentRecord) -> bool:
-    """Whether the record is there to stay: it says which layers a `commit --keep-overlay` wrote into."""
+    """Whether the record is permanent: it says which layers a `commit --keep-overlay` wrote into."""
     return record.op == "commit" and not record.policy
 
 
@@ -84,7 +84,7 @@ def _state(job: Job) -> str:
 
 
 def _ways(job: Job) -> list[str]:
-    """What can be typed to end a job of ours, the likeliest first."""
+    """Commands that finish or cancel a job of ours, the likeliest first."""
     if not job.mine:
         return []
     if job.status in ENDED:
@@ -96,26 +96,28 @@ def _ways(job: Job) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """An operation that has no job any more; `vanished` says why it cannot be brought to its end, or ""."""
+    """An interrupted operation without a job; `vanished` says why it cannot be completed, or ""."""
 
     record: IntentRecord
     vanished: str
 
     @property
     def way(self) -> str:
-        """What can be typed to end it: what is left is done, or a commit is done anew."""
+        """The command that finishes it: the remaining steps, or the whole commit again."""
         record = self.record
         files = record.chains.get(record.disk, ())
         if not self.vanished or record.op != "commit" or not record.folded:
             return f"qmpsnap job wait {record.id}"
-        # A commit that was stopped has written into its base: nothing but the same commit mends that.
+        # A commit that was stopped has written into its base: only the same commit repairs that.
         above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1
         top = ("--top", record.folded[0]) if above else ()
-        base = ("--base", files[below]) if below < len(files) else ()  # else it is no file, and the deepest
+        base = (
+            ("--base", files[below]) if below < len(files) else ()
+        )  # else it is not a file, and the default
         return command("commit", record.disk, *top, *base)
 
     def text(self) -> list[str]:
-        """Lines for people."""
+        """The lines of text output."""
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client is gone"

@@ -1,4 +1,4 @@
-"""`qmpsnap list`: the moments that the disks hold."""
+"""`qmpsnap list`: list the snapshots of the disks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _State:
     """VM state of a moment.
 
     Attributes:
-        bytes: What it takes; None where the file cannot be looked at; 0: there is none.
+        bytes: Its size; None where the file cannot be inspected; 0 if there is none.
         missing: Whether its file is gone.
     """
 
@@ -77,7 +77,7 @@ class _State:
 
 
 def _state(moment: Moment) -> _State:
-    """Look at a moment's VM state; a record is seen only where the files are visible, too."""
+    """Size of a moment's VM state; where its record is visible, its file is, too."""
     if not moment.vm_state_file:
         return _State(moment.vm_state_size)
     try:

@@ -24,7 +24,7 @@ def configure(verbose: int) -> None:
     handler.setFormatter(_Fields())
     handler.addFilter(lambda record: verbose > 0 or vars(record).get("event") not in _TOLD)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
-    # qemu.qmp logs each error that it also raises, and that we print: once is enough.
+    # qemu.qmp also logs the errors that it raises and that we print.
     wire = logging.getLogger("qemu.qmp")
     wire.propagate = False
     wire.handlers.clear()
@@ -36,7 +36,7 @@ def configure(verbose: int) -> None:
 
 
 class _ToStderr(logging.Handler):
-    """Writes to the stderr of the moment, so that a progress bar can move out of the way."""
+    """Writes to the current sys.stderr, so that a progress bar can make way."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(self.format(record)), file=sys.stderr, flush=True)  # noqa: T201 - a log
@@ -51,7 +51,7 @@ class _Fields(logging.Formatter):
 
 
 class _Traffic(logging.Formatter):
-    """One QMP message a line: qemu.qmp spells each over many."""
+    """One QMP message per line; qemu.qmp logs each on several lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""

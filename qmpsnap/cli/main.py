@@ -1,4 +1,4 @@
-"""The command line's entry point: every way out ends here, with its text and its exit code."""
+"""The command line's entry point: every command ends here, with its exit code."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _answer_signals(*, as_json: bool) -> None:
-    """Until `Signals` takes over, let Ctrl-C and SIGTERM end the process, which has sent nothing yet.
+    """Let Ctrl-C and SIGTERM end the process until `Signals` takes over; nothing has been sent before.
 
-    At once, and not by an exception: that can get lost in an import, and one that came out of an `exec`
-    makes Python end by the signal, whatever its exit code is to be.
+    The process ends at once, not by an exception: an exception can get lost in an import, and after an `exec`
+    Python would end by the signal instead of with our exit code.
     """
     told, stream = (_STOPPED_JSON, 1) if as_json else (_STOPPED, 2)
 
@@ -78,7 +78,7 @@ def _answer_signals(*, as_json: bool) -> None:
 
 
 def _flush() -> None:
-    """Write out what is left; a reader that has gone is no error."""
+    """Flush what is left; a reader that has gone is no error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

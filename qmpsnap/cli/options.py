@@ -34,14 +34,14 @@ _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """A name that the machine knows; completes with those that there are."""
+    """A name in the machine; completed with the existing ones."""
 
     def __init__(self, name: str, find: Callable[[click.Context], list[str]]) -> None:
         self.name = name
         self._find = find
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
-        """The name as it is; a relative path, which no other kind of name can be, made absolute."""
+        """The name as it is; a relative path (no other kind of name looks like one) is made absolute."""
         del param, ctx
         name, equals, file = str(value).partition("=")  # a disk may bring its FILE along
         if "/" in name and not name.startswith("/"):
@@ -51,10 +51,10 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names of the running machine; none when it does not answer at once.
+        """Names in the running machine; none when it does not answer at once.
 
-        What is offered is put on the command line as it is, and whoever named an image's snapshot chose it:
-        a name that a shell would not take for one plain word is not offered.
+        The shell inserts a completion unquoted, and a snapshot's name may come from anybody:
+        a name that is not one plain word is not offered.
         """
         del param
         return [
@@ -65,16 +65,16 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 
 class _Name(_Live):
-    """A name that is no path, and no disk's: it stays as it is."""
+    """A name that is neither a path nor a disk's; taken as it is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
-        """Take any text, known to the machine or not."""
+        """Accept any text, whether the machine knows it or not."""
         del param, ctx
         return str(value)
 
 
 class _File(click.Path):
-    """A file's name, relative to the caller's directory; made absolute."""
+    """A file name, relative to the current directory; made absolute."""
 
     name = "file"
 
@@ -85,7 +85,7 @@ class _File(click.Path):
 
 
 class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """Bytes a second, also as 100K, 10M, 1.5G."""
+    """Bytes per second, such as 500000, 100K, 10M or 1.5G."""
 
     name = "speed"
 

@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 VERSION = 1
-_NARROWEST = 40  # columns; a terminal may say that it has none
-_LEAST = 12  # columns of the last one of a table
+_NARROWEST = 40  # columns; a terminal may report 0
+_LEAST = 12  # minimal width of a table's last column
 _BENEATH = "    "
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Unwritable(Exception):
-    """The result could not be written to stdout; it was told on stderr instead."""
+    """The result could not be written to stdout; it was printed to stderr instead."""
 
 
 def emit(*lines: str) -> bool:
-    """Write lines to stdout, at once; False when nobody reads them any more.
+    """Write lines to stdout and flush; False when nobody reads them any more.
 
-    Each is one line there, whatever it holds: this and `tell` are the only places that print.
+    Each prints as one line, whatever it contains: only this and `to_stderr` print.
 
     Raises:
-        Unwritable: When stdout takes them not, a full disk under it for instance.
+        Unwritable: When stdout cannot be written, for instance on a full disk.
     """
     try:
         for line in lines:
@@ -67,12 +67,12 @@ def emit(*lines: str) -> bool:
 
 
 def _discard_stdout() -> None:
-    """Send what is still buffered away, or the interpreter complains about it at its end."""
+    """Discard what is still buffered, or the interpreter complains about it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def to_stderr(*lines: str) -> None:
-    """Write lines to stderr, each as one line there; a terminal gets it broken between words."""
+    """Write lines to stderr, each as one line; on a terminal they are wrapped between words."""
     printed: Iterable[str] = map(printable, lines)
     if sys.stderr.isatty():
         printed = (part for line in printed for part in wrap(line))
@@ -81,7 +81,7 @@ def to_stderr(*lines: str) -> None:
 
 
 def json_line(**fields: object) -> str:
-    """One JSON object, on one line, with its version; what JSON has no number for is null."""
+    """One JSON object on one line, with its version; NaN and infinities become null."""
     return _dump({"version": VERSION, **fields})
 
 
@@ -93,7 +93,7 @@ def _dump(value: object) -> str:
 
 
 def _finite(value: object) -> object:
-    """The same without NaN and infinities, which Python reads and writes, and JSON does not know."""
+    """The same value without NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -111,7 +111,7 @@ def _plain(value: object) -> object:
 
 
 def size(number: int | None) -> str:
-    """Bytes in units of 1024, three digits: "1.5 GiB"; "?" for what is no size."""
+    """Bytes in units of 1024, three digits: "1.5 GiB"; "?" for None or a negative number."""
     if number is None or number < 0:
         return "?"
     if number < 1024:
@@ -125,7 +125,7 @@ def size(number: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: "3.1 ms", "12 s", "1:02:03"."""
+    """Seconds in a readable unit: "3.1 ms", "12 s", "1:02:03"."""
     if seconds is None:
         return "?"
     if seconds < 1:
@@ -138,12 +138,12 @@ def duration(seconds: float | None) -> str:
 
 
 def columns() -> int:
-    """How wide a table may be: as the terminal, or 80 columns where there is none."""
+    """The terminal's width, or 80 columns without a terminal."""
     return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def relative(file: str) -> str:
-    """A file's name as it may be typed here: relative where it lies in or below this directory."""
+    """A file's path, relative if the file is in or below the current directory."""
     try:
         here = os.getcwd().rstrip("/") + "/"  # noqa: PTH109 - a path of QEMU's need not be one of ours
     except OSError:
@@ -152,24 +152,24 @@ def relative(file: str) -> str:
 
 
 def wrap(text: str, *, indent: str = "", more: str = "    ") -> list[str]:
-    """Lines of a text, broken between words; a command line of ours is never broken, for it may be copied.
+    """Wrap a text between words; a qmpsnap command line is never broken, so that it can be copied.
 
     Args:
         text: The text.
         indent: What the first line begins with.
-        more: What each further one begins with, beside that.
+        more: What each further line begins with, after that.
     """
     return _wrap(_words(text), indent, indent + more)
 
 
 def chain_lines(disk: str, drawing: str) -> list[str]:
-    """Lines of a drawn chain, broken before its arrows."""
+    """Wrap a drawn chain before its arrows."""
     first, *others = f"{printable(disk)}: {printable(drawing)}".split(" <- ")
     return _wrap([first, *(f"<- {other}" for other in others)], "", "    ")
 
 
 def _words(text: str) -> list[str]:
-    """What may not be broken: each word, and a command line of ours up to what ends it in a sentence."""
+    """The unbreakable parts: each word, and a qmpsnap command line up to the punctuation that ends it."""
     words: list[str] = []
     typed = False
     for word in text.split(" "):
@@ -199,7 +199,7 @@ class Row:
     """One row of a table.
 
     Attributes:
-        cells: Texts, as many as there are columns.
+        cells: One text per column.
         beneath: Remarks, each on lines of its own below the row.
     """
 
@@ -210,15 +210,15 @@ class Row:
 def table(
     header: Sequence[str], rows: Iterable[Row], *, right: Sequence[str] = (), indent: str = "  "
 ) -> list[str]:
-    """Lines of a table that fits the terminal; a column without any content is left out.
+    """Lines of a table that fits the terminal; an empty column is left out.
 
-    The last column is broken between words; what does not fit there at all, a long path, stands below the
-    row, and what is too long for the first column above it. No name is ever cut.
+    The last column is wrapped between words; a word that does not fit, such as a long path, goes below the
+    row, and what is too long for the first column goes above it. No name is ever cut.
 
     Args:
         header: The columns' names.
         rows: The rows.
-        right: Columns that are set to the right.
+        right: Names of right-aligned columns.
         indent: What each line begins with.
     """
     rows = list(rows)
@@ -262,5 +262,5 @@ def _lines(row: list[str], widths: list[int], rights: list[bool], indent: str) -
 
 
 def start_lines(active: Mapping[str, str]) -> list[str]:
-    """What whoever starts the machine next must know."""
+    """From which files the machine has to be started next time."""
     return [f"from now on, start {printable(disk)} from {printable(file)}" for disk, file in active.items()]

@@ -1,4 +1,4 @@
-"""How far a job is, on stderr: a bar on a terminal; with --progress a line a second anywhere.
+"""Progress of a job on stderr: a bar on a terminal; with --progress one line per update.
 
 With --json these lines are JSON objects. They go to stderr, since stdout holds exactly one object.
 """
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Bar", "Lines", "reporter"]
 
-_SOON = 2  # looks; a job that ends within the first needs no bar
+_SOON = 2  # updates; a job that ends within the first needs no bar
 
 
 def reporter(*, asked: bool, as_json: bool) -> Bar | Lines | None:
-    """What shows the progress; None where nobody wants to see it, and then QEMU is not asked."""
+    """The progress display; None if nobody would see it, and then QEMU is not queried."""
     if asked:
         return Lines(as_json=as_json)
     return Bar() if sys.stderr.isatty() else None
 
 
 class Lines:
-    """One line for each look at a job."""
+    """Prints one line per update."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
 
     def tell(self, progress: Progress) -> None:
-        """Show where the job is."""
+        """Show the job's progress."""
         job = progress.job
         if self._json:
             to_stderr(json_line(progress=progress.to_json()))
@@ -43,13 +43,13 @@ class Lines:
             to_stderr(", ".join(filter(None, (f"{printable(job.id)}: {job.status}", _facts(progress)))))
 
     def hide(self) -> None:
-        """Nothing to do: a line stays where it is."""
+        """Do nothing: printed lines stay."""
 
     show = hide
 
 
 class Bar:
-    """A bar that comes when a job takes longer than one look, and goes when it is hidden."""
+    """A bar that appears when a job takes longer than one update, and can be hidden."""
 
     def __init__(self) -> None:
         self._rich: RichProgress | None = None
@@ -58,7 +58,7 @@ class Bar:
         self._hidden = False
 
     def tell(self, progress: Progress) -> None:
-        """Show where the job is."""
+        """Show the job's progress."""
         self._looks += 1
         if self._looks < _SOON or self._hidden:
             return
@@ -77,18 +77,18 @@ class Bar:
         self._rich.refresh()
 
     def hide(self) -> None:
-        """Take the bar away, for a question or for good."""
+        """Hide the bar, for a question or for good."""
         self._hidden = True
         if self._rich is not None:
             self._rich.stop()
             self._rich = None
 
     def show(self) -> None:
-        """Let the bar come again."""
+        """Show the bar again with the next update."""
         self._hidden = False
 
     def _draw(self, progress: Progress) -> None:
-        # Loading rich takes as long as many a job: not before there is something to draw.
+        # Importing rich takes longer than many jobs: only when there is something to draw.
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
         from rich.progress import Progress as RichProgress  # noqa: PLC0415
@@ -109,7 +109,7 @@ class Bar:
 
 def _facts(progress: Progress) -> str:
     job = progress.job
-    if job.length <= 1:  # jobs on VM state count from 0 to 1: nothing to tell of
+    if job.length <= 1:  # jobs on VM state count from 0 to 1, which says nothing
         return ""
     facts = [f"{job.fraction:.0%} of {size(job.length)}"]
     if progress.rate is not None:

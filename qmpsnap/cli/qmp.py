@@ -1,4 +1,4 @@
-"""`qmpsnap qmp`: any command of QEMU's, as it is."""
+"""`qmpsnap qmp`: send any QMP command."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _object(text: str | None) -> dict[str, object]:
     """The arguments as typed.
 
     Raises:
-        click.BadParameter: When they are no JSON object.
+        click.BadParameter: When they are not a JSON object.
     """
     if text is None:
         return {}

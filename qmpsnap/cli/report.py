@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and of an error the text or the JSON."""
+"""Reports how a command ended: the exit code, and the text or JSON of an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _USAGE = 2
 
 
 def run_group(arguments: Sequence[str]) -> int:
-    """Run the verb that the arguments name; whatever comes out of it becomes an exit code."""
+    """Run the verb that the arguments name; turn its result or error into an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
@@ -59,7 +59,7 @@ def run_group(arguments: Sequence[str]) -> int:
 
 
 def _reported(app: App, error: QmpsnapError) -> int:
-    """As `report`; an error that stdout does not take was told on stderr, and its exit code stays."""
+    """As `report`; if stdout cannot be written, the error was printed to stderr and its exit code stays."""
     try:
         return report(app, error)
     except Unwritable:
@@ -67,7 +67,7 @@ def _reported(app: App, error: QmpsnapError) -> int:
 
 
 def report(app: App, error: QmpsnapError) -> int:
-    """Say what happened, whether anything changed, and what to do next; return the exit code."""
+    """Print what happened, whether anything was changed, and what to do next; return the exit code."""
     code = INTERRUPTED if isinstance(error, Detached) else error.exit_code
     if app.json:
         body = error.to_json()
@@ -146,7 +146,7 @@ def _usage_error(app: App, arguments: Sequence[str], error: click.ClickException
 
 
 def _bug(app: App, error: Exception) -> int:
-    """Say that this is our own fault; the whole story with -v."""
+    """Report a bug of ours; with the traceback under -v."""
     message = f"bug in qmpsnap: {type(error).__name__}: {error}"
     hint = (
         "check with qmpsnap chain and qmpsnap jobs; please report it, with the output of the same "
@@ -156,7 +156,7 @@ def _bug(app: App, error: Exception) -> int:
         import traceback  # noqa: PLC0415 - for a fault alone
 
         for part in traceback.format_exception(error):
-            # Frames take a line each for place and source; the messages are anybody's.
+            # Each frame has a line for its place and one for its source; the other lines are messages.
             to_stderr(
                 *(part.rstrip("\n").split("\n") if part.startswith("  File ") else (part.rstrip("\n"),))
             )

@@ -1,4 +1,4 @@
-"""What the result of an operation looks like to people."""
+"""The text output of an operation's result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 
 
 def result_lines(done: Done) -> list[str]:
-    """The result, its cost first, and what whoever starts the machine must know last."""
+    """Lines that describe the result: first what it took, last from which files to start the machine."""
     text = [f"{done.op}: {', '.join(_facts(done))}"]
     text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
     text += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
@@ -28,7 +28,7 @@ def result_lines(done: Done) -> list[str]:
 
 
 def _facts(done: Done) -> list[str]:
-    # One that was stopped took no time of its own; its notes say what became of it.
+    # An operation that was stopped has no time of its own; its notes say how it ended.
     facts = [f"done in {duration(done.elapsed_s)}" if done.elapsed_s else "stopped"]
     if done.op.partition("-")[0] in _WHOLE_MACHINE:
         if done.bytes:

@@ -1,4 +1,4 @@
-"""`qmpsnap revert`: back to a moment, in the same QEMU or with a new one."""
+"""`qmpsnap revert`: revert to a snapshot, in the same QEMU or in a new one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def revert(
 
 
 def _prepared(name: str, done: Done) -> list[str]:
-    """What to start the new QEMU from, and what to type then."""
+    """The files to start the new QEMU from, and the command to run then."""
     lines = [f"start {printable(disk)} from {printable(file)}" for disk, file in done.prepared.items()]
     if not done.memory:
         return lines

@@ -1,4 +1,4 @@
-"""What all verbs share: connect, do the work under our signals, show the result."""
+"""What all verbs share: connect, do the work with our signal handlers, show the result."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["change", "command", "current_app", "hooks", "run", "show_done", "sho
 
 _NOT_SENT = "nothing was sent (-n)"
 T = TypeVar("T")
-_INTERVAL = 0.5  # seconds between two looks at a job's progress
+_INTERVAL = 0.5  # seconds between two queries of a job's progress
 
 
 def current_app() -> App:
-    """What the options before (or after) the verb say."""
+    """The shared options of the running command."""
     app = click.get_current_context().find_object(App)
     assert app is not None  # noqa: S101 - made with the first option
     return app
@@ -76,14 +76,14 @@ def change(
     wait: bool = False,
     then: Callable[[Done], Iterable[str]] = lambda _: (),
 ) -> None:
-    """Plan what was asked for; run it, or with -n print what would run.
+    """Plan the intent and run it, or with -n print the plan.
 
     Args:
-        intent: What was asked for.
-        dry_run: Whether it is to be printed alone.
-        progress: Whether progress was asked for.
-        wait: Whether jobs that are in the way are waited for.
-        then: More lines of the text, at its end: what is to be done next.
+        intent: The intent.
+        dry_run: Whether to print the plan only.
+        progress: Whether --progress was given.
+        wait: Whether to wait for jobs that are in the way.
+        then: Gives more lines for the end of the text: what to do next.
     """
     app = current_app()
 
@@ -103,11 +103,11 @@ def change(
 
 
 def command(*words: str, to_new: bool = False) -> str:
-    """A command line that can be typed, with the options that this one was given.
+    """A command line that can be typed, with the shared options of this one.
 
     Args:
         words: The verb and what follows it.
-        to_new: Whether it is for another QEMU, whose monitor nobody knows yet: NEW stands for that.
+        to_new: Whether it is for a new QEMU, whose monitor is not known yet: NEW is its placeholder.
     """
     app = current_app()
     options = ["-s", "NEW" if to_new else app.socket]
@@ -119,7 +119,7 @@ def command(*words: str, to_new: bool = False) -> str:
 
 
 def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
-    """What an operation tells us, and how our signals reach it."""
+    """The hooks through which an operation reports its progress, and our signals reach it."""
     app = current_app()
 
     def pivoted(active: Mapping[str, str]) -> None:
@@ -146,7 +146,7 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
     """Print commands that were not sent and that change no chain.
 
     Args:
-        steps: Of each its command, its arguments, and "qmp", "host" or "wait".
+        steps: For each its command, its arguments, and "qmp", "host" or "wait".
     """
     if current_app().json:
         listed = [

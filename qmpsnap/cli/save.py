@@ -1,4 +1,4 @@
-"""`qmpsnap save`: VM state goes to a file, and the guest stands still."""
+"""`qmpsnap save`: save the VM state to a file and leave the guest paused."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """Ctrl-C and SIGTERM while a command runs.
 
-Before an operation has begun, either ends the command. While it runs:
-  first Ctrl-C on a terminal   asks: detach, cancel or go on; the operation keeps running meanwhile
-  first one elsewhere, SIGTERM cancel, and undo what was done
-  second one                   detach: the job's id is printed, the job runs on
+Before an operation has started, either ends the command. While it runs:
+  first Ctrl-C on a terminal   asks: detach, cancel or continue; the operation keeps running meanwhile
+  first one elsewhere, SIGTERM cancel and roll back
+  second one                   detach: the job's id is printed, the job keeps running
 
-A job on VM state cannot be left: QEMU carries it to its end, but somebody has to do the rest, and to let the
-guest run on. There is no detaching then, and after the second one the id is printed with how to do the rest.
+A job on VM state cannot be left alone: QEMU completes it, but the rest of the operation, such as resuming the
+guest, needs a client. There is no detaching then; after the second signal the id is printed with the command
+that finishes the operation.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = ["Signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_CANCEL = 30.0  # seconds; then the outcome is unknown
-_AFTER_DETACH = 1.0  # seconds; an operation that is past its wait cannot be left in good order
+_AFTER_DETACH = 1.0  # seconds; an operation that no longer waits for its job cannot be left cleanly
 
 
 class Signals:
-    """What SIGINT and SIGTERM do; `with` it, inside the event loop.
+    """Handles SIGINT and SIGTERM; a context manager, to be used inside the event loop.
 
     Attributes:
         cancel: Set to stop the operation (for `Hooks`).
@@ -55,7 +56,7 @@ class Signals:
         self._task = asyncio.current_task()
         self._interrupts = 0
         self._running = False  # an operation is running
-        self._ended = False  # it ended: there is nothing to interrupt any more
+        self._ended = False  # it has ended: there is nothing left to interrupt
         self._asking = False
         self._plan: Plan | None = None
         self._name = ""
@@ -73,19 +74,19 @@ class Signals:
 
     @property
     def interrupted(self) -> bool:
-        """Whether one of them came."""
+        """Whether a signal has arrived."""
         return self._interrupts > 0
 
     @contextmanager
     def operation(
         self, plan: Plan | None, bar: Bar | Lines | None = None, *, name: str = ""
     ) -> Iterator[None]:
-        """From here on an operation runs that must not simply be dropped.
+        """While the block lasts, an operation runs that must not simply be dropped.
 
         Args:
             plan: Its plan; None for a command that has none.
-            bar: What shows its progress, to be hidden while a question is asked.
-            name: What it is called; "": as the plan calls it.
+            bar: Its progress display, which is hidden during the question.
+            name: Its id; "" for the plan's.
         """
         self._running, self._plan, self._bar = True, plan, bar
         self._name = name or (plan.operation_id if plan is not None else "")
@@ -147,7 +148,7 @@ class Signals:
         self._loop.call_later(_AFTER_DETACH, self._exit_detached)
 
     def _exit_detached(self) -> None:
-        """Leave at once: the operation was not in its wait any more. Whoever comes finds the record."""
+        """Exit at once: the operation was no longer waiting for its job. A later client finds the record."""
         assert self._plan is not None  # noqa: S101 - there is a job
         self._exit(detached(self._plan, self._name, cancelled=self.cancel.is_set()))
 
@@ -169,7 +170,7 @@ class Signals:
         if self._bar is not None:
             self._bar.hide()
         self._asking = True
-        # Whole lines come when the terminal has them, so the loop is never kept from its work.
+        # The terminal delivers whole lines, so reading never blocks the loop.
         self._loop.add_reader(sys.stdin.fileno(), self._on_answer)
         to_stderr("", f"job {printable(self._job_id)} keeps running meanwhile")
         self._prompt()
@@ -206,12 +207,12 @@ class Signals:
 
 
 def detached(plan: Plan, name: str, *, cancelled: bool) -> Detached:
-    """What to say when the process ends in the middle of an operation with a job.
+    """The error for a process that ends in the middle of an operation with a job.
 
     Args:
         plan: Its plan.
-        name: What it is called.
-        cancelled: Whether it was asked to stop before.
+        name: Its id.
+        cancelled: Whether a cancellation was requested before.
     """
     if plan.can_be_left:
         state = "it was being cancelled" if cancelled else "it was about to finish"
@@ -232,7 +233,7 @@ def detached(plan: Plan, name: str, *, cancelled: bool) -> Detached:
 
 
 def no_answer(plan: Plan | None, name: str) -> LinkLost:
-    """What to say when QEMU did not answer for so long that the process ends; as for `detached`."""
+    """The error when QEMU has not answered for so long that the process ends; arguments as for `detached`."""
     paused = "; the guest may be paused" if plan is not None and plan.halts else ""
     end = f"; {_ending(plan, name)}" if plan is not None and name else ""
     return LinkLost(
@@ -243,6 +244,6 @@ def no_answer(plan: Plan | None, name: str) -> LinkLost:
 
 
 def _ending(plan: Plan, name: str) -> str:
-    # A save is to leave it standing.
+    # A save leaves it paused.
     runs = ", and resumes the guest if it was running" if plan.halts and plan.op != "save" else ""
     return f"qmpsnap job wait {name} finishes it{runs}"

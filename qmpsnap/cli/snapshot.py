@@ -51,7 +51,7 @@ def snapshot(
     plain: bool,
     dry_run: bool,
 ) -> None:
-    """Put a new overlay on each disk, all at one instant, while the guest runs.
+    """Put a new overlay on each disk, all at one instant, while the guest is running.
 
     With --internal the snapshot is taken inside the images instead.
 
@@ -65,7 +65,7 @@ def snapshot(
         spelled.append(disk)
         if file:
             files[disk] = FILE.convert(file, None, None)
-    # Local time, as it is for people; the moment's record has UTC.
+    # Local time, for the user; the snapshot's record has UTC.
     moment = name if name is not None else f"snap-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
     if internal:
         if files or use_existing:

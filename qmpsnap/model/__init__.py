@@ -1,1 +1,1 @@
-"""Pure values: what is, as QEMU and the images say it."""
+"""Pure values that describe the present state, as QEMU and the images report it."""

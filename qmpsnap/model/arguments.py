@@ -1,7 +1,7 @@
-"""What a caller hands in, checked before anything is sent: words, names, paths and numbers.
+"""Checks the caller's arguments before anything is sent: words, names, paths and numbers.
 
-The types of an intent's fields say what is taken, and nothing repeats it: a `Literal` is a closed choice,
-`Text`, `AbsolutePath`, `NewName` and `Speed` are a str or an int that is looked at more closely.
+The types of an intent's fields alone say what is valid: a `Literal` is a closed choice;
+`Text`, `AbsolutePath`, `NewName` and `Speed` are a str or an int with a further check.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SPELLED: dict[object, str] = {str: "a str", int: "an int", bool: "True or False
 
 
 def refuse(parameter: str, value: object, wanted: str, *, hint: str = "") -> NoReturn:
-    """Raise the error that names the parameter, what was given, and what is taken."""
+    """Raise the error that names the parameter, its value, and what is valid."""
     raise BadArgument(f"{parameter} is {value!r}: {wanted}", parameter=parameter, value=value, hint=hint)
 
 
@@ -45,7 +45,7 @@ def check_fields(intent: object) -> None:
     """Check every field of a dataclass by its type; called when one is made.
 
     Raises:
-        BadArgument: When a value is none that the field takes.
+        BadArgument: When a value is not valid for its field.
         BadName: When a new name is outside the grammar.
     """
     for name, hint in _hints(type(intent)).items():  # type: ignore[arg-type]  # classes can be hashed
@@ -61,7 +61,7 @@ def check(parameter: str, value: object, hint: object) -> None:
     """Check one value by a type: str, int, bool, Literal, Annotated, a tuple or mapping of them, or None.
 
     Raises:
-        BadArgument: When it is another value.
+        BadArgument: When the value does not have that type.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -151,10 +151,10 @@ Speed = Annotated[int, _speed]
 
 
 def texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
-    """Several names as a tuple; a single str, whose letters would be taken for names, is refused.
+    """Return several names as a tuple; a single str is refused, because its letters would be taken for names.
 
     Raises:
-        BadArgument: When it is no sequence of names.
+        BadArgument: When it is not a sequence of names.
     """
     if isinstance(values, str):
         refuse(parameter, values, "give several names", hint=f"{parameter}=[{values!r}]")
@@ -166,10 +166,10 @@ def texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def path_text(parameter: str, value: object) -> str:
-    """A path as a str: of a str, or of anything that gives one.
+    """Return a path as a str.
 
     Raises:
-        BadArgument: When it is another thing, bytes for instance, empty, or no path.
+        BadArgument: When it is not a path (bytes, for instance), or is empty.
     """
     fspath: Callable[[], object] | None = getattr(value, "__fspath__", None)
     text = fspath() if fspath is not None and not isinstance(value, type) else value
@@ -183,7 +183,7 @@ def number(parameter: str, value: object, *, zero: bool = False) -> float:
     """A number of seconds.
 
     Raises:
-        BadArgument: When it is none, or not above 0.
+        BadArgument: When it is not a number, or not above 0.
     """
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not (value >= 0 if zero else value > 0):  # type: ignore[operator]  # NaN is neither

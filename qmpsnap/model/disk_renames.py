@@ -1,8 +1,8 @@
-"""Whose disk a moment's record is about, when disks are called otherwise than they were then.
+"""Maps the disk names in a moment's record to the present ones, when QEMU's names have changed.
 
 A disk's name is that of its device, and QEMU numbers devices without an id in the order of its command
-line: at the next start `device[0]` may be another disk. The files tell: an overlay that began at the
-moment is in the chain of the disk that it is about.
+line: at the next start `device[0]` may be another disk. The files decide: an overlay of
+the moment is in the chain of its disk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]:
-    """The records, those of moments with each disk called as it is now; where nothing tells, as it was.
+    """The records with present disk names in those of moments; a disk that no file identifies keeps its name.
 
-    A moment that a revert has left aside is told by what it stands on: an overlay that began at a moment
-    of which it is known.
+    A moment that a revert has left aside is identified by its backing file: an overlay of a moment
+    that is already identified.
     """
     known = tuple(records)
     chains: dict[str, set[str]] = {}
@@ -62,7 +62,7 @@ def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record,
 def _current_name(
     record: MomentRecord, name: str, chains: Mapping[str, set[str]], begun: Mapping[str, set[str]]
 ) -> str:
-    """What the disk is called now that the record calls `name`, or "" where no file tells."""
+    """The present name of the disk that the record calls `name`, or "" if no file identifies it."""
     below = (record.covered[name], *record.chains.get(name, ())[:-1])
     for where, files in ((chains, record.began(name)), (begun, below)):
         candidates = {disk for file in files for disk in where.get(file, ())}
@@ -74,7 +74,7 @@ def _current_name(
 
 
 def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
-    """The record with its disks called otherwise, by their names in it."""
+    """The record with its disks renamed; `names` maps old names to new ones."""
     if all(old == new for old, new in names.items()):
         return record
     new_names = {name: names.get(name, name) for name in {*record.covered, *record.overlays, *record.chains}}

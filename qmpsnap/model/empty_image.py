@@ -1,4 +1,4 @@
-"""The bytes of an empty qcow2 image; the one writer of image headers.
+"""The bytes of an empty qcow2 image; the only writer of image headers.
 
 What `qemu-img create` writes by default: version 3, clusters of 64 KiB, refcounts of 16 bits.
 
@@ -33,9 +33,9 @@ class EmptyImage(Struct, frozen=True):
     """An image that holds no data.
 
     Attributes:
-        size_bytes: Length of the file; what no part covers reads as zeros.
-        parts: What is written after the file has its length, in order, each with its offset in bytes. The
-            header comes first: whoever finds a file whose writer was killed can tell that it has no data.
+        size_bytes: Length of the file; bytes outside the parts read as zeros.
+        parts: What to write once the file has its length, in order, each with its offset in bytes. The
+            header comes first, so that a file whose writer was killed is known to have no data.
     """
 
     size_bytes: int

@@ -1,4 +1,4 @@
-"""What this QEMU can do, by asking it; never by its version."""
+"""What this QEMU supports, found by queries, never by its version."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What lies on the disk, as far as a planner asked: files, directories, and what stands on what.
+"""What is on the disk, as far as a planner asked: files, directories, and which image is backed by which.
 
-A file has many names (symlinks, hard links, relative names in headers). Here each file that exists
-has one: `FileFact.real`, and all of `Standing`; compare nothing else.
+A file has many names (symlinks, hard links, relative names in headers). Here each existing file has
+a single one, `FileFact.real`, which `BackingLink` also uses; compare no other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
     "is_invalid_name",
 ]
 
-NOT_ALLOWED = "permission denied"  # why something could not be looked at: we may not
+NOT_ALLOWED = "permission denied"  # the reason when we lack the permission to inspect something
 
 Kind = Literal["missing", "regular", "directory", "block", "symlink", "other"]
 
@@ -46,17 +46,17 @@ _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 
 
 class Ask(Struct, frozen=True):
-    """What a planner wants to know; all paths are absolute, and a path that is given twice is asked for once.
+    """What a planner wants to know; all paths are absolute, and duplicates are dropped.
 
     Attributes:
-        files: Files of interest, whether they exist or not. Of several hard links to one file the first
-            asked for names it, so put a chain's own files first.
-        directories: Directories in which files are to be made.
+        files: Files of interest, existing or not. Of several hard links to one file the first in this
+            list becomes its name, so put a chain's own files first.
+        directories: Directories in which files are to be created.
         survey: Directories whose images' headers are read (not those below them).
         records: Directories of records, of which most will not exist.
         memories: Files of VM state.
-        fresh: Overlays, each with the layer that it was made on, of which is asked whether they have data.
-        states: Where files of VM state of ours may lie: directories, each with how their names begin.
+        fresh: Overlays, each with its backing file: do they have data?
+        states: Where our VM state files may be: directories, each with the prefix of their names.
     """
 
     files: tuple[str, ...] = ()
@@ -73,19 +73,19 @@ class Ask(Struct, frozen=True):
 
 
 class FileFact(Struct, frozen=True):
-    """What is there under one path.
+    """What exists at one path.
 
     Attributes:
-        path: As it was asked for.
-        kind: What it is through symlinks; "symlink" for one that leads nowhere; "other" also when it
-            cannot be looked at.
+        path: As in the `Ask`.
+        kind: Its kind after following symlinks; "symlink" for a dangling one; "other" also when
+            it cannot be inspected.
         size: Bytes of a regular file or a block device, else 0.
         device: st_dev, 0 when it is missing.
         inode: st_ino, 0 when it is missing.
         header: An image's header; None for a raw file, and when it is broken (`problem` says so).
-        real: The file's one name.
-        backing: The one name of the file that it stands on; None when its header names no local file.
-        problem: Why it cannot be looked at, or what is wrong with its header; else "".
+        real: The file's canonical name.
+        backing: The canonical name of its backing file; None when its header names no local file.
+        problem: Why it cannot be inspected, or what is wrong with its header; else "".
         hint: What can be done about that, or "".
         modified: When it was last written, in seconds since 1970; 0 when it is missing.
         modified_ns: The same in whole nanoseconds.
@@ -106,23 +106,23 @@ class FileFact(Struct, frozen=True):
 
     @property
     def taken(self) -> bool:
-        """Whether the name is in use, be it by a symlink that leads nowhere, or may be."""
+        """Whether the name is, or may be, in use, even by a dangling symlink."""
         return self.kind != "missing"
 
     @property
     def unseen(self) -> bool:
-        """Whether it cannot even be told if there is such a file; `problem` and `hint` say why."""
+        """Whether it is not even known if the file exists; `problem` and `hint` say why."""
         return self.kind == "other" and self.problem != ""
 
 
 class DirFact(Struct, frozen=True):
-    """Whether files can be made in a directory.
+    """Whether files can be created in a directory.
 
     Attributes:
-        path: As it was asked for.
+        path: As in the `Ask`.
         exists: Whether it is a directory, through symlinks.
-        writable: Whether we, with our effective ids, can make files in it.
-        free_bytes: What a process without privileges can still fill; 0 when it does not exist.
+        writable: Whether we, with our effective ids, can create files in it.
+        free_bytes: Space that an unprivileged process can still use; 0 when it does not exist.
         problem: Why it is not writable, or "".
     """
 
@@ -134,32 +134,33 @@ class DirFact(Struct, frozen=True):
 
 
 class BackingLink(Struct, frozen=True, order=True):
-    """The header of image `file` names the file `backing` as its backing file; both by their one name."""
+    """The header of image `file` names the file `backing` as its backing file; both are canonical names."""
 
     file: str
     backing: str
 
 
 class Files(Struct, frozen=True):
-    """The answer to an `Ask`, as the disk was when it was looked at.
+    """The answer to an `Ask`: a snapshot of what was on the disk.
 
     Attributes:
-        shared: Whether we see the file system that QEMU sees. If not, all else is empty; where only the
-            proof is lacking, a survey has been made all the same.
+        shared: Whether we see the same file system as QEMU. If not, all else is empty; if only the
+            proof is missing, the directories have been surveyed all the same.
         files: By the path that was asked for.
         directories: By the path that was asked for.
-        backing_links: Of each image that was asked for, surveyed, or that one of these stands on; sorted.
+        backing_links: Links of each image asked for or surveyed, and of their backing files; sorted.
         looked_in: Directories that were surveyed, by their real path.
         unreadable: What could not be read in a survey, as "PATH: REASON".
         records: Intent and moment records of the directories asked for.
-        bad_records: What lies in these and is no record of ours, as "PATH: REASON".
+        bad_records: Other files in these directories, as "PATH: REASON".
         memories: Files of VM state, by the path that was asked for.
-        fresh: Overlays among those asked for that never got any data.
-        states: Files of VM state that operations of ours have made, in the places asked for; sorted.
-        open: Of each file in QEMU's graph which file QEMU really has open under that name, by the graph's
-            path; also where nothing else is looked at. Empty where there is no QEMU to ask.
-        barred: Of each file in QEMU's graph that QEMU's user could not write to itself, why; nothing is made
-            beside it, and it is not moved, on QEMU's word.
+        fresh: Those of the overlays asked for that never received data.
+        states: VM state files that our operations have created in the places asked for; sorted.
+        open: For each path in QEMU's graph, which file QEMU really has open there;
+            filled in even if the rest is empty. Empty without a QEMU.
+        barred: For each file in QEMU's graph that QEMU's user could not write, the reason; such a file is not
+        moved,
+            and nothing is created beside it, just because QEMU names it.
     """
 
     shared: bool = False
@@ -177,20 +178,20 @@ class Files(Struct, frozen=True):
     barred: Mapping[str, str] = Frozen()
 
     def real(self, path: str) -> str:
-        """Return the one name of a file that was asked for; any other path as it is."""
+        """Return the canonical name of a file that was asked for; any other path as it is."""
         fact = self.files.get(path)
         return fact.real if fact is not None else path
 
     def same(self, path: str, other: str) -> bool:
-        """Whether two paths that were asked for lead to one file."""
+        """Whether two paths that were asked for lead to the same file."""
         return self.real(path) == self.real(other)
 
     def backed_by(self, path: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
-        """Images that stand on `path`, directly or through others, by their one names, sorted.
+        """Images backed by `path`, directly or through others, by their canonical names, sorted.
 
         Args:
             path: A file that was asked for (excluded from the result).
-            without: Files, such as the rest of a chain, that are neither listed nor passed through.
+            without: Files, such as the rest of a chain, that are neither listed nor followed.
         """
         passed = {self.real(path), *(self.real(file) for file in without)}
         found: set[str] = set()
@@ -208,9 +209,9 @@ class Files(Struct, frozen=True):
 
 
 def invalid_name(file: str, *, attempt: int = 1) -> str:
-    """Name under which a folded file is kept: "FILE.invalid", then "FILE.invalid.2" and so on.
+    """Name under which a committed file is kept: "FILE.invalid", then "FILE.invalid.2" and so on.
 
-    A snapshot that could be taken can be folded, too: what would be too long for a name is cut.
+    A name that would become too long is cut, so that every snapshot can be committed.
     """
     ending = ".invalid" if attempt == 1 else f".invalid.{attempt}"
     directory, slash, name = file.rpartition("/")
@@ -218,10 +219,10 @@ def invalid_name(file: str, *, attempt: int = 1) -> str:
 
 
 def invalid_names(file: str) -> tuple[str, ...]:
-    """Every name that a folded file may get, the first choice first."""
+    """Every name that a committed file may get, the first choice first."""
     return tuple(invalid_name(file, attempt=attempt) for attempt in range(1, _ATTEMPTS + 1))
 
 
 def is_invalid_name(file: str) -> bool:
-    """Whether the name says that the file holds no moment any more; a survey leaves such files out."""
+    """Whether the name marks a file that no longer holds a moment; a survey skips such files."""
     return _INVALID.fullmatch(file) is not None

@@ -1,8 +1,8 @@
-"""Which disk, and which layer, somebody means.
+"""Resolves how a user spells a disk or a layer.
 
 A disk is found by its name, qdev id, QOM path, drive id, a node name or a file; a layer by its full
 path, else by the last part of the path, its node name or a snapshot's name, else by that last part
-without its suffix. Several spellings of one thing are one match; two things are a refusal.
+without its suffix. Several spellings of the same thing are one match; two things are ambiguous and refused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["find_disk", "find_layer", "refuse_twin", "snapshot_file_name"]
 
 
 def find_disk(graph: Graph, spelling: str) -> Disk:
-    """The one disk that `spelling` means, an empty drive as well.
+    """Find the disk that `spelling` names; it may be an empty drive.
 
     Raises:
-        NotFound: When no disk is called so.
-        AmbiguousName: When two are.
+        NotFound: When no disk has that name.
+        AmbiguousName: When more than one has.
     """
     if spelling in graph.disks:
         return graph.disks[spelling]
@@ -56,16 +56,16 @@ def _spellings(disk: Disk) -> Iterable[str]:
 
 
 def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None = None) -> int:
-    """Index in the disk's chain, active first, of the one layer that `spelling` means.
+    """Find the layer that `spelling` names; return its index in the disk's chain, active first.
 
     Args:
-        disk: The disk in whose chain the layer is looked for.
+        disk: The disk whose chain is searched.
         spelling: Full path, last part of it, node name or snapshot's name.
-        moments: Overlay that began at each named moment on this disk, where that is recorded.
+        moments: Recorded overlay of each named moment on this disk.
 
     Raises:
-        NotInChain: When no layer of the chain is called so.
-        AmbiguousName: When two are.
+        NotInChain: When no layer of the chain has that name.
+        AmbiguousName: When more than one has.
     """
     base = disk.base.file
     recorded = (moments or {}).get(spelling)
@@ -95,7 +95,7 @@ def find_layer(disk: Disk, spelling: str, *, moments: Mapping[str, str] | None =
 
 
 def refuse_twin(disk: Disk, chosen: Iterable[Disk]) -> None:
-    """Refuse a disk that reads the same node as one that is chosen: what is done to the one moves both.
+    """Refuse a disk with the same root node as a chosen one: an operation on one would change both.
 
     Raises:
         AmbiguousName: Naming both.
@@ -110,5 +110,5 @@ def refuse_twin(disk: Disk, chosen: Iterable[Disk]) -> None:
 
 
 def snapshot_file_name(base: str, name: str) -> str:
-    """Last part of the path that a snapshot's overlay gets when nobody says where."""
+    """Default file name of a snapshot's overlay."""
     return f"{stem(base)}.{name}.qcow2"

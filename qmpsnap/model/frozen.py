@@ -1,4 +1,4 @@
-"""Values that do not change and that travel: by pickle, by copy, as JSON.
+"""Immutable values that can be pickled, copied and written as JSON.
 
 `types.MappingProxyType` does none of these.
 """
@@ -19,7 +19,7 @@ V = TypeVar("V")
 class Frozen(dict[K, V]):
     """A dict that refuses every change; equal to a dict with the same items.
 
-    A copy is the same object, a deep copy another one, frozen too; `dict(it)` gives one that can be changed.
+    A copy is the same object, a deep copy another frozen one; `dict(it)` gives a mutable one.
     """
 
     __slots__ = ()

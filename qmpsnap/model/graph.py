@@ -1,4 +1,4 @@
-"""What QEMU's block graph looks like to us: disks, their chains, and the nodes around them.
+"""QEMU's block graph as we model it: disks, their chains, and the nodes around them.
 
 All values are frozen. A chain is always a tuple of layers, active first.
 """
@@ -63,14 +63,14 @@ class Bitmap(Struct, frozen=True):
 
 
 class Io(Struct, frozen=True):
-    """How QEMU reads and writes an image, as far as it tells. QAPI: BlockDeviceInfo (block-core.json).
+    """How QEMU reads and writes an image, as far as it reports that. QAPI: BlockDeviceInfo (block-core.json).
 
-    `discard` and `aio` it tells nowhere. Whether a write waits for the disk is the device's matter.
+    It reports neither `discard` nor `aio`. Whether a write waits for the disk depends on the device.
 
     Attributes:
         direct: Whether the host's page cache is passed by (O_DIRECT), as with cache=none.
         no_flush: Whether flushes are ignored, as with cache=unsafe.
-        detect_zeroes: What becomes of zeroes that the guest writes: "off", "on" or "unmap".
+        detect_zeroes: How zeroes that the guest writes are handled: "off", "on" or "unmap".
     """
 
     direct: bool = False
@@ -79,14 +79,14 @@ class Io(Struct, frozen=True):
 
 
 class Node(Struct, frozen=True):
-    """One vertex of QEMU's graph, as query-named-block-nodes lists it.
+    """One node of QEMU's block graph, as query-named-block-nodes lists it.
 
     Attributes:
         name: node-name; one that begins with '#' is QEMU's own and may change.
         driver: QEMU's driver name ("qcow2", "raw", "file", "throttle").
         file: Path where there is one, else the file name as QEMU spells it.
         read_only: Whether QEMU has it open read-only.
-        backing: File that it stands on, "" where there is none.
+        backing: Its backing file, or "".
         spelled: QEMU's own name for it where that is not `file`: a relative one, json:, a descriptor set.
     """
 
@@ -99,7 +99,7 @@ class Node(Struct, frozen=True):
 
     @property
     def is_filter(self) -> bool:
-        """Whether the node passes data through and is no image."""
+        """Whether the node passes data through and is not an image."""
         return self.driver in FILTER_DRIVERS
 
 
@@ -117,7 +117,7 @@ class Layer(Struct, frozen=True):
         backing_format: Its format as recorded, or None.
         read_only: Whether QEMU has the layer open read-only.
         local: Whether `file` is a path on the host that runs QEMU.
-        window: Whether the image is a part of the file: QEMU was given an offset or a size (driver raw).
+        window: Whether the image is only a part of the file: QEMU was given an offset or a size (driver raw).
         snapshots: Internal snapshots of the image.
         bitmaps: Dirty bitmaps of the node.
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
@@ -143,9 +143,9 @@ class Layer(Struct, frozen=True):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Every file of the image: its own, and the one that its data lie in where that is another.
+        """Every file of the image: its own, and the external data file if there is one.
 
-        Other formats of several files (vmdk) cannot be migrated, nor keep snapshots.
+        Other multi-file formats (vmdk) can neither be migrated nor hold snapshots.
         """
         return (self.file, self.data_file) if self.data_file else (self.file,)
 
@@ -170,15 +170,15 @@ class Disk(Struct, frozen=True):
     """What the guest sees, with its chain.
 
     Attributes:
-        name: How it is called in output: qdev id, else drive id, else the part of its device's QOM path that
-            tells it from others (`device[0]`), else, without a device, the root node's name.
+        name: Its name in output: qdev id, else drive id, else the part of its device's QOM path
+            that distinguishes it (`device[0]`), else, without a device, the root node's name.
         qdev: As query-block gives it: a QOM path or a plain id, or "".
         drive: The id of a -drive, or "".
-        root: node-name of the top node, a filter where there is one; those that QEMU's jobs put on and name
+        root: node-name of the top node, which may be a filter; filters that QEMU's jobs insert and name
             themselves (mirror_top, commit_top) are left out. "" for an empty drive.
         layers: The chain, active first; empty for an empty drive.
-        filters: Filters on the way from the root to the base, the root's first; without those that QEMU's
-            jobs name themselves, and without what lies between a layer and its file.
+        filters: Filters between the root and the base, the root's first; without those that QEMU's
+            jobs insert, and without nodes between a layer and its file.
         read_only: Whether the guest may not write.
     """
 
@@ -233,22 +233,22 @@ class Graph(Struct, frozen=True):
 
     Attributes:
         disks: By the disk's name, in QEMU's order.
-        nodes: Every node by its name, those under no disk as well.
+        nodes: Every node by its name, including those of no disk.
     """
 
     disks: Mapping[str, Disk]
     nodes: Mapping[str, Node] = Frozen()
 
     def first_of(self, disk: Disk) -> Disk:
-        """The first disk that reads the same node: itself, but where two devices are on one node."""
+        """The first disk with the same root node: itself, unless two devices share a node."""
         return next((other for other in self.disks.values() if disk.root and other.root == disk.root), disk)
 
     def writable(self) -> tuple[Disk, ...]:
-        """The disks with a medium that the guest can write to; of several devices on one node the first."""
+        """The disks with a medium that the guest can write to; of devices on the same node only the first."""
         return tuple(disk for disk in self.disks.values() if disk.writable and self.first_of(disk) is disk)
 
     def left_out(self, chosen: Collection[Disk]) -> list[str]:
-        """The other disks, each with the reason why nobody would choose it: `cd0 (empty)`."""
+        """The other disks, each with the reason why it is left out: `cd0 (empty)`."""
         return [
             f"{disk.name} "
             f"({'empty' if not disk.layers else 'read-only' if disk.read_only else self._twin(disk)})"
@@ -307,7 +307,7 @@ def _layer_json(layer: Layer, *, active: bool, invalid: bool) -> dict[str, objec
 
 
 def draw(files: tuple[str, ...]) -> str:
-    """Picture of one chain, base first: `[base] <- [sn1] <- [sn2*]`.
+    """Draw one chain, base first: `[base] <- [sn1] <- [sn2*]`.
 
     Args:
         files: The chain's files, active first.

@@ -1,7 +1,7 @@
-"""What the first bytes of an image say; the one reader of image headers.
+"""The only reader of image headers: parses the first bytes of an image.
 
-Headers are hostile: a guest may have written one into its raw disk. So every length and offset
-is checked against the data, nothing is followed, and whatever is wrong is a ValueError.
+Headers are untrusted: a guest may have written one into its raw disk. So every length and
+offset is checked against the data, nothing is followed, and any error is a ValueError.
 
     qcow2   docs/interop/qcow2.txt ("Header", "Header extensions", "Bitmaps extension")
 """
@@ -39,8 +39,8 @@ class Header(Struct, frozen=True):
     Attributes:
         format: "qcow2".
         virtual_size: Bytes of the disk that the guest sees.
-        backing: The backing file's name as it was written, or None.
-        backing_format: As it was written, or None: then whoever opens the image would have to probe.
+        backing: The backing file's name as recorded, or None.
+        backing_format: Its format as recorded, or None: then opening the image would mean probing.
         data_file: Name of the external data file; "" when there is one without a name; None without one.
         snapshot_count: Number of internal snapshots.
         bitmaps: Number of persistent bitmaps that QEMU would load.
@@ -69,7 +69,7 @@ def parse_header(data: bytes) -> Header | None:
         The header; None without a known magic (raw, or a format that we do not read).
 
     Raises:
-        ValueError: When there is a magic and the rest is broken, or ends before the header does.
+        ValueError: When there is a magic, but the rest is invalid or truncated.
     """
     if data[:4] != QCOW_MAGIC:
         return None
@@ -153,19 +153,19 @@ def _unpack(data: bytes, layout: str, offset: int) -> tuple[int, ...]:
 
 
 def backing_path(recorded: str, *, of: str) -> str | None:
-    """Tell which file a recorded backing name means to QEMU.
+    """Resolve a recorded backing file name as QEMU does.
 
-    A plain relative name counts from the overlay's directory (block.c: path_combine). One within
-    "file:" or "json:" would count from the directory of the process that opens it, which
-    nobody recorded; the overlay's directory is the best guess for that too.
+    A plain relative name is relative to the overlay's directory (block.c: path_combine). One within
+    "file:" or "json:" is relative to the directory of the process that opens it, which is
+    recorded nowhere; the overlay's directory is the best guess for that too.
 
     Args:
         recorded: The name as the header has it.
         of: Absolute path of the overlay.
 
     Returns:
-        An absolute path, not normalized, for ".." behind a symlink is the file system's to resolve;
-        None when it is no local file (nbd:, rbd:, http:, a json: without a file).
+        An absolute path, not normalized, because only the file system can resolve ".." behind a symlink; None
+        when it is not a local file (nbd:, rbd:, http:, a json: without a file).
     """
     name = _json_file(recorded) if recorded.startswith("json:") else _plain_file(recorded)
     if not name or "\0" in name:
@@ -185,7 +185,7 @@ def _plain_file(name: str) -> str | None:
 
 
 def _protocol(name: str) -> str | None:
-    """Return what stands before a colon that no slash precedes (block.c: path_has_protocol)."""
+    """Return what precedes a colon that comes before any slash (block.c: path_has_protocol)."""
     head, colon, _ = name.partition(":")
     return head if colon and "/" not in head else None
 

@@ -1,4 +1,4 @@
-"""What to do next: about an error that QEMU gives in words, and by which command."""
+"""Hints: what helps against an error text of QEMU's, and by which command."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _GIVEN_UP = (
 
 
 def command(*words: str) -> str:
-    """A command line of ours that can be typed as it is: the verb and what follows it, quoted for a shell."""
+    """A qmpsnap command line, quoted for a shell: the verb and what follows it."""
     return shlex.join(("qmpsnap", *words))
 
 
 def qmp(name: str, /, **arguments: object) -> str:
-    """A command line that sends a command of QEMU's as it is.
+    """A command line that sends a QMP command as it is.
 
     Args:
         name: The command.
@@ -38,7 +38,7 @@ def qmp(name: str, /, **arguments: object) -> str:
 
 
 def frees(node: str) -> str:
-    """A command line that frees a node which nobody uses any more."""
+    """A command line that removes an unused node."""
     return qmp("blockdev-del", node_name=node)
 
 
@@ -72,5 +72,5 @@ _HINTS = (
 
 
 def hint_for(description: str) -> str:
-    """What to do next about QEMU's error text, or "" when it says enough itself."""
+    """What helps against this error text of QEMU's, or ""."""
     return next((hint for words, hint in _HINTS if words in description), "")

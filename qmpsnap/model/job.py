@@ -1,4 +1,4 @@
-"""What a job is: its states, what each allows, and what its name says.
+"""Jobs: their states, what each state allows, and what a job's id says.
 
 The two tables are QEMU's own (job.c, JobSTT and JobVerbTable), as data.
 """
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. QAPI: JobStatus (job.json)."""
+    """The state of a job. QAPI: JobStatus (job.json)."""
 
     UNDEFINED = "undefined"
     CREATED = "created"
@@ -48,7 +48,7 @@ class JobStatus(StrEnum):
 
 
 class JobVerb(StrEnum):
-    """What can be asked of a job. QAPI: JobVerb (job.json)."""
+    """A command on a job. QAPI: JobVerb (job.json)."""
 
     CANCEL = "cancel"
     PAUSE = "pause"
@@ -133,7 +133,7 @@ class JobId(Struct, frozen=True):
 
     Attributes:
         op: The operation.
-        ending: What whoever waits for it does at its end.
+        ending: What has to be done at its end.
         token: Eight hexadecimal digits.
     """
 
@@ -155,19 +155,19 @@ def parse_job_id(text: str) -> JobId | None:
 
 
 class Job(Struct, frozen=True):
-    """One job, as QEMU told it at one moment.
+    """One job, as QEMU reported it at one moment.
 
     Attributes:
         id: Its name.
         type: QEMU's kind of job: stream, commit, mirror, backup, create, ...
-        status: Where it stands.
+        status: Its state.
         offset: How much is done, in the unit of `length`.
         length: How much there is to do; may grow, and may be 0. Bytes, for block jobs.
-        speed: Limit in bytes a second, 0 for none; None when QEMU did not say.
+        speed: Limit in bytes per second, 0 for none; None when QEMU did not report it.
         error: QEMU's text if it failed; None while it runs and after success.
         io_status: What an I/O error did; None when it is not a block job.
-        paused: It stands still: asked to, or by an error, or for a moment to let others work.
-        ready: Source and target are in step; it can be completed.
+        paused: Whether it is paused: on request, by an error, or briefly by a drain.
+        ready: Whether source and target are in sync; it can then be completed.
     """
 
     id: str
@@ -183,7 +183,7 @@ class Job(Struct, frozen=True):
 
     @property
     def mine(self) -> bool:
-        """Whether its name says that it is ours."""
+        """Whether its id says that it is ours."""
         return parse_job_id(self.id) is not None
 
     @property
@@ -200,17 +200,17 @@ class Job(Struct, frozen=True):
 
     @property
     def fraction(self) -> float:
-        """How much is done, from 0 to 1; a job without length has done all once it is ready or ended."""
+        """How much is done, from 0 to 1; a job without length is at 1 once it is ready or has ended."""
         if self.length <= 0:
             return 1.0 if self.ready or self.status in ENDED else 0.0
         return min(max(self.offset / self.length, 0.0), 1.0)
 
     @property
     def stopped_by_error(self) -> bool:
-        """Whether an I/O error stopped it and nobody has resumed it since.
+        """Whether an I/O error paused it and it has not been resumed since.
 
-        QEMU sets the I/O status with the policies `stop` and `enospc` alone, and clears it when
-        the job is resumed. A pause without it was asked for, or lasts a moment.
+        QEMU sets the I/O status only with the policies `stop` and `enospc`, and clears it
+        when the job is resumed. A pause without it was requested, or is brief.
         """
         return self.paused and self.io_status in {IoStatus.FAILED, IoStatus.NOSPACE}
 

@@ -97,7 +97,7 @@ class MemoryFact(Struct, frozen=True):
     """What a file of VM state is, as far as it can be told from outside.
 
     Attributes:
-        path: As it was asked for.
+        path: As in the `Ask`.
         size: Bytes; -1 when there is no such file.
         note: Its note, or None.
         tags: Of a store (a qcow2 image): names of the VM states inside.

@@ -1,4 +1,4 @@
-"""The moments that a machine's disks hold: external ones by our records, internal ones by the images."""
+"""The moments of a machine's disks: external ones from our records, internal ones from the images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MomentPart(Struct, frozen=True):
         overlay: External: the overlay that began there; "" for an internal one.
         allocated: External: bytes that the overlay takes on the host; None where QEMU does not tell.
         id: Internal: the snapshot's id in the image; "" for an external one.
-        vm_state_size: Internal: bytes of VM state that the image keeps with it.
+        vm_state_size: Internal: bytes of VM state in the image.
         in_chain: Whether `file` is where the moment is read from: for an external one the layer just
             below its overlay, for an internal one the active layer. A stream, a commit or a revert
             changes that.
@@ -72,15 +72,15 @@ class MomentPart(Struct, frozen=True):
 
 
 class Moment(Struct, frozen=True):
-    """What disks read at one instant, under one name.
+    """The state of disks at one instant, under one name.
 
     Attributes:
         name: Its name.
         kind: "external" (overlays began there) or "internal" (inside the images).
-        created: ISO 8601 time in UTC; of an internal one the earliest of its parts.
+        created: ISO 8601 time in UTC; for an internal one the earliest of its parts.
         held: One part for each image that has it, in the order of the disks, active layer first.
         current: Whether a disk writes to an overlay that began there.
-        record: External: what was written down of it; None for an internal one.
+        record: External: its record; None for an internal one.
     """
 
     name: str
@@ -97,20 +97,20 @@ class Moment(Struct, frozen=True):
 
     @property
     def mode(self) -> str:
-        """How its VM state is kept: "stop", "background", "in-place", "internal", or "": disks alone."""
+        """How its VM state was saved: "stop", "background", "in-place", "internal"; "" for disks only."""
         if self.record is not None and self.record.state is not None:
             return self.record.state.mode
         return "internal" if self.vm_state_size else ""
 
     @property
     def vm_state_file(self) -> str:
-        """The file that keeps its VM state, or ""; of an internal one the images do."""
+        """The file that holds its VM state; "" for an internal one, or without VM state."""
         state = self.record.state if self.record is not None else None
         return state.file if state is not None else ""
 
     @property
     def vm_state_size(self) -> int:
-        """Bytes of VM state inside the images; 0: none there."""
+        """Bytes of VM state inside the images."""
         return sum(part.vm_state_size for part in self.held)
 
     @property
@@ -120,7 +120,7 @@ class Moment(Struct, frozen=True):
         return None if self.kind == "internal" or None in sizes else sum(size or 0 for size in sizes)
 
     def to_json(self) -> dict[str, object]:
-        """The moment as `list --json` prints it, which looks at its file of VM state besides."""
+        """The moment as `list --json` prints it; that adds the size of the VM state file."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -139,10 +139,10 @@ class Moments(Struct, frozen=True):
 
     Attributes:
         moments: The oldest first.
-        current: Of each disk with a medium the name of the moment at which its active layer began;
-            None where no record tells one.
-        records_seen: Whether records could be looked for: else external moments are not known.
-        unneeded: Files of VM state beside the images that no record needs.
+        current: For each disk with a medium the name of the moment at which its active layer began;
+            None if no record says so.
+        records_seen: Whether records could be read; if not, external moments are not known.
+        unneeded: VM state files beside the images that no record refers to.
     """
 
     moments: tuple[Moment, ...]
@@ -169,9 +169,9 @@ def find_moments(
 ) -> Moments:
     """Every moment of the graph's disks.
 
-    A record is of these disks when an overlay that began there is in a chain, or when it is of one family
-    with such a record: a revert leaves layers aside to which another revert can come back. Others are left
-    out: machines that share a base image keep their records in one place.
+    A record belongs to these disks if one of its overlays is in a chain, or if it is related to
+    such a record: a revert leaves layers aside to which another revert can return. Other records are skipped:
+    machines that share a base image keep their records in one directory.
     """
     known = tuple(records)
     moments = [
@@ -202,7 +202,7 @@ def find_moments(
 
 
 def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
-    """Where VM state of these disks lies when nobody says: directories, each with how names begin."""
+    """Default places of VM state for these disks: directories, each with the prefix of the file names."""
     return tuple(
         dict.fromkeys(
             (posixpath.dirname(file), stem(disk.base.file))
@@ -214,11 +214,12 @@ def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
 
 
 def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
-    """Records of moments of these disks: by overlays in their chains, and by what stands on such ones.
+    """Records of these disks' moments: those with an overlay in a chain, and those linked to them by layers.
 
-    That of a moment which was deleted is among them: it links others. A layer that several machines read
-    links nothing: a record is taken by what it covers, or by an overlay that a revert has left aside. Where
-    the guest writes to a layer of the moment, its overlay was folded into that.
+    The record of a deleted moment is included, because it links others. A layer that several machines read
+    does
+    not link: only the layers that a moment covers do, and overlays that a revert has left aside. If the
+    guest writes to a layer of the moment, its overlay was committed into that layer.
     """
     known = tuple(record for record in records if isinstance(record, MomentRecord))
     files = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
@@ -241,9 +242,9 @@ def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentReco
 
 
 def written_into(files: Collection[str], records: Iterable[Record]) -> str:
-    """The file of a chain that a commit has written into which failed, or kept its overlay; else "".
+    """The file of `files` that an unfinished commit, or one that kept its overlay, has changed; else "".
 
-    Where the chain has that commit's top too, it reads what it read: top covers all that was written.
+    If the chain also contains that commit's top, its data is unchanged: top covers all that was written.
     """
     for record in records:
         if isinstance(record, IntentRecord) and record.invalid and record.top not in files:
@@ -254,13 +255,13 @@ def written_into(files: Collection[str], records: Iterable[Record]) -> str:
 
 
 def without_layers(record: MomentRecord, disk: str, *, gone: Collection[str], into: str = "") -> MomentRecord:
-    """The record once layers have left the chain that it is read from; the moment's bytes are the same.
+    """The record after layers have left the moment's chain; the moment's data is unchanged.
 
     Args:
         record: The moment's record.
-        disk: The disk whose layers they were.
+        disk: The disk of these layers.
         gone: Files of these layers.
-        into: The file that holds the moment from then on, if one of them held it.
+        into: The file that now holds the moment, if one of them held it.
     """
     covered = record.covered.get(disk)
     if covered is None:
@@ -288,10 +289,10 @@ def _layers(record: MomentRecord) -> set[tuple[str, str]]:
 
 
 def _links(record: MomentRecord, present: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Layers that make the record one of the family if they began in it.
+    """Layers that link the record to the one at whose moment they began.
 
-    A layer in between had no moment of its own, be it of somebody else's snapshot or of a checkpoint that
-    failed. Where it is in the present chain, whatever stands on it elsewhere may be another machine's.
+    A layer in between may come from another client's snapshot, or from a checkpoint that failed. If it
+    is in the present chain, other images backed by it may belong to another machine.
     """
     between = {(disk, file) for disk, files in record.chains.items() for file in files[:-1]}
     return set(record.covered.items()) | (between - present)
@@ -323,7 +324,7 @@ def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> 
 
 
 def _internal(disk: Disk) -> Iterable[tuple[str, float, MomentPart]]:
-    """Parts of internal moments; what a commit writes into an image leaves its snapshots as they are."""
+    """Parts of internal moments; a commit into an image does not change its internal snapshots."""
     for layer in disk.layers:
         for snapshot in layer.snapshots:
             part = MomentPart(

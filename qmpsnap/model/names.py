@@ -1,4 +1,4 @@
-"""Names that we give, and the grammar of those that we are given.
+"""Names that we generate, and the grammar of the names that callers choose.
 
 Only this file knows how a job id, a node name or an overlay's file name is made.
 """
@@ -37,7 +37,7 @@ _LONG = 32  # characters of a disk's name that go into a file's
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it is a snapshot's name by the one grammar.
+    """Return `name` if it is a valid snapshot name.
 
     Raises:
         BadName: When it does not match `[A-Za-z0-9_][A-Za-z0-9._-]{0,63}`.
@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
 
 
 def digest(*parts: object, avoid: Collection[str] = ()) -> str:
-    """Eight hex digits that the same parts always give, none of `avoid`'s members ending in them.
+    """Eight hex digits derived from the parts, such that no member of `avoid` ends in them.
 
     Deterministic on purpose: a plan printed by a dry run names the jobs and nodes that the run uses.
     """
@@ -67,7 +67,7 @@ def digest(*parts: object, avoid: Collection[str] = ()) -> str:
 
 
 def job_id(op: str, ending: str, token: str) -> str:
-    """Id that tells whoever comes later what the job is and how it ends.
+    """Id of a job, which tells a later client what the job is and how it has to end.
 
     Args:
         op: What the operation is called in its record, as "commit" or "checkpoint".
@@ -82,20 +82,20 @@ def node_name(token: str, *, owned: bool = False) -> str:
 
     Args:
         token: Eight hex digits.
-        owned: Whether we add it by blockdev-add, so that only a blockdev-del frees it.
+        owned: Whether we add it by blockdev-add, so that only a blockdev-del removes it.
     """
     return f"{_OWNED}{token}" if owned else f"qmpsnap-{token}"
 
 
 def is_owned_node(name: str) -> bool:
-    """Whether the node is one that we added and have to delete when it has no use any more."""
+    """Whether we added the node, and have to delete it when it is no longer used."""
     return name.startswith(_OWNED)
 
 
 def fit_name(name: str, ending: str) -> str:
-    """Join a file's name and what follows it; what would be too long for a name is cut, and told apart.
+    """Join a file name and an ending; a name that would be too long is cut, and kept unique by a digest.
 
-    NAME_MAX of Linux is 255 bytes; the rare file systems that take fewer say so when the file is made.
+    NAME_MAX of Linux is 255 bytes; the rare file systems with a smaller limit fail when the file is created.
     """
     encoded = name.encode(errors="surrogateescape")
     room = _NAME_MAX - len(ending.encode(errors="surrogateescape"))
@@ -114,20 +114,20 @@ def stem(file: str) -> str:
 
 
 def overlay_file(*, active: str, base: str, name: str) -> str:
-    """Where an overlay goes when nobody says: beside the active layer, `STEM-of-base.NAME.qcow2`."""
+    """Default path of an overlay: `STEM-of-base.NAME.qcow2` beside the active layer."""
     return posixpath.join(posixpath.dirname(active), fit_name(stem(base), f".{name}.qcow2"))
 
 
 def overlay_files(
     disks: Mapping[str, tuple[str, str]], name: str, *, given: Collection[str] = ()
 ) -> dict[str, str]:
-    """Where the overlays of one operation go, by disk: as `overlay_file` says, each to a file of its own.
+    """Default paths of one operation's overlays, by disk: as `overlay_file`, but all different.
 
-    Disks that would share one, as thin clones of one base do, have their names in it:
+    Disks that would get the same path, such as thin clones of one base, get their names into it:
     `STEM-of-base.DISK.NAME.qcow2`.
 
     Args:
-        disks: Of each disk the active layer's file, and the base image's.
+        disks: For each disk the files of the active layer and of the base image.
         name: The moment's name, and what else is to follow it.
         given: Files that the operation's other disks get.
     """
@@ -142,13 +142,13 @@ def overlay_files(
 
 
 def _disk_part(disk: str) -> str:
-    """The disk's name as a part of a file's, without a dot: no two make one name with two stems."""
+    """The disk's name as part of a file name; it has no dot, so that no two paths collide."""
     part = re.sub(r"[^A-Za-z0-9_-]+", "-", disk)
     return disk if part == disk and len(disk) <= _LONG else f"{part[:_LONG].strip('-')}-{digest(disk)}"
 
 
 def is_device_path(path: str) -> bool:
-    """Whether the path lies among the host's devices, where no file of ours belongs (but /dev/shm)."""
+    """Whether the path is below /dev (but not /dev/shm), where we create no files."""
     return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
 
 

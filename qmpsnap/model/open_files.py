@@ -1,7 +1,7 @@
-"""Which file QEMU has open behind each name of its graph: the file counts, not what its name says.
+"""Which file QEMU has open behind each name of its graph.
 
-A name is how a file is reached. While a machine runs, its image can be moved, replaced or removed, and
-QEMU goes on with the file that it has open; only when it opens the name again does it take the other one.
+While a machine runs, its image can be moved, replaced or removed, and QEMU keeps using the
+file that it has open. Only when it opens the name again does it get the other file.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class OpenFile(Struct, frozen=True):
     Attributes:
         name: The path as the graph has it.
         state: "same": the name leads to the file that QEMU has open. "moved": it does not, and that file
-            has another name. "unlinked": that file has no name any more. "unknown": it cannot be told.
-        path: Where QEMU's file is reached from here; "" when no name is known.
+            has another name. "unlinked": that file no longer has a name. "unknown": neither is known.
+        path: A path to QEMU's file; "" when none is known.
         device: st_dev of QEMU's file; 0 when it is not known.
         inode: st_ino of QEMU's file; 0 when it is not known.
         replaced: Whether the name leads to another file.
         reopens: What QEMU would get by opening its own spelling of the name again, as it does to write
-            into a layer that it has read-only: a relative name counts from QEMU's directory.
+            into a layer that it has read-only: a relative name is resolved in QEMU's working directory.
     """
 
     name: str
@@ -53,18 +53,18 @@ class OpenFile(Struct, frozen=True):
 
 
 def is_temporary(path: str) -> bool:
-    """Whether QEMU names the temporary layer of a disk in snapshot mode so (-snapshot, snapshot=on)."""
+    """Whether this is the name of a temporary layer of snapshot mode (-snapshot, snapshot=on)."""
     name = path.rpartition("/")[2]
     return name.startswith(_TEMPORARY) and len(name) == len(_TEMPORARY) + 6
 
 
 class OpenName(Struct, frozen=True):
-    """A name under which QEMU opened a file, and what is known of the image in it.
+    """A name under which QEMU opened a file, and the image in it.
 
     Attributes:
         name: The path as the graph has it.
         spelled: The name as QEMU has it.
-        format: Driver of the image in it; "" when no disk's layer lies there.
+        format: Driver of the image in it; "" when it is not a layer of a disk.
         virtual_size: Bytes that the guest sees.
     """
 
@@ -75,7 +75,7 @@ class OpenName(Struct, frozen=True):
 
 
 def open_names(graph: Graph) -> tuple[OpenName, ...]:
-    """Every file of the host that a node of the graph has open: layers, data files, extents, targets."""
+    """Every file that a node of the graph has open: layers, data files, extents, targets."""
     layers = {layer.file: layer for disk in graph.disks.values() for layer in disk.layers if layer.local}
     found: dict[str, OpenName] = {}
     for node in graph.nodes.values():

@@ -1,4 +1,4 @@
-"""How what is not ours is printed: file names, names, texts of QEMU, of a guest, of an image, of a record."""
+"""Makes foreign text safe to print: file names, and texts of QEMU, guests, images and records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["printable"]
 
 
 def printable(text: str) -> str:
-    """One line as people can read it: whatever a terminal would obey, a newline too, is spelled out.
+    """Return the text on one line, with control characters, newlines included, escaped.
 
-    What was made so stays as it is when it is made so again.
+    Idempotent.
     """
     if text.isprintable():
         return text

@@ -1,7 +1,7 @@
-"""What a disk is called, and how else it can be spelled, by the device that the guest sees it through.
+"""Names of disks, and their other spellings, derived from the guest's devices.
 
 query-block gives a device either by its id alone or by its path in QEMU's object model (QOM). A name has
-to hold for QEMU's life: a root node does not, since every snapshot puts another one on top.
+to be stable for QEMU's lifetime, which the root node's is not: every snapshot puts another node on top.
 QEMU numbers devices without an id and never uses a number twice (hw/core/qdev.c, `anon_count`).
 """
 
@@ -22,16 +22,16 @@ _ANONYMOUS = "/machine/peripheral-anon/"
 
 
 def disk_names(disks: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
-    """The name of each disk: qdev id, else drive id, else the part of the QOM path that tells it from others.
+    """The name of each disk: qdev id, else drive id, else the part of the QOM path that distinguishes it.
 
-    A disk's better claim goes before another's lesser one, in whatever order QEMU lists them. The root
-    node is the name where there is neither device nor drive.
+    A disk's stronger claim to a name beats a weaker one, whatever QEMU's order. The root
+    node is the name if there is neither device nor drive.
 
     Args:
-        disks: Of each disk its qdev as query-block gives it, its drive id and its root node; each may be "".
+        disks: For each disk its qdev as in query-block, its drive id and its root node; each may be "".
 
     Raises:
-        Malformed: When two disks cannot be told apart.
+        Malformed: When two disks cannot be distinguished.
     """
     claims = [_claims(*disk) for disk in disks]
     names: dict[int, str] = {}
@@ -49,7 +49,7 @@ def disk_names(disks: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
 
 
 def _claims(qdev: str, drive: str, root: str) -> tuple[str, ...]:
-    """What a disk could be called, the best first; "" where it has no such name."""
+    """Possible names of a disk, the best first; "" for a missing one."""
     return (
         _user_id(qdev),
         drive,
@@ -68,12 +68,12 @@ def _user_id(qdev: str) -> str:
 
 
 def _anonymous(qdev: str) -> str:
-    """How QEMU has numbered a device that was given without an id: `device[0]`."""
+    """The number that QEMU gave a device without an id: `device[0]`."""
     return qdev.removeprefix(_ANONYMOUS).partition("/")[0] if qdev.startswith(_ANONYMOUS) else ""
 
 
 def spellings_of(qdev: str) -> Iterator[str]:
-    """Every way to name the device: its id or number, and its QOM path, whole or up to the device."""
+    """Every spelling of the device: its id or number, and its QOM path, whole or up to the device."""
     if not qdev:
         return
     yield qdev

@@ -1,4 +1,4 @@
-"""Secrets in command lines and messages, which do not belong into a log."""
+"""Masks secrets in command lines and messages for the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _URL = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # a user's password in a URL
 
 
 def masked(text: str) -> str:
-    """The same text, with stars for what may be a secret: one star too many harms nobody."""
+    """The same text, with stars in place of possible secrets; rather too many than too few."""
     text = _JSON.sub(rf'\1"{_MASK}"', text)
     text = _URL.sub(rf"\1{_MASK}@", text)
     return text if text.lstrip().startswith("{") else _OPTION.sub(rf"\1{_MASK}", text)

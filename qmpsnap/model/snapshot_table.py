@@ -1,6 +1,6 @@
-"""The snapshots inside a qcow2 image, from its bytes: their names, and the disk's size then.
+"""Parses the snapshot table of a qcow2 image: names, and the disk's size at each snapshot.
 
-As hostile as any header: every length is checked against the data.
+It is as untrusted as a header: every length is checked against the data.
 
     docs/interop/qcow2.txt ("Header", "Snapshots")
 """
@@ -24,10 +24,10 @@ _ENTRY = struct.Struct(">QIHHIIQII")  # table, its size, length of id and name, 
 
 
 def snapshot_table(header: bytes) -> tuple[int, int]:
-    """Offset of the snapshots in the file, and how many there are.
+    """Offset of the snapshot table, and the number of entries.
 
     Raises:
-        ValueError: When it is no qcow2 image.
+        ValueError: When it is not a qcow2 image.
     """
     if len(header) < HEADER_BYTES or header[:4] != _MAGIC or header[4:8] not in {b"\0\0\0\2", b"\0\0\0\3"}:
         raise ValueError("not a qcow2 image")
@@ -38,19 +38,19 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
 
 
 def snapshot_names(table: bytes, count: int) -> tuple[str, ...]:
-    """Names of so many snapshots.
+    """Names of the first `count` snapshots.
 
     Raises:
-        ValueError: When the table ends before that, or a name is no text.
+        ValueError: When the table is truncated, or a name is not text.
     """
     return tuple(name for name, _ in _entries(table, count))
 
 
 def snapshot_sizes(table: bytes, count: int) -> dict[str, int]:
-    """Bytes that the disk had at each of so many snapshots, by name; those that do not say are missing.
+    """Disk sizes in bytes at the first `count` snapshots, by name; those not recorded are left out.
 
     Raises:
-        ValueError: When the table ends before that, or a name is no text.
+        ValueError: When the table is truncated, or a name is not text.
     """
     return {name: size for name, size in _entries(table, count) if size is not None}
 

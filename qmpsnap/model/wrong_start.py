@@ -1,6 +1,6 @@
-"""Whether a machine was started from a layer that others stand on: its guest then writes into their data.
+"""Detects a machine that was started from a backing file of other images: its guest corrupts them.
 
-So it is when somebody takes a snapshot, ends QEMU, and starts it again from the old file.
+That happens when a snapshot is taken, QEMU quits, and is started again from the old file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["WrongStart", "recorded_overlays", "wrong_starts"]
 
 
 class WrongStart(Struct, frozen=True):
-    """A disk whose guest writes into a layer that other images stand on.
+    """A disk whose guest writes into a backing file of other images.
 
     Attributes:
         disk: The disk's name.
         active: The layer that it writes into.
-        newest: Images above it on which no other stands, sorted: the machine may belong on one of them.
+        newest: The topmost images above it, sorted: the machine should probably run from one of them.
     """
 
     disk: str
@@ -43,7 +43,7 @@ class WrongStart(Struct, frozen=True):
 
 
 def recorded_overlays(graph: Graph, records: tuple[Record, ...]) -> tuple[str, ...]:
-    """Overlays that our records know to have begun on a layer which a guest now writes into."""
+    """Recorded overlays of layers that a guest now writes into."""
     active = {disk.active.file for disk in graph.disks.values() if disk.writable}
     return tuple(
         dict.fromkeys(
@@ -58,11 +58,11 @@ def recorded_overlays(graph: Graph, records: tuple[Record, ...]) -> tuple[str, .
 
 
 def wrong_starts(graph: Graph, files: Files) -> tuple[WrongStart, ...]:
-    """Every disk whose guest writes into a layer that other images stand on, by their headers.
+    """Every disk whose guest writes into a backing file of other images, by their headers.
 
     Args:
-        graph: What QEMU has.
-        files: Active layers, what lies beside them, and overlays that records know.
+        graph: QEMU's block graph.
+        files: Active layers, the images beside them, and recorded overlays.
     """
     used = {files.real(node.file) for node in graph.nodes.values()} - {""}
     used |= {files.real(file) for disk in graph.disks.values() for file in disk.files}

@@ -172,7 +172,7 @@ class KeepPlace(HostOnly):
     Attributes:
         directory: Where the record lies.
         id: That of the moment's record.
-        disk: The disk whose layers they were.
+        disk: The disk of these layers.
         gone: Files of these layers.
         into: The file that took their data (commit), and with it the moment where one of them held that;
             "" where none did (stream).

@@ -96,7 +96,7 @@ def stands_here(record: IntentRecord, graph: Graph, records: Collection[Record])
 
     Args:
         record: The record.
-        graph: What QEMU has.
+        graph: QEMU's block graph.
         records: All records that were found, for the moments among them.
     """
     moments = [one for one in records if isinstance(one, MomentRecord)]

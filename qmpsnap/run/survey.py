@@ -57,7 +57,7 @@ def descriptor_header(descriptor: int) -> Header | None:
     """Read the header of an open file, in steps, as most are short.
 
     Raises:
-        ValueError: When there is a magic and the rest is broken.
+        ValueError: When there is a magic, but the rest is invalid.
         OSError: When it cannot be read.
     """
     data = os.pread(descriptor, _READS[0], 0)

@@ -67,7 +67,7 @@ def graph(*disks: Disk, nodes: tuple[Node, ...] = (), **drawings: str) -> Graph:
 
     Args:
         disks: Disks as they are.
-        nodes: More nodes, that stand under no disk.
+        nodes: More nodes, which belong to no disk.
         drawings: A drawing for each further disk's name.
     """
     everyone = (*disks, *(chain(drawing, name=name) for name, drawing in drawings.items()))

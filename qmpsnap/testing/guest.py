@@ -68,7 +68,7 @@ class Guest:
     async def quick(self, script: str) -> str:
         """Run a script of some builtins that prints one line: 3 ms under TCG where `run` takes 11.
 
-        It has no limit in the guest: one that does not end takes the guest's agent with it.
+        It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
         return _succeeded(script, *await self._ask(script, limit=0, patience=_GRACE_S)).decode()
 
@@ -83,7 +83,7 @@ class Guest:
         await self._wait_boot(not_this=boot, limit=limit)
 
     async def poweroff(self) -> None:
-        """Let the guest sync and power itself off; returns when it has begun to."""
+        """Let the guest sync and power off; return when it has started to."""
         await self.run("sync; (usleep 50000; poweroff -f) > /dev/null 2>&1 &", limit=60)
 
     async def device(self, serial: str, *, limit: float = 10.0) -> str:
@@ -120,7 +120,7 @@ class Guest:
         burst: int = 4,
         pause_s: float = 0.0,
     ) -> Writer:
-        """Start a writer on a whole disk, and return when it has begun.
+        """Start a writer on a whole disk, and return when it has started.
 
         It writes until it is stopped, or a write fails. One writer a disk, and nobody else may write to
         it: the writes are counted by the guest's kernel, disk by disk.
@@ -230,8 +230,8 @@ class Writer:
     async def longest_gap(self) -> float:
         """Return the longest time in seconds that a burst took since the last such call.
 
-        It is the guest's time, which stands still while the machine is stopped: what is seen is I/O
-        that is held up while the guest runs. A quiet burst takes some milliseconds.
+        It is guest time, which stops while the machine is paused: it shows I/O that
+        is delayed while the guest runs. An undisturbed burst takes some milliseconds.
         """
         answer = await self._guest.run(f"cd {self._directory}; cat longest 2> /dev/null; rm -f longest")
         return int(answer or "0") / 1e6

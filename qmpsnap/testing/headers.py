@@ -1,4 +1,4 @@
-"""Image headers made by hand, for tests that need no qemu-img; nothing but a header is in them."""
+"""Hand-made image headers, for tests without qemu-img; they contain nothing but a header."""
 
 from __future__ import annotations
 

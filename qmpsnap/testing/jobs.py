@@ -53,11 +53,11 @@ class ScriptedJobs:
         io_status: str = "ok",
         error: str | None = None,
     ) -> None:
-        """From now on there is that mirror job, and that is how it stands."""
+        """Add or replace a mirror job with this state."""
         self._entries[job_id] = _Entry(status, offset, length, io_status, error)
 
     def remove(self, job_id: str) -> None:
-        """From now on there is no such job."""
+        """Remove a job."""
         self._entries.pop(job_id, None)
 
     def jobs(self) -> list[dict[str, object]]:

@@ -1,7 +1,7 @@
-"""A QMP server on a real unix socket whose answers are scripted.
+"""A scripted QMP server on a real unix socket.
 
-For tests of whatever speaks QMP: ours, and those of programs that embed us. It answers what it
-was told to, sends events, and misbehaves when asked; it knows nothing of disks.
+For tests of whatever speaks QMP: ours, and those of programs that embed us. It gives scripted
+answers, sends events, and misbehaves on request; it knows nothing of disks.
 
     async with serve(path) as server:
         server.answer("query-status", Return({"status": "running"}))
@@ -75,7 +75,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """Close the connection, after what was said before."""
+    """Close the connection, after everything sent before."""
 
 
 Action = Return | Fail | Emit | Raw | Wait | Hangup
@@ -87,7 +87,7 @@ class QmpServer:
     Attributes:
         path: Its socket.
         received: Every command that came, as it came, qmp_capabilities included.
-        greeting: What a client is greeted with; None for a silent server.
+        greeting: The greeting; None for a silent server.
         late: Sent once, before the next greeting: QEMU's reply to a client that went before it came.
     """
 
@@ -111,11 +111,11 @@ class QmpServer:
         return [name for name in names if name != "qmp_capabilities"]
 
     def answer(self, command: str, *actions: Action) -> None:
-        """Do this whenever that command comes; a command without an answer is unknown."""
+        """Answer that command with these actions every time; a command without an answer is unknown."""
         self._answers[command] = actions
 
     def answer_once(self, command: str, *actions: Action) -> None:
-        """Do this the next time that the command comes, before what `answer` said."""
+        """Answer that command with these actions once, before those of `answer`."""
         self._once.setdefault(command, []).append(actions)
 
     def compute(self, command: str, reply: Callable[[dict[str, object]], object]) -> None:
@@ -127,7 +127,7 @@ class QmpServer:
         self.send(b"".join(_spell(event, None) for event in events))
 
     def send(self, data: bytes) -> None:
-        """Send bytes to the client that is connected; nobody there is no error."""
+        """Send bytes to the connected client; without a client, do nothing."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
 
@@ -137,7 +137,7 @@ class QmpServer:
             self._writer.close()
 
     async def wait_for(self, command: str, *, count: int = 1) -> None:
-        """Return once that command has come so often."""
+        """Return once that command has arrived that many times."""
         async with self._arrived:
             await self._arrived.wait_for(lambda: self.commands.count(command) >= count)
 
@@ -160,7 +160,7 @@ class QmpServer:
                 await writer.wait_closed()
 
     async def end(self) -> None:
-        """Hang up on everybody."""
+        """Disconnect every client."""
         serving = set(self._serving)
         for task in serving:
             task.cancel()
@@ -223,7 +223,7 @@ async def serve(path: str, *, greeting: bytes | None = GREETING) -> AsyncIterato
 
     Args:
         path: Where the socket is made.
-        greeting: What a client is greeted with; None for a silent server.
+        greeting: The greeting; None for a silent server.
     """
     server = QmpServer(path, greeting)
     listener = await asyncio.start_unix_server(server.serve_client, path, limit=64 * 1024 * 1024)

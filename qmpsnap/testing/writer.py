@@ -1,4 +1,4 @@
-"""What the guest's writer writes, so that any image can be held against it.
+"""What the guest's writer writes, so that any image can be compared with it.
 
 Pure. Writes are numbered from 0. A *burst* of neighbouring blocks is written in order, one write after
 the other, each with O_DIRECT; then the next burst elsewhere. Block and content are functions of the
