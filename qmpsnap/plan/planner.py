@@ -1,43 +1,64 @@
-"""The one door to the planners: which file plans which intent."""
+"""The one door to the planners: which file plans which intent, and what each has to know."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from qmpsnap.plan.chain import commit, mirror, snapshot, stream
+from qmpsnap.plan import intent as intents
+from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
 from qmpsnap.plan.checks.busy import refuse_migrated
-from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import delete
 from qmpsnap.plan.inside import snapshot as snapshot_internal
-from qmpsnap.plan.intent import (
-    Checkpoint,
-    CheckpointInternal,
-    Commit,
-    Delete,
-    Intent,
-    Mirror,
-    PrepareRevert,
-    Restore,
-    Revert,
-    RevertIncoming,
-    Save,
-    Snapshot,
-    SnapshotInternal,
-    Stream,
-)
 from qmpsnap.plan.vmstate import checkpoint, revert, revert_new, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from qmpsnap.model.files import Ask, Files
     from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "ask_again", "needs_machine", "needs_standing", "plan"]
+__all__ = ["PLANNERS", "Planner", "ask", "ask_again", "needs_machine", "needs_standing", "plan"]
 
 
-_ON_DISKS = Snapshot | SnapshotInternal | Stream | Commit | Mirror
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """What plans an intent.
+
+    Attributes:
+        ask: What it wants to know about the file system.
+        plan: The plan, or a refusal.
+        machine: What it has to know of the machine beyond its disks: all; with "standing" whether it migrates
+            or has migrated, which refuses the intent; or nothing.
+        ask_again: What it wants to know besides, once the records have been read.
+    """
+
+    ask: Callable[..., Ask]
+    plan: Callable[[Any, Scene], Plan]
+    machine: Literal["all", "standing", "nothing"]
+    ask_again: Callable[..., Ask] | None = None
+
+
+PLANNERS: Mapping[type[Intent], Planner] = {
+    intents.Snapshot: Planner(overlays.ask, snapshot.plan, "standing"),
+    intents.SnapshotInternal: Planner(snapshot_internal.ask, snapshot_internal.plan, "standing"),
+    intents.Stream: Planner(stream.ask, stream.plan, "standing"),
+    intents.Commit: Planner(commit.ask, commit.plan, "standing"),
+    intents.Mirror: Planner(mirror.ask, mirror.plan, "standing"),
+    intents.Delete: Planner(delete.ask, delete.plan, "all"),
+    intents.Checkpoint: Planner(checkpoint.ask, checkpoint.plan, "all"),
+    intents.CheckpointInternal: Planner(checkpoint_internal.ask, checkpoint_internal.plan, "all"),
+    intents.Revert: Planner(revert.ask, revert.plan, "all", revert.ask_again),
+    intents.PrepareRevert: Planner(revert.ask, revert_new.plan_prepare, "nothing", revert.ask_again),
+    intents.RevertIncoming: Planner(revert.ask, revert_new.plan_incoming, "all", revert.ask_again),
+    intents.Save: Planner(save.ask_save, save.plan_save, "all"),
+    intents.Restore: Planner(save.ask_restore, save.plan_restore, "all"),
+}
+"""What plans each intent: a new operation is a line here."""
 
 
 def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -51,49 +72,23 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
     Raises:
         Refused: When a name in the intent means nothing, or two things.
     """
-    match intent:
-        case Snapshot():
-            return snapshot.ask(intent, graph, state_dir=state_dir)
-        case SnapshotInternal():
-            return snapshot_internal.ask(intent, graph, state_dir=state_dir)
-        case Delete():
-            return delete.ask(intent, graph, state_dir=state_dir)
-        case CheckpointInternal():
-            return checkpoint_internal.ask(intent, graph, state_dir=state_dir)
-        case Checkpoint():
-            return checkpoint.ask(intent, graph, state_dir=state_dir)
-        case Revert() | PrepareRevert() | RevertIncoming():
-            return revert.ask(intent, graph, state_dir=state_dir)
-        case Save():
-            return save.ask_save(intent, graph, state_dir=state_dir)
-        case Restore():
-            return save.ask_restore(intent, graph, state_dir=state_dir)
-        case Stream():
-            return stream.ask(intent, graph, state_dir=state_dir)
-        case Commit():
-            return commit.ask(intent, graph, state_dir=state_dir)
-        case Mirror():
-            return mirror.ask(intent, graph, state_dir=state_dir)
-        case _:
-            assert_never(intent)
+    return PLANNERS[type(intent)].ask(intent, graph, state_dir=state_dir)
 
 
 def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = "") -> Ask | None:
     """What has to be known besides, now that the records have been read; None: nothing."""
-    if isinstance(intent, Revert | PrepareRevert | RevertIncoming):
-        return revert.ask_again(intent, graph, files, state_dir=state_dir)
-    return None
+    again = PLANNERS[type(intent)].ask_again
+    return again(intent, graph, files, state_dir=state_dir) if again is not None else None
 
 
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    inside = CheckpointInternal | Delete
-    return isinstance(intent, inside | Checkpoint | Revert | RevertIncoming | Save | Restore)
+    return PLANNERS[type(intent)].machine == "all"
 
 
 def needs_standing(intent: Intent) -> bool:
     """Whether `plan` has to know that the machine is on its way to no other QEMU, and no more of it."""
-    return isinstance(intent, _ON_DISKS)
+    return PLANNERS[type(intent)].machine == "standing"
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:
@@ -102,35 +97,7 @@ def plan(intent: Intent, scene: Scene) -> Plan:
     Raises:
         Refused: One of its kinds; nothing was sent.
     """
-    if isinstance(intent, _ON_DISKS):
+    planner = PLANNERS[type(intent)]
+    if planner.machine == "standing":
         refuse_migrated(scene)
-    refuse_lost(intent, scene)
-    match intent:
-        case Snapshot():
-            return snapshot.plan(intent, scene)
-        case SnapshotInternal():
-            return snapshot_internal.plan(intent, scene)
-        case Delete():
-            return delete.plan(intent, scene)
-        case CheckpointInternal():
-            return checkpoint_internal.plan(intent, scene)
-        case Checkpoint():
-            return checkpoint.plan(intent, scene)
-        case Revert():
-            return revert.plan(intent, scene)
-        case PrepareRevert():
-            return revert_new.plan_prepare(intent, scene)
-        case RevertIncoming():
-            return revert_new.plan_incoming(intent, scene)
-        case Save():
-            return save.plan_save(intent, scene)
-        case Restore():
-            return save.plan_restore(intent, scene)
-        case Stream():
-            return stream.plan(intent, scene)
-        case Commit():
-            return commit.plan(intent, scene)
-        case Mirror():
-            return mirror.plan(intent, scene)
-        case _:
-            assert_never(intent)
+    return planner.plan(intent, scene)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -267,6 +267,10 @@ def test_planner_puts_away_and_calls_invalid_only_what_left_the_chain(
     if not (isinstance(intent, Commit) and intent.keep_overlay):
         assert not used & set(plan.invalid)
         assert set(plan.invalid) <= set(files.names)
+
+
+def test_every_intent_has_a_planner() -> None:
+    assert {*planner.PLANNERS} == {*get_args(Intent)}
 
 
 def test_planner_asks_for_what_it_then_reads() -> None:

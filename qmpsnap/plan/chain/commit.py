@@ -22,7 +22,7 @@ from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
-from qmpsnap.plan.checks.opened import refuse_reopen, temporary
+from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import refuse_barred
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
@@ -88,8 +88,9 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         Unsupported: When the chain has only one layer, `keep_overlay` goes without the active layer, the
             disk is read-only, or a folded layer is shorter than the base.
     """
-    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    refuse_moved(scene, disk, disk.layers)  # what a disk in snapshot mode wrote has no other way to stay
+    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     if len(disk.layers) == 1:
         raise Unsupported(f"the chain of {disk.name} has only one layer", feature="commit of a base image")
     top = 0 if intent.top is None else layer_index(scene, disk, intent.top)

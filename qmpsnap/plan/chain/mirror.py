@@ -22,7 +22,7 @@ from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import refuse_clear_data
-from qmpsnap.plan.checks.opened import odd
+from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
@@ -76,12 +76,14 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
         Unsupported: When `sync` does not go with the rest.
     """
-    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
+    refuse_temporary(scene, disk)
+    refuse_moved(scene, disk, stays)  # what is copied is read from the file that QEMU has open
+    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     pivot = intent.ending == "pivot"
     form = intent.format or disk.active.format
     _check_sync(intent, disk, form)
-    stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
     if odd(scene.graph, stays):
         raise Unsupported(
             f"QEMU would record its own name of {stays[0].file} in the copy, where that name leads nowhere",

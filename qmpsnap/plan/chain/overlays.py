@@ -21,6 +21,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
+from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import CreateOverlay, ProbeAbsent, TakenOverlay
@@ -155,7 +156,9 @@ def prepare(op: Op, intent: Snapshot, scene: Scene) -> Overlays:
     check_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-sync")
     targets, left_out = _targets(intent, scene.graph, op)
+    refuse_lost(scene, (disk for disk, _ in targets))
     for disk, file in targets:
+        refuse_window(disk, disk.layers[:1])
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
         refuse_clear_overlay(disk, plain=intent.plain)

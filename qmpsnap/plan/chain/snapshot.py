@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "plan"]
-
-ask = overlays.ask
+__all__ = ["plan"]
 
 
 def plan(intent: Snapshot, scene: Scene) -> Plan:

@@ -17,7 +17,7 @@ from qmpsnap.plan.chain.sizes import refuse_stream_of_shorter
 from qmpsnap.plan.checks.busy import refuse_busy
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
-from qmpsnap.plan.checks.opened import refuse_reopen
+from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
@@ -48,8 +48,9 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         Unsupported: When the layer cannot take data, nothing stands below it, the disk is read-only, or a
             layer is so short that old bytes would be read again.
     """
-    scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    refuse_lost(scene, (disk,))
+    scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
     into = 0 if intent.into is None else layer_index(scene, disk, intent.into)
     base = len(disk.layers) if intent.base is None else layer_index(scene, disk, intent.base)
     receiver = disk.layers[into]

@@ -9,67 +9,86 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import FileMoved, QmpsnapError, Unsupported
-from qmpsnap.model.find import find_disk
+from qmpsnap.errors import FileMoved, Unsupported
 from qmpsnap.model.graph import PATH_DRIVERS
 from qmpsnap.model.hints import command
 from qmpsnap.model.open_files import is_temporary
 from qmpsnap.model.parse import FDSET
-from qmpsnap.plan.intent import (
-    Checkpoint,
-    CheckpointInternal,
-    Commit,
-    Delete,
-    Mirror,
-    PrepareRevert,
-    Restore,
-    Revert,
-    RevertIncoming,
-    Save,
-    Snapshot,
-    SnapshotInternal,
-    Stream,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.model.open_files import OpenFile
-    from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["lost_names", "odd", "refuse_lost", "refuse_reopen", "temporary"]
+__all__ = [
+    "lost_names",
+    "odd",
+    "refuse_lost",
+    "refuse_moved",
+    "refuse_reopen",
+    "refuse_temporary",
+    "refuse_window",
+    "temporary",
+]
 
 
-def refuse_lost(intent: Intent, scene: Scene) -> None:
-    """Refuse when a layer that the operation reads, writes or names is not what its name leads to.
+def refuse_lost(scene: Scene, disks: Iterable[Disk]) -> None:
+    """Refuse when a disk is in snapshot mode, or one of its layers is not what its name leads to.
 
-    A full mirror reads what QEMU has open and names the copy alone, so it is the way out; and so is a
-    commit of a temporary active layer, whose data has no other way to stay.
+    Each planner calls this, or its two parts, with the disks that it reads, writes or names.
 
     Raises:
         FileMoved: Naming both files.
-        Unsupported: When the disk is in snapshot mode, or a part of a file would be named as if it were all.
+        Unsupported: When the guest writes to a temporary file.
     """
-    for disk in _disks(intent, scene.graph):
-        layers = disk.layers
-        if layers and temporary(layers[0], scene.files):
-            if not isinstance(intent, Commit):
-                _refuse_temporary(disk)
-            layers = layers[1:]
-        if isinstance(intent, Mirror):  # QEMU itself writes how the others are to be opened
-            layers = {"full": (), "top": layers[1:], "none": layers}[intent.sync]
-        goes_back = isinstance(intent, Revert | PrepareRevert)
-        if goes_back or isinstance(intent, Snapshot | Checkpoint):
-            for layer in layers if goes_back else layers[:1]:
-                if layer.window:
-                    _refuse_window(disk, layer)
-        for file in (part for layer in layers for part in layer.parts):
-            fact = scene.files.open.get(file)
-            if fact is not None and (error := _lost(disk, fact, scene.graph)) is not None:
-                raise error
+    for disk in disks:
+        refuse_temporary(scene, disk)
+        refuse_moved(scene, disk, disk.layers)
+
+
+def refuse_temporary(scene: Scene, disk: Disk) -> None:
+    """Refuse to work on a disk in snapshot mode.
+
+    Raises:
+        Unsupported: When the guest writes to a temporary file.
+    """
+    if disk.layers and temporary(disk.active, scene.files):
+        raise Unsupported(
+            f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary "
+            "file without a name, and QEMU would also remove a new overlay",
+            feature="work on a disk in snapshot mode",
+            hint=f"{command('commit', disk.name)} keeps what was written; or start QEMU without snapshot "
+            "mode",
+        )
+
+
+def refuse_moved(scene: Scene, disk: Disk, layers: Iterable[Layer]) -> None:
+    """Refuse when one of the disk's layers is not what its name leads to; a temporary one has no name.
+
+    Raises:
+        FileMoved: Naming both files.
+    """
+    for error in _moved(disk, layers, scene.graph, scene.files):
+        raise error
+
+
+def refuse_window(disk: Disk, layers: Iterable[Layer]) -> None:
+    """Refuse to name a layer that is a part of a file as the backing file of an overlay.
+
+    Raises:
+        Unsupported: Naming the file.
+    """
+    for layer in layers:
+        if layer.window:
+            raise Unsupported(
+                f"{disk.name} is a part of {layer.file} (driver raw with an offset or a size), which a "
+                "file name cannot express",
+                feature="an overlay on a part of a file",
+                hint=f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}",
+            )
 
 
 def temporary(layer: Layer, files: Files) -> bool:
@@ -119,46 +138,23 @@ def _spelled(graph: Graph, file: str) -> tuple[str, ...]:
     )
 
 
-def _disks(intent: Intent, graph: Graph) -> tuple[Disk, ...]:
-    """The disks that take part; those of a name that means nothing are refused by the planner."""
-    every = tuple(disk for disk in graph.disks.values() if disk.writable)
-    match intent:
-        case Stream() | Commit() | Mirror():
-            names: tuple[str, ...] = (intent.disk,)
-        case Snapshot() | SnapshotInternal():
-            names = intent.disks
-            if not names:
-                return every
-        case Checkpoint() | Save() | Restore() | PrepareRevert() | RevertIncoming():
-            return every
-        case CheckpointInternal() | Revert():
-            left = {disk.name for disk in _found(intent.leave, graph)}
-            return tuple(disk for disk in every if disk.name not in left)
-        case Delete():
-            return ()
-    return _found(names, graph)
-
-
-def _found(names: Iterable[str], graph: Graph) -> tuple[Disk, ...]:
-    found = []
-    for name in names:
-        try:
-            found.append(find_disk(graph, name))
-        except QmpsnapError:
-            continue
-    return tuple(found)
-
-
 def lost_names(graph: Graph, files: Files) -> tuple[str, ...]:
     """A line for each layer whose name does not lead to the file that QEMU has open."""
-    lines = []
-    for disk in graph.disks.values():
-        layers = (layer for layer in disk.layers if not temporary(layer, files))
-        for file in (part for layer in layers for part in layer.parts):
+    return tuple(
+        f"{error.message}; {error.hint}"
+        for disk in graph.disks.values()
+        for error in _moved(disk, disk.layers, graph, files)
+    )
+
+
+def _moved(disk: Disk, layers: Iterable[Layer], graph: Graph, files: Files) -> Iterator[FileMoved]:
+    for layer in layers:
+        if temporary(layer, files):
+            continue
+        for file in layer.parts:
             fact = files.open.get(file)
-            if fact is not None and (error := _lost(disk, fact, graph)):
-                lines.append(f"{error.message}; {error.hint}")
-    return tuple(lines)
+            if fact is not None and (error := _lost(disk, fact, graph)) is not None:
+                yield error
 
 
 def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
@@ -195,21 +191,3 @@ def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
             )
         case _:
             return None
-
-
-def _refuse_temporary(disk: Disk) -> None:
-    raise Unsupported(
-        f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary "
-        "file without a name, and QEMU would also remove a new overlay",
-        feature="work on a disk in snapshot mode",
-        hint=f"{command('commit', disk.name)} keeps what was written; or start QEMU without snapshot mode",
-    )
-
-
-def _refuse_window(disk: Disk, layer: Layer) -> None:
-    raise Unsupported(
-        f"{disk.name} is a part of {layer.file} (driver raw with an offset or a size), which a "
-        "file name cannot express",
-        feature="an overlay on a part of a file",
-        hint=f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}",
-    )

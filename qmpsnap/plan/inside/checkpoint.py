@@ -15,6 +15,7 @@ from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
+from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
@@ -73,6 +74,7 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     refuse_asleep(machine)
     refuse_blocked(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
+    refuse_lost(scene, part.disks)
     for disk in part.disks:
         refuse_data_file(
             disk, hint=f"use --mode in-place, or leave the disk out: --leave {quoted(disk.name)}"

@@ -14,6 +14,7 @@ from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty
+from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import refuse_data_file
 from qmpsnap.plan.plan import Plan, Stage
@@ -48,6 +49,7 @@ def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
     check_inside_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-internal-sync")
     disks, left_out = _chosen(intent, scene)
+    refuse_lost(scene, disks)
     for disk in disks:
         _check(disk, scene, named=bool(intent.disks))
     refuse_taken(intent.name, scene)

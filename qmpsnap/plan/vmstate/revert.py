@@ -19,6 +19,7 @@ from qmpsnap.model.find import find_disk
 from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
+from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
@@ -109,6 +110,11 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
         WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
+    left = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
+    disks = [disk for disk in scene.graph.writable() if disk.name not in left]
+    refuse_lost(scene, disks)
+    for disk in disks:
+        refuse_window(disk, disk.layers)
     moment = moment_named(intent.name, scene)
     if moment.kind == "internal":
         return _internal(intent, moment, scene)
@@ -134,7 +140,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     if state is not None:
         refuse_dead(machine)
         refuse_asleep(machine)
-    disks = _disks(intent, moment, scene)
+    disks = _disks(moment, left, scene)
     if state is not None:
         refuse_store(state, machine, scene, intent.name)
     token = branch_token(record, scene.graph)
@@ -225,19 +231,18 @@ def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> Momen
     return next((one.record for one in found if one.record is not None), None)
 
 
-def _disks(intent: Revert, moment: Moment, scene: Scene) -> list[Disk]:
+def _disks(moment: Moment, leave: set[str], scene: Scene) -> list[Disk]:
     """The disks that go back; every other writable one has to be named."""
-    leave = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
     record = record_of(moment)
     for disk in scene.graph.disks.values():
         if disk.writable and disk.name not in record.covered and disk.name not in leave:
             raise NotInChain(
-                f"{disk.name} is writable but not part of {intent.name!r}",
+                f"{disk.name} is writable but not part of {moment.name!r}",
                 hint=f"it can be left out: --leave {quoted(disk.name)}",
             )
     missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
     if missing:
-        raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {intent.name!r}")
+        raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {moment.name!r}")
     disks = [scene.graph.disks[name] for name in record.covered if name not in leave]
     if not disks:
         raise NotFound("there is no disk to revert")

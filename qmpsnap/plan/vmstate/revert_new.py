@@ -11,6 +11,7 @@ from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, NotInChain, 
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest
 from qmpsnap.plan.checks.busy import refuse_jobs
+from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.steps import FinishRecord, KeepBranch, WriteRecord
@@ -39,6 +40,9 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole, or
             another one.
     """
+    refuse_lost(scene, scene.graph.writable())
+    for disk in scene.graph.writable():
+        refuse_window(disk, disk.layers)
     moment = moment_named(intent.name, scene)
     record = record_of(moment)
     if record.state is not None and record.state.mode == "in-place":
@@ -95,6 +99,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         Busy: When a job is running.
         InvalidTarget: When the memory file is missing, cut, or another one.
     """
+    refuse_lost(scene, scene.graph.writable())
     moment = moment_named(intent.name, scene)
     record = record_of(moment)
     state = record.state

@@ -12,6 +12,7 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord, KeptState
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
+from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
 from qmpsnap.plan.steps import (
@@ -77,6 +78,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             is no file.
         NotFound: When there is no disk.
     """
+    refuse_lost(scene, scene.graph.writable())
     refuse_jobs(scene.jobs)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = machine_of(scene)
@@ -145,6 +147,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         InvalidTarget: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
+    refuse_lost(scene, scene.graph.writable())
     refuse_jobs(scene.jobs)
     _refuse_unseen(scene)
     note = whole_note(scene.files, intent.file)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from msgspec.structs import replace
@@ -12,9 +12,13 @@ from qmpsnap.plan.intent import (
     Checkpoint,
     CheckpointInternal,
     Commit,
+    Delete,
+    Intent,
     Mirror,
     PrepareRevert,
+    Restore,
     Revert,
+    RevertIncoming,
     Save,
     Snapshot,
     SnapshotInternal,
@@ -28,7 +32,6 @@ from tests.plan.scenes import planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.intent import Intent
 
 TWO = graph(vda="base <- s1*", vdb="other*")
 BASE, S1 = "/images/base.qcow2", "/images/s1.qcow2"
@@ -47,6 +50,8 @@ VERBS: list[Intent] = [
     Mirror("vda", "/images/new.qcow2", "pivot", "none"),
     Revert("one"),
     PrepareRevert("one"),
+    Restore("/images/x.memory"),
+    RevertIncoming("one"),
 ]
 
 
@@ -64,6 +69,10 @@ def files(
     inode = 0 if state == "unknown" else 7
     found.open[name] = OpenFile(name, state, path, 1, inode, replaced=replaced, reopens=reopens)
     return found
+
+
+def test_every_verb_is_tried_here_but_the_deletion_of_a_moment() -> None:
+    assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - {Delete}
 
 
 @pytest.mark.parametrize("shared", [True, False])
