@@ -163,7 +163,7 @@ async def test_incoming_refuses_a_machine_that_does_not_fit(two, machine, mode):
     new, old = made.prepared, taken.active
     cases = [
         (new, (), Unsupported, "not waiting"),
-        (old, INCOMING, MachineDiffers, "has data already"),
+        (old, INCOMING, MachineDiffers, "already has data"),
         (later.active, INCOMING, NotInChain, "not an overlay on"),
         (new, (*INCOMING, "-m", "96"), MachineDiffers, "bytes of memory"),
         (new, (*INCOMING, "-device", "virtio-rng-pci,id=rng"), MachineDiffers, "another device, rng"),
