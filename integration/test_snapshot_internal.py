@@ -120,7 +120,7 @@ async def test_internal_is_on_every_disk_or_on_none(images, machine):
             plan = await vm.plan(SnapshotInternal("i1"))
             running.qmp("blockdev-snapshot-internal-sync", device="vdb-node", name="other")
             # The plan is stale: QEMU is not asked.
-            with traced(vm) as sent, pytest.raises(Exception, match="snapshots inside") as caught:
+            with traced(vm) as sent, pytest.raises(Exception, match="internal snapshots") as caught:
                 await vm.run(plan)
             assert (sent, caught.value.changed) == ([], Changed.NO)
             # QEMU itself takes back the first when it refuses the second.
