@@ -6,7 +6,6 @@ a single one, `FileFact.real`, which `BackingLink` also uses; compare no other.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,6 @@ from msgspec.structs import force_setattr
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header
 from qmpsnap.model.memory import MemoryFact
-from qmpsnap.model.names import fit_name
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.record import Record
 
@@ -32,17 +30,11 @@ __all__ = [
     "FileFact",
     "Files",
     "Kind",
-    "invalid_name",
-    "invalid_names",
-    "is_invalid_name",
 ]
 
 NOT_ALLOWED = "permission denied"  # the reason when we lack the permission to inspect something
 
 Kind = Literal["missing", "regular", "directory", "block", "symlink", "other"]
-
-_ATTEMPTS = 9
-_INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 
 
 class Ask(Struct, frozen=True):
@@ -182,9 +174,10 @@ class Files(Struct, frozen=True):
         fact = self.files.get(path)
         return fact.real if fact is not None else path
 
-    def same(self, path: str, other: str) -> bool:
-        """Whether two paths that were asked for lead to the same file."""
-        return self.real(path) == self.real(other)
+    def same(self, path: str, *others: str) -> bool:
+        """Whether a path that was asked for leads to the same file as one of the others."""
+        real = self.real(path)
+        return any(self.real(other) == real for other in others)
 
     def backed_by(self, path: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
         """Images backed by `path`, directly or through others, by their canonical names, sorted.
@@ -206,23 +199,3 @@ class Files(Struct, frozen=True):
                     found.add(file)
                     pending.append(file)
         return tuple(sorted(found))
-
-
-def invalid_name(file: str, *, attempt: int = 1) -> str:
-    """Name under which a committed file is kept: "FILE.invalid", then "FILE.invalid.2" and so on.
-
-    A name that would become too long is cut, so that every snapshot can be committed.
-    """
-    ending = ".invalid" if attempt == 1 else f".invalid.{attempt}"
-    directory, slash, name = file.rpartition("/")
-    return f"{directory}{slash}{fit_name(name, ending)}"
-
-
-def invalid_names(file: str) -> tuple[str, ...]:
-    """Every name that a committed file may get, the first choice first."""
-    return tuple(invalid_name(file, attempt=attempt) for attempt in range(1, _ATTEMPTS + 1))
-
-
-def is_invalid_name(file: str) -> bool:
-    """Whether the name marks a file that no longer holds a moment; a survey skips such files."""
-    return _INVALID.fullmatch(file) is not None

@@ -14,25 +14,31 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import BadName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 __all__ = [
     "check_name",
     "digest",
     "fit_name",
+    "invalid_name",
+    "invalid_names",
     "is_device_path",
+    "is_invalid_name",
     "is_owned_node",
     "job_id",
     "node_name",
     "overlay_file",
     "overlay_files",
     "state_directory",
+    "state_directory_choices",
     "stem",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"
 _NAME_MAX = 255  # bytes
+_ATTEMPTS = 9  # names that an invalid file may get
+_INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 _LONG = 32  # characters of a disk's name that go into a file's
 
 
@@ -155,3 +161,36 @@ def is_device_path(path: str) -> bool:
 def state_directory(base: str) -> str:
     """Directory of our records for machines on this base image: `STEM-of-base.qmpsnap` beside it."""
     return posixpath.join(posixpath.dirname(base), fit_name(stem(base), ".qmpsnap"))
+
+
+def state_directory_choices(base: str, files: Iterable[str]) -> tuple[str, ...]:
+    """Directories of records for machines on this base image, by preference; none is below /dev.
+
+    Args:
+        base: The base image, whose name the directory has.
+        files: The chain, from base to active: a directory beside each, then one named after each.
+    """
+    files = [file for file in files if file.startswith("/") and not is_device_path(file)]
+    name = fit_name(stem(base), ".qmpsnap")
+    beside = [posixpath.join(posixpath.dirname(file), name) for file in files]
+    return tuple(dict.fromkeys((*beside, *map(state_directory, files))))
+
+
+def invalid_name(file: str, *, attempt: int = 1) -> str:
+    """Name under which a committed file is kept: "FILE.invalid", then "FILE.invalid.2" and so on.
+
+    A name that would become too long is cut, so that every snapshot can be committed.
+    """
+    ending = ".invalid" if attempt == 1 else f".invalid.{attempt}"
+    directory, slash, name = file.rpartition("/")
+    return f"{directory}{slash}{fit_name(name, ending)}"
+
+
+def invalid_names(file: str) -> tuple[str, ...]:
+    """Every name that a committed file may get, the first choice first."""
+    return tuple(invalid_name(file, attempt=attempt) for attempt in range(1, _ATTEMPTS + 1))
+
+
+def is_invalid_name(file: str) -> bool:
+    """Whether the name marks a file that no longer holds a moment; a survey skips such files."""
+    return _INVALID.fullmatch(file) is not None

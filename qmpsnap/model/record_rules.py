@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.files import invalid_names
+from qmpsnap.model.names import invalid_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

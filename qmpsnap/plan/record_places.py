@@ -5,10 +5,10 @@ from __future__ import annotations
 import posixpath
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.names import is_device_path, state_directory
+from qmpsnap.model.names import state_directory_choices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from qmpsnap.model.graph import Chains, Disk, Graph
     from qmpsnap.model.record import IntentRecord
@@ -35,22 +35,16 @@ def state_directories(disk: Disk, state_dir: str) -> tuple[str, ...]:
     """
     if state_dir:
         return (state_dir,)
-    return _places(disk.base.file, [layer.file for layer in reversed(disk.layers) if layer.local])
+    return state_directory_choices(
+        disk.base.file, [layer.file for layer in reversed(disk.layers) if layer.local]
+    )
 
 
 def record_directories(record: IntentRecord) -> tuple[str, ...]:
     """Where the record of an operation may lie: beside the chains of before, then those of after."""
     chains = (files for files in (*record.chains.values(), *record.after.values()) if files)
-    places = (place for files in chains for place in _places(files[-1], files[::-1]))
+    places = (place for files in chains for place in state_directory_choices(files[-1], files[::-1]))
     return tuple(dict.fromkeys((*places, record.directory)))
-
-
-def _places(base: str, files: Sequence[str]) -> tuple[str, ...]:
-    name = posixpath.basename(state_directory(base))
-    files = [file for file in files if not is_device_path(file)]
-    places = [posixpath.join(posixpath.dirname(file), name) for file in files]
-    places += [state_directory(file) for file in files]
-    return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
 
 
 def state_place(scene: Scene, disk: Disk) -> str:

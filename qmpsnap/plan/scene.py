@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qmpsnap.errors import AmbiguousName, NotFound
+from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
     from qmpsnap.model.machine import Machine, Status
+    from qmpsnap.model.moments import Moment, Moments
 
 __all__ = ["Scene"]
 
@@ -46,3 +49,30 @@ class Scene:
         """Names that are in use: nodes, jobs and records."""
         records = (record.id for record in self.files.records if isinstance(record, IntentRecord))
         return frozenset((*self.graph.nodes, *(job.id for job in self.jobs), *records))
+
+    @property
+    def moments(self) -> Moments:
+        """The machine's moments, by its images and their records."""
+        return find_moments(self.graph, self.files.records)
+
+    def moment(self, name: str) -> Moment:
+        """The one moment of that name.
+
+        Raises:
+            NotFound: When no moment has it.
+            AmbiguousName: When two have it.
+        """
+        moments = self.moments
+        named = moments.named(name)
+        if not named:
+            names = ", ".join(dict.fromkeys(repr(moment.name) for moment in moments.moments))
+            unread = "".join(f"; not read: {reason}" for reason in self.files.bad_records)
+            raise NotFound(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}{unread}")
+        if len(named) > 1:
+            kinds = ", ".join(moment.kind for moment in named)
+            raise AmbiguousName(
+                f"{name!r} is the name of {len(named)} snapshots: {kinds}",
+                candidates=[f"{moment.kind}, on {', '.join(moment.disks)}" for moment in named],
+                hint="remove an external one by commit or stream",
+            )
+        return named[0]

@@ -13,9 +13,10 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.files import NOT_ALLOWED, BackingLink, DirFact, FileFact, Files, is_invalid_name
+from qmpsnap.model.files import NOT_ALLOWED, BackingLink, DirFact, FileFact, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, backing_path, parse_header
+from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.os_errors import hint, reason

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, assert_never
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.files import BackingLink, DirFact, FileFact, Files, is_invalid_name
+from qmpsnap.model.files import BackingLink, DirFact, FileFact, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.moments import without_layers
+from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.host_steps import (
     CreateOverlay,

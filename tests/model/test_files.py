@@ -1,5 +1,3 @@
-import os
-
 import pytest
 from msgspec.structs import replace
 
@@ -8,9 +6,6 @@ from qmpsnap.model.files import (
     BackingLink,
     FileFact,
     Files,
-    invalid_name,
-    invalid_names,
-    is_invalid_name,
 )
 
 
@@ -49,33 +44,6 @@ def test_same_compares_files_and_not_their_names():
 @pytest.mark.parametrize(("kind", "taken"), [("missing", False), ("symlink", True), ("regular", True)])
 def test_taken_tells_a_name_in_use(kind, taken):
     assert FileFact("/f", kind).taken is taken
-
-
-@pytest.mark.parametrize("attempt", [1, 2, 17])
-def test_is_invalid_name_knows_the_names_that_we_give(attempt):
-    assert is_invalid_name(invalid_name("/d/s\n1.qcow2", attempt=attempt))
-
-
-@pytest.mark.parametrize("name", ["/d/s1.qcow2", "/d/x.invalid.qcow2", "/d/x.invalidated", "/d/x.invalid.2b"])
-def test_is_invalid_name_leaves_other_names(name):
-    assert not is_invalid_name(name)
-
-
-@pytest.mark.parametrize("attempt", [1, 2, 9])
-def test_invalid_name_fits_where_the_file_s_own_name_does(attempt):
-    for name in ("a" * 255, "ü" * 127, "\udcff" * 255, "日" * 85, "x.qcow2"):
-        made = invalid_name(f"/d/{name}", attempt=attempt)
-        assert made.startswith("/d/")
-        assert len(os.fsencode(made.rpartition("/")[2])) <= 255
-        assert is_invalid_name(made)
-        made.encode(errors="surrogateescape").decode(errors="surrogateescape")
-    assert invalid_name("/d/x.qcow2", attempt=attempt).startswith("/d/x.qcow2.invalid")
-
-
-def test_invalid_names_of_two_long_names_differ():
-    one, other = "a" * 254 + "1", "a" * 254 + "2"
-    assert not {*invalid_names(one)} & {*invalid_names(other)}
-    assert len({*invalid_names(one)}) == len(invalid_names(one))
 
 
 def test_ask_names_each_path_once_in_the_order_given() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import posixpath
 
 import pytest
@@ -11,6 +12,9 @@ from qmpsnap.model.job import Ending, JobId, JobOp, parse_job_id
 from qmpsnap.model.names import (
     check_name,
     digest,
+    invalid_name,
+    invalid_names,
+    is_invalid_name,
     is_owned_node,
     job_id,
     node_name,
@@ -138,3 +142,30 @@ def test_overlay_files_are_different_files_in_one_directory(disks: dict[str, str
 
 def test_state_directory_lies_beside_the_base() -> None:
     assert state_directory("/slow/base.img") == "/slow/base.qmpsnap"
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 17])
+def test_is_invalid_name_knows_the_names_that_we_give(attempt):
+    assert is_invalid_name(invalid_name("/d/s\n1.qcow2", attempt=attempt))
+
+
+@pytest.mark.parametrize("name", ["/d/s1.qcow2", "/d/x.invalid.qcow2", "/d/x.invalidated", "/d/x.invalid.2b"])
+def test_is_invalid_name_leaves_other_names(name):
+    assert not is_invalid_name(name)
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 9])
+def test_invalid_name_fits_where_the_file_s_own_name_does(attempt):
+    for name in ("a" * 255, "ü" * 127, "\udcff" * 255, "日" * 85, "x.qcow2"):
+        made = invalid_name(f"/d/{name}", attempt=attempt)
+        assert made.startswith("/d/")
+        assert len(os.fsencode(made.rpartition("/")[2])) <= 255
+        assert is_invalid_name(made)
+        made.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    assert invalid_name("/d/x.qcow2", attempt=attempt).startswith("/d/x.qcow2.invalid")
+
+
+def test_invalid_names_of_two_long_names_differ():
+    one, other = "a" * 254 + "1", "a" * 254 + "2"
+    assert not {*invalid_names(one)} & {*invalid_names(other)}
+    assert len({*invalid_names(one)}) == len(invalid_names(one))

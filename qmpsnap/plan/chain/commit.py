@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, NotInChain, Unsupported
-from qmpsnap.model.files import Ask, invalid_names
+from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk
-from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
 from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
@@ -201,7 +201,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         disks=(disk.name,),
         stages=stages,
         before=scene.graph,
-        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=() if ending == "keep" else (disk.name,),
         folded=() if intent.keep_overlay else tuple(layer.file for layer in folded),
         invalid=(*stopped, *given_up) if intent.keep_overlay else (*kept, *gone, *given_up),

@@ -158,7 +158,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         Stage("clean up", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
     ]
     stages = [stage for stage in stages if stage.steps]
-    graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
+    graph = apply_all(scene.graph, [step for stage in stages for step in stage.steps])
     unseen = () if shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
@@ -207,7 +207,7 @@ def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
 def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     target = intent.target
     for other in scene.graph.disks.values():
-        if any(scene.files.same(target, layer) for layer in other.files):
+        if scene.files.same(target, *other.files):
             raise TargetExists(f"{target} already is a layer of {other.name}", file=target)
     if not scene.files.shared:
         if intent.use_existing:

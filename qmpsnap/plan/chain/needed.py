@@ -27,11 +27,7 @@ def refuse_needed(
     by = []
     for other in scene.graph.disks.values():
         if other.name != disk.name:
-            by += [
-                f"disk {other.name}"
-                for layer in changed
-                if any(files.same(layer.file, f) for f in other.files)
-            ]
+            by += [f"disk {other.name}" for layer in changed if files.same(layer.file, *other.files)]
     images = dict.fromkeys(
         file
         for layer in changed

@@ -15,7 +15,6 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
-from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
@@ -66,7 +65,7 @@ class Overlays:
         return tuple(disk.name for disk in self.disks)
 
 
-def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, str]], list[str]]:
+def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tuple[Disk, str]], list[str]]:
     """Each disk with the path of its overlay, and the names of the disks that are left out."""
     files: dict[str, str] = {}
     for spelling, file in intent.files.items():
@@ -98,7 +97,7 @@ def _targets(intent: Snapshot, graph: Graph, op: str) -> tuple[list[tuple[Disk, 
         beside_active(
             disk,
             hint=f"name the overlay's file: --disk {quoted(disk.name)}=FILE"
-            if op == "snapshot"
+            if can_name
             else "put an overlay in a file on it first: "
             f"{command('snapshot', '--disk', f'{disk.name}=FILE')}",
         )
@@ -123,9 +122,9 @@ def _free_files(
     return files
 
 
-def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snapshot") -> Ask:
+def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", can_name: bool = True) -> Ask:
     """What the planner wants to know about the file system."""
-    targets, _ = _targets(intent, graph, op)
+    targets, _ = _targets(intent, graph, can_name=can_name)
     chain = [layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/")]
     records = state_questions(graph, state_dir)
     return Ask(
@@ -136,13 +135,14 @@ def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", op: str = "snaps
     )
 
 
-def prepare(op: Op, intent: Snapshot, scene: Scene) -> Overlays:
+def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) -> Overlays:
     """Check everything about the overlays, and say how they are made; or refuse.
 
     Args:
-        op: The operation, which becomes part of the record's id; only "snapshot" can be given files.
+        op: The operation, which becomes part of the record's id.
         intent: Name, disks and files.
         scene: What is.
+        can_name: Whether the caller of the operation can name the overlays' files.
 
     Raises:
         BadName: When the name is outside the grammar.
@@ -155,7 +155,7 @@ def prepare(op: Op, intent: Snapshot, scene: Scene) -> Overlays:
     """
     check_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-sync")
-    targets, left_out = _targets(intent, scene.graph, op)
+    targets, left_out = _targets(intent, scene.graph, can_name=can_name)
     refuse_lost(scene, (disk for disk, _ in targets))
     for disk, file in targets:
         refuse_window(disk, disk.layers[:1])
@@ -164,7 +164,7 @@ def prepare(op: Op, intent: Snapshot, scene: Scene) -> Overlays:
         refuse_clear_overlay(disk, plain=intent.plain)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
-        _check_target(scene, intent, disk, file, op)
+        _check_target(scene, intent, disk, file, can_name=can_name)
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
@@ -245,7 +245,7 @@ def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
                 file=layer.file,
                 hint="choose another name",
             )
-    for moment in find_moments(scene.graph, scene.files.records).named(name):
+    for moment in scene.moments.named(name):
         for part in moment.held:
             if part.disk == disk.name and part.overlay:
                 raise TargetExists(
@@ -283,9 +283,9 @@ def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
         seen[real] = disk.name
 
 
-def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str) -> None:
+def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, *, can_name: bool) -> None:
     for other in scene.graph.disks.values():
-        if file in other.files or any(scene.files.same(file, layer) for layer in other.files):
+        if scene.files.same(file, *other.files):
             raise TargetExists(
                 f"{file} already is a layer of {other.name}",
                 file=file,
@@ -315,9 +315,9 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, op: str
     refuse_there(
         scene,
         file,
-        hint="choose another name, or --use-existing" if op == "snapshot" else "choose another name",
+        hint="choose another name, or --use-existing" if can_name else "choose another name",
     )
-    if op == "snapshot":
+    if can_name:
         refuse_place(
             scene,
             file,

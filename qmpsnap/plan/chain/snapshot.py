@@ -44,7 +44,7 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         disks=new.names,
         stages=tuple(stages),
         before=scene.graph,
-        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=new.names,
         notes=new.notes,
     )

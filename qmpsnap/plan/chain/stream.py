@@ -126,7 +126,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         ),
     ]
     stages = [stage for stage in stages if stage.steps]
-    graph = apply_all(scene.graph, (step for stage in stages for step in stage.steps))
+    graph = apply_all(scene.graph, [step for stage in stages for step in stage.steps])
     valid = tuple(f"{layer.file} stays valid, but is no longer needed by {disk.name}" for layer in gone)
     return Plan(
         op="stream",

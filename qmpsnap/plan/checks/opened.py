@@ -94,7 +94,7 @@ def refuse_window(disk: Disk, layers: Iterable[Layer]) -> None:
 def temporary(layer: Layer, files: Files) -> bool:
     """Whether it is the temporary layer of a disk in snapshot mode, which QEMU unlinks as it makes it."""
     fact = files.open.get(layer.file)
-    return is_temporary(layer.file) and fact is not None and fact.state in {"unlinked", "unknown"}
+    return fact is not None and fact.state in {"unlinked", "unknown"} and is_temporary(layer.file)
 
 
 def refuse_reopen(scene: Scene, disk: Disk, layer: Layer) -> None:

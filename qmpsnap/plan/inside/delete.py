@@ -10,7 +10,6 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
-from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.steps import AwaitJob, DeleteInternal, DeleteState, DelVm, DismissJob
@@ -51,7 +50,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
         Busy: When a job holds one of the chains.
     """
-    moment = moment_named(intent.name, scene)
+    moment = scene.moment(intent.name)
     if moment.kind == "external":
         return delete_external.plan(intent, moment, scene)
     refuse_migrated(scene)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.find import find_disk, refuse_twin
-from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty
@@ -90,7 +89,7 @@ def refuse_taken(name: str, scene: Scene) -> None:
     Raises:
         TargetExists: Naming the file.
     """
-    for moment in find_moments(scene.graph, scene.files.records).named(name):
+    for moment in scene.moments.named(name):
         part = moment.held[0]
         raise TargetExists(
             f"there already is an {moment.kind} snapshot {name!r}, on {part.disk}: "

@@ -82,7 +82,7 @@ _INSTEAD = {
 def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system."""
     question = overlays.ask(
-        Snapshot(intent.name, plain=intent.plain), graph, state_dir=state_dir, op="checkpoint"
+        Snapshot(intent.name, plain=intent.plain), graph, state_dir=state_dir, can_name=False
     )
     files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
     places = [posixpath.dirname(file) for file in files]
@@ -106,7 +106,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     refuse_jobs(scene.jobs)
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
-    new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene)
+    new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False)
     machine = machine_of(scene)
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
@@ -151,7 +151,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         disks=new.names,
         stages=stages,
         before=scene.graph,
-        after=apply_all(scene.graph, (step for stage in stages for step in stage.steps)),
+        after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=new.names,
         run_state=machine.status,
         notes=tuple(notes),

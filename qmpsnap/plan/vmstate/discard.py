@@ -51,7 +51,7 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
         by = [
             f"disk {other.name}"
             for other in scene.graph.disks.values()
-            if other.name != disk.name and any(scene.files.same(layer.file, file) for file in other.files)
+            if other.name != disk.name and scene.files.same(layer.file, *other.files)
         ]
         by += scene.files.backed_by(layer.file)
         if by:

@@ -24,7 +24,6 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.steps import (
@@ -115,7 +114,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     refuse_lost(scene, disks)
     for disk in disks:
         refuse_window(disk, disk.layers)
-    moment = moment_named(intent.name, scene)
+    moment = scene.moment(intent.name)
     if moment.kind == "internal":
         return _internal(intent, moment, scene)
     if intent.via is not None:

@@ -12,7 +12,6 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
-from qmpsnap.plan.named import moment_named
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.steps import FinishRecord, KeepBranch, WriteRecord
 from qmpsnap.plan.vmstate.branch import branch_record, branch_token, branches, record_of
@@ -43,7 +42,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     refuse_lost(scene, scene.graph.writable())
     for disk in scene.graph.writable():
         refuse_window(disk, disk.layers)
-    moment = moment_named(intent.name, scene)
+    moment = scene.moment(intent.name)
     record = record_of(moment)
     if record.state is not None and record.state.mode == "in-place":
         raise Unsupported(
@@ -100,7 +99,7 @@ def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
         InvalidTarget: When the memory file is missing, cut, or another one.
     """
     refuse_lost(scene, scene.graph.writable())
-    moment = moment_named(intent.name, scene)
+    moment = scene.moment(intent.name)
     record = record_of(moment)
     state = record.state
     if state is None or state.mode == "in-place":
