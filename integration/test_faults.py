@@ -102,7 +102,7 @@ async def test_snapshot_removes_its_own_files_when_qemu_refuses_the_transaction(
         async with running.connect() as vm:
             plan = await vm.plan(Snapshot("sn"))
             # Somebody takes the third node's name meanwhile.
-            name = plan.stages[1].steps[0].overlays[2].node
+            name = plan.stages[1].steps[0].effect.overlays[2].node
             running.qmp("blockdev-add", {"driver": "null-co", "node-name": name})
             with pytest.raises(CommandFailed) as caught:
                 await vm.run(plan)

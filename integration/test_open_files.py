@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 import qmpsnap
 from integration.known_images import MIB, overwritten
 from integration.machines import CHEAP, Machine, Monitor, blockdev, drive, listing, traced, wait_for
 from qmpsnap.plan.intent import Commit
-from qmpsnap.plan.steps import StartCommit
 
 WRITE = (0xE1, 5 * MIB, 65536)
 
@@ -442,7 +442,11 @@ async def test_an_operation_is_not_done_before_the_header_leads_to_the_file(qemu
                 replace(
                     stage,
                     steps=tuple(
-                        replace(step, backing="img/s1.qcow2") if isinstance(step, StartCommit) else step
+                        structs.replace(
+                            step, arguments=dict(step.arguments) | {"backing-file": "img/s1.qcow2"}
+                        )
+                        if step.command == "block-commit"
+                        else step
                         for step in stage.steps
                     ),
                 )

@@ -13,6 +13,7 @@ import qmpsnap
 from integration.known_images import KIB
 from integration.machines import blockdev
 from qmpsnap.errors import Busy, NotFound, TargetExists
+from qmpsnap.plan.commands.records import keep_moment
 from qmpsnap.plan.intent import Checkpoint, Revert, Snapshot
 
 DIED = 9  # exit status of a client that ends at once
@@ -38,7 +39,7 @@ async def _until(socket, intent, kind):
         perform = vm._target.perform
 
         async def at(step):
-            if type(step).__name__ == kind:
+            if step.command == kind:
                 os._exit(DIED)
             return await perform(step)
 
@@ -61,9 +62,9 @@ def there(running):
 @pytest.mark.parametrize(
     ("intent", "kind"),
     [
-        (Snapshot("s1"), "KeepMoment"),
-        (Checkpoint("c1", "in-place"), "KeepMoment"),
-        (Checkpoint("c1", "in-place"), "CreateOverlay"),
+        (Snapshot("s1"), "keep-moment"),
+        (Checkpoint("c1", "in-place"), "keep-moment"),
+        (Checkpoint("c1", "in-place"), "create-overlay"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
@@ -79,7 +80,7 @@ async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, inten
         async with first.connect() as vm:
             await vm.job_wait(record.id)
             assert await vm.interrupted() == ()
-            (moment,) = (await vm.moments()).moments if kind == "KeepMoment" else (None,)
+            (moment,) = (await vm.moments()).moments if kind == "keep-moment" else (None,)
             assert moment is None or moment.name == intent.name
 
 
@@ -88,7 +89,7 @@ async def test_guest_that_ran_on_after_a_revert_is_not_loaded_again(images, mach
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="in-place")
-        record = await left_before(running, Revert("c1"), "FinishRecord")
+        record = await left_before(running, Revert("c1"), "finish-record")
         running.write("vda", *WRITE)
         running.qmp("stop")
         async with running.connect() as vm:
@@ -104,7 +105,7 @@ async def test_revert_under_a_later_checkpoint_keeps_its_branch(images, machine)
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="in-place")
-        record = await left_before(running, Revert("c1"), "KeepBranch")
+        record = await left_before(running, Revert("c1"), "keep-branch")
         async with running.connect() as vm:
             await vm.checkpoint("c2", mode="in-place")
             chains = (await vm.graph()).chains()
@@ -119,18 +120,18 @@ async def test_intent_beside_its_moment_goes_alone_also_when_another_moment_is_c
         async with running.connect() as vm:
             await vm.checkpoint("c0", mode="in-place")
             plan = await vm.plan(Checkpoint("c1", "in-place"))
-            place = Path(plan.record.directory)
-            await vm._target.perform(plan.record)
+            place = Path(plan.steps[0].arguments["directory"])
+            await vm._target.perform(plan.steps[0])
             (intent,) = place.glob("intent-*")
             shutil.copy(intent, running.folder / "kept")
-            await vm._target.perform(type(plan.steps[-1])(str(place), plan.record.record.id, "c1"))
+            await vm._target.perform(keep_moment(str(place), plan.record.id, "c1"))
             for one in place.glob("moment-c1-*"):
                 one.unlink()
-            vm._target.release_records({plan.record.record.id})
+            vm._target.release_records({plan.record.id})
             await vm.checkpoint("c1", mode="in-place")
             (moment,) = place.glob("moment-c1-*")
             record_id = moment.name.removeprefix("moment-c1-").removesuffix(".json")
-            text = (running.folder / "kept").read_text().replace(plan.record.record.id, record_id)
+            text = (running.folder / "kept").read_text().replace(plan.record.id, record_id)
             (place / f"intent-{record_id}.json").write_text(text)
             (running.folder / "kept").unlink()
             await vm.revert("c0")
@@ -142,7 +143,7 @@ async def test_intent_beside_its_moment_goes_alone_also_when_another_moment_is_c
 
 async def test_second_attempt_under_a_name_waits_for_the_end_of_the_first(images, machine):
     with machine(*blockdev("vda", images("base").active)) as running:
-        record = await left_before(running, Checkpoint("c1", "in-place"), "CreateOverlay")
+        record = await left_before(running, Checkpoint("c1", "in-place"), "create-overlay")
         async with running.connect() as vm:
             with pytest.raises(TargetExists) as caught:
                 await vm.checkpoint("c1", mode="in-place")
@@ -163,7 +164,7 @@ async def test_operation_whose_client_is_at_work_is_not_offered(images, machine,
             perform = vm._target.perform
 
             async def slowly(step):
-                if type(step).__name__ == "SealStore":
+                if step.command == "seal-store":
                     reached.set()
                     await go_on.wait()
                 return await perform(step)

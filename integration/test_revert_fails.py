@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
@@ -14,7 +14,6 @@ from integration.machines import WAYS, blockdev, listing, throttled
 from integration.states import opened, refuses, settings, status, take
 from qmpsnap.errors import Changed, CommandFailed, InvalidTarget, JobFailed
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.steps import ReopenFilter, SetDrive
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 6 * MIB, 32 * KIB)
@@ -30,6 +29,14 @@ def chains_of(running):
             image = image.get("backing-image")
         found[row["qdev"]] = files
     return found
+
+
+def elsewhere(step):
+    """The step's arguments, but for a device or a filter that is not there."""
+    if step.command == "qom-set":
+        return {**step.arguments, "path": "/nowhere"}
+    (options,) = step.arguments["options"]
+    return {"options": [{**options, "node-name": "nowhere"}]}
 
 
 @pytest.mark.parametrize(
@@ -49,13 +56,10 @@ async def test_revert_puts_the_first_disk_back_when_the_second_cannot_move(qemu,
             perform, moved = vm._target.perform, []
 
             async def second_elsewhere(step):
-                if isinstance(step, SetDrive | ReopenFilter):
+                if step.command in {"qom-set", "blockdev-reopen"}:
                     moved.append(step)
                     if len(moved) == 2:
-                        where = (
-                            {"filter": "nowhere"} if isinstance(step, ReopenFilter) else {"path": "/nowhere"}
-                        )
-                        step = replace(step, **where)
+                        step = replace(step, arguments=elsewhere(step))
                 return await perform(step)
 
             vm._target.perform = second_elsewhere
@@ -92,7 +96,7 @@ async def test_revert_refused_by_a_device_that_keeps_its_root_takes_all_back(ima
             perform = vm._target.perform
 
             async def deaf(step):
-                if isinstance(step, SetDrive) and step.root.file not in taken.active.values():
+                if step.command == "qom-set" and step.effect.root.file not in taken.active.values():
                     return 0.0
                 return await perform(step)
 

@@ -12,7 +12,6 @@ from integration.machines import blockdev
 from integration.states import refuses
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.steps import PassFile
 
 WRITE = (0xB1, 6 * MIB, 64 * KIB)
 
@@ -43,7 +42,7 @@ async def test_discard_keeps_an_image_that_began_at_no_moment(qemu, images, mach
     qemu.create(other)
     with machine(*blockdev("vda", taken.active["vda"]), *blockdev("vdb", str(other))) as running:
         async with running.connect() as vm:
-            await refuses(running, vm, Revert("c1", discard=True), WouldLose, "began at no moment of ours")
+            await refuses(running, vm, Revert("c1", discard=True), WouldLose, "not the overlay of a snapshot")
     assert other.exists()
 
 
@@ -111,9 +110,9 @@ async def test_checkpoint_writes_to_no_file_that_took_the_name_of_its_own(images
             perform = vm._target.perform
 
             async def between(step):
-                if isinstance(step, PassFile):
-                    os.unlink(step.file)  # noqa: PTH108
-                    os.link(victim, step.file)
+                if step.way == "pass-file":
+                    os.unlink(step.detail["file"])  # noqa: PTH108
+                    os.link(victim, step.detail["file"])
                 return await perform(step)
 
             vm._target.perform = between

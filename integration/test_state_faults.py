@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import replace
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
@@ -25,7 +25,6 @@ from qmpsnap.errors import (
     MigrationFailed,
 )
 from qmpsnap.plan.intent import Checkpoint, Save
-from qmpsnap.plan.steps import AwaitMigration, SetParameters
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 SLOW = 100_000  # bytes/s, for a stream of more than a megabyte
@@ -47,9 +46,13 @@ def slowed(vm, at=None):
     perform = vm._target.perform
 
     async def slowly(step):
-        if isinstance(step, SetParameters) and dict(step.values).get("max-bandwidth", 0) > 1 << 50:
-            step = replace(step, values=(("max-bandwidth", SLOW),))
-        if at is not None and isinstance(step, AwaitMigration) and step.until in {"saved", "kept"}:
+        if step.arguments.get("max-bandwidth", 0) > 1 << 50:
+            step = replace(step, arguments={"max-bandwidth": SLOW})
+        if (
+            at is not None
+            and step.command == "await-migration"
+            and step.arguments["until"] in {"saved", "kept"}
+        ):
             at()
         return await perform(step)
 

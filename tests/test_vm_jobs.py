@@ -12,8 +12,8 @@ from qmpsnap.errors import Busy
 from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.commands.state import snapshot_save
 from qmpsnap.plan.intent import CheckpointInternal
-from qmpsnap.plan.steps import SaveState
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.plan.scenes import NOW
@@ -26,7 +26,7 @@ SAVE = CheckpointInternal("c1")
 
 def with_job(job_id: str = "theirs", status: JobStatus = JobStatus.RUNNING) -> FakeTarget:
     fake = FakeTarget(graph(vda="base <- s1*"))
-    nothing = SaveState(job_id, "x", ())
+    nothing = snapshot_save(job_id, "x", (("", "n"),))
     fake.start_job(Job(job_id, "backup", status, ready=status is JobStatus.READY), nothing)
     return fake
 
@@ -96,7 +96,7 @@ async def test_when_idle_waits_for_a_job_at_pending_whose_client_is_at_work(turn
 
 async def test_when_idle_waits_for_the_jobs_of_one_transaction() -> None:
     fake = with_job("first", JobStatus.WAITING)
-    fake.start_job(Job("second", "backup", JobStatus.RUNNING), SaveState("second", "x", ()))
+    fake.start_job(Job("second", "backup", JobStatus.RUNNING), snapshot_save("second", "x", (("", "n"),)))
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
     await anyio.wait_all_tasks_blocked()
     assert not task.done()
@@ -107,7 +107,7 @@ async def test_when_idle_waits_for_the_jobs_of_one_transaction() -> None:
 
 async def test_when_idle_refuses_a_transaction_of_which_one_job_is_paused() -> None:
     fake = with_job("first", JobStatus.WAITING)
-    fake.start_job(Job("second", "backup", JobStatus.PAUSED), SaveState("second", "x", ()))
+    fake.start_job(Job("second", "backup", JobStatus.PAUSED), snapshot_save("second", "x", (("", "n"),)))
     with pytest.raises(Busy, match="'second'"):
         await vm_of(fake).when_idle(SAVE)
 
@@ -136,7 +136,7 @@ async def test_interrupted_leaves_out_other_machines_and_clients_at_work() -> No
     job = replace(theirs, id="job")
     busy = replace(ours, id="busy", live=True)
     fake.files.records += [ours, theirs, same, job, busy]
-    fake.start_job(Job("job", "stream", JobStatus.RUNNING), SaveState("job", "x", ()))
+    fake.start_job(Job("job", "stream", JobStatus.RUNNING), snapshot_save("job", "x", (("", "n"),)))
     vm = vm_of(fake)
     assert [one.id for one in await vm.interrupted()] == ["ours", "same", "job"]
     assert [one.id for one in await vm.interrupted(live=True)] == ["ours", "same", "job", "busy"]

@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError
-from qmpsnap.plan.steps import LoadMemory, RemoveOrphan
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.run.operations import vm_of
@@ -114,7 +113,7 @@ async def test_reverted_removes_the_overlays_when_the_memory_cannot_be_loaded(
 ) -> None:
     events: list[str] = []
     before = old.files.names
-    old.before = lambda step: events.append("removed") if isinstance(step, RemoveOrphan) else None
+    old.before = lambda step: events.append("removed") if step.command == "remove-orphan" else None
     with pytest.raises(error):
         async with vm_of(old).reverted("c1", launching(old, events, change=change)):
             raise AssertionError
@@ -176,7 +175,7 @@ async def test_incoming_loads_what_was_prepared_once(old: FakeTarget) -> None:
     fake = FakeTarget(drawn, files=old.files, commands=COMMON, machine=waiting(a_machine(drawn)))
     await vm_of(fake).revert_incoming("c1")
     assert fake.guest.now.running
-    assert [step for step in fake.performed if isinstance(step, LoadMemory)]
+    assert [step for step in fake.performed if step.command == "migrate-incoming"]
     for file in made.prepared.values():
         fake.files.touch(file)
     fake.guest.now = waiting(fake.guest.now)

@@ -14,7 +14,6 @@ from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.undo import undo
 from qmpsnap.run.outcome import Done
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         case Done() as done:
             show_done(done)
         case Plan() as plan:
-            steps = [step for done in reversed(plan.resumes) for step in undo(done)]
+            steps = (back for step in reversed(plan.resumes) for back in step.undo)
             show_steps(*((step.command, step.arguments, step.on) for step in steps))
         case None:
             raise AssertionError("cancelling our own job returns its result")

@@ -13,53 +13,15 @@ from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node
-from qmpsnap.plan.steps import (
-    AddNode,
-    AdoptJob,
-    AwaitJob,
-    CancelJob,
-    CheckRoots,
-    CompleteJob,
-    CreateOverlay,
-    CreatePlaceholder,
-    DeleteInternal,
-    DeleteNode,
-    DeleteState,
-    DelVm,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    GuestStep,
-    KeepMoment,
-    LoadState,
-    LoadVm,
-    MemoryStep,
-    MigrationStep,
-    ProbeAbsent,
-    RemoveMade,
-    RemoveOrphan,
-    ReopenFilter,
-    RetireFile,
-    SaveState,
-    SaveVm,
-    SetDrive,
-    StartCommit,
-    StartMirror,
-    StartStream,
-    TakeInternal,
-    TakeSnapshots,
-    WriteRecord,
-)
+from qmpsnap.plan.step import AddNode, DropLayers, DropNode, Inside, Later, MoveRoot, PutOverlays
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from qmpsnap.model.graph import Disk
-    from qmpsnap.plan.steps import NewRoot, Step
+    from qmpsnap.plan.step import Effect, Root, Step
 
-__all__ = ["apply", "apply_all"]
+__all__ = ["apply", "apply_all", "have"]
 
 
 def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
@@ -71,81 +33,51 @@ def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
 
 def apply(graph: Graph, step: Step) -> Graph:
     """The graph after one step that succeeded, and, for a job that ends by itself, after its end."""
-    if isinstance(step, GuestStep | MigrationStep | MemoryStep):
-        return graph
-    match step:
-        case TakeSnapshots():
-            for one in step.overlays:
-                disk = graph.disks[one.disk]
-                covered = replace(disk.active, read_only=True)
-                overlay = Layer(
-                    node=one.node,
-                    file=one.file,
-                    format="qcow2",
-                    virtual_size=covered.virtual_size,
-                    backing=one.backing,
-                    backing_format=covered.format,
-                    io=replace(covered.io, detect_zeroes="off"),  # which QEMU does not hand on
-                )
-                graph = _with_layers(graph, disk, (overlay, covered, *disk.layers[1:]))
-            return graph
-        case TakeInternal() | DeleteInternal() | SaveVm() | DelVm() | SaveState() | DeleteState():
-            return _inside(graph, step)
-        case SetDrive() | ReopenFilter():
-            disk = graph.disks[step.root.disk]
-            moved = _with_layers(graph, disk, _rooted(graph, step.root), alone=isinstance(step, SetDrive))
-            return _without_node(moved, disk.active.node) if step.closes else moved
+    return graph if step.effect is None else have(graph, step.effect)
+
+
+def have(graph: Graph, effect: Effect) -> Graph:
+    """The graph after one effect."""
+    match effect:
+        case PutOverlays():
+            return _with_overlays(graph, effect)
+        case DropLayers():
+            disk = graph.disks[effect.disk]
+            first = disk.files.index(effect.above) + 1
+            end = len(disk.layers) if effect.base is None else disk.files.index(effect.base)
+            return _without(graph, disk, first, end, backing=effect.backing)
+        case MoveRoot():
+            disk = graph.disks[effect.root.disk]
+            moved = _with_layers(graph, disk, _rooted(disk, effect.root), alone=effect.alone)
+            return _without_node(moved, disk.active.node) if effect.closes else moved
         case AddNode():
-            nodes = {**graph.nodes, step.node: Node(step.node, step.format, step.file)}
+            nodes = {**graph.nodes, effect.node: Node(effect.node, effect.format, effect.file)}
             return replace(graph, nodes=Frozen(nodes))
-        case StartStream():
-            disk = graph.disks[step.disk]
-            files = disk.files
-            into = files.index(step.file)
-            base = len(files) if step.base_file is None else files.index(step.base_file)
-            return _without(graph, disk, into + 1, base, backing=step.backing)
-        case StartCommit() if not step.active:
-            disk = graph.disks[step.disk]
-            files = disk.files
-            top, base = files.index(step.top_file), files.index(step.base_file)
-            return _without(graph, disk, top, base, backing=step.backing)
-        case CompleteJob(start=StartCommit() as start):
-            disk = graph.disks[start.disk]
-            base = disk.files.index(start.base_file)
-            layers = (replace(disk.layers[base], read_only=False), *disk.layers[base + 1 :])
-            return _with_layers(graph, disk, layers)
-        case CompleteJob(start=StartMirror() as start):
-            disk = graph.disks[start.disk]
-            return _with_layers(graph, disk, _mirrored(disk, start))
-        case DeleteNode():
-            return _without_node(graph, step.node)
-        case (
-            StartCommit()
-            | StartMirror()
-            | CompleteJob()
-            | EndCopy()
-            | FlushNode()
-            | FinalizeJob()
-            | CancelJob()
-            | DismissJob()
-            | AwaitJob()
-            | AdoptJob()
-            | ProbeAbsent()
-            | LoadVm()
-            | LoadState()
-            | CheckRoots()
-            | WriteRecord()
-            | FinishRecord()
-            | KeepMoment()
-            | CreateOverlay()
-            | CreatePlaceholder()
-            | RetireFile()
-            | RemoveMade()
-            | RemoveOrphan()
-        ):
+        case DropNode():
+            return _without_node(graph, effect.node)
+        case Inside():
+            return _inside(graph, effect)
+        case Later():
             return graph
         case _:
-            assert_never(step)
+            assert_never(effect)
+
+
+def _with_overlays(graph: Graph, effect: PutOverlays) -> Graph:
+    for overlay in effect.overlays:
+        disk = graph.disks[overlay.disk]
+        covered = replace(disk.active, read_only=True)
+        active = Layer(
+            node=overlay.node,
+            file=overlay.file,
+            format="qcow2",
+            virtual_size=covered.virtual_size,
+            backing=overlay.backing,
+            backing_format=covered.format,
+            io=replace(covered.io, detect_zeroes="off"),  # which QEMU does not hand on
+        )
+        graph = _with_layers(graph, disk, (active, covered, *disk.layers[1:]))
+    return graph
 
 
 def _without_node(graph: Graph, gone: str) -> Graph:
@@ -153,9 +85,8 @@ def _without_node(graph: Graph, gone: str) -> Graph:
     return replace(graph, nodes=Frozen(nodes))
 
 
-def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
+def _rooted(disk: Disk, root: Root) -> tuple[Layer, ...]:
     """The layers that a disk reads by another root; those that it read before are known better."""
-    disk = graph.disks[root.disk]
     known = {layer.file: layer for layer in disk.layers}
     size = disk.active.virtual_size
     files = ((root.file, root.format), *root.chain)
@@ -163,60 +94,40 @@ def _rooted(graph: Graph, root: NewRoot) -> tuple[Layer, ...]:
     for index, (file, form) in enumerate(files):
         below = files[index + 1] if index + 1 < len(files) else None
         layer = known.get(file) or Layer(
-            node=root.node if index == 0 else "",
+            node="",
             file=file,
             format=form,
             virtual_size=size,
             backing=root.backing if index == 0 else below and below[0],
             backing_format=below and below[1],
+            read_only=True,
             io=root.io,
         )
-        layers.append(replace(layer, node=root.node if index == 0 else layer.node, read_only=index > 0))
+        layers.append(layer)
+    # An old root below a mirror's copy stays writable.
+    layers[0] = replace(layers[0], node=root.node, read_only=False)
     return tuple(layers)
 
 
-def _inside(
-    graph: Graph, step: TakeInternal | DeleteInternal | SaveVm | DelVm | SaveState | DeleteState
-) -> Graph:
+def _inside(graph: Graph, effect: Inside) -> Graph:
     """Snapshots inside active layers come and go; what QEMU calls them is not predicted, but their names."""
-    match step:
-        case TakeInternal() | SaveVm() | SaveState():
-            names = tuple(name for name, _ in step.roots) if isinstance(step, TakeInternal) else step.disks
-            for name in names:
-                disk = graph.disks[name]
-                snapshots = (*disk.active.snapshots, InternalSnapshot("", step.name))
-                graph = _with_snapshots(graph, disk, snapshots)
-        case DeleteInternal():
-            disk = graph.disks[step.disk]
-            kept = (one for one in disk.active.snapshots if (one.id, one.name) != (step.id, step.name))
-            graph = _with_snapshots(graph, disk, tuple(kept))
-        case DelVm() | DeleteState():
-            for name in step.disks:
-                disk = graph.disks[name]
-                left = tuple(one for one in disk.active.snapshots if one.name != step.name)
-                graph = _with_snapshots(graph, disk, left)
+    for name in effect.disks:
+        disk = graph.disks[name]
+        snapshots = disk.active.snapshots
+        if effect.gone:
+            kept = tuple(
+                snapshot
+                for snapshot in snapshots
+                if snapshot.name != effect.name or (effect.id and snapshot.id != effect.id)
+            )
+        else:
+            kept = (*snapshots, InternalSnapshot("", effect.name))
+        graph = _with_layers(graph, disk, (replace(disk.active, snapshots=kept), *disk.layers[1:]))
     return graph
 
 
-def _with_snapshots(graph: Graph, disk: Disk, snapshots: tuple[InternalSnapshot, ...]) -> Graph:
-    return _with_layers(graph, disk, (replace(disk.active, snapshots=snapshots), *disk.layers[1:]))
-
-
-def _mirrored(disk: Disk, start: StartMirror) -> tuple[Layer, ...]:
-    kept = {"full": (), "top": disk.layers[1:], "none": disk.layers}[start.sync]
-    copy = Layer(
-        node=start.node,
-        file=start.target,
-        format=start.format,
-        virtual_size=disk.active.virtual_size,
-        backing=kept[0].file if kept else None,
-        backing_format=kept[0].format if kept else None,
-    )
-    return (copy, *kept)
-
-
 def _without(graph: Graph, disk: Disk, first: int, end: int, *, backing: str | None) -> Graph:
-    """Take the layers from `first` to just before `end` out; the one above stands on what is left."""
+    """Take the layers from `first` to just before `end` out; the one above is backed by what is left."""
     below = disk.layers[end] if end < len(disk.layers) else None
     above = replace(
         disk.layers[first - 1],

@@ -10,29 +10,14 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    ContinueGuest,
-    CreateOverlay,
-    DismissJob,
-    LoadMemory,
-    LoadState,
-    LoadVm,
-    ResetGuest,
-    SaveMemory,
-    StartCommit,
-    StartMirror,
-    StartStream,
-    StopGuest,
-    WriteRecord,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from qmpsnap.model.graph import Chains, Graph
+    from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.intent import Intent
-    from qmpsnap.plan.steps import FinishRecord, Start, Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["Plan", "Stage"]
 
@@ -57,7 +42,7 @@ class Stage:
     @property
     def groups(self) -> Iterator[tuple[Step, ...]]:
         """The steps in order; overlays that follow each other may be made side by side."""
-        for together, steps in itertools.groupby(self.steps, lambda step: isinstance(step, CreateOverlay)):
+        for together, steps in itertools.groupby(self.steps, lambda step: step.command == "create-overlay"):
             if together:
                 yield tuple(steps)
             else:
@@ -112,7 +97,7 @@ class Plan:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     vanished: str = ""
-    repeats: tuple[FinishRecord, ...] = ()
+    repeats: tuple[Step, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -120,21 +105,19 @@ class Plan:
         return tuple(step for stage in self.stages for step in stage.steps)
 
     @property
-    def start(self) -> Start | None:
-        """The step that starts the plan's job, or None."""
-        return next(
-            (step for step in self.steps if isinstance(step, StartStream | StartCommit | StartMirror)), None
-        )
+    def start(self) -> Step | None:
+        """The step that starts the plan's job on a chain, or None."""
+        return next((step for step in self.steps if step.command in _STARTS), None)
 
     @property
     def job_id(self) -> str:
         """Id of the plan's job, or ""."""
-        return next((step.job_id for step in self.steps if isinstance(step, _OF_A_JOB)), "")
+        return next((step.job_id for step in self.steps if step.job_id), "")
 
     @property
     def operation_id(self) -> str:
         """What the operation is called by whoever ends what is left of it, or ""."""
-        return self.job_id or (self.record.record.id if self.record is not None else "")
+        return self.job_id or (self.record.id if self.record is not None else "")
 
     @property
     def can_be_left(self) -> bool:
@@ -144,27 +127,23 @@ class Plan:
     @property
     def halts(self) -> bool:
         """Whether a guest that is to run stands still in its journal, and is told to run on by it alone."""
-        return any(
-            isinstance(step, ContinueGuest)
-            or (isinstance(step, StopGuest) and step.ran)
-            or (isinstance(step, LoadState) and step.running)
-            for step in (*self.steps, *self.resumes)
-        )
+        steps = (*self.steps, *self.resumes)
+        return any(sent.command == "cont" for step in steps for sent in (step, *step.undo))
 
     @property
     def moves_memory(self) -> bool:
         """Whether VM state is written to a file, or read from one, by a migration."""
-        return any(isinstance(step, SaveMemory | LoadMemory) for step in self.steps)
+        return any(step.command in {"migrate", "migrate-incoming"} for step in self.steps)
 
     @property
     def goes_back(self) -> bool:
         """Whether disks or memory become those of another time: no job may be under way then."""
-        return any(isinstance(step, LoadVm | LoadState | LoadMemory | ResetGuest) for step in self.steps)
+        return any(step.loads for step in self.steps)
 
     @property
-    def record(self) -> WriteRecord | None:
-        """The step that writes down what is about to happen, or None."""
-        return next((step for step in self.steps if isinstance(step, WriteRecord)), None)
+    def record(self) -> IntentRecord | None:
+        """What is written down before anything happens, or None."""
+        return next((step.record for step in self.steps if step.record is not None), None)
 
     @property
     def chains_before(self) -> Chains:
@@ -197,9 +176,9 @@ class Plan:
     @property
     def copies_made(self) -> tuple[str, ...]:
         """Files of the host that a mirror copies to."""
-        started = [step.target for step in self.steps if isinstance(step, StartMirror)]
-        adopted = [step.record.target for step in self.resumes if isinstance(step, WriteRecord)]
-        return tuple(dict.fromkeys(file for file in (*started, *adopted) if file.startswith("/")))
+        started = [step.arguments["target"] for step in self.steps if step.command == "drive-mirror"]
+        adopted = [step.record.target for step in self.resumes if step.record is not None]
+        return tuple(file for file in dict.fromkeys((*started, *adopted)) if file.startswith("/"))
 
     def to_json(self) -> dict[str, object]:
         """The plan as `-n --json` prints it: steps, chains before and after."""
@@ -232,7 +211,7 @@ class Plan:
 
 
 _COPIES = frozenset({"stream", "commit", "mirror"})
-_OF_A_JOB = StartStream | StartCommit | StartMirror | AwaitJob | DismissJob
+_STARTS = frozenset({"block-stream", "block-commit", "drive-mirror"})
 
 
 def _line(step: Step) -> str:

@@ -15,22 +15,12 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
 from qmpsnap.plan.checks.busy import holders
+from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan.commands.files import create_file, remove_orphan
+from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
+from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
-from qmpsnap.plan.steps import (
-    AdoptJob,
-    AwaitJob,
-    CompleteJob,
-    CreatePlaceholder,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    KeepMoment,
-    RemoveOrphan,
-    WriteRecord,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,12 +28,13 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Chains, Graph
     from qmpsnap.model.job import Job, JobId
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan"]
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
 _CLOCK_LAG = 0.1
+_NOT_STARTED = "the job had not started"
 
 
 def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str = "") -> Ask:
@@ -141,17 +132,19 @@ def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
         )
 
 
-def _finish(record: IntentRecord, scene: Scene) -> tuple[FinishRecord, ...]:
-    """Remove the record wherever it lies, last where the chain of after leads to it.
+def _places(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
+    """Where the record lies; last where the chain of after leads to it.
 
     A mirror whose copy becomes the base image keeps it beside both.
     """
     found = {one.directory for one in scene.files.records if one.id == record.id}
-    return tuple(
-        FinishRecord(place, (record.id,))
-        for place in record_directories(record)
-        if place in found or place == record.directory
-    )
+    places = record_directories(record)
+    return tuple(place for place in places if place in found or place == record.directory)
+
+
+def _finish(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
+    """Remove the record wherever it lies."""
+    return tuple(finish_record(place, (record.id,)) for place in _places(record, scene))
 
 
 def _disks(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
@@ -170,14 +163,14 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     end: list[Step] = []
     if job.status not in ENDED and _gets_ready(name, job, record, scene):
         if job.status is not JobStatus.READY:
-            end.append(AwaitJob(job.id, "ready"))
-        end.append(CompleteJob(job.id) if name.ending is Ending.PIVOT else EndCopy(job.id))
+            end.append(await_job(job.id, "ready"))
+        end.append(job_complete(job.id) if name.ending is Ending.PIVOT else end_copy(job.id))
     elif job.status not in ENDED and name.op in {JobOp.STREAM, JobOp.COMMIT}:
-        end.append(AwaitJob(job.id, "pending"))
+        end.append(await_job(job.id, "pending"))
         # Which layer it fills is not told; a flush of one that is not written does nothing.
         end += _flushed(disks, scene)
-        end.append(FinalizeJob(job.id))
-    end.append(AwaitJob(job.id, "concluded"))
+        end.append(job_finalize(job.id))
+    end.append(await_job(job.id, "concluded"))
     if record is not None and name.ending is Ending.KEEP and not _keeps_overlay(record):
         end += _flushed(disks, scene, record.after)  # a header names another backing file now
     tidy: list[Step] = []
@@ -189,11 +182,11 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
     if name.op is not JobOp.STREAM:  # which dismisses itself
-        end.append(DismissJob(job.id))
+        end.append(job_dismiss(job.id))
     resumes: list[Step] = []
     if record is not None:
-        resumes += [WriteRecord(step.directory, record) for step in _finish(record, scene)]
-        resumes += [CreatePlaceholder(file, "") for file in record.made]
+        resumes += [write_record(place, record) for place in _places(record, scene)]
+        resumes += [create_file(file, "") for file in record.made]
     return _plan(
         name.op,
         disks,
@@ -205,13 +198,13 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         record=record,
         moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
         notes=notes,
-        resumes=(*resumes, AdoptJob(job.id, dismisses_itself=name.op is JobOp.STREAM)),
+        resumes=(*resumes, adopt_job(job.id, dismisses_itself=name.op is JobOp.STREAM)),
     )
 
 
 def _flushed(
     disks: tuple[str, ...], scene: Scene, only: Mapping[str, tuple[str, ...]] | None = None
-) -> list[FlushNode]:
+) -> list[Step]:
     """Put on the disk what the layers have in QEMU's caches.
 
     Args:
@@ -220,9 +213,7 @@ def _flushed(
         only: Files of the layers that are there for certain, by disk; None: all.
     """
     layers = [(disk, layer) for disk in disks for layer in scene.graph.disks[disk].layers]
-    return [
-        FlushNode(layer.node) for disk, layer in layers if only is None or layer.file in only.get(disk, ())
-    ]
+    return [flush(layer.node) for disk, layer in layers if only is None or layer.file in only.get(disk, ())]
 
 
 def _moves(job_id: str, disks: tuple[str, ...]) -> tuple[str, ...]:
@@ -265,32 +256,29 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
         disk in scene.graph.disks and file in scene.graph.disks[disk].files
         for disk, file in record.overlays.items()
     )
-    steps: list[Step] = []
+    finish = finish_record(record.directory, (record.id,))
+    steps: tuple[Step, ...] = (finish,)
+    note = f"snapshot {record.name!r} was taken"
     if ownership.has_moment(record, scene.files.records):
-        taken = True
-        steps.append(FinishRecord(record.directory, (record.id,)))
+        pass
     elif (later := ownership.superseded_by(record, scene.files.records)) is not None:
         note = f"a later operation uses the overlays of {record.id}: {later.id}"
-        finish = FinishRecord(record.directory, (record.id,))
-        stage = Stage(note, (finish,), tidy=True)
-        return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
     elif taken:
-        steps.append(KeepMoment(record.directory, record.id, record.name))
+        steps = (keep_moment(record.directory, record.id, record.name),)
     else:
         backing = {
             file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
         }
         held = {node.file for node in scene.graph.nodes.values()}
-        steps += [
-            RemoveOrphan(file, backing.get(file))
+        orphans = (
+            remove_orphan(file, backing.get(file))
             for file in record.made
             if file not in held and ownership.may_remove(file, record, scene)
-        ]
-        steps.append(FinishRecord(record.directory, (record.id,)))
-    note = f"snapshot {record.name!r} {'was taken' if taken else 'was not taken; its files are removed'}"
-    return _plan(
-        "snapshot", _disks(record, scene), scene, (Stage(note, tuple(steps), tidy=True),), notes=(note,)
-    )
+        )
+        steps = (*orphans, finish)
+        note = f"snapshot {record.name!r} was not taken; its files are removed"
+    stage = Stage(note, steps, tidy=True)
+    return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
 
 
 def _mirror(record: IntentRecord, scene: Scene) -> Plan:
@@ -308,18 +296,12 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
     ):
         ours = ownership.may_remove(record.target, record, scene)
         steps: tuple[Step, ...] = (
-            *((RemoveOrphan(record.target, None),) if ours else ()),
+            *((remove_orphan(record.target, None),) if ours else ()),
             *reversed(finish),
         )
         stays = f"{record.target} stays: it is not known whose empty file it is"
-        notes = (
-            ("the job had not started",)
-            if ours or fact.kind == "missing"
-            else ("the job had not started", stays)
-        )
-        return _plan(
-            "mirror", disks, scene, (Stage("the job had not started", steps, tidy=True),), notes=notes
-        )
+        notes = (_NOT_STARTED,) if ours or fact.kind == "missing" else (_NOT_STARTED, stays)
+        return _plan("mirror", disks, scene, (Stage(_NOT_STARTED, steps, tidy=True),), notes=notes)
     return _plan(
         "mirror",
         disks,
@@ -333,18 +315,14 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
 def _stream(record: IntentRecord, scene: Scene) -> Plan:
     """The job is gone: the chain tells whether the job had succeeded; no file lost its moment either way."""
     disks = _disks(record, scene)
-    finish: Step = FinishRecord(record.directory, (record.id,))
+    finish = finish_record(record.directory, (record.id,))
     if _chains_now(disks, scene) == record.after:
         steps, _ = retire(record, scene.files.records)
         done = (Stage("the job had succeeded", (*steps, finish), tidy=True),)
         return _plan("stream", disks, scene, done, record=record)
-    return _plan(
-        "stream",
-        disks,
-        scene,
-        (Stage("the job is gone", (finish,), tidy=True),),
-        vanished="the job was gone before its end; no snapshot was lost",
-    )
+    gone = (Stage("the job is gone", (finish,), tidy=True),)
+    vanished = "the job was gone before its end; no snapshot was lost"
+    return _plan("stream", disks, scene, gone, vanished=vanished)
 
 
 def _chains_now(disks: tuple[str, ...], scene: Scene) -> Chains:
@@ -354,7 +332,7 @@ def _chains_now(disks: tuple[str, ...], scene: Scene) -> Chains:
 def _commit(record: IntentRecord, scene: Scene) -> Plan:
     """The job is gone: what the chain is now tells whether the job had succeeded."""
     disks = _disks(record, scene)
-    finish: Step = FinishRecord(record.directory, (record.id,))
+    finish = finish_record(record.directory, (record.id,))
     if _keeps_overlay(record):
         return _plan("commit", disks, scene, (), record=record, notes=("the overlay is kept",))
     if _chains_now(disks, scene) == record.after:
@@ -362,21 +340,10 @@ def _commit(record: IntentRecord, scene: Scene) -> Plan:
         done = (Stage("the job had succeeded", (*_flushed(disks, scene), *steps, finish), tidy=True),)
         return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks), notes=notes)
     if not _written(record, scene):
-        return _plan(
-            "commit",
-            disks,
-            scene,
-            (Stage("the job had not started", (finish,), tidy=True),),
-            notes=("the job had not started",),
-        )
-    return _plan(
-        "commit",
-        disks,
-        scene,
-        (),
-        record=record,
-        vanished="the job was gone before its end; it had written into its base",
-    )
+        not_begun = (Stage(_NOT_STARTED, (finish,), tidy=True),)
+        return _plan("commit", disks, scene, not_begun, notes=(_NOT_STARTED,))
+    vanished = "the job was gone before its end; it had written into its base"
+    return _plan("commit", disks, scene, (), record=record, vanished=vanished)
 
 
 def _written(record: IntentRecord, scene: Scene) -> bool:

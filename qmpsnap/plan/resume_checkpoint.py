@@ -15,32 +15,27 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan import ownership
+from qmpsnap.plan.commands.block import blockdev_del
+from qmpsnap.plan.commands.files import remove_orphan, remove_state, seal_memory, seal_store
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.migration import (
+    await_closed,
+    migrate_cancel,
+    release_file,
+    set_capabilities,
+    set_parameters,
+)
+from qmpsnap.plan.commands.records import finish_record, keep_moment
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import (
-    AwaitClosed,
-    AwaitJob,
-    CancelMigration,
-    ContinueGuest,
-    DeleteNode,
-    DismissJob,
-    FinishRecord,
-    KeepMoment,
-    ReleaseFile,
-    RemoveOrphan,
-    RemoveState,
-    SealMemory,
-    SealStore,
-    SetCapabilities,
-    SetParameters,
-)
 from qmpsnap.plan.vmstate.common import file_number, machine_of, way_of
 
 if TYPE_CHECKING:
     from qmpsnap.model.memory import MemoryFact
     from qmpsnap.model.record import IntentRecord, KeptState
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ends_job", "goes_on", "plan", "same_qemu"]
 
@@ -72,9 +67,9 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     if keeps:
         steps += _seal(state, record, whole=whole)
         tidy.append(
-            KeepMoment(record.directory, record.id, record.name)
+            keep_moment(record.directory, record.id, record.name)
             if record.op == "checkpoint"
-            else FinishRecord(record.directory, (record.id,))
+            else finish_record(record.directory, (record.id,))
         )
     else:
         rest = "was not complete; its files are removed"
@@ -82,11 +77,11 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
             rest = "was not completed by the QEMU that wrote its memory, so the memory is discarded"
         if not taken:
             tidy += _orphans(record, scene)
-        whole_one = (RemoveState(state.file, record.id, state.tag),) if whole else ()
+        whole_one = (remove_state(state.file, record.id, state.tag),) if whole else ()
         tidy += [
-            RemoveState(state.partial, record.id),
+            remove_state(state.partial, record.id),
             *whole_one,
-            FinishRecord(record.directory, (record.id,)),
+            finish_record(record.directory, (record.id,)),
         ]
     what = f"checkpoint {record.name!r}" if record.op == "checkpoint" else f"{state.file}"
     notes = [f"{what} {rest or 'is complete'}"]
@@ -117,7 +112,7 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
         op=record.op,
         intent=None,
         disks=tuple(disk for disk in record.chains if disk in scene.graph.disks),
-        stages=(Stage("remove the record", (FinishRecord(record.directory, (record.id,)),), tidy=True),),
+        stages=(Stage("remove the record", (finish_record(record.directory, (record.id,)),), tidy=True),),
         before=scene.graph,
         after=scene.graph,
         notes=(note,),
@@ -160,7 +155,7 @@ def same_qemu(record: IntentRecord, scene: Scene) -> bool:
     return was is not None and (not was.process or not now or was.process == now)
 
 
-def goes_on(record: IntentRecord, scene: Scene) -> tuple[ContinueGuest, ...]:
+def goes_on(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
     """What lets a guest run on that ran, and that only the operation keeps from it."""
     machine = machine_of(scene)
     if record.was is None or not record.was.running or not same_qemu(record, scene):
@@ -169,7 +164,7 @@ def goes_on(record: IntentRecord, scene: Scene) -> tuple[ContinueGuest, ...]:
     halted = machine.status in _OURS or (machine.migrating and not machine.running)
     # Nothing else of ours leaves it so before a disk has moved.
     halted |= _stops_for_load(record) and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
-    return (ContinueGuest(),) if halted else ()
+    return (cont(),) if halted else ()
 
 
 def _stops_for_load(record: IntentRecord) -> bool:
@@ -182,8 +177,8 @@ def ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
     job = next((one for one in scene.jobs if one.id == record.id), None)
     if job is None:
         return ()
-    wait = () if job.status in ENDED else (AwaitJob(job.id, "concluded"),)
-    return (*wait, DismissJob(job.id))
+    wait = () if job.status in ENDED else (await_job(job.id, "concluded"),)
+    return (*wait, job_dismiss(job.id))
 
 
 def _ends_migration(state: KeptState, record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
@@ -193,14 +188,14 @@ def _ends_migration(state: KeptState, record: IntentRecord, scene: Scene) -> tup
         return ()
     way = way_of(machine)
     may_stop = state.mode != "background" or way == "fdset"
-    cancel = (CancelMigration(wait=not may_stop),) if machine.migrating else ()
-    return (*cancel, ReleaseFile(file_number(record.id[-8:]), way))
+    cancel = (migrate_cancel(wait=not may_stop),) if machine.migrating else ()
+    return (*cancel, release_file(file_number(record.id[-8:]), way))
 
 
-def _free(state: KeptState, scene: Scene) -> tuple[DeleteNode, ...]:
+def _free(state: KeptState, scene: Scene) -> tuple[Step, ...]:
     """What closes the store, wherever it is open."""
     return tuple(
-        DeleteNode(node.name)
+        blockdev_del(node.name)
         for node in scene.graph.nodes.values()
         if node.file == state.partial and node.driver == "qcow2"
     )
@@ -210,10 +205,17 @@ def _seal(state: KeptState, record: IntentRecord, *, whole: bool) -> tuple[Step,
     if whole:
         return ()
     if state.mode == "in-place":
-        return (SealStore(state.partial, state.file),)
+        return (seal_store(state.partial, state.file),)
     return (
-        AwaitClosed(state.partial),
-        SealMemory(state.partial, state.file, record.id, record.name, state.running, state.fingerprint),
+        await_closed(state.partial),
+        seal_memory(
+            state.partial,
+            state.file,
+            id=record.id,
+            name=record.name,
+            running=state.running,
+            fingerprint=state.fingerprint,
+        ),
     )
 
 
@@ -223,26 +225,23 @@ def _settings(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
     if was is None or not same_qemu(record, scene):
         return ()
     steps: list[Step] = []
-    parameters = tuple(
-        (name, value) for name, value in was.parameters.items() if machine.parameters.get(name) != value
-    )
+    parameters = {
+        name: value for name, value in was.parameters.items() if machine.parameters.get(name) != value
+    }
     if parameters:
-        steps.append(
-            SetParameters(parameters, tuple((name, machine.parameters[name]) for name, _ in parameters))
-        )
-    capabilities = tuple(
-        (name, on) for name, on in was.capabilities.items() if machine.capabilities.get(name) is not on
-    )
+        steps.append(set_parameters(parameters, {name: machine.parameters[name] for name in parameters}))
+    capabilities = {
+        name: on for name, on in was.capabilities.items() if machine.capabilities.get(name) is not on
+    }
     if capabilities:
-        now = tuple((name, not on) for name, on in capabilities)
-        steps.append(SetCapabilities(capabilities, now))
+        steps.append(set_capabilities(capabilities, {name: not on for name, on in capabilities.items()}))
     return tuple(steps)
 
 
-def _orphans(record: IntentRecord, scene: Scene) -> tuple[RemoveOrphan, ...]:
+def _orphans(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
     held = {node.file for node in scene.graph.nodes.values()}
     return tuple(
-        RemoveOrphan(file, record.chains[disk][0])
+        remove_orphan(file, record.chains[disk][0])
         for disk, file in record.overlays.items()
         if file in record.made
         and file not in held

@@ -13,25 +13,19 @@ from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.checks.busy import refuse_migrated
+from qmpsnap.plan.commands.block import internal_delete
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    ContinueGuest,
-    DeleteInternal,
-    DismissJob,
-    FinishRecord,
-    LoadState,
-    SaveState,
-    WriteRecord,
-)
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.model.job import Job, JobId
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["JOBS", "OPS", "plan"]
 
@@ -61,18 +55,17 @@ def _job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Pl
     """It has ended, or is about to: dismiss it, and let a guest run on that it left standing for nothing."""
     disks = _disks(record, scene)
     tag = record.name if record is not None else ""
-    nodes = tuple((disk.name, disk.active.node) for disk in disks)
-    resumes: list[Step] = [WriteRecord(record.directory, record)] if record is not None else []
-    if job.type == "snapshot-load":
-        stands = _left_standing(record, scene) if job.status in ENDED else _ran(record)
-        resumes.append(LoadState(job.id, tag, nodes, "", running=stands))
-    else:
-        resumes.append(SaveState(job.id, tag, nodes))
+    names = tuple(disk.name for disk in disks)
+    resumes: list[Step] = [write_record(record.directory, record)] if record is not None else []
+    running = job.type == "snapshot-load" and (
+        _left_standing(record, scene) if job.status in ENDED else _ran(record)
+    )
+    resumes.append(adopt(job.type, job.id, name=tag, disks=names, running=running))
     return _plan(
         record.op if record is not None else name.op,
         disks,
         scene,
-        Stage(f"finish {job.id}", (AwaitJob(job.id, "concluded"), DismissJob(job.id)), verify=True),
+        Stage(f"finish {job.id}", (await_job(job.id, "concluded"), job_dismiss(job.id)), verify=True),
         _finish(record),
         resumes=tuple(resumes),
     )
@@ -93,7 +86,7 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
         return _plan(record.op, disks, scene, finish, notes=(note,))
     if any(not _has(disk, record.name) for disk in disks):
         note = f"the revert to {record.name!r} failed before anything changed: the guest keeps running"
-        return _plan(record.op, disks, scene, Stage(note, (ContinueGuest(),)), finish, notes=(note,))
+        return _plan(record.op, disks, scene, Stage(note, (cont(),)), finish, notes=(note,))
     return _plan(
         record.op,
         disks,
@@ -123,7 +116,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
     if having:
         refuse_migrated(scene)  # to delete it then ends QEMU
     parts = tuple(
-        DeleteInternal(disk.name, disk.root, one.id, one.name)
+        internal_delete(disk.name, disk.root, one.id, one.name)
         for disk in having
         for one in disk.active.snapshots
         if one.name == record.name
@@ -171,7 +164,7 @@ def _disks(record: IntentRecord | None, scene: Scene) -> tuple[Disk, ...]:
 
 
 def _finish(record: IntentRecord | None) -> Stage:
-    steps = () if record is None else (FinishRecord(record.directory, (record.id,)),)
+    steps = () if record is None else (finish_record(record.directory, (record.id,)),)
     return Stage("remove the record", steps, tidy=True)
 
 

@@ -13,33 +13,29 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.commands.block import (
+    blockdev_add,
+    blockdev_del,
+    check_roots,
+    open_store,
+    reopen_filter,
+    set_drive,
+)
+from qmpsnap.plan.commands.files import remove_orphan
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, keep_branch
+from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.resume_checkpoint import ends_job, goes_on
-from qmpsnap.plan.steps import (
-    AddNode,
-    AddStore,
-    AwaitJob,
-    CheckRoots,
-    ContinueGuest,
-    DeleteNode,
-    DismissJob,
-    FinishRecord,
-    KeepBranch,
-    LoadState,
-    NewRoot,
-    RemoveOrphan,
-    ReopenFilter,
-    ResetGuest,
-    SetDrive,
-)
+from qmpsnap.plan.step import Root
 from qmpsnap.plan.vmstate.common import machine_of, refuse_foreign
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["plan"]
 
@@ -77,7 +73,7 @@ def _not_begun(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
     steps: tuple[Step, ...] = (
         *ends_job(record, scene),
         *goes_on(record, scene),
-        *(DeleteNode(name) for name in _unused(record, scene)),
+        *(blockdev_del(name) for name in _unused(record, scene)),
     )
     note = f"the revert to {record.name!r} had not happened; what was created for it is removed"
     return Plan(
@@ -107,14 +103,14 @@ def _on(record: IntentRecord, scene: Scene, disks: tuple[str, ...], moved: tuple
             if disk.root == disk.active.node:
                 roots.append((disk.name, disk.qdev, _node_of(record.overlays[disk.name], scene)))
         if roots:
-            steps.append(CheckRoots(tuple(roots)))
+            steps.append(check_roots(tuple(roots)))
         steps += _load(record, scene)
         if record.was is not None and record.was.running:
-            steps.append(ContinueGuest())
+            steps.append(cont())
     moment = _moment(record, scene)
-    keep = (KeepBranch(moment.directory, moment.id, record.overlays),) if moment is not None else ()
+    keep = (keep_branch(moment.directory, moment.id, record.overlays),) if moment is not None else ()
     tidy: tuple[Step, ...] = (
-        *(DeleteNode(name) for name in _left_behind(record, scene, all_move=goes)),
+        *(blockdev_del(name) for name in _left_behind(record, scene, all_move=goes)),
         *keep,
         _finish(record),
     )
@@ -171,14 +167,14 @@ def _move(disk: Disk, record: IntentRecord, scene: Scene) -> list[Step]:
     file = record.overlays[disk.name]
     node = _node_of(file, scene)
     steps: list[Step] = (
-        [] if node in scene.graph.nodes else [AddNode(node, file, io=disk.active.io, unmap=True)]
+        [] if node in scene.graph.nodes else [blockdev_add(node, file, io=disk.active.io, unmap=True)]
     )
-    new = NewRoot(disk.name, node, file, "qcow2", None, _below(record, disk))
-    was = NewRoot(disk.name, disk.active.node, disk.active.file, disk.active.format, None, ())
+    new = Root(disk.name, node, file, "qcow2", None, _below(record, disk))
+    old = Root.of(disk)
     if disk.root != disk.active.node:
         above = disk.filters[0]
-        return [*steps, ReopenFilter(new, disk.root, above.group, was, closes=False, io=above.io)]
-    return [*steps, SetDrive(new, machine_of(scene).devices[disk.name].path, was, closes=False)]
+        return [*steps, reopen_filter(new, disk.root, above.group, old, closes=False, io=above.io)]
+    return [*steps, set_drive(new, machine_of(scene).devices[disk.name].path, old, closes=False)]
 
 
 def _below(record: IntentRecord, disk: Disk) -> tuple[tuple[str, str], ...]:
@@ -190,17 +186,17 @@ def _load(record: IntentRecord, scene: Scene) -> list[Step]:
     """What gives the guest the memory that belongs to its disks, or a new beginning."""
     state = record.state
     if state is None:
-        return [ResetGuest()]
+        return [system_reset()]
     open_now = [
         node.name for node in scene.graph.nodes.values() if node.file == state.file and node.driver == "qcow2"
     ]
     node = open_now[0] if open_now else node_name(digest(record.id, "store", avoid=scene.names), owned=True)
     if not open_now:
         refuse_foreign(scene.files.memories[state.file], state)
-    add: list[Step] = [] if open_now else [AddStore(node, state.file)]
-    load = LoadState(record.id, state.tag, (("", node),), node)
-    free = [] if open_now else [DeleteNode(node)]  # one that is open already goes with what is put away
-    return [*add, load, AwaitJob(record.id, "concluded"), DismissJob(record.id), *free]
+    add: list[Step] = [] if open_now else [open_store(node, state.file)]
+    load = snapshot_load(record.id, state.tag, (("", node),), node)
+    free = [] if open_now else [blockdev_del(node)]  # one that is open already goes with what is put away
+    return [*add, load, await_job(record.id, "concluded"), job_dismiss(record.id), *free]
 
 
 def _node_of(file: str, scene: Scene) -> str:
@@ -238,12 +234,12 @@ def _left_behind(record: IntentRecord, scene: Scene, *, all_move: bool) -> tuple
     )
 
 
-def _orphans(record: IntentRecord, scene: Scene, *, freed: bool = False) -> tuple[RemoveOrphan, ...]:
+def _orphans(record: IntentRecord, scene: Scene, *, freed: bool = False) -> tuple[Step, ...]:
     held = {node.file for node in scene.graph.nodes.values()}
     if freed:
         held -= {scene.graph.nodes[name].file for name in _unused(record, scene)}
     return tuple(
-        RemoveOrphan(file, record.after[disk][1])
+        remove_orphan(file, record.after[disk][1])
         for disk, file in record.overlays.items()
         if file not in held and len(record.after.get(disk, ())) > 1 and may_remove(file, record, scene)
     )
@@ -258,5 +254,5 @@ def _moment(record: IntentRecord, scene: Scene) -> MomentRecord | None:
     return None
 
 
-def _finish(record: IntentRecord) -> FinishRecord:
-    return FinishRecord(record.directory, (record.id,))
+def _finish(record: IntentRecord) -> Step:
+    return finish_record(record.directory, (record.id,))

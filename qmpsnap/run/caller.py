@@ -6,7 +6,7 @@ raised once everything is rolled back or done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import anyio
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from qmpsnap.model.job import Job
-    from qmpsnap.plan.steps import AwaitJob, AwaitMigration
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.outcome import Hooks
     from qmpsnap.run.target import Progress, Target, Watch
 
@@ -49,7 +49,7 @@ class Caller:
             self._complain(error)
 
     async def wait(
-        self, step: AwaitJob, watch: Watch, target: Target, *, may_leave: bool, quiet: bool = False
+        self, step: Step, watch: Watch, target: Target, *, may_leave: bool, quiet: bool = False
     ) -> Job | None:
         """Wait for the job, or for a request to stop or detach, whichever is first; None for a request.
 
@@ -90,7 +90,7 @@ class Caller:
             raise failure[0]
         return result[0] if result else None
 
-    async def wait_migration(self, step: AwaitMigration, target: Target) -> bool:
+    async def wait_migration(self, step: Step, target: Target) -> bool:
         """Wait for a migration, or for a request to stop; False for the request.
 
         Raises:
@@ -114,9 +114,13 @@ class Caller:
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait, group.cancel_scope)
-            if self._hooks.progress is not None and self.complaint is None and step.until in _LONG:
+            if (
+                self._hooks.progress is not None
+                and self.complaint is None
+                and step.arguments["until"] in _LONG
+            ):
                 group.start_soon(self._report, target.memory_progress(self._hooks.interval))
-            if step.may_stop:
+            if step.detail["may_stop"]:
                 group.start_soon(wish, group.cancel_scope)
         if failure:
             raise failure[0]
@@ -137,8 +141,9 @@ class Caller:
         self.stop.set()
 
 
-async def _reached(step: AwaitJob, watch: Watch) -> Job:
-    match step.until:
+async def _reached(step: Step, watch: Watch) -> Job:
+    until: Literal["ready", "pending", "concluded"] = step.arguments["until"]
+    match until:
         case "ready":
             return await watch.until_ready()
         case "pending":
@@ -146,4 +151,4 @@ async def _reached(step: AwaitJob, watch: Watch) -> Job:
         case "concluded":
             return await watch.until_concluded()
         case _:
-            assert_never(step.until)
+            assert_never(until)

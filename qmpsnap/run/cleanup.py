@@ -22,7 +22,7 @@ from qmpsnap.run.survey import descriptor_header
 
 if TYPE_CHECKING:
     from qmpsnap.model.header import Header
-    from qmpsnap.plan.host_steps import Proof
+    from qmpsnap.plan.commands.files import Proof
 
 __all__ = ["Created", "Policy", "fresh", "identity", "in_use", "remove", "retire"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import Busy, QmpsnapError
-from qmpsnap.plan.steps import CreateOverlay, RemoveOrphan, WriteRecord
+from qmpsnap.plan.commands.files import remove_orphan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
     from qmpsnap.run.outcome import Done
     from qmpsnap.run.target import Target
 
@@ -125,11 +124,12 @@ class Executor:
     async def put_away(self, plan: Plan) -> None:
         """Remove the overlays that a plan made and that nobody wrote to; what cannot be removed stays."""
         for step in plan.steps:
-            if isinstance(step, CreateOverlay):
+            if step.command == "create-overlay":
+                file, backing = step.arguments["file"], step.arguments["backing"]
                 try:
-                    await self._target.perform(RemoveOrphan(step.file, step.backing))
+                    await self._target.perform(remove_orphan(file, backing))
                 except QmpsnapError as error:
-                    _log.warning("overlay.left", file=step.file, reason=str(error))
+                    _log.warning("overlay.left", file=file, reason=str(error))
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job: pause, resume, speed, cancel.
@@ -152,9 +152,8 @@ class Executor:
             await self._ended(task, operation, plan)
             raise
         finally:
-            self._target.release_records(
-                {step.record.id for step in _steps(plan) if isinstance(step, WriteRecord)}
-            )
+            steps = (*plan.steps, *plan.resumes)
+            self._target.release_records({step.record.id for step in steps if step.record is not None})
 
     async def _ended(self, task: asyncio.Task[Done], operation: Operation, plan: Plan) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""
@@ -172,10 +171,6 @@ class Executor:
         if task.done() and not task.cancelled():
             error = task.exception()
             _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
-
-
-def _steps(plan: Plan) -> tuple[Step, ...]:
-    return (*plan.steps, *plan.resumes)
 
 
 async def _done(task: asyncio.Task[Done], limit: float) -> None:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import Changed, CommandFailed
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.plan.hmp_steps import DelVm, LoadVm, SaveVm
 from qmpsnap.run.machine import is_running, run_state
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.guest_steps import StopForLoad
-    from qmpsnap.plan.hmp_steps import HmpStep
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.session import Session
 
-__all__ = ["checkpoint", "failed_early", "stop_for_load"]
+__all__ = ["failed_early", "load", "manage", "stop_for_load"]
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (
@@ -30,39 +28,43 @@ _EARLY = (
 )
 
 
-async def checkpoint(session: Session, step: HmpStep) -> None:
-    """Do the step.
+async def manage(session: Session, step: Step) -> None:
+    """Take or delete a checkpoint: savevm, delvm.
+
+    Raises:
+        CommandFailed: When the monitor has anything to say. Of a checkpoint that was not taken or not deleted
+            on each disk `changed` is NO: the graph, which is read next, tells.
+        LinkLost: When the link goes; what became of it is not known.
+    """
+    if said := await _said(session, step):
+        verb = "take" if step.way == "savevm" else "delete"
+        raise _failed(step, f"QEMU could not {verb} checkpoint {step.detail['name']!r}", said)
+
+
+async def load(session: Session, step: Step) -> None:
+    """Go back to a checkpoint: loadvm.
 
     Raises:
         CommandFailed: When the monitor has anything to say. Of a load that failed before the disks moved
-            `changed` is NO, and a guest that ran runs on; of any other it is YES, and the guest stands.
+            `changed` is NO, and a guest that ran is paused until the step's `on_failure` is done; of any
+            other it is YES, and the guest stays paused.
         LinkLost: When the link goes; what became of it is not known.
     """
-    ran = isinstance(step, LoadVm) and await is_running(session)
-    said = str(await session.change(step.command, step.arguments)).strip()
-    if not said:
-        return
-    match step:
-        case SaveVm():
-            raise _failed(step, f"QEMU could not take checkpoint {step.name!r}", said)
-        case DelVm():
-            raise _failed(step, f"QEMU could not delete checkpoint {step.name!r}", said)
-        case LoadVm():
-            if failed_early(said):
-                if ran:
-                    await session.change("cont", {})
-                raise _failed(step, f"QEMU did not revert to {step.name!r}", said)
-    raise _failed(
-        step,
-        f"QEMU failed while reverting to {step.name!r}; the guest is paused, its disks are "
-        "reverted, its memory cannot be trusted",
-        said,
-        changed=Changed.YES,
-        hint=LOAD_FAILED,
-    )
+    said, name = await _said(session, step), step.detail["name"]
+    if said and failed_early(said):
+        raise _failed(step, f"QEMU did not revert to {name!r}", said)
+    if said:
+        raise _failed(
+            step,
+            f"QEMU failed while reverting to {name!r}; the guest is paused, its disks are "
+            "reverted, its memory cannot be trusted",
+            said,
+            changed=Changed.YES,
+            hint=LOAD_FAILED,
+        )
 
 
-async def stop_for_load(session: Session, step: StopForLoad) -> None:
+async def stop_for_load(session: Session, step: Step) -> None:
     """Stop a guest that runs by a load that has to fail.
 
     Raises:
@@ -73,17 +75,23 @@ async def stop_for_load(session: Session, step: StopForLoad) -> None:
     """
     if not await is_running(session):
         raise _failed(step, "the guest was paused already when it was to be paused", await run_state(session))
-    said = str(await session.change(step.command, step.arguments)).strip()
+    said = await _said(session, step)
     state = await run_state(session)
     if said and state == FOR_A_LOAD:
         return
     if not said:
         what = "QEMU loaded a snapshot that should not exist"
-        raise _failed(step, what, step.name, changed=Changed.YES, hint="revert again")
+        raise _failed(step, what, step.detail["name"], changed=Changed.YES, hint="revert again")
     if not await is_running(session):
         with suppress(CommandFailed):  # it is said below how it stands
-            await session.change("cont", {})
+            for back in step.undo:
+                await session.change(back.command, back.arguments)
     raise _failed(step, f"QEMU did not pause the guest for the load, it was {state}", said)
+
+
+async def _said(session: Session, step: Step) -> str:
+    """What the human monitor answers; nothing when it succeeds."""
+    return str(await session.change(step.command, step.arguments)).strip()
 
 
 def failed_early(said: str) -> bool:
@@ -92,7 +100,7 @@ def failed_early(said: str) -> bool:
 
 
 def _failed(
-    step: HmpStep | StopForLoad, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
+    step: Step, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
 ) -> CommandFailed:
     text = " ".join(said.split())
     return CommandFailed(

@@ -1,40 +1,22 @@
 """Steps on files of ours: overlays, VM state, records, and what is put away. No QMP here."""
 
+# The actions take the arguments of their steps, `id` among them.
+# ruff: noqa: A002
+
 from __future__ import annotations
 
+import functools
 import os
-from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.moments import without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.host_steps import (
-    CreateOverlay,
-    CreatePlaceholder,
-    FinishRecord,
-    KeepMoment,
-    RemoveMade,
-    RemoveOrphan,
-    RetireFile,
-    WriteRecord,
-)
-from qmpsnap.plan.memory_steps import (
-    CreateMemory,
-    CreateStore,
-    KeepBranch,
-    KeepLink,
-    KeepLost,
-    KeepPlace,
-    MemoryStep,
-    RemoveState,
-    SealMemory,
-    SealStore,
-)
 from qmpsnap.run import memory_files
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
@@ -42,12 +24,14 @@ from qmpsnap.run.os_errors import hint, reason, unusable
 from qmpsnap.run.state_files import remove_state_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from qmpsnap.model.record import Record
-    from qmpsnap.plan.host_steps import HostStep
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.catalog import Catalog
+    from qmpsnap.run.cleanup import Policy
     from qmpsnap.run.images import Created, Images
+    from qmpsnap.run.memory_files import Sealed
 
 __all__ = ["Host"]
 
@@ -71,89 +55,139 @@ class Host:
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
         self.state_bytes = 0  # of the last file of VM state that was sealed
+        self._actions: Mapping[str, Callable[..., Awaitable[None]]] = {
+            "write-record": self._write_record,
+            "finish-record": self._finish_record,
+            "keep-moment": self._keep_moment,
+            "create-overlay": self._create_overlay,
+            "create-file": self._create_file,
+            "create-memory": self._create_memory,
+            "create-store": self._create_store,
+            "retire-file": self._retire_file,
+            "remove-file": self._remove_file,
+            "remove-orphan": self._remove_orphan,
+            "seal-memory": self._seal_memory,
+            "seal-store": self._seal_store,
+            "remove-state": self._remove_state,
+            "keep-branch": self._keep_branch,
+            "keep-link": self._keep_link,
+            "keep-lost": self._keep_lost,
+            "keep-place": self._keep_place,
+        }
 
-    async def perform(self, step: HostStep | MemoryStep) -> None:
+    async def perform(self, step: Step) -> None:
         """Do one step.
 
         Raises:
             TargetExists: When a file that is to be made is there.
             InvalidTarget: When it cannot be made, renamed or removed.
         """
-        if isinstance(step, KeepBranch | KeepLink | KeepLost | KeepPlace):
-            async with self._rewriting:
-                await self._perform_on_memory(step)
-            return
-        if isinstance(step, MemoryStep):
-            await self._perform_on_memory(step)
-            return
-        match step:
-            case WriteRecord():
-                await self._catalog.write_intent(step.record, step.directory)
-            case FinishRecord():
-                records, _ = await self._catalog.read((step.directory,))
-                for record in records:
-                    if record.id in (step.ids if isinstance(record, IntentRecord) else step.moments):
-                        await self._catalog.finish(record)
-            case KeepMoment():
-                await self._catalog.to_moment(
-                    await self._with_identity(await self._intent(step.directory, step.id))
-                )
-            case CreateOverlay():
-                self._made[step.file] = await self._images.create_overlay(
-                    step.file,
-                    size_bytes=step.size_bytes,
-                    backing=step.backing,
-                    backing_format=step.backing_format,
-                    like=step.like,
-                )
-            case CreatePlaceholder():
-                self._made[step.file] = await self._images.create_image(
-                    step.file, size_bytes=0, format="raw", like=step.like or None
-                )
-            case RetireFile():
-                await self._images.retire(step.file, step.policy, step.to, step.proof)
-            case RemoveMade():
-                created = self._made.pop(step.file, None) or await self._images.as_created(step.file)
-                if created is not None:
-                    await self._images.remove_created(created)
-            case RemoveOrphan():
-                await self._images.remove_orphan(step.file, step.backing)
-            case _:
-                assert_never(step)
+        await self._actions[step.command](step, **step.arguments)
 
-    async def _perform_on_memory(self, step: MemoryStep) -> None:
-        match step:
-            case CreateMemory():
-                self._made[step.file] = await self._images.create_image(
-                    step.file, size_bytes=0, format="raw", like=None
-                )
-                if step.reserve_bytes:
-                    await self._reserve(step)
-            case CreateStore():
-                self._made[step.file] = await self._images.create_image(
-                    step.file, size_bytes=_STORE_BYTES, format="qcow2", like=step.like, private=True
-                )
-            case SealMemory() | SealStore():
-                await self._seal(step)
-            case RemoveState():
-                await self._remove_state(step)
-            case KeepBranch():
-                moment = await self._moment(step.directory, step.id)
-                if step.overlays not in moment.branches:
-                    branches = (*moment.branches, step.overlays)
-                    await self._catalog.rewrite(replace(moment, branches=branches))
-            case KeepLink():
-                moment = await self._moment(step.directory, step.id)
-                await self._catalog.rewrite(replace(moment, state=None, deleted=True))
-            case KeepLost():
-                moment = await self._moment(step.directory, step.id)
-                if step.disk not in moment.lost:
-                    await self._catalog.rewrite(replace(moment, lost=(*moment.lost, step.disk)))
-            case KeepPlace():
-                moment = await self._moment(step.directory, step.id)
-                await self._catalog.rewrite(without_layers(moment, step.disk, gone=step.gone, into=step.into))
-            case _:
-                assert_never(step)
+    async def _write_record(self, step: Step, *, directory: str, **_: str) -> None:
+        assert step.record is not None  # noqa: S101 - it is what is written
+        await self._catalog.write_intent(step.record, directory)
+
+    async def _finish_record(
+        self, _: Step, *, directory: str, ids: Collection[str], moments: Collection[str] = ()
+    ) -> None:
+        records, _problems = await self._catalog.read((directory,))
+        for record in records:
+            if record.id in (ids if isinstance(record, IntentRecord) else moments):
+                await self._catalog.finish(record)
+
+    async def _keep_moment(self, _: Step, *, directory: str, id: str, **__: str) -> None:
+        await self._catalog.to_moment(await self._with_identity(await self._intent(directory, id)))
+
+    async def _create_overlay(
+        self, _: Step, *, file: str, size_bytes: int, backing: str, backing_format: str, like: str
+    ) -> None:
+        self._made[file] = await self._images.create_overlay(
+            file, size_bytes=size_bytes, backing=backing, backing_format=backing_format, like=like
+        )
+
+    async def _create_file(self, _: Step, *, file: str, like: str) -> None:
+        self._made[file] = await self._images.create_image(
+            file, size_bytes=0, format="raw", like=like or None
+        )
+
+    async def _create_memory(self, _: Step, *, file: str, reserve_bytes: int) -> None:
+        self._made[file] = await self._images.create_image(file, size_bytes=0, format="raw", like=None)
+        if reserve_bytes:
+            await self._reserve(file, reserve_bytes)
+
+    async def _create_store(self, _: Step, *, file: str, like: str) -> None:
+        self._made[file] = await self._images.create_image(
+            file, size_bytes=_STORE_BYTES, format="qcow2", like=like, private=True
+        )
+
+    async def _retire_file(self, step: Step, *, file: str, policy: Policy, to: str) -> None:
+        await self._images.retire(file, policy, to, step.detail.get("proof"))
+
+    async def _remove_file(self, _: Step, *, file: str) -> None:
+        created = self._made.pop(file, None) or await self._images.as_created(file)
+        if created is not None:
+            await self._images.remove_created(created)
+
+    async def _remove_orphan(self, _: Step, *, file: str, backing: str | None) -> None:
+        await self._images.remove_orphan(file, backing)
+
+    async def _seal_memory(self, step: Step, *, partial: str, file: str) -> None:
+        seal = memory_files.seal_memory
+        await self._seal(file, functools.partial(seal, partial, file, **step.detail, made=self.made(partial)))
+
+    async def _seal_store(self, _: Step, *, partial: str, file: str) -> None:
+        await self._seal(
+            file, functools.partial(memory_files.seal_store, partial, file, made=self.made(partial))
+        )
+
+    async def _remove_state(self, _: Step, *, file: str, id: str, tag: str) -> None:
+        try:
+            removed = await in_thread(functools.partial(remove_state_file, file, id, tag))
+            left = not removed and await in_thread(functools.partial(os.path.lexists, file))
+        except OSError as error:
+            raise unusable(file, error, "remove") from error
+        if left:
+            _log.warning("state.left", file=file, reason="it belongs to another operation")
+
+    async def _keep_branch(
+        self,
+        _: Step,
+        *,
+        directory: str,
+        id: str,
+        overlays: Mapping[str, str],
+    ) -> None:
+        async with self._rewriting:
+            moment = await self._moment(directory, id)
+            if overlays not in moment.branches:
+                branches = (*moment.branches, Frozen(overlays))
+                await self._catalog.rewrite(replace(moment, branches=branches))
+
+    async def _keep_link(self, _: Step, *, directory: str, id: str) -> None:
+        async with self._rewriting:
+            moment = await self._moment(directory, id)
+            await self._catalog.rewrite(replace(moment, state=None, deleted=True))
+
+    async def _keep_lost(self, _: Step, *, directory: str, id: str, disk: str) -> None:
+        async with self._rewriting:
+            moment = await self._moment(directory, id)
+            if disk not in moment.lost:
+                await self._catalog.rewrite(replace(moment, lost=(*moment.lost, disk)))
+
+    async def _keep_place(
+        self,
+        _: Step,
+        *,
+        directory: str,
+        id: str,
+        disk: str,
+        gone: tuple[str, ...],
+        into: str,
+    ) -> None:
+        async with self._rewriting:
+            moment = await self._moment(directory, id)
+            await self._catalog.rewrite(without_layers(moment, disk, gone=gone, into=into))
 
     def learn(self, read: Iterable[Record], now: Iterable[Record]) -> None:
         """Remember what disks are called now that the records, as read, call otherwise."""
@@ -165,42 +199,26 @@ class Host:
         """The file of that name that was made here, or None."""
         return self._made.get(file)
 
-    async def _remove_state(self, step: RemoveState) -> None:
-        remove = partial(remove_state_file, step.file, step.id, step.tag)
+    async def _reserve(self, file: str, size_bytes: int) -> None:
         try:
-            left = not await in_thread(remove) and await in_thread(partial(os.path.lexists, step.file))
+            await in_thread(functools.partial(memory_files.reserve, file, size_bytes, self.made(file)))
         except OSError as error:
-            raise unusable(step.file, error, "remove") from error
-        if left:
-            _log.warning("state.left", file=step.file, reason="it belongs to another operation")
-
-    async def _reserve(self, step: CreateMemory) -> None:
-        try:
-            await in_thread(
-                partial(memory_files.reserve, step.file, step.reserve_bytes, self.made(step.file))
-            )
-        except OSError as error:
-            await self._images.remove_created(self._made.pop(step.file))
+            await self._images.remove_created(self._made.pop(file))
             raise InvalidTarget(
-                f"cannot reserve {step.reserve_bytes} bytes for {step.file!r}: {reason(error)}",
-                file=step.file,
+                f"cannot reserve {size_bytes} bytes for {file!r}: {reason(error)}",
+                file=file,
                 hint=hint(error),
             ) from error
 
-    async def _seal(self, step: SealMemory | SealStore) -> None:
-        seal = (
-            partial(memory_files.seal_memory, step, self.made(step.partial))
-            if isinstance(step, SealMemory)
-            else partial(memory_files.seal_store, step, self.made(step.partial))
-        )
+    async def _seal(self, file: str, seal: Callable[[], Sealed]) -> None:
         try:
             sealed = await in_thread(seal)
         except FileExistsError as error:
-            raise TargetExists(f"{step.file!r} exists already", file=step.file) from error
+            raise TargetExists(f"{file!r} exists already", file=file) from error
         except OSError as error:
-            raise unusable(step.file, error, "keep") from error
+            raise unusable(file, error, "keep") from error
         self.state_bytes = sealed.size_bytes
-        self._sealed[step.file] = (sealed.inode, sealed.user)
+        self._sealed[file] = (sealed.inode, sealed.user)
 
     async def _with_identity(self, intent: IntentRecord) -> IntentRecord:
         """The same, with what tells the file of VM state from one that takes its name later."""
@@ -210,7 +228,7 @@ class Host:
         if state.file in self._sealed:
             inode, user = self._sealed[state.file]
         else:  # an earlier run of ours gave it its name
-            fact = (await in_thread(partial(memory_files.look, (state.file,))))[state.file]
+            fact = (await in_thread(functools.partial(memory_files.look, (state.file,))))[state.file]
             inode, user = fact.inode, fact.user
         return replace(intent, state=replace(state, inode=inode, user=user))
 

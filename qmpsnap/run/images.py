@@ -33,7 +33,7 @@ from qmpsnap.run.state_files import find_state_files
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
-    from qmpsnap.plan.host_steps import Proof
+    from qmpsnap.plan.commands.files import Proof
     from qmpsnap.run.cleanup import Policy
 
 __all__ = ["Created", "Images"]

@@ -7,30 +7,23 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import Changed
 from qmpsnap.model.hints import LOAD_FAILED, command
 from qmpsnap.plan.chain.invalidation import fold_of
-from qmpsnap.plan.steps import (
-    AdoptJob,
-    LoadState,
-    LoadVm,
-    SaveState,
-    SaveVm,
-    StartCommit,
-    StateJobStep,
-    WriteRecord,
-)
-from qmpsnap.plan.undo import changes
+from qmpsnap.plan.step import DropLayers, Later
 from qmpsnap.run.hmp import failed_early
+from qmpsnap.run.outcome import same
 
 if TYPE_CHECKING:
-    from qmpsnap.errors import JobFailed, QmpsnapError
+    from qmpsnap.errors import CommandFailed, JobFailed, QmpsnapError
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["Journal"]
 
+_KEEPS_STATE = frozenset({"savevm", "loadvm", "snapshot-save", "snapshot-load"})
+
 
 class Journal:
-    """One run of one plan, as far as it has come.
+    """One run of one plan, as far as it has come. The operation alone writes into it.
 
     Args:
         plan: The plan.
@@ -42,14 +35,14 @@ class Journal:
         done: What was done, in order.
         tried: What was begun; it may have failed.
         sent: Whether any command of the plan went out.
-        forward: Whether the step that cannot be taken back went out.
+        forward: Whether a step went out after which there is no rollback.
         moved: Whether a chain, or bytes of a layer, changed.
         loaded: Whether the guest's memory is another by now, or is not to be trusted: a load had begun to
             move something when it failed, or has ended, or the guest was reset.
     """
 
     def __init__(self, plan: Plan, graph: Graph | None) -> None:
-        adopts = any(isinstance(step, AdoptJob | StateJobStep) for step in plan.resumes)
+        adopts = any(step.command == "adopt-job" or step.on_state for step in plan.resumes)
         self.plan = plan
         self.graph = graph
         self.done: list[Step] = list(plan.resumes)
@@ -59,17 +52,39 @@ class Journal:
         self.moved = adopts and plan.op != "mirror"
         self.loaded = False
 
-    def failed_job(self, error: JobFailed) -> None:
+    def begin(self, step: Step) -> None:
+        """Take note of a step that is about to be done."""
+        self.sent |= step.on == "qmp"
+        self.forward |= step.final
+        self.tried.append(step)
+
+    def refuse(self, error: CommandFailed) -> None:
+        """Take note that QEMU refused a step: nothing has changed by it, unless the error says so."""
+        self.forward = False
+        self.moved |= error.changed is Changed.YES
+
+    def end(self, step: Step) -> None:
+        """Take note of a step that is done; one that starts a job has only begun that."""
+        self.done.append(step)
+        self.moved |= step.writes
+        self.loaded |= step.loads and not step.unseen
+
+    def look(self, graph: Graph) -> None:
+        """Take note of the graph as read just now."""
+        self.graph = graph
+        self.moved |= not same(self.plan, graph)
+
+    def fail_job(self, error: JobFailed) -> None:
         """Take note of what a job on VM state has left when it failed.
 
-        A load that had begun to move something leaves the guest standing, and nothing is to let it run.
+        A load that had begun to move something leaves the guest paused, and nothing is to let it run.
         QEMU takes the others back by itself, and the graph, which is read next, tells.
         """
         job = self.state_job
         if job is None:
             return
-        self.loaded = isinstance(job, LoadState) and not failed_early(error.error)
-        self.moved = self.loaded or any(changes(step) for step in self.done if step is not job)
+        self.loaded = job.loads and not failed_early(error.error)
+        self.moved = self.loaded or any(step.writes for step in self.done if step is not job)
         if self.loaded:
             error.hint = f"the guest is paused, and its memory cannot be trusted: {LOAD_FAILED}"
 
@@ -79,29 +94,35 @@ class Journal:
         return (self.plan.start is not None or self.plan.intent is None) and self.state_job is None
 
     @property
-    def state_job(self) -> StateJobStep | None:
+    def state_job(self) -> Step | None:
         """The step that has started a job on VM state: QEMU answers nobody while it works."""
-        return next((step for step in self.done if isinstance(step, StateJobStep)), None)
+        return next((step for step in self.done if step.on_state), None)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the VM state that was kept, or that was gone back to, inside the images."""
-        keeps = (one for one in self.done if isinstance(one, SaveVm | LoadVm | SaveState | LoadState))
-        step = next(keeps, None)
+        step = next((step for step in self.done if step.way in _KEEPS_STATE), None)
         if step is None or self.graph is None:
             return 0
+        name = step.arguments.get("tag") or step.detail.get("name")
         return sum(
-            one.vm_state_size
-            for name in self.plan.disks
-            if name in self.graph.disks and self.graph.disks[name].layers
-            for one in self.graph.disks[name].active.snapshots
-            if one.name == step.name
+            snapshot.vm_state_size
+            for disk in self.plan.disks
+            if disk in self.graph.disks and self.graph.disks[disk].layers
+            for snapshot in self.graph.disks[disk].active.snapshots
+            if snapshot.name == name
         )
 
-    def say(self, error: QmpsnapError) -> None:
-        """Let the error say what became of the layers."""
-        error.changed = Changed.YES if self.moved else Changed.NO
-        error.invalid = self.plan.invalid_if_stopped if self.moved else ()
+    def say(self, error: QmpsnapError, *, moved: bool | None = None) -> None:
+        """Let the error say what became of the layers.
+
+        Args:
+            error: The error.
+            moved: Whether a chain, or bytes of a layer, changed; None: as far as is known here.
+        """
+        moved = self.moved if moved is None else moved
+        error.changed = Changed.YES if moved else Changed.NO
+        error.invalid = self.plan.invalid_if_stopped if moved else ()
         if error.invalid and not error.hint:
             error.hint = self._mends
 
@@ -109,20 +130,24 @@ class Journal:
     def _mends(self) -> str:
         """What makes layers good that a commit has written into, or ""."""
         start = self.plan.start
-        record = self.plan.record or next((one for one in self.done if isinstance(one, WriteRecord)), None)
-        if isinstance(start, StartCommit):
-            disk, top, base = start.disk, () if start.active else ("--top", start.top_file), start.base_file
-        elif record is not None and (found := fold_of(record.record)) is not None:
-            top = () if found.top == found.chain[0] else ("--top", found.top)
-            disk, base = found.disk, found.base
+        records = [step.record for step in (*self.plan.steps, *self.done) if step.record is not None]
+        if start is not None and start.command == "block-commit":
+            effect = start.effect
+            if isinstance(effect, DropLayers):
+                files = self.plan.before.disks[effect.disk].files
+                disk, base = effect.disk, str(effect.base)
+                options = ["--top", files[files.index(effect.above) + 1], "--base", base]
+            else:
+                assert isinstance(effect, Later)  # noqa: S101 - a commit has one of the two
+                disk, options = effect.effect.root.disk, ["--base", effect.effect.root.file]
+                options += [] if self.plan.moves else ["--keep-overlay"]
+        elif records and (fold := fold_of(records[0])) is not None:
+            disk = fold.disk
+            options = [] if fold.top == fold.chain[0] else ["--top", fold.top]
+            options += ["--base", fold.base]
         else:
             return ""
-        keeps = (
-            ("--keep-overlay",)
-            if isinstance(start, StartCommit) and start.active and not self.plan.moves
-            else ()
-        )
-        again = command("commit", disk, *top, "--base", base, *keeps)
+        again = command("commit", disk, *options)
         return f"the guest's data is unchanged; run the same commit again to make the layers valid: {again}"
 
     @property

@@ -13,11 +13,8 @@ import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import (
-    CommandFailed,
-    InvalidTarget,
     Malformed,
     QmpsnapError,
-    TargetExists,
 )
 from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.features import CommandInfo, Features
@@ -34,50 +31,18 @@ from qmpsnap.model.parse import (
     parse_graph,
 )
 from qmpsnap.model.qapi import read
-from qmpsnap.plan.steps import (
-    AddNode,
-    AdoptJob,
-    AwaitJob,
-    CancelJob,
-    CheckRoots,
-    CompleteJob,
-    DeleteInternal,
-    DeleteNode,
-    DeleteState,
-    DelVm,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FlushNode,
-    GuestStep,
-    LoadState,
-    LoadVm,
-    MigrationStep,
-    ProbeAbsent,
-    ReopenFilter,
-    SaveState,
-    SaveVm,
-    SetDrive,
-    StartCommit,
-    StartMirror,
-    StartStream,
-    StopForLoad,
-    TakeInternal,
-    TakeSnapshots,
-)
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.descriptors import Opened, open_files, real_names, working_directory
 from qmpsnap.run.disk import in_thread
-from qmpsnap.run.hmp import checkpoint, stop_for_load
 from qmpsnap.run.host import Host
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.peer_access import barred
+from qmpsnap.run.performer import Performer
 from qmpsnap.run.query_guard import QueryGuard
-from qmpsnap.run.roots import check_roots
 from qmpsnap.run.standstill import Stops
 
 if TYPE_CHECKING:
@@ -88,7 +53,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job
     from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.images import Images
     from qmpsnap.run.session import Session
     from qmpsnap.run.target import Progress, Watch
@@ -133,7 +98,7 @@ class LiveTarget:
         self._relinking = anyio.Lock()
         self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
         self._concluded: QueryGuard
-        self._migrations: Migrations
+        self._performer: Performer
         self.session: Session
         self.monitor: JobMonitor
 
@@ -151,9 +116,10 @@ class LiveTarget:
         self.session = await stack.enter_async_context(self._link())
         self.monitor = await stack.enter_async_context(JobMonitor(self.session))
         self._concluded = QueryGuard(self.session, self.monitor)
-        self._migrations = Migrations(self.session, self._host.made)
+        migrations = Migrations(self.session, self._host.made)
+        self._performer = Performer(self.session, migrations, self._host)
         stack.enter_context(self.session.subscribe(self._concluded.note))
-        stack.enter_context(self.session.subscribe(self._migrations.note))
+        stack.enter_context(self.session.subscribe(migrations.note))
         self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""
 
     @property
@@ -293,95 +259,12 @@ class LiveTarget:
             Refused: When a file of ours cannot be made or put away.
         """
         started = time.perf_counter()
-        if isinstance(step, MigrationStep):
-            await self._migrations.perform(step)
-            return time.perf_counter() - started
-        if isinstance(step, StopForLoad):
-            await stop_for_load(self.session, step)
-            return time.perf_counter() - started
-        if isinstance(step, GuestStep):
-            await self.session.change(step.command, step.arguments)
-            return time.perf_counter() - started
-        match step:
-            case ProbeAbsent():
-                await self._probe(step)
-            case FlushNode():
-                await self._flush(step)
-            case SaveVm() | LoadVm() | DelVm():
-                await checkpoint(self.session, step)
-            case CheckRoots():
-                await check_roots(self.session, step)
-            case TakeSnapshots() | TakeInternal():
-                await self._take(step)
-            case (
-                DeleteInternal()
-                | StartStream()
-                | StartCommit()
-                | StartMirror()
-                | CompleteJob()
-                | EndCopy()
-                | FinalizeJob()
-                | CancelJob()
-                | DismissJob()
-                | DeleteNode()
-                | SaveState()
-                | LoadState()
-                | DeleteState()
-                | AddNode()
-                | SetDrive()
-                | ReopenFilter()
-            ):
-                await self.session.change(step.command, step.arguments)
-            case AwaitJob() | AdoptJob():
-                raise AssertionError("a wait is not performed")
-            case _:
-                await self._host.perform(step)
+        await self._performer.perform(step)
         return time.perf_counter() - started
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
         """Send one command about a job that is no step of a plan."""
         await self.session.change(command, arguments)
-
-    async def _take(self, step: TakeSnapshots | TakeInternal) -> None:
-        """Send a transaction; of several disks QEMU's error says neither which it is, nor which action."""
-        try:
-            await self.session.change(step.command, step.arguments)
-        except CommandFailed as error:
-            parts = step.parts
-            meant = [disk for disk, names in parts if any(f"'{name}'" in error.desc for name in names)]
-            if len(parts) > 1:
-                every = ", ".join(disk for disk, _ in parts)
-                which = f"disk {meant[0]}" if len(meant) == 1 else f"one of the disks {every}"
-                error.message = f"{error.message} ({which})"
-                error.args = (error.message, *error.args[1:])
-            raise
-
-    async def _flush(self, step: FlushNode) -> None:
-        """Succeed when the human monitor has nothing to say; it knows no error replies."""
-        said = await self.session.change(step.command, step.arguments)
-        if said != "":
-            raise CommandFailed(
-                f"QEMU could not flush {step.node!r}: {said}",
-                command=step.command,
-                arguments=step.arguments,
-                qmp_class="GenericError",
-                desc=str(said).strip(),
-            )
-
-    async def _probe(self, step: ProbeAbsent) -> None:
-        """Succeed when QEMU does not find the file; only that very error is a success."""
-        try:
-            await self.session.change(step.command, step.arguments)
-        except CommandFailed as error:
-            if "No such file or directory" in error.desc:
-                return
-            raise InvalidTarget(f"QEMU cannot look at {step.file}: {error.desc}", file=step.file) from error
-        await self.session.change("blockdev-del", {"node-name": step.node})
-        raise TargetExists(
-            f"{step.file} exists already on QEMU's host, and was not touched",
-            file=step.file,
-            hint="choose another name",
-        )
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -395,7 +278,7 @@ class LiveTarget:
 
     def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
         """Ask how much of the VM state has moved again and again, until it has."""
-        return self._migrations.progress(interval)
+        return self._performer.migrations.progress(interval)
 
     async def abandon(self, owner: object) -> None:
         """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""

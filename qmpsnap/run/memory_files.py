@@ -33,7 +33,7 @@ from qmpsnap.run.safe_open import open_file
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qmpsnap.plan.memory_steps import SealMemory, SealStore
+    from qmpsnap.model.machine import Fingerprint
     from qmpsnap.run.cleanup import Created
 
 __all__ = ["Sealed", "is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
@@ -126,27 +126,39 @@ def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
         os.close(descriptor)
 
 
-def seal_memory(step: SealMemory, made: Created | None = None) -> Sealed:
+def seal_memory(
+    partial: str,
+    file: str,
+    *,
+    id: str,  # noqa: A002 - a record's word
+    name: str,
+    running: bool,
+    fingerprint: Fingerprint,
+    layers: Iterable[tuple[str, str]],
+    made: Created | None = None,
+) -> Sealed:
     """Append the note, sync, and give the file its name; the bytes are those of the stream.
+
+    The parameters are those of the step (plan/commands/files.py), and the file as we made it.
 
     Raises:
         FileExistsError: When there is a file of that name.
         OSError: When it cannot be done; the file keeps its partial name.
     """
-    layers = []
-    for disk, file in step.layers:
+    states = []
+    for disk, layer in layers:
         try:
-            status = os.stat(file)
+            status = os.stat(layer)
         except OSError:
-            if not step.name:
+            if not name:
                 raise
-            continue  # a checkpoint stands without: what is not known is not compared
-        layers.append(LayerState(disk, file, status.st_ino, status.st_size, status.st_mtime_ns))
-    descriptor = open_file(step.partial, write=True)
+            continue  # a checkpoint does without: what is not known is not compared
+        states.append(LayerState(disk, layer, status.st_ino, status.st_size, status.st_mtime_ns))
+    descriptor = open_file(partial, write=True)
     try:
         _refuse_other(descriptor, made, owner=True)
         size = os.lseek(descriptor, 0, os.SEEK_END)
-        note = MemoryNote(step.id, step.name, size, step.running, step.fingerprint, tuple(layers))
+        note = MemoryNote(id, name, size, running, fingerprint, tuple(states))
         text = note.to_bytes()
         while text:
             text = text[os.write(descriptor, text) :]
@@ -155,27 +167,27 @@ def seal_memory(step: SealMemory, made: Created | None = None) -> Sealed:
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    rename_exclusively(step.partial, step.file)
-    sync_directory(os.path.dirname(step.file))
+    rename_exclusively(partial, file)
+    sync_directory(os.path.dirname(file))
     return Sealed(size, status.st_ino, status.st_uid)
 
 
-def seal_store(step: SealStore, made: Created | None = None) -> Sealed:
+def seal_store(partial: str, file: str, *, made: Created | None = None) -> Sealed:
     """Sync the store and give it its name; its size is the space that it takes.
 
     Raises:
         FileExistsError: When there is a file of that name.
         OSError: When it cannot be done; the store keeps its partial name.
     """
-    descriptor = open_file(step.partial)
+    descriptor = open_file(partial)
     try:
         _refuse_other(descriptor, made, owner=False)  # it has that of the layers
         os.fsync(descriptor)
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    rename_exclusively(step.partial, step.file)
-    sync_directory(os.path.dirname(step.file))
+    rename_exclusively(partial, file)
+    sync_directory(os.path.dirname(file))
     return Sealed(status.st_size, status.st_ino, status.st_uid)
 
 

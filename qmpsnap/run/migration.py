@@ -14,17 +14,6 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import MigrationEvent, MigrationInfo
 from qmpsnap.model.qapi import heard, read
-from qmpsnap.plan.migration_steps import (
-    AwaitClosed,
-    AwaitMigration,
-    CancelMigration,
-    LoadMemory,
-    PassFile,
-    ReleaseFile,
-    SaveMemory,
-    SetCapabilities,
-    SetParameters,
-)
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
@@ -35,7 +24,8 @@ from qmpsnap.run.standstill import Stops
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.plan.commands.migration import Until
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.cleanup import Created
     from qmpsnap.run.progress import Progress
     from qmpsnap.run.session import Event, Session
@@ -110,68 +100,56 @@ class Migrations:
             )
             await anyio.sleep(interval)
 
-    async def perform(self, step: MigrationStep) -> None:
-        """Do one step.
+    async def set(self, step: Step) -> None:
+        """Set capabilities or parameters, if any."""
+        if any(step.arguments.values()):
+            await self._session.change(step.command, step.arguments)
+
+    async def begin(self, step: Step) -> None:
+        """Begin to write or to read VM state."""
+        self._stops, self._settled = Stops(), False
+        await self._session.change(step.command, step.arguments)
+
+    async def pass_file(self, step: Step) -> None:
+        """Give QEMU an open file.
 
         Raises:
-            CommandFailed: When QEMU refuses it.
-            MigrationFailed: When the migration failed, or did not give what was wanted.
             InvalidTarget: When the file cannot be opened.
-            LinkLost: When the link goes.
         """
-        match step:
-            case SetCapabilities() | SetParameters():
-                if step.values:
-                    await self._session.change(step.command, step.arguments)
-            case SaveMemory() | LoadMemory():
-                self._stops, self._settled = Stops(), False
-                await self._session.change(step.command, step.arguments)
-            case PassFile():
-                await self._pass(step)
-            case ReleaseFile():
-                await self._release(step)
-            case CancelMigration():
-                await self._cancel(step)
-            case AwaitMigration():
-                await self._await(step)
-            case AwaitClosed():
-                await self._until_closed(step.file)
-            case _:
-                assert_never(step)
-
-    async def _pass(self, step: PassFile) -> None:
+        file = step.detail["file"]
         try:
             descriptor = await in_thread(
                 partial(
                     open_memory,
-                    step.file,
-                    write=step.write,
-                    made=self._made(step.file),
-                    inode=step.inode,
+                    file,
+                    write=step.detail["write"],
+                    made=self._made(file),
+                    inode=step.detail["inode"],
                 )
             )
         except OSError as error:
-            raise unusable(step.file, error, "open") from error
+            raise unusable(file, error, "open") from error
         try:
             await self._session.change(step.command, step.arguments, fd=descriptor)
         finally:
             os.close(descriptor)
 
-    async def _release(self, step: ReleaseFile) -> None:
-        """Succeed also when QEMU has closed it already, as it does at the end of a migration."""
+    async def release_file(self, step: Step) -> None:
+        """Take the file back; QEMU may have closed it already, as it does at the end of a migration."""
         try:
             await self._session.change(step.command, step.arguments)
         except CommandFailed as error:
             if "not found" not in error.desc and "does not exist" not in error.desc:
                 raise
 
-    async def _cancel(self, step: CancelMigration) -> None:
+    async def cancel(self, step: Step) -> None:
+        """Stop the migration, or wait for its end where it must not be stopped."""
         if (await self.status()).status not in _OVER:
             await self._stop(step)
         await self._until_state(lambda now: now != "finish-migrate")  # `cont` is refused before
 
-    async def _stop(self, step: CancelMigration) -> None:
-        if not step.wait:
+    async def _stop(self, step: Step) -> None:
+        if not step.detail["wait"]:
             await self._session.change(step.command, step.arguments)
         changed, limit = self._changed, time.monotonic() + _MOMENT
         while (now := await self.status()).status not in _OVER:
@@ -180,8 +158,14 @@ class Migrations:
             changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
 
-    async def _await(self, step: AwaitMigration) -> None:
-        match step.until:
+    async def wait(self, step: Step) -> None:
+        """Wait for a migration.
+
+        Raises:
+            MigrationFailed: When it failed, or did not give what was wanted.
+        """
+        until: Until = step.arguments["until"]
+        match until:
             case "settled":
                 changed = self._changed
                 while (now := await self.status()).status not in _OVER:
@@ -208,7 +192,7 @@ class Migrations:
                 # The run state is the one that was saved: also io-error, shutdown, guest-panicked.
                 await self._until_state(lambda now: now not in _LOADING)
             case _:
-                assert_never(step.until)
+                assert_never(until)
 
     async def _completed(self) -> None:
         changed = self._changed
@@ -233,9 +217,9 @@ class Migrations:
                 raise _stuck("QEMU does not finish the migration", now)
             await self._next(self._changed, _LOOK)
 
-    async def _until_closed(self, file: str) -> None:
+    async def await_closed(self, step: Step) -> None:
         """Wait until QEMU has closed the file, which follows `completed` at once; no event tells."""
-        limit = time.monotonic() + _MOMENT
+        file, limit = step.arguments["file"], time.monotonic() + _MOMENT
         try:
             while not await in_thread(partial(is_closed, file)):
                 if time.monotonic() > limit:

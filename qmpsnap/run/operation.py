@@ -28,36 +28,18 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.steps import (
-    AddStore,
-    AwaitJob,
-    AwaitMigration,
-    ContinueGuest,
-    DeleteNode,
-    DismissJob,
-    FinishRecord,
-    FlushNode,
-    KeepMoment,
-    LoadState,
-    ResetGuest,
-    RetireFile,
-    SealMemory,
-    SealStore,
-    StopForLoad,
-    StopGuest,
-)
-from qmpsnap.plan.undo import changes, drains, needs_record, no_way_back, stands_still
+from qmpsnap.plan.step import AddNode, DropNode
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
 from qmpsnap.run.read_back import read_back
-from qmpsnap.run.rollback import EndedWell, Rollback
+from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.target import Standstill, Target, Watch
 
@@ -90,7 +72,6 @@ class Operation:
         self._target = target
         self._plan = plan
         self._journal = Journal(plan, seen)
-        self._back = Rollback(target, self._journal)
         self._drained: float | None = None
         self._bytes = 0
 
@@ -118,7 +99,7 @@ class Operation:
             try:
                 await self._there_or_back(watch)
             except LinkLost as error:
-                await self._back.after_loss(error)
+                await Rollback(self._target, self._journal).after_loss(error)
                 raise
             if self._plan.vanished:
                 raise vanished(self._plan)
@@ -137,29 +118,32 @@ class Operation:
 
     async def _back_or_on(self, error: QmpsnapError | None, watch: Watch) -> None:
         """Take back what was done and raise; or go on to the end when the job had ended well."""
+        plan, journal = self._plan, self._journal
         try:
-            told = await self._back.go(error, watch)
+            undone = await Rollback(self._target, journal).go(watch)
         except EndedWell:
             await self._on(watch)
             return
-        if self._journal.loaded and self._plan.moves and self._journal.graph is not None:
-            told.left = (*told.left, *await self._stay())
-            await self._caller.tell_pivot(moved_roots(self._plan, self._journal.graph))
-        raise told
+        if undone.graph is not None:
+            journal.look(undone.graph)
+        error = rolled_back(error, undone, journal)
+        if journal.loaded and plan.moves and journal.graph is not None:
+            error.left = (*error.left, *await self._stay())
+            await self._caller.tell_pivot(moved_roots(plan, journal.graph))
+        raise error
 
     async def _stay(self) -> tuple[str, ...]:
         """Keep where the disks are when the memory could not be loaded there; return what is left.
 
         What the guest wrote until then is not removed, also where that was wanted.
         """
-        closed = {step.node for step in self._journal.done if isinstance(step, AddStore)}
+        stores = [step for step in self._journal.done if isinstance(step.effect, AddNode) and step.restores]
+        closed = [back for step in stores for back in step.undo]
         steps = tuple(
             step
             for stage in self._plan.stages
             for step in stage.steps
-            if stage.tidy
-            and not isinstance(step, RetireFile)
-            and not (isinstance(step, DeleteNode) and step.node in closed)
+            if stage.tidy and step.command != "retire-file" and step not in closed
         )
         try:
             await self._tidy(Stage("record where the disks are", steps, tidy=True))
@@ -170,7 +154,8 @@ class Operation:
     async def _look_at_what_is_left(self) -> None:
         """Read the graph again where nodes of others may have gone with those of ours that were put away."""
         journal = self._journal
-        freed = any(isinstance(step, DeleteNode) for stage in self._plan.stages[-1:] for step in stage.steps)
+        last = self._plan.stages[-1:]
+        freed = any(isinstance(step.effect, DropNode) for stage in last for step in stage.steps)
         if freed and journal.graph is not None and left_nodes(self._plan, journal.graph):
             with suppress(QmpsnapError):  # all is done
                 journal.graph = await self._target.graph()
@@ -179,11 +164,13 @@ class Operation:
         plan, graph = self._plan, self._journal.graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
-        if any(map(stands_still, self._journal.done)):
-            done = self._journal.done
-            stopped = any(step == StopGuest() or isinstance(step, StopForLoad) for step in done)
-            stands = stopped and not any(isinstance(step, ContinueGuest) for step in done)  # from then on
-            standstill = None if stands else stops.seconds or 0.0
+        done = self._journal.done
+        if any(step.pauses for step in done):
+            paused = any(
+                step.undo and (step.command == "stop" or step.kind == "stop-for-load") for step in done
+            )
+            stays = paused and not any(step.command == "cont" for step in done)  # from then on
+            standstill = None if stays else stops.seconds or 0.0
         size = self._bytes or self._journal.state_bytes or plan.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
@@ -223,9 +210,9 @@ class Operation:
                     raise _Stop
                 if len(steps) > 1:
                     await self._side_by_side(steps)
-                elif isinstance(steps[0], AwaitJob):
+                elif steps[0].command == "await-job":
                     await self._wait(steps[0], watch)
-                elif isinstance(steps[0], AwaitMigration):
+                elif steps[0].command == "await-migration":
                     await self._wait_migration(steps[0])
                 else:
                     await self._perform(steps[0])
@@ -234,22 +221,19 @@ class Operation:
 
     async def _perform(self, step: Step) -> None:
         journal = self._journal
-        journal.sent |= step.on == "qmp"
-        journal.forward |= no_way_back(step)
-        journal.tried.append(step)
+        journal.begin(step)
         started = time.monotonic()
         try:
             seconds = await self._target.perform(step)
         except CommandFailed as error:
-            journal.forward = False  # QEMU said no: it is as it was before, unless it says otherwise
-            journal.moved |= error.changed is Changed.YES
+            journal.refuse(error)
+            for recovery in step.on_failure if error.changed is not Changed.YES else ():
+                await self._target.perform(recovery)
             raise
-        journal.done.append(step)
-        journal.moved |= changes(step)
-        journal.loaded |= isinstance(step, ResetGuest)
-        if isinstance(step, SealMemory | SealStore):
+        journal.end(step)
+        if step.command in {"seal-memory", "seal-store"}:
             self._bytes = self._target.state_bytes
-        if drains(step):
+        if step.drains:
             self._drained = seconds
         elapsed = round(time.monotonic() - started, 4)
         _log.info("step.done", vm=self._target.name, op=self._plan.op, step=step.command, elapsed=elapsed)
@@ -269,17 +253,16 @@ class Operation:
         if errors:
             raise errors[0]
 
-    async def _wait(self, step: AwaitJob, watch: Watch) -> None:
-        journal = self._journal
+    async def _wait(self, step: Step, watch: Watch) -> None:
+        journal, state_job = self._journal, self._journal.state_job
         try:
-            quiet = journal.state_job is not None
             job = await self._caller.wait(
-                step, watch, self._target, may_leave=not journal.forward, quiet=quiet
+                step, watch, self._target, may_leave=not journal.forward, quiet=state_job is not None
             )
         except LinkLost:
             raise
         except JobFailed as error:
-            journal.failed_job(error)
+            journal.fail_job(error)
             journal.say(error)
             raise
         except QmpsnapError as error:
@@ -287,16 +270,17 @@ class Operation:
             raise
         if job is None:
             raise _Stop if self.stop.is_set() else self._detached(step.job_id)
-        journal.loaded |= any(isinstance(one, LoadState) for one in journal.done)
-        journal.done.append(step)
-        journal.forward |= step.until == "concluded"
+        journal.loaded |= state_job is not None and state_job.loads
+        journal.end(step)
+        until = step.arguments["until"]
+        journal.forward |= until == "concluded"
         if journal.copies:  # others count no bytes
             self._bytes = max(self._bytes, job.offset)
         times = watch.times
-        if step.until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
+        if until == "concluded" and self._plan.moves and {_PENDING, _CONCLUDED} <= set(times):
             self._drained = max(0.0, times[_CONCLUDED] - times[_PENDING])
 
-    async def _wait_migration(self, step: AwaitMigration) -> None:
+    async def _wait_migration(self, step: Step) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""
         journal = self._journal
         journal.tried.append(step)
@@ -315,10 +299,10 @@ class Operation:
 
     async def _verify(self) -> None:
         plan, journal = self._plan, self._journal
-        journal.graph = await self._target.graph()
-        found = journal.graph.chains(*plan.disks)
-        journal.moved |= not same(plan, journal.graph)
-        problem = mismatch(plan, journal.graph)
+        graph = await self._target.graph()
+        journal.look(graph)
+        found = graph.chains(*plan.disks)
+        problem = mismatch(plan, graph)
         if problem:
             error = GraphMismatch(
                 f"the graph is not the predicted one: {problem}",
@@ -329,7 +313,7 @@ class Operation:
             journal.say(error)
             raise error
         if plan.moves:
-            await self._caller.tell_pivot(moved_roots(plan, journal.graph))
+            await self._caller.tell_pivot(moved_roots(plan, graph))
         await self._read_back()
 
     async def _read_back(self) -> None:
@@ -347,7 +331,7 @@ class Operation:
         failed: list[tuple[Step, QmpsnapError]] = []
         for step in stage.steps:
             undone = [one for one, _ in failed]
-            if isinstance(step, FinishRecord | KeepMoment) and any(map(needs_record, undone)):
+            if step.command in {"finish-record", "keep-moment"} and any(failure.owed for failure in undone):
                 continue  # who ends what is left learns from it what that is
             try:
                 self._refuse_open(step, undone)
@@ -357,11 +341,11 @@ class Operation:
             except QmpsnapError as error:
                 failed.append((step, error))
         if failed:
-            reasons = "; ".join(f"{step.command} {step.arguments}: {error}" for step, error in failed)
+            reasons = "; ".join(f"{step}: {error}" for step, error in failed)
             raise Incomplete(
                 f"{self._plan.op} is done, but the cleanup is incomplete: {reasons}",
                 done=[step.command for step in self._journal.done],
-                remaining=[f"{step.command} {step.arguments}" for step, _ in failed],
+                remaining=[str(step) for step, _ in failed],
                 hint=self._journal.later,
                 invalid=invalid_now(self._plan, [step for step, _ in failed]),
             ) from failed[0][1]
@@ -369,22 +353,23 @@ class Operation:
     def _refuse_open(self, step: Step, undone: list[Step]) -> None:
         """Refuse to remove a file whose node could not be closed."""
         graph = self._journal.graph
-        if not isinstance(step, RetireFile) or step.policy != "remove" or graph is None:
+        if step.command != "retire-file" or step.arguments["policy"] != "remove" or graph is None:
             return
-        kept = [one.node for one in undone if isinstance(one, DeleteNode)]
-        if any(graph.nodes[node].file == step.file for node in kept if node in graph.nodes):
-            raise InvalidTarget(f"{step.file} is still open in QEMU; it stays", file=step.file)
+        file = step.arguments["file"]
+        kept = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
+        if any(graph.nodes[node].file == file for node in kept if node in graph.nodes):
+            raise InvalidTarget(f"{file} is still open in QEMU; it stays", file=file)
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""
         for step in self._plan.steps:
-            if isinstance(step, FlushNode | DismissJob):
+            if step.way in {"flush", "job-dismiss"}:
                 with suppress(CommandFailed):  # somebody else dismissed it; a layer left with the job
                     await self._perform(step)
         self._journal.forward = True
         await self._verify()
         stages = self._plan.stages
         early = [step for stage in stages if not stage.tidy for step in stage.steps]
-        late = [step for step in early if isinstance(step, FinishRecord) and step not in self._journal.done]
+        late = [step for step in early if step.command == "finish-record" and step not in self._journal.done]
         await self._tidy(Stage("remove the record", tuple(late), tidy=True))
         await self._stages(tuple(stage for stage in stages if stage.tidy), watch)

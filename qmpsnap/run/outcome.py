@@ -12,36 +12,16 @@ from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
-from qmpsnap.plan.steps import (
-    CreateMemory,
-    CreateOverlay,
-    CreatePlaceholder,
-    CreateStore,
-    DeleteInternal,
-    DeleteNode,
-    DeleteState,
-    DelVm,
-    LoadState,
-    LoadVm,
-    ProbeAbsent,
-    RetireFile,
-    SaveState,
-    SaveVm,
-    SealMemory,
-    SealStore,
-    StartMirror,
-    TakeInternal,
-    TakeSnapshots,
-)
+from qmpsnap.plan.step import DropNode, Inside, PutOverlays
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     import anyio
 
     from qmpsnap.model.graph import Chains, Disk, Graph, Layer
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.target import Progress
 
 __all__ = [
@@ -58,6 +38,10 @@ __all__ = [
     "same",
     "vanished",
 ]
+
+
+_MAKES = frozenset({"create-overlay", "create-file", "create-memory", "create-store"})
+_SEALS = frozenset({"seal-memory", "seal-store"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +154,7 @@ def outcome(plan: Plan, graph: Graph) -> Done:
 def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
     """Commands that free the nodes that the plan left without a use and that are not ours."""
     used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
-    freed = {step.node for step in plan.steps if isinstance(step, DeleteNode)}
+    freed = {step.effect.node for step in plan.steps if isinstance(step.effect, DropNode)}
     had = [layer.node for disk in plan.disks for layer in plan.before.disks[disk].layers]
     return tuple(
         frees(node)
@@ -181,32 +165,33 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
 def made_files(done: Iterable[Step]) -> tuple[str, ...]:
     """Files that these steps made, under the names that they have by now."""
-    makes = CreateOverlay | CreatePlaceholder | CreateMemory | CreateStore
     steps = tuple(done)
-    whole = {step.partial: step.file for step in steps if isinstance(step, SealMemory | SealStore)}
-    return tuple(whole.get(step.file, step.file) for step in steps if isinstance(step, makes))
+    whole = {step.arguments["partial"]: step.arguments["file"] for step in steps if step.command in _SEALS}
+    made = (step.arguments["file"] for step in steps if step.command in _MAKES)
+    return tuple(whole.get(file, file) for file in made)
 
 
 def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
     """Files that QEMU may have made for steps that did not happen; we could not see them."""
-    unseen = {step.file for step in tried if isinstance(step, ProbeAbsent)}
-    files: list[str] = []
-    for step in tried:
-        if isinstance(step, TakeSnapshots):
-            files += [one.file for one in step.overlays]
-        elif isinstance(step, StartMirror):
-            files.append(step.target)
-    return tuple(f"{file} (if QEMU created it)" for file in files if file in unseen)
+    steps = tuple(tried)
+    unseen = {step.arguments["filename"] for step in steps if step.way == "probe"}
+    return tuple(f"{file} (if QEMU created it)" for file in _targets(steps) if file in unseen)
+
+
+def _targets(steps: Iterable[Step]) -> Iterator[str]:
+    """Files that QEMU opens for these steps, and makes where they are not there: overlays and copies."""
+    for step in steps:
+        if isinstance(step.effect, PutOverlays):
+            yield from (overlay.file for overlay in step.effect.overlays)
+        elif step.command == "drive-mirror":
+            yield step.arguments["target"]
 
 
 def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:
     """Files that hold no moment, under the names that they have when these steps failed."""
-    steps = [step for step in failed if isinstance(step, RetireFile)]
-    kept = {step.to: step.file for step in steps if step.to}
-    return (
-        *(kept.get(file, file) for file in plan.invalid),
-        *(step.file for step in steps if not step.to),
-    )
+    files = {step.arguments["file"]: step.arguments["to"] for step in failed if step.command == "retire-file"}
+    kept = {to: file for file, to in files.items() if to}
+    return (*(kept.get(file, file) for file in plan.invalid), *(file for file, to in files.items() if not to))
 
 
 def vanished(plan: Plan) -> JobFailed:
@@ -238,10 +223,13 @@ def _sizes(plan: Plan, graph: Graph) -> list[int]:
 
 
 def _inside(plan: Plan) -> bool:
-    """Whether the plan makes or deletes snapshots inside images."""
-    ours = TakeInternal | DeleteInternal | SaveVm | LoadVm | DelVm
-    jobs = SaveState | LoadState | DeleteState
-    return any(isinstance(step, ours) or (isinstance(step, jobs) and step.disks) for step in plan.steps)
+    """Whether the plan makes, deletes or goes back to snapshots inside images."""
+    return any(
+        isinstance(step.effect, Inside)
+        or step.kind == "loadvm"
+        or (step.command.startswith("snapshot-") and step.detail["disks"])
+        for step in plan.steps
+    )
 
 
 def _snapshots(disk: Disk) -> list[list[str]]:
@@ -310,13 +298,18 @@ def moved_roots(plan: Plan, graph: Graph) -> dict[str, str]:
 
 def _callers_files(plan: Plan) -> frozenset[str]:
     """Files that the caller made; their headers were compared with the disk's files, not with names."""
-    files: list[str] = []
-    for step in plan.steps:
-        if isinstance(step, TakeSnapshots):
-            files += [one.file for one in step.overlays if one.made_by == "caller"]
-        elif isinstance(step, StartMirror) and step.existing:
-            files.append(step.target)
-    return frozenset(files)
+    effects = [step.effect for step in plan.steps]
+    put_on = [overlay for effect in effects if isinstance(effect, PutOverlays) for overlay in effect.overlays]
+    return frozenset(
+        (
+            *(overlay.file for overlay in put_on if overlay.made_by == "caller"),
+            *(
+                step.arguments["target"]
+                for step in plan.steps
+                if step.command == "drive-mirror" and step.arguments["mode"] == "existing"
+            ),
+        )
+    )
 
 
 def _stands_on(layer: Layer, below: Layer | None) -> bool:

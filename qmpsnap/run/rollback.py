@@ -7,52 +7,47 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import (
-    Changed,
-    CommandFailed,
-    Interrupted,
-    JobFailed,
-    JobPaused,
-    LinkLost,
-    QmpsnapError,
-)
+from msgspec import Struct
+
+from qmpsnap.errors import Changed, CommandFailed, Interrupted, JobFailed, JobPaused, LinkLost, QmpsnapError
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import RUNS_AGAIN, command
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    AwaitMigration,
-    CancelJob,
-    CheckRoots,
-    DismissJob,
-    FinishRecord,
-    ReleaseFile,
-    RemoveMade,
-    SetDrive,
-    StartCommit,
-    StartStream,
-    StopGuest,
-    TakeSnapshots,
-)
-from qmpsnap.plan.undo import needs_record, taking_back, unseen
+from qmpsnap.plan.rollback import taking_back
+from qmpsnap.plan.step import MoveRoot, PutOverlays
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import by_qemu, made_files, same
 
 if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.steps import Step
+    from collections.abc import Iterable
+
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.journal import Journal
     from qmpsnap.run.target import Target, Watch
 
-__all__ = ["EndedWell", "Rollback"]
+__all__ = ["EndedWell", "Rollback", "rolled_back"]
 
 _log = get_logger("qmpsnap.run")
+_GONE_ALREADY = frozenset({"job-cancel", "job-dismiss", "release-file"})  # refused when it is gone: as wanted
 
 
 class EndedWell(Exception):
     """The job that was to be cancelled had ended with success."""
 
 
+class Undone(Struct, frozen=True):
+    """What the rollback came to.
+
+    Attributes:
+        left: What had to stay, for people.
+        graph: The graph as read afterwards; None when it could not be read.
+    """
+
+    left: tuple[str, ...]
+    graph: Graph | None
+
+
 class Rollback:
-    """Takes one operation back.
+    """Takes one operation back. It reads the journal, and writes nothing into it.
 
     Args:
         target: The machine.
@@ -63,8 +58,8 @@ class Rollback:
         self._target = target
         self._journal = journal
 
-    async def go(self, error: QmpsnapError | None, watch: Watch) -> QmpsnapError:
-        """Take back what was done; return the error, or that it was stopped as requested, with what is left.
+    async def go(self, watch: Watch) -> Undone:
+        """Take back what was done.
 
         Raises:
             EndedWell: When the job that was to be cancelled had ended with success: there is but the way on.
@@ -73,34 +68,21 @@ class Rollback:
         journal = self._journal
         left = await self._take_back(watch)
         graph = await self._look() if journal.sent else journal.graph
-        if graph is not None:
-            journal.graph = graph
-            journal.moved |= not same(journal.plan, graph)
-        unknown = graph is None and not journal.moved
-        if error is None:
-            error = Interrupted(_stopped(moved=journal.moved, unknown=unknown))
-        journal.say(error)
-        if unknown:
-            error.changed = Changed.UNKNOWN
-        if not journal.moved:
+        if not journal.moved and (graph is None or same(journal.plan, graph)):
             left += by_qemu(journal.tried)
-        error.left = (*error.left, *left, *self._overlays())
-        if journal.loaded and journal.plan.moves:
-            error.hint = error.hint or "disks and memory are reverted, and the guest is paused: qmpsnap cont"
-        if StopGuest(ran=False) in journal.done and AwaitMigration("saved") in journal.done:
-            error.hint = error.hint or f"the machine is paused in the state postmigrate: {RUNS_AGAIN}"
-        return error
+        return Undone((*left, *self._overlays()), graph)
 
     def _overlays(self) -> tuple[str, ...]:
         """Overlays that stay in their chains although no moment has them, each with what folds it."""
-        plan = self._journal.plan
-        taken = next((one for one in self._journal.done if isinstance(one, TakeSnapshots)), None)
-        if taken is None or plan.op != "checkpoint":
+        if self._journal.plan.op != "checkpoint":
             return ()
+        effects = [step.effect for step in self._journal.done]
         return tuple(
-            f"{one.file} (the guest writes to it: "
-            f"{command('commit', one.disk, '--top', one.file, '--base', one.backing)} folds it)"
-            for one in taken.overlays
+            f"{overlay.file} (the guest writes to it: "
+            f"{command('commit', overlay.disk, '--top', overlay.file, '--base', overlay.backing)} folds it)"
+            for effect in effects
+            if isinstance(effect, PutOverlays)
+            for overlay in effect.overlays
         )
 
     async def _take_back(self, watch: Watch) -> tuple[str, ...]:
@@ -111,18 +93,18 @@ class Rollback:
         held: frozenset[str] | None = None if journal.sent else frozenset()
         keeps = journal.moved and journal.plan.invalid_if_stopped
         for step in taking_back(await self._happened(), loaded=journal.loaded):
-            if isinstance(step, FinishRecord) and (keeps or owed):
+            if step.command == "finish-record" and (keeps or owed):
                 for repeated in journal.plan.repeats if keeps else ():
                     await self._undo_step(repeated, watch, left)
                 continue  # the one place that says which files hold no moment any more, or what is to be done
-            if isinstance(step, RemoveMade):
+            if step.command == "remove-file":
                 held = await self._held(made_files(journal.done)) if held is None else held
-                if step.file in held:
-                    left.append(f"{step.file} (QEMU may have it open)")
+                if step.arguments["file"] in held:
+                    left.append(f"{step.arguments['file']} (QEMU may have it open)")
                     continue
             known = len(left)
             await self._undo_step(step, watch, left)
-            owed |= needs_record(step) and len(left) > known
+            owed |= step.owed and len(left) > known
         if owed and journal.later:
             left.append(journal.later)
         return tuple(left)
@@ -130,20 +112,22 @@ class Rollback:
     async def _happened(self) -> list[Step]:
         """What was done, without roots that a device did not take: to set the one that it has kills QEMU."""
         journal = self._journal
-        if not any(isinstance(step, CheckRoots) and step not in journal.done for step in journal.tried):
+        if not any(step.command == "check-roots" and step not in journal.done for step in journal.tried):
             return journal.done
         graph = await self._look()
         if graph is None:  # which ones were taken is not known: they stay
-            return [step for step in journal.done if not isinstance(step, SetDrive)]
+            return [step for step in journal.done if step.command != "qom-set"]
         return [
             step
             for step in journal.done
-            if not isinstance(step, SetDrive) or graph.disks[step.root.disk].files[:1] == (step.root.file,)
+            if step.command != "qom-set"
+            or not isinstance(step.effect, MoveRoot)
+            or graph.disks[step.effect.root.disk].files[:1] == (step.effect.root.file,)
         ]
 
     async def _undo_step(self, step: Step, watch: Watch, left: list[str]) -> None:
         try:
-            if isinstance(step, AwaitJob):
+            if step.command == "await-job":
                 await watch.until_concluded()
                 raise EndedWell
             await self._target.perform(step)
@@ -152,11 +136,10 @@ class Rollback:
         except (JobFailed, JobPaused):
             pass  # cancelled, or failed before: concluded either way
         except CommandFailed as error:
-            # it had ended, or is gone: as was wanted
-            if not isinstance(step, CancelJob | DismissJob | ReleaseFile):
-                left.append(f"{step.command} {step.arguments}: {error.desc}")
+            if step.way not in _GONE_ALREADY:
+                left.append(f"{step}: {error.desc}")
         except QmpsnapError as error:
-            left.append(f"{step.command} {step.arguments}: {error}")
+            left.append(f"{step}: {error}")
 
     async def _look(self) -> Graph | None:
         """The graph as of now; None when it cannot be read although QEMU answers."""
@@ -180,14 +163,14 @@ class Rollback:
         if not journal.sent:
             error.changed, error.left = Changed.NO, made
             return
-        writes = any(isinstance(step, StartStream | StartCommit) for step in journal.tried)
+        writes = any(step.command in {"block-stream", "block-commit"} for step in journal.tried)
         error.changed = Changed.YES if journal.moved else Changed.UNKNOWN
         error.invalid = plan.invalid_if_stopped if journal.moved or writes else ()
         error.left = tuple(f"{file} (QEMU may have it open)" for file in made)
         error.hint = (
             f"reconnect, then check with qmpsnap chain and qmpsnap jobs; {journal.later}".removesuffix("; ")
         )
-        if not await self._target.relink() or any(map(unseen, journal.tried)):
+        if not await self._target.relink() or any(step.unseen for step in journal.tried):
             return
         try:
             graph = await self._target.graph()
@@ -196,9 +179,36 @@ class Rollback:
             return
         held = {node.file for node in graph.nodes.values()}
         error.left = tuple(file for file in made if file not in held)
-        journal.moved |= not same(plan, graph) or (alive and writes)
-        if journal.moved or not alive:
-            journal.say(error)
+        moved = journal.moved or not same(plan, graph) or (alive and writes)
+        if moved or not alive:
+            journal.say(error, moved=moved)
+
+
+def rolled_back(error: QmpsnapError | None, undone: Undone, journal: Journal) -> QmpsnapError:
+    """The error, or that the operation was stopped as requested, with what the rollback came to.
+
+    Args:
+        error: Why it was rolled back; None: the caller asked for it.
+        undone: What the rollback came to.
+        journal: How far the operation has come, with the graph of after the rollback.
+    """
+    unknown = undone.graph is None and not journal.moved
+    if error is None:
+        error = Interrupted(_stopped(moved=journal.moved, unknown=unknown))
+    journal.say(error)
+    if unknown:
+        error.changed = Changed.UNKNOWN
+    error.left = (*error.left, *undone.left)
+    if journal.loaded and journal.plan.moves:
+        error.hint = error.hint or "disks and memory are reverted, and the guest is paused: qmpsnap cont"
+    if any(step.command == "stop" and not step.undo for step in journal.done) and _saved(journal.done):
+        error.hint = error.hint or f"the machine is paused in the state postmigrate: {RUNS_AGAIN}"
+    return error
+
+
+def _saved(steps: Iterable[Step]) -> bool:
+    """Whether the VM state was written whole by a guest that was paused for it."""
+    return any(step.command == "await-migration" and step.arguments["until"] == "saved" for step in steps)
 
 
 def _stopped(*, moved: bool, unknown: bool) -> str:

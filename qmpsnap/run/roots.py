@@ -9,13 +9,13 @@ from qmpsnap.model.block_replies import BlockInfo
 from qmpsnap.model.qapi import read
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.root_steps import CheckRoots
+    from qmpsnap.plan.step import Step
     from qmpsnap.run.session import Session
 
 __all__ = ["check_roots"]
 
 
-async def check_roots(session: Session, step: CheckRoots) -> None:
+async def check_roots(session: Session, step: Step) -> None:
     """Check that every device has the root that it was given.
 
     Raises:
@@ -27,7 +27,8 @@ async def check_roots(session: Session, step: CheckRoots) -> None:
     """
     devices = read(list[BlockInfo], await session.query("query-block"), "query-block")
     roots = {device.qdev: device.inserted.node_name for device in devices if device.inserted}
-    for disk, qdev, node in step.roots:
+    for disk, node in step.arguments.items():
+        qdev = step.detail[disk]
         if roots.get(qdev) != node:
             text = f"the device of {disk} did not take the node {node!r}, it reads {roots.get(qdev)!r}"
             raise CommandFailed(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job, JobStatus
     from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["Progress", "Standstill", "Target", "Watch"]
 

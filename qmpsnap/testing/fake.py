@@ -19,43 +19,10 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost
 from qmpsnap.model.features import Features
-from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.machine import Status
 from qmpsnap.plan import effect
-from qmpsnap.plan.steps import (
-    AddNode,
-    AdoptJob,
-    AwaitJob,
-    CancelJob,
-    CheckRoots,
-    CompleteJob,
-    DeleteInternal,
-    DeleteNode,
-    DeleteState,
-    DelVm,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FlushNode,
-    GuestStep,
-    LoadState,
-    LoadVm,
-    MigrationStep,
-    ProbeAbsent,
-    ReopenFilter,
-    SaveState,
-    SaveVm,
-    SealMemory,
-    SealStore,
-    SetDrive,
-    StartCommit,
-    StartMirror,
-    StartStream,
-    TakeInternal,
-    TakeSnapshots,
-)
+from qmpsnap.plan.step import AddNode, DropNode, Later
 from qmpsnap.run.progress import Progress
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
@@ -67,23 +34,20 @@ if TYPE_CHECKING:
 
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.model.files import Ask, Files
+    from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Machine
-    from qmpsnap.plan.steps import Start, StateJobStep, Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["COMMANDS", "FakeTarget", "refused"]
 
 
-_AT_ONCE = (
-    TakeSnapshots
-    | TakeInternal
-    | DeleteInternal
-    | SaveVm
-    | LoadVm
-    | DelVm
-    | AddNode
-    | SetDrive
-    | ReopenFilter
-)
+_AT_ONCE = frozenset(
+    {
+        "take", "blockdev-snapshot-delete-internal-sync", "savevm", "loadvm", "delvm", "blockdev-add",
+        "qom-set", "blockdev-reopen",
+    }
+)  # fmt: skip
+_STARTS = frozenset({"block-stream", "block-commit", "drive-mirror"})
 _CANCELLED = "Operation canceled"  # QEMU's own text
 
 
@@ -134,7 +98,7 @@ class FakeTarget:
         self._commands, self._change = commands, change
         self._faults = Faults()
         self._jobs: dict[str, Job] = {}
-        self._starts: dict[str, Start | StateJobStep] = {}
+        self._starts: dict[str, Step] = {}
         self._lost = False
         self._changed = anyio.Event()
 
@@ -150,7 +114,7 @@ class FakeTarget:
         """
         self._faults.add(Fault(at, error, happened))
 
-    def start_job(self, job: Job, start: Start | StateJobStep) -> None:
+    def start_job(self, job: Job, start: Step) -> None:
         """Let a job be there already, started by whom it may."""
         self._jobs[job.id], self._starts[job.id] = job, start
 
@@ -202,8 +166,8 @@ class FakeTarget:
     @property
     def state_bytes(self) -> int:
         """Bytes of the file of VM state that was written last."""
-        sealed = [step for step in self.performed if isinstance(step, SealMemory | SealStore)]
-        return self.files.facts[sealed[-1].file].size if sealed else 0
+        sealed = [step for step in self.performed if step.command in {"seal-memory", "seal-store"}]
+        return self.files.facts[sealed[-1].arguments["file"]].size if sealed else 0
 
     @contextmanager
     def stops(self) -> Iterator[FakeMachine]:
@@ -258,51 +222,54 @@ class FakeTarget:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    async def wait(self, step: AwaitJob) -> Job:
+    async def wait(self, step: Step) -> Job:
         """Wait for a job (for the watch)."""
         await self._begin(step)
         self._raise(step)
+        until = step.arguments["until"]
         while True:
             changed = self._changed
             await self._checkpoint()
             job = self._jobs.get(step.job_id)
             if job is None:
                 raise failed(step.job_id, "vanished")
-            if job.status in ENDED and (job.error or step.until != "concluded"):
+            if job.status in ENDED and (job.error or until != "concluded"):
                 raise failed(job.id, job.error or "it ended before it was completed")
-            if job.status in ENDED or (step.until == "ready" and job.ready):
+            if job.status in ENDED or (until == "ready" and job.ready):
                 return job
-            if step.until == job.status == JobStatus.PENDING:
+            if until == job.status == JobStatus.PENDING:
                 return job
             await changed.wait()
 
-    def _start(self, start: Start) -> None:
+    def _start(self, start: Step) -> None:
         self.start_job(Job(start.job_id, start.command, JobStatus.RUNNING, length=8), start)
-        if isinstance(start, StartMirror):
-            node = Node(start.node, start.format, start.target)
-            self.state = replace(self.state, nodes=Frozen({**self.state.nodes, start.node: node}))
-        elif isinstance(start, StartCommit):
-            self.files.touch(start.base_file)
+        if isinstance(start.effect, Later):
+            root = start.effect.effect.root
+            if start.command == "drive-mirror":
+                self.state = effect.have(self.state, AddNode(root.node, root.format, root.file))
+            else:
+                self.files.touch(root.file)
+        elif start.command == "block-commit":
+            self.files.touch(self.state.nodes[start.arguments["base-node"]].file)
         if not self.hold:
             self._advance(start.job_id)
 
     def _advance(self, job_id: str) -> None:
         start = self._starts[job_id]
-        waits = isinstance(start, StartMirror) or (isinstance(start, StartCommit) and start.active)
         if self.job_error:
             self._end(job_id, start, self.job_error)
-        elif waits:
+        elif isinstance(start.effect, Later):
             self._set(job_id, JobStatus.READY)
-        elif isinstance(start, StartStream | StartCommit):
+        elif start.command in _STARTS:
             self._set(job_id, JobStatus.PENDING)
         else:
             self._end(job_id, start)
 
     def _end(self, job_id: str, step: Step, error: str = "") -> None:
-        if not error and not isinstance(step, CancelJob):
+        if not error and step.command != "job-cancel":
             self.state = self._change(self.state, step)
             self.files.follow(self.state)
-        own = isinstance(self._starts[job_id], StartStream)  # it dismisses itself
+        own = self._starts[job_id].command == "block-stream"  # it dismisses itself
         self._set(job_id, JobStatus.NULL if own else JobStatus.CONCLUDED, error)
 
     def _set(self, job_id: str, status: JobStatus, error: str = "") -> None:
@@ -322,59 +289,62 @@ class FakeTarget:
     # -- steps -------------------------------------------------------------------------------------
 
     def _do(self, step: Step) -> None:
-        match step:
-            case _ if isinstance(step, _AT_ONCE):
-                if isinstance(step, SaveVm | LoadVm):
+        job = step.job_id
+        match step.way:
+            case way if way in _AT_ONCE:
+                if way in {"savevm", "loadvm"}:
                     self.guest.blink()
                 self.state = self._change(self.state, step)
                 self.files.follow(self.state)
-            case StartStream() | StartCommit() | StartMirror():
+            case way if way in _STARTS:
                 self._start(step)
-            case SaveState() | LoadState() | DeleteState():
-                if not isinstance(step, DeleteState):
+            case "snapshot-save" | "snapshot-load" | "snapshot-delete":
+                if step.pauses:
                     self.guest.blink()
-                self.start_job(Job(step.job_id, step.command, JobStatus.RUNNING, length=1), step)
-                self._end(step.job_id, step, self.job_error)
-            case CompleteJob():
-                self._need(step, step.job_id, JobStatus.READY)
-                start = self._starts[step.job_id]
-                assert isinstance(start, StartCommit | StartMirror)  # noqa: S101 - no other is ever READY
-                self._end(step.job_id, CompleteJob(step.job_id, start), self.job_error)
-            case EndCopy():
-                self._need(step, step.job_id, JobStatus.READY)
-                self._end(step.job_id, step, self.job_error)
-            case FinalizeJob():
-                self._need(step, step.job_id, JobStatus.PENDING)
-                self._end(step.job_id, self._starts[step.job_id], self.job_error)
-            case CancelJob():
-                self._need(step, step.job_id, JobStatus.RUNNING, JobStatus.READY, JobStatus.PENDING)
-                self._end(step.job_id, step, _CANCELLED)
-            case DismissJob():
-                self._need(step, step.job_id, JobStatus.CONCLUDED)
-                self._dismiss(step.job_id)
-            case DeleteNode():
-                if step.node not in self.state.nodes:
-                    raise refused(f"Failed to find node with node-name='{step.node}'", command=step.command)
+                self.start_job(Job(job, step.command, JobStatus.RUNNING, length=1), step)
+                self._end(job, step, self.job_error)
+            case "job-complete":
+                self._need(step, job, JobStatus.READY)
+                start = self._starts[job].effect
+                assert isinstance(start, Later)  # noqa: S101 - no other is ever READY
+                self._end(job, replace(step, effect=start.effect), self.job_error)
+            case "block-job-cancel":
+                self._need(step, job, JobStatus.READY)
+                self._end(job, step, self.job_error)
+            case "job-finalize":
+                self._need(step, job, JobStatus.PENDING)
+                self._end(job, self._starts[job], self.job_error)
+            case "job-cancel":
+                self._need(step, job, JobStatus.RUNNING, JobStatus.READY, JobStatus.PENDING)
+                self._end(job, step, _CANCELLED)
+            case "job-dismiss":
+                self._need(step, job, JobStatus.CONCLUDED)
+                self._dismiss(job)
+            case "blockdev-del":
+                node = step.arguments["node-name"]
+                if node not in self.state.nodes:
+                    raise refused(f"Failed to find node with node-name='{node}'", command=step.command)
                 self.state = self._change(self.state, step)
-            case CheckRoots():
+            case "check-roots":
                 self._check(step)
-            case ProbeAbsent() | FlushNode() | AwaitJob() | AdoptJob():
+            case "probe" | "flush" | "await-job" | "adopt-job":
                 pass
-            case _ if isinstance(step, GuestStep | MigrationStep):
-                self.guest.perform(step)
-            case _:
+            case _ if step.on == "host":
                 self.files.perform(step)
+            case _:
+                self.guest.perform(step)
 
-    def _check(self, step: CheckRoots) -> None:
-        for disk in (disk for disk, _, node in step.roots if self.state.disks[disk].root != node):
-            raise refused(f"the device of {disk} kept its root", command=step.command)
+    def _check(self, step: Step) -> None:
+        for disk, node in step.arguments.items():
+            if self.state.disks[disk].root != node:
+                raise refused(f"the device of {disk} kept its root", command=step.command)
 
     def _dismiss(self, job_id: str) -> None:
         self._set(job_id, JobStatus.NULL)
         start = self._starts[job_id]
         used = {layer.node for disk in self.state.disks.values() for layer in disk.layers}
-        if isinstance(start, StartMirror) and start.node not in used:
-            self.state = effect.apply(self.state, DeleteNode(start.node))
+        if start.command == "drive-mirror" and start.arguments["node-name"] not in used:
+            self.state = effect.have(self.state, DropNode(start.arguments["node-name"]))
 
     # -- faults ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from qmpsnap.errors import CommandFailed, JobFailed
 
 if TYPE_CHECKING:
     from qmpsnap.errors import QmpsnapError
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["Fault", "Faults", "failed", "refused"]
 

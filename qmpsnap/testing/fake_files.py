@@ -7,7 +7,7 @@ otherwise. `look` answers what a planner asks, `perform` does the steps on files
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -19,35 +19,13 @@ from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.moments import without_layers
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
-from qmpsnap.plan.host_steps import (
-    CreateOverlay,
-    CreatePlaceholder,
-    FinishRecord,
-    KeepMoment,
-    RemoveMade,
-    RemoveOrphan,
-    RetireFile,
-    WriteRecord,
-)
-from qmpsnap.plan.memory_steps import (
-    CreateMemory,
-    CreateStore,
-    KeepBranch,
-    KeepLink,
-    KeepLost,
-    KeepPlace,
-    RemoveState,
-    SealMemory,
-    SealStore,
-)
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.open_files import OpenFile
     from qmpsnap.model.record import Record
-    from qmpsnap.plan.host_steps import HostStep
-    from qmpsnap.plan.memory_steps import MemoryStep
+    from qmpsnap.plan.step import Step
 
 __all__ = ["FakeFiles"]
 
@@ -189,75 +167,83 @@ class FakeFiles:
             return MemoryFact(path, size=size, problem="it is an image", tags=tags)
         return MemoryFact(path, size=size, problem="it does not end in a note of ours")
 
-    def perform(self, step: HostStep | MemoryStep) -> None:
+    def perform(self, step: Step) -> None:
         """Do one step on files.
 
         Raises:
             TargetExists: When a file that is to be made, or a new name, is there.
             InvalidTarget: When a record is not.
         """
-        match step:
-            case WriteRecord():
-                self.records.append(replace(step.record, directory=step.directory))
-            case FinishRecord():
-                self.records = [one for one in self.records if not _finishes(step, one)]
-            case KeepMoment():
-                self._keep(step)
-            case CreateOverlay():
-                self._refuse_taken(step.file)
+        has = step.arguments
+        match step.command:
+            case "write-record":
+                assert step.record is not None  # noqa: S101 - it is what is written
+                self.records.append(replace(step.record, directory=has["directory"]))
+            case "finish-record":
+                self.records = [record for record in self.records if not _finishes(step, record)]
+            case "keep-moment":
+                self._keep(has["directory"], has["id"])
+            case "create-overlay":
+                self._refuse_taken(has["file"])
                 self.put(
-                    step.file,
-                    size_bytes=step.size_bytes,
-                    backing=step.backing,
-                    backing_format=step.backing_format,
+                    has["file"],
+                    size_bytes=has["size_bytes"],
+                    backing=has["backing"],
+                    backing_format=has["backing_format"],
                 )
-            case CreatePlaceholder():
-                self._refuse_taken(step.file)
-                self.put(step.file, format="raw", size_bytes=0)
-            case RetireFile(policy="rename"):
-                self._refuse_taken(step.to)
-                self.facts[step.to] = replace(self.facts.pop(step.file), path=step.to, real=step.to)
-            case RetireFile(policy="remove") | RemoveMade() | RemoveOrphan() | RemoveState():
-                self.facts.pop(step.file, None)
-                self.memories.pop(step.file, None)
-            case CreateMemory() | CreateStore():
-                self._refuse_taken(step.file)
-                self.put(step.file, format="raw" if isinstance(step, CreateMemory) else "qcow2", size_bytes=0)
-            case SealMemory() | SealStore():
-                self._seal(step)
-            case KeepBranch():
-                moment = self._moment(step.directory, step.id)
-                self._put(moment, branches=(*moment.branches, step.overlays))
-            case KeepLink():
-                self._put(self._moment(step.directory, step.id), state=None, deleted=True)
-            case KeepLost():
-                moment = self._moment(step.directory, step.id)
-                self._put(moment, lost=(*moment.lost, step.disk))
-            case KeepPlace():
-                moment = self._moment(step.directory, step.id)
-                now = without_layers(moment, step.disk, gone=step.gone, into=step.into)
-                self.records[self.records.index(moment)] = now
-            case RetireFile():
+            case "create-file" | "create-memory" | "create-store":
+                self._refuse_taken(has["file"])
+                form = "qcow2" if step.command == "create-store" else "raw"
+                self.put(has["file"], format=form, size_bytes=0)
+            case "retire-file" if has["policy"] == "rename":
+                self._refuse_taken(has["to"])
+                fact = self.facts.pop(has["file"])
+                self.facts[has["to"]] = replace(fact, path=has["to"], real=has["to"])
+            case "retire-file" if has["policy"] == "keep":
                 pass
+            case "retire-file" | "remove-file" | "remove-orphan" | "remove-state":
+                self.facts.pop(has["file"], None)
+                self.memories.pop(has["file"], None)
+            case "seal-memory" | "seal-store":
+                self._seal(step)
             case _:
-                assert_never(step)
+                self._rewrite(step)
 
-    def _keep(self, step: KeepMoment) -> None:
+    def _rewrite(self, step: Step) -> None:
+        """Do one step on the record of a moment."""
+        has = step.arguments
+        moment = self._moment(has["directory"], has["id"])
+        match step.command:
+            case "keep-branch":
+                after = replace(moment, branches=(*moment.branches, Frozen(has["overlays"])))
+            case "keep-link":
+                after = replace(moment, state=None, deleted=True)
+            case "keep-lost":
+                after = replace(moment, lost=(*moment.lost, has["disk"]))
+            case "keep-place":
+                after = without_layers(moment, has["disk"], gone=has["gone"], into=has["into"])
+            case _:
+                raise AssertionError(f"there is no action {step.command!r}")
+        self.records[self.records.index(moment)] = after
+
+    def _keep(self, directory: str, id: str) -> None:  # noqa: A002 - a record's word
         for index, record in enumerate(self.records):
-            if isinstance(record, IntentRecord) and record.id == step.id:
+            if isinstance(record, IntentRecord) and record.id == id:
                 self.records[index] = moment_of(record)
                 return
-        raise InvalidTarget(f"the record {step.id} no longer exists in {step.directory}", file=step.directory)
+        raise InvalidTarget(f"the record {id} no longer exists in {directory}", file=directory)
 
-    def _seal(self, step: SealMemory | SealStore) -> None:
-        self._refuse_taken(step.file)
-        fact = self.facts.pop(step.partial)
+    def _seal(self, step: Step) -> None:
+        file = step.arguments["file"]
+        self._refuse_taken(file)
+        fact = self.facts.pop(step.arguments["partial"])
         header = replace(fact.header, snapshot_count=1) if fact.header is not None else None
-        self.facts[step.file] = replace(fact, path=step.file, real=step.file, size=4 * MIB, header=header)
-        if isinstance(step, SealMemory):
-            layers = tuple(self._as_now(disk, file) for disk, file in step.layers)
-            note = MemoryNote(step.id, step.name, 4 * MIB, step.running, step.fingerprint, layers)
-            self.memories[step.file] = MemoryFact(step.file, 4 * MIB, note)
+        self.facts[file] = replace(fact, path=file, real=file, size=4 * MIB, header=header)
+        if step.command == "seal-memory":
+            has = step.detail
+            layers = tuple(self._as_now(disk, layer) for disk, layer in has["layers"])
+            note = MemoryNote(has["id"], has["name"], 4 * MIB, has["running"], has["fingerprint"], layers)
+            self.memories[file] = MemoryFact(file, 4 * MIB, note)
 
     def _as_now(self, disk: str, file: str) -> LayerState:
         fact = self.facts[file]
@@ -268,9 +254,6 @@ class FakeFiles:
             if isinstance(record, MomentRecord) and record.id == moment:
                 return record
         raise InvalidTarget(f"the moment {moment} no longer exists in {directory}", file=directory)
-
-    def _put(self, moment: MomentRecord, **changes: object) -> None:
-        self.records[self.records.index(moment)] = replace(moment, **changes)
 
     def _refuse_taken(self, file: str) -> None:
         if file in self.facts:
@@ -283,6 +266,7 @@ def _among(path: str, places: tuple[tuple[str, str], ...]) -> bool:
     return any(where == directory and name.startswith(f"{stem}.") for directory, stem in places)
 
 
-def _finishes(step: FinishRecord, record: Record) -> bool:
-    ids = step.ids if isinstance(record, IntentRecord) else step.moments
-    return record.directory == step.directory and record.id in ids
+def _finishes(step: Step, record: Record) -> bool:
+    has = step.arguments
+    ids = has["ids"] if isinstance(record, IntentRecord) else has.get("moments", ())
+    return record.directory == has["directory"] and record.id in ids

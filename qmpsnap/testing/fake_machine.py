@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
-from qmpsnap.plan.steps import (
-    AwaitClosed,
-    AwaitMigration,
-    CancelMigration,
-    ContinueGuest,
-    LoadMemory,
-    PassFile,
-    ReleaseFile,
-    ResetGuest,
-    SaveMemory,
-    SetCapabilities,
-    SetParameters,
-    StopForLoad,
-    StopGuest,
-)
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.steps import GuestStep, MigrationStep
+    from qmpsnap.plan.step import Step
 
 __all__ = ["COMMANDS", "FakeMachine", "a_machine"]
 
@@ -97,42 +82,41 @@ class FakeMachine:
         if self.now.running:
             self.seconds = (self.seconds or 0.0) + STANDSTILL
 
-    def perform(self, step: GuestStep | MigrationStep) -> None:
+    def perform(self, step: Step) -> None:
         """Do one step."""
-        match step:
-            case StopGuest():
+        has, now = step.arguments, self.now
+        match step.way:
+            case "stop":
                 self._stand("paused", running=False)
-            case StopForLoad():
+            case "stop-for-load":
                 self._stand(FOR_A_LOAD, running=False)
-            case ContinueGuest():
-                if not self.now.running:
+            case "cont":
+                if not now.running:
                     self.seconds = (self.seconds or 0.0) + STANDSTILL
                 self._stand("running", running=True)
-            case SetCapabilities():
-                self.now = replace(self.now, capabilities={**self.now.capabilities, **dict(step.values)})
-            case SetParameters():
-                self.now = replace(self.now, parameters={**self.now.parameters, **dict(step.values)})
-            case PassFile():
-                self.passed.add(step.number)
-            case ReleaseFile():
-                self.passed.discard(step.number)
-            case SaveMemory():
-                self._consume(step.uri)
-                background = self.now.capabilities.get("background-snapshot", False)
-                self.now = replace(self.now, migration="completed")
-                if not background:
+            case "set" if "capabilities" in has:
+                states = {each["capability"]: each["state"] for each in has["capabilities"]}
+                self.now = replace(now, capabilities=Frozen({**now.capabilities, **states}))
+            case "set":
+                self.now = replace(now, parameters=Frozen({**now.parameters, **has}))
+            case "pass-file":
+                self.passed.add(step.detail["number"])
+            case "release-file":
+                self.passed.discard(step.detail["number"])
+            case "migrate":
+                self._consume(has["uri"])
+                self.now = replace(now, migration="completed")
+                if not now.capabilities.get("background-snapshot", False):
                     self._stand("postmigrate", running=False)
-            case LoadMemory():
-                self._consume(step.uri)
-                self.now = replace(self.now, migration="completed")
+            case "migrate-incoming":
+                self._consume(has["uri"])
+                self.now = replace(now, migration="completed")
                 self._stand("paused", running=False)
-            case CancelMigration():
-                if self.now.migrating:
-                    self.now = replace(self.now, migration="cancelled")
-            case AwaitMigration() | AwaitClosed() | ResetGuest():
-                pass
-            case _:
-                assert_never(step)
+            case "migrate_cancel":
+                if now.migrating:
+                    self.now = replace(now, migration="cancelled")
+            case way:
+                assert way in {"await-migration", "await-closed", "system_reset"}, way  # noqa: S101
 
     def _consume(self, uri: str) -> None:
         """A migration by descriptor takes it for itself; a set of files stays until it is released."""

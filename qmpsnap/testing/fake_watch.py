@@ -6,12 +6,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qmpsnap.model.job import ENDED, STAYS, JobStatus
-from qmpsnap.plan.steps import AwaitJob
+from qmpsnap.plan.commands.jobs import await_job
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from qmpsnap.model.job import Job
+    from qmpsnap.plan.step import Step
 
 __all__ = ["FakeWatch"]
 
@@ -28,7 +29,7 @@ class FakeWatch:
 
     def __init__(
         self,
-        wait: Callable[[AwaitJob], Awaitable[Job]],
+        wait: Callable[[Step], Awaitable[Job]],
         job_id: str,
         jobs: Callable[[], Awaitable[tuple[Job, ...]]],
         changed: Callable[[], Awaitable[None]],
@@ -41,15 +42,15 @@ class FakeWatch:
 
     async def until_ready(self) -> Job:
         """Wait until the job can be completed."""
-        return await self._wait(AwaitJob(self._job_id, "ready"))
+        return await self._wait(await_job(self._job_id, "ready"))
 
     async def until_pending(self) -> Job:
         """Wait until the job can be finalized."""
-        return await self._wait(AwaitJob(self._job_id, "pending"))
+        return await self._wait(await_job(self._job_id, "pending"))
 
     async def until_concluded(self) -> Job:
         """Wait until the job has ended."""
-        return await self._wait(AwaitJob(self._job_id, "concluded"))
+        return await self._wait(await_job(self._job_id, "concluded"))
 
     async def until_still(self, moment: float) -> Job | None:  # noqa: ARG002 - of the Protocol
         """Wait until the job stands still or has ended; the fake knows no moments: what stands, stays."""

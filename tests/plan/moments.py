@@ -15,6 +15,7 @@ from tests.plan.scenes import NOW, STATE
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
+    from qmpsnap.plan.step import Step
 
 ID = "qmpsnap-checkpoint-keep-00000001"
 O1, S1, BASE = "/images/o1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
@@ -71,6 +72,6 @@ def files_of(mode: str, of: Graph = TWO) -> FakeFiles:
     return files
 
 
-def kinds(*steps: object) -> list[str]:
-    """Names of the steps' kinds."""
-    return [type(step).__name__ for step in steps]
+def kinds(*steps: Step) -> list[str]:
+    """Each step's command."""
+    return [step.command for step in steps]

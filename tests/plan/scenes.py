@@ -12,6 +12,7 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.plan import planner
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import MoveRoot, PutOverlays
 from qmpsnap.testing.drawing import graph as drawn
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.step import Overlay, Root, Step
 
 NOW = "2024-05-01T12:00:00.000000+00:00"
 STATE = "/images/base.qmpsnap"
@@ -57,6 +59,24 @@ def planned(
         machine.stands if machine is not None else None,
     )
     return planner.plan(intent, scene)
+
+
+def started(plan: Plan) -> Step:
+    """The step that starts the plan's job."""
+    assert plan.start is not None
+    return plan.start
+
+
+def root_of(step: Step) -> Root:
+    """What a disk reads after the step."""
+    assert isinstance(step.effect, MoveRoot)
+    return step.effect.root
+
+
+def overlays_of(step: Step) -> tuple[Overlay, ...]:
+    """The overlays that the step puts on."""
+    assert isinstance(step.effect, PutOverlays)
+    return step.effect.overlays
 
 
 def unseen(graph: Graph) -> FakeFiles:

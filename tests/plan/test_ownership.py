@@ -8,9 +8,9 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, Settings, moment_of
 from qmpsnap.plan import ownership, resume
+from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import FinishRecord
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, planned
@@ -83,7 +83,7 @@ def test_rest_refuses_a_record_of_another_machine_and_names_its_chains(record: I
 
 def test_rest_takes_the_record_of_a_job_that_is_here() -> None:
     job = Job(ID, "stream", JobStatus.CONCLUDED)
-    assert FinishRecord(STATE, (ID,)) in rested(STREAM, "base <- b*", jobs=(job,))  # type: ignore[operator]
+    assert finish_record(STATE, (ID,)) in rested(STREAM, "base <- b*", jobs=(job,))  # type: ignore[operator]
 
 
 def test_rest_refuses_while_the_client_is_at_work() -> None:
@@ -92,14 +92,14 @@ def test_rest_refuses_while_the_client_is_at_work() -> None:
 
 
 def test_rest_of_a_snapshot_whose_moment_is_kept_only_ends_the_record() -> None:
-    assert rested(OF_A, "base <- a <- a.s1.qcow2*", moment_of(OF_A)) == (FinishRecord(STATE, (ID,)),)
+    assert rested(OF_A, "base <- a <- a.s1.qcow2*", moment_of(OF_A)) == (finish_record(STATE, (ID,)),)
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_rest_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_record(*, kept: bool) -> None:
     later = replace(OF_A, id="qmpsnap-snapshot-keep-00000002", created=LATER)
     found = moment_of(later) if kept else later
-    assert rested(OF_A, "base <- a <- a.s1.qcow2*", found) == (FinishRecord(STATE, (ID,)),)
+    assert rested(OF_A, "base <- a <- a.s1.qcow2*", found) == (finish_record(STATE, (ID,)),)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from qmpsnap.plan.commands.state import cont, snapshot_load, snapshot_save, stop
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import ContinueGuest, LoadState, SaveState, StartCommit, StopGuest
 from qmpsnap.testing.drawing import graph
-from tests.plan.scenes import planned, unseen
+from tests.plan.scenes import planned, started, unseen
 
 TWO = graph(vda="base <- s1 <- s2*", vdb="data*")
 
@@ -98,8 +98,8 @@ def test_plan_for_people_tells_waits_from_our_own_steps() -> None:
 
 def test_plan_knows_its_job_and_what_starts_it() -> None:
     plan = planned(Commit("vda"), TWO)
-    assert isinstance(plan.start, StartCommit)
-    assert plan.job_id == plan.start.job_id
+    start = started(plan)
+    assert (start.command, start.job_id) == ("block-commit", plan.job_id)
     snapshot = planned(Snapshot("n1"), TWO)
     assert (snapshot.start, snapshot.job_id) == (None, "")
 
@@ -110,14 +110,16 @@ def test_plan_tells_whether_its_job_can_be_left_and_how_it_is_found_then() -> No
         assert (plan.can_be_left, plan.operation_id, plan.halts) == (True, plan.job_id, False)
     snapshot = planned(Snapshot("n1"), TWO)
     assert snapshot.record is not None
-    assert (snapshot.can_be_left, snapshot.operation_id) == (False, snapshot.record.record.id)
+    assert (snapshot.can_be_left, snapshot.operation_id) == (False, snapshot.record.id)
 
 
 def test_plan_tells_whether_a_guest_stands_still_in_its_course() -> None:
-    load = LoadState("j", "c1", (), "vda", running=True)
+    nodes = (("vda", "n"),)
     for step, halts in (
-        (StopGuest(), True), (StopGuest(ran=False), False), (ContinueGuest(), True),
-        (load, True), (replace(load, running=False), False), (SaveState("j", "c1", ()), False),
+        (stop(), True), (stop(ran=False), False), (cont(), True),
+        (snapshot_load("j", "c1", nodes, "n", running=True), True),
+        (snapshot_load("j", "c1", nodes, "n"), False),
+        (snapshot_save("j", "c1", nodes), False),
     ):  # fmt: skip
         plan = Plan("revert", None, ("vda",), (Stage("go back", (step,)),), TWO, None)
         assert (plan.halts, plan.can_be_left) == (halts, False)

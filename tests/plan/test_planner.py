@@ -33,19 +33,7 @@ from qmpsnap.plan.intent import (
     Stream,
     Sync,
 )
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    CreateOverlay,
-    CreatePlaceholder,
-    DismissJob,
-    FlushNode,
-    ProbeAbsent,
-    StartMirror,
-    TakeSnapshots,
-    WriteRecord,
-)
-from qmpsnap.plan.undo import no_way_back, undo
+from qmpsnap.plan.step import PutOverlays
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -161,8 +149,8 @@ def run(plan: Plan, files: FakeFiles) -> Graph:
     for step in plan.steps:
         if step.on == "host":
             files.perform(step)
-        elif isinstance(step, StartMirror):
-            files.put(step.target, format=step.format)
+        elif step.command == "drive-mirror":
+            files.put(step.arguments["target"], format=step.arguments["format"])
     assert plan.after is not None
     files.follow(plan.after)
     return plan.after
@@ -203,16 +191,16 @@ def test_planner_gives_names_of_the_grammar_and_always_the_same(intent: Intent, 
     assume(plan is not None)
     assert plan is not None
     assert plan == plan_or_none(intent, machine)
-    ids = {step.job_id for step in plan.steps if isinstance(step, AwaitJob | DismissJob | CompleteJob)}
-    ids |= {step.record.id for step in plan.steps if isinstance(step, WriteRecord)}
+    ids = {step.job_id for step in plan.steps if step.command in {"await-job", "job-dismiss", "job-complete"}}
+    ids |= {step.record.id for step in plan.steps if step.record is not None}
     named = [parse_job_id(job_id) for job_id in ids]
     assert [name.op for name in named if name is not None] == [plan.op] * len(ids)
-    made = [one.node for step in plan.steps if isinstance(step, TakeSnapshots) for one in step.overlays]
-    made += [step.node for step in plan.steps if isinstance(step, StartMirror | ProbeAbsent)]
+    taken = [step.effect for step in plan.steps if isinstance(step.effect, PutOverlays)]
+    made = [overlay.node for effect in taken for overlay in effect.overlays]
+    assert len(set(made)) == len(made)
+    made += [step.arguments["node-name"] for step in plan.steps if step.way in {"probe", "drive-mirror"}]
     assert all(len(node.encode()) <= 31 and node.startswith("qmpsnap-") for node in made)
     assert not set(made) & set(machine.graph.nodes)
-    taken = [node for step in plan.steps if isinstance(step, TakeSnapshots) for node in made]
-    assert len(set(taken)) == len(set(made)) or not taken
 
 
 @OFTEN_REFUSED
@@ -240,13 +228,13 @@ def test_planner_can_take_back_every_step_before_the_one_without_return(
     assume(plan is not None)
     assert plan is not None
     steps = [step for stage in plan.stages if not stage.tidy for step in stage.steps]
-    last = next((place for place, step in enumerate(steps) if no_way_back(step)), len(steps))
+    last = next((place for place, step in enumerate(steps) if step.final), len(steps))
     for step in steps[:last]:
-        harmless = isinstance(step, AwaitJob | DismissJob | FlushNode | ProbeAbsent)
-        assert harmless or undo(step) != ()
-    made = {step.file for step in steps if isinstance(step, CreateOverlay | CreatePlaceholder)}
+        harmless = step.way in {"flush", "probe", "await-job", "job-dismiss"}
+        assert harmless or step.undo
+    made = {step.arguments["file"] for step in steps if step.command in {"create-overlay", "create-file"}}
     assert not made & set(machine.files().names)
-    assert sum(map(no_way_back, steps)) <= 1 or isinstance(intent, Delete)
+    assert sum(step.final for step in steps) <= 1 or isinstance(intent, Delete)
 
 
 @OFTEN_REFUSED

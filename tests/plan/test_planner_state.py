@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpsnap.errors import Refused
+from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Checkpoint, Intent, Mode, PrepareRevert, Revert, Save, Snapshot
-from qmpsnap.plan.steps import AddNode, ContinueGuest, StopGuest, TakeSnapshots
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
+from tests.plan.scenes import overlays_of
 from tests.run.operations import vm_of
 
 if TYPE_CHECKING:
@@ -85,8 +86,10 @@ class Walk:
 
 def check_plan(plan: Plan, fake: FakeTarget) -> None:
     assert not {disk for disk in plan.moves if disk not in plan.disks}
-    opened = [step.node for step in plan.steps if isinstance(step, AddNode)]
-    opened += [one.node for step in plan.steps if isinstance(step, TakeSnapshots) for one in step.overlays]
+    opened = [step.arguments["node-name"] for step in plan.steps if step.command == "blockdev-add"]
+    opened += [
+        overlay.node for step in plan.steps if step.command == "transaction" for overlay in overlays_of(step)
+    ]
     assert len(set(opened)) == len(opened)
     assert all(len(node.encode()) <= 31 and node.startswith("qmpsnap-") for node in opened)
     assert not set(opened) & set(fake.state.nodes)
@@ -95,11 +98,11 @@ def check_plan(plan: Plan, fake: FakeTarget) -> None:
         if name not in plan.disks:
             assert not any(layer.node and f'"{layer.node}"' in said for layer in disk.layers)
     if not fake.guest.now.running:
-        assert not [step for step in plan.steps if step == StopGuest() or isinstance(step, ContinueGuest)]
+        assert not [step for step in plan.steps if step == stop() or step.command == "cont"]
 
 
 def stand(fake: FakeTarget, *, running: bool) -> None:
-    fake.guest.perform(ContinueGuest() if running else StopGuest())
+    fake.guest.perform(cont() if running else stop())
 
 
 @settings(max_examples=60, deadline=None)

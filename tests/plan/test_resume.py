@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
@@ -12,40 +13,31 @@ from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import resume
+from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan.commands.files import Proof, create_file, remove_orphan, retire_file
+from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
+from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import (
-    AdoptJob,
-    AwaitJob,
-    CompleteJob,
-    CreatePlaceholder,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    KeepMoment,
-    RemoveOrphan,
-    RetireFile,
-    WriteRecord,
-)
-from qmpsnap.plan.undo import undo
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, planned, with_layer
 
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Step
+
 TWO = graph(vda="base <- s1 <- s2*")
 S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
 COPY = "/images/copy.qcow2"
-FLUSHED = (FlushNode("vda-s2"), FlushNode("vda-base"))  # what a commit of s1 into base leaves
+FLUSHED = (flush("vda-s2"), flush("vda-base"))  # what a commit of s1 into base leaves
 PIVOT, MIDDLE, KEEP = Commit("vda"), Commit("vda", "s1", "base"), Commit("vda", keep_overlay=True)
 
 
 def left_by(plan: Plan) -> IntentRecord:
     """The record that the plan's run leaves when its client dies."""
     assert plan.record is not None
-    return replace(plan.record.record, directory=plan.record.directory)
+    return replace(plan.record, directory=plan.steps[0].arguments["directory"])
 
 
 def rested(
@@ -77,7 +69,9 @@ def files_left_by(plan: Plan, of: Graph) -> FakeFiles:
     """The files as they are when the run's client dies at its end: the record may lie in two places."""
     files = FakeFiles(of)
     files.records += [
-        replace(one.record, directory=one.directory) for one in plan.steps if isinstance(one, WriteRecord)
+        replace(step.record, directory=step.arguments["directory"])
+        for step in plan.steps
+        if step.record is not None
     ]
     return files
 
@@ -122,21 +116,21 @@ def test_rest_brings_a_job_to_the_end_that_its_id_names(
     record = left_by(planned(intent, TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record, status))
     named = {
-        "ready": AwaitJob(record.id, "ready"),
-        "pending": AwaitJob(record.id, "pending"),
-        "finalize": FinalizeJob(record.id),
-        **{f"flush {name}": FlushNode(f"vda-{name}") for name in ("s2", "s1", "base")},
-        "concluded": AwaitJob(record.id, "concluded"),
-        "complete": CompleteJob(record.id),
-        "end": EndCopy(record.id),
-        "dismiss": DismissJob(record.id),
-        "finish": FinishRecord(record.directory, (record.id,)),
+        "ready": await_job(record.id, "ready"),
+        "pending": await_job(record.id, "pending"),
+        "finalize": job_finalize(record.id),
+        **{f"flush {name}": flush(f"vda-{name}") for name in ("s2", "s1", "base")},
+        "concluded": await_job(record.id, "concluded"),
+        "complete": job_complete(record.id),
+        "end": end_copy(record.id),
+        "dismiss": job_dismiss(record.id),
+        "finish": finish_record(record.directory, (record.id,)),
     }
     assert plan.stages[0].steps == tuple(named[step] for step in steps)
     assert plan.stages[0].verify
     assert (plan.disks, plan.expect) == (("vda",), record.after)
-    assert plan.resumes[0] == WriteRecord(record.directory, record)
-    assert plan.resumes[-1] == AdoptJob(record.id, dismisses_itself=record.op == "stream")
+    assert plan.resumes[0] == write_record(record.directory, record)
+    assert plan.resumes[-1] == adopt_job(record.id, dismisses_itself=record.op == "stream")
 
 
 def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() -> None:
@@ -144,7 +138,7 @@ def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() 
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
     assert plan.stages[1] == Stage(
         "clean up",
-        (RetireFile(S1, "rename", f"{S1}.invalid"), FinishRecord(STATE, (record.id,))),
+        (retire_file(S1, "rename", f"{S1}.invalid", Proof("", BASE)), finish_record(STATE, (record.id,))),
         tidy=True,
     )
     assert (plan.invalid, plan.invalid_if_stopped) == ((f"{S1}.invalid",), (BASE,))
@@ -161,7 +155,7 @@ def test_rest_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
 def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
     record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
-    assert plan.resumes == (WriteRecord(STATE, record), CreatePlaceholder(COPY, ""), AdoptJob(record.id))
+    assert plan.resumes == (write_record(STATE, record), create_file(COPY, ""), adopt_job(record.id))
     assert plan.moves == ("vda",)
 
 
@@ -197,7 +191,7 @@ def test_rest_does_what_the_id_tells_when_there_is_no_record(
     kind = job_id.split("-")[1]
     plan = rested(job_id, held, jobs=(Job(job_id, kind, JobStatus.RUNNING),))
     assert [step.command for step in plan.steps] == steps
-    adopted = AdoptJob(job_id, dismisses_itself=kind == "stream")
+    adopted = adopt_job(job_id, dismisses_itself=kind == "stream")
     assert (plan.disks, plan.resumes, plan.expect) == (("vda",), (adopted,), {})
 
 
@@ -219,14 +213,14 @@ def test_rest_of_a_snapshot_that_was_taken_keeps_its_moment() -> None:
     done = planned(Snapshot("n1"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
-    assert plan.steps == (KeepMoment(STATE, record.id, "n1"),)
+    assert plan.steps == (keep_moment(STATE, record.id, "n1"),)
     assert plan.notes == ("snapshot 'n1' was taken",)
 
 
 def test_rest_of_a_snapshot_that_was_not_taken_removes_its_empty_files() -> None:
     record = left_by(planned(Snapshot("n1"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO))
-    assert plan.steps == (RemoveOrphan("/images/base.n1.qcow2", S2), FinishRecord(STATE, (record.id,)))
+    assert plan.steps == (remove_orphan("/images/base.n1.qcow2", S2), finish_record(STATE, (record.id,)))
     assert plan.notes == ("snapshot 'n1' was not taken; its files are removed",)
 
 
@@ -234,7 +228,7 @@ def test_rest_of_a_snapshot_removes_no_file_that_qemu_holds() -> None:
     record = left_by(planned(Snapshot("n1"), TWO))
     held = graph(*TWO.disks.values(), nodes=(Node("x", "qcow2", "/images/base.n1.qcow2"),))
     plan = rested(record.id, held, files=files_with(record, held))
-    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert plan.steps == (finish_record(STATE, (record.id,)),)
 
 
 def test_rest_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_since() -> None:
@@ -243,14 +237,14 @@ def test_rest_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_
     record = left_by(done)
     one_left = graph(after(done).disks["vda"])
     plan = rested(record.id, one_left, files=files_with(record, after(done)))
-    assert plan.steps == (KeepMoment(STATE, record.id, "n1"),)  # the transaction took all or none
+    assert plan.steps == (keep_moment(STATE, record.id, "n1"),)  # the transaction took all or none
 
 
 def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
     done = planned(Mirror("vda", COPY, "pivot", "top"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
-    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert plan.steps == (finish_record(STATE, (record.id,)),)
     assert (plan.vanished, plan.expect) == ("", record.after)
     assert plan.moves == ("vda",)  # nobody was told yet what to start the machine from
 
@@ -268,20 +262,16 @@ def test_rest_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
 def test_rest_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() -> None:
     """Killed between two removals, what is left lies beside the chain that there is."""
     done = planned(Mirror("vda", COPY, "pivot"), TWO)
-    old, new = FinishRecord(STATE, (done.job_id,)), FinishRecord("/images/copy.qmpsnap", (done.job_id,))
+    old, new = finish_record(STATE, (done.job_id,)), finish_record("/images/copy.qmpsnap", (done.job_id,))
     files = files_left_by(done, TWO)
     assert rested(done.job_id, after(done), files=files).steps == (old, new)
     jobs = alive(left_by(done))
     plan = rested(done.job_id, TWO, files=files_left_by(done, TWO), jobs=jobs)
     assert plan.stages[-1].steps == (old, new)
-    assert [
-        one for step in reversed(plan.resumes) for one in undo(step) if isinstance(one, FinishRecord)
-    ] == [
-        new,
-        old,
-    ]
+    undone = [back for step in reversed(plan.resumes) for back in step.undo]
+    assert [step for step in undone if step.command == "finish-record"] == [new, old]
     begun = rested(done.job_id, TWO, files=files_left_by(done, TWO))
-    assert begun.steps == (RemoveOrphan(COPY, None), new, old)
+    assert begun.steps == (remove_orphan(COPY, None), new, old)
 
 
 def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
@@ -289,7 +279,7 @@ def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
     files = files_with(record, TWO)
     files.put(COPY, format="raw", size_bytes=0)
     plan = rested(record.id, TWO, files=files)
-    assert plan.steps == (RemoveOrphan(COPY, None), FinishRecord(STATE, (record.id,)))
+    assert plan.steps == (remove_orphan(COPY, None), finish_record(STATE, (record.id,)))
     assert (plan.vanished, plan.notes) == ("", ("the job had not started",))
 
 
@@ -300,7 +290,7 @@ def test_rest_of_a_mirror_whose_job_is_gone_is_no_success_and_keeps_the_target(m
     files = files_with(record, TWO)
     files.put(COPY)
     plan = rested(record.id, TWO, files=files)
-    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert plan.steps == (finish_record(STATE, (record.id,)),)
     assert "it is not known whether" in plan.vanished
 
 
@@ -313,7 +303,7 @@ def test_rest_of_a_stream_that_had_ended_well_only_removes_the_record(intent: St
     done = planned(intent, three)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
-    assert (plan.steps, plan.vanished) == ((FinishRecord(record.directory, (record.id,)),), "")
+    assert (plan.steps, plan.vanished) == ((finish_record(record.directory, (record.id,)),), "")
 
 
 @STREAMS
@@ -321,7 +311,7 @@ def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> Non
     three = graph(vda="base <- s0 <- s1 <- s2*")
     record = left_by(planned(intent, three))
     plan = rested(record.id, three, files=files_with(record, three))
-    assert plan.steps == (FinishRecord(record.directory, (record.id,)),)
+    assert plan.steps == (finish_record(record.directory, (record.id,)),)
     assert (plan.vanished, plan.invalid) == (
         "the job was gone before its end; no snapshot was lost",
         (),
@@ -331,17 +321,17 @@ def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> Non
 @pytest.mark.parametrize(
     ("policy", "steps", "invalid"),
     [
-        ("rename", (RetireFile(S1, "rename", f"{S1}.invalid"),), (f"{S1}.invalid",)),
-        ("remove", (RetireFile(S1, "remove", ""),), ()),
+        ("rename", (retire_file(S1, "rename", f"{S1}.invalid", Proof("", BASE)),), (f"{S1}.invalid",)),
+        ("remove", (retire_file(S1, "remove", "", Proof("", BASE)),), ()),
     ],
 )
 def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
-    policy: str, steps: tuple[RetireFile, ...], invalid: tuple[str, ...]
+    policy: str, steps: tuple[Step, ...], invalid: tuple[str, ...]
 ) -> None:
     done = planned(dataclasses.replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
-    assert plan.steps == (*FLUSHED, *steps, FinishRecord(STATE, (record.id,)))
+    assert plan.steps == (*FLUSHED, *steps, finish_record(STATE, (record.id,)))
     assert (plan.vanished, plan.invalid, plan.moves) == ("", invalid, ())
 
 
@@ -355,7 +345,7 @@ def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:
     done = planned(dataclasses.replace(MIDDLE, folded="keep"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
-    assert plan.steps == (*FLUSHED, FinishRecord(STATE, (record.id,)))
+    assert plan.steps == (*FLUSHED, finish_record(STATE, (record.id,)))
     assert plan.invalid == (S1,)
 
 
@@ -370,7 +360,7 @@ def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
     record = left_by(planned(MIDDLE, TWO))
     files = touched(files_with(record, TWO), BASE, -1)
     plan = rested(record.id, TWO, files=files)
-    assert plan.steps == (FinishRecord(STATE, (record.id,)),)
+    assert plan.steps == (finish_record(STATE, (record.id,)),)
     assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("the job had not started",))
 
 

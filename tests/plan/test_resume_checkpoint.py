@@ -9,16 +9,10 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.memory import MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, Settings, moment_of
 from qmpsnap.plan import resume
+from qmpsnap.plan.commands.records import finish_record, keep_moment
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Checkpoint, FileMode
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import (
-    ContinueGuest,
-    FinishRecord,
-    KeepMoment,
-    RemoveState,
-    SealMemory,
-    SealStore,
-)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -38,7 +32,7 @@ def begun(mode: FileMode = "stop", on: Graph = ONE) -> tuple[IntentRecord, Graph
     plan = planned(Checkpoint("c1", mode), on)
     assert plan.record is not None
     assert plan.after is not None
-    return replace(plan.record.record, directory=plan.record.directory), plan.after
+    return replace(plan.record, directory=plan.steps[0].arguments["directory"]), plan.after
 
 
 def files_of(record: IntentRecord, of: Graph, *, partial: bool = True, sealed: str = "") -> FakeFiles:
@@ -69,9 +63,8 @@ def rested(
 def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) -> None:
     record, of = begun(mode)
     plan = rested(record, of, files_of(record, of))
-    assert isinstance(plan.steps[-2], SealMemory | SealStore) or KeepMoment in map(type, plan.steps)
-    assert any(isinstance(step, SealMemory | SealStore) for step in plan.steps)
-    assert plan.steps[-1] == KeepMoment(record.directory, record.id, "c1")
+    assert any(step.command in {"seal-memory", "seal-store"} for step in plan.steps)
+    assert plan.steps[-1] == keep_moment(record.directory, record.id, "c1")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,8 +74,8 @@ def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
 ) -> None:
     record, of = begun(mode)
     plan = rested(record, of, files_of(record, of, partial=partial), process=process)
-    assert not any(isinstance(step, SealMemory | SealStore | KeepMoment) for step in plan.steps)
-    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    assert not any(step.command in {"seal-memory", "seal-store", "keep-moment"} for step in plan.steps)
+    assert plan.steps[-1] == finish_record(record.directory, (record.id,))
     assert "stays" in plan.notes[1]
 
 
@@ -98,7 +91,7 @@ def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: Fi
     record, _ = begun(mode)
     files = files_of(record, ONE, sealed=record.id, partial=False)
     files.records.append(moment_of(record))
-    assert rested(record, ONE, files).steps == (FinishRecord(record.directory, (record.id,)),)
+    assert rested(record, ONE, files).steps == (finish_record(record.directory, (record.id,)),)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -109,9 +102,9 @@ def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMod
     if not there:
         del files.facts["/images/s1.qcow2"]
     plan = rested(record, ONE, files, process="2:2")
-    kept = KeepMoment(record.directory, record.id, "c1")
+    kept = keep_moment(record.directory, record.id, "c1")
     assert (plan.steps[-1] == kept) is there
-    assert any(isinstance(step, RemoveState) for step in plan.steps) is not there
+    assert any(step.command == "remove-state" for step in plan.steps) is not there
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -119,9 +112,9 @@ def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode
     record, of = begun(mode)
     assert record.state is not None
     plan = rested(record, of, files_of(record, of, sealed="qmpsnap-checkpoint-keep-99999999"))
-    removed = [step.file for step in plan.steps if isinstance(step, RemoveState)]
+    removed = [step.arguments["file"] for step in plan.steps if step.command == "remove-state"]
     assert removed == [record.state.partial]
-    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    assert plan.steps[-1] == finish_record(record.directory, (record.id,))
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -130,7 +123,7 @@ def test_rest_of_the_first_of_two_attempts_under_one_name_only_ends_the_record(*
     later = replace(record, id="qmpsnap-checkpoint-keep-99999999", created=LATER)
     files = files_of(record, of)
     files.records.append(moment_of(later) if kept else later)
-    assert rested(record, of, files).steps == (FinishRecord(record.directory, (record.id,)),)
+    assert rested(record, of, files).steps == (finish_record(record.directory, (record.id,)),)
 
 
 @pytest.mark.parametrize(("status", "runs"), [("paused", True), ("restore-vm", False)])
@@ -138,4 +131,4 @@ def test_rest_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool) 
     record, of = begun()
     plan = rested(record, of, files_of(record, of), status=status)
     assert record.was == Settings(True, dict(record.was.capabilities), record.was.parameters, "1:1")  # type: ignore[union-attr]
-    assert (ContinueGuest() in plan.steps) is runs
+    assert (cont() in plan.steps) is runs

@@ -11,17 +11,11 @@ from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan import resume
+from qmpsnap.plan.commands.block import internal_delete
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    ContinueGuest,
-    DeleteInternal,
-    DismissJob,
-    FinishRecord,
-    LoadState,
-    SaveState,
-    WriteRecord,
-)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -71,19 +65,19 @@ def rested(
 
 def test_rest_of_a_checkpoint_that_is_on_every_disk_is_its_record() -> None:
     plan = rested(SAVED, BOTH)
-    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
     assert plan.notes == ("checkpoint 'c1' was taken",)
 
 
 def test_rest_of_a_checkpoint_that_is_on_no_disk_is_its_record() -> None:
     plan = rested(SAVED, NONE)
-    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
     assert plan.notes == ("checkpoint 'c1' was not taken",)
 
 
 def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> None:
     plan = rested(SAVED, ONE)
-    assert plan.steps == (DeleteInternal("vda", "vda-s1", "1", "c1"), FinishRecord(STATE, (SAVE_ID,)))
+    assert plan.steps == (internal_delete("vda", "vda-s1", "1", "c1"), finish_record(STATE, (SAVE_ID,)))
     assert not plan.stages[0].tidy  # when it fails the record has to stay
 
 
@@ -101,14 +95,14 @@ def test_rest_of_a_load_is_told_by_how_the_guest_stands(
     status: str, of: Graph, says: str, *, resumes: bool
 ) -> None:
     plan = rested(LOADED, of, status=status)
-    assert plan.steps == (*([ContinueGuest()] if resumes else []), FinishRecord(STATE, (LOAD_ID,)))
+    assert plan.steps == (*([cont()] if resumes else []), finish_record(STATE, (LOAD_ID,)))
     assert says in plan.vanished
     assert bool(says) is bool(plan.vanished)
 
 
 def test_rest_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
     record = replace(LOADED, was=Settings(running=False, process="1:1"))
-    assert rested(record, ONE, status="restore-vm").steps == (FinishRecord(STATE, (LOAD_ID,)),)
+    assert rested(record, ONE, status="restore-vm").steps == (finish_record(STATE, (LOAD_ID,)),)
 
 
 def ended(job_id: str, kind: str, error: str | None = None) -> Job:
@@ -121,27 +115,26 @@ def test_rest_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_h
 ) -> None:
     plan = rested(LOADED, BOTH, job=ended(LOAD_ID, "snapshot-load"), status=status)
     assert plan.steps == (
-        AwaitJob(LOAD_ID, "concluded"), DismissJob(LOAD_ID), FinishRecord(STATE, (LOAD_ID,)),
+        await_job(LOAD_ID, "concluded"), job_dismiss(LOAD_ID), finish_record(STATE, (LOAD_ID,)),
     )  # fmt: skip
-    nodes = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
-    load = LoadState(LOAD_ID, "c1", nodes, "", running=status == "restore-vm")
-    assert plan.resumes == (WriteRecord(STATE, LOADED), load)
+    load = adopt("snapshot-load", LOAD_ID, name="c1", disks=("vda", "vdb"), running=status == "restore-vm")
+    assert plan.resumes == (write_record(STATE, LOADED), load)
 
 
 @pytest.mark.parametrize("kind", ["snapshot-save", "snapshot-load", "snapshot-delete"])
 def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> None:
     job_id = "qmpsnap-delete-keep-00000001"
     plan = rested(None, BOTH, job=ended(job_id, kind))
-    assert plan.steps == (AwaitJob(job_id, "concluded"), DismissJob(job_id))
+    assert plan.steps == (await_job(job_id, "concluded"), job_dismiss(job_id))
     assert (plan.op, plan.disks) == ("delete", ())
-    assert isinstance(plan.resumes[0], SaveState | LoadState)
+    assert plan.resumes == (adopt(kind, job_id),)
 
 
 @pytest.mark.parametrize("now", ["base <- s2*", ""])
 def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
     of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
     plan = rested(SAVED, of)
-    assert plan.steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
     assert "vdb is missing, or is on another layer. It was kept" in plan.notes[0]
 
 
@@ -149,7 +142,7 @@ def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) 
 def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
     record = replace(LOADED, was=Settings(running=True, process=process))
     plan = rested(record, ONE, status="restore-vm")
-    assert plan.steps == (FinishRecord(STATE, (LOAD_ID,)),)
+    assert plan.steps == (finish_record(STATE, (LOAD_ID,)),)
     assert "left as it is" in plan.notes[0]
 
 
@@ -157,4 +150,4 @@ def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
 def test_rest_of_a_checkpoint_deletes_nothing_where_that_would_end_qemu(status: str) -> None:
     with pytest.raises(Unsupported):
         rested(SAVED, ONE, status=status)
-    assert rested(SAVED, NONE, status=status).steps == (FinishRecord(STATE, (SAVE_ID,)),)
+    assert rested(SAVED, NONE, status=status).steps == (finish_record(STATE, (SAVE_ID,)),)

@@ -9,22 +9,15 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Filter, Io
 from qmpsnap.model.record import Settings
 from qmpsnap.plan import resume
+from qmpsnap.plan.commands.block import blockdev_add
+from qmpsnap.plan.commands.records import finish_record, keep_branch
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import (
-    AddNode,
-    ContinueGuest,
-    FinishRecord,
-    KeepBranch,
-    LoadState,
-    ReopenFilter,
-    ResetGuest,
-    SetDrive,
-)
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import MOMENT, TWO, files_of
-from tests.plan.scenes import NOW, planned, with_layer
+from tests.plan.scenes import NOW, planned, root_of, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -32,7 +25,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.testing.fake_files import FakeFiles
 
-GUEST = LoadState | ResetGuest | ContinueGuest
+GUEST = {"snapshot-load", "system_reset", "cont"}
 
 
 def begun(mode: str) -> tuple[IntentRecord, Graph, FakeFiles]:
@@ -40,7 +33,7 @@ def begun(mode: str) -> tuple[IntentRecord, Graph, FakeFiles]:
     files = files_of(mode)
     plan = planned(Revert("c1"), TWO, files=files)
     assert plan.record is not None
-    record = replace(plan.record.record, directory=plan.record.directory)
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
     for disk, file in record.overlays.items():
         files.put(file, backing=record.after[disk][1])
     files.records.append(record)
@@ -58,9 +51,9 @@ def rested(
 
 def tidied(plan: Plan, record: IntentRecord) -> bool:
     """Whether it leaves the guest alone, keeps the branch, and says so."""
-    assert not any(isinstance(step, GUEST) for step in plan.steps)
-    assert KeepBranch(MOMENT.directory, MOMENT.id, record.overlays) in plan.steps
-    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    assert not any(step.command in GUEST for step in plan.steps)
+    assert keep_branch(MOMENT.directory, MOMENT.id, record.overlays) in plan.steps
+    assert plan.steps[-1] == finish_record(record.directory, (record.id,))
     return any("no memory is loaded" in note for note in plan.notes)
 
 
@@ -68,8 +61,8 @@ def tidied(plan: Plan, record: IntentRecord) -> bool:
 def test_rest_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None:
     record, of, files = begun(mode)
     plan = rested(record, of, files)
-    kinds = [type(step) for step in plan.steps if isinstance(step, GUEST)]
-    assert kinds == [LoadState if mode else ResetGuest, ContinueGuest]
+    sent = [step.command for step in plan.steps if step.command in GUEST]
+    assert sent == ["snapshot-load" if mode else "system_reset", "cont"]
 
 
 @pytest.mark.parametrize("mode", ["", "in-place"])
@@ -123,10 +116,12 @@ def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
     vdb = with_layer(TWO.disks["vdb"], 0, io=Io(direct=True))
     vdb = replace(vdb, filters=above, root="thr" if above else vdb.root)
     plan = rested(record, graph(of.disks["vda"], vdb), files)
-    (add,) = [step for step in plan.steps if isinstance(step, AddNode)]
-    (move,) = [step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter)]
-    assert (add.file, add.io, add.unmap) == (record.overlays["vdb"], Io(direct=True), True)
-    assert [move.io for move in (move,) if isinstance(move, ReopenFilter)] == [one.io for one in above]
+    (add,) = [step for step in plan.steps if step.command == "blockdev-add"]
+    (move,) = [step for step in plan.steps if step.command in {"qom-set", "blockdev-reopen"}]
+    node, file = root_of(move).node, record.overlays["vdb"]
+    assert add == blockdev_add(node, file, io=Io(direct=True), unmap=True)
+    caches = [options["cache"] for options in move.arguments.get("options", ())]
+    assert caches == [{"direct": False, "no-flush": True}] * len(above)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +141,6 @@ def test_rest_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_run
     record = replace(record, was=Settings(ran, process="1:1"))
     files.records[-1] = record
     plan = rested(record, TWO, files, process=process, status="restore-vm")
-    assert (ContinueGuest() in plan.steps) is runs
-    assert not any(isinstance(step, LoadState | SetDrive) for step in plan.steps)
-    assert plan.steps[-1] == FinishRecord(record.directory, (record.id,))
+    assert (cont() in plan.steps) is runs
+    assert not any(step.command in {"snapshot-load", "qom-set"} for step in plan.steps)
+    assert plan.steps[-1] == finish_record(record.directory, (record.id,))

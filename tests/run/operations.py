@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.intent import CheckpointInternal, Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
-from qmpsnap.plan.steps import StartCommit, StartStream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
 from qmpsnap.testing.fake_files import FakeFiles
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 OLD = (InternalSnapshot("1", "old"),)
 MACHINE = graph(chain("base <- s1 <- s2*"), with_layer(chain("data*", name="vdb"), 0, snapshots=OLD))
@@ -112,7 +111,7 @@ def known_plan(case: str) -> Plan:
 
 def writes(step: Step) -> bool:
     """Whether the step begins to write into a layer that is there already."""
-    return isinstance(step, StartCommit | StartStream)
+    return step.command in {"block-commit", "block-stream"}
 
 
 def intents(fake: FakeTarget) -> list[str]:

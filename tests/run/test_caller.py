@@ -6,8 +6,9 @@ import anyio
 import pytest
 
 from qmpsnap.errors import JobFailed, LinkLost, Malformed, MigrationFailed, QmpsnapError
+from qmpsnap.plan.commands.jobs import await_job
+from qmpsnap.plan.commands.migration import await_migration
 from qmpsnap.plan.intent import Commit
-from qmpsnap.plan.steps import AwaitJob, AwaitMigration, Step
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
@@ -16,11 +17,12 @@ from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
+    from qmpsnap.plan.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 TWO = graph(vda="base <- s1*")
 PLAN = planned(Commit("vda"), TWO)
-READY = AwaitJob(PLAN.job_id, "ready")
+READY = await_job(PLAN.job_id, "ready")
 
 
 async def started(*, hold: bool) -> FakeTarget:
@@ -98,7 +100,7 @@ async def test_caller_counts_what_a_call_back_raises_as_the_wish_to_stop() -> No
     assert caller.stop.is_set()
 
 
-WAIT = AwaitMigration("saved")
+WAIT = await_migration("saved")
 
 
 async def test_caller_waits_for_a_migration() -> None:
@@ -112,7 +114,7 @@ async def test_caller_wishes_to_stop_while_memory_is_written() -> None:
 
 
 async def test_caller_cannot_stop_a_migration_that_would_hang_the_guest() -> None:
-    step = AwaitMigration("kept", may_stop=False)
+    step = await_migration("kept", may_stop=False)
     assert await Caller(wishing("cancel")).wait_migration(step, FakeTarget(TWO))
 
 
@@ -139,6 +141,6 @@ class Endless(FakeTarget):
     """A target whose migrations never end by themselves."""
 
     async def perform(self, step: Step) -> float:
-        if isinstance(step, AwaitMigration):
+        if step.command == "await-migration":
             await anyio.sleep_forever()
         return await super().perform(step)

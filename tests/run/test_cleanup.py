@@ -6,7 +6,7 @@ import pytest
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.plan.host_steps import Proof
+from qmpsnap.plan.commands.files import Proof
 from qmpsnap.run import cleanup
 from qmpsnap.run.images import Created, Images
 from qmpsnap.testing.headers import qcow2_bytes

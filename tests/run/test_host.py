@@ -9,24 +9,19 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.header import parse_header
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
-from qmpsnap.plan.host_steps import (
-    CreateOverlay,
-    CreatePlaceholder,
-    FinishRecord,
-    KeepMoment,
-    RemoveMade,
-    RemoveOrphan,
-    RetireFile,
-    WriteRecord,
+from qmpsnap.plan.commands.files import (
+    create_file,
+    create_memory,
+    create_overlay,
+    create_store,
+    remove_file,
+    remove_orphan,
+    remove_state,
+    retire_file,
+    seal_memory,
+    seal_store,
 )
-from qmpsnap.plan.memory_steps import (
-    CreateMemory,
-    CreateStore,
-    KeepBranch,
-    RemoveState,
-    SealMemory,
-    SealStore,
-)
+from qmpsnap.plan.commands.records import finish_record, keep_branch, keep_moment, write_record
 from qmpsnap.run.catalog import Catalog, read_records
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
@@ -56,19 +51,19 @@ def base(tmp_path: Path) -> str:
 
 async def test_host_writes_and_finishes_a_record(host: Host, tmp_path: Path) -> None:
     place = str(tmp_path / "base.qmpsnap")
-    await host.perform(WriteRecord(place, RECORD))
-    await host.perform(WriteRecord(place, replace(RECORD, id="other")))
-    await host.perform(FinishRecord(place, (RECORD.id, "never-there")))
+    await host.perform(write_record(place, RECORD))
+    await host.perform(write_record(place, replace(RECORD, id="other")))
+    await host.perform(finish_record(place, (RECORD.id, "never-there")))
     assert [record.id for record in read_records((place,))[0]] == ["other"]
-    await host.perform(FinishRecord(place, (RECORD.id,)))  # twice does no harm
-    await host.perform(FinishRecord(place, ("other",)))
+    await host.perform(finish_record(place, (RECORD.id,)))  # twice does no harm
+    await host.perform(finish_record(place, ("other",)))
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_host_turns_an_intent_into_its_moment(host: Host, tmp_path: Path) -> None:
     place = str(tmp_path / "base.qmpsnap")
-    await host.perform(WriteRecord(place, RECORD))
-    await host.perform(KeepMoment(place, RECORD.id, "n1"))
+    await host.perform(write_record(place, RECORD))
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
     ((moment,), _) = read_records((place,))
     assert moment == MomentRecord(
         RECORD.id,
@@ -83,12 +78,14 @@ async def test_host_turns_an_intent_into_its_moment(host: Host, tmp_path: Path) 
 
 async def test_host_says_so_when_the_record_is_gone(host: Host, tmp_path: Path) -> None:
     with pytest.raises(InvalidTarget, match="no longer exists"):
-        await host.perform(KeepMoment(str(tmp_path), RECORD.id, "n1"))
+        await host.perform(keep_moment(str(tmp_path), RECORD.id, "n1"))
 
 
 async def test_host_makes_an_overlay_like_the_layer_that_it_covers(host: Host, base: str) -> None:
     overlay = base + ".o"
-    await host.perform(CreateOverlay(overlay, 4096, base, "raw", base))
+    await host.perform(
+        create_overlay(overlay, size_bytes=4096, backing=base, backing_format="raw", like=base)
+    )
     header = parse_header(Path(overlay).read_bytes())
     assert header is not None
     assert (header.virtual_size, header.backing, header.backing_format) == (4096, base, "raw")
@@ -96,18 +93,21 @@ async def test_host_makes_an_overlay_like_the_layer_that_it_covers(host: Host, b
 
 async def test_host_makes_an_empty_placeholder_and_removes_it(host: Host, base: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    await host.perform(CreatePlaceholder(str(copy), base))
+    await host.perform(create_file(str(copy), base))
     assert (copy.stat().st_size, copy.stat().st_mode & 0o777) == (0, 0o640)
     copy.write_bytes(b"QEMU formats it, and it is ours all the same")
-    await host.perform(RemoveMade(str(copy)))
+    await host.perform(remove_file(str(copy)))
     assert not copy.exists()
-    await host.perform(RemoveMade(str(copy)))  # twice does no harm
+    await host.perform(remove_file(str(copy)))  # twice does no harm
 
 
 async def test_host_never_makes_a_file_over_another(host: Host, base: str, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("precious")
-    for step in (CreatePlaceholder(str(taken), base), CreateOverlay(str(taken), 4096, base, "raw", base)):
+    for step in (
+        create_file(str(taken), base),
+        create_overlay(str(taken), size_bytes=4096, backing=base, backing_format="raw", like=base),
+    ):
         with pytest.raises(TargetExists):
             await host.perform(step)
     assert taken.read_text() == "precious"
@@ -117,29 +117,29 @@ async def test_host_does_not_remove_what_took_the_name_of_its_file(
     host: Host, base: str, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
-    await host.perform(CreatePlaceholder(str(copy), base))
+    await host.perform(create_file(str(copy), base))
     copy.rename(tmp_path / "moved")
     copy.write_text("somebody else's")
-    await host.perform(RemoveMade(str(copy)))
+    await host.perform(remove_file(str(copy)))
     assert copy.read_text() == "somebody else's"
 
 
 async def test_host_retires_a_file(host: Host, base: str, tmp_path: Path) -> None:
-    await host.perform(RetireFile(base, "keep", ""))
-    await host.perform(RetireFile(base, "rename", base + ".invalid"))
+    await host.perform(retire_file(base, "keep", ""))
+    await host.perform(retire_file(base, "rename", base + ".invalid"))
     assert [file.name for file in tmp_path.iterdir()] == ["base.raw.invalid"]
-    await host.perform(RetireFile(base + ".invalid", "remove", ""))
+    await host.perform(retire_file(base + ".invalid", "remove", ""))
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_host_removes_an_orphan_only_while_it_is_empty(host: Host, tmp_path: Path) -> None:
     orphan = tmp_path / "orphan"
     orphan.touch()
-    await host.perform(RemoveOrphan(str(orphan), None))
+    await host.perform(remove_orphan(str(orphan), None))
     assert not orphan.exists()
     orphan.write_text("data")
     with pytest.raises(InvalidTarget, match="no longer empty"):
-        await host.perform(RemoveOrphan(str(orphan), None))
+        await host.perform(remove_orphan(str(orphan), None))
     assert orphan.read_text() == "data"
 
 
@@ -149,15 +149,15 @@ MOMENT = moment_of(RECORD)
 
 async def test_host_makes_seals_and_removes_a_memory_file(host: Host, tmp_path: Path) -> None:
     partial, whole = str(tmp_path / "m.partial"), str(tmp_path / "m")
-    await host.perform(CreateMemory(partial))
+    await host.perform(create_memory(partial))
     assert Path(partial).stat().st_mode & 0o777 == 0o600
     Path(partial).write_bytes(b"stream")
-    await host.perform(SealMemory(partial, whole, "id", "c1", True, KEPT))
+    await host.perform(seal_memory(partial, whole, id="id", name="c1", running=True, fingerprint=KEPT))
     assert (host.state_bytes, Path(partial).exists()) == (len(b"stream"), False)
-    await host.perform(RemoveMade(partial))  # what took another name is not removed by the old one
+    await host.perform(remove_file(partial))  # what took another name is not removed by the old one
     assert Path(whole).exists()
-    await host.perform(RemoveState(whole, "id"))
-    await host.perform(RemoveState(whole, "id"))  # twice does no harm
+    await host.perform(remove_state(whole, "id"))
+    await host.perform(remove_state(whole, "id"))  # twice does no harm
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,9 +165,9 @@ async def test_host_removes_a_memory_file_that_it_made_although_qemu_wrote_to_it
     host: Host, tmp_path: Path
 ) -> None:
     partial = tmp_path / "m.partial"
-    await host.perform(CreateMemory(str(partial)))
+    await host.perform(create_memory(str(partial)))
     partial.write_bytes(b"half a stream")
-    await host.perform(RemoveMade(str(partial)))
+    await host.perform(remove_file(str(partial)))
     assert not partial.exists()
 
 
@@ -175,7 +175,7 @@ async def test_host_leaves_nothing_of_a_memory_file_for_which_there_is_no_room(
     host: Host, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidTarget, match="cannot reserve"):
-        await host.perform(CreateMemory(str(tmp_path / "m"), reserve_bytes=1 << 62))
+        await host.perform(create_memory(str(tmp_path / "m"), reserve_bytes=1 << 62))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,12 +183,12 @@ async def test_host_makes_a_store_that_is_private_whatever_the_layer_is(
     host: Host, base: str, tmp_path: Path
 ) -> None:
     partial, whole = str(tmp_path / "m.partial"), str(tmp_path / "m")
-    await host.perform(CreateStore(partial, base))
+    await host.perform(create_store(partial, base))
     assert Path(partial).stat().st_mode & 0o777 == 0o600
     header = parse_header(Path(partial).read_bytes())
     assert header is not None
     assert (header.format, header.backing) == ("qcow2", None)
-    await host.perform(SealStore(partial, whole))
+    await host.perform(seal_store(partial, whole))
     assert host.state_bytes == Path(whole).stat().st_size
 
 
@@ -198,8 +198,8 @@ async def test_host_seals_nothing_over_another_file(host: Host, tmp_path: Path) 
     partial.chmod(0o600)
     whole.write_text("precious")
     for step in (
-        SealMemory(str(partial), str(whole), "id", "c1", True, KEPT),
-        SealStore(str(partial), str(whole)),
+        seal_memory(str(partial), str(whole), id="id", name="c1", running=True, fingerprint=KEPT),
+        seal_store(str(partial), str(whole)),
     ):
         with pytest.raises(TargetExists):
             await host.perform(step)
@@ -209,35 +209,37 @@ async def test_host_seals_nothing_over_another_file(host: Host, tmp_path: Path) 
 async def test_host_says_what_cannot_be_sealed(host: Host, tmp_path: Path) -> None:
     gone = str(tmp_path / "m.partial")
     with pytest.raises(InvalidTarget, match="no such file"):
-        await host.perform(SealMemory(gone, str(tmp_path / "m"), "id", "c1", True, KEPT))
+        await host.perform(
+            seal_memory(gone, str(tmp_path / "m"), id="id", name="c1", running=True, fingerprint=KEPT)
+        )
 
 
 async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path) -> None:
     place = str(tmp_path / "base.qmpsnap")
-    await host.perform(WriteRecord(place, RECORD))
-    await host.perform(KeepMoment(place, RECORD.id, "n1"))
+    await host.perform(write_record(place, RECORD))
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
     for _ in range(2):
-        await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r1"}))
-    await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r2"}))
+        await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r1"}))
+    await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r2"}))
     branches = ({"vda": "/d/r1"}, {"vda": "/d/r2"})
     assert read_records((place,))[0] == (replace(MOMENT, branches=branches, directory=place),)
 
 
 async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) -> None:
     place = str(tmp_path / "base.qmpsnap")
-    await host.perform(WriteRecord(place, RECORD))  # an intent is no moment
+    await host.perform(write_record(place, RECORD))  # an intent is no moment
     with pytest.raises(InvalidTarget, match=r"the moment .* no longer exists"):
-        await host.perform(KeepBranch(place, RECORD.id, {"vda": "/d/r1"}))
+        await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r1"}))
 
 
 async def test_host_leaves_a_moment_of_the_same_id_when_it_finishes_an_operation(
     host: Host, tmp_path: Path
 ) -> None:
     place = str(tmp_path / "base.qmpsnap")
-    await host.perform(WriteRecord(place, RECORD))
-    await host.perform(KeepMoment(place, RECORD.id, "n1"))
-    await host.perform(FinishRecord(place, (RECORD.id,)))
+    await host.perform(write_record(place, RECORD))
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    await host.perform(finish_record(place, (RECORD.id,)))
     records, _ = read_records([place])
     assert [type(one) for one in records] == [MomentRecord]
-    await host.perform(FinishRecord(place, (), (RECORD.id,)))
+    await host.perform(finish_record(place, (), (RECORD.id,)))
     assert read_records([place]) == ((), ())

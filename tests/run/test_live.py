@@ -21,38 +21,39 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
-from qmpsnap.plan.steps import (
-    AddNode,
-    AddStore,
-    AwaitJob,
-    CancelJob,
-    CheckRoots,
-    CompleteJob,
-    ContinueGuest,
-    CreatePlaceholder,
-    DeleteNode,
-    DeleteState,
-    DismissJob,
-    EndCopy,
-    FlushNode,
-    LoadMemory,
-    LoadState,
-    NewRoot,
-    ProbeAbsent,
-    ReopenFilter,
-    ResetGuest,
-    SaveMemory,
-    SaveState,
-    SetDrive,
-    SetParameters,
-    StartCommit,
-    StartMirror,
-    StartStream,
-    StopForLoad,
-    StopGuest,
-    TakenOverlay,
-    TakeSnapshots,
+from qmpsnap.plan.commands.block import (
+    blockdev_add,
+    blockdev_del,
+    check_roots,
+    flush,
+    open_store,
+    probe_absent,
+    reopen_filter,
+    set_drive,
+    snapshot_sync,
 )
+from qmpsnap.plan.commands.files import create_file
+from qmpsnap.plan.commands.jobs import (
+    await_job,
+    block_commit,
+    block_stream,
+    drive_mirror,
+    end_copy,
+    job_cancel,
+    job_complete,
+    job_dismiss,
+)
+from qmpsnap.plan.commands.migration import migrate, migrate_incoming, set_parameters
+from qmpsnap.plan.commands.state import (
+    cont,
+    snapshot_delete,
+    snapshot_load,
+    snapshot_save,
+    stop,
+    stop_for_load,
+    system_reset,
+)
+from qmpsnap.plan.step import DropLayers, Overlay, Root
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.session import connect
@@ -63,7 +64,7 @@ from qmpsnap.testing.server import Emit, Fail, Return
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
     from qmpsnap.testing.server import QmpServer
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
@@ -213,32 +214,58 @@ async def test_look_shares_what_the_caller_says(server: QmpServer, given: bool) 
         assert (await target.look(Ask(), graph(vda="nowhere*"))).shared is given
 
 
-ROOT = NewRoot("vda", "n", "/o", "qcow2", None, ())
+ROOT = Root("vda", "n", "/o", "qcow2", None, ())
 STEPS: list[Step] = [
-    TakeSnapshots((TakenOverlay("vda", "n", "o", "/o", "/b", "us"),)),
-    StartStream(JOB, "vda", "n", "/f", None, None, None, "report", 0),
-    StartCommit(JOB, "vda", "r", "t", "/t", "b", "/b", False, None, "stop", 7),
-    StartMirror(JOB, "vda", "r", "x", "/c", "raw", "n", "full", False, "ignore", 0),
-    CompleteJob(JOB),
-    EndCopy(JOB),
-    CancelJob(JOB),
-    DismissJob(JOB),
-    DeleteNode("n"),
-    AddNode("n", "/o", backing="b"),
-    AddStore("n", "/m"),
-    SetDrive(ROOT, "/q", ROOT, closes=False),
-    ReopenFilter(ROOT, "thr", "tg", ROOT, closes=False),
-    SaveState(JOB, "c1", (("", "n"),)),
-    LoadState(JOB, "c1", (("", "n"),), "n"),
-    DeleteState(JOB, "c1", (("vda", "n"),)),
-    SetParameters((("max-bandwidth", 9),), ()),
-    SaveMemory("fd:qmpsnap-7"),
-    LoadMemory("fd:qmpsnap-7"),
+    snapshot_sync((Overlay("vda", "n", "o", "/o", "/b", "us"),)),
+    block_stream(
+        job=JOB,
+        node="n",
+        base_node=None,
+        backing=None,
+        on_error="report",
+        speed=0,
+        effect=DropLayers("vda", "/f", None),
+    ),
+    block_commit(
+        job=JOB,
+        root="r",
+        top_node="t",
+        base_node="b",
+        backing=None,
+        on_error="stop",
+        speed=7,
+        effect=DropLayers("vda", "/t", "/b"),
+    ),
+    drive_mirror(
+        job=JOB,
+        root="r",
+        replaces="x",
+        copy=ROOT,
+        sync="full",
+        existing=False,
+        on_error="ignore",
+        speed=0,
+    ),
+    job_complete(JOB),
+    end_copy(JOB),
+    job_cancel(JOB),
+    job_dismiss(JOB),
+    blockdev_del("n"),
+    blockdev_add("n", "/o", backing="b"),
+    open_store("n", "/m"),
+    set_drive(ROOT, "/q", ROOT, closes=False),
+    reopen_filter(ROOT, "thr", "tg", ROOT, closes=False),
+    snapshot_save(JOB, "c1", (("", "n"),)),
+    snapshot_load(JOB, "c1", (("", "n"),), "n"),
+    snapshot_delete(JOB, "c1", (("vda", "n"),)),
+    set_parameters({"max-bandwidth": 9}, {}),
+    migrate("fd:qmpsnap-7"),
+    migrate_incoming("fd:qmpsnap-7"),
 ]
-NO_ARGUMENTS: list[Step] = [StopGuest(), ContinueGuest(), ResetGuest()]
+NO_ARGUMENTS: list[Step] = [stop(), cont(), system_reset()]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.command)
 async def test_perform_sends_a_step_word_for_word(server: QmpServer, target: LiveTarget, step: Step) -> None:
     server.answer(step.command, Return())
     seconds = await target.perform(step)
@@ -247,7 +274,7 @@ async def test_perform_sends_a_step_word_for_word(server: QmpServer, target: Liv
     assert 0 < seconds < 5
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.command)
 async def test_perform_says_so_when_qemu_refuses(server: QmpServer, target: LiveTarget, step: Step) -> None:
     server.answer(step.command, Fail("no such thing"))
     with pytest.raises(CommandFailed) as caught:
@@ -266,12 +293,12 @@ async def test_perform_says_so_when_qemu_refuses(server: QmpServer, target: Live
 async def test_perform_says_which_disk_qemu_means(
     server: QmpServer, target: LiveTarget, desc: str, which: str
 ) -> None:
-    one = TakenOverlay("vda", "a1", "n1", "/dir/o1", "/dir/a", "us")
-    other = TakenOverlay("vdb", "b1", "n2", "/dir/o2", "/dir/b", "us")
+    one = Overlay("vda", "a1", "n1", "/dir/o1", "/dir/a", "us")
+    other = Overlay("vdb", "b1", "n2", "/dir/o2", "/dir/b", "us")
     for overlays, ending in (((one, other), f" ({which})"), ((one,), "")):
         server.answer("transaction", Fail(desc))
         with pytest.raises(CommandFailed) as caught:
-            await target.perform(TakeSnapshots(overlays))
+            await target.perform(snapshot_sync(overlays))
         assert str(caught.value) == caught.value.message == f"QEMU refused 'transaction': {desc}{ending}"
 
 
@@ -296,7 +323,7 @@ async def test_perform_stops_a_guest_by_a_load_that_fails(server: QmpServer, tar
 
     server.compute("query-status", status)
     server.answer("human-monitor-command", Return("Error: there is none\r\n"))
-    step = StopForLoad("qmpsnap/none/1")
+    step = stop_for_load("qmpsnap/none/1")
     assert 0 < await target.perform(step) < 5
     assert [one["arguments"] for one in server.received if one["execute"] == step.command] == [step.arguments]
 
@@ -304,9 +331,9 @@ async def test_perform_stops_a_guest_by_a_load_that_fails(server: QmpServer, tar
 async def test_perform_reads_the_roots_back(server: QmpServer, target: LiveTarget) -> None:
     row = {"qdev": "/q", "inserted": {"node-name": "n", "ro": False}}
     server.answer("query-block", Return([row]))
-    await target.perform(CheckRoots((("vda", "/q", "n"),)))
+    await target.perform(check_roots((("vda", "/q", "n"),)))
     with pytest.raises(CommandFailed, match="did not take"):
-        await target.perform(CheckRoots((("vda", "/q", "other"),)))
+        await target.perform(check_roots((("vda", "/q", "other"),)))
 
 
 async def test_stops_are_listened_to_for_as_long_as_the_block_lasts(
@@ -325,18 +352,18 @@ async def test_stops_are_listened_to_for_as_long_as_the_block_lasts(
 async def test_perform_does_our_own_steps(target: LiveTarget, tmp_path: Path) -> None:
     model, copy = tmp_path / "model", tmp_path / "copy"
     model.touch()
-    await target.perform(CreatePlaceholder(str(copy), str(model)))
+    await target.perform(create_file(str(copy), str(model)))
     assert copy.exists()
 
 
 async def test_perform_is_for_no_wait(target: LiveTarget) -> None:
     with pytest.raises(AssertionError):
-        await target.perform(AwaitJob(JOB, "ready"))
+        await target.perform(await_job(JOB, "ready"))
 
 
 async def test_probe_succeeds_when_qemu_finds_no_file(server: QmpServer, target: LiveTarget) -> None:
     server.answer("blockdev-add", Fail("Could not open '/o': No such file or directory"))
-    await target.perform(ProbeAbsent("/o", "n"))
+    await target.perform(probe_absent("/o", "n"))
     assert "blockdev-del" not in server.commands
 
 
@@ -346,7 +373,7 @@ async def test_probe_frees_the_node_and_refuses_when_qemu_finds_the_file(
     server.answer("blockdev-add", Return())
     server.answer("blockdev-del", Return())
     with pytest.raises(TargetExists) as caught:
-        await target.perform(ProbeAbsent("/o", "n"))
+        await target.perform(probe_absent("/o", "n"))
     assert caught.value.file == "/o"
     assert server.received[-1]["arguments"] == {"node-name": "n"}
 
@@ -355,21 +382,21 @@ async def test_probe_frees_the_node_and_refuses_when_qemu_finds_the_file(
 async def test_probe_refuses_when_qemu_cannot_look(server: QmpServer, target: LiveTarget, desc: str) -> None:
     server.answer("blockdev-add", Fail(desc))
     with pytest.raises(InvalidTarget, match=desc):
-        await target.perform(ProbeAbsent("/o", "n"))
+        await target.perform(probe_absent("/o", "n"))
 
 
 async def test_flush_succeeds_when_the_human_monitor_has_nothing_to_say(
     server: QmpServer, target: LiveTarget
 ) -> None:
     server.answer("human-monitor-command", Return(""))
-    await target.perform(FlushNode("n"))
+    await target.perform(flush("n"))
     assert server.received[-1]["arguments"] == {"command-line": "qemu-io n flush"}
 
 
 async def test_flush_fails_with_what_the_human_monitor_says(server: QmpServer, target: LiveTarget) -> None:
     server.answer("human-monitor-command", Return("Error: Cannot find device='n'\r\n"))
     with pytest.raises(CommandFailed, match="could not flush 'n'") as caught:
-        await target.perform(FlushNode("n"))
+        await target.perform(flush("n"))
     assert caught.value.desc == "Error: Cannot find device='n'"
 
 

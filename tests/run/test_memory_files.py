@@ -4,19 +4,20 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryFact
-from qmpsnap.plan.memory_steps import SealMemory, SealStore
 from qmpsnap.run.cleanup import identity
 from qmpsnap.run.memory_files import is_closed, look, open_memory, reserve, seal_memory, seal_store
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from qmpsnap.run.cleanup import Created
+    from qmpsnap.run.memory_files import Sealed
 
 KEPT = Fingerprint("pc", 7, ("cpu",), {}, {})
 STREAM = b"a stream of VM state" * 100
@@ -30,9 +31,11 @@ def partial(tmp_path: Path) -> Path:
     return file
 
 
-def seal(partial: Path, *layers: tuple[str, str]) -> SealMemory:
-    name = str(partial).removesuffix(".partial")
-    return SealMemory(str(partial), name, "id", "c1", True, KEPT, layers)
+def seal(partial: Path, *layers: tuple[str, str], made: Created | None = None, name: str = "c1") -> Sealed:
+    file = str(partial).removesuffix(".partial")
+    return seal_memory(
+        str(partial), file, id="id", name=name, running=True, fingerprint=KEPT, layers=layers, made=made
+    )
 
 
 def fact(path: Path | str) -> MemoryFact:
@@ -43,7 +46,7 @@ def test_seal_memory_gives_a_whole_file_its_note_and_its_name(partial: Path, tmp
     layer = tmp_path / "layer"
     layer.write_bytes(b"data")
     status = layer.stat()
-    assert seal_memory(seal(partial, ("vda", str(layer)))).size_bytes == len(STREAM)
+    assert seal(partial, ("vda", str(layer))).size_bytes == len(STREAM)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["layer", "m"]
     found = fact(tmp_path / "m")
     assert (found.size, found.problem) == ((tmp_path / "m").stat().st_size, "")
@@ -58,20 +61,20 @@ def test_seal_memory_gives_a_whole_file_its_note_and_its_name(partial: Path, tmp
 def test_seal_memory_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:
     (tmp_path / "m").write_text("precious")
     with pytest.raises(FileExistsError):
-        seal_memory(seal(partial))
+        seal(partial)
     assert (tmp_path / "m").read_text() == "precious"
     assert partial.exists()
 
 
 def test_seal_memory_of_save_writes_nothing_when_a_layer_is_gone(partial: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        seal_memory(replace(seal(partial, ("vda", "/no/such/layer")), name=""))
+        seal(partial, ("vda", "/no/such/layer"), name="")
     assert partial.read_bytes() == STREAM
 
 
 def test_seal_memory_of_a_checkpoint_notes_the_layers_that_it_finds(partial: Path, tmp_path: Path) -> None:
     # Its overlays are on: it is whole all the same.
-    seal_memory(seal(partial, ("vda", "/no/such/layer"), ("vda", str(partial))))
+    seal(partial, ("vda", "/no/such/layer"), ("vda", str(partial)))
     found = fact(tmp_path / "m")
     assert found.note is not None
     assert [one.file for one in found.note.layers] == [str(partial)]
@@ -80,24 +83,24 @@ def test_seal_memory_of_a_checkpoint_notes_the_layers_that_it_finds(partial: Pat
 def test_seal_memory_gives_back_what_was_reserved(partial: Path, tmp_path: Path) -> None:
     reserve(str(partial), 8 << 20)
     reserved = partial.stat().st_blocks
-    seal_memory(seal(partial))
+    seal(partial)
     assert (tmp_path / "m").stat().st_blocks < max(reserved, 1 << 12)
 
 
 def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:
-    step = SealStore(str(partial), str(tmp_path / "m"))
-    assert seal_store(step).size_bytes == len(STREAM)
+    names = str(partial), str(tmp_path / "m")
+    assert seal_store(*names).size_bytes == len(STREAM)
     assert (tmp_path / "m").read_bytes() == STREAM
     partial.write_bytes(b"another")
     partial.chmod(0o600)
     with pytest.raises(FileExistsError):
-        seal_store(step)
+        seal_store(*names)
     assert (tmp_path / "m").read_bytes() == STREAM
 
 
 @pytest.mark.parametrize("length", [0, 1, len(STREAM), -1, -16, -17])
 def test_look_knows_no_note_in_a_file_that_was_cut(partial: Path, tmp_path: Path, length: int) -> None:
-    seal_memory(seal(partial))
+    seal(partial)
     whole = tmp_path / "m"
     size = whole.stat().st_size
     os.truncate(whole, length if length >= 0 else size + length)
@@ -107,7 +110,7 @@ def test_look_knows_no_note_in_a_file_that_was_cut(partial: Path, tmp_path: Path
 
 
 def test_look_knows_no_note_where_something_is_missing_before_it(partial: Path, tmp_path: Path) -> None:
-    seal_memory(seal(partial))
+    seal(partial)
     (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[1:])
     assert fact(tmp_path / "m").problem == "its length is not what its note says"
 
@@ -184,8 +187,8 @@ def test_nothing_is_written_to_a_file_that_took_the_name_of_the_one_that_was_mad
         for write in (
             lambda: open_memory(str(partial), write=True, made=known),  # noqa: B023 - called at once
             lambda: reserve(str(partial), 1, known),  # noqa: B023 - as above
-            lambda: seal_memory(seal(partial), known),  # noqa: B023 - as above
-            lambda: seal_store(SealStore(str(partial), str(tmp_path / "m")), known),  # noqa: B023 - as above
+            lambda: seal(partial, made=known),  # noqa: B023 - as above
+            lambda: seal_store(str(partial), str(tmp_path / "m"), made=known),  # noqa: B023 - as above
         ):
             with pytest.raises(OSError, match=r"another file|not a file of ours"):
                 write()

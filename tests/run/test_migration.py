@@ -12,16 +12,16 @@ import anyio
 import pytest
 
 from qmpsnap.errors import CommandFailed, InvalidTarget, LinkLost, MigrationFailed
-from qmpsnap.plan.migration_steps import (
-    AwaitClosed,
-    AwaitMigration,
-    CancelMigration,
-    LoadMemory,
-    PassFile,
-    ReleaseFile,
-    SaveMemory,
-    SetCapabilities,
-    SetParameters,
+from qmpsnap.plan.commands.migration import (
+    await_closed,
+    await_migration,
+    migrate,
+    migrate_cancel,
+    migrate_incoming,
+    pass_file,
+    release_file,
+    set_capabilities,
+    set_parameters,
 )
 from qmpsnap.run import migration
 from qmpsnap.run import session as sessions
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from qmpsnap.plan.migration_steps import MigrationStep
+    from qmpsnap.plan.step import Step
     from qmpsnap.testing.server import Action, QmpServer
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
 
-SAVE = SaveMemory("fd:qmpsnap-7")
+SAVE = migrate("fd:qmpsnap-7")
 ACTIVE: dict[str, object] = {
     "status": "active",
     "ram": {"transferred": 4096, "total": 8192, "remaining": 2048},
@@ -69,6 +69,25 @@ def says(server: QmpServer, *states: str) -> None:
     server.answer("query-status", Return({"status": states[-1], "running": states[-1] == "running"}))
 
 
+async def perform(moving: Migrations, step: Step) -> None:
+    """Do one step, as the performer of a running QEMU has it done."""
+    match step.way:
+        case "set":
+            await moving.set(step)
+        case "migrate" | "migrate-incoming":
+            await moving.begin(step)
+        case "pass-file":
+            await moving.pass_file(step)
+        case "release-file":
+            await moving.release_file(step)
+        case "migrate_cancel":
+            await moving.cancel(step)
+        case "await-migration":
+            await moving.wait(step)
+        case _:
+            await moving.await_closed(step)
+
+
 def status(word: str) -> dict[str, object]:
     return {"status": word}
 
@@ -76,20 +95,20 @@ def status(word: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "step",
     [
-        SetCapabilities((("events", True),), (("events", False),)),
-        SetParameters((("max-bandwidth", 9),), (("max-bandwidth", 1),)),
+        set_capabilities({"events": True}, {"events": False}),
+        set_parameters({"max-bandwidth": 9}, {"max-bandwidth": 1}),
         SAVE,
-        LoadMemory("fd:qmpsnap-7"),
-        ReleaseFile(7, "fd"),
-        ReleaseFile(7, "fdset"),
+        migrate_incoming("fd:qmpsnap-7"),
+        release_file(7, "fd"),
+        release_file(7, "fdset"),
     ],
     ids=lambda step: step.command,
 )
-async def test_migration_sends_a_step_word_for_word(server: QmpServer, step: MigrationStep) -> None:
+async def test_migration_sends_a_step_word_for_word(server: QmpServer, step: Step) -> None:
     server.answer(step.command, Return())
     async with migrations(server) as moving:
         server.answer(step.command, Return())
-        await moving.perform(step)
+        await perform(moving, step)
     assert (server.received[-1]["execute"], server.received[-1]["arguments"]) == (
         step.command,
         step.arguments,
@@ -98,8 +117,8 @@ async def test_migration_sends_a_step_word_for_word(server: QmpServer, step: Mig
 
 async def test_migration_sends_nothing_where_nothing_is_to_be_set(server: QmpServer) -> None:
     async with migrations(server) as moving:
-        await moving.perform(SetCapabilities((), ()))
-        await moving.perform(SetParameters((), ()))
+        await perform(moving, set_capabilities({}, {}))
+        await perform(moving, set_parameters({}, {}))
     assert server.commands == []
 
 
@@ -110,10 +129,10 @@ async def test_migration_sends_nothing_where_nothing_is_to_be_set(server: QmpSer
 async def test_pass_file_leaves_the_file_to_qemu_alone(server: QmpServer, tmp_path: Path, way: str) -> None:
     file = tmp_path / "m"
     file.touch(0o600)
-    step = PassFile(str(file), 7, way, write=True)  # type: ignore[arg-type]
+    step = pass_file(str(file), 7, way, write=True)  # type: ignore[arg-type]
     server.answer(step.command, Return())
     async with migrations(server) as moving:
-        await moving.perform(step)
+        await perform(moving, step)
     assert server.received[-1]["arguments"] == step.arguments
 
 
@@ -123,13 +142,13 @@ async def test_pass_file_closes_our_end_when_qemu_refuses(server: QmpServer, tmp
     server.answer("getfd", Fail("No file descriptor supplied via SCM_RIGHTS"))
     async with migrations(server) as moving:
         with pytest.raises(CommandFailed):
-            await moving.perform(PassFile(str(file), 7, "fd", write=True))
+            await perform(moving, pass_file(str(file), 7, "fd", write=True))
 
 
 async def test_pass_file_is_refused_when_it_cannot_be_opened(server: QmpServer, tmp_path: Path) -> None:
     async with migrations(server) as moving:
         with pytest.raises(InvalidTarget, match="no such file"):
-            await moving.perform(PassFile(str(tmp_path / "none"), 7, "fd", write=False))
+            await perform(moving, pass_file(str(tmp_path / "none"), 7, "fd", write=False))
     assert server.commands == []
 
 
@@ -137,14 +156,14 @@ async def test_pass_file_is_refused_when_it_cannot_be_opened(server: QmpServer, 
 async def test_release_file_is_content_when_qemu_has_closed_it(server: QmpServer, desc: str) -> None:
     server.answer("closefd", Fail(desc))
     async with migrations(server) as moving:
-        await moving.perform(ReleaseFile(7, "fd"))
+        await perform(moving, release_file(7, "fd"))
 
 
 async def test_release_file_says_any_other_refusal(server: QmpServer) -> None:
     server.answer("remove-fd", Fail("in use"))
     async with migrations(server) as moving:
         with pytest.raises(CommandFailed, match="in use"):
-            await moving.perform(ReleaseFile(7, "fdset"))
+            await perform(moving, release_file(7, "fdset"))
 
 
 async def test_await_closed_returns_once_the_last_descriptor_is_closed(
@@ -154,7 +173,7 @@ async def test_await_closed_returns_once_the_last_descriptor_is_closed(
     file.touch(0o600)
     qemus = open_memory(str(file), write=True)
     async with migrations(server) as moving:
-        waiting = asyncio.create_task(moving.perform(AwaitClosed(str(file))))
+        waiting = asyncio.create_task(perform(moving, await_closed(str(file))))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         os.close(qemus)
@@ -170,7 +189,7 @@ async def test_settled_waits_for_the_migration_of_somebody_else(server: QmpServe
     )
     looks(server, first, second, {})
     async with migrations(server) as moving:
-        await moving.perform(AwaitMigration("settled"))
+        await perform(moving, await_migration("settled"))
     assert server.commands.count("query-migrate") == 3
 
 
@@ -178,7 +197,7 @@ async def test_settled_needs_no_time_when_there_was_none(server: QmpServer) -> N
     looks(server, {})
     async with migrations(server) as moving:
         started = time.monotonic()
-        await moving.perform(AwaitMigration("settled"))
+        await perform(moving, await_migration("settled"))
         assert time.monotonic() - started < migration._SETTLE / 2
 
 
@@ -189,7 +208,7 @@ async def test_settled_gives_the_thread_of_the_last_one_its_time(
     looks(server, status("completed"))
     async with migrations(server) as moving:
         started = time.monotonic()
-        await moving.perform(AwaitMigration("settled"))
+        await perform(moving, await_migration("settled"))
         assert time.monotonic() - started >= 0.04
 
 
@@ -199,9 +218,9 @@ async def test_settled_needs_no_time_when_its_file_is_known_to_be_closed(
     (tmp_path / "m").touch(0o600)
     looks(server, status("completed"))
     async with migrations(server) as moving:
-        await moving.perform(AwaitClosed(str(tmp_path / "m")))
+        await perform(moving, await_closed(str(tmp_path / "m")))
         started = time.monotonic()
-        await moving.perform(AwaitMigration("settled"))
+        await perform(moving, await_migration("settled"))
         assert time.monotonic() - started < migration._SETTLE / 2
 
 
@@ -209,7 +228,7 @@ async def test_settled_needs_no_time_when_its_file_is_known_to_be_closed(
 async def test_writing_waits_for_pages_of_memory(server: QmpServer, last: object) -> None:
     looks(server, status("setup"), {"status": "active", "ram": {"transferred": 1000}}, last)
     async with migrations(server) as moving:
-        await moving.perform(AwaitMigration("writing"))
+        await perform(moving, await_migration("writing"))
     assert server.commands.count("query-migrate") == 3
 
 
@@ -217,8 +236,8 @@ async def test_saved_waits_until_qemu_takes_a_cont(server: QmpServer) -> None:
     looks(server, ACTIVE, status("completed"))
     says(server, "finish-migrate", "finish-migrate", "postmigrate")
     async with migrations(server) as moving:
-        await moving.perform(SAVE)
-        waiting = asyncio.create_task(moving.perform(AwaitMigration("saved")))
+        await perform(moving, SAVE)
+        waiting = asyncio.create_task(perform(moving, await_migration("saved")))
         await server.wait_for("query-migrate")
         server.emit(Emit("MIGRATION", status("completed")))
         await waiting
@@ -231,7 +250,7 @@ async def test_saved_misses_no_event_that_comes_together_with_an_answer(server: 
     says(server, "postmigrate")
     async with migrations(server) as moving:
         started = time.monotonic()
-        await moving.perform(AwaitMigration("saved"))
+        await perform(moving, await_migration("saved"))
         assert time.monotonic() - started < migration._AGAIN
 
 
@@ -240,7 +259,7 @@ async def test_saved_fails_when_somebody_lets_the_guest_run(server: QmpServer) -
     says(server, "finish-migrate", "running")
     async with migrations(server) as moving:
         with pytest.raises(MigrationFailed, match="another client resumed the guest"):
-            await moving.perform(AwaitMigration("saved"))
+            await perform(moving, await_migration("saved"))
 
 
 @pytest.mark.parametrize("until", ["saved", "writing"])
@@ -252,7 +271,7 @@ async def test_await_migration_ends_where_qemu_hangs(
     says(server, "finish-migrate")
     async with migrations(server) as moving:
         with pytest.raises(MigrationFailed, match="QEMU does not"):
-            await moving.perform(AwaitMigration(until))
+            await perform(moving, await_migration(until))
 
 
 async def test_kept_is_content_with_a_guest_that_ran_on(server: QmpServer) -> None:
@@ -260,16 +279,16 @@ async def test_kept_is_content_with_a_guest_that_ran_on(server: QmpServer) -> No
     async with migrations(server) as moving:
         server.emit(Emit("STOP"))  # before the migration began
         await moving.status()
-        await moving.perform(SAVE)
+        await perform(moving, SAVE)
         server.emit(Emit("RESUME"))
-        await moving.perform(AwaitMigration("kept"))
+        await perform(moving, await_migration("kept"))
 
 
 async def test_kept_fails_when_qemu_stopped_the_guest_once_more(server: QmpServer) -> None:
     looks(server, ACTIVE, (Emit("STOP"), Return(status("completed"))))
     async with migrations(server) as moving:
-        await moving.perform(SAVE)
-        waiting = asyncio.create_task(moving.perform(AwaitMigration("kept")))
+        await perform(moving, SAVE)
+        waiting = asyncio.create_task(perform(moving, await_migration("kept")))
         await server.wait_for("query-migrate")
         server.emit(Emit("RESUME"), Emit("MIGRATION", status("completed")))
         with pytest.raises(MigrationFailed, match="newer than the disks") as caught:
@@ -282,7 +301,7 @@ async def test_loaded_waits_until_the_machine_waits_no_more(server: QmpServer, s
     looks(server, status("completed"))
     says(server, "inmigrate", stands)
     async with migrations(server) as moving:
-        await moving.perform(AwaitMigration("loaded"))
+        await perform(moving, await_migration("loaded"))
     assert server.commands.count("query-status") == 2
 
 
@@ -300,7 +319,7 @@ async def test_await_migration_says_why_it_failed(
 ) -> None:
     looks(server, status("active"), answer)
     async with migrations(server) as moving:
-        waiting = asyncio.create_task(moving.perform(AwaitMigration(until)))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(perform(moving, await_migration(until)))  # type: ignore[arg-type]
         await server.wait_for("query-migrate")
         server.emit(Emit("MIGRATION", answer))
         with pytest.raises(MigrationFailed) as caught:
@@ -313,7 +332,7 @@ async def test_await_migration_ends_when_the_link_is_lost(server: QmpServer, unt
     looks(server, (Return(status("active")), Emit("MIGRATION", status("active"))), (Hangup(),))
     async with migrations(server) as moving:
         with pytest.raises(LinkLost):
-            await moving.perform(AwaitMigration(until))  # type: ignore[arg-type]
+            await perform(moving, await_migration(until))  # type: ignore[arg-type]
 
 
 # -- cancelled -------------------------------------------------------------------------------------
@@ -324,7 +343,7 @@ async def test_cancel_returns_once_it_has_stopped(server: QmpServer) -> None:
     server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("cancelling")))
     says(server, "paused")
     async with migrations(server) as moving:
-        cancelling = asyncio.create_task(moving.perform(CancelMigration()))
+        cancelling = asyncio.create_task(perform(moving, migrate_cancel()))
         await server.wait_for("query-migrate", count=2)
         server.emit(Emit("MIGRATION", status("cancelled")))
         await cancelling
@@ -336,7 +355,7 @@ async def test_cancel_does_nothing_when_it_is_over(server: QmpServer, over: dict
     looks(server, over)
     says(server, "finish-migrate", "paused")  # `cont` would be refused before
     async with migrations(server) as moving:
-        await moving.perform(CancelMigration())
+        await perform(moving, migrate_cancel())
     assert server.commands == ["query-migrate", "query-status", "query-status"]
 
 
@@ -345,7 +364,7 @@ async def test_cancel_waits_instead_where_qemu_would_hang_the_guest(server: QmpS
     looks(server, ACTIVE, answers, status("completed"))
     says(server, "running")
     async with migrations(server) as moving:
-        await moving.perform(CancelMigration(wait=True))
+        await perform(moving, migrate_cancel(wait=True))
     assert "migrate_cancel" not in server.commands
 
 
@@ -360,6 +379,6 @@ async def test_await_migration_can_be_given_up(server: QmpServer) -> None:
     looks(server, status("active"))
     async with migrations(server) as moving:
         with anyio.move_on_after(0.01) as scope:
-            await moving.perform(AwaitMigration("saved"))
+            await perform(moving, await_migration("saved"))
         assert scope.cancelled_caught
         assert (await moving.status()).status == "active"

@@ -18,18 +18,7 @@ from qmpsnap.errors import (
     QmpsnapError,
     TargetExists,
 )
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    CreateOverlay,
-    DismissJob,
-    FinishRecord,
-    FlushNode,
-    ProbeAbsent,
-    RetireFile,
-    StartMirror,
-    TakeSnapshots,
-)
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.run.outcome import Done
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget, refused
@@ -55,7 +44,7 @@ from tests.run.places import at_each
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 
@@ -143,7 +132,7 @@ def before_the_end(case: str) -> list[int]:
     """Places of steps that can fail before the job has ended: what is refused later is tried once more."""
     plan = known_plan(case)
     end = next(
-        (n for n, step in enumerate(plan.steps) if isinstance(step, AwaitJob) and step.until == "concluded"),
+        (n for n, step in enumerate(plan.steps) if step == await_job(step.job_id, "concluded")),
         tidying(case),
     )
     return [n for n, step in enumerate(plan.steps[:end]) if step.on != "wait"]
@@ -165,7 +154,7 @@ async def _refused(case: str, place: int) -> None:
     written = any(map(writes, plan.steps[:place]))
     assert error.changed is (Changed.YES if written else Changed.NO)
     assert error.invalid == (plan.invalid_if_stopped if written else ())
-    by_qemu = [step for step in plan.steps[: place + 1] if isinstance(step, TakeSnapshots | StartMirror)]
+    by_qemu = [step for step in plan.steps[: place + 1] if step.way in {"take", "drive-mirror"}]
     assert bool(error.left) is (case.startswith("unseen") and bool(by_qemu))
     await check_nothing_is_left(fake, started_commit=plan.job_id if written and plan.op == "commit" else "")
     await check_the_next_run_works(case, fake)
@@ -174,7 +163,7 @@ async def _refused(case: str, place: int) -> None:
 async def test_operation_goes_on_when_a_flush_is_refused_after_the_end() -> None:
     fake = machine("commit")
     plan = await plan_of("commit", fake)
-    flush = next(step for step in reversed(plan.steps) if isinstance(step, FlushNode))
+    flush = next(step for step in reversed(plan.steps) if step.way == "flush")
     fake.fail(flush, refused("no"))
     assert (await vm_of(fake).run(plan)).chains == plan.chains_after
     assert fake.performed.count(flush) == 2
@@ -214,7 +203,7 @@ async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str
     fake = machine(case)
     plan = await plan_of(case, fake)
     gone = refused("Job not found", command="job-dismiss")
-    fake.fail(DismissJob(plan.job_id), gone, happened=True)
+    fake.fail(job_dismiss(plan.job_id), gone, happened=True)
     done = await vm_of(fake).run(plan)
     assert done.chains == plan.chains_after
     assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
@@ -242,10 +231,10 @@ async def _stays(case: str, place: int) -> None:
     assert await fake.jobs() == ()
     still_there = set(fake.files.names)
     assert set(caught.value.invalid) <= still_there
-    if isinstance(step, RetireFile):
-        assert step.file in caught.value.invalid
+    if step.command == "retire-file":
+        assert step.arguments["file"] in caught.value.invalid
         assert intents(fake) == [plan.job_id]  # so that `job wait` can go on
-    assert len(fake.performed) == len(plan.steps) - isinstance(step, RetireFile)
+    assert len(fake.performed) == len(plan.steps) - (step.command == "retire-file")
 
 
 async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by_its_record() -> None:
@@ -278,7 +267,7 @@ async def test_operation_reports_a_graph_that_is_not_the_predicted_one(case: str
     if plan.op != "snapshot":
         assert caught.value.changed is (Changed.YES if written else Changed.NO)
     assert caught.value.invalid == plan.invalid_if_stopped
-    assert intents(fake) == ([plan.record.record.id] if plan.record else [])
+    assert intents(fake) == ([plan.record.id] if plan.record else [])
 
 
 async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_read_after_the_snapshot() -> (
@@ -289,7 +278,7 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
     broken = Malformed("the graph did not hold still")
 
     def unreadable(step: Step) -> None:
-        if isinstance(step, TakeSnapshots):
+        if step.way == "take":
             fake.fail("graph", broken)
 
     fake.before = unreadable
@@ -299,10 +288,10 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
     assert fake.state.chains() == chains_after(plan)
     assert {file for files in fake.state.chains().values() for file in files} <= set(fake.files.names)
     assert caught.value.left == ()  # what a guest writes to is not left behind
-    assert intents(fake) == [plan.record.record.id if plan.record else ""]
+    assert intents(fake) == [plan.record.id if plan.record else ""]
     fake.before = None
     assert plan.record is not None
-    assert isinstance(await vm_of(fake).job_wait(plan.record.record.id), Done)
+    assert isinstance(await vm_of(fake).job_wait(plan.record.id), Done)
     assert intents(fake) == []
 
 
@@ -313,10 +302,10 @@ async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_
 ) -> None:
     fake = machine("mirror-pivot")
     plan = await plan_of("mirror-pivot", fake)
-    fake.fail(CompleteJob(plan.job_id, plan.start), refused("no"))  # type: ignore[arg-type]
+    fake.fail("job-complete", refused("no"))
 
     def unreadable(step: Step) -> None:
-        for _ in range(looks if isinstance(step, CompleteJob) else 0):
+        for _ in range(looks if step.command == "job-complete" else 0):
             fake.fail("graph", error)
 
     fake.before = unreadable
@@ -331,8 +320,8 @@ async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_
 async def test_operation_makes_overlays_side_by_side_and_removes_those_that_were_made() -> None:
     fake = machine("snapshot")
     plan = await plan_of("snapshot", fake)
-    overlays = [step for step in plan.steps if isinstance(step, CreateOverlay)]
-    fake.fail(overlays[0], TargetExists("taken", file=overlays[0].file))
+    overlays = [step for step in plan.steps if step.command == "create-overlay"]
+    fake.fail(overlays[0], TargetExists("taken", file=overlays[0].arguments["file"]))
     with pytest.raises(TargetExists):
         await vm_of(fake).run(plan)
     assert overlays[1] in fake.performed
@@ -342,8 +331,8 @@ async def test_operation_makes_overlays_side_by_side_and_removes_those_that_were
 async def test_operation_names_a_file_that_exists_where_qemu_runs_and_nothing_as_left() -> None:
     fake = machine("unseen-snapshot")
     plan = await plan_of("unseen-snapshot", fake)
-    probe = next(step for step in plan.steps if isinstance(step, ProbeAbsent))
-    fake.fail(probe, TargetExists("exists already", file=probe.file))
+    probe = next(step for step in plan.steps if step.way == "probe")
+    fake.fail(probe, TargetExists("exists already", file=probe.arguments["filename"]))
     with pytest.raises(TargetExists) as caught:
         await vm_of(fake).run(plan)
     assert (caught.value.left, caught.value.changed) == ((), Changed.NO)
@@ -354,10 +343,10 @@ async def test_operation_keeps_its_record_until_everything_is_put_away(case: str
     fake = machine(case)
     plan = await plan_of(case, fake)
     kept: list[bool] = []
-    fake.before = lambda step: kept.append(bool(intents(fake))) if isinstance(step, RetireFile) else None
+    fake.before = lambda step: kept.append(bool(intents(fake))) if step.command == "retire-file" else None
     await vm_of(fake).run(plan)
     assert all(kept)
-    assert isinstance(plan.steps[-1], FinishRecord)
+    assert plan.steps[-1].command == "finish-record"
 
 
 async def test_operation_says_so_when_the_record_of_a_whole_copy_could_not_be_removed() -> None:

@@ -14,9 +14,6 @@ from qmpsnap.errors import (
     JobPaused,
 )
 from qmpsnap.model.job import JobStatus
-from qmpsnap.plan.steps import (
-    AwaitJob,
-)
 from qmpsnap.run.outcome import Done, Hooks
 from tests.run.operations import (
     CASES,
@@ -58,7 +55,7 @@ async def test_operation_that_is_left_runs_on_and_is_brought_to_its_end_later(ca
     plan = await plan_of(case, fake)
     fake.hold = True
     leave = anyio.Event()
-    fake.before = lambda step: leave.set() if isinstance(step, AwaitJob) else None
+    fake.before = lambda step: leave.set() if step.command == "await-job" else None
     with pytest.raises(Detached) as caught:
         await vm_of(fake).run(plan, Hooks(detach=leave))
     written = plan.op in {"commit", "stream"}
@@ -151,7 +148,7 @@ async def test_commit_that_is_stopped_twice_says_what_mends_it_and_leaves_one_re
         plan = await plan_of(case, fake)
         cancel = anyio.Event()
         fake.hold = True
-        fake.before = lambda step, cancel=cancel: cancel.set() if isinstance(step, AwaitJob) else None
+        fake.before = lambda step, cancel=cancel: cancel.set() if step.command == "await-job" else None
         with pytest.raises(Interrupted) as caught:
             await vm_of(fake).run(plan, Hooks(cancel=cancel))
         assert words in caught.value.hint

@@ -25,26 +25,9 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    AwaitMigration,
-    CheckRoots,
-    ContinueGuest,
-    CreateOverlay,
-    DeleteNode,
-    LoadMemory,
-    LoadState,
-    PassFile,
-    ReopenFilter,
-    ResetGuest,
-    SaveMemory,
-    SaveState,
-    SetCapabilities,
-    SetDrive,
-    SetParameters,
-    StopGuest,
-    TakeSnapshots,
-)
+from qmpsnap.plan.commands.migration import await_migration
+from qmpsnap.plan.commands.state import cont, snapshot_save, stop
+from qmpsnap.plan.step import MoveRoot
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake import refused
 from tests.run.operations import vm_of
@@ -53,7 +36,7 @@ from tests.run.states import CASES, begun, known_plan, stand
 
 if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Root, Step
     from qmpsnap.run.outcome import Done
     from qmpsnap.testing.fake import FakeTarget
     from tests.run.states import Stand
@@ -120,18 +103,18 @@ async def test_operation_keeps_the_branch_that_a_revert_begins(case: str) -> Non
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     await vm_of(fake).run(plan)
-    made = {step.file for step in plan.steps if isinstance(step, CreateOverlay)}
+    made = {step.arguments["file"] for step in plan.steps if step.command == "create-overlay"}
     branches = moment(fake, "c2" if case == "revert-aside" else "c1").branches
     assert set(branches[-1].values()) == made
 
 
 def refusal(step: Step) -> QmpsnapError:
-    match step:
-        case AwaitMigration():
+    match step.command:
+        case "await-migration":
             return MigrationFailed("it says no", error="no")
-        case AwaitJob():
+        case "await-job":
             return JobFailed("it says no", job_id=step.job_id, error=LATE)
-        case _ if step.on == "qmp" or isinstance(step, CheckRoots):
+        case _ if step.on == "qmp" or step.command == "check-roots":
             return refused("it says no", command=step.command)
         case _:
             return InvalidTarget("it says no", file="/images/x")
@@ -154,10 +137,11 @@ async def fails_at(case: str, place: int) -> tuple[FakeTarget, Plan, Stand, Qmps
 def no_return(plan: Plan, place: int) -> str:
     """What was done before that step that stays done: "overlays", "load", or ""."""
     done = plan.steps[:place]
-    if any(isinstance(step, TakeSnapshots) for step in done):
+    if any(step.way == "take" for step in done):
         return "overlays"
-    loaded = any(isinstance(step, LoadState) for step in done)  # the job's end tells of it, not the command
-    return "load" if loaded or any(isinstance(step, ResetGuest) for step in done) else ""
+    # The job's end tells of a load, not the command.
+    loaded = any(step.command == "snapshot-load" for step in done)
+    return "load" if loaded or any(step.command == "system_reset" for step in done) else ""
 
 
 def places(case: str, stays: str) -> list[int]:
@@ -177,7 +161,7 @@ async def _taken_back(case: str, place: int) -> None:
     assert stand(fake) == before
     assert (error.changed, error.left) == (Changed.NO, ())
     if fake.guest.now.migration == "completed" and not before.running:
-        assert "postmigrate" in error.hint or AwaitMigration("saved") not in plan.steps[:place]
+        assert "postmigrate" in error.hint or await_migration("saved") not in plan.steps[:place]
         return  # QEMU takes no second migration before the guest has run
     done = await vm_of(fake).run(await vm_of(fake).plan(CASES[case].intent))
     assert done.chains == plan.chains_after
@@ -190,7 +174,7 @@ async def test_operation_leaves_the_overlays_alone_when_a_checkpoint_fails_after
 
 async def _overlays_stay(case: str, place: int) -> None:
     fake, plan, before, error = await fails_at(case, place)
-    overlays = tuple(step.file for step in plan.steps if isinstance(step, CreateOverlay))
+    overlays = tuple(step.arguments["file"] for step in plan.steps if step.command == "create-overlay")
     assert stand(fake) == dataclasses.replace(
         before,
         chains=plan.chains_after,
@@ -220,7 +204,7 @@ async def _guest_stands(case: str, place: int) -> None:
     assert moment(fake, "c2" if case == "revert-aside" else "c1").branches[-1] == branch
 
 
-LOADS = [case for case in CASES if any(isinstance(step, LoadState) for step in known_plan(case).steps)]
+LOADS = [case for case in CASES if any(step.command == "snapshot-load" for step in known_plan(case).steps)]
 
 
 @pytest.mark.parametrize("case", LOADS)
@@ -258,16 +242,25 @@ async def test_operation_goes_back_once_more_after_a_load_that_failed_half_way()
     assert not [note for note in done.notes if "stale" in note]
 
 
+def root_of(step: Step) -> Root:
+    assert isinstance(step.effect, MoveRoot)
+    return step.effect.root
+
+
 async def test_operation_does_not_set_a_root_that_the_device_has_kept() -> None:
     fake = await begun("revert")
     plan = await vm_of(fake).plan(CASES["revert"].intent)
-    kept = next(step for step in plan.steps if isinstance(step, SetDrive))
+    kept = next(step for step in plan.steps if step.command == "qom-set")
     doing, before = fake._change, stand(fake)
     fake._change = lambda state, step: state if step == kept else doing(state, step)
     with pytest.raises(QmpsnapError, match="kept its root"):
         await vm_of(fake).run(plan)
     assert stand(fake) == before
-    assert [step.root.disk for step in fake.performed if isinstance(step, SetDrive)] == ["vda", "vdb", "vdb"]
+    assert [root_of(step).disk for step in fake.performed if step.command == "qom-set"] == [
+        "vda",
+        "vdb",
+        "vdb",
+    ]
 
 
 # What the record is needed for when it fails: it tells whoever comes next what is owed.
@@ -333,23 +326,23 @@ async def outcome(fake: FakeTarget, plan: Plan, hooks: Hooks) -> Done | Interrup
 @pytest.mark.parametrize(
     ("case", "at"),
     [
-        ("revert", SetDrive),
-        ("revert-throttled", ReopenFilter),
-        ("revert", LoadState),
-        ("revert-disks", ResetGuest),
-        ("in-place", SaveState),
-        ("stop", TakeSnapshots),
-        ("incoming", LoadMemory),
-        ("restore", LoadMemory),
-        ("background-old", AwaitMigration),
+        ("revert", "qom-set"),
+        ("revert-throttled", "blockdev-reopen"),
+        ("revert", "snapshot-load"),
+        ("revert-disks", "system_reset"),
+        ("in-place", "snapshot-save"),
+        ("stop", "transaction"),
+        ("incoming", "migrate-incoming"),
+        ("restore", "migrate-incoming"),
+        ("background-old", "await-migration"),
     ],
 )
 async def test_operation_on_state_is_finished_when_it_is_to_stop_after_the_step_without_return(
-    case: str, at: type[Step]
+    case: str, at: str
 ) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
-    last = [step for step in plan.steps if isinstance(step, at)][-1]
+    last = [step for step in plan.steps if step.command == at][-1]
     stop = anyio.Event()
     fake.before = lambda step: stop.set() if step == last else None
     done = await outcome(fake, plan, Hooks(cancel=stop))
@@ -390,7 +383,7 @@ async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or
 ) -> None:
     fake = await begun("in-place" if ran else "in-place-paused")
     plan = await vm_of(fake).plan(CASES["in-place"].intent)
-    fake.guest.perform(StopGuest() if ran else ContinueGuest())
+    fake.guest.perform(stop() if ran else cont())
     before = stand(fake)
     with pytest.raises(GraphMismatch, match="when the plan was made") as caught:
         await vm_of(fake).run(plan)
@@ -403,7 +396,9 @@ async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: 
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     before = stand(fake)
-    fake.start_job(Job("theirs", "mirror", JobStatus.RUNNING), SaveState("theirs", "x", ()))
+    fake.start_job(
+        Job("theirs", "mirror", JobStatus.RUNNING), snapshot_save("theirs", "x", (("vda", "vda-s1"),))
+    )
     with pytest.raises(Busy, match="'theirs'") as caught:
         await vm_of(fake).run(plan)
     assert (caught.value.changed, fake.performed, stand(fake)) == (Changed.NO, [], before)
@@ -414,12 +409,12 @@ async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case
     fake = await begun(case)
     before = stand(fake)
     plan = await vm_of(fake).plan(CASES[case].intent)
-    step = next(one for one in reversed(plan.steps) if isinstance(one, SetParameters))
+    step = next(one for one in reversed(plan.steps) if one.command == "migrate-set-parameters")
     fake.fail(step, refusal(step))
     with pytest.raises(Incomplete) as caught:
         await vm_of(fake).run(plan)
     assert plan.record is not None
-    named = plan.record.record.id
+    named = plan.record.id
     assert caught.value.hint == f"qmpsnap job wait {named} finishes it"
     await vm_of(fake).job_wait(named)
     assert settings(stand(fake)) == settings(before)
@@ -430,14 +425,14 @@ async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_st
     fake = await begun("stop")
     before = stand(fake)
     plan = await vm_of(fake).plan(CASES["stop"].intent)
-    seal = next(one for one in plan.steps if isinstance(one, SaveMemory))
-    back = next(one for one in reversed(plan.steps) if isinstance(one, SetParameters))
+    seal = next(one for one in plan.steps if one.command == "migrate")
+    back = next(one for one in reversed(plan.steps) if one.command == "migrate-set-parameters")
     fake.fail(seal, refusal(seal))
     fake.fail(back, refusal(back))
     with pytest.raises(QmpsnapError) as caught:
         await vm_of(fake).run(plan)
     assert plan.record is not None
-    named = plan.record.record.id
+    named = plan.record.id
     assert f"qmpsnap job wait {named} finishes it" in caught.value.left
     await vm_of(fake).job_wait(named)
     assert stand(fake) == before
@@ -446,8 +441,8 @@ async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_st
 async def test_operation_without_a_record_names_nobody_who_ends_it() -> None:
     fake = await begun("restore")
     plan = await vm_of(fake).plan(CASES["restore"].intent)
-    load = next(step for step in plan.steps if isinstance(step, PassFile))
-    back = next(step for step in reversed(plan.steps) if isinstance(step, SetCapabilities))
+    load = next(step for step in plan.steps if step.way == "pass-file")
+    back = next(step for step in reversed(plan.steps) if step.command == "migrate-set-capabilities")
     fake.fail(load, refusal(load))
     fake.fail(back, refusal(back))
     with pytest.raises(QmpsnapError) as caught:
@@ -459,9 +454,9 @@ async def test_operation_removes_no_file_whose_node_could_not_be_closed() -> Non
     fake = await begun("revert-disks")
     await vm_of(fake).revert("c1")
     plan = await vm_of(fake).plan(CASES["revert-disks"].intent)
-    free = next(step for step in plan.steps if isinstance(step, DeleteNode))
+    free = next(step for step in plan.steps if step.command == "blockdev-del")
     fake.fail(free, refusal(free))
-    file = fake.state.nodes[free.node].file
+    file = fake.state.nodes[free.arguments["node-name"]].file
     with pytest.raises(Incomplete, match="is still open in QEMU"):
         await vm_of(fake).run(plan)
     assert file in fake.files.names

@@ -8,8 +8,9 @@ from qmpsnap.errors import Changed, JobFailed, NotFound
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.commands.jobs import job_dismiss
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, Revert
-from qmpsnap.plan.steps import ContinueGuest, DismissJob, LoadState, WriteRecord
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
@@ -46,7 +47,7 @@ async def test_operation_lets_a_guest_that_ran_run_on_when_a_load_failed_before_
     with pytest.raises(JobFailed) as caught:
         await vm_of(fake).run(await vm_of(fake).plan(LOAD))
     assert caught.value.changed is Changed.NO
-    assert (ContinueGuest() in fake.performed) is running
+    assert (cont() in fake.performed) is running
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
@@ -57,7 +58,7 @@ async def test_operation_leaves_the_guest_standing_when_a_load_failed_half_way()
         await vm_of(fake).run(await vm_of(fake).plan(LOAD))
     assert caught.value.changed is Changed.YES
     assert "cannot be trusted" in caught.value.hint
-    assert ContinueGuest() not in fake.performed
+    assert cont() not in fake.performed
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
@@ -91,9 +92,9 @@ async def test_operation_asks_for_no_progress_of_a_job_that_holds_qemu() -> None
 async def left_by(intent: Intent, fake: FakeTarget, *, status: str, error: str | None = None) -> str:
     """Let the operation's job have ended so, and its record be there; return the id."""
     plan = await vm_of(fake).plan(intent)
-    written = next(step for step in plan.steps if isinstance(step, WriteRecord))
+    written = next(step for step in plan.steps if step.command == "write-record")
     await fake.perform(written)
-    start = next(step for step in plan.steps if isinstance(step, LoadState))
+    start = next(step for step in plan.steps if step.command == "snapshot-load")
     fake.start_job(Job(plan.job_id, "snapshot-load", JobStatus.CONCLUDED, error=error), start)
     fake.guest.now = a_machine(fake.state, running=status == "running", status=status)
     fake.performed.clear()
@@ -114,8 +115,8 @@ async def test_rest_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothi
     with pytest.raises(JobFailed) as caught:
         await (vm.job_wait(job_id) if way == "wait" else vm.job_cancel(job_id))
     assert caught.value.changed is (Changed.YES if error == LATE else Changed.NO)
-    assert (ContinueGuest() in fake.performed) is resumed
-    assert DismissJob(job_id) in fake.performed
+    assert (cont() in fake.performed) is resumed
+    assert job_dismiss(job_id) in fake.performed
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 

@@ -11,7 +11,6 @@ from qmpsnap.errors import Changed
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.steps import RetireFile, StartMirror, TakeSnapshots
 from qmpsnap.run.outcome import (
     Done,
     Hooks,
@@ -176,7 +175,7 @@ def test_made_files_are_overlays_and_placeholders() -> None:
 )
 def test_by_qemu_names_what_qemu_was_told_to_make(intent: Any) -> None:
     steps = planned(intent, TWO, files=unseen(TWO)).steps
-    told = next(place for place, step in enumerate(steps) if isinstance(step, TakeSnapshots | StartMirror))
+    told = next(place for place, step in enumerate(steps) if step.way in {"take", "drive-mirror"})
     assert by_qemu(steps[:told]) == ()
     assert by_qemu(steps[: told + 1]) == ("/images/data.n1.qcow2 (if QEMU created it)",)
     assert by_qemu(planned(intent, TWO).steps) == ()
@@ -184,12 +183,12 @@ def test_by_qemu_names_what_qemu_was_told_to_make(intent: Any) -> None:
 
 def test_invalid_now_uses_the_names_that_files_have() -> None:
     plan = planned(Commit("vda"), TWO)
-    first, second = (step for step in plan.steps if isinstance(step, RetireFile))
+    first, second = (step for step in plan.steps if step.command == "retire-file")
     assert invalid_now(plan, []) == (f"{S2}.invalid", f"{S1}.invalid")
     assert invalid_now(plan, [second]) == (f"{S2}.invalid", S1)
     assert invalid_now(plan, [first, second]) == (S2, S1)
     removing = planned(Commit("vda", folded="remove"), TWO)
-    assert invalid_now(removing, [step for step in removing.steps if isinstance(step, RetireFile)]) == (
+    assert invalid_now(removing, [step for step in removing.steps if step.command == "retire-file"]) == (
         S2,
         S1,
     )

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import CommandFailed, Malformed
-from qmpsnap.plan.root_steps import CheckRoots
+from qmpsnap.plan.commands.block import check_roots
+from qmpsnap.run import roots
 from qmpsnap.run import session as sessions
-from qmpsnap.run.roots import check_roots
 from qmpsnap.testing.server import Return
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
 
-STEP = CheckRoots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
+STEP = check_roots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
 
 
 def row(qdev: str, node: str) -> dict[str, object]:
@@ -25,7 +25,7 @@ def row(qdev: str, node: str) -> dict[str, object]:
 async def checked(server: QmpServer, answer: object) -> None:
     server.answer("query-block", Return(answer))
     async with sessions.connect(server.path) as session:
-        await check_roots(session, STEP)
+        await roots.check_roots(session, STEP)
 
 
 async def test_check_roots_is_content_when_each_device_has_its_own(server: QmpServer) -> None:

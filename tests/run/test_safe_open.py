@@ -19,7 +19,6 @@ import qmpsnap.run
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.files import Ask
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.plan.memory_steps import SealMemory, SealStore
 from qmpsnap.run import cleanup, memory_files, survey
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.images import Images
@@ -114,11 +113,13 @@ def test_open_file_refuses_at_once_what_is_no_file(planted: Path, write: bool) -
 
 
 def _sealed_memory(file: str) -> object:
-    return memory_files.seal_memory(SealMemory(file, f"{file}.whole", "id", "c1", True, KEPT, ()))
+    return memory_files.seal_memory(
+        file, f"{file}.whole", id="id", name="c1", running=True, fingerprint=KEPT, layers=()
+    )
 
 
 def _sealed_store(file: str) -> object:
-    return memory_files.seal_store(SealStore(file, f"{file}.whole"))
+    return memory_files.seal_store(file, f"{file}.whole")
 
 
 RAISES: dict[str, Callable[[str], object]] = {

@@ -7,29 +7,27 @@ import pytest
 
 from qmpsnap.errors import CommandFailed, JobFailed, LinkLost, Unsupported
 from qmpsnap.model.job import JobStatus
-from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CancelJob,
-    CheckRoots,
-    CompleteJob,
-    ContinueGuest,
-    CreateMemory,
-    DeleteNode,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    SealMemory,
-    StartMirror,
-    StopGuest,
+from qmpsnap.plan.commands.block import blockdev_del, check_roots
+from qmpsnap.plan.commands.files import create_memory, seal_memory
+from qmpsnap.plan.commands.jobs import (
+    await_job,
+    end_copy,
+    job_cancel,
+    job_complete,
+    job_dismiss,
+    job_finalize,
 )
+from qmpsnap.plan.commands.state import cont, stop
+from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget, refused
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.steps import Start
+    from qmpsnap.plan.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 TWO = graph(vda="base <- s1 <- s2*")
@@ -39,7 +37,7 @@ STREAM = planned(Stream("vda"), TWO)
 MIRROR = planned(Mirror("vda", "/c", "finish"), TWO)
 
 
-def start_of(plan: Plan) -> Start:
+def start_of(plan: Plan) -> Step:
     assert plan.start is not None
     return plan.start
 
@@ -64,9 +62,9 @@ async def test_fake_job_waits_at_ready_until_it_is_completed() -> None:
     await fake.perform(start_of(PIVOT))
     assert await statuses(fake) == [JobStatus.READY]
     assert fake.state == TWO
-    await fake.perform(CompleteJob(PIVOT.job_id))
+    await fake.perform(job_complete(PIVOT.job_id))
     assert await statuses(fake) == [JobStatus.CONCLUDED]
-    await fake.perform(DismissJob(PIVOT.job_id))
+    await fake.perform(job_dismiss(PIVOT.job_id))
     assert await statuses(fake) == []
     assert fake.state.chains() == PIVOT.chains_after
 
@@ -76,7 +74,7 @@ async def test_fake_stream_waits_to_be_finalized_and_dismisses_itself() -> None:
     await fake.perform(start_of(STREAM))
     with fake.watch(STREAM.job_id) as watch:
         assert (await watch.until_pending()).status is JobStatus.PENDING
-    await fake.perform(FinalizeJob(STREAM.job_id))
+    await fake.perform(job_finalize(STREAM.job_id))
     assert await fake.jobs() == ()
     with fake.watch(STREAM.job_id) as watch:
         await watch.until_concluded()
@@ -97,19 +95,19 @@ async def test_fake_job_runs_until_it_is_let_go() -> None:
 
 async def test_fake_mirror_holds_its_target_until_it_is_dismissed() -> None:
     fake, start = FakeTarget(TWO), start_of(MIRROR)
-    assert isinstance(start, StartMirror)
+    assert start.command == "drive-mirror"
     await fake.perform(start)
-    assert fake.state.nodes[start.node].file == "/c"
-    await fake.perform(EndCopy(start.job_id))
-    assert start.node in fake.state.nodes
-    await fake.perform(DismissJob(start.job_id))
-    assert start.node not in fake.state.nodes
+    assert fake.state.nodes[start.arguments["node-name"]].file == "/c"
+    await fake.perform(end_copy(start.job_id))
+    assert start.arguments["node-name"] in fake.state.nodes
+    await fake.perform(job_dismiss(start.job_id))
+    assert start.arguments["node-name"] not in fake.state.nodes
 
 
 async def test_fake_job_can_be_cancelled_and_ends_with_an_error() -> None:
     fake = FakeTarget(TWO)
     await fake.perform(start_of(PIVOT))
-    await fake.perform(CancelJob(PIVOT.job_id))
+    await fake.perform(job_cancel(PIVOT.job_id))
     with fake.watch(PIVOT.job_id) as watch, pytest.raises(JobFailed, match="Operation canceled"):
         await watch.until_ready()
     assert fake.state == TWO
@@ -124,21 +122,21 @@ async def test_fake_job_ends_with_the_error_that_was_set() -> None:
     assert fake.state == TWO
 
 
-@pytest.mark.parametrize("kind", [CompleteJob, EndCopy, CancelJob, DismissJob])
-async def test_fake_refuses_what_no_job_or_its_state_allows(kind: type[CompleteJob | CancelJob]) -> None:
+@pytest.mark.parametrize("kind", [job_complete, end_copy, job_cancel, job_dismiss])
+async def test_fake_refuses_what_no_job_or_its_state_allows(kind: Callable[[str], Step]) -> None:
     fake = FakeTarget(TWO)
     with pytest.raises(CommandFailed, match="Job not found"):
         await fake.perform(kind(MIDDLE.job_id))
     fake.hold = True
     await fake.perform(start_of(MIDDLE))
-    if kind is not CancelJob:
+    if kind is not job_cancel:
         with pytest.raises(CommandFailed, match="in state 'running'"):
             await fake.perform(kind(MIDDLE.job_id))
 
 
 async def test_fake_refuses_to_delete_a_node_that_is_not_there() -> None:
     with pytest.raises(CommandFailed, match="Failed to find node"):
-        await FakeTarget(TWO).perform(DeleteNode("none"))
+        await FakeTarget(TWO).perform(blockdev_del("none"))
 
 
 async def test_fake_waits_for_no_job_that_is_not_there() -> None:
@@ -187,7 +185,7 @@ async def test_fake_tells_of_each_step_before_it_is_done() -> None:
     await fake.perform(start_of(PIVOT))
     with fake.watch(PIVOT.job_id) as watch:
         await watch.until_ready()
-    assert seen == [(start_of(PIVOT), True), (AwaitJob(PIVOT.job_id, "ready"), True)]
+    assert seen == [(start_of(PIVOT), True), (await_job(PIVOT.job_id, "ready"), True)]
 
 
 async def test_fake_has_the_commands_that_it_was_given() -> None:
@@ -206,7 +204,7 @@ async def test_fake_tells_of_progress_until_the_job_ends() -> None:
         if fake.hold:
             fake.let_go()
         else:
-            await fake.perform(FinalizeJob(MIDDLE.job_id))
+            await fake.perform(job_finalize(MIDDLE.job_id))
     assert seen == [JobStatus.RUNNING, JobStatus.PENDING]
 
 
@@ -218,9 +216,9 @@ async def test_fake_takes_note_of_commands_about_jobs() -> None:
 
 async def test_fake_says_when_a_device_kept_its_old_root() -> None:
     fake = FakeTarget(TWO)
-    await fake.perform(CheckRoots((("vda", "q", "vda-s2"),)))
+    await fake.perform(check_roots((("vda", "q", "vda-s2"),)))
     with pytest.raises(CommandFailed, match="the device of vda kept its root"):
-        await fake.perform(CheckRoots((("vda", "q", "new"),)))
+        await fake.perform(check_roots((("vda", "q", "new"),)))
 
 
 async def test_fake_tells_how_long_the_guest_stood_still_since_somebody_listens() -> None:
@@ -228,8 +226,8 @@ async def test_fake_tells_how_long_the_guest_stood_still_since_somebody_listens(
     fake.guest.blink()
     with fake.stops() as stops:
         assert stops.seconds is None
-        await fake.perform(StopGuest())
-        await fake.perform(ContinueGuest())
+        await fake.perform(stop())
+        await fake.perform(cont())
         assert stops.seconds == 0.25
     assert (await fake.machine(TWO)).running
 
@@ -238,6 +236,8 @@ async def test_fake_counts_the_bytes_of_the_memory_that_was_kept_last() -> None:
     fake = FakeTarget(TWO)
     assert fake.state_bytes == 0
     fingerprint = fake.guest.now.fingerprint
-    await fake.perform(CreateMemory("/m.partial"))
-    await fake.perform(SealMemory("/m.partial", "/m", "id", "c1", True, fingerprint))
+    await fake.perform(create_memory("/m.partial"))
+    await fake.perform(
+        seal_memory("/m.partial", "/m", id="id", name="c1", running=True, fingerprint=fingerprint)
+    )
     assert fake.state_bytes == fake.files.facts["/m"].size > 0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from qmpsnap.errors import InvalidTarget
-from qmpsnap.plan.steps import StopGuest
+from qmpsnap.plan.commands.state import stop
 from qmpsnap.testing.fake_faults import Fault, Faults
 
 NO = InvalidTarget("no", file="/x")
@@ -9,14 +9,14 @@ NO = InvalidTarget("no", file="/x")
 
 def test_faults_happen_once_and_in_order() -> None:
     faults = Faults()
-    first, second = Fault("stop", NO, happened=False), Fault(StopGuest(), NO, happened=True)
+    first, second = Fault("stop", NO, happened=False), Fault(stop(), NO, happened=True)
     faults.add(first)
     faults.add(second)
-    assert [faults.take(StopGuest()) for _ in range(3)] == [first, second, None]
+    assert [faults.take(stop()) for _ in range(3)] == [first, second, None]
 
 
 def test_faults_of_a_command_happen_at_that_command_alone() -> None:
     faults = Faults()
     faults.add(Fault("graph", NO, happened=False))
-    assert faults.take(StopGuest()) is None
+    assert faults.take(stop()) is None
     assert faults.take("graph") is not None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from qmpsnap.errors import InvalidTarget, TargetExists
@@ -7,27 +9,32 @@ from qmpsnap.model.files import Ask, BackingLink, DirFact, Files
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryNote
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.host_steps import (
-    CreateOverlay,
-    CreatePlaceholder,
-    FinishRecord,
-    HostStep,
-    KeepMoment,
-    RemoveMade,
-    RemoveOrphan,
-    RetireFile,
-    WriteRecord,
+from qmpsnap.plan.commands.files import (
+    create_file,
+    create_memory,
+    create_overlay,
+    create_store,
+    remove_file,
+    remove_orphan,
+    remove_state,
+    retire_file,
+    seal_memory,
+    seal_store,
 )
-from qmpsnap.plan.memory_steps import (
-    CreateMemory,
-    CreateStore,
-    KeepBranch,
-    RemoveState,
-    SealMemory,
-    SealStore,
+from qmpsnap.plan.commands.records import (
+    finish_record,
+    keep_branch,
+    keep_link,
+    keep_lost,
+    keep_moment,
+    keep_place,
+    write_record,
 )
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Step
 
 ONE = graph(vda="base <- s1*")
 S1, BASE = "/images/s1.qcow2", "/images/base.qcow2"
@@ -65,7 +72,7 @@ def test_fake_files_have_every_directory_but_those_of_records_until_one_is_writt
         (True, False),
         (False, False),
     ]
-    files.perform(WriteRecord("/r.qmpsnap", RECORD))
+    files.perform(write_record("/r.qmpsnap", RECORD))
     assert files.look(ask).directories["/r.qmpsnap"].exists
     assert [record.directory for record in files.look(ask).records] == ["/r.qmpsnap"]
 
@@ -73,16 +80,16 @@ def test_fake_files_have_every_directory_but_those_of_records_until_one_is_writt
 @pytest.mark.parametrize(
     ("step", "names"),
     [
-        (CreateOverlay("/o", 1, S1, "qcow2", S1), (BASE, S1, "/o")),
-        (CreatePlaceholder("/o", S1), (BASE, S1, "/o")),
-        (RetireFile(S1, "rename", "/z"), (BASE, "/z")),
-        (RetireFile(S1, "remove", ""), (BASE,)),
-        (RetireFile(S1, "keep", ""), (BASE, S1)),
-        (RemoveMade(S1), (BASE,)),
-        (RemoveOrphan("/none", None), (BASE, S1)),
+        (create_overlay("/o", size_bytes=1, backing=S1, backing_format="qcow2", like=S1), (BASE, S1, "/o")),
+        (create_file("/o", S1), (BASE, S1, "/o")),
+        (retire_file(S1, "rename", "/z"), (BASE, "/z")),
+        (retire_file(S1, "remove", ""), (BASE,)),
+        (retire_file(S1, "keep", ""), (BASE, S1)),
+        (remove_file(S1), (BASE,)),
+        (remove_orphan("/none", None), (BASE, S1)),
     ],
 )
-def test_fake_files_do_a_step(step: HostStep, names: tuple[str, ...]) -> None:
+def test_fake_files_do_a_step(step: Step, names: tuple[str, ...]) -> None:
     files = FakeFiles(ONE)
     files.perform(step)
     assert files.names == names
@@ -91,28 +98,28 @@ def test_fake_files_do_a_step(step: HostStep, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        CreateOverlay(BASE, 1, S1, "qcow2", S1),
-        CreatePlaceholder(BASE, S1),
-        RetireFile(S1, "rename", BASE),
+        create_overlay(BASE, size_bytes=1, backing=S1, backing_format="qcow2", like=S1),
+        create_file(BASE, S1),
+        retire_file(S1, "rename", BASE),
     ],
 )
-def test_fake_files_never_replace_one(step: HostStep) -> None:
+def test_fake_files_never_replace_one(step: Step) -> None:
     with pytest.raises(TargetExists):
         FakeFiles(ONE).perform(step)
 
 
 def test_fake_files_keep_a_moment_and_finish_records() -> None:
     files = FakeFiles(ONE)
-    files.perform(WriteRecord("/r", RECORD))
-    files.perform(KeepMoment("/r", "r", "n1"))
+    files.perform(write_record("/r", RECORD))
+    files.perform(keep_moment("/r", "r", "n1"))
     assert [type(record) for record in files.records] == [MomentRecord]
     with pytest.raises(InvalidTarget, match="no longer exists"):
-        files.perform(KeepMoment("/r", "r", "n1"))
-    files.perform(FinishRecord("/other", ("r",)))
+        files.perform(keep_moment("/r", "r", "n1"))
+    files.perform(finish_record("/other", ("r",)))
     assert len(files.records) == 1
-    files.perform(FinishRecord("/r", ("r",)))
+    files.perform(finish_record("/r", ("r",)))
     assert len(files.records) == 1  # a moment outlives the operation that made it
-    files.perform(FinishRecord("/r", (), ("r",)))
+    files.perform(finish_record("/r", (), ("r",)))
     assert files.records == []
 
 
@@ -131,29 +138,31 @@ KEPT = Fingerprint("pc", 1, (), {}, {})
 
 def test_fake_files_keep_a_memory_file_with_its_note_under_its_name() -> None:
     files = FakeFiles(ONE)
-    files.perform(CreateMemory(PARTIAL))
-    seal = SealMemory(PARTIAL, "/images/m", "id", "c1", True, KEPT, (("vda", S1),))
+    files.perform(create_memory(PARTIAL))
+    seal = seal_memory(
+        PARTIAL, "/images/m", id="id", name="c1", running=True, fingerprint=KEPT, layers=(("vda", S1),)
+    )
     files.perform(seal)
     fact = files.look(Ask(memories=("/images/m",))).memories["/images/m"]
     assert fact.note == MemoryNote(
         "id", "c1", fact.size, True, KEPT, (LayerState("vda", S1, 0, 196_616, 10**9),)
     )
     assert set(files.names) == {BASE, S1, "/images/m"}
-    files.perform(RemoveState("/images/m", "i"))
+    files.perform(remove_state("/images/m", "i"))
     assert not files.look(Ask(memories=("/images/m",))).memories["/images/m"].exists
 
 
 def test_fake_files_keep_a_store_with_a_snapshot_inside() -> None:
     files = FakeFiles(ONE)
-    files.perform(CreateStore(PARTIAL, S1))
-    files.perform(SealStore(PARTIAL, "/images/m"))
+    files.perform(create_store(PARTIAL, S1))
+    files.perform(seal_store(PARTIAL, "/images/m"))
     header = files.facts["/images/m"].header
     assert header is not None
     assert (header.format, header.snapshot_count) == ("qcow2", 1)
 
 
-@pytest.mark.parametrize("make", [CreateMemory(S1), CreateStore(S1, BASE)])
-def test_fake_files_make_no_state_over_another_file(make: CreateMemory | CreateStore) -> None:
+@pytest.mark.parametrize("make", [create_memory(S1), create_store(S1, BASE)])
+def test_fake_files_make_no_state_over_another_file(make: Step) -> None:
     with pytest.raises(TargetExists):
         FakeFiles(ONE).perform(make)
 
@@ -169,9 +178,20 @@ def test_fake_files_know_overlays_that_were_never_touched() -> None:
 def test_fake_files_add_a_branch_to_its_moment() -> None:
     files = FakeFiles(ONE)
     files.records.append(MomentRecord("r", "c1", RECORD.created, directory="/r"))
-    files.perform(KeepBranch("/r", "r", {"vda": "/o"}))
+    files.perform(keep_branch("/r", "r", {"vda": "/o"}))
     (moment,) = files.records
     assert isinstance(moment, MomentRecord)
     assert moment.branches == ({"vda": "/o"},)
     with pytest.raises(InvalidTarget, match="no longer exists"):
-        files.perform(KeepBranch("/r", "other", {}))
+        files.perform(keep_branch("/r", "other", {}))
+
+
+def test_fake_files_keep_what_became_of_a_moment_in_its_record() -> None:
+    files = FakeFiles(ONE)
+    files.records.append(MomentRecord("r", "c1", RECORD.created, covered={"vda": S1}, directory="/r"))
+    files.perform(keep_place("/r", "r", "vda", (S1,), BASE))
+    files.perform(keep_lost("/r", "r", "vda"))
+    files.perform(keep_link("/r", "r"))
+    (moment,) = files.records
+    assert isinstance(moment, MomentRecord)
+    assert (moment.covered, moment.lost, moment.deleted) == ({"vda": BASE}, ("vda",), True)

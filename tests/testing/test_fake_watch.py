@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from qmpsnap.model.job import STAYS, Job, JobStatus
-from qmpsnap.plan.steps import AwaitJob
+from qmpsnap.plan.commands.jobs import await_job
 from qmpsnap.testing.fake_watch import FakeWatch
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Step
 
 
 class EndOfTest(Exception):
     pass
 
 
-async def nobody_waits(step: AwaitJob) -> Job:
+async def nobody_waits(step: Step) -> Job:
     raise AssertionError(step)
 
 
@@ -24,9 +29,9 @@ async def never() -> None:
 
 
 async def test_fake_watch_asks_the_target_for_each_wait() -> None:
-    asked: list[AwaitJob] = []
+    asked: list[Step] = []
 
-    async def wait(step: AwaitJob) -> Job:
+    async def wait(step: Step) -> Job:
         asked.append(step)
         return Job("j", "commit", JobStatus.READY)
 
@@ -34,7 +39,7 @@ async def test_fake_watch_asks_the_target_for_each_wait() -> None:
     assert (await watch.until_ready()).id == "j"
     await watch.until_pending()
     await watch.until_concluded()
-    assert asked == [AwaitJob("j", "ready"), AwaitJob("j", "pending"), AwaitJob("j", "concluded")]
+    assert asked == [await_job("j", "ready"), await_job("j", "pending"), await_job("j", "concluded")]
     assert watch.times[JobStatus.CONCLUDED] - watch.times[JobStatus.PENDING] == 0.25
 
 

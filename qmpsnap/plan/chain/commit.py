@@ -24,22 +24,21 @@ from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import refuse_barred
+from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan.commands.files import Proof, retire_file
+from qmpsnap.plan.commands.jobs import (
+    await_job,
+    block_commit,
+    end_copy,
+    job_complete,
+    job_dismiss,
+    job_finalize,
+)
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    Proof,
-    RetireFile,
-    StartCommit,
-    WriteRecord,
-)
+from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.plan.intent import Commit
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan"]
 
@@ -88,23 +87,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         Unsupported: When the chain has only one layer, `keep_overlay` goes without the active layer, the
             disk is read-only, or a folded layer is shorter than the base.
     """
-    disk = refuse_empty(find_disk(scene.graph, intent.disk))
-    refuse_moved(scene, disk, disk.layers)  # what a disk in snapshot mode wrote has no other way to stay
-    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
-    if len(disk.layers) == 1:
-        raise Unsupported(f"the chain of {disk.name} has only one layer", feature="commit of a base image")
-    top = 0 if intent.top is None else layer_index(scene, disk, intent.top)
-    base = len(disk.layers) - 1 if intent.base is None else layer_index(scene, disk, intent.base)
-    if base <= top:
-        raise NotInChain(
-            f"base {disk.layers[base].file} is not below top {disk.layers[top].file}",
-            hint="base must be the lower layer",
-        )
+    disk, top, base = _ends(intent, scene)
     active = top == 0
-    if not active:
-        scene.features.need("job-finalize", "human-monitor-command")
-    if intent.keep_overlay and not active:
-        raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
     refuse_read_only(disk, "commit")
     receiver = disk.layers[base]
     refuse_clear_data(disk.layers[top:base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
@@ -120,26 +104,14 @@ def plan(intent: Commit, scene: Scene) -> Plan:
 
     token = digest("commit", disk.name, disk.files, top, base, intent.keep_overlay, avoid=scene.names)
     ending = "keep" if intent.keep_overlay or not active else "pivot"
-    start = StartCommit(
-        job_id=job_id("commit", ending, token),
-        disk=disk.name,
-        root=disk.root,
-        top_node=disk.layers[top].node,
-        top_file=disk.layers[top].file,
-        base_node=disk.layers[base].node,
-        base_file=disk.layers[base].file,
-        active=active,
-        backing=None if active else recorded_like(scene, disk.layers[top - 1], disk.layers[base:]),
-        on_error=intent.on_error,
-        speed=intent.speed,
-    )
+    job = job_id("commit", ending, token)
     # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
     stopped = tuple(layer.file for layer in disk.layers[top + 1 : base + 1])
     proofs = _proofs(scene, disk.layers[top : base + 1])
     retired = {} if intent.keep_overlay else _retired(intent, scene, folded, proofs)
     place = state_place(scene, disk)
     record = IntentRecord(
-        id=start.job_id,
+        id=job,
         op="commit",
         created=scene.now,
         chains=local_chains({disk.name: disk.files}),
@@ -162,31 +134,23 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     earlier = finish(repeated(scene.files.records, record)) if place else ()
     moments, costs = settled(scene.files.records, fold, keep_overlay=intent.keep_overlay)
     notes += costs
-    above = None if active else disk.layers[top - 1]
-    stages = _stages(
-        intent,
-        start,
-        above,
-        folded,
-        retired,
-        proofs=proofs,
-        moments=moments or earlier,
-        place=place,
-        record=record,
-    )
-    links = [layer.file for layer in folded if scene.files.shared and _is_link(scene, layer.file)]
-    notes += tuple(
-        f"{file} is a symlink and keeps its name, although its data was committed" for file in links
-    )
-    if scene.files.shared and not intent.keep_overlay and intent.folded != "keep":
-        notes += tuple(
-            f"{layer.file} keeps its name, although its data was committed: its header is not that of the "
-            "layer that QEMU has open"
-            for layer in folded
-            if layer.file.startswith("/")
-            and layer.file not in (*proofs, *links)
-            and not temporary(layer, scene.files)
-        )
+    tidy: list[Step] = []
+    if not intent.keep_overlay:
+        tidy += delete_owned(folded)
+        tidy += [retire_file(file, intent.folded, to, proofs[file]) for file, to in retired.items()]
+    tidy += moments or earlier
+    if place and not intent.keep_overlay:
+        tidy.append(finish_record(place, (record.id,)))
+    put_away = "clean up" if intent.keep_overlay else "clean up the committed layers"
+    stages = [
+        Stage("write the record", (write_record(place, record),) if place else ()),
+        Stage(
+            f"commit into {receiver.file}", _fold(intent, scene, disk, job, top=top, base=base), verify=True
+        ),
+        Stage(put_away, tuple(tidy), tidy=True),
+    ]
+    stages = [stage for stage in stages if stage.steps]
+    notes += _keep_names(intent, scene, folded, proofs)
     if not intent.keep_overlay:
         notes += _filters(scene, disk, disk.layers[top + 1 : base + 1])
     kept = tuple(
@@ -199,7 +163,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         op="commit",
         intent=intent,
         disks=(disk.name,),
-        stages=stages,
+        stages=tuple(stages),
         before=scene.graph,
         after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=() if ending == "keep" else (disk.name,),
@@ -213,48 +177,60 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     )
 
 
-def _stages(
-    intent: Commit,
-    start: StartCommit,
-    above: Layer | None,
-    folded: tuple[Layer, ...],
-    retired: Mapping[str, str],
-    *,
-    proofs: Mapping[str, Proof],
-    moments: tuple[Step, ...],
-    place: str,
-    record: IntentRecord,
-) -> tuple[Stage, ...]:
-    job: list[Step] = [start]
-    if start.active:
-        job.append(AwaitJob(start.job_id, "ready"))
-        job.append(EndCopy(start.job_id) if intent.keep_overlay else CompleteJob(start.job_id, start))
+def _ends(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
+    """The disk, and the indexes of top and base in its chain."""
+    disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    refuse_moved(scene, disk, disk.layers)  # what a disk in snapshot mode wrote has no other way to stay
+    scene.features.need("block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    if len(disk.layers) == 1:
+        raise Unsupported(f"the chain of {disk.name} has only one layer", feature="commit of a base image")
+    top = 0 if intent.top is None else layer_index(scene, disk, intent.top)
+    base = len(disk.layers) - 1 if intent.base is None else layer_index(scene, disk, intent.base)
+    if base <= top:
+        raise NotInChain(
+            f"base {disk.layers[base].file} is not below top {disk.layers[top].file}",
+            hint="base must be the lower layer",
+        )
+    if top:
+        scene.features.need("job-finalize", "human-monitor-command")
+    if intent.keep_overlay and top:
+        raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
+    return disk, top, base
+
+
+def _fold(intent: Commit, scene: Scene, disk: Disk, job: str, *, top: int, base: int) -> tuple[Step, ...]:
+    """The job from its start to its dismissal; it holds its nodes until then."""
+    receiver = disk.layers[base]
+    effect: DropLayers | Later
+    ending: tuple[Step, ...]
+    if top == 0:
+        backing = None
+        pivot = MoveRoot(Root.of(disk, base))
+        effect = Later(pivot)
+        end = end_copy(job) if intent.keep_overlay else job_complete(job, pivot)
+        ending = (await_job(job, "ready"), end, await_job(job, "concluded"))
     else:
-        job += [
-            AwaitJob(start.job_id, "pending"), FlushNode(start.base_node), FinalizeJob(start.job_id),
-        ]  # fmt: skip
-    job.append(AwaitJob(start.job_id, "concluded"))
-    if above is not None:  # its header names the base now
-        job.append(FlushNode(above.node))
-    # A job holds its nodes until it is dismissed: only then does the graph show what stays.
-    job.append(DismissJob(start.job_id))
-    tidy: list[Step] = []
-    if not intent.keep_overlay:
-        tidy += delete_owned(folded)
-        tidy += [RetireFile(file, intent.folded, to, proofs[file]) for file, to in retired.items()]
-    tidy += moments
-    if place and not intent.keep_overlay:
-        tidy.append(FinishRecord(place, (record.id,)))
-    stages = [
-        Stage("write the record", (WriteRecord(place, record),) if place else ()),
-        Stage(f"commit into {start.base_file}", tuple(job), verify=True),
-        Stage(
-            "clean up" if intent.keep_overlay else "clean up the committed layers",
-            tuple(tidy),
-            tidy=True,
-        ),
-    ]
-    return tuple(stage for stage in stages if stage.steps)
+        above = disk.layers[top - 1]
+        backing = recorded_like(scene, above, disk.layers[base:])
+        effect = DropLayers(disk.name, above.file, receiver.file, backing)
+        ending = (
+            await_job(job, "pending"),
+            flush(receiver.node),
+            job_finalize(job),
+            await_job(job, "concluded"),
+            flush(above.node),  # its header names the base now
+        )
+    start = block_commit(
+        job=job,
+        root=disk.root,
+        top_node=disk.layers[top].node,
+        base_node=receiver.node,
+        backing=backing,
+        on_error=intent.on_error,
+        speed=intent.speed,
+        effect=effect,
+    )
+    return (start, *ending, job_dismiss(job))
 
 
 def _proofs(scene: Scene, layers: tuple[Layer, ...]) -> dict[str, Proof]:
@@ -313,6 +289,26 @@ def _retired(
             )
         retired[layer.file] = free[0]
     return retired
+
+
+def _keep_names(
+    intent: Commit, scene: Scene, folded: tuple[Layer, ...], proofs: Mapping[str, Proof]
+) -> tuple[str, ...]:
+    """Notes on folded files that cannot be renamed or removed."""
+    if not scene.files.shared:
+        return ()
+    links = [layer.file for layer in folded if _is_link(scene, layer.file)]
+    notes = [f"{file} is a symlink and keeps its name, although its data was committed" for file in links]
+    if not intent.keep_overlay and intent.folded != "keep":
+        notes += [
+            f"{layer.file} keeps its name, although its data was committed: its header is not that of the "
+            "layer that QEMU has open"
+            for layer in folded
+            if layer.file.startswith("/")
+            and layer.file not in (*proofs, *links)
+            and not temporary(layer, scene.files)
+        ]
+    return tuple(notes)
 
 
 def _filters(scene: Scene, disk: Disk, gone: tuple[Layer, ...]) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.moments import related_records, written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
+from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
 from qmpsnap.plan.record_places import state_questions
-from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, Proof, RemoveState, RetireFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = [
     "Fold",
@@ -127,7 +128,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
         else:
             steps += _kept_lost(record, {*before, *new})
             if fold.disk not in {*before, *new} and fold.top in _read(record, fold.disk):
-                steps.append(KeepPlace(record.directory, record.id, fold.disk, fold.folded, fold.base))
+                steps.append(keep_place(record.directory, record.id, fold.disk, fold.folded, fold.base))
                 if record.covered[fold.disk] == fold.top and not record.deleted:
                     notes.append(f"the snapshot {record.name!r} of {fold.disk} is then held by {fold.base}")
         if new and not record.deleted:
@@ -157,9 +158,9 @@ def _spoilt(record: MomentRecord, records: tuple[Record, ...]) -> list[str]:
     return [disk for disk in record.covered if written_into(record.read_from(disk), records)]
 
 
-def _kept_lost(record: MomentRecord, disks: set[str]) -> list[KeepLost]:
+def _kept_lost(record: MomentRecord, disks: set[str]) -> list[Step]:
     new = (disk for disk in record.covered if disk in disks and disk not in record.lost)
-    return [KeepLost(record.directory, record.id, disk) for disk in new]
+    return [keep_lost(record.directory, record.id, disk) for disk in new]
 
 
 def _loss(record: MomentRecord, disks: list[str], *, ends: bool) -> str:
@@ -188,13 +189,13 @@ def streamed(records: Iterable[Record], disk: str, *, into: str, gone: tuple[str
             continue
         steps += _kept_lost(one, spoilt)
         if into in _read(one, disk) and {*gone} & {*_read(one, disk)}:
-            steps.append(KeepPlace(one.directory, one.id, disk, gone))
+            steps.append(keep_place(one.directory, one.id, disk, gone))
     return (*steps, *_states(ended), *finish(good, tuple(ended)))
 
 
-def _states(ended: Iterable[MomentRecord]) -> list[RemoveState]:
+def _states(ended: Iterable[MomentRecord]) -> list[Step]:
     """What removes the VM state of moments that end."""
-    return [RemoveState(one.state.file, one.id, one.state.tag) for one in ended if one.state is not None]
+    return [remove_state(one.state.file, one.id, one.state.tag) for one in ended if one.state is not None]
 
 
 def healed(records: Iterable[Record], disk: str, gone: tuple[str, ...]) -> tuple[IntentRecord, ...]:
@@ -222,12 +223,12 @@ def repeated(records: Iterable[Record], record: IntentRecord) -> tuple[IntentRec
     )
 
 
-def finish(ids: tuple[IntentRecord, ...], ended: tuple[MomentRecord, ...] = ()) -> tuple[FinishRecord, ...]:
+def finish(ids: tuple[IntentRecord, ...], ended: tuple[MomentRecord, ...] = ()) -> tuple[Step, ...]:
     """What removes records wherever they lie."""
     records: tuple[Record, ...] = (*ids, *ended)
     where = dict.fromkeys(one.directory for one in records)
     return tuple(
-        FinishRecord(
+        finish_record(
             place,
             tuple(one.id for one in ids if one.directory == place),
             tuple(one.id for one in ended if one.directory == place),
@@ -266,9 +267,9 @@ def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[tuple[Step,
     match record.policy:
         case "rename":
             names = record.renames
-            steps += [RetireFile(one, "rename", names[one], proofs[one]) for one in names if one in proofs]
+            steps += [retire_file(one, "rename", names[one], proofs[one]) for one in names if one in proofs]
         case "remove":
-            steps += [RetireFile(one, "remove", "", proof) for one, proof in proofs.items()]
+            steps += [retire_file(one, "remove", "", proof) for one, proof in proofs.items()]
     fold, others = fold_of(record), tuple(one for one in records if one.id != record.id)
     if fold is None:
         return tuple(steps), ()

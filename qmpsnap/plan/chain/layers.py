@@ -9,13 +9,14 @@ from qmpsnap.model.find import find_layer
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.opened import odd
-from qmpsnap.plan.steps import DeleteNode
+from qmpsnap.plan.commands.block import blockdev_del
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qmpsnap.model.graph import Disk, Layer
     from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.step import Step
 
 __all__ = [
     "delete_owned",
@@ -57,6 +58,6 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
     return base.file if odd(scene.graph, below) else None
 
 
-def delete_owned(layers: Iterable[Layer]) -> tuple[DeleteNode, ...]:
+def delete_owned(layers: Iterable[Layer]) -> tuple[Step, ...]:
     """The steps that free the nodes among these layers that we added ourselves."""
-    return tuple(DeleteNode(layer.node) for layer in layers if is_owned_node(layer.node))
+    return tuple(blockdev_del(layer.node) for layer in layers if is_owned_node(layer.node))

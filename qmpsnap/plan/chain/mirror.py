@@ -24,6 +24,10 @@ from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there
+from qmpsnap.plan.commands.block import probe_absent
+from qmpsnap.plan.commands.files import create_file
+from qmpsnap.plan.commands.jobs import await_job, drive_mirror, end_copy, job_complete, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import (
@@ -33,23 +37,13 @@ from qmpsnap.plan.record_places import (
     state_questions,
     with_parents,
 )
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    CreatePlaceholder,
-    DismissJob,
-    EndCopy,
-    FinishRecord,
-    ProbeAbsent,
-    StartMirror,
-    WriteRecord,
-)
+from qmpsnap.plan.step import MoveRoot, Root
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.plan.intent import Mirror
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan"]
 
@@ -104,54 +98,61 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     token = digest(
         "mirror", disk.name, disk.files, intent.target, intent.ending, intent.sync, form, avoid=scene.names
     )
-    start = StartMirror(
-        job_id=job_id("mirror", "pivot" if pivot else "copy", token),
+    job = job_id("mirror", "pivot" if pivot else "copy", token)
+    copy = Root(
         disk=disk.name,
+        node=node_name(digest(token, "target", avoid=scene.names)),
+        file=intent.target,
+        format=form,
+        backing=stays[0].file if stays else None,
+        chain=tuple((layer.file, layer.format) for layer in stays),
+    )
+    start = drive_mirror(
+        job=job,
         root=disk.root,
         replaces=disk.active.node if disk.root != disk.active.node else None,
-        target=intent.target,
-        format=form,
-        node=node_name(digest(token, "target", avoid=scene.names)),
+        copy=copy,
         sync=intent.sync,
         existing=intent.use_existing,
         on_error=intent.on_error,
         speed=intent.speed,
     )
     ours = shared and not intent.use_existing
-    kept = {"full": (), "top": disk.files[1:], "none": disk.files}[intent.sync]
     # The record has to be found beside the base image of before and, where the copy becomes that, of after.
     places = [state_place(scene, disk)]
     if pivot and intent.sync == "full" and places[0]:
         places.append(state_place(scene, _copied(intent, disk)))
     places = [place for place in dict.fromkeys(places) if place]
     record = IntentRecord(
-        id=start.job_id,
+        id=job,
         op="mirror",
         created=scene.now,
         chains=local_chains({disk.name: disk.files}),
-        after=local_chains({disk.name: (intent.target, *kept) if pivot else disk.files}),
+        after=local_chains(
+            {disk.name: (intent.target, *(layer.file for layer in stays)) if pivot else disk.files}
+        ),
         made=(intent.target,) if ours else (),
         target=intent.target,
         disk=disk.name,
     )
-    prepare: list[Step] = [WriteRecord(place, record) for place in places]
+    prepare: list[Step] = [write_record(place, record) for place in places]
     if ours:
-        prepare.append(CreatePlaceholder(intent.target, _like(scene, disk)))
+        prepare.append(create_file(intent.target, _like(scene, disk)))
     elif not shared and not intent.use_existing:
-        prepare.append(ProbeAbsent(intent.target, node_name(token, owned=True)))
-    finish = tuple(FinishRecord(place, (record.id,)) for place in places)
+        prepare.append(probe_absent(intent.target, node_name(token, owned=True)))
+    finish = tuple(finish_record(place, (record.id,)) for place in places)
     stages = [
         Stage("create the target", tuple(prepare)),
         Stage(
             f"mirror to {intent.target}",
             (
                 start,
-                AwaitJob(start.job_id, "ready"),
-                CompleteJob(start.job_id, start) if pivot else EndCopy(start.job_id),
-                AwaitJob(start.job_id, "concluded"),
+                await_job(job, "ready"),
+                job_complete(job, MoveRoot(copy)) if pivot else end_copy(job),
+                await_job(job, "concluded"),
                 # No chain tells that a copy is whole: the job does, until the record needs it no more.
                 *(() if pivot else finish),
-                DismissJob(start.job_id),
+                job_dismiss(job),
             ),
             verify=True,
         ),

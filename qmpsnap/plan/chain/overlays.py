@@ -22,8 +22,10 @@ from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there
+from qmpsnap.plan.commands.block import probe_absent
+from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.steps import CreateOverlay, ProbeAbsent, TakenOverlay
+from qmpsnap.plan.step import Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import Op
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["Overlays", "ask", "prepare"]
 
@@ -52,7 +54,7 @@ class Overlays:
     """
 
     disks: tuple[Disk, ...]
-    overlays: tuple[TakenOverlay, ...]
+    overlays: tuple[Overlay, ...]
     token: str
     make: tuple[Step, ...]
     record: IntentRecord
@@ -201,20 +203,24 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
 
 def _make(
     disks: tuple[Disk, ...],
-    overlays: tuple[TakenOverlay, ...],
+    overlays: tuple[Overlay, ...],
     token: str,
     made_by: Literal["us", "caller", "qemu"],
 ) -> tuple[Step, ...]:
     match made_by:
         case "us":
             return tuple(
-                CreateOverlay(
-                    one.file, disk.active.virtual_size, one.backing, disk.active.format, disk.active.file
+                create_overlay(
+                    overlay.file,
+                    size_bytes=disk.active.virtual_size,
+                    backing=overlay.backing,
+                    backing_format=disk.active.format,
+                    like=disk.active.file,
                 )
-                for one, disk in zip(overlays, disks, strict=True)
+                for overlay, disk in zip(overlays, disks, strict=True)
             )
         case "qemu":
-            return tuple(ProbeAbsent(one.file, node_name(token, owned=True)) for one in overlays)
+            return tuple(probe_absent(overlay.file, node_name(token, owned=True)) for overlay in overlays)
         case "caller":
             return ()
 
@@ -232,9 +238,9 @@ def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
 
 def _overlay(
     scene: Scene, disk: Disk, file: str, token: str, made_by: Literal["us", "caller", "qemu"]
-) -> TakenOverlay:
+) -> Overlay:
     node = node_name(digest(token, disk.name, avoid=scene.names))
-    return TakenOverlay(disk.name, disk.active.node, node, file, disk.active.file, made_by)
+    return Overlay(disk.name, disk.active.node, node, file, disk.active.file, made_by)
 
 
 def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:

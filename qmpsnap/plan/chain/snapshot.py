@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.plan.chain import overlays
+from qmpsnap.plan.commands.block import snapshot_sync
+from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import KeepMoment, TakeSnapshots, WriteRecord
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Snapshot
@@ -29,13 +30,13 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
     """
     new = overlays.prepare("snapshot", intent, scene)
-    write = (WriteRecord(new.place, new.record),) if new.place else ()
+    write = (write_record(new.place, new.record),) if new.place else ()
     stages = [
         Stage("create the overlays", (*write, *new.make)),
-        Stage("take the snapshot", (TakeSnapshots(new.overlays),), verify=True),
+        Stage("take the snapshot", (snapshot_sync(new.overlays),), verify=True),
     ]
     if new.place:
-        keep = KeepMoment(new.place, new.record.id, intent.name)
+        keep = keep_moment(new.place, new.record.id, intent.name)
         stages.append(Stage("record the snapshot", (keep,), tidy=True))
     stages = [stage for stage in stages if stage.steps]
     return Plan(

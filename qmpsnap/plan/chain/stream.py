@@ -18,10 +18,13 @@ from qmpsnap.plan.checks.busy import refuse_busy
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
+from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan.commands.jobs import await_job, block_stream, job_finalize
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.steps import AwaitJob, FinalizeJob, FinishRecord, FlushNode, StartStream, WriteRecord
+from qmpsnap.plan.step import DropLayers
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -73,23 +76,23 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     refuse_reopen(scene, disk, receiver)
     keeps = disk.layers[base] if base < len(disk.layers) else None
     token = digest("stream", disk.name, disk.files, into, base, avoid=scene.names)
-    start = StartStream(
-        job_id=job_id("stream", "keep", token),
-        disk=disk.name,
+    job = job_id("stream", "keep", token)
+    backing = recorded_like(scene, receiver, disk.layers[base:])
+    start = block_stream(
+        job=job,
         node=receiver.node,
-        file=receiver.file,
         base_node=keeps.node if keeps else None,
-        base_file=keeps.file if keeps else None,
-        backing=recorded_like(scene, receiver, disk.layers[base:]),
+        backing=backing,
         on_error=intent.on_error,
         speed=intent.speed,
+        effect=DropLayers(disk.name, receiver.file, keeps.file if keeps else None, backing),
     )
     gone = disk.layers[into + 1 : base]
     # The record has to be found beside the base image of before and of after.
     place = state_place(scene, disk if keeps else replace(disk, layers=disk.layers[: into + 1]))
     after = (*disk.files[: into + 1], *disk.files[base:])
     record = IntentRecord(
-        id=start.job_id,
+        id=job,
         op="stream",
         created=scene.now,
         chains=local_chains({disk.name: disk.files}),
@@ -97,16 +100,16 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         disk=disk.name,
     )
     stages = [
-        Stage("write the record", (WriteRecord(place, record),) if place else ()),
+        Stage("write the record", (write_record(place, record),) if place else ()),
         Stage(
             f"stream into {receiver.file}",
             (
                 start,
-                AwaitJob(start.job_id, "pending"),
-                FlushNode(receiver.node),
-                FinalizeJob(start.job_id),
-                AwaitJob(start.job_id, "concluded"),
-                FlushNode(receiver.node),  # its header names another backing file now
+                await_job(job, "pending"),
+                flush(receiver.node),
+                job_finalize(job),
+                await_job(job, "concluded"),
+                flush(receiver.node),  # its header names another backing file now
             ),
             verify=True,
         ),
@@ -120,7 +123,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
                     into=receiver.file,
                     gone=tuple(layer.file for layer in gone),
                 ),
-                *((FinishRecord(place, (record.id,)),) if place else ()),
+                *((finish_record(place, (record.id,)),) if place else ()),
             ),
             tidy=True,
         ),

@@ -16,22 +16,15 @@ from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_save
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import refuse_double, taking
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    DismissJob,
-    FinishRecord,
-    LoadState,
-    LoadVm,
-    SaveState,
-    SaveVm,
-    WriteRecord,
-)
 from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_blocked, refuse_dead, refuse_state
 from qmpsnap.plan.vmstate.store import stale_notes
 
@@ -42,7 +35,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.inside.taking import Taking
     from qmpsnap.plan.intent import CheckpointInternal, Revert
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan", "plan_revert"]
 
@@ -83,11 +76,10 @@ def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
     if part.via == "jobs":
         scene.features.need("snapshot-save", "job-dismiss")
     named = job_id("checkpoint", "keep", _token(intent, part, scene))
-    step: Step
     if part.via == "jobs":
-        step = SaveState(named, intent.name, part.nodes)
+        step = snapshot_save(named, intent.name, part.nodes)
     else:
-        step = SaveVm(intent.name, part.names)
+        step = savevm(intent.name, part.names)
     return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
 
 
@@ -127,12 +119,13 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         # Jobs have kept it; the human monitor looks for it in the first disk alone.
         part = taking(scene, leave=intent.leave, via="jobs")
     named = job_id("revert", "keep", _token(intent, part, scene))
-    step: Step
     if part.via == "jobs":
         scene.features.need("snapshot-load", "job-dismiss")
-        step = LoadState(named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running)
+        step = snapshot_load(
+            named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running
+        )
     else:
-        step = LoadVm(intent.name)
+        step = loadvm(intent.name, running=machine.running)
     return _plan("revert-internal", intent, scene, part, f"revert to {intent.name!r}", step, named)
 
 
@@ -202,14 +195,13 @@ def _plan(
         name=intent.name,
         was=Settings(machine.running, process=machine.process),
     )
-    loads = isinstance(step, LoadVm | LoadState)
-    notes = stale_notes(machine, intent.name) if loads else bitmap_notes(intent.name, part)
+    notes = stale_notes(machine, intent.name) if step.loads else bitmap_notes(intent.name, part)
     written = bool(place) and _recordable(intent.name)
-    first: tuple[Step, ...] = (WriteRecord(place, record),) if written else ()
-    last: tuple[Step, ...] = (FinishRecord(place, (named,)),) if written else ()
+    first: tuple[Step, ...] = (write_record(place, record),) if written else ()
+    last: tuple[Step, ...] = (finish_record(place, (named,)),) if written else ()
     steps: tuple[Step, ...] = (step,)
-    if isinstance(step, SaveState | LoadState):
-        steps = (step, AwaitJob(named, "concluded"), DismissJob(named))
+    if step.on_state:
+        steps = (step, await_job(named, "concluded"), job_dismiss(named))
     stages = (
         Stage("write the record", first),
         Stage(title, steps, verify=True),

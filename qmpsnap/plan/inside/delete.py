@@ -8,11 +8,13 @@ from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
+from qmpsnap.plan.commands.block import internal_delete
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.state import delvm, snapshot_delete
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions
-from qmpsnap.plan.steps import AwaitJob, DeleteInternal, DeleteState, DelVm, DismissJob
 from qmpsnap.plan.vmstate import delete as delete_external
 from qmpsnap.plan.vmstate.common import machine_of
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment, MomentPart
     from qmpsnap.plan.intent import Delete, Via
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan"]
 
@@ -61,7 +63,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         steps = _one_by_one(moment, scene)
     elif (intent.via or _by_rule(moment, scene)) == "hmp":
         taking(scene, leave=(), via="hmp")
-        steps = (DelVm(moment.name, moment.disks),)
+        steps = (delvm(moment.name, moment.disks),)
     else:
         steps = _by_job(moment, scene)
     notes = []
@@ -103,7 +105,7 @@ def _by_rule(moment: Moment, scene: Scene) -> Via:
 def _one_by_one(moment: Moment, scene: Scene) -> tuple[Step, ...]:
     scene.features.need("blockdev-snapshot-delete-internal-sync")
     return tuple(
-        DeleteInternal(part.disk, scene.graph.disks[part.disk].root, part.id, moment.name)
+        internal_delete(part.disk, scene.graph.disks[part.disk].root, part.id, moment.name)
         for part in moment.held
     )
 
@@ -114,4 +116,4 @@ def _by_job(moment: Moment, scene: Scene) -> tuple[Step, ...]:
     token = digest("delete", moment.name, [(disk.name, disk.files) for disk in disks], avoid=scene.names)
     named = job_id("delete", "keep", token)
     nodes = tuple((disk.name, disk.active.node) for disk in disks)
-    return DeleteState(named, moment.name, nodes), AwaitJob(named, "concluded"), DismissJob(named)
+    return snapshot_delete(named, moment.name, nodes), await_job(named, "concluded"), job_dismiss(named)

@@ -14,11 +14,11 @@ from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty
 from qmpsnap.plan.checks.opened import refuse_lost
+from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import refuse_data_file
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions
-from qmpsnap.plan.steps import TakeInternal
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
@@ -55,7 +55,7 @@ def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
     for disk in disks:
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
-    step = TakeInternal(intent.name, tuple((disk.name, disk.root) for disk in disks))
+    step = internal_snapshot(intent.name, tuple((disk.name, disk.root) for disk in disks))
     return Plan(
         op="snapshot-internal",
         intent=intent,

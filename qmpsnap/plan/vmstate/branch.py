@@ -6,6 +6,8 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, qmp, quoted
@@ -15,16 +17,11 @@ from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening
 from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place, refuse_there
+from qmpsnap.plan.commands.block import blockdev_del, open_root, reopen_filter, set_drive
+from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.record_places import local_chains
-from qmpsnap.plan.steps import (
-    AddNode,
-    CreateOverlay,
-    DeleteNode,
-    NewRoot,
-    ReopenFilter,
-    SetDrive,
-)
+from qmpsnap.plan.step import Root
 from qmpsnap.plan.vmstate.movable import hindrance
 
 if TYPE_CHECKING:
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import KeptState
     from qmpsnap.plan.scene import Scene
+    from qmpsnap.plan.step import Step
 
 __all__ = [
     "NOT_TOLD",
@@ -67,18 +65,18 @@ class Branch:
     """
 
     disk: Disk
-    root: NewRoot
-    was: NewRoot
-    make: CreateOverlay
+    root: Root
+    was: Root
+    make: Step
     inside: int | None
 
     @property
-    def add(self) -> AddNode:
+    def add(self) -> Step:
         """The step that opens the overlay, on the layer's node where there is one."""
         backing = self.disk.layers[self.inside].node if self.inside is not None else None
-        return self.root.opened(backing=backing)
+        return open_root(self.root, backing=backing)
 
-    def move(self, machine: Machine, *, prepare: bool) -> SetDrive | ReopenFilter:
+    def move(self, machine: Machine, *, prepare: bool) -> Step:
         """The step that gives the disk its new root.
 
         Args:
@@ -102,8 +100,8 @@ class Branch:
         closes = _closes(disk.active.node)
         if disk.root != disk.active.node:
             (above,) = disk.filters
-            return ReopenFilter(self.root, above.node, above.group, self.was, closes, above.io)
-        return SetDrive(self.root, machine.devices[disk.name].path, self.was, closes)
+            return reopen_filter(self.root, above.node, above.group, self.was, closes=closes, io=above.io)
+        return set_drive(self.root, machine.devices[disk.name].path, self.was, closes=closes)
 
     @property
     def closes(self) -> bool:
@@ -111,10 +109,10 @@ class Branch:
         return _closes(self.disk.active.node) or is_owned_node(self.disk.active.node)
 
     @property
-    def frees(self) -> tuple[DeleteNode, ...]:
+    def frees(self) -> tuple[Step, ...]:
         """The steps that free the nodes of ours that the disk leaves behind."""
         left = self.disk.layers[: self.inside] if self.inside is not None else self.disk.layers
-        return tuple(DeleteNode(layer.node) for layer in left if is_owned_node(layer.node))
+        return tuple(blockdev_del(layer.node) for layer in left if is_owned_node(layer.node))
 
 
 def branch_token(record: MomentRecord, graph: Graph) -> str:
@@ -263,17 +261,11 @@ def _branch(
     active = disk.active
     return Branch(
         disk=disk,
-        root=NewRoot(disk.name, new, file, "qcow2", covered, chain, active.io),
-        was=NewRoot(
-            disk.name,
-            old if _closes(active.node) else active.node,
-            active.file,
-            active.format,
-            active.backing,
-            tuple((layer.file, layer.format) for layer in disk.layers[1:]),
-            active.io,
+        root=Root(disk.name, new, file, "qcow2", covered, chain, active.io),
+        was=replace(Root.of(disk), node=old) if _closes(active.node) else Root.of(disk),
+        make=create_overlay(
+            file, size_bytes=then, backing=covered, backing_format=chain[0][1], like=active.file
         ),
-        make=CreateOverlay(file, then, covered, chain[0][1], active.file),
         inside=inside,
     )
 

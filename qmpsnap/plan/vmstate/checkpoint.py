@@ -18,29 +18,16 @@ from qmpsnap.model.record import KeptState, Settings
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
+from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
+from qmpsnap.plan.commands.files import create_memory, create_store, seal_memory, seal_store
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
+from qmpsnap.plan.commands.records import keep_moment, write_record
+from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import (
-    AddStore,
-    AwaitClosed,
-    AwaitJob,
-    AwaitMigration,
-    ContinueGuest,
-    CreateMemory,
-    CreateStore,
-    DeleteNode,
-    DismissJob,
-    KeepMoment,
-    SaveMemory,
-    SaveState,
-    SealMemory,
-    SealStore,
-    StopGuest,
-    TakeSnapshots,
-    WriteRecord,
-)
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -61,7 +48,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.chain.overlays import Overlays
     from qmpsnap.plan.intent import Checkpoint, Mode
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan"]
 
@@ -172,17 +159,17 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
     """A stream, for a new QEMU."""
     background = passage.background
     record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
-    save = SaveMemory(passage.passed.uri, passage.may_stop)
-    take = TakeSnapshots(new.overlays)
-    stop, go_on = _around(machine)
+    save = migrate(passage.uri, may_stop=passage.may_stop)
+    take = snapshot_sync(new.overlays)
+    pause, go_on = _around(machine)
     steps: tuple[Step, ...]
     kept: tuple[Step, ...] = ()
     if background:
-        writing = AwaitMigration("writing", passage.may_stop)
-        steps = (*stop, take, save, *passage.released, writing, *go_on)
-        kept = (AwaitMigration("kept", passage.may_stop),)
+        writing = await_migration("writing", may_stop=passage.may_stop)
+        steps = (*pause, take, save, *passage.released, writing, *go_on)
+        kept = (await_migration("kept", may_stop=passage.may_stop),)
     else:
-        steps = (*stop, save, *passage.released, AwaitMigration("saved"), take, *go_on)
+        steps = (*pause, save, *passage.released, await_migration("saved"), take, *go_on)
     layers = tuple(
         (disk.name, file)
         for disk in new.disks
@@ -190,24 +177,30 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
         for file in layer.parts
         if file.startswith("/")
     )
-    seal = SealMemory(
-        state.partial, state.file, record.id, record.name, machine.running, machine.fingerprint, layers
+    seal = seal_memory(
+        state.partial,
+        state.file,
+        id=record.id,
+        name=record.name,
+        running=machine.running,
+        fingerprint=machine.fingerprint,
+        layers=layers,
     )
     return (
         Stage(
             "create the files",
             (
-                WriteRecord(new.place, record),
+                write_record(new.place, record),
                 *new.make,
-                CreateMemory(state.partial, passage.reserve_bytes),
+                create_memory(state.partial, passage.reserve_bytes),
                 *passage.before,
             ),
         ),
         Stage("take the checkpoint", steps, verify=True),
-        Stage("store the memory", (*kept, AwaitClosed(state.partial), seal)),
+        Stage("store the memory", (*kept, await_closed(state.partial), seal)),
         Stage(
             "restore the settings, and record the checkpoint",
-            (*passage.after, KeepMoment(new.place, record.id, record.name)),
+            (*passage.after, keep_moment(new.place, record.id, record.name)),
             tidy=True,
         ),
     )
@@ -224,35 +217,35 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
         state=state,
         was=Settings(running=machine.running, process=machine.process),
     )
-    stop, go_on = _around(machine)
+    pause, go_on = _around(machine)
     job = record.id
     return (
         Stage(
             "create the files",
             (
-                WriteRecord(new.place, record),
+                write_record(new.place, record),
                 *new.make,
-                CreateStore(state.partial, new.disks[0].active.file),
-                AddStore(node, state.partial),
+                create_store(state.partial, new.disks[0].active.file),
+                open_store(node, state.partial),
             ),
         ),
         Stage(
             "take the checkpoint",
             (
-                *stop,
-                SaveState(job, tag, (("", node),)),
-                AwaitJob(job, "concluded"),
-                DismissJob(job),
-                TakeSnapshots(new.overlays),
+                *pause,
+                snapshot_save(job, tag, (("", node),)),
+                await_job(job, "concluded"),
+                job_dismiss(job),
+                snapshot_sync(new.overlays),
                 *go_on,
             ),
             verify=True,
         ),
-        Stage("store the memory", (DeleteNode(node), SealStore(state.partial, state.file))),
-        Stage("record the snapshot", (KeepMoment(new.place, record.id, record.name),), tidy=True),
+        Stage("store the memory", (blockdev_del(node), seal_store(state.partial, state.file))),
+        Stage("record the snapshot", (keep_moment(new.place, record.id, record.name),), tidy=True),
     )
 
 
 def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """What lets a guest that runs stand still, and run on."""
-    return (StopGuest(machine.running),), (ContinueGuest(),) if machine.running else ()
+    return (stop(ran=machine.running),), (cont(),) if machine.running else ()

@@ -13,23 +13,17 @@ from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.checks.busy import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
+from qmpsnap.plan.commands.migration import await_migration, pass_file, set_capabilities, set_parameters, uri
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.steps import (
-    AwaitMigration,
-    PassFile,
-    ReleaseFile,
-    SetCapabilities,
-    SetParameters,
-)
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.memory import MemoryFact
-    from qmpsnap.plan.migration_steps import Way
+    from qmpsnap.plan.commands.migration import Way
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = [
     "Passage",
@@ -44,6 +38,7 @@ __all__ = [
     "refuse_state",
     "refuse_unsettled",
     "state_file",
+    "undone",
     "way_of",
 ]
 
@@ -254,6 +249,11 @@ def refuse_memory_place(
         )
 
 
+def undone(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """What takes the steps back, one after the other."""
+    return tuple(back for step in steps for back in step.undo)
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """The steps around a migration to or from a file.
@@ -290,8 +290,8 @@ class Passage:
         return 0 if self.may_stop else self.machine.fingerprint.memory + _SLACK
 
     @property
-    def capabilities(self) -> tuple[SetCapabilities, ...]:
-        """The step that sets what is wanted and switches all else off; none where all is so already.
+    def switched(self) -> dict[str, bool]:
+        """Capabilities that have to be set, as they are now: all but what is wanted is switched off.
 
         Raises:
             Unsupported: When QEMU does not know one.
@@ -304,41 +304,51 @@ class Passage:
                 feature=_BACKGROUND,
                 hint="use --mode stop",
             )
-        values = tuple((name, on) for name, on in wanted.items() if name in now and now[name] is not on)
-        return (SetCapabilities(values, tuple((name, now[name]) for name, _ in values)),) if values else ()
+        return {name: now[name] for name, on in wanted.items() if name in now and now[name] is not on}
 
     @property
-    def parameters(self) -> tuple[SetParameters, ...]:
+    def capabilities(self) -> tuple[Step, ...]:
+        """The step that sets them; none where all is so already."""
+        old = self.switched
+        return (set_capabilities({name: not on for name, on in old.items()}, old),) if old else ()
+
+    @property
+    def parameters(self) -> tuple[Step, ...]:
         """The step that takes the speed limit away."""
-        was = tuple(self.machine.parameters.items())
-        return (SetParameters(tuple((name, _FAST) for name, _ in was), was),) if was else ()
+        old = self.machine.parameters
+        return (set_parameters(dict.fromkeys(old, _FAST), old),) if old else ()
 
     @property
-    def passed(self) -> PassFile:
+    def passed(self) -> Step:
         """The step that gives QEMU the file."""
-        return PassFile(self.file, self.number, self.way, write=self.write, inode=self.inode)
+        return pass_file(self.file, self.number, self.way, write=self.write, inode=self.inode)
+
+    @property
+    def uri(self) -> str:
+        """What the migration calls it."""
+        return uri(self.number, self.way)
 
     @property
     def before(self) -> tuple[Step, ...]:
         """What comes before the guest stands still."""
-        return (AwaitMigration("settled"), *self.capabilities, *self.parameters, self.passed)
+        return (await_migration("settled"), *self.capabilities, *self.parameters, self.passed)
 
     @property
-    def released(self) -> tuple[ReleaseFile, ...]:
+    def released(self) -> tuple[Step, ...]:
         """What lets go of our part of the file once the migration has begun; by fd QEMU has none."""
-        return (self.passed.back(),) if self.way == "fdset" else ()
+        return self.passed.undo if self.way == "fdset" else ()
 
     @property
     def after(self) -> tuple[Step, ...]:
         """What puts QEMU's settings back."""
-        return (*(one.back() for one in self.parameters), *(one.back() for one in self.capabilities))
+        return undone((*self.parameters, *self.capabilities))
 
     @property
     def was(self) -> Settings:
         """The settings as they are now, for a record."""
         return Settings(
             running=self.machine.running,
-            capabilities={name: on for one in self.capabilities for name, on in one.was},
-            parameters={name: value for one in self.parameters for name, value in one.was},
+            capabilities=self.switched,
+            parameters=dict(self.machine.parameters),
             process=self.machine.process,
         )

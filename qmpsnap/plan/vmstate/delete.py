@@ -8,15 +8,16 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.model.hints import command
 from qmpsnap.model.moments import related_records
 from qmpsnap.plan.checks.busy import refuse_jobs
+from qmpsnap.plan.commands.files import remove_state
+from qmpsnap.plan.commands.records import finish_record, keep_link
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
 
 if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import MomentRecord
     from qmpsnap.plan.intent import Delete
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["plan"]
 
@@ -43,7 +44,7 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             hint=f"commit its overlay, which loses no other snapshot: {'; '.join(folds)}" if folds else "",
         )
     refuse_jobs(scene.jobs)
-    remove = RemoveState(record.state.file, record.id, record.state.tag)
+    remove = remove_state(record.state.file, record.id, record.state.tag)
     present = {file for disk in scene.graph.disks.values() for file in disk.files}
     aside = [file for part in moment.held for file in record.began(part.disk) if file not in present]
     notes = [f"the layers stay; to commit its overlay: {'; '.join(folds)}"] if folds else ["the layers stay"]
@@ -80,13 +81,13 @@ def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
             break
         needed += found
         pending = [one for one in pending if one not in found]
-    keep = (KeepLink(record.directory, record.id),) if record in needed else ()
+    keep = (keep_link(record.directory, record.id),) if record in needed else ()
     ended = [one for one in (record, *ours) if one not in needed and one not in live]
     places = dict.fromkeys(one.directory for one in ended)
     return (
         *keep,
         *(
-            FinishRecord(place, (), tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
+            finish_record(place, (), tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
             for place in places
         ),
     )

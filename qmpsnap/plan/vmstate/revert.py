@@ -20,24 +20,16 @@ from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
+from qmpsnap.plan.commands.block import check_roots
+from qmpsnap.plan.commands.files import Proof, retire_file
+from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
+from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions, with_parents
-from qmpsnap.plan.steps import (
-    CheckRoots,
-    ContinueGuest,
-    DeleteNode,
-    FinishRecord,
-    KeepBranch,
-    Proof,
-    ResetGuest,
-    RetireFile,
-    SetDrive,
-    WriteRecord,
-)
 from qmpsnap.plan.vmstate import discard
 from qmpsnap.plan.vmstate.branch import (
     NOT_TOLD,
@@ -48,8 +40,8 @@ from qmpsnap.plan.vmstate.branch import (
     new_files,
     record_of,
 )
-from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_dead, refuse_state
-from qmpsnap.plan.vmstate.store import load_store, refuse_store, stale_notes, stop
+from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_dead, refuse_state, undone
+from qmpsnap.plan.vmstate.store import load_store, pause, refuse_store, stale_notes
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -58,7 +50,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import MomentRecord, Record
     from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
     from qmpsnap.plan.vmstate.branch import Branch
 
 __all__ = ["ask", "ask_again", "plan"]
@@ -148,25 +140,25 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         discard.refuse_discard(disks, scene)
     load, store = load_store(state, token, scene)
     moves = tuple(one.move(machine, prepare=state is None) for one in new)
-    go_on = (ContinueGuest(),) if machine.goes_on else ()
+    go_on = (cont(),) if machine.goes_on else ()
     intent_record = branch_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
-        stop(state, machine, token, scene),
+        pause(state, machine, token, scene),
         *moves,
-        *_check(new, moves),
-        *(load or (ResetGuest(),)),
+        *_check(new),
+        *(load or (system_reset(),)),
         *go_on,
     )
     tidy: tuple[Step, ...] = (
-        *(DeleteNode(one.node) for one in store),
+        *undone(store),
         *(free for one in new for free in one.frees),
-        KeepBranch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
+        keep_branch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
         *(
-            RetireFile(one.was.file, "remove", "", _proof(one, scene))
+            retire_file(one.was.file, "remove", "", _proof(one, scene))
             for one in new
             if intent.discard and one.closes
         ),
-        FinishRecord(record.directory, (intent_record.id,)),
+        finish_record(record.directory, (intent_record.id,)),
     )
     notes = ["the guest is reset, because its memory does not match the reverted disks"]
     if state is not None:
@@ -188,7 +180,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             Stage(
                 "create the overlays",
                 (
-                    WriteRecord(record.directory, intent_record),
+                    write_record(record.directory, intent_record),
                     *(one.make for one in new),
                     *(one.add for one in new),
                     *store,
@@ -250,10 +242,11 @@ def _disks(moment: Moment, leave: set[str], scene: Scene) -> list[Disk]:
     return disks
 
 
-def _check(new: tuple[Branch, ...], moves: tuple[Step, ...]) -> tuple[CheckRoots, ...]:
+def _check(new: tuple[Branch, ...]) -> tuple[Step, ...]:
+    """Under a filter the device keeps its root."""
     roots = tuple(
-        (one.disk.name, one.disk.qdev, one.root.node)
-        for one, move in zip(new, moves, strict=True)
-        if isinstance(move, SetDrive)
+        (branch.disk.name, branch.disk.qdev, branch.root.node)
+        for branch in new
+        if branch.disk.root == branch.disk.active.node
     )
-    return (CheckRoots(roots),) if roots else ()
+    return (check_roots(roots),) if roots else ()

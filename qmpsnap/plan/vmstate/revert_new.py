@@ -12,8 +12,8 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
+from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.steps import FinishRecord, KeepBranch, WriteRecord
 from qmpsnap.plan.vmstate.branch import branch_record, branch_token, branches, record_of
 from qmpsnap.plan.vmstate.common import file_number, machine_of, refuse_foreign
 from qmpsnap.plan.vmstate.save import load_steps, refuse_other, whole_note
@@ -68,13 +68,13 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
         stages=(
             Stage(
                 "create the overlays",
-                (WriteRecord(record.directory, intent_record), *(one.make for one in new)),
+                (write_record(record.directory, intent_record), *(one.make for one in new)),
             ),
             Stage(
                 "record them",
                 (
-                    KeepBranch(record.directory, record.id, made),
-                    FinishRecord(record.directory, (intent_record.id,)),
+                    keep_branch(record.directory, record.id, made),
+                    finish_record(record.directory, (intent_record.id,)),
                 ),
                 tidy=True,
             ),

@@ -13,20 +13,12 @@ from qmpsnap.model.record import IntentRecord, KeptState
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.checks.opened import refuse_lost
+from qmpsnap.plan.commands.files import create_memory, seal_memory
+from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate, migrate_incoming
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.steps import (
-    AwaitClosed,
-    AwaitMigration,
-    ContinueGuest,
-    CreateMemory,
-    FinishRecord,
-    LoadMemory,
-    SaveMemory,
-    SealMemory,
-    StopGuest,
-    WriteRecord,
-)
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -38,6 +30,7 @@ from qmpsnap.plan.vmstate.common import (
     refuse_memory_place,
     refuse_state,
     refuse_unsettled,
+    undone,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.memory import MemoryNote
     from qmpsnap.plan.intent import Restore, Save
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
 __all__ = ["ask_restore", "ask_save", "load_steps", "plan_restore", "plan_save", "refuse_other", "whole_note"]
 
@@ -113,20 +106,28 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     )
     place = state_place(scene, disks[0])
     write, finish = _recorded(place, record)
-    seal = SealMemory(state.partial, state.file, record.id, "", machine.running, machine.fingerprint, layers)
+    seal = seal_memory(
+        state.partial,
+        state.file,
+        id=record.id,
+        name="",
+        running=machine.running,
+        fingerprint=machine.fingerprint,
+        layers=layers,
+    )
     steps: tuple[Step, ...] = (
-        StopGuest(machine.running),
-        SaveMemory(passage.passed.uri),
+        stop(ran=machine.running),
+        migrate(passage.uri),
         *passage.released,
-        AwaitMigration("saved"),
-        AwaitClosed(state.partial),
+        await_migration("saved"),
+        await_closed(state.partial),
     )
     return Plan(
         op="save",
         intent=intent,
         disks=tuple(disk.name for disk in disks),
         stages=(
-            Stage("create the file", (*write, CreateMemory(state.partial), *passage.before)),
+            Stage("create the file", (*write, create_memory(state.partial), *passage.before)),
             Stage("save the VM state", steps, verify=True),
             Stage("complete the file", (seal,)),
             Stage("restore the settings", (*passage.after, *finish), tidy=True),
@@ -198,15 +199,15 @@ def load_steps(
         )
     need_open_files(machine)
     passage = Passage(machine, file, number, write=False, inode=inode)
-    go_on = (ContinueGuest(),) if running else ()
+    go_on = (cont(),) if running else ()
     steps = (
         *passage.capabilities,
         passage.passed,
-        LoadMemory(passage.passed.uri),
-        AwaitMigration("loaded", may_stop=False),
+        migrate_incoming(passage.uri),
+        await_migration("loaded", may_stop=False),
         *go_on,
     )
-    return steps, (*passage.released, *(one.back() for one in passage.capabilities))
+    return steps, (*passage.released, *undone(passage.capabilities))
 
 
 def whole_note(files: Files, file: str) -> MemoryNote:
@@ -274,11 +275,11 @@ def _refuse_unseen(scene: Scene) -> None:
         )
 
 
-def _recorded(place: str, record: IntentRecord) -> tuple[tuple[WriteRecord, ...], tuple[FinishRecord, ...]]:
+def _recorded(place: str, record: IntentRecord) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """What writes the intent down and what ends it; nothing where there is no place for records."""
     if not place:
         return (), ()
-    return (WriteRecord(place, record),), (FinishRecord(place, (record.id,)),)
+    return (write_record(place, record),), (finish_record(place, (record.id,)),)
 
 
 def _restore_hint(file: str) -> str:

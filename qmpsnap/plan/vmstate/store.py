@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import InvalidTarget, MachineDiffers
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import digest, job_id, node_name
-from qmpsnap.plan.steps import AddStore, AwaitJob, DismissJob, LoadState, StopForLoad, StopGuest
+from qmpsnap.plan.commands.block import open_store
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
 from qmpsnap.plan.vmstate.common import refuse_foreign
 
 if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.record import KeptState
     from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.steps import Step
+    from qmpsnap.plan.step import Step
 
-__all__ = ["load_store", "refuse_store", "stale_notes", "stop"]
+__all__ = ["load_store", "pause", "refuse_store", "stale_notes"]
 
 
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
@@ -47,24 +49,24 @@ def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) ->
 
 def load_store(
     state: KeptState | None, token: str, scene: Scene
-) -> tuple[tuple[Step, ...], tuple[AddStore, ...]]:
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """The steps that load the VM state, and the one that opens its store; none where there is none."""
     if state is None:
         return (), ()
     node = node_name(digest(token, "store", avoid=scene.names), owned=True)
     job = job_id("revert", "keep", token)
-    load = LoadState(job, state.tag, (("", node),), node)
-    return (load, AwaitJob(job, "concluded"), DismissJob(job)), (AddStore(node, state.file),)
+    load = snapshot_load(job, state.tag, (("", node),), node)
+    return (load, await_job(job, "concluded"), job_dismiss(job)), (open_store(node, state.file),)
 
 
-def stop(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> StopGuest | StopForLoad:
+def pause(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> Step:
     """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
     if state is None or not machine.emulated or not machine.running:
-        return StopGuest(machine.goes_on)
+        return stop(ran=machine.goes_on)
     names = {
         one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
     }
-    return StopForLoad(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
+    return stop_for_load(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
 
 
 def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:

@@ -15,29 +15,29 @@ from qmpsnap.errors import (
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Bitmap, Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.commands.block import blockdev_del, flush
+from qmpsnap.plan.commands.files import Proof, retire_file
+from qmpsnap.plan.commands.jobs import (
+    await_job,
+    block_commit,
+    end_copy,
+    job_complete,
+    job_dismiss,
+    job_finalize,
+)
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Commit, Folded
 from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    DeleteNode,
-    DismissJob,
-    EndCopy,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    RetireFile,
-    StartCommit,
-    WriteRecord,
-)
+from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
 S4, S3, S2, S1, BASE = (f"/images/{name}.qcow2" for name in ("s4", "s3", "s2", "s1", "base"))
 ALL = (S4, S3, S2, S1, BASE)
+AS_BASE = Root("vda", "vda-base", BASE, "qcow2", None, ())
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,15 @@ def test_commit_folds_each_of_the_talks_six_cases(
 
 def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
     plan = planned(Commit("vda", "s2", "base", on_error="stop", speed=9), T5)
-    start = StartCommit(
-        job_id=plan.job_id,
-        disk="vda",
+    start = block_commit(
+        job=plan.job_id,
         root="vda-s4",
         top_node="vda-s2",
-        top_file=S2,
         base_node="vda-base",
-        base_file=BASE,
-        active=False,
         backing=None,
         on_error="stop",
         speed=9,
+        effect=DropLayers("vda", above=S3, base=BASE),
     )
     record = IntentRecord(
         id=plan.job_id,
@@ -90,26 +87,26 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
         disk="vda",
     )
     assert plan.stages == (
-        Stage("write the record", (WriteRecord(STATE, record),)),
+        Stage("write the record", (write_record(STATE, record),)),
         Stage(
             f"commit into {BASE}",
             (
                 start,
-                AwaitJob(plan.job_id, "pending"),
-                FlushNode("vda-base"),
-                FinalizeJob(plan.job_id),
-                AwaitJob(plan.job_id, "concluded"),
-                FlushNode("vda-s3"),
-                DismissJob(plan.job_id),
+                await_job(plan.job_id, "pending"),
+                flush("vda-base"),
+                job_finalize(plan.job_id),
+                await_job(plan.job_id, "concluded"),
+                flush("vda-s3"),
+                job_dismiss(plan.job_id),
             ),
             verify=True,
         ),
         Stage(
             "clean up the committed layers",
             (
-                RetireFile(S2, "rename", f"{S2}.invalid"),
-                RetireFile(S1, "rename", f"{S1}.invalid"),
-                FinishRecord(STATE, (plan.job_id,)),
+                retire_file(S2, "rename", f"{S2}.invalid", Proof("qcow2", S1)),
+                retire_file(S1, "rename", f"{S1}.invalid", Proof("qcow2", BASE)),
+                finish_record(STATE, (plan.job_id,)),
             ),
             tidy=True,
         ),
@@ -129,16 +126,23 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
 
 def test_commit_of_everything_is_the_default_and_ends_in_a_pivot() -> None:
     plan = planned(Commit("vda"), T5)
-    start = plan.start
-    assert isinstance(start, StartCommit)
+    start = block_commit(
+        job=plan.job_id,
+        root="vda-s4",
+        top_node="vda-s4",
+        base_node="vda-base",
+        backing=None,
+        on_error="report",
+        speed=0,
+        effect=Later(MoveRoot(AS_BASE)),
+    )
     assert plan.stages[1].steps == (
         start,
-        AwaitJob(plan.job_id, "ready"),
-        CompleteJob(plan.job_id, start),
-        AwaitJob(plan.job_id, "concluded"),
-        DismissJob(plan.job_id),
+        await_job(plan.job_id, "ready"),
+        job_complete(plan.job_id, MoveRoot(AS_BASE)),
+        await_job(plan.job_id, "concluded"),
+        job_dismiss(plan.job_id),
     )
-    assert (start.top_file, start.base_file, start.active) == (S4, BASE, True)
     assert plan.job_id.startswith("qmpsnap-commit-pivot-")
     assert plan.chains_after == {"vda": (BASE,)}
     assert plan.moves == ("vda",)
@@ -148,45 +152,45 @@ def test_commit_of_everything_is_the_default_and_ends_in_a_pivot() -> None:
 
 def test_commit_keeps_the_overlay_and_its_record_when_asked() -> None:
     plan = planned(Commit("vda", keep_overlay=True), T5)
-    assert EndCopy(plan.job_id) in plan.steps
+    assert end_copy(plan.job_id) in plan.steps
     assert plan.job_id.startswith("qmpsnap-commit-keep-")
     assert plan.chains_after == plan.chains_before
     assert (plan.moves, plan.folded) == ((), ())
     assert plan.invalid == plan.invalid_if_stopped == (S3, S2, S1, BASE)
-    assert not any(isinstance(step, RetireFile | FinishRecord) for step in plan.steps)
+    assert not any(step.command in {"retire-file", "finish-record"} for step in plan.steps)
     assert plan.record is not None
-    assert (plan.record.record.policy, plan.record.record.after) == ("", {"vda": ALL})
+    assert (plan.record.policy, plan.record.after) == ("", {"vda": ALL})
 
 
 def test_commit_addresses_the_root_when_a_throttle_stands_above() -> None:
     disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
-    start = planned(Commit("vda"), graph(disk)).start
-    assert isinstance(start, StartCommit)
+    start = started(planned(Commit("vda"), graph(disk)))
+    assert start.command == "block-commit"
     assert (start.arguments["device"], start.arguments["top-node"]) == ("thr", "vda-s1")
 
 
 @pytest.mark.parametrize(
     ("folded", "steps", "invalid"),
     [
-        ("rename", [RetireFile(S1, "rename", f"{S1}.invalid")], (f"{S1}.invalid",)),
-        ("remove", [RetireFile(S1, "remove", "")], ()),
+        ("rename", [retire_file(S1, "rename", f"{S1}.invalid", Proof("qcow2", BASE))], (f"{S1}.invalid",)),
+        ("remove", [retire_file(S1, "remove", "", Proof("qcow2", BASE))], ()),
         ("keep", [], (S1,)),
     ],
 )
 def test_commit_does_with_folded_files_what_was_asked(
-    folded: Folded, steps: list[RetireFile], invalid: tuple[str, ...]
+    folded: Folded, steps: list[Step], invalid: tuple[str, ...]
 ) -> None:
     plan = planned(Commit("vda", "s1", "base", folded=folded), T5)
-    assert [step for step in plan.steps if isinstance(step, RetireFile)] == steps
+    assert [step for step in plan.steps if step.command == "retire-file"] == steps
     assert plan.invalid == invalid
     assert plan.record is not None
-    assert plan.record.record.policy == folded
+    assert plan.record.policy == folded
 
 
 def test_commit_keeps_folded_files_where_they_cannot_be_seen_and_says_so() -> None:
     plan = planned(Commit("vda", "s1", "base"), T5, files=unseen(T5))
-    assert [type(step) for step in plan.steps] == [
-        StartCommit, AwaitJob, FlushNode, FinalizeJob, AwaitJob, FlushNode, DismissJob,
+    assert [step.way for step in plan.steps] == [
+        "block-commit", "await-job", "flush", "job-finalize", "await-job", "flush", "job-dismiss",
     ]  # fmt: skip
     assert plan.invalid == (S1,)
     assert plan.notes == (
@@ -211,8 +215,8 @@ def test_commit_refuses_when_every_invalid_name_is_taken() -> None:
 
 def test_commit_keeps_a_relative_name_relative() -> None:
     disk = with_layer(chain("base <- s1 <- s2*"), 0, backing="s1.qcow2")
-    start = planned(Commit("vda", "s1", "base"), graph(disk)).start
-    assert isinstance(start, StartCommit)
+    start = started(planned(Commit("vda", "s1", "base"), graph(disk)))
+    assert start.command == "block-commit"
     assert start.arguments["backing-file"] == "base.qcow2"
     pivot = planned(Commit("vda"), graph(disk)).start
     assert pivot is not None
@@ -221,23 +225,23 @@ def test_commit_keeps_a_relative_name_relative() -> None:
 
 def test_commit_frees_the_nodes_that_we_added() -> None:
     disk = with_layer(chain("base <- s1 <- s2*"), 1, node="qmpsnap-a-00000000")
-    assert DeleteNode("qmpsnap-a-00000000") in planned(Commit("vda", "s1", "base"), graph(disk)).steps
+    assert blockdev_del("qmpsnap-a-00000000") in planned(Commit("vda", "s1", "base"), graph(disk)).steps
 
 
 def test_commit_that_keeps_the_overlay_keeps_its_node() -> None:
     owned = graph(with_layer(chain("base <- s1*"), 0, node="qmpsnap-a-00000000"))
     assert not any(
-        isinstance(step, DeleteNode) for step in planned(Commit("vda", keep_overlay=True), owned).steps
+        step.command == "blockdev-del" for step in planned(Commit("vda", keep_overlay=True), owned).steps
     )
 
 
 def test_commit_puts_away_files_alone() -> None:
     remote = graph(with_layer(chain("base <- s1 <- s2*"), 1, file="rbd:pool/s1", local=False))
     plan = planned(Commit("vda"), remote)
-    assert [step.file for step in plan.steps if isinstance(step, RetireFile)] == [S2]
+    assert [step.arguments["file"] for step in plan.steps if step.command == "retire-file"] == [S2]
     assert plan.invalid == ("rbd:pool/s1", f"{S2}.invalid")
     assert plan.record is not None
-    assert (plan.record.record.folded, plan.record.record.invalid) == ((S2,), (BASE,))
+    assert (plan.record.folded, plan.record.invalid) == ((S2,), (BASE,))
 
 
 def failed(id: str, *folded: str, where: str = STATE) -> IntentRecord:  # noqa: A002
@@ -261,11 +265,11 @@ def test_commit_removes_the_records_that_it_makes_good_wherever_they_lie() -> No
     files.records += [failed("same", S2, S1), failed("less", S1, where=elsewhere), failed("more", S3, S2, S1)]
     plan = planned(Commit("vda", "s2", "base"), T5, files=files)
     assert plan.steps[-3:] == (
-        FinishRecord(STATE, ("same",)),
-        FinishRecord(elsewhere, ("less",)),
-        FinishRecord(STATE, (plan.job_id,)),
+        finish_record(STATE, ("same",)),
+        finish_record(elsewhere, ("less",)),
+        finish_record(STATE, (plan.job_id,)),
     )
-    assert plan.repeats == (FinishRecord(STATE, ("same",)),)
+    assert plan.repeats == (finish_record(STATE, ("same",)),)
 
 
 def test_commit_removes_the_records_of_moments_that_no_disk_holds_any_more() -> None:
@@ -274,7 +278,7 @@ def test_commit_removes_the_records_of_moments_that_no_disk_holds_any_more() -> 
     later = MomentRecord("l", "n4", NOW, overlays={"vda": S4}, covered={"vda": S3}, directory=STATE)
     files.records += [moment, later]
     plan = planned(Commit("vda", "s2", "base"), T5, files=files)
-    assert plan.steps[-2:] == (FinishRecord(STATE, (), ("m",)), FinishRecord(STATE, (plan.job_id,)))
+    assert plan.steps[-2:] == (finish_record(STATE, (), ("m",)), finish_record(STATE, (plan.job_id,)))
 
 
 def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() -> None:
@@ -284,7 +288,7 @@ def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() ->
     )
     files.records.append(again)
     plan = planned(Commit("vda", keep_overlay=True), T5, files=files)
-    assert plan.steps[-1] == FinishRecord(STATE, ("again",))
+    assert plan.steps[-1] == finish_record(STATE, ("again",))
 
 
 @pytest.mark.parametrize("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])
@@ -366,7 +370,7 @@ def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) ->
     files = FakeFiles(T5)
     files.facts[S2] = replace(files.facts[S2], real="/elsewhere/data.qcow2")
     plan = planned(Commit("vda", "s2", "s1", folded=folded), T5, files=files)
-    assert [step for step in plan.steps if isinstance(step, RetireFile)] == []
+    assert [step for step in plan.steps if step.command == "retire-file"] == []
     assert plan.invalid == (S2,)
     assert plan.notes == (f"{S2} is a symlink and keeps its name, although its data was committed",)
 

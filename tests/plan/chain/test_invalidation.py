@@ -15,9 +15,10 @@ from qmpsnap.model.files import Files
 from qmpsnap.model.moments import find_moments, without_layers
 from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
+from qmpsnap.plan.commands.files import remove_state
+from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
 from qmpsnap.plan.intent import Commit, Mirror, PrepareRevert, Revert, RevertIncoming, Stream
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import FinishRecord, KeepLost, KeepPlace, RemoveState, RetireFile
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import BASE, ID, MOMENT, O1, O2, S1, TWO, files_of
@@ -87,9 +88,10 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
     assert (list(fate.lost), ended) == (lost, {*lost})
     now = {one.name: one for one in EVERY if one.name not in ended}
     for step in fate.steps:
-        assert isinstance(step, KeepPlace)
-        (name,) = (name for name, one in now.items() if one.id == step.id)
-        now[name] = without_layers(now[name], step.disk, gone=step.gone, into=step.into)
+        assert step.command == "keep-place"
+        place = step.arguments
+        (name,) = (name for name, one in now.items() if one.id == place["id"])
+        now[name] = without_layers(now[name], place["disk"], gone=place["gone"], into=place["into"])
     assert {name: one.covered["vda"] for name, one in now.items()} == lies
     assert fates(tuple(now.values()), fold(top, base)) == Fates()  # done once more, by who comes later
     after = CHAIN[:top] + CHAIN[base:]
@@ -108,12 +110,12 @@ def test_fates_are_told_in_words() -> None:
     assert fate.notes == (
         "the snapshot 'n3' is lost on vda (/base receives other data), and its VM state /memory with it",
     )
-    assert fate.steps == (RemoveState("/memory", "m3"),)
+    assert fate.steps == (remove_state("/memory", "m3"),)
 
 
 def test_fates_of_a_moment_that_other_disks_have_too_are_noted_and_it_stays() -> None:
     fate = fates((MOMENT, ALONE), Fold("vda", (O1, S1, BASE), (O1,), S1))
-    assert (fate.steps, fate.ended) == ((KeepLost(STATE, ID, "vda"),), (ALONE,))
+    assert (fate.steps, fate.ended) == ((keep_lost(STATE, ID, "vda"),), (ALONE,))
     lost = replace(MOMENT, lost=("vdb",))
     assert fates((lost,), Fold("vda", (O1, S1, BASE), (O1,), S1)).ended == (lost,)
 
@@ -134,7 +136,10 @@ def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_and_not_told_again
     )
     two_disks = replace(EVERY[1], overlays={"vda": "/s2", "vdb": "/o"}, covered={"vda": "/s1", "vdb": "/d"})
     fate = fates((kept, EVERY[0], two_disks), fold(1, 3))
-    assert fate.steps == (KeepPlace(STATE, "m0", "vda", ("/s2", "/s1"), "/s0"), KeepLost(STATE, "m1", "vda"))
+    assert fate.steps == (
+        keep_place(STATE, "m0", "vda", ("/s2", "/s1"), "/s0"),
+        keep_lost(STATE, "m1", "vda"),
+    )
     assert fate.lost == ()
     assert healed((kept,), "vda", CHAIN[1:3]) == (kept,)
     assert healed((kept,), "vda", CHAIN[2:3]) == healed((kept,), "vdb", CHAIN[1:3]) == ()
@@ -159,8 +164,10 @@ def test_fates_never_call_a_moment_good_that_is_lost_nor_the_other_way_round(dat
     now = {file: text for file, text in reads.items() if file not in chain[top:base]}
     after = {one.id: one for one in records if one not in fate.ended}
     for step in fate.steps:
-        assert isinstance(step, KeepPlace)
-        after[step.id] = without_layers(after[step.id], step.disk, gone=step.gone, into=step.into)
+        assert step.command == "keep-place"
+        place = step.arguments
+        record = after[place["id"]]
+        after[record.id] = without_layers(record, place["disk"], gone=place["gone"], into=place["into"])
     for one in records:
         if one.id in after:
             assert now[after[one.id].covered["vda"]] == held[one.name]
@@ -170,14 +177,14 @@ def test_fates_never_call_a_moment_good_that_is_lost_nor_the_other_way_round(dat
 
 def test_streamed_takes_the_layers_between_out_of_the_chains_that_are_read() -> None:
     assert streamed(EVERY, "vda", into="/s2", gone=("/s1", "/s0")) == (
-        KeepPlace(STATE, "m0", "vda", ("/s1", "/s0")),
+        keep_place(STATE, "m0", "vda", ("/s1", "/s0")),
     )
     assert without_layers(EVERY[0], "vda", gone=("/s1", "/s0")).chains == {"vda": ("/s2", "/base")}
 
 
 def test_commit_notes_the_losses_before_its_record_goes() -> None:
     steps = planned(Commit("vda", base="s1"), TWO, files=files_of(""), state_dir=STATE).stages[-1].steps
-    assert [type(step) for step in steps] == [RetireFile, KeepLost, FinishRecord]
+    assert [step.command for step in steps] == ["retire-file", "keep-lost", "finish-record"]
 
 
 @pytest.mark.parametrize("files_are_kept", [False, True])
@@ -188,28 +195,33 @@ def test_commit_says_what_it_costs_and_what_lies_elsewhere(files_are_kept: bool)
 
 
 @pytest.mark.parametrize(
-    ("policy", "kinds"),
-    [("rename", [RetireFile, KeepLost]), ("remove", [RetireFile, KeepLost]), ("keep", [KeepLost]), ("", [])],
+    ("policy", "commands"),
+    [
+        ("rename", ["retire-file", "keep-lost"]),
+        ("remove", ["retire-file", "keep-lost"]),
+        ("keep", ["keep-lost"]),
+        ("", []),
+    ],
 )
-def test_retire_notes_the_losses_of_a_commit_whose_client_went_away(policy: str, kinds: list[type]) -> None:
+def test_retire_notes_the_losses_of_a_commit_whose_client_went_away(policy: str, commands: list[str]) -> None:
     record = replace(FOLDED, policy=policy)
     steps, notes = retire(record, (record, MOMENT))
-    assert [type(step) for step in steps] == kinds
+    assert [step.command for step in steps] == commands
     assert bool(notes) is bool(policy)
 
 
 def test_retire_ends_the_moments_that_were_folded_and_earlier_records() -> None:
     earlier = replace(FOLDED, id="earlier", directory="/elsewhere")
     assert retire(FOLDED, (ALONE, FOLDED, earlier))[0][-2:] == (
-        FinishRecord("/elsewhere", ("earlier",)),
-        FinishRecord(STATE, (), ("a",)),
+        finish_record("/elsewhere", ("earlier",)),
+        finish_record(STATE, (), ("a",)),
     )
 
 
 def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
     stream = replace(FOLDED, op="stream", policy="", folded=(), invalid=(), after={"vda": (O1, BASE)})
     above = replace(ALONE, covered={"vda": O1}, chains={"vda": (O1, S1, BASE)})
-    assert retire(stream, (stream, ALONE, above))[0] == (KeepPlace(STATE, "a", "vda", (S1,)),)
+    assert retire(stream, (stream, ALONE, above))[0] == (keep_place(STATE, "a", "vda", (S1,)),)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from qmpsnap.model.graph import Layer, Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
-from qmpsnap.plan.steps import DeleteNode
+from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, scene
@@ -61,4 +61,4 @@ def test_recorded_like_names_the_file_when_qemus_own_name_leads_nowhere(
 
 def test_delete_owned_frees_the_nodes_that_we_added_and_no_others() -> None:
     layers = [replace(OVERLAY, node=node) for node in ("qmpsnap-a-00000000", "qmpsnap-00000000", "s1")]
-    assert delete_owned(layers) == (DeleteNode("qmpsnap-a-00000000"),)
+    assert delete_owned(layers) == (blockdev_del("qmpsnap-a-00000000"),)

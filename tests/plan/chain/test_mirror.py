@@ -18,24 +18,17 @@ from qmpsnap.errors import (
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.commands.block import blockdev_del
+from qmpsnap.plan.commands.files import create_file
+from qmpsnap.plan.commands.jobs import await_job, drive_mirror, end_copy, job_complete, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Ending, Mirror, Sync
 from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    CompleteJob,
-    CreatePlaceholder,
-    DeleteNode,
-    DismissJob,
-    EndCopy,
-    FinishRecord,
-    ProbeAbsent,
-    StartMirror,
-    WriteRecord,
-)
+from qmpsnap.plan.step import MoveRoot, Root
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 TWO = graph(vda="base <- s1*")
 CHAIN = ("/images/s1.qcow2", "/images/base.qcow2")
@@ -53,16 +46,13 @@ def finish(**more: object) -> Mirror:
 
 def test_mirror_makes_the_target_copies_and_pivots() -> None:
     plan = planned(pivot(on_error="stop", speed=5), TWO)
-    start = plan.start
-    assert isinstance(start, StartMirror)
-    assert start == StartMirror(
-        job_id=plan.job_id,
-        disk="vda",
+    start = started(plan)
+    copy = Root("vda", start.arguments["node-name"], COPY, "qcow2", None, ())
+    assert start == drive_mirror(
+        job=plan.job_id,
         root="vda-s1",
         replaces=None,
-        target=COPY,
-        format="qcow2",
-        node=start.node,
+        copy=copy,
         sync="full",
         existing=False,
         on_error="stop",
@@ -81,33 +71,33 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
     assert plan.stages == (
         Stage(
             "create the target",
-            (WriteRecord(STATE, record), WriteRecord(BESIDE, record), CreatePlaceholder(COPY, CHAIN[0])),
+            (write_record(STATE, record), write_record(BESIDE, record), create_file(COPY, CHAIN[0])),
         ),
         Stage(
             f"mirror to {COPY}",
             (
                 start,
-                AwaitJob(plan.job_id, "ready"),
-                CompleteJob(plan.job_id, start),
-                AwaitJob(plan.job_id, "concluded"),
-                DismissJob(plan.job_id),
+                await_job(plan.job_id, "ready"),
+                job_complete(plan.job_id, MoveRoot(copy)),
+                await_job(plan.job_id, "concluded"),
+                job_dismiss(plan.job_id),
             ),
             verify=True,
         ),
         Stage(
             "clean up",
-            (FinishRecord(STATE, (plan.job_id,)), FinishRecord(BESIDE, (plan.job_id,))),
+            (finish_record(STATE, (plan.job_id,)), finish_record(BESIDE, (plan.job_id,))),
             tidy=True,
         ),
     )
     assert plan.job_id.startswith("qmpsnap-mirror-pivot-")
-    assert len(start.node.encode()) <= 31
+    assert len(copy.node.encode()) <= 31
     assert start.arguments == {
         "job-id": plan.job_id,
         "device": "vda-s1",
         "target": COPY,
         "format": "qcow2",
-        "node-name": start.node,
+        "node-name": copy.node,
         "sync": "full",
         "mode": "absolute-paths",
         "on-source-error": "stop",
@@ -119,7 +109,7 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
 
 def test_mirror_that_finishes_ends_the_copy_and_leaves_the_chain() -> None:
     plan = planned(finish(), TWO)
-    assert EndCopy(plan.job_id) in plan.steps
+    assert end_copy(plan.job_id) in plan.steps
     assert plan.job_id.startswith("qmpsnap-mirror-copy-")
     assert plan.chains_after == {"vda": CHAIN}
     assert (plan.moves, plan.invalid, plan.invalid_if_stopped) == ((), (), ())
@@ -141,7 +131,7 @@ def test_mirror_keeps_the_layers_that_it_did_not_copy(
     assert plan.after is not None
     assert plan.after.disks["vda"].active.backing == backing
     assert plan.record is not None
-    assert plan.record.record.after == {"vda": after}
+    assert plan.record.after == {"vda": after}
 
 
 def test_mirror_takes_the_format_of_the_active_layer_unless_told() -> None:
@@ -163,8 +153,8 @@ def test_mirror_replaces_the_layer_under_a_throttle() -> None:
 def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> None:
     plan = planned(pivot(), TWO, files=unseen(TWO))
     probe = plan.steps[0]
-    assert isinstance(probe, ProbeAbsent)
-    assert (probe.file, plan.record) == (COPY, None)
+    assert probe.way == "probe"
+    assert (probe.arguments["filename"], plan.record) == (COPY, None)
     assert plan.notes == (
         "QEMU creates the target, mode 644 less its umask: its files are not visible from here",
     )
@@ -172,8 +162,8 @@ def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> No
 
 def test_mirror_frees_the_nodes_that_we_added_when_it_pivots() -> None:
     owned = graph(with_layer(chain("base <- s1*"), 0, node="qmpsnap-a-00000000"))
-    assert DeleteNode("qmpsnap-a-00000000") in planned(pivot(), owned).steps
-    assert DeleteNode("qmpsnap-a-00000000") not in planned(finish(), owned).steps
+    assert blockdev_del("qmpsnap-a-00000000") in planned(pivot(), owned).steps
+    assert blockdev_del("qmpsnap-a-00000000") not in planned(finish(), owned).steps
 
 
 def existing(form: str = "qcow2", **more: object) -> FakeFiles:
@@ -184,11 +174,11 @@ def existing(form: str = "qcow2", **more: object) -> FakeFiles:
 
 def test_mirror_takes_an_existing_target_when_it_fits() -> None:
     plan = planned(pivot(use_existing=True), TWO, files=existing())
-    assert [type(step) for step in plan.steps[:3]] == [WriteRecord, WriteRecord, StartMirror]
+    assert [step.command for step in plan.steps[:3]] == ["write-record", "write-record", "drive-mirror"]
     assert plan.start is not None
     assert plan.start.arguments["mode"] == "existing"
     assert plan.record is not None
-    assert plan.record.record.made == ()  # so nobody removes it
+    assert plan.record.made == ()  # so nobody removes it
     top = existing(backing="../images/base.qcow2")
     assert planned(pivot("top", use_existing=True), TWO, files=top)
     assert planned(pivot(use_existing=True, format="raw"), TWO, files=existing("raw"))

@@ -61,7 +61,7 @@ def test_commit_gives_up_an_image_when_told_and_names_it_invalid() -> None:
     assert plan.invalid == (f"{S1}.invalid", OTHER)
     assert plan.invalid_if_stopped == (BASE, OTHER)
     assert plan.record is not None
-    assert plan.record.record.invalid == (BASE, OTHER)
+    assert plan.record.invalid == (BASE, OTHER)
 
 
 def test_commit_refuses_when_not_every_image_is_given_up() -> None:

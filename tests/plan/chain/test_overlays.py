@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -23,25 +23,21 @@ from qmpsnap.model.header import Header
 from qmpsnap.model.names import node_name
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.steps import (
-    KeepMoment,
-    ProbeAbsent,
-    TakeSnapshots,
-    WriteRecord,
-)
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Overlay
 
 ONE = graph(vda="base <- s1*")
 N1 = "/images/base.n1.qcow2"
 
 
-def taken(intent: Snapshot, of: Graph, files: FakeFiles | None = None) -> TakeSnapshots:
-    step = next(step for step in planned(intent, of, files=files).steps if isinstance(step, TakeSnapshots))
-    assert isinstance(step, TakeSnapshots)
-    return step
+def taken(intent: Snapshot, of: Graph, files: FakeFiles | None = None) -> tuple[Overlay, ...]:
+    steps = planned(intent, of, files=files).steps
+    return overlays_of(next(step for step in steps if step.command == "transaction"))
 
 
 def test_snapshot_takes_every_writable_disk_with_a_medium_and_names_the_others() -> None:
@@ -56,7 +52,7 @@ def test_snapshot_goes_under_a_throttle() -> None:
     plan = planned(Snapshot("n1"), graph(disk))
     assert plan.after is not None
     assert plan.after.disks["vda"].root == "thr"
-    assert taken(Snapshot("n1"), graph(disk)).overlays[0].covered == "vda-s1"
+    assert taken(Snapshot("n1"), graph(disk))[0].covered == "vda-s1"
 
 
 def test_snapshot_puts_the_overlay_beside_the_active_layer_when_nobody_says_where() -> None:
@@ -68,16 +64,15 @@ def test_snapshot_puts_the_overlay_beside_the_active_layer_when_nobody_says_wher
 def test_snapshot_lets_qemu_make_the_overlay_when_its_files_are_not_visible() -> None:
     plan = planned(Snapshot("n1"), ONE, files=unseen(ONE))
     probe, take = plan.steps
-    assert isinstance(probe, ProbeAbsent)
-    assert probe.file == N1
+    assert probe.way == "probe"
     assert probe.arguments == {
         "driver": "file",
-        "node-name": probe.node,
+        "node-name": probe.arguments["node-name"],
         "filename": N1,
         "read-only": True,
     }
-    assert isinstance(take, TakeSnapshots)
-    assert take.overlays[0].made_by == "qemu"
+    assert take.command == "transaction"
+    assert overlays_of(take)[0].made_by == "qemu"
     assert "'mode': 'absolute-paths'" in repr(take.arguments)
     assert plan.notes == (
         "QEMU creates the overlays, mode 644 less its umask: its files are not visible from here",
@@ -101,9 +96,9 @@ def test_snapshot_takes_an_existing_overlay_when_it_fits() -> None:
     plan = planned(
         Snapshot("n1", ("vda",), {"vda": "/images/mine.qcow2"}, use_existing=True), ONE, files=files
     )
-    assert [type(step) for step in plan.steps] == [WriteRecord, TakeSnapshots, KeepMoment]
+    assert [step.command for step in plan.steps] == ["write-record", "transaction", "keep-moment"]
     assert plan.record is not None
-    assert plan.record.record.made == ()  # so nobody removes it
+    assert plan.record.made == ()  # so nobody removes it
 
 
 def existing(**header: Any) -> FakeFiles:
@@ -217,13 +212,13 @@ CLONES = graph(vda="base <- s1*", vdb="base <- g2*")
 
 
 def test_snapshot_gives_each_clone_of_one_base_a_file_of_its_own() -> None:
-    assert [one.file for one in taken(Snapshot("n1"), CLONES).overlays] == [
+    assert [one.file for one in taken(Snapshot("n1"), CLONES)] == [
         "/images/base.vda.n1.qcow2",
         "/images/base.vdb.n1.qcow2",
     ]
-    assert [one.file for one in taken(Snapshot("n1", ("vdb",)), CLONES).overlays] == [N1]
+    assert [one.file for one in taken(Snapshot("n1", ("vdb",)), CLONES)] == [N1]
     given = taken(Snapshot("n1", ("vda", "vdb"), {"vda": N1}), CLONES)
-    assert [one.file for one in given.overlays] == [N1, "/images/base.vdb.n1.qcow2"]
+    assert [one.file for one in given] == [N1, "/images/base.vdb.n1.qcow2"]
 
 
 @pytest.mark.parametrize("files", [{"vda": "/d/o", "vdb": "/d/o"}, {"vda": "/images/base.vdb.n1.qcow2"}])
@@ -323,9 +318,9 @@ def test_snapshot_refuses_another_directory_when_qemu_opened_the_disk_by_a_relat
 
 
 def test_snapshot_avoids_node_names_that_are_in_use() -> None:
-    first = taken(Snapshot("n1"), ONE).overlays[0].node
+    first = taken(Snapshot("n1"), ONE)[0].node
     used = graph(chain("base <- s1*"), nodes=(Node(first, "qcow2", "/x"),))
-    second = taken(Snapshot("n1"), used).overlays[0].node
+    second = taken(Snapshot("n1"), used)[0].node
     assert second not in {first, node_name(first)}
     assert len(second.encode()) <= 31
 
@@ -351,13 +346,13 @@ def test_snapshot_refuses_a_name_that_a_revert_left_to_another_branch(name: str)
 
 def test_snapshot_is_numbered_where_a_deleted_moment_has_left_its_overlay_in_the_chain() -> None:
     left = graph(vda="base <- base.n1.qcow2*", vdb="data*")
-    files = [one.file for one in taken(Snapshot("n1"), left).overlays]
+    files = [one.file for one in taken(Snapshot("n1"), left)]
     assert files == ["/images/base.n1-2.qcow2", "/images/data.n1-2.qcow2"]
     again = graph(vda="base <- base.n1.qcow2 <- base.n1-2.qcow2*")
-    assert taken(Snapshot("n1"), again).overlays[0].file == "/images/base.n1-3.qcow2"
+    assert taken(Snapshot("n1"), again)[0].file == "/images/base.n1-3.qcow2"
 
 
 def test_snapshot_of_an_address_is_not_of_a_relative_name() -> None:
     nbd = graph(with_layer(chain("base*"), 0, file="nbd://host:10809/vda", local=False))
     step = taken(Snapshot("n1", files={"vda": "/images/n1.qcow2"}), nbd, unseen(nbd))
-    assert step.overlays[0].file == "/images/n1.qcow2"
+    assert step[0].file == "/images/n1.qcow2"

@@ -5,21 +5,16 @@ import pytest
 from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Unsupported
 from qmpsnap.model.graph import Disk, Node
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.commands.block import blockdev_del, flush
+from qmpsnap.plan.commands.jobs import await_job, block_stream, job_finalize
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Stream
 from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    DeleteNode,
-    FinalizeJob,
-    FinishRecord,
-    FlushNode,
-    StartStream,
-    WriteRecord,
-)
+from qmpsnap.plan.step import DropLayers
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T6 = graph(vda="base <- s1 <- s2 <- s3 <- active*")
 LATER = "/images/active.qmpsnap"  # beside what is the base image afterwards
@@ -28,16 +23,14 @@ ALL = tuple(f"/images/{name}.qcow2" for name in ("active", "s3", "s2", "s1", "ba
 
 def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
     plan = planned(Stream("vda", on_error="stop", speed=7), T6)
-    start = StartStream(
-        job_id=plan.job_id,
-        disk="vda",
+    start = block_stream(
+        job=plan.job_id,
         node="vda-active",
-        file=ALL[0],
         base_node=None,
-        base_file=None,
         backing=None,
         on_error="stop",
         speed=7,
+        effect=DropLayers("vda", above=ALL[0], base=None),
     )
     record = IntentRecord(
         id=plan.job_id,
@@ -48,20 +41,20 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
         disk="vda",
     )
     assert plan.stages == (
-        Stage("write the record", (WriteRecord(LATER, record),)),
+        Stage("write the record", (write_record(LATER, record),)),
         Stage(
             f"stream into {ALL[0]}",
             (
                 start,
-                AwaitJob(plan.job_id, "pending"),
-                FlushNode("vda-active"),
-                FinalizeJob(plan.job_id),
-                AwaitJob(plan.job_id, "concluded"),
-                FlushNode("vda-active"),
+                await_job(plan.job_id, "pending"),
+                flush("vda-active"),
+                job_finalize(plan.job_id),
+                await_job(plan.job_id, "concluded"),
+                flush("vda-active"),
             ),
             verify=True,
         ),
-        Stage("clean up", (FinishRecord(LATER, (plan.job_id,)),), tidy=True),
+        Stage("clean up", (finish_record(LATER, (plan.job_id,)),), tidy=True),
     )
     assert plan.chains_after == {"vda": ALL[:1]}
     assert (plan.moves, plan.invalid, plan.invalid_if_stopped) == ((), (), ())
@@ -105,21 +98,21 @@ def test_stream_finds_layers_by_the_names_of_their_snapshots() -> None:
 
 def test_stream_keeps_a_relative_name_relative() -> None:
     disk = with_layer(chain("base <- s1 <- s2*"), 0, backing="s1.qcow2")
-    start = planned(Stream("vda", base="base"), graph(disk)).start
-    assert isinstance(start, StartStream)
-    assert start.backing == "base.qcow2"
+    start = started(planned(Stream("vda", base="base"), graph(disk)))
+    assert start.command == "block-stream"
+    assert start.effect == DropLayers("vda", disk.files[0], disk.files[2], "base.qcow2")
     assert start.arguments["backing-file"] == "base.qcow2"
 
 
 def test_stream_frees_the_nodes_that_we_added() -> None:
     disk = with_layer(chain("base <- s1 <- s2*"), 1, node="qmpsnap-a-00000000")
-    assert DeleteNode("qmpsnap-a-00000000") in planned(Stream("vda"), graph(disk)).steps
+    assert blockdev_del("qmpsnap-a-00000000") in planned(Stream("vda"), graph(disk)).steps
 
 
 def test_stream_writes_no_record_when_files_are_not_visible() -> None:
     plan = planned(Stream("vda"), T6, files=unseen(T6))
-    assert [type(step) for step in plan.steps] == [
-        StartStream, AwaitJob, FlushNode, FinalizeJob, AwaitJob, FlushNode,
+    assert [step.way for step in plan.steps] == [
+        "block-stream", "await-job", "flush", "job-finalize", "await-job", "flush",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import FileMoved, Unsupported
 from qmpsnap.model.graph import Node
 from qmpsnap.model.open_files import OpenFile, OpenState, Reopens
+from qmpsnap.plan.commands.files import create_file
 from qmpsnap.plan.intent import (
     Checkpoint,
     CheckpointInternal,
@@ -25,10 +26,9 @@ from qmpsnap.plan.intent import (
     Stream,
 )
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.steps import CreatePlaceholder, RetireFile, StartCommit, StartStream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
-from tests.plan.scenes import planned, with_layer
+from tests.plan.scenes import planned, started, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -144,7 +144,7 @@ def test_a_full_mirror_is_the_way_out(state: OpenState, ending: str) -> None:
         TWO,
         files=files(TWO, S1, state, path, replaced=True),
     )
-    assert CreatePlaceholder("/images/new.qcow2", path) in plan.steps
+    assert create_file("/images/new.qcow2", path) in plan.steps
 
 
 @pytest.mark.parametrize("intent", [Snapshot("one", ("vdb",)), Mirror("vda", "/images/new", "finish", "top")])
@@ -201,7 +201,7 @@ def test_commit_keeps_what_a_disk_in_snapshot_mode_wrote() -> None:
     there = in_snapshot_mode()
     plan = planned(Commit("vda", base="s1"), there, files=files(there, TEMPORARY, "unlinked"))
     assert plan.chains_after["vda"] == (S1, BASE)
-    assert not any(isinstance(step, RetireFile) for step in plan.steps)
+    assert not any(step.command == "retire-file" for step in plan.steps)
     assert plan.invalid == ()
 
 
@@ -240,14 +240,10 @@ def test_mirror_refuses_to_have_a_name_recorded_that_leads_nowhere(sync: str) ->
     assert refused.value.hint == "copy the whole disk: --sync full"
 
 
-@pytest.mark.parametrize(
-    ("intent", "kind"),
-    [(Commit("vda", top="s1", base="base"), StartCommit), (Stream("vda", base="base"), StartStream)],
-)
-def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent, kind: type) -> None:
+@pytest.mark.parametrize("intent", [Commit("vda", top="s1", base="base"), Stream("vda", base="base")])
+def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent) -> None:
     there = graph(nodes=(Node("f", "file", BASE, spelled="images/base.qcow2"),), vda="base <- s1 <- s2*")
-    start = next(step for step in planned(intent, there).steps if isinstance(step, kind))
-    assert start.arguments["backing-file"] == BASE
+    assert started(planned(intent, there)).arguments["backing-file"] == BASE
 
 
 @pytest.mark.parametrize(
@@ -284,4 +280,4 @@ def test_a_part_of_a_file_is_worked_on_where_no_name_of_ours_speaks_of_it(intent
 
 def test_commit_leaves_the_file_of_which_a_layer_is_a_part() -> None:
     there = graph(with_layer(chain("base <- s1*"), 0, window=True))
-    assert not any(isinstance(step, RetireFile) for step in planned(Commit("vda"), there).steps)
+    assert not any(step.command == "retire-file" for step in planned(Commit("vda"), there).steps)

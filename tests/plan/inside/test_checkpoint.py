@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,20 +20,10 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Filter, InternalSnapshot, Node
 from qmpsnap.model.job import JobStatus, parse_job_id
 from qmpsnap.model.record import Settings
-from qmpsnap.plan.hmp_steps import quoted
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, snapshot_load, snapshot_save
 from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, Revert, Via
-from qmpsnap.plan.steps import (
-    AwaitJob,
-    DeleteState,
-    DelVm,
-    DismissJob,
-    FinishRecord,
-    LoadState,
-    LoadVm,
-    SaveState,
-    SaveVm,
-    WriteRecord,
-)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_machine import a_machine
@@ -40,7 +31,10 @@ from tests.plan.scenes import STATE as STATE_DIR
 from tests.plan.scenes import job, planned, unseen, with_layer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.plan.step import Step
 
 
 def holding(name: str, *snapshots: InternalSnapshot, layer: int = 0) -> Disk:
@@ -64,14 +58,12 @@ NODES = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
 @pytest.mark.parametrize(
     ("intent", "step", "inside"),
     [
-        (SAVE, SaveVm("c2", ("vda", "vdb")), ["c1", "c2"]),
-        (LOAD, LoadVm("c1"), ["c1"]),
-        (DELETE, DelVm("c1", ("vda", "vdb")), []),
+        (SAVE, savevm("c2", ("vda", "vdb")), ["c1", "c2"]),
+        (LOAD, loadvm("c1", running=True), ["c1"]),
+        (DELETE, delvm("c1", ("vda", "vdb")), []),
     ],
 )
-def test_checkpoint_is_one_line_of_the_human_monitor(
-    intent: Intent, step: SaveVm | LoadVm | DelVm, inside: list[str]
-) -> None:
+def test_checkpoint_is_one_line_of_the_human_monitor(intent: Intent, step: Step, inside: list[str]) -> None:
     plan = planned(intent, TWO, files=unseen(TWO))
     assert plan.steps == (step,)
     assert (plan.disks, plan.chains_after) == (("vda", "vdb"), plan.chains_before)
@@ -83,19 +75,23 @@ def test_checkpoint_is_one_line_of_the_human_monitor(
 @pytest.mark.parametrize(
     ("intent", "step", "inside"),
     [
-        (replace(SAVE, via="jobs"), SaveState("", "c2", NODES), ["c1", "c2"]),
-        (replace(LOAD, via="jobs"), LoadState("", "c1", NODES, "vda-s1", running=True), ["c1"]),
-        (replace(DELETE, via="jobs"), DeleteState("", "c1", NODES), []),
+        (replace(SAVE, via="jobs"), partial(snapshot_save, name="c2", nodes=NODES), ["c1", "c2"]),
+        (
+            replace(LOAD, via="jobs"),
+            partial(snapshot_load, name="c1", nodes=NODES, vmstate="vda-s1", running=True),
+            ["c1"],
+        ),
+        (replace(DELETE, via="jobs"), partial(snapshot_delete, name="c1", nodes=NODES), []),
     ],
 )
 def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
-    intent: Intent, step: SaveState | LoadState | DeleteState, inside: list[str]
+    intent: Intent, step: Callable[[str], Step], inside: list[str]
 ) -> None:
     plan = planned(intent, TWO, files=unseen(TWO))
     job_id = plan.job_id
     assert parse_job_id(job_id) is not None
     assert plan.steps == (
-        replace(step, job_id=job_id), AwaitJob(job_id, "concluded"), DismissJob(job_id),
+        step(job_id), await_job(job_id, "concluded"), job_dismiss(job_id),
     )  # fmt: skip
     assert plan.after is not None
     for name in plan.disks:
@@ -110,9 +106,10 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
 ) -> None:
     plan = planned(replace(intent, via=via), TWO, machine=a_machine(TWO, running=running))
     first, last = plan.steps[0], plan.steps[-1]
-    assert isinstance(first, WriteRecord)
-    record = first.record
-    assert last == FinishRecord(STATE_DIR, (record.id,))
+    record = plan.record
+    assert record is not None
+    assert first == write_record(STATE_DIR, record)
+    assert last == finish_record(STATE_DIR, (record.id,))
     assert (record.op, record.name, record.was) == (plan.op, intent.name, Settings(running, process="1:1"))
     assert dict(record.chains) == plan.chains_before
     assert plan.job_id in {"", record.id}
@@ -132,7 +129,7 @@ def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_s
 
 def test_checkpoint_whose_name_no_record_may_carry_is_not_written_down() -> None:
     theirs = graph(holding("vda", structs.replace(STATE, name="a b")))
-    assert planned(Revert("a b"), theirs).steps == (LoadVm("a b"),)
+    assert planned(Revert("a b"), theirs).steps == (loadvm("a b", running=True),)
 
 
 RAW_BESIDE = graph(holding("vda", STATE), chain("d.raw*", name="vdr"))
@@ -141,15 +138,15 @@ RAW_BESIDE = graph(holding("vda", STATE), chain("d.raw*", name="vdr"))
 @pytest.mark.parametrize("leave", ["vdr", "/images/d.raw"])
 def test_checkpoint_leaves_a_disk_out_by_any_spelling_and_says_so(leave: str) -> None:
     plan = planned(CheckpointInternal("c2", leave=(leave,)), RAW_BESIDE, files=unseen(RAW_BESIDE))
-    assert isinstance(plan.steps[0], SaveState)
-    assert (plan.steps[0].nodes, plan.disks) == ((("vda", "vda-s1"),), ("vda",))
+    assert plan.steps[0].command == "snapshot-save"
+    assert (plan.steps[0].arguments["devices"], plan.disks) == (["vda-s1"], ("vda",))
     assert plan.notes == ("left out: vdr",)
 
 
 def test_revert_leaves_a_disk_that_has_the_checkpoint_when_it_is_named() -> None:
     plan = planned(Revert("c1", leave=("vdb",)), TWO, files=unseen(TWO))
-    assert isinstance(plan.steps[0], LoadState)
-    assert plan.steps[0].nodes == (("vda", "vda-s1"),)
+    assert plan.steps[0].command == "snapshot-load"
+    assert plan.steps[0].arguments["devices"] == ["vda-s1"]
 
 
 def test_checkpoint_by_jobs_keeps_its_memory_in_no_uefi_variables_when_there_is_another_disk() -> None:
@@ -167,23 +164,16 @@ def test_revert_by_jobs_takes_the_memory_from_the_disk_that_has_it() -> None:
 def test_revert_goes_by_jobs_when_they_alone_find_the_memory() -> None:
     flash = graph(holding("pflash1", PART), holding("vda", STATE))
     step = planned(LOAD, flash, files=unseen(flash)).steps[0]
-    assert (type(step), step.arguments["vmstate"]) == (LoadState, "vda-s1")
+    assert (step.command, step.arguments["vmstate"]) == ("snapshot-load", "vda-s1")
     first = graph(holding("pflash1", STATE), holding("vda", PART))
-    assert isinstance(planned(LOAD, first, files=unseen(first)).steps[0], LoadVm)
+    assert planned(LOAD, first, files=unseen(first)).steps == (loadvm("c1", running=True),)
 
 
 def test_checkpoint_under_a_throttle_goes_by_jobs_on_the_node_below() -> None:
     for intent in (SAVE, LOAD, DELETE):
         step = planned(intent, FILTERED, files=unseen(FILTERED)).steps[0]
-        assert isinstance(step, SaveState | LoadState | DeleteState)
-        assert step.nodes == (("vda", "vda-s1"),)
-
-
-def test_checkpoint_says_word_for_word_what_is_sent() -> None:
-    assert SaveVm("c1", ()).arguments == {"command-line": 'savevm "c1"'}
-    assert LoadVm("c1").arguments == {"command-line": 'loadvm "c1"'}
-    assert DelVm('a"\\\n', ()).arguments == {"command-line": 'delvm "a\\"\\\\\\n"'}
-    assert quoted("a b;c") == '"a b;c"'
+        assert step.command in {"snapshot-save", "snapshot-load", "snapshot-delete"}
+        assert step.arguments["devices"] == ["vda-s1"]
 
 
 RAW = RAW_BESIDE

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Refused, Unsupported
 from qmpsnap.model.graph import Filter, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.intent import Delete
-from qmpsnap.plan.steps import DeleteInternal, DeleteState, DelVm
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
@@ -31,8 +31,8 @@ TWO = graph(holding("vda", OLD, InternalSnapshot("2", "new")), holding("vdb", re
 def test_delete_takes_it_from_each_disk_that_has_it_and_leaves_the_others() -> None:
     plan = planned(Delete("old"), TWO)
     assert plan.steps == (
-        DeleteInternal("vda", "vda-s1", "1", "old"),
-        DeleteInternal("vdb", "vdb-s1", "7", "old"),
+        internal_delete("vda", "vda-s1", "1", "old"),
+        internal_delete("vdb", "vdb-s1", "7", "old"),
     )
     assert plan.after is not None
     assert plan.chains_after == plan.chains_before
@@ -57,31 +57,31 @@ def test_delete_says_what_goes_with_it() -> None:
 
 VM_STATE = InternalSnapshot("1", "vm", 4096)
 PART = replace(VM_STATE, vm_state_size=0)
-RULE: dict[str, tuple[Graph, type[DelVm | DeleteState | DeleteInternal]]] = {
-    "on every disk": (graph(holding("vda", VM_STATE), holding("vdb", PART)), DelVm),
-    "beside a disk that has it not": (graph(holding("vda", VM_STATE), holding("vdb")), DeleteState),
-    "beside a raw disk": (graph(holding("vda", VM_STATE), chain("d.raw*", name="vdr")), DeleteState),
+RULE: dict[str, tuple[Graph, str]] = {
+    "on every disk": (graph(holding("vda", VM_STATE), holding("vdb", PART)), "delvm"),
+    "beside a disk that has it not": (graph(holding("vda", VM_STATE), holding("vdb")), "snapshot-delete"),
+    "beside a raw disk": (graph(holding("vda", VM_STATE), chain("d.raw*", name="vdr")), "snapshot-delete"),
     "under a throttle": (
         graph(replace(holding("vda", VM_STATE), root="thr", filters=(Filter("thr", "throttle"),))),
-        DeleteState,
+        "snapshot-delete",
     ),
     "beside a node without use": (
-        graph(holding("vda", VM_STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),)), DeleteState,
+        graph(holding("vda", VM_STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),)), "snapshot-delete",
     ),
-    "of disks alone": (graph(holding("vda", PART)), DeleteInternal),
+    "of disks alone": (graph(holding("vda", PART)), "blockdev-snapshot-delete-internal-sync"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RULE)
 def test_delete_goes_as_the_moment_came(case: str) -> None:
-    drawn, kind = RULE[case]
-    assert isinstance(planned(Delete("vm"), drawn).steps[0], kind)
+    drawn, way = RULE[case]
+    assert planned(Delete("vm"), drawn).steps[0].way == way
 
 
-@pytest.mark.parametrize(("via", "kind"), [("hmp", DelVm), ("jobs", DeleteState)])
-def test_delete_goes_as_it_is_forced_to(via: Via, kind: type[DelVm | DeleteState]) -> None:
+@pytest.mark.parametrize(("via", "way"), [("hmp", "delvm"), ("jobs", "snapshot-delete")])
+def test_delete_goes_as_it_is_forced_to(via: Via, way: str) -> None:
     for drawn in (graph(holding("vda", VM_STATE)), graph(holding("vda", PART))):
-        assert isinstance(planned(Delete("vm", via), drawn).steps[0], kind)
+        assert planned(Delete("vm", via), drawn).steps[0].way == way
 
 
 REFUSED: dict[str, tuple[Graph, type[Refused], str]] = {

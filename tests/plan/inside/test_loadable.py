@@ -7,8 +7,8 @@ from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Refused, Unsupported
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Bitmap, Filter, Graph, InternalSnapshot, Node
 from qmpsnap.model.memory import MemoryFact
+from qmpsnap.plan.commands.state import loadvm
 from qmpsnap.plan.intent import CheckpointInternal, Intent, Revert, SnapshotInternal
-from qmpsnap.plan.steps import LoadState, LoadVm
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -84,15 +84,15 @@ def test_revert_inside_images_refuses_what_would_fail_half_way(case: str) -> Non
 def test_revert_inside_images_goes_where_a_disk_in_the_way_is_left() -> None:
     left = Revert("c1", leave=("vdb",))
     for drawn in (tracked(Bitmap("b0")), FLEECED):
-        (step,) = (one for one in planned(left, drawn).steps if isinstance(one, LoadState))
-        assert step.nodes == (("vda", "vda-a"),)
-    assert LoadVm("c1") in planned(left, READ_ONLY).steps  # which passes a read-only disk over
+        (step,) = (one for one in planned(left, drawn).steps if one.command == "snapshot-load")
+        assert step.arguments["devices"] == ["vda-a"]
+    assert loadvm("c1", running=True) in planned(left, READ_ONLY).steps  # which passes a read-only disk over
 
 
 def test_revert_inside_images_does_not_mind_a_bitmap_of_a_layer_below() -> None:
     below = with_layer(chain("base <- b*", name="vdb"), 1, bitmaps=(Bitmap("b0"),))
     drawn = graph(VDA, with_layer(below, 0, snapshots=(InternalSnapshot("1", "c1"),)))
-    assert LoadVm("c1") in planned(BACK, drawn).steps
+    assert loadvm("c1", running=True) in planned(BACK, drawn).steps
 
 
 def sized(then: int | None, *, free_bytes: int = 1 << 30) -> FakeFiles:
@@ -107,7 +107,7 @@ EXPORTED = a_machine(GOOD, exported=frozenset({"vdb-b"}))
 
 
 def test_revert_inside_images_changes_the_size_of_a_disk_when_there_is_room() -> None:
-    assert LoadVm("c1") in planned(BACK, GOOD, files=sized(32 * MIB)).steps
+    assert loadvm("c1", running=True) in planned(BACK, GOOD, files=sized(32 * MIB)).steps
     with pytest.raises(InvalidTarget, match=f"vdb has {64 * MIB} bytes, it had {32 * MIB} at 'c1'") as caught:
         planned(BACK, GOOD, files=sized(32 * MIB, free_bytes=512 * 1024))
     assert caught.value.hint == "free some space there"
@@ -118,11 +118,11 @@ def test_revert_inside_images_needs_no_room_for_a_disk_that_keeps_its_size() -> 
     files = sized(64 * MIB)
     files.directories["/images/a.qmpsnap"] = DirFact("/images/a.qmpsnap", exists=False, writable=False)
     files.directories["/images"] = DirFact("/images", exists=True, writable=True, free_bytes=0)
-    assert LoadVm("c1") in planned(BACK, GOOD, files=files).steps
+    assert loadvm("c1", running=True) in planned(BACK, GOOD, files=files).steps
 
 
 def test_revert_inside_images_refuses_another_size_under_an_export() -> None:
-    assert LoadVm("c1") in planned(BACK, GOOD, files=sized(64 * MIB), machine=EXPORTED).steps
+    assert loadvm("c1", running=True) in planned(BACK, GOOD, files=sized(64 * MIB), machine=EXPORTED).steps
     for files in (sized(32 * MIB), sized(None), unseen(GOOD)):
         with pytest.raises(Busy, match="node 'vdb-b' of vdb is exported, which fixes its size") as caught:
             planned(BACK, GOOD, files=files, machine=EXPORTED)
@@ -157,4 +157,4 @@ def test_nothing_is_kept_inside_an_image_with_an_external_data_file(intent: Inte
 def test_revert_inside_images_does_not_mind_the_filters_of_the_disk_itself() -> None:
     throttled = replace(VDB, root="thr", filters=(Filter("thr", "throttle"),))
     steps = planned(BACK, graph(VDA, throttled)).steps
-    assert [type(step) for step in steps][1:2] == [LoadState]
+    assert [step.command for step in steps][1:2] == ["snapshot-load"]

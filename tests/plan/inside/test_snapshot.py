@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from qmpsnap.errors import AmbiguousName, BadName, Busy, NotFound, Refused, TargetExists, Unsupported
 from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.intent import Snapshot, SnapshotInternal
-from qmpsnap.plan.steps import TakeInternal
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
@@ -26,7 +26,7 @@ OLD = (InternalSnapshot("1", "old"),)
 
 def test_internal_takes_every_writable_disk_at_one_instant_and_names_the_others() -> None:
     plan = planned(SnapshotInternal("i1"), graph(*TWO.disks.values(), READ_ONLY, EMPTY))
-    assert plan.steps == (TakeInternal("i1", (("vda", "vda-s1"), ("vdb", "vdb-data"))),)
+    assert plan.steps == (internal_snapshot("i1", (("vda", "vda-s1"), ("vdb", "vdb-data"))),)
     assert plan.notes == ("left out: vdc (read-only), cd0 (empty)",)
     assert (plan.op, plan.moves, plan.job_id, plan.record) == ("snapshot-internal", (), "", None)
 
@@ -42,7 +42,7 @@ def test_internal_predicts_the_snapshot_in_each_image_and_the_same_chains() -> N
 def test_internal_names_the_root_where_a_filter_stands_above() -> None:
     disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
     assert planned(SnapshotInternal("i1", ("vda",)), graph(disk)).steps == (
-        TakeInternal("i1", (("vda", "thr"),)),
+        internal_snapshot("i1", (("vda", "thr"),)),
     )
 
 

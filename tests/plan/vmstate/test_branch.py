@@ -10,30 +10,40 @@ from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Filter, Io
 from qmpsnap.model.machine import Device
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.commands.block import blockdev_del
+from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.steps import AddNode, CreateOverlay, DeleteNode, ReopenFilter, SetDrive
+from qmpsnap.plan.step import MoveRoot
 from qmpsnap.plan.vmstate.branch import branch_token
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import BASE, DATA, MOMENT, O1, O2, S1, TWO, files_of
-from tests.plan.scenes import NOW, STATE, planned, with_layer
+from tests.plan.scenes import NOW, STATE, planned, root_of, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.step import Step
 
 BACK = Revert("c1")
 
 
-def branch(plan: Plan, disk: str = "vda") -> tuple[CreateOverlay, AddNode, SetDrive | ReopenFilter]:
+def branch(plan: Plan, disk: str = "vda") -> tuple[Step, Step, Step]:
     """The steps that give the disk its branch."""
     move = next(
-        step for step in plan.steps if isinstance(step, SetDrive | ReopenFilter) and step.root.disk == disk
+        step
+        for step in plan.steps
+        if step.command in {"qom-set", "blockdev-reopen"} and root_of(step).disk == disk
     )
-    add = next(step for step in plan.steps if isinstance(step, AddNode) and step.node == move.root.node)
-    make = next(step for step in plan.steps if isinstance(step, CreateOverlay) and step.file == add.file)
+    add = next(step for step in plan.steps if step.arguments.get("node-name") == root_of(move).node)
+    make = next(step for step in plan.steps if step.arguments.get("file") == root_of(move).file)
     return make, add, move
+
+
+def backing(make: Step) -> tuple[str, str]:
+    """What the overlay records of the layer that it is made on."""
+    return make.arguments["backing"], make.arguments["backing_format"]
 
 
 def renamed(of: Graph, node: str) -> Graph:
@@ -44,15 +54,17 @@ def renamed(of: Graph, node: str) -> Graph:
 
 def test_branch_stands_on_the_layer_that_holds_the_moment() -> None:
     make, add, move = branch(planned(BACK, TWO, files=files_of("")))
-    assert make == CreateOverlay(add.file, 64 * MIB, S1, "qcow2", O1)
-    assert (add.backing, move.root.backing) == ("vda-s1", S1)
-    assert move.root.chain == ((S1, "qcow2"), (BASE, "qcow2"))
-    assert (move.was.file, move.was.node, move.was.chain) == (O1, "vda-o1", move.root.chain)
+    new, old = root_of(move), root_of(move.undo[-1])
+    assert make == create_overlay(new.file, size_bytes=64 * MIB, backing=S1, backing_format="qcow2", like=O1)
+    assert (add.arguments["backing"], new.backing) == ("vda-s1", S1)
+    assert new.chain == ((S1, "qcow2"), (BASE, "qcow2"))
+    assert (old.file, old.node, old.chain) == (O1, "vda-o1", new.chain)
 
 
 def test_branch_records_the_format_of_a_raw_layer() -> None:
     make, add, _ = branch(planned(BACK, TWO, files=files_of("")), "vdb")
-    assert (make.backing, make.backing_format, add.backing) == (DATA, "raw", "vdb-data.raw")
+    assert backing(make) == (DATA, "raw")
+    assert add.arguments["backing"] == "vdb-data.raw"
 
 
 def test_branch_has_another_file_each_time() -> None:
@@ -60,7 +72,7 @@ def test_branch_has_another_file_each_time() -> None:
     again = branch_token(replace(MOMENT, branches=({"vda": "/x"},)), TWO)
     assert len({first, again, branch_token(MOMENT, graph(vda="base <- s1*"))}) == 3
     make, *_ = branch(planned(BACK, TWO, files=files_of("")))
-    assert make.file == f"/images/base.c1-{first}.qcow2"
+    assert make.arguments["file"] == f"/images/base.c1-{first}.qcow2"
 
 
 def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
@@ -71,7 +83,7 @@ def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
     files.records.append(moment)
     plan = planned(BACK, clones, files=files)
     token = branch_token(moment, clones)
-    assert [step.file for step in plan.steps if isinstance(step, CreateOverlay)] == [
+    assert [step.arguments["file"] for step in plan.steps if step.command == "create-overlay"] == [
         f"/images/base.vda.c1-{token}.qcow2",
         f"/images/base.vdb.c1-{token}.qcow2",
     ]
@@ -83,14 +95,19 @@ def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
 )
 def test_branch_knows_which_old_root_qemu_closes_by_itself(node: str, closes: bool) -> None:
     _, _, move = branch(planned(BACK, renamed(TWO, node), files=files_of("")))
-    assert move.closes is closes
-    assert (move.was.node == node) is not closes
+    assert isinstance(move.effect, MoveRoot)
+    assert move.effect.closes is closes
+    assert (root_of(move.undo[-1]).node == node) is not closes
 
 
 def test_branch_frees_the_nodes_of_ours_that_it_leaves() -> None:
     plan = planned(BACK, renamed(TWO, "qmpsnap-a-00000002"), files=files_of(""))
-    assert [step for step in plan.steps if isinstance(step, DeleteNode)] == [DeleteNode("qmpsnap-a-00000002")]
-    assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, DeleteNode)]
+    assert [step for step in plan.steps if step.command == "blockdev-del"] == [
+        blockdev_del("qmpsnap-a-00000002")
+    ]
+    assert not [
+        step for step in planned(BACK, TWO, files=files_of("")).steps if step.command == "blockdev-del"
+    ]
 
 
 # -- where the disk is plugged in ------------------------------------------------------------------
@@ -106,8 +123,9 @@ THROTTLE = Filter("thr", "throttle", "tg")
 
 def test_branch_goes_under_a_throttle_by_opening_that_again() -> None:
     _, _, move = branch(planned(BACK, filtered(THROTTLE), files=files_of("")))
-    assert isinstance(move, ReopenFilter)
-    assert (move.filter, move.group) == ("thr", "tg")
+    assert move.command == "blockdev-reopen"
+    (options,) = move.arguments["options"]
+    assert (options["node-name"], options["throttle-group"]) == ("thr", "tg")
 
 
 DIRECT, ZEROES = Io(direct=True), Io(no_flush=True, detect_zeroes="on")
@@ -119,22 +137,24 @@ def test_branch_reads_and_writes_as_the_active_layer_did_there_and_back(node: st
     of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
     plan = planned(BACK, of, files=files_of("", of))
     _, add, move = branch(plan)
-    opened = [step for step in (add, *move.back()) if isinstance(step, AddNode)]
-    assert [(step.file, step.io, step.unmap) for step in opened] == [
-        (add.file, DIRECT, True),
-        *([(O1, DIRECT, True)] if node.startswith("#") else []),
+    opened = [step.arguments for step in (add, *move.undo) if step.command == "blockdev-add"]
+    assert [(sent["file"]["filename"], sent["cache"], sent["discard"]) for sent in opened] == [
+        (root_of(move).file, {"direct": True, "no-flush": False}, "unmap"),
+        *([(O1, {"direct": True, "no-flush": False}, "unmap")] if node.startswith("#") else []),
     ]
     assert plan.after is not None
     assert plan.after.disks["vda"].active.io == DIRECT
-    assert branch(plan, "vdb")[1].io == Io()
+    assert "cache" not in branch(plan, "vdb")[1].arguments
 
 
 def test_branch_under_a_throttle_lets_that_keep_its_own_options() -> None:
     of = filtered(replace(THROTTLE, io=ZEROES))
     of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])
     _, add, move = branch(planned(BACK, of, files=files_of("", of)))
-    assert isinstance(move, ReopenFilter)
-    assert (add.io, move.io) == (DIRECT, ZEROES)
+    assert move.command == "blockdev-reopen"
+    (options,) = move.arguments["options"]
+    assert add.arguments["cache"] == {"direct": True, "no-flush": False}
+    assert (options["cache"], options["detect-zeroes"]) == ({"direct": False, "no-flush": True}, "on")
 
 
 @pytest.mark.parametrize(
@@ -162,8 +182,8 @@ def test_branch_is_refused_under_any_other_filter(filters: tuple[Filter, ...]) -
 def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
     device = {**a_machine(TWO).devices, "vda": Device(path, kind)}
     _, _, move = branch(planned(BACK, TWO, files=files_of(""), machine=a_machine(TWO, devices=device)))
-    assert isinstance(move, SetDrive)
-    assert move.path == path
+    assert move.command == "qom-set"
+    assert move.arguments["path"] == path
 
 
 @pytest.mark.parametrize(
@@ -261,16 +281,17 @@ def aside() -> FakeFiles:
 
 def test_branch_of_a_moment_left_aside_opens_the_chain_by_its_headers() -> None:
     make, add, move = branch(planned(Revert("c2"), ASIDE, files=aside()))
-    assert (make.backing, make.backing_format, add.backing) == (O1, "qcow2", None)
-    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+    assert backing(make) == (O1, "qcow2")
+    assert "backing" not in add.arguments
+    assert root_of(move).chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
 
 
 def test_branch_of_a_moment_left_aside_needs_no_overlay_on_a_layer_that_we_made() -> None:
     files = aside()
     del files.facts["/images/o3.qcow2"]  # given up by revert --discard
     make, _, move = branch(planned(Revert("c2"), ASIDE, files=files))
-    assert (make.backing, make.backing_format) == (O1, "qcow2")
-    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+    assert backing(make) == (O1, "qcow2")
+    assert root_of(move).chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
 
 
 def gone(file: str) -> FakeFiles:
@@ -314,11 +335,12 @@ def test_branch_of_a_moment_left_aside_probes_no_format() -> None:
 
 
 def test_branch_is_not_named_as_any_node_that_is_there() -> None:
-    _, add, _ = branch(planned(BACK, TWO, files=files_of("")))
-    used = replace(TWO, nodes={**TWO.nodes, add.node: TWO.nodes["vda-base"]})
-    _, other, _ = branch(planned(BACK, used, files=files_of("")))
-    assert other.node != add.node
-    assert O2 not in other.file
+    _, _, move = branch(planned(BACK, TWO, files=files_of("")))
+    node = root_of(move).node
+    used = replace(TWO, nodes={**TWO.nodes, node: TWO.nodes["vda-base"]})
+    _, _, other = branch(planned(BACK, used, files=files_of("")))
+    assert root_of(other).node != node
+    assert O2 not in root_of(other).file
 
 
 def recorded(*formats: str) -> FakeFiles:
@@ -331,8 +353,8 @@ def recorded(*formats: str) -> FakeFiles:
 def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> None:
     aside = graph(with_layer(ASIDE.disks["vda"], -1, format="raw"))
     make, _, move = branch(planned(Revert("c2"), aside, files=recorded("qcow2", "qcow2", "raw")))
-    assert (make.backing, make.backing_format) == (O1, "qcow2")
-    assert move.root.chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
+    assert backing(make) == (O1, "qcow2")
+    assert root_of(move).chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +406,7 @@ def test_branch_stands_on_no_file_of_the_host_that_a_record_alone_names(base: st
 def test_branch_may_stand_on_a_base_image_beside_the_layers() -> None:
     """After a complete stream the base is in no chain any more, and can be gone back to."""
     _, _, move = branch(planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw")))
-    assert move.root.chain == ((O1, "qcow2"), ("/images/was.raw", "raw"))
+    assert root_of(move).chain == ((O1, "qcow2"), ("/images/was.raw", "raw"))
 
 
 def test_branch_is_refused_when_a_layer_keeps_its_data_in_a_file_that_nobody_has_open() -> None:

@@ -10,22 +10,14 @@ from qmpsnap.errors import Busy, InvalidTarget, NotFound, Refused, TargetExists,
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.record import KeptState, MomentRecord, Settings
+from qmpsnap.plan.commands.block import open_store
+from qmpsnap.plan.commands.files import create_store
+from qmpsnap.plan.commands.state import stop
 from qmpsnap.plan.intent import Checkpoint, FileMode
-from qmpsnap.plan.steps import (
-    AddStore,
-    AwaitMigration,
-    ContinueGuest,
-    CreateMemory,
-    CreateStore,
-    SealMemory,
-    SealStore,
-    StopGuest,
-    TakeSnapshots,
-)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.scenes import NOW, STATE, job, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -37,48 +29,49 @@ MODES: list[FileMode] = ["stop", "background", "in-place"]
 
 
 def kinds(plan: Plan) -> list[str]:
-    return [type(step).__name__ for step in plan.steps]
+    return [step.command for step in plan.steps]
 
 
 def test_checkpoint_stopped_writes_the_memory_before_the_overlays() -> None:
     plan = planned(Checkpoint("c1"), TWO)
     assert [stage.title for stage in plan.stages if stage.verify] == ["take the checkpoint"]
     assert kinds(plan) == [
-        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateMemory"),
-        *("AwaitMigration", "SetCapabilities", "SetParameters", "PassFile"),
-        *("StopGuest", "SaveMemory", "ReleaseFile", "AwaitMigration", "TakeSnapshots", "ContinueGuest"),
-        *("AwaitClosed", "SealMemory", "SetParameters", "SetCapabilities", "KeepMoment"),
+        *("write-record", "create-overlay", "create-overlay", "create-memory"),
+        *("await-migration", "migrate-set-capabilities", "migrate-set-parameters", "add-fd"),
+        *("stop", "migrate", "remove-fd", "await-migration", "transaction", "cont"),
+        *("await-closed", "seal-memory", "migrate-set-parameters", "migrate-set-capabilities", "keep-moment"),
     ]
 
 
 def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
     plan = planned(Checkpoint("c1", "background"), TWO)
     assert kinds(plan)[8:16] == [
-        *("StopGuest", "TakeSnapshots", "SaveMemory", "ReleaseFile", "AwaitMigration", "ContinueGuest"),
-        *("AwaitMigration", "AwaitClosed"),
+        *("stop", "transaction", "migrate", "remove-fd", "await-migration", "cont"),
+        *("await-migration", "await-closed"),
     ]
-    waits = [step.until for step in plan.steps if isinstance(step, AwaitMigration)]
+    waits = [step.arguments["until"] for step in plan.steps if step.command == "await-migration"]
     assert waits == ["settled", "writing", "kept"]
 
 
 def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
     plan = planned(Checkpoint("c1", "in-place"), TWO)
     assert kinds(plan) == [
-        *("WriteRecord", "CreateOverlay", "CreateOverlay", "CreateStore", "AddStore"),
-        *("StopGuest", "SaveState", "AwaitJob", "DismissJob", "TakeSnapshots", "ContinueGuest"),
-        *("DeleteNode", "SealStore", "KeepMoment"),
+        *("write-record", "create-overlay", "create-overlay", "create-store", "blockdev-add"),
+        *("stop", "snapshot-save", "await-job", "job-dismiss", "transaction", "cont"),
+        *("blockdev-del", "seal-store", "keep-moment"),
     ]
-    store = next(step for step in plan.steps if isinstance(step, AddStore))
+    store = next(step for step in plan.steps if step.command == "blockdev-add")
     assert plan.record is not None
-    assert store.file == f"/images/base.c1.vmstate.qcow2.{plan.record.record.id[-8:]}.partial"
-    assert next(step for step in plan.steps if isinstance(step, CreateStore)).like == "/images/s1.qcow2"
+    file = f"/images/base.c1.vmstate.qcow2.{plan.record.id[-8:]}.partial"
+    assert store == open_store(store.arguments["node-name"], file)
+    assert create_store(file, "/images/s1.qcow2") in plan.steps
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoint_puts_overlays_on_every_writable_disk_at_one_instant(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode), TWO)
-    (take,) = [step for step in plan.steps if isinstance(step, TakeSnapshots)]
-    assert [one.disk for one in take.overlays] == ["vda", "vdb"]
+    (take,) = [step for step in plan.steps if step.command == "transaction"]
+    assert [one.disk for one in overlays_of(take)] == ["vda", "vdb"]
     assert plan.moves == ("vda", "vdb")
     assert plan.chains_after == {
         "vda": ("/images/base.c1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"),
@@ -91,7 +84,7 @@ def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: FileM
     machine = a_machine(TWO, process="1-2")
     plan = planned(Checkpoint("c1", mode), TWO, machine=machine)
     assert plan.record is not None
-    record = plan.record.record
+    record = plan.record
     ending = "vmstate.qcow2" if mode == "in-place" else "memory"
     tag = f"qmpsnap-{record.id[-8:]}" if mode == "in-place" else ""
     file = f"/images/base.c1.{ending}"
@@ -108,19 +101,19 @@ def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: FileM
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoint_goes_where_the_caller_says(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode, "/fast/m"), TWO)
-    made = [step.file for step in plan.steps if isinstance(step, CreateMemory | CreateStore)]
-    sealed = [step.file for step in plan.steps if isinstance(step, SealMemory | SealStore)]
+    made = [
+        step.arguments["file"] for step in plan.steps if step.command in {"create-memory", "create-store"}
+    ]
+    sealed = [step.arguments["file"] for step in plan.steps if step.command in {"seal-memory", "seal-store"}]
     assert plan.record is not None
-    token = plan.record.record.id[-8:]
+    token = plan.record.id[-8:]
     assert (made, sealed) == ([f"/fast/m.{token}.partial"], ["/fast/m"])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode), TWO, machine=a_machine(TWO, running=False))
-    assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
-        StopGuest(ran=False)
-    ]
+    assert [step for step in plan.steps if step.command in {"stop", "cont"}] == [stop(ran=False)]
     assert plan.run_state == "paused"
 
 
@@ -142,8 +135,8 @@ def test_checkpoint_in_place_can_be_taken_where_no_file_can_be_passed() -> None:
 def test_checkpoint_reserves_room_where_a_failure_would_hang_the_guest() -> None:
     machine = a_machine(TWO, capabilities=OLD)
     plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
-    (made,) = [step for step in plan.steps if isinstance(step, CreateMemory)]
-    assert made.reserve_bytes == (256 + 160) << 20
+    (made,) = [step for step in plan.steps if step.command == "create-memory"]
+    assert made.arguments["reserve_bytes"] == (256 + 160) << 20
 
 
 def files_with(*taken: str, **directories: DirFact) -> FakeFiles:

@@ -11,9 +11,15 @@ from qmpsnap.errors import Busy, InvalidTarget, Refused, TargetExists, Unsupport
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact, Files
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.plan.commands.migration import (
+    await_migration,
+    pass_file,
+    release_file,
+    set_capabilities,
+    set_parameters,
+)
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Save, Snapshot
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.steps import AwaitMigration, PassFile, ReleaseFile, SetCapabilities, SetParameters
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -174,21 +180,19 @@ def test_refuse_memory_place_that_is_no_absolute_path() -> None:
 
 
 def test_passage_waits_sets_and_passes_before_the_guest_stands_still() -> None:
-    on, off = SetCapabilities((("events", True),), (("events", False),)), 134_217_728
-    fast = SetParameters((("max-bandwidth", 1 << 60),), (("max-bandwidth", off),))
-    file = PassFile("/images/m.partial", 7, "fdset", write=True)
-    assert passage().before == (AwaitMigration("settled"), on, fast, file)
-    assert passage().released == (ReleaseFile(7, "fdset"),)
-    assert passage().after == (fast.back(), on.back())
+    on, off = set_capabilities({"events": True}, {"events": False}), 134_217_728
+    fast = set_parameters({"max-bandwidth": 1 << 60}, {"max-bandwidth": off})
+    file = pass_file("/images/m.partial", 7, "fdset", write=True)
+    assert passage().before == (await_migration("settled"), on, fast, file)
+    assert passage().released == (release_file(7, "fdset"),)
+    assert passage().after == (*fast.undo, *on.undo)
     assert passage().was == Settings(True, {"events": False}, {"max-bandwidth": off}, "1:1")
 
 
 def test_passage_by_descriptor_has_nothing_to_release_and_switches_off_what_is_on() -> None:
     (step,) = old().capabilities
-    assert step == SetCapabilities(
-        (("events", True), ("xbzrle", False)), (("events", False), ("xbzrle", True))
-    )
-    assert (old().passed.way, old().released) == ("fd", ())
+    assert step == set_capabilities({"events": True, "xbzrle": False}, {"events": False, "xbzrle": True})
+    assert (old().passed.command, old().released) == ("getfd", ())
 
 
 def test_passage_sets_nothing_that_is_so_already() -> None:
@@ -198,7 +202,7 @@ def test_passage_sets_nothing_that_is_so_already() -> None:
 
 
 def test_passage_in_the_background_may_not_stop_where_qemu_would_hang_and_reserves_its_room() -> None:
-    assert dict(passage(background=True).capabilities[0].values)["background-snapshot"]
+    assert passage(background=True).switched["background-snapshot"] is False
     assert (passage(background=True).may_stop, passage(background=True).reserve_bytes) == (True, 0)
     assert (old(background=True).may_stop, old(background=True).reserve_bytes) == (False, (256 + 160) << 20)
     assert (old().may_stop, old().reserve_bytes) == (True, 0)

@@ -5,8 +5,9 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.commands.files import remove_state
+from qmpsnap.plan.commands.records import finish_record, keep_link
 from qmpsnap.plan.intent import Delete
-from qmpsnap.plan.steps import FinishRecord, KeepLink, RemoveState
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.moments import ID, MEMORY, O1, S1, TWO, files_of, kept
@@ -20,7 +21,7 @@ FORKED = replace(kept("stop"), branches=({"vda": "/images/r1.qcow2", "vdb": "/im
 
 def test_delete_removes_the_state_of_that_operation_and_its_record() -> None:
     plan = planned(DELETE, TWO, files=files_of("stop"))
-    assert plan.steps == (RemoveState(MEMORY, ID, ""), FinishRecord(STATE, (), (ID,)))
+    assert plan.steps == (remove_state(MEMORY, ID, ""), finish_record(STATE, (), (ID,)))
     assert [stage.tidy for stage in plan.stages] == [False, True]
 
 
@@ -28,15 +29,15 @@ def test_delete_keeps_a_link_while_another_moment_stands_on_what_began_there() -
     files = files_of("stop", BACK)
     files.records[:] = [FORKED, NEXT]
     plan = planned(DELETE, BACK, files=files)
-    assert plan.steps == (RemoveState(MEMORY, ID, ""), KeepLink(STATE, ID))
+    assert plan.steps == (remove_state(MEMORY, ID, ""), keep_link(STATE, ID))
 
 
 def test_delete_of_the_last_moment_ends_the_links_too() -> None:
     files = files_of("stop", BACK)
     files.records[:] = [replace(FORKED, state=None, deleted=True), replace(NEXT, state=kept("stop").state)]
     plan = planned(Delete("c2"), BACK, files=files)
-    assert plan.steps[-1] == FinishRecord(STATE, (), ("n", ID))
-    assert not [step for step in plan.steps if isinstance(step, KeepLink)]
+    assert plan.steps[-1] == finish_record(STATE, (), ("n", ID))
+    assert not [step for step in plan.steps if step.command == "keep-link"]
 
 
 SPACED = graph(chain("base <- s1 <- o1*", directory="/my images"))

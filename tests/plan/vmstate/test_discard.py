@@ -8,7 +8,6 @@ from msgspec.structs import replace
 from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, WouldLose
 from qmpsnap.model.graph import Bitmap, InternalSnapshot
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.steps import RetireFile
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.moments import MOMENT, O1, TWO, covered_by_us, files_of
 from tests.plan.scenes import STATE, planned, with_layer
@@ -70,4 +69,6 @@ def test_discard_gives_up_an_overlay_that_a_revert_made() -> None:
     files = files_of("", drawn)
     files.records[:] = [replace(MOMENT, branches=({"vda": "/images/r1.qcow2"},))]
     plan = planned(GIVE_UP, drawn, files=files)
-    assert "/images/r1.qcow2" in [step.file for step in plan.steps if isinstance(step, RetireFile)]
+    assert "/images/r1.qcow2" in [
+        step.arguments["file"] for step in plan.steps if step.command == "retire-file"
+    ]

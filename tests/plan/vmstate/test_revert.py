@@ -19,30 +19,20 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.names import check_name
 from qmpsnap.model.record import Settings
+from qmpsnap.plan.commands.block import blockdev_del, check_roots, open_store
+from qmpsnap.plan.commands.files import Proof, retire_file
+from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
+from qmpsnap.plan.commands.state import cont, loadvm, snapshot_load, stop, system_reset
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.steps import (
-    AddStore,
-    CheckRoots,
-    ContinueGuest,
-    DeleteNode,
-    FinishRecord,
-    KeepBranch,
-    LoadState,
-    LoadVm,
-    ResetGuest,
-    RetireFile,
-    SetDrive,
-    StopForLoad,
-    StopGuest,
-)
 from qmpsnap.plan.vmstate.branch import NOT_TOLD
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
-from tests.plan.moments import BASE, ID, O1, O2, S1, STORE, TWO, covered_by_us, files_of, kept, kinds
-from tests.plan.scenes import STATE, job, planned, with_layer
+from tests.plan.moments import BASE, DATA, ID, O1, O2, S1, STORE, TWO, covered_by_us, files_of, kept, kinds
+from tests.plan.scenes import STATE, job, planned, root_of, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.step import Step
     from qmpsnap.testing.fake_files import FakeFiles
 
 BACK = Revert("c1")
@@ -52,12 +42,12 @@ def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
     plan = planned(BACK, TWO, files=files_of(""))
     make, go, tidy = plan.stages
     assert kinds(*make.steps) == [
-        *("WriteRecord", "CreateOverlay", "CreateOverlay", "AddNode", "AddNode"),
+        *("write-record", "create-overlay", "create-overlay", "blockdev-add", "blockdev-add"),
     ]
     assert kinds(*go.steps) == [
-        *("StopGuest", "SetDrive", "SetDrive", "CheckRoots", "ResetGuest", "ContinueGuest"),
+        *("stop", "qom-set", "qom-set", "check-roots", "system_reset", "cont"),
     ]
-    assert kinds(*tidy.steps) == ["KeepBranch", "FinishRecord"]
+    assert kinds(*tidy.steps) == ["keep-branch", "finish-record"]
     assert (go.verify, tidy.tidy) == (True, True)
     assert plan.notes == (
         "the guest is reset, because its memory does not match the reverted disks",
@@ -73,72 +63,72 @@ def test_revert_in_place_loads_the_store_instead() -> None:
     plan = planned(BACK, TWO, files=files_of("in-place"))
     _, go, tidy = plan.stages
     assert kinds(*go.steps) == [
-        *("StopGuest", "SetDrive", "SetDrive", "CheckRoots"),
-        *("LoadState", "AwaitJob", "DismissJob", "ContinueGuest"),
+        *("stop", "qom-set", "qom-set", "check-roots"),
+        *("snapshot-load", "await-job", "job-dismiss", "cont"),
     ]
-    store = next(step for step in plan.steps if isinstance(step, AddStore))
-    load = next(step for step in plan.steps if isinstance(step, LoadState))
-    assert (store.file, load.name, load.nodes) == (STORE, "qmpsnap-00000001", (("", store.node),))
-    assert tidy.steps[0] == DeleteNode(store.node)
+    store = plan.stages[0].steps[-1]
+    load = next(step for step in plan.steps if step.command == "snapshot-load")
+    node = store.arguments["node-name"]
+    assert store == open_store(node, STORE)
+    assert load == snapshot_load(load.job_id, "qmpsnap-00000001", (("", node),), node)
+    assert tidy.steps[0] == blockdev_del(node)
     assert plan.notes == (NOT_TOLD,)
 
 
 def test_revert_reads_back_the_root_of_each_device() -> None:
     plan = planned(BACK, TWO, files=files_of(""))
     roots = tuple(
-        (step.root.disk, TWO.disks[step.root.disk].qdev, step.root.node)
-        for step in plan.steps
-        if isinstance(step, SetDrive)
+        (root.disk, TWO.disks[root.disk].qdev, root.node)
+        for root in (root_of(step) for step in plan.steps if step.command == "qom-set")
     )
-    assert [step for step in plan.steps if isinstance(step, CheckRoots)] == [CheckRoots(roots)]
+    assert [step for step in plan.steps if step.command == "check-roots"] == [check_roots(roots)]
 
 
 def test_revert_writes_down_what_it_does_and_keeps_the_branch() -> None:
     plan = planned(BACK, TWO, files=files_of("in-place"), machine=a_machine(TWO, process="1-2"))
     assert plan.record is not None
-    record = plan.record.record
-    new = {step.root.disk: step.root.file for step in plan.steps if isinstance(step, SetDrive)}
-    assert (plan.record.directory, record.op, record.name) == (STATE, "revert", "c1")
+    record = plan.record
+    new = {root_of(step).disk: root_of(step).file for step in plan.steps if step.command == "qom-set"}
+    assert plan.steps[0] == write_record(STATE, record)
+    assert (record.op, record.name) == ("revert", "c1")
     assert (dict(record.overlays), dict(record.after)) == (new, dict(plan.chains_after))
     assert (record.state, record.was) == (kept("in-place").state, Settings(True, process="1-2"))
-    assert [step for step in plan.steps if isinstance(step, KeepBranch)] == [KeepBranch(STATE, ID, new)]
-    assert plan.steps[-1] == FinishRecord(STATE, (record.id,))
+    assert [step for step in plan.steps if step.command == "keep-branch"] == [keep_branch(STATE, ID, new)]
+    assert plan.steps[-1] == finish_record(STATE, (record.id,))
 
 
 @pytest.mark.parametrize("mode", ["", "in-place"])
 def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
     plan = planned(BACK, TWO, files=files_of(mode), machine=a_machine(TWO, running=False))
-    assert [step for step in plan.steps if isinstance(step, StopGuest | ContinueGuest)] == [
-        StopGuest(ran=False)
-    ]
+    assert [step for step in plan.steps if step.command in {"stop", "cont"}] == [stop(ran=False)]
     assert plan.run_state == "paused"
 
 
-def stops(plan: Plan) -> list[StopGuest | StopForLoad]:
-    return [step for step in plan.steps if isinstance(step, StopGuest | StopForLoad)]
+def stops(plan: Plan) -> list[Step]:
+    return [step for step in plan.steps if step.way in {"stop-for-load", "stop"}]
 
 
 def test_revert_stops_a_guest_as_for_a_load_where_qemu_translates_its_code() -> None:
     plan = planned(BACK, TWO, files=files_of("in-place"), machine=a_machine(TWO, emulated=True))
     (stop,) = stops(plan)
     assert plan.stages[1].steps[0] == stop
-    assert isinstance(stop, StopForLoad)
-    assert stop.name.startswith("qmpsnap/none/")
+    assert stop.way == "stop-for-load"
+    assert stop.detail["name"].startswith("qmpsnap/none/")
     with pytest.raises(BadName):
-        check_name(stop.name)
+        check_name(stop.detail["name"])
     assert plan.notes == (NOT_TOLD,)
-    theirs = with_layer(TWO.disks["vda"], 0, snapshots=(InternalSnapshot("1", stop.name),))
+    theirs = with_layer(TWO.disks["vda"], 0, snapshots=(InternalSnapshot("1", stop.detail["name"]),))
     taken = graph(theirs, TWO.disks["vdb"])
     (other,) = stops(
         planned(BACK, taken, files=files_of("in-place"), machine=a_machine(taken, emulated=True))
     )
-    assert isinstance(other, StopForLoad)
-    assert other.name != stop.name
+    assert other.way == "stop-for-load"
+    assert other.detail["name"] != stop.detail["name"]
 
 
 def test_revert_of_disks_alone_stops_an_emulated_guest_as_any_other() -> None:
     plan = planned(BACK, TWO, files=files_of(""), machine=a_machine(TWO, emulated=True))
-    assert stops(plan) == [StopGuest()]
+    assert stops(plan) == [stop()]
 
 
 @pytest.mark.parametrize(("status", "stale"), [("paused", True), ("prelaunch", True), ("restore-vm", False)])
@@ -147,7 +137,7 @@ def test_revert_says_that_an_emulated_guest_that_stands_may_run_stale_code(
 ) -> None:
     machine = a_machine(TWO, running=False, status=status, emulated=True)
     plan = planned(BACK, TWO, files=files_of("in-place"), machine=machine)
-    assert stops(plan) == [StopGuest(ran=False)]
+    assert stops(plan) == [stop(ran=False)]
     assert any("stale code" in note for note in plan.notes) is stale
     plan = planned(BACK, TWO, files=files_of("in-place"), machine=replace(machine, emulated=False))
     assert plan.notes == (NOT_TOLD,)
@@ -155,21 +145,26 @@ def test_revert_says_that_an_emulated_guest_that_stands_may_run_stale_code(
 
 def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> None:
     given_up = planned(Revert("c1", discard=True), covered_by_us(TWO), files=files_of(""))
-    removed = [step for step in given_up.steps if isinstance(step, RetireFile)]
-    assert removed == [RetireFile(O1, "remove", ""), RetireFile(O2, "remove", "")]
+    removed = [step for step in given_up.steps if step.command == "retire-file"]
+    assert removed == [
+        retire_file(O1, "remove", "", Proof("qcow2", S1)),
+        retire_file(O2, "remove", "", Proof("qcow2", DATA)),
+    ]
     assert given_up.stages[-1].steps[1:3] == tuple(removed)
-    assert not [step for step in planned(BACK, TWO, files=files_of("")).steps if isinstance(step, RetireFile)]
+    assert not [
+        step for step in planned(BACK, TWO, files=files_of("")).steps if step.command == "retire-file"
+    ]
 
 
 def test_revert_removes_no_file_that_a_node_of_somebody_else_keeps_open() -> None:
     plan = planned(Revert("c1", discard=True), TWO, files=files_of(""))
-    assert not [step for step in plan.steps if isinstance(step, RetireFile)]
+    assert not [step for step in plan.steps if step.command == "retire-file"]
     assert [note for note in plan.notes if O1 in note and 'blockdev-del \'{"node-name": "vda-o1"}\'' in note]
 
 
 def test_revert_of_disks_resets_a_guest_that_was_shut_down() -> None:
     off = a_machine(TWO, running=False, status="shutdown")
-    assert ResetGuest() in planned(BACK, TWO, files=files_of(""), machine=off).steps
+    assert system_reset() in planned(BACK, TWO, files=files_of(""), machine=off).steps
 
 
 THREE = graph(*TWO.disks.values(), chain("n*", name="vdn"))
@@ -188,7 +183,7 @@ def test_revert_leaves_a_disk_alone_that_is_named_and_only_then() -> None:
 def test_revert_to_a_moment_inside_the_images_is_planned_as_that() -> None:
     inside = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),)))
     plan = planned(Revert("in"), inside)
-    assert [step for step in plan.steps if isinstance(step, LoadVm)] == [LoadVm("in")]
+    assert [step for step in plan.steps if step.way == "loadvm"] == [loadvm("in", running=True)]
     with pytest.raises(Unsupported, match="always lost"):
         planned(Revert("in", discard=True), inside)
 
@@ -315,13 +310,13 @@ def test_revert_asks_nothing_of_a_disk_that_is_left() -> None:
 
 def test_revert_resets_no_guest_whose_memory_comes_back() -> None:
     steps = planned(BACK, TWO, files=files_of("in-place")).steps
-    assert not [step for step in steps if isinstance(step, ResetGuest)]
+    assert not [step for step in steps if step.command == "system_reset"]
 
 
 def test_revert_of_disks_alone_lets_a_guest_run_that_slept() -> None:
     asleep = a_machine(TWO, running=False, status="suspended")
     steps = planned(Revert("c1"), TWO, files=files_of(""), machine=asleep).steps
-    assert [step for step in steps if isinstance(step, StopGuest)] == [StopGuest(ran=True)]
-    assert [step for step in steps if isinstance(step, ContinueGuest)] == [ContinueGuest()]
+    assert [step for step in steps if step.command == "stop"] == [stop(ran=True)]
+    assert [step for step in steps if step.command == "cont"] == [cont()]
     with pytest.raises(Unsupported, match="the guest is suspended"):
         planned(Revert("c1"), TWO, files=files_of("in-place"), machine=asleep)

@@ -15,13 +15,8 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.memory import LayerState, MemoryFact
+from qmpsnap.plan.commands.migration import migrate_incoming, pass_file
 from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
-from qmpsnap.plan.steps import (
-    ContinueGuest,
-    CreateOverlay,
-    LoadMemory,
-    PassFile,
-)
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import MEMORY, TWO, files_of, kept, kinds
@@ -35,10 +30,10 @@ if TYPE_CHECKING:
 def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
     plan = planned(PrepareRevert("c1"), TWO, files=files_of(mode))
     assert kinds(*plan.steps) == [
-        *("WriteRecord", "CreateOverlay", "CreateOverlay", "KeepBranch", "FinishRecord"),
+        *("write-record", "create-overlay", "create-overlay", "keep-branch", "finish-record"),
     ]
     assert (plan.after, plan.moves) == (TWO, ())
-    made = [step.file for step in plan.steps if isinstance(step, CreateOverlay)]
+    made = [step.arguments["file"] for step in plan.steps if step.command == "create-overlay"]
     assert list(plan.prepared.values()) == made
 
 
@@ -68,8 +63,8 @@ def test_prepare_refuses_while_a_job_is_under_way() -> None:
 def test_prepare_makes_the_overlay_as_large_as_the_disk_was() -> None:
     grown = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
     plan = planned(PrepareRevert("c1"), grown, files=files_of("stop", grown))
-    made = [step for step in plan.steps if isinstance(step, CreateOverlay)]
-    assert [step.size_bytes for step in made] == [64 * MIB, 64 * MIB]
+    made = [step for step in plan.steps if step.command == "create-overlay"]
+    assert [step.arguments["size_bytes"] for step in made] == [64 * MIB, 64 * MIB]
 
 
 def test_prepare_refuses_a_moment_inside_the_images() -> None:
@@ -94,12 +89,13 @@ def test_incoming_passes_the_memory_loads_it_and_lets_the_guest_run() -> None:
     plan = planned(INCOMING, READY, files=prepared(), machine=a_machine(READY, **WAITING))
     load, tidy = plan.stages
     assert kinds(*load.steps) == [
-        *("SetCapabilities", "PassFile", "LoadMemory", "AwaitMigration", "ContinueGuest"),
+        *("migrate-set-capabilities", "add-fd", "migrate-incoming", "await-migration", "cont"),
     ]
-    assert kinds(*tidy.steps) == ["ReleaseFile", "SetCapabilities"]
-    passed = next(step for step in plan.steps if isinstance(step, PassFile))
-    assert (passed.file, passed.write) == (MEMORY, False)
-    assert next(step for step in plan.steps if isinstance(step, LoadMemory)).uri == passed.uri
+    assert kinds(*tidy.steps) == ["remove-fd", "migrate-set-capabilities"]
+    passed = next(step for step in plan.steps if step.way == "pass-file")
+    number = passed.arguments["fdset-id"]
+    assert passed == pass_file(MEMORY, number, "fdset", write=False)
+    assert migrate_incoming(f"file:/dev/fdset/{number}") in plan.steps
     assert plan.after == READY
 
 
@@ -110,7 +106,7 @@ def test_incoming_leaves_a_guest_paused_that_was_paused() -> None:
     assert state is not None
     files.records[:] = [replace(record, state=replace(state, running=False))]
     plan = planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING))
-    assert not [step for step in plan.steps if isinstance(step, ContinueGuest)]
+    assert not [step for step in plan.steps if step.command == "cont"]
 
 
 def touched() -> FakeFiles:

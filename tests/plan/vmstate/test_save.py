@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -19,19 +19,17 @@ from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.record import KeptState
+from qmpsnap.plan.commands.files import seal_memory
+from qmpsnap.plan.commands.records import write_record
+from qmpsnap.plan.commands.state import stop
 from qmpsnap.plan.intent import Restore, Save
-from qmpsnap.plan.steps import (
-    ContinueGuest,
-    CreateMemory,
-    FinishRecord,
-    SealMemory,
-    StopGuest,
-    WriteRecord,
-)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.scenes import STATE, job, planned, unseen, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Step
 
 TWO = graph(vda="base <- s1*", vdb="data.raw*")
 LAYERS = (
@@ -43,18 +41,25 @@ SAVE, RESTORE = Save("/images/m"), Restore("/images/m")
 WAITING: dict[str, Any] = {"status": "inmigrate", "running": False}
 
 
-def kinds(*steps: object) -> list[str]:
-    return [type(step).__name__ for step in steps]
+def kinds(*steps: Step) -> list[str]:
+    return [step.command for step in steps]
 
 
 def test_save_writes_the_memory_of_a_guest_that_stands_from_then_on() -> None:
     plan = planned(SAVE, TWO)
     assert kinds(*plan.steps) == [
-        *("WriteRecord", "CreateMemory", "AwaitMigration", "SetCapabilities", "SetParameters", "PassFile"),
-        *("StopGuest", "SaveMemory", "ReleaseFile", "AwaitMigration", "AwaitClosed", "SealMemory"),
-        *("SetParameters", "SetCapabilities", "FinishRecord"),
+        *(
+            "write-record",
+            "create-memory",
+            "await-migration",
+            "migrate-set-capabilities",
+            "migrate-set-parameters",
+            "add-fd",
+        ),
+        *("stop", "migrate", "remove-fd", "await-migration", "await-closed", "seal-memory"),
+        *("migrate-set-parameters", "migrate-set-capabilities", "finish-record"),
     ]
-    assert not [step for step in plan.steps if isinstance(step, ContinueGuest)]
+    assert not [step for step in plan.steps if step.command == "cont"]
     assert (plan.after, plan.moves) == (TWO, ())
     assert "the guest stays paused" in plan.notes[0]
 
@@ -62,11 +67,13 @@ def test_save_writes_the_memory_of_a_guest_that_stands_from_then_on() -> None:
 def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
     plan = planned(SAVE, TWO)
     assert plan.record is not None
-    (seal,) = [step for step in plan.steps if isinstance(step, SealMemory)]
+    (seal,) = [step for step in plan.steps if step.command == "seal-memory"]
     fingerprint = a_machine(TWO).fingerprint
-    record = plan.record.record
+    record = plan.record
     partial = f"/images/m.{record.id[-8:]}.partial"
-    assert seal == SealMemory(partial, "/images/m", record.id, "", True, fingerprint, LAYERS)
+    assert seal == seal_memory(
+        partial, "/images/m", id=record.id, name="", running=True, fingerprint=fingerprint, layers=LAYERS
+    )
     assert record.state == KeptState("stop", "/images/m", "", True, fingerprint, record.id[-8:])
     assert record.made == (partial,)
 
@@ -78,16 +85,16 @@ def test_save_says_what_restores_it_so_that_it_can_be_typed() -> None:
 
 def test_save_of_a_paused_guest_says_that_it_was_paused() -> None:
     plan = planned(SAVE, TWO, machine=a_machine(TWO, running=False))
-    assert [step for step in plan.steps if isinstance(step, StopGuest)] == [StopGuest(ran=False)]
-    assert [step.running for step in plan.steps if isinstance(step, SealMemory)] == [False]
+    assert [step for step in plan.steps if step.command == "stop"] == [stop(ran=False)]
+    assert [step.detail["running"] for step in plan.steps if step.command == "seal-memory"] == [False]
 
 
 def test_save_goes_on_without_a_record_where_none_can_be_written() -> None:
     files = FakeFiles(TWO)
     files.directories["/images"] = DirFact("/images", exists=True, writable=False)
     plan = planned(Save("/fast/m"), TWO, files=files)
-    assert not [step for step in plan.steps if isinstance(step, WriteRecord | FinishRecord)]
-    (made,) = [step.file for step in plan.steps if isinstance(step, CreateMemory)]
+    assert not [step for step in plan.steps if step.command in {"write-record", "finish-record"}]
+    (made,) = [step.arguments["file"] for step in plan.steps if step.command == "create-memory"]
     assert re.fullmatch(r"/fast/m\.[0-9a-f]{8}\.partial", made)
 
 
@@ -152,8 +159,8 @@ def saved(**changes: object) -> FakeFiles:
 def test_restore_loads_the_state_into_a_machine_that_waits_for_it() -> None:
     plan = planned(RESTORE, TWO, files=saved(), machine=a_machine(TWO, **WAITING))
     assert kinds(*plan.steps) == [
-        *("SetCapabilities", "PassFile", "LoadMemory", "AwaitMigration", "ContinueGuest"),
-        *("ReleaseFile", "SetCapabilities"),
+        *("migrate-set-capabilities", "add-fd", "migrate-incoming", "await-migration", "cont"),
+        *("remove-fd", "migrate-set-capabilities"),
     ]
     assert (plan.op, plan.disks, plan.after) == ("restore", ("vda", "vdb"), TWO)
 
@@ -161,7 +168,7 @@ def test_restore_loads_the_state_into_a_machine_that_waits_for_it() -> None:
 def test_restore_leaves_a_guest_paused_that_was_paused() -> None:
     machine = a_machine(TWO, **WAITING)
     plan = planned(RESTORE, TWO, files=saved(running=False), machine=machine)
-    assert not [step for step in plan.steps if isinstance(step, ContinueGuest)]
+    assert not [step for step in plan.steps if step.command == "cont"]
 
 
 def changed(file: str, **changes: object) -> FakeFiles:
@@ -237,18 +244,20 @@ def test_restore_refuses_what_it_cannot_look_at() -> None:
 
 
 def test_save_writes_its_record_beside_the_base_image() -> None:
-    record = planned(SAVE, TWO).record
-    assert record is not None
-    assert record.directory == STATE
+    plan = planned(SAVE, TWO)
+    assert plan.record is not None
+    assert plan.steps[0] == write_record(STATE, plan.record)
 
 
 def test_save_and_restore_look_at_an_external_data_file() -> None:
     drawn = graph(with_layer(chain("a*"), 0, data_file="/images/a.data"))
     files = FakeFiles(drawn)
     files.put("/images/a.data", format="raw")
-    (seal,) = [step for step in planned(SAVE, drawn, files=files).steps if isinstance(step, SealMemory)]
-    assert seal.layers == (("vda", "/images/a.qcow2"), ("vda", "/images/a.data"))
-    layers = tuple(LayerState(disk, file, 0, files.facts[file].size, 10**9) for disk, file in seal.layers)
+    (seal,) = [step for step in planned(SAVE, drawn, files=files).steps if step.command == "seal-memory"]
+    assert seal.detail["layers"] == (("vda", "/images/a.qcow2"), ("vda", "/images/a.data"))
+    layers = tuple(
+        LayerState(disk, file, 0, files.facts[file].size, 10**9) for disk, file in seal.detail["layers"]
+    )
     note = MemoryNote("i", "", 4096, True, a_machine(drawn).fingerprint, layers)
     files.memories["/images/m"] = MemoryFact("/images/m", 4096, note)
     assert planned(RESTORE, drawn, files=files, machine=a_machine(drawn, **WAITING)).steps

@@ -1,0 +1,279 @@
+"""Nodes, roots and snapshots of disks. QAPI: block-core.json, transaction.json, qom.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Io
+from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
+
+__all__ = [
+    "blockdev_add",
+    "blockdev_del",
+    "check_roots",
+    "flush",
+    "internal_delete",
+    "internal_snapshot",
+    "open_root",
+    "open_store",
+    "probe_absent",
+    "reopen_filter",
+    "set_drive",
+    "snapshot_sync",
+]
+
+_PLAIN = Io()
+
+
+def probe_absent(file: str, node: str) -> Step:
+    """Let QEMU try to open a file that must not be there; only its error is a success. QAPI: blockdev-add.
+
+    For machines whose files we cannot see: blockdev-snapshot-sync and drive-mirror truncate an existing file
+    without a word.
+    """
+    arguments = Frozen({"driver": "file", "node-name": node, "filename": file, "read-only": True})
+    return Step(on="qmp", command="blockdev-add", kind="probe", arguments=arguments)
+
+
+def snapshot_sync(overlays: tuple[Overlay, ...]) -> Step:
+    """Put every overlay on its disk, at one instant. QAPI: transaction, blockdev-snapshot-sync.
+
+    `detail` lists each disk with the names that an error of QEMU's may call it by.
+    """
+    actions = [
+        {
+            "type": "blockdev-snapshot-sync",
+            "data": {
+                "node-name": overlay.covered,
+                "snapshot-node-name": overlay.node,
+                "snapshot-file": overlay.file,
+                "format": "qcow2",
+                "mode": "absolute-paths" if overlay.made_by == "qemu" else "existing",
+            },
+        }
+        for overlay in overlays
+    ]
+    names = {each.disk: (each.covered, each.node, each.file, each.backing) for each in overlays}
+    return Step(
+        on="qmp",
+        command="transaction",
+        kind="take",
+        arguments=Frozen(actions=actions),
+        detail=Frozen(names),
+        effect=PutOverlays(overlays),
+        final=True,
+        writes=True,
+        drains=True,
+    )
+
+
+def internal_snapshot(name: str, roots: tuple[tuple[str, str], ...]) -> Step:
+    """Take an internal snapshot on each disk, at one instant.
+
+    QEMU wants a root's name: given a node under a throttle it answers "Need a root block node", given the
+    throttle it takes the snapshot in the image below.
+
+    Args:
+        name: What the snapshot is called, on each disk.
+        roots: Of each disk its name and its root's node-name.
+
+    QAPI: transaction, blockdev-snapshot-internal-sync.
+    """
+    actions = [
+        {"type": "blockdev-snapshot-internal-sync", "data": {"device": root, "name": name}}
+        for _, root in roots
+    ]
+    return Step(
+        on="qmp",
+        command="transaction",
+        kind="take",
+        arguments=Frozen(actions=actions),
+        detail=Frozen({disk: (root,) for disk, root in roots}),
+        effect=Inside(tuple(disk for disk, _ in roots), name),
+        final=True,
+        writes=True,
+        drains=True,
+    )
+
+
+def internal_delete(disk: str, root: str, snapshot_id: str, name: str) -> Step:
+    """Delete one internal snapshot of a disk's active layer. QAPI: blockdev-snapshot-delete-internal-sync.
+
+    There is no such action in a transaction. Id and name have to agree, so that of two snapshots with one
+    name the right one goes.
+    """
+    return Step(
+        on="qmp",
+        command="blockdev-snapshot-delete-internal-sync",
+        arguments=Frozen({"device": root, "id": snapshot_id, "name": name}),
+        effect=Inside((disk,), name, snapshot_id, gone=True),
+        final=True,
+        writes=True,
+    )
+
+
+def blockdev_add(
+    node: str,
+    file: str,
+    format: str = "qcow2",  # noqa: A002 - QEMU's word
+    *,
+    backing: str | None = None,
+    io: Io = _PLAIN,
+    unmap: bool = False,
+    restores: bool = False,
+) -> Step:
+    """Open an image, under no disk yet. QAPI: blockdev-add.
+
+    Args:
+        node: node-name that it gets.
+        file: The image's path.
+        format: Its driver.
+        backing: node-name of the layer that it is backed by; None: as its header says.
+        io: How it is read and written. Its file takes that over, and layers that are opened with it.
+        unmap: Whether the guest's discards free space; else QEMU ignores them.
+        restores: As in Step.
+    """
+    options: dict[str, Any] = {
+        "driver": format,
+        "node-name": node,
+        "file": {"driver": "file", "filename": file},
+        **_io(io, unmap=unmap),
+    }
+    return Step(
+        on="qmp",
+        command="blockdev-add",
+        arguments=Frozen(options if backing is None else {**options, "backing": backing}),
+        undo=(blockdev_del(node),),
+        effect=AddNode(node, format, file),
+        restores=restores,
+    )
+
+
+def open_store(node: str, file: str) -> Step:
+    """Open a store of VM state, for as long as it is written or read. QAPI: blockdev-add.
+
+    It must not stay: QEMU would count it among the disks of an internal checkpoint.
+    """
+    return blockdev_add(node, file, restores=True)
+
+
+def open_root(root: Root, *, backing: str | None = None) -> Step:
+    """Open a root's active layer. QAPI: blockdev-add.
+
+    QEMU does not tell what it does with discards. An overlay takes them, which loses nothing; an image that
+    is backed by none may be preallocated, and keeps its space unless it certainly did not before.
+
+    Args:
+        root: The root.
+        backing: As in `blockdev_add`.
+    """
+    return blockdev_add(
+        root.node, root.file, root.format, backing=backing, io=root.io, unmap=root.backing is not None
+    )
+
+
+def _io(io: Io, *, unmap: bool = False) -> dict[str, Any]:
+    """What differs from QEMU's defaults; it takes detect-zeroes=unmap only together with discard=unmap."""
+    options: dict[str, Any] = {}
+    if io.direct or io.no_flush:
+        options["cache"] = {"direct": io.direct, "no-flush": io.no_flush}
+    if unmap or io.detect_zeroes == "unmap":
+        options["discard"] = "unmap"
+    if io.detect_zeroes != "off":
+        options["detect-zeroes"] = io.detect_zeroes
+    return options
+
+
+def blockdev_del(node: str) -> Step:
+    """Free a node that we added. QAPI: blockdev-del."""
+    return Step(
+        on="qmp", command="blockdev-del", arguments=Frozen({"node-name": node}), effect=DropNode(node)
+    )
+
+
+def set_drive(root: Root, path: str, old: Root, *, closes: bool) -> Step:
+    """Give a device another root. QAPI: qom-set.
+
+    The root that it has already would abort QEMU.
+
+    Args:
+        root: What the disk reads from now on.
+        path: QOM path of the device.
+        old: What it reads until then.
+        closes: Whether QEMU closes the old root's node by that, so that it is opened again to be put back.
+    """
+    back = (*((open_root(old),) if closes else ()), _set_drive(old, path))
+    return replace(_set_drive(root, path, closes=closes), undo=back)
+
+
+def _set_drive(root: Root, path: str, *, closes: bool = False) -> Step:
+    return Step(
+        on="qmp",
+        command="qom-set",
+        arguments=Frozen({"path": path, "property": "drive", "value": root.node}),
+        effect=MoveRoot(root, alone=True, closes=closes),
+        final=True,
+        pauses=True,
+    )
+
+
+def reopen_filter(root: Root, node: str, group: str, old: Root, *, closes: bool, io: Io = _PLAIN) -> Step:
+    """Put another image under a throttle. QAPI: blockdev-reopen.
+
+    Args:
+        root: What the disk reads from now on, below the filter.
+        node: The throttle's node-name.
+        group: Its throttle-group.
+        old: What it reads until then.
+        closes: As in `set_drive`.
+        io: The throttle's own options, which it would lose; only its `discard` it keeps by itself.
+    """
+    back = (*((open_root(old),) if closes else ()), _reopen_filter(old, node, group, io))
+    return replace(_reopen_filter(root, node, group, io, closes=closes), undo=back)
+
+
+def _reopen_filter(root: Root, node: str, group: str, io: Io, *, closes: bool = False) -> Step:
+    options = {
+        "driver": "throttle",
+        "node-name": node,
+        "throttle-group": group,
+        "file": root.node,
+        **_io(io),
+    }
+    return Step(
+        on="qmp",
+        command="blockdev-reopen",
+        arguments=Frozen(options=[options]),
+        effect=MoveRoot(root, closes=closes),
+        final=True,
+        pauses=True,
+    )
+
+
+def check_roots(roots: tuple[tuple[str, str, str], ...]) -> Step:
+    """Ask which root each device has: some take another one and keep the old. QAPI: query-block.
+
+    Args:
+        roots: Of each disk its name, its qdev as query-block spells it, and the node-name of its root.
+    """
+    return Step(
+        on="wait",
+        command="check-roots",
+        arguments=Frozen({disk: node for disk, _, node in roots}),
+        detail=Frozen({disk: qdev for disk, qdev, _ in roots}),
+    )
+
+
+def flush(node: str) -> Step:
+    """Put on the disk what a node has in its caches. HMP: qemu-io; QMP has no command for it.
+
+    Only an empty answer is a success. Whether the flush itself failed QEMU tells nobody but its own standard
+    error. Node names have no character that the monitor would take for its own.
+    """
+    line = Frozen({"command-line": f"qemu-io {node} flush"})
+    return Step(
+        on="qmp", command="human-monitor-command", kind="flush", arguments=line, detail=Frozen(node=node)
+    )

@@ -1,0 +1,220 @@
+"""Jobs: stream, commit and mirror are started, watched and ended. QAPI: block-core.json, job.json."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.plan.intent import OnError, Sync
+    from qmpsnap.plan.step import Root
+
+__all__ = [
+    "adopt_job",
+    "await_job",
+    "block_commit",
+    "block_stream",
+    "drive_mirror",
+    "end_copy",
+    "job_cancel",
+    "job_complete",
+    "job_dismiss",
+    "job_finalize",
+]
+
+
+def block_stream(
+    *,
+    job: str,
+    node: str,
+    base_node: str | None,
+    backing: str | None,
+    on_error: OnError,
+    speed: int,
+    effect: DropLayers,
+) -> Step:
+    """Copy backing data up into a layer. QAPI: block-stream.
+
+    The job waits before its end until it is finalized: QEMU would name the new backing file in the layer's
+    header before all of the data is on the disk. It dismisses itself, other than those of commit and mirror:
+    QEMU 7.2 crashes when anybody asks for its block nodes while a concluded stream job waits for its
+    dismissal (docs/explanation/qemu.md).
+
+    Args:
+        job: The job's id.
+        node: node-name of the layer that receives.
+        base_node: node-name of the layer that stays below, or None.
+        backing: Name to record as backing file instead of the base's path, or None.
+        on_error: The job's error policy.
+        speed: Limit in bytes/s; 0: none.
+        effect: The layers that leave.
+    """
+    arguments = {
+        "job-id": job,
+        "device": node,
+        "base-node": base_node,
+        "backing-file": backing,
+        "on-error": on_error,
+        "speed": speed,
+        "auto-finalize": False,
+    }
+    return _starts("block-stream", arguments, effect, undo=_cancelled(job, dismissed=False), writes=True)
+
+
+def block_commit(
+    *,
+    job: str,
+    root: str,
+    top_node: str,
+    base_node: str,
+    backing: str | None,
+    on_error: OnError,
+    speed: int,
+    effect: DropLayers | Later,
+) -> Step:
+    """Copy layers' data down into the base. QAPI: block-commit.
+
+    Without the active layer the job waits before its end until it is finalized: QEMU flushes the base only
+    where it opens that read-only again, and some operations leave a base writable (docs/explanation/qemu.md).
+    With it, QEMU flushes the base itself, and the job waits at READY.
+
+    Args:
+        job: The job's id.
+        root: node-name of the disk's root.
+        top_node: node-name of the newest layer to fold.
+        base_node: node-name of the layer that receives.
+        backing: Name to record in the overlay of top instead of the base's path, or None.
+        on_error: The job's error policy.
+        speed: Limit in bytes/s; 0: none.
+        effect: The layers that leave; or later, with the active layer, the root that moves.
+    """
+    arguments = {
+        "job-id": job,
+        "device": root,
+        "top-node": top_node,
+        "base-node": base_node,
+        "backing-file": backing,
+        "on-error": on_error,
+        "speed": speed,
+        "auto-finalize": None if isinstance(effect, Later) else False,
+        "auto-dismiss": False,
+    }
+    return _starts("block-commit", arguments, effect, undo=_cancelled(job), writes=True)
+
+
+def drive_mirror(
+    *,
+    job: str,
+    root: str,
+    replaces: str | None,
+    copy: Root,
+    sync: Sync,
+    existing: bool,
+    on_error: OnError,
+    speed: int,
+) -> Step:
+    """Copy a disk elsewhere and follow its writes. QAPI: drive-mirror.
+
+    Args:
+        job: The job's id.
+        root: node-name of the disk's root.
+        replaces: node-name of the active layer when a filter stands above it, or None.
+        copy: What the disk reads once the job is completed.
+        sync: "full", "top" or "none".
+        existing: Whether QEMU takes the file as it is; else it formats it.
+        on_error: The job's error policy, of source and target.
+        speed: Limit in bytes/s; 0: none.
+    """
+    arguments = {
+        "job-id": job,
+        "device": root,
+        "replaces": replaces,
+        "target": copy.file,
+        "format": copy.format,
+        "node-name": copy.node,
+        "sync": sync,
+        "mode": "existing" if existing else "absolute-paths",
+        "on-source-error": on_error,
+        "on-target-error": on_error,
+        "speed": speed,
+        "auto-dismiss": False,
+    }
+    return _starts("drive-mirror", arguments, Later(MoveRoot(copy)), undo=_cancelled(job))
+
+
+def _starts(
+    command: str,
+    arguments: Mapping[str, object],
+    effect: DropLayers | Later,
+    *,
+    undo: tuple[Step, ...],
+    writes: bool = False,
+) -> Step:
+    sent = Frozen({name: value for name, value in arguments.items() if value is not None})
+    return Step(on="qmp", command=command, arguments=sent, undo=undo, effect=effect, writes=writes)
+
+
+def _cancelled(job: str, *, dismissed: bool = True) -> tuple[Step, ...]:
+    """What takes a job's start back."""
+    return (job_cancel(job), await_job(job, "concluded"), *((job_dismiss(job),) if dismissed else ()))
+
+
+def job_complete(job: str, effect: MoveRoot | None = None) -> Step:
+    """Let a READY job pivot. QAPI: job-complete.
+
+    Args:
+        job: The job's id.
+        effect: The root that moves; None where somebody else started the job, so that it is not known.
+    """
+    return Step(on="qmp", command="job-complete", arguments=Frozen(id=job), effect=effect, final=True)
+
+
+def end_copy(job: str) -> Step:
+    """End a READY job without a pivot, its target consistent. QAPI: block-job-cancel, force false.
+
+    job-cancel would not do: it is force, and promises nothing about the target.
+    """
+    return Step(
+        on="qmp", command="block-job-cancel", arguments=Frozen({"device": job, "force": False}), final=True
+    )
+
+
+def job_finalize(job: str) -> Step:
+    """Let a job end that waits for it. QAPI: job-finalize."""
+    return Step(on="qmp", command="job-finalize", arguments=Frozen(id=job), final=True)
+
+
+def job_cancel(job: str) -> Step:
+    """Stop a job wherever it stands. QAPI: job-cancel."""
+    return Step(on="qmp", command="job-cancel", arguments=Frozen(id=job))
+
+
+def job_dismiss(job: str) -> Step:
+    """Let a concluded job go. QAPI: job-dismiss."""
+    return Step(on="qmp", command="job-dismiss", arguments=Frozen(id=job))
+
+
+def await_job(job: str, until: Literal["ready", "pending", "concluded"]) -> Step:
+    """Wait for a job's event. QAPI: JOB_STATUS_CHANGE.
+
+    Args:
+        job: The job's id.
+        until: "ready" (a mirror or an active commit has caught up), "pending" (all is copied, and the job
+            waits to be finalized) or "concluded".
+    """
+    return Step(on="wait", command="await-job", arguments=Frozen(id=job, until=until))
+
+
+def adopt_job(job: str, *, dismisses_itself: bool = False) -> Step:
+    """Take over a job of ours that an earlier client started; nothing is sent.
+
+    Args:
+        job: The job's id.
+        dismisses_itself: Whether QEMU lets it go at its end.
+    """
+    undo = _cancelled(job, dismissed=not dismisses_itself)
+    return Step(on="wait", command="adopt-job", arguments=Frozen(id=job), undo=undo)

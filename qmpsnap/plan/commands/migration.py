@@ -1,0 +1,168 @@
+"""A migration to or from a file of VM state. QAPI: migration.json, misc.json.
+
+QEMU gets the open file itself, never a name that it would open, and never a shell's command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from msgspec.structs import replace
+
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.plan.step import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "Until",
+    "Way",
+    "await_closed",
+    "await_migration",
+    "migrate",
+    "migrate_cancel",
+    "migrate_incoming",
+    "pass_file",
+    "release_file",
+    "set_capabilities",
+    "set_parameters",
+    "uri",
+]
+
+Way = Literal["fd", "fdset"]
+"""How QEMU gets an open file: by getfd and `fd:` (7.2), or by add-fd and `file:/dev/fdset/N`."""
+
+Until = Literal["settled", "writing", "saved", "kept", "loaded"]
+"""What is waited for.
+
+    settled     the migration before is over, its thread too
+    writing     the state of the devices is kept and the pages of memory follow, so that the guest may run on
+    saved       all is written by a guest that is paused
+    kept        all is written while it ran on; QEMU keeps a later memory than the disks when it had to stop
+                the guest a second time, and that is a failure
+    loaded      all is read
+"""
+
+
+def set_capabilities(values: Mapping[str, bool], old: Mapping[str, bool]) -> Step:
+    """Set what a migration does. QAPI: migrate-set-capabilities.
+
+    Args:
+        values: Of each capability whether it is to be on.
+        old: The same as they were, to be put back.
+    """
+    return replace(_capabilities(values), undo=(_capabilities(old),))
+
+
+def _capabilities(values: Mapping[str, bool]) -> Step:
+    states = [{"capability": name, "state": on} for name, on in values.items()]
+    return _setting("migrate-set-capabilities", Frozen(capabilities=states))
+
+
+def set_parameters(values: Mapping[str, int | str], old: Mapping[str, int | str]) -> Step:
+    """Set how a migration does it. QAPI: migrate-set-parameters.
+
+    Args:
+        values: Of each parameter its value.
+        old: The same as they were, to be put back.
+    """
+    undo = _setting("migrate-set-parameters", Frozen(old))
+    return replace(_setting("migrate-set-parameters", Frozen(values)), undo=(undo,))
+
+
+def _setting(command: str, arguments: Frozen[str, object]) -> Step:
+    return Step(on="qmp", command=command, kind="set", arguments=arguments, restores=True, owed=True)
+
+
+def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) -> Step:
+    """Give QEMU an open file over the monitor. QAPI: getfd, add-fd.
+
+    Args:
+        file: The file's path, which is ours alone to open.
+        number: What QEMU knows it by: `qmpsnap-NUMBER`, or the set's number.
+        way: How.
+        write: Whether QEMU writes to it.
+        inode: Of a file that QEMU reads: that of the one that was looked at.
+    """
+    return Step(
+        on="qmp",
+        command="getfd" if way == "fd" else "add-fd",
+        kind="pass-file",
+        arguments=Frozen({"fdname": f"qmpsnap-{number}"})
+        if way == "fd"
+        else Frozen({"fdset-id": number, "opaque": "qmpsnap"}),
+        detail=Frozen(file=file, number=number, write=write, inode=inode),
+        undo=(release_file(number, way),),
+        restores=True,
+    )
+
+
+def release_file(number: int, way: Way) -> Step:
+    """Let QEMU close a file that it was given; done already is no error. QAPI: closefd, remove-fd."""
+    return Step(
+        on="qmp",
+        command="closefd" if way == "fd" else "remove-fd",
+        kind="release-file",
+        arguments=Frozen({"fdname": f"qmpsnap-{number}"}) if way == "fd" else Frozen({"fdset-id": number}),
+        detail=Frozen(number=number),
+    )
+
+
+def uri(number: int, way: Way) -> str:
+    """What a migration calls a file that was passed."""
+    return f"fd:qmpsnap-{number}" if way == "fd" else f"file:/dev/fdset/{number}"
+
+
+def migrate(to: str, *, may_stop: bool = True) -> Step:
+    """Begin to write VM state to a file. QAPI: migrate.
+
+    Args:
+        to: Where to, as `uri` spells it.
+        may_stop: As in `await_migration`.
+    """
+    undo = (migrate_cancel(wait=not may_stop),)
+    return Step(on="qmp", command="migrate", arguments=Frozen(uri=to), undo=undo, pauses=True)
+
+
+def migrate_incoming(source: str) -> Step:
+    """Begin to read VM state from a file, in a QEMU that waits for it. QAPI: migrate-incoming."""
+    return Step(
+        on="qmp",
+        command="migrate-incoming",
+        arguments=Frozen(uri=source),
+        final=True,
+        loads=True,
+        unseen=True,
+    )
+
+
+def migrate_cancel(*, wait: bool = False) -> Step:
+    """Stop a migration, and return once it has stopped. QAPI: migrate_cancel.
+
+    Args:
+        wait: Whether to wait for its end instead: QEMU 7.2 hangs the guest when that runs on meanwhile.
+    """
+    return Step(on="qmp", command="migrate_cancel", detail=Frozen(wait=wait))
+
+
+def await_migration(until: Until, *, may_stop: bool = True) -> Step:
+    """Wait for a migration. QAPI: MIGRATION, query-migrate.
+
+    Args:
+        until: What is waited for.
+        may_stop: Whether it may be given up meanwhile. QEMU 7.2 hangs a guest for good whose memory it was to
+            write while it ran on, when that is cancelled.
+    """
+    return Step(
+        on="wait", command="await-migration", arguments=Frozen(until=until), detail=Frozen(may_stop=may_stop)
+    )
+
+
+def await_closed(file: str) -> Step:
+    """Wait until QEMU has closed the file: then its thread has ended, and all is handed to the kernel.
+
+    Started before that, the next migration kills QEMU. The lock that `pass_file` leaves on the file goes with
+    QEMU's last descriptor of it; no event tells.
+    """
+    return Step(on="wait", command="await-closed", arguments=Frozen(file=file))

@@ -1,0 +1,98 @@
+"""Actions on records: what is about to happen, and what is known of a moment. One small JSON file each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.plan.step import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpsnap.model.record import IntentRecord
+
+__all__ = [
+    "finish_record",
+    "keep_branch",
+    "keep_link",
+    "keep_lost",
+    "keep_moment",
+    "keep_place",
+    "write_record",
+]
+
+
+def write_record(directory: str, record: IntentRecord) -> Step:
+    """Write down what is about to happen, so that whoever comes after a crash can end it."""
+    return Step(
+        on="host",
+        command="write-record",
+        arguments=Frozen(directory=directory, id=record.id),
+        detail=Frozen(record=record),
+        undo=(finish_record(directory, (record.id,)),),
+        restores=record.op == "revert-internal",  # inside images there is nothing that somebody could finish
+    )
+
+
+def finish_record(directory: str, ids: tuple[str, ...], moments: tuple[str, ...] = ()) -> Step:
+    """Remove the records of operations that have ended, and of moments that are no more.
+
+    Args:
+        directory: Where they lie.
+        ids: Of the operations. A moment that one of them made keeps its record, which has the same id.
+        moments: Ids of the moments' records.
+    """
+    arguments: dict[str, Any] = {"directory": directory, "ids": ids}
+    if moments:
+        arguments["moments"] = moments
+    return Step(on="host", command="finish-record", arguments=Frozen(arguments))
+
+
+def keep_moment(directory: str, id: str, name: str) -> Step:  # noqa: A002 - a record's word
+    """Turn a snapshot's record into the record of its moment."""
+    return Step(on="host", command="keep-moment", arguments=Frozen(directory=directory, id=id, name=name))
+
+
+def keep_branch(directory: str, id: str, overlays: Mapping[str, str]) -> Step:  # noqa: A002 - as above
+    """Add to a moment's record the overlays that began there by a revert.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        overlays: New overlay of each disk.
+    """
+    arguments = Frozen(directory=directory, id=id, overlays=dict(overlays))
+    return Step(on="host", command="keep-branch", arguments=arguments, owed=True)
+
+
+def keep_link(directory: str, id: str) -> Step:  # noqa: A002 - as above
+    """Delete a moment, but keep in its record which overlays began there: others are backed by it."""
+    return Step(on="host", command="keep-link", arguments=Frozen(directory=directory, id=id))
+
+
+def keep_lost(directory: str, id: str, disk: str) -> Step:  # noqa: A002 - as above
+    """Note in a moment's record that a commit has written into the layer that held it.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disk: The disk whose layer it was.
+    """
+    arguments = Frozen(directory=directory, id=id, disk=disk)
+    return Step(on="host", command="keep-lost", arguments=arguments, owed=True)
+
+
+def keep_place(directory: str, id: str, disk: str, gone: tuple[str, ...], into: str = "") -> Step:  # noqa: A002
+    """Note in a moment's record that layers have left the chain that it is read from; twice does no harm.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disk: The disk whose layers they were.
+        gone: Files of these layers.
+        into: The file that took their data (commit), and with it the moment where one of them held that; ""
+            where none did (stream).
+    """
+    arguments = Frozen(directory=directory, id=id, disk=disk, gone=gone, into=into)
+    return Step(on="host", command="keep-place", arguments=arguments, owed=True)

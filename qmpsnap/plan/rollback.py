@@ -1,0 +1,47 @@
+"""Which steps take an operation back, and in what order: read from the steps alone, whatever they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpsnap.plan.step import AddNode, DropNode, PutOverlays
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qmpsnap.plan.step import Step
+
+__all__ = ["taking_back"]
+
+
+def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
+    """The steps that take an operation back as far as that can be, in order.
+
+    An overlay that a disk has got stays, for the guest may have written to it; so does the record of a
+    snapshot without VM state, for whoever finishes it. A node that was freed already is not freed twice. A
+    guest that was let run on already is left alone: if it is paused once more, somebody else wanted that.
+
+    Memory that was loaded, in part or whole, and that of a guest which was reset, belongs to the disks as
+    they are then, if to any: these stay, and the guest stays paused.
+
+    Args:
+        done: What was done, in order.
+        loaded: Whether the guest's memory is another by now, or is not to be trusted.
+    """
+    effects = [step.effect for step in done]
+    put_on = {
+        overlay.file for effect in effects if isinstance(effect, PutOverlays) for overlay in effect.overlays
+    }
+    freed = {effect.node for effect in effects if isinstance(effect, DropNode)}
+    stays_paused = loaded or any(step.command == "cont" for step in done)
+    for step in reversed(done):
+        if loaded and not step.restores:
+            continue
+        if isinstance(step.effect, AddNode) and step.effect.node in freed:
+            continue
+        if put_on and step.record is not None and step.record.state is None:
+            continue
+        for back in step.undo:
+            stays = back.command == "remove-file" and back.arguments["file"] in put_on
+            if not stays and not (stays_paused and back.command == "cont"):
+                yield back

@@ -1,0 +1,111 @@
+"""How each step is done on a running QEMU: most are a command that is sent, some need more."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import CommandFailed, InvalidTarget, TargetExists
+from qmpsnap.run.hmp import load, manage, stop_for_load
+from qmpsnap.run.roots import check_roots
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from qmpsnap.plan.step import Step
+    from qmpsnap.run.host import Host
+    from qmpsnap.run.migration import Migrations
+    from qmpsnap.run.session import Session
+
+__all__ = ["Performer"]
+
+
+class Performer:
+    """Does steps, waits for jobs excepted.
+
+    Args:
+        session: The link.
+        migrations: The migrations of that QEMU.
+        host: Acts on files.
+    """
+
+    def __init__(self, session: Session, migrations: Migrations, host: Host) -> None:
+        self.migrations = migrations
+        self._session = session
+        self._host = host
+        self._ways: Mapping[str, Callable[[Step], Awaitable[None]]] = {
+            "probe": self._probe,
+            "take": self._take,
+            "flush": self._flush,
+            "savevm": partial(manage, session),
+            "delvm": partial(manage, session),
+            "loadvm": partial(load, session),
+            "stop-for-load": partial(stop_for_load, session),
+            "check-roots": partial(check_roots, session),
+            "set": migrations.set,
+            "migrate": migrations.begin,
+            "migrate-incoming": migrations.begin,
+            "migrate_cancel": migrations.cancel,
+            "pass-file": migrations.pass_file,
+            "release-file": migrations.release_file,
+            "await-migration": migrations.wait,
+            "await-closed": migrations.await_closed,
+        }
+
+    async def perform(self, step: Step) -> None:
+        """Do one step.
+
+        Raises:
+            CommandFailed: When QEMU refuses it.
+            MigrationFailed: When a migration failed, or did not give what was wanted.
+            LinkLost: When the link goes; whether it happened is not known.
+            Refused: When a file of ours cannot be made or put away.
+        """
+        if step.on == "host":
+            await self._host.perform(step)
+        elif (way := self._ways.get(step.way)) is not None:
+            await way(step)
+        else:
+            assert step.on == "qmp", f"{step.command} is waited for, not performed"  # noqa: S101
+            await self._session.change(step.command, step.arguments)
+
+    async def _take(self, step: Step) -> None:
+        """Send a transaction; of several disks QEMU's error says neither which it is, nor which action."""
+        try:
+            await self._session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            disks = step.detail
+            named = [disk for disk in disks if any(f"'{name}'" in error.desc for name in disks[disk])]
+            if len(disks) > 1:
+                which = f"disk {named[0]}" if len(named) == 1 else f"one of the disks {', '.join(disks)}"
+                error.message = f"{error.message} ({which})"
+                error.args = (error.message, *error.args[1:])
+            raise
+
+    async def _flush(self, step: Step) -> None:
+        """Succeed when the human monitor has nothing to say; it knows no error replies."""
+        said = await self._session.change(step.command, step.arguments)
+        if said != "":
+            raise CommandFailed(
+                f"QEMU could not flush {step.detail['node']!r}: {said}",
+                command=step.command,
+                arguments=step.arguments,
+                qmp_class="GenericError",
+                desc=str(said).strip(),
+            )
+
+    async def _probe(self, step: Step) -> None:
+        """Succeed when QEMU does not find the file; only that very error is a success."""
+        file = step.arguments["filename"]
+        try:
+            await self._session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            if "No such file or directory" in error.desc:
+                return
+            raise InvalidTarget(f"QEMU cannot look at {file}: {error.desc}", file=file) from error
+        await self._session.change("blockdev-del", {"node-name": step.arguments["node-name"]})
+        raise TargetExists(
+            f"{file} exists already on QEMU's host, and was not touched",
+            file=file,
+            hint="choose another name",
+        )

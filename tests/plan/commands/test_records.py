@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.commands.records import (
+    finish_record,
+    keep_branch,
+    keep_link,
+    keep_lost,
+    keep_moment,
+    keep_place,
+    write_record,
+)
+from tests.plan.commands.flags import flags
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.step import Step
+
+JOB = "qmpsnap-commit-keep-00000000"
+RECORD = IntentRecord(JOB, "commit", "2024-05-01T12:00:00+00:00")
+
+
+def test_a_record_that_is_written_is_removed_again() -> None:
+    step = write_record("/r", RECORD)
+    assert (step.on, step.command) == ("host", "write-record")
+    assert step.arguments == {"directory": "/r", "id": JOB}
+    assert step.record == RECORD
+    assert (flags(step), step.undo, step.effect) == ("", (finish_record("/r", (JOB,)),), None)
+
+
+def test_the_record_of_a_way_back_inside_images_goes_wherever_the_guest_stands() -> None:
+    assert flags(write_record("/r", replace(RECORD, op="revert-internal"))) == "restores"
+
+
+@pytest.mark.parametrize(
+    ("step", "command", "arguments", "set_flags"),
+    [
+        (finish_record("/r", (JOB,)), "finish-record", {"ids": [JOB]}, ""),
+        (finish_record("/r", (), ("i",)), "finish-record", {"ids": [], "moments": ["i"]}, ""),
+        (keep_moment("/r", "i", "n1"), "keep-moment", {"id": "i", "name": "n1"}, ""),
+        (
+            keep_branch("/r", "i", {"vda": "/o"}),
+            "keep-branch",
+            {"id": "i", "overlays": {"vda": "/o"}},
+            "owed",
+        ),
+        (keep_link("/r", "i"), "keep-link", {"id": "i"}, ""),
+        (keep_lost("/r", "i", "vda"), "keep-lost", {"id": "i", "disk": "vda"}, "owed"),
+        (
+            keep_place("/r", "i", "vda", ("/s1",), "/b"),
+            "keep-place",
+            {"id": "i", "disk": "vda", "gone": ["/s1"], "into": "/b"},
+            "owed",
+        ),
+    ],
+)
+def test_what_is_known_of_a_moment_is_taken_back_by_nothing(
+    step: Step, command: str, arguments: dict[str, object], set_flags: str
+) -> None:
+    assert (step.on, step.command) == ("host", command)
+    assert json.loads(json.dumps(step.arguments)) == {"directory": "/r", **arguments}
+    assert (flags(step), step.undo, step.effect, step.record) == (set_flags, (), None, None)
