@@ -6,14 +6,18 @@ Each verb is exactly `run(await plan(intent))`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import anyio
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.model.arguments import check, refuse, texts
 from qmpsnap.plan import planner
-from qmpsnap.plan.intent import Commit, Intent, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Commit, Intent, Mirror, PrepareRevert, Snapshot, Stream
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import check_hooks
@@ -27,8 +31,8 @@ from qmpsnap.vm_state import StateVerbs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
@@ -374,3 +378,46 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
             plain=plain,
         )
         return await self._do(intent, hooks, wait=wait)
+
+    @asynccontextmanager
+    async def reverted(
+        self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
+    ) -> AsyncIterator[VM]:
+        """Go back to a checkpoint in a new QEMU, which lasts as long as the block.
+
+        This one goes on; if the two must not run side by side, `launcher` ends it. When the new one cannot be
+        started or cannot load the memory, the overlays that were made for it are removed.
+
+        Args:
+            name: The checkpoint's name.
+            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming
+                defer`, otherwise as this one was; `lambda active: qmpsnap.launch([...])` is one.
+
+        Yields:
+            The new machine, its guest as it was at the checkpoint.
+
+        Raises:
+            Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
+        """
+        if not callable(launcher):
+            refuse("launcher", launcher, "give a function that starts QEMU from the files")
+        plan = await self.plan(PrepareRevert(name))
+        try:
+            made = await self._executor.run(plan)
+        except anyio.get_cancelled_exc_class():  # they may be whole all the same
+            await self._put_away(plan)
+            raise
+        active = {disk: Path(file) for disk, file in made.prepared.items()}
+        loaded = False
+        try:
+            async with launcher(active) as vm:
+                await vm.revert_incoming(name)
+                loaded = True
+                yield vm
+        finally:
+            if not loaded:
+                await self._put_away(plan)
+
+    async def _put_away(self, plan: Plan) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._executor.put_away(plan)

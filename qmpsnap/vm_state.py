@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import anyio
 
 from qmpsnap.model.arguments import check, refuse, texts
 from qmpsnap.plan.intent import (
@@ -23,14 +19,10 @@ from qmpsnap.run.paths import absolute
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Sequence
 
     from qmpsnap.plan.intent import Intent, Via
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.executor import Executor
     from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.vm import VM
 
 __all__ = ["StateVerbs"]
 
@@ -38,13 +30,9 @@ __all__ = ["StateVerbs"]
 class StateVerbs:
     """VM state of one machine; a part of VM."""
 
-    _executor: Executor
-
     if TYPE_CHECKING:
 
         async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done: ...
-
-        async def plan(self, intent: Intent) -> Plan: ...  # noqa: D102 - see VM
 
     async def checkpoint(
         self,
@@ -181,49 +169,6 @@ class StateVerbs:
         QAPI: migrate-incoming (migration.json).
         """
         return await self._do(RevertIncoming(name), hooks)
-
-    @asynccontextmanager
-    async def reverted(
-        self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
-    ) -> AsyncIterator[VM]:
-        """Go back to a checkpoint in a new QEMU, which lasts as long as the block.
-
-        This one goes on; if the two must not run side by side, `launcher` ends it. When the new one cannot be
-        started or cannot load the memory, the overlays that were made for it are removed.
-
-        Args:
-            name: The checkpoint's name.
-            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming
-                defer`, otherwise as this one was; `lambda active: qmpsnap.launch([...])` is one.
-
-        Yields:
-            The new machine, its guest as it was at the checkpoint.
-
-        Raises:
-            Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
-        """
-        if not callable(launcher):
-            refuse("launcher", launcher, "give a function that starts QEMU from the files")
-        plan = await self.plan(PrepareRevert(name))
-        try:
-            made = await self._executor.run(plan)
-        except anyio.get_cancelled_exc_class():  # they may be whole all the same
-            await self._put_away(plan)
-            raise
-        active = {disk: Path(file) for disk, file in made.prepared.items()}
-        loaded = False
-        try:
-            async with launcher(active) as vm:
-                await vm.revert_incoming(name)
-                loaded = True
-                yield vm
-        finally:
-            if not loaded:
-                await self._put_away(plan)
-
-    async def _put_away(self, plan: Plan) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._executor.put_away(plan)
 
     async def save(
         self, file: str | os.PathLike[str], *, plain: bool = False, hooks: Hooks | None = None

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from qmpsnap.model.header import backing_path
 from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.image_headers import descriptor_header
 from qmpsnap.run.safe_open import open_file
-from qmpsnap.run.survey import descriptor_header
 
 if TYPE_CHECKING:
     from qmpsnap.model.header import Header

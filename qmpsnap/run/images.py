@@ -26,6 +26,7 @@ from qmpsnap.model.files import Files
 from qmpsnap.run import cleanup, survey
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
+from qmpsnap.run.image_headers import descriptor_header
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
@@ -271,7 +272,7 @@ def _check(request: _Request) -> None:
 def _verify(request: _Request, descriptor: int) -> None:
     if request.format == "raw":
         return
-    header = survey.descriptor_header(descriptor)
+    header = descriptor_header(descriptor)
     recorded = (header.format, header.backing, header.virtual_size // 512) if header is not None else None
     if recorded != (request.format, request.backing, (request.size_bytes + 511) // 512):
         raise ValueError(f"its header is not as requested, but {header}")

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import NOT_ALLOWED, BackingLink, DirFact, FileFact, Files
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, backing_path, parse_header
+from qmpsnap.model.header import backing_path
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
+from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.os_errors import hint, reason
-from qmpsnap.run.safe_open import WrongKind, open_block, open_file
+from qmpsnap.run.safe_open import open_block
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Kind
     from qmpsnap.model.header import Header
 
-__all__ = ["descriptor_header", "look"]
+__all__ = ["look"]
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
-_READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 
 
 def look(ask: Ask) -> Files:
@@ -52,38 +52,6 @@ def look(ask: Ask) -> Files:
         bad_records=bad_records,
         memories=Frozen(memory_files.look(ask.memories)),
     )
-
-
-def descriptor_header(descriptor: int) -> Header | None:
-    """Read the header of an open file, in steps, as most are short.
-
-    Raises:
-        ValueError: When there is a magic, but the rest is invalid.
-        OSError: When it cannot be read.
-    """
-    data = os.pread(descriptor, _READS[0], 0)
-    if data[:4] != QCOW_MAGIC:
-        return None
-    for longer in _READS[1:]:
-        try:
-            return parse_header(data)
-        except ValueError:
-            known = len(data)
-            data = os.pread(descriptor, longer, 0)
-            if len(data) == known:
-                raise
-    return parse_header(data)
-
-
-def _file_header(path: str) -> Header | None:
-    try:
-        descriptor = open_file(path, follow=True)
-    except WrongKind:
-        return None
-    try:
-        return descriptor_header(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Survey:
@@ -166,7 +134,7 @@ class _Survey:
         self._read.add(path)
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None, None
-        header = _file_header(path)
+        header = file_header(path)
         backing = (
             self._stand(path, header.backing) if header is not None and header.backing is not None else None
         )
