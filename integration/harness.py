@@ -226,8 +226,8 @@ class Rig:
 
         A commit that keeps its overlay changes no chain and no name: that it is done cannot be seen.
         """
-        assert [job for job in await vm.jobs() if job.mine] == []
-        records = await vm.interrupted()
+        assert [job for job in await vm.jobs.list() if job.mine] == []
+        records = await vm.jobs.interrupted()
         written = [record for record in records if record.invalid]
         assert list(records) == written, "a record that names nothing is left"
         invalid = {file for record in written for file in record.invalid}

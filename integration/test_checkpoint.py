@@ -66,7 +66,7 @@ async def test_checkpoint_keeps_the_disks_of_a_guest_that_runs_on(qemu, two, mac
                 file,
             )
             assert moment.current
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
         running.write("vda", *LATER)
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
     if mode == "in-place":

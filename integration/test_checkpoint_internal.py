@@ -321,7 +321,7 @@ async def test_revert_that_fails_before_the_disks_move_leaves_the_guest_as_it_wa
                 await vm.run(plan)
             vm._target.perform = perform
             assert caught.value.changed is Changed.YES  # somebody else did: the checkpoint is gone
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
         assert (status(running), caught.value.exit_code) == (before, 4)
 
 
@@ -338,7 +338,7 @@ async def test_revert_that_fails_half_way_leaves_the_guest_standing_and_says_so(
             assert "system_reset" in caught.value.hint
             assert status(running) == "restore-vm"
             assert [one.name for one in (await vm.moments()).moments] == ["c1"]
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     assert qemu.read(made.active) == content(1)
 
 

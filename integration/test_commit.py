@@ -58,7 +58,7 @@ async def test_commit_folds_layers_into_the_base(qemu, images, machine, tmp_path
             assert done.active == ({} if case[0] else {"vda": f"{tmp_path}/{base}.qcow2"})
             # The node that the test named outlives its place in the chain.
             assert done.left == (() if case[0] else (FREES,))
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             running.write("vda", 0xA1, 6 * MIB, 512)
     kept = {"base", "s1", "s2", "s3", "s4"} - set(folded)
     assert listing(tmp_path) == sorted(f"{name}.qcow2{'' if name in kept else '.invalid'}" for name in NAMES)
@@ -113,7 +113,7 @@ async def test_commit_keeps_the_overlay(qemu, images, machine, tmp_path, leftove
             done = await vm.commit("vda", keep_overlay=True)
             assert done.chains == {"vda": made.chain}
             assert sorted(done.invalid) == sorted(made.files[:2])
-            (record,) = await vm.interrupted()
+            (record,) = await vm.jobs.interrupted()
             assert sorted(record.invalid) == sorted(made.files[:2])
             running.write("vda", 0xA1, 6 * MIB, 512)
             leftovers.allow(f"{record.directory}/{record.file_name}")
@@ -128,7 +128,7 @@ async def test_commit_after_one_that_kept_the_overlay_clears_its_record(qemu, im
         async with running.connect() as vm:
             await vm.commit("vda", keep_overlay=True)
             await vm.commit("vda")
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     assert qemu.read(made.files[0]) == content(3)
 
 
@@ -323,11 +323,11 @@ async def test_commit_that_is_cancelled_twice_leaves_one_record_and_the_third_no
                 with pytest.raises(Interrupted) as caught:
                     await vm.commit("vda", top="s1", speed=64 * KIB, hooks=hooks)
                 assert "make the layers valid: qmpsnap commit vda --top" in caught.value.hint
-                assert [set(one.invalid) for one in await vm.interrupted()] == [{made.files[0]}]
+                assert [set(one.invalid) for one in await vm.jobs.interrupted()] == [{made.files[0]}]
             filler = fill(place, 60 * KIB)
             await vm.commit("vda", top="s1", folded="keep")
             filler.unlink()
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
 
 
 async def test_commit_says_which_filter_goes_with_the_layers(images, machine):

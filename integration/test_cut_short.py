@@ -69,7 +69,7 @@ async def test_everything_that_waits_ends_within_a_second_when_qemu_is_killed(im
                 ended[name] = time.monotonic()
 
             async def progress(job_id):
-                async for _ in vm.progress(job_id, interval=0.01):
+                async for _ in vm.jobs.progress(job_id, interval=0.01):
                     pass
 
             async def reads():
@@ -79,7 +79,7 @@ async def test_everything_that_waits_ends_within_a_second_when_qemu_is_killed(im
             async with anyio.create_task_group() as group:
                 group.start_soon(waits, "operation", vm.run(await vm.plan(job_intent)))
                 job_id = await until_running(running)
-                group.start_soon(waits, "wait", vm.job_wait(job_id))
+                group.start_soon(waits, "wait", vm.jobs.wait(job_id))
                 group.start_soon(waits, "progress", progress(job_id))
                 group.start_soon(waits, "graph", reads())
                 await anyio.sleep(0.2)
@@ -130,7 +130,7 @@ async def test_the_truth_is_told_when_the_machine_ends_or_resets_in_mid_job(
                 case "system_reset":
                     running.qmp("system_reset")
             if how == "system_reset":
-                await vm.job_speed(job_id, 0)
+                await vm.jobs.set_speed(job_id, 0)
                 with anyio.fail_after(10):
                     done = await task
                 assert done.chains == (await vm.graph()).chains()
@@ -202,9 +202,9 @@ async def test_a_chain_that_anothers_job_holds_is_refused(images, machine, tmp_p
                 await vm.run(await vm.plan(intents[verb]))
             assert (caught.value.job_id, sent, caught.value.exit_code) == ("theirs", [], 3)
             with pytest.raises(ForeignJob):
-                await vm.job_cancel("theirs")
-            assert [(job.id, job.mine) for job in await vm.jobs()] == [("theirs", False)]
-            await vm.job_cancel("theirs", foreign=True)
+                await vm.jobs.cancel("theirs")
+            assert [(job.id, job.mine) for job in await vm.jobs.list()] == [("theirs", False)]
+            await vm.jobs.cancel("theirs", foreign=True)
             running.qmp.wait_event("JOB_STATUS_CHANGE", id="theirs", status="null")
             assert listing(tmp_path) == before
 
@@ -213,7 +213,7 @@ async def test_job_verbs_refuse_a_job_that_is_not_there(images, machine):
     made = images("base")
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            for verb in (vm.job_pause, vm.job_resume, vm.job_cancel, vm.job_wait):
+            for verb in (vm.jobs.pause, vm.jobs.resume, vm.jobs.cancel, vm.jobs.wait):
                 with pytest.raises(NotFound):
                     await verb("qmpsnap-mirror-pivot-00000000")
 
@@ -231,17 +231,17 @@ async def test_a_job_that_was_left_is_ended_by_the_next_client(images, machine, 
             with pytest.raises(Detached) as caught:
                 await vm.run(plan, hooks)
         async with running.connect() as vm:
-            (job,) = await vm.jobs()
+            (job,) = await vm.jobs.list()
             assert (job.id, job.mine) == (caught.value.job_id, True)
-            await vm.job_pause(job.id)
+            await vm.jobs.pause(job.id)
             with anyio.fail_after(5):
-                while not (await vm.jobs())[0].paused:  # QEMU's reply does not wait for that
+                while not (await vm.jobs.list())[0].paused:  # QEMU's reply does not wait for that
                     await anyio.sleep(0.01)
-            await vm.job_resume(job.id)
-            await vm.job_speed(job.id, 0)
-            done = await vm.job_wait(job.id)
+            await vm.jobs.resume(job.id)
+            await vm.jobs.set_speed(job.id, 0)
+            done = await vm.jobs.wait(job.id)
             assert done.chains == plan.chains_after == (await vm.graph()).chains()
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
 
 
 @pytest.mark.parametrize("how", ["event", "cancel", "other client", "call-back"])
@@ -277,7 +277,7 @@ async def test_a_job_that_is_stopped_is_undone(qemu, images, machine, tmp_path, 
                 with anyio.fail_after(10), pytest.raises(error):
                     await task
             assert (await vm.graph()).chains() == {"vda": made.chain}
-            records = await vm.interrupted()
+            records = await vm.jobs.interrupted()
             assert [sorted(one.invalid) for one in records] == (
                 [sorted(plan.invalid_if_stopped)] if plan.op == "commit" else []
             )
@@ -299,10 +299,10 @@ async def test_a_cancelled_job_of_an_earlier_client_is_cleared_away(images, mach
             with pytest.raises(Detached) as caught:
                 await vm.run(plan, hooks)
         async with running.connect() as vm:
-            done = await vm.job_cancel(caught.value.job_id)
+            done = await vm.jobs.cancel(caught.value.job_id)
             assert done.chains == {"vda": made.chain}
             assert sorted(done.invalid) == sorted(plan.invalid_if_stopped)
-            assert await vm.jobs() == ()
-            for record in await vm.interrupted():
+            assert await vm.jobs.list() == ()
+            for record in await vm.jobs.interrupted():
                 Path(record.directory, record.file_name).unlink()
     assert not (tmp_path / "copy.qcow2").exists()

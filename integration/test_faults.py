@@ -89,7 +89,7 @@ async def test_snapshot_of_three_disks_leaves_nothing_when_qemu_refuses_the_thir
             with pytest.raises(CommandFailed, match="lock") as caught:
                 await vm.snapshot("sn", files={**overlays, "vdc": mine}, use_existing=True)
             assert (caught.value.changed, caught.value.exit_code, caught.value.left) == (Changed.NO, 4, ())
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
         assert (listing(tmp_path), running.roots()) == before
 
 
@@ -153,14 +153,14 @@ async def test_commit_reports_a_full_base_and_names_what_is_invalid(
                 await vm.commit("vda")
             assert (caught.value.error, caught.value.changed) == ("No space left on device", Changed.YES)
             assert caught.value.invalid == (base,)
-            (record,) = await vm.interrupted()
+            (record,) = await vm.jobs.interrupted()
             assert record.invalid == (base,)
             leftovers.allow(f"{record.directory}/{record.file_name}")
             assert (await vm.graph()).chains() == {"vda": (top, base)}
             running.read("vda", 2, 0, MIB)
             subprocess.run(["mount", "-o", "remount,size=16m", full], check=True)
             await vm.commit("vda")
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     assert qemu.read(base) == overwritten(bytes(SIZE), (2, 0, 3 * MIB))
 
 
@@ -174,8 +174,8 @@ async def test_mirror_that_stops_for_room_says_how_to_go_on(qemu, images, machin
             assert (paused.reason, paused.exit_code) == ("no space", 7)
             assert paused.job_id in paused.hint
             subprocess.run(["mount", "-o", "remount,size=32m", full], check=True)
-            await vm.job_resume(paused.job_id)
-            done = await vm.job_wait(paused.job_id)
+            await vm.jobs.resume(paused.job_id)
+            done = await vm.jobs.wait(paused.job_id)
             assert done.chains == {"vda": (f"{full}/t.qcow2",)}
     assert qemu.read(full / "t.qcow2") == content(3)
 
@@ -188,7 +188,7 @@ async def test_mirror_that_stops_for_room_can_be_given_up(images, machine, tmp_p
                 await vm.mirror("vda", full / "t.qcow2", ending="pivot", on_error="stop")
             with pytest.raises(Busy):
                 await vm.snapshot("sn")
-            done = await vm.job_cancel(caught.value.job_id)
+            done = await vm.jobs.cancel(caught.value.job_id)
             assert (done.changed, done.chains) == (False, {"vda": made.chain})
             await vm.snapshot("sn")
     assert listing(full) == []

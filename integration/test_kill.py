@@ -1,7 +1,7 @@
 """kill -9 of the client, and of QEMU, in every state of the world that lies between steps of every operation.
 
 On the system's QEMU all of them, on each other one a sample (`sampled`); with --all there, too.
-Who comes later is told, and `job_wait` brings it to an end: the chain is the one before or the one after,
+Who comes later is told, and `jobs.wait` brings it to an end: the chain is the one before or the one after,
 nothing of ours is left, every byte is right, and a layer that no longer holds a snapshot is named.
 """
 
@@ -53,12 +53,14 @@ def clients():
 
 async def end(vm):
     """Do as one does who comes later: wait for whatever `jobs` and the records show."""
-    ids = {record.id for record in await vm.interrupted()} | {job.id for job in await vm.jobs() if job.mine}
+    ids = {record.id for record in await vm.jobs.interrupted()} | {
+        job.id for job in await vm.jobs.list() if job.mine
+    }
     assert len(ids) <= 1
     for job_id in ids:
         with anyio.fail_after(20):
             try:
-                await vm.job_wait(job_id)
+                await vm.jobs.wait(job_id)
             except JobFailed as failed:
                 return failed
     return None

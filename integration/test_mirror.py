@@ -48,7 +48,7 @@ async def test_mirror_copies(qemu, images, machine, tmp_path, sync, form, ending
             assert done.active == ({"vda": target} if pivot else {})
             # The node that the test named is the source's: it stays, if nothing reads through it.
             assert done.left == ((FREES,) if pivot and sync != "none" else ())
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             running.write("vda", *AFTER)
     below = {"full": (), "top": made.chain[1:], "none": made.chain}[sync]
     assert done.chains == {"vda": (target, *below) if pivot else made.chain}

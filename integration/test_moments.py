@@ -284,8 +284,8 @@ async def test_whoever_ends_an_operation_tells_all_that_its_result_would_have_to
             detach.set()
             with pytest.raises(Detached) as caught:
                 await vm.run(plan, Hooks(detach=detach))
-            await vm.job_speed(caught.value.job_id, 0)
-            done = await vm.job_wait(caught.value.job_id)
+            await vm.jobs.set_speed(caught.value.job_id, 0)
+            done = await vm.jobs.wait(caught.value.job_id)
             assert {*done.notes} >= {*plan.notes} != set()
 
 

@@ -457,14 +457,14 @@ async def test_an_operation_is_not_done_before_the_header_leads_to_the_file(qemu
             assert error.value.changed is qmpsnap.Changed.YES
         async with m.connect() as vm:  # whoever comes later is told the same
             with pytest.raises(qmpsnap.Incomplete, match=r"'img/s1\.qcow2', not "):
-                await vm.job_wait(plan.operation_id)
+                await vm.jobs.wait(plan.operation_id)
             assert Path(made.files[2]).exists()
             top = m.roots()["vda"][0]
             m.qmp(
                 "change-backing-file",
                 {"device": "drive-vda", "image-node-name": top, "backing-file": made.files[1]},
             )
-            await vm.job_wait(plan.operation_id)
+            await vm.jobs.wait(plan.operation_id)
             assert not list(tmp_path.rglob("intent-*"))
             files = chain_of(await vm.graph())
     assert files == (made.files[3], made.files[1], made.files[0])

@@ -53,7 +53,7 @@ async def test_guest_that_a_failed_load_left_standing_for_nothing_runs_on(images
             failed = await end(vm)
             assert (failed is not None) is (via == "jobs")
             assert failed is None or failed.changed is Changed.NO
-            assert (status(running), await vm.interrupted(), await vm.jobs()) == (before, (), ())
+            assert (status(running), await vm.jobs.interrupted(), await vm.jobs.list()) == (before, (), ())
 
 
 @VIAS
@@ -68,7 +68,11 @@ async def test_guest_that_a_load_left_half_way_is_left_standing_and_that_is_said
             failed = await end(vm)
             assert failed.changed is Changed.YES
             assert "cannot be trusted" in failed.message + failed.hint
-            assert (status(running), await vm.interrupted(), await vm.jobs()) == ("restore-vm", (), ())
+            assert (status(running), await vm.jobs.interrupted(), await vm.jobs.list()) == (
+                "restore-vm",
+                (),
+                (),
+            )
     assert qemu.read(made.active) == content(1)
 
 
@@ -82,7 +86,7 @@ async def test_guest_that_somebody_paused_after_the_client_died_stays_paused(ima
         running.qmp.hmp("delvm c1")
         async with running.connect() as vm:
             assert await end(vm) is None
-            assert (status(running), await vm.interrupted()) == ("paused", ())
+            assert (status(running), await vm.jobs.interrupted()) == ("paused", ())
 
 
 @pytest.mark.parametrize("on", [(), ("vda",), ("vdb",), ("vda", "vdb")], ids="+".join)
@@ -100,7 +104,7 @@ async def test_checkpoint_on_some_disks_alone_is_taken_from_those(images, machin
             assert await end(vm) is None
             listed = {disk for one in (await vm.moments()).moments for disk in one.disks}
             assert listed == (set(on) if len(on) == 2 else set())
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     for one in made.values():
         qemu.check(one.active)
         assert qemu.read(one.active) == content(1)

@@ -30,7 +30,7 @@ async def left_before(running, intent, kind):
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == DIED
     async with running.connect() as vm:
-        (record,) = await vm.interrupted()
+        (record,) = await vm.jobs.interrupted()
     return record
 
 
@@ -73,13 +73,13 @@ async def test_record_of_a_machine_on_the_same_base_is_not_touched(clones, inten
         record = await left_before(first, intent, kind)
         before = there(first)
         async with second.connect() as vm:
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             with pytest.raises(NotFound, match="another machine"):
-                await vm.job_wait(record.id)
+                await vm.jobs.wait(record.id)
         assert there(first) == before
         async with first.connect() as vm:
-            await vm.job_wait(record.id)
-            assert await vm.interrupted() == ()
+            await vm.jobs.wait(record.id)
+            assert await vm.jobs.interrupted() == ()
             (moment,) = (await vm.moments()).moments if kind == "keep-moment" else (None,)
             assert moment is None or moment.name == intent.name
 
@@ -93,9 +93,9 @@ async def test_guest_that_ran_on_after_a_revert_is_not_loaded_again(images, mach
         running.write("vda", *WRITE)
         running.qmp("stop")
         async with running.connect() as vm:
-            done = await vm.job_wait(record.id)
+            done = await vm.jobs.wait(record.id)
             assert any("no memory is loaded" in note for note in done.notes)
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
         assert running.qmp("query-status")["status"] == "paused"
         running.read("vda", *WRITE)
 
@@ -109,7 +109,7 @@ async def test_revert_under_a_later_checkpoint_keeps_its_branch(images, machine)
         async with running.connect() as vm:
             await vm.checkpoint("c2", mode="in-place")
             chains = (await vm.graph()).chains()
-            await vm.job_wait(record.id)
+            await vm.jobs.wait(record.id)
             assert (await vm.graph()).chains() == chains
             assert [one.name for one in (await vm.moments()).moments] == ["c1", "c2"]
 
@@ -136,7 +136,7 @@ async def test_intent_beside_its_moment_goes_alone_also_when_another_moment_is_c
             (running.folder / "kept").unlink()
             await vm.revert("c0")
             before = there(running)
-            await vm.job_wait(record_id)
+            await vm.jobs.wait(record_id)
             assert there(running) == [one for one in before if "intent-" not in one]
             assert [one.name for one in (await vm.moments()).moments] == ["c0", "c1"]
 
@@ -148,7 +148,7 @@ async def test_second_attempt_under_a_name_waits_for_the_end_of_the_first(images
             with pytest.raises(TargetExists) as caught:
                 await vm.checkpoint("c1", mode="in-place")
             assert f"qmpsnap job wait {record.id}" in caught.value.hint
-            await vm.job_wait(record.id)
+            await vm.jobs.wait(record.id)
             await vm.checkpoint("c1", mode="in-place")
 
 
@@ -173,11 +173,11 @@ async def test_operation_whose_client_is_at_work_is_not_offered(images, machine,
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(vm.run, await vm.plan(Checkpoint("c1", "in-place")))
                 await reached.wait()
-                assert await other.interrupted() == ()
-                (record,) = await other.interrupted(live=True)
-                for end in (other.job_wait, other.job_cancel):
+                assert await other.jobs.interrupted() == ()
+                (record,) = await other.jobs.interrupted(live=True)
+                for end in (other.jobs.wait, other.jobs.cancel):
                     with pytest.raises(Busy, match="its client is still at work"):
                         await end(record.id)
                 go_on.set()
-            assert await other.interrupted(live=True) == ()
+            assert await other.jobs.interrupted(live=True) == ()
             assert [one.name for one in (await other.moments()).moments] == ["c1"]

@@ -65,7 +65,7 @@ async def test_revert_gives_the_disks_back_and_keeps_what_was_written_since(
             assert any("reset" in one for one in back.notes) is (kind == "disks")
             (moment,) = (await vm.moments()).moments
             assert (moment.name, moment.current) == ("c1", True)
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             running.read("vda", WRITE[0], *WRITE[1:])
             running.write("vda", *AFTER)
     resets = [one for one in running.qmp.events if one["event"] == "RESET"]

@@ -69,7 +69,7 @@ async def test_revert_puts_the_first_disk_back_when_the_second_cannot_move(qemu,
             assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
             assert (listing(running.folder), chains_of(running), settings(running)) == before
             assert (status(running), opened(running)) == ("running", [])
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             for disk in ("vda", "vdb"):
                 running.read(disk, WRITE[0], *WRITE[1:])
                 running.write(disk, *LATER)
@@ -173,7 +173,7 @@ async def test_revert_whose_load_fails_half_way_says_so_and_a_later_one_heals(
             running.qmp("cont")
             assert status(running) == "running"
             assert opened(running) == []
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     assert qemu.read(new) == content(1)
     qemu.check_chain(*back.chains["vda"])
 

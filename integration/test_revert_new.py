@@ -80,7 +80,7 @@ async def test_reverted_gives_a_new_machine_at_the_moment_and_the_old_one_goes_o
             assert [dict(one) for one in moment.record.branches] == [
                 {disk: chain[0] for disk, chain in chains.items()} for chains in files
             ]
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     at = overwritten(content(2), WRITE)
     assert qemu.read(vda.active) == at
     assert qemu.read(taken.active["vda"]) == overwritten(at, LATER)
@@ -270,7 +270,7 @@ async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two,
                     came, _ = await interrupt(operation, Ordinals(number), cancel=cancel)
                     assert came
                     assert listing(running.folder) == before, f"{cancel} at {number}"
-                    assert await vm.interrupted() == ()
+                    assert await vm.jobs.interrupted() == ()
             with anyio.CancelScope() as scope:
 
                 @asynccontextmanager

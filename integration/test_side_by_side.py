@@ -28,12 +28,12 @@ async def started(vm, call):
     await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
     assert not task.done()
-    (job,) = await vm.jobs()
+    (job,) = await vm.jobs.list()
     return task, job.id
 
 
 async def let_go(vm, job_id):
-    await vm.job_speed(job_id, 0)
+    await vm.jobs.set_speed(job_id, 0)
 
 
 async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu, images, machine, tmp_path):
@@ -58,7 +58,7 @@ async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu
             inside = await vm.snapshot_internal("inside", disks=["vdb"])
             assert inside.chains == merged.chains
             assert not mirror.done()  # all of that, and the copy goes on
-            assert [job.id for job in await vm.jobs()] == [job_id]
+            assert [job.id for job in await vm.jobs.list()] == [job_id]
             with pytest.raises(Busy) as caught:
                 await vm.snapshot("n3")  # of both disks
             assert caught.value.job_id == job_id
@@ -75,8 +75,8 @@ async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu
             taken = await both
             assert moved.chains == {"vda": (str(target),)}
             assert {disk: files[1:] for disk, files in taken.chains.items()} == moved.chains | pivoted.chains
-            assert await vm.jobs() == ()
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.list() == ()
+            assert await vm.jobs.interrupted() == ()
             final = taken.chains
     assert qemu.read(final["vda"][0]) == overwritten(content(3), MEANWHILE)
     assert qemu.read(final["vdb"][0]) == overwritten(content(3), FIRST, SECOND)
@@ -104,16 +104,16 @@ async def test_two_copies_of_two_disks_and_one_is_cancelled(qemu, images, machin
             )
             with anyio.fail_after(10):
                 await begun.wait()
-            assert len(await vm.jobs()) == 2
+            assert len(await vm.jobs.list()) == 2
             mirror.cancel()
             await asyncio.wait({mirror})
             assert mirror.cancelled()
-            (left,) = await vm.jobs()
+            (left,) = await vm.jobs.list()
             assert left.type == "stream"
             assert (await vm.graph()).chains() == {"vda": one.chain, "vdb": other.chain}
             await let_go(vm, left.id)
             assert (await stream).chains == {"vdb": (other.active,)}
-            assert job_id not in {job.id for job in await vm.jobs()}
+            assert job_id not in {job.id for job in await vm.jobs.list()}
     assert not (tmp_path / "copy.qcow2").exists()
     assert qemu.read(one.active) == qemu.read(other.active) == content(3)
     qemu.check_chain(*one.chain)

@@ -77,7 +77,7 @@ async def test_snapshot_takes_disks_at_one_instant_in_one_transaction(qemu, imag
             assert taken.chains == plan.chains_after
             assert taken.chains["vdb"] == (f"{elsewhere}/b.qcow2", made["vdb"].active)
             assert taken.notes == ("left out: cd0 (empty)",)
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
     for files in taken.chains.values():
         qemu.check_chain(*files)
 

@@ -81,7 +81,7 @@ async def test_checkpoint_without_room_leaves_nothing_and_the_guest_runs_on(two,
             assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
             assert state(running) == before
             assert (await vm.graph()).chains() == chains
-            assert ((await vm.moments()).moments, await vm.interrupted()) == ((), ())
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
             running.write("vda", *WRITE)
             filler.unlink()
             await vm.checkpoint("c1", mode=mode, memory=place / "memory")
@@ -101,7 +101,7 @@ async def test_background_without_room_names_the_overlays_that_stay(qemu, two, m
                 with traced(vm) as sent, pytest.raises(InvalidTarget, match="no space left") as refused:
                     await vm.run(plan)
                 assert (sent, refused.value.changed, state(running)) == ([], Changed.NO, before)
-                assert await vm.interrupted() == ()
+                assert await vm.jobs.interrupted() == ()
                 return
             with pytest.raises(MigrationFailed) as caught:
                 await vm.run(plan)
@@ -112,7 +112,7 @@ async def test_background_without_room_names_the_overlays_that_stay(qemu, two, m
                 files[0] for files in chains.values()
             ]
             assert (state(running)[1:], opened(running)) == (before[1:], [])
-            assert ((await vm.moments()).moments, await vm.interrupted()) == ((), ())
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
             assert listing(place) == ["filler"]
             running.write("vda", *WRITE)
             for disk, files in chains.items():
@@ -166,7 +166,7 @@ async def test_cancel_while_memory_is_written_leaves_nothing_and_the_guest_runs_
                 assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
             assert state(running) == before
             assert (await vm.graph()).chains() == {"vda": vda.chain, "vdb": vdb.chain}
-            assert ((await vm.moments()).moments, await vm.interrupted()) == ((), ())
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
             del vm._target.perform
             await vm.checkpoint("c1", memory=file)
             assert status(running) == "running"
@@ -197,7 +197,7 @@ async def test_cancel_of_a_background_checkpoint_leaves_overlays_that_are_named(
             ]
             assert (status(running), settings(running), opened(running)) == ("running", before, [])
             assert not [name for name in listing(running.folder) if "memory" in name]
-            assert ((await vm.moments()).moments, await vm.interrupted()) == ((), ())
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
             del vm._target.perform
             for disk, files in chains.items():
                 await vm.commit(disk, top=files[0], base=files[1])
@@ -220,7 +220,7 @@ async def test_two_checkpoints_at_once_on_one_vm_are_taken_one_by_one(two, machi
             assert sorted(names) == ["c1", "c2"]
             chain = (await vm.graph()).chains()["vda"]
             assert qmpsnap.draw(chain) == f"[base] <- [s1] <- [base.{names[0]}] <- [base.{names[1]}*]"
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
 
 
 @pytest.mark.parametrize("mode", ["stop", "background"])
@@ -282,10 +282,10 @@ async def test_killed_qemu_is_told_within_a_second_and_the_next_start_clears_up(
     with machine(*sum(again, ())) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            (record,) = await vm.interrupted()
+            (record,) = await vm.jobs.interrupted()
             assert (await vm.moments()).moments == ()
-            await vm.job_wait(record.id)
-            assert ((await vm.moments()).moments, await vm.interrupted()) == ((), ())
+            await vm.jobs.wait(record.id)
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
             assert not [name for name in listing(tmp_path) if "memory" in name]
             chains = (await vm.graph()).chains()
             overlays = [file for files in plan.chains_after.values() for file in files[:1]]

@@ -173,9 +173,9 @@ async def test_a_bundles_record_of_a_commit_puts_no_file_away(images, machine, l
     leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            assert [one.id for one in await vm.interrupted()] == [record.id]
+            assert [one.id for one in await vm.jobs.interrupted()] == [record.id]
             with pytest.raises(qmpsnap.QmpsnapError, match="by its header it is not an overlay"):
-                await vm.job_wait(record.id)
+                await vm.jobs.wait(record.id)
 
 
 @pytest.mark.parametrize("what", ["made", "folded", "renames"])
@@ -193,9 +193,9 @@ async def test_a_bundles_record_that_names_a_file_of_the_host_is_none(
     leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            assert await vm.interrupted() == ()
+            assert await vm.jobs.interrupted() == ()
             with pytest.raises(NotFound):
-                await vm.job_wait(record.id)
+                await vm.jobs.wait(record.id)
 
 
 @pytest.mark.parametrize("aside", [False, True])

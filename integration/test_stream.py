@@ -43,7 +43,7 @@ async def test_stream_leaves_the_layer_on_what_is_kept(qemu, images, machine, tm
                 done = await vm.run(plan)
             assert sent == messages(plan)
             assert done.chains == plan.chains_after == {"vda": files_of(made, after)}
-            assert (done.left, done.invalid, done.active, await vm.interrupted()) == ((), (), {}, ())
+            assert (done.left, done.invalid, done.active, await vm.jobs.interrupted()) == ((), (), {}, ())
             running.write("vda", 0xA1, 6 * MIB, 512)
     qemu.check_chain(*files_of(made, after))
     assert listing(tmp_path) == before

@@ -5,9 +5,10 @@ Each verb is exactly `run(await plan(intent))`.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,38 +16,52 @@ from typing import TYPE_CHECKING
 import anyio
 
 from qmpsnap.errors import ConnectFailed
-from qmpsnap.model.arguments import check, refuse, texts
-from qmpsnap.plan import planner
-from qmpsnap.plan.intent import Commit, Intent, Mirror, PrepareRevert, Snapshot, Stream
+from qmpsnap.jobs import Jobs
+from qmpsnap.model.arguments import Text, check, refuse, texts
+from qmpsnap.plan.intent import (
+    Checkpoint,
+    CheckpointInternal,
+    Commit,
+    Delete,
+    Intent,
+    Mirror,
+    Mode,
+    PrepareRevert,
+    Restore,
+    Revert,
+    RevertIncoming,
+    Save,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from qmpsnap.run.executor import Executor
+from qmpsnap.run.idle import Idle
 from qmpsnap.run.outcome import check_hooks
-from qmpsnap.run.parallel import both
 from qmpsnap.run.paths import absolute, absolute_each
-from qmpsnap.run.start_check import StartCheck
-from qmpsnap.vm_jobs import JobVerbs
-from qmpsnap.vm_moments import MomentVerbs
-from qmpsnap.vm_monitor import MonitorVerbs
-from qmpsnap.vm_state import StateVerbs
+from qmpsnap.run.planning import Planning
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.intent import Ending, Folded, Format, OnError, Sync
-    from qmpsnap.plan.scene import Scene
+    from qmpsnap.model.machine import Status
+    from qmpsnap.model.moments import Moments
+    from qmpsnap.plan.intent import Ending, Folded, Format, OnError, Sync, Via
     from qmpsnap.run.live import LiveTarget
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
 
 __all__ = ["VM"]
 
+_ASKS = "query-"  # how commands begin that change nothing
 
-class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
+
+class VM:
     """One machine.
 
     Methods that change something read the graph, plan, run, and read the graph again. Those on disks that
@@ -62,16 +77,16 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     Attributes:
         name: How the machine is called in logs.
         pid: QEMU's process where it is known, else None.
+        jobs: Its jobs, and what an earlier client left of an operation.
     """
 
-    _target: LiveTarget
-
     def __init__(self, target: LiveTarget, *, state_dir: str = "") -> None:
+        self.name = target.name
         self._target = target
         self._executor = Executor(target)
-        self._state_dir = state_dir
-        self._started = StartCheck(target, state_dir)
-        self.name = target.name
+        self._planning = Planning(target, state_dir)
+        self._idle = Idle(target, self._executor, self._planning)
+        self.jobs = Jobs(target, self._executor, self._planning)
 
     @property
     def pid(self) -> int | None:
@@ -89,9 +104,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
 
         QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
         """
-        graph = await self._target.graph()
-        await self._started.warnings(graph)
-        return graph
+        return await self._planning.graph()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -101,7 +114,7 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         the machine was started from an old file after a snapshot. It is looked for when the graph is first
         read (before that this is empty), and logged once, as "machine.started_below".
         """
-        return self._started.found
+        return self._planning.warnings
 
     def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
         """Call `sink` with each of QEMU's events while the block lasts; nothing is queued."""
@@ -125,7 +138,31 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
                 f"{self.name} cannot be reached any more", hint="check whether QEMU is still running"
             )
 
-    # -- plan and run ------------------------------------------------------------------------------
+    async def moments(self) -> Moments:
+        """Every moment that the disks hold, as of now: external ones and internal ones.
+
+        External ones are known by our records, which lie beside the images: where QEMU's files are not
+        visible from here, `records_seen` is False and only internal ones are listed.
+
+        Raises:
+            LinkLost: When the link is gone.
+
+        QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
+        """
+        return await self._planning.moments()
+
+    async def status(self) -> Status:
+        """Whether the guest runs, and how it stands, as of now.
+
+        Raises:
+            LinkLost: When the link is gone.
+            TargetError: When QEMU does not answer within the session's reply limit.
+
+        QAPI: query-status (run-state.json), query-migrate (migration.json).
+        """
+        return await self._target.standing()
+
+    # -- plan and run ----------------------------------------------------------------------------
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done, to the last argument; nothing is sent that changes anything.
@@ -135,9 +172,27 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         """
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
-        scene = await self._scene(intent)
-        plan = planner.plan(intent, scene)
-        return replace(plan, notes=(*await self._started.warnings(scene.graph), *plan.notes))
+        return await self._planning.plan(intent)
+
+    async def when_idle(self, intent: Intent) -> Plan:
+        """Plan as soon as no job is in the way any more, of whichever client.
+
+        Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that
+        does not end by itself is waited for some seconds at most, also when it comes to that meanwhile: one
+        that stands at READY or at pending and whose client is not at work, or that is paused, by an error
+        or as asked.
+
+        Args:
+            intent: What is wanted.
+
+        Raises:
+            Busy: When such a job is in the way, with what brings it on; or something that is no job.
+            Refused: What `plan` raises.
+            LinkLost: When the link goes.
+        """
+        if not isinstance(intent, Intent):
+            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
+        return await self._idle.plan(partial(self._planning.plan, intent))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
@@ -150,31 +205,12 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
         check_hooks(hooks)
         check("wait", wait, bool)
-        make = self.when_idle if wait else self.plan
-        return await self._executor.do(partial(make, intent), hooks, wait=wait)
+        make = partial(self._planning.plan, intent)
+        if wait:
+            make = partial(self._idle.plan, make)
+        return await self._executor.do(make, hooks, wait=wait)
 
-    async def _scene(self, intent: Intent) -> Scene:
-        graph, (jobs, features) = await both(
-            self._target.graph, partial(both, self._target.jobs, self._target.features)
-        )
-        files, (machine, standing) = await both(
-            partial(self._files, intent, graph), partial(self._machine_state, intent, graph)
-        )
-        return replace(self._seen(graph, files, jobs, features, machine), standing=standing)
-
-    async def _files(self, intent: Intent, graph: Graph) -> Files:
-        question = planner.ask(intent, graph, state_dir=self._state_dir)
-        files = await self._target.look(question, graph)
-        more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
-        return files if more is None else await self._target.look(more, graph)
-
-    async def _machine_state(self, intent: Intent, graph: Graph) -> tuple[Machine | None, Status | None]:
-        """What the planner has to know of the machine: all, whether it runs or migrates, or nothing."""
-        if planner.needs_machine(intent):
-            return await self._target.machine(graph), None
-        return None, await self._target.standing() if planner.needs_standing(intent) else None
-
-    # -- verbs -------------------------------------------------------------------------------------
+    # -- the chain -------------------------------------------------------------------------------
 
     async def snapshot(
         self,
@@ -379,6 +415,247 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
         )
         return await self._do(intent, hooks, wait=wait)
 
+    # -- snapshots inside images, checkpoints, and the way back ----------------------------------
+
+    async def snapshot_internal(
+        self, name: str, *, disks: Sequence[str] = (), wait: bool = False, hooks: Hooks | None = None
+    ) -> Done:
+        """Take a snapshot inside the active layers of disks, all at one instant; no chain changes.
+
+        After success each image holds the moment under that name, and the guest goes on in the same
+        image. After failure none of them does. Cancelled before the transaction was sent, nothing is
+        left; cancelled after it, the snapshot stands.
+
+        Args:
+            name: The moment's name.
+            disks: Disks in any spelling; none: every writable disk with a medium.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment of the machine has the name.
+            Unsupported: When a disk is no qcow2 image, read-only or empty.
+            Busy: When a job holds one of the chains.
+            NotFound, AmbiguousName: When a disk is not there, or its name fits two.
+            CommandFailed: When QEMU refuses the transaction; nothing was changed.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: transaction, blockdev-snapshot-internal-sync (block-core.json).
+        """
+        return await self._do(SnapshotInternal(name, texts("disks", disks)), hooks, wait=wait)
+
+    async def delete(
+        self, name: str, *, via: Via | None = None, wait: bool = False, hooks: Hooks | None = None
+    ) -> Done:
+        """Delete a moment: an internal one, from each disk that has it, or an external checkpoint.
+
+        Of an external checkpoint the file of VM state and the name go; its layers stay, and a note says
+        how they are folded.
+
+        After success no active layer has a snapshot of that name. One disk comes after the other: after
+        a failure `changed` says whether one was deleted, and to delete again takes those that are left.
+        Cancelled before the first command was sent, nothing is changed; after it, the rest is done.
+
+        Args:
+            name: The moment's name, also one outside our grammar that somebody else chose.
+            via: "hmp" or "jobs" forces a way. None: one of disks alone goes disk after disk; one with VM
+                state through the human monitor when every writable disk has it, and else through a job.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            NotFound: When no moment has the name.
+            AmbiguousName: When two have it.
+            Unsupported: When it is an external one of disks alone, or the machine's state was saved and it
+                did not run since.
+            NotInChain: When it is inside an image below an active layer.
+            Busy: When a job holds one of the chains.
+            CommandFailed, JobFailed: When QEMU refuses.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
+        HMP: delvm.
+        """
+        return await self._do(Delete(name, via), hooks, wait=wait)
+
+    async def checkpoint_internal(
+        self,
+        name: str,
+        *,
+        leave: Sequence[str] = (),
+        via: Via | None = None,
+        wait: bool = False,
+        plain: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Keep VM state and the writable disks, of one instant, inside the images.
+
+        The guest stands still meanwhile; a running one runs on, a paused one stays so. After failure the
+        images hold nothing of it. Cancelled once it was sent, it is taken; before, nothing is left.
+
+        Args:
+            name: The checkpoint's name.
+            leave: Writable disks that take no part, in any spelling.
+            via: "hmp" or "jobs" forces a way. None: through the human monitor when every writable disk
+                takes part, through a job when one is left out or has a throttle above it.
+            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            hooks: What the caller wants to be told.
+
+        Returns:
+            `bytes` are those of the VM state, as read back.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment of the machine has the name: QEMU would replace it.
+            NotFound, AmbiguousName: When a disk to leave is not there, or its name fits two.
+            Unsupported: When a disk that takes part (UEFI variables, too) is no qcow2 image, the machine's
+                state was saved and it did not run since, or the human monitor is to leave a disk out.
+            Busy: When a job runs, or a writable node without a use is in the way.
+            CommandFailed, JobFailed: When QEMU could not take it.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        HMP: savevm. QAPI: snapshot-save (migration.json).
+        """
+        return await self._do(CheckpointInternal(name, texts("leave", leave), via, plain), hooks, wait=wait)
+
+    async def checkpoint(
+        self,
+        name: str,
+        *,
+        mode: Mode = "stop",
+        memory: str | os.PathLike[str] | None = None,
+        leave: Sequence[str] = (),
+        via: Via | None = None,
+        wait: bool = False,
+        plain: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
+
+        With the mode "internal" it is `checkpoint_internal`, and no overlay is made.
+
+        After success the layers beneath hold the disks, the file the memory, and both are listed as one
+        moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
+        and no file of ours is left, but overlays that were put on before it ("background" writes its memory
+        after them) stay, for the guest writes to them: `.left` names each, with the commit that folds it.
+        Cancelled, it is taken back in the same way; "in-place" is finished once the memory is being written.
+
+        Args:
+            name: The checkpoint's name.
+            mode: "stop": the guest stands still while its memory is written; a new QEMU goes back to it.
+                "background": it runs on meanwhile; a new QEMU goes back. "in-place": it stands still; any
+                QEMU goes back, this one, too. "internal": all goes into the disks' own images.
+            memory: Where the VM state goes, not with "internal"; None: beside the first disk's active layer.
+            leave: With "internal" alone: writable disks that take no part, in any spelling.
+            via: With "internal" alone: "hmp" or "jobs", as of `checkpoint_internal`.
+            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            hooks: What the caller wants to be told.
+
+        Returns:
+            The chains, the standstill by QEMU's own clock, and the bytes of VM state.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When a moment has the name, or a file that is to be made is there.
+            InvalidTarget: When a file cannot be made, or there may be no room for the memory.
+            Busy: When a job or a migration is running.
+            Unsupported: When a disk, the machine's run state or this QEMU does not allow it.
+            MigrationFailed: When QEMU cannot write the memory; `.error` is its text.
+            JobFailed: When it cannot write it into the store.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync.
+        """
+        check("mode", mode, Mode)
+        left = texts("leave", leave)
+        if mode == "internal":
+            if memory is not None:
+                refuse("memory", memory, "the mode 'internal' saves the memory in an image")
+            return await self._do(CheckpointInternal(name, left, via, plain), hooks, wait=wait)
+        for parameter, value in (("leave", left), ("via", via)):
+            if value:
+                refuse(parameter, value, f"it is for the mode 'internal', and this is {mode!r}")
+        file = "" if memory is None else absolute("memory", memory)
+        return await self._do(Checkpoint(name, mode, file, plain), hooks, wait=wait)
+
+    async def revert(
+        self,
+        name: str,
+        *,
+        leave: Sequence[str] = (),
+        discard: bool = False,
+        via: Via | None = None,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Go back to a moment in the same QEMU, of whichever kind it is.
+
+        After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
+        of external disks alone the guest is reset (a QEMU that was started with -no-reboot ends by that). A
+        guest that ran runs on, one that was paused stays so, after a reset in the state prelaunch.
+        An external moment's disks write to new overlays on the layers that hold it, and what has been written
+        to since is kept in the layers that are left aside; inside the images it is lost.
+        After a failure before the memory was touched all is as it was. After any other the guest stands
+        still, its disks are at the moment and its memory is not to be trusted: `changed` is YES. Cancelled
+        once a disk was moved, or the load was sent, it is finished; before, nothing is changed.
+
+        Args:
+            name: The moment's name.
+            leave: Writable disks, in any spelling, that stay as they are, beside a memory of another time.
+            discard: Whether the layers that the guest wrote to until now are removed.
+            via: How a checkpoint inside the images is loaded, see `checkpoint_internal`.
+            hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
+
+        Raises:
+            NotFound, AmbiguousName: When no moment has the name, or two have it.
+            Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
+            NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
+            MachineDiffers: When the machine is not the one that it was; `.differences` names how.
+            Busy: When a job or a migration is running.
+            WouldLose: When a layer that is to be discarded holds internal snapshots.
+            TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
+            JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
+                failure apart.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset. HMP: loadvm.
+        """
+        return await self._do(Revert(name, texts("leave", leave), discard, via), hooks)
+
+    async def revert_prepare(self, name: str) -> Done:
+        """Make the overlays from which a new QEMU goes back to a moment; this one goes on.
+
+        Returns:
+            `.prepared`: the overlay of each disk; `.memory`: the file that is to be loaded, or "".
+
+        Raises:
+            NotFound, AmbiguousName: When no moment has the name, or two have it.
+            NotInChain: When a layer does not hold it any more.
+            TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole,
+                or another one.
+        """
+        return await self._do(PrepareRevert(name), None)
+
+    async def revert_incoming(self, name: str, *, hooks: Hooks | None = None) -> Done:
+        """Load a checkpoint's memory into this QEMU, started `-S -incoming defer` on prepared overlays.
+
+        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
+        ended, and the overlays are as they were made.
+
+        Raises:
+            NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
+            Unsupported: When the machine does not wait for VM state, or the moment has none for it.
+            NotInChain: When a disk does not stand on the checkpoint's layer.
+            MachineDiffers: When the machine is another, or an overlay has data already.
+            InvalidTarget: When the memory file is missing, cut, or another one.
+            LinkLost: When QEMU ends, as it does when it cannot load the memory.
+
+        QAPI: migrate-incoming (migration.json).
+        """
+        return await self._do(RevertIncoming(name), hooks)
+
     @asynccontextmanager
     async def reverted(
         self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
@@ -421,3 +698,139 @@ class VM(JobVerbs, MomentVerbs, MonitorVerbs, StateVerbs):
     async def _put_away(self, plan: Plan) -> None:
         with anyio.CancelScope(shield=True):
             await self._executor.put_away(plan)
+
+    async def save(
+        self, file: str | os.PathLike[str], *, plain: bool = False, hooks: Hooks | None = None
+    ) -> Done:
+        """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
+
+        After a failure, and cancelled while the memory is written, a guest that ran runs on and no file of
+        ours is left. Cancelled once it is written, all is done: the file is there, and the guest stands.
+
+        Args:
+            file: Where it goes.
+            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            TargetExists: When the file is there already.
+            InvalidTarget: When it cannot be made there, or there may be no room.
+            Busy: When a job or a migration is running.
+            Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
+            MigrationFailed: When QEMU cannot write it; `.error` is its text.
+            LinkLost: When the link goes; `changed` says what is known.
+
+        QAPI: migrate (migration.json).
+        """
+        return await self._do(Save(absolute("file", file), plain), hooks)
+
+    async def restore(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
+        """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.
+
+        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
+        ended, and the layers are as they were.
+
+        Args:
+            file: The file.
+            hooks: What the caller wants to be told.
+
+        Raises:
+            Unsupported: When the machine does not wait for VM state.
+            InvalidTarget: When the file is missing, cut, or none of ours.
+            MachineDiffers: When the machine is another, or a layer has changed since; `.differences`.
+            LinkLost: When QEMU ends, as it does when it cannot load the state.
+
+        QAPI: migrate-incoming (migration.json).
+        """
+        return await self._do(Restore(absolute("file", file)), hooks)
+
+    # -- the guest, and the monitor --------------------------------------------------------------
+
+    async def cont(self, *, after_migration: bool = False) -> Status:
+        """Let the guest run; return how it stands then. One that runs already runs on.
+
+        A guest without room on its disk's file system may stand again at once (`io-error`).
+
+        Args:
+            after_migration: Whether it may run here although its state was saved or sent away. A state that
+                was saved does not fit its disks any more then.
+
+        Raises:
+            Busy: When a migration is running, or an operation of ours that lets the guest run itself,
+                or has left it standing: `.job_id`.
+            Unsupported: When the run state is one in which a wreck would run, or none: after a load that
+                failed, before VM state has come in, after a migration, before a reset that is due.
+            CommandFailed: When QEMU refuses, for a file that another process has open for instance.
+            LinkLost: When the link goes before the reply.
+
+        QAPI: cont (misc.json).
+        """
+        await self.check_cont(after_migration=after_migration)
+        await self._target.session.change("cont")
+        return await self.status()
+
+    async def stop(self) -> Status:
+        """Pause the guest; return how it stands then. One that does not run stays as it is.
+
+        Raises:
+            Busy: When an operation of ours is running that would let it run on.
+            CommandFailed: When QEMU refuses.
+            LinkLost: When the link goes before the reply.
+
+        QAPI: stop (misc.json).
+        """
+        await self.check_stop()
+        await self._target.session.change("stop")
+        return await self.status()
+
+    async def check_cont(self, *, after_migration: bool = False) -> None:
+        """Raise what `cont` would refuse with; nothing is sent that changes anything."""
+        check("after_migration", after_migration, bool)
+        status, records = await asyncio.gather(self.status(), self.jobs.interrupted(live=True))
+        refuse_cont(status, records, after_migration=after_migration)
+
+    async def check_stop(self) -> None:
+        """Raise what `stop` would refuse with; nothing is sent that changes anything."""
+        refuse_stop(await self.jobs.interrupted(live=True))
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Send any QMP command as it is; return what QEMU returns.
+
+        It is sent at once, also while an operation is running, and nothing is checked before or after:
+        of our promises only those of the link hold. What it changes nobody undoes, no record tells of it,
+        and an operation whose chains it has moved ends in GraphMismatch. Cancelled before it is sent,
+        nothing is sent; later its reply is awaited for at most 30 s. `query-...` commands change nothing,
+        and are given up at once.
+
+        With `human-monitor-command` the human monitor's answer is a text. Its errors are texts, too: no
+        exception tells of them.
+
+        Args:
+            command: Its name, as in "block_resize".
+            arguments: Its arguments; None: none.
+
+        Raises:
+            CommandFailed: When QEMU answers with an error; `changed` is NO.
+            TargetError: When a `query-...` command is not answered within the session's reply limit.
+            LinkLost: When the link goes before the answer.
+            Malformed: When the answer is not QMP.
+
+        QAPI: any command.
+        """
+        check("command", command, Text)
+        _check_arguments(arguments)
+        if command.startswith(_ASKS):
+            return await self._target.session.query(command, arguments)
+        return await self._target.session.change(command, arguments)
+
+
+def _check_arguments(arguments: object) -> None:
+    """Refuse what JSON, and so QMP, has no word for."""
+    if not isinstance(arguments, Mapping | None):
+        refuse("arguments", arguments, "give a mapping of names to values")
+    for name in arguments or ():
+        check("arguments", name, Text)
+    try:
+        json.dumps(dict(arguments or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        refuse("arguments", arguments, f"JSON cannot say that: {error}")

@@ -86,7 +86,7 @@ def _lists(value: object) -> object:
 async def test_record_of_what_a_lost_client_left_spells_itself_as_json() -> None:
     fake = machine("commit-keep")
     await vm_of(fake).commit("vda", keep_overlay=True)
-    (record,) = await vm_of(fake).interrupted()
+    (record,) = await vm_of(fake).jobs.interrupted()
     assert [record.id] == intents(fake)
     assert record.to_json()["op"] == "commit"
     assert json.loads(json.dumps(record.to_json())) == _lists(record.to_json())

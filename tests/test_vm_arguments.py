@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractAsyncContextManager
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import qmpsnap
 from qmpsnap.errors import BadArgument, BadName, Changed, Refused
+from qmpsnap.jobs import Jobs
 from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.server import serve
 from qmpsnap.vm import VM
@@ -120,15 +122,15 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "plan": ({"intent": Delete("old")}, {"intent": OTHER}),
     "when_idle": ({"intent": Delete("old")}, {"intent": OTHER}),
     "run": ({"plan": None}, {"plan": OTHER}),
-    "plan_rest": ({"job_id": "j"}, {"job_id": NAME}),
-    "job": ({"job_id": "j"}, JOB),
-    "job_wait": ({"job_id": "j"}, {**JOB, **RUNS}),
-    "job_pause": ({"job_id": "j"}, JOB),
-    "job_resume": ({"job_id": "j"}, JOB),
-    "job_cancel": ({"job_id": "j"}, JOB),
-    "job_speed": ({"job_id": "j", "speed": 0}, {**JOB, "speed": SPEED}),
-    "progress": ({"job_id": "j"}, {"job_id": NAME, "interval": SECONDS}),
-    "interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
+    "jobs.plan": ({"job_id": "j"}, {"job_id": NAME}),
+    "jobs.get": ({"job_id": "j"}, JOB),
+    "jobs.wait": ({"job_id": "j"}, {**JOB, **RUNS}),
+    "jobs.pause": ({"job_id": "j"}, JOB),
+    "jobs.resume": ({"job_id": "j"}, JOB),
+    "jobs.cancel": ({"job_id": "j"}, JOB),
+    "jobs.set_speed": ({"job_id": "j", "speed": 0}, {**JOB, "speed": SPEED}),
+    "jobs.progress": ({"job_id": "j"}, {"job_id": NAME, "interval": SECONDS}),
+    "jobs.interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
     "execute": (
         {"command": "stop"},
         {
@@ -140,7 +142,16 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "check_cont": ({}, {"after_migration": FLAG}),
     "events": ({"sink": print}, {"sink": CALLED}),
 }
-WITHOUT = {"check_stop", "status", "stop", "graph", "jobs", "moments", "wait_lost", "reconnect"}  # parameters
+WITHOUT = {
+    "check_stop",
+    "status",
+    "stop",
+    "graph",
+    "jobs.list",
+    "moments",
+    "wait_lost",
+    "reconnect",
+}  # parameters
 ELSEWHERE = {("run", "hooks"), ("run", "wait")}  # below: it needs a plan
 
 
@@ -155,7 +166,7 @@ class Silent:
 
 async def called(vm: VM, method: str, arguments: Mapping[str, Any]) -> None:
     """Call it, and enter or await what it returns."""
-    returned = getattr(vm, method)(**arguments)
+    returned = attrgetter(method)(vm)(**arguments)
     if isinstance(returned, AbstractAsyncContextManager):
         async with returned:
             return
@@ -164,8 +175,13 @@ async def called(vm: VM, method: str, arguments: Mapping[str, Any]) -> None:
 
 
 def public() -> dict[str, inspect.Signature]:
-    found = inspect.getmembers(VM, inspect.isfunction)
-    return {name: inspect.signature(function) for name, function in found if not name.startswith("_")}
+    found = [(name, function) for name, function in inspect.getmembers(VM, inspect.isfunction)]
+    found += [(f"jobs.{name}", function) for name, function in inspect.getmembers(Jobs, inspect.isfunction)]
+    return {
+        name: inspect.signature(function)
+        for name, function in found
+        if not name.rpartition(".")[2].startswith("_")
+    }
 
 
 def test_table_names_every_parameter_of_every_public_method() -> None:

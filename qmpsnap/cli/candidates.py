@@ -61,7 +61,7 @@ def layers(context: click.Context) -> list[str]:
 
 def jobs(context: click.Context) -> list[str]:
     """Complete ID with the jobs of every client."""
-    running = _ask(context, lambda vm: vm.jobs())
+    running = _ask(context, lambda vm: vm.jobs.list())
     return [job.id for job in running] if running is not None else []
 
 

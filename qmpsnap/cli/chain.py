@@ -44,7 +44,7 @@ def chain(disk: str | None) -> None:
         del signals
         graph = await vm.graph()
         disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
-        records = await vm.interrupted(graph, live=True)
+        records = await vm.jobs.interrupted(graph, live=True)
         invalid = {file: record.id for record in records for file in record.invalid}
         return disks, invalid, vm.warnings
 

@@ -53,7 +53,7 @@ def pause(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         job_id,
         "job-pause",
         {"id": job_id},
-        lambda vm: vm.job_pause(job_id, foreign=foreign),
+        lambda vm: vm.jobs.pause(job_id, foreign=foreign),
         dry_run,
     )
 
@@ -70,7 +70,7 @@ def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
         job_id,
         "job-resume",
         {"id": job_id},
-        lambda vm: vm.job_resume(job_id, foreign=foreign),
+        lambda vm: vm.jobs.resume(job_id, foreign=foreign),
         dry_run,
     )
 
@@ -88,7 +88,7 @@ def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -
         job_id,
         "block-job-set-speed",
         {"device": job_id, "speed": bytes_per_second},
-        lambda vm: vm.job_speed(job_id, bytes_per_second, foreign=foreign),
+        lambda vm: vm.jobs.set_speed(job_id, bytes_per_second, foreign=foreign),
         dry_run,
     )
 
@@ -110,17 +110,17 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
             job_id,
             "job-cancel",
             {"id": job_id},
-            lambda vm: vm.job_cancel(job_id, foreign=foreign),
+            lambda vm: vm.jobs.cancel(job_id, foreign=foreign),
             dry_run,
         )
         return
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | None:
-        plan = await vm.plan_rest(job_id)
+        plan = await vm.jobs.plan(job_id)
         if dry_run:
             return plan
         with signals.operation(plan, name=job_id):
-            return await vm.job_cancel(job_id)
+            return await vm.jobs.cancel(job_id)
 
     match run(work):
         case Done() as done:
@@ -154,9 +154,9 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
     async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
         if parse_job_id(job_id) is None:
             return await (
-                vm.job(job_id, foreign=foreign) if dry_run else vm.job_wait(job_id, foreign=foreign)
+                vm.jobs.get(job_id, foreign=foreign) if dry_run else vm.jobs.wait(job_id, foreign=foreign)
             )
-        plan = await vm.plan_rest(job_id)
+        plan = await vm.jobs.plan(job_id)
         if dry_run:
             return plan
         bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
@@ -188,7 +188,7 @@ def _send(
     started = time.monotonic()
 
     async def work(vm: VM, signals: Signals) -> Job:
-        job_state = await vm.job(job_id, foreign=foreign)
+        job_state = await vm.jobs.get(job_id, foreign=foreign)
         if not dry_run:
             with signals.operation(None):
                 await act(vm)

@@ -32,16 +32,16 @@ def jobs() -> None:
 
     async def work(vm: VM, signals: Signals) -> tuple[tuple[Job, ...], list[_Left]]:
         del signals
-        found = await vm.jobs()
+        found = await vm.jobs.list()
         alive = {job.id for job in found}
         try:
-            records = await vm.interrupted()
+            records = await vm.jobs.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [record for record in records if record.id not in alive and not _keeps_overlay(record)]
-        return found, [_Left(item, (await vm.plan_rest(item.id)).vanished) for item in left]
+        return found, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
 
     found, interrupted = run(work)
     if current_app().json:

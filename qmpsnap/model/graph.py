@@ -267,7 +267,7 @@ class Graph(Struct, frozen=True):
         """The disks as `chain --json` prints them.
 
         Args:
-            invalid: Files that hold no moment any more, as the records of `VM.interrupted(live=True)` say.
+            invalid: Files that hold no moment any more, by `VM.jobs.interrupted(live=True)`.
         """
         return {"disks": [disk.to_json(invalid=invalid) for disk in self.disks.values()]}
 

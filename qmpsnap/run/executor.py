@@ -62,7 +62,7 @@ class Executor:
 
         Cancelled before the step that cannot be taken back, what was done is undone; after it, the
         rest is done. Either is bounded by 30 s; then the cancellation goes on its way, and a guest that the
-        plan has stopped may stand still until `job_wait` of `plan.operation_id`; the log says so.
+        plan has stopped may stand still until `jobs.wait` of `plan.operation_id`; the log says so.
 
         Args:
             plan: The plan, as the planner made it.

@@ -186,7 +186,7 @@ async def _left(case: str, happened: bool, place: int) -> None:
     name = plan.record.id
     lies = bool(intents(fake))
     try:
-        result = await vm_of(fake).job_wait(name)
+        result = await vm_of(fake).jobs.wait(name)
     except NotFound:
         assert not lies
         result = None
@@ -259,13 +259,13 @@ async def test_executor_runs_plans_of_disjoint_disks_side_by_side(case: str, bes
     fake.hold = True
     long = asyncio.create_task(vm.run(await plan_of(case, fake)))
     await until_it_waits(fake)
-    (job,) = await vm.jobs()
+    (job,) = await vm.jobs.list()
     short = asyncio.create_task(vm.run(await vm.plan(BESIDE[beside])))
     await anyio.wait_all_tasks_blocked()
     assert not long.done()
-    assert job.id in {one.id for one in await vm.jobs()}
+    assert job.id in {one.id for one in await vm.jobs.list()}
     if beside == "mirror":
-        assert len(await vm.jobs()) == 2
+        assert len(await vm.jobs.list()) == 2
     else:
         assert short.done()
     fake.let_go()
@@ -286,7 +286,7 @@ async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(
     fake.hold = True
     long = asyncio.create_task(vm.mirror("vda", COPY, ending="finish"))
     await until_it_waits(fake)
-    (job,) = await vm.jobs()
+    (job,) = await vm.jobs.list()
     moment = "old" if name == "delete" else "n1"
     before = list(fake.performed)
     with pytest.raises(Busy) as caught:
@@ -333,11 +333,11 @@ async def test_cancelling_one_operation_leaves_another_alone() -> None:
     await until_it_waits(fake)
     other = asyncio.create_task(vm.mirror("vdb", "/images/other.qcow2", ending="finish"))
     await anyio.wait_all_tasks_blocked()
-    assert len(await vm.jobs()) == 2
+    assert len(await vm.jobs.list()) == 2
     one.cancel()
     await asyncio.wait({one})
     assert one.cancelled()
-    assert [job.type for job in await vm.jobs()] == ["drive-mirror"]
+    assert [job.type for job in await vm.jobs.list()] == ["drive-mirror"]
     assert fake.state.chains("vda") == {"vda": FILES["vda"]}
     fake.let_go()
     assert (await other).chains == {"vdb": FILES["vdb"]}

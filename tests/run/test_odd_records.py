@@ -90,11 +90,11 @@ def changed(value: Any, dice: random.Random) -> Any:
 async def _uses(fake: FakeTarget, record: Record) -> list[Coroutine[Any, Any, object]]:
     """Every call that reads the record."""
     vm = vm_of(fake)
-    uses = [vm.moments(), vm.interrupted(), vm.plan(Commit("vda")), vm.plan(Snapshot("new"))]
+    uses = [vm.moments(), vm.jobs.interrupted(), vm.plan(Commit("vda")), vm.plan(Snapshot("new"))]
     if record.name:
         uses += [vm.plan(Delete(record.name)), vm.plan(Revert(record.name))]
     if isinstance(record, IntentRecord):
-        uses += [vm.plan_rest(record.id), vm.job_wait(record.id), vm.job_cancel(record.id)]
+        uses += [vm.jobs.plan(record.id), vm.jobs.wait(record.id), vm.jobs.cancel(record.id)]
     return uses
 
 

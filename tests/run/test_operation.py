@@ -244,7 +244,7 @@ async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by
     with pytest.raises(Incomplete):
         await vm_of(fake).run(plan)
     fake.files.facts["/images/s1.qcow2"] = fake.files.facts.pop("/images/s1.qcow2.invalid")
-    done = await vm_of(fake).job_wait(plan.job_id)
+    done = await vm_of(fake).jobs.wait(plan.job_id)
     assert isinstance(done, Done)
     assert (set(done.invalid) <= set(fake.files.names), intents(fake)) == (True, [])
 
@@ -291,7 +291,7 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
     assert intents(fake) == [plan.record.id if plan.record else ""]
     fake.before = None
     assert plan.record is not None
-    assert isinstance(await vm_of(fake).job_wait(plan.record.id), Done)
+    assert isinstance(await vm_of(fake).jobs.wait(plan.record.id), Done)
     assert intents(fake) == []
 
 

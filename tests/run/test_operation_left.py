@@ -65,7 +65,7 @@ async def test_operation_that_is_left_runs_on_and_is_brought_to_its_end_later(ca
     assert [job.status for job in await fake.jobs()] == [JobStatus.RUNNING]
     fake.before = None
     fake.let_go()
-    done = await vm_of(fake).job_wait(plan.job_id)
+    done = await vm_of(fake).jobs.wait(plan.job_id)
     assert isinstance(done, Done)
     assert (done.chains, set(done.invalid)) == (plan.chains_after, set(plan.invalid))
     assert await fake.jobs() == ()
@@ -82,7 +82,7 @@ async def test_operation_that_was_left_can_be_cancelled_later(case: str) -> None
     leave.set()
     with pytest.raises(Detached):
         await vm_of(fake).run(plan, Hooks(detach=leave))
-    done = await vm_of(fake).job_cancel(plan.job_id)
+    done = await vm_of(fake).jobs.cancel(plan.job_id)
     assert done is not None
     written = plan.op in {"commit", "stream"}
     assert (done.changed, done.invalid, done.left) == (written, plan.invalid_if_stopped, ())

@@ -416,7 +416,7 @@ async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case
     assert plan.record is not None
     named = plan.record.id
     assert caught.value.hint == f"qmpsnap job wait {named} finishes it"
-    await vm_of(fake).job_wait(named)
+    await vm_of(fake).jobs.wait(named)
     assert settings(stand(fake)) == settings(before)
     assert not [one for one in fake.files.records if isinstance(one, IntentRecord)]
 
@@ -434,7 +434,7 @@ async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_st
     assert plan.record is not None
     named = plan.record.id
     assert f"qmpsnap job wait {named} finishes it" in caught.value.left
-    await vm_of(fake).job_wait(named)
+    await vm_of(fake).jobs.wait(named)
     assert stand(fake) == before
 
 

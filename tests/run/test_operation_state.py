@@ -113,7 +113,7 @@ async def test_rest_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothi
     job_id = await left_by(LOAD, fake, status=status, error=error)
     vm = vm_of(fake)
     with pytest.raises(JobFailed) as caught:
-        await (vm.job_wait(job_id) if way == "wait" else vm.job_cancel(job_id))
+        await (vm.jobs.wait(job_id) if way == "wait" else vm.jobs.cancel(job_id))
     assert caught.value.changed is (Changed.YES if error == LATE else Changed.NO)
     assert (cont() in fake.performed) is resumed
     assert job_dismiss(job_id) in fake.performed
@@ -123,12 +123,12 @@ async def test_rest_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothi
 async def test_rest_of_a_load_that_went_well_is_put_away() -> None:
     fake = with_checkpoint()
     job_id = await left_by(LOAD, fake, status="running")
-    done = await vm_of(fake).job_wait(job_id)
+    done = await vm_of(fake).jobs.wait(job_id)
     assert not isinstance(done, Job)
     assert (done.op, done.bytes) == ("revert-internal", 4096)
     assert (await fake.jobs(), intents(fake)) == ((), [])
     with pytest.raises(NotFound):
-        await vm_of(fake).job_wait(job_id)
+        await vm_of(fake).jobs.wait(job_id)
 
 
 async def test_rest_of_a_load_without_a_job_that_failed_half_way_says_so_and_that_it_is_changed() -> None:
@@ -138,6 +138,6 @@ async def test_rest_of_a_load_without_a_job_that_failed_half_way_says_so_and_tha
     (left,) = (one for one in fake.files.records if isinstance(one, IntentRecord))
     fake.guest.now = a_machine(fake.state, running=False, status="restore-vm")
     with pytest.raises(JobFailed, match="while reverting to 'c1'; the guest is paused") as caught:
-        await vm_of(fake).job_wait(left.id)
+        await vm_of(fake).jobs.wait(left.id)
     assert caught.value.changed is Changed.YES
     assert intents(fake) == []

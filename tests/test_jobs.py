@@ -138,5 +138,5 @@ async def test_interrupted_leaves_out_other_machines_and_clients_at_work() -> No
     fake.files.records += [ours, theirs, same, job, busy]
     fake.start_job(Job("job", "stream", JobStatus.RUNNING), snapshot_save("job", "x", (("", "n"),)))
     vm = vm_of(fake)
-    assert [one.id for one in await vm.interrupted()] == ["ours", "same", "job"]
-    assert [one.id for one in await vm.interrupted(live=True)] == ["ours", "same", "job", "busy"]
+    assert [one.id for one in await vm.jobs.interrupted()] == ["ours", "same", "job"]
+    assert [one.id for one in await vm.jobs.interrupted(live=True)] == ["ours", "same", "job", "busy"]

@@ -1,0 +1,211 @@
+"""The jobs of a machine: what runs, what is to become of it, and what an earlier client left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
+from qmpsnap.model.arguments import Speed, Text, check, number, refuse
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.job import parse_job_id
+from qmpsnap.run.outcome import Done, Hooks, check_hooks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from qmpsnap.model.job import Job
+    from qmpsnap.model.record import IntentRecord
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.executor import Executor
+    from qmpsnap.run.planning import Planning
+    from qmpsnap.run.target import Progress, Target
+
+__all__ = ["Jobs"]
+
+
+class Jobs:
+    """Jobs of one machine, as `VM.jobs`.
+
+    Args:
+        target: The machine.
+        executor: What runs plans on it.
+        planning: What makes them.
+    """
+
+    def __init__(self, target: Target, executor: Executor, planning: Planning) -> None:
+        self._target = target
+        self._executor = executor
+        self._planning = planning
+
+    async def list(self) -> tuple[Job, ...]:
+        """Every job that QEMU has, of any client, as of now; a concluded one with its error.
+
+        QAPI: query-jobs (job.json), query-block-jobs (block-core.json).
+        """
+        return await self._target.jobs()
+
+    async def get(self, job_id: str, *, foreign: bool = True) -> Job:
+        """One job, as of now.
+
+        Args:
+            job_id: The job.
+            foreign: Whether it may be somebody else's.
+
+        Raises:
+            NotFound: When there is no job of that id.
+            ForeignJob: When it is not ours, and `foreign` is False.
+        """
+        _check(job_id, foreign=foreign)
+        for job in await self._target.jobs():
+            if job.id == job_id:
+                if not job.mine and not foreign:
+                    raise ForeignJob(
+                        f"job {job_id!r} belongs to another client ({job.type})",
+                        job_id=job_id,
+                        hint="use --foreign (foreign=True) to act on it nevertheless",
+                    )
+                return job
+        raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+
+    async def interrupted(
+        self, graph: Graph | None = None, *, live: bool = False
+    ) -> tuple[IntentRecord, ...]:
+        """Records of operations whose client went away, and of files that hold no moment any more.
+
+        Those of other machines, which may lie in the same place, are left out. Empty where QEMU's files are
+        not visible from here.
+
+        Args:
+            graph: The graph when it was read a moment ago; None: it is read.
+            live: Whether operations are told too whose client is at work yet.
+        """
+        if not isinstance(graph, Graph | None):
+            refuse("graph", graph, "give a graph that graph() returned")
+        check("live", live, bool)
+        return await self._planning.interrupted(graph, live=live)
+
+    def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
+        """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
+        _check(job_id)
+        number("interval", interval, zero=True)
+        return self._target.progress(job_id, interval)
+
+    async def plan(self, job_id: str) -> Plan:
+        """What is left of an operation of ours whose client went away.
+
+        Raises:
+            NotFound: When there is neither a job nor a record of that id, or the record is of another
+                machine.
+            Busy: When its client is at work yet.
+        """
+        _check(job_id)
+        if self._executor.holds(job_id):
+            raise Busy(f"the operation of {job_id!r} is running in this process", node="", job_id=job_id)
+        return await self._planning.resume(job_id)
+
+    async def wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
+        """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
+
+        Cancelled, it takes the operation back as the operation's own call would have: **the job is
+        cancelled too**. To leave it running, set `hooks.detach`. A job that is not ours, or whose client is
+        at work, is only waited for, and runs on.
+
+        Args:
+            job_id: The job, or the operation whose record is left.
+            foreign: Whether a job that is not ours may be waited for; it is not completed, nor dismissed.
+            hooks: What the caller wants to be told.
+
+        Returns:
+            The operation's result; of a job that is not ours, or whose client is at work yet, the job as it
+            ended.
+
+        Raises:
+            NotFound: When there is neither a job nor a record of that id.
+            ForeignJob: When the job is not ours.
+            JobFailed: When it ended with an error, or vanished.
+            JobPaused: When an I/O error paused it.
+            Busy: When its client is at work yet, and there is no job to wait for.
+        """
+        _check(job_id, foreign=foreign)
+        check_hooks(hooks)
+        if parse_job_id(job_id) is None:
+            await self.get(job_id, foreign=foreign)
+            with self._target.watch(job_id) as watch:
+                return await watch.until_concluded()
+        try:
+            plan = await self.plan(job_id)
+        except Busy:
+            if all(job.id != job_id for job in await self._target.jobs()):
+                raise
+            with self._target.watch(job_id) as watch:  # its client does the rest
+                return await watch.until_concluded()
+        return await self._executor.run(plan, hooks, seen=plan.before)
+
+    async def pause(self, job_id: str, *, foreign: bool = False) -> None:
+        """Pause a job until it is resumed. QAPI: job-pause."""
+        await self._verb("job-pause", job_id, foreign=foreign)
+
+    async def resume(self, job_id: str, *, foreign: bool = False) -> None:
+        """Resume a job that was paused by a user or by an I/O error. QAPI: job-resume."""
+        await self._verb("job-resume", job_id, foreign=foreign)
+
+    async def set_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
+        """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
+        check("speed", speed, Speed)
+        await self.get(job_id, foreign=foreign)
+        await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
+
+    async def cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
+        """Stop a job, wait for its end, and clear away what its operation leaves.
+
+        A job that had ended well meanwhile is finished instead; the result says so by its chains.
+        One that is not ours is told to stop, and not waited for.
+
+        Returns:
+            What was changed, and which files hold no moment any more; None for a job that is not ours, and
+            for one whose client is at work yet: that clears away.
+
+        Raises:
+            NotFound: When there is neither a job nor a record of that id.
+            Busy: When its client is at work yet, and there is no job to stop.
+            ForeignJob: When the job is not ours.
+
+        QAPI: job-cancel, job-dismiss (job.json).
+        """
+        _check(job_id, foreign=foreign)
+        if parse_job_id(job_id) is None:
+            await self._verb("job-cancel", job_id, foreign=foreign)
+            return None
+        try:
+            plan = await self.plan(job_id)
+        except Busy:
+            if all(job.id != job_id for job in await self._target.jobs()):
+                raise
+            await self._verb("job-cancel", job_id, foreign=foreign)
+            return None
+        hooks = Hooks(cancel=anyio.Event())
+        hooks.cancel.set()  # type: ignore[union-attr]
+        try:
+            return await self._executor.run(plan, hooks, seen=plan.before)
+        except Interrupted as stopped:
+            graph = await self._target.graph()
+            return Done(
+                op=plan.op,
+                chains=graph.chains(*plan.disks),
+                left=stopped.left,
+                invalid=stopped.invalid,
+                notes=(stopped.message,),
+                job_id=job_id,
+                changed=stopped.changed is not Changed.NO,
+            )
+
+    async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
+        await self.get(job_id, foreign=foreign)
+        await self._executor.command(command, {"id": job_id})
+
+
+def _check(job_id: str, *, foreign: bool = False) -> None:
+    check("job_id", job_id, Text)
+    check("foreign", foreign, bool)

@@ -1,0 +1,121 @@
+"""Before a plan: asks the machine and its files what the planner has to know, and no more than that."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from qmpsnap.model.moments import find_moments, state_places
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan.scene import Scene
+from qmpsnap.run.parallel import both
+from qmpsnap.run.start_check import StartCheck
+
+if TYPE_CHECKING:
+    from qmpsnap.model.files import Files
+    from qmpsnap.model.graph import Graph
+    from qmpsnap.model.machine import Machine, Status
+    from qmpsnap.model.moments import Moments
+    from qmpsnap.plan.intent import Intent
+    from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.target import Target
+
+__all__ = ["Planning"]
+
+
+class Planning:
+    """Plans for one machine; it changes nothing.
+
+    Args:
+        target: The machine.
+        state_dir: Where records go when the caller says so, else "".
+    """
+
+    def __init__(self, target: Target, state_dir: str) -> None:
+        self._target = target
+        self._state_dir = state_dir
+        self._started = StartCheck(target, state_dir)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with the files that the machine was started from, as far as was looked."""
+        return self._started.found
+
+    async def graph(self) -> Graph:
+        """Every disk with its chain, and every node, as QEMU has them now."""
+        graph = await self._target.graph()
+        await self._started.warnings(graph)
+        return graph
+
+    async def moments(self) -> Moments:
+        """Every moment that the disks hold, as of now."""
+        graph = await self._target.graph()
+        ask = replace(resume.ask(graph, state_dir=self._state_dir), states=state_places(graph))
+        files = await self._target.look(ask, graph)
+        await self._started.warnings(graph)
+        return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
+
+    async def plan(self, intent: Intent) -> Plan:
+        """What would be done; see `VM.plan`."""
+        graph, (jobs, features) = await both(
+            self._target.graph, partial(both, self._target.jobs, self._target.features)
+        )
+        files, (machine, standing) = await both(
+            partial(self._files, intent, graph), partial(self._machine_state, intent, graph)
+        )
+        scene = Scene(graph, files, jobs, features, _now(), self._state_dir, machine, standing)
+        plan = planner.plan(intent, scene)
+        notes = (*await self._started.warnings(graph), *plan.notes)
+        return dataclasses.replace(plan, notes=notes)
+
+    async def _files(self, intent: Intent, graph: Graph) -> Files:
+        question = planner.ask(intent, graph, state_dir=self._state_dir)
+        files = await self._target.look(question, graph)
+        more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
+        return files if more is None else await self._target.look(more, graph)
+
+    async def _machine_state(self, intent: Intent, graph: Graph) -> tuple[Machine | None, Status | None]:
+        """What the planner has to know of the machine: all, whether it runs or migrates, or nothing."""
+        if planner.needs_machine(intent):
+            return await self._target.machine(graph), None
+        return None, await self._target.standing() if planner.needs_standing(intent) else None
+
+    async def resume(self, job_id: str) -> Plan:
+        """What is left of an operation whose client went away; see `Jobs.plan`."""
+        graph = await self._target.graph()
+        files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
+        records = tuple(
+            record for record in files.records if isinstance(record, IntentRecord) and record.id == job_id
+        )
+        question = resume.ask(graph, records=records, state_dir=self._state_dir)
+        files = await self._target.look(question, graph)
+        machine = await self._target.machine(graph) if any(record.was for record in records) else None
+        jobs, features = await both(self._target.jobs, self._target.features)
+        return resume.plan(job_id, Scene(graph, files, jobs, features, _now(), self._state_dir, machine))
+
+    async def interrupted(self, graph: Graph | None, *, live: bool) -> tuple[IntentRecord, ...]:
+        """Records of operations whose client went away; see `Jobs.interrupted`."""
+        graph = graph or await self._target.graph()
+        files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
+        # A record that lies in two places is one.
+        records = {record.id: record for record in files.records if isinstance(record, IntentRecord)}.values()
+        ours = {record.id for record in records if ownership.stands_here(record, graph, files.records)}
+        process = ""
+        if len(ours) < len(records):
+            ours |= {job.id for job in await self._target.jobs()}
+            if any(record.was and record.was.process for record in records if record.id not in ours):
+                process = (await self._target.machine(graph)).process
+        return tuple(
+            record
+            for record in records
+            if (record.id in ours or ownership.ran_here(record, process)) and (live or not record.live)
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
