@@ -234,6 +234,8 @@ def _branch(
     else:
         chain = _left_aside(record, disk, scene)
         refuse_strange_base(record, disk, chain, scene)
+        if in_place:
+            _refuse_written(record, chain, scene)
     beside_active(disk, hint=f"a disk can be left out: --leave {quoted(disk.name)}")
     file = files[disk.name]
     refuse_barred(
@@ -268,6 +270,27 @@ def _branch(
         ),
         inside=inside,
     )
+
+
+def _refuse_written(record: MomentRecord, chain: tuple[tuple[str, str], ...], scene: Scene) -> None:
+    """Refuse to open a layer once more that QEMU has open read-write: it holds the lock of that file.
+
+    A commit that keeps its overlay leaves its base so. QEMU locks a raw layer only while it is written to.
+    """
+    real = scene.files.real
+    nodes = scene.graph.nodes.values()
+    holders = {real(one.file): one.name for one in nodes if one.driver == "qcow2" and not one.read_only}
+    holders |= {real(disk.active.file): disk.active.node for disk in scene.graph.writable()}
+    for file, _ in chain:
+        node = holders.get(real(file))
+        if node:
+            new = f", or revert into a new QEMU: {command('revert', record.name, '--prepare')}"
+            raise Unsupported(
+                f"QEMU has {file} open read-write (node {node!r}), and cannot open it a second time for "
+                f"{record.name!r}",
+                feature="revert in place to a layer that is open read-write",
+                hint=f"end this QEMU and start it again{new if record.state is None else ', then revert'}",
+            )
 
 
 def _closes(node: str) -> bool:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, NotInChain, Refused, TargetExists, Unsupported
 from qmpsnap.model.files import DirFact
-from qmpsnap.model.graph import Disk, Filter, Io
+from qmpsnap.model.graph import Disk, Filter, Io, Node
 from qmpsnap.model.machine import Device
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.commands.block import blockdev_del
@@ -292,6 +292,28 @@ def test_branch_of_a_moment_left_aside_needs_no_overlay_on_a_layer_that_we_made(
     make, _, move = branch(planned(Revert("c2"), ASIDE, files=files))
     assert backing(make) == (O1, "qcow2")
     assert root_of(move).chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "qcow2"))
+
+
+def held(file: str, driver: str, *, read_only: bool) -> Graph:
+    """ASIDE, and a node of no disk that has the file open."""
+    return graph(ASIDE.disks["vda"], nodes=(Node("held", driver, file, read_only),))
+
+
+def test_branch_of_a_moment_left_aside_is_refused_while_qemu_has_a_layer_open_read_write() -> None:
+    with pytest.raises(Unsupported) as caught:
+        planned(Revert("c2"), held(BASE, "qcow2", read_only=False), files=aside())
+    assert str(caught.value) == (
+        "QEMU has /images/base.qcow2 open read-write (node 'held'), and cannot open it a second time for 'c2'"
+    )
+    assert caught.value.hint == (
+        "end this QEMU and start it again, or revert into a new QEMU: qmpsnap revert c2 --prepare"
+    )
+
+
+@pytest.mark.parametrize(("driver", "read_only"), [("qcow2", True), ("raw", False), ("file", False)])
+def test_branch_of_a_moment_left_aside_shares_a_layer_that_nobody_locks(driver: str, read_only: bool) -> None:
+    _, _, move = branch(planned(Revert("c2"), held(BASE, driver, read_only=read_only), files=aside()))
+    assert root_of(move).backing == O1
 
 
 def gone(file: str) -> FakeFiles:
