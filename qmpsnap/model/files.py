@@ -68,7 +68,6 @@ class FileFact(Struct, frozen=True):
     """What exists at one path.
 
     Attributes:
-        path: As in the `Ask`.
         kind: Its kind after following symlinks; "symlink" for a dangling one; "other" also when
             it cannot be inspected.
         size: Bytes of a regular file or a block device, else 0.
@@ -83,7 +82,6 @@ class FileFact(Struct, frozen=True):
         modified_ns: The same in whole nanoseconds.
     """
 
-    path: str
     kind: Kind
     size: int = 0
     device: int = 0

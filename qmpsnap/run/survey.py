@@ -68,14 +68,12 @@ class _Survey:
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            return FileFact(
-                path, "symlink" if os.path.islink(path) else "missing", real=os.path.realpath(path)
-            )
+            return FileFact("symlink" if os.path.islink(path) else "missing", real=os.path.realpath(path))
         except NotADirectoryError:
-            return FileFact(path, "missing", real=path)
+            return FileFact("missing", real=path)
         except (OSError, ValueError) as error:
             kind: Kind = "symlink" if os.path.islink(path) else "other"
-            return FileFact(path, kind, real=path, problem=reason(error), hint=hint(error))
+            return FileFact(kind, real=path, problem=reason(error), hint=hint(error))
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
         header, backing, problem = None, None, ""
         if kind == "regular":
@@ -84,7 +82,6 @@ class _Survey:
             except (OSError, ValueError) as error:
                 problem = reason(error)
         return FileFact(
-            path,
             kind,
             size=_size(path, kind, status.st_size),
             device=status.st_dev,

@@ -91,7 +91,6 @@ class FakeFiles:
         size = 196_616 if header else size_bytes
         modified = self.facts[path].modified if path in self.facts else 1.0
         self.facts[path] = FileFact(
-            path,
             "regular",
             size,
             header=header,
@@ -123,7 +122,7 @@ class FakeFiles:
         """Answer what a planner asks."""
         if not self.shared:
             return Files(open=Frozen(dict(self.open)))
-        missing = {path: FileFact(path, "missing", real=path) for path in ask.files if path not in self.facts}
+        missing = {path: FileFact("missing", real=path) for path in ask.files if path not in self.facts}
         links = {
             BackingLink(fact.real, fact.backing)
             for path, fact in self.facts.items()
@@ -198,7 +197,7 @@ class FakeFiles:
             case "retire-file" if has["policy"] == "rename":
                 self._refuse_taken(has["to"])
                 fact = self.facts.pop(has["file"])
-                self.facts[has["to"]] = replace(fact, path=has["to"], real=has["to"])
+                self.facts[has["to"]] = replace(fact, real=has["to"])
             case "retire-file" if has["policy"] == "keep":
                 pass
             case "retire-file" | "remove-file" | "remove-orphan" | "remove-state":
@@ -238,7 +237,7 @@ class FakeFiles:
         self._refuse_taken(file)
         fact = self.facts.pop(step.arguments["partial"])
         header = replace(fact.header, snapshot_count=1) if fact.header is not None else None
-        self.facts[file] = replace(fact, path=file, real=file, size=4 * MIB, header=header)
+        self.facts[file] = replace(fact, real=file, size=4 * MIB, header=header)
         if step.command == "seal-memory":
             has = step.detail
             layers = tuple(self._as_now(disk, layer) for disk, layer in has["layers"])

@@ -28,14 +28,14 @@ def test_on_ends_when_the_headers_make_a_loop():
 
 
 def test_on_takes_every_name_that_was_asked_for():
-    fact = FileFact("/link", "regular", real="/base")
+    fact = FileFact("regular", real="/base")
     files = Files(shared=True, files={"/link": fact}, backing_links=(BackingLink("/o", "/base"),))
     assert files.backed_by("/link") == ("/o",)
     assert files.backed_by("/base", without=("/link",)) == ("/o",)
 
 
 def test_same_compares_files_and_not_their_names():
-    link, base = FileFact("/link", "regular", real="/base"), FileFact("/base", "regular", real="/base")
+    link, base = FileFact("regular", real="/base"), FileFact("regular", real="/base")
     files = Files(shared=True, files={"/link": link, "/base": base})
     assert files.same("/link", "/base")
     assert not files.same("/link", "/other")
@@ -43,7 +43,7 @@ def test_same_compares_files_and_not_their_names():
 
 @pytest.mark.parametrize(("kind", "taken"), [("missing", False), ("symlink", True), ("regular", True)])
 def test_taken_tells_a_name_in_use(kind, taken):
-    assert FileFact("/f", kind).taken is taken
+    assert FileFact(kind).taken is taken
 
 
 def test_ask_names_each_path_once_in_the_order_given() -> None:

@@ -378,7 +378,7 @@ def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_th
 def test_rest_of_a_commit_believes_that_the_base_was_written_when_it_cannot_look() -> None:
     record = left_by(planned(MIDDLE, TWO))
     files = files_with(record, TWO)
-    files.facts[BASE] = FileFact(BASE, "other", real=BASE, problem="permission denied")
+    files.facts[BASE] = FileFact("other", real=BASE, problem="permission denied")
     assert rested(record.id, TWO, files=files).invalid == (BASE,)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded
 from qmpsnap.model.features import Features
@@ -74,7 +73,7 @@ def test_commit_refuses_when_not_every_image_is_given_up() -> None:
 
 def test_commit_takes_another_name_of_the_image_that_is_given_up() -> None:
     files = standing(BASE)
-    files.facts["/link"] = replace(files.facts[OTHER], path="/link")
+    files.facts["/link"] = files.facts[OTHER]
     assert planned(Commit("vda", "s1", "base", invalidate=("/link",)), T5, files=files)
 
 

@@ -27,7 +27,7 @@ class Everywhere(dict[str, FileFact]):
     def __missing__(self, path: str) -> FileFact:
         kind, problem = self._as
         hint = "choose a shorter name" if problem else ""
-        return FileFact(path, kind, real=path, problem=problem, hint=hint)  # type: ignore[arg-type]
+        return FileFact(kind, real=path, problem=problem, hint=hint)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
