@@ -88,47 +88,25 @@ def plan(intent: Commit, scene: Scene) -> Plan:
             disk is read-only, or a folded layer is shorter than the base.
     """
     disk, top, base = _ends(intent, scene)
-    active = top == 0
-    refuse_read_only(disk, "commit")
-    receiver = disk.layers[base]
-    refuse_clear_data(disk.layers[top:base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
-    refuse_commit_of_shorter(disk, top=top, base=base)
-    refuse_reopen(scene, disk, disk.layers[base])
-    if not active:  # whose header is written
-        refuse_reopen(scene, disk, disk.layers[top - 1])
-    refuse_busy(scene, disk)
-    refuse_covered(scene, disk)
-    folded = disk.layers[top:base]
-    refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
-    given_up, notes = refuse_needed(intent, scene, disk, (*folded, disk.layers[base]))
+    folded, receiver = disk.layers[top:base], disk.layers[base]
+    _refuse(intent, scene, disk, top=top, base=base)
+    given_up, notes = refuse_needed(intent, scene, disk, (*folded, receiver))
 
     token = digest("commit", disk.name, disk.files, top, base, intent.keep_overlay, avoid=scene.names)
-    ending = "keep" if intent.keep_overlay or not active else "pivot"
+    ending = "keep" if intent.keep_overlay or top else "pivot"
     job = job_id("commit", ending, token)
     # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
     stopped = tuple(layer.file for layer in disk.layers[top + 1 : base + 1])
     proofs = _proofs(scene, disk.layers[top : base + 1])
     retired = {} if intent.keep_overlay else _retired(intent, scene, folded, proofs)
     place = state_place(scene, disk)
-    record = IntentRecord(
-        id=job,
-        op="commit",
-        created=scene.now,
-        chains=local_chains({disk.name: disk.files}),
-        after=local_chains(
-            {disk.name: disk.files if intent.keep_overlay else disk.files[:top] + disk.files[base:]}
-        ),
-        folded=() if intent.keep_overlay else tuple(one.file for one in folded if one.file.startswith("/")),
-        policy="" if intent.keep_overlay else intent.folded if scene.files.shared else "keep",
-        renames={file: to for file, to in retired.items() if to and intent.folded == "rename"},
-        invalid=tuple(file for file in (*stopped, *given_up) if file.startswith("/")),
-        disk=disk.name,
-    )
+    invalid = (*stopped, *given_up)
+    record = _record(intent, scene, disk, job, top=top, base=base, retired=retired, invalid=invalid)
     fold = Fold(
         disk=disk.name,
         chain=disk.files,
         folded=tuple(layer.file for layer in folded),
-        base=disk.layers[base].file,
+        base=receiver.file,
         given_up=given_up,
     )
     earlier = finish(repeated(scene.files.records, record)) if place else ()
@@ -168,8 +146,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=() if ending == "keep" else (disk.name,),
         folded=() if intent.keep_overlay else tuple(layer.file for layer in folded),
-        invalid=(*stopped, *given_up) if intent.keep_overlay else (*kept, *gone, *given_up),
-        invalid_if_stopped=(*stopped, *given_up),
+        invalid=invalid if intent.keep_overlay else (*kept, *gone, *given_up),
+        invalid_if_stopped=invalid,
         repeats=earlier,
         notes=notes
         if place or not scene.files.shared
@@ -196,6 +174,46 @@ def _ends(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
     if intent.keep_overlay and top:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
     return disk, top, base
+
+
+def _refuse(intent: Commit, scene: Scene, disk: Disk, *, top: int, base: int) -> None:
+    """Refuse what QEMU cannot commit, and what would be lost."""
+    folded, receiver = disk.layers[top:base], disk.layers[base]
+    refuse_read_only(disk, "commit")
+    refuse_clear_data(folded, receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
+    refuse_commit_of_shorter(disk, top=top, base=base)
+    refuse_reopen(scene, disk, receiver)
+    if top:  # the header of the layer above is written
+        refuse_reopen(scene, disk, disk.layers[top - 1])
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
+
+
+def _record(
+    intent: Commit,
+    scene: Scene,
+    disk: Disk,
+    job: str,
+    *,
+    top: int,
+    base: int,
+    retired: Mapping[str, str],
+    invalid: tuple[str, ...],
+) -> IntentRecord:
+    keeps, files = intent.keep_overlay, disk.files
+    return IntentRecord(
+        id=job,
+        op="commit",
+        created=scene.now,
+        chains=local_chains({disk.name: files}),
+        after=local_chains({disk.name: files if keeps else files[:top] + files[base:]}),
+        folded=() if keeps else tuple(file for file in files[top:base] if file.startswith("/")),
+        policy="" if keeps else intent.folded if scene.files.shared else "keep",
+        renames={file: to for file, to in retired.items() if to and intent.folded == "rename"},
+        invalid=tuple(file for file in invalid if file.startswith("/")),
+        disk=disk.name,
+    )
 
 
 def _fold(intent: Commit, scene: Scene, disk: Disk, job: str, *, top: int, base: int) -> tuple[Step, ...]:

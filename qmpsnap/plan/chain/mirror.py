@@ -40,7 +40,7 @@ from qmpsnap.plan.record_places import (
 from qmpsnap.plan.step import MoveRoot, Root
 
 if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph
+    from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.plan.intent import Mirror
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
@@ -77,22 +77,8 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     pivot = intent.ending == "pivot"
     form = intent.format or disk.active.format
-    _check_sync(intent, disk, form)
-    if odd(scene.graph, stays):
-        raise Unsupported(
-            f"QEMU would record its own name of {stays[0].file} in the copy, where that name leads nowhere",
-            feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
-            hint="copy the whole disk: --sync full",
-        )
-    if pivot and disk.read_only:
-        raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
-    refuse_busy(scene, disk)
-    refuse_covered(scene, disk)
     leaving = {"full": disk.layers, "top": disk.layers[:1], "none": ()}[intent.sync] if pivot else ()
-    refuse_loss(leaving, allowed=intent.discard_internal)
-    _check_target(intent, scene, disk, form)
-    copied = disk.layers if intent.sync == "full" else disk.layers[:1]
-    refuse_clear_data(copied, intent.target, plain=intent.plain)
+    _refuse(intent, scene, disk, form, stays=stays, leaving=leaving)
 
     shared = scene.files.shared
     token = digest(
@@ -171,6 +157,42 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         moves=(disk.name,) if pivot else (),
         notes=(*unseen, *unfound(scene, graph)),
     )
+
+
+def _refuse(
+    intent: Mirror,
+    scene: Scene,
+    disk: Disk,
+    form: str,
+    *,
+    stays: tuple[Layer, ...],
+    leaving: tuple[Layer, ...],
+) -> None:
+    """Refuse what QEMU cannot copy as asked, a target that does not fit, and what would be lost.
+
+    Args:
+        intent: What is asked for.
+        scene: What is.
+        disk: The disk.
+        form: Format of the copy.
+        stays: The layers that the copy is backed by.
+        leaving: The layers that the pivot leaves behind.
+    """
+    _check_sync(intent, disk, form)
+    if odd(scene.graph, stays):
+        raise Unsupported(
+            f"QEMU would record its own name of {stays[0].file} in the copy, where that name leads nowhere",
+            feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
+            hint="copy the whole disk: --sync full",
+        )
+    if intent.ending == "pivot" and disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+    refuse_loss(leaving, allowed=intent.discard_internal)
+    _check_target(intent, scene, disk, form)
+    copied = disk.layers if intent.sync == "full" else disk.layers[:1]
+    refuse_clear_data(copied, intent.target, plain=intent.plain)
 
 
 def _copied(intent: Mirror, disk: Disk) -> Disk:

@@ -175,20 +175,7 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
     )
     overlays = tuple(_overlay(scene, disk, file, token, made_by) for disk, file in targets)
     disks = tuple(disk for disk, _ in targets)
-    record = IntentRecord(
-        id=job_id(op, "keep", token),
-        op=op,
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
-        formats={
-            disk.name: tuple(layer.format for layer in disk.layers if layer.file.startswith("/"))
-            for disk in disks
-        },
-        made=tuple(one.file for one in overlays if made_by == "us"),
-        overlays={one.disk: one.file for one in overlays},
-        name=intent.name,
-        disk=disks[0].name if len(disks) == 1 else "",
-    )
+    record = _record(op, intent, scene, disks, overlays, token)
     place = state_place(scene, disks[0])
     return Overlays(
         disks=disks,
@@ -198,6 +185,30 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         record=record,
         place=place,
         notes=_notes(left_out, made_by, place),
+    )
+
+
+def _record(
+    op: Op,
+    intent: Snapshot,
+    scene: Scene,
+    disks: tuple[Disk, ...],
+    overlays: tuple[Overlay, ...],
+    token: str,
+) -> IntentRecord:
+    return IntentRecord(
+        id=job_id(op, "keep", token),
+        op=op,
+        created=scene.now,
+        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
+        formats={
+            disk.name: tuple(layer.format for layer in disk.layers if layer.file.startswith("/"))
+            for disk in disks
+        },
+        made=tuple(overlay.file for overlay in overlays if overlay.made_by == "us"),
+        overlays={overlay.disk: overlay.file for overlay in overlays},
+        name=intent.name,
+        disk=disks[0].name if len(disks) == 1 else "",
     )
 
 
