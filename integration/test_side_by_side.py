@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 
 import anyio
 import pytest
 
+from integration.cli import Cli
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev
-from qmpsnap.errors import Busy
+from qmpsnap.errors import Busy, Changed, LinkLost
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.run.outcome import Hooks
 
 pytestmark = pytest.mark.timeout(60)
@@ -118,3 +123,76 @@ async def test_two_copies_of_two_disks_and_one_is_cancelled(qemu, images, machin
     assert qemu.read(one.active) == qemu.read(other.active) == content(3)
     qemu.check_chain(*one.chain)
     qemu.check_chain(other.active)
+
+
+def copies(vm, target):
+    """Begin a mirror of vda and a stream of vdb; return both tasks."""
+    mirror = vm.mirror("vda", target, ending="finish", speed=SLOW)
+    return asyncio.create_task(mirror), asyncio.create_task(vm.stream("vdb", speed=SLOW))
+
+
+async def until_both_run(running):
+    """Return the ids of both jobs, by their types."""
+    with anyio.fail_after(20):
+        while True:
+            jobs = {job["type"]: job["device"] for job in running.qmp("query-block-jobs") if job["offset"]}
+            if len(jobs) == 2:
+                return jobs
+            await anyio.sleep(0.01)
+
+
+async def test_a_lost_link_is_made_again_once_for_both_operations(qemu, images, machine, tmp_path, caplog):
+    one, other, target = images(folder="one"), images(folder="other"), tmp_path / "copy.qcow2"
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active)) as running:
+        async with running.connect() as vm:
+            tasks = copies(vm, target)
+            jobs = await until_both_run(running)
+            with caplog.at_level("INFO", "qmpsnap"), anyio.fail_after(5):
+                vm._target.session._owned.shutdown(socket.SHUT_RDWR)
+                lost = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(error) for error in lost] == [LinkLost, LinkLost]
+            hints = zip(lost, ("mirror", "stream"), strict=True)
+            assert all(jobs[kind] in error.hint for error, kind in hints)
+            assert [error.changed for error in lost] == [Changed.UNKNOWN, Changed.YES]  # of what may yet come
+            events = [vars(record).get("event") for record in caplog.records]
+            assert events.count("session.relinked") == 1
+            assert (await vm.graph()).chains() == {"vda": one.chain, "vdb": other.chain}
+        cli = Cli(running)
+        for job in jobs.values():
+            running.qmp("block-job-set-speed", {"device": job, "speed": 0})
+            ended = cli("--json", "job", "wait", job)
+            assert (ended.code, ended.json["changed"]) == (0, True), ended
+    assert qemu.read(target) == qemu.read(one.active) == qemu.read(other.active) == content(3)
+    qemu.check_chain(*one.chain)
+    qemu.check_chain(other.active)
+
+
+async def test_giving_up_one_operation_leaves_the_other_to_its_end(qemu, images, machine, tmp_path, caplog):
+    """QEMU answers neither; the cancelled one ends at its limit, and the other one waits on."""
+    one, other, target = images(folder="one"), images(folder="other"), tmp_path / "copy.qcow2"
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active)) as running:
+        async with running.connect() as vm:
+            vm._executor._after_cancel = 0.5  # seconds; else 30
+            mirror, job_id = await started(
+                vm, lambda hooks: vm.mirror("vda", target, ending="finish", speed=SLOW, hooks=hooks)
+            )
+            plan = await vm.plan(Snapshot("n1", ("vdb",)))
+            os.kill(running.pid, signal.SIGSTOP)
+            snapshot = asyncio.create_task(vm.run(plan))
+            mirror.cancel()
+            with caplog.at_level("WARNING", "qmpsnap"), anyio.fail_after(5):
+                await asyncio.wait({mirror})
+            assert mirror.cancelled()
+            assert not snapshot.done()
+            (given_up,) = [vars(record) for record in caplog.records if record.name == "qmpsnap.run"]
+            assert (given_up["event"], given_up["op"], given_up["ended_by"]) == (
+                "operation.given_up", "mirror", f"qmpsnap job wait {job_id}",
+            )  # fmt: skip
+            os.kill(running.pid, signal.SIGCONT)
+            with anyio.fail_after(20):
+                taken = await snapshot
+            assert taken.chains["vdb"][1:] == other.chain
+        ended = Cli(running)("--json", "job", "cancel", job_id)
+        assert (ended.code, ended.json["changed"], ended.json["left"]) == (0, False, []), ended
+    assert not target.exists()
+    assert qemu.read(one.active) == qemu.read(taken.chains["vdb"][0]) == content(3)
