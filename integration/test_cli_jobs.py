@@ -244,3 +244,38 @@ def test_terminal_cancels(vda):
         "no",
     )
     assert not (Path(made.active).parent / "copy.qcow2").exists()
+
+
+# -- waiting for jobs in the way ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("snapshot", "n1"),
+        ("snapshot", "n1", "--internal"),
+        ("commit", "vda"),
+        ("mirror", "vda", "copy.qcow2", "--finish"),
+        ("checkpoint", "c2"),
+        ("save", "memory"),
+        ("revert", "c1"),
+        ("delete", "c1"),
+    ],
+    ids=" ".join,
+)
+def test_wait_waits_for_the_job_of_another_client(vda, words):
+    running, cli, _ = vda
+    running.qmp("cont")
+    assert cli("checkpoint", "c1", "--mode", "in-place").code == 0
+    node = running.roots()["vda"][0]
+    theirs = {"job-id": "theirs", "device": node, "sync": "full", "speed": 65536}
+    running.qmp("drive-backup", theirs, target=f"{running.folder}/theirs.qcow2", format="qcow2")
+    refused = cli("--json", *words)
+    assert (refused.code, refused.json["error"]["type"]) == (3, "Busy"), refused
+    process = cli.start("--json", *words, "--wait")
+    time.sleep(1)
+    assert process.poll() is None
+    running.qmp("block-job-set-speed", {"device": "theirs", "speed": 0})
+    ended = cli.end(process)
+    assert ended.code == 0, ended
+    assert ended.json["op"].partition("-")[0] == words[0]

@@ -588,6 +588,7 @@ class VM:
         leave: Sequence[str] = (),
         discard: bool = False,
         via: Via | None = None,
+        wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
         """Go back to a moment in the same QEMU, of whichever kind it is.
@@ -606,6 +607,7 @@ class VM:
             leave: Writable disks, in any spelling, that stay as they are, beside a memory of another time.
             discard: Whether the layers that the guest wrote to until now are removed.
             via: How a checkpoint inside the images is loaded, see `checkpoint_internal`.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
 
         Raises:
@@ -622,10 +624,14 @@ class VM:
 
         QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset. HMP: loadvm.
         """
-        return await self._do(Revert(name, texts("leave", leave), discard, via), hooks)
+        return await self._do(Revert(name, texts("leave", leave), discard, via), hooks, wait=wait)
 
-    async def revert_prepare(self, name: str) -> Done:
+    async def revert_prepare(self, name: str, *, wait: bool = False) -> Done:
         """Make the overlays from which a new QEMU goes back to a moment; this one goes on.
+
+        Args:
+            name: The moment's name.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
 
         Returns:
             `.prepared`: the overlay of each disk; `.memory`: the file that is to be loaded, or "".
@@ -636,13 +642,18 @@ class VM:
             TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole,
                 or another one.
         """
-        return await self._do(PrepareRevert(name), None)
+        return await self._do(PrepareRevert(name), None, wait=wait)
 
-    async def revert_incoming(self, name: str, *, hooks: Hooks | None = None) -> Done:
+    async def revert_incoming(self, name: str, *, wait: bool = False, hooks: Hooks | None = None) -> Done:
         """Load a checkpoint's memory into this QEMU, started `-S -incoming defer` on prepared overlays.
 
         After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
         ended, and the overlays are as they were made.
+
+        Args:
+            name: The checkpoint's name.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
+            hooks: What the caller wants to be told.
 
         Raises:
             NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
@@ -654,7 +665,7 @@ class VM:
 
         QAPI: migrate-incoming (migration.json).
         """
-        return await self._do(RevertIncoming(name), hooks)
+        return await self._do(RevertIncoming(name), hooks, wait=wait)
 
     @asynccontextmanager
     async def reverted(
@@ -700,7 +711,12 @@ class VM:
             await self._executor.put_away(plan)
 
     async def save(
-        self, file: str | os.PathLike[str], *, plain: bool = False, hooks: Hooks | None = None
+        self,
+        file: str | os.PathLike[str],
+        *,
+        plain: bool = False,
+        wait: bool = False,
+        hooks: Hooks | None = None,
     ) -> Done:
         """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
 
@@ -710,6 +726,7 @@ class VM:
         Args:
             file: Where it goes.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -722,9 +739,11 @@ class VM:
 
         QAPI: migrate (migration.json).
         """
-        return await self._do(Save(absolute("file", file), plain), hooks)
+        return await self._do(Save(absolute("file", file), plain), hooks, wait=wait)
 
-    async def restore(self, file: str | os.PathLike[str], *, hooks: Hooks | None = None) -> Done:
+    async def restore(
+        self, file: str | os.PathLike[str], *, wait: bool = False, hooks: Hooks | None = None
+    ) -> Done:
         """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.
 
         After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
@@ -732,6 +751,7 @@ class VM:
 
         Args:
             file: The file.
+            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
@@ -742,7 +762,7 @@ class VM:
 
         QAPI: migrate-incoming (migration.json).
         """
-        return await self._do(Restore(absolute("file", file)), hooks)
+        return await self._do(Restore(absolute("file", file)), hooks, wait=wait)
 
     # -- the guest, and the monitor --------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via
+from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
 
@@ -44,12 +44,7 @@ __all__ = ["checkpoint"]
     help="With --mode internal: a writable disk to leave out. May be repeated. [default: none]",
 )
 @via
-@click.option(
-    "--wait",
-    is_flag=True,
-    help="Wait for running jobs, however long they take; one that never ends by itself is refused. "
-    "[default: refuse]",
-)
+@wait
 @progress
 @plain
 @dry_run

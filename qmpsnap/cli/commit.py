@@ -62,7 +62,7 @@ __all__ = ["commit"]
     help="Discard the committed layers' internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
-def commit(
+def commit(  # noqa: PLR0913 - one for each option
     disk: str,
     *,
     top: str | None,
@@ -74,6 +74,7 @@ def commit(
     discard_internal: bool,
     on_error: OnError,
     speed: int,
+    wait: bool,
     progress: bool,
     plain: bool,
     dry_run: bool,
@@ -96,4 +97,4 @@ def commit(
         speed=speed,
         plain=plain,
     )
-    change(intent, dry_run=dry_run, progress=progress)
+    change(intent, dry_run=dry_run, progress=progress, wait=wait)

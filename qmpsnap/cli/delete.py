@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import MOMENT, dry_run, via
+from qmpsnap.cli.options import MOMENT, dry_run, via, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Delete
 
@@ -24,8 +24,9 @@ __all__ = ["delete"]
 )
 @click.argument("name", type=MOMENT)
 @via
+@wait
 @dry_run
-def delete(name: str, *, via: Via | None, dry_run: bool) -> None:
+def delete(name: str, *, via: Via | None, wait: bool, dry_run: bool) -> None:
     """Delete the snapshot or checkpoint NAME, while the guest is running.
 
     An internal one is deleted from each disk that has it. Of an external checkpoint the VM state file and the
@@ -33,4 +34,4 @@ def delete(name: str, *, via: Via | None, dry_run: bool) -> None:
 
     External snapshots of disks alone cannot be deleted yet; commit their overlays instead.
     """
-    change(Delete(name, via), dry_run=dry_run)
+    change(Delete(name, via), dry_run=dry_run, wait=wait)

@@ -52,7 +52,7 @@ __all__ = ["mirror"]
     help="Do not keep internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
-def mirror(
+def mirror(  # noqa: PLR0913 - one for each option
     disk: str,
     target: str,
     *,
@@ -64,6 +64,7 @@ def mirror(
     discard_internal: bool,
     on_error: OnError,
     speed: int,
+    wait: bool,
     progress: bool,
     plain: bool,
     dry_run: bool,
@@ -86,4 +87,4 @@ def mirror(
         speed=speed,
         plain=plain,
     )
-    change(intent, dry_run=dry_run, progress=progress)
+    change(intent, dry_run=dry_run, progress=progress, wait=wait)

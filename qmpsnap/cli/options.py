@@ -27,6 +27,7 @@ __all__ = [
     "job_options",
     "progress",
     "via",
+    "wait",
 ]
 
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?(?:/s)?", re.IGNORECASE)
@@ -131,11 +132,19 @@ via = click.option(
     "or is throttled]",
 )
 
+wait = click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for running jobs, however long they take; one that never ends by itself is refused. "
+    "[default: refuse]",
+)
+
 
 def job_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every verb that runs a job."""
     for option in (
         dry_run,
+        wait,
         progress,
         plain,
         click.option(

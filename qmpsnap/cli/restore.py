@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import FILE, dry_run
+from qmpsnap.cli.options import FILE, dry_run, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Restore
 
@@ -18,12 +18,13 @@ __all__ = ["restore"]
     short_help="Load memory and devices that save wrote into a new QEMU.",
 )
 @click.argument("file", type=FILE)
+@wait
 @dry_run
-def restore(file: str, *, dry_run: bool) -> None:
+def restore(file: str, *, wait: bool, dry_run: bool) -> None:
     """Load the memory and devices that `save` wrote to FILE into a new QEMU.
 
     Start that QEMU on the same disks, with the same machine, and with -S -incoming defer. A guest that was
     running when it was saved continues to run, a paused one stays paused. Refused when a layer has changed
     since, or the machine differs.
     """
-    change(Restore(file), dry_run=dry_run)
+    change(Restore(file), dry_run=dry_run, wait=wait)

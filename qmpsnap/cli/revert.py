@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import DISK, MOMENT, dry_run, via
+from qmpsnap.cli.options import DISK, MOMENT, dry_run, via, wait
 from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
 from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
@@ -48,6 +48,7 @@ __all__ = ["revert"]
     is_flag=True,
     help="Load the memory into that new QEMU, which was started with -S -incoming defer.",
 )
+@wait
 @dry_run
 def revert(
     name: str,
@@ -57,6 +58,7 @@ def revert(
     via: Via | None,
     prepare: bool,
     into_incoming: bool,
+    wait: bool,
     dry_run: bool,
 ) -> None:
     """Revert to the snapshot or checkpoint NAME.
@@ -76,11 +78,11 @@ def revert(
     if (prepare or into_incoming) and (leave or discard or via is not None):
         raise click.UsageError("--leave, --discard and --via are for a revert in the same QEMU")
     if prepare:
-        change(PrepareRevert(name), dry_run=dry_run, then=lambda done: _prepared(name, done))
+        change(PrepareRevert(name), dry_run=dry_run, wait=wait, then=lambda done: _prepared(name, done))
     elif into_incoming:
-        change(RevertIncoming(name), dry_run=dry_run)
+        change(RevertIncoming(name), dry_run=dry_run, wait=wait)
     else:
-        change(Revert(name, leave=leave, discard=discard, via=via), dry_run=dry_run)
+        change(Revert(name, leave=leave, discard=discard, via=via), dry_run=dry_run, wait=wait)
 
 
 def _prepared(name: str, done: Done) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import FILE, dry_run, plain, progress
+from qmpsnap.cli.options import FILE, dry_run, plain, progress, wait
 from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
 from qmpsnap.plan.intent import Save
@@ -24,10 +24,11 @@ __all__ = ["save"]
     short_help="Save memory and devices to a file; the guest stays paused.",
 )
 @click.argument("file", type=FILE)
+@wait
 @progress
 @plain
 @dry_run
-def save(file: str, *, progress: bool, plain: bool, dry_run: bool) -> None:
+def save(file: str, *, wait: bool, progress: bool, plain: bool, dry_run: bool) -> None:
     """Save the guest's memory and devices to FILE; the guest stays paused.
 
     Then quit this QEMU. FILE can be used as long as nobody writes to the disks: `restore` loads it into a new
@@ -45,4 +46,4 @@ def save(file: str, *, progress: bool, plain: bool, dry_run: bool) -> None:
             f"next: {command('restore', file, to_new=True)}",
         ]
 
-    change(Save(file, plain), dry_run=dry_run, progress=progress, then=then)
+    change(Save(file, plain), dry_run=dry_run, progress=progress, wait=wait, then=then)

@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import DISK, FILE, dry_run, plain
+from qmpsnap.cli.options import DISK, FILE, dry_run, plain, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Snapshot, SnapshotInternal
 
@@ -40,6 +40,7 @@ __all__ = ["snapshot"]
     is_flag=True,
     help="Take it inside each active layer, which must be qcow2; no chain changes. [default: overlays]",
 )
+@wait
 @plain
 @dry_run
 def snapshot(
@@ -48,6 +49,7 @@ def snapshot(
     *,
     use_existing: bool,
     internal: bool,
+    wait: bool,
     plain: bool,
     dry_run: bool,
 ) -> None:
@@ -70,6 +72,6 @@ def snapshot(
     if internal:
         if files or use_existing:
             raise click.UsageError("--internal creates no files: omit --use-existing and the FILE of --disk")
-        change(SnapshotInternal(moment, tuple(spelled)), dry_run=dry_run)
+        change(SnapshotInternal(moment, tuple(spelled)), dry_run=dry_run, wait=wait)
         return
-    change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run)
+    change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run, wait=wait)

@@ -40,6 +40,7 @@ def stream(
     into: str | None,
     on_error: OnError,
     speed: int,
+    wait: bool,
     progress: bool,
     plain: bool,
     dry_run: bool,
@@ -49,4 +50,4 @@ def stream(
     The layers in between remain valid files. A LAYER is a path, its last component, a node name or a
     snapshot's name.
     """
-    change(Stream(disk, base, into, on_error, speed, plain), dry_run=dry_run, progress=progress)
+    change(Stream(disk, base, into, on_error, speed, plain), dry_run=dry_run, progress=progress, wait=wait)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.cli import runner
 from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
 
 
@@ -46,32 +45,3 @@ def test_checkpoint_refuses_options_of_another_mode(qmpsnap, words, told):
 def test_checkpoint_tells_the_price_of_each_mode(qmpsnap, mode):
     lines = qmpsnap("checkpoint", "--help").out.splitlines()
     assert any(line.startswith(f"  {mode}  ") for line in lines)
-
-
-@pytest.mark.parametrize("mode", ["stop", "internal"])
-def test_checkpoint_waits_only_when_asked(qmpsnap, monkeypatch, mode):
-    """The work is given a VM that tells what it was asked for."""
-
-    class Asked(Exception):
-        pass
-
-    class Machine:
-        def plan(self, intent):
-            raise Asked("plan")
-
-        def when_idle(self, intent):
-            raise Asked("when_idle")
-
-    found = []
-
-    def run(work):
-        try:
-            work(Machine(), None).send(None)
-        except Asked as asked:
-            found.append(str(asked))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run", run)
-    for words in ((), ("--wait",)):
-        qmpsnap("checkpoint", "c1", "--mode", mode, *words)
-    assert found == ["plan", "when_idle"]

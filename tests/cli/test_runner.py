@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpsnap.cli import runner
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 
 
@@ -81,3 +82,49 @@ def test_a_relative_file_names_a_disk_from_the_callers_directory(intent, monkeyp
     monkeypatch.chdir(tmp_path)
     assert intent("stream", "vm/vda.qcow2").disk == f"{tmp_path}/vm/vda.qcow2"
     assert intent("stream", "vda").disk == "vda"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("snapshot", "n"),
+        ("snapshot", "n", "--internal"),
+        ("stream", "vda"),
+        ("commit", "vda"),
+        ("mirror", "vda", "copy", "--finish"),
+        ("checkpoint", "c"),
+        ("checkpoint", "c", "--mode", "internal"),
+        ("save", "m"),
+        ("restore", "m"),
+        ("revert", "c"),
+        ("revert", "c", "--prepare"),
+        ("revert", "c", "--into-incoming"),
+        ("delete", "c"),
+    ],
+)
+def test_every_verb_waits_for_jobs_only_with_wait(qmpsnap, monkeypatch, words):
+    """The work is given a VM that records which of its methods is called."""
+
+    class Called(Exception):
+        pass
+
+    class Machine:
+        def plan(self, intent):
+            raise Called("plan")
+
+        def when_idle(self, intent):
+            raise Called("when_idle")
+
+    calls = []
+
+    def run(work):
+        try:
+            work(Machine(), None).send(None)
+        except Called as called:
+            calls.append(str(called))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+    qmpsnap(*words)
+    qmpsnap(*words, "--wait")
+    assert calls == ["plan", "when_idle"]
