@@ -195,12 +195,19 @@ class VM:
         return await self._idle.plan(partial(self._planning.plan, intent))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
-        """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves."""
+        """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves.
+
+        The intent is planned once more first: what has come in between (a migration, a job, a layer that was
+        moved or replaced, an image that is backed by what would change) is refused before anything is sent.
+
+        Raises:
+            Refused: When the planner would refuse the plan by now; nothing was sent.
+        """
         if not isinstance(plan, Plan):
             refuse("plan", plan, "give a plan that plan() returned")
         check_hooks(hooks)
         check("wait", wait, bool)
-        return await self._executor.run(plan, hooks, wait=wait)
+        return await self._executor.run(plan, hooks, check=self._planning.check, wait=wait)
 
     async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
         check_hooks(hooks)

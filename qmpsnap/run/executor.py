@@ -56,7 +56,13 @@ class Executor:
         return self._turns.holds(job_id)
 
     async def run(
-        self, plan: Plan, hooks: Hooks | None = None, *, seen: Graph | None = None, wait: bool = False
+        self,
+        plan: Plan,
+        hooks: Hooks | None = None,
+        *,
+        seen: Graph | None = None,
+        check: Callable[[Plan], Awaitable[Graph | None]] | None = None,
+        wait: bool = False,
     ) -> Done:
         """Run a plan to its end.
 
@@ -68,6 +74,7 @@ class Executor:
             plan: The plan, as the planner made it.
             hooks: What the caller wants to be told, and its wish to leave.
             seen: The graph when it was read a moment ago, for this very plan.
+            check: Refuses a plan that should not be run any more, and returns the graph if it has read it.
             wait: Whether to wait for one that copies whole layers of the same disks; what takes moments is
                 waited for in any case.
 
@@ -86,7 +93,8 @@ class Executor:
         """
         count = self._turns.count + 1  # with our own beginning
         async with self._turns.of(plan, wait=wait):
-            return await self._run(plan, hooks, seen if self._turns.count == count else None)
+            seen = seen if self._turns.count == count else None
+            return await self._run(plan, hooks, await check(plan) if check is not None else seen)
 
     async def do(
         self, make: Callable[[], Awaitable[Plan]], hooks: Hooks | None = None, *, wait: bool = False

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from qmpsnap.errors import InvalidTarget, Refused, TargetExists
 from qmpsnap.model.moments import find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan.scene import Scene
+from qmpsnap.run.outcome import same
 from qmpsnap.run.parallel import both
 from qmpsnap.run.start_check import StartCheck
 
@@ -72,6 +74,24 @@ class Planning:
         plan = planner.plan(intent, scene)
         notes = (*await self._started.warnings(graph), *plan.notes)
         return dataclasses.replace(plan, notes=notes)
+
+    async def check(self, plan: Plan) -> Graph | None:
+        """Refuse a plan that the planner would refuse now; return the graph if it was read.
+
+        Files that are in the way and directories that are full are found by the steps, which are rolled back.
+        Changed chains and run states are found by the operation: they are a GraphMismatch.
+        """
+        if plan.intent is None:
+            return None
+        try:
+            return (await self.plan(plan.intent)).before
+        except (TargetExists, InvalidTarget):
+            return None
+        except Refused:
+            graph = await self._target.graph()
+            if same(plan, graph) and plan.run_state in {"", await self._target.run_state()}:
+                raise
+            return graph
 
     async def _files(self, intent: Intent, graph: Graph) -> Files:
         question = planner.ask(intent, graph, state_dir=self._state_dir)

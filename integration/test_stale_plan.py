@@ -1,0 +1,98 @@
+"""A plan that is kept, and run after something has changed: refused before anything is sent (two QEMUs)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.known_images import content
+from integration.machines import blockdev, listing, traced, wait_for
+from qmpsnap.errors import Busy, Changed, FileMoved, StillNeeded
+from qmpsnap.plan.intent import (
+    Checkpoint,
+    CheckpointInternal,
+    Commit,
+    Delete,
+    Mirror,
+    Revert,
+    Save,
+    Snapshot,
+    SnapshotInternal,
+    Stream,
+)
+
+VERBS = {
+    "snapshot": lambda _: Snapshot("n1"),
+    "snapshot-internal": lambda _: SnapshotInternal("n1"),
+    "stream": lambda _: Stream("vda"),
+    "commit": lambda _: Commit("vda", discard_internal=True),
+    "commit between": lambda _: Commit("vda", top="s1", base="base"),
+    "mirror": lambda folder: Mirror("vda", str(folder / "copy.qcow2"), "finish"),
+    "checkpoint": lambda _: Checkpoint("n1"),
+    "checkpoint in place": lambda _: Checkpoint("n1", "in-place"),
+    "checkpoint internal": lambda _: CheckpointInternal("n1"),
+    "save": lambda folder: Save(str(folder / "memory")),
+    "revert": lambda _: Revert("kept"),
+    "delete": lambda _: Delete("inside"),
+}
+CHAIN = "base <- s1 <- s2"
+
+
+async def planned(vm, running, folder):
+    """A plan of each verb, on a machine that has snapshots of both kinds."""
+    running.qmp("cont")
+    await vm.snapshot("kept")
+    await vm.snapshot_internal("inside")
+    return {name: await vm.plan(intent(folder)) for name, intent in VERBS.items()}
+
+
+async def refuses_all(vm, running, plans, error, text):
+    """Demand that each plan is refused by that error, and that nothing is sent, made or changed."""
+    before = listing(running.folder), running.roots()
+    for name, plan in plans.items():
+        with traced(vm) as sent, pytest.raises(error, match=text) as caught:
+            await vm.run(plan)
+        assert (name, caught.value.changed, sent) == (name, Changed.NO, [])
+        assert caught.value.hint
+    assert (listing(running.folder), running.roots()) == before
+
+
+async def test_plan_is_refused_once_a_migration_has_begun(images, machine, tmp_path):
+    disks = blockdev("vda", images(CHAIN).active)
+    with machine(*disks, "-incoming", f"unix:{tmp_path / 'way'}") as there, machine(*disks) as here:
+        async with here.connect() as vm:
+            plans = await planned(vm, here, tmp_path)
+            here.qmp("migrate-set-parameters", {"max-bandwidth": 20_000})
+            here.qmp("migrate", uri=f"unix:{tmp_path / 'way'}")
+            wait_for(lambda: here.qmp("query-migrate").get("status") == "active", "the migration")
+            await refuses_all(vm, here, plans, Busy, "a migration is running")
+        there.kill()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
+async def test_plan_is_refused_once_a_layer_was_moved_or_replaced(images, machine, tmp_path, replaced):
+    made = images(CHAIN)
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            plans = await planned(vm, running, tmp_path)
+            file, other = Path(made.files[1]), tmp_path / "elsewhere"
+            file.rename(other)
+            if replaced:
+                file.write_bytes(other.read_bytes())
+            del plans["delete"], plans["mirror"]  # these name no layer, and read what QEMU has open
+            await refuses_all(vm, running, plans, FileMoved, "is not the file|was moved")
+            other.rename(file)
+            await vm.run(plans["snapshot"])
+
+
+async def test_commit_is_refused_once_another_image_is_backed_by_its_base(qemu, images, machine, tmp_path):
+    made = images(CHAIN)
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            plans = {name: await vm.plan(VERBS[name](tmp_path)) for name in ("commit", "commit between")}
+            other = qemu.create(tmp_path / "other.qcow2", backing=made.files[0])
+            await refuses_all(vm, running, plans, StillNeeded, "other.qcow2")
+            assert qemu.read(other) == content(1)
+            Path(other).unlink()
+            assert (await vm.run(plans["commit between"])).chains["vda"][1:] == (made.files[0],)
