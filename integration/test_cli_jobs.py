@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,77 @@ def test_jobs_of_others_need_foreign(vda):
     assert cli("--json", "job", "cancel", "theirs").json["error"]["type"] == "ForeignJob"
     assert cli("job", "cancel", "theirs", "--foreign").code == 0
     wait_for(lambda: running.qmp("query-jobs") == [], "its end")
+
+
+def test_jobs_shows_disk_target_and_age_of_a_live_client_s(images, machine, tmp_path):
+    one, other = images("base <- s1", folder="one"), images("base <- s1", folder="other")
+    second = str(tmp_path / "second")  # a monitor serves one client
+    monitor = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active), *monitor) as running:
+        client, cli, target = Cli(running), Cli(running), str(tmp_path / "copy.qcow2")
+        cli.environment["QMPSNAP_SOCKET"] = second
+        process = client.start("mirror", "vdb", target, "--finish", *SLOW)
+        job = client.job("mirror")
+        (listed,) = cli("--json", "jobs").json["jobs"]
+        assert (listed["disk"], listed["target"]) == ("vdb", target)
+        assert 0 <= listed["age_s"] < 60
+        assert abs(datetime.fromisoformat(listed["created"]).timestamp() - time.time()) < 60
+        assert re.search(r"^    of vdb, started \d+ s ago,\s+into copy.qcow2$", cli("jobs").out, re.MULTILINE)
+        assert listed["id"] == job
+        process.terminate()
+        assert client.end(process).code == 130
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "target"),
+    [
+        ("block-stream", {}, "s2"),
+        ("block-commit", {}, "base"),
+        ("block-commit", {"top": "s1"}, "base"),
+        ("drive-mirror", {"target": "copy", "format": "qcow2", "sync": "full"}, "copy"),
+        ("drive-backup", {"target": "copy", "format": "qcow2", "sync": "full"}, "copy"),
+    ],
+)
+def test_jobs_shows_disk_and_target_of_a_stranger_s(
+    qemu, images, machine, tmp_path, command, arguments, target
+):
+    """QEMU does not say when the job began. The other disk is on the same base, unless that is written."""
+    made = images("base <- s1 <- s2")
+    twin = qemu.create(tmp_path / "twin.qcow2", backing=None if target == "base" else made.files[0])
+    base, s1, s2 = made.files
+    files = {"base": base, "s1": s1, "s2": s2, "copy": str(tmp_path / "copy.qcow2")}
+    with machine(*blockdev("twin", twin), *blockdev("vda", made.active)) as running:
+        node = running.roots()["vda"][0]
+        arguments = {name: files.get(value, value) for name, value in arguments.items()}
+        running.qmp(command, {"job-id": "theirs", "device": node, "speed": 1, **arguments})
+        (listed,) = Cli(running)("--json", "jobs").json["jobs"]
+        assert (listed["disk"], listed["target"]) == ("vda", files[target])
+        assert (listed["created"], listed["age_s"], listed["ways"]) == ("", None, [])
+        shown = rf"^    of vda,\s+into {Path(files[target]).name}$"
+        assert re.search(shown, Cli(running)("jobs").out, re.MULTILINE)
+        running.qmp("block-job-cancel", {"device": "theirs", "force": True})
+
+
+def test_jobs_shows_disk_target_and_age_of_what_a_lost_client_left(vda, leftovers):
+    running, cli, made = vda
+    process = cli.start("commit", "vda", *SLOW)
+    job = cli.job("commit")
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    (listed,) = cli("--json", "jobs").json["jobs"]
+    assert (listed["id"], listed["disk"], listed["target"]) == (job, "vda", made.files[0])
+    assert 0 <= listed["age_s"] < 60
+    running.qmp("block-job-cancel", {"device": job, "force": True})
+    running.qmp.wait_event("BLOCK_JOB_CANCELLED")
+    running.qmp("job-dismiss", {"id": job})
+    (left,) = cli("--json", "jobs").json["interrupted"]
+    assert (left["id"], left["disk"], left["target"]) == (job, "vda", made.files[0])
+    assert 0 <= left["age_s"] < 60
+    assert f"{job}: commit of vda, started " in cli("jobs").out
+    assert "\n  into base.qcow2\n" in cli("jobs").out
+    leftovers.allow(*records(running))
 
 
 def test_progress_is_a_line_at_a_time_on_stderr(vda):

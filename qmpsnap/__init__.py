@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
+    from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Moment, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Settings
@@ -130,6 +131,7 @@ __all__ = [  # noqa: RUF022
     "Fingerprint",
     "Bitmap",
     "Job",
+    "JobPlace",
     "JobStatus",
     "Status",
     "IoStatus",
@@ -175,6 +177,7 @@ _HOMES = (
     "errors",
     "model.graph",
     "model.job",
+    "model.job_place",
     "model.machine",
     "model.moments",
     "model.record",

@@ -10,12 +10,14 @@ from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import parse_job_id
+from qmpsnap.model.job_place import job_places
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from qmpsnap.model.job import Job
+    from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.executor import Executor
@@ -68,6 +70,18 @@ class Jobs:
                     )
                 return job
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+
+    async def places(self) -> Mapping[str, JobPlace]:
+        """Of each job, by its id, the disk, the file that it writes, and when its operation began.
+
+        Of operations of ours that have no job as well. What cannot be known is "": of another client's job
+        QEMU does not say when it began.
+
+        QAPI: x-debug-query-block-graph (block-core.json), where this QEMU has it.
+        """
+        graph = await self._target.graph()
+        records = await self._planning.interrupted(graph, live=True)
+        return job_places(graph, await self._target.block_graph(), records)
 
     async def interrupted(
         self, graph: Graph | None = None, *, live: bool = False

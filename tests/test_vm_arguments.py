@@ -148,6 +148,7 @@ WITHOUT = {
     "stop",
     "graph",
     "jobs.list",
+    "jobs.places",
     "moments",
     "wait_lost",
     "reconnect",

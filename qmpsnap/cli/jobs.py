@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
@@ -11,8 +12,11 @@ from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, IoStatus
+from qmpsnap.model.job_place import JobPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qmpsnap.cli.signals import Signals
     from qmpsnap.model.job import Job
     from qmpsnap.model.record import IntentRecord
@@ -30,29 +34,32 @@ _RIGHT = ("DONE", "LIMIT")
 def jobs() -> None:
     """List the jobs of all clients, and operations that were interrupted."""
 
-    async def work(vm: VM, signals: Signals) -> tuple[tuple[Job, ...], list[_Left]]:
+    async def work(vm: VM, signals: Signals) -> tuple[list[_Listed], list[_Left]]:
         del signals
         found = await vm.jobs.list()
         alive = {job.id for job in found}
+        places: Mapping[str, JobPlace] = {}
         try:
+            places = await vm.jobs.places()
             records = await vm.jobs.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [record for record in records if record.id not in alive and not _keeps_overlay(record)]
-        return found, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
+        listed = [_Listed(job, places.get(job.id, JobPlace())) for job in found]
+        return listed, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
 
     found, interrupted = run(work)
     if current_app().json:
         emit(
             json_line(
-                jobs=[{**job.to_json(), "ways": _ways(job)} for job in found],
+                jobs=[job.to_json() for job in found],
                 interrupted=[left.to_json() for left in interrupted],
             )
         )
         return
-    lines = table(_HEADER, map(_row, found), right=_RIGHT, indent="") if found else []
+    lines = table(_HEADER, [job.row() for job in found], right=_RIGHT, indent="") if found else []
     for left in interrupted:
         lines += left.text()
     emit(*lines or ["no jobs"])
@@ -63,18 +70,51 @@ def _keeps_overlay(record: IntentRecord) -> bool:
     return record.op == "commit" and not record.policy
 
 
-def _row(job: Job) -> Row:
-    cells = (
-        job.id,
-        job.type,
-        _state(job),
-        f"{job.fraction:.0%} of {size(job.length)}",
-        f"{size(job.speed)}/s" if job.speed else "",
-        "ours" if job.mine else "another's",
-    )
-    remarks = [f"error: {job.error}"] if job.error else []
-    remarks += [way if index == 0 else f"or {way}" for index, way in enumerate(_ways(job))]
-    return Row(cells, tuple(remarks))
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A job, and where it works."""
+
+    job: Job
+    place: JobPlace
+
+    def row(self) -> Row:
+        """Row for people."""
+        job, place = self.job, self.place
+        cells = (
+            job.id,
+            job.type,
+            _state(job),
+            f"{job.fraction:.0%} of {size(job.length)}",
+            f"{size(job.speed)}/s" if job.speed else "",
+            "ours" if job.mine else "another's",
+        )
+        where = [f"of {place.disk}"] if place.disk else []
+        where += [f"started {_ago(place.created)}"] if place.created else []
+        where += [f"into {relative(place.target)}"] if place.target else []
+        remarks = [", ".join(where)] if where else []
+        remarks += [f"error: {job.error}"] if job.error else []
+        remarks += [way if index == 0 else f"or {way}" for index, way in enumerate(_ways(job))]
+        return Row(cells, tuple(remarks))
+
+    def to_json(self) -> dict[str, object]:
+        """The same for programs."""
+        place = self.place
+        age = {"age_s": _age(place.created) if place.created else None}
+        return {**self.job.to_json(), **place.to_json(), **age, "ways": _ways(self.job)}
+
+
+def _age(created: str) -> float:
+    """Seconds since an ISO 8601 time; 0 for one that is to come, by another clock."""
+    return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)
+
+
+def _ago(created: str) -> str:
+    """The same for people: "12 s ago", "3 days ago"."""
+    age = _age(created)
+    for unit, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
+        if age >= 2 * seconds:
+            return f"{age / seconds:.0f} {unit} ago"
+    return f"{age:.0f} s ago"
 
 
 def _state(job: Job) -> str:
@@ -121,7 +161,8 @@ class _Left:
         record = self.record
         what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client is gone"
-        lines = wrap(f"{record.id}: {printable(what)}, started {record.created}, {became}", more="  ")
+        lines = wrap(f"{record.id}: {printable(what)}, started {_ago(record.created)}, {became}", more="  ")
+        lines += [f"  into {printable(relative(record.written))}"] if record.written else []
         lines += [
             f"  invalid, no longer holds its snapshot: {printable(relative(file))}" for file in record.invalid
         ]
@@ -129,4 +170,5 @@ class _Left:
 
     def to_json(self) -> dict[str, object]:
         """The same for programs."""
-        return {**self.record.to_json(), "vanished": self.vanished, "ways": [self.way]}
+        age = _age(self.record.created)
+        return {**self.record.to_json(), "age_s": age, "vanished": self.vanished, "ways": [self.way]}

@@ -98,6 +98,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
             "created": self.created,
             "disk": self.disk,
             "name": self.name,
+            "target": self.written,
             "chains": {disk: list(files) for disk, files in self.chains.items()},
             "made": list(self.made),
             "invalid": list(self.invalid),
@@ -107,6 +108,16 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     def top(self) -> str:
         """The newest file that a commit folds, or copies; it, and what stands on it, reads what it read."""
         return next(iter(self.folded or self.chains.get(self.disk, ())), "")
+
+    @property
+    def written(self) -> str:
+        """The file that a job writes: a mirror's target, or the layer that a stream or a commit fills."""
+        before, after = self.chains.get(self.disk, ()), self.after.get(self.disk, ())
+        if self.op not in {"stream", "commit"} or before == after:
+            return self.target
+        kept = next((i for i, file in enumerate(after) if before[i : i + 1] != (file,)), len(after))
+        index = kept - 1 if self.op == "stream" else kept
+        return after[index] if 0 <= index < len(after) else ""
 
     @property
     def started(self) -> float:

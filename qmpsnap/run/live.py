@@ -20,6 +20,7 @@ from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.features import CommandInfo, Features
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.open_files import open_names
 from qmpsnap.model.parse import (
     FDSET,
@@ -159,6 +160,13 @@ class LiveTarget:
     async def jobs(self) -> tuple[Job, ...]:
         """Every job, of any client, now. QAPI: query-jobs, query-block-jobs."""
         return await self.monitor.jobs()
+
+    async def block_graph(self) -> BlockGraph:
+        """Who uses which node, jobs among them, now. QAPI: x-debug-query-block-graph."""
+        command = "x-debug-query-block-graph"
+        if command not in (await self.features()).commands:
+            return BlockGraph()
+        return read(BlockGraph, await self.session.query(command), command)
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked, when our file system is QEMU's; else say that it is not.

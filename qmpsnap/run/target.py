@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.job import Job, JobStatus
+    from qmpsnap.model.job_place import BlockGraph
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.step import Step
 
@@ -83,6 +84,9 @@ class Target(Protocol):
 
     async def jobs(self) -> tuple[Job, ...]:
         """Every job, of any client, now."""
+
+    async def block_graph(self) -> BlockGraph:
+        """Who uses which node, jobs among them, now; empty where this cannot be asked."""
 
     async def machine(self, graph: Graph) -> Machine:
         """What the machine is beyond its disks, now."""

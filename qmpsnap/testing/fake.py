@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import LinkLost
 from qmpsnap.model.features import Features
 from qmpsnap.model.job import ENDED, Job, JobStatus
+from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Status
 from qmpsnap.plan import effect
 from qmpsnap.plan.step import AddNode, DropNode, Later
@@ -145,6 +146,10 @@ class FakeTarget:
         """Every job that is not dismissed."""
         await self._checkpoint()
         return tuple(job for job in self._jobs.values() if job.status is not JobStatus.NULL)
+
+    async def block_graph(self) -> BlockGraph:
+        """Empty: nothing here plans by it."""
+        return BlockGraph()
 
     async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
         """How the machine stands."""

@@ -94,3 +94,28 @@ def test_kept_state_is_called_otherwise_until_it_is_whole():
 def test_moment_of_takes_the_formats_of_its_chains():
     intent = replace(SNAPSHOT, formats=dict.fromkeys(SNAPSHOT.overlays, ("qcow2", "raw")))
     assert dict(moment_of(intent).formats) == dict(intent.formats)
+
+
+@pytest.mark.parametrize(
+    ("op", "before", "after", "written"),
+    [
+        ("commit", ("/s2", "/s1", "/base"), ("/base",), "/base"),
+        ("commit", ("/s2", "/s1", "/base"), ("/s2", "/base"), "/base"),
+        ("stream", ("/s2", "/s1", "/base"), ("/s2",), "/s2"),
+        ("stream", ("/s2", "/s1", "/mid", "/base"), ("/s2", "/s1", "/base"), "/s1"),
+        ("mirror", ("/s2", "/base"), ("/copy",), "/copy"),
+        ("commit", ("/s2", "/base"), ("/s2", "/base"), ""),
+        ("snapshot", ("/s2",), (), ""),
+    ],
+)
+def test_written_is_the_file_that_a_job_fills(op, before, after, written):
+    record = IntentRecord(
+        id="0a1b2c3d",
+        op=op,
+        created="2024-05-01T12:00:00+00:00",
+        chains={"vda": before},
+        after={"vda": after},
+        target="/copy" if op == "mirror" else "",
+        disk="vda",
+    )
+    assert record.written == written
