@@ -88,7 +88,7 @@ async def test_revert_refuses_a_disk_with_a_dirty_bitmap_until_it_is_removed(two
         running.qmp("block-dirty-bitmap-add", bitmap)
         async with running.connect() as vm:
             taken = await vm.checkpoint_internal("c2")
-            assert "QEMU goes back to 'c2' only after it is removed" in taken.notes[0]
+            assert "QEMU reverts to 'c2' only after it is removed" in taken.notes[0]
 
 
 async def test_revert_refuses_a_disk_with_a_bitmap_that_was_in_use_when_qemu_was_killed(two, qemu, tmp_path):
@@ -119,7 +119,7 @@ async def test_revert_refuses_a_disk_of_another_size_that_is_exported(two, tmp_p
         running.qmp.wait_event("BLOCK_EXPORT_DELETED")
         running.qmp("block_resize", {"node-name": "vdb-node", "size": 16 * MIB})
         running.qmp("block-export-add", export)
-        hint = await refused(running, Busy, f"has {16 * MIB} bytes, it had {8 * MIB} at 'c1'")
+        hint = await refused(running, Busy, f"has {16 * MIB} bytes now, it had {8 * MIB} at 'c1'")
         assert "block-export-del" in hint
         running.qmp("block-export-del", id="e")
         running.qmp.wait_event("BLOCK_EXPORT_DELETED")

@@ -23,7 +23,7 @@ async def test_a_machine_that_was_started_from_the_old_file_is_told_so(
         async with m.connect() as vm:
             await vm.graph()
             (told,) = vm.warnings
-            assert told.startswith(f"vda writes into {made.active}, on which {overlay} stands")
+            assert told.startswith(f"vda writes into {made.active}, the backing file of {overlay}, ")
             assert told.endswith(f"start it from {overlay}")
             assert (await vm.snapshot_internal("inside")).notes[0] == told
         for verb in ("chain", "list"):

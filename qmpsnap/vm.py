@@ -188,7 +188,7 @@ class VM:
         Raises:
             Busy: When such a job is in the way, with what brings it on; or something that is no job.
             Refused: What `plan` raises.
-            LinkLost: When the link goes.
+            LinkLost: When the link is lost.
         """
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")

@@ -41,15 +41,15 @@ def events() -> None:
 
     async def work(vm: VM, signals: Signals) -> str:
         del signals
-        unread = anyio.Event()
+        closed = anyio.Event()
 
         def sink(event: Event) -> None:
-            if not unread.is_set() and not emit(_json(event) if app.json else _text(event)):
-                unread.set()
+            if not closed.is_set() and not emit(_json(event) if app.json else _text(event)):
+                closed.set()
 
-        with vm.events(sink), _reader_gone(unread.set):
+        with vm.events(sink), _reader_gone(closed.set):
             lost = asyncio.ensure_future(vm.wait_lost())
-            gone = asyncio.ensure_future(unread.wait())
+            gone = asyncio.ensure_future(closed.wait())
             try:
                 await asyncio.wait({lost, gone}, return_when=asyncio.FIRST_COMPLETED)
                 return lost.result() if lost.done() else ""

@@ -34,7 +34,7 @@ class Lines:
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
 
-    def tell(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         """Show the job's progress."""
         job = progress.job
         if self._json:
@@ -57,7 +57,7 @@ class Bar:
         self._looks = 0
         self._hidden = False
 
-    def tell(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         """Show the job's progress."""
         self._looks += 1
         if self._looks < _SOON or self._hidden:

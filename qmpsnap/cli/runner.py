@@ -126,7 +126,7 @@ def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
         app.moved = dict(active)
 
     return Hooks(
-        progress=bar.tell if bar is not None else None,
+        progress=bar.update if bar is not None else None,
         interval=_INTERVAL,
         on_pivot=pivoted,
         detach=signals.detach,

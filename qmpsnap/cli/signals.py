@@ -81,7 +81,7 @@ class Signals:
     def operation(
         self, plan: Plan | None, bar: Bar | Lines | None = None, *, name: str = ""
     ) -> Iterator[None]:
-        """While the block lasts, an operation runs that must not simply be dropped.
+        """Handle signals for an operation, which runs while the block lasts.
 
         Args:
             plan: Its plan; None for a command that has none.

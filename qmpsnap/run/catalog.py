@@ -72,7 +72,7 @@ class Catalog:
             os.close(self._locks.pop(key))
 
     async def finish(self, record: Record) -> None:
-        """Remove a record, and its directory when nothing else is in it; removing it twice does no harm.
+        """Remove a record, and its directory if nothing else is in it; idempotent.
 
         Raises:
             InvalidTarget: When it cannot be removed.

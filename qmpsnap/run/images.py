@@ -210,7 +210,7 @@ def _create(request: _Request, made: list[Created]) -> Created:
     except FileExistsError as error:
         raise TargetExists(f"{request.file!r} exists already", file=request.file) from error
     except (OSError, ValueError) as error:
-        raise unusable(request.file, error, "make") from error
+        raise unusable(request.file, error, "create") from error
     try:
         status = os.fstat(descriptor)
         created = Created(request.file, status.st_dev, status.st_ino)
@@ -222,7 +222,7 @@ def _create(request: _Request, made: list[Created]) -> Created:
         os.fsync(descriptor)
         sync_directory(os.path.dirname(request.file))
     except (OSError, ValueError) as error:
-        raise _left(unusable(request.file, error, "make"), made.pop()) from error
+        raise _left(unusable(request.file, error, "create"), made.pop()) from error
     except QmpsnapError as error:
         _left(error, made.pop())
         raise

@@ -67,7 +67,7 @@ class JobMonitor:
         """Ask QEMU for the jobs of all clients.
 
         Raises:
-            LinkLost: When the link went.
+            LinkLost: When the link is lost.
             Malformed: When the answer is not what the schema promises.
         """
         jobs, block_jobs = await asyncio.gather(
@@ -99,7 +99,7 @@ class JobMonitor:
         Asks each time: QEMU sends no event for progress.
 
         Raises:
-            LinkLost: When the link went.
+            LinkLost: When the link is lost.
             Malformed: When the answer is not what the schema promises.
         """
         meter = Meter()
@@ -181,13 +181,13 @@ class JobWatch:
     async def until_ready(self) -> Job:
         """Wait until source and target are in sync; return the job as of then.
 
-        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
+        Call it after the reply to the command that starts the job. When cancelled, the job keeps running.
 
         Raises:
             JobFailed: When it ended, with an error or before it was completed; `changed` is
                 UNKNOWN.
-            JobPaused: When an I/O error has stopped it, as its policy asks.
-            LinkLost: When the link went, whatever the last events said.
+            JobPaused: When an I/O error has paused it, as its policy says.
+            LinkLost: When the link is lost, whatever the last events said.
         """
         return await self._until(_Goal.READY)
 
@@ -195,24 +195,24 @@ class JobWatch:
         """Wait until the job has done its work and waits to be finalized; as `until_ready`.
 
         Raises:
-            JobFailed: When it ended, with an error or because somebody else finalized it; `changed` is
+            JobFailed: When it ended, with an error or because another client finalized it; `changed` is
                 UNKNOWN.
-            JobPaused: When an I/O error has stopped it, as its policy asks.
-            LinkLost: When the link went, whatever the last events said.
+            JobPaused: When an I/O error has paused it, as its policy says.
+            LinkLost: When the link is lost, whatever the last events said.
         """
         return await self._until(_Goal.PENDING)
 
     async def until_concluded(self) -> Job:
-        """Wait until the job has ended well; return it, still to be dismissed.
+        """Wait until the job has succeeded; return it, not dismissed yet.
 
-        Call it after the reply to the command that starts the job. Cancelled, the job runs on.
-        A job that somebody else dismissed is returned if its end was seen here.
+        Call it after the reply to the command that starts the job. When cancelled, the job keeps running.
+        A job that another client dismissed is returned if its end was observed here.
 
         Raises:
-            JobFailed: When it ended with an error, was cancelled, or vanished with its end unseen;
-                `changed` is UNKNOWN.
-            JobPaused: When an I/O error has stopped it, as its policy asks.
-            LinkLost: When the link went, whatever the last events said.
+            JobFailed: When it failed, was cancelled, or disappeared without an observed end; `changed`
+                is UNKNOWN.
+            JobPaused: When an I/O error has paused it, as its policy says.
+            LinkLost: When the link is lost, whatever the last events said.
         """
         return await self._until(_Goal.CONCLUDED)
 
@@ -224,7 +224,7 @@ class JobWatch:
         one that stays there: only time does.
 
         Raises:
-            LinkLost: When the link went, whatever the last events said.
+            LinkLost: When the link is lost, whatever the last events said.
         """
         while True:
             changed, heard = self._changed, self._heard

@@ -132,7 +132,7 @@ class LiveTarget:
         """Read the block graph: three queries, joined; asked again when it moved in between.
 
         Raises:
-            LinkLost: When the link goes.
+            LinkLost: When the link is lost.
             Malformed: When the answers cannot be joined.
             Busy: When somebody's concluded stream job would make the question crash this QEMU.
         """

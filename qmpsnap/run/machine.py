@@ -33,7 +33,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
         graph: The block graph as read.
 
     Raises:
-        LinkLost: When the link goes.
+        LinkLost: When the link is lost.
         Malformed: When an answer is not of the schema's shape.
 
     QAPI: query-status, query-migrate and its settings, query-version, query-memory-size-summary,

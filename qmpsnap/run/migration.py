@@ -85,7 +85,7 @@ class Migrations:
         """Tell how much of the memory has moved, every `interval` seconds, until all has.
 
         Raises:
-            LinkLost: When the link goes.
+            LinkLost: When the link is lost.
         """
         meter = Meter()
         while (now := await self.status()).status not in _OVER:

@@ -71,7 +71,7 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget
     Args:
         file: Its path.
         error: What the operating system said.
-        verb: What was to be done: "make", "rename", "open for writing".
+        verb: The operation that failed: "create", "rename", "open for writing".
     """
     directory = os.path.dirname(file)
     number = error.errno if isinstance(error, OSError) else None

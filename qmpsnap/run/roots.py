@@ -21,7 +21,7 @@ async def check_roots(session: Session, step: Step) -> None:
     Raises:
         CommandFailed: When one has another; `.desc` names it.
         Malformed: When QEMU's answer is not of the schema's shape.
-        LinkLost: When the link goes.
+        LinkLost: When the link is lost.
 
     QAPI: query-block (block-core.json).
     """

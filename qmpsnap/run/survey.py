@@ -149,6 +149,7 @@ class _Survey:
         return self._name(there[0]) if there else None
 
     def _name(self, path: str) -> str:
+        """Return the canonical name of a file, which is the same for all its hard links."""
         try:
             status = os.stat(path)
         except OSError:

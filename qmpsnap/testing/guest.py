@@ -217,8 +217,8 @@ class Writer:
     async def count(self) -> int:
         """Return how many writes the disk has acknowledged.
 
-        One more can be under way: a disk cut off between two calls that returned a and b has seen
-        between a and b + 1 writes, both included.
+        One more write may be in flight: a disk that is cut off between two calls that return a and
+        b has seen a to b + 1 writes.
         """
         name = self.device.rpartition("/")[2]
         answer = await self._guest.quick(

@@ -10,20 +10,20 @@ SEEN = Progress(Job("j", "commit", JobStatus.RUNNING, offset=25, length=100), 50
 
 
 def test_lines_as_json_are_one_object_each_on_stderr(capsys):
-    Lines(as_json=True).tell(SEEN)
+    Lines(as_json=True).update(SEEN)
     out, err = capsys.readouterr()
     facts = {"job": "j", "status": "running", "offset": 25, "length": 100, "rate": 50.0, "remaining_s": 1.5}
     assert (out, json.loads(err)) == ("", {"version": 1, "progress": facts})
 
 
 def test_lines_as_text_say_how_far_how_fast_and_how_long(capsys):
-    Lines(as_json=False).tell(SEEN)
+    Lines(as_json=False).update(SEEN)
     assert capsys.readouterr().err == "j: running, 25% of 100 B, 50 B/s, 1.5 s left\n"
 
 
 def test_lines_say_no_more_than_the_status_of_a_job_that_counts_nothing(capsys):
     job = Job("j", "snapshot-save", JobStatus.RUNNING, offset=0, length=1)
-    Lines(as_json=False).tell(Progress(job, None, None))
+    Lines(as_json=False).update(Progress(job, None, None))
     assert capsys.readouterr().err == "j: running\n"
 
 
@@ -41,14 +41,14 @@ def test_reporter_is_a_bar_on_a_terminal_and_lines_when_asked(monkeypatch):
 def test_bar_comes_with_the_second_look_and_goes_when_hidden(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, any stderr is a terminal then
     bar = Bar()
-    bar.tell(SEEN)
+    bar.update(SEEN)
     assert capsys.readouterr().err == ""
-    bar.tell(SEEN)
+    bar.update(SEEN)
     assert "commit running" in capsys.readouterr().err
     bar.hide()
-    bar.tell(SEEN)
+    bar.update(SEEN)
     capsys.readouterr()
     bar.show()
-    bar.tell(SEEN)
+    bar.update(SEEN)
     assert "commit running" in capsys.readouterr().err
     bar.hide()

@@ -169,7 +169,7 @@ async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(InvalidTarget, match=r"cannot make '.*/d/new': no space left on the file system"):
+    with pytest.raises(InvalidTarget, match=r"cannot create '.*/d/new': no space left on the file system"):
         await overlay(place)
     assert names(place) == ["base"]
 

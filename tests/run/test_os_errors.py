@@ -39,8 +39,8 @@ def test_reason_of_our_own_errors_is_theirs() -> None:
 
 def test_unusable_names_the_first_directory_that_is_missing(tmp_path: Path) -> None:
     file = f"{tmp_path}/no/such/file"
-    error = unusable(file, FileNotFoundError(errno.ENOENT, "No such file or directory"), "make")
-    assert error.message == f"cannot make {file!r}: there is no directory '{tmp_path}/no'"
+    error = unusable(file, FileNotFoundError(errno.ENOENT, "No such file or directory"), "create")
+    assert error.message == f"cannot create {file!r}: there is no directory '{tmp_path}/no'"
     assert (error.hint, error.file) == ("create it first", file)
 
 

@@ -89,7 +89,7 @@ def keep_place(directory: str, id: str, disk: str, gone: tuple[str, ...], into: 
     Args:
         directory: Where the record lies.
         id: That of the moment's record.
-        disk: The disk whose layers they were.
+        disk: The disk of these layers.
         gone: Files of these layers.
         into: The file that took their data (commit), and with it the moment where one of them held that; ""
             where none did (stream).

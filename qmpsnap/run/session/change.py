@@ -91,7 +91,7 @@ class Change:
 
         Raises:
             CommandFailed: When QEMU answered with an error.
-            LinkLost: When the link went before the reply, or no reply came after a cancellation.
+            LinkLost: When the link is lost before the reply, or no reply came after a cancellation.
             Malformed: When the reply is not QMP.
         """
         try:

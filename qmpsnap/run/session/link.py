@@ -98,7 +98,7 @@ class Session:
         Raises:
             CommandFailed: When QEMU answers with an error.
             TargetError: When no answer comes within the reply limit.
-            LinkLost: When the link went before the answer; `changed` is NO.
+            LinkLost: When the link is lost before the answer; `changed` is NO.
             Malformed: When the answer is not QMP.
         """
         call = self._send(command, {**(arguments or {}), **more}, in_doubt=Changed.NO)
@@ -132,7 +132,7 @@ class Session:
 
         Raises:
             CommandFailed: When QEMU answers with an error.
-            LinkLost: When the link went before the reply, or none came within 30 s after a
+            LinkLost: When the link is lost before the reply, or none came within 30 s after a
                 cancellation. `changed` is UNKNOWN, or NO when the command was never sent.
             Malformed: When the reply is not QMP; `changed` is UNKNOWN.
         """
