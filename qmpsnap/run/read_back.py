@@ -6,10 +6,12 @@ right all the same, but the machine could not be started again.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, Incomplete
 from qmpsnap.model.files import Ask
+from qmpsnap.model.hints import command, qmp
 
 if TYPE_CHECKING:
     from qmpsnap.model.files import Files
@@ -38,17 +40,21 @@ async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
     files = await target.look(Ask(files=names), graph)
     if not files.shared:
         return
-    wrong = [_lost(file, files) for file in (*made, *headers)]
-    wrong += [_astray(file, below, files) for file, below in headers.items()]
-    problems = list(dict.fromkeys(problem for problem in wrong if problem))
+    lost = [_lost(file, files) for file in (*made, *headers)]
+    astray = {file: _astray(file, below, files) for file, below in headers.items()}
+    problems = list(dict.fromkeys(problem for problem in (*lost, *astray.values()) if problem))
     if not problems:
         return
-    again = f", then finish it: qmpsnap job wait {plan.operation_id}" if plan.operation_id else ""
+    hints = [_correction(file, headers[file], graph) for file, problem in astray.items() if problem]
+    if any(lost):
+        hints.append("put the file that QEMU has open back under its name")
+    if plan.operation_id:
+        hints.append(f"then finish it: {command('job', 'wait', plan.operation_id)}")
     raise Incomplete(
         f"{plan.op} is done, but its files cannot start a machine: {'; '.join(problems)}",
         done=[step.command for step in plan.steps],
         remaining=problems,
-        hint=f"while the machine runs, QMP's change-backing-file corrects the name of a backing file{again}",
+        hint=", ".join(hints),
         changed=Changed.YES,
     )
 
@@ -57,6 +63,22 @@ def _stands(graph: Graph) -> dict[str, str]:
     """The backing file of each layer, or ""."""
     chains = graph.chains().values()
     return {file: below for files in chains for file, below in zip(files, (*files[1:], ""), strict=False)}
+
+
+def _correction(file: str, below: str, graph: Graph) -> str:
+    """The command line that corrects the header of a layer.
+
+    QEMU's change-backing-file records the layer's own format as that of its backing file (blockdev.c,
+    qmp_change_backing_file), so it corrects only a layer that is backed by one of the same format.
+    """
+    for disk in graph.disks.values():
+        for layer, backing in zip(disk.layers, (*disk.layers[1:], None), strict=True):
+            if layer.file == file and backing is not None and backing.format == layer.format:
+                arguments = {"device": disk.root, "image_node_name": layer.node, "backing_file": below}
+                return f"while this QEMU runs: {qmp('change-backing-file', **arguments)}"
+    formats = {layer.file: layer.format for disk in graph.disks.values() for layer in disk.layers}
+    named = ("-F", formats[below]) if below in formats else ()
+    return f"once this QEMU has ended: {shlex.join(('qemu-img', 'rebase', '-u', *named, '-b', below, file))}"
 
 
 def _lost(file: str, files: Files) -> str:

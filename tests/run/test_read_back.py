@@ -78,6 +78,46 @@ async def test_files_that_were_made_have_to_be_there(intent: Intent, headers: di
         del target.files.open[file]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "intent", "file", "hint"),
+    [
+        (
+            "base <- s1 <- s2 <- s3*",
+            Commit("vda", top="s2", base="base"),
+            S3,
+            (
+                "while this QEMU runs: qmpsnap qmp change-backing-file"
+                ' \'{"device": "vda-s3", "image-node-name": "vda-s3", "backing-file": "/images/base.qcow2"}\''
+            ),
+        ),
+        (
+            "base.raw <- s1 <- s2*",
+            Stream("vda", base="base.raw"),
+            S2,
+            "once this QEMU has ended: qemu-img rebase -u -F raw -b /images/base.raw /images/s2.qcow2",
+        ),
+        (
+            "base <- s1*",
+            Stream("vda"),
+            S1,
+            "once this QEMU has ended: qemu-img rebase -u -b '' /images/s1.qcow2",
+        ),
+    ],
+)
+async def test_the_hint_is_a_line_to_type_that_corrects_the_header(
+    drawn: str, intent: Intent, file: str, hint: str
+) -> None:
+    plan = planned(intent, graph(vda=drawn))
+    assert plan.after is not None
+    target = FakeTarget(plan.after)
+    for name, below in plan.headers.items():
+        target.files.put(name, backing=below or None)
+    target.files.put(file, backing="/images/elsewhere.qcow2")
+    with pytest.raises(Incomplete) as error:
+        await read_back(target, plan, plan.after)
+    assert error.value.hint == f"{hint}, then finish it: qmpsnap job wait {plan.operation_id}"
+
+
 async def test_nothing_is_said_of_files_that_are_not_visible() -> None:
     target, plan = after(Commit("vda", top="s2", base="base"), shared=False)
     assert plan.after is not None
