@@ -108,7 +108,7 @@ async def start_qemu(
 ) -> AsyncIterator[QemuProcess]:
     """Start QEMU with a monitor on an inherited socket, and end it with the block.
 
-    When the block is left, QEMU has ended or gets SIGTERM, then, after `quit_limit`, SIGKILL; its whole
+    When the block is left, QEMU has ended or gets SIGTERM and, after `quit_limit`, SIGKILL; its whole
     process group goes with it. No process, zombie or descriptor is left, also when the start fails or is
     cancelled. When our own process dies, the group is killed at once. What QEMU started in a session
     of its own (setsid) is out of reach.
@@ -118,8 +118,8 @@ async def start_qemu(
         cwd: QEMU's working directory; ours if None.
         env: QEMU's whole environment; ours if None.
         log: File that stdout and stderr are appended to; the last 16 KiB are kept in any case.
-        name: How the machine is called in errors and logs.
-        greeting_limit: Seconds until the monitor must have spoken.
+        name: The machine's name in errors and logs.
+        greeting_limit: Seconds until the monitor must send its greeting.
         quit_limit: Seconds that QEMU has to end after SIGTERM.
     Yields:
         The process, its monitor's greeting ready to be read.
