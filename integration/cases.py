@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 from integration.known_images import KIB, MIB
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Mirror,
-    PrepareRevert,
     Revert,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 
@@ -88,7 +85,7 @@ CASES = {
     ),
     "snapshot inside": Case(
         {"vda": "base <- s1", "vdb": "base"},
-        lambda _: SnapshotInternal("i1"),
+        lambda _: Snapshot("i1", inside=True),
         ("vda/base.qcow2", "vda/s1.qcow2", "vdb/base.qcow2"),
         {"vda/base": 1, "vda/s1": 2, "vdb/base": 1},
         inside={"vda": ("old",)},
@@ -102,9 +99,9 @@ CASES = {
         inside={"vda": ("older", "old")},
         inside_after={"vda": ("older",)},
     ),
-    "checkpoint inside": Case(intent=lambda _: CheckpointInternal("c1"), **TWO_DISKS, **TAKEN),
+    "checkpoint inside": Case(intent=lambda _: Checkpoint("c1", "internal"), **TWO_DISKS, **TAKEN),
     "checkpoint by jobs": Case(
-        intent=lambda _: CheckpointInternal("c1", via="jobs"), **TWO_DISKS, **TAKEN, runs=True
+        intent=lambda _: Checkpoint("c1", "internal", via="jobs"), **TWO_DISKS, **TAKEN, runs=True
     ),
     "revert inside": Case(intent=lambda _: Revert("c1"), **TWO_DISKS, **KEPT, checkpoint="c1", runs=True),
     "revert by jobs": Case(
@@ -196,7 +193,7 @@ CASES = {
     ),
     "revert prepare": Case(
         TWO_DISKS["disks"],
-        lambda _: PrepareRevert("ck"),
+        lambda _: Revert("ck", into="new"),
         (*ON, *BACK),
         ON_READS,
         runs=True,

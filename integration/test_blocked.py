@@ -10,7 +10,7 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev
 from integration.states import refuses, status
 from qmpsnap.errors import Unsupported
-from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Revert, Save
+from qmpsnap.plan.intent import Checkpoint, Revert, Save
 
 WRITE = (0xA1, 0, 64 * KIB)
 LATER = (0xA2, 0, 64 * KIB)
@@ -60,7 +60,7 @@ async def test_no_state_is_kept_of_a_machine_that_qemu_would_not_migrate(
         running.qmp("cont")
         async with running.connect() as vm:
             verbs = [Checkpoint("c1", mode) for mode in ("stop", "background", "in-place")]
-            for intent in (*verbs, CheckpointInternal("c1"), Save(str(tmp_path / "m"))):
+            for intent in (*verbs, Checkpoint("c1", "internal"), Save(str(tmp_path / "m"))):
                 error = await refuses(running, vm, intent, Unsupported, reason)
                 assert "take a snapshot of the disks only: qmpsnap snapshot" in error.hint
             await vm.snapshot("n1", disks=["vda"])

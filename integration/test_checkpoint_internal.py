@@ -18,7 +18,7 @@ from qmpsnap.errors import (
     TargetExists,
     Unsupported,
 )
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Revert
+from qmpsnap.plan.intent import Checkpoint, Delete, Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 6 * MIB, 32 * KIB)
@@ -49,7 +49,7 @@ async def test_checkpoint_goes_back_ten_times_and_the_guest_stays_as_it_was(
         running.write("vda", *WRITE)
         before = status(running)
         async with running.connect() as vm:
-            plan = await vm.plan(CheckpointInternal("c1", via=via))
+            plan = await vm.plan(Checkpoint("c1", "internal", via=via))
             with traced(vm) as sent:
                 taken = await vm.run(plan)
             assert sent == messages(plan)
@@ -79,7 +79,7 @@ async def test_checkpoint_is_listed_with_its_state_and_reads_its_disks(qemu, ima
     with machine(*blockdev("vda", made.active)) as running:
         running.write("vda", *WRITE)
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             (moment,) = (await vm.moments()).moments
             assert (moment.name, moment.kind) == ("c1", "internal")
             assert moment.vm_state_size > 100 * KIB
@@ -91,14 +91,18 @@ async def test_checkpoint_refuses_what_cannot_be_and_sends_nothing(qemu, images,
     made = images("base <- s1")
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            await vm.snapshot_internal("disks")
-            await vm.checkpoint_internal("c1")
+            await vm.snapshot("disks", inside=True)
+            await vm.checkpoint("c1", mode="internal")
             before = listing(tmp_path), running.roots(), await vm.graph()
             with traced(vm) as sent, pytest.raises(BadName, match="valid snapshot name"):
-                await vm.checkpoint_internal('c"1')
+                await vm.checkpoint('c"1', mode="internal")
             assert sent == []
             cases = {
-                "existing": (CheckpointInternal("c1"), TargetExists, "there already is an .* snapshot 'c1'"),
+                "existing": (
+                    Checkpoint("c1", "internal"),
+                    TargetExists,
+                    "there already is an .* snapshot 'c1'",
+                ),
                 "revert missing": (Revert("nope"), NotFound, "'nope'"),
                 "delete missing": (Delete("nope"), NotFound, "'nope'"),
                 "disks alone": (Revert("disks"), Unsupported, "only disks"),
@@ -118,7 +122,7 @@ async def test_checkpoint_names_a_writable_raw_disk_that_is_in_the_way(qemu, ima
     raw = qemu.create(tmp_path / "r.raw", form="raw")
     with machine(*blockdev("vda", images("base").active), *blockdev("vdr", raw, "raw")) as running:
         async with running.connect() as vm:
-            for intent in (CheckpointInternal("c1"),):
+            for intent in (Checkpoint("c1", "internal"),):
                 with (
                     traced(vm) as sent,
                     pytest.raises(Unsupported, match=r"vdr \(.*r\.raw\) is writable and raw") as caught,
@@ -142,10 +146,10 @@ async def test_checkpoint_with_uefi_variables(qemu, images, machine, tmp_path, f
         async with running.connect() as vm:
             if form == "raw":
                 with pytest.raises(Unsupported, match="pflash1") as caught:
-                    await vm.checkpoint_internal("c1")
+                    await vm.checkpoint("c1", mode="internal")
                 assert "qcow2 image, or read-only" in caught.value.hint
                 return
-            taken = await vm.checkpoint_internal("c1")
+            taken = await vm.checkpoint("c1", mode="internal")
             assert set(taken.chains) == {"vda", "pflash1"}
             await vm.revert("c1")
             await vm.delete("c1")
@@ -162,9 +166,9 @@ async def test_checkpoint_under_a_throttle_goes_by_jobs_and_never_by_the_human_m
         before = status(running)
         async with running.connect() as vm:
             with traced(vm) as sent, pytest.raises(Unsupported, match="throttle 'thr'"):
-                await vm.checkpoint_internal("c1", via="hmp")
+                await vm.checkpoint("c1", mode="internal", via="hmp")
             assert sent == []
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             for number in range(3):
                 running.write("vda", number + 1, 6 * MIB, 32 * KIB)
                 await vm.revert("c1")
@@ -187,8 +191,8 @@ async def test_checkpoint_leaves_a_raw_disk_as_it_is(qemu, images, machine, tmp_
         before = status(running)
         async with running.connect() as vm:
             with pytest.raises(Unsupported, match="every writable disk, also vdr"):
-                await vm.checkpoint_internal("c1", leave=["vdr"], via="hmp")
-            taken = await vm.checkpoint_internal("c1", leave=["vdr"])
+                await vm.checkpoint("c1", mode="internal", leave=["vdr"], via="hmp")
+            taken = await vm.checkpoint("c1", mode="internal", leave=["vdr"])
             assert (set(taken.chains), taken.notes) == ({"vda"}, ("left out: vdr",))
             running.write("vda", *WRITE)
             running.write("vdr", *LATER)
@@ -210,7 +214,7 @@ async def test_revert_leaves_a_disk_that_was_added_later_only_when_it_is_named(q
     one, two = images("base", folder="a"), images("base", folder="b")
     with machine(*blockdev("vda", one.active)) as running:
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
     with machine(*blockdev("vda", one.active), *blockdev("vdb", two.active)) as running:
         running.write("vdb", *WRITE)
         async with running.connect() as vm:
@@ -224,18 +228,18 @@ async def test_checkpoint_refuses_where_qemu_has_given_its_images_up(qemu, image
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
-            await vm.snapshot_internal("disks")
+            await vm.checkpoint("c1", mode="internal")
+            await vm.snapshot("disks", inside=True)
             running.qmp("migrate", uri=f"exec:cat > {tmp_path / 'memory'}")
             wait_for(lambda: running.qmp("query-migrate").get("status") == "completed", "the migration")
-            for intent in (CheckpointInternal("c2", via=via), Revert("c1", via=via),
+            for intent in (Checkpoint("c2", "internal", via=via), Revert("c1", via=via),
                            Delete("c1", via=via), Delete("c1"), Delete("disks")):  # fmt: skip
                 with traced(vm) as sent, pytest.raises(Unsupported, match="deactivated its images") as caught:
                     await vm.run(await vm.plan(intent))
                 assert sent == []
                 assert "resume it first: qmpsnap cont --after-migration resumes" in caught.value.hint
             running.qmp("cont")
-            await vm.checkpoint_internal("c2", via=via)
+            await vm.checkpoint("c2", mode="internal", via=via)
     (tmp_path / "memory").unlink()
 
 
@@ -248,14 +252,14 @@ async def test_checkpoint_waits_for_a_job_when_it_is_asked_to_and_not_for_one_th
         async with running.connect() as vm:
             running.qmp("block-stream", {"job-id": "theirs", "device": "vda-node", "speed": 1 * MIB})
             with pytest.raises(Busy, match="'theirs'"):
-                await vm.checkpoint_internal("c1", via=via)
-            taken = await vm.checkpoint_internal("c1", via=via, wait=True)
+                await vm.checkpoint("c1", mode="internal", via=via)
+            taken = await vm.checkpoint("c1", mode="internal", via=via, wait=True)
             assert taken.bytes
             assert running.qmp("query-jobs") == []
             running.qmp("drive-mirror", {"job-id": "theirs", "device": "vda-node", "target": copy,
                                          "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
             with pytest.raises(Busy, match="'theirs'"):
-                await vm.checkpoint_internal("c2", via=via, wait=True)
+                await vm.checkpoint("c2", mode="internal", via=via, wait=True)
         running.qmp("block-job-cancel", device="theirs")
         running.qmp.wait_event("BLOCK_JOB_COMPLETED")
 
@@ -267,30 +271,30 @@ async def test_checkpoint_names_a_node_without_use_that_is_in_the_way(qemu, imag
                                      "file": {"driver": "file", "filename": spare}})  # fmt: skip
         async with running.connect() as vm:
             with pytest.raises(Busy, match="'leak'") as caught:
-                await vm.checkpoint_internal("c1")
+                await vm.checkpoint("c1", mode="internal")
             assert caught.value.hint == (
                 'remove it first (qmpsnap qmp blockdev-del \'{"node-name": "leak"}\'), '
                 "or use jobs: --via jobs"
             )
-            await vm.checkpoint_internal("by-jobs", via="jobs")
+            await vm.checkpoint("by-jobs", mode="internal", via="jobs")
             assert running.qmp("query-jobs") == []
             running.qmp("blockdev-del", {"node-name": "leak"})
             running.qmp("blockdev-add", driver="file", **{"node-name": "bare"}, filename=spare)
             with pytest.raises(Busy, match="'bare'"):
-                await vm.checkpoint_internal("c1")
+                await vm.checkpoint("c1", mode="internal")
             running.qmp("blockdev-del", {"node-name": "bare"})
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
 
 
 async def test_checkpoint_refuses_while_a_job_runs(qemu, images, machine, tmp_path):
     copy = qemu.create(tmp_path / "copy.qcow2")
     with machine(*blockdev("vda", images("base").active)) as running:
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             running.qmp("drive-mirror", {"job-id": "theirs", "device": "vda-node", "target": copy,
                                          "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
             running.qmp.wait_event("BLOCK_JOB_READY")
-            for intent in (CheckpointInternal("c2"), Revert("c1"), Delete("c1")):
+            for intent in (Checkpoint("c2", "internal"), Revert("c1"), Delete("c1")):
                 with traced(vm) as sent, pytest.raises(Busy, match="'theirs'"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
@@ -306,7 +310,7 @@ async def test_revert_that_fails_before_the_disks_move_leaves_the_guest_as_it_wa
             running.qmp("cont")
         before = status(running)
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             plan = await vm.plan(Revert("c1", via=via))
 
             perform = vm._target.perform
@@ -351,7 +355,7 @@ async def test_checkpoint_without_room_takes_nothing_and_the_guest_runs_on(qemu,
         async with running.connect() as vm:
             running.write("vda", 1, 0, 4 * MIB)
             with pytest.raises(TargetError) as caught:
-                await vm.checkpoint_internal("c1", via=via)
+                await vm.checkpoint("c1", mode="internal", via=via)
             assert (caught.value.changed, status(running)) == (Changed.NO, "running")
             assert (await vm.moments()).moments == ()
     qemu.check(file)

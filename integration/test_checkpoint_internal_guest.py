@@ -6,7 +6,7 @@ import pytest
 
 import qmpsnap
 from integration.counter import Counter
-from qmpsnap.plan.intent import CheckpointInternal, Revert
+from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.testing.guest import open_guest
 from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_argv
 
@@ -38,7 +38,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
     ):
         counter = Counter(guest, {name: await guest.device(name) for name in files})
         await counter.set(7)
-        taken = await vm.run(await vm.plan(CheckpointInternal("c1", leave, via)))
+        taken = await vm.run(await vm.plan(Checkpoint("c1", "internal", leave=leave, via=via)))
         assert 0 < taken.standstill_s < taken.elapsed_s
         for number in range(20):
             count = str(100 + number)

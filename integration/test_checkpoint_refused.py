@@ -25,8 +25,8 @@ async def test_checkpoint_refuses_a_name_that_is_taken(images, machine, mode):
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            await vm.snapshot_internal("in1")
-            await vm.checkpoint_internal("in2")
+            await vm.snapshot("in1", inside=True)
+            await vm.checkpoint("in2", mode="internal")
             await vm.snapshot("ex1")
             await vm.checkpoint("c1", mode=mode)
             for name in ("in1", "in2", "ex1", "c1"):

@@ -54,7 +54,7 @@ async def test_clones_of_one_base_go_back_each_to_its_own(qemu, clones, machine,
                 (moment,) = (await vm.moments()).moments
                 assert Path(moment.vm_state_file).name == f"base.c1.{ENDINGS[kind]}"
                 assert note(moment.vm_state_file).stream_bytes > 100 * KIB
-                back = (await vm.revert_prepare("c1")).prepared
+                back = (await vm.revert("c1", into="new")).prepared
             else:
                 back = (await vm.revert("c1")).active
                 is_back(running)
@@ -63,7 +63,7 @@ async def test_clones_of_one_base_go_back_each_to_its_own(qemu, clones, machine,
         new = machine(*blockdev("vda", back["vda"]), *drive("vdb", back["vdb"]), extra=incoming)
         with new as running:
             async with running.connect() as vm:
-                await vm.revert_incoming("c1")
+                await vm.revert("c1", into="incoming")
                 is_back(running)
     token = back["vda"].rpartition("-")[2]
     assert back == {disk: f"{tmp_path}/base.{disk}.c1-{token}" for disk in made}

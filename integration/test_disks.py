@@ -7,6 +7,7 @@ overlay, and every verb would end with "the disk is gone".
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -127,7 +128,7 @@ async def test_every_disk_keeps_its_name_and_its_moments_through_every_verb(qemu
                 await vm.mirror(name, copies[name], ending="pivot")
             await chains(three, two, one, base, **dict.fromkeys(SOME, (copies,)))
             assert await listed(vm, every) == dict.fromkeys(every, names - {*SOME})
-            await vm.snapshot_internal("inside", disks=sorted(names))
+            await vm.snapshot("inside", disks=sorted(names), inside=True)
             assert (await listed(vm, {*every, "inside"}))["inside"] == names
             await vm.delete("inside")
             await listed(vm, every)
@@ -189,7 +190,7 @@ async def test_moments_of_disks_that_are_numbered_anew_at_the_next_start_are_fou
     with machine("-device", "virtio-scsi-pci", "-blockdev", json.dumps(given), *first[2:]) as running:
         async with running.connect() as vm:
             assert (await listed(vm, {"one"}))["one"] == {"device[1]"}
-            await vm.checkpoint_internal("ck")
+            await vm.checkpoint("ck", mode="internal")
             for name in ("ck", "one"):
                 assert set((await vm.revert(name)).chains) == {"device[1]"}
             assert (await listed(vm, {"one"}))["one"] == {"device[1]"}
@@ -213,10 +214,10 @@ async def test_two_devices_on_one_node_go_together(qemu, machine, tmp_path):
                 {"device[0]": (two, one, base)}, ("left out: device[1] (the same node as device[0])",)
             )  # fmt: skip
             await chains(two, one, base)
-            for take in (vm.snapshot, vm.snapshot_internal):
+            for take in (vm.snapshot, partial(vm.snapshot, inside=True)):
                 with pytest.raises(AmbiguousName, match="two devices on the same node"):
                     await take("three", disks=["device[0]", "device[1]"])
-            await vm.snapshot_internal("inside")
+            await vm.snapshot("inside", inside=True)
             await vm.delete("inside")
             await vm.stream("device[1]", base="base.qcow2")
             await chains(two, base)

@@ -13,7 +13,6 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.plan.checks.encryption import CLEAR
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Mirror,
     Revert,
@@ -88,7 +87,7 @@ async def test_encrypted_disk_is_not_copied_in_the_clear(qemu, machine, tmp_path
             running.qmp.hmp("qemu-io vda-node flush")
             assert clear(tmp_path) == set()
             if way == "qcow2":
-                await vm.snapshot_internal("inside")
+                await vm.snapshot("inside", inside=True)
                 running.write("vda", 0xA7, 0, 64 * KIB)
                 await vm.delete("inside")
             overlay = (await vm.snapshot("one", plain=True)).active["vda"]
@@ -138,11 +137,11 @@ async def test_memory_does_not_go_inside_an_encrypted_image_which_would_end_qemu
             async with running.connect() as vm:
                 for via in ("hmp", "jobs"):
                     with pytest.raises(Unsupported, match=refused):
-                        await vm.plan(CheckpointInternal("ck", via=via))
+                        await vm.plan(Checkpoint("ck", "internal", via=via))
                 if names[0] == "vda":
                     with pytest.raises(Unsupported, match=refused):
-                        await vm.plan(CheckpointInternal("ck", plain=True))
+                        await vm.plan(Checkpoint("ck", "internal", plain=True))
                     continue
-                await vm.checkpoint_internal("ck", plain=True)
+                await vm.checkpoint("ck", mode="internal", plain=True)
                 await vm.revert("ck")
                 await vm.delete("ck")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -51,7 +52,7 @@ async def keep(running, *, via=None):
     for disk in ("vda", "vdb"):
         running.write(disk, *THEN)
     async with running.connect() as vm:
-        done = await vm.checkpoint_internal("c1", via=via)
+        done = await vm.checkpoint("c1", mode="internal", via=via)
     for disk in ("vda", "vdb"):
         running.write(disk, *NOW)
     return done
@@ -87,7 +88,7 @@ async def test_revert_refuses_a_disk_with_a_dirty_bitmap_until_it_is_removed(two
         await goes_back(running)
         running.qmp("block-dirty-bitmap-add", bitmap)
         async with running.connect() as vm:
-            taken = await vm.checkpoint_internal("c2")
+            taken = await vm.checkpoint("c2", mode="internal")
             assert "QEMU reverts to 'c2' only after it is removed" in taken.notes[0]
 
 
@@ -188,7 +189,7 @@ async def test_nothing_is_kept_inside_an_image_with_an_external_data_file(two, t
     with two(options=f"data_file={tmp_path / 'b.data'}") as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            for take in (vm.checkpoint_internal, vm.snapshot_internal):
+            for take in (partial(vm.checkpoint, mode="internal"), partial(vm.snapshot, inside=True)):
                 with (
                     traced(vm) as sent,
                     pytest.raises(Unsupported, match=r"external file .*b\.data") as caught,
@@ -196,4 +197,4 @@ async def test_nothing_is_kept_inside_an_image_with_an_external_data_file(two, t
                     await take("c1")
                 assert sent == []
             assert "--mode in-place" in caught.value.hint or "external snapshot" in caught.value.hint
-            await vm.snapshot_internal("c1", disks=["vda"])
+            await vm.snapshot("c1", disks=["vda"], inside=True)

@@ -11,14 +11,12 @@ from integration.machines import blockdev, listing, traced, wait_for
 from qmpsnap.errors import Busy, Changed, Refused, Unsupported
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Mirror,
     Revert,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 
@@ -31,14 +29,14 @@ def verbs(tmp_path):
     """One of every verb that changes a disk, or keeps VM state."""
     return (
         Snapshot("n1"),
-        SnapshotInternal("n1"),
+        Snapshot("n1", inside=True),
         Stream("vda"),
         Commit("vda"),
         Mirror("vda", str(tmp_path / "copy.qcow2"), "finish"),
         Mirror("vda", str(tmp_path / "copy.qcow2"), "pivot"),
         Checkpoint("n1"),
         Checkpoint("n1", "in-place"),
-        CheckpointInternal("n1"),
+        Checkpoint("n1", "internal"),
         Save(str(tmp_path / "memory")),
         Revert("kept"),
         Delete("kept"),
@@ -77,7 +75,7 @@ async def test_every_verb_is_refused_during_a_migration_and_after_it(qemu, image
     disks = blockdev("vda", made.active)
     with migrating(machine, disks, tmp_path) as (here, there):
         async with here.connect() as vm:
-            await vm.snapshot_internal("kept")
+            await vm.snapshot("kept", inside=True)
             begin(here, tmp_path)
             await all_refused(here, vm, tmp_path, Busy, r"a migration is running \(active\)")
             here.qmp("migrate-set-parameters", {"max-bandwidth": FAST})
@@ -119,7 +117,7 @@ async def test_a_qemu_that_waits_for_a_guest_leaves_its_disks_alone(images, mach
     made = images("base <- s1")
     with machine(*blockdev("vda", made.active), "-incoming", "defer") as there:
         async with there.connect() as vm:
-            for intent in (Snapshot("n1"), SnapshotInternal("n1"), Stream("vda"), Commit("vda")):
+            for intent in (Snapshot("n1"), Snapshot("n1", inside=True), Stream("vda"), Commit("vda")):
                 with traced(vm) as sent, pytest.raises(Unsupported, match="waits for VM state"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []

@@ -307,7 +307,7 @@ async def test_moments_inside_layers_that_a_revert_left_are_listed(machine, qemu
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.snapshot("one")
-            await vm.snapshot_internal("inside")
+            await vm.snapshot("inside", inside=True)
             await vm.revert("one")
             assert "inside" in [one.name for one in (await vm.moments()).moments]
 

@@ -136,7 +136,7 @@ async def test_a_guest_that_writes_all_the_while_has_every_moment_inside_its_ima
         writer = await guest.start_writer(device, seed=5, burst=4)
         for name in ("i1", "i2", "i3", "i4"):
             before = await writer.count()
-            taken = await vm.snapshot_internal(name)
+            taken = await vm.snapshot(name, inside=True)
             moments[name] = (before, await writer.count() + 4)  # a burst may be under way
             assert 0 < taken.standstill_s < 5
             with anyio.fail_after(60):

@@ -83,9 +83,9 @@ def removed(file, _):
 LOST = {"moved": moved, "replaced": replaced, "copied over": exchanged_by_a_copy, "removed": removed}
 VERBS = {
     "snapshot": lambda vm: vm.snapshot("one"),
-    "snapshot-internal": lambda vm: vm.snapshot_internal("one"),
+    "snapshot-internal": lambda vm: vm.snapshot("one", inside=True),
     "checkpoint": lambda vm: vm.checkpoint("one", mode="stop"),
-    "checkpoint-internal": lambda vm: vm.checkpoint_internal("one"),
+    "checkpoint-internal": lambda vm: vm.checkpoint("one", mode="internal"),
     "commit": lambda vm: vm.commit(next(iter(vm.known))),
     "stream": lambda vm: vm.stream(next(iter(vm.known))),
     "revert": lambda vm: vm.revert("before"),
@@ -234,7 +234,7 @@ async def refused_in_snapshot_mode(vm, folder):
             vm.mirror("vda", folder / "new.qcow2", ending="finish"),
             vm.mirror("vda", folder / "new.qcow2", ending="pivot"),
             vm.stream("vda"),
-            vm.snapshot_internal("one"),
+            vm.snapshot("one", inside=True),
             vm.checkpoint("one", mode="stop"),
         ):
             with pytest.raises(qmpsnap.Unsupported, match="vda is in snapshot mode"):

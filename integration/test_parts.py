@@ -11,7 +11,7 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev
 from integration.states import refuses, status
 from qmpsnap.errors import MachineDiffers
-from qmpsnap.plan.intent import Restore, RevertIncoming
+from qmpsnap.plan.intent import Restore, Revert
 
 INCOMING = ("-incoming", "defer")
 WRITE = (0xA1, 0, 64 * KIB)
@@ -76,16 +76,16 @@ async def test_revert_incoming_refuses_a_layer_whose_data_were_written_since(
         running.write("vdb", *WRITE)
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="background")
-            made = await vm.revert_prepare("c1")
+            made = await vm.revert("c1", into="new")
     undo = touch(data)
     new = (*blockdev("vda", made.prepared["vda"]), *blockdev("vdb", made.prepared["vdb"]))
     with machine(*new, *INCOMING) as running:
         async with running.connect() as vm:
             text = "have changed since 'c1'"
-            error = await refuses(running, vm, RevertIncoming("c1"), MachineDiffers, text)
+            error = await refuses(running, vm, Revert("c1", into="incoming"), MachineDiffers, text)
             assert error.differences == (f"{data} of vdb has been written to since",)
             undo()
-            await vm.revert_incoming("c1")
+            await vm.revert("c1", into="incoming")
             assert status(running) == "running"
             running.read("vdb", *WRITE)
 
@@ -97,13 +97,13 @@ async def test_revert_incoming_refuses_a_layer_that_a_machine_was_started_from(q
         running.qmp("cont")
         async with running.connect() as vm:
             await vm.checkpoint("c1")
-            new = (await vm.revert_prepare("c1")).prepared["vda"]
+            new = (await vm.revert("c1", into="new")).prepared["vda"]
     file = made.files[0] if which == "base" else made.active
     qemu.io(file, f"write -q -P 7 {6 * MIB} 512")
     with machine(*blockdev("vda", new), *INCOMING) as running:
         async with running.connect() as vm:
             error = await refuses(
-                running, vm, RevertIncoming("c1"), MachineDiffers, "have changed since 'c1'"
+                running, vm, Revert("c1", into="incoming"), MachineDiffers, "have changed since 'c1'"
             )
             assert error.differences == (f"{file} of vda has been written to since",)
 
@@ -115,8 +115,8 @@ async def test_revert_incoming_loads_over_a_layer_that_was_streamed_into(qemu, i
         async with running.connect() as vm:
             await vm.checkpoint("c1")
             await vm.stream("vda", into="s2", base="base")
-            new = (await vm.revert_prepare("c1")).prepared["vda"]
+            new = (await vm.revert("c1", into="new")).prepared["vda"]
     with machine(*blockdev("vda", new), *INCOMING) as running:
         async with running.connect() as vm:
-            await vm.revert_incoming("c1")
+            await vm.revert("c1", into="incoming")
         assert status(running) == "running"

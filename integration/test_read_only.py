@@ -15,7 +15,6 @@ from qmpsnap.plan.intent import (
     Mirror,
     Revert,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 
@@ -41,7 +40,7 @@ def given(way, active):
 
 INTENTS = {
     "snapshot": lambda _: Snapshot("two", disks=("ro",)),
-    "snapshot inside": lambda _: SnapshotInternal("two", disks=("ro",)),
+    "snapshot inside": lambda _: Snapshot("two", disks=("ro",), inside=True),
     "stream": lambda _: Stream("ro"),
     "stream to a base": lambda _: Stream("ro", base="base.qcow2"),
     "stream into a layer": lambda _: Stream("ro", into="s1.qcow2"),
@@ -64,7 +63,7 @@ async def test_disk_that_is_attached_read_only_keeps_its_files(qemu, images, mac
         async with running.connect() as vm:
             await vm.snapshot("one")
             active = (await vm.snapshot("later")).active["vda"]
-            await vm.snapshot_internal("inside")
+            await vm.snapshot("inside", inside=True)
     wrong = []
     with machine(*given(way, active)) as running:
         async with running.connect() as vm:

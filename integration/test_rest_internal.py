@@ -9,7 +9,7 @@ from integration.machines import blockdev, wait_for
 from integration.states import unlike_its_checkpoint
 from integration.test_kill import end
 from qmpsnap.errors import Changed
-from qmpsnap.plan.intent import CheckpointInternal, Revert
+from qmpsnap.plan.intent import Checkpoint, Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 RUNS = pytest.mark.parametrize("runs", [False, True], ids=["paused", "running"])
@@ -44,7 +44,7 @@ async def test_guest_that_a_failed_load_left_standing_for_nothing_runs_on(images
             running.qmp("cont")
         before = status(running)
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             step = await write_down(vm, Revert("c1", via=via))
         running.qmp.hmp("delvm c1")
         send(running, step)
@@ -80,7 +80,7 @@ async def test_guest_that_somebody_paused_after_the_client_died_stays_paused(ima
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            await vm.checkpoint_internal("c1")
+            await vm.checkpoint("c1", mode="internal")
             send(running, await write_down(vm, Revert("c1")))
         running.qmp("stop")
         running.qmp.hmp("delvm c1")
@@ -95,7 +95,7 @@ async def test_checkpoint_on_some_disks_alone_is_taken_from_those(images, machin
     disks = sum((blockdev(name, one.active) for name, one in made.items()), ())
     with machine(*disks) as running:
         async with running.connect() as vm:
-            await write_down(vm, CheckpointInternal("c1"))
+            await write_down(vm, Checkpoint("c1", "internal"))
         running.kill()
     for name in on:  # as QEMU leaves it that is killed between two disks
         qemu.img("snapshot", "-c", "c1", made[name].active)

@@ -8,7 +8,7 @@ from integration.known_images import KIB, MIB, overwritten
 from integration.machines import blockdev
 from integration.states import refuses, take
 from qmpsnap.errors import NotInChain
-from qmpsnap.plan.intent import PrepareRevert, Revert
+from qmpsnap.plan.intent import Revert
 
 FIRST, SECOND, THIRD = ((0xC0 + number, 6 * MIB, 64 * KIB) for number in (1, 2, 3))
 
@@ -41,7 +41,7 @@ async def test_moment_whose_layer_took_the_next_ones_data_is_refused_and_the_oth
         error = await refuses(running, vm, Revert("c1"), NotInChain, "no longer holds a snapshot")
         assert "'c1' of vda is lost" in error.hint
         if kind == "disks":
-            await refuses(running, vm, PrepareRevert("c1"), NotInChain, "no longer holds a snapshot")
+            await refuses(running, vm, Revert("c1", into="new"), NotInChain, "no longer holds a snapshot")
         await vm.revert("c1", leave=("vda",))
         assert running.reads("vdb", *FIRST)
         assert running.reads("vda", *THIRD)

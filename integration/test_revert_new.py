@@ -22,7 +22,7 @@ from qmpsnap.errors import (
     Refused,
     Unsupported,
 )
-from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
+from qmpsnap.plan.intent import Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 6 * MIB, 32 * KIB)
@@ -99,7 +99,7 @@ async def test_prepare_and_incoming_in_two_steps(two, machine, mode, runs):
             running.qmp("stop")
         async with running.connect() as vm:
             taken = await vm.checkpoint("c1", mode=mode)
-            plan = await vm.plan(PrepareRevert("c1"))
+            plan = await vm.plan(Revert("c1", into="new"))
             with traced(vm) as sent:
                 made = await vm.run(plan)
             assert (sent, made.chains) == ([], taken.chains)
@@ -109,7 +109,7 @@ async def test_prepare_and_incoming_in_two_steps(two, machine, mode, runs):
                  extra=INCOMING) as running:  # fmt: skip
         before = settings(running)
         async with running.connect() as vm:
-            plan = await vm.plan(RevertIncoming("c1"))
+            plan = await vm.plan(Revert("c1", into="incoming"))
             with traced(vm) as sent:
                 back = await vm.run(plan)
             assert sent == messages(plan)
@@ -158,7 +158,7 @@ async def test_incoming_refuses_a_machine_that_does_not_fit(two, machine, mode):
         async with running.connect() as vm:
             taken = await vm.checkpoint("c1", mode=mode)
             running.write("vda", *LATER)
-            made = await vm.revert_prepare("c1")
+            made = await vm.revert("c1", into="new")
             later = await vm.checkpoint("c2", mode="in-place")
     new, old = made.prepared, taken.active
     cases = [
@@ -173,20 +173,20 @@ async def test_incoming_refuses_a_machine_that_does_not_fit(two, machine, mode):
             *blockdev("vda", active["vda"]), *blockdev("vdb", active["vdb"]), extra=extra
         ) as running:
             async with running.connect() as vm:
-                await refuses(running, vm, RevertIncoming("c1"), error, text)
+                await refuses(running, vm, Revert("c1", into="incoming"), error, text)
     with machine(*blockdev("vda", vda.active), *blockdev("vdb", vdb.active, "raw"),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            await refuses(running, vm, RevertIncoming("c1"), NotFound, "'c1'")
+            await refuses(running, vm, Revert("c1", into="incoming"), NotFound, "'c1'")
     with machine(*blockdev("vda", new["vda"]), extra=INCOMING) as running:
         async with running.connect() as vm:
             with pytest.raises(Refused):
-                await vm.revert_incoming("c1")
+                await vm.revert("c1", into="incoming")
     with machine(*blockdev("vda", new["vda"]), *blockdev("vdb", new["vdb"]), extra=INCOMING) as running:
         async with running.connect() as vm:
-            await refuses(running, vm, RevertIncoming("c3"), NotFound, "'c3'")
-            await refuses(running, vm, RevertIncoming("c2"), Unsupported, "no memory")
-            await vm.revert_incoming("c1")
+            await refuses(running, vm, Revert("c3", into="incoming"), NotFound, "'c3'")
+            await refuses(running, vm, Revert("c2", into="incoming"), Unsupported, "no memory")
+            await vm.revert("c1", into="incoming")
             assert status(running) == "running"
 
 
@@ -198,7 +198,7 @@ async def test_a_memory_file_that_is_not_whole_or_not_the_one_is_refused(two, ma
         async with running.connect() as vm:
             await vm.checkpoint("c1")
             await vm.checkpoint("c2")
-            made = await vm.revert_prepare("c1")
+            made = await vm.revert("c1", into="new")
             one, two_ = (Path(moment.vm_state_file) for moment in (await vm.moments()).moments)
             await vm.save(tmp_path / "saved")
             kept = one.read_bytes()
@@ -213,15 +213,15 @@ async def test_a_memory_file_that_is_not_whole_or_not_the_one_is_refused(two, ma
                     one.write_bytes(two_.read_bytes())
                 case _:
                     one.write_bytes((tmp_path / "saved").read_bytes())
-            error = await refuses(running, vm, PrepareRevert("c1"), InvalidTarget, "memory")
+            error = await refuses(running, vm, Revert("c1", into="new"), InvalidTarget, "memory")
             assert error.file == str(one)
     with machine(*blockdev("vda", made.prepared["vda"]), *blockdev("vdb", made.prepared["vdb"]),
                  extra=INCOMING) as running:  # fmt: skip
         async with running.connect() as vm:
-            error = await refuses(running, vm, RevertIncoming("c1"), InvalidTarget, "memory")
+            error = await refuses(running, vm, Revert("c1", into="incoming"), InvalidTarget, "memory")
             assert error.file == str(one)
             one.write_bytes(kept)
-            await vm.revert_incoming("c1")
+            await vm.revert("c1", into="incoming")
             assert status(running) == "running"
 
 

@@ -162,7 +162,7 @@ async def test_revert_refuses_to_discard_a_layer_that_holds_moments(images, mach
     with machine(*blockdev("vda", images("base").active)) as running:
         async with running.connect() as vm:
             await take(vm, "c1", kind)
-            await vm.snapshot_internal("in1")
+            await vm.snapshot("in1", inside=True)
             error = await refuses(
                 running, vm, Revert("c1", discard=True), WouldLose, "internal snapshot 'in1' of"
             )

@@ -15,12 +15,10 @@ from integration.test_on_a_guest import until_status
 from qmpsnap.errors import Changed, Unsupported
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Revert,
     Save,
     Snapshot,
-    SnapshotInternal,
 )
 from qmpsnap.testing.guest import open_guest
 
@@ -63,13 +61,13 @@ def enter(running, state, tmp_path):
 NO, SAVED = "refused", "postmigrate"
 OPERATIONS = {
     "snapshot": lambda _: Snapshot("n1"),
-    "snapshot --internal": lambda _: SnapshotInternal("i1"),
+    "snapshot --internal": lambda _: Snapshot("i1", inside=True),
     "commit": lambda _: Commit("vda", "before", "base"),
     "revert, disks": lambda _: Revert("before"),
     "checkpoint stop": lambda _: Checkpoint("c1", "stop"),
     "checkpoint background": lambda _: Checkpoint("c2", "background"),
     "checkpoint in-place": lambda _: Checkpoint("c3", "in-place"),
-    "checkpoint internal": lambda _: CheckpointInternal("c4"),
+    "checkpoint internal": lambda _: Checkpoint("c4", "internal"),
     "revert, in-place": lambda _: Revert("kept"),
     "save": lambda place: Save(str(place / "saved")),
 }

@@ -60,7 +60,7 @@ async def test_snapshots_and_commits_of_one_disk_during_a_mirror_of_another(qemu
             assert [part.name for part in (await vm.moments()).moments] == ["n1", "n2"]
             merged = await vm.commit("vdb", top="n1", base=other.active)
             assert merged.chains == {"vdb": (n2, *other.chain)}
-            inside = await vm.snapshot_internal("inside", disks=["vdb"])
+            inside = await vm.snapshot("inside", disks=["vdb"], inside=True)
             assert inside.chains == merged.chains
             assert not mirror.done()  # all of that, and the copy goes on
             assert [job.id for job in await vm.jobs.list()] == [job_id]

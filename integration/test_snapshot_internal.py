@@ -24,7 +24,7 @@ from qmpsnap.errors import (
     TargetExists,
     Unsupported,
 )
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Revert, SnapshotInternal
+from qmpsnap.plan.intent import Checkpoint, Delete, Revert, Snapshot
 
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
@@ -42,7 +42,7 @@ async def test_internal_keeps_the_moment_inside_the_image(qemu, images, machine,
     with machine(*way("vda", made.active)) as running:
         running.write("vda", 0xA1, 6 * MIB, 64 * KIB)
         async with running.connect() as vm:
-            taken = await vm.snapshot_internal("i1")
+            taken = await vm.snapshot("i1", inside=True)
             running.write("vda", 0xA2, 6 * MIB, 32 * KIB)
             assert (taken.op, taken.chains, dict(taken.active)) == (
                 "snapshot-internal",
@@ -66,7 +66,7 @@ async def test_internal_goes_away_and_the_others_read_what_they_read(qemu, image
     with machine(*way("vda", made.active)) as running:
         async with running.connect() as vm:
             for number in range(4):
-                await vm.snapshot_internal(f"i{number}")
+                await vm.snapshot(f"i{number}", inside=True)
                 moments[f"i{number}"] = data
                 write = (number + 1, number * MIB, MIB + 4 * KIB)
                 running.write("vda", *write)
@@ -97,7 +97,7 @@ async def test_internal_takes_disks_at_one_instant_in_one_transaction(qemu, imag
     )
     with machine(*disks, "-device", "ide-cd,id=cd0") as running:
         async with running.connect() as vm:
-            plan = await vm.plan(SnapshotInternal("one"))
+            plan = await vm.plan(Snapshot("one", inside=True))
             with traced(vm) as sent:
                 taken = await vm.run(plan)
             assert sent == messages(plan)
@@ -117,7 +117,7 @@ async def test_internal_is_on_every_disk_or_on_none(images, machine):
     one, two = images("base", folder="a"), images("base", folder="b")
     with machine(*blockdev("vda", one.active), *blockdev("vdb", two.active)) as running:
         async with running.connect() as vm:
-            plan = await vm.plan(SnapshotInternal("i1"))
+            plan = await vm.plan(Snapshot("i1", inside=True))
             running.qmp("blockdev-snapshot-internal-sync", device="vdb-node", name="other")
             # The plan is stale: QEMU is not asked.
             with traced(vm) as sent, pytest.raises(Exception, match="internal snapshots") as caught:
@@ -155,9 +155,9 @@ async def test_list_has_both_kinds_with_their_times_and_what_is_current(images, 
     began = time.time()
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
-            await vm.snapshot_internal("in1")
+            await vm.snapshot("in1", inside=True)
             await vm.snapshot("ex1")
-            await vm.snapshot_internal("in2")
+            await vm.snapshot("in2", inside=True)
             await vm.snapshot("ex2")
             found = await vm.moments()
         cli = Cli(running)
@@ -189,7 +189,7 @@ async def test_list_shows_internal_ones_alone_where_files_are_not_shared(images,
         async with running.connect() as vm:
             await vm.snapshot("ex1")
         async with running.connect(shared_fs=False) as vm:
-            await vm.snapshot_internal("in1")
+            await vm.snapshot("in1", inside=True)
             found = await vm.moments()
     assert ([one.name for one in found.moments], found.records_seen) == (["in1"], False)
 
@@ -211,15 +211,15 @@ async def test_internal_refuses_what_cannot_be_and_sends_nothing(qemu, images, m
             await vm.snapshot("ex", disks=["vdb"])
             before = listing(tmp_path), running.roots(), await vm.graph()
             cases = {
-                "raw by default": (SnapshotInternal("i1"), Unsupported, "active layer of vdr"),
-                "raw": (SnapshotInternal("i1", ("vda", "vdr")), Unsupported, "active layer of vdr"),
-                "read-only": (SnapshotInternal("i1", ("vdo",)), Unsupported, "'vdo' is read-only"),
-                "empty": (SnapshotInternal("i1", ("cd0",)), Unsupported, "'cd0' has no medium"),
-                "existing": (SnapshotInternal("old", ("vda",)), TargetExists, "on vda"),
-                "existing below": (SnapshotInternal("old", ("vdb",)), TargetExists, "on v"),
-                "external": (SnapshotInternal("ex", ("vda",)), TargetExists, "external snapshot 'ex'"),
-                "unknown disk": (SnapshotInternal("i1", ("vdz",)), NotFound, "vdz"),
-                "twice": (SnapshotInternal("i1", ("vda", "vda-node")), AmbiguousName, "twice"),
+                "raw by default": (Snapshot("i1", inside=True), Unsupported, "active layer of vdr"),
+                "raw": (Snapshot("i1", ("vda", "vdr"), inside=True), Unsupported, "active layer of vdr"),
+                "read-only": (Snapshot("i1", ("vdo",), inside=True), Unsupported, "'vdo' is read-only"),
+                "empty": (Snapshot("i1", ("cd0",), inside=True), Unsupported, "'cd0' has no medium"),
+                "existing": (Snapshot("old", ("vda",), inside=True), TargetExists, "on vda"),
+                "existing below": (Snapshot("old", ("vdb",), inside=True), TargetExists, "on v"),
+                "external": (Snapshot("ex", ("vda",), inside=True), TargetExists, "external snapshot 'ex'"),
+                "unknown disk": (Snapshot("i1", ("vdz",), inside=True), NotFound, "vdz"),
+                "twice": (Snapshot("i1", ("vda", "vda-node"), inside=True), AmbiguousName, "twice"),
                 "delete missing": (Delete("nope"), NotFound, "'nope'"),
                 "delete external": (Delete("ex"), Unsupported, "external"),
                 "delete below": (Delete("old"), NotInChain, "below the active layer of vdb"),
@@ -230,7 +230,7 @@ async def test_internal_refuses_what_cannot_be_and_sends_nothing(qemu, images, m
                 assert (case, type(caught.value), caught.value.exit_code) == (case, error, 3)
                 assert (sent, caught.value.changed) == ([], Changed.NO)
             with traced(vm) as sent, pytest.raises(BadName, match="valid snapshot name"):
-                await vm.snapshot_internal('a"b', disks=["vda"])
+                await vm.snapshot('a"b', disks=["vda"], inside=True)
             assert sent == []
             assert (listing(tmp_path), running.roots(), await vm.graph()) == before
 
@@ -244,7 +244,7 @@ async def test_internal_refuses_a_disk_that_a_job_holds(qemu, images, machine, t
                                      "format": "qcow2", "sync": "full", "mode": "existing"})  # fmt: skip
         running.qmp.wait_event("BLOCK_JOB_READY")
         async with running.connect() as vm:
-            for intent in (SnapshotInternal("i1"), Delete("old")):
+            for intent in (Snapshot("i1", inside=True), Delete("old")):
                 with traced(vm) as sent, pytest.raises(Busy, match="'theirs'"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
@@ -260,7 +260,7 @@ async def test_delete_that_was_cut_between_two_disks_goes_on_when_it_is_said_aga
     one, two = images("base", folder="a"), images("base", folder="b")
     with machine(*blockdev("vda", one.active), *blockdev("vdb", two.active)) as running:
         async with running.connect() as vm:
-            await vm.snapshot_internal("i1")
+            await vm.snapshot("i1", inside=True)
 
         def at(point):
             if point == 1:
@@ -288,8 +288,8 @@ async def test_name_that_is_anothers_id_is_refused_for_qemu_goes_back_by_id_firs
     with machine(*blockdev("vda", made.active)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
-            await refuses(running, vm, SnapshotInternal("1"), BadName, "the id of an internal snapshot")
-            await refuses(running, vm, CheckpointInternal("1"), BadName, "the id of an internal snapshot")
+            await refuses(running, vm, Snapshot("1", inside=True), BadName, "the id of an internal snapshot")
+            await refuses(running, vm, Checkpoint("1", "internal"), BadName, "the id of an internal snapshot")
             for name in ("a", "1", "b"):  # of ids 1, 2 and 3
                 running.qmp.hmp(f"savevm {name}")
             await refuses(running, vm, Revert("1", via=via), AmbiguousName, "id of snapshot 'a'")

@@ -11,27 +11,25 @@ from integration.machines import blockdev, listing, traced, wait_for
 from qmpsnap.errors import Busy, Changed, FileMoved, StillNeeded
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Mirror,
     Revert,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 
 VERBS = {
     "snapshot": lambda _: Snapshot("n1"),
-    "snapshot-internal": lambda _: SnapshotInternal("n1"),
+    "snapshot-internal": lambda _: Snapshot("n1", inside=True),
     "stream": lambda _: Stream("vda"),
     "commit": lambda _: Commit("vda", discard_internal=True),
     "commit between": lambda _: Commit("vda", top="s1", base="base"),
     "mirror": lambda folder: Mirror("vda", str(folder / "copy.qcow2"), "finish"),
     "checkpoint": lambda _: Checkpoint("n1"),
     "checkpoint in place": lambda _: Checkpoint("n1", "in-place"),
-    "checkpoint internal": lambda _: CheckpointInternal("n1"),
+    "checkpoint internal": lambda _: Checkpoint("n1", "internal"),
     "save": lambda folder: Save(str(folder / "memory")),
     "revert": lambda _: Revert("kept"),
     "delete": lambda _: Delete("inside"),
@@ -43,7 +41,7 @@ async def planned(vm, running, folder):
     """A plan of each verb, on a machine that has snapshots of both kinds."""
     running.qmp("cont")
     await vm.snapshot("kept")
-    await vm.snapshot_internal("inside")
+    await vm.snapshot("inside", inside=True)
     return {name: await vm.plan(intent(folder)) for name, intent in VERBS.items()}
 
 

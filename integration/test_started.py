@@ -25,7 +25,7 @@ async def test_a_machine_that_was_started_from_the_old_file_is_told_so(
             (told,) = vm.warnings
             assert told.startswith(f"vda writes into {made.active}, the backing file of {overlay}, ")
             assert told.endswith(f"start it from {overlay}")
-            assert (await vm.snapshot_internal("inside")).notes[0] == told
+            assert (await vm.snapshot("inside", inside=True)).notes[0] == told
         for verb in ("chain", "list"):
             ended = Cli(m)(verb)
             assert f"warning: {told}" in ended.err.replace("\n", " ")

@@ -16,7 +16,7 @@ from qmpsnap.errors import InvalidTarget, NotFound, NotInChain
 from qmpsnap.model.names import state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
-from qmpsnap.plan.intent import PrepareRevert, Restore, Revert, RevertIncoming
+from qmpsnap.plan.intent import Restore, Revert
 
 STRANGER = 4711  # the id of a user that nobody has
 
@@ -96,11 +96,11 @@ async def test_a_new_qemu_loads_no_memory_of_a_stranger(exposed, images, machine
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode="stop")
             (moment,) = (await vm.moments()).moments
-            prepared = await vm.run(await vm.plan(qmpsnap.PrepareRevert("c1")))
+            prepared = await vm.run(await vm.plan(qmpsnap.Revert("c1", into="new")))
     with machine(*blockdev("vda", prepared.prepared["vda"]), extra=("-incoming", "defer")) as new:
         async with new.connect() as vm:
             file = Path(moment.vm_state_file)
-            await refused(new, vm, RevertIncoming("c1"), file, plant, leftovers)
+            await refused(new, vm, Revert("c1", into="incoming"), file, plant, leftovers)
 
 
 @pytest.mark.parametrize("plant", sorted(set(PLANTED) - {"another_of_ours"}))
@@ -223,5 +223,5 @@ async def test_a_bundles_moment_makes_no_guest_read_a_file_of_the_host(
         running.qmp("cont")
         async with running.connect() as vm:
             assert [one.name for one in (await vm.moments()).moments] == ["before"]
-            for intent in (Revert("before"), PrepareRevert("before")):
+            for intent in (Revert("before"), Revert("before", into="new")):
                 await refuses(running, vm, intent, NotInChain, "which no disk of this machine has open")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Unsupported,
         WouldLose,
     )
+    from qmpsnap.jobs import Jobs
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Settings
     from qmpsnap.plan.intent import (
         Checkpoint,
-        CheckpointInternal,
         Commit,
         Delete,
         Ending,
@@ -62,16 +62,14 @@ if TYPE_CHECKING:
         Folded,
         Format,
         Intent,
+        Into,
         Mirror,
         Mode,
         OnError,
-        PrepareRevert,
         Restore,
         Revert,
-        RevertIncoming,
         Save,
         Snapshot,
-        SnapshotInternal,
         Stream,
         Sync,
         Via,
@@ -87,19 +85,16 @@ __all__ = [  # noqa: RUF022
     "connect",
     "launch",
     "VM",
+    "Jobs",
     "Snapshot",
-    "SnapshotInternal",
     "Stream",
     "Commit",
     "Mirror",
     "Checkpoint",
     "Revert",
-    "PrepareRevert",
-    "RevertIncoming",
     "Save",
     "Restore",
     "Delete",
-    "CheckpointInternal",
     "Intent",
     "Mode",
     "FileMode",
@@ -109,6 +104,7 @@ __all__ = [  # noqa: RUF022
     "OnError",
     "Folded",
     "Via",
+    "Into",
     "Plan",
     "Stage",
     "Done",
@@ -175,6 +171,7 @@ _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
     "entry",
     "errors",
+    "jobs",
     "model.graph",
     "model.job",
     "model.job_place",

@@ -20,19 +20,15 @@ from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import Text, check, refuse, texts
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Intent,
     Mirror,
     Mode,
-    PrepareRevert,
     Restore,
     Revert,
-    RevertIncoming,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 from qmpsnap.plan.plan import Plan
@@ -51,7 +47,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Status
     from qmpsnap.model.moments import Moments
-    from qmpsnap.plan.intent import Ending, Folded, Format, OnError, Sync, Via
+    from qmpsnap.plan.intent import Ending, Folded, Format, Into, OnError, Sync, Via
     from qmpsnap.run.live import LiveTarget
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
@@ -227,14 +223,16 @@ class VM:
         files: Mapping[str, str | os.PathLike[str]] | None = None,
         use_existing: bool = False,
         plain: bool = False,
+        inside: bool = False,
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Put new overlays on disks, all at one instant, while the guest runs.
+        """Put new overlays on disks, or take a snapshot inside them, at one instant, while the guest runs.
 
-        After success each disk writes to its overlay, and the layer beneath holds the moment. After
-        failure no node and no file of ours is left. Cancelled before the transaction was sent,
-        nothing is left; cancelled after it, the snapshot stands.
+        After success each disk writes to its overlay, and the layer beneath holds the moment; inside, each
+        image holds it under its name, and no chain has changed. After failure no node and no file of ours
+        is left, and no image holds it. Cancelled before the transaction was sent, nothing is left; cancelled
+        after it, the snapshot stands.
 
         Args:
             name: The moment's name.
@@ -243,24 +241,27 @@ class VM:
                 or `STEM-of-base.DISK.NAME.qcow2` where two would be one.
             use_existing: Whether the files are there already; size, backing and format are checked.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            inside: Whether it is taken inside the active layers, which must be qcow2; without files.
             wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told.
 
         Raises:
-            TargetExists: When an overlay's file is there already.
+            TargetExists: When an overlay's file is there already; inside, when a moment has the name.
             InvalidTarget: When it cannot be made there, or does not fit.
+            Unsupported: Inside, when a disk is no qcow2 image, read-only or empty.
             Busy: When a job holds one of the chains.
+            BadName: When the name is outside the grammar.
             NotFound, AmbiguousName: When a disk is not there, or its name fits two.
             CommandFailed: When QEMU refuses the transaction; nothing was changed.
             LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: transaction, blockdev-snapshot-sync (block-core.json).
+        QAPI: transaction, blockdev-snapshot-sync, blockdev-snapshot-internal-sync (block-core.json).
         """
         if not isinstance(files, Mapping | None):
             refuse("files", files, "give a mapping of disks to paths")
         paths = {disk: absolute("files", file) for disk, file in (files or {}).items()}
         taken = texts("disks", disks) or texts("files", tuple(paths))
-        return await self._do(Snapshot(name, taken, paths, use_existing, plain), hooks, wait=wait)
+        return await self._do(Snapshot(name, taken, paths, use_existing, plain, inside), hooks, wait=wait)
 
     async def stream(
         self,
@@ -424,34 +425,6 @@ class VM:
 
     # -- snapshots inside images, checkpoints, and the way back ----------------------------------
 
-    async def snapshot_internal(
-        self, name: str, *, disks: Sequence[str] = (), wait: bool = False, hooks: Hooks | None = None
-    ) -> Done:
-        """Take a snapshot inside the active layers of disks, all at one instant; no chain changes.
-
-        After success each image holds the moment under that name, and the guest goes on in the same
-        image. After failure none of them does. Cancelled before the transaction was sent, nothing is
-        left; cancelled after it, the snapshot stands.
-
-        Args:
-            name: The moment's name.
-            disks: Disks in any spelling; none: every writable disk with a medium.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
-
-        Raises:
-            BadName: When the name is outside the grammar.
-            TargetExists: When a moment of the machine has the name.
-            Unsupported: When a disk is no qcow2 image, read-only or empty.
-            Busy: When a job holds one of the chains.
-            NotFound, AmbiguousName: When a disk is not there, or its name fits two.
-            CommandFailed: When QEMU refuses the transaction; nothing was changed.
-            LinkLost: When the link goes; `changed` says what is known.
-
-        QAPI: transaction, blockdev-snapshot-internal-sync (block-core.json).
-        """
-        return await self._do(SnapshotInternal(name, texts("disks", disks)), hooks, wait=wait)
-
     async def delete(
         self, name: str, *, via: Via | None = None, wait: bool = False, hooks: Hooks | None = None
     ) -> Done:
@@ -486,47 +459,6 @@ class VM:
         """
         return await self._do(Delete(name, via), hooks, wait=wait)
 
-    async def checkpoint_internal(
-        self,
-        name: str,
-        *,
-        leave: Sequence[str] = (),
-        via: Via | None = None,
-        wait: bool = False,
-        plain: bool = False,
-        hooks: Hooks | None = None,
-    ) -> Done:
-        """Keep VM state and the writable disks, of one instant, inside the images.
-
-        The guest stands still meanwhile; a running one runs on, a paused one stays so. After failure the
-        images hold nothing of it. Cancelled once it was sent, it is taken; before, nothing is left.
-
-        Args:
-            name: The checkpoint's name.
-            leave: Writable disks that take no part, in any spelling.
-            via: "hmp" or "jobs" forces a way. None: through the human monitor when every writable disk
-                takes part, through a job when one is left out or has a throttle above it.
-            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            hooks: What the caller wants to be told.
-
-        Returns:
-            `bytes` are those of the VM state, as read back.
-
-        Raises:
-            BadName: When the name is outside the grammar.
-            TargetExists: When a moment of the machine has the name: QEMU would replace it.
-            NotFound, AmbiguousName: When a disk to leave is not there, or its name fits two.
-            Unsupported: When a disk that takes part (UEFI variables, too) is no qcow2 image, the machine's
-                state was saved and it did not run since, or the human monitor is to leave a disk out.
-            Busy: When a job runs, or a writable node without a use is in the way.
-            CommandFailed, JobFailed: When QEMU could not take it.
-            LinkLost: When the link goes; `changed` says what is known.
-
-        HMP: savevm. QAPI: snapshot-save (migration.json).
-        """
-        return await self._do(CheckpointInternal(name, texts("leave", leave), via, plain), hooks, wait=wait)
-
     async def checkpoint(
         self,
         name: str,
@@ -541,7 +473,7 @@ class VM:
     ) -> Done:
         """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
 
-        With the mode "internal" it is `checkpoint_internal`, and no overlay is made.
+        With the mode "internal" all is kept inside the images, and no overlay is made.
 
         After success the layers beneath hold the disks, the file the memory, and both are listed as one
         moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
@@ -556,7 +488,8 @@ class VM:
                 QEMU goes back, this one, too. "internal": all goes into the disks' own images.
             memory: Where the VM state goes, not with "internal"; None: beside the first disk's active layer.
             leave: With "internal" alone: writable disks that take no part, in any spelling.
-            via: With "internal" alone: "hmp" or "jobs", as of `checkpoint_internal`.
+            via: With "internal" alone: "hmp" or "jobs" forces a way. None: through the human monitor when
+                every writable disk takes part, through a job when one is left out or has a throttle above it.
             wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
             plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
             hooks: What the caller wants to be told.
@@ -574,19 +507,12 @@ class VM:
             JobFailed: When it cannot write it into the store.
             LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync.
+        QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync. HMP: savevm.
         """
         check("mode", mode, Mode)
-        left = texts("leave", leave)
-        if mode == "internal":
-            if memory is not None:
-                refuse("memory", memory, "the mode 'internal' saves the memory in an image")
-            return await self._do(CheckpointInternal(name, left, via, plain), hooks, wait=wait)
-        for parameter, value in (("leave", left), ("via", via)):
-            if value:
-                refuse(parameter, value, f"it is for the mode 'internal', and this is {mode!r}")
         file = "" if memory is None else absolute("memory", memory)
-        return await self._do(Checkpoint(name, mode, file, plain), hooks, wait=wait)
+        intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via)
+        return await self._do(intent, hooks, wait=wait)
 
     async def revert(
         self,
@@ -595,10 +521,17 @@ class VM:
         leave: Sequence[str] = (),
         discard: bool = False,
         via: Via | None = None,
+        into: Into = "in-place",
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Go back to a moment in the same QEMU, of whichever kind it is.
+        """Go back to a moment, of whichever kind it is.
+
+        With `into` "new" this machine goes on, and overlays are made for a new QEMU to start from:
+        `.prepared` has that of each disk, `.memory` the file that is to be loaded, or "". With "incoming"
+        this QEMU, started `-S -incoming defer` on such overlays, gets the memory: after success the guest is
+        as it was, and runs if it ran then; after a failure of the load QEMU has ended, and the overlays are
+        as they were made. `reverted` does both. With "in-place" the machine itself goes back:
 
         After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
         of external disks alone the guest is reset (a QEMU that was started with -no-reboot ends by that). A
@@ -613,7 +546,8 @@ class VM:
             name: The moment's name.
             leave: Writable disks, in any spelling, that stay as they are, beside a memory of another time.
             discard: Whether the layers that the guest wrote to until now are removed.
-            via: How a checkpoint inside the images is loaded, see `checkpoint_internal`.
+            via: How a checkpoint inside the images is loaded, see `checkpoint`.
+            into: "in-place", "new" or "incoming"; `leave`, `discard` and `via` are for "in-place" alone.
             wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
             hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
 
@@ -629,50 +563,11 @@ class VM:
                 failure apart.
             LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset. HMP: loadvm.
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming.
+        HMP: loadvm.
         """
-        return await self._do(Revert(name, texts("leave", leave), discard, via), hooks, wait=wait)
-
-    async def revert_prepare(self, name: str, *, wait: bool = False) -> Done:
-        """Make the overlays from which a new QEMU goes back to a moment; this one goes on.
-
-        Args:
-            name: The moment's name.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-
-        Returns:
-            `.prepared`: the overlay of each disk; `.memory`: the file that is to be loaded, or "".
-
-        Raises:
-            NotFound, AmbiguousName: When no moment has the name, or two have it.
-            NotInChain: When a layer does not hold it any more.
-            TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole,
-                or another one.
-        """
-        return await self._do(PrepareRevert(name), None, wait=wait)
-
-    async def revert_incoming(self, name: str, *, wait: bool = False, hooks: Hooks | None = None) -> Done:
-        """Load a checkpoint's memory into this QEMU, started `-S -incoming defer` on prepared overlays.
-
-        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
-        ended, and the overlays are as they were made.
-
-        Args:
-            name: The checkpoint's name.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
-
-        Raises:
-            NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
-            Unsupported: When the machine does not wait for VM state, or the moment has none for it.
-            NotInChain: When a disk does not stand on the checkpoint's layer.
-            MachineDiffers: When the machine is another, or an overlay has data already.
-            InvalidTarget: When the memory file is missing, cut, or another one.
-            LinkLost: When QEMU ends, as it does when it cannot load the memory.
-
-        QAPI: migrate-incoming (migration.json).
-        """
-        return await self._do(RevertIncoming(name), hooks, wait=wait)
+        intent = Revert(name, texts("leave", leave), discard, via, into)
+        return await self._do(intent, hooks, wait=wait)
 
     @asynccontextmanager
     async def reverted(
@@ -692,11 +587,11 @@ class VM:
             The new machine, its guest as it was at the checkpoint.
 
         Raises:
-            Refused, TargetError, LinkLost: As `revert_prepare`, the launcher and `revert_incoming` do.
+            Refused, TargetError, LinkLost: As `revert` and the launcher do.
         """
         if not callable(launcher):
             refuse("launcher", launcher, "give a function that starts QEMU from the files")
-        plan = await self.plan(PrepareRevert(name))
+        plan = await self.plan(Revert(name, into="new"))
         try:
             made = await self._executor.run(plan)
         except anyio.get_cancelled_exc_class():  # they may be whole all the same
@@ -706,7 +601,7 @@ class VM:
         loaded = False
         try:
             async with launcher(active) as vm:
-                await vm.revert_incoming(name)
+                await vm.revert(name, into="incoming")
                 loaded = True
                 yield vm
         finally:

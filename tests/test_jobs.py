@@ -13,7 +13,7 @@ from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.commands.state import snapshot_save
-from qmpsnap.plan.intent import CheckpointInternal
+from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.plan.scenes import NOW
@@ -21,7 +21,7 @@ from tests.run.operations import vm_of
 
 pytestmark = pytest.mark.timeout(10)
 
-SAVE = CheckpointInternal("c1")
+SAVE = Checkpoint("c1", "internal")
 
 
 def with_job(job_id: str = "theirs", status: JobStatus = JobStatus.RUNNING) -> FakeTarget:

@@ -161,26 +161,26 @@ async def test_reverted_makes_nothing_of_a_checkpoint_that_is_not_there(old: Fak
 
 
 async def test_prepare_tells_what_to_start_from_and_what_to_load(old: FakeTarget) -> None:
-    made = await vm_of(old).revert_prepare("c1")
+    made = await vm_of(old).revert("c1", into="new")
     assert set(made.prepared) == {"vda", "vdb"}
     assert set(made.prepared.values()) <= set(old.files.names)
     assert made.memory in old.files.names
-    again = await vm_of(old).revert_prepare("c1")
+    again = await vm_of(old).revert("c1", into="new")
     assert not set(made.prepared.values()) & set(again.prepared.values())
 
 
 async def test_incoming_loads_what_was_prepared_once(old: FakeTarget) -> None:
-    made = await vm_of(old).revert_prepare("c1")
+    made = await vm_of(old).revert("c1", into="new")
     drawn = ready_on(dict(made.prepared))
     fake = FakeTarget(drawn, files=old.files, commands=COMMON, machine=waiting(a_machine(drawn)))
-    await vm_of(fake).revert_incoming("c1")
+    await vm_of(fake).revert("c1", into="incoming")
     assert fake.guest.now.running
     assert [step for step in fake.performed if step.command == "migrate-incoming"]
     for file in made.prepared.values():
         fake.files.touch(file)
     fake.guest.now = waiting(fake.guest.now)
     with pytest.raises(MachineDiffers, match="already has data"):
-        await vm_of(fake).revert_incoming("c1")
+        await vm_of(fake).revert("c1", into="incoming")
 
 
 async def test_save_and_restore_take_a_relative_name_from_where_they_are(

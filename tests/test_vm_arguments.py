@@ -61,7 +61,15 @@ COPIES = {"on_error": WORD, "speed": SPEED, "plain": FLAG, "wait": FLAG, "hooks"
 METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "snapshot": (
         {"name": "n1"},
-        {"name": NEW, "disks": NAMES, "files": FILES, "use_existing": FLAG, "plain": FLAG, **QUEUES},
+        {
+            "name": NEW,
+            "disks": NAMES,
+            "files": FILES,
+            "use_existing": FLAG,
+            "plain": FLAG,
+            "inside": FLAG,
+            **QUEUES,
+        },
     ),
     "stream": ({"disk": "vda"}, {"disk": NAME, "base": MAYBE, "into": MAYBE, **COPIES}),
     "commit": (
@@ -91,12 +99,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             **COPIES,
         },
     ),
-    "snapshot_internal": ({"name": "n1"}, {"name": NEW, "disks": NAMES, **QUEUES}),
     "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **QUEUES}),
-    "checkpoint_internal": (
-        {"name": "n1"},
-        {"name": NEW, "leave": NAMES, "via": MAYBE_WORD, "wait": FLAG, "plain": FLAG, **RUNS},
-    ),
     "checkpoint": (
         {"name": "n1"},
         {
@@ -112,10 +115,15 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ),
     "revert": (
         {"name": "old"},
-        {"name": MOMENT, "leave": NAMES, "discard": FLAG, "via": MAYBE_WORD, **QUEUES},
+        {
+            "name": MOMENT,
+            "leave": NAMES,
+            "discard": FLAG,
+            "via": MAYBE_WORD,
+            "into": (*WORD, "old"),
+            **QUEUES,
+        },
     ),
-    "revert_prepare": ({"name": "old"}, {"name": MOMENT, "wait": FLAG}),
-    "revert_incoming": ({"name": "old"}, {"name": MOMENT, **QUEUES}),
     "reverted": ({"name": "old", "launcher": print}, {"name": MOMENT, "launcher": CALLED}),
     "save": ({"file": "/m"}, {"file": PATH, "plain": FLAG, **QUEUES}),
     "restore": ({"file": "/m"}, {"file": PATH, **QUEUES}),

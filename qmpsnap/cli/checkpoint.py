@@ -9,7 +9,7 @@ import click
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
 from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
+from qmpsnap.plan.intent import Checkpoint
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent, Mode, Via
@@ -78,7 +78,7 @@ def checkpoint(
     if mode == "internal":
         if memory is not None:
             raise click.UsageError("--mode internal saves the memory in an image: omit --memory")
-        intent: Intent = CheckpointInternal(name, leave=leave, via=via, plain=plain)
+        intent: Intent = Checkpoint(name, "internal", leave=leave, via=via, plain=plain)
         change(intent, dry_run=dry_run, progress=progress, wait=wait)
         return
     if leave or via is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,7 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, MOMENT, dry_run, via, wait
 from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
-from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+from qmpsnap.plan.intent import Revert
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Via
@@ -78,9 +79,10 @@ def revert(
     if (prepare or into_incoming) and (leave or discard or via is not None):
         raise click.UsageError("--leave, --discard and --via are for a revert in the same QEMU")
     if prepare:
-        change(PrepareRevert(name), dry_run=dry_run, wait=wait, then=lambda done: _prepared(name, done))
+        prepared = partial(_prepared, name)
+        change(Revert(name, into="new"), dry_run=dry_run, wait=wait, then=prepared)
     elif into_incoming:
-        change(RevertIncoming(name), dry_run=dry_run, wait=wait)
+        change(Revert(name, into="incoming"), dry_run=dry_run, wait=wait)
     else:
         change(Revert(name, leave=leave, discard=discard, via=via), dry_run=dry_run, wait=wait)
 

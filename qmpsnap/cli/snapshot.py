@@ -9,7 +9,7 @@ import click
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, wait
 from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Snapshot, SnapshotInternal
+from qmpsnap.plan.intent import Snapshot
 
 __all__ = ["snapshot"]
 
@@ -72,6 +72,6 @@ def snapshot(
     if internal:
         if files or use_existing:
             raise click.UsageError("--internal creates no files: omit --use-existing and the FILE of --disk")
-        change(SnapshotInternal(moment, tuple(spelled)), dry_run=dry_run, wait=wait)
+        change(Snapshot(moment, tuple(spelled), inside=True), dry_run=dry_run, wait=wait)
         return
     change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run, wait=wait)

@@ -6,16 +6,15 @@ Each value is checked by its field's type as it is made: a word, path or number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - read again when a field is checked
+from collections.abc import Iterable, Mapping  # noqa: TC003 - read again when a field is checked
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, Text, check_fields
+from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, Text, check_fields, refuse
 from qmpsnap.model.frozen import Frozen
 
 __all__ = [
     "Checkpoint",
-    "CheckpointInternal",
     "Commit",
     "Delete",
     "Ending",
@@ -23,17 +22,14 @@ __all__ = [
     "Folded",
     "Format",
     "Intent",
+    "Into",
     "Mirror",
     "Mode",
     "OnError",
-    "PrepareRevert",
     "Restore",
     "Revert",
-    "RevertIncoming",
     "Save",
     "Snapshot",
-    "SnapshotInternal",
-    "StateIntent",
     "Stream",
     "Sync",
     "Via",
@@ -72,6 +68,14 @@ Format = Literal["raw", "qcow2"]
 """Format of a copy."""
 
 
+Into = Literal["in-place", "new", "incoming"]
+"""Where a machine goes back to a moment.
+
+In the same QEMU; or in a new one, for which overlays are made first, and which then, started on them with
+`-S -incoming defer`, gets the memory.
+"""
+
+
 class _Checked:
     """Checks its fields as it is made."""
 
@@ -80,10 +84,15 @@ class _Checked:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def kind(self) -> str:
+        """Which planner plans it."""
+        return type(self).__name__.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(_Checked):
-    """New overlays on one or more disks, at one instant.
+    """New overlays on one or more disks, or a snapshot inside their active layers, at one instant.
 
     Attributes:
         name: The moment's name.
@@ -91,6 +100,7 @@ class Snapshot(_Checked):
         files: Overlay's path for a disk of `disks`, by the same spelling; absolute.
         use_existing: Whether the files are there already, made by the caller.
         plain: Whether what is encrypted may lie in the clear afterwards.
+        inside: Whether it is taken inside the images; no chain changes, and there are no files.
     """
 
     name: NewName
@@ -98,23 +108,20 @@ class Snapshot(_Checked):
     files: Mapping[Text, AbsolutePath] = field(default_factory=Frozen)
     use_existing: bool = False
     plain: bool = False
+    inside: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "files", Frozen(self.files))
+        if self.inside:
+            _refuse(
+                self, ("files", "use_existing"), "it is for overlays, and this snapshot is inside the images"
+            )
 
-
-@dataclass(frozen=True, slots=True)
-class SnapshotInternal(_Checked):
-    """A snapshot inside the active layer of one or more disks, at one instant; no chain changes.
-
-    Attributes:
-        name: The moment's name.
-        disks: Disks to take, in any spelling; empty: every writable disk with a medium.
-    """
-
-    name: NewName
-    disks: tuple[Text, ...] = ()
+    @property
+    def kind(self) -> str:
+        """Which planner plans it."""
+        return "snapshot-internal" if self.inside else "snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,23 +136,6 @@ class Delete(_Checked):
 
     name: Text
     via: Via | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointInternal(_Checked):
-    """VM state and writable disks, at one instant, inside the images.
-
-    Attributes:
-        name: The checkpoint's name.
-        leave: Writable disks that take no part, in any spelling.
-        via: How; None: by the rule of `Via`.
-        plain: Whether what is encrypted may lie in the clear afterwards.
-    """
-
-    name: NewName
-    leave: tuple[Text, ...] = ()
-    via: Via | None = None
-    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,58 +221,72 @@ class Mirror(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(_Checked):
-    """VM state in a file of its own, and overlays on every writable disk, at one instant.
+    """VM state and writable disks, at one instant: in a file and overlays, or inside the images.
 
     Attributes:
         name: The checkpoint's name.
         mode: How the memory is kept; a guest that is paused is kept by "stop" where "background" is asked.
-        memory: Path of the file of VM state; absolute; "": beside the first disk's active layer.
+        memory: Path of the file of VM state; absolute; "": beside the first disk's active layer, or none with
+            "internal".
         plain: Whether what is encrypted may lie in the clear afterwards.
+        leave: With "internal" alone: writable disks that take no part, in any spelling.
+        via: With "internal" alone: how; None: by the rule of `Via`.
     """
 
     name: NewName
-    mode: FileMode = "stop"
+    mode: Mode = "stop"
     memory: OptionalPath = ""
     plain: bool = False
+    leave: tuple[Text, ...] = ()
+    via: Via | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.mode == "internal":
+            _refuse(self, ("memory",), "the mode 'internal' saves the memory in an image")
+        else:
+            _refuse(self, ("leave", "via"), f"it is for the mode 'internal', and this is {self.mode!r}")
+
+    @property
+    def kind(self) -> str:
+        """Which planner plans it."""
+        return "checkpoint-internal" if self.mode == "internal" else "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class Revert(_Checked):
-    """The machine goes back to a moment, in the same QEMU.
+    """The machine goes back to a moment.
 
     Attributes:
         name: The moment's name.
         leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
         discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
         via: How an internal checkpoint is loaded; None: by the rule of `Via`.
+        into: Where it goes back. `leave`, `discard` and `via` are for "in-place" alone.
     """
 
     name: Text
     leave: tuple[Text, ...] = ()
     discard: bool = False
     via: Via | None = None
+    into: Into = "in-place"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.into != "in-place":
+            _refuse(self, ("leave", "discard", "via"), "it is for a revert in the same QEMU")
+
+    @property
+    def kind(self) -> str:
+        """Which planner plans it."""
+        return "revert" if self.into == "in-place" else f"revert-{self.into}"
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareRevert(_Checked):
-    """Overlays on a moment's layers, for a new QEMU to start from; the machine itself goes on.
-
-    Attributes:
-        name: The moment's name.
-    """
-
-    name: Text
-
-
-@dataclass(frozen=True, slots=True)
-class RevertIncoming(_Checked):
-    """A QEMU that was started on prepared overlays, and waits for its VM state, gets it.
-
-    Attributes:
-        name: The checkpoint's name.
-    """
-
-    name: Text
+def _refuse(intent: object, parameters: Iterable[str], why: str) -> None:
+    """Refuse what was given and does not go with the rest."""
+    for parameter in parameters:
+        if value := getattr(intent, parameter):
+            refuse(parameter, value, why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,5 +313,4 @@ class Restore(_Checked):
     file: AbsolutePath
 
 
-StateIntent = Checkpoint | Revert | PrepareRevert | RevertIncoming | Save | Restore
-Intent = Snapshot | SnapshotInternal | Delete | CheckpointInternal | StateIntent | Stream | Commit | Mirror
+Intent = Snapshot | Delete | Checkpoint | Revert | Save | Restore | Stream | Commit | Mirror

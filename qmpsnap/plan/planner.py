@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qmpsnap.plan import intent as intents
 from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
@@ -43,22 +42,22 @@ class Planner:
     ask_again: Callable[..., Ask] | None = None
 
 
-PLANNERS: Mapping[type[Intent], Planner] = {
-    intents.Snapshot: Planner(overlays.ask, snapshot.plan, "standing"),
-    intents.SnapshotInternal: Planner(snapshot_internal.ask, snapshot_internal.plan, "standing"),
-    intents.Stream: Planner(stream.ask, stream.plan, "standing"),
-    intents.Commit: Planner(commit.ask, commit.plan, "standing"),
-    intents.Mirror: Planner(mirror.ask, mirror.plan, "standing"),
-    intents.Delete: Planner(delete.ask, delete.plan, "all"),
-    intents.Checkpoint: Planner(checkpoint.ask, checkpoint.plan, "all"),
-    intents.CheckpointInternal: Planner(checkpoint_internal.ask, checkpoint_internal.plan, "all"),
-    intents.Revert: Planner(revert.ask, revert.plan, "all", revert.ask_again),
-    intents.PrepareRevert: Planner(revert.ask, revert_new.plan_prepare, "nothing", revert.ask_again),
-    intents.RevertIncoming: Planner(revert.ask, revert_new.plan_incoming, "all", revert.ask_again),
-    intents.Save: Planner(save.ask_save, save.plan_save, "all"),
-    intents.Restore: Planner(save.ask_restore, save.plan_restore, "all"),
+PLANNERS: Mapping[str, Planner] = {
+    "snapshot": Planner(overlays.ask, snapshot.plan, "standing"),
+    "snapshot-internal": Planner(snapshot_internal.ask, snapshot_internal.plan, "standing"),
+    "stream": Planner(stream.ask, stream.plan, "standing"),
+    "commit": Planner(commit.ask, commit.plan, "standing"),
+    "mirror": Planner(mirror.ask, mirror.plan, "standing"),
+    "delete": Planner(delete.ask, delete.plan, "all"),
+    "checkpoint": Planner(checkpoint.ask, checkpoint.plan, "all"),
+    "checkpoint-internal": Planner(checkpoint_internal.ask, checkpoint_internal.plan, "all"),
+    "revert": Planner(revert.ask, revert.plan, "all", revert.ask_again),
+    "revert-new": Planner(revert.ask, revert_new.plan_prepare, "nothing", revert.ask_again),
+    "revert-incoming": Planner(revert.ask, revert_new.plan_incoming, "all", revert.ask_again),
+    "save": Planner(save.ask_save, save.plan_save, "all"),
+    "restore": Planner(save.ask_restore, save.plan_restore, "all"),
 }
-"""What plans each intent: a new operation is a line here."""
+"""What plans each intent, by its kind: a new operation is a line here."""
 
 
 def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
@@ -72,23 +71,23 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
     Raises:
         Refused: When a name in the intent means nothing, or two things.
     """
-    return PLANNERS[type(intent)].ask(intent, graph, state_dir=state_dir)
+    return PLANNERS[intent.kind].ask(intent, graph, state_dir=state_dir)
 
 
 def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = "") -> Ask | None:
     """What has to be known besides, now that the records have been read; None: nothing."""
-    again = PLANNERS[type(intent)].ask_again
+    again = PLANNERS[intent.kind].ask_again
     return again(intent, graph, files, state_dir=state_dir) if again is not None else None
 
 
 def needs_machine(intent: Intent) -> bool:
     """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    return PLANNERS[type(intent)].machine == "all"
+    return PLANNERS[intent.kind].machine == "all"
 
 
 def needs_standing(intent: Intent) -> bool:
     """Whether `plan` has to know that the machine is on its way to no other QEMU, and no more of it."""
-    return PLANNERS[type(intent)].machine == "standing"
+    return PLANNERS[intent.kind].machine == "standing"
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:
@@ -97,7 +96,7 @@ def plan(intent: Intent, scene: Scene) -> Plan:
     Raises:
         Refused: One of its kinds; nothing was sent.
     """
-    planner = PLANNERS[type(intent)]
+    planner = PLANNERS[intent.kind]
     if planner.machine == "standing":
         refuse_migrated(scene)
     return planner.plan(intent, scene)

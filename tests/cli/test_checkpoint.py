@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.plan.intent import Checkpoint, CheckpointInternal
+from qmpsnap.plan.intent import Checkpoint
 
 
 def test_checkpoint_has_the_promised_defaults(intent):
@@ -19,8 +19,10 @@ def test_checkpoint_asks_for_the_mode_and_the_file(intent, mode):
 
 def test_checkpoint_internal_is_an_intent_of_its_own(intent):
     words = ("--mode", "internal", "--leave", "vdb", "--leave", "vdc", "--via", "jobs")
-    assert intent("checkpoint", "c1", *words) == CheckpointInternal("c1", ("vdb", "vdc"), "jobs")
-    assert intent("checkpoint", "c1", "--mode", "internal") == CheckpointInternal("c1")
+    assert intent("checkpoint", "c1", *words) == Checkpoint(
+        "c1", "internal", leave=("vdb", "vdc"), via="jobs"
+    )
+    assert intent("checkpoint", "c1", "--mode", "internal") == Checkpoint("c1", "internal")
 
 
 @pytest.mark.parametrize(

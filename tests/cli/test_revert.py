@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.plan.intent import PrepareRevert, Revert, RevertIncoming
+from qmpsnap.plan.intent import Revert
 from qmpsnap.run.outcome import Done
 
 CHAINS = {"vda": ("/d/top", "/d/base"), "vdb": ("/d/b",)}
@@ -19,8 +19,8 @@ def test_revert_says_all_that_can_be_said(intent):
 
 
 def test_revert_with_a_new_qemu_is_two_steps(intent):
-    assert intent("revert", "c1", "--prepare") == PrepareRevert("c1")
-    assert intent("revert", "c1", "--into-incoming") == RevertIncoming("c1")
+    assert intent("revert", "c1", "--prepare") == Revert("c1", into="new")
+    assert intent("revert", "c1", "--into-incoming") == Revert("c1", into="incoming")
 
 
 @pytest.mark.parametrize(

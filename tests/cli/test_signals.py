@@ -12,7 +12,7 @@ import pytest
 from qmpsnap.cli.app import App
 from qmpsnap.cli.signals import Signals, detached, no_answer
 from qmpsnap.errors import Changed
-from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Commit, Save
+from qmpsnap.plan.intent import Checkpoint, Commit, Save
 from tests.run.operations import vm_of
 from tests.run.states import fake_of
 
@@ -81,9 +81,9 @@ async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on(
     )
 
 
-@pytest.mark.parametrize("intent", [IN_PLACE, CheckpointInternal("c1", leave=("vdb",), via="jobs")])
+@pytest.mark.parametrize("intent", [IN_PLACE, Checkpoint("c1", "internal", leave=("vdb",), via="jobs")])
 async def test_left_says_nothing_of_a_guest_that_the_plan_does_not_stop(intent: Intent) -> None:
-    plan = await plan_for(intent, running=isinstance(intent, CheckpointInternal))
+    plan = await plan_for(intent, running=intent is not IN_PLACE)
     error = detached(plan, plan.operation_id, cancelled=True)
     assert plan.job_id in error.message
     assert "the guest" not in error.message + error.hint

@@ -7,14 +7,12 @@ import pytest
 from qmpsnap.errors import BadArgument, BadName, QmpsnapError
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Mirror,
     Restore,
     Revert,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 
@@ -45,12 +43,20 @@ WRONG: Mapping[str, tuple[type[Any], tuple[Any, ...], dict[str, Any], type[Qmpsn
     "relative image": (Commit, ("vda",), {"invalidate": ("x",)}, BadArgument, "give an absolute path"),
     "relative place": (Commit, ("vda",), {"look_in": ("x",)}, BadArgument, "give an absolute path"),
     "format": (Mirror, ("vda", "/c", "pivot"), {"format": "vmdk"}, BadArgument, "give 'raw' or 'qcow2'"),
-    "internal": (Checkpoint, ("c1", "internal"), {}, BadArgument, "'stop', 'background' or 'in-place'"),
+    "mode": (Checkpoint, ("c1", "inside"), {}, BadArgument, "'stop', 'background', 'in-place' or 'internal'"),
+    "file inside": (Checkpoint, ("c1", "internal"), {"memory": "/m"}, BadArgument, "saves the memory in an"),
+    "left outside": (Checkpoint, ("c1",), {"leave": ("vda",)}, BadArgument, "it is for the mode 'internal'"),
+    "way outside": (Checkpoint, ("c1",), {"via": "hmp"}, BadArgument, "it is for the mode 'internal'"),
+    "overlay inside": (Snapshot, ("n1", ("vda",), {"vda": "/o"}), {"inside": True}, BadArgument, "overlays"),
+    "overlays inside": (Snapshot, ("n1",), {"use_existing": True, "inside": True}, BadArgument, "overlays"),
+    "discarded elsewhere": (Revert, ("c1",), {"discard": True, "into": "new"}, BadArgument, "same QEMU"),
+    "left elsewhere": (Revert, ("c1", ("vda",)), {"into": "incoming"}, BadArgument, "same QEMU"),
+    "way elsewhere": (Revert, ("c1",), {"via": "jobs", "into": "new"}, BadArgument, "same QEMU"),
     "no tuple": (Snapshot, ("n1", ["vda"]), {}, BadArgument, "give a tuple"),
     "name": (Snapshot, ("n/1",), {}, BadName, "valid snapshot name"),
     "checkpoint's name": (Checkpoint, ("c/1",), {}, BadName, "valid snapshot name"),
-    "name inside": (SnapshotInternal, ("a b",), {}, BadName, "valid snapshot name"),
-    "checkpoint's name inside": (CheckpointInternal, ('c"',), {}, BadName, "valid snapshot name"),
+    "name inside": (Snapshot, ("a b",), {"inside": True}, BadName, "valid snapshot name"),
+    "checkpoint's name inside": (Checkpoint, ('c"', "internal"), {}, BadName, "valid snapshot name"),
 }
 
 

@@ -16,20 +16,16 @@ from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Ending,
     Folded,
     Intent,
     Mirror,
-    PrepareRevert,
     Restore,
     Revert,
-    RevertIncoming,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
     Sync,
 )
@@ -88,7 +84,7 @@ ENDINGS: st.SearchStrategy[Ending] = st.sampled_from(["pivot", "finish"])
 FOLDED: st.SearchStrategy[Folded] = st.sampled_from(["rename", "remove", "keep"])
 INTENTS: st.SearchStrategy[Intent] = st.one_of(
     st.builds(Snapshot, st.just("n1"), st.sampled_from([("vda",), ("vda", "vdb"), (), ("vdb",)])),
-    st.builds(SnapshotInternal, NEW, st.sampled_from([("vda",), ("vda", "vdb"), (), ("vdb",)])),
+    st.builds(Snapshot, NEW, st.sampled_from([("vda",), ("vda", "vdb"), (), ("vdb",)]), inside=st.just(True)),
     st.builds(Delete, NEW),
     st.builds(Stream, st.just("vda"), LAYERS, LAYERS),
     st.builds(Commit, st.just("vda"), LAYERS, LAYERS, st.booleans(), folded=FOLDED),
@@ -106,11 +102,11 @@ def wanted(intent: Intent, machine: Machine) -> dict[str, list[str]] | None:
         return default if layer is None else known.get(layer, -100)
 
     match intent:
-        case Snapshot():
+        case Snapshot(inside=False):
             for disk in intent.disks or chains:
                 base, place = ("base", "/images") if disk == "vda" else ("data", "/more")
                 chains[disk].insert(0, f"{place}/{base}.n1.qcow2")
-        case SnapshotInternal() | Delete():
+        case Snapshot(inside=True) | Delete():
             return chains if (intent.name == "old") is isinstance(intent, Delete) else None
         case Stream():
             into, base_at = at(intent.into, 0), at(intent.base, len(vda))
@@ -258,7 +254,8 @@ def test_planner_puts_away_and_calls_invalid_only_what_left_the_chain(
 
 
 def test_every_intent_has_a_planner() -> None:
-    assert {*planner.PLANNERS} == {*get_args(Intent)}
+    variants = {"snapshot-internal", "checkpoint-internal", "revert-new", "revert-incoming"}
+    assert {*planner.PLANNERS} == {kind.__name__.lower() for kind in get_args(Intent)} | variants
 
 
 def test_planner_asks_for_what_it_then_reads() -> None:
@@ -272,10 +269,10 @@ def test_planner_asks_for_what_it_then_reads() -> None:
 @pytest.mark.parametrize(
     "intent",
     [
-        CheckpointInternal("c1"),
+        Checkpoint("c1", "internal"),
         Checkpoint("c1"),
         Revert("c1"),
-        RevertIncoming("c1"),
+        Revert("c1", into="incoming"),
         Save("/m"),
         Restore("/m"),
     ],
@@ -284,7 +281,7 @@ def test_planner_asks_for_what_it_then_reads() -> None:
 def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back(intent: Intent) -> None:
     assert planner.needs_machine(intent)
     assert not planner.needs_machine(Snapshot("n1"))
-    assert not planner.needs_machine(PrepareRevert("c1"))
+    assert not planner.needs_machine(Revert("c1", into="new"))
 
 
 def test_wanted_is_able_to_refuse() -> None:
@@ -306,7 +303,13 @@ def test_wanted_is_able_to_refuse() -> None:
 )
 @pytest.mark.parametrize(
     "intent",
-    [Snapshot("n1"), SnapshotInternal("n1"), Stream("vda"), Commit("vda"), Mirror("vda", COPY, "finish")],
+    [
+        Snapshot("n1"),
+        Snapshot("n1", inside=True),
+        Stream("vda"),
+        Commit("vda"),
+        Mirror("vda", COPY, "finish"),
+    ],
     ids=lambda intent: type(intent).__name__,
 )
 def test_planner_leaves_the_disks_of_a_machine_alone_that_is_on_its_way(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qmpsnap.errors import Refused
 from qmpsnap.plan.commands.state import cont, stop
-from qmpsnap.plan.intent import Checkpoint, Intent, Mode, PrepareRevert, Revert, Save, Snapshot
+from qmpsnap.plan.intent import Checkpoint, Intent, Mode, Revert, Save, Snapshot
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
@@ -29,7 +29,7 @@ INTENTS: st.SearchStrategy[Intent | bool] = st.one_of(
     st.builds(Checkpoint, NAMES, MODES),
     st.builds(Snapshot, NAMES),
     st.builds(Revert, NAMES, st.sampled_from([(), ("vdb",)]), st.booleans()),
-    st.builds(PrepareRevert, NAMES),
+    st.builds(Revert, NAMES),
     st.builds(Save, st.sampled_from(["/images/m", "/images/n"])),
     st.booleans(),  # somebody lets the guest run, or stops it
 )

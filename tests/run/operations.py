@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.intent import CheckpointInternal, Commit, Delete, Mirror, Snapshot, SnapshotInternal, Stream
+from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS, FakeTarget
 from qmpsnap.testing.fake_files import FakeFiles
@@ -32,10 +32,10 @@ COPY = "/images/copy.qcow2"
 
 INTENTS: dict[str, Intent] = {
     "snapshot": Snapshot("n1"),
-    "snapshot-internal": SnapshotInternal("n1"),
+    "snapshot-internal": Snapshot("n1", inside=True),
     "delete": Delete("old"),
-    "checkpoint-internal": CheckpointInternal("n1"),
-    "checkpoint-by-jobs": CheckpointInternal("n1", via="jobs"),
+    "checkpoint-internal": Checkpoint("n1", "internal"),
+    "checkpoint-by-jobs": Checkpoint("n1", "internal", via="jobs"),
     "stream": Stream("vda", "base"),
     "commit": Commit("vda", "s1", "base"),
     "commit-pivot": Commit("vda"),

@@ -14,10 +14,8 @@ from qmpsnap.model.graph import Filter
 from qmpsnap.plan.intent import (
     Checkpoint,
     Delete,
-    PrepareRevert,
     Restore,
     Revert,
-    RevertIncoming,
     Save,
 )
 from qmpsnap.testing.drawing import chain, graph
@@ -87,7 +85,7 @@ def ready_on(overlays: Mapping[str, str]) -> Graph:
 async def _prepared(mode: Mode) -> FakeTarget:
     """A new QEMU on the overlays that were prepared for it."""
     old = await _checkpoint(mode, fake_of())
-    made = await vm_of(old).revert_prepare("c1")
+    made = await vm_of(old).revert("c1", into="new")
     new = ready_on(made.prepared)
     return FakeTarget(new, files=old.files, commands=COMMON, machine=waiting(a_machine(new)))
 
@@ -134,8 +132,8 @@ CASES: dict[str, Case] = {
     "revert-disks": Case(Revert("c1", discard=True), lambda: _with_snapshot(fake_of())),
     "revert-throttled": Case(Revert("c1"), lambda: _checkpoint("in-place", fake_of(THROTTLED))),
     "revert-aside": Case(Revert("c2"), _left_aside),
-    "prepare": Case(PrepareRevert("c1"), lambda: _checkpoint("stop", fake_of())),
-    "incoming": Case(RevertIncoming("c1"), lambda: _prepared("stop")),
+    "prepare": Case(Revert("c1", into="new"), lambda: _checkpoint("stop", fake_of())),
+    "incoming": Case(Revert("c1", into="incoming"), lambda: _prepared("stop")),
     "delete": Case(Delete("c1"), lambda: _checkpoint("stop", fake_of())),
     "restore": Case(Restore("/images/m"), _saved),
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 from qmpsnap.errors import Busy, Changed, CommandFailed, Interrupted, LinkLost, NotFound, QmpsnapError
-from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot, SnapshotInternal
+from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.testing.fake import refused
@@ -244,7 +244,7 @@ async def test_executor_runs_plans_of_one_disk_one_after_the_other() -> None:
 
 BESIDE: dict[str, Intent] = {
     "snapshot": Snapshot("n1", ("vdb",)),
-    "snapshot-internal": SnapshotInternal("n1", ("vdb",)),
+    "snapshot-internal": Snapshot("n1", ("vdb",), inside=True),
     "mirror": Mirror("vdb", "/images/other.qcow2", "pivot", discard_internal=True),
 }
 
@@ -279,8 +279,13 @@ async def test_executor_runs_plans_of_disjoint_disks_side_by_side(case: str, bes
     assert intents(fake) == ([job.id] if case == "commit-keep" else [])
 
 
-@pytest.mark.parametrize("name", ["snapshot", "checkpoint", "checkpoint_internal", "delete"])
-async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("snapshot", {}), ("checkpoint", {}), ("checkpoint", {"mode": "internal"}), ("delete", {})],
+)
+async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(
+    name: str, more: dict[str, Any]
+) -> None:
     fake = machine("mirror-finish")
     vm = vm_of(fake)
     fake.hold = True
@@ -290,14 +295,14 @@ async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(
     moment = "old" if name == "delete" else "n1"
     before = list(fake.performed)
     with pytest.raises(Busy) as caught:
-        await getattr(vm, name)(moment)
+        await getattr(vm, name)(moment, **more)
     assert (caught.value.job_id, fake.performed) == (job.id, before)
-    waiting = asyncio.create_task(getattr(vm, name)(moment, wait=True))
+    waiting = asyncio.create_task(getattr(vm, name)(moment, wait=True, **more))
     await anyio.wait_all_tasks_blocked()
     assert (waiting.done(), fake.performed) == (False, before)
     fake.let_go()
     assert (await long).op == "mirror"
-    assert (await waiting).op.startswith(name.partition("_")[0])
+    assert (await waiting).op.startswith(name)
     assert fake.watched == 0
 
 
@@ -316,7 +321,7 @@ async def test_what_has_to_wait_is_not_overtaken_by_what_came_later() -> None:
     both = await vm.plan(Snapshot("n3", ("vdb",)))
     whole = asyncio.create_task(run("whole", replace(both, disks=("vda", "vdb"))))
     await anyio.wait_all_tasks_blocked()
-    later = asyncio.create_task(run("later", await vm.plan(SnapshotInternal("n2", ("vdb",)))))
+    later = asyncio.create_task(run("later", await vm.plan(Snapshot("n2", ("vdb",), inside=True))))
     await anyio.wait_all_tasks_blocked()
     assert ended == []
     fake.let_go()

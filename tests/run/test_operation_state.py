@@ -10,7 +10,7 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.commands.state import cont
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, Revert
+from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(10)
 
 EARLY = "Snapshot 'c1' does not exist in one or more devices"
 LATE = "Size mismatch: pc.ram: 0x4000000 != 0x6000000: Invalid argument"
-SAVE, LOAD = CheckpointInternal("c2", via="jobs"), Revert("c1", via="jobs")
+SAVE, LOAD = Checkpoint("c2", "internal", via="jobs"), Revert("c1", via="jobs")
 
 
 def with_checkpoint(*, running: bool = True) -> FakeTarget:

@@ -8,13 +8,11 @@ import pytest
 
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Mirror,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 from qmpsnap.run.turns import Claim, claim_of
@@ -31,14 +29,14 @@ TWO = graph(chain("base <- s1 <- s2*"), with_layer(chain("data <- d1*", name="vd
 # Of each pair whether the two may run side by side.
 VDA: dict[str, Intent] = {
     "snapshot": Snapshot("n1", ("vda",)),
-    "internal": SnapshotInternal("n1", ("vda",)),
+    "internal": Snapshot("n1", ("vda",), inside=True),
     "stream": Stream("vda", "base"),
     "commit": Commit("vda", "s1", "base"),
     "mirror": Mirror("vda", "/images/copy.qcow2", "pivot"),
 }
 VDB: dict[str, Intent] = {
     "snapshot": Snapshot("n2", ("vdb",)),
-    "internal": SnapshotInternal("n2", ("vdb",)),
+    "internal": Snapshot("n2", ("vdb",), inside=True),
     "stream": Stream("vdb"),
     "commit": Commit("vdb", discard_internal=True),
     "mirror": Mirror("vdb", "/images/other.qcow2", "finish"),
@@ -46,7 +44,7 @@ VDB: dict[str, Intent] = {
 WHOLE: dict[str, Intent] = {
     "snapshot of both": Snapshot("n3"),
     "checkpoint": Checkpoint("n3"),
-    "checkpoint inside": CheckpointInternal("n3"),
+    "checkpoint inside": Checkpoint("n3", "internal"),
     "delete": Delete("old"),
     "save": Save("/images/m"),
 }

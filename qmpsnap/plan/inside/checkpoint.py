@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import Op
     from qmpsnap.plan.inside.taking import Taking
-    from qmpsnap.plan.intent import CheckpointInternal, Revert
+    from qmpsnap.plan.intent import Checkpoint, Revert
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
 __all__ = ["ask", "plan", "plan_revert"]
 
 
-def ask(intent: CheckpointInternal | Revert, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Checkpoint | Revert, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know: the names that records give to moments, and where records can lie."""
     del intent
     places = state_questions(graph, state_dir)
     return Ask(directories=with_parents(places), records=places)
 
 
-def plan(intent: CheckpointInternal, scene: Scene) -> Plan:
+def plan(intent: Checkpoint, scene: Scene) -> Plan:
     """Plan a checkpoint; or refuse.
 
     Raises:
@@ -171,14 +171,14 @@ def _recordable(name: str) -> bool:
     return True
 
 
-def _token(intent: CheckpointInternal | Revert, part: Taking, scene: Scene) -> str:
+def _token(intent: Checkpoint | Revert, part: Taking, scene: Scene) -> str:
     files = [(disk.name, disk.files) for disk in part.disks]
-    return digest(type(intent).__name__, intent.name, files, avoid=scene.names)
+    return digest(intent.kind, intent.name, files, avoid=scene.names)
 
 
 def _plan(
     op: Op,
-    intent: CheckpointInternal | Revert,
+    intent: Checkpoint | Revert,
     scene: Scene,
     part: Taking,
     title: str,

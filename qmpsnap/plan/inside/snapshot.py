@@ -22,19 +22,19 @@ from qmpsnap.plan.record_places import state_questions
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.plan.intent import SnapshotInternal
+    from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
 
 __all__ = ["ask", "plan", "refuse_taken"]
 
 
-def ask(intent: SnapshotInternal, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system: the names that records give to moments."""
     del intent
     return Ask(records=state_questions(graph, state_dir))
 
 
-def plan(intent: SnapshotInternal, scene: Scene) -> Plan:
+def plan(intent: Snapshot, scene: Scene) -> Plan:
     """Plan the transaction; or refuse.
 
     Raises:
@@ -99,7 +99,7 @@ def refuse_taken(name: str, scene: Scene) -> None:
         )
 
 
-def _chosen(intent: SnapshotInternal, scene: Scene) -> tuple[list[Disk], list[str]]:
+def _chosen(intent: Snapshot, scene: Scene) -> tuple[list[Disk], list[str]]:
     """The disks to take, and each that is left out with the reason."""
     if not intent.disks:
         chosen = [*scene.graph.writable()]

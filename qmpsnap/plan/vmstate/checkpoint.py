@@ -96,6 +96,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False)
     machine = machine_of(scene)
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
+    assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
     refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
     refuse_asleep(machine)

@@ -27,7 +27,6 @@ from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
-from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.vmstate import discard
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.moments import Moment
     from qmpsnap.model.record import MomentRecord, Record
-    from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
+    from qmpsnap.plan.intent import Revert
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
     from qmpsnap.plan.vmstate.branch import Branch
@@ -56,16 +55,14 @@ if TYPE_CHECKING:
 __all__ = ["ask", "ask_again", "plan"]
 
 
-def ask(intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Revert, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system, first: which moments there are."""
     del intent
     places = state_questions(graph, state_dir)
     return Ask(directories=with_parents(places), records=places)
 
 
-def ask_again(
-    intent: Revert | PrepareRevert | RevertIncoming, graph: Graph, files: Files, *, state_dir: str = ""
-) -> Ask:
+def ask_again(intent: Revert, graph: Graph, files: Files, *, state_dir: str = "") -> Ask:
     """What it wants to know then: the files of the moment."""
     question = ask(intent, graph, state_dir=state_dir)
     record = _record_named(intent.name, graph, files.records)
@@ -73,7 +70,7 @@ def ask_again(
         images, directories = ask_loadable(graph, intent.name)
         return replace(question, memories=images, directories=(*question.directories, *directories))
     token = branch_token(record, graph)
-    left = {find_disk(graph, one).name for one in intent.leave} if isinstance(intent, Revert) else set()
+    left = {find_disk(graph, spelling).name for spelling in intent.leave}
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
     made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
@@ -86,7 +83,7 @@ def ask_again(
         memories=(state,) if state else (),
         fresh=fresh,
     )
-    return discard.ask(question, disks, graph) if isinstance(intent, Revert) and intent.discard else question
+    return discard.ask(question, disks, graph) if intent.discard else question
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:

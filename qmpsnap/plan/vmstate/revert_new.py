@@ -21,13 +21,13 @@ from qmpsnap.plan.vmstate.save import load_steps, refuse_other, whole_note
 if TYPE_CHECKING:
     from qmpsnap.model.memory import MemoryNote
     from qmpsnap.model.record import KeptState, MomentRecord
-    from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
+    from qmpsnap.plan.intent import Revert
     from qmpsnap.plan.scene import Scene
 
 __all__ = ["plan_incoming", "plan_prepare"]
 
 
-def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
+def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     """Plan overlays on a moment's layers, for a new QEMU to start from; the machine goes on. Or refuse.
 
     Raises:
@@ -86,7 +86,7 @@ def plan_prepare(intent: PrepareRevert, scene: Scene) -> Plan:
     )
 
 
-def plan_incoming(intent: RevertIncoming, scene: Scene) -> Plan:
+def plan_incoming(intent: Revert, scene: Scene) -> Plan:
     """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
 
     Raises:

@@ -17,7 +17,7 @@ from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
 from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
-from qmpsnap.plan.intent import Commit, Mirror, PrepareRevert, Revert, RevertIncoming, Stream
+from qmpsnap.plan.intent import Commit, Mirror, Revert, Stream
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
@@ -225,7 +225,7 @@ def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (PrepareRevert("c1"), "stop")]
+    ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (Revert("c1", into="new"), "stop")]
 )
 def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
     now = graph(vda="base <- s1 <- n1*", vdb="data.raw <- o2*")
@@ -247,10 +247,10 @@ def test_memory_is_not_loaded_over_what_is_lost() -> None:
     files.put(O1, backing=S1)
     files.put(O2, backing="/images/data.raw")
     waits = a_machine(TWO, status="inmigrate", running=False)
-    planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
+    planned(Revert("c1", into="incoming"), TWO, files=files, machine=waits)
     files.records[:] = [replace(one, lost=("vda",)) for one in files.records]
     with pytest.raises(NotInChain, match="a commit has written into it"):
-        planned(RevertIncoming("c1"), TWO, files=files, machine=waits)
+        planned(Revert("c1", into="incoming"), TWO, files=files, machine=waits)
 
 
 def test_moments_say_on_which_disk_they_are_lost() -> None:

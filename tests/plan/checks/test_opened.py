@@ -11,18 +11,14 @@ from qmpsnap.model.open_files import OpenFile, OpenState, Reopens
 from qmpsnap.plan.commands.files import create_file
 from qmpsnap.plan.intent import (
     Checkpoint,
-    CheckpointInternal,
     Commit,
     Delete,
     Intent,
     Mirror,
-    PrepareRevert,
     Restore,
     Revert,
-    RevertIncoming,
     Save,
     Snapshot,
-    SnapshotInternal,
     Stream,
 )
 from qmpsnap.plan.plan import Plan
@@ -40,18 +36,18 @@ TEMPORARY = "/var/tmp/vl.aB3xYz"
 VERBS: list[Intent] = [
     Snapshot("one"),
     Snapshot("one", ("vda",)),
-    SnapshotInternal("one"),
+    Snapshot("one", inside=True),
     Checkpoint("one", "stop"),
     Checkpoint("one", "in-place"),
-    CheckpointInternal("one"),
+    Checkpoint("one", "internal"),
     Save("/images/x.memory"),
     Commit("vda"),
     Stream("vda"),
     Mirror("vda", "/images/new.qcow2", "pivot", "none"),
     Revert("one"),
-    PrepareRevert("one"),
+    Revert("one", into="new"),
     Restore("/images/x.memory"),
-    RevertIncoming("one"),
+    Revert("one", into="incoming"),
 ]
 
 
@@ -79,7 +75,7 @@ def test_every_verb_is_tried_here_but_the_deletion_of_a_moment() -> None:
 @pytest.mark.parametrize("name", [BASE, S1])
 @pytest.mark.parametrize("intent", VERBS, ids=lambda one: type(one).__name__)
 def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: bool) -> None:
-    if isinstance(intent, PrepareRevert | Revert) and not shared:
+    if isinstance(intent, Revert) and not shared:
         shared = True
     with pytest.raises(FileMoved) as refused:
         planned(intent, TWO, files=files(TWO, name, "moved", "/other/x.qcow2", shared=shared))
@@ -253,7 +249,7 @@ def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent)
         (Checkpoint("one", "stop"), 0),
         (Revert("one"), 0),
         (Revert("one"), 1),
-        (PrepareRevert("one"), 1),
+        (Revert("one", into="new"), 1),
     ],
 )
 def test_verbs_refuse_to_name_a_part_of_a_file_as_if_it_were_all(intent: Intent, index: int) -> None:
@@ -267,7 +263,7 @@ def test_verbs_refuse_to_name_a_part_of_a_file_as_if_it_were_all(intent: Intent,
     ("intent", "index"),
     [
         (Snapshot("one"), 1),
-        (SnapshotInternal("one"), 0),
+        (Snapshot("one", inside=True), 0),
         (Mirror("vda", "/images/new.qcow2", "pivot"), 0),
         (Mirror("vda", "/images/new.qcow2", "pivot", "top"), 1),
         (Commit("vda"), 1),

@@ -23,7 +23,7 @@ from qmpsnap.model.record import Settings
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, snapshot_load, snapshot_save
-from qmpsnap.plan.intent import CheckpointInternal, Delete, Intent, Revert, Via
+from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert, Via
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_machine import a_machine
@@ -51,7 +51,7 @@ READ_ONLY = structs.replace(chain("iso*", name="vdr"), read_only=True)
 TWO = graph(holding("vda", STATE), holding("vdb", PART), READ_ONLY)
 
 
-SAVE, LOAD, DELETE = CheckpointInternal("c2"), Revert("c1"), Delete("c1")
+SAVE, LOAD, DELETE = Checkpoint("c2", "internal"), Revert("c1"), Delete("c1")
 NODES = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
 
 
@@ -102,7 +102,7 @@ def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
 @pytest.mark.parametrize("intent", [SAVE, LOAD])
 @pytest.mark.parametrize("running", [True, False])
 def test_checkpoint_is_written_down_first_and_put_away_last(
-    intent: CheckpointInternal | Revert, via: Via, *, running: bool
+    intent: Checkpoint | Revert, via: Via, *, running: bool
 ) -> None:
     plan = planned(replace(intent, via=via), TWO, machine=a_machine(TWO, running=running))
     first, last = plan.steps[0], plan.steps[-1]
@@ -120,7 +120,7 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
     ("intent", "running", "stale"), [(LOAD, False, 1), (LOAD, True, 0), (SAVE, False, 0)]
 )
 def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_stale(
-    intent: CheckpointInternal | Revert, via: Via, *, running: bool, stale: int
+    intent: Checkpoint | Revert, via: Via, *, running: bool, stale: int
 ) -> None:
     machine = a_machine(TWO, running=running, emulated=True)
     notes = planned(replace(intent, via=via), TWO, machine=machine).notes
@@ -137,7 +137,7 @@ RAW_BESIDE = graph(holding("vda", STATE), chain("d.raw*", name="vdr"))
 
 @pytest.mark.parametrize("leave", ["vdr", "/images/d.raw"])
 def test_checkpoint_leaves_a_disk_out_by_any_spelling_and_says_so(leave: str) -> None:
-    plan = planned(CheckpointInternal("c2", leave=(leave,)), RAW_BESIDE, files=unseen(RAW_BESIDE))
+    plan = planned(Checkpoint("c2", "internal", leave=(leave,)), RAW_BESIDE, files=unseen(RAW_BESIDE))
     assert plan.steps[0].command == "snapshot-save"
     assert (plan.steps[0].arguments["devices"], plan.disks) == (["vda-s1"], ("vda",))
     assert plan.notes == ("left out: vdr",)
@@ -182,7 +182,7 @@ FLASH = graph(holding("vda", STATE), chain("vars.raw*", name="pflash1"))
 LEAKED = graph(holding("vda", STATE), nodes=(Node("leak", "qcow2", "/images/x.qcow2"),))
 BARE = graph(holding("vda", STATE), nodes=(Node("bare", "file", "/images/x.qcow2"),))
 REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
-    "existing": (TWO, CheckpointInternal("c1"), TargetExists, "there already is an .* snapshot 'c1'"),
+    "existing": (TWO, Checkpoint("c1", "internal"), TargetExists, "there already is an .* snapshot 'c1'"),
     "raw": (RAW, SAVE, Unsupported, r"vdr \(/images/d\.raw\) is writable and raw"),
     "raw, load": (RAW, LOAD, Unsupported, "vdr"),
     "raw, delete by hmp": (RAW, replace(DELETE, via="hmp"), Unsupported, "vdr"),
@@ -238,7 +238,7 @@ def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
 
 @pytest.mark.parametrize("via", ["hmp", "jobs"])
 @pytest.mark.parametrize("intent", [SAVE, LOAD])
-def test_checkpoint_refuses_while_any_job_is_under_way(intent: CheckpointInternal | Revert, via: Via) -> None:
+def test_checkpoint_refuses_while_any_job_is_under_way(intent: Checkpoint | Revert, via: Via) -> None:
     intent = replace(intent, via=via)
     with pytest.raises(Busy, match="'theirs'"):
         planned(intent, TWO, jobs=(job("theirs"),))
@@ -281,7 +281,7 @@ def test_checkpoint_refuses_while_qemu_has_given_its_images_up(
 
 def test_checkpoint_is_not_named_by_a_number() -> None:
     with pytest.raises(BadName, match="the id of an internal snapshot") as caught:
-        planned(CheckpointInternal("3"), TWO)
+        planned(Checkpoint("3", "internal"), TWO)
     assert "s3" in caught.value.hint
 
 

@@ -8,7 +8,7 @@ from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Bitmap, Filter, Graph, InternalSnapshot, Node
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.plan.commands.state import loadvm
-from qmpsnap.plan.intent import CheckpointInternal, Intent, Revert, SnapshotInternal
+from qmpsnap.plan.intent import Checkpoint, Intent, Revert, Snapshot
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -132,17 +132,17 @@ def test_revert_inside_images_refuses_another_size_under_an_export() -> None:
 
 
 def test_checkpoint_inside_images_says_what_is_in_the_way_back() -> None:
-    one, other = planned(CheckpointInternal("c2"), tracked(Bitmap("b0"), Bitmap("b1"))).notes
+    one, other = planned(Checkpoint("c2", "internal"), tracked(Bitmap("b0"), Bitmap("b1"))).notes
     assert one == "vdb has the dirty bitmap 'b0': QEMU reverts to 'c2' only after it is removed"
     assert other == one.replace("b0", "b1")
-    assert planned(CheckpointInternal("c2"), GOOD).notes == ()
+    assert planned(Checkpoint("c2", "internal"), GOOD).notes == ()
 
 
 @pytest.mark.parametrize(
     ("intent", "hint"),
     [
-        (CheckpointInternal("c2"), "use --mode in-place, or leave the disk out: --leave vdb"),
-        (SnapshotInternal("c2"), "take an external snapshot, which works with every kind of disk"),
+        (Checkpoint("c2", "internal"), "use --mode in-place, or leave the disk out: --leave vdb"),
+        (Snapshot("c2", inside=True), "take an external snapshot, which works with every kind of disk"),
     ],
 )
 def test_nothing_is_kept_inside_an_image_with_an_external_data_file(intent: Intent, hint: str) -> None:

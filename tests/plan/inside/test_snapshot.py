@@ -9,7 +9,7 @@ from qmpsnap.errors import AmbiguousName, BadName, Busy, NotFound, Refused, Targ
 from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.commands.block import internal_snapshot
-from qmpsnap.plan.intent import Snapshot, SnapshotInternal
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
@@ -25,14 +25,14 @@ OLD = (InternalSnapshot("1", "old"),)
 
 
 def test_internal_takes_every_writable_disk_at_one_instant_and_names_the_others() -> None:
-    plan = planned(SnapshotInternal("i1"), graph(*TWO.disks.values(), READ_ONLY, EMPTY))
+    plan = planned(Snapshot("i1", inside=True), graph(*TWO.disks.values(), READ_ONLY, EMPTY))
     assert plan.steps == (internal_snapshot("i1", (("vda", "vda-s1"), ("vdb", "vdb-data"))),)
     assert plan.notes == ("left out: vdc (read-only), cd0 (empty)",)
     assert (plan.op, plan.moves, plan.job_id, plan.record) == ("snapshot-internal", (), "", None)
 
 
 def test_internal_predicts_the_snapshot_in_each_image_and_the_same_chains() -> None:
-    plan = planned(SnapshotInternal("i1", ("vda",)), TWO)
+    plan = planned(Snapshot("i1", ("vda",), inside=True), TWO)
     assert plan.after is not None
     assert plan.chains_after == plan.chains_before == {"vda": TWO.disks["vda"].files}
     assert [one.name for one in plan.after.disks["vda"].active.snapshots] == ["i1"]
@@ -41,23 +41,33 @@ def test_internal_predicts_the_snapshot_in_each_image_and_the_same_chains() -> N
 
 def test_internal_names_the_root_where_a_filter_stands_above() -> None:
     disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
-    assert planned(SnapshotInternal("i1", ("vda",)), graph(disk)).steps == (
+    assert planned(Snapshot("i1", ("vda",), inside=True), graph(disk)).steps == (
         internal_snapshot("i1", (("vda", "thr"),)),
     )
 
 
 RAW = graph(vda="base*", vdr="disk.raw*")
 BELOW = graph(with_layer(chain("base <- s1*"), 1, snapshots=OLD), chain("data*", name="vdb"))
-REFUSED: dict[str, tuple[Graph, SnapshotInternal, type[Refused], str]] = {
-    "raw, named": (RAW, SnapshotInternal("i1", ("vda", "vdr")), Unsupported, "active layer of vdr .* raw"),
-    "raw, not named": (RAW, SnapshotInternal("i1"), Unsupported, "active layer of vdr"),
-    "read-only": (graph(READ_ONLY), SnapshotInternal("i1", ("vdc",)), Unsupported, "'vdc' is read-only"),
-    "empty": (graph(EMPTY), SnapshotInternal("i1", ("cd0",)), Unsupported, "'cd0' has no medium"),
-    "nothing": (graph(EMPTY), SnapshotInternal("i1"), NotFound, "no writable disk"),
-    "unknown": (TWO, SnapshotInternal("i1", ("vdz",)), NotFound, "vdz"),
-    "twice": (TWO, SnapshotInternal("i1", ("vda", "vda-s1")), AmbiguousName, "'vda' is named twice"),
-    "taken below": (BELOW, SnapshotInternal("old", ("vda",)), TargetExists, "on vda: /images/base.qcow2"),
-    "taken elsewhere": (BELOW, SnapshotInternal("old", ("vdb",)), TargetExists, "on vda"),
+REFUSED: dict[str, tuple[Graph, Snapshot, type[Refused], str]] = {
+    "raw, named": (
+        RAW,
+        Snapshot("i1", ("vda", "vdr"), inside=True),
+        Unsupported,
+        "active layer of vdr .* raw",
+    ),
+    "raw, not named": (RAW, Snapshot("i1", inside=True), Unsupported, "active layer of vdr"),
+    "read-only": (graph(READ_ONLY), Snapshot("i1", ("vdc",), inside=True), Unsupported, "'vdc' is read-only"),
+    "empty": (graph(EMPTY), Snapshot("i1", ("cd0",), inside=True), Unsupported, "'cd0' has no medium"),
+    "nothing": (graph(EMPTY), Snapshot("i1", inside=True), NotFound, "no writable disk"),
+    "unknown": (TWO, Snapshot("i1", ("vdz",), inside=True), NotFound, "vdz"),
+    "twice": (TWO, Snapshot("i1", ("vda", "vda-s1"), inside=True), AmbiguousName, "'vda' is named twice"),
+    "taken below": (
+        BELOW,
+        Snapshot("old", ("vda",), inside=True),
+        TargetExists,
+        "on vda: /images/base.qcow2",
+    ),
+    "taken elsewhere": (BELOW, Snapshot("old", ("vdb",), inside=True), TargetExists, "on vda"),
 }
 
 
@@ -71,7 +81,7 @@ def test_internal_refuses_what_cannot_be(case: str) -> None:
 
 def test_internal_says_which_disks_could_be_taken() -> None:
     with pytest.raises(Unsupported) as caught:
-        planned(SnapshotInternal("i1"), RAW)
+        planned(Snapshot("i1", inside=True), RAW)
     assert "name the disks to snapshot (vda)" in caught.value.hint
 
 
@@ -82,7 +92,7 @@ def test_internal_refuses_the_name_of_an_external_one() -> None:
         MomentRecord("qmpsnap-snapshot-keep-1", "n1", NOW, {"vda": s1}, {"vda": base}, directory=STATE)
     )
     with pytest.raises(TargetExists, match="already is an external snapshot 'n1'"):
-        planned(SnapshotInternal("n1"), TWO, files=files)
+        planned(Snapshot("n1", inside=True), TWO, files=files)
 
 
 def test_snapshot_refuses_the_name_of_an_internal_one() -> None:
@@ -95,21 +105,21 @@ def test_snapshot_refuses_the_name_of_an_internal_one() -> None:
 def test_internal_refuses_a_disk_that_a_job_holds() -> None:
     drawn = graph(*TWO.disks.values(), nodes=(Node("f", "mirror_top", TWO.disks["vda"].active.file),))
     with pytest.raises(Busy, match="'theirs'"):
-        planned(SnapshotInternal("i1"), drawn, jobs=(job("theirs"),))
-    assert planned(SnapshotInternal("i1", ("vdb",)), drawn, jobs=(job("theirs"),)).disks == ("vdb",)
+        planned(Snapshot("i1", inside=True), drawn, jobs=(job("theirs"),))
+    assert planned(Snapshot("i1", ("vdb",), inside=True), drawn, jobs=(job("theirs"),)).disks == ("vdb",)
 
 
 def test_internal_refuses_a_root_that_an_unused_node_covers() -> None:
     drawn = graph(*TWO.disks.values(), nodes=(Node("n", "qcow2", "/x", backing="/images/s1.qcow2"),))
     with pytest.raises(Busy, match="'n'"):
-        planned(SnapshotInternal("i1"), drawn)
+        planned(Snapshot("i1", inside=True), drawn)
 
 
 def test_internal_asks_for_the_command() -> None:
     with pytest.raises(Unsupported, match="blockdev-snapshot-internal-sync"):
-        planned(SnapshotInternal("i1"), TWO, commands=COMMANDS - {"blockdev-snapshot-internal-sync"})
+        planned(Snapshot("i1", inside=True), TWO, commands=COMMANDS - {"blockdev-snapshot-internal-sync"})
 
 
 def test_snapshot_internal_is_not_named_by_a_number() -> None:
     with pytest.raises(BadName, match="the id of an internal snapshot"):
-        planned(SnapshotInternal("12"), graph(vda="base*"))
+        planned(Snapshot("12", inside=True), graph(vda="base*"))

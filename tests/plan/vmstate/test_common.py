@@ -18,7 +18,7 @@ from qmpsnap.plan.commands.migration import (
     set_capabilities,
     set_parameters,
 )
-from qmpsnap.plan.intent import Checkpoint, CheckpointInternal, Save, Snapshot
+from qmpsnap.plan.intent import Checkpoint, Save, Snapshot
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate.common import (
     Passage,
@@ -98,7 +98,7 @@ def test_refuse_state_only_where_a_migration_is_wanted(changes: dict[str, Any]) 
         Checkpoint("c1", "stop"),
         Checkpoint("c1", "background"),
         Checkpoint("c1", "in-place"),
-        CheckpointInternal("c1"),
+        Checkpoint("c1", "internal"),
         Save("/images/m"),
     ],
     ids=str,
@@ -117,7 +117,7 @@ def test_no_state_is_kept_of_a_guest_that_sleeps() -> None:
         Checkpoint("c1", "stop"),
         Checkpoint("c1", "background"),
         Checkpoint("c1", "in-place"),
-        CheckpointInternal("c1"),
+        Checkpoint("c1", "internal"),
         Save("/images/m"),
     ):
         with pytest.raises(Unsupported, match="the guest is suspended") as caught:

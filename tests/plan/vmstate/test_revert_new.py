@@ -16,7 +16,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.memory import LayerState, MemoryFact
 from qmpsnap.plan.commands.migration import migrate_incoming, pass_file
-from qmpsnap.plan.intent import PrepareRevert, RevertIncoming
+from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.moments import MEMORY, TWO, files_of, kept, kinds
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("mode", ["", "stop", "background"])
 def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
-    plan = planned(PrepareRevert("c1"), TWO, files=files_of(mode))
+    plan = planned(Revert("c1", into="new"), TWO, files=files_of(mode))
     assert kinds(*plan.steps) == [
         *("write-record", "create-overlay", "create-overlay", "keep-branch", "finish-record"),
     ]
@@ -38,13 +38,15 @@ def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
 
 
 def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
-    names = {mode: planned(PrepareRevert("c1"), TWO, files=files_of(mode)).memory for mode in ("", "stop")}
+    names = {
+        mode: planned(Revert("c1", into="new"), TWO, files=files_of(mode)).memory for mode in ("", "stop")
+    }
     assert names == {"": "", "stop": MEMORY}
 
 
 def test_prepare_refuses_what_goes_back_in_place_in_any_qemu() -> None:
     with pytest.raises(Unsupported, match="is reverted in place") as caught:
-        planned(PrepareRevert("c1"), TWO, files=files_of("in-place"))
+        planned(Revert("c1", into="new"), TWO, files=files_of("in-place"))
     assert caught.value.hint == "start QEMU as it is now, with -S, then: qmpsnap revert c1"
 
 
@@ -52,17 +54,17 @@ def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:
     files = files_of("stop")
     files.memories[MEMORY] = MemoryFact(MEMORY, 7, problem="it was cut")
     with pytest.raises(InvalidTarget, match="not a complete memory file of qmpsnap: it was cut"):
-        planned(PrepareRevert("c1"), TWO, files=files)
+        planned(Revert("c1", into="new"), TWO, files=files)
 
 
 def test_prepare_refuses_while_a_job_is_under_way() -> None:
     with pytest.raises(Busy, match="'theirs'"):
-        planned(PrepareRevert("c1"), TWO, files=files_of("stop"), jobs=(job("theirs", "commit"),))
+        planned(Revert("c1", into="new"), TWO, files=files_of("stop"), jobs=(job("theirs", "commit"),))
 
 
 def test_prepare_makes_the_overlay_as_large_as_the_disk_was() -> None:
     grown = graph(with_layer(TWO.disks["vda"], 0, virtual_size=128 * MIB), TWO.disks["vdb"])
-    plan = planned(PrepareRevert("c1"), grown, files=files_of("stop", grown))
+    plan = planned(Revert("c1", into="new"), grown, files=files_of("stop", grown))
     made = [step for step in plan.steps if step.command == "create-overlay"]
     assert [step.arguments["size_bytes"] for step in made] == [64 * MIB, 64 * MIB]
 
@@ -70,12 +72,12 @@ def test_prepare_makes_the_overlay_as_large_as_the_disk_was() -> None:
 def test_prepare_refuses_a_moment_inside_the_images() -> None:
     inside = graph(with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in", 4096),)))
     with pytest.raises(Unsupported, match="inside the images"):
-        planned(PrepareRevert("in"), inside)
+        planned(Revert("in", into="new"), inside)
 
 
 WAITING: dict[str, Any] = {"status": "inmigrate", "running": False}
 READY = graph(vda="base <- s1 <- r1*", vdb="data.raw <- r2*")
-INCOMING = RevertIncoming("c1")
+INCOMING = Revert("c1", into="incoming")
 
 
 def prepared(mode: str = "stop") -> FakeFiles:
