@@ -13,6 +13,7 @@ import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import (
+    CommandFailed,
     Malformed,
     QmpsnapError,
 )
@@ -162,11 +163,18 @@ class LiveTarget:
         return await self.monitor.jobs()
 
     async def block_graph(self) -> BlockGraph:
-        """Who uses which node, jobs among them, now. QAPI: x-debug-query-block-graph."""
+        """Who uses which node, jobs among them, now; nothing where QEMU does not say it.
+
+        It is the one unstable command that is used, to show jobs: no operation depends on it, and a QEMU with
+        `-compat unstable-input=reject` refuses it. QAPI: x-debug-query-block-graph.
+        """
         command = "x-debug-query-block-graph"
         if command not in (await self.features()).commands:
             return BlockGraph()
-        return read(BlockGraph, await self.session.query(command), command)
+        try:
+            return read(BlockGraph, await self.session.query(command), command)
+        except CommandFailed:
+            return BlockGraph()
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked, when our file system is QEMU's; else say that it is not.

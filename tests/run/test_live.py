@@ -19,6 +19,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
 from qmpsnap.plan.commands.block import (
@@ -158,6 +159,18 @@ async def test_features_are_malformed_when_they_are_no_list_of_commands(
     server.answer("query-commands", Return(answer))
     with pytest.raises(Malformed):
         await target.features()
+
+
+@pytest.mark.parametrize(
+    ("commands", "answer"),
+    [([], Return({"nodes": [], "edges": []})), (["x-debug-query-block-graph"], Fail("unstable input"))],
+)
+async def test_block_graph_is_empty_where_qemu_does_not_say_it(
+    server: QmpServer, target: LiveTarget, commands: list[str], answer: Return | Fail
+) -> None:
+    server.answer("query-commands", Return([{"name": name} for name in commands]))
+    server.answer("x-debug-query-block-graph", answer)
+    assert await target.block_graph() == BlockGraph()
 
 
 async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
