@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.machine import Fingerprint, Status
-    from qmpsnap.model.moments import Moment, MomentPart, Moments
-    from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Settings
+    from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
+    from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Op, Settings
     from qmpsnap.plan.intent import (
         Checkpoint,
         Commit,
@@ -119,9 +119,11 @@ __all__ = [  # noqa: RUF022
     "InternalSnapshot",
     "Moments",
     "Moment",
+    "MomentKind",
     "MomentPart",
     "MomentRecord",
     "IntentRecord",
+    "Op",
     "Settings",
     "KeptState",
     "Fingerprint",

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import ast
+import collections.abc
+import contextlib
 import importlib
 import inspect
+import os
+import sys
+import typing
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -39,3 +45,41 @@ def test_every_public_class_tells_its_arguments():
     for one in public:
         if inspect.isclass(one):
             assert inspect.signature(one) is not None
+
+
+def choices(annotation: object) -> set[frozenset[object]]:
+    """The closed choices in an annotation, each with its words."""
+    if get_origin(annotation) is Literal:
+        return {frozenset(get_args(annotation))}
+    return {choice for inner in get_args(annotation) for choice in choices(inner)}
+
+
+def used_choices() -> dict[str, set[frozenset[object]]]:
+    """The closed choices of each field of a public class, and of each parameter of its methods."""
+    names = {**vars(typing), **vars(collections.abc), **vars(contextlib), "os": os}
+    for name, module in sys.modules.copy().items():
+        if name.startswith("qmpsnap"):
+            names |= vars(module)  # a name that one module imports for a type checker only
+    used = {}
+    for owner in (getattr(qmpsnap, name) for name in qmpsnap.__all__):
+        if inspect.isclass(owner):
+            known = names | vars(qmpsnap) | vars(sys.modules[owner.__module__])
+            for field, annotation in get_type_hints(owner, known).items():
+                used[f"{owner.__name__}.{field}"] = choices(annotation)
+            for method, function in inspect.getmembers(owner, inspect.isfunction):
+                for parameter, annotation in get_type_hints(function, known).items():
+                    used[f"{owner.__name__}.{method}({parameter})"] = choices(annotation)
+    return used
+
+
+def test_every_closed_choice_that_a_caller_meets_has_a_public_name():
+    named = {choice for name in qmpsnap.__all__ for choice in choices(getattr(qmpsnap, name))}
+    used = used_choices()
+    assert used["Moment.kind"] == {frozenset({"external", "internal"})}
+    assert used["VM.mirror(ending)"] == {frozenset({"pivot", "finish"})}
+    assert {
+        (place, choice)
+        for place, found in used.items()
+        for choice in found
+        if choice != {""} and not any(choice - {""} <= words for words in named)
+    } == set()

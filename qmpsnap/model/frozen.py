@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import force_setattr
 
-__all__ = ["Frozen", "FrozenStruct"]
+__all__ = ["Frozen", "FrozenStruct", "JsonStruct"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,7 +47,16 @@ class Frozen(dict[K, V]):
         return type(self), (dict(self),)
 
 
-class FrozenStruct(Struct, frozen=True):
+class JsonStruct(Struct, frozen=True):
+    """A struct whose JSON has its fields, each under its name."""
+
+    def to_json(self) -> dict[str, object]:
+        """Every field, in JSON's types."""
+        fields: dict[str, object] = to_builtins(self)
+        return fields
+
+
+class FrozenStruct(JsonStruct, frozen=True):
     """A struct that freezes what it is made of: dicts become Frozen, lists tuples, at any depth."""
 
     def __post_init__(self) -> None:

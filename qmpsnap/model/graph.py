@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, JsonStruct
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,7 +30,7 @@ Chains = dict[str, tuple[str, ...]]
 """Files of each disk's chain, active first, by the disk's name."""
 
 
-class InternalSnapshot(Struct, frozen=True):
+class InternalSnapshot(JsonStruct, frozen=True):
     """A snapshot inside a qcow2 file. QAPI: SnapshotInfo (block-core.json).
 
     Attributes:
@@ -46,7 +46,7 @@ class InternalSnapshot(Struct, frozen=True):
     date: float = 0.0
 
 
-class Bitmap(Struct, frozen=True):
+class Bitmap(JsonStruct, frozen=True):
     """A dirty bitmap. QAPI: BlockDirtyInfo (block-core.json).
 
     Attributes:
@@ -62,7 +62,7 @@ class Bitmap(Struct, frozen=True):
     inconsistent: bool = False
 
 
-class Io(Struct, frozen=True):
+class Io(JsonStruct, frozen=True):
     """How QEMU reads and writes an image, as far as it reports that. QAPI: BlockDeviceInfo (block-core.json).
 
     It reports neither `discard` nor `aio`. Whether a write waits for the disk depends on the device.
@@ -78,7 +78,7 @@ class Io(Struct, frozen=True):
     detect_zeroes: str = "off"
 
 
-class Node(Struct, frozen=True):
+class Node(JsonStruct, frozen=True):
     """One node of QEMU's block graph, as query-named-block-nodes lists it.
 
     Attributes:
@@ -149,6 +149,28 @@ class Layer(Struct, frozen=True):
         """
         return (self.file, self.data_file) if self.data_file else (self.file,)
 
+    def to_json(self, *, active: bool, invalid: bool) -> dict[str, object]:
+        """The layer as `chain --json` prints it.
+
+        Args:
+            active: Whether the guest writes to it.
+            invalid: Whether it no longer holds its moment.
+        """
+        return {
+            "node": self.node,
+            "file": self.file,
+            "format": self.format,
+            "virtual_size": self.virtual_size,
+            "allocated": self.allocated,
+            "backing": self.backing,
+            "backing_format": self.backing_format,
+            "read_only": self.read_only,
+            "active": active,
+            "invalid": invalid,
+            "snapshots": [snapshot.to_json() for snapshot in self.snapshots],
+            "bitmaps": [bitmap.to_json() for bitmap in self.bitmaps if bitmap.name],
+        }
+
 
 class Filter(Struct, frozen=True):
     """A filter node above or between the layers of a disk.
@@ -164,6 +186,10 @@ class Filter(Struct, frozen=True):
     driver: str
     group: str = ""
     io: Io = Io()
+
+    def to_json(self) -> dict[str, object]:
+        """The filter as `chain --json` prints it."""
+        return {"node": self.node, "driver": self.driver}
 
 
 class Disk(Struct, frozen=True):
@@ -219,12 +245,10 @@ class Disk(Struct, frozen=True):
             "root": self.root,
             "read_only": self.read_only,
             "layers": [
-                _layer_json(layer, active=layer is self.active, invalid=layer.file in invalid)
+                layer.to_json(active=layer is self.active, invalid=layer.file in invalid)
                 for layer in self.layers
             ],
-            "filters": [
-                {"node": filter_node.node, "driver": filter_node.driver} for filter_node in self.filters
-            ],
+            "filters": [node.to_json() for node in self.filters],
         }
 
 
@@ -270,40 +294,6 @@ class Graph(Struct, frozen=True):
             invalid: Files that hold no moment any more, by `VM.jobs.interrupted(live=True)`.
         """
         return {"disks": [disk.to_json(invalid=invalid) for disk in self.disks.values()]}
-
-
-def _layer_json(layer: Layer, *, active: bool, invalid: bool) -> dict[str, object]:
-    return {
-        "node": layer.node,
-        "file": layer.file,
-        "format": layer.format,
-        "virtual_size": layer.virtual_size,
-        "allocated": layer.allocated,
-        "backing": layer.backing,
-        "backing_format": layer.backing_format,
-        "read_only": layer.read_only,
-        "active": active,
-        "invalid": invalid,
-        "snapshots": [
-            {
-                "id": snapshot.id,
-                "name": snapshot.name,
-                "vm_state_size": snapshot.vm_state_size,
-                "date": snapshot.date,
-            }
-            for snapshot in layer.snapshots
-        ],
-        "bitmaps": [
-            {
-                "name": bitmap.name,
-                "persistent": bitmap.persistent,
-                "busy": bitmap.busy,
-                "inconsistent": bitmap.inconsistent,
-            }
-            for bitmap in layer.bitmaps
-            if bitmap.name
-        ],
-    }
 
 
 def draw(files: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, JsonStruct
 from qmpsnap.model.names import is_device_path, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Moment",
+    "MomentKind",
     "MomentPart",
     "Moments",
     "find_moments",
@@ -32,7 +33,11 @@ __all__ = [
 ]
 
 
-class MomentPart(Struct, frozen=True):
+MomentKind = Literal["external", "internal"]
+"""Where a moment is: overlays began there, or it is inside the images."""
+
+
+class MomentPart(JsonStruct, frozen=True):
     """One disk's part of a moment.
 
     Attributes:
@@ -57,19 +62,6 @@ class MomentPart(Struct, frozen=True):
     in_chain: bool = True
     invalid: bool = False
 
-    def to_json(self) -> dict[str, object]:
-        """The part as `list --json` prints it."""
-        return {
-            "disk": self.disk,
-            "file": self.file,
-            "overlay": self.overlay,
-            "allocated": self.allocated,
-            "id": self.id,
-            "vm_state_size": self.vm_state_size,
-            "in_chain": self.in_chain,
-            "invalid": self.invalid,
-        }
-
 
 class Moment(Struct, frozen=True):
     """The state of disks at one instant, under one name.
@@ -84,7 +76,7 @@ class Moment(Struct, frozen=True):
     """
 
     name: str
-    kind: Literal["external", "internal"]
+    kind: MomentKind
     created: str
     held: tuple[MomentPart, ...]
     current: bool = False

@@ -21,6 +21,7 @@ Op = Literal[
     "stream", "commit", "mirror", "snapshot",
     "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
 ]  # fmt: skip
+"""Operations that write an intent record."""
 
 
 class Settings(FrozenStruct, frozen=True):

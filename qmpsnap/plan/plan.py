@@ -183,9 +183,7 @@ class Plan:
     def to_json(self) -> dict[str, object]:
         """The plan as `-n --json` prints it: steps, chains before and after."""
         return {
-            "steps": [
-                {"command": step.command, "arguments": step.arguments, "on": step.on} for step in self.steps
-            ],
+            "steps": [step.to_json() for step in self.steps],
             "before": {disk: list(files) for disk, files in self.chains_before.items()},
             "after": {disk: list(files) for disk, files in self.chains_after.items()},
             "invalid": list(self.invalid),

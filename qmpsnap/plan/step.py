@@ -219,6 +219,10 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
         record: IntentRecord | None = self.detail.get("record")
         return record
 
+    def to_json(self) -> dict[str, object]:
+        """The step as `-n --json` prints it."""
+        return {"command": self.command, "arguments": self.arguments, "on": self.on}
+
     def __str__(self) -> str:
         return f"{self.command} {dict(self.arguments)}"
 

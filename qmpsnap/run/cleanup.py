@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import struct
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from msgspec import Struct
 
@@ -23,13 +23,12 @@ from qmpsnap.run.safe_open import open_file
 if TYPE_CHECKING:
     from qmpsnap.model.header import Header
     from qmpsnap.plan.commands.files import Proof
+    from qmpsnap.plan.intent import Folded
 
-__all__ = ["Created", "Policy", "fresh", "identity", "in_use", "remove", "retire"]
+__all__ = ["Created", "fresh", "identity", "in_use", "remove", "retire"]
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
 _LOCK_FROM, _LOCK_BYTES = 100, 200
-
-Policy = Literal["rename", "remove", "keep"]
 
 
 class Created(Struct, frozen=True):
@@ -52,7 +51,7 @@ def remove(created: Created) -> bool:
     return True
 
 
-def retire(file: str, policy: Policy, to: str, proof: Proof | None = None) -> None:
+def retire(file: str, policy: Folded, to: str, proof: Proof | None = None) -> None:
     """Rename or remove a file that no longer holds a moment; idempotent.
 
     Raises:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from qmpsnap.model.record import Record
+    from qmpsnap.plan.intent import Folded
     from qmpsnap.plan.step import Step
     from qmpsnap.run.catalog import Catalog
-    from qmpsnap.run.cleanup import Policy
     from qmpsnap.run.images import Created, Images
     from qmpsnap.run.memory_files import Sealed
 
@@ -121,7 +121,7 @@ class Host:
             file, size_bytes=_STORE_BYTES, format="qcow2", like=like, private=True
         )
 
-    async def _retire_file(self, step: Step, *, file: str, policy: Policy, to: str) -> None:
+    async def _retire_file(self, step: Step, *, file: str, policy: Folded, to: str) -> None:
         await self._images.retire(file, policy, to, step.detail.get("proof"))
 
     async def _remove_file(self, _: Step, *, file: str) -> None:

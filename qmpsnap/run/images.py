@@ -35,7 +35,7 @@ from qmpsnap.run.state_files import find_state_files
 if TYPE_CHECKING:
     from qmpsnap.model.files import Ask
     from qmpsnap.plan.commands.files import Proof
-    from qmpsnap.run.cleanup import Policy
+    from qmpsnap.plan.intent import Folded
 
 __all__ = ["Created", "Images"]
 
@@ -152,7 +152,7 @@ class Images:
         except OSError as error:
             raise unusable(created.file, error, "remove") from error
 
-    async def retire(self, file: str, policy: Policy, to: str = "", proof: Proof | None = None) -> None:
+    async def retire(self, file: str, policy: Folded, to: str = "", proof: Proof | None = None) -> None:
         """Rename, remove or keep a file that no longer holds a moment; idempotent.
 
         Args:
