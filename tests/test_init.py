@@ -59,11 +59,12 @@ def used_choices() -> dict[str, set[frozenset[object]]]:
     names = {**vars(typing), **vars(collections.abc), **vars(contextlib), "os": os}
     for name, module in sys.modules.copy().items():
         if name.startswith("qmpsnap"):
-            names |= vars(module)  # a name that one module imports for a type checker only
+            # A name that one module imports for a type checker only is found in another.
+            names |= {key: value for key, value in vars(module).items() if not inspect.ismodule(value)}
     used = {}
     for owner in (getattr(qmpsnap, name) for name in qmpsnap.__all__):
         if inspect.isclass(owner):
-            known = names | vars(qmpsnap) | vars(sys.modules[owner.__module__])
+            known = names | vars(sys.modules[owner.__module__])
             for field, annotation in get_type_hints(owner, known).items():
                 used[f"{owner.__name__}.{field}"] = choices(annotation)
             for method, function in inspect.getmembers(owner, inspect.isfunction):
