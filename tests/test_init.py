@@ -5,7 +5,6 @@ import collections.abc
 import contextlib
 import importlib
 import inspect
-import os
 import sys
 import typing
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -54,13 +53,19 @@ def choices(annotation: object) -> set[frozenset[object]]:
     return {choice for inner in get_args(annotation) for choice in choices(inner)}
 
 
+def _is_ours(value: object) -> bool:
+    """Whether it is a module of ours: `qmpsnap.cli.list` is not the `list` of an annotation."""
+    return inspect.ismodule(value) and value.__name__.startswith("qmpsnap")
+
+
 def used_choices() -> dict[str, set[frozenset[object]]]:
     """The closed choices of each field of a public class, and of each parameter of its methods."""
-    names = {**vars(typing), **vars(collections.abc), **vars(contextlib), "os": os}
+    names = {**vars(typing), **vars(collections.abc), **vars(contextlib)}
     for name, module in sys.modules.copy().items():
         if name.startswith("qmpsnap"):
             # A name that one module imports for a type checker only is found in another.
-            names |= {key: value for key, value in vars(module).items() if not inspect.ismodule(value)}
+            names |= {key: value for key, value in vars(module).items() if not _is_ours(value)}
+    names |= {name: getattr(qmpsnap, name) for name in qmpsnap.__all__}
     used = {}
     for owner in (getattr(qmpsnap, name) for name in qmpsnap.__all__):
         if inspect.isclass(owner):
