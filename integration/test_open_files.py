@@ -376,6 +376,33 @@ async def test_a_file_given_by_descriptor_is_known_by_its_path(qemu, images, mac
     await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
 
 
+@pytest.mark.parametrize("way", [drive, blockdev])
+async def test_a_file_given_by_descriptor_is_mirrored_and_with_blockdev_streamed_into(
+    qemu, images, machine, tmp_path, way
+):
+    made = images("base <- s1")
+    with contextlib.ExitStack() as stack:
+        numbers = []
+        for flags in (os.O_RDWR, os.O_RDONLY):
+            numbers.append(os.open(made.active, flags))
+            stack.callback(os.close, numbers[-1])
+        words = [word for number in numbers for word in ("-add-fd", f"fd={number},set=3")]
+        m = stack.enter_context(machine(*words, *way("vda", "/dev/fdset/3"), pass_fds=numbers))
+        async with m.connect() as vm:
+            m.write("vda", *WRITE)
+            if way is blockdev:
+                assert (await vm.stream("vda")).chains == {"vda": (made.active,)}
+            else:
+                with pytest.raises(qmpsnap.CommandFailed, match='"write" lock') as caught:
+                    await vm.stream("vda")
+                assert caught.value.changed is qmpsnap.Changed.NO
+                assert (await vm.graph()).chains() == {"vda": made.chain}
+            await vm.mirror("vda", tmp_path / "copy.qcow2", ending="pivot")
+            files = chain_of(await vm.graph())
+            assert files == (str(tmp_path / "copy.qcow2"),)
+    await start_again(qemu, machine, files, overwritten(made.content[-1], WRITE))
+
+
 # -- a part of a file --------------------------------------------------------------------------------
 
 

@@ -73,3 +73,8 @@ def test_job_places_knows_by_a_record_when_it_began_and_what_has_no_job():
     }
     assert job_places(TWO, seen, [record, left]) == places
     assert job_places(TWO, BlockGraph(), [record, left]) == places
+
+
+def test_job_place_spells_itself_as_json():
+    place = JobPlace("vda", "/copy", "2026-01-02T03:04:05+00:00")
+    assert place.to_json() == {"disk": "vda", "target": "/copy", "created": "2026-01-02T03:04:05+00:00"}
