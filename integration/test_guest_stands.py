@@ -45,7 +45,7 @@ def _shuts_down(running):
 # How it is brought about, the run state, words of the refusal, and what lets it run then.
 STANDS = {
     "load failed": (_fails_a_load, "restore-vm", "a load of VM state has failed", ("qmp", "system_reset")),
-    "state saved": (_saves_its_state, "postmigrate", "saved or sent away", ("cont", "--after-migration")),
+    "state saved": (_saves_its_state, "postmigrate", "saved or migrated away", ("cont", "--after-migration")),
     "shut down": (_shuts_down, "shutdown", "only after a reset", ("qmp", "system_reset")),
 }
 
