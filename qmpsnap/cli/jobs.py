@@ -40,7 +40,7 @@ def jobs() -> None:
         alive = {job.id for job in found}
         places: Mapping[str, JobPlace] = {}
         try:
-            places = await vm.jobs.places()
+            places = await vm.jobs.places() if found else {}
             records = await vm.jobs.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
