@@ -63,7 +63,7 @@ def stop_for_load(name: str) -> Step:
     Args:
         name: A name that no snapshot has; outside our grammar of names.
     """
-    return _monitor("loadvm", name, kind="stop-for-load", undo=(cont(),), pauses=True)
+    return replace(_monitor("loadvm", name, kind="stop-for-load"), undo=(cont(),), pauses=True)
 
 
 def system_reset() -> Step:
@@ -80,7 +80,8 @@ def savevm(name: str, disks: tuple[str, ...]) -> Step:
         name: What the checkpoint is called.
         disks: The disks that QEMU takes: every writable one.
     """
-    return _monitor("savevm", name, effect=Inside(disks, name), final=True, writes=True, pauses=True)
+    step = _monitor("savevm", name)
+    return replace(step, effect=Inside(disks, name), final=True, writes=True, pauses=True)
 
 
 def loadvm(name: str, *, running: bool = False) -> Step:
@@ -90,8 +91,15 @@ def loadvm(name: str, *, running: bool = False) -> Step:
         name: The checkpoint's name.
         running: Whether the guest is let run on when nothing has moved: it ran, and QEMU paused it.
     """
-    step = _monitor("loadvm", name, final=True, writes=True, pauses=True, loads=True, unseen=True)
-    return replace(step, on_failure=(cont(),) if running else ())
+    return replace(
+        _monitor("loadvm", name),
+        on_failure=(cont(),) if running else (),
+        final=True,
+        writes=True,
+        pauses=True,
+        loads=True,
+        unseen=True,
+    )
 
 
 def delvm(name: str, disks: tuple[str, ...]) -> Step:
@@ -101,35 +109,17 @@ def delvm(name: str, disks: tuple[str, ...]) -> Step:
         name: The checkpoint's name.
         disks: The disks that have it.
     """
-    return _monitor("delvm", name, effect=Inside(disks, name, gone=True), final=True, writes=True)
+    step = _monitor("delvm", name)
+    return replace(step, effect=Inside(disks, name, gone=True), final=True, writes=True)
 
 
-def _monitor(
-    word: str,
-    name: str,
-    *,
-    kind: str = "",
-    undo: tuple[Step, ...] = (),
-    effect: Inside | None = None,
-    final: bool = False,
-    writes: bool = False,
-    pauses: bool = False,
-    loads: bool = False,
-    unseen: bool = False,
-) -> Step:
+def _monitor(word: str, name: str, *, kind: str = "") -> Step:
     return Step(
         on="qmp",
         command="human-monitor-command",
         kind=kind or word,
         arguments=Frozen({"command-line": f"{word} {quoted(name)}"}),
         detail=Frozen(name=name),
-        undo=undo,
-        effect=effect,
-        final=final,
-        writes=writes,
-        pauses=pauses,
-        loads=loads,
-        unseen=unseen,
     )
 
 
