@@ -166,8 +166,6 @@ class VM:
         Raises:
             Refused: One of its kinds, when it cannot or must not be done.
         """
-        if not isinstance(intent, Intent):
-            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
         return await self._planning.plan(intent)
 
     async def when_idle(self, intent: Intent) -> Plan:
@@ -186,8 +184,6 @@ class VM:
             Refused: What `plan` raises.
             LinkLost: When the link is lost.
         """
-        if not isinstance(intent, Intent):
-            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
         return await self._idle.plan(partial(self._planning.plan, intent))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
@@ -509,7 +505,6 @@ class VM:
 
         QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync. HMP: savevm.
         """
-        check("mode", mode, Mode)
         file = "" if memory is None else absolute("memory", memory)
         intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via)
         return await self._do(intent, hooks, wait=wait)

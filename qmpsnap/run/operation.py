@@ -282,11 +282,10 @@ class Operation:
 
     async def _wait_migration(self, step: Step) -> None:
         """Wait for a migration; where QEMU bears it, the caller may stop it, whatever else is done."""
-        journal = self._journal
-        journal.tried.append(step)
+        self._journal.begin(step)
         if not await self._caller.wait_migration(step, self._target):
             raise _Stop
-        journal.done.append(step)
+        self._journal.end(step)
 
     def _detached(self, job_id: str) -> Detached:
         error = Detached(

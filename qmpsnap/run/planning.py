@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists
+from qmpsnap.model.arguments import refuse
 from qmpsnap.model.moments import find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import same
 from qmpsnap.run.parallel import both
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.model.moments import Moments
-    from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.target import Target
 
@@ -63,7 +64,9 @@ class Planning:
         return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
 
     async def plan(self, intent: Intent) -> Plan:
-        """What would be done; see `VM.plan`."""
+        """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""
+        if not isinstance(intent, Intent):
+            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
         graph, (jobs, features) = await both(
             self._target.graph, partial(both, self._target.jobs, self._target.features)
         )
