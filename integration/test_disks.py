@@ -15,7 +15,7 @@ from integration.cli import Cli
 from integration.known_images import MIB, QEMUS
 from integration.machines import wait_for
 from qmpsnap.errors import AmbiguousName
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.disk_names import find_disk
 
 SOME = ("device[0]", "device[2]", "device[5]", "system.flash1", "drive/vdc")
 """One of each kind of name that is neither a device's id nor a drive's."""

@@ -10,7 +10,7 @@ import pytest
 from integration.known_images import MIB
 from integration.machines import blockdev, drive, throttled
 from qmpsnap.errors import AmbiguousName, NotFound
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.disk_names import find_disk
 
 NAMES = ["a b", "a,b,,c", "a:b", "a'b\"c", "ünï-☃", "%s $HOME `x`", "back\\slash", "{json:}"]
 

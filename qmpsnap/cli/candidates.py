@@ -12,7 +12,7 @@ import anyio
 import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.errors import QmpsnapError
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.disk_names import find_disk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

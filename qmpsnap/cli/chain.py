@@ -10,7 +10,7 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
 from qmpsnap.cli.output import Row, chain_lines, emit, json_line, printable, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import draw
 from qmpsnap.model.hints import command
 

@@ -6,8 +6,7 @@ import json
 import logging
 import sys
 
-from qmpsnap.model.printable import printable
-from qmpsnap.model.secrets import masked
+from qmpsnap.model.printable import masked, printable
 
 __all__ = ["configure"]
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import Malformed
 from qmpsnap.model.block_replies import BlockDeviceInfo, BlockInfo, BlockStats, FdsetInfo, file_options
+from qmpsnap.model.disk_names import disk_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import (
     FILTER_DRIVERS,
@@ -30,7 +31,6 @@ from qmpsnap.model.graph import (
 )
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.qapi import read
-from qmpsnap.model.qdev import disk_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

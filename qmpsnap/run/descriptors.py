@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from qmpsnap.model.files import OpenFile
 from qmpsnap.model.header import QCOW_MAGIC
-from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import FDSET, OWN_FDS
 from qmpsnap.run.safe_open import kernel_text, open_block, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qmpsnap.model.open_files import OpenName, OpenState, Reopens
+    from qmpsnap.model.files import OpenName, OpenState, Reopens
 
 __all__ = ["Opened", "identity", "open_files", "real_names", "working_directory"]
 

@@ -19,10 +19,9 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.features import CommandInfo, Features
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, open_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.job_place import BlockGraph
-from qmpsnap.model.open_files import open_names
 from qmpsnap.model.parse import (
     FDSET,
     GRAPH_QUERIES,

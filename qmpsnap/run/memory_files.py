@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
-from qmpsnap.model.snapshot_table import (
+from qmpsnap.model.header import (
     HEADER_BYTES,
     MAX_TABLE_BYTES,
     snapshot_names,
     snapshot_sizes,
     snapshot_table,
 )
+from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.os_errors import reason
 from qmpsnap.run.safe_open import open_file

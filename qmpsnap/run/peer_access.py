@@ -24,7 +24,7 @@ from qmpsnap.run.safe_open import kernel_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from qmpsnap.model.open_files import OpenFile
+    from qmpsnap.model.files import OpenFile
 
 __all__ = ["barred"]
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import CommandFailed, InvalidTarget, TargetExists
+from qmpsnap.model.block_replies import BlockInfo
+from qmpsnap.model.qapi import read
 from qmpsnap.run.hmp import load, manage, stop_for_load
-from qmpsnap.run.roots import check_roots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from qmpsnap.run.migration import Migrations
     from qmpsnap.run.session import Session
 
-__all__ = ["Performer"]
+__all__ = ["Performer", "check_roots"]
 
 
 class Performer:
@@ -109,3 +110,28 @@ class Performer:
             file=file,
             hint="choose another name",
         )
+
+
+async def check_roots(session: Session, step: Step) -> None:
+    """Check that every device has the root that it was given.
+
+    Raises:
+        CommandFailed: When one has another; `.desc` names it.
+        Malformed: When QEMU's answer is not of the schema's shape.
+        LinkLost: When the link is lost.
+
+    QAPI: query-block (block-core.json).
+    """
+    devices = read(list[BlockInfo], await session.query("query-block"), "query-block")
+    roots = {device.qdev: device.inserted.node_name for device in devices if device.inserted}
+    for disk, node in step.arguments.items():
+        qdev = step.detail[disk]
+        if roots.get(qdev) != node:
+            text = f"the device of {disk} did not take the node {node!r}, it reads {roots.get(qdev)!r}"
+            raise CommandFailed(
+                f"QEMU accepted another root for {disk}, but did not change it: {text}",
+                command="qom-set",
+                arguments={"path": qdev, "property": "drive", "value": node},
+                qmp_class="GenericError",
+                desc=text,
+            )

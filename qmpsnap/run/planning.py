@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
@@ -17,10 +18,11 @@ from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import same
-from qmpsnap.run.parallel import both
 from qmpsnap.run.start_check import StartCheck
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from qmpsnap.model.files import Files
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.machine import Machine, Status
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.target import Target
 
-__all__ = ["Planning"]
+__all__ = ["Planning", "both"]
 
 
 class Planning:
@@ -142,3 +144,20 @@ class Planning:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+async def both(
+    first: Callable[[], Coroutine[object, object, A]], second: Callable[[], Coroutine[object, object, B]]
+) -> tuple[A, B]:
+    """Run two coroutines concurrently, and return their results once both have ended.
+
+    Raises:
+        Exception: What the first raised, else what the second raised; neither is left running.
+    """
+    tasks = asyncio.ensure_future(first()), asyncio.ensure_future(second())
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks[0].result(), tasks[1].result()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
-from qmpsnap.model.secrets import masked_all
+from qmpsnap.model.printable import masked_all
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.safe_open import append_file
 

@@ -21,9 +21,8 @@ from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 
 if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask
+    from qmpsnap.model.files import Ask, OpenFile
     from qmpsnap.model.graph import Graph
-    from qmpsnap.model.open_files import OpenFile
     from qmpsnap.model.record import Record
     from qmpsnap.plan.step import Step
 

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.model.open_files import OpenFile, OpenName
+from qmpsnap.model.files import OpenFile, OpenName
 from qmpsnap.run.descriptors import open_files, real_names, working_directory
 
 if TYPE_CHECKING:

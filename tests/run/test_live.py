@@ -18,9 +18,8 @@ from qmpsnap.errors import (
     TargetExists,
 )
 from qmpsnap.model.features import Features
-from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.files import Ask, Files, OpenFile
 from qmpsnap.model.job_place import BlockGraph
-from qmpsnap.model.open_files import OpenFile
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
 from qmpsnap.plan.commands.block import (
     blockdev_add,

@@ -14,7 +14,7 @@ import pytest
 
 import qmpsnap
 from qmpsnap.errors import InvalidTarget, QmpsnapError, Refused
-from qmpsnap.model.open_files import OpenFile
+from qmpsnap.model.files import OpenFile
 from qmpsnap.plan.intent import Commit, Intent, Snapshot
 from qmpsnap.run.peer_access import barred
 from qmpsnap.testing.headers import qcow2_bytes

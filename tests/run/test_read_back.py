@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import Changed, Incomplete
-from qmpsnap.model.open_files import OpenFile
+from qmpsnap.model.files import OpenFile
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.read_back import read_back
 from qmpsnap.testing.drawing import graph

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from qmpsnap.model.open_files import OpenFile
+from qmpsnap.model.files import OpenFile
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.run.start_check import StartCheck
 from qmpsnap.testing.drawing import graph

@@ -11,14 +11,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, NotInChain, Unsupported
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
-from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
+from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_commit_of_shorter
 from qmpsnap.plan.chain.needed import refuse_needed
-from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists, UnsafeImage, Unsupported
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import unfound

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qmpsnap.errors import InvalidTarget, NotFound, TargetExists, UnsafeImage, Unsupported
+from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files

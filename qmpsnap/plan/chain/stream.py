@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain, Unsupported
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
-from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
-from qmpsnap.plan.chain.sizes import refuse_stream_of_shorter
+from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_stream_of_shorter
 from qmpsnap.plan.checks.busy import refuse_busy
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data

@@ -10,17 +10,16 @@ import shlex
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import FileMoved, Unsupported
+from qmpsnap.model.files import is_temporary
 from qmpsnap.model.graph import PATH_DRIVERS
 from qmpsnap.model.hints import command
-from qmpsnap.model.open_files import is_temporary
 from qmpsnap.model.parse import FDSET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from qmpsnap.model.files import Files
+    from qmpsnap.model.files import Files, OpenFile
     from qmpsnap.model.graph import Disk, Graph, Layer
-    from qmpsnap.model.open_files import OpenFile
     from qmpsnap.plan.scene import Scene
 
 __all__ = [

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
+from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk, refuse_twin
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty

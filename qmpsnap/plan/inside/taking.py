@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, Busy, Unsupported
-from qmpsnap.model.find import find_disk
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import PATH_DRIVERS
 from qmpsnap.model.hints import frees, quoted
 from qmpsnap.plan.checks.busy import refuse_jobs

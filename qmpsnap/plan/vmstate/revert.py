@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotFound, NotInChain, Unsupported
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
-from qmpsnap.model.find import find_disk
 from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import find_moments
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated

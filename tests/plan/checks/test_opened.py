@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import FileMoved, Unsupported
+from qmpsnap.model.files import OpenFile, OpenState, Reopens
 from qmpsnap.model.graph import Node
-from qmpsnap.model.open_files import OpenFile, OpenState, Reopens
 from qmpsnap.plan.commands.files import create_file
 from qmpsnap.plan.intent import (
     Checkpoint,

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import AmbiguousName, NotFound, NotInChain
-from qmpsnap.model.find import find_disk, find_layer, snapshot_file_name
+from qmpsnap.model.disk_names import find_disk, find_layer, snapshot_file_name
 from qmpsnap.model.graph import Disk, Filter
 from qmpsnap.testing.drawing import chain, graph
 

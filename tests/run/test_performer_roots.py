@@ -6,7 +6,7 @@ import pytest
 
 from qmpsnap.errors import CommandFailed, Malformed
 from qmpsnap.plan.commands.block import check_roots
-from qmpsnap.run import roots
+from qmpsnap.run import performer
 from qmpsnap.run import session as sessions
 from qmpsnap.testing.server import Return
 
@@ -25,7 +25,7 @@ def row(qdev: str, node: str) -> dict[str, object]:
 async def checked(server: QmpServer, answer: object) -> None:
     server.answer("query-block", Return(answer))
     async with sessions.connect(server.path) as session:
-        await roots.check_roots(session, STEP)
+        await performer.check_roots(session, STEP)
 
 
 async def test_check_roots_is_content_when_each_device_has_its_own(server: QmpServer) -> None:

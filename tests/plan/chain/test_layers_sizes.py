@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import Unsupported
-from qmpsnap.plan.chain.sizes import refuse_commit_of_shorter, refuse_stream_of_shorter
+from qmpsnap.plan.chain.layers import refuse_commit_of_shorter, refuse_stream_of_shorter
 from qmpsnap.testing.drawing import chain
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 import pytest
 
-from qmpsnap.model.secrets import masked, masked_all
+from qmpsnap.model.printable import masked, masked_all
 
 SECRET = "hunter2"
 

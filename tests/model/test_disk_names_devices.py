@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qmpsnap.errors import Malformed
-from qmpsnap.model.qdev import disk_names, spellings_of
+from qmpsnap.model.disk_names import disk_names, spellings_of
 
 ANONYMOUS = "/machine/peripheral-anon/device[0]/virtio-backend"
 

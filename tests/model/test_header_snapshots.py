@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from qmpsnap.model.snapshot_table import snapshot_names, snapshot_sizes, snapshot_table
+from qmpsnap.model.header import snapshot_names, snapshot_sizes, snapshot_table
 
 
 def header(*, magic: bytes = b"QFI\xfb", version: int = 3, count: int = 1, offset: int = 4096) -> bytes:
