@@ -50,9 +50,10 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
-    from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord, Op, Settings
+    from qmpsnap.model.record import IntentRecord, MomentRecord, Op, Settings
     from qmpsnap.plan.intent import (
         Checkpoint,
         Commit,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.run.session import Session
 
-__all__ = ["connect", "launch"]
-
 
 @asynccontextmanager
 async def connect(

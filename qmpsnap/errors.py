@@ -45,40 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Unpack
 
-__all__ = [
-    "AmbiguousName",
-    "BadArgument",
-    "BadName",
-    "Busy",
-    "Changed",
-    "CommandFailed",
-    "ConnectFailed",
-    "Detached",
-    "FileMoved",
-    "ForeignJob",
-    "GraphMismatch",
-    "GuestFailed",
-    "Incomplete",
-    "Interrupted",
-    "InvalidTarget",
-    "JobFailed",
-    "JobPaused",
-    "LinkLost",
-    "MachineDiffers",
-    "Malformed",
-    "MigrationFailed",
-    "NotFound",
-    "NotInChain",
-    "QmpsnapError",
-    "Refused",
-    "StillNeeded",
-    "TargetError",
-    "TargetExists",
-    "UnsafeImage",
-    "Unsupported",
-    "WouldLose",
-]  # fmt: skip
-
 
 class Changed(Enum):
     """Whether anything changed, in the chains or in the bytes of any layer."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.planning import Planning
     from qmpsnap.run.target import Progress, Target
 
-__all__ = ["Jobs"]
-
 
 class Jobs:
     """Jobs of one machine, as `VM.jobs`.

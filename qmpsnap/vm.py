@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
 
-__all__ = ["VM"]
 
 _ASKS = "query-"  # how commands begin that change nothing
 

@@ -16,7 +16,6 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["SOCKET_VARIABLE", "App", "Group", "Verb", "Verbs", "cli", "verb"]
 
 SOCKET_VARIABLE = "QMPSNAP_SOCKET"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.vm import VM
 
-__all__ = ["commands", "disks", "is_word", "jobs", "layers", "snapshots"]
 
 T = TypeVar("T")
 # No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's

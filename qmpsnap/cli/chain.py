@@ -8,11 +8,12 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import Row, chain_lines, emit, json_line, printable, relative, size, table, to_stderr
+from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import draw
 from qmpsnap.model.hints import command
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Layer
     from qmpsnap.vm import VM
 
-__all__ = ["chain"]
 
 _LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query
 _HEADER = ("FORMAT", "SIZE", "ALLOCATED", "NODE", "FILE")

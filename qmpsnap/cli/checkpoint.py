@@ -14,8 +14,6 @@ from qmpsnap.plan.intent import Checkpoint
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent, Mode, Via
 
-__all__ = ["checkpoint"]
-
 
 @verb(
     "checkpoint",

@@ -14,8 +14,6 @@ from qmpsnap.plan.intent import Commit
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Folded, OnError
 
-__all__ = ["commit"]
-
 
 @verb(
     "commit",

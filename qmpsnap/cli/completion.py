@@ -8,8 +8,6 @@ from click.shell_completion import ShellComplete, get_completion_class
 from qmpsnap.cli.app import cli, verb
 from qmpsnap.cli.output import emit
 
-__all__ = ["completion"]
-
 
 @verb(
     "completion",

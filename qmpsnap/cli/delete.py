@@ -14,8 +14,6 @@ from qmpsnap.plan.intent import Delete
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Via
 
-__all__ = ["delete"]
-
 
 @verb(
     "delete",

@@ -15,10 +15,11 @@ import anyio
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import emit, json_line, printable
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.report import INTERRUPTED
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Changed, Interrupted, LinkLost
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from qmpsnap.cli.signals import Signals
     from qmpsnap.run.session.event import Event
     from qmpsnap.vm import VM
-
-__all__ = ["events"]
 
 
 @verb(

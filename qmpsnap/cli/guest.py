@@ -9,9 +9,10 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import dry_run
-from qmpsnap.cli.output import emit, json_line, printable
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
 from qmpsnap.errors import Refused
+from qmpsnap.model.printable import printable
 from qmpsnap.run.outcome import Done
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from qmpsnap.cli.signals import Signals
     from qmpsnap.model.machine import Status
     from qmpsnap.vm import VM
-
-__all__ = ["cont", "status", "stop"]
 
 
 @verb(

@@ -9,10 +9,11 @@ import click
 
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
-from qmpsnap.cli.output import emit, json_line, printable, size
+from qmpsnap.cli.output import emit, json_line, size
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.model.job import parse_job_id
+from qmpsnap.model.printable import printable
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.job import Job
     from qmpsnap.vm import VM
 
-__all__ = ["job"]
 
 _job_id = click.argument("job_id", metavar="ID", type=JOB)
 _foreign = click.option(

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, json_line, printable, relative, size, table, to_stderr, wrap
+from qmpsnap.cli.output import Row, emit, json_line, relative, size, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED, IoStatus
 from qmpsnap.model.job_place import JobPlace
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.vm import VM
 
-__all__ = ["jobs"]
 
 _HEADER = ("ID", "TYPE", "STATE", "DONE", "LIMIT", "WHOSE")
 _RIGHT = ("DONE", "LIMIT")

@@ -8,8 +8,6 @@ import sys
 
 from qmpsnap.model.printable import masked, printable
 
-__all__ = ["configure"]
-
 _TOLD = frozenset({"machine.started_below", "layer.name_lost"})  # what verbs themselves print
 _WIRE = ("--> ", "<-- ")
 

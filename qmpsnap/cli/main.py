@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-__all__ = ["main", "run"]
 
 _NEEDED = ("click", "rich")
 _INTERRUPTED = 130

@@ -14,8 +14,6 @@ from qmpsnap.plan.intent import Mirror
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Format, OnError, Sync
 
-__all__ = ["mirror"]
-
 
 @verb(
     "mirror",

@@ -15,20 +15,6 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-__all__ = [
-    "COMMAND",
-    "DISK",
-    "FILE",
-    "JOB",
-    "LAYER",
-    "MOMENT",
-    "SPEED",
-    "dry_run",
-    "job_options",
-    "progress",
-    "via",
-    "wait",
-]
 
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?(?:/s)?", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -15,23 +15,6 @@ from qmpsnap.model.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = [
-    "VERSION",
-    "Row",
-    "Unwritable",
-    "chain_lines",
-    "columns",
-    "duration",
-    "emit",
-    "json_line",
-    "printable",
-    "relative",
-    "size",
-    "start_lines",
-    "table",
-    "to_stderr",
-    "wrap",
-]
 
 VERSION = 1
 _NARROWEST = 40  # columns; a terminal may report 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, json_line, printable, size, to_stderr
+from qmpsnap.cli.output import duration, json_line, size, to_stderr
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.run.target import Progress
 
-__all__ = ["Bar", "Lines", "reporter"]
 
 _SOON = 2  # updates; a job that ends within the first needs no bar
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.cli.signals import Signals
     from qmpsnap.vm import VM
 
-__all__ = ["qmp"]
-
 
 @verb(
     "qmp",

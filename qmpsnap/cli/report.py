@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qmpsnap.cli.app import App, cli
-from qmpsnap.cli.output import Unwritable, emit, json_line, printable, start_lines, to_stderr
+from qmpsnap.cli.output import Unwritable, emit, json_line, start_lines, to_stderr
 from qmpsnap.errors import (
     AmbiguousName,
     Busy,
@@ -21,11 +21,11 @@ from qmpsnap.errors import (
     QmpsnapError,
     Refused,
 )
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["INTERRUPTED", "report", "run_group"]
 
 INTERRUPTED = 130
 _UNWRITABLE = 1

@@ -9,8 +9,6 @@ from qmpsnap.cli.options import FILE, dry_run, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Restore
 
-__all__ = ["restore"]
-
 
 @verb(
     "restore",

@@ -9,15 +9,13 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, MOMENT, dry_run, via, wait
-from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
+from qmpsnap.model.printable import printable
 from qmpsnap.plan.intent import Revert
 
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Via
     from qmpsnap.run.outcome import Done
-
-__all__ = ["revert"]
 
 
 @verb(

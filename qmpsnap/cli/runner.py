@@ -12,11 +12,12 @@ import click
 import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.cli.logs import configure
-from qmpsnap.cli.output import emit, json_line, printable
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.result import result_lines
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
+from qmpsnap.model.printable import printable
 from qmpsnap.run.outcome import Hooks
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done
     from qmpsnap.vm import VM
 
-__all__ = ["change", "command", "current_app", "hooks", "run", "show_done", "show_plan", "show_steps"]
 
 _NOT_SENT = "nothing was sent (-n)"
 T = TypeVar("T")

@@ -8,14 +8,12 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import FILE, dry_run, plain, progress, wait
-from qmpsnap.cli.output import printable
 from qmpsnap.cli.runner import change, command
+from qmpsnap.model.printable import printable
 from qmpsnap.plan.intent import Save
 
 if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done
-
-__all__ = ["save"]
 
 
 @verb(

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import anyio
 
-from qmpsnap.cli.output import printable, to_stderr
+from qmpsnap.cli.output import to_stderr
 from qmpsnap.cli.report import report
 from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost
+from qmpsnap.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from qmpsnap.errors import QmpsnapError
     from qmpsnap.plan.plan import Plan
 
-__all__ = ["Signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_CANCEL = 30.0  # seconds; then the outcome is unknown

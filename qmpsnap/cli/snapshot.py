@@ -11,8 +11,6 @@ from qmpsnap.cli.options import DISK, FILE, dry_run, plain, wait
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Snapshot
 
-__all__ = ["snapshot"]
-
 
 @verb(
     "snapshot",

@@ -14,8 +14,6 @@ from qmpsnap.plan.intent import Stream
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import OnError
 
-__all__ = ["stream"]
-
 
 @verb(
     "stream",

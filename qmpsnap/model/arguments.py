@@ -17,20 +17,6 @@ from qmpsnap.model.names import check_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = [
-    "AbsolutePath",
-    "NewName",
-    "OptionalPath",
-    "Speed",
-    "Text",
-    "Word",
-    "check",
-    "check_fields",
-    "number",
-    "path_text",
-    "refuse",
-    "texts",
-]
 
 _INT64 = 1 << 63
 _SPELLED: dict[object, str] = {str: "a str", int: "an int", bool: "True or False"}

@@ -12,17 +12,6 @@ from qmpsnap.model.qapi import Reply, read
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "BlockDeviceInfo",
-    "BlockInfo",
-    "BlockStats",
-    "BlockdevOptions",
-    "FdsetInfo",
-    "ImageInfo",
-    "Inserted",
-    "file_options",
-]
-
 
 class Inserted(Reply, frozen=True):
     """The top node of a device with a medium: of BlockDeviceInfo what query-block is asked for."""

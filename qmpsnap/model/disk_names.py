@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Disk, Graph, Layer
 
-__all__ = ["disk_names", "find_disk", "find_layer", "refuse_twin", "snapshot_file_name", "spellings_of"]
-
 
 def find_disk(graph: Graph, spelling: str) -> Disk:
     """Find the disk that `spelling` names; it may be an empty drive.

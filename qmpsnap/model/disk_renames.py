@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["with_current_names", "with_names"]
 
 T = TypeVar("T")
 

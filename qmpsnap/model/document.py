@@ -13,7 +13,6 @@ from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["AbsolutePath", "Count", "Text", "dump", "load", "take"]
 
 T = TypeVar("T")
 

@@ -11,8 +11,6 @@ import struct
 
 from msgspec import Struct
 
-__all__ = ["EmptyImage", "empty_qcow2"]
-
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
 _HEADER_BYTES = 112  # with the compression type and its padding (qcow2.h: QCowHeader)

@@ -12,8 +12,6 @@ from qmpsnap.model.qapi import Reply
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["CommandInfo", "Features", "SchemaInfo", "has_argument"]
-
 
 class CommandInfo(Reply, frozen=True):
     """QAPI: query-commands."""

@@ -26,21 +26,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Graph
 
-__all__ = [
-    "NOT_ALLOWED",
-    "Ask",
-    "BackingLink",
-    "DirFact",
-    "FileFact",
-    "Files",
-    "Kind",
-    "OpenFile",
-    "OpenName",
-    "OpenState",
-    "Reopens",
-    "is_temporary",
-    "open_names",
-]
 
 NOT_ALLOWED = "permission denied"  # the reason when we lack the permission to inspect something
 

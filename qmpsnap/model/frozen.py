@@ -10,8 +10,6 @@ from typing import Any, NoReturn, TypeVar
 from msgspec import Struct, to_builtins
 from msgspec.structs import force_setattr
 
-__all__ = ["Frozen", "FrozenStruct", "JsonStruct"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 

@@ -15,7 +15,6 @@ from qmpsnap.model.frozen import Frozen, JsonStruct
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["Bitmap", "Chains", "Disk", "Filter", "Graph", "InternalSnapshot", "Io", "Layer", "Node", "draw"]
 
 # Drivers that pass data through: a node of one of these is no image.
 FILTER_DRIVERS = frozenset({

@@ -18,18 +18,6 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "HEADER_BYTES",
-    "MAX_HEADER_BYTES",
-    "MAX_TABLE_BYTES",
-    "QCOW_MAGIC",
-    "Header",
-    "backing_path",
-    "parse_header",
-    "snapshot_names",
-    "snapshot_sizes",
-    "snapshot_table",
-]
 
 QCOW_MAGIC = b"QFI\xfb"
 MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 
-__all__ = ["LOAD_FAILED", "LOAD_STATE", "RUNS_AGAIN", "command", "frees", "hint_for", "qmp", "quoted"]
-
 LOAD_FAILED = (
     "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )

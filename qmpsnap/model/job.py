@@ -15,21 +15,6 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "ENDED",
-    "STAYS",
-    "TRANSITIONS",
-    "VERBS",
-    "Ending",
-    "IoStatus",
-    "Job",
-    "JobId",
-    "JobOp",
-    "JobStatus",
-    "JobVerb",
-    "parse_job_id",
-]
-
 
 class JobStatus(StrEnum):
     """The state of a job. QAPI: JobStatus (job.json)."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import IntentRecord
 
-__all__ = ["BlockGraph", "BlockGraphEdge", "BlockGraphNode", "JobPlace", "job_places"]
 
 # What QEMU calls the node that a job writes: mirror, backup and an active commit; another commit; stream.
 _WRITTEN = ("target", "base", "active node")

@@ -11,8 +11,6 @@ from qmpsnap.model.frozen import FrozenStruct
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.names import fit_name
 
-__all__ = ["KeptState"]
-
 
 class KeptState(FrozenStruct, frozen=True):
     """VM state that is kept in a file of its own, with a moment of the disks.

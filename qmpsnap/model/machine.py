@@ -9,8 +9,6 @@ from msgspec import Struct
 from qmpsnap.model.document import Count, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 
-__all__ = ["FOR_A_LOAD", "Device", "Fingerprint", "Machine", "Status"]
-
 FOR_A_LOAD = "restore-vm"
 """The run state in which a load leaves a guest that ran when it fails. QAPI: RunState (run-state.json)."""
 

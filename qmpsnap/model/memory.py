@@ -15,8 +15,6 @@ from qmpsnap.model.document import Count, Text, dump, load, take
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.machine import Fingerprint
 
-__all__ = ["MAX_NOTE_BYTES", "TAIL_BYTES", "LayerState", "MemoryFact", "MemoryNote", "note_size"]
-
 _MAGIC = b"QMPSNAP\x01"
 _TAIL = struct.Struct(">Q8s")
 TAIL_BYTES = _TAIL.size

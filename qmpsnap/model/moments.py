@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.record import Record
 
-__all__ = [
-    "Moment",
-    "MomentKind",
-    "MomentPart",
-    "Moments",
-    "find_moments",
-    "related_records",
-    "state_places",
-    "without_layers",
-    "written_into",
-]
-
 
 MomentKind = Literal["external", "internal"]
 """Where a moment is: overlays began there, or it is inside the images."""

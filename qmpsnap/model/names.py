@@ -16,23 +16,6 @@ from qmpsnap.errors import BadName
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-__all__ = [
-    "check_name",
-    "digest",
-    "fit_name",
-    "invalid_name",
-    "invalid_names",
-    "is_device_path",
-    "is_invalid_name",
-    "is_owned_node",
-    "job_id",
-    "node_name",
-    "overlay_file",
-    "overlay_files",
-    "state_directory",
-    "state_directory_choices",
-    "stem",
-]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"

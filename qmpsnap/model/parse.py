@@ -37,16 +37,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.block_replies import ImageInfo
 
-__all__ = [
-    "FDSET",
-    "GRAPH_QUERIES",
-    "OWN_FDS",
-    "GraphMoved",
-    "GraphReplies",
-    "odd_names",
-    "parse_fdsets",
-    "parse_graph",
-]
 
 GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-block", Frozen({})),

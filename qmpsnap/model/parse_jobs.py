@@ -8,8 +8,6 @@ from msgspec.structs import replace
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.qapi import Reply, read
 
-__all__ = ["JobEvent", "parse_jobs"]
-
 
 class JobInfo(Reply, frozen=True):
     """A job. QAPI: query-jobs."""

@@ -12,17 +12,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Graph
 
-__all__ = [
-    "MACHINE_QUERIES",
-    "CpuInfoFast",
-    "MigrationEvent",
-    "MigrationInfo",
-    "MigrationRamInfo",
-    "StatusInfo",
-    "device_path",
-    "parse_machine",
-    "parse_status",
-]
 
 MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-status", {}),

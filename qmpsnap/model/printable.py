@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["masked", "masked_all", "printable"]
-
 
 def printable(text: str) -> str:
     """Return the text on one line, with control characters, newlines included, escaped.

@@ -15,7 +15,6 @@ from qmpsnap.errors import Malformed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Reply", "heard", "read"]
 
 T = TypeVar("T")
 

@@ -13,8 +13,6 @@ from qmpsnap.model.document import AbsolutePath, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.kept_state import KeptState
 
-__all__ = ["IntentRecord", "KeptState", "MomentRecord", "Op", "Record", "Settings", "moment_of"]
-
 Files = Mapping[str, tuple[Text, ...]]
 
 Op = Literal[

@@ -18,8 +18,6 @@ from qmpsnap.model.names import check_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.record_rules import check_intent, check_moment
 
-__all__ = ["check", "from_json", "to_json"]
-
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _ELSEWHERE = ("directory", "live")  # the file's place, and its lock
 _RECORD = cast("type[Record]", Record)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.record import IntentRecord, MomentRecord
 
-__all__ = ["check_intent", "check_moment", "is_plain"]
 
 _WITH_STATE = frozenset({"checkpoint", "save"})
 _PARAMETERS = ("max-bandwidth",)  # of a migration, that an operation sets and so puts back

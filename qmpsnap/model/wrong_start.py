@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.record import Record
 
-__all__ = ["WrongStart", "recorded_overlays", "wrong_starts"]
-
 
 class WrongStart(Struct, frozen=True):
     """A disk whose guest writes into a backing file of other images.

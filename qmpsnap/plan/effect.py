@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.plan.step import Effect, Root, Step
 
-__all__ = ["apply", "apply_all", "have"]
-
 
 def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
     """The graph after all of the steps."""

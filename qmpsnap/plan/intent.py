@@ -13,28 +13,6 @@ from typing import Literal
 from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, Text, check_fields, refuse
 from qmpsnap.model.frozen import Frozen
 
-__all__ = [
-    "Checkpoint",
-    "Commit",
-    "Delete",
-    "Ending",
-    "FileMode",
-    "Folded",
-    "Format",
-    "Intent",
-    "Into",
-    "Mirror",
-    "Mode",
-    "OnError",
-    "Restore",
-    "Revert",
-    "Save",
-    "Snapshot",
-    "Stream",
-    "Sync",
-    "Via",
-]
-
 OnError = Literal["report", "stop", "ignore"]
 """What a job does at an I/O error: end with it, pause until it is resumed, or try the same again."""
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import Record
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["has_moment", "may_remove", "ran_here", "refuse_strange_base", "stands_here", "superseded_by"]
 
 _WITH_OVERLAYS = frozenset({"snapshot", "checkpoint", "revert"})
 

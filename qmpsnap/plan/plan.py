@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.step import Step
 
-__all__ = ["Plan", "Stage"]
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:

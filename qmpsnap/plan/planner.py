@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["PLANNERS", "Planner", "ask", "ask_again", "needs_machine", "needs_standing", "plan"]
-
 
 @dataclass(frozen=True, slots=True)
 class Planner:

@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.scene import Scene
 
-__all__ = [
-    "local_chains",
-    "record_directories",
-    "state_directories",
-    "state_place",
-    "state_questions",
-    "with_parents",
-]
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
 _RECORD_BYTES = 64 * 1024

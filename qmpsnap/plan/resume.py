@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan"]
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
 _CLOCK_LAG = 0.1

@@ -32,12 +32,12 @@ from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.vmstate.common import file_number, machine_of, way_of
 
 if TYPE_CHECKING:
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.memory import MemoryFact
-    from qmpsnap.model.record import IntentRecord, KeptState
+    from qmpsnap.model.record import IntentRecord
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ends_job", "goes_on", "plan", "same_qemu"]
 
 # Run states in which nothing but we keep the guest from running.
 _OURS = frozenset({"paused", "postmigrate"})

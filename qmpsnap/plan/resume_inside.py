@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["JOBS", "OPS", "plan"]
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
 """QEMU's kinds of job on VM state."""

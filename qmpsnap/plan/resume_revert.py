@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["plan"]
-
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
     """Plan what is left of the revert of that record."""

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.plan.step import Step
 
-__all__ = ["taking_back"]
-
 
 def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
     """The steps that take an operation back as far as that can be, in order.

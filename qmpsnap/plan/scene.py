@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.model.moments import Moment, Moments
 
-__all__ = ["Scene"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scene:

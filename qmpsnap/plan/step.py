@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.model.record import IntentRecord
 
-__all__ = [
-    "AddNode",
-    "DropLayers",
-    "DropNode",
-    "Effect",
-    "Inside",
-    "Later",
-    "MoveRoot",
-    "Overlay",
-    "PutOverlays",
-    "Root",
-    "Step",
-]
-
 
 class Overlay(Struct, frozen=True):
     """One disk's part of a snapshot.

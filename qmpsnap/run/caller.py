@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Hooks
     from qmpsnap.run.target import Progress, Target, Watch
 
-__all__ = ["Caller"]
 
 _log = get_logger("qmpsnap.run")
 _LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.record import Record
 
-__all__ = ["Catalog", "read_records"]
 
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths

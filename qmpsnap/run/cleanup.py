@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.commands.files import Proof
     from qmpsnap.plan.intent import Folded
 
-__all__ = ["Created", "fresh", "identity", "in_use", "remove", "retire"]
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
 _LOCK_FROM, _LOCK_BYTES = 100, 200

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-__all__ = ["CURRENT_OPERATION"]
-
 CURRENT_OPERATION: ContextVar[object] = ContextVar("qmpsnap_owner", default=None)
 """The operation that this task, and every task that it starts, works for; None: none."""

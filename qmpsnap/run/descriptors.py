@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.files import OpenName, OpenState, Reopens
 
-__all__ = ["Opened", "identity", "open_files", "real_names", "working_directory"]
 
 _DELETED = " (deleted)"  # fs/d_path.c
 _NO_IMAGE = (

@@ -18,7 +18,6 @@ from qmpsnap.run.safe_open import create_file, open_directory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["in_thread", "rename_exclusively", "sync_directory"]
 
 T = TypeVar("T")
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done
     from qmpsnap.run.target import Target
 
-__all__ = ["Executor"]
 
 _log = get_logger("qmpsnap.run")
 _AFTER_CANCEL = 30.0  # seconds

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
     from qmpsnap.run.session import Session
 
-__all__ = ["failed_early", "load", "manage", "stop_for_load"]
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (

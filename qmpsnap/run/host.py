@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Folded
     from qmpsnap.plan.step import Step
     from qmpsnap.run.catalog import Catalog
-    from qmpsnap.run.images import Created, Images
+    from qmpsnap.run.cleanup import Created
+    from qmpsnap.run.images import Images
     from qmpsnap.run.memory_files import Sealed
 
-__all__ = ["Host"]
 
 _log = get_logger("qmpsnap.run")
 _STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it

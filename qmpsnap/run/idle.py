@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.planning import Planning
     from qmpsnap.run.target import Target
 
-__all__ = ["Idle"]
 
 # Seconds. QEMU pauses a job for a drain, and lets it pass READY and pending, in far less; while it drains it
 # answers nobody.

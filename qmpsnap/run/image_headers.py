@@ -11,7 +11,6 @@ from qmpsnap.run.safe_open import WrongKind, open_file
 if TYPE_CHECKING:
     from qmpsnap.model.header import Header
 
-__all__ = ["descriptor_header", "file_header"]
 
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 

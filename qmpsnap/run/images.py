@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.commands.files import Proof
     from qmpsnap.plan.intent import Folded
 
-__all__ = ["Created", "Images"]
 
 _log = get_logger("qmpsnap.files")
 

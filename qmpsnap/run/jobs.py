@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.session import Session
     from qmpsnap.run.session.event import Event
 
-__all__ = ["JobMonitor", "JobWatch"]
 
 _REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
 _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.plan.step import Step
 
-__all__ = ["Journal"]
 
 _KEEPS_STATE = frozenset({"savevm", "loadvm", "snapshot-save", "snapshot-load"})
 

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.session import Session
     from qmpsnap.run.target import Progress, Watch
 
-__all__ = ["LiveTarget"]
 
 _log = get_logger("qmpsnap.run")
 _GRAPH_TRIES = 20

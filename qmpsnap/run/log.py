@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict, Processor
 
-__all__ = ["get_logger"]
 
 _CALLER = 4  # frames from the caller of structlog's logger to that of the standard library
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.run.session import Session
 
-__all__ = ["is_running", "read_machine", "read_standing", "run_state"]
-
 
 async def read_machine(session: Session, graph: Graph) -> Machine:
     """Ask QEMU for its machine, with all queries in one go.

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Fingerprint
     from qmpsnap.run.cleanup import Created
 
-__all__ = ["Sealed", "is_closed", "look", "open_memory", "reserve", "seal_memory", "seal_store", "tags_of"]
 
 _QCOW2 = b"QFI\xfb"
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer

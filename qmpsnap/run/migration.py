@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.progress import Progress
     from qmpsnap.run.session import Event, Session
 
-__all__ = ["Migrations"]
 
 _OVER = frozenset({"none", "completed", "failed", "cancelled"})
 _LOADING = frozenset({"inmigrate", FOR_A_LOAD, "finish-migrate"})  # run states of a load under way

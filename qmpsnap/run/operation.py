@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.target import Standstill, Target, Watch
 
-__all__ = ["Operation"]
 
 _log = get_logger("qmpsnap.run")
 _PENDING, _CONCLUDED = JobStatus.PENDING, JobStatus.CONCLUDED

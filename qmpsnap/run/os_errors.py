@@ -16,7 +16,6 @@ from qmpsnap.model.files import NOT_ALLOWED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["hint", "reason", "unusable"]
 
 # Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(

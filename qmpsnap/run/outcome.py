@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
     from qmpsnap.run.target import Progress
 
-__all__ = [
-    "Done",
-    "Hooks",
-    "by_qemu",
-    "check_hooks",
-    "invalid_now",
-    "left_nodes",
-    "made_files",
-    "mismatch",
-    "moved_roots",
-    "outcome",
-    "same",
-    "vanished",
-]
-
 
 _MAKES = frozenset({"create-overlay", "create-file", "create-memory", "create-store"})
 _SEALS = frozenset({"seal-memory", "seal-store"})

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-__all__ = ["absolute", "absolute_each"]
-
 
 def absolute(parameter: str, path: str | os.PathLike[str]) -> str:
     """Make a path absolute; symlinks are not resolved.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.files import OpenFile
 
-__all__ = ["barred"]
-
 
 class _Peer(Struct, frozen=True):
     user: int

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.migration import Migrations
     from qmpsnap.run.session import Session
 
-__all__ = ["Performer", "check_roots"]
-
 
 class Performer:
     """Does steps, waits for jobs excepted.

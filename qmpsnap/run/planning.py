@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.target import Target
 
-__all__ = ["Planning", "both"]
-
 
 class Planning:
     """Plans for one machine; it changes nothing.

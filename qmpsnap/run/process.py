@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["QemuProcess", "start_qemu"]
 
 _log = get_logger("qmpsnap.process")
 

@@ -9,8 +9,6 @@ from msgspec import Struct
 
 from qmpsnap.model.job import Job
 
-__all__ = ["Meter", "Progress"]
-
 _WINDOW = 8  # samples that a rate is computed from
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.session import Session
     from qmpsnap.run.session.event import Event
 
-__all__ = ["QueryGuard"]
 
 _OURS = "qmpsnap-"  # how ids of our jobs begin, none of which makes an image
 _PATIENCE = 10.0  # seconds; an image is made in less, but on a very slow disk

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.target import Target
 
-__all__ = ["read_back"]
-
 
 async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
     """Check each file whose header the plan has changed, and each copy that it made.

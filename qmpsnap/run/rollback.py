@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qmpsnap.run.journal import Journal
     from qmpsnap.run.target import Target, Watch
 
-__all__ = ["EndedWell", "Rollback", "rolled_back"]
 
 _log = get_logger("qmpsnap.run")
 _GONE_ALREADY = frozenset({"job-cancel", "job-dismiss", "release-file"})  # refused when it is gone: as wanted

@@ -15,16 +15,6 @@ import errno
 import os
 import stat
 
-__all__ = [
-    "WrongKind",
-    "append_file",
-    "create_file",
-    "kernel_text",
-    "open_block",
-    "open_directory",
-    "open_file",
-]
-
 _ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFDIR: "it is a directory",

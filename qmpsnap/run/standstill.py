@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qmpsnap.run.session import Event
 
-__all__ = ["Stops"]
-
 
 class Stops:
     """Records STOP and RESUME; pass it every event of an operation."""

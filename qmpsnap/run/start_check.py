@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.wrong_start import WrongStart
     from qmpsnap.run.target import Target
 
-__all__ = ["StartCheck"]
 
 _log = get_logger("qmpsnap.run")
 

@@ -19,7 +19,6 @@ from qmpsnap.run.safe_open import WrongKind, open_file
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["find_state_files", "remove_state_file"]
 
 _TOKEN = 8  # hex digits at the end of an operation's id
 _PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.files import Ask, Kind
     from qmpsnap.model.header import Header
 
-__all__ = ["look"]
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 

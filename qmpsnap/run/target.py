@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.step import Step
 
-__all__ = ["Progress", "Standstill", "Target", "Watch"]
-
 
 class Progress(Protocol):
     """How far a job is."""

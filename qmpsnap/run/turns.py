@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.plan.plan import Plan
 
-__all__ = ["Claim", "Turns", "claim_of"]
 
 # They touch only the chains of their disks, neither the guest's memory nor its run state.
 _OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import KeptState, MomentRecord
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import to_json
 
 from .conftest import disks

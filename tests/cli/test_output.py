@@ -11,7 +11,6 @@ from qmpsnap.cli.output import (
     chain_lines,
     duration,
     json_line,
-    printable,
     relative,
     size,
     start_lines,
@@ -19,6 +18,7 @@ from qmpsnap.cli.output import (
     to_stderr,
     wrap,
 )
+from qmpsnap.model.printable import printable
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from msgspec.structs import replace
 
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, KeptState, Settings, moment_of
+from qmpsnap.model.record import IntentRecord, Settings, moment_of
 
 COMMIT = IntentRecord(
     id="0a1b2c3d",

@@ -3,9 +3,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Disk, InternalSnapshot
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import Moment, MomentPart, find_moments, state_places
-from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
 

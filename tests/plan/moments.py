@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.memory import MemoryFact, MemoryNote
-from qmpsnap.model.record import KeptState, MomentRecord
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, KeptState
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, open_store, set_drive, snapshot_sync
 from qmpsnap.plan.commands.files import create_memory, create_overlay, remove_file
 from qmpsnap.plan.commands.jobs import job_dismiss

@@ -8,7 +8,8 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.run import cleanup
-from qmpsnap.run.images import Created, Images
+from qmpsnap.run.cleanup import Created
+from qmpsnap.run.images import Images
 from qmpsnap.testing.headers import qcow2_bytes
 
 

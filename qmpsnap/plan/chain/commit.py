@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan"]
 
 _KEEP = "keep its name with --folded keep, or run as that user"
 

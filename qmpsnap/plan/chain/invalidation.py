@@ -33,19 +33,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = [
-    "Fold",
-    "fates",
-    "finish",
-    "fold_of",
-    "healed",
-    "repeated",
-    "retire",
-    "settled",
-    "streamed",
-    "unfound",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Fold:

@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = [
-    "delete_owned",
-    "layer_index",
-    "recorded_like",
-    "refuse_commit_of_shorter",
-    "refuse_stream_of_shorter",
-]
-
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
     """Index of the layer that somebody means, snapshots' recorded names included."""

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan"]
-
 
 def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the target and its directory."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Commit
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["refuse_needed"]
-
 
 def refuse_needed(
     intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["Overlays", "ask", "prepare"]
-
 
 @dataclass(frozen=True, slots=True)
 class Overlays:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["plan"]
-
 
 def plan(intent: Snapshot, scene: Scene) -> Plan:
     """Plan the overlays, their transaction, and the moment's record; or refuse.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Stream
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "plan"]
-
 
 def ask(intent: Stream, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system: the moments' names."""

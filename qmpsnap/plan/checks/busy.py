@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine, Status
     from qmpsnap.plan.scene import Scene
 
-__all__ = [
-    "holders",
-    "refuse_busy",
-    "refuse_covered",
-    "refuse_jobs",
-    "refuse_migrated",
-    "refuse_migrating",
-]
 
 # The filter that each kind of job puts over the layer it works on; mirror_top serves both kinds.
 _JOB_FILTERS = {

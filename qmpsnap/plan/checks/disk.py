@@ -11,11 +11,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Disk, Layer
 
-__all__ = [
-    "refuse_empty",
-    "refuse_loss",
-    "refuse_read_only",
-]
 
 _HINT = "attach it read-write, or shut the machine off and work on its images"
 

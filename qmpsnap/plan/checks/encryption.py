@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Disk, Graph, Layer
 
-__all__ = [
-    "CLEAR",
-    "refuse_clear_data",
-    "refuse_clear_memory",
-    "refuse_clear_overlay",
-    "refuse_memory_inside",
-    "refuse_second_opening",
-]
 
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""

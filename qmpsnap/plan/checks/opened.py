@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.plan.scene import Scene
 
-__all__ = [
-    "lost_names",
-    "odd",
-    "refuse_lost",
-    "refuse_moved",
-    "refuse_reopen",
-    "refuse_temporary",
-    "refuse_window",
-    "temporary",
-]
-
 
 def refuse_lost(scene: Scene, disks: Iterable[Disk]) -> None:
     """Refuse when a disk is in snapshot mode, or one of its layers is not what its name leads to.

@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.plan.scene import Scene
 
-__all__ = [
-    "beside_active",
-    "made_by_qemu",
-    "refuse_barred",
-    "refuse_place",
-    "refuse_there",
-    "usable_directory",
-]
 
 # An empty qcow2 image takes four clusters of 64 KiB; less room than that is no room.
 _IMAGE_BYTES = 256 * 1024

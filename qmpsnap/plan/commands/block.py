@@ -10,21 +10,6 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Io
 from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
 
-__all__ = [
-    "blockdev_add",
-    "blockdev_del",
-    "check_roots",
-    "flush",
-    "internal_delete",
-    "internal_snapshot",
-    "open_root",
-    "open_store",
-    "probe_absent",
-    "reopen_filter",
-    "set_drive",
-    "snapshot_sync",
-]
-
 _PLAIN = Io()
 
 

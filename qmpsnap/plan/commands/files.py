@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Fingerprint
     from qmpsnap.plan.intent import Folded
 
-__all__ = [
-    "Proof",
-    "create_file",
-    "create_memory",
-    "create_overlay",
-    "create_store",
-    "remove_file",
-    "remove_orphan",
-    "remove_state",
-    "retire_file",
-    "seal_memory",
-    "seal_store",
-]
-
 
 class Proof(Struct, frozen=True):
     """What shows that a file is the layer that is meant; it is looked at once more before it is touched.

@@ -13,19 +13,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import OnError, Sync
     from qmpsnap.plan.step import Root
 
-__all__ = [
-    "adopt_job",
-    "await_job",
-    "block_commit",
-    "block_stream",
-    "drive_mirror",
-    "end_copy",
-    "job_cancel",
-    "job_complete",
-    "job_dismiss",
-    "job_finalize",
-]
-
 
 def block_stream(
     *,

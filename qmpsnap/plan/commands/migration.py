@@ -15,20 +15,6 @@ from qmpsnap.plan.step import Step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "Until",
-    "Way",
-    "await_closed",
-    "await_migration",
-    "migrate",
-    "migrate_cancel",
-    "migrate_incoming",
-    "pass_file",
-    "release_file",
-    "set_capabilities",
-    "set_parameters",
-    "uri",
-]
 
 Way = Literal["fd", "fdset"]
 """How QEMU gets an open file: by getfd and `fd:` (7.2), or by add-fd and `file:/dev/fdset/N`."""

@@ -12,16 +12,6 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.record import IntentRecord
 
-__all__ = [
-    "finish_record",
-    "keep_branch",
-    "keep_link",
-    "keep_lost",
-    "keep_moment",
-    "keep_place",
-    "write_record",
-]
-
 
 def write_record(directory: str, record: IntentRecord) -> Step:
     """Write down what is about to happen, so that whoever comes after a crash can end it."""

@@ -18,19 +18,6 @@ from qmpsnap.plan.step import Inside, Step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "adopt",
-    "cont",
-    "delvm",
-    "loadvm",
-    "savevm",
-    "snapshot_delete",
-    "snapshot_load",
-    "snapshot_save",
-    "stop",
-    "stop_for_load",
-    "system_reset",
-]
 
 Nodes = tuple[tuple[str, str], ...]
 """Of each disk its name and the node-name of its active layer; ("", node) for a store."""

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan", "plan_revert"]
-
 
 def ask(intent: Checkpoint | Revert, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know: the names that records give to moments, and where records can lie."""

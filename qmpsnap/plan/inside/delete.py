@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan"]
-
 
 def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system: the names that records give to moments."""

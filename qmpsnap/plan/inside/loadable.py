@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.inside.taking import Taking
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask_loadable", "bitmap_notes", "refuse_data_file", "refuse_unloadable"]
 
 # A disk that changes its size moves tables in its image; 1 MiB is a multiple of what was seen to be needed.
 _ROOM_BYTES = 1 << 20

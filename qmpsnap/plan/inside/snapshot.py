@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Snapshot
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "plan", "refuse_taken"]
-
 
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system: the names that records give to moments."""

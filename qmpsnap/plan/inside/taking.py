@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Via
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["Taking", "refuse_double", "stray", "taking", "writable"]
 
 # The one filter that the jobs were tried under. The others may be somebody's view of the disk's past.
 _FILTERS = frozenset({"throttle"})

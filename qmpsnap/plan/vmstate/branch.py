@@ -29,22 +29,12 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.model.header import Header
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Machine
     from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import KeptState
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = [
-    "NOT_TOLD",
-    "Branch",
-    "branch_files",
-    "branch_record",
-    "branch_token",
-    "branches",
-    "new_files",
-    "record_of",
-]
 
 NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"

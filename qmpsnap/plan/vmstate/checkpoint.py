@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Unsupported
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import digest, node_name
-from qmpsnap.model.record import KeptState, Settings
+from qmpsnap.model.record import Settings
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["ask", "plan"]
 
 _POSTMIGRATE = (
     "the machine stays paused, in the state postmigrate: until it has run again, its memory cannot be "

@@ -25,22 +25,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = [
-    "Passage",
-    "file_number",
-    "machine_of",
-    "need_open_files",
-    "refuse_asleep",
-    "refuse_blocked",
-    "refuse_dead",
-    "refuse_foreign",
-    "refuse_memory_place",
-    "refuse_state",
-    "refuse_unsettled",
-    "state_file",
-    "undone",
-    "way_of",
-]
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
 
-__all__ = ["plan"]
-
 
 def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
     """Plan to delete an external moment that has VM state; or refuse.

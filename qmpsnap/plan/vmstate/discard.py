@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.plan.scene import Scene
 
-__all__ = ["ask", "refuse_discard"]
 
 _KEPT = "omit --discard to keep it"
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Status
     from qmpsnap.model.record import IntentRecord
 
-__all__ = ["refuse_cont", "refuse_stop"]
 
 _BARE = "qmpsnap qmp cont sends it all the same"
 _WRECK = (

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
     from qmpsnap.model.machine import Machine
 
-__all__ = ["hindrance", "way_back_notes"]
 
 # QOM types of devices whose root was changed under a real guest, which then read the new data.
 _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})

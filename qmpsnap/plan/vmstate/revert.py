@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
     from qmpsnap.plan.vmstate.branch import Branch
 
-__all__ = ["ask", "ask_again", "plan"]
-
 
 def ask(intent: Revert, graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner wants to know about the file system, first: which moments there are."""

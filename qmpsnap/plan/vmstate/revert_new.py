@@ -19,12 +19,11 @@ from qmpsnap.plan.vmstate.common import file_number, machine_of, refuse_foreign
 from qmpsnap.plan.vmstate.save import load_steps, refuse_other, whole_note
 
 if TYPE_CHECKING:
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.memory import MemoryNote
-    from qmpsnap.model.record import KeptState, MomentRecord
+    from qmpsnap.model.record import MomentRecord
     from qmpsnap.plan.intent import Revert
     from qmpsnap.plan.scene import Scene
-
-__all__ = ["plan_incoming", "plan_prepare"]
 
 
 def plan_prepare(intent: Revert, scene: Scene) -> Plan:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import IntentRecord, KeptState
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.checks.opened import refuse_lost
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Restore, Save
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
-
-__all__ = ["ask_restore", "ask_save", "load_steps", "plan_restore", "plan_save", "refuse_other", "whole_note"]
 
 
 def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:

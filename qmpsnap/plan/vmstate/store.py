@@ -13,12 +13,10 @@ from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
 from qmpsnap.plan.vmstate.common import refuse_foreign
 
 if TYPE_CHECKING:
+    from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Machine
-    from qmpsnap.model.record import KeptState
     from qmpsnap.plan.scene import Scene
     from qmpsnap.plan.step import Step
-
-__all__ = ["load_store", "pause", "refuse_store", "stale_notes"]
 
 
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:

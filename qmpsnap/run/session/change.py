@@ -15,7 +15,6 @@ from qmpsnap.run.log import get_logger
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Change", "Limits", "Outcome", "settled"]
 
 _log = get_logger("qmpsnap.session")
 

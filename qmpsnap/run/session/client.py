@@ -20,7 +20,6 @@ from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Client", "Tap", "first_line", "reach"]
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply

@@ -17,8 +17,6 @@ from msgspec import Struct
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
 
-__all__ = ["Address", "Peer", "describe", "dial", "peer_of"]
-
 _log = get_logger("qmpsnap.session")
 _LAST_PORT = 65535  # the resolver takes a higher one, and counts from 0 again
 _RETRY = 0.05  # seconds; the kernel tells nobody when a listener's backlog has room again

@@ -14,8 +14,6 @@ from qmpsnap.model.frozen import Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Event", "Subscriptions", "read_event"]
-
 
 class Event(Struct, frozen=True):
     """One event of QEMU.

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     LastWords = Callable[[], Awaitable[str]]
 
-__all__ = ["Event", "Session", "adopt", "connect"]
 
 _log = get_logger("qmpsnap.session")
 _END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told within one second

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from qmpsnap.errors import NotInChain
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import find_moments, without_layers
-from qmpsnap.model.record import IntentRecord, KeptState, MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from qmpsnap.errors import Busy, InvalidTarget, NotFound, Refused, TargetExists, Unsupported
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, InternalSnapshot
-from qmpsnap.model.record import KeptState, MomentRecord, Settings
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.record import MomentRecord, Settings
 from qmpsnap.plan.commands.block import open_store
 from qmpsnap.plan.commands.files import create_store
 from qmpsnap.plan.commands.state import stop

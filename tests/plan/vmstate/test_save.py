@@ -17,8 +17,8 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
-from qmpsnap.model.record import KeptState
 from qmpsnap.plan.commands.files import seal_memory
 from qmpsnap.plan.commands.records import write_record
 from qmpsnap.plan.commands.state import stop
