@@ -1,4 +1,4 @@
-"""What embedders hold: one machine, with a method for each thing that can be wanted of it.
+"""What embedders hold: one machine, with a method for each operation.
 
 Each verb is exactly `run(await plan(intent))`.
 """
@@ -59,20 +59,32 @@ _ASKS = "query-"  # how commands begin that change nothing
 class VM:
     """One machine.
 
-    Methods that change something read the graph, plan, run, and read the graph again. Those on disks that
-    have nothing in common run side by side. Two must not on the same disk, and what keeps the guest's memory,
-    deletes or goes back takes the whole machine: then what takes moments is waited for, and behind a stream,
-    commit or mirror a call is refused with Busy, or waits with `wait=True`. A cancelled call awaits what
-    was sent, then undoes or finishes it as its docstring says, in at most 30 s; the next call on the same VM
-    works.
+    Methods that change something read the graph, plan, run, and read the graph again. Operations on disks
+    that have nothing in common run side by side. Two operations on the same disk do not, and one that saves
+    the guest's memory, deletes or reverts needs the whole machine: a short operation in the way is waited
+    for; behind a stream, commit or mirror a call is refused with Busy, or waits with `wait=True`. A cancelled
+    call awaits what was sent, then rolls back or finishes as its docstring says, in at most 30 s; the next
+    call on the same VM works.
 
-    What is handed in is looked at before anything is sent: a wrong word, type, path or number is a
-    `BadArgument`, which is a ValueError, too.
+    Arguments are checked before anything is sent: a wrong word, type, path or number is a `BadArgument`,
+    which is also a ValueError. These have the same meaning in every method:
+
+    - `wait`: whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
+    - `hooks`: what the caller wants to be told.
+    - `plain`: whether encrypted data may be written unencrypted; otherwise that is refused.
+    - `speed`: limit in bytes/s; 0: none.
+    - `on_error`: "report" fails the job, "stop" pauses it, "ignore" retries.
+    - `via`: "hmp" uses the human monitor (savevm), "jobs" QEMU's jobs (snapshot-save). None: the human
+      monitor if every writable disk takes part, jobs if one is left out or throttled; disks alone need
+      neither.
+
+    Any of them raises LinkLost when the connection is lost, with what is known in `changed`, and
+    CommandFailed when QEMU answers with an error.
 
     Attributes:
-        name: How the machine is called in logs.
-        pid: QEMU's process where it is known, else None.
-        jobs: Its jobs, and what an earlier client left of an operation.
+        name: What the machine is called in logs.
+        pid: QEMU's process if it is known, else None.
+        jobs: Its jobs, and operations that an earlier client left unfinished.
     """
 
     def __init__(self, target: LiveTarget, *, state_dir: str = "") -> None:
@@ -85,7 +97,7 @@ class VM:
 
     @property
     def pid(self) -> int | None:
-        """QEMU's process where it is known, else None."""
+        """QEMU's process if it is known, else None."""
         return self._target.session.peer_pid
 
     # -- see ---------------------------------------------------------------------------------------
@@ -94,7 +106,6 @@ class VM:
         """Every disk with its chain, and every node, as QEMU has them now.
 
         Raises:
-            LinkLost: When the link is gone.
             TargetError: When QEMU does not answer within the session's reply limit.
 
         QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
@@ -103,30 +114,30 @@ class VM:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the files that the machine was started from, a line each; also in each result.
+        """What is wrong with the files that the machine was started from, one line each; also in each result.
 
-        A guest that writes into a layer on which other images stand changes what they read: so it is when
-        the machine was started from an old file after a snapshot. It is looked for when the graph is first
-        read (before that this is empty), and logged once, as "machine.started_below".
+        A guest that writes into a backing file of other images corrupts them. That happens when the machine
+        was started from an old file after a snapshot. It is checked when the graph is first read (before that
+        this is empty), and logged once, as "machine.started_below".
         """
         return self._planning.warnings
 
     def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
-        """Call `sink` with each of QEMU's events while the block lasts; nothing is queued."""
+        """Call `sink` with each of QEMU's events inside the block; nothing is queued."""
         if not callable(sink):
             refuse("sink", sink, "give a function that takes an event")
         return self._target.session.subscribe(sink)
 
     async def wait_lost(self) -> str:
-        """Return once the link to QEMU is lost, with the reason."""
+        """Return once the connection to QEMU is lost, with the reason."""
         await self._target.session.wait_lost()
         return self._target.session.close_reason
 
     async def reconnect(self) -> None:
-        """Connect again after the link was lost; jobs that ended meanwhile are then known.
+        """Connect again after the connection was lost; jobs that ended meanwhile are then known.
 
         Raises:
-            ConnectFailed: When it cannot be done: QEMU has ended, or the socket was given to us.
+            ConnectFailed: When QEMU has ended, or the socket was given to us.
         """
         if not await self._target.relink():
             raise ConnectFailed(
@@ -134,23 +145,19 @@ class VM:
             )
 
     async def moments(self) -> Moments:
-        """Every moment that the disks hold, as of now: external ones and internal ones.
+        """Every snapshot of the disks, as of now: external and internal ones.
 
-        External ones are known by our records, which lie beside the images: where QEMU's files are not
-        visible from here, `records_seen` is False and only internal ones are listed.
-
-        Raises:
-            LinkLost: When the link is gone.
+        External ones are known from our records, which lie beside the images: where QEMU's files are not
+        visible, `records_seen` is False and only internal ones are listed.
 
         QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
         """
         return await self._planning.moments()
 
     async def status(self) -> Status:
-        """Whether the guest runs, and how it stands, as of now.
+        """Whether the guest is running, and its run state, as of now.
 
         Raises:
-            LinkLost: When the link is gone.
             TargetError: When QEMU does not answer within the session's reply limit.
 
         QAPI: query-status (run-state.json), query-migrate (migration.json).
@@ -160,39 +167,38 @@ class VM:
     # -- plan and run ----------------------------------------------------------------------------
 
     async def plan(self, intent: Intent) -> Plan:
-        """What would be done, to the last argument; nothing is sent that changes anything.
+        """What would be done, to the last argument; nothing that changes anything is sent.
 
         Raises:
-            Refused: One of its kinds, when it cannot or must not be done.
+            Refused: One of its subclasses, when it cannot or must not be done.
         """
         return await self._planning.plan(intent)
 
     async def when_idle(self, intent: Intent) -> Plan:
-        """Plan as soon as no job is in the way any more, of whichever client.
+        """Plan as soon as no job of any client is in the way.
 
-        Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that
-        does not end by itself is waited for some seconds at most, also when it comes to that meanwhile: one
-        that stands at READY or at pending and whose client is not at work, or that is paused, by an error
-        or as asked.
+        Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that does
+        not end by itself is waited for some seconds at most: one at READY or pending whose client is not at
+        work, or one that is paused, on request or by an error.
 
         Args:
             intent: What is wanted.
 
         Raises:
-            Busy: When such a job is in the way, with what brings it on; or something that is no job.
-            Refused: What `plan` raises.
-            LinkLost: When the link is lost.
+            Busy: When such a job is in the way, with the command that makes it continue; or something that is
+                no job.
+            Refused: As `plan`.
         """
         return await self._idle.plan(partial(self._planning.plan, intent))
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan; see `Executor.run` for what it raises and what a cancelled run leaves.
 
-        The intent is planned once more first: what has come in between (a migration, a job, a layer that was
-        moved or replaced, an image that is backed by what would change) is refused before anything is sent.
+        The intent is planned again first: whatever has come up in between (a migration, a job, a layer that
+        was moved or replaced, an image backed by what would change) is refused before anything is sent.
 
         Raises:
-            Refused: When the planner would refuse the plan by now; nothing was sent.
+            Refused: When the planner would refuse by now; nothing was sent.
         """
         if not isinstance(plan, Plan):
             refuse("plan", plan, "give a plan that plan() returned")
@@ -222,33 +228,29 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Put new overlays on disks, or take a snapshot inside them, at one instant, while the guest runs.
+        """Put new overlays on disks, or take a snapshot inside them, all at one instant, while the guest runs.
 
-        After success each disk writes to its overlay, and the layer beneath holds the moment; inside, each
-        image holds it under its name, and no chain has changed. After failure no node and no file of ours
+        After success each disk writes to its overlay, and the layer beneath holds the snapshot; inside, each
+        image holds it under its name, and no chain has changed. After a failure no node and no file of ours
         is left, and no image holds it. Cancelled before the transaction was sent, nothing is left; cancelled
-        after it, the snapshot stands.
+        after it, the snapshot is complete.
 
         Args:
-            name: The moment's name.
+            name: The snapshot's name.
             disks: Disks in any spelling; none: every writable disk with a medium.
-            files: Where a disk's overlay goes; else beside the active layer, `STEM-of-base.NAME.qcow2`,
-                or `STEM-of-base.DISK.NAME.qcow2` where two would be one.
-            use_existing: Whether the files are there already; size, backing and format are checked.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
+            files: Path of a disk's overlay; default: beside the active layer, `STEM-of-base.NAME.qcow2`, or
+                `STEM-of-base.DISK.NAME.qcow2` where two would be the same.
+            use_existing: Whether the files exist; their size, backing file and format are checked.
+            plain, wait, hooks: See `VM`.
             inside: Whether it is taken inside the active layers, which must be qcow2; without files.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
 
         Raises:
-            TargetExists: When an overlay's file is there already; inside, when a moment has the name.
-            InvalidTarget: When it cannot be made there, or does not fit.
-            Unsupported: Inside, when a disk is no qcow2 image, read-only or empty.
+            TargetExists: When an overlay's file exists; inside, when a snapshot has the name.
+            InvalidTarget: When it cannot be created there, or does not fit.
+            Unsupported: Inside, when a disk is not a qcow2 image, or is read-only or empty.
             Busy: When a job holds one of the chains.
             BadName: When the name is outside the grammar.
-            NotFound, AmbiguousName: When a disk is not there, or its name fits two.
-            CommandFailed: When QEMU refuses the transaction; nothing was changed.
-            LinkLost: When the link goes; `changed` says what is known.
+            NotFound, AmbiguousName: When there is no such disk, or more than one.
 
         QAPI: transaction, blockdev-snapshot-sync, blockdev-snapshot-internal-sync (block-core.json).
         """
@@ -270,20 +272,16 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Copy backing data up into a layer, so that what stood between is not needed any more.
+        """Copy backing data up into a layer, so that the layers in between are no longer needed.
 
-        After success the layers between stay valid files. Failed or cancelled, the chain is as it
-        was; what was copied stays in the layer and reads the same.
+        After success the layers in between are still valid files. Failed or cancelled, the chain is
+        unchanged; what was copied stays in the layer and reads the same.
 
         Args:
             disk: The disk in any spelling.
-            base: Layer that stays below (excluded from the copy); None: none stays.
+            base: Layer that stays below (excluded from the copy); None: no layer stays.
             into: Layer that receives the data; None: the active layer.
-            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
-            speed: Limit in bytes/s; 0: none.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            on_error, speed, plain, wait, hooks: See `VM`.
 
         Raises:
             NotInChain: When a layer is not in the chain, or `base` is not below `into`.
@@ -314,29 +312,25 @@ class VM:
     ) -> Done:
         """Fold the layers from top down to just above base into base.
 
-        On success the chain no longer holds them; their files are renamed to FILE.invalid, for they
-        hold no moment any more. On failure or cancel before the pivot the guest reads what it read,
-        no job is left, and the base with what reads through it is invalid: `.invalid` names them.
+        On success the chain no longer holds them; their files are renamed to FILE.invalid, because they no
+        longer hold their snapshots. On failure or cancel before the pivot the guest's data is unchanged, no
+        job is left, and the base is invalid, with every layer that reads through it: `.invalid` names them.
 
         Args:
             disk: The disk in any spelling.
             top: Newest layer to fold (included); None: the active layer, which ends in a pivot.
             base: Layer that receives the data (kept), below `top`; None: the deepest one.
             keep_overlay: With the active layer as top: end at READY, the chain unchanged.
-            look_in: More directories in which images may stand on what changes.
-            invalidate: Images that stand on what changes and are given up.
+            look_in: More directories to search for images backed by what changes.
+            invalidate: Images backed by what changes that may become invalid.
             folded: "rename" to FILE.invalid, "remove", or "keep".
             discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
-            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
-            speed: Limit in bytes/s; 0: none.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            on_error, speed, plain, wait, hooks: See `VM`.
 
         Raises:
             NotInChain: When a layer is not in the chain, or `base` is not below `top`.
             Busy: When a job holds the chain.
-            StillNeeded: When another image stands on what would change; `.by` names each.
+            StillNeeded: When another image is backed by what would change; `.by` names each.
             WouldLose: When internal snapshots or persistent bitmaps would be lost.
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
             JobPaused: When an I/O error paused the job.
@@ -374,11 +368,11 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Copy a disk elsewhere while the guest writes, then move to the copy or leave it.
+        """Copy a disk elsewhere while the guest writes; then pivot to the copy, or leave it there.
 
-        After a pivot the disk writes to the copy. After "finish" the copy holds the disk as of the
-        end of the call. Failed or cancelled before the pivot, the chain is as it was, and a target
-        that we made is removed.
+        After a pivot the disk writes to the copy. After "finish" the copy holds the disk as of the end of the
+        call. Failed or cancelled before the pivot, the chain is unchanged, and a target that we created is
+        removed.
 
         Args:
             disk: The disk in any spelling.
@@ -386,17 +380,13 @@ class VM:
             ending: "pivot" or "finish".
             sync: "full", "top" (the active layer alone) or "none" (new writes only, pivot only).
             format: "raw" or "qcow2"; None: that of the active layer.
-            use_existing: Whether the target is there already; size, backing and format are checked.
+            use_existing: Whether the target exists; its size, backing file and format are checked.
             discard_internal: Whether internal snapshots and persistent bitmaps may be left behind.
-            on_error: "report" ends the job with the error, "stop" pauses it, "ignore" tries again.
-            speed: Limit in bytes/s; 0: none.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            on_error, speed, plain, wait, hooks: See `VM`.
 
         Raises:
-            TargetExists: When the target is there already.
-            InvalidTarget: When it cannot be made there, or does not fit.
+            TargetExists: When the target exists.
+            InvalidTarget: When it cannot be created there, or does not fit.
             Busy: When a job holds the chain.
             WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
@@ -418,39 +408,35 @@ class VM:
         )
         return await self._do(intent, hooks, wait=wait)
 
-    # -- snapshots inside images, checkpoints, and the way back ----------------------------------
+    # -- delete, checkpoints, reverts ------------------------------------------------------------
 
     async def delete(
         self, name: str, *, via: Via | None = None, wait: bool = False, hooks: Hooks | None = None
     ) -> Done:
-        """Delete a moment: an internal one, from each disk that has it, or an external checkpoint.
+        """Delete a snapshot: an internal one, from each disk that has it, or an external checkpoint.
 
-        Of an external checkpoint the file of VM state and the name go; its layers stay, and a note says
-        how they are folded.
+        Of an external checkpoint the VM state file and the name are deleted; its layers stay, and a note says
+        how to fold them.
 
-        After success no active layer has a snapshot of that name. One disk comes after the other: after
-        a failure `changed` says whether one was deleted, and to delete again takes those that are left.
-        Cancelled before the first command was sent, nothing is changed; after it, the rest is done.
+        After success no active layer has a snapshot of that name. The disks are done in turn: after a failure
+        `changed` says whether one was deleted, and deleting again does the rest. Cancelled before the first
+        command was sent, nothing is changed; after it, the rest is done.
 
         Args:
-            name: The moment's name, also one outside our grammar that somebody else chose.
-            via: "hmp" or "jobs" forces a way. None: one of disks alone goes disk after disk; one with VM
-                state through the human monitor when every writable disk has it, and else through a job.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            name: The snapshot's name; may be one outside our grammar.
+            via, wait, hooks: See `VM`.
 
         Raises:
-            NotFound: When no moment has the name.
+            NotFound: When no snapshot has the name.
             AmbiguousName: When two have it.
-            Unsupported: When it is an external one of disks alone, or the machine's state was saved and it
-                did not run since.
+            Unsupported: When it is an external one of disks alone, or the machine's state was saved and the
+                guest has not run since.
             NotInChain: When it is inside an image below an active layer.
             Busy: When a job holds one of the chains.
-            CommandFailed, JobFailed: When QEMU refuses.
-            LinkLost: When the link goes; `changed` says what is known.
+            JobFailed: When QEMU ends the job with an error.
 
-        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
-        HMP: delvm.
+        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json). HMP:
+        delvm.
         """
         return await self._do(Delete(name, via), hooks, wait=wait)
 
@@ -466,41 +452,38 @@ class VM:
         plain: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Keep VM state in a file, and put overlays on every writable disk, all of one instant.
+        """Save VM state to a file, and put overlays on every writable disk, all as of one instant.
 
-        With the mode "internal" all is kept inside the images, and no overlay is made.
+        With the mode "internal" everything is saved inside the images, and no overlay is made.
 
-        After success the layers beneath hold the disks, the file the memory, and both are listed as one
-        moment. A guest that ran runs on; one that was paused stays so. After a failure no moment is listed
-        and no file of ours is left, but overlays that were put on before it ("background" writes its memory
-        after them) stay, for the guest writes to them: `.left` names each, with the commit that folds it.
-        Cancelled, it is taken back in the same way; "in-place" is finished once the memory is being written.
+        After success the layers beneath hold the disks, the file holds the memory, and both are listed as one
+        snapshot. A running guest keeps running, a paused one stays paused. After a failure nothing is listed
+        and no file of ours is left, except for overlays that were put on before the failure ("background"
+        writes its memory after them): they stay, because the guest writes to them, and `.left` names each,
+        with the commit that folds it. Cancelled, it is rolled back in the same way; "in-place" is finished
+        once the memory is being written.
 
         Args:
             name: The checkpoint's name.
-            mode: "stop": the guest stands still while its memory is written; a new QEMU goes back to it.
-                "background": it runs on meanwhile; a new QEMU goes back. "in-place": it stands still; any
-                QEMU goes back, this one, too. "internal": all goes into the disks' own images.
-            memory: Where the VM state goes, not with "internal"; None: beside the first disk's active layer.
-            leave: With "internal" alone: writable disks that take no part, in any spelling.
-            via: With "internal" alone: "hmp" or "jobs" forces a way. None: through the human monitor when
-                every writable disk takes part, through a job when one is left out or has a throttle above it.
-            wait: Whether to wait, without a limit, for jobs that are under way; see `when_idle`.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            hooks: What the caller wants to be told.
+            mode: "stop": the guest is paused while its memory is written; to revert takes a new QEMU.
+                "background": the guest keeps running meanwhile; to revert takes a new QEMU. "in-place": the
+                guest is paused; any QEMU can revert, including this one. "internal": all goes into the disks'
+                own images.
+            memory: File for the VM state, not with "internal"; None: beside the first disk's active layer.
+            leave: With "internal" alone: writable disks to leave out, in any spelling.
+            via: With "internal" alone; see `VM`, as for `wait`, `plain`, `hooks`.
 
         Returns:
             The chains, the standstill by QEMU's own clock, and the bytes of VM state.
 
         Raises:
             BadName: When the name is outside the grammar.
-            TargetExists: When a moment has the name, or a file that is to be made is there.
-            InvalidTarget: When a file cannot be made, or there may be no room for the memory.
+            TargetExists: When a snapshot has the name, or a file that would be created exists.
+            InvalidTarget: When a file cannot be created, or there may be no room for the memory.
             Busy: When a job or a migration is running.
             Unsupported: When a disk, the machine's run state or this QEMU does not allow it.
             MigrationFailed: When QEMU cannot write the memory; `.error` is its text.
             JobFailed: When it cannot write it into the store.
-            LinkLost: When the link goes; `changed` says what is known.
 
         QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync. HMP: savevm.
         """
@@ -519,46 +502,43 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Go back to a moment, of whichever kind it is.
+        """Revert to a snapshot of any kind.
 
-        With `into` "new" this machine goes on, and overlays are made for a new QEMU to start from:
-        `.prepared` has that of each disk, `.memory` the file that is to be loaded, or "". With "incoming"
-        this QEMU, started `-S -incoming defer` on such overlays, gets the memory: after success the guest is
-        as it was, and runs if it ran then; after a failure of the load QEMU has ended, and the overlays are
-        as they were made. `reverted` does both. With "in-place" the machine itself goes back:
+        `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
+        `.prepared` has that of each disk, `.memory` the file to load, or "". `into` "incoming" loads the
+        memory into this QEMU, which was started with `-S -incoming defer` on such overlays: after success the
+        guest is as it was, and runs if it ran then; after a failed load QEMU has ended, and the overlays are
+        unchanged. `reverted` does both. `into` "in-place" reverts the machine itself:
 
-        After a checkpoint, in place or inside the images, memory and disks are as they were; after a moment
-        of external disks alone the guest is reset (a QEMU that was started with -no-reboot ends by that). A
-        guest that ran runs on, one that was paused stays so, after a reset in the state prelaunch.
-        An external moment's disks write to new overlays on the layers that hold it, and what has been written
-        to since is kept in the layers that are left aside; inside the images it is lost.
-        After a failure before the memory was touched all is as it was. After any other the guest stands
-        still, its disks are at the moment and its memory is not to be trusted: `changed` is YES. Cancelled
-        once a disk was moved, or the load was sent, it is finished; before, nothing is changed.
+        After reverting to a checkpoint (in place or internal) memory and disks are as they were; after
+        reverting to an external snapshot of disks alone the guest is reset (a QEMU started with -no-reboot
+        ends). A running guest runs again, a paused one stays paused, after a reset in the state prelaunch.
+        The disks of an external snapshot write to new overlays on the layers that hold it, and what was
+        written since is kept in the previous overlays; with an internal one it is lost. After a failure
+        before the memory was touched everything is as before. After any other failure the guest is paused,
+        its disks are reverted and its memory cannot be trusted: `changed` is YES. Cancelled once a disk was
+        moved, or the load was sent, it is finished; before that, nothing is changed.
 
         Args:
-            name: The moment's name.
-            leave: Writable disks, in any spelling, that stay as they are, beside a memory of another time.
-            discard: Whether the layers that the guest wrote to until now are removed.
-            via: How a checkpoint inside the images is loaded, see `checkpoint`.
+            name: The snapshot's name.
+            leave: Writable disks, in any spelling, that are not reverted, although the memory is.
+            discard: Whether the layers that the guest has written to until now are removed.
+            via: How an internal checkpoint is loaded; see `VM`, as for `wait` and `hooks`.
             into: "in-place", "new" or "incoming"; `leave`, `discard` and `via` are for "in-place" alone.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told; `on_pivot` hears where each disk writes to.
 
         Raises:
-            NotFound, AmbiguousName: When no moment has the name, or two have it.
+            NotFound, AmbiguousName: When no snapshot has the name, or two have it.
             Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
-            NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
+            NotInChain: When a writable disk is not part of the snapshot, or a layer no longer holds it.
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
             Busy: When a job or a migration is running.
-            WouldLose: When a layer that is to be discarded holds internal snapshots.
+            WouldLose: When a layer to be discarded holds internal snapshots.
             TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
             JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
                 failure apart.
-            LinkLost: When the link goes; `changed` says what is known.
 
-        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming.
-        HMP: loadvm.
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming. HMP:
+        loadvm.
         """
         intent = Revert(name, texts("leave", leave), discard, via, into)
         return await self._do(intent, hooks, wait=wait)
@@ -567,21 +547,21 @@ class VM:
     async def reverted(
         self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
     ) -> AsyncIterator[VM]:
-        """Go back to a checkpoint in a new QEMU, which lasts as long as the block.
+        """Revert to a checkpoint in a new QEMU, which exists inside the block.
 
-        This one goes on; if the two must not run side by side, `launcher` ends it. When the new one cannot be
-        started or cannot load the memory, the overlays that were made for it are removed.
+        This one keeps running; if the two must not run side by side, `launcher` ends it. If the new one
+        cannot be started or cannot load the memory, the overlays that were created for it are removed.
 
         Args:
             name: The checkpoint's name.
-            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming
-                defer`, otherwise as this one was; `lambda active: qmpsnap.launch([...])` is one.
+            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming defer`,
+                otherwise like this one; for example `lambda active: qmpsnap.launch([...])`.
 
         Yields:
             The new machine, its guest as it was at the checkpoint.
 
         Raises:
-            Refused, TargetError, LinkLost: As `revert` and the launcher do.
+            Refused, TargetError: As `revert` and the launcher do.
         """
         if not callable(launcher):
             refuse("launcher", launcher, "give a function that starts QEMU from the files")
@@ -614,24 +594,21 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Write VM state to a file; the guest stands still from then on, so that its disks fit it.
+        """Save VM state to a file; the guest stays paused, so that its disks keep matching it.
 
-        After a failure, and cancelled while the memory is written, a guest that ran runs on and no file of
-        ours is left. Cancelled once it is written, all is done: the file is there, and the guest stands.
+        After a failure, and when cancelled while the memory is written, a running guest keeps running and no
+        file of ours is left. Cancelled after that, it is complete: the file exists, and the guest is paused.
 
         Args:
-            file: Where it goes.
-            plain: Whether what is encrypted may lie in the clear afterwards; else that is refused.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            file: The file to create.
+            plain, wait, hooks: See `VM`.
 
         Raises:
-            TargetExists: When the file is there already.
-            InvalidTarget: When it cannot be made there, or there may be no room.
+            TargetExists: When the file exists.
+            InvalidTarget: When it cannot be created there, or there may be no room.
             Busy: When a job or a migration is running.
-            Unsupported: When the machine's state or the monitor does not allow it, or a layer is no file.
+            Unsupported: When the machine's state or the monitor does not allow it, or a layer is not a file.
             MigrationFailed: When QEMU cannot write it; `.error` is its text.
-            LinkLost: When the link goes; `changed` says what is known.
 
         QAPI: migrate (migration.json).
         """
@@ -640,20 +617,19 @@ class VM:
     async def restore(
         self, file: str | os.PathLike[str], *, wait: bool = False, hooks: Hooks | None = None
     ) -> Done:
-        """Read the VM state of `save` into this QEMU, started `-S -incoming defer` on the same layers.
+        """Load VM state from a file of `save`; this QEMU was started with `-S -incoming defer` on its layers.
 
-        After success the guest is as it was, and runs if it ran then. After a failure of the load QEMU has
-        ended, and the layers are as they were.
+        After success the guest is as it was, and runs if it ran then. After a failed load QEMU has ended, and
+        the layers are unchanged.
 
         Args:
             file: The file.
-            wait: Whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
-            hooks: What the caller wants to be told.
+            wait, hooks: See `VM`.
 
         Raises:
-            Unsupported: When the machine does not wait for VM state.
-            InvalidTarget: When the file is missing, cut, or none of ours.
-            MachineDiffers: When the machine is another, or a layer has changed since; `.differences`.
+            Unsupported: When the machine is not waiting for VM state.
+            InvalidTarget: When the file is missing, truncated, or not one of ours.
+            MachineDiffers: When it is another machine, or a layer has changed since; `.differences`.
             LinkLost: When QEMU ends, as it does when it cannot load the state.
 
         QAPI: migrate-incoming (migration.json).
@@ -663,21 +639,20 @@ class VM:
     # -- the guest, and the monitor --------------------------------------------------------------
 
     async def cont(self, *, after_migration: bool = False) -> Status:
-        """Let the guest run; return how it stands then. One that runs already runs on.
+        """Resume the guest; return its run state after that. A running guest keeps running.
 
-        A guest without room on its disk's file system may stand again at once (`io-error`).
+        A guest whose disk's host file system is full may be paused again at once (`io-error`).
 
         Args:
-            after_migration: Whether it may run here although its state was saved or sent away. A state that
-                was saved does not fit its disks any more then.
+            after_migration: Whether it may run here although its state was saved or migrated away. A saved
+                state no longer matches the disks then.
 
         Raises:
-            Busy: When a migration is running, or an operation of ours that lets the guest run itself,
-                or has left it standing: `.job_id`.
-            Unsupported: When the run state is one in which a wreck would run, or none: after a load that
-                failed, before VM state has come in, after a migration, before a reset that is due.
-            CommandFailed: When QEMU refuses, for a file that another process has open for instance.
-            LinkLost: When the link goes before the reply.
+            Busy: When a migration is running, or an operation of ours that resumes the guest itself or has
+                left it paused: `.job_id`.
+            Unsupported: When the guest could not run, or would be corrupt: after a failed load, before VM
+                state has arrived, after a migration, or when a reset is needed first.
+            CommandFailed: When QEMU refuses, for example because another process has a file open.
 
         QAPI: cont (misc.json).
         """
@@ -686,12 +661,10 @@ class VM:
         return await self.status()
 
     async def stop(self) -> Status:
-        """Pause the guest; return how it stands then. One that does not run stays as it is.
+        """Pause the guest; return its run state after that. A guest that is not running stays as it is.
 
         Raises:
-            Busy: When an operation of ours is running that would let it run on.
-            CommandFailed: When QEMU refuses.
-            LinkLost: When the link goes before the reply.
+            Busy: When an operation of ours is running that would resume it.
 
         QAPI: stop (misc.json).
         """
@@ -700,26 +673,25 @@ class VM:
         return await self.status()
 
     async def check_cont(self, *, after_migration: bool = False) -> None:
-        """Raise what `cont` would refuse with; nothing is sent that changes anything."""
+        """Raise what `cont` would raise; nothing that changes anything is sent."""
         check("after_migration", after_migration, bool)
         status, records = await asyncio.gather(self.status(), self.jobs.interrupted(live=True))
         refuse_cont(status, records, after_migration=after_migration)
 
     async def check_stop(self) -> None:
-        """Raise what `stop` would refuse with; nothing is sent that changes anything."""
+        """Raise what `stop` would raise; nothing that changes anything is sent."""
         refuse_stop(await self.jobs.interrupted(live=True))
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Send any QMP command as it is; return what QEMU returns.
 
-        It is sent at once, also while an operation is running, and nothing is checked before or after:
-        of our promises only those of the link hold. What it changes nobody undoes, no record tells of it,
-        and an operation whose chains it has moved ends in GraphMismatch. Cancelled before it is sent,
-        nothing is sent; later its reply is awaited for at most 30 s. `query-...` commands change nothing,
-        and are given up at once.
+        It is sent at once, even during an operation, and nothing is checked before or after. What it changes
+        is neither recorded nor rolled back, and an operation whose chains it has changed ends in
+        GraphMismatch. Cancelled before it is sent, nothing is sent; after that its reply is awaited for at
+        most 30 s. `query-...` commands change nothing, and are not awaited.
 
-        With `human-monitor-command` the human monitor's answer is a text. Its errors are texts, too: no
-        exception tells of them.
+        With `human-monitor-command` QEMU returns the human monitor's answer as text. Its errors are text,
+        too: no exception is raised for them.
 
         Args:
             command: Its name, as in "block_resize".
@@ -728,7 +700,6 @@ class VM:
         Raises:
             CommandFailed: When QEMU answers with an error; `changed` is NO.
             TargetError: When a `query-...` command is not answered within the session's reply limit.
-            LinkLost: When the link goes before the answer.
             Malformed: When the answer is not QMP.
 
         QAPI: any command.
@@ -741,7 +712,7 @@ class VM:
 
 
 def _check_arguments(arguments: object) -> None:
-    """Refuse what JSON, and so QMP, has no word for."""
+    """Refuse what JSON, and so QMP, cannot express."""
     if not isinstance(arguments, Mapping | None):
         refuse("arguments", arguments, "give a mapping of names to values")
     for name in arguments or ():
