@@ -228,7 +228,7 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Put new overlays on disks, or take a snapshot inside them, all at one instant, while the guest runs.
+        """Put new overlays on disks, or take a snapshot inside them, all at one instant, on a running guest.
 
         After success each disk writes to its overlay, and the layer beneath holds the snapshot; inside, each
         image holds it under its name, and no chain has changed. After a failure no node and no file of ours

@@ -53,7 +53,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 @dataclass
 class App:
-    """The options that all verbs share.
+    """The options that say how, not what: all verbs share the first five, several the next three.
 
     Attributes:
         socket: Path of QEMU's monitor, or tcp:HOST:PORT; "" when none was given.
@@ -61,6 +61,9 @@ class App:
         verbose: How often -v was given.
         shared_fs: Whether QEMU's files are visible here; None to detect it.
         state_dir: Directory of records; None for beside each base image.
+        dry_run: Whether to print the plan only.
+        wait: Whether to wait for jobs that are in the way.
+        progress: Whether to print progress on stderr.
         moved: Disks whose root has moved so far, each with its new active file.
     """
 
@@ -69,6 +72,9 @@ class App:
     verbose: int = 0
     shared_fs: bool | None = None
     state_dir: str | None = None
+    dry_run: bool = False
+    wait: bool = False
+    progress: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
 
     def address(self) -> str:
@@ -88,30 +94,26 @@ class App:
 _SHARED = MappingProxyType({"yes": True, "no": False, "auto": None})
 
 
-def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's
-    """Store a shared option's value, given before or after the verb."""
+def remember(context: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's
+    """Store an option of `App`; click calls this for one given before the verb, and for one after it."""
     app = context.ensure_object(App)
     source = context.get_parameter_source(option.name or "")
     if source not in {click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT}:
         return
     match option.name:
-        case "socket":
-            app.socket = value
-        case "json":
-            app.json = value
         case "verbose":
             app.verbose += value
         case "shared_fs":
             app.shared_fs = _SHARED[value]
-        case _:
-            app.state_dir = value
+        case name:
+            setattr(app, str(name), value)
 
 
 def _shared_options(*, again: bool) -> list[click.Parameter]:
     """Make the options that precede the verb; `again`: the same options after the verb."""
 
     def option(*names: str, **details: Any) -> click.Option:  # noqa: ANN401 - click's
-        return click.Option(names, expose_value=False, callback=_remember, hidden=again, **details)
+        return click.Option(names, expose_value=False, callback=remember, hidden=again, **details)
 
     return [
         option(

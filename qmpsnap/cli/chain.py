@@ -40,8 +40,7 @@ def chain(disk: str | None) -> None:
     DISK is a qdev id, a QOM path, a drive id, a node name or a file.
     """
 
-    async def work(vm: VM, signals: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...]]:
-        del signals
+    async def work(vm: VM, _: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...]]:
         graph = await vm.graph()
         disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
         records = await vm.jobs.interrupted(graph, live=True)

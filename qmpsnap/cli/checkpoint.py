@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Checkpoint
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Intent, Mode, Via
+    from qmpsnap.plan.intent import Mode, Via
 
 
 @verb(
@@ -47,16 +47,7 @@ if TYPE_CHECKING:
 @plain
 @dry_run
 def checkpoint(
-    name: str,
-    *,
-    mode: Mode | Literal["internal"],
-    memory: str | None,
-    leave: tuple[str, ...],
-    via: Via | None,
-    wait: bool,
-    progress: bool,
-    plain: bool,
-    dry_run: bool,
+    name: str, *, mode: Mode, memory: str | None, leave: tuple[str, ...], via: Via | None, plain: bool
 ) -> None:
     """Save the guest's memory, devices and disks as of one instant, under NAME.
 
@@ -73,13 +64,8 @@ def checkpoint(
 
     All modes but internal put an overlay on each writable disk, raw or qcow2.
     """  # noqa: D301 - click's own sign for lines that stay as they are
-    if mode == "internal":
-        if memory is not None:
-            raise click.UsageError("--mode internal saves the memory in an image: omit --memory")
-        intent: Intent = Checkpoint(name, "internal", leave=leave, via=via, plain=plain)
-        change(intent, dry_run=dry_run, progress=progress, wait=wait)
-        return
-    if leave or via is not None:
+    if mode == "internal" and memory is not None:
+        raise click.UsageError("--mode internal saves the memory in an image: omit --memory")
+    if mode != "internal" and (leave or via is not None):
         raise click.UsageError(f"--leave and --via go with --mode internal, not with {mode}")
-    intent = Checkpoint(name, mode=mode, memory=memory or "", plain=plain)
-    change(intent, dry_run=dry_run, progress=progress, wait=wait)
+    change(Checkpoint(name, mode, memory or "", plain, leave, via))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, LAYER, job_options
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Commit
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Folded, OnError
 
 
 @verb(
@@ -60,39 +57,10 @@ if TYPE_CHECKING:
     help="Discard the committed layers' internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
-def commit(  # noqa: PLR0913 - one for each option
-    disk: str,
-    *,
-    top: str | None,
-    base: str | None,
-    keep_overlay: bool,
-    look_in: tuple[str, ...],
-    invalidate: tuple[str, ...],
-    folded: Folded,
-    discard_internal: bool,
-    on_error: OnError,
-    speed: int,
-    wait: bool,
-    progress: bool,
-    plain: bool,
-    dry_run: bool,
-) -> None:
+def commit(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Merge the layers from --top down to just above --base into --base (alias blockcommit).
 
     The committed files are no longer valid snapshots.
     A LAYER is a path, its last component, a node name or a snapshot's name.
     """
-    intent = Commit(
-        disk=disk,
-        top=top,
-        base=base,
-        keep_overlay=keep_overlay,
-        look_in=look_in,
-        invalidate=invalidate,
-        folded=folded,
-        discard_internal=discard_internal,
-        on_error=on_error,
-        speed=speed,
-        plain=plain,
-    )
-    change(intent, dry_run=dry_run, progress=progress, wait=wait)
+    change(Commit(**fields))

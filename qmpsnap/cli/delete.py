@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @via
 @wait
 @dry_run
-def delete(name: str, *, via: Via | None, wait: bool, dry_run: bool) -> None:
+def delete(name: str, *, via: Via | None) -> None:
     """Delete the snapshot or checkpoint NAME, while the guest is running.
 
     An internal one is deleted from each disk that has it. Of an external checkpoint the VM state file and the
@@ -32,4 +32,4 @@ def delete(name: str, *, via: Via | None, wait: bool, dry_run: bool) -> None:
 
     External snapshots of disks alone cannot be deleted yet; commit their overlays instead.
     """
-    change(Delete(name, via), dry_run=dry_run, wait=wait)
+    change(Delete(name, via))

@@ -38,8 +38,7 @@ def events() -> None:
     """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130)."""
     app = current_app()
 
-    async def work(vm: VM, signals: Signals) -> str:
-        del signals
+    async def work(vm: VM, _: Signals) -> str:
         closed = anyio.Event()
 
         def sink(event: Event) -> None:

@@ -32,8 +32,7 @@ def status() -> None:
     The first word is QEMU's run state: running, paused, io-error, postmigrate and so on.
     """
 
-    async def work(vm: VM, signals: Signals) -> tuple[Status, Refused | None]:
-        del signals
+    async def work(vm: VM, _: Signals) -> tuple[Status, Refused | None]:
         machine_status = await vm.status()
         if machine_status.running or current_app().json:
             return machine_status, None
@@ -65,7 +64,7 @@ def status() -> None:
     "[default: refuse]",
 )
 @dry_run
-def cont(*, after_migration: bool, dry_run: bool) -> None:
+def cont(*, after_migration: bool) -> None:
     """Start or resume the guest.
 
     Refused when the guest could not run or would be corrupt: after a failed load of VM state, before incoming
@@ -76,31 +75,27 @@ def cont(*, after_migration: bool, dry_run: bool) -> None:
         "cont",
         lambda vm: vm.check_cont(after_migration=after_migration),
         lambda vm: vm.cont(after_migration=after_migration),
-        only_print=dry_run,
     )
 
 
 @verb("stop", example="qmpsnap -s /run/vm1/qmp.sock stop", short_help="Pause the guest.")
 @dry_run
-def stop(*, dry_run: bool) -> None:
+def stop() -> None:
     """Pause the guest, until `qmpsnap cont`.
 
     Refused while an operation of qmpsnap is running that would resume the guest.
     """
-    _send("stop", lambda vm: vm.check_stop(), lambda vm: vm.stop(), only_print=dry_run)
+    _send("stop", lambda vm: vm.check_stop(), lambda vm: vm.stop())
 
 
 def _send(
-    command: str,
-    check: Callable[[VM], Awaitable[None]],
-    act: Callable[[VM], Awaitable[Status]],
-    *,
-    only_print: bool,
+    command: str, check: Callable[[VM], Awaitable[None]], act: Callable[[VM], Awaitable[Status]]
 ) -> None:
+    app = current_app()
     started = time.monotonic()
 
     async def work(vm: VM, signals: Signals) -> Status | None:
-        if only_print:
+        if app.dry_run:
             await check(vm)
             return None
         with signals.operation(None):
@@ -109,7 +104,7 @@ def _send(
     machine_status = run(work)
     if machine_status is None:
         show_steps((command, {}, "qmp"))
-    elif current_app().json:
+    elif app.json:
         done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
         emit(json_line(**done.to_json(), **machine_status.to_json()))
     else:

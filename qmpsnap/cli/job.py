@@ -18,7 +18,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from qmpsnap.cli.signals import Signals
     from qmpsnap.model.job import Job
@@ -46,16 +46,9 @@ def _add(function: Verb) -> Verb:
 @_job_id
 @_foreign
 @dry_run
-def pause(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+def pause(job_id: str, *, foreign: bool) -> None:
     """Pause a job until it is resumed."""
-    _send(
-        "pause",
-        job_id,
-        "job-pause",
-        {"id": job_id},
-        lambda vm: vm.jobs.pause(job_id, foreign=foreign),
-        dry_run,
-    )
+    _send(job_id, "job-pause", lambda vm: vm.jobs.pause(job_id, foreign=foreign))
 
 
 @_add
@@ -63,16 +56,9 @@ def pause(job_id: str, *, foreign: bool, dry_run: bool) -> None:
 @_job_id
 @_foreign
 @dry_run
-def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+def resume(job_id: str, *, foreign: bool) -> None:
     """Resume a job that was paused by a user or by an I/O error."""
-    _send(
-        "resume",
-        job_id,
-        "job-resume",
-        {"id": job_id},
-        lambda vm: vm.jobs.resume(job_id, foreign=foreign),
-        dry_run,
-    )
+    _send(job_id, "job-resume", lambda vm: vm.jobs.resume(job_id, foreign=foreign))
 
 
 @_add
@@ -81,15 +67,13 @@ def resume(job_id: str, *, foreign: bool, dry_run: bool) -> None:
 @click.argument("bytes_per_second", metavar="BYTES", type=SPEED)
 @_foreign
 @dry_run
-def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -> None:
+def speed(job_id: str, bytes_per_second: int, *, foreign: bool) -> None:
     """Limit a job to BYTES per second (100K, 10M, 1G; 0: no limit)."""
     _send(
-        "speed",
         job_id,
         "block-job-set-speed",
-        {"device": job_id, "speed": bytes_per_second},
         lambda vm: vm.jobs.set_speed(job_id, bytes_per_second, foreign=foreign),
-        dry_run,
+        {"device": job_id, "speed": bytes_per_second},
     )
 
 
@@ -98,26 +82,19 @@ def speed(job_id: str, bytes_per_second: int, *, foreign: bool, dry_run: bool) -
 @_job_id
 @_foreign
 @dry_run
-def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
+def cancel(job_id: str, *, foreign: bool) -> None:
     """Cancel a job, and clean up after its operation.
 
     For another client's job only the request is sent; its end is not awaited.
     """
-    ours = parse_job_id(job_id) is not None
-    if not ours:
-        _send(
-            "cancel",
-            job_id,
-            "job-cancel",
-            {"id": job_id},
-            lambda vm: vm.jobs.cancel(job_id, foreign=foreign),
-            dry_run,
-        )
+    if parse_job_id(job_id) is None:
+        _send(job_id, "job-cancel", lambda vm: vm.jobs.cancel(job_id, foreign=foreign))
         return
+    app = current_app()
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | None:
         plan = await vm.jobs.plan(job_id)
-        if dry_run:
+        if app.dry_run:
             return plan
         with signals.operation(plan, name=job_id):
             return await vm.jobs.cancel(job_id)
@@ -142,7 +119,7 @@ def cancel(job_id: str, *, foreign: bool, dry_run: bool) -> None:
 @_foreign
 @progress
 @dry_run
-def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
+def wait(job_id: str, *, foreign: bool) -> None:
     """Wait for a job, then finish its operation: pivot, dismissal, files.
 
     A job of another client is only waited for. It is found by its id also when it has ended already.
@@ -153,13 +130,12 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
         if parse_job_id(job_id) is None:
-            return await (
-                vm.jobs.get(job_id, foreign=foreign) if dry_run else vm.jobs.wait(job_id, foreign=foreign)
-            )
+            reach = vm.jobs.get if app.dry_run else vm.jobs.wait
+            return await reach(job_id, foreign=foreign)
         plan = await vm.jobs.plan(job_id)
-        if dry_run:
+        if app.dry_run:
             return plan
-        bar = reporter(asked=progress, as_json=app.json) if plan.job_id else None
+        bar = reporter(asked=app.progress, as_json=app.json) if plan.job_id else None
         with signals.operation(plan, bar, name=job_id):
             return await vm.run(plan, hooks(signals, bar))
 
@@ -169,36 +145,43 @@ def wait(job_id: str, *, foreign: bool, progress: bool, dry_run: bool) -> None:
             show_done(done)
         case Plan() as plan:
             show_plan(plan)
-        case _ if dry_run:
+        case _ if app.dry_run:
             show_steps(("await-job", {"id": job_id, "until": "concluded"}, "wait"))
-        case other:
-            _show("wait", other.id, time.monotonic() - started, other)
+        case ended:
+            _show(ended, time.monotonic() - started)
 
 
 def _send(
-    op: str,
     job_id: str,
     command: str,
-    arguments: dict[str, object],
     act: Callable[[VM], Awaitable[object]],
-    dry_run: bool,  # noqa: FBT001 - private
+    arguments: Mapping[str, object] | None = None,
 ) -> None:
-    """Send one command about a job, or with -n print it."""
+    """Send one command about a job, or with -n print it.
+
+    Args:
+        job_id: The job.
+        command: The QMP command.
+        act: Sends it.
+        arguments: Its arguments; None: the job's id.
+    """
     foreign = bool(click.get_current_context().params["foreign"])
+    app = current_app()
     started = time.monotonic()
 
     async def work(vm: VM, signals: Signals) -> Job:
-        job_state = await vm.jobs.get(job_id, foreign=foreign)
-        if not dry_run:
+        state = await vm.jobs.get(job_id, foreign=foreign)
+        if not app.dry_run:
             with signals.operation(None):
                 await act(vm)
-        return job_state
+        return state
 
-    job_state = run(work)
-    if dry_run:
+    state = run(work)
+    arguments = arguments or {"id": job_id}
+    if app.dry_run:
         show_steps((command, arguments, "qmp"))
     else:
-        _show(op, job_id, time.monotonic() - started, job_state, arguments.get("speed"))
+        _show(state, time.monotonic() - started, arguments.get("speed"))
 
 
 _STATES_AFTER = {
@@ -209,13 +192,14 @@ _STATES_AFTER = {
 }
 
 
-def _show(op: str, job_id: str, elapsed: float, found: Job, speed: object = None) -> None:
+def _show(state: Job, elapsed: float, speed: object = None) -> None:
     """Print what was done to a job; that changes neither a chain nor a layer."""
+    verb_name = str(click.get_current_context().info_name)
     if current_app().json:
-        done = Done(op=f"job-{op}", chains={}, elapsed_s=elapsed, job_id=job_id, changed=False)
-        emit(json_line(**done.to_json(), job_id=job_id, job=found.to_json()))
-    elif op == "speed":
+        done = Done(op=f"job-{verb_name}", chains={}, elapsed_s=elapsed, job_id=state.id, changed=False)
+        emit(json_line(**done.to_json(), job_id=state.id, job=state.to_json()))
+    elif verb_name == "speed":
         limit = f"at most {size(speed)}/s" if isinstance(speed, int) and speed else "no limit"
-        emit(f"{printable(job_id)}: {limit}")
+        emit(f"{printable(state.id)}: {limit}")
     else:
-        emit(f"{printable(job_id)} {_STATES_AFTER[op]}")
+        emit(f"{printable(state.id)} {_STATES_AFTER[verb_name]}")

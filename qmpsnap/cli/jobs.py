@@ -34,8 +34,7 @@ _RIGHT = ("DONE", "LIMIT")
 def jobs() -> None:
     """List the jobs of all clients, and operations that were interrupted."""
 
-    async def work(vm: VM, signals: Signals) -> tuple[list[_Listed], list[_Left]]:
-        del signals
+    async def work(vm: VM, _: Signals) -> tuple[list[_Listed], list[_Left]]:
         found = await vm.jobs.list()
         alive = {job.id for job in found}
         places: Mapping[str, JobPlace] = {}

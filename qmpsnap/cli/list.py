@@ -36,8 +36,7 @@ def list_() -> None:
     how an external checkpoint was taken, which decides how to revert to it.
     """
 
-    async def work(vm: VM, signals: Signals) -> tuple[Moments, tuple[str, ...]]:
-        del signals
+    async def work(vm: VM, _: Signals) -> tuple[Moments, tuple[str, ...]]:
         return await vm.moments(), vm.warnings
 
     listing, warnings = run(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, job_options
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Mirror
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Format, OnError, Sync
 
 
 @verb(
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--format",
-    "image_format",
     type=click.Choice(["qcow2", "raw"]),
     help="Format of the copy. [default: the source's]",
 )
@@ -50,39 +46,11 @@ if TYPE_CHECKING:
     help="Do not keep internal snapshots and persistent bitmaps. [default: refuse]",
 )
 @job_options
-def mirror(  # noqa: PLR0913 - one for each option
-    disk: str,
-    target: str,
-    *,
-    pivot: bool,
-    finish: bool,
-    sync: Sync,
-    image_format: Format | None,
-    use_existing: bool,
-    discard_internal: bool,
-    on_error: OnError,
-    speed: int,
-    wait: bool,
-    progress: bool,
-    plain: bool,
-    dry_run: bool,
-) -> None:
+def mirror(*, pivot: bool, finish: bool, **fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Copy DISK to the file TARGET while the guest is running (alias blockcopy).
 
     Choose how it ends: --pivot or --finish.
     """
     if pivot == finish:
         raise click.UsageError("choose how the mirror ends: --pivot or --finish")
-    intent = Mirror(
-        disk=disk,
-        target=target,
-        ending="pivot" if pivot else "finish",
-        sync=sync,
-        format=image_format,
-        use_existing=use_existing,
-        discard_internal=discard_internal,
-        on_error=on_error,
-        speed=speed,
-        plain=plain,
-    )
-    change(intent, dry_run=dry_run, progress=progress, wait=wait)
+    change(Mirror(ending="pivot" if pivot else "finish", **fields))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmpsnap.cli import candidates
+from qmpsnap.cli.app import remember
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,13 +98,21 @@ MOMENT = _Live("name", candidates.snapshots)
 FILE = _File()
 SPEED = _Speed()
 
-dry_run = click.option(
-    "-n", "--dry-run", is_flag=True, help="Print the plan and its exact QMP; send nothing."
-)
-progress = click.option(
+
+def _remembered(*names: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:  # noqa: A002 - click's
+    """A flag that `App` holds, and the verb's function is not given."""
+    return click.option(*names, is_flag=True, expose_value=False, callback=remember, help=help)
+
+
+dry_run = _remembered("-n", "--dry-run", help="Print the plan and its exact QMP; send nothing.")
+progress = _remembered(
     "--progress",
-    is_flag=True,
     help="Print progress on stderr, one line per update; as JSON with --json. [default: a bar on a terminal]",
+)
+wait = _remembered(
+    "--wait",
+    help="Wait for running jobs, however long they take; one that never ends by itself is refused. "
+    "[default: refuse]",
 )
 
 plain = click.option(
@@ -116,13 +125,6 @@ via = click.option(
     help="How to handle internal snapshots: through QEMU's human monitor (savevm etc.), or by its jobs "
     "(snapshot-save). [default: the human monitor; jobs when a writable disk is left out, "
     "or is throttled]",
-)
-
-wait = click.option(
-    "--wait",
-    is_flag=True,
-    help="Wait for running jobs, however long they take; one that never ends by itself is refused. "
-    "[default: refuse]",
 )
 
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 @click.argument("command", type=COMMAND)
 @click.argument("arguments", metavar="[JSON]", required=False)
 @dry_run
-def qmp(command: str, arguments: str | None, *, dry_run: bool) -> None:
+def qmp(command: str, arguments: str | None) -> None:
     """Send COMMAND with the arguments in the JSON object, and print what QEMU returns.
 
     Nothing is checked before or after, nothing is rolled back, and nothing is recorded. Errors of the
     human monitor are text in its answer, so the exit code is 0 all the same.
     """
     parsed = _object(arguments)
-    if dry_run:
+    if current_app().dry_run:
         show_steps((command, parsed, "qmp"))
         return
 

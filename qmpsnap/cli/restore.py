@@ -18,11 +18,11 @@ from qmpsnap.plan.intent import Restore
 @click.argument("file", type=FILE)
 @wait
 @dry_run
-def restore(file: str, *, wait: bool, dry_run: bool) -> None:
+def restore(file: str) -> None:
     """Load the memory and devices that `save` wrote to FILE into a new QEMU.
 
     Start that QEMU on the same disks, with the same machine, and with -S -incoming defer. A guest that was
     running when it was saved continues to run, a paused one stays paused. Refused when a layer has changed
     since, or the machine differs.
     """
-    change(Restore(file), dry_run=dry_run, wait=wait)
+    change(Restore(file))

@@ -57,8 +57,6 @@ def revert(
     via: Via | None,
     prepare: bool,
     into_incoming: bool,
-    wait: bool,
-    dry_run: bool,
 ) -> None:
     """Revert to the snapshot or checkpoint NAME.
 
@@ -77,12 +75,11 @@ def revert(
     if (prepare or into_incoming) and (leave or discard or via is not None):
         raise click.UsageError("--leave, --discard and --via are for a revert in the same QEMU")
     if prepare:
-        prepared = partial(_prepared, name)
-        change(Revert(name, into="new"), dry_run=dry_run, wait=wait, then=prepared)
+        change(Revert(name, into="new"), partial(_prepared, name))
     elif into_incoming:
-        change(Revert(name, into="incoming"), dry_run=dry_run, wait=wait)
+        change(Revert(name, into="incoming"))
     else:
-        change(Revert(name, leave=leave, discard=discard, via=via), dry_run=dry_run, wait=wait)
+        change(Revert(name, leave, discard, via))
 
 
 def _prepared(name: str, done: Done) -> list[str]:

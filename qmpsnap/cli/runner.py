@@ -36,7 +36,7 @@ _INTERVAL = 0.5  # seconds between two queries of a job's progress
 
 
 def current_app() -> App:
-    """The shared options of the running command."""
+    """The options of the running command that say how it runs."""
     app = click.get_current_context().find_object(App)
     assert app is not None  # noqa: S101 - made with the first option
     return app
@@ -68,30 +68,20 @@ def run(work: Callable[[VM, Signals], Awaitable[T]]) -> T:
     return asyncio.run(connected())
 
 
-def change(
-    intent: Intent,
-    *,
-    dry_run: bool,
-    progress: bool = False,
-    wait: bool = False,
-    then: Callable[[Done], Iterable[str]] = lambda _: (),
-) -> None:
+def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:
     """Plan the intent and run it, or with -n print the plan.
 
     Args:
         intent: The intent.
-        dry_run: Whether to print the plan only.
-        progress: Whether --progress was given.
-        wait: Whether to wait for jobs that are in the way.
         then: Gives more lines for the end of the text: what to do next.
     """
     app = current_app()
 
     async def work(vm: VM, signals: Signals) -> Plan | Done:
-        plan = await (vm.when_idle(intent) if wait else vm.plan(intent))
-        if dry_run:
+        plan = await (vm.when_idle(intent) if app.wait else vm.plan(intent))
+        if app.dry_run:
             return plan
-        bar = reporter(asked=progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
+        bar = reporter(asked=app.progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
         with signals.operation(plan, bar):
             return await vm.run(plan, hooks(signals, bar))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @progress
 @plain
 @dry_run
-def save(file: str, *, wait: bool, progress: bool, plain: bool, dry_run: bool) -> None:
+def save(file: str, *, plain: bool) -> None:
     """Save the guest's memory and devices to FILE; the guest stays paused.
 
     Then quit this QEMU. FILE can be used as long as nobody writes to the disks: `restore` loads it into a new
@@ -44,4 +44,4 @@ def save(file: str, *, wait: bool, progress: bool, plain: bool, dry_run: bool) -
             f"next: {command('restore', file, to_new=True)}",
         ]
 
-    change(Save(file, plain), dry_run=dry_run, progress=progress, wait=wait, then=then)
+    change(Save(file, plain), then)

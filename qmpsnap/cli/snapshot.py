@@ -42,14 +42,7 @@ from qmpsnap.plan.intent import Snapshot
 @plain
 @dry_run
 def snapshot(
-    name: str | None,
-    disks: tuple[str, ...],
-    *,
-    use_existing: bool,
-    internal: bool,
-    wait: bool,
-    plain: bool,
-    dry_run: bool,
+    name: str | None, disks: tuple[str, ...], *, use_existing: bool, internal: bool, plain: bool
 ) -> None:
     """Put a new overlay on each disk, all at one instant, while the guest is running.
 
@@ -57,19 +50,17 @@ def snapshot(
 
     NAME is the snapshot's name. [default: snap-YYYYmmddTHHMMSS, local time]
     """
-    spelled, files = [], {}
+    names: list[str] = []
+    files: dict[str, str] = {}
     for argument in disks:
         disk, equals, file = argument.partition("=")
         if not disk or (equals and not file):
             raise click.BadParameter(f"{argument!r} is not DISK or DISK=FILE", param_hint="--disk")
-        spelled.append(disk)
+        names.append(disk)
         if file:
             files[disk] = FILE.convert(file, None, None)
     # Local time, for the user; the snapshot's record has UTC.
     moment = name if name is not None else f"snap-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
-    if internal:
-        if files or use_existing:
-            raise click.UsageError("--internal creates no files: omit --use-existing and the FILE of --disk")
-        change(Snapshot(moment, tuple(spelled), inside=True), dry_run=dry_run, wait=wait)
-        return
-    change(Snapshot(moment, tuple(spelled), files, use_existing, plain), dry_run=dry_run, wait=wait)
+    if internal and (files or use_existing):
+        raise click.UsageError("--internal creates no files: omit --use-existing and the FILE of --disk")
+    change(Snapshot(moment, tuple(names), files, use_existing, plain, inside=internal))

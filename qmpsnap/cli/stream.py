@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, LAYER, job_options
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Stream
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import OnError
 
 
 @verb(
@@ -31,21 +28,10 @@ if TYPE_CHECKING:
     "--into", type=LAYER, metavar="LAYER", help="Layer that receives the data. [default: the active layer]"
 )
 @job_options
-def stream(
-    disk: str,
-    *,
-    base: str | None,
-    into: str | None,
-    on_error: OnError,
-    speed: int,
-    wait: bool,
-    progress: bool,
-    plain: bool,
-    dry_run: bool,
-) -> None:
+def stream(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Copy backing data up into an overlay, so that layers in between are not needed (alias blockpull).
 
     The layers in between remain valid files. A LAYER is a path, its last component, a node name or a
     snapshot's name.
     """
-    change(Stream(disk, base, into, on_error, speed, plain), dry_run=dry_run, progress=progress, wait=wait)
+    change(Stream(**fields))
