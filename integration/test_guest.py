@@ -13,9 +13,9 @@ from typing import NamedTuple
 import anyio
 import pytest
 
-from qmpsnap.errors import ConnectFailed
+from qmpsnap.errors import ConnectFailed, GuestFailed
 from qmpsnap.run.process import start_qemu
-from qmpsnap.testing.guest import GuestFailed, open_guest
+from qmpsnap.testing.guest import open_guest
 from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_argv
 
 MATRIX = subprocess.run(

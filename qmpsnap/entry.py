@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,11 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.process import start_qemu
+from qmpsnap.run.session import Session
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Sequence
-    from contextlib import AbstractAsyncContextManager
-
     from qemu.qmp import QMPClient
-
-    from qmpsnap.run.session import Session
 
 
 @asynccontextmanager

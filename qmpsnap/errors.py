@@ -38,12 +38,9 @@ longer holds its moment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, TypedDict
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Unpack
+from typing import TypedDict, Unpack
 
 
 class Changed(Enum):

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 
 from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.job import parse_job_id
-from qmpsnap.model.job_place import job_places
+from qmpsnap.model.job import Job, parse_job_id
+from qmpsnap.model.job_place import JobPlace, job_places
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
-    from qmpsnap.model.job import Job
-    from qmpsnap.model.job_place import JobPlace
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.executor import Executor
-    from qmpsnap.run.planning import Planning
-    from qmpsnap.run.target import Progress, Target
+from qmpsnap.run.planning import Planning
+from qmpsnap.run.target import Progress, Target
 
 
 class Jobs:

@@ -7,51 +7,49 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import Text, check, refuse, texts
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.machine import Status
+from qmpsnap.model.moments import Moments
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
     Delete,
+    Ending,
+    Folded,
+    Format,
     Intent,
+    Into,
     Mirror,
     Mode,
+    OnError,
     Restore,
     Revert,
     Save,
     Snapshot,
     Stream,
+    Sync,
+    Via,
 )
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
-from qmpsnap.run.outcome import check_hooks
+from qmpsnap.run.live import LiveTarget
+from qmpsnap.run.outcome import Done, Hooks, check_hooks
 from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.planning import Planning
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Status
-    from qmpsnap.model.moments import Moments
-    from qmpsnap.plan.intent import Ending, Folded, Format, Into, OnError, Sync, Via
-    from qmpsnap.run.live import LiveTarget
-    from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.run.session import Event
-
+from qmpsnap.run.session import Event
 
 _ASKS = "query-"  # how commands begin that change nothing
 

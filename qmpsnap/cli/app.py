@@ -6,16 +6,13 @@ A verb's module is imported when the verb is used, so that `qmpsnap chain` loads
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
 
 SOCKET_VARIABLE = "QMPSNAP_SOCKET"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"

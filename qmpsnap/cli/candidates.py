@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -13,14 +14,11 @@ import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.disk_names import find_disk
+from qmpsnap.model.graph import Graph
+from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     import click
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.vm import VM
 
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import click
 
@@ -10,18 +10,12 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
 from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
+from qmpsnap.cli.signals import Signals
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.graph import draw
+from qmpsnap.model.graph import Disk, Layer, draw
 from qmpsnap.model.hints import command
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.graph import Disk, Layer
-    from qmpsnap.vm import VM
-
+from qmpsnap.vm import VM
 
 _LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query
 _HEADER = ("FORMAT", "SIZE", "ALLOCATED", "NODE", "FILE")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
 from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Checkpoint
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Mode, Via
+from qmpsnap.plan.intent import Checkpoint, Mode, Via
 
 
 @verb(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import MOMENT, dry_run, via, wait
 from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Delete
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Via
+from qmpsnap.plan.intent import Delete, Via
 
 
 @verb(

@@ -7,9 +7,9 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import anyio
 import click
@@ -18,15 +18,11 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.report import INTERRUPTED
 from qmpsnap.cli.runner import current_app, run
+from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Changed, Interrupted, LinkLost
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.run.session.event import Event
-    from qmpsnap.vm import VM
+from qmpsnap.run.session.event import Event
+from qmpsnap.vm import VM
 
 
 @verb(

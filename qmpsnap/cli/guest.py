@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import click
 
@@ -11,16 +11,12 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import dry_run
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
+from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
+from qmpsnap.model.machine import Status
 from qmpsnap.model.printable import printable
 from qmpsnap.run.outcome import Done
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.machine import Status
-    from qmpsnap.vm import VM
+from qmpsnap.vm import VM
 
 
 @verb(

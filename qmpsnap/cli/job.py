@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
 
 import click
 
@@ -12,18 +12,12 @@ from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
 from qmpsnap.cli.output import emit, json_line, size
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
-from qmpsnap.model.job import parse_job_id
+from qmpsnap.cli.signals import Signals
+from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.job import Job
-    from qmpsnap.vm import VM
-
+from qmpsnap.vm import VM
 
 _job_id = click.argument("job_id", metavar="ID", type=JOB)
 _foreign = click.option(

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import Row, emit, json_line, relative, size, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
+from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
-from qmpsnap.model.job import ENDED, IoStatus
+from qmpsnap.model.job import ENDED, IoStatus, Job
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.job import Job
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.vm import VM
-
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.vm import VM
 
 _HEADER = ("ID", "TYPE", "STATE", "DONE", "LIMIT", "WHOSE")
 _RIGHT = ("DONE", "LIMIT")

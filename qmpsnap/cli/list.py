@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import Row, emit, json_line, relative, size, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
+from qmpsnap.cli.signals import Signals
 from qmpsnap.model.hints import quoted
+from qmpsnap.model.moments import Moment, Moments
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.model.moments import Moment, Moments
-    from qmpsnap.vm import VM
-
+from qmpsnap.vm import VM
 
 _HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS")
 _RIGHT = ("OVERLAYS", "VM STATE")

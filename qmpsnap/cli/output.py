@@ -7,14 +7,10 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
 
 VERSION = 1
 _NARROWEST = 40  # columns; a terminal may report 0

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.cli.output import duration, json_line, size, to_stderr
 from qmpsnap.model.printable import printable
+from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
-
-    from qmpsnap.run.target import Progress
 
 
 _SOON = 2  # updates; a job that ends within the first needs no bar

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,10 +10,8 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import COMMAND, dry_run
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
-
-if TYPE_CHECKING:
-    from qmpsnap.cli.signals import Signals
-    from qmpsnap.vm import VM
+from qmpsnap.cli.signals import Signals
+from qmpsnap.vm import VM
 
 
 @verb(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
 
@@ -22,10 +22,6 @@ from qmpsnap.errors import (
     Refused,
 )
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 INTERRUPTED = 130
 _UNWRITABLE = 1

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.cli.output import chain_lines, duration, size, start_lines
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from qmpsnap.run.outcome import Done
-
+from qmpsnap.run.outcome import Done
 
 _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +10,8 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, MOMENT, dry_run, via, wait
 from qmpsnap.cli.runner import change, command
 from qmpsnap.model.printable import printable
-from qmpsnap.plan.intent import Revert
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Via
-    from qmpsnap.run.outcome import Done
+from qmpsnap.plan.intent import Revert, Via
+from qmpsnap.run.outcome import Done
 
 
 @verb(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
 import click
 
@@ -13,22 +14,15 @@ import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.cli.logs import configure
 from qmpsnap.cli.output import emit, json_line
-from qmpsnap.cli.progress import reporter
+from qmpsnap.cli.progress import Bar, Lines, reporter
 from qmpsnap.cli.result import result_lines
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
 from qmpsnap.model.printable import printable
-from qmpsnap.run.outcome import Hooks
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
-
-    from qmpsnap.cli.progress import Bar, Lines
-    from qmpsnap.plan.intent import Intent
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.outcome import Done
-    from qmpsnap.vm import VM
-
+from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.vm import VM
 
 _NOT_SENT = "nothing was sent (-n)"
 T = TypeVar("T")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from qmpsnap.cli.app import verb
@@ -11,9 +9,7 @@ from qmpsnap.cli.options import FILE, dry_run, plain, progress, wait
 from qmpsnap.cli.runner import change, command
 from qmpsnap.model.printable import printable
 from qmpsnap.plan.intent import Save
-
-if TYPE_CHECKING:
-    from qmpsnap.run.outcome import Done
+from qmpsnap.run.outcome import Done
 
 
 @verb(

@@ -16,24 +16,19 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn, Self
 
 import anyio
 
+from qmpsnap.cli.app import App
 from qmpsnap.cli.output import to_stderr
+from qmpsnap.cli.progress import Bar, Lines
 from qmpsnap.cli.report import report
-from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost
+from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost, QmpsnapError
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from qmpsnap.cli.app import App
-    from qmpsnap.cli.progress import Bar, Lines
-    from qmpsnap.errors import QmpsnapError
-    from qmpsnap.plan.plan import Plan
-
+from qmpsnap.plan.plan import Plan
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_CANCEL = 30.0  # seconds; then the outcome is unknown

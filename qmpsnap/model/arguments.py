@@ -7,16 +7,12 @@ The types of an intent's fields alone say what is valid: a `Literal` is a closed
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from qmpsnap.errors import BadArgument
 from qmpsnap.model.names import check_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 
 _INT64 = 1 << 63
 _SPELLED: dict[object, str] = {str: "a str", int: "an int", bool: "True or False"}

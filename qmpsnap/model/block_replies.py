@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from msgspec import ValidationError, convert, field
 
 from qmpsnap.model.qapi import Reply, read
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Inserted(Reply, frozen=True):

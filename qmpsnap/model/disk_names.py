@@ -12,16 +12,11 @@ without its suffix. Several spellings of the same thing are one match; two thing
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from qmpsnap.errors import AmbiguousName, Malformed, NotFound, NotInChain
-from qmpsnap.model.graph import draw
+from qmpsnap.model.graph import Disk, Graph, Layer, draw
 from qmpsnap.model.names import stem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from qmpsnap.model.graph import Disk, Graph, Layer
 
 
 def find_disk(graph: Graph, spelling: str) -> Disk:

@@ -7,18 +7,13 @@ the moment is in the chain of its disk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from qmpsnap.model.record import MomentRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import Record
-
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.record import MomentRecord, Record
 
 T = TypeVar("T")
 

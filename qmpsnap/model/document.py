@@ -6,13 +6,10 @@ Python's json reads and writes it, for it spells names that are no UTF-8, which 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
 
 T = TypeVar("T")
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from msgspec import Struct
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.qapi import Reply
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class CommandInfo(Reply, frozen=True):

@@ -9,23 +9,17 @@ file that it has open. Only when it opens the name again does it get the other f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.graph import PATH_DRIVERS, Graph
 from qmpsnap.model.header import Header
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.record import Record
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from qmpsnap.model.graph import Graph
-
 
 NOT_ALLOWED = "permission denied"  # the reason when we lack the permission to inspect something
 

@@ -5,16 +5,11 @@ All values are frozen. A chain is always a tuple of layers, active first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen, JsonStruct
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
 
 # Drivers that pass data through: a node of one of these is no image.
 FILTER_DRIVERS = frozenset({

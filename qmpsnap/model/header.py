@@ -11,13 +11,9 @@ from __future__ import annotations
 import json
 import posixpath
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 QCOW_MAGIC = b"QFI\xfb"
 MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one

@@ -6,14 +6,11 @@ The two tables are QEMU's own (job.c, JobSTT and JobVerbTable), as data.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class JobStatus(StrEnum):

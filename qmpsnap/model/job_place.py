@@ -7,18 +7,13 @@ When a job began only our records say.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.qapi import Reply
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import IntentRecord
-
+from qmpsnap.model.record import IntentRecord
 
 # What QEMU calls the node that a job writes: mirror, backup and an active commit; another commit; stream.
 _WRITTEN = ("target", "base", "active node")

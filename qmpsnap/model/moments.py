@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen, JsonStruct
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import is_device_path, stem
-from qmpsnap.model.record import IntentRecord, MomentRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.record import Record
-
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 
 MomentKind = Literal["external", "internal"]
 """Where a moment is: overlays began there, or it is inside the images."""

@@ -9,13 +9,9 @@ import hashlib
 import posixpath
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
 
 from qmpsnap.errors import BadName
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"

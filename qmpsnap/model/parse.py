@@ -7,14 +7,20 @@ along a chain; query-named-block-nodes tells what each node is. They are joined 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.errors import Malformed
-from qmpsnap.model.block_replies import BlockDeviceInfo, BlockInfo, BlockStats, FdsetInfo, file_options
+from qmpsnap.model.block_replies import (
+    BlockDeviceInfo,
+    BlockInfo,
+    BlockStats,
+    FdsetInfo,
+    ImageInfo,
+    file_options,
+)
 from qmpsnap.model.disk_names import disk_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import (
@@ -31,12 +37,6 @@ from qmpsnap.model.graph import (
 )
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.qapi import read
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from qmpsnap.model.block_replies import ImageInfo
-
 
 GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-block", Frozen({})),

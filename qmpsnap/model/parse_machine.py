@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Device, Fingerprint, Machine, Status
 from qmpsnap.model.qapi import Reply, read
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from qmpsnap.model.graph import Graph
-
 
 MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-status", {}),

@@ -6,15 +6,12 @@ optional has a default; one that we do not read has no field, and is ignored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 from msgspec import Struct, ValidationError, convert
 
 from qmpsnap.errors import Malformed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 T = TypeVar("T")
 

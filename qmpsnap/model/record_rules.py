@@ -7,16 +7,11 @@ record that breaks a rule is named and passed over, as one that is cut is.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import invalid_names
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.record import IntentRecord, MomentRecord
-
+from qmpsnap.model.record import IntentRecord, MomentRecord
 
 _WITH_STATE = frozenset({"checkpoint", "save"})
 _PARAMETERS = ("max-bandwidth",)  # of a migration, that an operation sets and so puts back

@@ -5,16 +5,11 @@ That happens when a snapshot is taken, QEMU quits, and is started again from the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec import Struct
 
-from qmpsnap.model.record import MomentRecord
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import Record
+from qmpsnap.model.files import Files
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.record import MomentRecord, Record
 
 
 class WrongStart(Struct, frozen=True):

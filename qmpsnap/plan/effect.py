@@ -7,19 +7,25 @@ changes nothing until it is completed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Iterable
+from typing import assert_never
 
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Graph, InternalSnapshot, Layer, Node
-from qmpsnap.plan.step import AddNode, DropLayers, DropNode, Inside, Later, MoveRoot, PutOverlays
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.plan.step import Effect, Root, Step
+from qmpsnap.model.graph import Disk, Graph, InternalSnapshot, Layer, Node
+from qmpsnap.plan.step import (
+    AddNode,
+    DropLayers,
+    DropNode,
+    Effect,
+    Inside,
+    Later,
+    MoveRoot,
+    PutOverlays,
+    Root,
+    Step,
+)
 
 
 def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:

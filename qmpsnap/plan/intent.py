@@ -6,7 +6,7 @@ Each value is checked by its field's type as it is made: a word, path or number 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping  # noqa: TC003 - read again when a field is checked
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 

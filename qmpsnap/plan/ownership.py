@@ -8,18 +8,12 @@ only the active layer does, one that our overlay covers, and what the operation 
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from qmpsnap.errors import NotInChain
-from qmpsnap.model.record import IntentRecord, MomentRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.record import Record
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.plan.scene import Scene
 
 _WITH_OVERLAYS = frozenset({"snapshot", "checkpoint", "revert"})
 

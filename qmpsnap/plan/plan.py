@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import draw
+from qmpsnap.model.graph import Chains, Graph, draw
 from qmpsnap.model.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from qmpsnap.model.graph import Chains, Graph
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.intent import Intent
-    from qmpsnap.plan.step import Step
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.step import Step
 
 
 @dataclass(frozen=True, slots=True)

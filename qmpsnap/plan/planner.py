@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
 from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import delete
 from qmpsnap.plan.inside import snapshot as snapshot_internal
+from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate import checkpoint, revert, revert_new, save
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from qmpsnap.model.files import Ask, Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.intent import Intent
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.scene import Scene
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
+from qmpsnap.model.graph import Chains, Disk, Graph
 from qmpsnap.model.names import state_directory_choices
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Chains, Disk, Graph
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.scene import Scene
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
 _RECORD_BYTES = 64 * 1024

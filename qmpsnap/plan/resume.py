@@ -6,11 +6,12 @@ only what the id and the graph tell is done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.files import Ask
-from qmpsnap.model.job import ENDED, Ending, JobOp, JobStatus, parse_job_id
+from qmpsnap.model.graph import Chains, Graph
+from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobOp, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
@@ -21,15 +22,8 @@ from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_compl
 from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.model.graph import Chains, Graph
-    from qmpsnap.model.job import Job, JobId
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
 _CLOCK_LAG = 0.1

@@ -9,11 +9,12 @@ Either way the guest runs if it ran, and QEMU is set as it was.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.model.hints import command
 from qmpsnap.model.job import ENDED
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.memory import MemoryFact
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import remove_orphan, remove_state, seal_memory, seal_store
@@ -29,15 +30,9 @@ from qmpsnap.plan.commands.records import finish_record, keep_moment
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import file_number, machine_of, way_of
-
-if TYPE_CHECKING:
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.memory import MemoryFact
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
 
 # Run states in which nothing but we keep the guest from running.
 _OURS = frozenset({"paused", "postmigrate"})

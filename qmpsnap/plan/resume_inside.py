@@ -7,11 +7,11 @@ itself was killed a checkpoint may be on some of its disks alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED
-from qmpsnap.model.job import ENDED
+from qmpsnap.model.job import ENDED, Job, JobId
 from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
@@ -19,14 +19,8 @@ from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.job import Job, JobId
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
 """QEMU's kinds of job on VM state."""

@@ -8,11 +8,10 @@ guest is left as it stands, for its memory and its disks belong together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, is_owned_node, node_name
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -28,14 +27,9 @@ from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import may_remove, ran_here
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.resume_checkpoint import ends_job, goes_on
-from qmpsnap.plan.step import Root
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Root, Step
 from qmpsnap.plan.vmstate.common import machine_of, refuse_foreign
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.record import IntentRecord
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:

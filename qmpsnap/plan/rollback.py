@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
-from qmpsnap.plan.step import AddNode, DropNode, PutOverlays
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.step import AddNode, DropNode, PutOverlays, Step
 
 
 def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, NotFound
-from qmpsnap.model.moments import find_moments
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Files
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.job import Job
+from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.moments import Moment, Moments, find_moments
 from qmpsnap.model.record import IntentRecord
-
-if TYPE_CHECKING:
-    from qmpsnap.model.features import Features
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.job import Job
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.model.moments import Moment, Moments
 
 
 @dataclass(frozen=True, slots=True)

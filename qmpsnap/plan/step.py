@@ -6,16 +6,13 @@ nobody else does. Only the effects are a closed union, which `effect.apply` goes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Io
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.graph import Disk, Io
+from qmpsnap.model.record import IntentRecord
 
 
 class Overlay(Struct, frozen=True):

@@ -6,21 +6,17 @@ raised once everything is rolled back or done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, assert_never
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal, assert_never
 
 import anyio
 
 from qmpsnap.errors import QmpsnapError
+from qmpsnap.model.job import Job
+from qmpsnap.plan.step import Step
 from qmpsnap.run.log import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
-    from qmpsnap.model.job import Job
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.outcome import Hooks
-    from qmpsnap.run.target import Progress, Target, Watch
-
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.run.target import Progress, Target, Watch
 
 _log = get_logger("qmpsnap.run")
 _LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory

@@ -18,23 +18,17 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
 from qmpsnap.model.record_file import check, from_json, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file, open_directory, open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from qmpsnap.model.record import Record
-
 
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths

@@ -11,20 +11,16 @@ import os
 import signal
 import stat
 import struct
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from msgspec import Struct
 
-from qmpsnap.model.header import backing_path
+from qmpsnap.model.header import Header, backing_path
+from qmpsnap.plan.commands.files import Proof
+from qmpsnap.plan.intent import Folded
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.image_headers import descriptor_header
 from qmpsnap.run.safe_open import open_file
-
-if TYPE_CHECKING:
-    from qmpsnap.model.header import Header
-    from qmpsnap.plan.commands.files import Proof
-    from qmpsnap.plan.intent import Folded
-
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
 _LOCK_FROM, _LOCK_BYTES = 100, 200

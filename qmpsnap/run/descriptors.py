@@ -13,22 +13,15 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from qmpsnap.model.files import OpenFile
+from qmpsnap.model.files import OpenFile, OpenName, OpenState, Reopens
 from qmpsnap.model.header import QCOW_MAGIC
 from qmpsnap.model.parse import FDSET, OWN_FDS
 from qmpsnap.run.safe_open import kernel_text, open_block, open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.files import OpenName, OpenState, Reopens
-
 
 _DELETED = " (deleted)"  # fs/d_path.c
 _NO_IMAGE = (

@@ -11,26 +11,20 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
 from qmpsnap.errors import Busy, QmpsnapError
+from qmpsnap.model.graph import Graph
 from qmpsnap.plan.commands.files import remove_orphan
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
-from qmpsnap.run.outcome import Hooks
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.target import Target
 from qmpsnap.run.turns import Turns, claim_of
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.outcome import Done
-    from qmpsnap.run.target import Target
-
 
 _log = get_logger("qmpsnap.run")
 _AFTER_CANCEL = 30.0  # seconds

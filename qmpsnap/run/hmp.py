@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, CommandFailed
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.plan.step import Step
 from qmpsnap.run.machine import is_running, run_state
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.session import Session
-
+from qmpsnap.run.session import Session
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import anyio
 from msgspec.structs import replace
@@ -16,24 +16,18 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.moments import without_layers
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.plan.intent import Folded
+from qmpsnap.plan.step import Step
 from qmpsnap.run import memory_files
+from qmpsnap.run.catalog import Catalog
+from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.memory_files import Sealed
 from qmpsnap.run.os_errors import hint, reason, unusable
 from qmpsnap.run.state_files import remove_state_file
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-
-    from qmpsnap.model.record import Record
-    from qmpsnap.plan.intent import Folded
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.catalog import Catalog
-    from qmpsnap.run.cleanup import Created
-    from qmpsnap.run.images import Images
-    from qmpsnap.run.memory_files import Sealed
-
 
 _log = get_logger("qmpsnap.run")
 _STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it

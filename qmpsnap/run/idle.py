@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
 
 from qmpsnap.errors import Busy
 from qmpsnap.model.hints import command
-from qmpsnap.model.job import ENDED, STAYS, JobStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-
-    from qmpsnap.model.job import Job
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.executor import Executor
-    from qmpsnap.run.planning import Planning
-    from qmpsnap.run.target import Target
-
+from qmpsnap.model.job import ENDED, STAYS, Job, JobStatus
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.executor import Executor
+from qmpsnap.run.planning import Planning
+from qmpsnap.run.target import Target
 
 # Seconds. QEMU pauses a job for a drain, and lets it pass READY and pending, in far less; while it drains it
 # answers nobody.

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, parse_header
+from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, Header, parse_header
 from qmpsnap.run.safe_open import WrongKind, open_file
-
-if TYPE_CHECKING:
-    from qmpsnap.model.header import Header
-
 
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 

@@ -15,14 +15,15 @@ import errno
 import os
 import stat
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.model.files import Files
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.plan.commands.files import Proof
+from qmpsnap.plan.intent import Folded
 from qmpsnap.run import cleanup, survey
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
@@ -31,12 +32,6 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
 from qmpsnap.run.state_files import find_state_files
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask
-    from qmpsnap.plan.commands.files import Proof
-    from qmpsnap.plan.intent import Folded
-
 
 _log = get_logger("qmpsnap.files")
 

@@ -8,10 +8,11 @@ for which QEMU has no event.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import anyio
 from msgspec.structs import replace
@@ -20,15 +21,9 @@ from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
 from qmpsnap.model.qapi import heard
-from qmpsnap.run.progress import Meter
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
-
-    from qmpsnap.run.progress import Progress
-    from qmpsnap.run.session import Session
-    from qmpsnap.run.session.event import Event
-
+from qmpsnap.run.progress import Meter, Progress
+from qmpsnap.run.session import Session
+from qmpsnap.run.session.event import Event
 
 _REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
 _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})

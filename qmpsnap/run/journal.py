@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from qmpsnap.errors import Changed
+from qmpsnap.errors import Changed, CommandFailed, JobFailed, QmpsnapError
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import LOAD_FAILED, command
 from qmpsnap.plan.chain.invalidation import fold_of
-from qmpsnap.plan.step import DropLayers, Later
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.step import DropLayers, Later, Step
 from qmpsnap.run.hmp import failed_early
 from qmpsnap.run.outcome import same
-
-if TYPE_CHECKING:
-    from qmpsnap.errors import CommandFailed, JobFailed, QmpsnapError
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
-
 
 _KEEPS_STATE = frozenset({"savevm", "loadvm", "snapshot-save", "snapshot-load"})
 

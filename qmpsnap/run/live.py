@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import anyio
 from msgspec.structs import replace
@@ -19,9 +20,12 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.disk_renames import with_current_names
 from qmpsnap.model.features import CommandInfo, Features
-from qmpsnap.model.files import Ask, open_names
+from qmpsnap.model.files import Ask, Files, open_names
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.job import Job
 from qmpsnap.model.job_place import BlockGraph
+from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.parse import (
     FDSET,
     GRAPH_QUERIES,
@@ -32,11 +36,13 @@ from qmpsnap.model.parse import (
     parse_graph,
 )
 from qmpsnap.model.qapi import read
+from qmpsnap.plan.step import Step
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.descriptors import Opened, open_files, real_names, working_directory
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.host import Host
+from qmpsnap.run.images import Images
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import read_machine, read_standing, run_state
@@ -44,21 +50,9 @@ from qmpsnap.run.migration import Migrations
 from qmpsnap.run.peer_access import barred
 from qmpsnap.run.performer import Performer
 from qmpsnap.run.query_guard import QueryGuard
+from qmpsnap.run.session import Session
 from qmpsnap.run.standstill import Stops
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-    from contextlib import AbstractAsyncContextManager
-
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.job import Job
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.images import Images
-    from qmpsnap.run.session import Session
-    from qmpsnap.run.target import Progress, Watch
-
+from qmpsnap.run.target import Progress, Watch
 
 _log = get_logger("qmpsnap.run")
 _GRAPH_TRIES = 20

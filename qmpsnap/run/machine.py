@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import CommandFailed
+from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.parse_machine import (
     MACHINE_QUERIES,
     CpuInfoFast,
@@ -16,11 +17,7 @@ from qmpsnap.model.parse_machine import (
 )
 from qmpsnap.model.qapi import read
 from qmpsnap.run.descriptors import identity
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.run.session import Session
+from qmpsnap.run.session import Session
 
 
 async def read_machine(session: Session, graph: Graph) -> Machine:

@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,17 +26,12 @@ from qmpsnap.model.header import (
     snapshot_sizes,
     snapshot_table,
 )
+from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
+from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.os_errors import reason
 from qmpsnap.run.safe_open import open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.machine import Fingerprint
-    from qmpsnap.run.cleanup import Created
-
 
 _QCOW2 = b"QFI\xfb"
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 import anyio
 
@@ -14,22 +15,16 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import MigrationEvent, MigrationInfo
 from qmpsnap.model.qapi import heard, read
+from qmpsnap.plan.commands.migration import Until
+from qmpsnap.plan.step import Step
+from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.os_errors import unusable
-from qmpsnap.run.progress import Meter
+from qmpsnap.run.progress import Meter, Progress
+from qmpsnap.run.session import Event, Session
 from qmpsnap.run.standstill import Stops
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from qmpsnap.plan.commands.migration import Until
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.cleanup import Created
-    from qmpsnap.run.progress import Progress
-    from qmpsnap.run.session import Event, Session
-
 
 _OVER = frozenset({"none", "completed", "failed", "cancelled"})
 _LOADING = frozenset({"inmigrate", FOR_A_LOAD, "finish-migrate"})  # run states of a load under way

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import anyio
 
@@ -25,24 +24,28 @@ from qmpsnap.errors import (
     LinkLost,
     QmpsnapError,
 )
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.checks.busy import refuse_jobs
-from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.step import AddNode, DropNode
+from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.step import AddNode, DropNode, Step
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import invalid_now, left_nodes, mismatch, moved_roots, outcome, same, vanished
+from qmpsnap.run.outcome import (
+    Done,
+    Hooks,
+    invalid_now,
+    left_nodes,
+    mismatch,
+    moved_roots,
+    outcome,
+    same,
+    vanished,
+)
 from qmpsnap.run.read_back import read_back
 from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.outcome import Done, Hooks
-    from qmpsnap.run.target import Standstill, Target, Watch
-
+from qmpsnap.run.target import Standstill, Target, Watch
 
 _log = get_logger("qmpsnap.run")
 _PENDING, _CONCLUDED = JobStatus.PENDING, JobStatus.CONCLUDED

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import NOT_ALLOWED
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 # Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(

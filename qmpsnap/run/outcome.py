@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import inspect
 import posixpath
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Chains, Disk, Graph, Layer
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
-from qmpsnap.plan.step import DropNode, Inside, PutOverlays
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.step import DropNode, Inside, PutOverlays, Step
+from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-
     import anyio
-
-    from qmpsnap.model.graph import Chains, Disk, Graph, Layer
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.target import Progress
 
 
 _MAKES = frozenset({"create-overlay", "create-file", "create-memory", "create-store"})

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qmpsnap.model.arguments import path_text, refuse
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
 
 
 def absolute(parameter: str, path: str | os.PathLike[str]) -> str:

@@ -13,18 +13,14 @@ import os
 import posixpath
 import pwd
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
+from qmpsnap.model.files import OpenFile
 from qmpsnap.model.record_rules import is_plain
 from qmpsnap.run.os_errors import reason
 from qmpsnap.run.safe_open import kernel_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from qmpsnap.model.files import OpenFile
 
 
 class _Peer(Struct, frozen=True):

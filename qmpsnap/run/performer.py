@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import CommandFailed, InvalidTarget, TargetExists
 from qmpsnap.model.block_replies import BlockInfo
 from qmpsnap.model.qapi import read
+from qmpsnap.plan.step import Step
 from qmpsnap.run.hmp import load, manage, stop_for_load
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.host import Host
-    from qmpsnap.run.migration import Migrations
-    from qmpsnap.run.session import Session
+from qmpsnap.run.host import Host
+from qmpsnap.run.migration import Migrations
+from qmpsnap.run.session import Session
 
 
 class Performer:

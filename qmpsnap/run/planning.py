@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists
 from qmpsnap.model.arguments import refuse
-from qmpsnap.model.moments import find_moments, state_places
+from qmpsnap.model.files import Files
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 from qmpsnap.run.outcome import same
 from qmpsnap.run.start_check import StartCheck
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.model.moments import Moments
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.target import Target
+from qmpsnap.run.target import Target
 
 
 class Planning:

@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import anyio
 
@@ -22,11 +24,6 @@ from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.model.printable import masked_all
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.safe_open import append_file
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from pathlib import Path
-
 
 _log = get_logger("qmpsnap.process")
 

@@ -7,23 +7,17 @@ of a qcow2 that a running blockdev-create has opened and not read yet.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import anyio
 
 from qmpsnap.errors import Busy
 from qmpsnap.model.features import SchemaInfo, has_argument
 from qmpsnap.model.hints import qmp
-from qmpsnap.model.job import ENDED, JobStatus
+from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.parse_jobs import JobEvent
 from qmpsnap.model.qapi import heard, read
-
-if TYPE_CHECKING:
-    from qmpsnap.model.job import Job
-    from qmpsnap.run.jobs import JobMonitor
-    from qmpsnap.run.session import Session
-    from qmpsnap.run.session.event import Event
-
+from qmpsnap.run.jobs import JobMonitor
+from qmpsnap.run.session import Session
+from qmpsnap.run.session.event import Event
 
 _OURS = "qmpsnap-"  # how ids of our jobs begin, none of which makes an image
 _PATIENCE = 10.0  # seconds; an image is made in less, but on a very slow disk

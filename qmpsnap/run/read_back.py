@@ -7,17 +7,13 @@ right all the same, but the machine could not be started again.
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, Incomplete
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command, qmp
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.plan import Plan
-    from qmpsnap.run.target import Target
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.target import Target
 
 
 async def read_back(target: Target, plan: Plan, graph: Graph) -> None:

@@ -5,7 +5,7 @@ Used by the operation alone, in the task that nothing cancels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -13,17 +13,11 @@ from qmpsnap.errors import Changed, CommandFailed, Interrupted, JobFailed, JobPa
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import RUNS_AGAIN, command
 from qmpsnap.plan.rollback import taking_back
-from qmpsnap.plan.step import MoveRoot, PutOverlays
+from qmpsnap.plan.step import MoveRoot, PutOverlays, Step
+from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import by_qemu, made_files, same
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.plan.step import Step
-    from qmpsnap.run.journal import Journal
-    from qmpsnap.run.target import Target, Watch
-
+from qmpsnap.run.target import Target, Watch
 
 _log = get_logger("qmpsnap.run")
 _GONE_ALREADY = frozenset({"job-cancel", "job-dismiss", "release-file"})  # refused when it is gone: as wanted

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from qmpsnap.run.session import Event
+from qmpsnap.run.session import Event
 
 
 class Stops:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from qmpsnap.model.files import Ask
-from qmpsnap.model.wrong_start import recorded_overlays, wrong_starts
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, wrong_starts
 from qmpsnap.plan.checks.opened import lost_names
 from qmpsnap.plan.record_places import state_questions
 from qmpsnap.run.log import get_logger
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.wrong_start import WrongStart
-    from qmpsnap.run.target import Target
-
+from qmpsnap.run.target import Target
 
 _log = get_logger("qmpsnap.run")
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.memory_files import look, tags_of
 from qmpsnap.run.safe_open import WrongKind, open_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 _TOKEN = 8  # hex digits at the end of an operation's id
 _PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")

@@ -11,22 +11,16 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
-from qmpsnap.model.files import NOT_ALLOWED, BackingLink, DirFact, FileFact, Files
+from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.header import backing_path
+from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.safe_open import open_block
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask, Kind
-    from qmpsnap.model.header import Header
-
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
-    from contextlib import AbstractContextManager
-
-    from qmpsnap.model.features import Features
-    from qmpsnap.model.files import Ask, Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.job import Job, JobStatus
-    from qmpsnap.model.job_place import BlockGraph
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.step import Step
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.job_place import BlockGraph
+from qmpsnap.model.machine import Machine, Status
+from qmpsnap.plan.step import Step
 
 
 class Progress(Protocol):

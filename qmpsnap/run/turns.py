@@ -5,19 +5,14 @@ This file alone decides which operations exclude each other.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import anyio
 from msgspec import Struct
 
 from qmpsnap.errors import Busy
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from qmpsnap.plan.plan import Plan
-
+from qmpsnap.plan.plan import Plan
 
 # They touch only the chains of their disks, neither the guest's memory nor its run state.
 _OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})

@@ -11,33 +11,26 @@ that an executor does the right thing with a result, never that QEMU gives that 
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import anyio
 from msgspec.structs import replace
 
-from qmpsnap.errors import LinkLost
+from qmpsnap.errors import LinkLost, QmpsnapError
 from qmpsnap.model.features import Features
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
-from qmpsnap.model.machine import Status
+from qmpsnap.model.machine import Machine, Status
 from qmpsnap.plan import effect
-from qmpsnap.plan.step import AddNode, DropNode, Later
+from qmpsnap.plan.step import AddNode, DropNode, Later, Step
 from qmpsnap.run.progress import Progress
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS, FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-
-    from qmpsnap.errors import QmpsnapError
-    from qmpsnap.model.files import Ask, Files
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.plan.step import Step
 
 __all__ = ["COMMANDS", "FakeTarget", "refused"]
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from qmpsnap.errors import CommandFailed, JobFailed
-
-if TYPE_CHECKING:
-    from qmpsnap.errors import QmpsnapError
-    from qmpsnap.plan.step import Step
+from qmpsnap.errors import CommandFailed, JobFailed, QmpsnapError
+from qmpsnap.plan.step import Step
 
 __all__ = ["Fault", "Faults", "failed", "refused"]
 

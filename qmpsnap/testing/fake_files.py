@@ -7,24 +7,19 @@ otherwise. `look` answers what a planner asks, `perform` does the steps on files
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.files import BackingLink, DirFact, FileFact, Files
+from qmpsnap.model.files import Ask, BackingLink, DirFact, FileFact, Files, OpenFile
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.moments import without_layers
 from qmpsnap.model.names import is_invalid_name
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask, OpenFile
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import Record
-    from qmpsnap.plan.step import Step
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
+from qmpsnap.plan.step import Step
 
 __all__ = ["FakeFiles"]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.step import Step
 
 __all__ = ["COMMANDS", "FakeMachine", "a_machine"]
 

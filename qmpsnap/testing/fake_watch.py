@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from qmpsnap.model.job import ENDED, STAYS, JobStatus
+from qmpsnap.model.job import ENDED, STAYS, Job, JobStatus
 from qmpsnap.plan.commands.jobs import await_job
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from qmpsnap.model.job import Job
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.step import Step
 
 __all__ = ["FakeWatch"]
 

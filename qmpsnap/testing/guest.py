@@ -11,7 +11,9 @@ import base64
 import binascii
 import math
 import secrets
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -20,9 +22,6 @@ from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from anyio.abc import SocketStream
 
 __all__ = ["Guest", "GuestFailed", "Writer", "open_guest"]

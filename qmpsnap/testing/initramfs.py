@@ -6,10 +6,8 @@ Pure: bytes in, bytes out. No compiler, no image tool, no root is needed.
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Final
 
 __all__ = ["MODULES", "PORT_NAME", "build_initramfs", "is_static_elf"]
 

@@ -8,12 +8,8 @@ server.emit(*job_turns("drive0", "aborting", "concluded"))
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from qmpsnap.testing.server import Emit
-
-if TYPE_CHECKING:
-    from qmpsnap.testing.server import QmpServer
+from qmpsnap.testing.server import Emit, QmpServer
 
 __all__ = ["ScriptedJobs", "job_turns"]
 

@@ -6,16 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.testing.initramfs import MODULES, PORT_NAME, build_initramfs, is_static_elf
 from qmpsnap.testing.writer import WRITER_SCRIPT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["GuestDisk", "GuestImage", "accelerator", "find_guest_image", "guest_argv"]
 

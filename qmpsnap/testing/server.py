@@ -18,14 +18,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from qmpsnap.run.session.change import settled
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
 
 __all__ = ["GREETING", "Action", "Emit", "Fail", "Hangup", "QmpServer", "Raw", "Return", "Wait", "serve"]
 

@@ -10,11 +10,9 @@ at with hexdump it says by itself what it is, and a torn block is seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import BinaryIO, Final
 
 __all__ = ["BLOCK_BYTES", "WRITER_SCRIPT", "Writes"]
 

@@ -14,9 +14,8 @@ from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import MoveRoot, PutOverlays
 from qmpsnap.testing.drawing import graph as drawn
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph, Layer

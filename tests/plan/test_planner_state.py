@@ -13,8 +13,8 @@ from qmpsnap.errors import Refused
 from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Checkpoint, Intent, Mode, Revert, Save, Snapshot
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS, FakeTarget
-from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 from tests.plan.scenes import overlays_of
 from tests.run.operations import vm_of
 

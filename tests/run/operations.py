@@ -11,8 +11,9 @@ from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS, FakeTarget
+from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from qmpsnap.vm import VM
 from tests.plan.scenes import with_layer
 

@@ -19,8 +19,8 @@ from qmpsnap.plan.intent import (
     Save,
 )
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS, FakeTarget
-from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 from tests.run.operations import vm_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from qmpsnap.errors import Busy, Changed, CommandFailed, Interrupted, LinkLost, 
 from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
-from qmpsnap.testing.fake import refused
+from qmpsnap.testing.fake_faults import refused
 from tests.run.operations import (
     CASES,
     COPY,

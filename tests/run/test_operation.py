@@ -21,7 +21,8 @@ from qmpsnap.errors import (
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.run.outcome import Done
 from qmpsnap.testing.drawing import graph
-from qmpsnap.testing.fake import FakeTarget, refused
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_faults import refused
 from tests.run.operations import (
     CASES,
     COPY,

@@ -10,7 +10,8 @@ from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.plan.intent import Delete
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import FakeTarget, refused
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_faults import refused
 from tests.plan.scenes import with_layer
 from tests.run.operations import MACHINE, OLD, inside, machine, plan_of, vm_of
 

@@ -29,7 +29,7 @@ from qmpsnap.plan.commands.migration import await_migration
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.step import MoveRoot
 from qmpsnap.run.outcome import Hooks
-from qmpsnap.testing.fake import refused
+from qmpsnap.testing.fake_faults import refused
 from tests.run.operations import vm_of
 from tests.run.places import at_each
 from tests.run.states import CASES, begun, known_plan, stand

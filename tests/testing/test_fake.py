@@ -20,7 +20,9 @@ from qmpsnap.plan.commands.jobs import (
 from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import graph
-from qmpsnap.testing.fake import COMMANDS, FakeTarget, refused
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_faults import refused
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:

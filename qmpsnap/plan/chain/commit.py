@@ -7,12 +7,13 @@ wrong data without a word from QEMU: such images are looked for first.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
@@ -35,18 +36,11 @@ from qmpsnap.plan.commands.jobs import (
 )
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Commit
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.model.graph import Disk, Graph, Layer
-    from qmpsnap.plan.intent import Commit
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
 _KEEP = "keep its name with --folded keep, or run as that user"
 

@@ -15,23 +15,18 @@ a layer changes the bytes of none: `into` reads the same, and the layers between
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.moments import related_records, written_into
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
 from qmpsnap.plan.record_places import state_questions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.record import Record
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 
 @dataclass(frozen=True, slots=True)

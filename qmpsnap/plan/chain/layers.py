@@ -9,22 +9,18 @@ one. Seen on all QEMUs (docs/explanation/qemu.md).
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.disk_names import find_layer
+from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.commands.block import blockdev_del
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from qmpsnap.model.graph import Disk, Layer
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:

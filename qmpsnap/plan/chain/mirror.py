@@ -8,13 +8,13 @@ without an error from QEMU (docs/explanation/qemu.md).
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists, UnsafeImage, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import unfound
@@ -29,6 +29,7 @@ from qmpsnap.plan.commands.files import create_file
 from qmpsnap.plan.commands.jobs import await_job, drive_mirror, end_copy, job_complete, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Mirror
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import (
     local_chains,
@@ -37,13 +38,8 @@ from qmpsnap.plan.record_places import (
     state_questions,
     with_parents,
 )
-from qmpsnap.plan.step import MoveRoot, Root
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph, Layer
-    from qmpsnap.plan.intent import Mirror
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import MoveRoot, Root, Step
 
 
 def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:

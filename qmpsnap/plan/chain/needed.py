@@ -5,16 +5,12 @@ Their data would change under them, and neither QEMU nor a lock of its own keeps
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import InvalidTarget, StillNeeded
 from qmpsnap.model.files import NOT_ALLOWED
+from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.hints import command
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Layer
-    from qmpsnap.plan.intent import Commit
-    from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.scene import Scene
 
 
 def refuse_needed(

@@ -7,16 +7,18 @@ QEMU makes them, after it was asked whether the names are free.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qmpsnap.errors import InvalidTarget, NotFound, TargetExists, UnsafeImage, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import IntentRecord, Op
 from qmpsnap.plan import ownership
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
@@ -24,17 +26,10 @@ from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there
 from qmpsnap.plan.commands.block import probe_absent
 from qmpsnap.plan.commands.files import create_overlay
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
-from qmpsnap.plan.step import Overlay
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.record import Op
-    from qmpsnap.plan.intent import Snapshot
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Overlay, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.commands.block import snapshot_sync
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-
-if TYPE_CHECKING:
-    from qmpsnap.plan.intent import Snapshot
-    from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import Scene
 
 
 def plan(intent: Snapshot, scene: Scene) -> Plan:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
@@ -21,14 +20,11 @@ from qmpsnap.plan.commands.block import flush
 from qmpsnap.plan.commands.jobs import await_job, block_stream, job_finalize
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.effect import apply_all
+from qmpsnap.plan.intent import Stream
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import DropLayers
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.intent import Stream
-    from qmpsnap.plan.scene import Scene
 
 
 def ask(intent: Stream, graph: Graph, *, state_dir: str = "") -> Ask:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from qmpsnap.errors import Busy, Unsupported
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
-from qmpsnap.model.job import ENDED
+from qmpsnap.model.job import ENDED, Job
+from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.record import IntentRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.job import Job
-    from qmpsnap.model.machine import Machine, Status
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.plan.scene import Scene
 
 # The filter that each kind of job puts over the layer it works on; mirror_top serves both kinds.
 _JOB_FILTERS = {

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from qmpsnap.errors import Unsupported, WouldLose
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk, Layer
-
+from qmpsnap.model.graph import Disk, Layer
 
 _HINT = "attach it read-write, or shut the machine off and work on its images"
 

@@ -7,15 +7,10 @@ guest has read (docs/explanation/qemu.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from qmpsnap.errors import Unsupported
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk, Graph, Layer
-
+from qmpsnap.model.graph import Disk, Graph, Layer
 
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""

@@ -7,20 +7,14 @@ or into an answer is a name, and whoever starts the machine from it later would 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 from qmpsnap.errors import FileMoved, Unsupported
-from qmpsnap.model.files import is_temporary
-from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.files import Files, OpenFile, is_temporary
+from qmpsnap.model.graph import PATH_DRIVERS, Disk, Graph, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.parse import FDSET
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from qmpsnap.model.files import Files, OpenFile
-    from qmpsnap.model.graph import Disk, Graph, Layer
-    from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import Scene
 
 
 def refuse_lost(scene: Scene, disks: Iterable[Disk]) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.model.files import DirFact
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import is_device_path
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import DirFact
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.plan.scene import Scene
 
 # An empty qcow2 image takes four clusters of 64 KiB; less room than that is no room.
 _IMAGE_BYTES = 256 * 1024

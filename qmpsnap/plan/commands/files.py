@@ -6,16 +6,14 @@ and is called FILE.TOKEN.partial until it is whole, TOKEN being the operation's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.machine import Fingerprint
+from qmpsnap.plan.intent import Folded
 from qmpsnap.plan.step import Step
-
-if TYPE_CHECKING:
-    from qmpsnap.model.machine import Fingerprint
-    from qmpsnap.plan.intent import Folded
 
 
 class Proof(Struct, frozen=True):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.plan.intent import OnError, Sync
-    from qmpsnap.plan.step import Root
+from qmpsnap.plan.intent import OnError, Sync
+from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
 
 def block_stream(

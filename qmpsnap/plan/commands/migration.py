@@ -5,16 +5,13 @@ QEMU gets the open file itself, never a name that it would open, and never a she
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.plan.step import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 Way = Literal["fd", "fdset"]
 """How QEMU gets an open file: by getfd and `fd:` (7.2), or by add-fd and `file:/dev/fdset/N`."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.step import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from qmpsnap.model.record import IntentRecord
 
 
 def write_record(directory: str, record: IntentRecord) -> Step:

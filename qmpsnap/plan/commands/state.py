@@ -7,17 +7,13 @@ once they have concluded. Such a job never dismisses itself, and holds QEMU's ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.step import Inside, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 Nodes = tuple[tuple[str, str], ...]
 """Of each disk its name and the node-name of its active layer; ("", node) for a store."""

@@ -6,13 +6,13 @@ killed between two disks. `plan.rest_internal` ends what is left of either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import quoted
+from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord, Op, Settings
 from qmpsnap.plan.checks.busy import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
@@ -22,20 +22,14 @@ from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
-from qmpsnap.plan.inside.taking import refuse_double, taking
+from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
+from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_blocked, refuse_dead, refuse_state
 from qmpsnap.plan.vmstate.store import stale_notes
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import Op
-    from qmpsnap.plan.inside.taking import Taking
-    from qmpsnap.plan.intent import Checkpoint, Revert
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
 
 
 def ask(intent: Checkpoint | Revert, graph: Graph, *, state_dir: str = "") -> Ask:

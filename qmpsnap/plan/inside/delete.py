@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.moments import Moment, MomentPart
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
@@ -13,17 +13,13 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import delvm, snapshot_delete
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
+from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import delete as delete_external
 from qmpsnap.plan.vmstate.common import machine_of
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.moments import Moment, MomentPart
-    from qmpsnap.plan.intent import Delete, Via
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
 
 
 def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:

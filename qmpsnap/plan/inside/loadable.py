@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import json
 import posixpath
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
+from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Bitmap, Disk, Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.inside.taking import Taking
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.model.moments import Moment
+from qmpsnap.plan.inside.taking import Taking
+from qmpsnap.plan.scene import Scene
 
 # A disk that changes its size moves tables in its image; 1 MiB is a multiple of what was seen to be needed.
 _ROOM_BYTES = 1 << 20

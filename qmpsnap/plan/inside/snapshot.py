@@ -5,11 +5,10 @@ One transaction, so that it is on every disk or on none. Nothing is written down
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty
@@ -17,13 +16,10 @@ from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import refuse_data_file
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.plan.intent import Snapshot
-    from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import Scene
 
 
 def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:

@@ -6,23 +6,17 @@ left out, and under a throttle. What is in the way of the chosen one is named be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import AmbiguousName, Busy, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.graph import PATH_DRIVERS
+from qmpsnap.model.graph import PATH_DRIVERS, Disk, Graph
 from qmpsnap.model.hints import frees, quoted
+from qmpsnap.model.moments import Moment
 from qmpsnap.plan.checks.busy import refuse_jobs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.intent import Via
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.plan.intent import Via
+from qmpsnap.plan.scene import Scene
 
 # The one filter that the jobs were tried under. The others may be somebody's view of the disk's past.
 _FILTERS = frozenset({"throttle"})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain, Unsupported
-from qmpsnap.model.header import backing_path
+from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.hints import command, qmp, quoted
-from qmpsnap.model.moments import written_into
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import Machine
+from qmpsnap.model.moments import Moment, written_into
 from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
@@ -21,20 +24,9 @@ from qmpsnap.plan.commands.block import blockdev_del, open_root, reopen_filter, 
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.record_places import local_chains
-from qmpsnap.plan.step import Root
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Root, Step
 from qmpsnap.plan.vmstate.movable import hindrance
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.header import Header
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
 
 NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"

@@ -8,15 +8,18 @@ in-place     as stop, the memory into a qcow2 store: going back needs no new QEM
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import Machine
 from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.chain import overlays
+from qmpsnap.plan.chain.overlays import Overlays
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
@@ -27,8 +30,10 @@ from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.snapshot import refuse_taken
-from qmpsnap.plan.intent import Snapshot
+from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -41,16 +46,6 @@ from qmpsnap.plan.vmstate.common import (
     state_file,
 )
 from qmpsnap.plan.vmstate.movable import way_back_notes
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask
-    from qmpsnap.model.graph import Graph
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.plan.chain.overlays import Overlays
-    from qmpsnap.plan.intent import Checkpoint, Mode
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
 
 _POSTMIGRATE = (
     "the machine stays paused, in the state postmigrate: until it has run again, its memory cannot be "

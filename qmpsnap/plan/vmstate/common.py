@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Busy, InvalidTarget, Unsupported
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import RUNS_AGAIN, qmp
-from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import FOR_A_LOAD, Machine
+from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
 from qmpsnap.plan.checks.busy import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
-from qmpsnap.plan.commands.migration import await_migration, pass_file, set_capabilities, set_parameters, uri
+from qmpsnap.plan.commands.migration import (
+    Way,
+    await_migration,
+    pass_file,
+    set_capabilities,
+    set_parameters,
+    uri,
+)
 from qmpsnap.plan.ownership import ran_here
-
-if TYPE_CHECKING:
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.model.memory import MemoryFact
-    from qmpsnap.plan.commands.migration import Way
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.hints import command
-from qmpsnap.model.moments import related_records
+from qmpsnap.model.moments import Moment, related_records
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_link
+from qmpsnap.plan.intent import Delete
 from qmpsnap.plan.plan import Plan, Stage
-
-if TYPE_CHECKING:
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import MomentRecord
-    from qmpsnap.plan.intent import Delete
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 
 def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:

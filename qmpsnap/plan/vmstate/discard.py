@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
+from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.moments import related_records
 from qmpsnap.plan.checks.disk import refuse_loss
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Ask
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.plan.scene import Scene
-
+from qmpsnap.plan.scene import Scene
 
 _KEPT = "omit --discard to keep it"
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from qmpsnap.errors import Busy, Unsupported
 from qmpsnap.model.hints import LOAD_FAILED, LOAD_STATE, qmp
-from qmpsnap.model.machine import FOR_A_LOAD
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.machine import Status
-    from qmpsnap.model.record import IntentRecord
-
+from qmpsnap.model.machine import FOR_A_LOAD, Status
+from qmpsnap.model.record import IntentRecord
 
 _BARE = "qmpsnap qmp cont sends it all the same"
 _WRECK = (

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qmpsnap.model.graph import Disk
-    from qmpsnap.model.machine import Machine
-
+from qmpsnap.model.machine import Machine
 
 # QOM types of devices whose root was changed under a real guest, which then read the new data.
 _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})

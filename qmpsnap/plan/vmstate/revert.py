@@ -9,15 +9,16 @@ What was written since is kept in the layers that are left aside.
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotFound, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command, frees, quoted
-from qmpsnap.model.moments import find_moments
+from qmpsnap.model.moments import Moment, find_moments
+from qmpsnap.model.record import MomentRecord, Record
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.block import check_roots
@@ -27,11 +28,15 @@ from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
+from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import state_questions, with_parents
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import discard
 from qmpsnap.plan.vmstate.branch import (
     NOT_TOLD,
+    Branch,
     branch_files,
     branch_record,
     branch_token,
@@ -41,16 +46,6 @@ from qmpsnap.plan.vmstate.branch import (
 )
 from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_dead, refuse_state, undone
 from qmpsnap.plan.vmstate.store import load_store, pause, refuse_store, stale_notes
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.moments import Moment
-    from qmpsnap.model.record import MomentRecord, Record
-    from qmpsnap.plan.intent import Revert
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
-    from qmpsnap.plan.vmstate.branch import Branch
 
 
 def ask(intent: Revert, graph: Graph, *, state_dir: str = "") -> Ask:

@@ -5,25 +5,21 @@ What was written since is kept in the layers that are left aside.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, NotInChain, Unsupported
 from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
+from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate.branch import branch_record, branch_token, branches, record_of
 from qmpsnap.plan.vmstate.common import file_number, machine_of, refuse_foreign
 from qmpsnap.plan.vmstate.save import load_steps, refuse_other, whole_note
-
-if TYPE_CHECKING:
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.memory import MemoryNote
-    from qmpsnap.model.record import MomentRecord
-    from qmpsnap.plan.intent import Revert
-    from qmpsnap.plan.scene import Scene
 
 
 def plan_prepare(intent: Revert, scene: Scene) -> Plan:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
 
 from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, Unsupported
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import Machine
+from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.checks.busy import refuse_jobs
@@ -18,8 +20,11 @@ from qmpsnap.plan.commands.files import create_memory, seal_memory
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate, migrate_incoming
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import cont, stop
+from qmpsnap.plan.intent import Restore, Save
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -33,15 +38,6 @@ from qmpsnap.plan.vmstate.common import (
     refuse_unsettled,
     undone,
 )
-
-if TYPE_CHECKING:
-    from qmpsnap.model.files import Files
-    from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.model.memory import MemoryNote
-    from qmpsnap.plan.intent import Restore, Save
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
 
 
 def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qmpsnap.errors import InvalidTarget, MachineDiffers
-from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import FOR_A_LOAD, Machine
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.plan.commands.block import open_store
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import refuse_foreign
-
-if TYPE_CHECKING:
-    from qmpsnap.model.kept_state import KeptState
-    from qmpsnap.model.machine import Machine
-    from qmpsnap.plan.scene import Scene
-    from qmpsnap.plan.step import Step
 
 
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import anyio
 from msgspec import Struct
 
 from qmpsnap.errors import CommandFailed, LinkLost
 from qmpsnap.run.log import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 _log = get_logger("qmpsnap.session")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import anyio
 from qemu.qmp import ConnectError, Message, QMPClient, Runstate
@@ -16,10 +16,6 @@ from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import settled
 from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 class Event(Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,6 @@ from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-
     LastWords = Callable[[], Awaitable[str]]
 
 

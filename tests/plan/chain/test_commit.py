@@ -30,8 +30,8 @@ from qmpsnap.plan.intent import Commit, Folded
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")

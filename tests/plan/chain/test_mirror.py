@@ -26,8 +26,8 @@ from qmpsnap.plan.intent import Ending, Mirror, Sync
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.step import MoveRoot, Root
 from qmpsnap.testing.drawing import MIB, chain, graph
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 TWO = graph(vda="base <- s1*")

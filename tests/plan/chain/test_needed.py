@@ -12,8 +12,8 @@ from qmpsnap.plan.chain import commit
 from qmpsnap.plan.intent import Commit
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import NOW, planned, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")

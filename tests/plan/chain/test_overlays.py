@@ -24,8 +24,8 @@ from qmpsnap.model.names import node_name
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import MIB, chain, graph
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:

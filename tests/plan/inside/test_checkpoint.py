@@ -25,8 +25,7 @@ from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, snapshot_load, snapshot_save
 from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert, Via
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS
-from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 from tests.plan.scenes import STATE as STATE_DIR
 from tests.plan.scenes import job, planned, unseen, with_layer
 

@@ -11,8 +11,8 @@ from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import COMMANDS
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS
 from tests.plan.scenes import NOW, STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
