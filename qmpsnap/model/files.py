@@ -52,6 +52,10 @@ class Ask(Struct, frozen=True):
         for field in self.__struct_fields__:
             force_setattr(self, field, tuple(dict.fromkeys(getattr(self, field))))
 
+    def __or__(self, other: Ask) -> Ask:
+        """Both questions in one."""
+        return Ask(*(getattr(self, field) + getattr(other, field) for field in self.__struct_fields__))
+
 
 class FileFact(Struct, frozen=True):
     """What exists at one path.

@@ -11,6 +11,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Graph, draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.step import Step
 
@@ -51,9 +52,9 @@ class Plan:
             "revert-prepare", "revert-internal", "save", "restore", "stream", "commit" or "mirror".
         intent: What was asked for; None for the rest of an interrupted operation.
         disks: Names of the disks that the plan touches.
-        stages: In order.
+        stages: In order; one without steps is left out.
         before: Graph that the plan was made on.
-        after: Graph as predicted; None where it cannot be told.
+        after: Graph as predicted, from the steps where it is not given; None where it cannot be told.
         expect: Chains as predicted where the graph is not, by an earlier run's record.
         began: Chains before an earlier run began, by its record; empty where `before` tells.
         moves: Disks whose root moves to another file.
@@ -76,7 +77,7 @@ class Plan:
     disks: tuple[str, ...]
     stages: tuple[Stage, ...]
     before: Graph
-    after: Graph | None
+    after: Graph | None = None
     expect: Mapping[str, tuple[str, ...]] = field(default_factory=Frozen)
     began: Mapping[str, tuple[str, ...]] = field(default_factory=Frozen)
     moves: tuple[str, ...] = ()
@@ -91,6 +92,11 @@ class Plan:
     memory: str = ""
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(stage for stage in self.stages if stage.steps))
+        if self.after is None and self.intent is not None:
+            object.__setattr__(self, "after", apply_all(self.before, self.steps))
 
     @property
     def steps(self) -> tuple[Step, ...]:

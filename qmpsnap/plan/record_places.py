@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from qmpsnap.model.graph import Chains, Disk, Graph
 from qmpsnap.model.names import state_directory_choices
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.step import Step
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
 _RECORD_BYTES = 64 * 1024
@@ -45,6 +47,15 @@ def state_place(scene: Scene, disk: Disk) -> str:
         if where is not None and where.writable and where.free_bytes >= _RECORD_BYTES:
             return place
     return ""
+
+
+def recorded(record: IntentRecord, *places: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """The steps that write a record to each of the places, and those that remove it; "" is no place."""
+    where = [place for place in dict.fromkeys(places) if place]
+    return (
+        tuple(write_record(place, record) for place in where),
+        tuple(finish_record(place, (record.id,)) for place in where),
+    )
 
 
 def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:

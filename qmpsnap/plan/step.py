@@ -14,6 +14,9 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Io
 from qmpsnap.model.record import IntentRecord
 
+MadeBy = Literal["us", "caller", "qemu"]
+"""Who makes a file: we, the caller beforehand, or QEMU."""
+
 
 class Overlay(Struct, frozen=True):
     """One disk's part of a snapshot.
@@ -24,7 +27,7 @@ class Overlay(Struct, frozen=True):
         node: node-name that the overlay gets.
         file: The overlay's path.
         backing: What its header records as backing file.
-        made_by: Who makes the file: "us", "caller" (before) or "qemu".
+        made_by: Who makes the file.
     """
 
     disk: str
@@ -32,7 +35,7 @@ class Overlay(Struct, frozen=True):
     node: str
     file: str
     backing: str
-    made_by: Literal["us", "caller", "qemu"]
+    made_by: MadeBy
 
 
 class Root(Struct, frozen=True):

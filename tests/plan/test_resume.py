@@ -148,7 +148,7 @@ def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() 
 def test_rest_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
     record = left_by(planned(KEEP, TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
-    assert plan.stages[1].steps == ()
+    assert len(plan.stages) == 1
     assert plan.invalid == (S1, BASE)
 
 

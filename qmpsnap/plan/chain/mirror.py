@@ -26,26 +26,25 @@ from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there
 from qmpsnap.plan.commands.block import probe_absent
 from qmpsnap.plan.commands.files import create_file
-from qmpsnap.plan.commands.jobs import await_job, drive_mirror, end_copy, job_complete, job_dismiss
-from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.jobs import copied_and_ended, drive_mirror, job_dismiss
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Mirror
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import (
     local_chains,
+    recorded,
     state_directories,
     state_place,
-    state_questions,
     with_parents,
 )
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import MoveRoot, Root, Step
+from qmpsnap.plan.step import Root, Step
 
 
-def ask(intent: Mirror, graph: Graph, *, state_dir: str = "") -> Ask:
+def ask(intent: Mirror, graph: Graph, state_dir: str) -> Ask:
     """What the planner wants to know about the target and its directory."""
     disk = refuse_empty(find_disk(graph, intent.disk))
-    records = (*state_questions(graph, state_dir), *state_directories(_copied(intent, disk), state_dir))
+    records = state_directories(_copied(intent, disk), state_dir)
     return Ask(
         files=(*(file for file in disk.files if file.startswith("/")), intent.target),
         directories=(posixpath.dirname(intent.target), *with_parents(records)),
@@ -65,30 +64,25 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         Unsupported: When `sync` does not go with the rest.
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
-    stays = {"full": (), "top": disk.layers[1:], "none": disk.layers}[intent.sync]
-    refuse_temporary(scene, disk)
-    refuse_moved(scene, disk, stays)  # what is copied is read from the file that QEMU has open
-    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     pivot = intent.ending == "pivot"
     form = intent.format or disk.active.format
-    leaving = {"full": disk.layers, "top": disk.layers[:1], "none": ()}[intent.sync] if pivot else ()
-    _refuse(intent, scene, disk, form, stays=stays, leaving=leaving)
+    copied = disk.layers[: {"full": len(disk.layers), "top": 1, "none": 0}[intent.sync]]
+    below = disk.layers[len(copied) :]
+    _refuse(intent, scene, disk, form, copied=copied, below=below)
 
-    shared = scene.files.shared
     token = digest(
         "mirror", disk.name, disk.files, intent.target, intent.ending, intent.sync, form, avoid=scene.names
     )
-    job = job_id("mirror", "pivot" if pivot else "copy", token)
     copy = Root(
         disk=disk.name,
         node=node_name(digest(token, "target", avoid=scene.names)),
         file=intent.target,
         format=form,
-        backing=stays[0].file if stays else None,
-        chain=tuple((layer.file, layer.format) for layer in stays),
+        backing=below[0].file if below else None,
+        chain=tuple((layer.file, layer.format) for layer in below),
     )
     start = drive_mirror(
-        job=job,
+        job=job_id("mirror", "pivot" if pivot else "copy", token),
         root=disk.root,
         replaces=disk.active.node if disk.root != disk.active.node else None,
         copy=copy,
@@ -97,60 +91,48 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         on_error=intent.on_error,
         speed=intent.speed,
     )
-    ours = shared and not intent.use_existing
-    # The record has to be found beside the base image of before and, where the copy becomes that, of after.
-    places = [state_place(scene, disk)]
-    if pivot and intent.sync == "full" and places[0]:
-        places.append(state_place(scene, _copied(intent, disk)))
-    places = [place for place in dict.fromkeys(places) if place]
+    make = () if intent.use_existing else (_make(intent, scene, disk, token),)
     record = IntentRecord(
-        id=job,
+        id=start.job_id,
         op="mirror",
         created=scene.now,
         chains=local_chains({disk.name: disk.files}),
         after=local_chains(
-            {disk.name: (intent.target, *(layer.file for layer in stays)) if pivot else disk.files}
+            {disk.name: (intent.target, *(layer.file for layer in below)) if pivot else disk.files}
         ),
-        made=(intent.target,) if ours else (),
+        made=(intent.target,) if make and scene.files.shared else (),
         target=intent.target,
         disk=disk.name,
     )
-    prepare: list[Step] = [write_record(place, record) for place in places]
-    if ours:
-        prepare.append(create_file(intent.target, _like(scene, disk)))
-    elif not shared and not intent.use_existing:
-        prepare.append(probe_absent(intent.target, node_name(token, owned=True)))
-    finish = tuple(finish_record(place, (record.id,)) for place in places)
-    stages = [
-        Stage("create the target", tuple(prepare)),
-        Stage(
-            f"mirror to {intent.target}",
-            (
-                start,
-                await_job(job, "ready"),
-                job_complete(job, MoveRoot(copy)) if pivot else end_copy(job),
-                await_job(job, "concluded"),
-                # No chain tells that a copy is whole: the job does, until the record needs it no more.
-                *(() if pivot else finish),
-                job_dismiss(job),
-            ),
-            verify=True,
-        ),
-        Stage("clean up", (*delete_owned(leaving), *(finish if pivot else ())), tidy=True),
-    ]
-    stages = [stage for stage in stages if stage.steps]
-    graph = apply_all(scene.graph, [step for stage in stages for step in stage.steps])
-    unseen = () if shared else (made_by_qemu("target"),)
+    # The record has to be found beside the base image of before and, where the copy becomes that, of after.
+    place = state_place(scene, disk)
+    moves_base = pivot and intent.sync == "full" and place
+    write, finish = recorded(record, place, state_place(scene, _copied(intent, disk)) if moves_base else "")
+    mirror = copied_and_ended(start, pivot=pivot)
+    # No chain tells that a copy is whole: the job does, until the record needs it no more.
+    ended = () if pivot else finish
+    left = delete_owned(copied) if pivot else ()
+    unseen = () if scene.files.shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
         intent=intent,
         disks=(disk.name,),
-        stages=tuple(stages),
+        stages=(
+            Stage("create the target", (*write, *make)),
+            Stage(f"mirror to {copy.file}", (*mirror, *ended, job_dismiss(record.id)), verify=True),
+            Stage("clean up", (*left, *(finish if pivot else ())), tidy=True),
+        ),
         before=scene.graph,
-        after=graph,
         moves=(disk.name,) if pivot else (),
-        notes=(*unseen, *unfound(scene, graph)),
+        notes=(*unseen, *unfound(scene, apply_all(scene.graph, mirror))),
     )
+
+
+def _make(intent: Mirror, scene: Scene, disk: Disk, token: str) -> Step:
+    """What makes the copy's file, or shows that QEMU will make it."""
+    if scene.files.shared:
+        return create_file(intent.target, _like(scene, disk))
+    return probe_absent(intent.target, node_name(token, owned=True))
 
 
 def _refuse(
@@ -159,8 +141,8 @@ def _refuse(
     disk: Disk,
     form: str,
     *,
-    stays: tuple[Layer, ...],
-    leaving: tuple[Layer, ...],
+    copied: tuple[Layer, ...],
+    below: tuple[Layer, ...],
 ) -> None:
     """Refuse what QEMU cannot copy as asked, a target that does not fit, and what would be lost.
 
@@ -169,13 +151,16 @@ def _refuse(
         scene: What is.
         disk: The disk.
         form: Format of the copy.
-        stays: The layers that the copy is backed by.
-        leaving: The layers that the pivot leaves behind.
+        copied: The layers that the copy holds the data of; a pivot leaves them behind.
+        below: The layers that the copy is backed by.
     """
+    refuse_temporary(scene, disk)
+    refuse_moved(scene, disk, below)  # what is copied is read from the file that QEMU has open
+    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     _check_sync(intent, disk, form)
-    if odd(scene.graph, stays):
+    if odd(scene.graph, below):
         raise Unsupported(
-            f"QEMU would record its own name of {stays[0].file} in the copy, where that name leads nowhere",
+            f"QEMU would record its own name of {below[0].file} in the copy, where that name leads nowhere",
             feature=f"sync {intent.sync} over a file that QEMU knows by a relative name or a descriptor",
             hint="copy the whole disk: --sync full",
         )
@@ -183,10 +168,10 @@ def _refuse(
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
     refuse_busy(scene, disk)
     refuse_covered(scene, disk)
-    refuse_loss(leaving, allowed=intent.discard_internal)
+    if intent.ending == "pivot":
+        refuse_loss(copied, allowed=intent.discard_internal)
     _check_target(intent, scene, disk, form)
-    copied = disk.layers if intent.sync == "full" else disk.layers[:1]
-    refuse_clear_data(copied, intent.target, plain=intent.plain)
+    refuse_clear_data(copied or disk.layers[:1], intent.target, plain=intent.plain)
 
 
 def _copied(intent: Mirror, disk: Disk) -> Disk:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from qmpsnap.errors import InvalidTarget, NotFound, TargetExists, UnsafeImage, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
@@ -27,9 +26,9 @@ from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred
 from qmpsnap.plan.commands.block import probe_absent
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.record_places import local_chains, state_place
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Overlay, Step
+from qmpsnap.plan.step import MadeBy, Overlay, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +67,14 @@ def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tu
         if disk.name in files:
             raise InvalidTarget(f"two files are given for disk {disk.name!r}", file=file)
         files[disk.name] = file
-    chosen = [find_disk(graph, spelling) for spelling in intent.disks]
-    left_out: list[str] = []
-    if not chosen:
-        chosen = [*graph.writable()]
-        left_out = graph.left_out(chosen)
+    chosen = [find_disk(graph, spelling) for spelling in intent.disks] or [*graph.writable()]
     for index, disk in enumerate(chosen):
         if any(disk.name == other.name for other in chosen[:index]):
             raise InvalidTarget(f"disk {disk.name!r} is named twice", file=files.get(disk.name, ""))
         refuse_twin(disk, chosen[:index])
+    names = {disk.name for disk in chosen}
     for name in files:
-        if all(disk.name != name for disk in chosen):
+        if name not in names:
             raise NotFound(f"a file is given for disk {name!r}, which is not one of the disks to snapshot")
     if not chosen:
         raise NotFound("there is no writable disk with a medium", hint="name a disk")
@@ -87,17 +83,17 @@ def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tu
             raise Unsupported(f"disk {disk.name!r} has no medium", feature="snapshot of an empty drive")
         if disk.read_only:
             raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
-    unnamed = [disk for disk in chosen if disk.name not in files]
-    for disk in unnamed:
-        beside_active(
-            disk,
-            hint=f"name the overlay's file: --disk {quoted(disk.name)}=FILE"
-            if can_name
-            else "put an overlay in a file on it first: "
-            f"{command('snapshot', '--disk', f'{disk.name}=FILE')}",
-        )
-    ends = {disk.name: (disk.active.file, disk.base.file) for disk in unnamed}
+        if disk.name not in files:
+            first = command("snapshot", "--disk", f"{disk.name}=FILE")
+            beside_active(
+                disk,
+                hint=f"name the overlay's file: --disk {quoted(disk.name)}=FILE"
+                if can_name
+                else f"put an overlay in a file on it first: {first}",
+            )
+    ends = {disk.name: (disk.active.file, disk.base.file) for disk in chosen if disk.name not in files}
     files |= _free_files(ends, intent.name, files.values(), graph)
+    left_out = [] if intent.disks else graph.left_out(chosen)
     return [(disk, files[disk.name]) for disk in chosen], left_out
 
 
@@ -117,41 +113,31 @@ def _free_files(
     return files
 
 
-def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "", can_name: bool = True) -> Ask:
+def ask(intent: Snapshot, graph: Graph, _state_dir: str, *, can_name: bool = True) -> Ask:
     """What the planner wants to know about the file system."""
     targets, _ = _targets(intent, graph, can_name=can_name)
     chain = [layer.file for disk, _ in targets for layer in disk.layers if layer.file.startswith("/")]
-    records = state_questions(graph, state_dir)
     return Ask(
         files=(*chain, *(file for _, file in targets)),
-        directories=(*(posixpath.dirname(file) for _, file in targets), *with_parents(records)),
-        records=records,
+        directories=tuple(posixpath.dirname(file) for _, file in targets),
         fresh=tuple((file, disk.active.file) for disk, file in targets if intent.use_existing),
     )
 
 
 def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) -> Overlays:
-    """Check everything about the overlays, and say how they are made; or refuse.
+    """Check everything about the overlays, and say how they are made; or refuse, as `snapshot.plan` does.
 
     Args:
         op: The operation, which becomes part of the record's id.
         intent: Name, disks and files.
         scene: What is.
         can_name: Whether the caller of the operation can name the overlays' files.
-
-    Raises:
-        BadName: When the name is outside the grammar.
-        NotFound: When a disk is not there.
-        AmbiguousName: When a disk's spelling fits two.
-        Busy: When a job holds one of the chains.
-        TargetExists: When an overlay's file is there already, or the moment's name is in use.
-        InvalidTarget: When an overlay cannot be made there, or one that exists does not fit.
-        Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
     """
     check_name(intent.name)
     scene.features.need("transaction", "blockdev-snapshot-sync")
     targets, left_out = _targets(intent, scene.graph, can_name=can_name)
-    refuse_lost(scene, (disk for disk, _ in targets))
+    disks = tuple(disk for disk, _ in targets)
+    refuse_lost(scene, disks)
     for disk, file in targets:
         refuse_window(disk, disk.layers[:1])
         refuse_busy(scene, disk)
@@ -163,21 +149,34 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
-    made_by: Literal["us", "caller", "qemu"] = (
-        "caller" if intent.use_existing else "us" if scene.files.shared else "qemu"
+    made_by: MadeBy = "caller" if intent.use_existing else "us" if scene.files.shared else "qemu"
+    overlays = tuple(
+        Overlay(
+            disk=disk.name,
+            covered=disk.active.node,
+            node=node_name(digest(token, disk.name, avoid=scene.names)),
+            file=file,
+            backing=disk.active.file,
+            made_by=made_by,
+        )
+        for disk, file in targets
     )
-    overlays = tuple(_overlay(scene, disk, file, token, made_by) for disk, file in targets)
-    disks = tuple(disk for disk, _ in targets)
-    record = _record(op, intent, scene, disks, overlays, token)
     place = state_place(scene, disks[0])
+    notes = [f"left out: {', '.join(left_out)}"] if left_out else []
+    if made_by == "qemu":
+        notes.append(made_by_qemu("overlays"))
+    if not place:
+        notes.append("there is no writable directory for records: the snapshot's name is not recorded")
     return Overlays(
         disks=disks,
         overlays=overlays,
         token=token,
-        make=_make(disks, overlays, token, made_by),
-        record=record,
+        make=tuple(_make(disk, overlay, token) for disk, overlay in zip(disks, overlays, strict=True))
+        if made_by != "caller"
+        else (),
+        record=_record(op, intent, scene, disks, overlays, token),
         place=place,
-        notes=_notes(left_out, made_by, place),
+        notes=tuple(notes),
     )
 
 
@@ -205,51 +204,22 @@ def _record(
     )
 
 
-def _make(
-    disks: tuple[Disk, ...],
-    overlays: tuple[Overlay, ...],
-    token: str,
-    made_by: Literal["us", "caller", "qemu"],
-) -> tuple[Step, ...]:
-    match made_by:
-        case "us":
-            return tuple(
-                create_overlay(
-                    overlay.file,
-                    size_bytes=disk.active.virtual_size,
-                    backing=overlay.backing,
-                    backing_format=disk.active.format,
-                    like=disk.active.file,
-                )
-                for overlay, disk in zip(overlays, disks, strict=True)
-            )
-        case "qemu":
-            return tuple(probe_absent(overlay.file, node_name(token, owned=True)) for overlay in overlays)
-        case "caller":
-            return ()
-
-
-def _notes(left_out: list[str], made_by: str, place: str) -> tuple[str, ...]:
-    notes = []
-    if left_out:
-        notes.append(f"left out: {', '.join(left_out)}")
-    if made_by == "qemu":
-        notes.append(made_by_qemu("overlays"))
-    if not place:
-        notes.append("there is no writable directory for records: the snapshot's name is not recorded")
-    return tuple(notes)
-
-
-def _overlay(
-    scene: Scene, disk: Disk, file: str, token: str, made_by: Literal["us", "caller", "qemu"]
-) -> Overlay:
-    node = node_name(digest(token, disk.name, avoid=scene.names))
-    return Overlay(disk.name, disk.active.node, node, file, disk.active.file, made_by)
+def _make(disk: Disk, overlay: Overlay, token: str) -> Step:
+    """What makes an overlay, or shows that QEMU will make it."""
+    if overlay.made_by == "qemu":
+        return probe_absent(overlay.file, node_name(token, owned=True))
+    return create_overlay(
+        overlay.file,
+        size_bytes=disk.active.virtual_size,
+        backing=overlay.backing,
+        backing_format=disk.active.format,
+        like=disk.active.file,
+    )
 
 
 def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
     for layer in disk.layers:
-        if any(one.name == name for one in layer.snapshots):
+        if any(snapshot.name == name for snapshot in layer.snapshots):
             raise TargetExists(
                 f"{disk.name} already has an internal snapshot {name!r}, inside {layer.file}",
                 file=layer.file,
@@ -269,16 +239,18 @@ def _refuse_unfinished(scene: Scene, disk: Disk, file: str) -> None:
     """Refuse an overlay that an operation was to make which nobody ended: whose it is could not be told."""
     for record in scene.files.records:
         if isinstance(record, IntentRecord) and record.overlays.get(disk.name) == file:
-            ours = ownership.stands_here(record, scene.graph, scene.files.records)
+            hint = f"finish it first: qmpsnap job wait {record.id}"
+            if record.live:
+                hint = "wait until its client ends"
+            elif not ownership.stands_here(record, scene.graph, scene.files.records):
+                hint = (
+                    f"finish it first, on the machine that started it (qmpsnap job wait {record.id}); "
+                    "or choose another name"
+                )
             raise TargetExists(
                 f"{file} is an overlay of {record.op} {record.name!r} ({record.id}), which is not finished",
                 file=file,
-                hint=f"finish it first: qmpsnap job wait {record.id}"
-                if ours and not record.live
-                else "wait until its client ends"
-                if record.live
-                else f"finish it first, on the machine that started it (qmpsnap job wait {record.id}); "
-                "or choose another name",
+                hint=hint,
             )
 
 
@@ -315,26 +287,19 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, *, can_
     if intent.use_existing:
         _check_existing(scene, disk, file)
         return
-    if disk.name not in {find_disk(scene.graph, one).name for one in intent.files}:
+    if disk.name not in {find_disk(scene.graph, spelling).name for spelling in intent.files}:
         refuse_barred(
             scene,
             disk.active.file,
             "given an overlay beside it",
             hint=f"name its file: --disk {quoted(disk.name)}=FILE; or run as that user",
         )
-    refuse_there(
-        scene,
-        file,
-        hint="choose another name, or --use-existing" if can_name else "choose another name",
-    )
+    name, place = "choose another name", "free some space there"
     if can_name:
-        refuse_place(
-            scene,
-            file,
-            hint=f"free some space there, or choose another file: --disk {quoted(disk.name)}=FILE",
-        )
-    else:
-        refuse_place(scene, file)
+        name += ", or --use-existing"
+        place += f", or choose another file: --disk {quoted(disk.name)}=FILE"
+    refuse_there(scene, file, hint=name)
+    refuse_place(scene, file, hint=place)
 
 
 def _check_unseen(disk: Disk, file: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.commands.block import snapshot_sync
 from qmpsnap.plan.commands.records import keep_moment, write_record
-from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import Scene
@@ -32,14 +31,12 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
     if new.place:
         keep = keep_moment(new.place, new.record.id, intent.name)
         stages.append(Stage("record the snapshot", (keep,), tidy=True))
-    stages = [stage for stage in stages if stage.steps]
     return Plan(
         op="snapshot",
         intent=intent,
         disks=new.names,
         stages=tuple(stages),
         before=scene.graph,
-        after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=new.names,
         notes=new.notes,
     )

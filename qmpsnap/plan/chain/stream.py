@@ -6,8 +6,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Graph
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
@@ -16,22 +15,13 @@ from qmpsnap.plan.checks.busy import refuse_busy
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
-from qmpsnap.plan.commands.block import flush
-from qmpsnap.plan.commands.jobs import await_job, block_stream, job_finalize
-from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Stream
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import DropLayers
-
-
-def ask(intent: Stream, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system: the moments' names."""
-    refuse_empty(find_disk(graph, intent.disk))
-    records = state_questions(graph, state_dir)
-    return Ask(directories=with_parents(records), records=records)
 
 
 def plan(intent: Stream, scene: Scene) -> Plan:
@@ -45,6 +35,54 @@ def plan(intent: Stream, scene: Scene) -> Plan:
             layer is so short that old bytes would be read again.
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
+    into, base = _into_and_base(intent, scene, disk)
+    receiver, gone, below = disk.layers[into], disk.layers[into + 1 : base], disk.layers[base:]
+    refuse_clear_data(gone, receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
+    refuse_stream_of_shorter(disk, into=into, base=base)
+    refuse_reopen(scene, disk, receiver)
+
+    job = job_id("stream", "keep", digest("stream", disk.name, disk.files, into, base, avoid=scene.names))
+    backing = recorded_like(scene, receiver, below)
+    start = block_stream(
+        job=job,
+        node=receiver.node,
+        base_node=below[0].node if below else None,
+        backing=backing,
+        on_error=intent.on_error,
+        speed=intent.speed,
+        effect=DropLayers(disk.name, receiver.file, below[0].file if below else None, backing),
+    )
+    record = IntentRecord(
+        id=job,
+        op="stream",
+        created=scene.now,
+        chains=local_chains({disk.name: disk.files}),
+        after=local_chains({disk.name: (*disk.files[: into + 1], *disk.files[base:])}),
+        disk=disk.name,
+    )
+    # The record has to be found beside the base image of before and of after.
+    place = state_place(scene, disk if below else replace(disk, layers=disk.layers[: into + 1]))
+    write, finish = recorded(record, place)
+    files = tuple(layer.file for layer in gone)
+    moments = streamed(scene.files.records, disk.name, into=receiver.file, gone=files)
+    stream = copied_and_finalized(start, receiver=receiver.node, header=receiver.node)
+    valid = (f"{file} stays valid, but is no longer needed by {disk.name}" for file in files)
+    return Plan(
+        op="stream",
+        intent=intent,
+        disks=(disk.name,),
+        stages=(
+            Stage("write the record", write),
+            Stage(f"stream into {receiver.file}", stream, verify=True),
+            Stage("clean up", (*delete_owned(gone), *moments, *finish), tidy=True),
+        ),
+        before=scene.graph,
+        notes=(*valid, *unfound(scene, apply_all(scene.graph, stream))),
+    )
+
+
+def _into_and_base(intent: Stream, scene: Scene, disk: Disk) -> tuple[int, int]:
+    """Indexes of the layer that receives the data and of the one that stays below; or refuse."""
     refuse_lost(scene, (disk,))
     scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
     into = 0 if intent.into is None else layer_index(scene, disk, intent.into)
@@ -61,75 +99,4 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         raise Unsupported(f"there is nothing to stream: {receiver.file} is {below}", feature="empty stream")
     if receiver.format == "raw":
         raise Unsupported(f"{receiver.file} is raw and has no backing file", feature="stream into raw")
-
-    refuse_clear_data(
-        disk.layers[into + 1 : base], receiver.file, plain=intent.plain, encrypted=receiver.encrypted
-    )
-    refuse_stream_of_shorter(disk, into=into, base=base)
-    refuse_reopen(scene, disk, receiver)
-    keeps = disk.layers[base] if base < len(disk.layers) else None
-    token = digest("stream", disk.name, disk.files, into, base, avoid=scene.names)
-    job = job_id("stream", "keep", token)
-    backing = recorded_like(scene, receiver, disk.layers[base:])
-    start = block_stream(
-        job=job,
-        node=receiver.node,
-        base_node=keeps.node if keeps else None,
-        backing=backing,
-        on_error=intent.on_error,
-        speed=intent.speed,
-        effect=DropLayers(disk.name, receiver.file, keeps.file if keeps else None, backing),
-    )
-    gone = disk.layers[into + 1 : base]
-    # The record has to be found beside the base image of before and of after.
-    place = state_place(scene, disk if keeps else replace(disk, layers=disk.layers[: into + 1]))
-    after = (*disk.files[: into + 1], *disk.files[base:])
-    record = IntentRecord(
-        id=job,
-        op="stream",
-        created=scene.now,
-        chains=local_chains({disk.name: disk.files}),
-        after=local_chains({disk.name: after}),
-        disk=disk.name,
-    )
-    stages = [
-        Stage("write the record", (write_record(place, record),) if place else ()),
-        Stage(
-            f"stream into {receiver.file}",
-            (
-                start,
-                await_job(job, "pending"),
-                flush(receiver.node),
-                job_finalize(job),
-                await_job(job, "concluded"),
-                flush(receiver.node),  # its header names another backing file now
-            ),
-            verify=True,
-        ),
-        Stage(
-            "clean up",
-            (
-                *delete_owned(gone),
-                *streamed(
-                    scene.files.records,
-                    disk.name,
-                    into=receiver.file,
-                    gone=tuple(layer.file for layer in gone),
-                ),
-                *((finish_record(place, (record.id,)),) if place else ()),
-            ),
-            tidy=True,
-        ),
-    ]
-    stages = [stage for stage in stages if stage.steps]
-    graph = apply_all(scene.graph, [step for stage in stages for step in stage.steps])
-    valid = tuple(f"{layer.file} stays valid, but is no longer needed by {disk.name}" for layer in gone)
-    return Plan(
-        op="stream",
-        intent=intent,
-        disks=(disk.name,),
-        stages=tuple(stages),
-        before=scene.graph,
-        after=graph,
-        notes=(*valid, *unfound(scene, graph)),
-    )
+    return into, base

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.plan.commands.block import flush
 from qmpsnap.plan.intent import OnError, Sync
 from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
@@ -144,6 +145,33 @@ def _starts(
 def _cancelled(job: str, *, dismissed: bool = True) -> tuple[Step, ...]:
     """What takes a job's start back."""
     return (job_cancel(job), await_job(job, "concluded"), *((job_dismiss(job),) if dismissed else ()))
+
+
+def copied_and_finalized(start: Step, *, receiver: str, header: str) -> tuple[Step, ...]:
+    """A job that waits to be finalized, from its start to its end; what it writes is put on the disk.
+
+    Args:
+        start: What starts the job.
+        receiver: node-name of the layer that receives the data.
+        header: node-name of the layer whose header names another backing file in the end.
+    """
+    job = start.job_id
+    return (
+        start,
+        await_job(job, "pending"),
+        flush(receiver),
+        job_finalize(job),
+        await_job(job, "concluded"),
+        flush(header),
+    )
+
+
+def copied_and_ended(start: Step, *, pivot: bool) -> tuple[Step, ...]:
+    """A job that waits at READY, from its start to its end: the disk pivots, or the copy is left."""
+    job = start.job_id
+    assert isinstance(start.effect, Later)  # noqa: S101 - for the type checker
+    end = job_complete(job, start.effect.effect) if pivot else end_copy(job)
+    return (start, await_job(job, "ready"), end, await_job(job, "concluded"))
 
 
 def job_complete(job: str, effect: MoveRoot | None = None) -> Step:

@@ -7,8 +7,6 @@ killed between two disks. `plan.rest_internal` ends what is left of either.
 from __future__ import annotations
 
 from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
-from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
@@ -19,24 +17,16 @@ from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_save
-from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.record_places import local_chains, state_place
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
-from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_blocked, refuse_dead, refuse_state
+from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_unsavable
 from qmpsnap.plan.vmstate.store import stale_notes
-
-
-def ask(intent: Checkpoint | Revert, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know: the names that records give to moments, and where records can lie."""
-    del intent
-    places = state_questions(graph, state_dir)
-    return Ask(directories=with_parents(places), records=places)
 
 
 def plan(intent: Checkpoint, scene: Scene) -> Plan:
@@ -53,11 +43,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     """
     check_inside_name(intent.name)
     refuse_taken(intent.name, scene)
-    refuse_migrated(scene)
-    machine = machine_of(scene)
-    refuse_state(machine, migrates=False)
-    refuse_asleep(machine)
-    refuse_blocked(machine)
+    refuse_unsavable(scene, migrates=False)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_lost(scene, part.disks)
     for disk in part.disks:
@@ -91,8 +77,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     """
     refuse_migrated(scene)
     machine = machine_of(scene)
-    refuse_dead(machine)
-    refuse_asleep(machine)
+    refuse_no_load(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
     _refuse_id(intent.name, part)
@@ -203,9 +188,8 @@ def _plan(
         op=op,
         intent=intent,
         disks=part.names,
-        stages=tuple(stage for stage in stages if stage.steps),
+        stages=stages,
         before=scene.graph,
-        after=apply(scene.graph, step),
         run_state=machine.status,
         notes=(*part.notes, *notes),
     )

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from qmpsnap.errors import NotInChain, Unsupported
-from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Graph
 from qmpsnap.model.moments import Moment, MomentPart
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import delvm, snapshot_delete
-from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
 from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import delete as delete_external
 from qmpsnap.plan.vmstate.common import machine_of
-
-
-def ask(intent: Delete, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system: the names that records give to moments."""
-    del intent
-    return Ask(records=state_questions(graph, state_dir))
 
 
 def plan(intent: Delete, scene: Scene) -> Plan:
@@ -69,7 +59,6 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         disks=moment.disks,
         stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
-        after=apply_all(scene.graph, steps),
         run_state=machine_of(scene).status,
         notes=tuple(notes),
     )

@@ -12,6 +12,7 @@ import json
 import posixpath
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
+from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp
 from qmpsnap.model.moments import Moment
@@ -22,8 +23,8 @@ from qmpsnap.plan.scene import Scene
 _ROOM_BYTES = 1 << 20
 
 
-def ask_loadable(graph: Graph, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Images whose table of snapshots has to be read to go back to that one, and their directories."""
+def ask_loadable(graph: Graph, name: str) -> Ask:
+    """What has to be known to revert to that snapshot: the images' snapshot tables, and the free space."""
     images = tuple(
         disk.active.file
         for disk in graph.disks.values()
@@ -32,7 +33,7 @@ def ask_loadable(graph: Graph, name: str) -> tuple[tuple[str, ...], tuple[str, .
         and disk.active.file.startswith("/")
         and any(snapshot.name == name for snapshot in disk.active.snapshots)
     )
-    return images, tuple(map(posixpath.dirname, images))
+    return Ask(memories=images, directories=tuple(map(posixpath.dirname, images)))
 
 
 def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
-from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import check_name
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.disk import refuse_empty
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.block import internal_snapshot
-from qmpsnap.plan.effect import apply
 from qmpsnap.plan.inside.loadable import refuse_data_file
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import state_questions
 from qmpsnap.plan.scene import Scene
-
-
-def ask(intent: Snapshot, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system: the names that records give to moments."""
-    del intent
-    return Ask(records=state_questions(graph, state_dir))
 
 
 def plan(intent: Snapshot, scene: Scene) -> Plan:
@@ -56,7 +47,6 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         disks=tuple(disk.name for disk in disks),
         stages=(Stage("take the snapshot inside the images", (step,), verify=True),),
         before=scene.graph,
-        after=apply(scene.graph, step),
         notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
     )
 

@@ -20,7 +20,6 @@ from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import Settings
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.chain.overlays import Overlays
-from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
 from qmpsnap.plan.commands.files import create_memory, create_store, seal_memory, seal_store
@@ -28,7 +27,6 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
-from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
 from qmpsnap.plan.plan import Plan, Stage
@@ -38,11 +36,8 @@ from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
     machine_of,
-    refuse_asleep,
-    refuse_blocked,
     refuse_memory_place,
-    refuse_state,
-    refuse_unsettled,
+    refuse_unsavable,
     state_file,
 )
 from qmpsnap.plan.vmstate.movable import way_back_notes
@@ -61,18 +56,11 @@ _INSTEAD = {
 }
 
 
-def ask(intent: Checkpoint, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system."""
-    question = overlays.ask(
-        Snapshot(intent.name, plain=intent.plain), graph, state_dir=state_dir, can_name=False
-    )
-    files = [_file(intent, mode, graph) for mode in ("stop", "in-place")]
-    places = [posixpath.dirname(file) for file in files]
-    return replace(
-        question,
-        files=(*question.files, *files),
-        directories=(*question.directories, *places),
-    )
+def ask(intent: Checkpoint, graph: Graph, state_dir: str) -> Ask:
+    """What the planner wants to know: about the overlays, and the files that may take the VM state."""
+    question = overlays.ask(Snapshot(intent.name, plain=intent.plain), graph, state_dir, can_name=False)
+    files = tuple(_file(intent, mode, graph) for mode in ("stop", "in-place"))
+    return question | Ask(files=files, directories=tuple(map(posixpath.dirname, files)))
 
 
 def plan(intent: Checkpoint, scene: Scene) -> Plan:
@@ -85,7 +73,6 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         Busy: When a job or a migration is running.
         Unsupported: When a disk, a device, the machine's state or this QEMU does not allow it.
     """
-    refuse_jobs(scene.jobs)
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False)
@@ -93,11 +80,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
-    refuse_state(machine, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
-    refuse_asleep(machine)
-    refuse_blocked(machine)
-    if mode != "in-place":
-        refuse_unsettled(scene)
+    refuse_unsavable(scene, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
     if not scene.files.shared:
         raise Unsupported(
             "QEMU's files are not visible from here, so no VM state file can be created for it",
@@ -134,7 +117,6 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
         disks=new.names,
         stages=stages,
         before=scene.graph,
-        after=apply_all(scene.graph, [step for stage in stages for step in stage.steps]),
         moves=new.names,
         run_state=machine.status,
         notes=tuple(notes),

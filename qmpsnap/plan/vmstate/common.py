@@ -62,18 +62,16 @@ def way_of(machine: Machine) -> Way:
     return "fdset" if "mapped-ram" in machine.capabilities else "fd"
 
 
-def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: bool = False) -> None:
-    """Refuse when the machine stands in a way in which its VM state cannot be kept.
+def refuse_state(machine: Machine, *, loads: bool = False) -> None:
+    """Refuse while a migration is running, or when the machine has no VM state that could be trusted.
 
     Args:
         machine: The machine.
-        migrates: Whether that is done by a migration.
-        instead: What else the caller could do where the monitor takes no files, for the hint.
-        loads: Whether memory is loaded or thrown away, so that what a failed load left does not matter.
+        loads: Whether its memory is replaced, so that what a failed load left does not matter.
 
     Raises:
         Busy: When a migration is running.
-        Unsupported: When there is no state to keep, or the monitor takes no files.
+        Unsupported: When there is no state to save.
     """
     refuse_migrating(machine)
     if machine.status in _NOTHING and not (loads and machine.status == FOR_A_LOAD):
@@ -82,34 +80,45 @@ def refuse_state(machine: Machine, *, migrates: bool, instead: str = "", loads: 
             feature=f"VM state of a machine in {machine.status}",
             hint="resume it first, or reset it",
         )
-    if not migrates:
-        return
-    if machine.status == "postmigrate":
+
+
+def refuse_unsavable(scene: Scene, *, migrates: bool, instead: str = "") -> None:
+    """Refuse when the machine's VM state cannot be saved, or could not be loaded again.
+
+    Args:
+        scene: The machine, and the records of our operations on it.
+        migrates: Whether a migration saves it.
+        instead: What else the caller could do where the monitor takes no files, for the hint.
+
+    Raises:
+        Busy: When a migration is running, or an interrupted operation of ours has changed QEMU's settings.
+        Unsupported: When there is no state to save, the guest is suspended, QEMU would not migrate the
+            machine, or the monitor takes no files.
+    """
+    machine = machine_of(scene)
+    refuse_state(machine)
+    if migrates and machine.status == "postmigrate":
         raise Unsupported(
             "the machine is in the state postmigrate: its VM state was written to a file, and QEMU writes it "
             "again only after the guest has run",
             feature="a second migration",
             hint=f"{RUNS_AGAIN}; qmpsnap checkpoint --mode in-place is possible all the same",
         )
-    need_open_files(machine, instead=instead)
-
-
-def refuse_blocked(machine: Machine) -> None:
-    """Refuse to keep the VM state of a machine that QEMU would not migrate; no way of keeping it is another.
-
-    Raises:
-        Unsupported: With QEMU's reasons.
-    """
+    if migrates:
+        need_open_files(machine, instead=instead)
+    refuse_asleep(machine)
     if machine.blocked:
         raise Unsupported(
             f"QEMU cannot save the VM state of this machine: {'; '.join(machine.blocked)}",
             feature="VM state of a machine that cannot be migrated",
             hint="unplug or unmount what is named, or take a snapshot of the disks only: qmpsnap snapshot",
         )
+    if migrates:
+        _refuse_unsettled(scene)
 
 
 def refuse_asleep(machine: Machine) -> None:
-    """Refuse to keep or to load the memory of a guest that sleeps: QEMU keeps with it that it sleeps nowhere.
+    """Refuse to save or to load the memory of a suspended guest: QEMU does not save that it is suspended.
 
     Raises:
         Unsupported: With what wakes it.
@@ -123,11 +132,11 @@ def refuse_asleep(machine: Machine) -> None:
         )
 
 
-def refuse_dead(machine: Machine) -> None:
-    """Refuse to load memory into a machine that would not run with it.
+def refuse_no_load(machine: Machine) -> None:
+    """Refuse to load memory into a running machine that could not go on with it.
 
     Raises:
-        Unsupported: When QEMU lets it run only after a reset.
+        Unsupported: When QEMU resumes it only after a reset, or the guest is suspended.
     """
     if machine.status in _NEEDS_RESET:
         raise Unsupported(
@@ -136,14 +145,11 @@ def refuse_dead(machine: Machine) -> None:
             feature=f"revert in run state {machine.status!r}",
             hint=f"reset it first, then revert: {qmp('system_reset')}",
         )
+    refuse_asleep(machine)
 
 
-def refuse_unsettled(scene: Scene) -> None:
-    """Refuse while QEMU's settings are those of another operation of ours: they would be kept as its own.
-
-    Raises:
-        Busy: Naming the operation.
-    """
+def _refuse_unsettled(scene: Scene) -> None:
+    """Refuse while an operation of ours has changed QEMU's migration settings: they would stay so."""
     process = machine_of(scene).process
     for record in scene.files.records:
         if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):

@@ -52,7 +52,6 @@ def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
             Stage("delete its name", _records(record, scene), tidy=True),
         ),
         before=scene.graph,
-        after=scene.graph,
         notes=tuple(notes),
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import posixpath
 
-from msgspec.structs import replace
-
 from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph
@@ -16,13 +14,14 @@ from qmpsnap.plan.scene import Scene
 _KEPT = "omit --discard to keep it"
 
 
-def ask(question: Ask, disks: list[Disk], graph: Graph) -> Ask:
-    """The question, and who stands on what is given up.
+def ask(disks: list[Disk], graph: Graph) -> Ask:
+    """What the planner wants to know: who is backed by what is given up.
 
     An export's image may lie in a directory that nobody thinks of; QEMU has it open all the same.
     """
-    above = (node.file for node in graph.nodes.values() if node.backing and node.file.startswith("/"))
-    return replace(question, files=(*question.files, *above), survey=_places(disks))
+    nodes = graph.nodes.values()
+    above = tuple(node.file for node in nodes if node.backing and node.file.startswith("/"))
+    return Ask(files=above, survey=_places(disks))
 
 
 def refuse_discard(disks: list[Disk], scene: Scene) -> None:

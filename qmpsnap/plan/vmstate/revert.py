@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import posixpath
 
-from msgspec.structs import replace
-
 from qmpsnap.errors import NotFound, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.moments import Moment, find_moments
-from qmpsnap.model.record import MomentRecord, Record
 from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.block import check_roots
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.commands.state import cont, system_reset
-from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import discard
@@ -44,39 +39,30 @@ from qmpsnap.plan.vmstate.branch import (
     new_files,
     record_of,
 )
-from qmpsnap.plan.vmstate.common import machine_of, refuse_asleep, refuse_dead, refuse_state, undone
+from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_state, undone
 from qmpsnap.plan.vmstate.store import load_store, pause, refuse_store, stale_notes
 
 
-def ask(intent: Revert, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system, first: which moments there are."""
-    del intent
-    places = state_questions(graph, state_dir)
-    return Ask(directories=with_parents(places), records=places)
-
-
-def ask_again(intent: Revert, graph: Graph, files: Files, *, state_dir: str = "") -> Ask:
-    """What it wants to know then: the files of the moment."""
-    question = ask(intent, graph, state_dir=state_dir)
-    record = _record_named(intent.name, graph, files.records)
+def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
+    """What the planner wants to know once it knows the moments: about the files of the one that is named."""
+    moments = find_moments(graph, files.records).named(intent.name)
+    record = next((moment.record for moment in moments if moment.record is not None), None)
     if record is None:
-        images, directories = ask_loadable(graph, intent.name)
-        return replace(question, memories=images, directories=(*question.directories, *directories))
+        return ask_loadable(graph, intent.name)
     token = branch_token(record, graph)
     left = {find_disk(graph, spelling).name for spelling in intent.leave}
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
     made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
-    state = record.state.file if record.state is not None else ""
+    states = (record.state.file,) if record.state is not None else ()
     parts = [file for disk in disks for layer in disk.layers for file in layer.parts if file.startswith("/")]
-    question = replace(
-        question,
-        files=(*branch_files(record, graph), *parts, *made, *((state,) if state else ())),
-        directories=(*map(posixpath.dirname, made), *with_parents(question.records)),
-        memories=(state,) if state else (),
+    question = Ask(
+        files=(*branch_files(record, graph), *parts, *made, *states),
+        directories=tuple(map(posixpath.dirname, made)),
+        memories=states,
         fresh=fresh,
     )
-    return discard.ask(question, disks, graph) if intent.discard else question
+    return question | discard.ask(disks, graph) if intent.discard else question
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:
@@ -116,11 +102,10 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             "--into-incoming",
         )
     refuse_jobs(scene.jobs)
-    refuse_state(machine, migrates=False, loads=True)
+    refuse_state(machine, loads=True)
     refuse_migrated(scene)
     if state is not None:
-        refuse_dead(machine)
-        refuse_asleep(machine)
+        refuse_no_load(machine)
     disks = _disks(moment, left, scene)
     if state is not None:
         refuse_store(state, machine, scene, intent.name)
@@ -180,7 +165,6 @@ def plan(intent: Revert, scene: Scene) -> Plan:
             Stage("clean up", tidy, tidy=True),
         ),
         before=scene.graph,
-        after=apply_all(scene.graph, steps),
         run_state=machine.status,
         state_bytes=scene.files.files[state.file].size if state is not None else 0,
         moves=tuple(one.disk.name for one in new),
@@ -205,11 +189,6 @@ def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
             hint="omit --discard",
         )
     return checkpoint_internal.plan_revert(intent, moment, scene)
-
-
-def _record_named(name: str, graph: Graph, records: tuple[Record, ...]) -> MomentRecord | None:
-    found = find_moments(graph, records).named(name)
-    return next((one.record for one in found if one.record is not None), None)
 
 
 def _disks(moment: Moment, leave: set[str], scene: Scene) -> list[Disk]:

@@ -11,8 +11,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.plan.checks.busy import refuse_jobs
-from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
+from qmpsnap.plan.checks.opened import refuse_window
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
@@ -34,7 +33,6 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
         TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole, or
             another one.
     """
-    refuse_lost(scene, scene.graph.writable())
     for disk in scene.graph.writable():
         refuse_window(disk, disk.layers)
     moment = scene.moment(intent.name)
@@ -47,7 +45,6 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
         )
     if record.state is not None:
         _own_note(record, record.state, scene)
-    refuse_jobs(scene.jobs)
     missing = [name for name in record.covered if name not in scene.graph.disks]
     if missing:
         raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {intent.name!r}")
@@ -75,7 +72,6 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
             ),
         ),
         before=scene.graph,
-        after=scene.graph,
         prepared=made,
         memory=record.state.file if record.state is not None else "",
     )
@@ -93,7 +89,6 @@ def plan_incoming(intent: Revert, scene: Scene) -> Plan:
         Busy: When a job is running.
         InvalidTarget: When the memory file is missing, cut, or another one.
     """
-    refuse_lost(scene, scene.graph.writable())
     moment = scene.moment(intent.name)
     record = record_of(moment)
     state = record.state
@@ -104,7 +99,6 @@ def plan_incoming(intent: Revert, scene: Scene) -> Plan:
             hint=f"{command('revert', intent.name)} reverts in place",
         )
     note = _own_note(record, state, scene)
-    refuse_jobs(scene.jobs)
     machine = machine_of(scene)
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     inode = scene.files.memories[state.file].inode
@@ -122,7 +116,6 @@ def plan_incoming(intent: Revert, scene: Scene) -> Plan:
             Stage("restore the settings", after, tidy=True),
         ),
         before=scene.graph,
-        after=scene.graph,
         run_state=machine.status,
         state_bytes=note.stream_bytes,
     )

@@ -13,16 +13,13 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.checks.busy import refuse_jobs
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
-from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.files import create_memory, seal_memory
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate, migrate_incoming
-from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Restore, Save
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import local_chains, state_place, state_questions, with_parents
+from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
@@ -30,29 +27,21 @@ from qmpsnap.plan.vmstate.common import (
     file_number,
     machine_of,
     need_open_files,
-    refuse_asleep,
-    refuse_blocked,
     refuse_foreign,
     refuse_memory_place,
-    refuse_state,
-    refuse_unsettled,
+    refuse_unsavable,
     undone,
 )
 
 
-def ask_save(intent: Save, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system."""
-    records = state_questions(graph, state_dir)
-    return Ask(
-        files=(*_layers(graph), intent.file),
-        directories=(posixpath.dirname(intent.file), *with_parents(records)),
-        records=records,
-    )
+def ask_save(intent: Save, graph: Graph, _state_dir: str) -> Ask:
+    """What the planner wants to know: the layers, and the file's directory."""
+    return Ask(files=(*_layers(graph), intent.file), directories=(posixpath.dirname(intent.file),))
 
 
-def ask_restore(intent: Restore, graph: Graph, *, state_dir: str = "") -> Ask:
-    """What the planner wants to know about the file system."""
-    return Ask(files=_layers(graph), records=state_questions(graph, state_dir), memories=(intent.file,))
+def ask_restore(intent: Restore, graph: Graph, _state_dir: str) -> Ask:
+    """What the planner wants to know: the layers, and the file."""
+    return Ask(files=_layers(graph), memories=(intent.file,))
 
 
 def plan_save(intent: Save, scene: Scene) -> Plan:
@@ -66,14 +55,9 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             is no file.
         NotFound: When there is no disk.
     """
-    refuse_lost(scene, scene.graph.writable())
-    refuse_jobs(scene.jobs)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = machine_of(scene)
-    refuse_state(machine, migrates=True)
-    refuse_asleep(machine)
-    refuse_blocked(machine)
-    refuse_unsettled(scene)
+    refuse_unsavable(scene, migrates=True)
     _refuse_unseen(scene)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
@@ -100,7 +84,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         was=passage.was,
     )
     place = state_place(scene, disks[0])
-    write, finish = _recorded(place, record)
+    write, finish = recorded(record, place)
     seal = seal_memory(
         state.partial,
         state.file,
@@ -128,7 +112,6 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
             Stage("restore the settings", (*passage.after, *finish), tidy=True),
         ),
         before=scene.graph,
-        after=scene.graph,
         run_state=machine.status,
         notes=(f"the guest stays paused; {_restore_hint(intent.file)}",),
     )
@@ -143,8 +126,6 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
         InvalidTarget: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
-    refuse_lost(scene, scene.graph.writable())
-    refuse_jobs(scene.jobs)
     _refuse_unseen(scene)
     note = whole_note(scene.files, intent.file)
     if note.name:
@@ -172,7 +153,6 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
             Stage("restore the settings", after, tidy=True),
         ),
         before=scene.graph,
-        after=scene.graph,
         run_state=machine.status,
         state_bytes=note.stream_bytes,
     )
@@ -268,13 +248,6 @@ def _refuse_unseen(scene: Scene) -> None:
             feature="VM state in files that are not visible",
             hint="run where they are visible, or use --shared-fs yes",
         )
-
-
-def _recorded(place: str, record: IntentRecord) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """What writes the intent down and what ends it; nothing where there is no place for records."""
-    if not place:
-        return (), ()
-    return (write_record(place, record),), (finish_record(place, (record.id,)),)
 
 
 def _restore_hint(file: str) -> str:

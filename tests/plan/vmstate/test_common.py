@@ -25,7 +25,7 @@ from qmpsnap.plan.vmstate.common import (
     file_number,
     refuse_memory_place,
     refuse_state,
-    refuse_unsettled,
+    refuse_unsavable,
     state_file,
 )
 from qmpsnap.testing.drawing import chain, graph
@@ -35,15 +35,16 @@ from tests.plan.scenes import NOW, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
+    from qmpsnap.model.machine import Machine
     from qmpsnap.plan.intent import Intent
 
 ONE = graph(vda="base <- s1*")
 OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle": True})
 
 
-def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = ()) -> Scene:
+def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = (), machine: Machine | None = None) -> Scene:
     asked = Ask(files=("/images/m",), directories=("/images",))
-    return Scene(ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=a_machine(ONE))
+    return Scene(ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=machine or a_machine(ONE))
 
 
 def passage(**more: Any) -> Passage:
@@ -63,33 +64,36 @@ def test_file_number_fits_in_what_qemu_takes() -> None:
     "status", ["inmigrate", "restore-vm", "save-vm", "finish-migrate", "colo", "preconfig"]
 )
 def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None:
+    machine = a_machine(ONE, status=status)
+    with pytest.raises(Unsupported, match=status):
+        refuse_state(machine)
     for migrates in (True, False):
         with pytest.raises(Unsupported, match=status):
-            refuse_state(a_machine(ONE, status=status), migrates=migrates)
+            refuse_unsavable(scene(FakeFiles(ONE), machine=machine), migrates=migrates)
 
 
 def test_refuse_state_does_not_mind_what_a_failed_load_has_left_where_memory_is_loaded() -> None:
-    refuse_state(a_machine(ONE, status="restore-vm"), migrates=False, loads=True)
+    refuse_state(a_machine(ONE, status="restore-vm"), loads=True)
     with pytest.raises(Unsupported):
-        refuse_state(a_machine(ONE, status="inmigrate"), migrates=False, loads=True)
+        refuse_state(a_machine(ONE, status="inmigrate"), loads=True)
 
 
 @pytest.mark.parametrize("status", ["running", "paused", "prelaunch", "io-error", "shutdown"])
-def test_refuse_state_takes_a_machine_that_stands_or_runs(status: str) -> None:
-    refuse_state(a_machine(ONE, status=status), migrates=True)
+def test_refuse_unsavable_takes_a_machine_that_stands_or_runs(status: str) -> None:
+    refuse_unsavable(scene(FakeFiles(ONE), machine=a_machine(ONE, status=status)), migrates=True)
 
 
 def test_refuse_state_while_a_migration_is_under_way() -> None:
     with pytest.raises(Busy, match="active"):
-        refuse_state(a_machine(ONE, migration="active"), migrates=False)
+        refuse_state(a_machine(ONE, migration="active"))
 
 
 @pytest.mark.parametrize("changes", [{"status": "postmigrate"}, {"passes_files": False}], ids=str)
-def test_refuse_state_only_where_a_migration_is_wanted(changes: dict[str, Any]) -> None:
-    machine = a_machine(ONE, **changes)
-    refuse_state(machine, migrates=False)
+def test_refuse_unsavable_only_where_a_migration_is_wanted(changes: dict[str, Any]) -> None:
+    looked = scene(FakeFiles(ONE), machine=a_machine(ONE, **changes))
+    refuse_unsavable(looked, migrates=False)
     with pytest.raises(Unsupported):
-        refuse_state(machine, migrates=True)
+        refuse_unsavable(looked, migrates=True)
 
 
 @pytest.mark.parametrize(
@@ -217,14 +221,15 @@ def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:
 
 
 @pytest.mark.parametrize(("live", "said"), [(True, "is running"), (False, "was interrupted")])
-def test_refuse_unsettled_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
-    files = FakeFiles(ONE)
+def test_refuse_unsavable_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
     was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})
     record = IntentRecord("qmpsnap-save-keep-1", "save", NOW, was=was, directory="/images", live=live)
     found = Files(records=(record,))
-    looked = dataclasses.replace(scene(files), files=found)
+    looked = dataclasses.replace(scene(FakeFiles(ONE)), files=found)
     with pytest.raises(Busy, match=said) as caught:
-        refuse_unsettled(looked)
+        refuse_unsavable(looked, migrates=True)
+    refuse_unsavable(looked, migrates=False)
     assert "qmpsnap job wait qmpsnap-save-keep-1" in caught.value.hint
     for other in (replace(was, process="2:2"), replace(was, parameters={})):
-        refuse_unsettled(dataclasses.replace(looked, files=Files(records=(replace(record, was=other),))))
+        files = Files(records=(replace(record, was=other),))
+        refuse_unsavable(dataclasses.replace(looked, files=files), migrates=True)
