@@ -11,7 +11,7 @@ import pytest
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import Ask
 from qmpsnap.model.header import backing_path, parse_header
-from qmpsnap.run import cleanup
+from qmpsnap.run import cleanup, survey
 from qmpsnap.run.images import Images
 from qmpsnap.testing.headers import qcow2_bytes
 
@@ -194,7 +194,7 @@ async def test_create_overlay_makes_several_at_once(images, tmp_path):
                 ),
                 f"{tmp_path}/{name}",
             )
-    files = await images.look(Ask(files=(base,), survey=(str(tmp_path),)), shared=True)
+    files = survey.look(Ask(files=(base,), survey=(str(tmp_path),)))
     assert files.backed_by(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
 
 
@@ -209,7 +209,7 @@ async def test_create_overlay_leaves_nothing_when_the_disk_is_full(images, small
 
 async def test_create_overlay_says_so_when_the_file_system_is_read_only(images, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    files = await images.look(Ask(directories=(str(small_disk),)), shared=True)
+    files = survey.look(Ask(directories=(str(small_disk),)))
     fact = files.directories[str(small_disk)]
     assert (fact.exists, fact.writable, fact.problem) == (True, False, "read-only file system")
     with pytest.raises(InvalidTarget, match="read-only file system"):

@@ -1,4 +1,4 @@
-"""Creates, inspects, renames and removes image files; never replaces one.
+"""Creates, renames and removes image files; never replaces one.
 
 A file is created exclusively, and written through the descriptor that created it, so that it cannot be
 swapped for another one. No other program is started.
@@ -17,23 +17,17 @@ import stat
 from functools import partial
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.model.files import Ask, Files
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
-from qmpsnap.run import cleanup, survey
+from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.image_headers import descriptor_header
-from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
-from qmpsnap.run.state_files import find_state_files
-
-_log = get_logger("qmpsnap.files")
 
 _LONGEST_BACKING = 1023  # bytes; block/qcow2.c: qcow2_do_open refuses longer ones
 _LABEL = "security.selinux"
@@ -56,25 +50,6 @@ class Images:
     Every call works in a thread and returns only when that has ended, also when it is cancelled.
 
     """
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()  # what is no record of ours, said once
-
-    async def look(self, ask: Ask, *, shared: bool) -> Files:
-        """Answer what a planner asked; never fails: a file that cannot be read has a `problem`.
-
-        Args:
-            ask: What to look at.
-            shared: Whether our file system is QEMU's; if not, nothing is looked at.
-        """
-        if not shared:
-            return Files(shared=False)
-        found = await in_thread(partial(_look, ask))
-        for record in found.bad_records:
-            if record not in self._told:
-                _log.warning("record.left_unread", reason=record)
-        self._told.update(found.bad_records)
-        return found
 
     async def create_overlay(
         self,
@@ -223,11 +198,6 @@ def _create(request: _Request, made: list[Created]) -> Created:
     finally:
         os.close(descriptor)
     return created
-
-
-def _look(ask: Ask) -> Files:
-    fresh = frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None)
-    return replace(survey.look(ask), fresh=fresh, states=find_state_files(ask.states) if ask.states else ())
 
 
 def _fill(request: _Request, descriptor: int) -> None:

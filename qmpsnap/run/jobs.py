@@ -43,6 +43,8 @@ class JobMonitor:
         self.found: tuple[Job, ...] = ()
         self._session = session
         self._watches: dict[str, list[JobWatch]] = {}
+        self._heard = 0  # events of jobs
+        self._none: int | None = None  # how many of them had come when QEMU was asked and had no job
         self._open = ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -64,10 +66,21 @@ class JobMonitor:
             LinkLost: When the link is lost.
             Malformed: When the answer is not what the schema promises.
         """
+        heard = self._heard
         jobs, block_jobs = await asyncio.gather(
             self._session.query("query-jobs"), self._session.query("query-block-jobs")
         )
-        return parse_jobs(jobs, block_jobs)
+        found = parse_jobs(jobs, block_jobs)
+        self._none = None if found else heard
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether QEMU had no job when it was asked last, and no event of a job has come since.
+
+        QEMU sends one as it creates a job, before its reply to any later command (job.c: job_create).
+        """
+        return self._heard == self._none and not self._session.lost.is_set()
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[JobWatch]:
@@ -108,6 +121,7 @@ class JobMonitor:
 
     def _on_event(self, event: Event) -> None:
         if event.name.startswith(("JOB_", "BLOCK_JOB_")):
+            self._heard += 1
             job = heard(JobEvent, event.data)
             if job is not None:
                 for watch in self._watches.get(job.device or job.id, ()):

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Self
 
 import anyio
@@ -37,6 +36,7 @@ from qmpsnap.model.parse import (
 )
 from qmpsnap.model.qapi import read
 from qmpsnap.plan.step import Step
+from qmpsnap.run import survey
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.descriptors import Opened, open_files, real_names, working_directory
@@ -82,15 +82,15 @@ class LiveTarget:
         self._link = link
         self._again = again
         self._shared_fs = shared_fs
-        self._images = images
         self._catalog = Catalog()
         self._host = Host(images, self._catalog)
         self._name = name
-        self._features: Features | None = None
         self._cwd = ""
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()
+        self._unread: set[str] = set()  # what is no record of ours, logged once
         self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
+        self._features: Features
         self._concluded: QueryGuard
         self._performer: Performer
         self.session: Session
@@ -108,7 +108,10 @@ class LiveTarget:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         self.session = await stack.enter_async_context(self._link())
-        self.monitor = await stack.enter_async_context(JobMonitor(self.session))
+        self.monitor = JobMonitor(self.session)
+        _, self._features = await asyncio.gather(
+            stack.enter_async_context(self.monitor), read_features(self.session)
+        )
         self._concluded = QueryGuard(self.session, self.monitor)
         migrations = Migrations(self.session, self._host.made)
         self._performer = Performer(self.session, migrations, self._host)
@@ -145,14 +148,16 @@ class LiveTarget:
 
     async def features(self) -> Features:
         """What this QEMU can do; asked once a session. QAPI: query-commands."""
-        if self._features is None:
-            commands = read(list[CommandInfo], await self.session.query("query-commands"), "query-commands")
-            self._features = Features(frozenset(command.name for command in commands))
         return self._features
 
-    async def jobs(self) -> tuple[Job, ...]:
-        """Every job, of any client, now. QAPI: query-jobs, query-block-jobs."""
-        return await self.monitor.jobs()
+    async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
+        """Every job, of any client, now. QAPI: query-jobs, query-block-jobs.
+
+        Args:
+            after_graph: Whether the graph has just been read. The events of every job that was begun before
+                have come then, and QEMU is not asked if they tell that there is none.
+        """
+        return () if after_graph and self.monitor.idle else await self.monitor.jobs()
 
     async def block_graph(self) -> BlockGraph:
         """Who uses which node, jobs among them, now; nothing where QEMU does not say it.
@@ -174,23 +179,30 @@ class LiveTarget:
         A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
         may not look at QEMU's process: an image that stands on the chain there must not be missed.
         """
-        opened = await self._opened(graph)
-        shared = self._shares(graph, opened)
-        found = await self._images.look(ask, shared=shared)
-        barring = await self._barred(graph, opened) if shared else {}
+        found = await in_thread(partial(self._look, ask, graph))
+        for record in set(found.bad_records) - self._unread:
+            _log.warning("record.left_unread", reason=record)
+        self._unread.update(found.bad_records)
         records = with_current_names(found.records, graph)
         self._host.learn(found.records, records)
-        found = replace(found, open=opened.files, barred=Frozen(barring), records=records)
-        if shared or self._shared_fs is not None or not self.session.is_unix or not ask.survey:
-            return found
-        seen = await self._images.look(Ask(files=ask.files, survey=ask.survey), shared=True)
-        return replace(
-            found,
-            files=seen.files,
-            backing_links=seen.backing_links,
-            looked_in=seen.looked_in,
-            unreadable=seen.unreadable,
-        )
+        return replace(found, records=records)
+
+    def _look(self, ask: Ask, graph: Graph) -> Files:
+        """All of it in one go, in a thread."""
+        names, pid = open_names(graph), self._local_pid
+        opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
+        if self._shares(graph, opened):
+            barring = barred(pid, opened.files, opened.files)
+            return replace(survey.look(ask), open=opened.files, barred=Frozen(barring))
+        if self._shared_fs is not None or not self.session.is_unix or not ask.survey:
+            return Files(open=opened.files)
+        seen = survey.look(Ask(files=ask.files, survey=ask.survey))
+        return replace(seen, shared=False, open=opened.files)
+
+    @property
+    def _local_pid(self) -> int | None:
+        """QEMU's process where we may look at its files."""
+        return self.session.peer_pid if self.session.is_unix else None
 
     def _shares(self, graph: Graph, opened: Opened) -> bool:
         """Whether we see the files that QEMU sees.
@@ -207,23 +219,10 @@ class LiveTarget:
             file in opened.files and opened.files[file].state == "same" for file in files
         )
 
-    async def _opened(self, graph: Graph) -> Opened:
-        """Which file QEMU has open under each name of its graph, where we may look."""
-        names, pid = open_names(graph), self.session.peer_pid
-        if pid is None or not self.session.is_unix or not names:
-            return Opened(MappingProxyType({}))
-        return await in_thread(partial(open_files, pid, names))
-
-    async def _barred(self, graph: Graph, opened: Opened) -> Mapping[str, str]:
-        """Which files of the graph QEMU's user could not write to, and why."""
-        pid = self.session.peer_pid if self.session.is_unix else None
-        files = tuple(dict.fromkeys((*opened.files, *(one.name for one in open_names(graph)))))
-        return await in_thread(partial(barred, pid, files, opened.files))
-
     async def _real_names(self, replies: GraphReplies) -> Mapping[str, str]:
         """Paths of the files that QEMU has open under names that mean nothing outside of it."""
-        names, pid = odd_names(replies), self.session.peer_pid
-        if not names or pid is None or not self.session.is_unix:
+        names, pid = odd_names(replies), self._local_pid
+        if not names or pid is None:
             return {}
         sets: Mapping[str, tuple[int, ...]] = {}
         if any(name.startswith(FDSET) for name in names):
@@ -314,3 +313,9 @@ class LiveTarget:
                 _log.info("session.relinked", vm=self._name)
                 return True
         return False
+
+
+async def read_features(session: Session) -> Features:
+    """What this QEMU can do. QAPI: query-commands."""
+    commands = read(list[CommandInfo], await session.query("query-commands"), "query-commands")
+    return Features(frozenset(command.name for command in commands))

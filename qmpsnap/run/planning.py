@@ -63,16 +63,14 @@ class Planning:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
-        graph, (jobs, features) = await both(
-            self._target.graph, partial(both, self._target.jobs, self._target.features)
-        )
-        files, (machine, standing) = await both(
+        graph = await self._target.graph()
+        jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
+        (files, warnings), (machine, standing) = await both(
             partial(self._files, intent, graph), partial(self._machine_state, intent, graph)
         )
         scene = Scene(graph, files, jobs, features, _now(), self._state_dir, machine, standing)
         plan = planner.plan(intent, scene)
-        notes = (*await self._started.warnings(graph), *plan.notes)
-        return dataclasses.replace(plan, notes=notes)
+        return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
 
     async def check(self, plan: Plan) -> Graph | None:
         """Refuse a plan that the planner would refuse now; return the graph if it was read.
@@ -92,11 +90,14 @@ class Planning:
                 raise
             return graph
 
-    async def _files(self, intent: Intent, graph: Graph) -> Files:
+    async def _files(self, intent: Intent, graph: Graph) -> tuple[Files, tuple[str, ...]]:
+        """What the planner asks about the file system, and what is wrong with the machine's own files."""
         question = planner.ask(intent, graph, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
-        return files if more is None else await self._target.look(more, graph)
+        if more is not None:
+            files = await self._target.look(more, graph)
+        return files, await self._started.warnings(graph)
 
     async def _machine_state(self, intent: Intent, graph: Graph) -> tuple[Machine | None, Status | None]:
         """What the planner has to know of the machine: all, whether it runs or migrates, or nothing."""
@@ -114,7 +115,7 @@ class Planning:
         question = resume.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         machine = await self._target.machine(graph) if any(record.was for record in records) else None
-        jobs, features = await both(self._target.jobs, self._target.features)
+        jobs, features = await self._target.jobs(), await self._target.features()
         return resume.plan(job_id, Scene(graph, files, jobs, features, _now(), self._state_dir, machine))
 
     async def interrupted(self, graph: Graph | None, *, live: bool) -> tuple[IntentRecord, ...]:

@@ -1,7 +1,7 @@
 """Inspects files and directories, and finds which image is backed by which.
 
 Only regular files are opened, read-only, and a file that a header names is not trusted: it is
-inspected by the same rules. Blocking; `Images.look` runs it in a thread.
+inspected by the same rules. Blocking; `LiveTarget.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -16,11 +16,12 @@ from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
-from qmpsnap.run import memory_files
+from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.safe_open import open_block
+from qmpsnap.run.state_files import find_state_files
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 
@@ -44,6 +45,8 @@ def look(ask: Ask) -> Files:
         records=records,
         bad_records=bad_records,
         memories=Frozen(memory_files.look(ask.memories)),
+        fresh=frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None),
+        states=find_state_files(ask.states),
     )
 
 

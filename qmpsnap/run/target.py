@@ -78,8 +78,8 @@ class Target(Protocol):
     async def features(self) -> Features:
         """What this QEMU can do; asked once."""
 
-    async def jobs(self) -> tuple[Job, ...]:
-        """Every job, of any client, now."""
+    async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
+        """Every job, of any client, now; `after_graph`: as of the graph, which has just been read."""
 
     async def block_graph(self) -> BlockGraph:
         """Who uses which node, jobs among them, now; empty where this cannot be asked."""

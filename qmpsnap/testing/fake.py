@@ -135,7 +135,7 @@ class FakeTarget:
         """The commands that the fake was given."""
         return Features(self._commands)
 
-    async def jobs(self) -> tuple[Job, ...]:
+    async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:  # noqa: ARG002 - as the protocol
         """Every job that is not dismissed."""
         await self._checkpoint()
         return tuple(job for job in self._jobs.values() if job.status is not JobStatus.NULL)

@@ -100,6 +100,7 @@ class QmpServer:
         self._serving: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Condition()
         self.answer("qmp_capabilities", Return())
+        self.answer("query-commands", Return([]))
 
     @property
     def commands(self) -> list[str]:

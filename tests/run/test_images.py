@@ -13,9 +13,7 @@ import pytest
 
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.header import Header, parse_header
-from qmpsnap.run import survey
 from qmpsnap.run.images import Images
 
 SIZE = 1 << 30
@@ -235,31 +233,3 @@ async def test_create_image_leaves_no_descriptor(place):
     with pytest.raises(Refused):
         await overlay(place, "other", size_bytes=1 << 62)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-async def test_look_looks_at_nothing_when_the_file_system_is_not_shared(place):
-    assert await Images().look(Ask(files=(f"{place}/base",)), shared=False) == Files(shared=False)
-
-
-async def test_look_works_in_a_thread(place, monkeypatch):
-    threads = []
-    look = survey.look
-
-    def noted(ask):
-        threads.append(threading.current_thread())
-        return look(ask)
-
-    monkeypatch.setattr(survey, "look", noted)
-    found = await Images().look(Ask(files=(f"{place}/base",)), shared=True)
-    assert found.files[f"{place}/base"].kind == "regular"
-    assert threading.main_thread() not in threads
-    assert len(threads) == 1
-
-
-async def test_look_tells_once_of_a_record_that_it_leaves_unread(place, caplog):
-    (place / "intent-half.json").write_text("{")
-    images = Images()
-    for _ in range(2):
-        await images.look(Ask(records=(str(place),)), shared=True)
-    (told,) = [one for one in caplog.records if "left_unread" in one.getMessage()]
-    assert told.levelname == "WARNING"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ from qmpsnap.plan.commands.state import (
     system_reset,
 )
 from qmpsnap.plan.step import DropLayers, Overlay, Root
+from qmpsnap.run import survey
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.session import connect
@@ -144,20 +146,24 @@ async def test_graph_ends_when_the_link_is_lost(server: QmpServer, target: LiveT
         await target.graph()
 
 
-async def test_features_are_asked_for_once(server: QmpServer, target: LiveTarget) -> None:
+async def test_features_are_asked_for_once_as_the_session_begins(server: QmpServer) -> None:
+    ScriptedJobs(server)
     server.answer("query-commands", Return([{"name": "transaction"}, {"name": "quit"}]))
-    assert await target.features() == Features(frozenset({"transaction", "quit"}))
-    assert await target.features() == Features(frozenset({"transaction", "quit"}))
+    async with live(server) as target:
+        assert sorted(server.commands) == ["query-block-jobs", "query-commands", "query-jobs"]
+        assert await target.features() == Features(frozenset({"transaction", "quit"}))
     assert server.commands.count("query-commands") == 1
 
 
 @pytest.mark.parametrize("answer", [None, 7, [7], [{}]])
 async def test_features_are_malformed_when_they_are_no_list_of_commands(
-    server: QmpServer, target: LiveTarget, answer: object
+    server: QmpServer, answer: object
 ) -> None:
+    ScriptedJobs(server)
     server.answer("query-commands", Return(answer))
     with pytest.raises(Malformed):
-        await target.features()
+        async with live(server):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -165,11 +171,13 @@ async def test_features_are_malformed_when_they_are_no_list_of_commands(
     [([], Return({"nodes": [], "edges": []})), (["x-debug-query-block-graph"], Fail("unstable input"))],
 )
 async def test_block_graph_is_empty_where_qemu_does_not_say_it(
-    server: QmpServer, target: LiveTarget, commands: list[str], answer: Return | Fail
+    server: QmpServer, commands: list[str], answer: Return | Fail
 ) -> None:
+    ScriptedJobs(server)
     server.answer("query-commands", Return([{"name": name} for name in commands]))
     server.answer("x-debug-query-block-graph", answer)
-    assert await target.block_graph() == BlockGraph()
+    async with live(server) as target:
+        assert await target.block_graph() == BlockGraph()
 
 
 async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
@@ -177,6 +185,25 @@ async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
     jobs.put("theirs", "running")
     async with live(server) as target:
         assert [(job.id, job.mine) for job in await target.jobs()] == [("theirs", False)]
+
+
+async def test_jobs_after_the_graph_are_asked_for_when_an_event_told_of_one(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    async def found() -> list[str]:
+        await target.graph()
+        return [job.id for job in await target.jobs(after_graph=True)]
+
+    asked = server.commands.count("query-jobs")
+    assert (await found(), server.commands.count("query-jobs")) == ([], asked)
+    jobs = ScriptedJobs(server)
+    jobs.put(JOB, "running")
+    server.emit(Emit("JOB_STATUS_CHANGE", {"id": JOB, "status": "created"}))
+    assert await found() == [JOB]
+    jobs.remove(JOB)
+    assert await found() == []
+    asked = server.commands.count("query-jobs")
+    assert (await found(), server.commands.count("query-jobs")) == ([], asked)
 
 
 async def test_look_takes_our_files_for_qemus_when_the_process_has_them_open(
@@ -196,6 +223,30 @@ async def test_look_takes_our_files_for_qemus_when_the_process_has_them_open(
     assert looked.open[str(file)].state == "unknown"
     looked = await target.look(Ask(survey=(str(file.parent),)), machine)
     assert (looked.shared, looked.looked_in) == (False, (str(file.parent),))  # it may be QEMU's all the same
+
+
+async def test_look_works_in_one_thread_and_logs_once_what_is_no_record(
+    target: LiveTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = []
+    look = survey.look
+
+    def noted(ask: Ask) -> Files:
+        threads.append(threading.current_thread())
+        return look(ask)
+
+    monkeypatch.setattr(survey, "look", noted)
+    (tmp_path / "intent-half.json").write_text("{")
+    file = tmp_path / "s1.qcow2"
+    file.touch()
+    machine = graph(chain("base.raw <- s1*", directory=str(tmp_path)))
+    with file.open():
+        for _ in range(2):
+            await target.look(Ask(records=(str(tmp_path),)), machine)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    (logged,) = [record for record in caplog.records if "left_unread" in record.getMessage()]
+    assert logged.levelname == "WARNING"
 
 
 async def test_look_sees_the_other_files_when_one_was_unlinked(target: LiveTarget, tmp_path: Path) -> None:
