@@ -83,93 +83,22 @@ if TYPE_CHECKING:
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
-    "connect",
-    "launch",
-    "VM",
-    "Jobs",
-    "Snapshot",
-    "Stream",
-    "Commit",
-    "Mirror",
-    "Checkpoint",
-    "Revert",
-    "Save",
-    "Restore",
-    "Delete",
-    "Intent",
-    "Mode",
-    "FileMode",
-    "Ending",
-    "Sync",
-    "Format",
-    "OnError",
-    "Folded",
-    "Via",
-    "Into",
-    "Plan",
-    "Stage",
-    "Done",
-    "Hooks",
-    "Progress",
-    "Graph",
-    "Disk",
-    "Layer",
-    "Filter",
-    "Io",
-    "Node",
-    "InternalSnapshot",
-    "Moments",
-    "Moment",
-    "MomentKind",
-    "MomentPart",
-    "MomentRecord",
-    "IntentRecord",
-    "Op",
-    "Settings",
-    "KeptState",
-    "Fingerprint",
-    "Bitmap",
-    "Job",
-    "JobPlace",
-    "JobStatus",
-    "Status",
-    "IoStatus",
-    "Event",
-    "draw",
-    "QmpsnapError",
-    "Changed",
-    "Refused",
-    "NotFound",
-    "AmbiguousName",
-    "NotInChain",
-    "Busy",
-    "TargetExists",
-    "InvalidTarget",
-    "FileMoved",
-    "StillNeeded",
-    "WouldLose",
-    "Unsupported",
-    "UnsafeImage",
-    "BadArgument",
-    "BadName",
-    "ForeignJob",
-    "MachineDiffers",
-    "TargetError",
-    "ConnectFailed",
-    "CommandFailed",
-    "JobFailed",
-    "MigrationFailed",
-    "Malformed",
-    "LinkLost",
-    "GraphMismatch",
-    "Incomplete",
-    "JobPaused",
-    "Detached",
-    "Interrupted",
-]
+    "connect", "launch", "VM", "Jobs",
+    "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Intent",
+    "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
+    "Plan", "Stage", "Done", "Hooks", "Progress",
+    "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
+    "Moments", "Moment", "MomentKind", "MomentPart", "MomentRecord", "IntentRecord", "Op", "Settings",
+    "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event", "draw",
+    "QmpsnapError", "Changed",
+    "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget", "FileMoved",
+    "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument", "BadName", "ForeignJob",
+    "MachineDiffers", "TargetError", "ConnectFailed", "CommandFailed", "JobFailed", "MigrationFailed",
+    "Malformed", "LinkLost", "GraphMismatch", "Incomplete", "JobPaused", "Detached", "Interrupted",
+]  # fmt: skip
 
-# Where these names live. They are imported with the first of them that is asked for: the command line has to
-# have its hand on Ctrl-C before it spends a third of a second on imports. So nothing else is imported here.
+# Where these names are defined. A module is imported when one of its names is first asked for, and nothing else is
+# imported here: the command line has to handle Ctrl-C before it spends a third of a second on imports.
 _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
     "entry",
@@ -193,9 +122,9 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of ours
     def __getattr__(name: str) -> object:
         if name in __all__:
             for home in _HOMES:
-                found = vars(importlib.import_module(f"{__name__}.{home}"))
-                if name in found:
-                    return globals().setdefault(name, found[name])
+                names = vars(importlib.import_module(f"{__name__}.{home}"))
+                if name in names:
+                    return globals().setdefault(name, names[name])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
