@@ -89,16 +89,18 @@ __all__ = [  # noqa: RUF022
     "Plan", "Stage", "Done", "Hooks", "Progress",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "MomentRecord", "IntentRecord", "Op", "Settings",
-    "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event", "draw",
+    "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
+    "draw",
     "QmpsnapError", "Changed",
-    "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget", "FileMoved",
-    "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument", "BadName", "ForeignJob",
-    "MachineDiffers", "TargetError", "ConnectFailed", "CommandFailed", "JobFailed", "MigrationFailed",
-    "Malformed", "LinkLost", "GraphMismatch", "Incomplete", "JobPaused", "Detached", "Interrupted",
+    "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
+    "FileMoved", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument", "BadName",
+    "ForeignJob", "MachineDiffers", "TargetError", "ConnectFailed", "CommandFailed", "JobFailed",
+    "MigrationFailed", "Malformed", "LinkLost", "GraphMismatch", "Incomplete", "JobPaused", "Detached",
+    "Interrupted",
 ]  # fmt: skip
 
-# Where these names are defined. A module is imported when one of its names is first asked for, and nothing else is
-# imported here: the command line has to handle Ctrl-C before it spends a third of a second on imports.
+# Where these names are defined. A module is imported when one of its names is first asked for, and nothing
+# else is imported here: the command line has to handle Ctrl-C before it spends some 0.3 s on imports.
 _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
     "entry",

@@ -24,7 +24,7 @@ def refuse(parameter: str, value: object, wanted: str, *, hint: str = "") -> NoR
 
 
 def check_fields(intent: object) -> None:
-    """Check every field of a dataclass by its type; called when one is made.
+    """Check every field of a dataclass by its type, when it is created.
 
     Raises:
         BadArgument: When a value is not valid for its field.
@@ -117,7 +117,7 @@ Text = Annotated[str, _text]
 """The name of something that exists, in any spelling."""
 
 Word = Annotated[str, _any_text]
-"""A word that a process can be given; may be empty."""
+"""A word of a command line; may be empty."""
 
 AbsolutePath = Annotated[str, _absolute]
 """An absolute path."""
@@ -126,14 +126,14 @@ OptionalPath = Annotated[str, _optional_path]
 """An absolute path, or "" for none."""
 
 NewName = Annotated[str, _new_name]
-"""The name of a moment that is to be made."""
+"""The name of a new moment."""
 
 Speed = Annotated[int, _speed]
 """Bytes a second; 0: no limit."""
 
 
 def texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
-    """Return several names as a tuple; a single str is refused, because its letters would be taken for names.
+    """Return several names as a tuple; a single str is refused, because its letters would be used as names.
 
     Raises:
         BadArgument: When it is not a sequence of names.

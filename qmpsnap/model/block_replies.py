@@ -11,7 +11,7 @@ from qmpsnap.model.qapi import Reply, read
 
 
 class Inserted(Reply, frozen=True):
-    """The top node of a device with a medium: of BlockDeviceInfo what query-block is asked for."""
+    """The top node of a device with a medium: the part of BlockDeviceInfo that we read from query-block."""
 
     node_name: str
     ro: bool
@@ -26,9 +26,9 @@ class BlockInfo(Reply, frozen=True):
 
 
 class BlockStats(Reply, frozen=True):
-    """A node, with what stands below it. QAPI: query-blockstats.
+    """A node, with the nodes below it. QAPI: query-blockstats.
 
-    These are read one at a time: a chain may be longer than Python's stack is deep.
+    Each is converted when it is reached: a chain may be longer than Python's stack is deep.
     """
 
     device: str = ""
@@ -38,7 +38,7 @@ class BlockStats(Reply, frozen=True):
     backing: object = None
 
     def chain(self) -> Iterator[BlockStats]:
-        """This node, and each that backs the one before."""
+        """This node, and each backing node in turn."""
         node = self
         yield node
         while node.backing is not None:
@@ -62,20 +62,20 @@ class SnapshotInfo(Reply, frozen=True):
 
 
 class ImageInfoSpecificData(Reply, frozen=True):
-    """Of what is told of a qcow2 image alone, the name of its external data file."""
+    """Of what QEMU says of qcow2 images only: the name of the external data file."""
 
     data_file: str = ""
 
 
 class ImageInfoSpecific(Reply, frozen=True):
-    """What is told of images of one format."""
+    """What QEMU says of images of one format only."""
 
     type: str = ""
     data: ImageInfoSpecificData = ImageInfoSpecificData()
 
 
 class ImageInfo(Reply, frozen=True):
-    """What a node reads from its image."""
+    """An image, as its node reports it."""
 
     virtual_size: int
     actual_size: int | None = None
@@ -87,7 +87,7 @@ class ImageInfo(Reply, frozen=True):
 
 
 class BlockdevChild(Reply, frozen=True):
-    """A node below another one; told since QEMU 11."""
+    """A child of a node; reported since QEMU 11."""
 
     child: str
     node_name: str
@@ -103,7 +103,7 @@ class BlockDirtyInfo(Reply, frozen=True):
 
 
 class BlockdevCacheInfo(Reply, frozen=True):
-    """How a node caches."""
+    """A node's cache mode."""
 
     direct: bool = False
     no_flush: bool = False
@@ -125,7 +125,7 @@ class BlockDeviceInfo(Reply, frozen=True):
 
 
 class BlockdevOptions(Reply, frozen=True):
-    """How a node was opened, as a file name that begins with `json:` spells it."""
+    """The options that a node was opened with, as a file name that begins with `json:` spells them."""
 
     driver: str = ""
     filename: str = ""
@@ -135,7 +135,7 @@ class BlockdevOptions(Reply, frozen=True):
     size: int | str | None = None
 
     def layers(self) -> Iterator[BlockdevOptions]:
-        """These options, and those of each node below on the way to the file."""
+        """These options, and those of each node below, down to the file."""
         options: BlockdevOptions | str | None = self
         while isinstance(options, BlockdevOptions):
             yield options
@@ -143,9 +143,9 @@ class BlockdevOptions(Reply, frozen=True):
 
 
 def file_options(name: str) -> BlockdevOptions | None:
-    """Return the options that a file name spells; None when it spells none.
+    """Return the options that a file name spells; None if it spells none.
 
-    A name that QEMU has cut, at 4095 bytes, spells none either.
+    QEMU truncates names at 4095 bytes; a truncated one spells no options.
     """
     if not name.startswith("json:"):
         return None

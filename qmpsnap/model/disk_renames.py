@@ -21,8 +21,8 @@ T = TypeVar("T")
 def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record, ...]:
     """The records with present disk names in those of moments; a disk that no file identifies keeps its name.
 
-    A moment that a revert has left aside is identified by its backing file: an overlay of a moment
-    that is already identified.
+    A moment on a branch that a revert has left is identified by its backing file, which is an overlay of a
+    moment that is already identified.
     """
     known = tuple(records)
     chains: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
-"""What we write as JSON and read again, perhaps after somebody has changed it.
+"""JSON documents that we write and read again, perhaps after somebody has changed them.
 
-Python's json reads and writes it, for it spells names that are no UTF-8, which msgspec's does not.
+Python's json reads and writes them, because msgspec's cannot spell file names that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(text: str | bytes) -> dict[str, Any]:
     """Return the fields of a document that `dump` wrote.
 
     Raises:
-        ValueError: When it is no JSON object, nested too deeply, or of another version.
+        ValueError: When it is not a JSON object, is nested too deeply, or has another version.
     """
     try:
         body = json.loads(text)
@@ -55,7 +55,7 @@ def take(kind: type[T], body: Mapping[str, object]) -> T:
     """Return the document with these fields.
 
     Raises:
-        ValueError: When one is missing or of the wrong shape; it is named.
+        ValueError: When a field is missing or invalid; the message names it.
     """
     try:
         return convert(body, kind)

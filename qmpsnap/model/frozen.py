@@ -17,7 +17,7 @@ V = TypeVar("V")
 class Frozen(dict[K, V]):
     """A dict that refuses every change; equal to a dict with the same items.
 
-    A copy is the same object, a deep copy another frozen one; `dict(it)` gives a mutable one.
+    A copy is the same object, a deep copy is another frozen dict; `dict(it)` gives a mutable one.
     """
 
     __slots__ = ()
@@ -38,7 +38,7 @@ class Frozen(dict[K, V]):
         return self
 
     def copy(self) -> Frozen[K, V]:
-        """The same, for nothing can change it."""
+        """Return the same object, because nothing can change it."""
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -55,7 +55,7 @@ class JsonStruct(Struct, frozen=True):
 
 
 class FrozenStruct(JsonStruct, frozen=True):
-    """A struct that freezes what it is made of: dicts become Frozen, lists tuples, at any depth."""
+    """A struct that freezes its fields: dicts become Frozen, lists become tuples, at any depth."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

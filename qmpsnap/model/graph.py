@@ -57,14 +57,14 @@ class Bitmap(JsonStruct, frozen=True):
 
 
 class Io(JsonStruct, frozen=True):
-    """How QEMU reads and writes an image, as far as it reports that. QAPI: BlockDeviceInfo (block-core.json).
+    """How QEMU accesses an image, as far as it reports that. QAPI: BlockDeviceInfo (block-core.json).
 
     It reports neither `discard` nor `aio`. Whether a write waits for the disk depends on the device.
 
     Attributes:
-        direct: Whether the host's page cache is passed by (O_DIRECT), as with cache=none.
+        direct: Whether the host's page cache is bypassed (O_DIRECT), as with cache=none.
         no_flush: Whether flushes are ignored, as with cache=unsafe.
-        detect_zeroes: How zeroes that the guest writes are handled: "off", "on" or "unmap".
+        detect_zeroes: What happens to zeroes that the guest writes: "off", "on" or "unmap".
     """
 
     direct: bool = False
@@ -172,8 +172,8 @@ class Filter(Struct, frozen=True):
     Attributes:
         node: node-name.
         driver: QEMU's driver name.
-        group: Of a throttle: its group, where QEMU tells.
-        io: What it was opened with; a file below has its own.
+        group: A throttle's group, if QEMU reports it.
+        io: How it was opened; the file below may have been opened otherwise.
     """
 
     node: str
@@ -231,7 +231,7 @@ class Disk(Struct, frozen=True):
         return tuple(layer.file for layer in self.layers)
 
     def to_json(self, *, invalid: Collection[str] = ()) -> dict[str, object]:
-        """The disk as `chain --json` prints it; `invalid`: files that hold no moment any more."""
+        """The disk as `chain --json` prints it; `invalid`: files that no longer hold their moment."""
         return {
             "name": self.name,
             "qdev": self.qdev,
@@ -285,7 +285,7 @@ class Graph(Struct, frozen=True):
         """The disks as `chain --json` prints them.
 
         Args:
-            invalid: Files that hold no moment any more, by `VM.jobs.interrupted(live=True)`.
+            invalid: Files that no longer hold their moment, from `VM.jobs.interrupted(live=True)`.
         """
         return {"disks": [disk.to_json(invalid=invalid) for disk in self.disks.values()]}
 

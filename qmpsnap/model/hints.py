@@ -1,4 +1,4 @@
-"""Hints: what helps against an error text of QEMU's, and by which command."""
+"""Hints: what to do about an error message of QEMU's, and the command for it."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ _HINTS = (
 
 
 def hint_for(description: str) -> str:
-    """What helps against this error text of QEMU's, or ""."""
+    """What to do about this error message of QEMU's, or ""."""
     return next((hint for words, hint in _HINTS if words in description), "")

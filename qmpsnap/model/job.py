@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
+from qmpsnap.model.frozen import JsonStruct
+
 
 class JobStatus(StrEnum):
     """The state of a job. QAPI: JobStatus (job.json)."""
@@ -42,7 +44,7 @@ class JobVerb(StrEnum):
 
 
 class IoStatus(StrEnum):
-    """What an I/O error did to a job. QAPI: BlockDeviceIoStatus (block-core.json)."""
+    """The effect of an I/O error on a job. QAPI: BlockDeviceIoStatus (block-core.json)."""
 
     OK = "ok"
     FAILED = "failed"
@@ -107,7 +109,7 @@ ENDED = frozenset({_S.CONCLUDED, _S.NULL})
 """The states in which a job does nothing any more."""
 
 STAYS = _ALIVE - {_S.CREATED, _S.RUNNING} | {_S.WAITING, _S.PENDING}
-"""The states in which a job may stand until somebody, or another job, brings it on; or for a moment only."""
+"""The states in which a job may remain until a client, or another job, lets it continue; or pass through."""
 
 
 class JobId(Struct, frozen=True):
@@ -136,7 +138,7 @@ def parse_job_id(text: str) -> JobId | None:
     return JobId(JobOp(match[1]), Ending(match[2]), match[3]) if match else None
 
 
-class Job(Struct, frozen=True):
+class Job(JsonStruct, frozen=True):
     """One job, as QEMU reported it at one moment.
 
     Attributes:
@@ -198,16 +200,4 @@ class Job(Struct, frozen=True):
 
     def to_json(self) -> dict[str, object]:
         """The job as `jobs --json` prints it."""
-        return {
-            "id": self.id,
-            "type": self.type,
-            "status": self.status.value,
-            "offset": self.offset,
-            "length": self.length,
-            "speed": self.speed,
-            "error": self.error,
-            "io_status": self.io_status and self.io_status.value,
-            "paused": self.paused,
-            "ready": self.ready,
-            "ours": self.mine,
-        }
+        return {**super().to_json(), "ours": self.mine}

@@ -1,7 +1,7 @@
-"""Where jobs work: of each the disk, the file that it writes, and since when.
+"""Where each job works: its disk, the file that it writes, and when it began.
 
-A job's reply names no node. QEMU's block graph does: it lists each block job with the nodes that it uses.
-When a job began only our records say.
+A job's reply names no node, but QEMU's block graph lists each block job with the nodes that it uses. The time
+when a job began is known only from our records.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from msgspec import Struct
-
+from qmpsnap.model.frozen import JsonStruct
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.qapi import Reply
 from qmpsnap.model.record import IntentRecord
@@ -28,7 +27,7 @@ class BlockGraphNode(Reply, frozen=True):
 
 
 class BlockGraphEdge(Reply, frozen=True):
-    """That one uses another, and as what. QAPI: XDbgBlockGraphEdge (block-core.json)."""
+    """One node, device or job uses a node. QAPI: XDbgBlockGraphEdge (block-core.json)."""
 
     parent: int
     child: int
@@ -42,33 +41,29 @@ class BlockGraph(Reply, frozen=True):
     edges: tuple[BlockGraphEdge, ...] = ()
 
 
-class JobPlace(Struct, frozen=True):
-    """Where a job works; "" is not known.
+class JobPlace(JsonStruct, frozen=True):
+    """Where a job works; "" if not known.
 
     Attributes:
         disk: Name of its disk; several are separated by ", ".
         target: The file that it writes.
-        created: ISO 8601 time in UTC at which its operation began; known of operations of ours alone.
+        created: ISO 8601 time in UTC at which its operation began; only known for our own operations.
     """
 
     disk: str = ""
     target: str = ""
     created: str = ""
 
-    def to_json(self) -> dict[str, object]:
-        """The place as `jobs --json` prints it with the job."""
-        return {"disk": self.disk, "target": self.target, "created": self.created}
-
 
 def job_places(
     graph: Graph, block_graph: BlockGraph, records: Iterable[IntentRecord]
 ) -> Mapping[str, JobPlace]:
-    """Return the places of the jobs that QEMU's block graph or a record knows, by the job's id.
+    """Return the places of the jobs that QEMU's block graph or a record knows, by job id.
 
     Args:
         graph: The disks.
         block_graph: Who uses which node, read after the graph.
-        records: Of operations of ours.
+        records: Records of our own operations.
     """
     uses = _Uses(graph, block_graph)
     of_records = {record.id: record for record in records}

@@ -1,4 +1,4 @@
-"""VM state in a file of its own, as records tell of it."""
+"""VM state in a file of its own, as it is recorded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qmpsnap.model.names import fit_name
 
 
 class KeptState(FrozenStruct, frozen=True):
-    """VM state that is kept in a file of its own, with a moment of the disks.
+    """VM state in a file of its own, saved with a moment of the disks.
 
     Attributes:
-        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any).
-        file: The file, under the name that it has once it is whole.
+        mode: "stop", "background" (both: a stream, for a new QEMU) or "in-place" (a store, for any QEMU).
+        file: The file, under its final name.
         tag: Name of the snapshot inside the store; "" for a stream.
-        running: Whether the guest ran.
-        fingerprint: What the machine was.
-        token: Eight hex digits of the operation, which tell whose an unfinished file is.
-        inode: st_ino of the file as it was made; 0 until then, and in older records.
+        running: Whether the guest was running.
+        fingerprint: The machine that it was saved from.
+        token: Eight hex digits of the operation, which say to whom an unfinished file belongs.
+        inode: st_ino of the file when it was created; 0 until then, and in older records.
         user: Id of the owner that it had then, or None.
     """
 
@@ -37,6 +37,6 @@ class KeptState(FrozenStruct, frozen=True):
 
     @property
     def partial(self) -> str:
-        """What the file is called until it is whole."""
+        """The file's name until it is complete."""
         directory, slash, name = self.file.rpartition("/")
         return f"{directory}{slash}{fit_name(name, f'.{self.token}.partial' if self.token else '.partial')}"

@@ -10,9 +10,9 @@ from qmpsnap.model.document import Count, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 
 FOR_A_LOAD = "restore-vm"
-"""The run state in which a load leaves a guest that ran when it fails. QAPI: RunState (run-state.json)."""
+"""The run state of a guest that was running before a load that failed. QAPI: RunState (run-state.json)."""
 
-# Run states in which a migration is still to come in: nothing can be saved, all can be loaded.
+# The run state before VM state has arrived: nothing can be saved, anything can be loaded.
 _INCOMING = "inmigrate"
 
 _ASLEEP = "suspended"
@@ -20,15 +20,15 @@ _NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
 
 class Fingerprint(FrozenStruct, frozen=True):
-    """What has to be equal where VM state is loaded, and what it was saved by.
+    """What must be equal where VM state is loaded, and which QEMU saved it.
 
     Attributes:
-        machine: QOM type of the machine, which has the machine's version in it.
+        machine: QOM type of the machine, which includes the machine's version.
         memory: Bytes of RAM.
         cpus: QOM type of each CPU.
         devices: QOM type of each device, by its id or its place.
         disks: Bytes that the guest sees of each disk, by the disk's name.
-        qemu: Version of QEMU; another one may do, so it is told and not compared.
+        qemu: Version of QEMU; reported, but not compared, because another version may work.
     """
 
     machine: Text
@@ -39,26 +39,26 @@ class Fingerprint(FrozenStruct, frozen=True):
     qemu: Text = ""
 
     def differences(self, now: Fingerprint) -> tuple[str, ...]:
-        """In what a machine differs from this one, each as a sentence's part; none: the state fits."""
-        found = []
+        """How another machine differs from this one, a phrase for each difference; none: the state fits."""
+        differences = []
         if now.machine != self.machine:
-            found.append(f"the machine is {now.machine}, not {self.machine}")
+            differences.append(f"the machine is {now.machine}, not {self.machine}")
         if now.memory != self.memory:
-            found.append(f"it has {now.memory} bytes of memory, not {self.memory}")
+            differences.append(f"it has {now.memory} bytes of memory, not {self.memory}")
         if now.cpus != self.cpus:
-            found.append(f"it has {_many(now.cpus)}, not {_many(self.cpus)}")
-        found += _apart("device", self.devices, now.devices)
-        found += _apart("disk", self.disks, now.disks)
-        return tuple(found)
+            differences.append(f"it has {_count(now.cpus)}, not {_count(self.cpus)}")
+        differences += _differing("device", self.devices, now.devices)
+        differences += _differing("disk", self.disks, now.disks)
+        return tuple(differences)
 
 
 class Status(Struct, frozen=True):
-    """How the guest stands.
+    """Whether the guest is running, and the last migration.
 
     Attributes:
-        state: QEMU's run state, as in "running", "paused", "io-error". QAPI: RunState (run-state.json).
-        running: Whether the guest's CPUs run.
-        migration: Status of the last migration, also of one that kept VM state in a file; "none" when there
+        state: QEMU's run state, such as "running", "paused", "io-error". QAPI: RunState (run-state.json).
+        running: Whether the guest's CPUs are running.
+        migration: Status of the last migration, including one that saved VM state to a file; "none" if there
             was none. QAPI: MigrationStatus (migration.json).
     """
 
@@ -68,7 +68,7 @@ class Status(Struct, frozen=True):
 
     @property
     def incoming(self) -> bool:
-        """Whether it waits for VM state."""
+        """Whether it is waiting for VM state."""
         return self.state == _INCOMING
 
     @property
@@ -94,21 +94,21 @@ class Device(Struct, frozen=True):
 
 
 class Machine(Struct, frozen=True):
-    """A machine as it stands now.
+    """A machine as it is now.
 
     Attributes:
         status: QEMU's run state. QAPI: RunState (run-state.json).
-        running: Whether the guest's CPUs run.
-        migration: Status of the last migration; "none" when there was none.
-        capabilities: What a migration does, by name.
-        parameters: How it does it, by name; those that we set.
-        fingerprint: What VM state fits.
+        running: Whether the guest's CPUs are running.
+        migration: Status of the last migration; "none" if there was none.
+        capabilities: Migration capabilities, by name.
+        parameters: Migration parameters, by name; only those that we set.
+        fingerprint: The machine that VM state has to fit.
         devices: The device of each disk, by the disk's name.
-        passes_files: Whether the monitor takes open files: a unix socket does.
-        process: Which QEMU it is: no other has the same; "" when that is not known.
+        passes_files: Whether the monitor takes open files, as a unix socket does.
+        process: Identifies this QEMU process; no other has the same. "" if not known.
         exported: Names of the nodes that QEMU exports (NBD, vhost-user, FUSE).
-        blocked: Why QEMU could not migrate the machine, in its words, as far as it knows before it tries.
-        emulated: Whether KVM does not run the CPUs: then QEMU translates the guest's code, as far as we know.
+        blocked: Why QEMU cannot migrate the machine, in its words, as far as it knows before it tries.
+        emulated: Whether the CPUs run without KVM: QEMU then translates the guest's code, as far as we know.
     """
 
     status: str
@@ -126,16 +126,16 @@ class Machine(Struct, frozen=True):
 
     @property
     def asleep(self) -> bool:
-        """Whether the guest sleeps (ACPI S3) until something wakes it."""
+        """Whether the guest is suspended (ACPI S3) until it is woken."""
         return self.status == _ASLEEP
 
     @property
-    def goes_on(self) -> bool:
-        """Whether nobody has paused the guest: it runs, or it sleeps."""
+    def unpaused(self) -> bool:
+        """Whether nobody has paused the guest: it is running, or suspended."""
         return self.running or self.asleep
 
     def plugged(self, disk: str) -> Device | None:
-        """The device that was plugged in for a disk, inside of which the disk may lie; None without one."""
+        """The device that was plugged in for a disk, which may contain the disk's own, or None."""
         device = self.devices.get(disk)
         if device is None:
             return None
@@ -145,32 +145,33 @@ class Machine(Struct, frozen=True):
         return Device(f"/machine/{place}/{name}", kind) if kind else device
 
     @property
-    def stands(self) -> Status:
-        """Whether it runs, and whether it migrates."""
+    def guest(self) -> Status:
+        """Whether it is running, and whether it is migrating."""
         return Status(self.status, self.running, self.migration)
 
     @property
     def incoming(self) -> bool:
-        """Whether it waits for VM state."""
-        return self.stands.incoming
+        """Whether it is waiting for VM state."""
+        return self.guest.incoming
 
     @property
     def migrating(self) -> bool:
         """Whether a migration is running."""
-        return self.stands.migrating
+        return self.guest.migrating
 
 
-def _many(cpus: tuple[str, ...]) -> str:
+def _count(cpus: tuple[str, ...]) -> str:
     kinds = ", ".join(dict.fromkeys(cpus))
     return f"{len(cpus)} CPU{'s' if len(cpus) != 1 else ''} ({kinds})"
 
 
-def _apart(what: str, was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    found = [f"it lacks the {what} {name} ({was[name]})" for name in was if name not in now]
-    found += [f"it has another {what}, {name} ({now[name]})" for name in now if name not in was]
-    found += [
-        f"its {what} {name} is {now[name]}, not {was[name]}"
-        for name in was
-        if name in now and now[name] != was[name]
+def _differing(what: str, before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    return [
+        *(f"it lacks the {what} {name} ({before[name]})" for name in before if name not in now),
+        *(f"it has another {what}, {name} ({now[name]})" for name in now if name not in before),
+        *(
+            f"its {what} {name} is {now[name]}, not {before[name]}"
+            for name in before
+            if name in now and now[name] != before[name]
+        ),
     ]
-    return found

@@ -1,7 +1,7 @@
-"""The note at the end of a memory file: whose VM state it is, and on which layers it stands.
+"""The note at the end of a memory file: whose VM state it is, and which layers it needs.
 
-QEMU reads a migration stream to its end mark and no further, so what follows is ours. A file that was
-cut, and a file of somebody else, have no note.
+QEMU reads a migration stream up to its end mark and no further, so whatever follows is ours. A truncated
+file, and a file from elsewhere, have no note.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class MemoryNote(FrozenStruct, frozen=True):
     """What a memory file is.
 
     Attributes:
-        id: That of the operation that wrote it.
+        id: Id of the operation that wrote it.
         name: The checkpoint's name; "" for a file of `save`.
         stream_bytes: Bytes of QEMU's stream, which begins the file.
-        running: Whether the guest ran.
-        fingerprint: What the machine was.
-        layers: Every file of every layer as it was, the disk's active one first: of `save`; of a checkpoint
-            those that hold it.
+        running: Whether the guest was running.
+        fingerprint: The machine that it was saved from.
+        layers: Every file of every layer at that time, the disk's active one first; for a checkpoint, those
+            that hold it.
     """
 
     id: Text
@@ -61,16 +61,16 @@ class MemoryNote(FrozenStruct, frozen=True):
     layers: tuple[LayerState, ...]
 
     def to_bytes(self) -> bytes:
-        """What is appended to the stream."""
+        """The bytes to append to the stream."""
         text = dump(self).encode("ascii")
         return text + _TAIL.pack(len(text), _MAGIC)
 
     @classmethod
     def from_bytes(cls, text: bytes) -> MemoryNote:
-        """Read what `to_bytes` made, without its tail.
+        """Read what `to_bytes` returned, without its tail.
 
         Raises:
-            ValueError: When it is no note of ours, or of another version.
+            ValueError: When it is not one of our notes, or of another version.
         """
         try:
             return take(cls, load(text))
@@ -79,7 +79,7 @@ class MemoryNote(FrozenStruct, frozen=True):
 
 
 def note_size(tail: bytes) -> int:
-    """Bytes of the note that stands before this tail, the last `TAIL_BYTES` of a file.
+    """Bytes of the note that precedes this tail, the last `TAIL_BYTES` of a file.
 
     Raises:
         ValueError: When there is none.
@@ -92,21 +92,21 @@ def note_size(tail: bytes) -> int:
 
 
 class MemoryFact(Struct, frozen=True):
-    """What a file of VM state is, as far as it can be told from outside.
+    """What a file of VM state is, as far as it can be seen from outside.
 
     Attributes:
         path: As in the `Ask`.
-        size: Bytes; -1 when there is no such file.
+        size: Bytes; -1 if there is no such file.
         note: Its note, or None.
         tags: Of a store (a qcow2 image): names of the VM states inside.
-        sizes: Of a qcow2 image: bytes that its disk had at each snapshot inside, by the snapshot's name.
-        problem: Why there is none, or "".
+        sizes: Of a qcow2 image: bytes of its disk at each snapshot inside, by the snapshot's name.
+        problem: Why there is no note, or "".
         inode: st_ino.
         user: Id of its owner.
-        ours: Whether that is the superuser, or whoever runs us.
+        ours: Whether the owner is the superuser or our own user.
         mode: Its permissions.
         links: How many names it has.
-        exposed: Whether others than these two may put files into its directory.
+        exposed: Whether other users can put files into its directory.
     """
 
     path: str
@@ -123,11 +123,11 @@ class MemoryFact(Struct, frozen=True):
     exposed: bool = False
 
     def foreign(self, *, inode: int = 0, user: int | None = None) -> str:
-        """Why it may be somebody else's than whoever made it, or "".
+        """Why the file may not be the one that we created, or "".
 
         Args:
-            inode: That of the file that was made; 0 where that was not written down.
-            user: Id of the owner that it was given then; None where that was not written down.
+            inode: That of the file that was created; 0 if not recorded.
+            user: Id of the owner that it was given then; None if not recorded.
         """
         if self.links != 1:
             return f"it has {self.links} names, and may be any file of the host"

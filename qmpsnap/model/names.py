@@ -1,6 +1,6 @@
 """Names that we generate, and the grammar of the names that callers choose.
 
-Only this file knows how a job id, a node name or an overlay's file name is made.
+Only this file knows how the names of jobs, nodes and overlays are formed.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def digest(*parts: object, avoid: Collection[str] = ()) -> str:
 
 
 def job_id(op: str, ending: str, token: str) -> str:
-    """Id of a job, which tells a later client what the job is and how it has to end.
+    """Id of a job, from which a later client knows what the job is and how it has to end.
 
     Args:
-        op: What the operation is called in its record, as "commit" or "checkpoint".
+        op: The operation as in its record, such as "commit" or "checkpoint".
         ending: "pivot", "copy" or "keep" (the root stays).
         token: Eight hex digits.
     """

@@ -35,7 +35,7 @@ class StatusInfo(Reply, frozen=True):
 
 
 class MigrationRamInfo(Reply, frozen=True):
-    """Bytes of memory: written, there at all, and to come; what holds zeros is not transferred."""
+    """Bytes of memory: written, in total, and remaining; zero pages are not transferred."""
 
     transferred: int = 0
     total: int = 0
@@ -43,7 +43,7 @@ class MigrationRamInfo(Reply, frozen=True):
 
 
 class MigrationInfo(Reply, frozen=True):
-    """How far a migration is; "none" when there was none. QAPI: query-migrate (migration.json)."""
+    """Progress of a migration; "none" if there was none. QAPI: query-migrate (migration.json)."""
 
     status: str = "none"
     error_desc: str = ""
@@ -65,7 +65,7 @@ class MigrationCapabilityStatus(Reply, frozen=True):
 
 
 class MigrationParameters(Reply, frozen=True):
-    """Those that we set. QAPI: query-migrate-parameters (migration.json)."""
+    """Parameters that we set. QAPI: query-migrate-parameters (migration.json)."""
 
     max_bandwidth: int | None = None
 
@@ -110,7 +110,7 @@ class BlockExportInfo(Reply, frozen=True):
 
 
 class ObjectPropertyInfo(Reply, frozen=True):
-    """A property of an object; of a child its type is `child<TYPE>`. QAPI: qom-list (qom.json)."""
+    """A property of an object; for a child, its type is `child<TYPE>`. QAPI: qom-list (qom.json)."""
 
     name: str
     type: str

@@ -36,7 +36,7 @@ class WrongStart(Struct, frozen=True):
 
 
 def recorded_overlays(graph: Graph, records: tuple[Record, ...]) -> tuple[str, ...]:
-    """Recorded overlays of layers that a guest now writes into."""
+    """Overlays, according to our records, of layers that a guest now writes into."""
     active = {disk.active.file for disk in graph.disks.values() if disk.writable}
     return tuple(
         dict.fromkeys(

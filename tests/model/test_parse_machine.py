@@ -90,7 +90,7 @@ def test_parse_machine_is_malformed_when_an_answer_has_another_shape(place: int,
     if COMMANDS[place] in {"query-migrate", "query-migrate-parameters"} and isinstance(wrong, dict):
         assert parsed(said).migration == "none"  # an object in which anything may be missing
         return
-    with pytest.raises(Malformed, match=f"answer to {COMMANDS[place]} has not the expected shape"):
+    with pytest.raises(Malformed, match=f"answer to {COMMANDS[place]} does not have the expected shape"):
         parsed(said)
 
 

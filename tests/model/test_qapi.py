@@ -35,7 +35,7 @@ def test_read_takes_the_members_of_the_struct_and_ignores_others() -> None:
 )
 def test_read_names_the_command_and_the_member_that_is_wrong(reply: object, reason: str) -> None:
     with pytest.raises(
-        Malformed, match=f"^QEMU's answer to query-block has not the expected shape: .*{reason}"
+        Malformed, match=f"^QEMU's answer to query-block does not have the expected shape: .*{reason}"
     ):
         read(list[Device], reply, "query-block")
 

@@ -55,7 +55,7 @@ def planned(
         NOW,
         state_dir,
         machine,
-        machine.stands if machine is not None else None,
+        machine.guest if machine is not None else None,
     )
     return planner.plan(intent, scene)
 

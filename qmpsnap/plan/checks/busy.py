@@ -114,7 +114,7 @@ def refuse_migrated(scene: Scene) -> None:
         Unsupported: When its VM state was saved or sent away, or is still to come in.
         Busy: When a migration is running.
     """
-    stands = scene.machine.stands if scene.machine is not None else scene.standing
+    stands = scene.machine.guest if scene.machine is not None else scene.standing
     if stands is None:
         return
     feature = f"work on disks and VM state in run state {stands.state!r}"

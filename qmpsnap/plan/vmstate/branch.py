@@ -189,7 +189,7 @@ def branch_record(
         overlays={one.disk.name: one.root.file for one in new},
         name=name,
         state=state,
-        was=Settings(running=machine.goes_on, process=machine.process) if machine is not None else None,
+        was=Settings(running=machine.unpaused, process=machine.process) if machine is not None else None,
     )
 
 

@@ -115,7 +115,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         discard.refuse_discard(disks, scene)
     load, store = load_store(state, token, scene)
     moves = tuple(one.move(machine, prepare=state is None) for one in new)
-    go_on = (cont(),) if machine.goes_on else ()
+    go_on = (cont(),) if machine.unpaused else ()
     intent_record = branch_record(intent.name, new, state, machine, token, scene)
     steps: tuple[Step, ...] = (
         pause(state, machine, token, scene),

@@ -55,7 +55,7 @@ def load_store(
 def pause(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> Step:
     """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
     if state is None or not machine.emulated or not machine.running:
-        return stop(ran=machine.goes_on)
+        return stop(ran=machine.unpaused)
     names = {
         one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
     }
