@@ -117,7 +117,7 @@ def parse_graph(replies: GraphReplies, *, cwd: str = "", real: Mapping[str, str]
     try:
         return _Join(replies, cwd, real).graph()
     except ValueError as error:
-        raise Malformed(f"QEMU's answer about its block graph does not have the expected shape: {error}") from error
+        raise Malformed(f"QEMU's block graph does not have the expected shape: {error}") from error
 
 
 def _group(entry: BlockDeviceInfo) -> str:
