@@ -23,6 +23,7 @@ settle()
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 50, 100)  # a test's garbage is small, and gone with it
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.each import each
 
 SCRIPT = Path(__file__).parents[1] / "scripts/budget.py"
 WITHIN = {"elapsed": 17.0, "cpu": 35.0, "others": 0.0, "seconds": 12.0, "cpu_seconds": 24.0, "slow": 1.0}
@@ -25,13 +25,13 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("name", FACTS)
+@each("name", FACTS)
 def test_verdict(name):
     facts, wanted = FACTS[name]
     assert runpy.run_path(str(SCRIPT))["verdict"](**(WITHIN | facts)) == wanted
 
 
-@pytest.mark.parametrize(
+@each(
     ("environment", "cpu_seconds", "program", "code"),
     [
         ({}, "100", "sum(range(10**6))", 0),

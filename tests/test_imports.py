@@ -6,9 +6,8 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 import qmpsnap
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +59,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
     assert circle(graph) == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("sources", "expected"),
     [
         ({"a": "import b", "b": ""}, []),

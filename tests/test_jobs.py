@@ -16,6 +16,7 @@ from qmpsnap.plan.commands.state import snapshot_save
 from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
+from tests.each import each
 from tests.plan.scenes import NOW
 from tests.run.operations import vm_of
 
@@ -45,7 +46,7 @@ async def test_when_idle_plans_once_the_job_has_ended() -> None:
 OURS = "qmpsnap-stream-keep-0a1b2c3d"
 
 
-@pytest.mark.parametrize(
+@each(
     ("job_id", "status", "way"),
     [
         ("theirs", JobStatus.READY, "its client has to complete it"),
@@ -69,7 +70,7 @@ async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(
     assert fake.watched == 0
 
 
-@pytest.mark.parametrize("status", [JobStatus.READY, JobStatus.PENDING, JobStatus.PAUSED])
+@each("status", [JobStatus.READY, JobStatus.PENDING, JobStatus.PAUSED])
 async def test_when_idle_refuses_a_job_that_comes_to_stand_while_it_waits(status: JobStatus) -> None:
     fake = with_job()
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
@@ -80,7 +81,7 @@ async def test_when_idle_refuses_a_job_that_comes_to_stand_while_it_waits(status
         await task
 
 
-@pytest.mark.parametrize("turns", range(50, 60))  # wherever it is in its looks when the client goes on
+@each("turns", range(50, 60))  # wherever it is in its looks when the client goes on
 async def test_when_idle_waits_for_a_job_at_pending_whose_client_is_at_work(turns: int) -> None:
     fake = with_job(OURS, JobStatus.PENDING)
     record = IntentRecord(OURS, "stream", NOW, {"vda": ("/images/s1.qcow2", "/images/base.qcow2")}, live=True)

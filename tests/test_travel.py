@@ -27,6 +27,7 @@ from qmpsnap.model.moments import Moments
 from qmpsnap.model.record import MomentRecord, Settings
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session.event import read_event
+from tests.each import each
 from tests.run.operations import CASES, intents, machine, plan_of, vm_of
 from tests.run.states import fake_of
 
@@ -208,7 +209,7 @@ def facts(error: QmpsnapError) -> dict[str, object]:
     return {"type": type(error), "args": error.args, "text": str(error), "hint": error.hint, **vars(error)}
 
 
-@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+@each("kind", ALL)
 def test_error_travels_with_all_that_it_knows(kind: type[QmpsnapError]) -> None:
     error = made(kind)
     error.add_note("seen by the caller")
@@ -226,7 +227,7 @@ def test_errors_travel_to_another_process_and_back() -> None:
     assert [facts(one) for one in pickle.loads(ran.stdout)] == [facts(one) for one in sent]
 
 
-@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+@each("kind", ALL)
 def test_error_spells_itself_as_json(kind: type[QmpsnapError]) -> None:
     told = made(kind).to_json()
     assert list(told)[:6] == ["type", "message", "changed", "hint", "invalid", "left"]

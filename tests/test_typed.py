@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
-import pytest
 
 import qmpsnap
 from qmpsnap.cli.app import App, cli
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ def test_no_text_tells_to_send_a_command_of_qemu_without_saying_how() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "fault"),
     [
         ("jbos shows", "no verb 'jbos shows'"),

@@ -17,6 +17,7 @@ from qmpsnap.jobs import Jobs
 from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.server import serve
 from qmpsnap.vm import VM
+from tests.each import each
 from tests.run.operations import MACHINE, machine, vm_of
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def test_table_names_every_parameter_of_every_public_method() -> None:
     assert set(public()) == set(METHODS) | WITHOUT
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each("method", METHODS)
 async def test_method_refuses_a_wrong_argument_and_asks_nothing(method: str) -> None:
     right, wrong = METHODS[method]
     vm = vm_of(Silent())  # type: ignore[arg-type]
@@ -233,7 +234,7 @@ async def test_run_refuses_wrong_hooks_and_asks_nothing() -> None:
             await vm_of(Silent()).run(plan, wait=wait)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("interval", SECONDS)
+@each("interval", SECONDS)
 def test_hooks_take_no_wrong_interval(interval: Any) -> None:
     with pytest.raises(BadArgument, match="interval"):
         qmpsnap.Hooks(interval=interval)

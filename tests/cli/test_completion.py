@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from qmpsnap.cli.candidates import is_word
+from tests.each import each
 
 from .conftest import disks
 
@@ -91,12 +92,12 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("name", WORDS)
+@each("name", WORDS)
 def test_is_word_of_what_every_shell_takes_as_it_stands(name):
     assert is_word(name)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@each("name", HOSTILE)
 def test_is_word_of_nothing_that_a_shell_would_run_expand_or_split(name):
     assert not is_word(name)
 

@@ -19,9 +19,10 @@ from qmpsnap.cli.output import (
     wrap,
 )
 from qmpsnap.model.printable import printable
+from tests.each import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("number", "text"),
     [(None, "?"), (0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (10 << 30, "10 GiB"),
      ((1 << 20) - 1, "1 MiB"), (20 * (1 << 20) + 300000, "20.3 MiB"), (1 << 62, "4.61e+03 PiB")],
@@ -30,7 +31,7 @@ def test_size_has_three_digits_and_a_unit(number, text):
     assert size(number) == text if number != 1 << 62 else size(number).endswith("PiB")
 
 
-@pytest.mark.parametrize(
+@each(
     ("seconds", "text"),
     [
         (None, "?"),
@@ -45,7 +46,7 @@ def test_duration_is_spoken(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "text"),
     [
         ("vda", "vda"),
@@ -114,7 +115,7 @@ def test_table_has_remarks_below_their_row():
     ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "lines"),
     [
         ("short  with  spaces", ["short  with  spaces"]),

@@ -5,6 +5,7 @@ import pytest
 from qmpsnap.errors import Malformed
 from qmpsnap.model.block_replies import BlockStats, file_options
 from qmpsnap.model.qapi import read
+from tests.each import each
 
 
 def test_block_stats_give_the_chain_from_top_to_base() -> None:
@@ -25,9 +26,7 @@ def test_block_stats_are_malformed_when_a_node_below_has_another_shape(member: s
         _ = [*stats.chain(), stats.lies_on]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "/d/a", "json:", "json:[]", 'json:{"driver": 7}', "json:" + "[" * 100_000]
-)
+@each("name", ["", "/d/a", "json:", "json:[]", 'json:{"driver": 7}', "json:" + "[" * 100_000])
 def test_file_options_are_none_where_a_name_spells_none(name: str) -> None:
     assert file_options(name) is None
 

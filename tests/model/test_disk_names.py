@@ -7,6 +7,7 @@ from qmpsnap.errors import AmbiguousName, NotFound, NotInChain
 from qmpsnap.model.disk_names import find_disk, find_layer, snapshot_file_name
 from qmpsnap.model.graph import Disk, Filter
 from qmpsnap.testing.drawing import chain, graph
+from tests.each import each
 
 VDA = chain("base <- s1 <- s2*", drive="drv0")
 THROTTLED = replace(
@@ -19,7 +20,7 @@ CDROM = Disk("cd0", qdev="cd0")
 ALL = graph(VDA, THROTTLED, ANON, NAMED, CDROM, FLASH)
 
 
-@pytest.mark.parametrize(
+@each(
     ("spelling", "name"),
     [
         ("vda", "vda"),
@@ -45,9 +46,7 @@ def test_find_disk_takes_every_spelling(spelling: str, name: str) -> None:
     assert find_disk(ALL, spelling) is ALL.disks[name]
 
 
-@pytest.mark.parametrize(
-    "spelling", ["vdz", "", "s1", "device[0]", "device", "/machine/peripheral/vd", "irtio-backend"]
-)
+@each("spelling", ["vdz", "", "s1", "device[0]", "device", "/machine/peripheral/vd", "irtio-backend"])
 def test_find_disk_refuses_what_no_disk_is_called(spelling: str) -> None:
     with pytest.raises(NotFound) as caught:
         find_disk(ALL, spelling)
@@ -72,7 +71,7 @@ def test_find_disk_says_so_when_there_are_none() -> None:
     assert caught.value.hint == "the disks are: none"
 
 
-@pytest.mark.parametrize(
+@each(
     ("spelling", "index"),
     [
         ("/images/s2.qcow2", 0),
@@ -122,7 +121,7 @@ def test_find_layer_takes_a_last_part_before_a_stem() -> None:
     assert find_layer(disk, "s1.qcow2") == 0
 
 
-@pytest.mark.parametrize("spelling", ["s9", "", "/elsewhere/s1.qcow2", "vdb-s1"])
+@each("spelling", ["s9", "", "/elsewhere/s1.qcow2", "vdb-s1"])
 def test_find_layer_refuses_what_is_not_in_the_chain(spelling: str) -> None:
     with pytest.raises(NotInChain) as caught:
         find_layer(VDA, spelling)

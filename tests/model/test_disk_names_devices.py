@@ -6,6 +6,7 @@ import pytest
 
 from qmpsnap.errors import Malformed
 from qmpsnap.model.disk_names import disk_names, spellings_of
+from tests.each import each
 
 ANONYMOUS = "/machine/peripheral-anon/device[0]/virtio-backend"
 
@@ -57,7 +58,7 @@ def test_disks_that_cannot_be_told_apart_are_malformed() -> None:
         disk_names([("vda", "", "n"), ("vda", "", "m"), ("vda", "", "o")])
 
 
-@pytest.mark.parametrize(
+@each(
     ("qdev", "spellings"),
     [
         ("", set()),

@@ -6,6 +6,7 @@ import pytest
 from msgspec import Struct
 
 from qmpsnap.model.document import AbsolutePath, Count, Text, dump, load, take
+from tests.each import each
 
 
 class Note(Struct, frozen=True):
@@ -25,7 +26,7 @@ def test_dump_leaves_out_fields() -> None:
     assert json.loads(dump(Note("n"), without=["file", "size"])) == {"version": 1, "name": "n"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "reason"),
     [
         ("", "Expecting value"),
@@ -41,7 +42,7 @@ def test_load_says_why_it_is_no_document(text: str | bytes, reason: str) -> None
         load(text)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "reason"),
     [
         ({}, "Object missing required field `name`"),

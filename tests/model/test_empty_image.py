@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qmpsnap.model.empty_image import EmptyImage, empty_qcow2
 from qmpsnap.model.header import Header, parse_header
+from tests.each import each
 
 HEADER = bytes.fromhex(
     "514649fb 00000003"  # magic, version
@@ -35,7 +36,7 @@ def test_empty_image_of_a_gibibyte_to_the_byte():
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("size", "rounded", "entries", "clusters"),
     [
         (0, 0, 0, 3),

@@ -1,4 +1,3 @@
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.files import (
@@ -7,6 +6,7 @@ from qmpsnap.model.files import (
     FileFact,
     Files,
 )
+from tests.each import each
 
 
 def standing(*pairs):
@@ -41,7 +41,7 @@ def test_same_compares_files_and_not_their_names():
     assert not files.same("/link", "/other")
 
 
-@pytest.mark.parametrize(("kind", "taken"), [("missing", False), ("symlink", True), ("regular", True)])
+@each(("kind", "taken"), [("missing", False), ("symlink", True), ("regular", True)])
 def test_taken_tells_a_name_in_use(kind, taken):
     assert FileFact(kind).taken is taken
 

@@ -4,6 +4,7 @@ import pytest
 
 from qmpsnap.model.graph import FILTER_DRIVERS, Disk, Graph, Node, draw
 from qmpsnap.testing.drawing import chain, graph
+from tests.each import each
 
 
 def test_disk_names_its_active_layer_its_base_and_its_files() -> None:
@@ -29,7 +30,7 @@ def test_chains_of_an_empty_drive_are_empty() -> None:
     assert Graph({"cd0": Disk("cd0")}).chains() == {"cd0": ()}
 
 
-@pytest.mark.parametrize(
+@each(
     ("files", "picture"),
     [
         ((), "(empty)"),
@@ -43,12 +44,12 @@ def test_draw_shows_the_base_first_and_marks_the_active_layer(files: tuple[str, 
     assert draw(files) == picture
 
 
-@pytest.mark.parametrize("driver", sorted(FILTER_DRIVERS))
+@each("driver", sorted(FILTER_DRIVERS))
 def test_node_is_a_filter_when_its_driver_passes_data_through(driver: str) -> None:
     assert Node("n", driver, "/f").is_filter
 
 
-@pytest.mark.parametrize("driver", ["qcow2", "raw", "file", "quorum", "nbd"])
+@each("driver", ["qcow2", "raw", "file", "quorum", "nbd"])
 def test_node_is_no_filter_when_it_is_an_image(driver: str) -> None:
     assert not Node("n", driver, "/f").is_filter
 

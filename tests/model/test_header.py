@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from qmpsnap.model.header import Header, backing_path, parse_header
 from qmpsnap.testing.headers import qcow2_bytes
+from tests.each import each
 
 
 def patched(data, offset, layout, *values):
@@ -64,7 +65,7 @@ def test_parse_header_passes_over_unknown_extensions():
     assert (header.backing, header.backing_format) == ("b", "qcow2")
 
 
-@pytest.mark.parametrize("data", [b"", b"QF", b"\0" * 512, b"KDMV" + b"\0" * 508, b"QED\0" + b"\0" * 508])
+@each("data", [b"", b"QF", b"\0" * 512, b"KDMV" + b"\0" * 508, b"QED\0" + b"\0" * 508])
 def test_parse_header_is_none_when_there_is_no_known_magic(data):
     assert parse_header(data) is None
 
@@ -86,7 +87,7 @@ def test_parse_header_ends_a_name_at_its_first_nul_as_qemu_does():
 BACKED = qcow2_bytes(backing="/base", backing_format="raw")
 
 
-@pytest.mark.parametrize(
+@each(
     ("data", "reason"),
     [
         (BACKED[:50], "truncated at byte 50"),
@@ -134,7 +135,7 @@ def test_parse_header_gives_a_header_or_a_value_error_when_the_data_is_hostile(d
     assert header.backing is None or len(header.backing) <= 4095
 
 
-@pytest.mark.parametrize(
+@each(
     ("recorded", "path"),
     [
         ("/a/base.raw", "/a/base.raw"),

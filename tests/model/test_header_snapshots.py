@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from qmpsnap.model.header import snapshot_names, snapshot_sizes, snapshot_table
+from tests.each import each
 
 
 def header(*, magic: bytes = b"QFI\xfb", version: int = 3, count: int = 1, offset: int = 4096) -> bytes:
@@ -21,9 +22,7 @@ def test_snapshot_table_tells_where_the_snapshots_are() -> None:
     assert snapshot_table(header(count=3)) == (4096, 3)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", header()[:-1], header(magic=b"KDMV"), header(version=1), header(offset=1 << 63)]
-)
+@each("data", [b"", header()[:-1], header(magic=b"KDMV"), header(version=1), header(offset=1 << 63)])
 def test_snapshot_table_refuses_what_is_no_qcow2_image(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a qcow2|beyond"):
         snapshot_table(data)
@@ -34,7 +33,7 @@ def test_snapshot_names_reads_each() -> None:
     assert snapshot_names(b"", 0) == ()
 
 
-@pytest.mark.parametrize(("table", "count"), [(b"", 1), (entry(b"one")[:30], 1), (entry(b"one")[:57], 1)])
+@each(("table", "count"), [(b"", 1), (entry(b"one")[:30], 1), (entry(b"one")[:57], 1)])
 def test_snapshot_names_refuses_a_table_that_was_cut(table: bytes, count: int) -> None:
     with pytest.raises(ValueError, match="truncated"):
         snapshot_names(table, count)

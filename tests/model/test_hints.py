@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import shlex
 
-import pytest
-
 from qmpsnap.model.hints import command, hint_for
+from tests.each import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("description", "part"),
     [
         ('Failed to get "write" lock', "fuser"),
@@ -23,7 +22,7 @@ def test_hint_for_says_what_to_do_about_what_qemu_says(description, part):
     assert part in hint_for(description)
 
 
-@pytest.mark.parametrize("description", ["Block node is read-only", "Image is not in qcow2 format", ""])
+@each("description", ["Block node is read-only", "Image is not in qcow2 format", ""])
 def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
     assert hint_for(description) == ""
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
-
 from qmpsnap.model.job import (
     ENDED,
     TRANSITIONS,
@@ -17,6 +15,7 @@ from qmpsnap.model.job import (
     JobVerb,
     parse_job_id,
 )
+from tests.each import each
 
 
 def test_parse_job_id_reads_what_a_job_id_spells():
@@ -30,7 +29,7 @@ def test_job_id_spells_the_published_grammar():
     assert str(JobId(JobOp.COMMIT, Ending.PIVOT, "0a1b2c3d")) == "qmpsnap-commit-pivot-0a1b2c3d"
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "",
@@ -74,7 +73,7 @@ def test_verbs_know_every_verb():
     assert set(VERBS) == set(JobVerb)
 
 
-@pytest.mark.parametrize(
+@each(
     ("verb", "status", "expected"),
     [
         (JobVerb.COMPLETE, "ready", True),
@@ -92,7 +91,7 @@ def test_verbs_are_taken_in_the_states_in_which_qemu_takes_them(verb, status, ex
     assert (JobStatus(status) in VERBS[verb]) is expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("job", "expected"),
     [
         (Job("j", "mirror", JobStatus.RUNNING, offset=1, length=4), 0.25),
@@ -116,7 +115,7 @@ def test_job_tells_nothing_when_it_is_not_ours():
     assert (job.mine, job.op, job.ending) == (False, None, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("io_status", "paused", "expected"),
     [
         (IoStatus.NOSPACE, True, True),

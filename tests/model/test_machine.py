@@ -10,6 +10,7 @@ from qmpsnap.model.document import take
 from qmpsnap.model.machine import Device, Fingerprint
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 
 WAS = Fingerprint(
     machine="pc-q35-7.2-machine",
@@ -21,7 +22,7 @@ WAS = Fingerprint(
 )
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "said"),
     [
         (
@@ -53,14 +54,14 @@ def test_fingerprint_is_read_as_it_was_written() -> None:
     assert take(Fingerprint, to_builtins(WAS)) == WAS
 
 
-@pytest.mark.parametrize("key", list(to_builtins(WAS)))
-@pytest.mark.parametrize("value", [None, 7.5, {"a": [1]}, float("inf"), ["a", 1], True])
+@each("key", list(to_builtins(WAS)))
+@each("value", [None, 7.5, {"a": [1]}, float("inf"), ["a", 1], True])
 def test_fingerprint_of_a_wrong_shape_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         take(Fingerprint, {**to_builtins(WAS), key: value})
 
 
-@pytest.mark.parametrize("body", [None, 7, [], "x"])
+@each("body", [None, 7, [], "x"])
 def test_fingerprint_that_is_none_is_refused(body: Any) -> None:
     with pytest.raises(ValueError, match="Expected `object`"):
         take(Fingerprint, body)
@@ -73,7 +74,7 @@ def test_fingerprint_cannot_be_changed_through_what_it_was_made_of() -> None:
     assert made.disks == {"vda": 1}
 
 
-@pytest.mark.parametrize(
+@each(
     ("migration", "is_on"),
     [("none", False), ("completed", False), ("failed", False), ("cancelled", False)]
     + [(status, True) for status in ("setup", "active", "cancelling", "failing", "device", "wait-unplug")],
@@ -87,7 +88,7 @@ def test_machine_waits_for_its_state_in_one_run_state_alone() -> None:
     assert not a_machine(graph(), status="paused").incoming
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "kind", "plugged"),
     [
         (

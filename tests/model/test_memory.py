@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import MAX_NOTE_BYTES, TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
+from tests.each import each
 
 NOTE = MemoryNote(
     id="qmpsnap-checkpoint-keep-00000001",
@@ -40,7 +41,7 @@ def test_note_of_a_file_that_was_cut_is_none_at_any_length() -> None:
             note_size(WHOLE[:length][-TAIL_BYTES:])
 
 
-@pytest.mark.parametrize(
+@each(
     "tail",
     [b"", b"x" * TAIL_BYTES, bytes(TAIL_BYTES), bytes(8) + b"QMPSNAP\x02", b"x" + WHOLE[-TAIL_BYTES:]],
 )
@@ -61,7 +62,7 @@ def test_note_of_another_version_is_refused() -> None:
         MemoryNote.from_bytes(changed(version=2))
 
 
-@pytest.mark.parametrize(
+@each(
     "change",
     [
         {"id": 7},
@@ -80,14 +81,13 @@ def test_note_of_another_version_is_refused() -> None:
         {"layers": [["vda", None, 1, 2, 3]]},
         {"layers": ["abcde"]},
     ],
-    ids=str,
 )
 def test_note_of_a_wrong_shape_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=" "):
         MemoryNote.from_bytes(changed(**change))
 
 
-@pytest.mark.parametrize("key", list(json.loads(WHOLE[:-TAIL_BYTES])))
+@each("key", list(json.loads(WHOLE[:-TAIL_BYTES])))
 def test_note_that_lacks_a_field_is_refused(key: str) -> None:
     body = json.loads(WHOLE[:-TAIL_BYTES])
     del body[key]
@@ -95,7 +95,7 @@ def test_note_that_lacks_a_field_is_refused(key: str) -> None:
         MemoryNote.from_bytes(json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"7", b"[]", b"null", b"\xff", b"[" * 100_000])
+@each("text", [b"", b"7", b"[]", b"null", b"\xff", b"[" * 100_000])
 def test_note_that_is_none_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # each has its own reason
         MemoryNote.from_bytes(text)
@@ -106,7 +106,7 @@ def test_memory_fact_of_a_file_that_is_not_there_says_so() -> None:
     assert MemoryFact("/m", size=0).exists
 
 
-@pytest.mark.parametrize(
+@each(
     ("fact", "recorded", "says"),
     [
         ({}, {}, ""),

@@ -23,14 +23,15 @@ from qmpsnap.model.names import (
     state_directory,
     stem,
 )
+from tests.each import each
 
 
-@pytest.mark.parametrize("name", ["a", "_", "0.9-rc1", "before_upgrade", "x" * 64])
+@each("name", ["a", "_", "0.9-rc1", "before_upgrade", "x" * 64])
 def test_check_name_returns_a_name_of_the_grammar(name: str) -> None:
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "-n", "a b", "a/b", "größe", "x" * 65, "a\n", "..", "a\0"])
+@each("name", ["", ".hidden", "-n", "a b", "a/b", "größe", "x" * 65, "a\n", "..", "a\0"])
 def test_check_name_refuses_a_name_outside_the_grammar(name: str) -> None:
     with pytest.raises(BadName) as caught:
         check_name(name)
@@ -57,8 +58,8 @@ def test_digest_takes_a_file_name_that_is_no_unicode() -> None:
     assert digest("/d/\udcff.qcow2") != digest("/d/\udcfe.qcow2")
 
 
-@pytest.mark.parametrize("op", list(JobOp))
-@pytest.mark.parametrize("ending", list(Ending))
+@each("op", list(JobOp))
+@each("ending", list(Ending))
 def test_job_id_is_what_parse_job_id_reads(op: JobOp, ending: Ending) -> None:
     assert parse_job_id(job_id(op, ending, "0a1b2c3d")) == JobId(op, ending, "0a1b2c3d")
 
@@ -73,7 +74,7 @@ def test_node_name_fits_what_qemu_takes(part: str) -> None:
         assert is_owned_node(name) is owned
 
 
-@pytest.mark.parametrize(
+@each(
     ("file", "name"),
     [
         ("/d/base.qcow2", "base"),
@@ -144,17 +145,17 @@ def test_state_directory_lies_beside_the_base() -> None:
     assert state_directory("/slow/base.img") == "/slow/base.qmpsnap"
 
 
-@pytest.mark.parametrize("attempt", [1, 2, 17])
+@each("attempt", [1, 2, 17])
 def test_is_invalid_name_knows_the_names_that_we_give(attempt):
     assert is_invalid_name(invalid_name("/d/s\n1.qcow2", attempt=attempt))
 
 
-@pytest.mark.parametrize("name", ["/d/s1.qcow2", "/d/x.invalid.qcow2", "/d/x.invalidated", "/d/x.invalid.2b"])
+@each("name", ["/d/s1.qcow2", "/d/x.invalid.qcow2", "/d/x.invalidated", "/d/x.invalid.2b"])
 def test_is_invalid_name_leaves_other_names(name):
     assert not is_invalid_name(name)
 
 
-@pytest.mark.parametrize("attempt", [1, 2, 9])
+@each("attempt", [1, 2, 9])
 def test_invalid_name_fits_where_the_file_s_own_name_does(attempt):
     for name in ("a" * 255, "ü" * 127, "\udcff" * 255, "日" * 85, "x.qcow2"):
         made = invalid_name(f"/d/{name}", attempt=attempt)

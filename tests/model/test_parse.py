@@ -15,6 +15,7 @@ from qmpsnap.errors import Malformed
 from qmpsnap.model import parse
 from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphMoved, GraphReplies
+from tests.each import each
 
 DATA = Path(__file__).parent / "data"
 MIB = 1024 * 1024
@@ -47,7 +48,7 @@ def test_graph_queries_are_the_ones_that_the_answers_belong_to() -> None:
     ]
 
 
-@pytest.mark.parametrize("qemu", ["7", "10", "11"])
+@each("qemu", ["7", "10", "11"])
 def test_parse_names_each_disk_by_qdev_id_then_drive_id_then_qom_path(qemu: str) -> None:
     disks = parsed(f"mixed-{qemu}").disks.values()
     assert [(disk.name, disk.drive, disk.qdev) for disk in disks] == [
@@ -62,7 +63,7 @@ def test_parse_names_each_disk_by_qdev_id_then_drive_id_then_qom_path(qemu: str)
     ]
 
 
-@pytest.mark.parametrize("qemu", ["7", "10", "11"])
+@each("qemu", ["7", "10", "11"])
 def test_parse_reads_every_kind_of_drive(qemu: str) -> None:
     disks = parsed(f"mixed-{qemu}").disks
     assert disks["vdb"].layers == (
@@ -82,7 +83,7 @@ def test_parse_reads_every_kind_of_drive(qemu: str) -> None:
     assert disks["vda"].root == disks["vda"].active.node
 
 
-@pytest.mark.parametrize("qemu", ["7", "10", "11"])
+@each("qemu", ["7", "10", "11"])
 def test_parse_tells_two_disks_on_one_base_apart(qemu: str) -> None:
     disks = parsed(f"mixed-{qemu}").disks
     assert [disks[name].base.file for name in ("g1", "g2")] == ["/tmp/images/base.qcow2"] * 2
@@ -119,7 +120,7 @@ def test_parse_reads_how_an_image_is_read_and_written_from_the_node_of_its_file(
     assert disk.filters[0].io == Io(direct=True, no_flush=True, detect_zeroes="unmap")
 
 
-@pytest.mark.parametrize(
+@each(
     "file",
     [
         "",
@@ -318,8 +319,8 @@ def test_parse_refuses_an_answer_of_another_shape(change: Break) -> None:
         parse_graph(*broken(change))
 
 
-@pytest.mark.parametrize("answer", [None, {}, "x", 7])
-@pytest.mark.parametrize("which", [0, 1, 2])
+@each("answer", [None, {}, "x", 7])
+@each("which", [0, 1, 2])
 def test_parse_refuses_an_answer_that_is_no_list(which: int, answer: object) -> None:
     said: list[object] = [[], [], []]
     said[which] = answer
@@ -348,7 +349,7 @@ def test_parse_keeps_a_json_name_that_nests_without_end() -> None:
 QCOW2_DATA = {"type": "qcow2", "data": {"compat": "1.1", "data-file": "b.data"}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("file", "specific", "parts"),
     [
         ("/i/b.qcow2", QCOW2_DATA, ("/i/b.qcow2", "/i/b.data")),

@@ -6,6 +6,7 @@ from qmpsnap.errors import Malformed
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
 from qmpsnap.model.qapi import heard
+from tests.each import each
 
 # As QEMU 10.0 sent them, for a mirror whose target is full, policy `stop`.
 JOB = {
@@ -66,7 +67,7 @@ def test_parse_jobs_leaves_out_a_job_that_went_between_the_answers():
     assert parse_jobs([], [BLOCK_JOB]) == ()
 
 
-@pytest.mark.parametrize(
+@each(
     ("jobs", "block_jobs"),
     [
         ({}, []),
@@ -90,7 +91,7 @@ def test_parse_jobs_raises_malformed_when_the_schema_is_broken(jobs, block_jobs)
         parse_jobs(jobs, block_jobs)
 
 
-@pytest.mark.parametrize(
+@each(
     ("data", "event"),
     [
         ({"id": "j", "status": "ready"}, JobEvent("j", status=JobStatus.READY)),

@@ -20,6 +20,7 @@ from qmpsnap.model.parse_machine import (
 )
 from qmpsnap.model.qapi import read
 from qmpsnap.testing.drawing import graph
+from tests.each import each
 
 DATA = Path(__file__).parent / "data"
 MIB = 1024 * 1024
@@ -94,7 +95,7 @@ def test_parse_machine_is_malformed_when_an_answer_has_another_shape(place: int,
         parsed(said)
 
 
-@pytest.mark.parametrize(
+@each(
     ("reply", "info"),
     [
         ({}, MigrationInfo("none")),
@@ -110,7 +111,7 @@ def test_migration_info_tells_how_far_it_is(reply: object, info: MigrationInfo) 
     assert read(MigrationInfo, reply, "query-migrate") == info
 
 
-@pytest.mark.parametrize("reply", [None, [], "x", {"ram": 7}, {"ram": {"total": "x"}}, {"ram": [1]}])
+@each("reply", [None, [], "x", {"ram": 7}, {"ram": {"total": "x"}}, {"ram": [1]}])
 def test_migration_info_is_malformed_when_the_reply_has_another_shape(reply: object) -> None:
     with pytest.raises(Malformed):
         read(MigrationInfo, reply, "query-migrate")

@@ -1,11 +1,10 @@
-import pytest
-
 from qmpsnap.model.printable import masked, masked_all
+from tests.each import each
 
 SECRET = "hunter2"
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         f"secret,id=s0,data={SECRET}",
@@ -27,7 +26,7 @@ def test_masked_hides_what_may_be_a_secret(text):
     assert "***" in masked(text)
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "driver=qcow2,file.filename=/d/x.qcow2,encrypt.key-secret=s0",

@@ -4,6 +4,7 @@ import pytest
 
 from qmpsnap.errors import Malformed
 from qmpsnap.model.qapi import Reply, heard, read
+from tests.each import each
 
 
 class Medium(Reply, frozen=True):
@@ -21,7 +22,7 @@ def test_read_takes_the_members_of_the_struct_and_ignores_others() -> None:
     assert read(list[Device], reply, "query-block") == [Device("d", Medium("n", ro=True))]
 
 
-@pytest.mark.parametrize(
+@each(
     ("reply", "reason"),
     [
         (None, "Expected `array`, got `null`"),
@@ -40,7 +41,7 @@ def test_read_names_the_command_and_the_member_that_is_wrong(reply: object, reas
         read(list[Device], reply, "query-block")
 
 
-@pytest.mark.parametrize(
+@each(
     ("data", "event"),
     [
         ({"node-name": "n", "ro": False, "more": 1}, Medium("n", ro=False)),

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.model.record_file import to_json
+from tests.each import each
 from tests.model.records import CHECKPOINT, COMMIT, REVERTED, SNAPSHOT
 
 
@@ -60,7 +61,7 @@ def test_moment_of_takes_the_formats_of_its_chains():
     assert dict(moment_of(intent).formats) == dict(intent.formats)
 
 
-@pytest.mark.parametrize(
+@each(
     ("op", "before", "after", "written"),
     [
         ("commit", ("/s2", "/s1", "/base"), ("/base",), "/base"),

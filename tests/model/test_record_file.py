@@ -7,10 +7,11 @@ from msgspec.structs import replace
 
 from qmpsnap.model.record import moment_of
 from qmpsnap.model.record_file import from_json, to_json
+from tests.each import each
 from tests.model.records import CHECKPOINT, COMMIT, LINK, REVERTED, SNAPSHOT
 
 
-@pytest.mark.parametrize("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
+@each("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
 def test_from_json_reads_what_to_json_wrote(record):
     assert from_json(to_json(record)) == record
 
@@ -35,7 +36,7 @@ def test_moment_comes_back_with_what_is_lost_and_without_where_none_was_noted():
     assert from_json(json.dumps(old)) == replace(moment, directory="", lost=())
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "reason"),
     [
         ({"version": 2}, "version 2"),
@@ -72,7 +73,7 @@ KEPT = json.loads(to_json(CHECKPOINT))["state"]
 WAS = json.loads(to_json(CHECKPOINT))["was"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "reason"),
     [
         ({"state": 7}, "Expected `object \\| null`, got `int` - at `\\$.state`"),
@@ -105,7 +106,7 @@ def test_from_json_says_what_is_wrong_with_a_checkpoint(change, reason):
         from_json(json.dumps(body))
 
 
-@pytest.mark.parametrize(
+@each(
     ("branches", "reason"),
     [
         (7, "Expected `array`, got `int` - at `\\$.branches`"),
@@ -125,7 +126,7 @@ def test_from_json_reads_moments_of_before_there_were_branches_and_states():
     assert from_json(json.dumps(old)) == replace(moment_of(SNAPSHOT), chains={})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "[" * 100_000, '{"version":1}', "{"])
+@each("text", ["", "[]", "7", "[" * 100_000, '{"version":1}', "{"])
 def test_from_json_refuses_what_is_no_record(text):
     with pytest.raises(ValueError):  # noqa: PT011  # each has its own reason
         from_json(text)
@@ -162,7 +163,7 @@ def test_an_unfinished_file_carries_the_token_of_its_operation():
     assert from_json(to_json(replace(CHECKPOINT, state=state))).state == state
 
 
-@pytest.mark.parametrize("field", [name for name in json.loads(to_json(CHECKPOINT)) if name != "formats"])
+@each("field", [name for name in json.loads(to_json(CHECKPOINT)) if name != "formats"])
 def test_from_json_refuses_an_operation_of_which_a_field_is_missing(field):
     body = json.loads(to_json(CHECKPOINT))
     del body[field]

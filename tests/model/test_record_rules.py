@@ -13,6 +13,7 @@ from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings, moment_of
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.model.record_rules import is_plain
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,12 +58,12 @@ CHECKPOINT = IntentRecord(
 MOMENT = moment_of(CHECKPOINT)
 
 
-@pytest.mark.parametrize("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, MOMENT])
+@each("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, MOMENT])
 def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
     assert from_json(to_json(record)) == record
 
 
-@pytest.mark.parametrize(
+@each(
     ("record", "changes", "says"),
     [
         (COMMIT, {"folded": (VICTIM,)}, "'folded' holds '/etc/shadow'"),
@@ -117,7 +118,7 @@ def test_a_state_whose_tag_is_not_of_its_token_is_none() -> None:
         from_json(json.dumps(body))
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "plain"),
     [
         ("/a/b", True),

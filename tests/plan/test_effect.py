@@ -20,6 +20,7 @@ from qmpsnap.plan.step import (
     Root,
 )
 from qmpsnap.testing.drawing import MIB, chain, graph
+from tests.each import each
 from tests.plan.scenes import with_layer
 
 ALL = graph(vda="base <- s1 <- s2*", vdb="data.raw*")
@@ -42,7 +43,7 @@ def test_overlays_are_put_on_each_of_their_disks() -> None:
     assert (after.disks["vda"].root, after.nodes["n2"]) == ("n1", Node("n2", "qcow2", "/o/b"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("effect", "files", "backing"),
     [
         (DropLayers("vda", S2, None), (S2,), None),
@@ -83,9 +84,7 @@ def test_a_node_that_is_dropped_is_gone() -> None:
     assert "vda-s1" not in have(ALL, DropNode("vda-s1")).nodes
 
 
-@pytest.mark.parametrize(
-    "effect", [DropLayers("vda", S2, None), MoveRoot(Root.of(ALL.disks["vda"], 2)), Inside(("vda",), "i1")]
-)
+@each("effect", [DropLayers("vda", S2, None), MoveRoot(Root.of(ALL.disks["vda"], 2)), Inside(("vda",), "i1")])
 def test_no_effect_touches_another_disk(effect: Effect) -> None:
     assert have(ALL, effect).disks["vdb"] is ALL.disks["vdb"]
 

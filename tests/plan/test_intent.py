@@ -15,6 +15,7 @@ from qmpsnap.plan.intent import (
     Snapshot,
     Stream,
 )
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +61,7 @@ WRONG: Mapping[str, tuple[type[Any], tuple[Any, ...], dict[str, Any], type[Qmpsn
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each("case", WRONG)
 def test_intent_cannot_be_made_of_what_no_operation_takes(case: str) -> None:
     kind, arguments, more, error, said = WRONG[case]
     with pytest.raises(error, match=said):

@@ -13,6 +13,7 @@ from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, planned
 
 LATER = "2024-05-01T13:00:00.000000+00:00"
@@ -28,7 +29,7 @@ COPIED = replace(STREAM, op="mirror", target="/images/copy.qcow2", after={"vda":
 C1 = MomentRecord("m", "c1", NOW, {"vda": "/images/c1.qcow2"}, {"vda": BASE})
 
 
-@pytest.mark.parametrize(
+@each(
     ("record", "now", "moments", "ours"),
     [
         (OF_A, "base <- a*", (), True),
@@ -60,9 +61,7 @@ def test_record_of_a_disk_that_is_not_there_shows_nothing() -> None:
     assert not ownership.stands_here(OF_A, graph(vdb="base <- a*"), ())
 
 
-@pytest.mark.parametrize(
-    ("then", "now", "ours"), [("1:1", "1:1", True), ("1:1", "2:2", False), ("", "", False)]
-)
+@each(("then", "now", "ours"), [("1:1", "1:1", True), ("1:1", "2:2", False), ("", "", False)])
 def test_record_is_of_the_very_qemu_only_when_both_are_known(then: str, now: str, *, ours: bool) -> None:
     assert ownership.ran_here(replace(OF_A, was=Settings(True, process=then)), now) is ours
 
@@ -75,7 +74,7 @@ def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...
     return resume.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW)).steps
 
 
-@pytest.mark.parametrize("record", [OF_A, STREAM, PIVOTED, COPIED])
+@each("record", [OF_A, STREAM, PIVOTED, COPIED])
 def test_rest_refuses_a_record_of_another_machine_and_names_its_chains(record: IntentRecord) -> None:
     with pytest.raises(NotFound, match=rf"another machine \(vda: {A} on {BASE}\)"):
         rested(record, "base <- b*")

@@ -33,6 +33,7 @@ from qmpsnap.plan.step import PutOverlays
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import planned, with_layer
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def test_planner_asks_for_what_it_then_reads() -> None:
         assert planned(intent, drawn, state_dir="/state").record is not None
 
 
-@pytest.mark.parametrize(
+@each(
     "intent",
     [
         Checkpoint("c1", "internal"),
@@ -276,7 +277,6 @@ def test_planner_asks_for_what_it_then_reads() -> None:
         Save("/m"),
         Restore("/m"),
     ],
-    ids=lambda intent: type(intent).__name__,
 )
 def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back(intent: Intent) -> None:
     assert planner.needs_machine(intent)
@@ -291,7 +291,7 @@ def test_wanted_is_able_to_refuse() -> None:
         planned(Commit("vda"), machine.graph, files=machine.files())
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "error", "text"),
     [
         ({"migration": "active"}, Busy, r"a migration is running \(active\)"),
@@ -301,7 +301,7 @@ def test_wanted_is_able_to_refuse() -> None:
         ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
     ],
 )
-@pytest.mark.parametrize(
+@each(
     "intent",
     [
         Snapshot("n1"),
@@ -310,7 +310,6 @@ def test_wanted_is_able_to_refuse() -> None:
         Commit("vda"),
         Mirror("vda", COPY, "finish"),
     ],
-    ids=lambda intent: type(intent).__name__,
 )
 def test_planner_leaves_the_disks_of_a_machine_alone_that_is_on_its_way(
     intent: Intent, changes: dict[str, Any], error: type[Refused], text: str

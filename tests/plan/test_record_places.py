@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk
 from qmpsnap.plan.record_places import (
@@ -13,6 +11,7 @@ from qmpsnap.plan.record_places import (
 )
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import scene, with_layer
 
 ONE = graph(vda="base <- s1*")
@@ -38,13 +37,13 @@ def test_records_may_lie_beside_the_base_or_the_next_layer_up() -> None:
     assert state_directories(disk, "/mine") == ("/mine",)
 
 
-@pytest.mark.parametrize("file", ["/dev/vg/base", "nbd://host/x", "base.qcow2"])
+@each("file", ["/dev/vg/base", "nbd://host/x", "base.qcow2"])
 def test_records_lie_beside_no_layer_that_is_no_file(file: str) -> None:
     disk = with_layer(chain("base <- s1*"), 1, file=file, local=not file.startswith("nbd"))
     assert {place.rpartition("/")[0] for place in state_directories(disk, "")} == {"/images"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("facts", "place"),
     [
         ((), "/slow/base.qmpsnap"),

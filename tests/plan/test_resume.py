@@ -22,6 +22,7 @@ from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, planned, with_layer
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def alive(record: IntentRecord, status: JobStatus = JobStatus.RUNNING) -> tuple[
     return (Job(record.id, record.op, status, ready=status is JobStatus.READY),)
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "status", "steps"),
     [
         (PIVOT, JobStatus.RUNNING, ["ready", "complete", "concluded", "dismiss"]),
@@ -159,7 +160,7 @@ def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
     assert plan.moves == ("vda",)
 
 
-@pytest.mark.parametrize(
+@each(
     ("job_id", "driver", "steps"),
     [
         (
@@ -203,7 +204,7 @@ def test_rest_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_th
     assert (plan.disks, plan.moves) == (("vda", "vdb"), ("vda", "vdb"))
 
 
-@pytest.mark.parametrize("job_id", ["qmpsnap-commit-pivot-0a1b2c3d", "somebody's", ""])
+@each("job_id", ["qmpsnap-commit-pivot-0a1b2c3d", "somebody's", ""])
 def test_rest_refuses_when_there_is_neither_a_job_nor_a_record(job_id: str) -> None:
     with pytest.raises(NotFound):
         rested(job_id, TWO)
@@ -364,7 +365,7 @@ def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
     assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("the job had not started",))
 
 
-@pytest.mark.parametrize("seconds", [0.0, -0.05, 3600.0])
+@each("seconds", [0.0, -0.05, 3600.0])
 def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_the_base(
     seconds: float,
 ) -> None:

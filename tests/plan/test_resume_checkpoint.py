@@ -16,6 +16,7 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import NOW, planned
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) ->
     assert plan.steps[-1] == keep_moment(record.directory, record.id, "c1")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("process", "partial"), [("2:2", True), ("", True), ("1:1", False)])
+@each("mode", MODES)
+@each(("process", "partial"), [("2:2", True), ("", True), ("1:1", False)])
 def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
     mode: FileMode, process: str, *, partial: bool
 ) -> None:
@@ -94,8 +95,8 @@ def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: Fi
     assert rested(record, ONE, files).steps == (finish_record(record.directory, (record.id,)),)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("there", [True, False])
+@each("mode", MODES)
+@each("there", [True, False])
 def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
     record, of = begun(mode)
     files = files_of(record, of, sealed=record.id, partial=False)

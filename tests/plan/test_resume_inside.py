@@ -19,6 +19,7 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, with_layer
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> 
     assert not plan.stages[0].tidy  # when it fails the record has to stay
 
 
-@pytest.mark.parametrize(
+@each(
     ("status", "of", "resumes", "says"),
     [
         ("running", BOTH, False, ""),
@@ -121,7 +122,7 @@ def test_rest_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_h
     assert plan.resumes == (write_record(STATE, LOADED), load)
 
 
-@pytest.mark.parametrize("kind", ["snapshot-save", "snapshot-load", "snapshot-delete"])
+@each("kind", ["snapshot-save", "snapshot-load", "snapshot-delete"])
 def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> None:
     job_id = "qmpsnap-delete-keep-00000001"
     plan = rested(None, BOTH, job=ended(job_id, kind))

@@ -16,6 +16,7 @@ from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.moments import MOMENT, TWO, files_of
 from tests.plan.scenes import NOW, planned, root_of, with_layer
 
@@ -124,7 +125,7 @@ def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
     assert caches == [{"direct": False, "no-flush": True}] * len(above)
 
 
-@pytest.mark.parametrize(
+@each(
     ("mode", "ran", "process", "runs"),
     [
         ("in-place", True, "1:1", True),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import pickle
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Io
@@ -15,12 +14,13 @@ from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import cont, savevm, snapshot_load, stop
 from qmpsnap.plan.step import Root, Step
 from qmpsnap.testing.drawing import chain
+from tests.each import each
 
 JOB = "qmpsnap-commit-keep-00000000"
 LOAD = snapshot_load(JOB, "c1", (("vda", "n"),), "n", running=True)
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "job_id"),
     [
         (LOAD, JOB),
@@ -38,7 +38,7 @@ def test_step_knows_the_job_that_it_has_to_do_with(step: Step, job_id: str) -> N
     assert step.job_id == job_id
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "way"),
     [
         (cont(), "cont"),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.each import all_failures
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from qmpsnap.plan.plan import Plan
-
-__all__ = ["at_each"]
 
 
 async def at_each(
@@ -25,15 +23,9 @@ async def at_each(
         check: Does it all anew for one place.
         what: What more tells this round from others.
     """
-    failed: list[Exception] = []
     tried = tuple(places)
     assert tried, f"{plan.op} has no step to check this at"
-    for place in tried:
-        try:
-            await check(place)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - all are told of below
-            problem = error if isinstance(error, Exception) else AssertionError(str(error))
-            problem.add_note(f"at step {place}, {plan.steps[place].command} {what}")
-            failed.append(problem)
-    if failed:
-        raise ExceptionGroup(f"{plan.op} {what}", failed)
+    with all_failures() as checked:
+        for place in tried:
+            with checked(f"step {place} of {plan.op}, {plan.steps[place].command} {what}"):
+                await check(place)

@@ -15,6 +15,7 @@ from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.testing.fake_faults import refused
+from tests.each import each
 from tests.run.operations import (
     CASES,
     COPY,
@@ -206,7 +207,7 @@ async def _left(case: str, happened: bool, place: int) -> None:
         assert intents(fake) == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 async def test_executor_says_that_nothing_changed_when_the_link_is_lost_before_anything_was_sent(
     case: str,
 ) -> None:
@@ -459,7 +460,7 @@ def test_the_cases_have_every_kind_of_step_that_is_sent() -> None:
     assert {"take", "job-complete", "block-job-cancel", "probe", "await-job"} <= kinds
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 def test_the_cases_courses_are_those_of_their_plans(case: str) -> None:
     plan = known_plan(case)
     drawn = [stage.split() for stage in COURSES[case].replace(" | ", " ").removeprefix("| ").split(" || ")]

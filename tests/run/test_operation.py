@@ -23,6 +23,7 @@ from qmpsnap.run.outcome import Done
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_faults import refused
+from tests.each import each
 from tests.run.operations import (
     CASES,
     COPY,
@@ -57,7 +58,7 @@ async def check_the_next_run_works(case: str, fake: FakeTarget) -> None:
     assert await fake.jobs() == ()
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 async def test_operation_performs_the_steps_of_its_plan_in_order(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -83,7 +84,7 @@ async def test_operation_performs_the_steps_of_its_plan_in_order(case: str) -> N
     )
 
 
-@pytest.mark.parametrize("case", INTENTS)
+@each("case", INTENTS)
 async def test_operation_leaves_the_files_that_its_plan_names(case: str) -> None:
     fake = machine(case)
     before = set(fake.files.names)
@@ -107,7 +108,7 @@ async def test_operation_reads_no_graph_when_it_was_seen_a_moment_ago() -> None:
         await vm_of(fake)._executor.run(plan, seen=plan.before)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 async def test_operation_refuses_when_the_chains_moved_since_the_plan(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -199,7 +200,7 @@ async def _job_fails(case: str, place: int) -> None:
     await check_the_next_run_works(case, fake)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "commit" in case or "mirror" in case])
+@each("case", [case for case in CASES if "commit" in case or "mirror" in case])
 async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -213,7 +214,7 @@ async def test_operation_succeeds_when_somebody_else_dismissed_its_job(case: str
 PUTS_AWAY = [case for case, journal in COURSES.items() if "||" in journal]
 
 
-@pytest.mark.parametrize("case", PUTS_AWAY)
+@each("case", PUTS_AWAY)
 async def test_operation_says_what_could_not_be_put_away(case: str) -> None:
     plan = known_plan(case)
     await at_each(plan, range(tidying(case), len(plan.steps)), partial(_stays, case))
@@ -250,9 +251,7 @@ async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by
     assert (set(done.invalid) <= set(fake.files.names), intents(fake)) == (True, [])
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if known_plan(case).chains_after != known_plan(case).chains_before]
-)
+@each("case", [case for case in CASES if known_plan(case).chains_after != known_plan(case).chains_before])
 async def test_operation_reports_a_graph_that_is_not_the_predicted_one(case: str) -> None:
     def lie(before: Graph, step: Step) -> Graph:
         return before
@@ -296,8 +295,8 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
     assert intents(fake) == []
 
 
-@pytest.mark.parametrize("error", [Malformed("no"), Busy("no", node="", job_id="s")])
-@pytest.mark.parametrize(("looks", "changed"), [(1, Changed.NO), (2, Changed.UNKNOWN)])
+@each("error", [Malformed("no"), Busy("no", node="", job_id="s")])
+@each(("looks", "changed"), [(1, Changed.NO), (2, Changed.UNKNOWN)])
 async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_it_goes_back(
     error: QmpsnapError, looks: int, changed: Changed
 ) -> None:

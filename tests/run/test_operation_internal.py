@@ -12,13 +12,14 @@ from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_faults import refused
+from tests.each import each
 from tests.plan.scenes import with_layer
 from tests.run.operations import MACHINE, OLD, inside, machine, plan_of, vm_of
 
 pytestmark = pytest.mark.timeout(10)
 
 
-@pytest.mark.parametrize("case", ["snapshot-internal", "delete", "checkpoint-internal"])
+@each("case", ["snapshot-internal", "delete", "checkpoint-internal"])
 async def test_operation_refuses_when_the_snapshots_inside_moved_since_the_plan(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -56,7 +57,7 @@ async def test_operation_that_was_to_stop_between_two_deletions_does_the_rest() 
     assert inside(fake.state) == {"vda": [], "vdb": []}
 
 
-@pytest.mark.parametrize("case", ["snapshot-internal", "delete", "checkpoint-internal"])
+@each("case", ["snapshot-internal", "delete", "checkpoint-internal"])
 async def test_operation_notices_when_qemu_did_not_do_it_inside_the_image(case: str) -> None:
     fake = FakeTarget(MACHINE, change=lambda state, _: state)
     with pytest.raises(GraphMismatch, match="the internal snapshots of") as caught:

@@ -15,6 +15,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.job import JobStatus
 from qmpsnap.run.outcome import Done, Hooks
+from tests.each import each
 from tests.run.operations import (
     CASES,
     INTENTS,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(10)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if known_plan(case).start is not None])
+@each("case", [case for case in CASES if known_plan(case).start is not None])
 async def test_operation_leaves_a_job_that_an_error_paused_and_says_what_is_changed(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -49,7 +50,7 @@ async def test_operation_leaves_a_job_that_an_error_paused_and_says_what_is_chan
     assert intents(fake) == ([plan.job_id] if plan.record else [])
 
 
-@pytest.mark.parametrize("case", [case for case in INTENTS if known_plan(case).start is not None])
+@each("case", [case for case in INTENTS if known_plan(case).start is not None])
 async def test_operation_that_is_left_runs_on_and_is_brought_to_its_end_later(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
@@ -73,7 +74,7 @@ async def test_operation_that_is_left_runs_on_and_is_brought_to_its_end_later(ca
     assert intents(fake) == ([plan.job_id] if case == "commit-keep" else [])
 
 
-@pytest.mark.parametrize("case", [case for case in INTENTS if known_plan(case).start is not None])
+@each("case", [case for case in INTENTS if known_plan(case).start is not None])
 async def test_operation_that_was_left_can_be_cancelled_later(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)

@@ -30,6 +30,7 @@ from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.step import MoveRoot
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake_faults import refused
+from tests.each import each
 from tests.run.operations import vm_of
 from tests.run.places import at_each
 from tests.run.states import CASES, begun, known_plan, stand
@@ -59,7 +60,7 @@ def moment(fake: FakeTarget, name: str) -> MomentRecord:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 async def test_operation_on_state_does_what_its_plan_says(case: str) -> None:
     fake = await begun(case)
     before = stand(fake)
@@ -78,7 +79,7 @@ async def test_operation_on_state_does_what_its_plan_says(case: str) -> None:
     assert (dict(done.prepared), done.memory) == (dict(plan.prepared), plan.memory)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 async def test_operation_on_state_leaves_the_guest_as_it_was_or_as_it_was_kept(case: str) -> None:
     fake = await begun(case)
     ran = fake.guest.now.running
@@ -86,7 +87,7 @@ async def test_operation_on_state_leaves_the_guest_as_it_was_or_as_it_was_kept(c
     assert fake.guest.now.running is (case in {"incoming", "restore"} or (ran and case != "save"))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if known_plan(case).op == "checkpoint"])
+@each("case", [case for case in CASES if known_plan(case).op == "checkpoint"])
 async def test_operation_keeps_the_file_of_a_checkpoint_with_its_moment(case: str) -> None:
     fake = await begun(case)
     ran = fake.guest.now.running
@@ -98,7 +99,7 @@ async def test_operation_keeps_the_file_of_a_checkpoint_with_its_moment(case: st
     assert state.partial not in fake.files.names
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("revert", "prepare"))])
+@each("case", [case for case in CASES if case.startswith(("revert", "prepare"))])
 async def test_operation_keeps_the_branch_that_a_revert_begins(case: str) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
@@ -323,7 +324,7 @@ async def outcome(fake: FakeTarget, plan: Plan, hooks: Hooks) -> Done | Interrup
         return error
 
 
-@pytest.mark.parametrize(
+@each(
     ("case", "at"),
     [
         ("revert", "qom-set"),
@@ -391,7 +392,7 @@ async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or
     assert stand(fake) == before
 
 
-@pytest.mark.parametrize("case", ["revert", "revert-disks", "incoming", "restore"])
+@each("case", ["revert", "revert-disks", "incoming", "restore"])
 async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: str) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
@@ -404,7 +405,7 @@ async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: 
     assert (caught.value.changed, fake.performed, stand(fake)) == (Changed.NO, [], before)
 
 
-@pytest.mark.parametrize("case", ["stop", "background", "save"])
+@each("case", ["stop", "background", "save"])
 async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case: str) -> None:
     fake = await begun(case)
     before = stand(fake)

@@ -15,6 +15,7 @@ from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import with_layer
 from tests.run.operations import inside, intents, vm_of
 
@@ -101,8 +102,8 @@ async def left_by(intent: Intent, fake: FakeTarget, *, status: str, error: str |
     return plan.job_id
 
 
-@pytest.mark.parametrize("way", ["wait", "cancel"])
-@pytest.mark.parametrize(
+@each("way", ["wait", "cancel"])
+@each(
     ("status", "error", "resumed"),
     [("restore-vm", EARLY, True), ("restore-vm", LATE, False), ("paused", EARLY, False)],
 )

@@ -6,15 +6,14 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-import pytest
-
 from qmpsnap.run.os_errors import hint, reason, unusable
+from tests.each import each
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize(
+@each(
     ("number", "says", "advice"),
     [
         (errno.ENAMETOOLONG, "the name is too long for the file system", "choose a shorter name"),

@@ -24,6 +24,7 @@ from qmpsnap.run.outcome import (
 )
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import planned, unseen, with_layer
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def only(*disks: Disk) -> Graph:
     return graph(*disks)
 
 
-@pytest.mark.parametrize(
+@each(
     "intent",
     [
         Snapshot("n1"),
@@ -67,7 +68,7 @@ def test_mismatch_leaves_other_disks_and_nodes_alone() -> None:
     assert mismatch(MIDDLE, other) == ""
 
 
-@pytest.mark.parametrize(
+@each(
     ("found", "problem"),
     [
         (TWO, f"the chain of vda is ['{S2}', '{S1}', '{BASE}']"),
@@ -82,7 +83,7 @@ def test_mismatch_says_in_what_the_graph_differs(found: Graph, problem: str) -> 
     assert mismatch(MIDDLE, found).startswith(problem)
 
 
-@pytest.mark.parametrize("name", [BASE, "base.qcow2", "./base.qcow2", f"file:{BASE}"])
+@each("name", [BASE, "base.qcow2", "./base.qcow2", f"file:{BASE}"])
 def test_mismatch_takes_every_name_that_leads_to_the_file_below(name: str) -> None:
     assert mismatch(MIDDLE, after(MIDDLE, 0, backing=name)) == ""
 
@@ -194,7 +195,7 @@ def test_invalid_now_uses_the_names_that_files_have() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("op", "invalid", "changed"),
     [
         ("commit", (BASE,), Changed.YES),

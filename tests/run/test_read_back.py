@@ -12,6 +12,7 @@ from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.run.read_back import read_back
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
+from tests.each import each
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ CASES: list[tuple[Intent, dict[str, str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("intent", "headers"), CASES)
+@each(("intent", "headers"), CASES)
 async def test_headers_that_were_written_are_read_back(intent: Intent, headers: dict[str, str]) -> None:
     target, plan = after(intent)
     assert plan.headers == headers
@@ -62,7 +63,7 @@ async def test_headers_that_were_written_are_read_back(intent: Intent, headers: 
         assert error.value.hint.endswith(f"then finish it: qmpsnap job wait {plan.operation_id}")
 
 
-@pytest.mark.parametrize(("intent", "headers"), CASES)
+@each(("intent", "headers"), CASES)
 async def test_files_that_were_made_have_to_be_there(intent: Intent, headers: dict[str, str]) -> None:
     target, plan = after(intent)
     assert plan.after is not None
@@ -78,7 +79,7 @@ async def test_files_that_were_made_have_to_be_there(intent: Intent, headers: di
         del target.files.open[file]
 
 
-@pytest.mark.parametrize(
+@each(
     ("drawn", "intent", "file", "hint"),
     [
         (

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
-
 from qmpsnap.run.session import Event
 from qmpsnap.run.standstill import Stops
+from tests.each import each
 
 
 def noted(*events: tuple[str, float]) -> Stops:
@@ -13,7 +12,7 @@ def noted(*events: tuple[str, float]) -> Stops:
     return stops
 
 
-@pytest.mark.parametrize(
+@each(
     ("events", "seconds", "count"),
     [
         ((), None, 0),

@@ -17,6 +17,7 @@ from qmpsnap.plan.intent import (
 )
 from qmpsnap.run.turns import Claim, claim_of
 from qmpsnap.testing.drawing import chain, graph
+from tests.each import each
 from tests.plan.scenes import planned, with_layer
 from tests.run.operations import OLD
 
@@ -50,8 +51,8 @@ WHOLE: dict[str, Intent] = {
 }
 
 
-@pytest.mark.parametrize("one", VDA)
-@pytest.mark.parametrize("other", VDB)
+@each("one", VDA)
+@each("other", VDB)
 def test_operations_on_disjoint_disks_run_side_by_side(one: str, other: str) -> None:
     first, second = claim_of(planned(VDA[one], TWO)), claim_of(planned(VDB[other], TWO))
     assert not first.meets(second)

@@ -4,6 +4,7 @@ import pytest
 
 from qmpsnap.model.graph import Disk, Filter, Layer, Node
 from qmpsnap.testing.drawing import MIB, chain, graph
+from tests.each import each
 
 
 def test_chain_draws_a_disk_base_first() -> None:
@@ -20,7 +21,7 @@ def test_chain_draws_a_disk_base_first() -> None:
     )
 
 
-@pytest.mark.parametrize("drawing", ["base", "base* <- s1", "base* <- s1*", "", "base <- s1 <- "])
+@each("drawing", ["base", "base* <- s1", "base* <- s1*", "", "base <- s1 <- "])
 def test_chain_refuses_a_drawing_without_one_active_layer_at_its_end(drawing: str) -> None:
     with pytest.raises(ValueError, match="is the active one"):
         chain(drawing)

@@ -23,6 +23,7 @@ from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_faults import refused
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ async def statuses(fake: FakeTarget) -> list[JobStatus]:
     return [job.status for job in await fake.jobs()]
 
 
-@pytest.mark.parametrize("intent", [Snapshot("n1"), Stream("vda"), Commit("vda", "s1", "base")])
+@each("intent", [Snapshot("n1"), Stream("vda"), Commit("vda", "s1", "base")])
 async def test_fake_does_what_the_plan_predicts(intent: Snapshot | Stream | Commit) -> None:
     fake, plan = FakeTarget(TWO), planned(intent, TWO)
     for step in plan.steps:
@@ -124,7 +125,7 @@ async def test_fake_job_ends_with_the_error_that_was_set() -> None:
     assert fake.state == TWO
 
 
-@pytest.mark.parametrize("kind", [job_complete, end_copy, job_cancel, job_dismiss])
+@each("kind", [job_complete, end_copy, job_cancel, job_dismiss])
 async def test_fake_refuses_what_no_job_or_its_state_allows(kind: Callable[[str], Step]) -> None:
     fake = FakeTarget(TWO)
     with pytest.raises(CommandFailed, match="Job not found"):

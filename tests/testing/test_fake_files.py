@@ -32,6 +32,7 @@ from qmpsnap.plan.commands.records import (
 )
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 
 if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
@@ -77,7 +78,7 @@ def test_fake_files_have_every_directory_but_those_of_records_until_one_is_writt
     assert [record.directory for record in files.look(ask).records] == ["/r.qmpsnap"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "names"),
     [
         (create_overlay("/o", size_bytes=1, backing=S1, backing_format="qcow2", like=S1), (BASE, S1, "/o")),
@@ -95,7 +96,7 @@ def test_fake_files_do_a_step(step: Step, names: tuple[str, ...]) -> None:
     assert files.names == names
 
 
-@pytest.mark.parametrize(
+@each(
     "step",
     [
         create_overlay(BASE, size_bytes=1, backing=S1, backing_format="qcow2", like=S1),

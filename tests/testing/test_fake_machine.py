@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from qmpsnap.plan.commands.migration import (
     await_closed,
     await_migration,
@@ -19,6 +17,7 @@ from qmpsnap.plan.commands.migration import (
 from qmpsnap.plan.commands.state import cont, stop, stop_for_load, system_reset
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import FakeMachine, a_machine
+from tests.each import each
 
 if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
@@ -34,7 +33,7 @@ def after(*steps: Step, running: bool = True) -> FakeMachine:
     return machine
 
 
-@pytest.mark.parametrize(
+@each(
     ("steps", "status", "running"),
     [
         ((stop(),), "paused", False),

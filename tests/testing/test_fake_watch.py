@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from qmpsnap.model.job import STAYS, Job, JobStatus
 from qmpsnap.plan.commands.jobs import await_job
 from qmpsnap.testing.fake_watch import FakeWatch
+from tests.each import each
 
 if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
@@ -43,7 +42,7 @@ async def test_fake_watch_asks_the_target_for_each_wait() -> None:
     assert watch.times[JobStatus.CONCLUDED] - watch.times[JobStatus.PENDING] == 0.25
 
 
-@pytest.mark.parametrize("status", JobStatus)
+@each("status", JobStatus)
 async def test_fake_watch_waits_until_the_job_stands_or_has_ended(status: JobStatus) -> None:
     told = [Job("j", "commit", JobStatus.RUNNING), Job("j", "commit", status)]
     waited: list[Job] = []

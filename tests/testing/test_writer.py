@@ -5,6 +5,7 @@ from io import BytesIO
 import pytest
 
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
+from tests.each import each
 
 WRITES = Writes(seed=3, blocks=16, burst=4)
 
@@ -103,7 +104,7 @@ def test_count_in_refuses_an_image_that_is_too_short():
         WRITES.count_in(BytesIO(bytes(15 * BLOCK_BYTES)), high=0)
 
 
-@pytest.mark.parametrize("bad", [{"burst": 3}, {"burst": 0}, {"burst": 65, "blocks": 65}, {"seed": 65536}])
+@each("bad", [{"burst": 3}, {"burst": 0}, {"burst": 65, "blocks": 65}, {"seed": 65536}])
 def test_writes_refuses_what_the_guest_cannot_do(bad):
     with pytest.raises(ValueError, match="not"):
         Writes(**{"blocks": 16} | bad)

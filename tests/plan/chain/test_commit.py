@@ -32,6 +32,7 @@ from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
@@ -40,7 +41,7 @@ ALL = (S4, S3, S2, S1, BASE)
 AS_BASE = Root("vda", "vda-base", BASE, "qcow2", None, ())
 
 
-@pytest.mark.parametrize(
+@each(
     ("top", "base", "after", "invalid", "if_stopped"),
     [
         ("s3", "base", (S4, BASE), (S3, S2, S1), (S2, S1, BASE)),
@@ -169,7 +170,7 @@ def test_commit_addresses_the_root_when_a_throttle_stands_above() -> None:
     assert (start.arguments["device"], start.arguments["top-node"]) == ("thr", "vda-s1")
 
 
-@pytest.mark.parametrize(
+@each(
     ("folded", "steps", "invalid"),
     [
         ("rename", [retire_file(S1, "rename", f"{S1}.invalid", Proof("qcow2", BASE))], (f"{S1}.invalid",)),
@@ -316,13 +317,13 @@ def test_commit_that_keeps_the_overlay_does_not_lose_what_that_holds() -> None:
         planned(Commit("vda"), holds)
 
 
-@pytest.mark.parametrize(("top", "base"), [("base", "s1"), ("s1", "s1"), ("s1", "s4"), (None, "s4")])
+@each(("top", "base"), [("base", "s1"), ("s1", "s1"), ("s1", "s4"), (None, "s4")])
 def test_commit_refuses_a_base_that_is_not_below_top(top: str | None, base: str) -> None:
     with pytest.raises(NotInChain, match="is not below top"):
         planned(Commit("vda", top, base), T5)
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "error"),
     [
         (Commit("vdz"), NotFound),
@@ -356,9 +357,7 @@ def test_commit_refuses_a_disk_whose_active_layer_somebody_elses_node_covers() -
         planned(Commit("vda"), covered)
 
 
-@pytest.mark.parametrize(
-    "command", ["block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"]
-)
+@each("command", ["block-commit", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"])
 def test_commit_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(Commit("vda"), T5, commands=COMMANDS - {command})

@@ -22,6 +22,7 @@ from qmpsnap.plan.intent import Commit, Mirror, Revert, Stream
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.moments import BASE, ID, MOMENT, O1, O2, S1, TWO, files_of
 from tests.plan.scenes import NOW, STATE, planned
 
@@ -70,7 +71,7 @@ def named(over: int, *, state: KeptState | None = None) -> MomentRecord:
 EVERY = tuple(named(over) for over in range(4))
 
 
-@pytest.mark.parametrize(
+@each(
     ("top", "base", "lies", "lost"),
     [  # T5 on base <- s0 <- s1 <- s2 <- s3: where each moment lies afterwards, and which are lost
         (1, 4, {"n0": "/base"}, ["n1", "n2", "n3"]),
@@ -121,7 +122,7 @@ def test_fates_of_a_moment_that_other_disks_have_too_are_noted_and_it_stays() ->
     assert fates((lost,), Fold("vda", (O1, S1, BASE), (O1,), S1)).ended == (lost,)
 
 
-@pytest.mark.parametrize("covered", [CHAIN[1], "/aside", "/given"])
+@each("covered", [CHAIN[1], "/aside", "/given"])
 def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_read_from(covered: str) -> None:
     aside = replace(
         EVERY[0], overlays={"vda": "/x"}, covered={"vda": covered}, chains={"vda": (covered, *CHAIN[2:])}
@@ -195,7 +196,7 @@ def test_commit_says_what_it_costs_and_what_lies_elsewhere(files_are_kept: bool)
     assert [note for note in notes if "'c1' is lost" in note]
 
 
-@pytest.mark.parametrize(
+@each(
     ("policy", "commands"),
     [
         ("rename", ["retire-file", "keep-lost"]),
@@ -225,7 +226,7 @@ def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
     assert retire(stream, (stream, ALONE, above))[0] == (keep_place(STATE, "a", "vda", (S1,)),)
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (Revert("c1", into="new"), "stop")]
 )
 def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Layer, Node
@@ -9,6 +8,7 @@ from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, scene
 
 ONE = graph(vda="base <- s1*")
@@ -28,7 +28,7 @@ def test_layer_index_knows_moments_of_this_disk_alone() -> None:
     assert layer_index(here, ONE.disks["vda"], "base") == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("overlay", "base", "name"),
     [
         (OVERLAY, BASE, "../base.qcow2"),
@@ -47,11 +47,11 @@ def test_recorded_like_keeps_a_relative_name_relative(
     assert recorded_like(scene(), overlay, (base,) if base else ()) == name
 
 
-@pytest.mark.parametrize(
+@each(
     ("overlay", "name"),
     [(OVERLAY, "../base.qcow2"), (replace(OVERLAY, backing="/dev/fdset/1"), "/a/base.qcow2")],
 )
-@pytest.mark.parametrize("spelled", ["a/base.qcow2", "/dev/fdset/1"])
+@each("spelled", ["a/base.qcow2", "/dev/fdset/1"])
 def test_recorded_like_names_the_file_when_qemus_own_name_leads_nowhere(
     overlay: Layer, name: str, spelled: str
 ) -> None:

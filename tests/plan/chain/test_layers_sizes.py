@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import Unsupported
 from qmpsnap.plan.chain.layers import refuse_commit_of_shorter, refuse_stream_of_shorter
 from qmpsnap.testing.drawing import chain
+from tests.each import each
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
@@ -22,7 +23,7 @@ def disk(*sizes: int) -> Disk:
     return replace(drawn, layers=tuple(replace(layer, virtual_size=size) for layer, size in layers))
 
 
-@pytest.mark.parametrize(
+@each(
     ("sizes", "into", "base", "refused"),
     [
         ((4, 4, 4, 4), 0, 3, ""),
@@ -47,7 +48,7 @@ def test_stream_is_refused_where_old_bytes_would_be_read_again(
     assert "without a base" in caught.value.hint
 
 
-@pytest.mark.parametrize(
+@each(
     ("sizes", "top", "base", "refused"),
     [
         ((4, 4, 4, 4), 0, 3, ""),

@@ -28,6 +28,7 @@ from qmpsnap.plan.step import MoveRoot, Root
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 TWO = graph(vda="base <- s1*")
@@ -115,7 +116,7 @@ def test_mirror_that_finishes_ends_the_copy_and_leaves_the_chain() -> None:
     assert (plan.moves, plan.invalid, plan.invalid_if_stopped) == ((), (), ())
 
 
-@pytest.mark.parametrize(
+@each(
     ("sync", "after", "backing"),
     [
         ("full", (COPY,), None),
@@ -184,7 +185,7 @@ def test_mirror_takes_an_existing_target_when_it_fits() -> None:
     assert planned(pivot(use_existing=True, format="raw"), TWO, files=existing("raw"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "files", "message"),
     [
         (finish(), existing(size_bytes=MIB), "has 1048576 bytes, vda has 67108864"),
@@ -233,15 +234,15 @@ def test_mirror_refuses_a_target_that_exists() -> None:
     assert caught.value.file == COPY
 
 
-@pytest.mark.parametrize("use_existing", [True, False])
-@pytest.mark.parametrize("file", [*CHAIN, "/images/data.qcow2"])
+@each("use_existing", [True, False])
+@each("file", [*CHAIN, "/images/data.qcow2"])
 def test_mirror_refuses_a_layer_of_any_disk_as_its_target(file: str, use_existing: bool) -> None:
     both = graph(vda="base <- s1*", vdb="data*")
     with pytest.raises(TargetExists, match="is a layer of"):
         planned(Mirror("vda", file, "pivot", use_existing=use_existing), both)
 
 
-@pytest.mark.parametrize(
+@each(
     ("where", "message"),
     [
         (DirFact("/copies", exists=False, writable=False), "does not exist"),
@@ -256,7 +257,7 @@ def test_mirror_refuses_a_directory_that_cannot_take_the_target(where: DirFact, 
         planned(pivot(), TWO, files=files)
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "error"),
     [
         (Mirror("vdz", COPY, "pivot"), NotFound),
@@ -287,7 +288,7 @@ def test_mirror_of_a_read_only_disk_cannot_pivot(ending: Ending) -> None:
             planned(intent, disk)
 
 
-@pytest.mark.parametrize(
+@each(
     ("layer", "sync", "lost"),
     [(0, "full", True), (1, "full", True), (0, "top", True), (1, "top", False), (0, "none", False)],
 )
@@ -312,9 +313,7 @@ def test_mirror_refuses_a_disk_that_a_job_holds_or_a_node_covers() -> None:
         planned(pivot(), covered)
 
 
-@pytest.mark.parametrize(
-    "command", ["drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"]
-)
+@each("command", ["drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel"])
 def test_mirror_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(pivot(), TWO, commands=COMMANDS - {command})

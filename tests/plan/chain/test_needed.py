@@ -14,6 +14,7 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, planned, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
@@ -27,7 +28,7 @@ def standing(on: str, *, at: str = OTHER) -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize("on", [BASE, S1, S2])
+@each("on", [BASE, S1, S2])
 def test_commit_refuses_when_an_image_stands_on_what_changes(on: str) -> None:
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("vda", "s2", "base"), T5, files=standing(on))

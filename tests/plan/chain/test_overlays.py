@@ -26,6 +26,7 @@ from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def existing(**header: Any) -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize(
+@each(
     ("header", "message"),
     [
         ({"virtual_size": 32 * MIB}, "has 33554432 bytes, vda has 67108864"),
@@ -160,7 +161,7 @@ def test_snapshot_refuses_an_existing_overlay_that_it_cannot_look_at() -> None:
     assert caught.value.feature == "use_existing"
 
 
-@pytest.mark.parametrize("kind", ["regular", "symlink", "directory", "other"])
+@each("kind", ["regular", "symlink", "directory", "other"])
 def test_snapshot_refuses_a_name_that_is_taken(kind: str) -> None:
     files = FakeFiles(ONE)
     files.put(N1, format="raw")
@@ -170,8 +171,8 @@ def test_snapshot_refuses_a_name_that_is_taken(kind: str) -> None:
     assert (caught.value.file, caught.value.exit_code) == (N1, 3)
 
 
-@pytest.mark.parametrize("file", ["/images/base.qcow2", "/images/s1.qcow2", "/images/data.qcow2"])
-@pytest.mark.parametrize("use_existing", [True, False])
+@each("file", ["/images/base.qcow2", "/images/s1.qcow2", "/images/data.qcow2"])
+@each("use_existing", [True, False])
 def test_snapshot_refuses_a_layer_of_any_disk_as_its_file(file: str, use_existing: bool) -> None:
     two = graph(vda="base <- s1*", vdb="data*")
     with pytest.raises(TargetExists, match="is a layer of"):
@@ -185,7 +186,7 @@ def test_snapshot_refuses_a_layer_under_another_name_as_its_file() -> None:
         planned(Snapshot("n1", ("vda",), {"vda": "/link"}, use_existing=True), ONE, files=files)
 
 
-@pytest.mark.parametrize(
+@each(
     ("where", "message"),
     [
         (DirFact("/new", exists=False, writable=False), "does not exist"),
@@ -264,7 +265,7 @@ def test_snapshot_refuses_a_named_disk_that_is_empty_or_read_only(disk: Disk) ->
         planned(Snapshot("n1", ("vda",)), graph(disk))
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 65])
+@each("name", ["", "a b", "../x", "x" * 65])
 def test_snapshot_refuses_a_name_outside_the_grammar(name: str) -> None:
     with pytest.raises(BadName):
         planned(Snapshot(name), ONE)

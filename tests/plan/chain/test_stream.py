@@ -14,6 +14,7 @@ from qmpsnap.plan.step import DropLayers
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T6 = graph(vda="base <- s1 <- s2 <- s3 <- active*")
@@ -75,7 +76,7 @@ def test_stream_sends_the_nodes_and_waits_to_be_finalized() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("base", "into", "after"),
     [
         ("base", None, ["active", "base"]),
@@ -116,13 +117,13 @@ def test_stream_writes_no_record_when_files_are_not_visible() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("base", "into"), [("active", None), ("s3", "s2"), ("s2", "s2")])
+@each(("base", "into"), [("active", None), ("s3", "s2"), ("s2", "s2")])
 def test_stream_refuses_a_base_that_is_not_below(base: str, into: str | None) -> None:
     with pytest.raises(NotInChain, match="is not below"):
         planned(Stream("vda", base, into), T6)
 
 
-@pytest.mark.parametrize(("base", "into"), [("s3", None), ("s1", "s2"), (None, "base")])
+@each(("base", "into"), [("s3", None), ("s1", "s2"), (None, "base")])
 def test_stream_refuses_when_there_is_nothing_between(base: str | None, into: str | None) -> None:
     with pytest.raises(Unsupported, match="nothing to stream"):
         planned(Stream("vda", base, into), T6)

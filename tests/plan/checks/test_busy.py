@@ -13,6 +13,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.checks.busy import holders, refuse_busy, refuse_covered, refuse_jobs
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, scene
 
 ONE = graph(vda="base <- s1*")
@@ -32,7 +33,7 @@ def test_holders_names_the_job_of_each_disk_on_a_real_graph(qemu: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("driver", "kind", "held"),
     [
         ("copy-on-read", "stream", True),
@@ -44,7 +45,7 @@ def test_holders_names_the_job_of_each_disk_on_a_real_graph(qemu: str) -> None:
         ("throttle", "mirror", False),
     ],
 )
-@pytest.mark.parametrize("layer", ["base", "s1"])
+@each("layer", ["base", "s1"])
 def test_holders_knows_a_job_by_its_filter(driver: str, kind: str, held: bool, layer: str) -> None:
     filtered = graph(*ONE.disks.values(), nodes=(Node("#f", driver, f"/images/{layer}.qcow2"),))
     found = holders(scene(filtered, jobs=(job("j", kind),)), filtered.disks["vda"])
@@ -103,7 +104,7 @@ def test_refuse_busy_knows_a_job_that_is_named_after_the_drive() -> None:
     refuse_busy(scene(jobs=(job("", "backup"),)), ONE.disks["vda"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("node", "refused"),
     [
         (Node("old", "qcow2", "/o", backing="/images/s1.qcow2"), True),

@@ -17,6 +17,7 @@ from qmpsnap.plan.checks.encryption import (
     refuse_second_opening,
 )
 from qmpsnap.testing.drawing import chain, graph
+from tests.each import each
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk
@@ -45,7 +46,7 @@ def test_overlay_is_refused_on_what_the_guest_writes_encrypted() -> None:
     assert caught.value.feature == CLEAR
 
 
-@pytest.mark.parametrize(
+@each(
     ("disk", "encrypted", "plain", "refused"),
     [
         (PLAIN, False, False, False),

@@ -24,6 +24,7 @@ from qmpsnap.plan.intent import (
 from qmpsnap.plan.plan import Plan
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.scenes import planned, started, with_layer
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def test_every_verb_is_tried_here_but_the_deletion_of_a_moment() -> None:
     assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - {Delete}
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("name", [BASE, S1])
-@pytest.mark.parametrize("intent", VERBS, ids=lambda one: type(one).__name__)
+@each("shared", [True, False])
+@each("name", [BASE, S1])
+@each("intent", VERBS)
 def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: bool) -> None:
     if isinstance(intent, Revert) and not shared:
         shared = True
@@ -89,7 +90,7 @@ def test_verbs_refuse_a_layer_that_was_moved(intent: Intent, name: str, shared: 
     assert (refused.value.file, refused.value.path) == (name, "/other/x.qcow2")
 
 
-@pytest.mark.parametrize(
+@each(
     ("state", "path", "replaced", "message", "hint"),
     [
         (
@@ -131,8 +132,8 @@ def test_refusal_names_both_files_and_the_way_out(
     assert refused.value.hint == f"{hint} the disk to a new file: qmpsnap mirror vda FILE --pivot"
 
 
-@pytest.mark.parametrize("state", ["moved", "unlinked"])
-@pytest.mark.parametrize("ending", ["pivot", "finish"])
+@each("state", ["moved", "unlinked"])
+@each("ending", ["pivot", "finish"])
 def test_a_full_mirror_is_the_way_out(state: OpenState, ending: str) -> None:
     path = "/other/x.qcow2" if state == "moved" else ""
     plan = planned(
@@ -173,11 +174,10 @@ def in_snapshot_mode() -> Graph:
     return graph(replace(disk, layers=(replace(disk.active, file=TEMPORARY), *disk.layers[1:])), vdb="other*")
 
 
-@pytest.mark.parametrize("state", ["unlinked", "unknown"])
-@pytest.mark.parametrize(
+@each("state", ["unlinked", "unknown"])
+@each(
     "intent",
     [*(one for one in VERBS if not isinstance(one, Commit)), Mirror("vda", "/images/new", "finish")],
-    ids=lambda one: type(one).__name__,
 )
 def test_verbs_refuse_a_disk_in_snapshot_mode(intent: Intent, state: OpenState) -> None:
     there = in_snapshot_mode()
@@ -242,7 +242,7 @@ def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent)
     assert started(planned(intent, there)).arguments["backing-file"] == BASE
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "index"),
     [
         (Snapshot("one"), 0),
@@ -259,7 +259,7 @@ def test_verbs_refuse_to_name_a_part_of_a_file_as_if_it_were_all(intent: Intent,
     assert "qmpsnap mirror vda FILE --pivot" in refused.value.hint
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "index"),
     [
         (Snapshot("one"), 1),

@@ -8,6 +8,7 @@ from qmpsnap.plan.intent import Checkpoint, Commit, Intent, Mirror, Save, Snapsh
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import planned
 
 TWO = graph(vda="base <- s1*")
@@ -30,7 +31,7 @@ class Everywhere(dict[str, FileFact]):
         return FileFact(kind, real=path, problem=problem, hint=hint)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@each(
     "intent",
     [
         Snapshot("n1"),
@@ -41,9 +42,8 @@ class Everywhere(dict[str, FileFact]):
         Save("/images/m"),
         Commit("vda"),
     ],
-    ids=lambda intent: type(intent).__name__,
 )
-@pytest.mark.parametrize(
+@each(
     ("kind", "problem", "error", "says"),
     [
         ("other", TOO_LONG, InvalidTarget, TOO_LONG),

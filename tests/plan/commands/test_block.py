@@ -19,6 +19,7 @@ from qmpsnap.plan.commands.block import (
     snapshot_sync,
 )
 from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 NEW = Root("vda", "qmpsnap-a-1", "/new", "qcow2", "/base", (("/base", "raw"),))
@@ -107,7 +108,7 @@ def test_an_image_is_opened_with_its_file_and_freed_by_its_name(
     assert (flags(step), step.undo, step.effect) == ("", (blockdev_del("n"),), AddNode("n", "qcow2", "/f"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("io", "unmap", "more"),
     [
         (Io(), True, {"discard": "unmap"}),

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.plan.commands.files import (
     Proof,
@@ -19,6 +17,7 @@ from qmpsnap.plan.commands.files import (
     seal_memory,
     seal_store,
 )
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 KEPT = Fingerprint("pc", 1, (), {}, {})
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments"),
     [
         (
@@ -45,7 +44,7 @@ def test_a_file_that_is_made_is_removed_again(step: Step, command: str, argument
     assert (flags(step), step.undo, step.effect) == ("", (remove_file("/o"),), None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments", "set_flags"),
     [
         (

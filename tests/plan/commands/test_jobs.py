@@ -15,6 +15,7 @@ from qmpsnap.plan.commands.jobs import (
     job_finalize,
 )
 from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 JOB = "qmpsnap-commit-keep-00000000"
@@ -24,7 +25,7 @@ AS_BASE = MoveRoot(Root("vda", "b", "/b", "qcow2", None, ()))
 DROPS = DropLayers("vda", "/t", "/b")
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments", "set_flags"),
     [
         (job_complete(JOB), "job-complete", {"id": JOB}, "final"),

@@ -17,6 +17,7 @@ from qmpsnap.plan.commands.migration import (
     set_parameters,
     uri,
 )
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_memory_that_comes_in_is_taken_back_by_nothing() -> None:
     assert (flags(step), step.undo) == ("final loads unseen", ())
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments", "detail"),
     [
         (await_migration("kept"), "await-migration", {"until": "kept"}, {"may_stop": True}),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.record import IntentRecord
@@ -16,6 +15,7 @@ from qmpsnap.plan.commands.records import (
     keep_place,
     write_record,
 )
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def test_the_record_of_a_way_back_inside_images_goes_wherever_the_guest_stands()
     assert flags(write_record("/r", replace(RECORD, op="revert-internal"))) == "restores"
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments", "set_flags"),
     [
         (finish_record("/r", (JOB,)), "finish-record", {"ids": [JOB]}, ""),

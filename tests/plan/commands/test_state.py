@@ -18,13 +18,14 @@ from qmpsnap.plan.commands.state import (
     system_reset,
 )
 from qmpsnap.plan.step import Inside, Step
+from tests.each import each
 from tests.plan.commands.flags import flags
 
 BOTH, STORE = (("vda", "n1"), ("vdb", "n2")), (("", "store"),)
 DISKS = ("vda", "vdb")
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "set_flags", "undo"),
     [
         (stop(), "stop", "pauses", (cont(),)),
@@ -40,7 +41,7 @@ def test_what_is_said_to_the_guest_is_a_command_without_arguments(
     assert (flags(step), step.undo, step.effect) == (set_flags, undo, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "way", "line", "set_flags", "effect"),
     [
         (savevm("c1", DISKS), "savevm", 'savevm "c1"', "final writes pauses", Inside(DISKS, "c1")),
@@ -80,7 +81,7 @@ def test_a_word_for_the_human_monitor_is_quoted() -> None:
     assert quoted("a b;c") == '"a b;c"'
 
 
-@pytest.mark.parametrize(
+@each(
     ("step", "command", "arguments", "set_flags", "effect"),
     [
         (

@@ -26,6 +26,7 @@ from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, 
 from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert, Via
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_machine import COMMANDS, a_machine
+from tests.each import each
 from tests.plan.scenes import STATE as STATE_DIR
 from tests.plan.scenes import job, planned, unseen, with_layer
 
@@ -54,7 +55,7 @@ SAVE, LOAD, DELETE = Checkpoint("c2", "internal"), Revert("c1"), Delete("c1")
 NODES = (("vda", "vda-s1"), ("vdb", "vdb-s1"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "step", "inside"),
     [
         (SAVE, savevm("c2", ("vda", "vdb")), ["c1", "c2"]),
@@ -71,7 +72,7 @@ def test_checkpoint_is_one_line_of_the_human_monitor(intent: Intent, step: Step,
         assert [one.name for one in plan.after.disks[name].active.snapshots] == inside
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "step", "inside"),
     [
         (replace(SAVE, via="jobs"), partial(snapshot_save, name="c2", nodes=NODES), ["c1", "c2"]),
@@ -97,9 +98,9 @@ def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
         assert [one.name for one in plan.after.disks[name].active.snapshots] == inside
 
 
-@pytest.mark.parametrize("via", ["hmp", "jobs"])
-@pytest.mark.parametrize("intent", [SAVE, LOAD])
-@pytest.mark.parametrize("running", [True, False])
+@each("via", ["hmp", "jobs"])
+@each("intent", [SAVE, LOAD])
+@each("running", [True, False])
 def test_checkpoint_is_written_down_first_and_put_away_last(
     intent: Checkpoint | Revert, via: Via, *, running: bool
 ) -> None:
@@ -114,10 +115,8 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
     assert plan.job_id in {"", record.id}
 
 
-@pytest.mark.parametrize("via", ["hmp", "jobs"])
-@pytest.mark.parametrize(
-    ("intent", "running", "stale"), [(LOAD, False, 1), (LOAD, True, 0), (SAVE, False, 0)]
-)
+@each("via", ["hmp", "jobs"])
+@each(("intent", "running", "stale"), [(LOAD, False, 1), (LOAD, True, 0), (SAVE, False, 0)])
 def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_stale(
     intent: Checkpoint | Revert, via: Via, *, running: bool, stale: int
 ) -> None:
@@ -227,7 +226,7 @@ REFUSED: dict[str, tuple[Graph, Intent, type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
     drawn, intent, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:
@@ -235,8 +234,8 @@ def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("via", ["hmp", "jobs"])
-@pytest.mark.parametrize("intent", [SAVE, LOAD])
+@each("via", ["hmp", "jobs"])
+@each("intent", [SAVE, LOAD])
 def test_checkpoint_refuses_while_any_job_is_under_way(intent: Checkpoint | Revert, via: Via) -> None:
     intent = replace(intent, via=via)
     with pytest.raises(Busy, match="'theirs'"):
@@ -244,7 +243,7 @@ def test_checkpoint_refuses_while_any_job_is_under_way(intent: Checkpoint | Reve
     assert planned(intent, TWO, jobs=(job("theirs", status=JobStatus.CONCLUDED),)).steps
 
 
-@pytest.mark.parametrize("command", ["snapshot-save", "snapshot-load", "snapshot-delete"])
+@each("command", ["snapshot-save", "snapshot-load", "snapshot-delete"])
 def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
     intents: dict[str, Intent] = {
         "snapshot-save": replace(SAVE, via="jobs"),
@@ -255,8 +254,8 @@ def test_checkpoint_by_jobs_needs_a_qemu_that_has_them(command: str) -> None:
         planned(intents[command], TWO, commands=COMMANDS - {command})
 
 
-@pytest.mark.parametrize("intent", [SAVE, LOAD, DELETE, Delete("disks")])
-@pytest.mark.parametrize(
+@each("intent", [SAVE, LOAD, DELETE, Delete("disks")])
+@each(
     ("status", "migration", "error", "hint"),
     [
         ("postmigrate", "completed", Unsupported, "resume it first: qmpsnap cont --after-migration resumes"),

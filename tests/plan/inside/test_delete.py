@@ -13,6 +13,7 @@ from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ RULE: dict[str, tuple[Graph, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", RULE)
+@each("case", RULE)
 def test_delete_goes_as_the_moment_came(case: str) -> None:
     drawn, way = RULE[case]
     assert planned(Delete("vm"), drawn).steps[0].way == way
@@ -92,7 +93,7 @@ REFUSED: dict[str, tuple[Graph, type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_delete_refuses_what_cannot_be(case: str) -> None:
     drawn, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:

@@ -12,6 +12,7 @@ from qmpsnap.plan.intent import Checkpoint, Intent, Revert, Snapshot
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import planned, unseen, with_layer
 
 MIB = 1024 * 1024
@@ -71,7 +72,7 @@ REFUSED: dict[str, tuple[Graph, type[Refused], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_revert_inside_images_refuses_what_would_fail_half_way(case: str) -> None:
     drawn, error, text, hint = REFUSED[case]
     for intent in (BACK, BY_JOBS):

@@ -13,6 +13,7 @@ from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, planned, with_layer
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ REFUSED: dict[str, tuple[Graph, Snapshot, type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_internal_refuses_what_cannot_be(case: str) -> None:
     drawn, intent, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:

@@ -18,6 +18,7 @@ from qmpsnap.plan.vmstate.branch import branch_token
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.moments import BASE, DATA, MOMENT, O1, O2, S1, TWO, files_of
 from tests.plan.scenes import NOW, STATE, planned, root_of, with_layer
 
@@ -89,7 +90,7 @@ def test_branch_of_each_clone_of_one_base_has_a_file_of_its_own() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("node", "closes"),
     [("vda-o1", False), ("#block123", True), ("qmpsnap-00000002", True), ("qmpsnap-a-00000002", False)],
 )
@@ -157,7 +158,7 @@ def test_branch_under_a_throttle_lets_that_keep_its_own_options() -> None:
     assert (options["cache"], options["detect-zeroes"]) == ({"direct": False, "no-flush": True}, "on")
 
 
-@pytest.mark.parametrize(
+@each(
     "filters",
     [
         (Filter("thr", "throttle"),),
@@ -171,7 +172,7 @@ def test_branch_is_refused_under_any_other_filter(filters: tuple[Filter, ...]) -
         planned(BACK, filtered(*filters), files=files_of(""))
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "kind"),
     [
         ("/machine/peripheral/vda/virtio-backend", "virtio-blk-device"),
@@ -186,7 +187,7 @@ def test_branch_is_for_devices_that_were_tried(path: str, kind: str) -> None:
     assert move.arguments["path"] == path
 
 
-@pytest.mark.parametrize(
+@each(
     "device",
     [
         None,
@@ -243,7 +244,7 @@ REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_branch_refuses_what_cannot_be(case: str) -> None:
     drawn, files, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:
@@ -310,7 +311,7 @@ def test_branch_of_a_moment_left_aside_is_refused_while_qemu_has_a_layer_open_re
     )
 
 
-@pytest.mark.parametrize(("driver", "read_only"), [("qcow2", True), ("raw", False), ("file", False)])
+@each(("driver", "read_only"), [("qcow2", True), ("raw", False), ("file", False)])
 def test_branch_of_a_moment_left_aside_shares_a_layer_that_nobody_locks(driver: str, read_only: bool) -> None:
     _, _, move = branch(planned(Revert("c2"), held(BASE, driver, read_only=read_only), files=aside()))
     assert root_of(move).backing == O1
@@ -336,7 +337,7 @@ def theirs() -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize(
+@each(
     ("files", "text"),
     [
         (gone(O1), "is gone"),
@@ -379,7 +380,7 @@ def test_branch_of_a_moment_left_aside_takes_formats_as_they_were_recorded() -> 
     assert root_of(move).chain == ((O1, "qcow2"), (S1, "qcow2"), (BASE, "raw"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("file", "backing", "text"),
     [
         (O1, BASE, "is now backed by '/images/base.qcow2', not by"),
@@ -419,7 +420,7 @@ def stolen(base: str, *, data_file: str | None = None) -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize("base", ["/etc/shadow", "/images/sub/other.raw", "/home/other/disk.raw"])
+@each("base", ["/etc/shadow", "/images/sub/other.raw", "/home/other/disk.raw"])
 def test_branch_stands_on_no_file_of_the_host_that_a_record_alone_names(base: str) -> None:
     with pytest.raises(NotInChain, match=f"'c2' stands on {base}, which no disk of this machine has open"):
         planned(Revert("c2"), ASIDE, files=stolen(base))

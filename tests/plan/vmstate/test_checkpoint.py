@@ -18,6 +18,7 @@ from qmpsnap.plan.intent import Checkpoint, FileMode
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
     assert create_store(file, "/images/s1.qcow2") in plan.steps
 
 
-@pytest.mark.parametrize("mode", MODES)
+@each("mode", MODES)
 def test_checkpoint_puts_overlays_on_every_writable_disk_at_one_instant(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode), TWO)
     (take,) = [step for step in plan.steps if step.command == "transaction"]
@@ -80,7 +81,7 @@ def test_checkpoint_puts_overlays_on_every_writable_disk_at_one_instant(mode: Fi
     }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@each("mode", MODES)
 def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: FileMode) -> None:
     machine = a_machine(TWO, process="1-2")
     plan = planned(Checkpoint("c1", mode), TWO, machine=machine)
@@ -99,7 +100,7 @@ def test_checkpoint_writes_down_what_whoever_comes_later_has_to_know(mode: FileM
         assert record.was.parameters == {"max-bandwidth": 134_217_728}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@each("mode", MODES)
 def test_checkpoint_goes_where_the_caller_says(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode, "/fast/m"), TWO)
     made = [
@@ -111,7 +112,7 @@ def test_checkpoint_goes_where_the_caller_says(mode: FileMode) -> None:
     assert (made, sealed) == ([f"/fast/m.{token}.partial"], ["/fast/m"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@each("mode", MODES)
 def test_checkpoint_of_a_paused_guest_lets_nothing_run(mode: FileMode) -> None:
     plan = planned(Checkpoint("c1", mode), TWO, machine=a_machine(TWO, running=False))
     assert [step for step in plan.steps if step.command in {"stop", "cont"}] == [stop(ran=False)]
@@ -212,7 +213,7 @@ REFUSED: dict[str, tuple[Checkpoint, dict[str, Any], type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_checkpoint_refuses_what_cannot_be(case: str) -> None:
     intent, around, error, text = REFUSED[case]
     drawn: Graph = around.get("graph", TWO)

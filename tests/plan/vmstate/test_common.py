@@ -31,6 +31,7 @@ from qmpsnap.plan.vmstate.common import (
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import NOW, planned, with_layer
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def test_file_number_fits_in_what_qemu_takes() -> None:
     assert file_number("ffffffff") == 2**31 - 1
 
 
-@pytest.mark.parametrize(
-    "status", ["inmigrate", "restore-vm", "save-vm", "finish-migrate", "colo", "preconfig"]
-)
+@each("status", ["inmigrate", "restore-vm", "save-vm", "finish-migrate", "colo", "preconfig"])
 def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None:
     machine = a_machine(ONE, status=status)
     with pytest.raises(Unsupported, match=status):
@@ -96,7 +95,7 @@ def test_refuse_unsavable_only_where_a_migration_is_wanted(changes: dict[str, An
         refuse_unsavable(looked, migrates=True)
 
 
-@pytest.mark.parametrize(
+@each(
     "intent",
     [
         Checkpoint("c1", "stop"),
@@ -105,7 +104,6 @@ def test_refuse_unsavable_only_where_a_migration_is_wanted(changes: dict[str, An
         Checkpoint("c1", "internal"),
         Save("/images/m"),
     ],
-    ids=str,
 )
 def test_no_state_is_kept_of_a_machine_that_cannot_be_migrated(intent: Intent) -> None:
     blocked = a_machine(ONE, blocked=("non-migratable device: x", "mounted"))
@@ -159,7 +157,7 @@ def test_refuse_memory_place_that_is_taken() -> None:
 NEEDED = (256 << 20) + (1 << 20)
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "text"),
     [
         ({"exists": False}, "does not exist"),

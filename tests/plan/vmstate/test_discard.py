@@ -9,6 +9,7 @@ from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, WouldLose
 from qmpsnap.model.graph import Bitmap, InternalSnapshot
 from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import chain, graph
+from tests.each import each
 from tests.plan.moments import MOMENT, O1, TWO, covered_by_us, files_of
 from tests.plan.scenes import STATE, planned, with_layer
 
@@ -54,7 +55,7 @@ REFUSED: dict[str, tuple[Graph, FakeFiles, type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_discard_refuses_what_is_not_ours_alone(case: str) -> None:
     drawn, files, error, text = REFUSED[case]
     planned(Revert("c1"), drawn, files=files, state_dir=STATE)

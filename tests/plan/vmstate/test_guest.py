@@ -8,6 +8,7 @@ from qmpsnap.errors import Busy, Unsupported
 from qmpsnap.model.machine import Status
 from qmpsnap.model.record import IntentRecord, Op, Settings
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
+from tests.each import each
 from tests.plan.scenes import NOW
 
 # Every run state of QEMU's (run-state.json, 11.1): whether `cont` may be sent, or what is said instead.
@@ -36,12 +37,12 @@ def left(op: Op = "revert", *, live: bool = False, was: bool = True) -> IntentRe
     )
 
 
-@pytest.mark.parametrize("state", GOES)
+@each("state", GOES)
 def test_cont_goes_in_a_run_state_that_qemu_leaves_by_it(state: str) -> None:
     refuse_cont(Status(state, running=state == "running"), (), after_migration=False)
 
 
-@pytest.mark.parametrize(("state", "hint"), STAYS.items())
+@each(("state", "hint"), STAYS.items())
 def test_cont_is_refused_where_a_wreck_or_nothing_would_run(state: str, hint: str) -> None:
     with pytest.raises(Unsupported, match=state) as refused:
         refuse_cont(Status(state, running=False), (), after_migration=False)
@@ -52,7 +53,7 @@ def test_cont_goes_after_a_migration_when_the_caller_says_so() -> None:
     refuse_cont(Status("postmigrate", running=False, migration="completed"), (), after_migration=True)
 
 
-@pytest.mark.parametrize("migration", ["setup", "active", "device", "cancelling", "pre-switchover"])
+@each("migration", ["setup", "active", "device", "cancelling", "pre-switchover"])
 def test_cont_is_refused_while_a_migration_is_under_way(migration: str) -> None:
     with pytest.raises(Busy, match=migration) as refused:
         refuse_cont(Status("paused", running=False, migration=migration), (), after_migration=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Disk, Filter
@@ -9,6 +8,7 @@ from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.vmstate.movable import hindrance
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import planned
 
 VDA = chain("base <- s1*")
@@ -18,7 +18,7 @@ def under(*filters: Filter) -> Disk:
     return replace(VDA, root=filters[0].node, filters=filters)
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "kind", "free"),
     [
         ("/machine/peripheral/vda/virtio-backend", "virtio-blk-device", True),
@@ -37,7 +37,7 @@ def test_hindrance_is_a_device_that_takes_no_other_root(path: str, kind: str, *,
     assert (hindrance(VDA, machine) is None) is free
 
 
-@pytest.mark.parametrize(
+@each(
     ("disk", "free"),
     [
         (under(Filter("t", "throttle", "g")), True),
@@ -50,7 +50,7 @@ def test_hindrance_is_a_filter_but_for_one_throttle(disk: Disk, *, free: bool) -
     assert (hindrance(disk, a_machine(graph(disk))) is None) is free
 
 
-@pytest.mark.parametrize(("mode", "said"), [("in-place", 1), ("stop", 0), ("background", 0)])
+@each(("mode", "said"), [("in-place", 1), ("stop", 0), ("background", 0)])
 def test_checkpoint_notes_what_will_not_go_back_in_place(mode: str, said: int) -> None:
     drawn = graph(chain("base <- s1*"), chain("x*", name="vdx"))
     devices = a_machine(drawn).devices

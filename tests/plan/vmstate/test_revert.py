@@ -27,6 +27,7 @@ from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.vmstate.branch import NOT_TOLD
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.moments import BASE, DATA, ID, O1, O2, S1, STORE, TWO, covered_by_us, files_of, kept, kinds
 from tests.plan.scenes import STATE, job, planned, root_of, with_layer
 
@@ -131,7 +132,7 @@ def test_revert_of_disks_alone_stops_an_emulated_guest_as_any_other() -> None:
     assert stops(plan) == [stop()]
 
 
-@pytest.mark.parametrize(("status", "stale"), [("paused", True), ("prelaunch", True), ("restore-vm", False)])
+@each(("status", "stale"), [("paused", True), ("prelaunch", True), ("restore-vm", False)])
 def test_revert_says_that_an_emulated_guest_that_stands_may_run_stale_code(
     status: str, *, stale: bool
 ) -> None:
@@ -277,7 +278,7 @@ REFUSED: dict[str, tuple[Revert, Graph, dict[str, Any], type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_revert_refuses_what_cannot_be(case: str) -> None:
     intent, drawn, around, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:

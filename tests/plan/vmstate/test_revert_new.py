@@ -19,6 +19,7 @@ from qmpsnap.plan.commands.migration import migrate_incoming, pass_file
 from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.moments import MEMORY, TWO, files_of, kept, kinds
 from tests.plan.scenes import job, planned, with_layer
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from qmpsnap.testing.fake_files import FakeFiles
 
 
-@pytest.mark.parametrize("mode", ["", "stop", "background"])
+@each("mode", ["", "stop", "background"])
 def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
     plan = planned(Revert("c1", into="new"), TWO, files=files_of(mode))
     assert kinds(*plan.steps) == [
@@ -159,7 +160,7 @@ INCOMING_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refu
 }
 
 
-@pytest.mark.parametrize("case", INCOMING_REFUSED)
+@each("case", INCOMING_REFUSED)
 def test_incoming_refuses_what_cannot_be(case: str) -> None:
     drawn, files, changes, error, text = INCOMING_REFUSED[case]
     machine = a_machine(READY, **{**WAITING, **changes})

@@ -26,6 +26,7 @@ from qmpsnap.plan.intent import Restore, Save
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
 from tests.plan.scenes import STATE, job, planned, unseen, with_layer
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ REFUSED: dict[str, tuple[Save, Graph, dict[str, Any], type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_save_refuses_what_cannot_be(case: str) -> None:
     intent, drawn, around, error, text = REFUSED[case]
     with pytest.raises(Refused, match=text) as caught:
@@ -229,7 +230,7 @@ RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refus
 }
 
 
-@pytest.mark.parametrize("case", RESTORE_REFUSED)
+@each("case", RESTORE_REFUSED)
 def test_restore_refuses_what_cannot_be(case: str) -> None:
     drawn, files, changes, error, text = RESTORE_REFUSED[case]
     machine = a_machine(TWO, **{**WAITING, **changes})

@@ -9,6 +9,7 @@ import structlog.testing
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.session.dial import Peer, describe, dial, peer_of
+from tests.each import each
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def test_dial_connects_to_a_unix_socket(listener):
         assert peer_of(sock, None) == Peer(is_unix=True, pid=os.getpid())
 
 
-@pytest.mark.parametrize("form", ["tcp:127.0.0.1:{}", "tcp:localhost:{}", "tuple"])
+@each("form", ["tcp:127.0.0.1:{}", "tcp:localhost:{}", "tuple"])
 async def test_dial_connects_by_tcp(form):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -33,7 +34,7 @@ async def test_dial_connects_by_tcp(form):
             assert peer_of(sock, None) == Peer(is_unix=False, pid=None)
 
 
-@pytest.mark.parametrize("address", ["tcp:", "tcp:host", "tcp::1", "tcp:host:http", "tcp:127.0.0.1:65536"])
+@each("address", ["tcp:", "tcp:host", "tcp::1", "tcp:host:http", "tcp:127.0.0.1:65536"])
 async def test_dial_refuses_an_address_without_host_and_port(address):
     with pytest.raises(ConnectFailed, match="tcp:HOST:PORT"):
         await dial(address)

@@ -3,9 +3,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
-
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
+from tests.each import each
 
 STAMP = {"seconds": 10, "microseconds": 250000}
 
@@ -15,7 +14,7 @@ def test_read_event_takes_name_data_and_time():
     assert event == Event("STOP", {"a": 1}, 10.25)
 
 
-@pytest.mark.parametrize(
+@each(
     ("message", "expected"),
     [
         ({"event": "STOP"}, Event("STOP", {}, 0.0)),
