@@ -9,7 +9,7 @@ from typing import Any, Literal
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
-from qmpsnap.plan.checks.busy import refuse_jobs, refuse_migrated
+from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import delete
@@ -18,7 +18,7 @@ from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.vmstate import checkpoint, revert, revert_new, save
+from qmpsnap.plan.vmstate import checkpoint, revert, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ PLANNERS: Mapping[str, Planner] = {
     "checkpoint": Planner(checkpoint.plan, "all", checkpoint.ask, guards=(_refuse_jobs,)),
     "checkpoint-internal": Planner(checkpoint_internal.plan, "all", guards=_WRITES),
     "revert": Planner(revert.plan, "all", ask_again=revert.ask_again),
-    "revert-new": Planner(revert_new.plan_prepare, "nothing", ask_again=revert.ask_again, guards=_MEMORY),
-    "revert-incoming": Planner(revert_new.plan_incoming, "all", ask_again=revert.ask_again, guards=_MEMORY),
+    "revert-new": Planner(revert.plan_prepare, "nothing", ask_again=revert.ask_again, guards=_MEMORY),
+    "revert-incoming": Planner(revert.plan_incoming, "all", ask_again=revert.ask_again, guards=_MEMORY),
     "save": Planner(save.plan_save, "all", save.ask_save, guards=_MEMORY),
     "restore": Planner(save.plan_restore, "all", save.ask_restore, guards=_MEMORY),
 }

@@ -15,7 +15,7 @@ from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobOp, JobStatus, parse
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
-from qmpsnap.plan.checks.busy import holders
+from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.commands.block import flush
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize

@@ -12,7 +12,7 @@ from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.job import ENDED, Job, JobId
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.checks.busy import refuse_migrated
+from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record

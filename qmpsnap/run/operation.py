@@ -26,7 +26,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import JobStatus
-from qmpsnap.plan.checks.busy import refuse_jobs
+from qmpsnap.plan.checks.disk import refuse_jobs
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.step import AddNode, DropNode, Step
 from qmpsnap.run.caller import Caller

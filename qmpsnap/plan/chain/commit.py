@@ -10,17 +10,16 @@ import posixpath
 from collections.abc import Mapping
 from itertools import pairwise
 
-from qmpsnap.errors import InvalidTarget, NotInChain, Unsupported
+from qmpsnap.errors import InvalidTarget, NotInChain, StillNeeded, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import NOT_ALLOWED, Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
 from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_commit_of_shorter
-from qmpsnap.plan.chain.needed import refuse_needed
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
-from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss, refuse_read_only
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import refuse_barred
@@ -286,3 +285,78 @@ def _is_link(scene: Scene, file: str) -> bool:
     real = scene.files.real(file)
     where, name = posixpath.split(real)
     return name != posixpath.basename(file) or where not in {*scene.files.looked_in, posixpath.dirname(file)}
+
+
+def refuse_needed(
+    intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Refuse when anybody else stands on what changes; else what is given up, and notes."""
+    files = scene.files
+    by = []
+    for other in scene.graph.disks.values():
+        if other.name != disk.name:
+            by += [f"disk {other.name}" for layer in changed if files.same(layer.file, *other.files)]
+    images = dict.fromkeys(
+        file
+        for layer in changed
+        if layer.file.startswith("/")
+        for file in files.backed_by(layer.file, without=disk.files)
+    )
+    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
+    raw = {
+        files.real(layer.file)
+        for other in scene.graph.disks.values()
+        for layer in other.layers
+        if layer.format == "raw"
+    }
+    standing = tuple(file for file in images if file not in raw)
+    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
+    if not files.shared:
+        _refuse_by([*by, *(file for file in standing if file not in wanted)])
+        note = "images of other machines were not searched for: QEMU's files are not visible from here"
+        if files.looked_in:
+            note = (
+                "images of other machines were searched for, but it is not known whether QEMU uses "
+                "these files"
+            )
+        return tuple(file for file in standing if file in wanted), (note,)
+    for where in intent.look_in:
+        if not files.directories[where].exists:
+            raise InvalidTarget(f"{where}, given with --look-in, is not a directory", file=where)
+    for where in files.unreadable:
+        if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
+            raise InvalidTarget(
+                f"cannot search for images backed by the chain: {where}",
+                file=where,
+                hint="run as a user who can read the directory",
+            )
+    locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
+    _refuse_by([*by, *(file for file in standing if file not in wanted)])
+    _refuse_by([file for file in locked if file not in wanted], "it cannot be read, and may be backed")
+    notes = [f"could not be read, may be backed by the chain: {where}" for where in files.unreadable]
+    notes += [
+        f"images of other machines backed by {layer.file} were not searched for"
+        for layer in changed
+        if not layer.file.startswith("/")
+    ]
+    return tuple(file for file in standing if file in wanted), tuple(notes)
+
+
+def _refuse_by(by: list[str], why: str = "it is backed") -> None:
+    by = list(dict.fromkeys(by))
+    if by:
+        raise StillNeeded(
+            f"still needed by {', '.join(by)}: {why} by a layer that this commit changes",
+            by=by,
+            hint="; ".join(_ways(by)),
+        )
+
+
+def _ways(by: list[str]) -> list[str]:
+    """What helps: a disk of this very machine cannot be given up."""
+    disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
+    ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
+    if len(disks) < len(by):
+        ways.append("stream such an image first, or let it become invalid with --invalidate FILE")
+        ways.append("if it is a raw disk whose guest wrote that header, move it to another directory")
+    return ways

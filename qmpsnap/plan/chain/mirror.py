@@ -19,8 +19,7 @@ from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import unfound
 from qmpsnap.plan.chain.layers import delete_owned
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
-from qmpsnap.plan.checks.disk import refuse_empty, refuse_loss
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there

@@ -19,7 +19,7 @@ from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, Op
 from qmpsnap.plan import ownership
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there

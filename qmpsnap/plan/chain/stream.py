@@ -11,8 +11,7 @@ from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
 from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_stream_of_shorter
-from qmpsnap.plan.checks.busy import refuse_busy
-from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
 from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized

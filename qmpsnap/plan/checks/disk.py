@@ -1,11 +1,16 @@
-"""Disks that an operation must leave alone: without a medium, read-only, or holding what would be lost."""
+"""What keeps an operation from a disk: no medium, what would be lost, jobs, migrations, unused nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qmpsnap.errors import Unsupported, WouldLose
+from qmpsnap.errors import Busy, Unsupported, WouldLose
 from qmpsnap.model.graph import Disk, Layer
+from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
+from qmpsnap.model.job import ENDED, Job
+from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.scene import Scene
 
 _HINT = "attach it read-write, or shut the machine off and work on its images"
 
@@ -54,3 +59,136 @@ def refuse_loss(
         what += [f"persistent bitmap {one.name!r} of {layer.file}" for one in layer.bitmaps if one.persistent]
     if what and not allowed:
         raise WouldLose(f"this would be lost: {'; '.join(what)}", what=what, hint=hint)
+
+
+# The filter that each kind of job puts over the layer it works on; mirror_top serves both kinds.
+_JOB_FILTERS = {
+    "copy-on-read": frozenset({"stream"}),
+    "commit_top": frozenset({"commit"}),
+    "mirror_top": frozenset({"mirror", "commit"}),
+    "copy-before-write": frozenset({"backup"}),
+}
+
+
+def holders(scene: Scene, disk: Disk) -> tuple[Job, ...]:
+    """Jobs that hold a node of the disk's chain.
+
+    QEMU lists no nodes with a job. A job named after the disk's drive holds that; every other block
+    job puts a filter over the layer it works on, whose file name is that of the layer. Of two jobs of
+    one kind on two disks each is a candidate for both, unless its record names its disk.
+    """
+    paths = set(disk.files)
+    kinds: set[str] = set()
+    for node in scene.graph.nodes.values():
+        if node.driver in _JOB_FILTERS and node.file in paths:
+            kinds |= _JOB_FILTERS[node.driver]
+    elsewhere = {
+        record.id
+        for record in scene.files.records
+        if isinstance(record, IntentRecord) and disk.name not in record.chains
+    }
+    return tuple(
+        job
+        for job in scene.jobs
+        if job.status not in ENDED
+        and job.id not in elsewhere
+        and (job.type in kinds or (disk.drive and job.id == disk.drive))
+    )
+
+
+def refuse_busy(scene: Scene, disk: Disk) -> None:
+    """Refuse when a job holds the disk's chain.
+
+    Raises:
+        Busy: Naming the job, or each that it may be.
+    """
+    found = holders(scene, disk)
+    if not found:
+        return
+    named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in found)
+    raise Busy(
+        f"the chain of {disk.name} is held by {named}",
+        node=disk.active.node,
+        job_id=found[0].id,
+        hint=_wait_or_stop(found[0])
+        if len(found) == 1
+        else "QEMU does not tell which of them it is; qmpsnap jobs lists them",
+    )
+
+
+def refuse_jobs(jobs: Iterable[Job]) -> None:
+    """Refuse while one of the jobs is running.
+
+    Raises:
+        Busy: Naming the first.
+    """
+    for job in jobs:
+        if job.status not in ENDED:
+            raise Busy(
+                f"job {job.id!r} ({job.type}, {job.status.value}) is running",
+                node="",
+                job_id=job.id,
+                hint=_wait_or_stop(job),
+            )
+
+
+def _wait_or_stop(job: Job) -> str:
+    named = (job.id,) if job.mine else (job.id, "--foreign")
+    return f"wait for it ({command('job', 'wait', *named)}) or stop it ({command('job', 'cancel', *named)})"
+
+
+def refuse_covered(scene: Scene, disk: Disk) -> None:
+    """Refuse when a node that no disk uses stands on the active layer: QEMU then takes it for no root.
+
+    Such nodes are what an embedder's blockdev-add leaves behind after a pivot.
+
+    Raises:
+        Busy: Naming the node.
+    """
+    used = {layer.node for other in scene.graph.disks.values() for layer in other.layers}
+    for node in scene.graph.nodes.values():
+        if node.backing and node.backing == disk.active.file and node.name not in used and not node.is_filter:
+            raise Busy(
+                f"node {node.name!r} ({node.file}) uses the active layer of {disk.name}, and nothing uses it",
+                node=node.name,
+                job_id="",
+                hint=f"remove it first: {frees(node.name)}",
+            )
+
+
+def refuse_migrated(scene: Scene) -> None:
+    """Refuse what writes into images or moves a disk while QEMU has given them up, or is about to.
+
+    Raises:
+        Unsupported: When its VM state was saved or sent away, or is still to come in.
+        Busy: When a migration is running.
+    """
+    stands = scene.machine.guest if scene.machine is not None else scene.standing
+    if stands is None:
+        return
+    feature = f"work on disks and VM state in run state {stands.state!r}"
+    if stands.state == "postmigrate":
+        raise Unsupported(
+            "the guest's state was saved or migrated away, and QEMU has deactivated its images",
+            feature=feature,
+            hint=f"resume it first: {RUNS_AGAIN}",
+        )
+    if stands.incoming:
+        raise Unsupported("QEMU waits for VM state", feature=feature, hint=LOAD_STATE)
+    refuse_migrating(stands)
+
+
+def refuse_migrating(machine: Machine | Status) -> None:
+    """Refuse while a migration is running, whoever began it.
+
+    Raises:
+        Busy: Always then.
+    """
+    if machine.migrating:
+        raise Busy(
+            f"a migration is running ({machine.migration}); the destination QEMU was started on "
+            "the present files",
+            node="",
+            job_id="",
+            hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
+        )

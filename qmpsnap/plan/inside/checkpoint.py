@@ -11,7 +11,7 @@ from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Op, Settings
-from qmpsnap.plan.checks.busy import refuse_migrated
+from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
@@ -26,7 +26,7 @@ from qmpsnap.plan.record_places import local_chains, state_place
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_unsavable
-from qmpsnap.plan.vmstate.store import stale_notes
+from qmpsnap.plan.vmstate.in_place import stale_notes
 
 
 def plan(intent: Checkpoint, scene: Scene) -> Plan:
@@ -75,6 +75,12 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         Busy: When a job runs, or something else reads a disk that is to go back.
         InvalidTarget: When a disk had another size, and there is no room to change it.
     """
+    if intent.discard:
+        raise Unsupported(
+            f"{intent.name!r} is inside the images: what was written since is always lost",
+            feature="discarding layers in a revert to an internal checkpoint",
+            hint="omit --discard",
+        )
     refuse_migrated(scene)
     machine = machine_of(scene)
     refuse_no_load(machine)

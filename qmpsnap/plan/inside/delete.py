@@ -5,7 +5,7 @@ from __future__ import annotations
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.moments import Moment, MomentPart
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered, refuse_migrated
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import delvm, snapshot_delete

@@ -9,8 +9,7 @@ from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsup
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import check_name
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_covered
-from qmpsnap.plan.checks.disk import refuse_empty
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.inside.loadable import refuse_data_file

@@ -14,7 +14,7 @@ from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import PATH_DRIVERS, Disk, Graph
 from qmpsnap.model.hints import frees, quoted
 from qmpsnap.model.moments import Moment
-from qmpsnap.plan.checks.busy import refuse_jobs
+from qmpsnap.plan.checks.disk import refuse_jobs
 from qmpsnap.plan.intent import Via
 from qmpsnap.plan.scene import Scene
 

@@ -26,7 +26,7 @@ from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.record_places import local_chains
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Root, Step
-from qmpsnap.plan.vmstate.movable import hindrance
+from qmpsnap.plan.vmstate.in_place import hindrance
 
 NOT_TOLD = (
     "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"

@@ -40,7 +40,7 @@ from qmpsnap.plan.vmstate.common import (
     refuse_unsavable,
     state_file,
 )
-from qmpsnap.plan.vmstate.movable import way_back_notes
+from qmpsnap.plan.vmstate.in_place import way_back_notes
 
 _POSTMIGRATE = (
     "the machine stays paused, in the state postmigrate: until it has run again, its memory cannot be "

@@ -5,15 +5,15 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from qmpsnap.errors import Busy, InvalidTarget, Unsupported
+from qmpsnap.errors import Busy, InvalidTarget, MachineDiffers, Unsupported
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import RUNS_AGAIN, qmp
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.machine import FOR_A_LOAD, Machine
+from qmpsnap.model.machine import FOR_A_LOAD, Fingerprint, Machine
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
-from qmpsnap.plan.checks.busy import refuse_migrating
+from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
 from qmpsnap.plan.commands.migration import (
     Way,
@@ -180,6 +180,27 @@ def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
             f"{fact.path} is not loaded: {why}",
             file=fact.path,
             hint="check who made it; nothing was sent to QEMU",
+        )
+
+
+def refuse_other(
+    machine: Machine,
+    fingerprint: Fingerprint,
+    *,
+    what: str,
+    hint: str = "start QEMU with the same machine as then",
+) -> None:
+    """Refuse when the machine is not the one whose VM state it is.
+
+    Raises:
+        MachineDiffers: Naming each difference.
+    """
+    differences = fingerprint.differences(machine.fingerprint)
+    if differences:
+        raise MachineDiffers(
+            f"{what} belongs to another machine: {'; '.join(differences)}",
+            differences=differences,
+            hint=hint,
         )
 
 

@@ -6,7 +6,7 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.model.hints import command
 from qmpsnap.model.moments import Moment, related_records
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.plan.checks.busy import refuse_jobs
+from qmpsnap.plan.checks.disk import refuse_jobs
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_link
 from qmpsnap.plan.intent import Delete

@@ -1,7 +1,8 @@
-"""Plan of going back to an external moment in place; `revert_new` has those for a new QEMU.
+"""Plans of a revert to an external moment.
 
-    disks alone     new roots, then the guest is reset: its memory belongs to other disks
-    in-place        new roots, then the VM state is loaded from its store
+    in place, disks alone       new roots, then the guest is reset: its memory belongs to other disks
+    in place, with memory       new roots, then the VM state is loaded from its store
+    into a new QEMU             overlays for it to start from; it is then loaded with the memory
 
 What was written since is kept in the layers that are left aside.
 """
@@ -9,14 +10,20 @@ What was written since is kept in the layers that are left aside.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Collection
 
-from qmpsnap.errors import NotFound, NotInChain, Unsupported
+from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command, frees, quoted
-from qmpsnap.model.moments import Moment, find_moments
-from qmpsnap.plan.checks.busy import refuse_busy, refuse_jobs, refuse_migrated
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import Machine
+from qmpsnap.model.memory import MemoryNote
+from qmpsnap.model.moments import find_moments
+from qmpsnap.model.names import digest
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.block import check_roots
 from qmpsnap.plan.commands.files import Proof, retire_file
@@ -39,8 +46,17 @@ from qmpsnap.plan.vmstate.branch import (
     new_files,
     record_of,
 )
-from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_state, undone
-from qmpsnap.plan.vmstate.store import load_store, pause, refuse_store, stale_notes
+from qmpsnap.plan.vmstate.common import (
+    file_number,
+    machine_of,
+    refuse_foreign,
+    refuse_no_load,
+    refuse_other,
+    refuse_state,
+    undone,
+)
+from qmpsnap.plan.vmstate.in_place import load_store, pause, refuse_store, stale_notes
+from qmpsnap.plan.vmstate.save import load_steps, whole_note
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
@@ -66,7 +82,7 @@ def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:
-    """Plan to go back to an external moment in the same QEMU; or refuse.
+    """Plan a revert in the same QEMU; or refuse.
 
     Raises:
         NotFound, AmbiguousName: When no moment has the name, or two have it.
@@ -78,22 +94,83 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
     left = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
-    disks = [disk for disk in scene.graph.writable() if disk.name not in left]
-    refuse_lost(scene, disks)
-    for disk in disks:
+    writable = [disk for disk in scene.graph.writable() if disk.name not in left]
+    refuse_lost(scene, writable)
+    for disk in writable:
         refuse_window(disk, disk.layers)
     moment = scene.moment(intent.name)
     if moment.kind == "internal":
-        return _internal(intent, moment, scene)
+        return checkpoint_internal.plan_revert(intent, moment, scene)
+    record, machine = record_of(moment), machine_of(scene)
+    state = record.state
+    _refuse(intent, state, machine, scene)
+    disks = _covered_disks(record, scene, left)
+    if state is not None:
+        refuse_store(state, machine, scene, intent.name)
+    token = branch_token(record, scene.graph)
+    new = branches(moment, disks, token, scene)
+    if intent.discard:
+        discard.refuse_discard(disks, scene)
+    load, store = load_store(state, token, scene)
+    written = branch_record(intent.name, new, state, machine, token, scene)
+    removed = (branch for branch in new if intent.discard and branch.closes)
+    names = tuple(branch.disk.name for branch in new)
+    return Plan(
+        op="revert",
+        intent=intent,
+        disks=names,
+        stages=(
+            Stage(
+                "create the overlays",
+                (
+                    write_record(record.directory, written),
+                    *(branch.make for branch in new),
+                    *(branch.add for branch in new),
+                    *store,
+                ),
+            ),
+            Stage(
+                f"revert to {intent.name!r}",
+                (
+                    pause(state, machine, token, scene),
+                    *(branch.move(machine, prepare=state is None) for branch in new),
+                    *_check(new),
+                    *(load or (system_reset(),)),
+                    *((cont(),) if machine.unpaused else ()),
+                ),
+                verify=True,
+            ),
+            Stage(
+                "clean up",
+                (
+                    *undone(store),
+                    *(step for branch in new for step in branch.frees),
+                    keep_branch(record.directory, record.id, _overlays(new)),
+                    *(
+                        retire_file(branch.was.file, "remove", "", _proof(branch, scene))
+                        for branch in removed
+                    ),
+                    finish_record(record.directory, (written.id,)),
+                ),
+                tidy=True,
+            ),
+        ),
+        before=scene.graph,
+        run_state=machine.status,
+        state_bytes=scene.files.files[state.file].size if state is not None else 0,
+        moves=names,
+        notes=_notes(intent, state, machine, new),
+    )
+
+
+def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: Scene) -> None:
+    """Refuse where the moment, or the machine as it is now, allows no revert in place."""
     if intent.via is not None:
         raise Unsupported(
             f"{intent.name!r} is not an internal checkpoint, so --via does not apply",
             feature=f"revert to an external snapshot by {intent.via}",
             hint="omit --via",
         )
-    record = record_of(moment)
-    machine = machine_of(scene)
-    state = record.state
     if state is not None and state.mode != "in-place":
         raise Unsupported(
             f"the memory of {intent.name!r} was saved with --mode {state.mode}: only a new QEMU can load it",
@@ -106,109 +183,31 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     refuse_migrated(scene)
     if state is not None:
         refuse_no_load(machine)
-    disks = _disks(moment, left, scene)
-    if state is not None:
-        refuse_store(state, machine, scene, intent.name)
-    token = branch_token(record, scene.graph)
-    new = branches(moment, disks, token, scene)
-    if intent.discard:
-        discard.refuse_discard(disks, scene)
-    load, store = load_store(state, token, scene)
-    moves = tuple(one.move(machine, prepare=state is None) for one in new)
-    go_on = (cont(),) if machine.unpaused else ()
-    intent_record = branch_record(intent.name, new, state, machine, token, scene)
-    steps: tuple[Step, ...] = (
-        pause(state, machine, token, scene),
-        *moves,
-        *_check(new),
-        *(load or (system_reset(),)),
-        *go_on,
-    )
-    tidy: tuple[Step, ...] = (
-        *undone(store),
-        *(free for one in new for free in one.frees),
-        keep_branch(record.directory, record.id, {one.disk.name: one.root.file for one in new}),
-        *(
-            retire_file(one.was.file, "remove", "", _proof(one, scene))
-            for one in new
-            if intent.discard and one.closes
-        ),
-        finish_record(record.directory, (intent_record.id,)),
-    )
-    notes = ["the guest is reset, because its memory does not match the reverted disks"]
-    if state is not None:
-        notes = list(stale_notes(machine, intent.name))
-    notes += [
-        f"{one.was.file} stays: QEMU has it open as node {one.was.node!r}, which is not ours "
-        f"({frees(one.was.node)}, then remove it)"
-        for one in new
-        if intent.discard and not one.closes
-    ]
-    notes.append(NOT_TOLD)
-    if intent.leave:
-        notes.append(f"not reverted: {', '.join(intent.leave)}")
-    return Plan(
-        op="revert",
-        intent=intent,
-        disks=tuple(one.disk.name for one in new),
-        stages=(
-            Stage(
-                "create the overlays",
-                (
-                    write_record(record.directory, intent_record),
-                    *(one.make for one in new),
-                    *(one.add for one in new),
-                    *store,
-                ),
-            ),
-            Stage(f"revert to {intent.name!r}", steps, verify=True),
-            Stage("clean up", tidy, tidy=True),
-        ),
-        before=scene.graph,
-        run_state=machine.status,
-        state_bytes=scene.files.files[state.file].size if state is not None else 0,
-        moves=tuple(one.disk.name for one in new),
-        notes=tuple(notes),
-    )
 
 
-def _proof(branch: Branch, scene: Scene) -> Proof:
-    """What shows that the layer that is given up is the one that QEMU had."""
-    fact = scene.files.files[branch.was.file]
-    below = branch.disk.layers[1]
-    backing = below.file if below.local else branch.was.backing or ""
-    return Proof(branch.was.format, backing, fact.device, fact.inode)
-
-
-def _internal(intent: Revert, moment: Moment, scene: Scene) -> Plan:
-    """The way back to a moment inside the images, where nothing that was written since is kept."""
-    if intent.discard:
-        raise Unsupported(
-            f"{intent.name!r} is inside the images: what was written since is always lost",
-            feature="discarding layers in a revert to an internal checkpoint",
-            hint="omit --discard",
-        )
-    return checkpoint_internal.plan_revert(intent, moment, scene)
-
-
-def _disks(moment: Moment, leave: set[str], scene: Scene) -> list[Disk]:
-    """The disks that go back; every other writable one has to be named."""
-    record = record_of(moment)
+def _covered_disks(record: MomentRecord, scene: Scene, left: Collection[str]) -> list[Disk]:
+    """The disks of the moment that are reverted; every other writable one has to be named in `left`."""
     for disk in scene.graph.disks.values():
-        if disk.writable and disk.name not in record.covered and disk.name not in leave:
+        if disk.writable and disk.name not in record.covered and disk.name not in left:
             raise NotInChain(
-                f"{disk.name} is writable but not part of {moment.name!r}",
+                f"{disk.name} is writable but not part of {record.name!r}",
                 hint=f"it can be left out: --leave {quoted(disk.name)}",
             )
-    missing = [name for name in record.covered if name not in scene.graph.disks and name not in leave]
-    if missing:
-        raise NotFound(f"the machine has no disk {missing[0]!r}, which is part of {moment.name!r}")
-    disks = [scene.graph.disks[name] for name in record.covered if name not in leave]
+    disks = _disks_of(record, scene, left)
     if not disks:
         raise NotFound("there is no disk to revert")
     for disk in disks:
         refuse_busy(scene, disk)
     return disks
+
+
+def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> list[Disk]:
+    """The disks of the moment, without those in `left`."""
+    names = [name for name in record.covered if name not in left]
+    for name in names:
+        if name not in scene.graph.disks:
+            raise NotFound(f"the machine has no disk {name!r}, which is part of {record.name!r}")
+    return [scene.graph.disks[name] for name in names]
 
 
 def _check(new: tuple[Branch, ...]) -> tuple[Step, ...]:
@@ -219,3 +218,183 @@ def _check(new: tuple[Branch, ...]) -> tuple[Step, ...]:
         if branch.disk.root == branch.disk.active.node
     )
     return (check_roots(roots),) if roots else ()
+
+
+def _overlays(new: tuple[Branch, ...]) -> dict[str, str]:
+    return {branch.disk.name: branch.root.file for branch in new}
+
+
+def _proof(branch: Branch, scene: Scene) -> Proof:
+    """What shows that the layer that is given up is the one that QEMU had."""
+    fact = scene.files.files[branch.was.file]
+    below = branch.disk.layers[1]
+    backing = below.file if below.local else branch.was.backing or ""
+    return Proof(branch.was.format, backing, fact.device, fact.inode)
+
+
+def _notes(
+    intent: Revert, state: KeptState | None, machine: Machine, new: tuple[Branch, ...]
+) -> tuple[str, ...]:
+    reset = "the guest is reset, because its memory does not match the reverted disks"
+    stay = (
+        f"{branch.was.file} stays: QEMU has it open as node {branch.was.node!r}, which is not ours "
+        f"({frees(branch.was.node)}, then remove it)"
+        for branch in new
+        if intent.discard and not branch.closes
+    )
+    left = (f"not reverted: {', '.join(intent.leave)}",) if intent.leave else ()
+    return (*((reset,) if state is None else stale_notes(machine, intent.name)), *stay, NOT_TOLD, *left)
+
+
+def plan_prepare(intent: Revert, scene: Scene) -> Plan:
+    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine goes on. Or refuse.
+
+    Raises:
+        NotFound, AmbiguousName: When no moment has the name, or two have it.
+        NotFound: When the machine lacks a disk of it.
+        Unsupported: When it is inside the images, or goes back in place.
+        NotInChain: When a layer does not hold it any more.
+        Busy: When a job is running, which may be writing into one.
+        TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole, or
+            another one.
+    """
+    for disk in scene.graph.writable():
+        refuse_window(disk, disk.layers)
+    moment = scene.moment(intent.name)
+    record = record_of(moment)
+    if record.state is not None and record.state.mode == "in-place":
+        raise Unsupported(
+            f"{intent.name!r} is reverted in place, also in another QEMU",
+            feature="overlays for a QEMU that loads VM state in place",
+            hint=f"start QEMU as it is now, with -S, then: {command('revert', intent.name)}",
+        )
+    if record.state is not None:
+        _own_note(record, record.state, scene)
+    token = branch_token(record, scene.graph)
+    new = branches(moment, _disks_of(record, scene), token, scene, in_place=False)
+    made = _overlays(new)
+    written = branch_record(intent.name, new, None, None, token, scene)
+    return Plan(
+        op="revert-prepare",
+        intent=intent,
+        disks=tuple(made),
+        stages=(
+            Stage(
+                "create the overlays",
+                (write_record(record.directory, written), *(branch.make for branch in new)),
+            ),
+            Stage(
+                "record them",
+                (
+                    keep_branch(record.directory, record.id, made),
+                    finish_record(record.directory, (written.id,)),
+                ),
+                tidy=True,
+            ),
+        ),
+        before=scene.graph,
+        prepared=made,
+        memory=record.state.file if record.state is not None else "",
+    )
+
+
+def plan_incoming(intent: Revert, scene: Scene) -> Plan:
+    """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
+
+    Raises:
+        NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
+        Unsupported: When the machine does not wait for VM state, or the moment has none for it.
+        NotInChain: When a disk does not stand on the checkpoint's layer.
+        MachineDiffers: When the machine is another, an overlay has data already, or a layer that holds the
+            moment has been written to since.
+        Busy: When a job is running.
+        InvalidTarget: When the memory file is missing, cut, or another one.
+    """
+    moment = scene.moment(intent.name)
+    record = record_of(moment)
+    state = record.state
+    if state is None or state.mode == "in-place":
+        raise Unsupported(
+            f"{intent.name!r} has no memory that a new QEMU could load",
+            feature="VM state for a new QEMU",
+            hint=f"{command('revert', intent.name)} reverts in place",
+        )
+    note = _own_note(record, state, scene)
+    machine = machine_of(scene)
+    token = digest("incoming", intent.name, note.id, avoid=scene.names)
+    inode = scene.files.memories[state.file].inode
+    load, after = load_steps(machine, state.file, file_number(token), running=state.running, inode=inode)
+    refuse_other(machine, note.fingerprint, what=repr(intent.name))
+    _refuse_not_prepared(record, scene)
+    _refuse_written(record, note, scene)
+    disks = tuple(name for name in record.covered if name in scene.graph.disks)
+    return Plan(
+        op="revert",
+        intent=intent,
+        disks=disks,
+        stages=(
+            Stage(f"load the memory of {intent.name!r}", load, verify=True),
+            Stage("restore the settings", after, tidy=True),
+        ),
+        before=scene.graph,
+        run_state=machine.status,
+        state_bytes=note.stream_bytes,
+    )
+
+
+def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
+    """The note of the moment's memory file, which has to be whole and this moment's."""
+    note = whole_note(scene.files, state.file)
+    if note.id != record.id:
+        raise InvalidTarget(
+            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
+            file=state.file,
+        )
+    refuse_foreign(scene.files.memories[state.file], state)
+    return note
+
+
+def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
+    for name, covered in record.covered.items():
+        if name in record.lost:
+            raise NotInChain(f"{covered} no longer holds {record.name!r}: a commit has written into it")
+        disk = scene.graph.disks.get(name)
+        if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
+            reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
+            raise NotInChain(
+                f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
+                hint=f"{command('revert', record.name, '--prepare')} creates the overlays to start from",
+            )
+        if disk.active.file not in scene.files.fresh:
+            raise MachineDiffers(
+                f"{disk.active.file} already has data, which the memory of {record.name!r} does not match",
+                differences=[f"{disk.active.file} is not empty"],
+                hint=f"{command('revert', record.name, '--prepare')} creates a new one",
+            )
+
+
+def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
+    """Refuse when a file of the layers that hold the moment has been written to since.
+
+    A stream into one of them writes it, too, and takes nothing from the moment: it takes away what the layer
+    stood on. So files are compared where the layers still are those of then.
+    """
+    differences: list[str] = []
+    for name in record.covered:
+        disk = scene.graph.disks[name]
+        then = [layer for layer in note.layers if layer.disk == name]
+        now = [file for layer in disk.layers[1:] for file in layer.parts if file.startswith("/")]
+        if [layer.file for layer in then] != now:
+            continue
+        for layer in then:
+            fact = scene.files.files.get(layer.file)
+            state = (layer.size, layer.modified)
+            if fact is not None and fact.taken and (fact.size, fact.modified_ns) != state:
+                differences.append(f"{layer.file} of {name} has been written to since")
+    if differences:
+        raise MachineDiffers(
+            f"the layers have changed since {record.name!r}: {'; '.join(differences)}",
+            differences=differences,
+            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
+            "instead",
+        )

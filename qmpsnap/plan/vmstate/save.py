@@ -29,6 +29,7 @@ from qmpsnap.plan.vmstate.common import (
     need_open_files,
     refuse_foreign,
     refuse_memory_place,
+    refuse_other,
     refuse_unsavable,
     undone,
 )
@@ -137,7 +138,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
     machine = machine_of(scene)
     fact = scene.files.memories[intent.file]
     refuse_foreign(fact)
-    refuse_other(machine, note, what=intent.file)
+    refuse_other(machine, note.fingerprint, what=intent.file)
     _refuse_changed(note, scene, intent.file)
     token = digest("restore", intent.file, note.id, avoid=scene.names)
     steps, after = load_steps(
@@ -201,21 +202,6 @@ def whole_note(files: Files, file: str) -> MemoryNote:
             hint="nothing was sent to QEMU",
         )
     return fact.note
-
-
-def refuse_other(machine: Machine, note: MemoryNote, *, what: str) -> None:
-    """Refuse when the machine is not the one whose state it is.
-
-    Raises:
-        MachineDiffers: Naming each difference.
-    """
-    differences = note.fingerprint.differences(machine.fingerprint)
-    if differences:
-        raise MachineDiffers(
-            f"{what} belongs to another machine: {'; '.join(differences)}",
-            differences=differences,
-            hint="start QEMU with the same machine as then",
-        )
 
 
 def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:

@@ -1,8 +1,12 @@
-"""VM state in a store: whether it can be loaded, and the steps that stop the guest for it and load it."""
+"""What a revert in place depends on: the devices of the disks, and the VM state in its store."""
 
 from __future__ import annotations
 
-from qmpsnap.errors import InvalidTarget, MachineDiffers
+from collections.abc import Iterable
+
+from qmpsnap.errors import InvalidTarget
+from qmpsnap.model.graph import Disk
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD, Machine
 from qmpsnap.model.names import digest, job_id, node_name
@@ -11,18 +15,12 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
-from qmpsnap.plan.vmstate.common import refuse_foreign
+from qmpsnap.plan.vmstate.common import refuse_foreign, refuse_other
 
 
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
     """Refuse when the VM state cannot be loaded into this machine."""
-    differences = state.fingerprint.differences(machine.fingerprint)
-    if differences:
-        raise MachineDiffers(
-            f"{name!r} belongs to another machine: {'; '.join(differences)}",
-            differences=differences,
-            hint="make the machine what it was then",
-        )
+    refuse_other(machine, state.fingerprint, what=repr(name), hint="make the machine what it was then")
     fact = scene.files.files[state.file]
     if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
         raise InvalidTarget(
@@ -72,3 +70,43 @@ def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
         "before the revert, or use checkpoints of --mode stop"
     )
     return (note,)
+
+
+# QOM types of devices whose root was changed under a real guest, which then read the new data.
+_TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
+
+
+def way_back_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[str, ...]:
+    """What is in the way back in place to a checkpoint that is about to be taken, by disk."""
+    found = ((disk, hindrance(disk, machine)) for disk in disks)
+    return tuple(
+        f"{what[0]}: a revert has to leave it out (revert {name} --leave {quoted(disk.name)}); checkpoints "
+        "of --mode stop and background revert in a new QEMU, with all disks"
+        for disk, what in found
+        if what is not None
+    )
+
+
+def hindrance(disk: Disk, machine: Machine) -> tuple[str, str] | None:
+    """What keeps a disk from getting another root while the guest runs, and where that is; or None."""
+    if disk.root != disk.active.node:
+        (above, *more) = disk.filters
+        if more or above.driver != "throttle" or not above.group:
+            return f"{disk.name} is under the filter {above.node!r} ({above.driver})", f"under {above.driver}"
+        return None
+    device, plugged = machine.devices.get(disk.name), machine.plugged(disk.name)
+    if device is None or plugged is None:
+        return (
+            f"{disk.name} has no device whose root node could be replaced ({disk.qdev!r})",
+            "without a device",
+        )
+    if device.kind in _TRIED and not _nested(device.path, device.kind):
+        return None
+    what = f"{disk.name} is {plugged.kind} ({plugged.path}), which is not known to accept another root node"
+    return what, f"on {plugged.kind}"
+
+
+def _nested(path: str, kind: str) -> bool:
+    """Whether the device lies inside another one: a stick's disk keeps its chain whatever it answers."""
+    depth = path.count("/")
+    return depth != (4 if kind == "virtio-blk-device" else 3)

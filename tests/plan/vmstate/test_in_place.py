@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from qmpsnap.model.graph import Disk, Filter
 from qmpsnap.model.machine import Device
 from qmpsnap.plan.intent import Checkpoint
-from qmpsnap.plan.vmstate.movable import hindrance
+from qmpsnap.plan.vmstate.in_place import hindrance
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each

@@ -10,7 +10,7 @@ from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.parse import GraphReplies, parse_graph
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.checks.busy import holders, refuse_busy, refuse_covered, refuse_jobs
+from qmpsnap.plan.checks.disk import holders, refuse_busy, refuse_covered, refuse_jobs
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
