@@ -204,6 +204,21 @@ def refuse_other(
         )
 
 
+def refuse_changed(differences: list[str], what: str) -> None:
+    """Refuse when the disks are not those to which the VM state belongs.
+
+    Raises:
+        MachineDiffers: Naming each difference.
+    """
+    if differences:
+        raise MachineDiffers(
+            f"{what}: {'; '.join(differences)}",
+            differences=differences,
+            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
+            "instead",
+        )
+
+
 def need_open_files(machine: Machine, *, instead: str = "") -> None:
     """Refuse when the monitor does not take open files.
 

@@ -49,6 +49,7 @@ from qmpsnap.plan.vmstate.branch import (
 from qmpsnap.plan.vmstate.common import (
     file_number,
     machine_of,
+    refuse_changed,
     refuse_foreign,
     refuse_no_load,
     refuse_other,
@@ -391,10 +392,4 @@ def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> Non
             state = (layer.size, layer.modified)
             if fact is not None and fact.taken and (fact.size, fact.modified_ns) != state:
                 differences.append(f"{layer.file} of {name} has been written to since")
-    if differences:
-        raise MachineDiffers(
-            f"the layers have changed since {record.name!r}: {'; '.join(differences)}",
-            differences=differences,
-            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
-            "instead",
-        )
+    refuse_changed(differences, f"the layers have changed since {record.name!r}")

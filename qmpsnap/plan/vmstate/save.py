@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
-from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, Unsupported
+from qmpsnap.errors import InvalidTarget, NotFound, Unsupported
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command
@@ -27,6 +27,7 @@ from qmpsnap.plan.vmstate.common import (
     file_number,
     machine_of,
     need_open_files,
+    refuse_changed,
     refuse_foreign,
     refuse_memory_place,
     refuse_other,
@@ -102,6 +103,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         await_migration("saved"),
         await_closed(state.partial),
     )
+    restore = command("restore", intent.file)
     return Plan(
         op="save",
         intent=intent,
@@ -114,7 +116,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         run_state=machine.status,
-        notes=(f"the guest stays paused; {_restore_hint(intent.file)}",),
+        notes=(f"the guest stays paused; start a new QEMU with -S -incoming defer, then: {restore}",),
     )
 
 
@@ -207,24 +209,19 @@ def whole_note(files: Files, file: str) -> MemoryNote:
 def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:
     differences: list[str] = []
     then: dict[str, list[str]] = {}
-    for one in note.layers:
-        then.setdefault(one.disk, []).append(one.file)
-        fact = scene.files.files.get(one.file)
+    for layer in note.layers:
+        then.setdefault(layer.disk, []).append(layer.file)
+        fact = scene.files.files.get(layer.file)
+        state = (layer.inode, layer.size, layer.modified)
         if fact is None or not fact.taken:
-            differences.append(f"layer {one.file} of {one.disk} is gone, or not in use")
-        elif (fact.inode, fact.size, fact.modified_ns) != (one.inode, one.size, one.modified):
-            differences.append(f"layer {one.file} of {one.disk} has been written to since")
-    for disk, files in then.items():
-        now = scene.graph.disks.get(disk)
-        if now is not None and tuple(_parts(now)) != tuple(files):
-            differences.append(f"{disk} reads {now.active.file}, not {files[0]}")
-    if differences:
-        raise MachineDiffers(
-            f"the disks are no longer those of {file}: {'; '.join(differences)}",
-            differences=differences,
-            hint="running a guest's memory with other disks would destroy its file systems; boot the guest "
-            "instead",
-        )
+            differences.append(f"layer {layer.file} of {layer.disk} is gone, or not in use")
+        elif (fact.inode, fact.size, fact.modified_ns) != state:
+            differences.append(f"layer {layer.file} of {layer.disk} has been written to since")
+    for name, files in then.items():
+        disk = scene.graph.disks.get(name)
+        if disk is not None and _parts(disk) != files:
+            differences.append(f"{name} reads {disk.active.file}, not {files[0]}")
+    refuse_changed(differences, f"the disks are no longer those of {file}")
 
 
 def _refuse_unseen(scene: Scene) -> None:
@@ -234,10 +231,6 @@ def _refuse_unseen(scene: Scene) -> None:
             feature="VM state in files that are not visible",
             hint="run where they are visible, or use --shared-fs yes",
         )
-
-
-def _restore_hint(file: str) -> str:
-    return f"start a new QEMU with -S -incoming defer, then: {command('restore', file)}"
 
 
 def _layers(graph: Graph) -> tuple[str, ...]:
