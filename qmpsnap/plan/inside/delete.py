@@ -9,7 +9,7 @@ from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_migrate
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import delvm, snapshot_delete
-from qmpsnap.plan.inside.taking import refuse_double, stray, taking, writable
+from qmpsnap.plan.inside.taking import refuse_double, stray, taking
 from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import Scene
@@ -80,7 +80,7 @@ def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:
 
 def _by_rule(moment: Moment, scene: Scene) -> Via:
     """The human monitor when all that it takes has the moment, and a job otherwise."""
-    disks = writable(scene.graph)
+    disks = scene.graph.writable()
     whole = {disk.name for disk in disks} == set(moment.disks)
     return "hmp" if whole and not any(disk.filters for disk in disks) and not stray(scene.graph) else "jobs"
 

@@ -6,7 +6,7 @@ left out, and under a throttle. What is in the way of the chosen one is named be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qmpsnap.errors import AmbiguousName, Busy, Unsupported
@@ -17,9 +17,6 @@ from qmpsnap.model.moments import Moment
 from qmpsnap.plan.checks.disk import refuse_jobs
 from qmpsnap.plan.intent import Via
 from qmpsnap.plan.scene import Scene
-
-# The one filter that the jobs were tried under. The others may be somebody's view of the disk's past.
-_FILTERS = frozenset({"throttle"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +70,54 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
         Busy: When a job runs, or a writable node without a use is in the human monitor's way.
     """
     named = frozenset(find_disk(scene.graph, spelling).name for spelling in leave)
-    every = writable(scene.graph)
-    disks = tuple(disk for disk in every if disk.name not in named)
-    left = tuple(disk for disk in every if disk.name in named)
+    disks = tuple(disk for disk in scene.graph.writable() if disk.name not in named)
+    left = tuple(disk for disk in scene.graph.writable() if disk.name in named)
     for disk in disks:
         _refuse_format(disk)
     if not disks:
         raise Unsupported("there is no writable qcow2 disk to hold it", feature="a checkpoint without disks")
-    refuse_jobs(scene.jobs)  # first: a mirror's target is a writable node without a use
+    refuse_jobs(scene.jobs)  # first: a mirror's target is an unused writable node
     filtered = [disk for disk in disks if disk.filters]
     chosen: Via = via or ("jobs" if left or filtered else "hmp")
     if chosen == "jobs":
-        for disk in filtered:
-            _refuse_filters(disk)
-        return Taking(disks, left, "jobs", named)
-    scene.features.need("human-monitor-command")
+        _refuse_filters(filtered)
+    else:
+        scene.features.need("human-monitor-command")
+        _refuse_for_hmp(left, filtered, scene.graph)
+    return Taking(disks, left, chosen, named)
+
+
+def _refuse_format(disk: Disk) -> None:
+    if disk.active.format != "qcow2":
+        way = "give it to QEMU as qcow2 or read-only"
+        if _is_flash(disk):
+            way = "give QEMU the UEFI variables as a qcow2 image, or read-only"
+        raise Unsupported(
+            f"{disk.name} ({disk.active.file}) is writable and {disk.active.format}, "
+            "which cannot hold checkpoints",
+            feature=f"checkpoints inside {disk.active.format}",
+            hint=f"{way}, or leave it out: --leave {quoted(disk.name)}",
+        )
+
+
+def _is_flash(disk: Disk) -> bool:
+    return "pflash" in disk.name or "flash" in disk.qdev
+
+
+def _refuse_filters(disks: Iterable[Disk]) -> None:
+    """Refuse filters but the throttle, under which the jobs were tried; others may show the disk's past."""
+    for disk in disks:
+        for above in disk.filters:
+            if above.driver != "throttle":
+                raise Unsupported(
+                    f"{disk.name} has a filter ({above.driver} {above.node!r}) above it",
+                    feature=f"checkpoints under {above.driver}",
+                    hint=f"remove the filter, or leave the disk out: --leave {quoted(disk.name)}",
+                )
+
+
+def _refuse_for_hmp(left: Sequence[Disk], filtered: Sequence[Disk], graph: Graph) -> None:
+    """Refuse the human monitor where it would take another disk, or crash QEMU."""
     if left:
         raise Unsupported(
             f"the human monitor includes every writable disk, also {left[0].name}",
@@ -95,29 +125,29 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
             hint="use jobs: omit --via, or use --via jobs",
         )
     if filtered:
+        above = filtered[0].filters[0]
         raise Unsupported(
-            f"{filtered[0].name} has a filter ({filtered[0].filters[0].driver} "
-            f"{filtered[0].filters[0].node!r}) above it: a revert through the human monitor under "
-            "a throttle crashes QEMU 10.0 and 11.1",
+            f"{filtered[0].name} has a filter ({above.driver} {above.node!r}) above it: a revert through the "
+            "human monitor under a throttle crashes QEMU 10.0 and 11.1",
             feature="checkpoints under a filter through the human monitor",
             hint="use jobs: omit --via, or use --via jobs",
         )
-    _refuse_stray(scene.graph)
-    return Taking(disks, (), "hmp", named)
-
-
-def writable(graph: Graph) -> tuple[Disk, ...]:
-    """The disks that the guest can write to."""
-    return graph.writable()
+    if name := stray(graph):
+        raise Busy(
+            f"node {name!r} ({graph.nodes[name].file}) is writable and unused: QEMU would include it",
+            node=name,
+            job_id="",
+            hint=f"remove it first ({frees(name)}), or use jobs: --via jobs",
+        )
 
 
 def stray(graph: Graph) -> str:
     """The first writable node that has no use, which the human monitor would take, too; or ""."""
     used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
-    images = [one for one in graph.nodes.values() if not one.is_filter and one.driver not in PATH_DRIVERS]
-    below = {one.backing for one in images if one.backing}
+    images = [node for node in graph.nodes.values() if not node.is_filter and node.driver not in PATH_DRIVERS]
+    below = {image.backing for image in images if image.backing}
     parts = {file for disk in graph.disks.values() for layer in disk.layers for file in layer.parts}
-    behind = {one.file for one in images} | parts
+    behind = {image.file for image in images} | parts
     for node in graph.nodes.values():
         if node.is_filter or node.read_only or node.name in used:
             continue
@@ -137,47 +167,6 @@ def refuse_double(moment: Moment) -> None:
         if places.count((part.disk, part.file)) > 1:
             raise AmbiguousName(
                 f"{part.file} has more than one internal snapshot {moment.name!r}",
-                candidates=[f"id {one.id}" for one in moment.held if one.file == part.file],
+                candidates=[f"id {other.id}" for other in moment.held if other.file == part.file],
                 hint="two of one name come from qemu-img; shut the machine off and delete them with it",
             )
-
-
-def _refuse_format(disk: Disk) -> None:
-    if disk.active.format != "qcow2":
-        raise Unsupported(
-            f"{disk.name} ({disk.active.file}) is writable and {disk.active.format}, "
-            "which cannot hold checkpoints",
-            feature=f"checkpoints inside {disk.active.format}",
-            hint=_way_out(disk),
-        )
-
-
-def _way_out(disk: Disk) -> str:
-    leave = f"or leave it out: --leave {quoted(disk.name)}"
-    if _is_flash(disk):
-        return f"give QEMU the UEFI variables as a qcow2 image, or read-only, {leave}"
-    return f"give it to QEMU as qcow2 or read-only, {leave}"
-
-
-def _is_flash(disk: Disk) -> bool:
-    return "pflash" in disk.name or "flash" in disk.qdev
-
-
-def _refuse_filters(disk: Disk) -> None:
-    for one in disk.filters:
-        if one.driver not in _FILTERS:
-            raise Unsupported(
-                f"{disk.name} has a filter ({one.driver} {one.node!r}) above it",
-                feature=f"checkpoints under {one.driver}",
-                hint=f"remove the filter, or leave the disk out: --leave {quoted(disk.name)}",
-            )
-
-
-def _refuse_stray(graph: Graph) -> None:
-    if name := stray(graph):
-        raise Busy(
-            f"node {name!r} ({graph.nodes[name].file}) is writable and unused: QEMU would include it",
-            node=name,
-            job_id="",
-            hint=f"remove it first ({frees(name)}), or use jobs: --via jobs",
-        )
