@@ -12,13 +12,12 @@ from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
-from qmpsnap.plan.inside import delete
 from qmpsnap.plan.inside import snapshot as snapshot_internal
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.vmstate import checkpoint, revert, save
+from qmpsnap.plan.vmstate import checkpoint, delete, revert, save
 
 
 @dataclass(frozen=True, slots=True)

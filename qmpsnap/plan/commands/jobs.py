@@ -174,6 +174,11 @@ def copied_and_ended(start: Step, *, pivot: bool) -> tuple[Step, ...]:
     return (start, await_job(job, "ready"), end, await_job(job, "concluded"))
 
 
+def done_and_dismissed(start: Step) -> tuple[Step, ...]:
+    """A job on VM state from its start to its dismissal; it cannot be cancelled."""
+    return (start, await_job(start.job_id, "concluded"), job_dismiss(start.job_id))
+
+
 def job_complete(job: str, effect: MoveRoot | None = None) -> Step:
     """Let a READY job pivot. QAPI: job-complete.
 

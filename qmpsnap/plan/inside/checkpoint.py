@@ -1,7 +1,7 @@
-"""Plans of checkpoints inside the images: take one, go back to it. By the human monitor, or by jobs.
+"""Plans of checkpoints inside the images, and of a revert to one: through the human monitor, or by jobs.
 
-Both are written down first where records can be: QEMU leaves a guest standing when a load fails, and can be
-killed between two disks. `plan.rest_internal` ends what is left of either.
+Both are recorded first, where a record can be written: QEMU leaves the guest paused when a load fails, and
+may be killed between two disks. `plan/resume_inside.py` finishes what is left of either.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from qmpsnap.model.record import IntentRecord, Op, Settings
 from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
-from qmpsnap.plan.commands.jobs import await_job, job_dismiss
-from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_save
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.record_places import local_chains, state_place
+from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_unsavable
@@ -51,14 +50,13 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
             disk, hint=f"use --mode in-place, or leave the disk out: --leave {quoted(disk.name)}"
         )
     refuse_memory_inside(scene.graph, part.disks[0], plain=intent.plain)
+    operation_id = job_id("checkpoint", "keep", _token(intent, part, scene))
     if part.via == "jobs":
         scene.features.need("snapshot-save", "job-dismiss")
-    named = job_id("checkpoint", "keep", _token(intent, part, scene))
-    if part.via == "jobs":
-        step = snapshot_save(named, intent.name, part.nodes)
+        step = snapshot_save(operation_id, intent.name, part.nodes)
     else:
         step = savevm(intent.name, part.names)
-    return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, named)
+    return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, operation_id)
 
 
 def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
@@ -101,27 +99,27 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     if intent.via is None and part.via == "hmp" and vmstate != part.names[0]:
         # Jobs have kept it; the human monitor looks for it in the first disk alone.
         part = taking(scene, leave=intent.leave, via="jobs")
-    named = job_id("revert", "keep", _token(intent, part, scene))
+    operation_id = job_id("revert", "keep", _token(intent, part, scene))
     if part.via == "jobs":
         scene.features.need("snapshot-load", "job-dismiss")
         step = snapshot_load(
-            named, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running
+            operation_id, intent.name, part.nodes, dict(part.nodes)[vmstate], running=machine.running
         )
     else:
         step = loadvm(intent.name, running=machine.running)
-    return _plan("revert-internal", intent, scene, part, f"revert to {intent.name!r}", step, named)
+    return _plan("revert-internal", intent, scene, part, f"revert to {intent.name!r}", step, operation_id)
 
 
 def _refuse_id(name: str, part: Taking) -> None:
     """Refuse a name that is the id of another snapshot: QEMU looks for that first, and would go there."""
     for disk in part.disks:
-        for one in disk.active.snapshots:
-            if one.id == name != one.name:
+        for other in disk.active.snapshots:
+            if other.id == name != other.name:
                 raise AmbiguousName(
-                    f"{name!r} is the id of snapshot {one.name!r} inside {disk.active.file}, so QEMU would "
+                    f"{name!r} is the id of snapshot {other.name!r} inside {disk.active.file}, so QEMU would "
                     "revert to that one",
-                    candidates=[f"id {one.id}: {one.name}"],
-                    hint=f"delete {one.name!r} first; or shut the machine off, and revert by the other "
+                    candidates=[f"id {other.id}: {other.name}"],
+                    hint=f"delete {other.name!r} first; or shut the machine off, and revert by the other "
                     "one's id",
                 )
 
@@ -166,35 +164,29 @@ def _plan(
     part: Taking,
     title: str,
     step: Step,
-    named: str,
+    operation_id: str,
 ) -> Plan:
     machine = machine_of(scene)
-    place = state_place(scene, part.disks[0])
     record = IntentRecord(
-        id=named,
+        id=operation_id,
         op=op,
         created=scene.now,
         chains=local_chains(scene.graph.chains(*part.names)),
         name=intent.name,
         was=Settings(machine.running, process=machine.process),
     )
+    place = state_place(scene, part.disks[0]) if _recordable(intent.name) else ""
+    write, finish = recorded(record, place)
     notes = stale_notes(machine, intent.name) if step.loads else bitmap_notes(intent.name, part)
-    written = bool(place) and _recordable(intent.name)
-    first: tuple[Step, ...] = (write_record(place, record),) if written else ()
-    last: tuple[Step, ...] = (finish_record(place, (named,)),) if written else ()
-    steps: tuple[Step, ...] = (step,)
-    if step.on_state:
-        steps = (step, await_job(named, "concluded"), job_dismiss(named))
-    stages = (
-        Stage("write the record", first),
-        Stage(title, steps, verify=True),
-        Stage("remove the record", last, tidy=True),
-    )
     return Plan(
         op=op,
         intent=intent,
         disks=part.names,
-        stages=stages,
+        stages=(
+            Stage("write the record", write),
+            Stage(title, done_and_dismissed(step) if step.on_state else (step,), verify=True),
+            Stage("remove the record", finish, tidy=True),
+        ),
         before=scene.graph,
         run_state=machine.status,
         notes=(*part.notes, *notes),

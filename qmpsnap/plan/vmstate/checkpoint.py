@@ -23,7 +23,7 @@ from qmpsnap.plan.chain.overlays import Overlays
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
 from qmpsnap.plan.commands.files import create_memory, create_store, seal_memory, seal_store
-from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
@@ -196,7 +196,6 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
         was=Settings(running=machine.running, process=machine.process),
     )
     pause, go_on = _around(machine)
-    job = record.id
     return (
         Stage(
             "create the files",
@@ -211,9 +210,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
             "take the checkpoint",
             (
                 *pause,
-                snapshot_save(job, tag, (("", node),)),
-                await_job(job, "concluded"),
-                job_dismiss(job),
+                *done_and_dismissed(snapshot_save(record.id, tag, (("", node),))),
                 snapshot_sync(new.overlays),
                 *go_on,
             ),

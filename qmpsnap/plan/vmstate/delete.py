@@ -1,27 +1,109 @@
-"""Plan of the deletion of an external checkpoint: its VM state and its name go, the layers stay."""
+"""Plan of a deletion: one moment goes, all others stay. So far of internal ones, and of checkpoints."""
 
 from __future__ import annotations
 
-from qmpsnap.errors import Unsupported
+from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.hints import command
-from qmpsnap.model.moments import Moment, related_records
+from qmpsnap.model.moments import Moment, MomentPart, related_records
+from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.plan.checks.disk import refuse_jobs
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_jobs, refuse_migrated
+from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.files import remove_state
+from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.records import finish_record, keep_link
-from qmpsnap.plan.intent import Delete
+from qmpsnap.plan.commands.state import delvm, snapshot_delete
+from qmpsnap.plan.inside.taking import refuse_double, stray, taking
+from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
+from qmpsnap.plan.vmstate.common import machine_of
 
 
-def plan(intent: Delete, moment: Moment, scene: Scene) -> Plan:
-    """Plan to delete an external moment that has VM state; or refuse.
+def plan(intent: Delete, scene: Scene) -> Plan:
+    """Plan the deletion of an internal snapshot from each disk that has it, or of a checkpoint; or refuse.
+
+    Of an external checkpoint the VM state and the name go; its layers stay in their chains.
+
+    One of disks alone goes disk after disk, as it came: QEMU has no transaction for it. One with VM state
+    goes as it came, too: through the human monitor when every writable disk has it, else through a job.
+    None of the three is all or nothing: after a failure, deleted again, it goes from those that are left.
 
     Raises:
-        Unsupported: When it is of disks alone.
-        Busy: When a job is running, which may be loading that state.
+        NotFound: When no moment has the name.
+        AmbiguousName: When an external and an internal one have it, or an image has it twice.
+        Unsupported: When it is an external one without VM state, or on a read-only disk; when the machine's
+            state was saved and it did not run since; or when the human monitor is asked for and a disk is in
+            its way.
+        NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
+        Busy: When a job holds one of the chains.
     """
+    moment = scene.moment(intent.name)
+    if moment.kind == "external":
+        return _external(intent, moment, scene)
+    refuse_migrated(scene)
+    refuse_double(moment)
+    for part in moment.held:
+        _check(part, moment, scene)
+    if intent.via is None and not moment.vm_state_size:
+        steps = _one_by_one(moment, scene)
+    elif (intent.via or _by_rule(moment, scene)) == "hmp":
+        taking(scene, leave=(), via="hmp")
+        steps = (delvm(moment.name, moment.disks),)
+    else:
+        steps = _by_job(moment, scene)
+    size = moment.vm_state_size
+    return Plan(
+        op="delete",
+        intent=intent,
+        disks=moment.disks,
+        stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
+        before=scene.graph,
+        run_state=machine_of(scene).status,
+        notes=(f"its VM state of {size} bytes is deleted too",) if size else (),
+    )
+
+
+def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:
+    """Refuse when QEMU cannot delete this disk's part."""
+    disk = scene.graph.disks[part.disk]
+    if not part.in_chain:
+        raise NotInChain(
+            f"{moment.name!r} is inside {part.file}, which is below the active layer of {disk.name}",
+            hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
+        )
+    if disk.read_only:
+        raise Unsupported(f"disk {disk.name!r} is read-only", feature="deletion on a read-only disk")
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
+
+
+def _by_rule(moment: Moment, scene: Scene) -> Via:
+    """The human monitor when all that it takes has the moment, and a job otherwise."""
+    disks = scene.graph.writable()
+    whole = {disk.name for disk in disks} == set(moment.disks)
+    return "hmp" if whole and not any(disk.filters for disk in disks) and not stray(scene.graph) else "jobs"
+
+
+def _one_by_one(moment: Moment, scene: Scene) -> tuple[Step, ...]:
+    scene.features.need("blockdev-snapshot-delete-internal-sync")
+    return tuple(
+        internal_delete(part.disk, scene.graph.disks[part.disk].root, part.id, moment.name)
+        for part in moment.held
+    )
+
+
+def _by_job(moment: Moment, scene: Scene) -> tuple[Step, ...]:
+    scene.features.need("snapshot-delete", "job-dismiss")
+    disks = [scene.graph.disks[name] for name in moment.disks]
+    token = digest("delete", moment.name, [(disk.name, disk.files) for disk in disks], avoid=scene.names)
+    nodes = tuple((disk.name, disk.active.node) for disk in disks)
+    return done_and_dismissed(snapshot_delete(job_id("delete", "keep", token), moment.name, nodes))
+
+
+def _external(intent: Delete, moment: Moment, scene: Scene) -> Plan:
+    """The VM state and the name of a checkpoint go, the layers stay; one of disks alone is refused."""
     record = moment.record
     folds = [
         command("commit", part.disk, "--top", part.overlay, "--base", part.file)
@@ -62,25 +144,28 @@ def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
     A moment is found by the overlays that it stands on, so the records of these outlive their own moments.
     """
     ours = related_records(scene.graph, scene.files.records)
-    live = [one for one in ours if not one.deleted and one.id != record.id]
+    live = [other for other in ours if not other.deleted and other.id != record.id]
     needed: list[MomentRecord] = []
-    pending = [record, *(one for one in ours if one.deleted)]
+    pending = [record, *(other for other in ours if other.deleted)]
     while live and pending:
         found = [
-            one for one in pending if _in_chain(one, scene) or any(x.stands_on(one) for x in (*live, *needed))
+            link
+            for link in pending
+            if _in_chain(link, scene) or any(user.stands_on(link) for user in (*live, *needed))
         ]
         if not found:
             break
         needed += found
-        pending = [one for one in pending if one not in found]
+        pending = [link for link in pending if link not in found]
     keep = (keep_link(record.directory, record.id),) if record in needed else ()
-    ended = [one for one in (record, *ours) if one not in needed and one not in live]
-    places = dict.fromkeys(one.directory for one in ended)
+    ended = dict.fromkeys(
+        (other.directory, other.id) for other in (record, *ours) if other not in needed and other not in live
+    )
     return (
         *keep,
         *(
-            finish_record(place, (), tuple(dict.fromkeys(one.id for one in ended if one.directory == place)))
-            for place in places
+            finish_record(place, (), tuple(name for where, name in ended if where == place))
+            for place in dict.fromkeys(where for where, _ in ended)
         ),
     )
 
