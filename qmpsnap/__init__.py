@@ -119,7 +119,7 @@ _HOMES = (
     "vm",
 )
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         if name in __all__:

@@ -36,18 +36,18 @@ async def connect(
     """Drive a running QEMU; the connection lasts as long as the block.
 
     Args:
-        address: Path of a unix socket, "tcp:HOST:PORT", (host, port), a connected socket that is ours
-            from now on, or a connected QMPClient that stays yours.
-        shared_fs: Whether we see the files that QEMU sees; None: found out.
-        state_dir: Directory of records; None for beside each base image.
-        pid: QEMU's process where the socket does not tell it.
-        reply_limit: Seconds that QEMU may take to answer a question.
+        address: Path of a unix socket, "tcp:HOST:PORT", (host, port), a connected socket, which becomes ours,
+            or a connected QMPClient, which stays yours.
+        shared_fs: Whether QEMU's files are visible here; None: detect it.
+        state_dir: Directory of records; None: beside each base image.
+        pid: QEMU's process id, if the socket does not give it.
+        reply_limit: Seconds that QEMU may take to answer a query.
         greeting_limit: Seconds that QEMU may take to greet.
-        name: How the machine is called in logs; "": by the address.
+        name: What the machine is called in logs; "": its address.
 
     Raises:
-        BadArgument: When an argument is none that is taken.
-        ConnectFailed: When there is no QMP there, or no greeting in time.
+        BadArgument: When an argument is invalid.
+        ConnectFailed: When there is no QMP server there, or no greeting in time.
     """
     _check_address(address)
     for parameter, value, kind in (
@@ -88,23 +88,23 @@ async def launch(
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
 ) -> AsyncIterator[VM]:
-    """Start QEMU as a child and drive it; it and all that it started end with the block.
+    """Start QEMU as a child and drive it; QEMU and all that it started end with the block.
 
-    It also ends when this process is killed. Its monitor is a socket pair, so no other client can
-    take it, and none can reach it later: for that give it a second monitor (`-qmp unix:PATH,...`).
+    QEMU also ends when this process is killed. Its monitor is a socket pair, which no other client can use:
+    for others give it a second monitor (`-qmp unix:PATH,...`).
 
     Args:
         argv: The program and its arguments, without a monitor for us.
         cwd: Its working directory; None: ours.
         env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
-        log: File that takes what it prints; in any case the end of that is in the error if it dies.
-        state_dir: Directory of records; None for beside each base image.
-        name: How the machine is called in logs and errors; "": "qemu".
+        log: File that receives its output; the error has the end of it in any case, if QEMU dies.
+        state_dir: Directory of records; None: beside each base image.
+        name: What the machine is called in logs and errors; "": "qemu".
 
     Raises:
-        BadArgument: When an argument is none that is taken.
-        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last words. So does
-            every later LinkLost.
+        BadArgument: When an argument is invalid.
+        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
+            later LinkLost does, too.
     """
     check("name", name, str)
     called = name or "qemu"
@@ -130,7 +130,7 @@ async def launch(
 def _words(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(argv, str | bytes) or not hasattr(argv, "__iter__"):
         refuse("argv", argv, "give the program and its arguments", hint="argv=shlex.split(...)")
-    words = [one.__fspath__() if hasattr(one, "__fspath__") else one for one in argv]
+    words = [word.__fspath__() if hasattr(word, "__fspath__") else word for word in argv]
     for word in words:
         check("argv", word, Word)
     if not words or not words[0]:
@@ -149,7 +149,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
 
 
 def _check_address(address: object) -> None:
-    """Refuse what is no address, before anybody takes it for a file's name."""
+    """Refuse anything that is not an address, before it is used as a file name."""
     if isinstance(address, tuple):
         host, port = address if len(address) == 2 else (None, None)
         if not isinstance(host, str) or not isinstance(port, int) or not 0 < port < 1 << 16:

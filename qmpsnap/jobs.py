@@ -1,4 +1,4 @@
-"""The jobs of a machine: what runs, what is to become of it, and what an earlier client left."""
+"""The jobs of a machine: what is running, and what an earlier client left unfinished."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from qmpsnap.run.target import Progress, Target
 
 
 class Jobs:
-    """Jobs of one machine, as `VM.jobs`.
+    """The jobs of one machine, as `VM.jobs`.
 
     Args:
         target: The machine.
-        executor: What runs plans on it.
-        planning: What makes them.
+        executor: Runs plans on it.
+        planning: Makes plans for it.
     """
 
     def __init__(self, target: Target, executor: Executor, planning: Planning) -> None:
@@ -34,7 +34,7 @@ class Jobs:
         self._planning = planning
 
     async def list(self) -> tuple[Job, ...]:
-        """Every job that QEMU has, of any client, as of now; a concluded one with its error.
+        """Every job that QEMU has, of any client, as of now; a concluded job with its error.
 
         QAPI: query-jobs (job.json), query-block-jobs (block-core.json).
         """
@@ -45,7 +45,7 @@ class Jobs:
 
         Args:
             job_id: The job.
-            foreign: Whether it may be somebody else's.
+            foreign: Whether it may be another client's.
 
         Raises:
             NotFound: When there is no job of that id.
@@ -64,12 +64,12 @@ class Jobs:
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
 
     async def places(self) -> Mapping[str, JobPlace]:
-        """Of each job, by its id, the disk, the file that it writes, and when its operation began.
+        """The disk of each job, the file that it writes, and when its operation began; by job id.
 
-        Of operations of ours that have no job as well. What cannot be known is "": of another client's job
-        QEMU does not say when it began.
+        Operations of ours that have no job are included. What is not known is "": QEMU does not report when
+        another client's job began.
 
-        QAPI: x-debug-query-block-graph (block-core.json), where this QEMU has it.
+        QAPI: x-debug-query-block-graph (block-core.json), if this QEMU has it.
         """
         graph = await self._target.graph()
         records = await self._planning.interrupted(graph, live=True)
@@ -78,14 +78,13 @@ class Jobs:
     async def interrupted(
         self, graph: Graph | None = None, *, live: bool = False
     ) -> tuple[IntentRecord, ...]:
-        """Records of operations whose client went away, and of files that hold no moment any more.
+        """Records of operations whose client is gone, and of files that no longer hold their moment.
 
-        Those of other machines, which may lie in the same place, are left out. Empty where QEMU's files are
-        not visible from here.
+        Records of other machines in the same directories are left out. Empty if QEMU's files are not visible.
 
         Args:
-            graph: The graph when it was read a moment ago; None: it is read.
-            live: Whether operations are told too whose client is at work yet.
+            graph: The graph, if it has just been read; None: it is read.
+            live: Whether to include operations whose client is still at work.
         """
         if not isinstance(graph, Graph | None):
             refuse("graph", graph, "give a graph that graph() returned")
@@ -93,18 +92,18 @@ class Jobs:
         return await self._planning.interrupted(graph, live=live)
 
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
-        """How far a job is, again and again until it ends; asks QEMU each `interval` seconds."""
+        """Yield how far a job is, until it ends; asks QEMU every `interval` seconds."""
         _check(job_id)
         number("interval", interval, zero=True)
         return self._target.progress(job_id, interval)
 
     async def plan(self, job_id: str) -> Plan:
-        """What is left of an operation of ours whose client went away.
+        """What is left of an operation of ours whose client is gone.
 
         Raises:
-            NotFound: When there is neither a job nor a record of that id, or the record is of another
+            NotFound: When there is neither a job nor a record of that id, or the record belongs to another
                 machine.
-            Busy: When its client is at work yet.
+            Busy: When its client is still at work.
         """
         _check(job_id)
         if self._executor.holds(job_id):
@@ -112,27 +111,27 @@ class Jobs:
         return await self._planning.resume(job_id)
 
     async def wait(self, job_id: str, *, foreign: bool = False, hooks: Hooks | None = None) -> Done | Job:
-        """Wait for a job and finish what was left of its operation: pivot, dismissal, files.
+        """Wait for a job and finish what is left of its operation: pivot, dismissal, files.
 
-        Cancelled, it takes the operation back as the operation's own call would have: **the job is
-        cancelled too**. To leave it running, set `hooks.detach`. A job that is not ours, or whose client is
-        at work, is only waited for, and runs on.
+        Cancelled, it rolls the operation back as the operation's own call would have: **the job is cancelled
+        too**. To leave it running, set `hooks.detach`. A job that is not ours, or whose client is still at
+        work, is only waited for, and keeps running.
 
         Args:
-            job_id: The job, or the operation whose record is left.
-            foreign: Whether a job that is not ours may be waited for; it is not completed, nor dismissed.
+            job_id: The job, or the operation that left a record.
+            foreign: Whether a job that is not ours may be waited for; it is neither completed nor dismissed.
             hooks: What the caller wants to be told.
 
         Returns:
-            The operation's result; of a job that is not ours, or whose client is at work yet, the job as it
-            ended.
+            The operation's result; for a job that is not ours, or whose client is still at work, the job as
+            it ended.
 
         Raises:
             NotFound: When there is neither a job nor a record of that id.
             ForeignJob: When the job is not ours.
             JobFailed: When it ended with an error, or vanished.
             JobPaused: When an I/O error paused it.
-            Busy: When its client is at work yet, and there is no job to wait for.
+            Busy: When its client is still at work, and there is no job to wait for.
         """
         _check(job_id, foreign=foreign)
         check_hooks(hooks)
@@ -145,7 +144,7 @@ class Jobs:
         except Busy:
             if all(job.id != job_id for job in await self._target.jobs()):
                 raise
-            with self._target.watch(job_id) as watch:  # its client does the rest
+            with self._target.watch(job_id) as watch:  # its client finishes the operation
                 return await watch.until_concluded()
         return await self._executor.run(plan, hooks, seen=plan.before)
 
@@ -164,18 +163,19 @@ class Jobs:
         await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
 
     async def cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
-        """Stop a job, wait for its end, and clear away what its operation leaves.
+        """Cancel a job, wait for its end, and clean up after its operation.
 
-        A job that had ended well meanwhile is finished instead; the result says so by its chains.
-        One that is not ours is told to stop, and not waited for.
+        If the job has completed meanwhile, the operation is finished instead; the result's chains show it. A
+        job that is not ours is only asked to stop, and not waited for.
 
         Returns:
-            What was changed, and which files hold no moment any more; None for a job that is not ours, and
-            for one whose client is at work yet: that clears away.
+            What was changed, and which files no longer hold their moment; None for a job that is not ours,
+            and for
+            one whose client is still at work: that client cleans up.
 
         Raises:
             NotFound: When there is neither a job nor a record of that id.
-            Busy: When its client is at work yet, and there is no job to stop.
+            Busy: When its client is still at work, and there is no job to stop.
             ForeignJob: When the job is not ours.
 
         QAPI: job-cancel, job-dismiss (job.json).

@@ -218,7 +218,7 @@ class Verbs(Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb, or what an alias stands for."""
+        """Import a verb; an alias gives its verb."""
         del ctx
         place = _VERBS.get(_ALIASES.get(cmd_name, cmd_name))
         if place is None:

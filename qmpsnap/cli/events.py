@@ -54,7 +54,7 @@ def events() -> None:
     try:
         reason = run(work)
     except Interrupted:
-        click.get_current_context().exit(INTERRUPTED)  # how it is meant to end: nothing to say
+        click.get_current_context().exit(INTERRUPTED)  # the usual end: nothing to report
     if reason:
         raise LinkLost(
             f"no more events: {reason}",
@@ -65,8 +65,8 @@ def events() -> None:
 
 
 @contextmanager
-def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
-    """Call `tell` when stdout is a pipe whose reader has gone, also while no event comes."""
+def _reader_gone(notify: Callable[[], object]) -> Iterator[None]:
+    """Call `notify` when stdout is a pipe whose reader is gone, even while no event arrives."""
     descriptor = sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         yield
@@ -76,7 +76,7 @@ def _reader_gone(tell: Callable[[], object]) -> Iterator[None]:
 
     def ended() -> None:
         loop.remove_reader(descriptor)
-        tell()
+        notify()
 
     loop.add_reader(descriptor, ended)
     try:

@@ -29,30 +29,30 @@ def jobs() -> None:
     """List the jobs of all clients, and operations that were interrupted."""
 
     async def work(vm: VM, _: Signals) -> tuple[list[_Listed], list[_Left]]:
-        found = await vm.jobs.list()
-        alive = {job.id for job in found}
+        running = await vm.jobs.list()
+        alive = {job.id for job in running}
         places: Mapping[str, JobPlace] = {}
         try:
-            places = await vm.jobs.places() if found else {}
+            places = await vm.jobs.places() if running else {}
             records = await vm.jobs.interrupted()
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [record for record in records if record.id not in alive and not _keeps_overlay(record)]
-        listed = [_Listed(job, places.get(job.id, JobPlace())) for job in found]
+        listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
         return listed, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
 
-    found, interrupted = run(work)
+    listed, interrupted = run(work)
     if current_app().json:
         emit(
             json_line(
-                jobs=[job.to_json() for job in found],
+                jobs=[job.to_json() for job in listed],
                 interrupted=[left.to_json() for left in interrupted],
             )
         )
         return
-    lines = table(_HEADER, [job.row() for job in found], right=_RIGHT, indent="") if found else []
+    lines = table(_HEADER, [job.row() for job in listed], right=_RIGHT, indent="") if listed else []
     for left in interrupted:
         lines += left.text()
     emit(*lines or ["no jobs"])
@@ -71,7 +71,7 @@ class _Listed:
     place: JobPlace
 
     def row(self) -> Row:
-        """Row for people."""
+        """The row of the table."""
         job, place = self.job, self.place
         cells = (
             job.id,
@@ -90,19 +90,19 @@ class _Listed:
         return Row(cells, tuple(remarks))
 
     def to_json(self) -> dict[str, object]:
-        """The same for programs."""
+        """The entry of `--json`."""
         place = self.place
         age = {"age_s": _age(place.created) if place.created else None}
         return {**self.job.to_json(), **place.to_json(), **age, "ways": _ways(self.job)}
 
 
 def _age(created: str) -> float:
-    """Seconds since an ISO 8601 time; 0 for one that is to come, by another clock."""
+    """Seconds since an ISO 8601 time; 0 for a future time, by another clock."""
     return max((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds(), 0.0)
 
 
 def _ago(created: str) -> str:
-    """The same for people: "12 s ago", "3 days ago"."""
+    """The time since then, such as "12 s ago", "3 days ago"."""
     age = _age(created)
     for unit, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
         if age >= 2 * seconds:
@@ -117,7 +117,7 @@ def _state(job: Job) -> str:
 
 
 def _ways(job: Job) -> list[str]:
-    """Commands that finish or cancel a job of ours, the likeliest first."""
+    """Commands that finish or cancel a job of ours, the most likely first."""
     if not job.mine:
         return []
     if job.status in ENDED:
@@ -162,6 +162,6 @@ class _Left:
         return [*lines, f"  to finish it: {printable(self.way)}"]
 
     def to_json(self) -> dict[str, object]:
-        """The same for programs."""
+        """The entry of `--json`."""
         age = _age(self.record.created)
         return {**self.record.to_json(), "age_s": age, "vanished": self.vanished, "ways": [self.way]}

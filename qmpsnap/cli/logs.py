@@ -8,7 +8,7 @@ import sys
 
 from qmpsnap.model.printable import masked, printable
 
-_TOLD = frozenset({"machine.started_below", "layer.name_lost"})  # what verbs themselves print
+_SHOWN = frozenset({"machine.started_below", "layer.name_lost"})  # printed by the verbs themselves
 _WIRE = ("--> ", "<-- ")
 
 
@@ -19,7 +19,7 @@ def configure(verbose: int) -> None:
         logger.removeHandler(old)
     logger.addHandler(handler := _ToStderr())
     handler.setFormatter(_Fields())
-    handler.addFilter(lambda record: verbose > 0 or vars(record).get("event") not in _TOLD)
+    handler.addFilter(lambda record: verbose > 0 or vars(record).get("event") not in _SHOWN)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
     # qemu.qmp also logs the errors that it raises and that we print.
     wire = logging.getLogger("qemu.qmp")
@@ -29,11 +29,11 @@ def configure(verbose: int) -> None:
     traffic.setFormatter(_Traffic())
     traffic.addFilter(lambda record: record.msg.startswith(_WIRE))
     wire.setLevel(logging.DEBUG if verbose >= 2 else logging.CRITICAL + 1)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what it has to say is ours to say
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the command line reports errors itself
 
 
 class _ToStderr(logging.Handler):
-    """Writes to the current sys.stderr, so that a progress bar can make way."""
+    """Writes to the current sys.stderr, so that it does not overwrite a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(self.format(record)), file=sys.stderr, flush=True)  # noqa: T201 - a log

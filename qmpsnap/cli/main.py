@@ -24,7 +24,7 @@ _STOPPED_JSON = (
 
 
 def main() -> NoReturn:
-    """Run the command line with this process's arguments, and exit as mission's table says."""
+    """Run the command line with this process's arguments, and exit with its exit code."""
     arguments = sys.argv[1:]
     _answer_signals(as_json="--json" in arguments)
     code = run(arguments)
@@ -42,13 +42,13 @@ def run(arguments: Sequence[str]) -> int:
 
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        print(  # noqa: T201 - there is no click to say it
+        print(  # noqa: T201 - click is missing
             f"qmpsnap: the command line needs {' and '.join(missing)}: pip install 'qmpsnap[cli]'",
             file=sys.stderr,
         )
         return 2
-    # Only now: `main` answers signals, and whoever lacks click was told so. All of it: from the event loop
-    # on the signals are the operation's.
+    # Only now: `main` answers signals, and click is known to be there. The whole package: once the event loop
+    # runs, signals are handled by the operation.
     import qmpsnap.entry  # noqa: F401, PLC0415
     from qmpsnap.cli.report import run_group  # noqa: PLC0415
 
@@ -61,12 +61,12 @@ def _answer_signals(*, as_json: bool) -> None:
     The process ends at once, not by an exception: an exception can get lost in an import, and after an `exec`
     Python would end by the signal instead of with our exit code.
     """
-    told, stream = (_STOPPED_JSON, 1) if as_json else (_STOPPED, 2)
+    message, stream = (_STOPPED_JSON, 1) if as_json else (_STOPPED, 2)
 
     def leave(number: int, frame: object) -> None:
         del number, frame
         try:  # noqa: SIM105 - contextlib is not imported by now
-            os.write(stream, told.encode())
+            os.write(stream, message.encode())
         except OSError:
             pass
         os._exit(_INTERRUPTED)
@@ -83,4 +83,4 @@ def _flush() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains at its end
     except (OSError, AttributeError):
-        pass  # it was said when it was written; or there is no stdout at all
+        pass  # already reported when it was written; or there is no stdout at all

@@ -50,7 +50,7 @@ def run_group(arguments: Sequence[str]) -> int:
         return _reported(app, Interrupted("stopped before anything was sent"))
     except Unwritable:
         return _UNWRITABLE
-    except Exception as error:  # noqa: BLE001 - the one place where a fault of ours may end
+    except Exception as error:  # noqa: BLE001 - the one place that reports bugs
         return _bug(app, error)
 
 

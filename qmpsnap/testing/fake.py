@@ -52,20 +52,20 @@ class FakeTarget:
         graph: Its block graph at the beginning.
         files: Its files; None: those of the graph, visible.
         commands: The commands that it has.
-        change: What a step does to the graph; another function than `apply` makes a QEMU that lies.
-        machine: How it stands at the beginning; None: its guest runs.
+        change: What a step does to the graph; a function other than `apply` makes a QEMU that lies.
+        machine: Its state at the beginning; None: its guest is running.
 
     Attributes:
-        state: The graph as of now; set it to let the graph move behind everybody's back.
+        state: The graph as of now; set it to change the graph without anybody noticing.
         files: The files as of now.
-        performed: Every step so far, waits included, also those that failed.
-        sent: Commands about jobs that are no steps.
-        before: Called with each step just before it is done.
-        hold: Whether jobs run on until `let_go`.
-        job_error: With what jobs end; "" with success.
-        relinks: Whether a lost link can be made again.
+        performed: Every step so far, including waits and failed steps.
+        sent: Commands about jobs that are not steps.
+        before: Called with each step just before it is performed.
+        hold: Whether jobs keep running until `let_go`.
+        job_error: The error with which jobs end; "" for success.
+        relinks: Whether a lost connection can be restored.
         watched: How many watches are open.
-        guest: How it stands.
+        guest: Its machine state.
     """
 
     name = "fake"
@@ -99,21 +99,21 @@ class FakeTarget:
     # -- for tests ---------------------------------------------------------------------------------
 
     def fail(self, at: Step | str, error: QmpsnapError, *, happened: bool = False) -> None:
-        """Let that step, or the next one of that command, end with an error, once.
+        """Make that step, or the next one of that command, fail once.
 
         Args:
-            at: A step, or a command; "graph" for the next look at the graph.
-            error: What is raised; LinkLost loses the link as well.
-            happened: Whether the step is done all the same.
+            at: A step, or a command; "graph" for the next reading of the graph.
+            error: What is raised; LinkLost also loses the connection.
+            happened: Whether the step is performed nevertheless.
         """
         self._faults.add(Fault(at, error, happened))
 
     def start_job(self, job: Job, start: Step) -> None:
-        """Let a job be there already, started by whom it may."""
+        """Add a job that is already there, whoever started it."""
         self._jobs[job.id], self._starts[job.id] = job, start
 
     def let_go(self) -> None:
-        """Let jobs go on: to READY, or to their end."""
+        """Let held jobs continue: to READY, or to their end."""
         self.hold = False
         for job_id, job in self._jobs.items():
             if job.status is JobStatus.RUNNING:
@@ -128,7 +128,7 @@ class FakeTarget:
         return self.state
 
     async def look(self, ask: Ask, graph: Graph) -> Files:  # noqa: ARG002 - of the Protocol
-        """What the planner asked about the fake's files."""
+        """Answer the planner from the fake's files."""
         return self.files.look(ask)
 
     async def features(self) -> Features:
@@ -145,43 +145,43 @@ class FakeTarget:
         return BlockGraph()
 
     async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
-        """How the machine stands."""
+        """The machine as of now."""
         await self._checkpoint()
         return self.guest.now
 
     async def standing(self) -> Status:
-        """How the machine stands, and no more."""
+        """The guest's run state and migration."""
         now = self.guest.now
         return Status(now.status, now.running, now.migration)
 
     async def run_state(self) -> str:
-        """How the guest stands."""
+        """The guest's run state."""
         return self.guest.now.status
 
     def release_records(self, ids: Collection[str]) -> None:
-        """Nothing: the fake's records are not locked."""
+        """Do nothing: the fake's records are not locked."""
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the file of VM state that was written last."""
+        """Bytes of the VM state file that was written last."""
         sealed = [step for step in self.performed if step.command in {"seal-memory", "seal-store"}]
         return self.files.facts[sealed[-1].arguments["file"]].size if sealed else 0
 
     @contextmanager
     def stops(self) -> Iterator[FakeMachine]:
-        """Listen to how the guest stands still."""
+        """Measure how long the guest is paused."""
         self.guest.seconds = None
         yield self.guest
 
     async def perform(self, step: Step) -> float:
-        """Do one step; it takes 0.125 s."""
+        """Perform one step; it takes 0.125 s."""
         await self._begin(step)
         self._raise(step)
         self._do(step)
         return 0.125
 
     async def command(self, command: str, arguments: Mapping[str, object]) -> None:
-        """Take note of a command about a job."""
+        """Record a command about a job."""
         await self._checkpoint()
         self.sent.append((command, dict(arguments)))
         self._raise(command)
@@ -197,7 +197,7 @@ class FakeTarget:
             self.watched -= 1
 
     async def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
-        """Tell of a job until it ends."""
+        """Yield a job's progress until it ends."""
         while True:
             job = next((job for job in await self.jobs() if job.id == job_id), None)
             if job is None or job.status in ENDED:
@@ -206,15 +206,15 @@ class FakeTarget:
             await anyio.sleep(interval)
 
     async def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
-        """Tell of VM state that is moved: once, for it takes no time."""
+        """Yield the progress of a VM state transfer: once, because it takes no time."""
         yield Progress(Job("memory", "migrate", JobStatus.RUNNING, offset=4, length=8), None, None)
         await anyio.sleep(interval)
 
     async def abandon(self, owner: object) -> None:
-        """Nothing is ever in flight here for longer than a turn of the loop."""
+        """Do nothing: no command here is ever in flight for longer than a turn of the loop."""
 
     async def relink(self) -> bool:
-        """Connect again if that was allowed."""
+        """Connect again if that is allowed."""
         self._lost = self._lost and not self.relinks
         return self.relinks
 

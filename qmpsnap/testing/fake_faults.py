@@ -1,4 +1,4 @@
-"""What goes wrong on a fake target, and when: each fault happens once."""
+"""Faults of a fake target: each happens once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def refused(desc: str, *, command: str = "", qmp_class: str = "GenericError") ->
 
 
 def failed(job_id: str, error: str) -> JobFailed:
-    """What a job ended with, as an error."""
+    """A job's failure, as an error."""
     return JobFailed(f"job {job_id!r} failed: {error}", job_id=job_id, error=error)
 
 
@@ -25,9 +25,9 @@ class Fault:
     """An error at a step.
 
     Attributes:
-        at: A step, or a command; "graph" for a look at the graph.
+        at: A step, or a command; "graph" for a reading of the graph.
         error: What is raised.
-        happened: Whether the step is done all the same.
+        happened: Whether the step is performed nevertheless.
     """
 
     at: Step | str
@@ -36,19 +36,19 @@ class Fault:
 
 
 class Faults:
-    """Faults that are still to come, in the order in which they were given."""
+    """Pending faults, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
-        """Let it happen at the next such step."""
+        """Let the fault happen at the next such step."""
         self._faults.append(fault)
 
     def take(self, at: Step | str) -> Fault | None:
-        """The fault that happens now, which then is no more to come."""
+        """Remove and return the fault that happens now, if any."""
         names = (at,) if isinstance(at, str) else (at, at.command)
-        fault = next((one for one in self._faults if one.at in names), None)
+        fault = next((fault for fault in self._faults if fault.at in names), None)
         if fault is not None:
             self._faults.remove(fault)
         return fault

@@ -1,7 +1,7 @@
 """A file system that exists in memory only, for planners' tests and for the fake target.
 
-It holds the images of a drawn graph; every directory exists and can be written unless it is told
-otherwise. `look` answers what a planner asks, `perform` does the steps on files of ours.
+It holds the images of a drawn graph; every directory exists and is writable unless set otherwise. `look`
+answers a planner's questions, `perform` performs the steps on files.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class FakeFiles:
     """Files of a drawn graph.
 
     Args:
-        graph: Its layers become images, each standing on the one below.
-        shared: Whether they are visible; if not, `look` says so and no more.
+        graph: Its layers become images, each backed by the one below.
+        shared: Whether they are visible; if not, `look` says only that.
 
     Attributes:
-        facts: What is there, by path; add and remove at will.
-        directories: What is not as usual about a directory, by path.
+        facts: The files, by path; add and remove at will.
+        directories: Unusual directories, by path.
         records: Intent and moment records, each in its directory.
         unreadable: What a survey could not read, as "PATH: REASON".
-        memories: Files of VM state, by path.
-        open: What QEMU has open under a name where that is not as usual, by path.
+        memories: VM state files, by path.
+        open: What QEMU has open under a name, if that is unusual, by path.
     """
 
     def __init__(self, graph: Graph, *, shared: bool = True) -> None:
@@ -55,7 +55,7 @@ class FakeFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every file that is there, sorted."""
+        """Every file, sorted."""
         return tuple(sorted(self.facts))
 
     def put(
@@ -67,21 +67,21 @@ class FakeFiles:
         backing: str | None = None,
         backing_format: str | None = None,
     ) -> None:
-        """Put an image there, instead of what was there.
+        """Put an image there, replacing what was there.
 
         Args:
             path: Absolute path.
             format: Only "qcow2" has a header that we read.
             size_bytes: What a guest sees.
             backing: Backing file as the header records it.
-            backing_format: Its format as recorded; None: "qcow2" when there is a backing file.
+            backing_format: Its format as recorded; None: "qcow2" if there is a backing file.
         """
-        header, stands_on = None, None
+        header, resolved = None, None
         if format == "qcow2":
             below = (backing_format or "qcow2") if backing else None
             header = Header(format, size_bytes, backing=backing, backing_format=below)
-            found = backing_path(backing, of=path) if backing else None
-            stands_on = posixpath.normpath(found) if found else None
+            real = backing_path(backing, of=path) if backing else None
+            resolved = posixpath.normpath(real) if real else None
         size = 196_616 if header else size_bytes
         modified = self.facts[path].modified if path in self.facts else 1.0
         self.facts[path] = FileFact(
@@ -89,18 +89,18 @@ class FakeFiles:
             size,
             header=header,
             real=path,
-            backing=stands_on,
+            backing=resolved,
             modified=modified,
             modified_ns=int(modified) * 10**9,
         )
 
     def touch(self, path: str) -> None:
-        """Let a file be written into, later than any record; what `put` made is older than all."""
+        """Mark a file as written later than any record; what `put` creates is older than all."""
         if path in self.facts:
             self.facts[path] = replace(self.facts[path], modified=LATER, modified_ns=int(LATER) * 10**9)
 
     def follow(self, graph: Graph) -> None:
-        """Let the images' headers say what the graph says, as QEMU writes them."""
+        """Make the images' headers agree with the graph, as QEMU writes them."""
         for disk in graph.disks.values():
             for layer in disk.layers:
                 if layer.file.startswith("/"):
@@ -113,7 +113,7 @@ class FakeFiles:
                     )
 
     def look(self, ask: Ask) -> Files:
-        """Answer what a planner asks."""
+        """Answer a planner's question."""
         if not self.shared:
             return Files(open=Frozen(dict(self.open)))
         missing = {path: FileFact("missing", real=path) for path in ask.files if path not in self.facts}
@@ -145,7 +145,7 @@ class FakeFiles:
         )
 
     def _is_fresh(self, path: str, backing: str) -> bool:
-        """Whether it stands on that and was never touched."""
+        """Whether it is backed by that file and was never touched."""
         fact = self.facts.get(path)
         return fact is not None and fact.backing == backing and fact.modified < LATER
 
@@ -155,66 +155,68 @@ class FakeFiles:
         size = self.facts[path].size if path in self.facts else -1
         header = self.facts[path].header if path in self.facts else None
         if header is not None and header.snapshot_count:
-            states = (one.state for one in self.records if one.state is not None)
-            tags = tuple(one.tag for one in states if one.file == path)
+            states = (record.state for record in self.records if record.state is not None)
+            tags = tuple(state.tag for state in states if state.file == path)
             return MemoryFact(path, size=size, problem="it is an image", tags=tags)
         return MemoryFact(path, size=size, problem="it does not end in a note of ours")
 
     def perform(self, step: Step) -> None:
-        """Do one step on files.
+        """Perform one step on files.
 
         Raises:
-            TargetExists: When a file that is to be made, or a new name, is there.
-            InvalidTarget: When a record is not.
+            TargetExists: When a file to be created, or a new name, exists.
+            InvalidTarget: When there is no such record.
         """
-        has = step.arguments
+        arguments = step.arguments
         match step.command:
             case "write-record":
                 assert step.record is not None  # noqa: S101 - it is what is written
-                self.records.append(replace(step.record, directory=has["directory"]))
+                self.records.append(replace(step.record, directory=arguments["directory"]))
             case "finish-record":
                 self.records = [record for record in self.records if not _finishes(step, record)]
             case "keep-moment":
-                self._keep(has["directory"], has["id"])
+                self._keep(arguments["directory"], arguments["id"])
             case "create-overlay":
-                self._refuse_taken(has["file"])
+                self._refuse_taken(arguments["file"])
                 self.put(
-                    has["file"],
-                    size_bytes=has["size_bytes"],
-                    backing=has["backing"],
-                    backing_format=has["backing_format"],
+                    arguments["file"],
+                    size_bytes=arguments["size_bytes"],
+                    backing=arguments["backing"],
+                    backing_format=arguments["backing_format"],
                 )
             case "create-file" | "create-memory" | "create-store":
-                self._refuse_taken(has["file"])
+                self._refuse_taken(arguments["file"])
                 form = "qcow2" if step.command == "create-store" else "raw"
-                self.put(has["file"], format=form, size_bytes=0)
-            case "retire-file" if has["policy"] == "rename":
-                self._refuse_taken(has["to"])
-                fact = self.facts.pop(has["file"])
-                self.facts[has["to"]] = replace(fact, real=has["to"])
-            case "retire-file" if has["policy"] == "keep":
+                self.put(arguments["file"], format=form, size_bytes=0)
+            case "retire-file" if arguments["policy"] == "rename":
+                self._refuse_taken(arguments["to"])
+                fact = self.facts.pop(arguments["file"])
+                self.facts[arguments["to"]] = replace(fact, real=arguments["to"])
+            case "retire-file" if arguments["policy"] == "keep":
                 pass
             case "retire-file" | "remove-file" | "remove-orphan" | "remove-state":
-                self.facts.pop(has["file"], None)
-                self.memories.pop(has["file"], None)
+                self.facts.pop(arguments["file"], None)
+                self.memories.pop(arguments["file"], None)
             case "seal-memory" | "seal-store":
                 self._seal(step)
             case _:
                 self._rewrite(step)
 
     def _rewrite(self, step: Step) -> None:
-        """Do one step on the record of a moment."""
-        has = step.arguments
-        moment = self._moment(has["directory"], has["id"])
+        """Perform one step on the record of a moment."""
+        arguments = step.arguments
+        moment = self._moment(arguments["directory"], arguments["id"])
         match step.command:
             case "keep-branch":
-                after = replace(moment, branches=(*moment.branches, Frozen(has["overlays"])))
+                after = replace(moment, branches=(*moment.branches, Frozen(arguments["overlays"])))
             case "keep-link":
                 after = replace(moment, state=None, deleted=True)
             case "keep-lost":
-                after = replace(moment, lost=(*moment.lost, has["disk"]))
+                after = replace(moment, lost=(*moment.lost, arguments["disk"]))
             case "keep-place":
-                after = without_layers(moment, has["disk"], gone=has["gone"], into=has["into"])
+                after = without_layers(
+                    moment, arguments["disk"], gone=arguments["gone"], into=arguments["into"]
+                )
             case _:
                 raise AssertionError(f"there is no action {step.command!r}")
         self.records[self.records.index(moment)] = after
@@ -233,9 +235,11 @@ class FakeFiles:
         header = replace(fact.header, snapshot_count=1) if fact.header is not None else None
         self.facts[file] = replace(fact, real=file, size=4 * MIB, header=header)
         if step.command == "seal-memory":
-            has = step.detail
-            layers = tuple(self._as_now(disk, layer) for disk, layer in has["layers"])
-            note = MemoryNote(has["id"], has["name"], 4 * MIB, has["running"], has["fingerprint"], layers)
+            detail = step.detail
+            layers = tuple(self._as_now(disk, layer) for disk, layer in detail["layers"])
+            note = MemoryNote(
+                detail["id"], detail["name"], 4 * MIB, detail["running"], detail["fingerprint"], layers
+            )
             self.memories[file] = MemoryFact(file, 4 * MIB, note)
 
     def _as_now(self, disk: str, file: str) -> LayerState:
@@ -254,12 +258,12 @@ class FakeFiles:
 
 
 def _among(path: str, places: tuple[tuple[str, str], ...]) -> bool:
-    """Whether a file of VM state lies in one of the places, each a directory with how names begin there."""
+    """Whether a VM state file is in one of the places, each a directory with the prefix of its names."""
     where, name = posixpath.split(path)
     return any(where == directory and name.startswith(f"{stem}.") for directory, stem in places)
 
 
 def _finishes(step: Step, record: Record) -> bool:
-    has = step.arguments
-    ids = has["ids"] if isinstance(record, IntentRecord) else has.get("moments", ())
-    return record.directory == has["directory"] and record.id in ids
+    arguments = step.arguments
+    ids = arguments["ids"] if isinstance(record, IntentRecord) else arguments.get("moments", ())
+    return record.directory == arguments["directory"] and record.id in ids

@@ -1,4 +1,4 @@
-"""How a fake machine stands: its guest runs or not, and VM state moves in no time."""
+"""The state of a fake machine: its guest runs or is paused, and VM state is transferred in no time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ COMMANDS = frozenset({
     "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
     "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
 })  # fmt: skip
-"""The commands that a fake QEMU has unless it is told otherwise."""
+"""The commands that a fake QEMU has by default."""
 
 CAPABILITIES = {"events": False, "background-snapshot": False, "mapped-ram": False}
-STANDSTILL = 0.25  # seconds that the fake guest stands still at each stop
+STANDSTILL = 0.25  # seconds for which each stop pauses the fake guest
 
 
 def a_machine(graph: Graph, *, running: bool = True, **more: object) -> Machine:
-    """A machine with the disks of that graph, each a virtio one.
+    """A machine with the disks of that graph, each a virtio disk.
 
     Args:
         graph: The drawn graph.
-        running: Whether its guest runs.
-        more: What else is not as usual, by the names of `Machine`.
+        running: Whether its guest is running.
+        more: Other fields of `Machine`, by name.
     """
     machine = Machine(
         status="running" if running else "paused",
@@ -53,19 +53,19 @@ def a_machine(graph: Graph, *, running: bool = True, **more: object) -> Machine:
         ),
         process="1:1",
     )
-    return replace(machine, **more)  # whoever calls it names fields
+    return replace(machine, **more)  # the caller names fields
 
 
 class FakeMachine:
-    """A machine that stands as it is told.
+    """A machine that performs steps.
 
     Args:
-        machine: How it stands at the beginning.
+        machine: Its state at the beginning.
 
     Attributes:
-        now: How it stands.
-        passed: Numbers of the files that it has been given and not released.
-        seconds: How long its guest stood still since the last look; None: it did not.
+        now: Its present state.
+        passed: Numbers of the files that it was given and has not released.
+        seconds: How long its guest has been paused since `stops()`; None: it was not.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -74,40 +74,40 @@ class FakeMachine:
         self.seconds: float | None = None
 
     def blink(self) -> None:
-        """Let a guest that runs stand still and run on, as QEMU does it by itself."""
+        """Pause and resume a running guest, as QEMU does by itself during some commands."""
         if self.now.running:
             self.seconds = (self.seconds or 0.0) + STANDSTILL
 
     def perform(self, step: Step) -> None:
-        """Do one step."""
-        has, now = step.arguments, self.now
+        """Perform one step."""
+        arguments, now = step.arguments, self.now
         match step.way:
             case "stop":
-                self._stand("paused", running=False)
+                self._set("paused", running=False)
             case "stop-for-load":
-                self._stand(FOR_A_LOAD, running=False)
+                self._set(FOR_A_LOAD, running=False)
             case "cont":
                 if not now.running:
                     self.seconds = (self.seconds or 0.0) + STANDSTILL
-                self._stand("running", running=True)
-            case "set" if "capabilities" in has:
-                states = {each["capability"]: each["state"] for each in has["capabilities"]}
+                self._set("running", running=True)
+            case "set" if "capabilities" in arguments:
+                states = {item["capability"]: item["state"] for item in arguments["capabilities"]}
                 self.now = replace(now, capabilities=Frozen({**now.capabilities, **states}))
             case "set":
-                self.now = replace(now, parameters=Frozen({**now.parameters, **has}))
+                self.now = replace(now, parameters=Frozen({**now.parameters, **arguments}))
             case "pass-file":
                 self.passed.add(step.detail["number"])
             case "release-file":
                 self.passed.discard(step.detail["number"])
             case "migrate":
-                self._consume(has["uri"])
+                self._consume(arguments["uri"])
                 self.now = replace(now, migration="completed")
                 if not now.capabilities.get("background-snapshot", False):
-                    self._stand("postmigrate", running=False)
+                    self._set("postmigrate", running=False)
             case "migrate-incoming":
-                self._consume(has["uri"])
+                self._consume(arguments["uri"])
                 self.now = replace(now, migration="completed")
-                self._stand("paused", running=False)
+                self._set("paused", running=False)
             case "migrate_cancel":
                 if now.migrating:
                     self.now = replace(now, migration="cancelled")
@@ -115,9 +115,9 @@ class FakeMachine:
                 assert way in {"await-migration", "await-closed", "system_reset"}, way  # noqa: S101
 
     def _consume(self, uri: str) -> None:
-        """A migration by descriptor takes it for itself; a set of files stays until it is released."""
+        """A migration closes its descriptor by itself; a set of files stays until it is released."""
         if uri.startswith("fd:"):
             self.passed.discard(int(uri.rpartition("-")[2]))
 
-    def _stand(self, status: str, *, running: bool) -> None:
+    def _set(self, status: str, *, running: bool) -> None:
         self.now = replace(self.now, status=status, running=running)

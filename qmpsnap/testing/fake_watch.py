@@ -13,7 +13,7 @@ __all__ = ["FakeWatch"]
 
 
 class FakeWatch:
-    """What the fake knows of one job's times; its waits are the target's.
+    """What the fake knows of a job's event times; it waits by the target.
 
     Args:
         wait: The target's wait.
@@ -48,7 +48,7 @@ class FakeWatch:
         return await self._wait(await_job(self._job_id, "concluded"))
 
     async def until_still(self, moment: float) -> Job | None:  # noqa: ARG002 - of the Protocol
-        """Wait until the job stands still or has ended; the fake knows no moments: what stands, stays."""
+        """Wait until the job stays in a state or has ended; the fake passes through none briefly."""
         while True:
             job = next((job for job in await self._jobs() if job.id == self._job_id), None)
             if job is None or job.status in ENDED:

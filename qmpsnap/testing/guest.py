@@ -34,7 +34,7 @@ _KILLED: Final = 128 + 9
 
 
 class Guest:
-    """A guest that answers; made by `open_guest`."""
+    """A guest that answers; created by `open_guest`."""
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
@@ -42,17 +42,19 @@ class Guest:
         self._lock = anyio.Lock()
 
     async def run(self, script: str, *, limit: float = 30.0) -> str:
-        """Run a shell script in the guest and return what it printed.
+        """Run a shell script in the guest and return its output.
 
         stdin is empty, stderr goes where stdout goes; scripts run one after the other. A cancelled call
         leaves the script running; the next call waits for its end.
 
         Args:
             script: For busybox's sh; without NUL and EOT.
-            limit: Seconds of the guest's time after which the script is killed (rounded up). What it
-                put into the background lives on.
+            limit: Seconds of the guest's time after which the script is killed (rounded up). Background
+                processes that it started live on.
+
         Returns:
             Its output, without the newline at the end.
+
         Raises:
             GuestFailed: When the exit status is not 0, or the guest does not answer.
         """
@@ -96,7 +98,7 @@ class Guest:
         """
         # scsi and ata report theirs as a page with a head of four bytes, ata with spaces around it; the
         # kernel scans both after the agent is up, and says nothing at the end.
-        found = await self.run(
+        path = await self.run(
             f"tries={math.ceil(limit * 20)}\n"
             "while [ $((tries -= 1)) -ge 0 ]; do\n"
             "    for disk in /sys/block/*; do\n"
@@ -106,9 +108,9 @@ class Guest:
             "    usleep 50000\n"
             "done 2> /dev/null"
         )
-        if not found:
+        if not path:
             raise GuestFailed(f"the guest sees no disk with serial {serial!r}", script="")
-        return found
+        return path
 
     async def start_writer(
         self,
@@ -205,7 +207,7 @@ class Guest:
 
 
 class Writer:
-    """A writer that runs in the guest; made by `Guest.start_writer`."""
+    """A writer that runs in the guest; created by `Guest.start_writer`."""
 
     def __init__(self, guest: Guest, *, directory: str, device: str, writes: Writes) -> None:
         self.device: Final = device
@@ -216,8 +218,8 @@ class Writer:
     async def count(self) -> int:
         """Return how many writes the disk has acknowledged.
 
-        One more write may be in flight: a disk that is cut off between two calls that return a and
-        b has seen a to b + 1 writes.
+        One more write may be in flight: a disk that is cut off between two calls that return a and b has
+        received a to b + 1 writes.
         """
         name = self.device.rpartition("/")[2]
         answer = await self._guest.quick(

@@ -58,12 +58,12 @@ class ScriptedJobs:
 
     def jobs(self) -> list[dict[str, object]]:
         """Return what query-jobs returns."""
-        found: list[dict[str, object]] = []
+        replies: list[dict[str, object]] = []
         for job_id, entry in self._entries.items():
             progress = {"current-progress": entry.offset, "total-progress": entry.length}
             error = {} if entry.error is None else {"error": entry.error}
-            found.append({"id": job_id, "type": "mirror", "status": entry.status, **progress, **error})
-        return found
+            replies.append({"id": job_id, "type": "mirror", "status": entry.status, **progress, **error})
+        return replies
 
     def block_jobs(self) -> list[dict[str, object]]:
         """Return what query-block-jobs returns, of the keys that matter."""

@@ -82,19 +82,19 @@ def find_guest_image() -> GuestImage:
     Raises:
         Unsupported: When a part is missing; the hint says how to get it.
     """
-    kept = _cache() / "guest"
-    parts = Path(os.environ.get("QMPSNAP_GUEST") or kept)
+    cache = _cache() / "guest"
+    parts = Path(os.environ.get("QMPSNAP_GUEST") or cache)
     kernel = parts / "vmlinuz"
     if not kernel.is_file():
         raise Unsupported(f"no guest kernel {kernel}", feature="guest", hint=_HINT)
     modules = {path.stem: path.read_bytes() for path in parts.glob("modules/*.ko") if path.stem in MODULES}
     archive = build_initramfs(busybox=_busybox(parts), modules=modules, programs={"writer": WRITER_SCRIPT})
-    initrd = kept / f"initrd-{hashlib.sha256(archive).hexdigest()[:16]}"
+    initrd = cache / f"initrd-{hashlib.sha256(archive).hexdigest()[:16]}"
     if not initrd.exists():
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept, prefix="initrd-", delete=False) as made:
-            made.write(archive)
-        Path(made.name).rename(initrd)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, prefix="initrd-", delete=False) as file:
+            file.write(archive)
+        Path(file.name).rename(initrd)
     return GuestImage(kernel, initrd)
 
 

@@ -65,27 +65,27 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do not go on before the event is set."""
+    """Wait until the event is set."""
 
     until: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """Close the connection, after everything sent before."""
+    """Close the connection, after sending everything before this."""
 
 
 Action = Return | Fail | Emit | Raw | Wait | Hangup
 
 
 class QmpServer:
-    """The server's side of a test; made by `serve`.
+    """The server's side of a test; created by `serve`.
 
     Attributes:
         path: Its socket.
-        received: Every command that came, as it came, qmp_capabilities included.
+        received: Every command as it arrived, including qmp_capabilities.
         greeting: The greeting; None for a silent server.
-        late: Sent once, before the next greeting: QEMU's reply to a client that went before it came.
+        late: Sent once, before the next greeting: QEMU's reply to a client that left before it came.
     """
 
     def __init__(self, path: str, greeting: bytes | None) -> None:
@@ -104,7 +104,7 @@ class QmpServer:
 
     @property
     def commands(self) -> list[str]:
-        """Names of the commands that came, without qmp_capabilities."""
+        """Names of the commands that arrived, without qmp_capabilities."""
         names = [str(command.get("execute", command.get("exec-oob"))) for command in self.received]
         return [name for name in names if name != "qmp_capabilities"]
 
@@ -117,7 +117,7 @@ class QmpServer:
         self._once.setdefault(command, []).append(actions)
 
     def compute(self, command: str, reply: Callable[[dict[str, object]], object]) -> None:
-        """Reply with what a function makes of the command's arguments."""
+        """Reply with what a function returns for the command's arguments."""
         self._answers[command] = reply
 
     def emit(self, *events: Emit) -> None:
@@ -170,36 +170,36 @@ class QmpServer:
             writer.write(self.late + self.greeting)
             self.late = b""
         decoder = json.JSONDecoder()
-        heard = ""
+        received = ""
         while data := await reader.read(1 << 20):
-            heard += data.decode()
-            while heard := heard.lstrip():
+            received += data.decode()
+            while received := received.lstrip():
                 # qemu.qmp ends no command with a newline: objects simply follow each other.
                 try:
-                    command, length = decoder.raw_decode(heard)
+                    command, length = decoder.raw_decode(received)
                 except json.JSONDecodeError:
                     break  # not all of it has come
-                heard = heard[length:]
+                received = received[length:]
                 self.received.append(command)
                 async with self._arrived:
                     self._arrived.notify_all()
                 await self._act(command, writer)
 
     async def _act(self, command: dict[str, object], writer: asyncio.StreamWriter) -> None:
-        said = b""  # sent in one piece, as QEMU's output buffer does
+        output = b""  # sent in one piece, as QEMU's output buffer does
         for action in self._actions(command):
             match action:
                 case Wait(until):
-                    writer.write(said)
-                    said = b""
+                    writer.write(output)
+                    output = b""
                     await until.wait()
                 case Hangup():
-                    writer.write(said)
+                    writer.write(output)
                     await writer.drain()
                     raise ConnectionAbortedError
                 case _:
-                    said += _spell(action, command.get("id"))
-        writer.write(said)
+                    output += _spell(action, command.get("id"))
+        writer.write(output)
         await writer.drain()
 
     def _actions(self, command: dict[str, object]) -> tuple[Action, ...]:
@@ -217,10 +217,10 @@ class QmpServer:
 
 @asynccontextmanager
 async def serve(path: str, *, greeting: bytes | None = GREETING) -> AsyncIterator[QmpServer]:
-    """Listen on a unix socket for the length of a block.
+    """Listen on a unix socket inside a block.
 
     Args:
-        path: Where the socket is made.
+        path: Path of the socket.
         greeting: The greeting; None for a silent server.
     """
     server = QmpServer(path, greeting)

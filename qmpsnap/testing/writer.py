@@ -56,7 +56,7 @@ echo $status > ended
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writes:
-    """The endless sequence of writes that a seed stands for.
+    """The endless sequence of writes that a seed defines.
 
     Attributes:
         seed: Two seeds that differ modulo 8 never write the same content.
@@ -135,7 +135,7 @@ class Writes:
         return found == number % (_PERIOD * self.burst)
 
     def _observed(self, image: BinaryIO) -> Iterator[tuple[int, int | None]]:
-        """Tell for each block which write (modulo the period) it holds; None for zeros."""
+        """Yield for each block which write (modulo the period) it holds; None for zeros."""
         zeros = bytes(BLOCK_BYTES)
         pattern = _lines(self._first_line(0), _PERIOD + self.burst * _LINES)
         image.seek(0)

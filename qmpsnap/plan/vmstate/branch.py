@@ -29,7 +29,7 @@ from qmpsnap.plan.step import Root, Step
 from qmpsnap.plan.vmstate.in_place import hindrance
 
 NOT_TOLD = (
-    "QEMU does not tell a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
+    "QEMU does not report a disk's discard and aio: its new overlay is opened with discard=unmap, aio=threads"
 )
 _WRITTEN_BACK = " (QEMU writes UEFI variables back by itself as it loads the memory)"
 
