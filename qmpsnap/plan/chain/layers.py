@@ -24,7 +24,7 @@ from qmpsnap.plan.step import Step
 
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
-    """Index of the layer that somebody means, snapshots' recorded names included."""
+    """Index of the layer that is meant by a spelling; a snapshot's recorded name is one, too."""
     moments = {
         record.name: record.overlays[disk.name]
         for record in scene.files.records
@@ -36,16 +36,16 @@ def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
 
 
 def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str | None:
-    """How the overlay's header shall name its new backing file; None: as QEMU does, by the name it has.
+    """The name of the new backing file that goes into the overlay's header; None: the one that QEMU uses.
 
-    A chain whose headers hold relative names can be moved as a whole; QEMU would write the full path. A
-    name that QEMU has from a command line, relative to another directory or a descriptor, leads nowhere
-    from the overlay: then it is the path of the file that QEMU has open.
+    A chain whose headers have relative names can be moved as a whole; QEMU would write the full path. A name
+    that QEMU got from a command line, relative to another directory or a descriptor, leads nowhere from the
+    overlay: then it is the path of the file that QEMU has open.
 
     Args:
-        scene: What is.
+        scene: The machine, and its files.
         overlay: The layer whose header is written.
-        below: The layers that it is to stand on, the next one first; none: nothing is recorded.
+        below: The layers that it is to be backed by, the next one first; none: nothing is recorded.
     """
     if not below or not below[0].local or not overlay.file.startswith("/"):
         return None
@@ -57,7 +57,7 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
 
 
 def delete_owned(layers: Iterable[Layer]) -> tuple[Step, ...]:
-    """The steps that free the nodes among these layers that we added ourselves."""
+    """The steps that free those layers' nodes that we added."""
     return tuple(blockdev_del(layer.node) for layer in layers if is_owned_node(layer.node))
 
 
@@ -65,15 +65,12 @@ _FEATURE = "merging layers of different sizes"
 
 
 def refuse_stream_of_shorter(disk: Disk, *, into: int, base: int) -> None:
-    """Refuse a stream after which the receiver would read what lies beyond the end of a layer that goes.
+    """Refuse a stream after which data beyond the end of a shorter layer would be read again.
 
     Args:
         disk: The disk.
         into: Index of the layer that receives the data.
         base: Index of the layer that stays below; the number of layers: none stays.
-
-    Raises:
-        Unsupported: Naming the layer that is too short.
     """
     if base >= len(disk.layers):
         return
@@ -92,15 +89,12 @@ def refuse_stream_of_shorter(disk: Disk, *, into: int, base: int) -> None:
 
 
 def refuse_commit_of_shorter(disk: Disk, *, top: int, base: int) -> None:
-    """Refuse a commit after which the guest, or a moment, would read other bytes or another size.
+    """Refuse a commit after which the guest, or a snapshot, would read other bytes or another size.
 
     Args:
         disk: The disk.
         top: Index of the newest layer that is folded; 0: the active layer.
         base: Index of the layer that receives the data.
-
-    Raises:
-        Unsupported: Naming the layer that is too short.
     """
     receiver = disk.layers[base]
     # An active commit copies zeroes as well; only the guest's size is at stake then.

@@ -16,26 +16,19 @@ _HINT = "attach it read-write, or shut the machine off and work on its images"
 
 
 def refuse_empty(disk: Disk) -> Disk:
-    """Return the disk when it has a medium.
-
-    Raises:
-        Unsupported: When the drive is empty.
-    """
+    """Return the disk; refuse when the drive is empty."""
     if not disk.layers:
         raise Unsupported(f"disk {disk.name!r} has no medium", feature="a chain in an empty drive")
     return disk
 
 
 def refuse_read_only(disk: Disk, what: str, *, hint: str = _HINT) -> None:
-    """Refuse to change the files of a disk that was attached read-only, which others may read as well.
+    """Refuse to change the files of a disk that is attached read-only: others may read them as well.
 
     Args:
         disk: The disk.
         what: The operation, as a noun.
         hint: What can be done instead.
-
-    Raises:
-        Unsupported: When it is read-only.
     """
     if disk.layers and disk.read_only:
         raise Unsupported(
@@ -48,11 +41,7 @@ def refuse_read_only(disk: Disk, what: str, *, hint: str = _HINT) -> None:
 def refuse_loss(
     layers: Iterable[Layer], *, allowed: bool, hint: str = "discard it with --discard-internal"
 ) -> None:
-    """Refuse when a layer that leaves the chain holds what only it can hold.
-
-    Raises:
-        WouldLose: Naming internal snapshots and persistent bitmaps.
-    """
+    """Refuse when internal snapshots or persistent bitmaps would leave the chain with a layer."""
     what = []
     for layer in layers:
         what += [f"internal snapshot {one.name!r} of {layer.file}" for one in layer.snapshots]
@@ -97,11 +86,7 @@ def holders(scene: Scene, disk: Disk) -> tuple[Job, ...]:
 
 
 def refuse_busy(scene: Scene, disk: Disk) -> None:
-    """Refuse when a job holds the disk's chain.
-
-    Raises:
-        Busy: Naming the job, or each that it may be.
-    """
+    """Refuse when a job holds the disk's chain, naming each job that it may be."""
     found = holders(scene, disk)
     if not found:
         return
@@ -117,11 +102,7 @@ def refuse_busy(scene: Scene, disk: Disk) -> None:
 
 
 def refuse_jobs(jobs: Iterable[Job]) -> None:
-    """Refuse while one of the jobs is running.
-
-    Raises:
-        Busy: Naming the first.
-    """
+    """Refuse while one of the jobs is running."""
     for job in jobs:
         if job.status not in ENDED:
             raise Busy(
@@ -138,12 +119,9 @@ def _wait_or_stop(job: Job) -> str:
 
 
 def refuse_covered(scene: Scene, disk: Disk) -> None:
-    """Refuse when a node that no disk uses stands on the active layer: QEMU then takes it for no root.
+    """Refuse when an unused node is an overlay of the active layer: QEMU then takes that for no root.
 
-    Such nodes are what an embedder's blockdev-add leaves behind after a pivot.
-
-    Raises:
-        Busy: Naming the node.
+    An embedder's blockdev-add leaves such a node behind after a pivot.
     """
     used = {layer.node for other in scene.graph.disks.values() for layer in other.layers}
     for node in scene.graph.nodes.values():
@@ -157,11 +135,9 @@ def refuse_covered(scene: Scene, disk: Disk) -> None:
 
 
 def refuse_migrated(scene: Scene) -> None:
-    """Refuse what writes into images or moves a disk while QEMU has given them up, or is about to.
+    """Refuse to write into images, or to move a disk, while QEMU does not own its images.
 
-    Raises:
-        Unsupported: When its VM state was saved or sent away, or is still to come in.
-        Busy: When a migration is running.
+    Its VM state was saved or migrated away, has yet to come in, or a migration is running.
     """
     stands = scene.machine.guest if scene.machine is not None else scene.standing
     if stands is None:
@@ -179,11 +155,7 @@ def refuse_migrated(scene: Scene) -> None:
 
 
 def refuse_migrating(machine: Machine | Status) -> None:
-    """Refuse while a migration is running, whoever began it.
-
-    Raises:
-        Busy: Always then.
-    """
+    """Refuse while a migration is running, whoever started it."""
     if machine.migrating:
         raise Busy(
             f"a migration is running ({machine.migration}); the destination QEMU was started on "

@@ -18,13 +18,9 @@ from qmpsnap.plan.scene import Scene
 
 
 def refuse_lost(scene: Scene, disks: Iterable[Disk]) -> None:
-    """Refuse when a disk is in snapshot mode, or one of its layers is not what its name leads to.
+    """Refuse a disk in snapshot mode, and one with a layer that is not the file that its name leads to.
 
     Each planner calls this, or its two parts, with the disks that it reads, writes or names.
-
-    Raises:
-        FileMoved: Naming both files.
-        Unsupported: When the guest writes to a temporary file.
     """
     for disk in disks:
         refuse_temporary(scene, disk)
@@ -32,11 +28,7 @@ def refuse_lost(scene: Scene, disks: Iterable[Disk]) -> None:
 
 
 def refuse_temporary(scene: Scene, disk: Disk) -> None:
-    """Refuse to work on a disk in snapshot mode.
-
-    Raises:
-        Unsupported: When the guest writes to a temporary file.
-    """
+    """Refuse a disk in snapshot mode: the guest writes to a temporary file."""
     if disk.layers and temporary(disk.active, scene.files):
         raise Unsupported(
             f"{disk.name} is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary "
@@ -48,21 +40,13 @@ def refuse_temporary(scene: Scene, disk: Disk) -> None:
 
 
 def refuse_moved(scene: Scene, disk: Disk, layers: Iterable[Layer]) -> None:
-    """Refuse when one of the disk's layers is not what its name leads to; a temporary one has no name.
-
-    Raises:
-        FileMoved: Naming both files.
-    """
+    """Refuse when a layer is not the file that its name leads to; a temporary layer has no name."""
     for error in _moved(disk, layers, scene.graph, scene.files):
         raise error
 
 
 def refuse_window(disk: Disk, layers: Iterable[Layer]) -> None:
-    """Refuse to name a layer that is a part of a file as the backing file of an overlay.
-
-    Raises:
-        Unsupported: Naming the file.
-    """
+    """Refuse a layer that is a part of a file as the backing file of an overlay."""
     for layer in layers:
         if layer.window:
             raise Unsupported(
@@ -74,7 +58,7 @@ def refuse_window(disk: Disk, layers: Iterable[Layer]) -> None:
 
 
 def temporary(layer: Layer, files: Files) -> bool:
-    """Whether it is the temporary layer of a disk in snapshot mode, which QEMU unlinks as it makes it."""
+    """Whether it is the temporary layer of a disk in snapshot mode, which QEMU unlinks when it creates it."""
     fact = files.open.get(layer.file)
     return fact is not None and fact.state in {"unlinked", "unknown"} and is_temporary(layer.file)
 
@@ -82,8 +66,7 @@ def temporary(layer: Layer, files: Files) -> bool:
 def refuse_reopen(scene: Scene, disk: Disk, layer: Layer) -> None:
     """Refuse to write into a layer that QEMU has read-only and could not open for writing.
 
-    Raises:
-        Unsupported: When QEMU knows it by a descriptor or by a relative name that leads nowhere by now.
+    It knows it by a descriptor, or by a relative name that leads nowhere by now.
     """
     if not layer.read_only:
         return
@@ -140,7 +123,7 @@ def _moved(disk: Disk, layers: Iterable[Layer], graph: Graph, files: Files) -> I
 
 
 def _lost(disk: Disk, fact: OpenFile, graph: Graph) -> FileMoved | None:
-    """Why the name must not be used, with the way out; None: it leads to QEMU's file, or we cannot tell."""
+    """Why the name must not be used, and the way out; None: it leads to QEMU's file, or that is not known."""
     copy = f"copy the disk to a new file: {command('mirror', disk.name, 'FILE', '--pivot')}"
     match fact.state:
         case "unlinked":

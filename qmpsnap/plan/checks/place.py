@@ -15,21 +15,18 @@ _IMAGE_BYTES = 256 * 1024
 
 
 def made_by_qemu(what: str) -> str:
-    """Say that QEMU makes files, and who may read them. block/file-posix.c: raw_co_create opens with 0644."""
+    """Say that QEMU creates files, and who may read them: block/file-posix.c opens them with 0644."""
     return f"QEMU creates the {what}, mode 644 less its umask: its files are not visible from here"
 
 
 def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
-    """Refuse to do, on QEMU's word, what QEMU's own user could not have done.
+    """Refuse to do on QEMU's word what QEMU's own user could not have done.
 
     Args:
-        scene: What lies on the disk, and whose QEMU is.
+        scene: The machine, and whose QEMU is.
         file: A layer, as QEMU names it.
         what: What would be done: "renamed".
         hint: What the caller can do instead.
-
-    Raises:
-        InvalidTarget: Naming both users.
     """
     why = scene.files.barred.get(file)
     if why is not None:
@@ -37,17 +34,7 @@ def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
 
 
 def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") -> None:
-    """Refuse when there is anything under the name of a file to be made, or that cannot be told.
-
-    Args:
-        scene: What lies on the disk.
-        file: The file.
-        hint: What the caller can do when there is.
-
-    Raises:
-        TargetExists: When there is anything of that name.
-        InvalidTarget: When the name cannot be looked up, as one that is too long.
-    """
+    """Refuse when a file that is to be created exists, or its name cannot be looked up, as one too long."""
     fact = scene.files.files[file]
     if fact.unseen:
         raise InvalidTarget(f"cannot create {file}: {fact.problem}", file=file, hint=fact.hint)
@@ -56,16 +43,7 @@ def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") 
 
 
 def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there") -> None:
-    """Refuse when a new image cannot be made under that path.
-
-    Args:
-        scene: What lies on the disk.
-        file: The image.
-        hint: What the caller can do when there is no room.
-
-    Raises:
-        InvalidTarget: When its directory is missing, may not be written, or has no room for an empty image.
-    """
+    """Refuse when an image cannot be created there: no directory, no permission, or no space."""
     where = usable_directory(scene, file)
     if where.free_bytes < _IMAGE_BYTES:
         raise InvalidTarget(
@@ -76,11 +54,7 @@ def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there"
 
 
 def usable_directory(scene: Scene, file: str) -> DirFact:
-    """The directory of a file that is to be made; how much room the file needs is the caller's to know.
-
-    Raises:
-        InvalidTarget: When it is missing or may not be written.
-    """
+    """The directory of a file that is to be created; refuse when it is missing or cannot be written."""
     where = scene.files.directories[posixpath.dirname(file)]
     if not where.exists:
         raise InvalidTarget(f"the directory {where.path} does not exist", file=file, hint="create it first")
@@ -90,15 +64,7 @@ def usable_directory(scene: Scene, file: str) -> DirFact:
 
 
 def beside_active(disk: Disk, *, hint: str) -> str:
-    """The directory of the disk's active layer, where files that nobody named go.
-
-    Args:
-        disk: The disk.
-        hint: What to say instead when there is none.
-
-    Raises:
-        InvalidTarget: When the active layer is no file.
-    """
+    """The directory of the disk's active layer, where files without a given name are created; or refuse."""
     active = disk.active
     if not active.local or is_device_path(active.file):
         raise InvalidTarget(

@@ -37,14 +37,7 @@ def ask_loadable(graph: Graph, name: str) -> Ask:
 
 
 def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:
-    """Refuse to go back to an internal snapshot that QEMU would load on some of its disks only.
-
-    Raises:
-        NotInChain: When a disk that has it is attached read-only, and is not to be left.
-        Unsupported: When an image has a dirty bitmap.
-        Busy: When something else reads the disk through its active layer.
-        InvalidTarget: When the disk had another size, and there is no room to change it.
-    """
+    """Refuse to revert to an internal snapshot that QEMU would load on some of its disks only."""
     _refuse_read_only(moment, part, scene)
     for disk in part.disks:
         for bitmap in disk.active.bitmaps:
@@ -54,7 +47,7 @@ def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:
 
 
 def bitmap_notes(name: str, part: Taking) -> tuple[str, ...]:
-    """What is in the way back already when a checkpoint is taken."""
+    """What will prevent a revert to a checkpoint that is being taken."""
     return tuple(
         f"{disk.name} has {_called(bitmap)}: QEMU reverts to {name!r} only after it is removed"
         for disk in part.disks
@@ -63,15 +56,7 @@ def bitmap_notes(name: str, part: Taking) -> tuple[str, ...]:
 
 
 def refuse_data_file(disk: Disk, *, hint: str) -> None:
-    """Refuse to keep a snapshot in an image whose data lie in another file.
-
-    Args:
-        disk: The disk.
-        hint: What else the caller could do.
-
-    Raises:
-        Unsupported: Naming that file.
-    """
+    """Refuse to keep a snapshot in an image whose data are in another file."""
     if disk.active.data_file:
         raise Unsupported(
             f"{disk.name} ({disk.active.file}) keeps its data in an external file "
@@ -122,10 +107,7 @@ def _called(bitmap: Bitmap) -> str:
 
 
 def _refuse_reader(disk: Disk, graph: Graph) -> None:
-    """Refuse when somebody's view of the disk's past, or an overlay, stands on the active layer.
-
-    Its bytes would become others without a word: QEMU goes back below it.
-    """
+    """Refuse when another node reads the active layer: a revert would change its data without notice."""
     ours = {one.node for one in disk.filters}
     used = {layer.node for other in graph.disks.values() for layer in other.layers}
     for node in graph.nodes.values():
@@ -142,7 +124,7 @@ def _refuse_reader(disk: Disk, graph: Graph) -> None:
 
 
 def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
-    """Refuse when the disk's size would have to change and cannot, or when that is not known to be so."""
+    """Refuse when the disk's size would have to change and cannot, or when this is not known."""
     active = disk.active
     fact = scene.files.memories.get(active.file)
     then = fact.sizes.get(name) if fact is not None else None

@@ -51,12 +51,7 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
 
 
 def check_inside_name(name: str) -> None:
-    """Check the name of what is to be kept inside images.
-
-    Raises:
-        BadName: When it is outside the grammar, or a number: QEMU goes back by id first, and its ids are
-            numbers, so that it would go to another snapshot.
-    """
+    """Check the name of what is to be kept inside images: QEMU looks for an id first, and ids are numbers."""
     check_name(name)
     if name.isdecimal():
         raise BadName(
@@ -67,11 +62,7 @@ def check_inside_name(name: str) -> None:
 
 
 def refuse_taken(name: str, scene: Scene) -> None:
-    """Refuse when a moment of the machine has the name, on whichever of its disks.
-
-    Raises:
-        TargetExists: Naming the file.
-    """
+    """Refuse when a moment of the machine has the name, on whichever of its disks."""
     for moment in scene.moments.named(name):
         part = moment.held[0]
         raise TargetExists(
@@ -83,7 +74,7 @@ def refuse_taken(name: str, scene: Scene) -> None:
 
 
 def _chosen(intent: Snapshot, scene: Scene) -> tuple[list[Disk], list[str]]:
-    """The disks to take, and each that is left out with the reason."""
+    """The disks to take, and the others, each with the reason why it is left out."""
     if not intent.disks:
         chosen = [*scene.graph.writable()]
         if not chosen:

@@ -21,7 +21,7 @@ from qmpsnap.plan.scene import Scene
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """How a checkpoint is worked on.
+    """The disks of a checkpoint inside images, and the way that it is taken or loaded.
 
     Attributes:
         disks: The disks that take part, at least one.
@@ -42,9 +42,9 @@ class Taking:
 
     @property
     def nodes(self) -> tuple[tuple[str, str], ...]:
-        """Of each its name and the node of its active layer, UEFI variables last.
+        """Name and active layer's node of each disk, UEFI variables last.
 
-        QEMU keeps VM state in the first; a filter above has no snapshots.
+        QEMU saves VM state in the first; a filter above has no snapshots.
         """
         ordered = sorted(self.disks, key=_is_flash)
         return tuple((disk.name, disk.active.node) for disk in ordered)
@@ -56,10 +56,10 @@ class Taking:
 
 
 def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
-    """Find who takes part, and how; or refuse.
+    """Find the disks that take part, and the way; or refuse.
 
     Args:
-        scene: What is.
+        scene: The machine.
         leave: Disks that take no part, in any spelling.
         via: What the caller forces, or None.
 
@@ -67,7 +67,7 @@ def taking(scene: Scene, *, leave: Sequence[str], via: Via | None) -> Taking:
         NotFound, AmbiguousName: When a disk of `leave` is not there, or its name fits two.
         Unsupported: When a disk that takes part is no qcow2 image or has a filter above, when none is left,
             or the human monitor is asked to leave one out.
-        Busy: When a job runs, or a writable node without a use is in the human monitor's way.
+        Busy: When a job runs, or an unused writable node is in the human monitor's way.
     """
     named = frozenset(find_disk(scene.graph, spelling).name for spelling in leave)
     disks = tuple(disk for disk in scene.graph.writable() if disk.name not in named)
@@ -142,7 +142,7 @@ def _refuse_for_hmp(left: Sequence[Disk], filtered: Sequence[Disk], graph: Graph
 
 
 def stray(graph: Graph) -> str:
-    """The first writable node that has no use, which the human monitor would take, too; or ""."""
+    """The first unused writable node, which the human monitor would include; or ""."""
     used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
     images = [node for node in graph.nodes.values() if not node.is_filter and node.driver not in PATH_DRIVERS]
     below = {image.backing for image in images if image.backing}
@@ -157,11 +157,7 @@ def stray(graph: Graph) -> str:
 
 
 def refuse_double(moment: Moment) -> None:
-    """Refuse a name that one image has twice.
-
-    Raises:
-        AmbiguousName: Naming the image.
-    """
+    """Refuse a name that two snapshots inside one image have."""
     places = [(part.disk, part.file) for part in moment.held]
     for part in moment.held:
         if places.count((part.disk, part.file)) > 1:

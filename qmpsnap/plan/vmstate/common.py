@@ -68,10 +68,6 @@ def refuse_state(machine: Machine, *, loads: bool = False) -> None:
     Args:
         machine: The machine.
         loads: Whether its memory is replaced, so that what a failed load left does not matter.
-
-    Raises:
-        Busy: When a migration is running.
-        Unsupported: When there is no state to save.
     """
     refuse_migrating(machine)
     if machine.status in _NOTHING and not (loads and machine.status == FOR_A_LOAD):
@@ -89,11 +85,6 @@ def refuse_unsavable(scene: Scene, *, migrates: bool, instead: str = "") -> None
         scene: The machine, and the records of our operations on it.
         migrates: Whether a migration saves it.
         instead: What else the caller could do where the monitor takes no files, for the hint.
-
-    Raises:
-        Busy: When a migration is running, or an interrupted operation of ours has changed QEMU's settings.
-        Unsupported: When there is no state to save, the guest is suspended, QEMU would not migrate the
-            machine, or the monitor takes no files.
     """
     machine = machine_of(scene)
     refuse_state(machine)
@@ -118,11 +109,7 @@ def refuse_unsavable(scene: Scene, *, migrates: bool, instead: str = "") -> None
 
 
 def refuse_asleep(machine: Machine) -> None:
-    """Refuse to save or to load the memory of a suspended guest: QEMU does not save that it is suspended.
-
-    Raises:
-        Unsupported: With what wakes it.
-    """
+    """Refuse to save or to load the memory of a suspended guest: QEMU does not save that it is suspended."""
     if machine.asleep:
         raise Unsupported(
             "the guest is suspended: QEMU does not save that with its memory, and without it "
@@ -133,11 +120,7 @@ def refuse_asleep(machine: Machine) -> None:
 
 
 def refuse_no_load(machine: Machine) -> None:
-    """Refuse to load memory into a running machine that could not go on with it.
-
-    Raises:
-        Unsupported: When QEMU resumes it only after a reset, or the guest is suspended.
-    """
+    """Refuse to load memory into a machine that is suspended, or that QEMU resumes only after a reset."""
     if machine.status in _NEEDS_RESET:
         raise Unsupported(
             f"the machine is in the state {machine.status}: QEMU resumes it only after a reset, which would "
@@ -165,15 +148,7 @@ def _refuse_unsettled(scene: Scene) -> None:
 
 
 def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
-    """Refuse VM state that may be somebody else's: it would decide what the guest runs.
-
-    Args:
-        fact: What the file is.
-        state: What the record tells of it; None: there is no record.
-
-    Raises:
-        InvalidTarget: Saying whose it is.
-    """
+    """Refuse VM state that may be somebody else's: it would decide what the guest runs."""
     why = fact.foreign(inode=state.inode, user=state.user) if state is not None else fact.foreign()
     if why:
         raise InvalidTarget(
@@ -190,11 +165,7 @@ def refuse_other(
     what: str,
     hint: str = "start QEMU with the same machine as then",
 ) -> None:
-    """Refuse when the machine is not the one whose VM state it is.
-
-    Raises:
-        MachineDiffers: Naming each difference.
-    """
+    """Refuse when the machine is not the one whose VM state it is, naming each difference."""
     differences = fingerprint.differences(machine.fingerprint)
     if differences:
         raise MachineDiffers(
@@ -205,11 +176,7 @@ def refuse_other(
 
 
 def refuse_changed(differences: list[str], what: str) -> None:
-    """Refuse when the disks are not those to which the VM state belongs.
-
-    Raises:
-        MachineDiffers: Naming each difference.
-    """
+    """Refuse when the disks are not those to which the VM state belongs, naming each difference."""
     if differences:
         raise MachineDiffers(
             f"{what}: {'; '.join(differences)}",
@@ -220,15 +187,7 @@ def refuse_changed(differences: list[str], what: str) -> None:
 
 
 def need_open_files(machine: Machine, *, instead: str = "") -> None:
-    """Refuse when the monitor does not take open files.
-
-    Args:
-        machine: The machine.
-        instead: What else the caller could do, for the hint.
-
-    Raises:
-        Unsupported: When it is no unix socket.
-    """
+    """Refuse when the monitor does not take open files, as one that is no unix socket."""
     if not machine.passes_files:
         raise Unsupported(
             "the monitor is no unix socket, so an open file cannot be passed to QEMU",
@@ -238,11 +197,7 @@ def need_open_files(machine: Machine, *, instead: str = "") -> None:
 
 
 def state_file(disk: Disk, name: str, ending: str) -> str:
-    """Where VM state goes when nobody says: beside the disk's active layer, `STEM-of-base.NAME.ENDING`.
-
-    Raises:
-        InvalidTarget: When the active layer is no file.
-    """
+    """Where VM state goes by default: beside the active layer, `STEM-of-base.NAME.ENDING`; or refuse."""
     place = beside_active(disk, hint="name the file of the VM state: --memory FILE")
     return posixpath.join(place, fit_name(stem(disk.base.file), f".{name}.{ending}"))
 
@@ -250,18 +205,13 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
 def refuse_memory_place(
     scene: Scene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
 ) -> None:
-    """Refuse when a file of VM state cannot be made under that path, or there may be no room for it.
+    """Refuse when a file of VM state cannot be created under that path, or there may be no room for it.
 
     Args:
-        scene: The machine, and what lies on its disk.
+        scene: The machine, and its files.
         file: The file.
         reserve_bytes: What will be reserved for it; 0: nothing.
-        option: How the caller says another file.
-
-    Raises:
-        TargetExists: When there is such a file.
-        InvalidTarget: When the directory is missing, may not be written, or has less room than the guest
-            has memory.
+        option: How the caller names another file.
     """
     if not file.startswith("/"):
         raise InvalidTarget(f"{file!r} is not an absolute path", file=file)

@@ -27,10 +27,8 @@ def ask(disks: list[Disk], graph: Graph) -> Ask:
 def refuse_discard(disks: list[Disk], scene: Scene) -> None:
     """Refuse when a layer that the disks write to is not ours to remove, or somebody needs it.
 
-    Raises:
-        WouldLose: When it began at no moment of ours, or holds internal snapshots or bitmaps.
-        StillNeeded: When another disk or image reads it.
-        InvalidTarget: When it cannot be told who reads it.
+    It may belong to no snapshot of ours, hold internal snapshots or bitmaps, or be read by another disk or
+    image; or this is not known.
     """
     ours = related_records(scene.graph, scene.files.records)
     for disk in disks:
@@ -62,6 +60,6 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
 
 
 def _places(disks: list[Disk]) -> tuple[str, ...]:
-    """Directories in which images may stand on the layers."""
+    """Directories whose images may be backed by the layers."""
     files = (layer.file for disk in disks for layer in disk.layers if layer.file.startswith("/"))
     return tuple(dict.fromkeys(map(posixpath.dirname, files)))

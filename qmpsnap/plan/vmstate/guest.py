@@ -42,17 +42,17 @@ _STAYS = {
 
 
 def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migration: bool) -> None:
-    """Refuse to let the guest run where that would run a wreck, or a guest that lives elsewhere.
+    """Refuse to resume a guest whose memory cannot be trusted, or that runs elsewhere.
 
     Args:
-        status: How the guest stands.
-        records: Operations on this machine that are under way, or were left unfinished.
-        after_migration: Whether the guest may run here although its state was saved or sent away.
+        status: The guest's state.
+        records: Operations on this machine that are running, or were interrupted.
+        after_migration: Whether the guest may run here although its state was saved or migrated away.
 
     Raises:
-        Busy: While a migration is running, or an operation of ours that lets it run itself, or has
-            left the guest standing.
-        Unsupported: When the run state is one of those in which it must not.
+        Busy: While a migration is running, or an operation of ours that resumes the guest itself, or that was
+            interrupted while the guest was paused.
+        Unsupported: When the run state does not allow it.
     """
     for record in records:
         if record.was is not None and not status.running:
@@ -78,11 +78,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
 
 
 def refuse_stop(records: Iterable[IntentRecord]) -> None:
-    """Refuse to stop the guest while an operation of ours would let it run on afterwards.
-
-    Raises:
-        Busy: Naming the operation.
-    """
+    """Refuse to pause the guest while an operation of ours would resume it afterwards."""
     for record in records:
         if record.was is not None and record.live:
             raise _held(record)

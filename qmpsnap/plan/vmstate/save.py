@@ -164,11 +164,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
 def load_steps(
     machine: Machine, file: str, number: int, *, running: bool, inode: int
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """The steps that load a memory file into a QEMU that waits for it, and those that tidy up.
-
-    Raises:
-        Unsupported: When the machine does not wait for VM state, or the monitor takes no files.
-    """
+    """The steps that load a memory file into a QEMU that waits for it, and the cleanup; or refuse."""
     if not machine.incoming:
         raise Unsupported(
             f"the machine is in the state {machine.status}, not waiting for VM state",
@@ -189,11 +185,7 @@ def load_steps(
 
 
 def whole_note(files: Files, file: str) -> MemoryNote:
-    """The note of a memory file that is whole and ours.
-
-    Raises:
-        InvalidTarget: When it is missing, cut, or somebody else's.
-    """
+    """The note of a memory file; refuse one that is missing, cut, or not ours."""
     fact = files.memories[file]
     if not fact.exists:
         raise InvalidTarget(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
