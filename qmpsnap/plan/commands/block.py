@@ -14,10 +14,10 @@ _PLAIN = Io()
 
 
 def probe_absent(file: str, node: str) -> Step:
-    """Let QEMU try to open a file that must not be there; only its error is a success. QAPI: blockdev-add.
+    """Let QEMU try to open a file that must not exist; only its error is a success. QAPI: blockdev-add.
 
     For machines whose files we cannot see: blockdev-snapshot-sync and drive-mirror truncate an existing file
-    without a word.
+    without notice.
     """
     arguments = Frozen({"driver": "file", "node-name": node, "filename": file, "read-only": True})
     return Step(on="qmp", command="blockdev-add", kind="probe", arguments=arguments)
@@ -26,7 +26,7 @@ def probe_absent(file: str, node: str) -> Step:
 def snapshot_sync(overlays: tuple[Overlay, ...]) -> Step:
     """Put every overlay on its disk, at one instant. QAPI: transaction, blockdev-snapshot-sync.
 
-    `detail` lists each disk with the names that an error of QEMU's may call it by.
+    `detail` lists, by disk, the names by which an error of QEMU's may call it.
     """
     actions = [
         {
@@ -62,8 +62,8 @@ def internal_snapshot(name: str, roots: tuple[tuple[str, str], ...]) -> Step:
     throttle it takes the snapshot in the image below.
 
     Args:
-        name: What the snapshot is called, on each disk.
-        roots: Of each disk its name and its root's node-name.
+        name: The snapshot's name, on each disk.
+        roots: Each disk's name and its root's node-name.
 
     QAPI: transaction, blockdev-snapshot-internal-sync.
     """
@@ -87,8 +87,8 @@ def internal_snapshot(name: str, roots: tuple[tuple[str, str], ...]) -> Step:
 def internal_delete(disk: str, root: str, snapshot_id: str, name: str) -> Step:
     """Delete one internal snapshot of a disk's active layer. QAPI: blockdev-snapshot-delete-internal-sync.
 
-    There is no such action in a transaction. Id and name have to agree, so that of two snapshots with one
-    name the right one goes.
+    A transaction has no such action. Id and name have to agree, so that of two snapshots with one name the
+    right one is deleted.
     """
     return Step(
         on="qmp",
@@ -110,7 +110,7 @@ def blockdev_add(
     unmap: bool = False,
     restores: bool = False,
 ) -> Step:
-    """Open an image, under no disk yet. QAPI: blockdev-add.
+    """Open an image, not yet as part of a disk. QAPI: blockdev-add.
 
     Args:
         node: node-name that it gets.
@@ -138,22 +138,18 @@ def blockdev_add(
 
 
 def open_store(node: str, file: str) -> Step:
-    """Open a store of VM state, for as long as it is written or read. QAPI: blockdev-add.
+    """Open a store of VM state, while it is written or read. QAPI: blockdev-add.
 
-    It must not stay: QEMU would count it among the disks of an internal checkpoint.
+    It must not stay open: QEMU would count it among the disks of an internal checkpoint.
     """
     return blockdev_add(node, file, restores=True)
 
 
 def open_root(root: Root, *, backing: str | None = None) -> Step:
-    """Open a root's active layer. QAPI: blockdev-add.
+    """Open a root's active layer, backed by that node or as its header says. QAPI: blockdev-add.
 
-    QEMU does not tell what it does with discards. An overlay takes them, which loses nothing; an image that
-    is backed by none may be preallocated, and keeps its space unless it certainly did not before.
-
-    Args:
-        root: The root.
-        backing: As in `blockdev_add`.
+    QEMU does not tell what it does with discards. An overlay takes them, which loses nothing; an image
+    without a backing file may be preallocated, and keeps its space unless it certainly did not before.
     """
     return blockdev_add(
         root.node, root.file, root.format, backing=backing, io=root.io, unmap=root.backing is not None
@@ -180,15 +176,13 @@ def blockdev_del(node: str) -> Step:
 
 
 def set_drive(root: Root, path: str, old: Root, *, closes: bool) -> Step:
-    """Give a device another root. QAPI: qom-set.
-
-    The root that it has already would abort QEMU.
+    """Give a device another root; the one that it has already would abort QEMU. QAPI: qom-set.
 
     Args:
         root: What the disk reads from now on.
         path: QOM path of the device.
         old: What it reads until then.
-        closes: Whether QEMU closes the old root's node by that, so that it is opened again to be put back.
+        closes: Whether QEMU then closes the old root's node, which is opened again for the rollback.
     """
     back = (*((open_root(old),) if closes else ()), _set_drive(old, path))
     return replace(_set_drive(root, path, closes=closes), undo=back)
@@ -214,7 +208,7 @@ def reopen_filter(root: Root, node: str, group: str, old: Root, *, closes: bool,
         group: Its throttle-group.
         old: What it reads until then.
         closes: As in `set_drive`.
-        io: The throttle's own options, which it would lose; only its `discard` it keeps by itself.
+        io: The throttle's own options, which it would lose; only `discard` it keeps by itself.
     """
     back = (*((open_root(old),) if closes else ()), _reopen_filter(old, node, group, io))
     return replace(_reopen_filter(root, node, group, io, closes=closes), undo=back)
@@ -239,10 +233,10 @@ def _reopen_filter(root: Root, node: str, group: str, io: Io, *, closes: bool = 
 
 
 def check_roots(roots: tuple[tuple[str, str, str], ...]) -> Step:
-    """Ask which root each device has: some take another one and keep the old. QAPI: query-block.
+    """Ask which root each device has: some accept another one and keep the old. QAPI: query-block.
 
     Args:
-        roots: Of each disk its name, its qdev as query-block spells it, and the node-name of its root.
+        roots: Each disk's name, its qdev as query-block spells it, and the node-name of its root.
     """
     return Step(
         on="wait",
@@ -255,8 +249,8 @@ def check_roots(roots: tuple[tuple[str, str, str], ...]) -> Step:
 def flush(node: str) -> Step:
     """Put on the disk what a node has in its caches. HMP: qemu-io; QMP has no command for it.
 
-    Only an empty answer is a success. Whether the flush itself failed QEMU tells nobody but its own standard
-    error. Node names have no character that the monitor would take for its own.
+    Only an empty answer is a success. QEMU reports a failed flush on its own standard error alone. Node names
+    have no character that is special to the monitor.
     """
     line = Frozen({"command-line": f"qemu-io {node} flush"})
     return Step(

@@ -1,7 +1,7 @@
-"""Actions on files of ours: overlays, VM state, and what is put away. Nothing is sent to QEMU.
+"""Actions on our files: overlays, VM state, and what is renamed or removed. Nothing is sent to QEMU.
 
-A file of VM state holds all that the guest had in its memory: it is made exclusively, for its owner alone,
-and is called FILE.TOKEN.partial until it is whole, TOKEN being the operation's eight hex digits.
+A file of VM state holds all of the guest's memory: it is created exclusively, for its owner alone, and is
+called FILE.TOKEN.partial until it is complete, TOKEN being the operation's eight hex digits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Proof(Struct, frozen=True):
 
 
 def create_overlay(file: str, *, size_bytes: int, backing: str, backing_format: str, like: str) -> Step:
-    """Make an overlay exclusively, with owner, group, mode and label of the layer `like` that it covers."""
+    """Create an overlay exclusively, with owner, group, mode and label of the layer `like` that it covers."""
     return _make(
         "create-overlay",
         file=file,
@@ -45,22 +45,22 @@ def create_overlay(file: str, *, size_bytes: int, backing: str, backing_format: 
 
 
 def create_file(file: str, like: str) -> Step:
-    """Make an empty file exclusively, so that what QEMU truncates is certainly ours."""
+    """Create an empty file exclusively, so that what QEMU truncates is certainly ours."""
     return _make("create-file", file=file, like=like)
 
 
 def create_memory(file: str, reserve_bytes: int = 0) -> Step:
-    """Make an empty file that takes a stream of VM state; QEMU gets it open.
+    """Create an empty file for a stream of VM state; QEMU gets it open.
 
     Args:
         file: The file.
-        reserve_bytes: Bytes of the disk that are taken for it beforehand, so that there is room for certain.
+        reserve_bytes: Bytes of disk space that are reserved for it.
     """
     return _make("create-memory", file=file, reserve_bytes=reserve_bytes)
 
 
 def create_store(file: str, like: str) -> Step:
-    """Make an empty qcow2 image that takes VM state, with the owner of the layer `like`: QEMU opens it."""
+    """Create an empty qcow2 image for VM state, with the owner of the layer `like`: QEMU opens it."""
     return _make("create-store", file=file, like=like)
 
 
@@ -79,32 +79,32 @@ def seal_memory(
     fingerprint: Fingerprint,
     layers: tuple[tuple[str, str], ...] = (),
 ) -> Step:
-    """Write a note of whose state it is to the end of the file, sync it, and give it its name.
+    """Append a note that says whose state it is, sync the file, and give it its name.
 
     Args:
-        partial: The file as it is called until then.
+        partial: The file's name until then.
         file: Its name.
-        id: That of the operation.
+        id: The operation's id.
         name: The checkpoint's name, or "".
-        running: Whether the guest ran.
+        running: Whether the guest was running.
         fingerprint: What the machine is.
-        layers: Files whose inode, size and time are noted, each with its disk's name.
+        layers: Each disk's name and a file, whose inode, size and time are noted.
     """
     detail = Frozen(id=id, name=name, running=running, fingerprint=fingerprint, layers=layers)
     return Step(on="host", command="seal-memory", arguments=Frozen(partial=partial, file=file), detail=detail)
 
 
 def seal_store(partial: str, file: str) -> Step:
-    """Sync a store that QEMU has closed, and give it its name; `partial` is what it is called until then."""
+    """Sync a store that QEMU has closed, called `partial` until then, and give it its name."""
     return Step(on="host", command="seal-store", arguments=Frozen(partial=partial, file=file))
 
 
 def remove_state(file: str, id: str, tag: str = "") -> Step:  # noqa: A002 - a record's word
-    """Remove a file of VM state, if it is the one of that operation; another one that took its name stays.
+    """Remove a file of VM state, if it is that of the operation; another one that took its name stays.
 
     Args:
-        file: The file, or what it is called until it is whole: then its name tells whose it is.
-        id: That of the operation, which a stream's note names.
+        file: The file, or its name until it is complete, which tells whose it is.
+        id: The operation's id, which a stream's note names.
         tag: Name of the snapshot inside a store; "" for a stream.
     """
     arguments = Frozen(file=file, id=id, tag=tag)
@@ -112,14 +112,7 @@ def remove_state(file: str, id: str, tag: str = "") -> Step:  # noqa: A002 - a r
 
 
 def retire_file(file: str, policy: Folded, to: str, proof: Proof | None = None) -> Step:
-    """Rename a folded file, never onto another, or remove it; only if it is the layer that is meant.
-
-    Args:
-        file: The file.
-        policy: What becomes of it.
-        to: Its new name, or "".
-        proof: What shows that it is that layer; None: it is not looked at.
-    """
+    """Rename a folded file, never onto another, or remove it; without proof it is not looked at first."""
     detail: dict[str, Any] = {} if proof is None else {"proof": proof}
     return Step(
         on="host",
@@ -131,15 +124,15 @@ def retire_file(file: str, policy: Folded, to: str, proof: Proof | None = None) 
 
 
 def remove_file(file: str) -> Step:
-    """Remove a file that this very run made, once QEMU certainly does not hold it."""
+    """Remove a file that this very run created, once QEMU certainly does not have it open."""
     return Step(on="host", command="remove-file", arguments=Frozen(file=file))
 
 
 def remove_orphan(file: str, backing: str | None) -> Step:
-    """Remove a file that an interrupted run made, if it is still as it was made: empty.
+    """Remove a file that an interrupted run created, if it is still empty.
 
     Args:
         file: The file.
-        backing: The layer that it was made over; None for a placeholder without a byte.
+        backing: The layer that it was created over; None for a placeholder without a byte.
     """
     return Step(on="host", command="remove-orphan", arguments=Frozen(file=file, backing=backing))

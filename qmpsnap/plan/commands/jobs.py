@@ -23,14 +23,14 @@ def block_stream(
 ) -> Step:
     """Copy backing data up into a layer. QAPI: block-stream.
 
-    The job waits before its end until it is finalized: QEMU would name the new backing file in the layer's
-    header before all of the data is on the disk. It dismisses itself, other than those of commit and mirror:
-    QEMU 7.2 crashes when anybody asks for its block nodes while a concluded stream job waits for its
-    dismissal (docs/explanation/qemu.md).
+    The job waits to be finalized: QEMU would name the new backing file in the layer's header before all of
+    the data is on the disk. It dismisses itself, unlike those of commit and mirror: QEMU 7.2 crashes when
+    anybody asks for its block nodes while a concluded stream job waits to be dismissed
+    (docs/explanation/qemu.md).
 
     Args:
         job: The job's id.
-        node: node-name of the layer that receives.
+        node: node-name of the layer that receives the data.
         base_node: node-name of the layer that stays below, or None.
         backing: Name to record as backing file instead of the base's path, or None.
         on_error: The job's error policy.
@@ -62,19 +62,19 @@ def block_commit(
 ) -> Step:
     """Copy layers' data down into the base. QAPI: block-commit.
 
-    Without the active layer the job waits before its end until it is finalized: QEMU flushes the base only
-    where it opens that read-only again, and some operations leave a base writable (docs/explanation/qemu.md).
-    With it, QEMU flushes the base itself, and the job waits at READY.
+    Without the active layer the job waits to be finalized: QEMU flushes the base only where it opens that
+    read-only again, and some operations leave a base writable (docs/explanation/qemu.md). With it, QEMU
+    flushes the base itself, and the job waits at READY.
 
     Args:
         job: The job's id.
         root: node-name of the disk's root.
-        top_node: node-name of the newest layer to fold.
-        base_node: node-name of the layer that receives.
+        top_node: node-name of the newest layer that is folded.
+        base_node: node-name of the layer that receives the data.
         backing: Name to record in the overlay of top instead of the base's path, or None.
         on_error: The job's error policy.
         speed: Limit in bytes/s; 0: none.
-        effect: The layers that leave; or later, with the active layer, the root that moves.
+        effect: The layers that leave; or, with the active layer, the root that moves later.
     """
     arguments = {
         "job-id": job,
@@ -180,12 +180,7 @@ def done_and_dismissed(start: Step) -> tuple[Step, ...]:
 
 
 def job_complete(job: str, effect: MoveRoot | None = None) -> Step:
-    """Let a READY job pivot. QAPI: job-complete.
-
-    Args:
-        job: The job's id.
-        effect: The root that moves; None where somebody else started the job, so that it is not known.
-    """
+    """Let a READY job pivot; without `effect` where it is not known which root moves. QAPI: job-complete."""
     return Step(on="qmp", command="job-complete", arguments=Frozen(id=job), effect=effect, final=True)
 
 
@@ -200,37 +195,26 @@ def end_copy(job: str) -> Step:
 
 
 def job_finalize(job: str) -> Step:
-    """Let a job end that waits for it. QAPI: job-finalize."""
+    """Let a job end that waits to be finalized. QAPI: job-finalize."""
     return Step(on="qmp", command="job-finalize", arguments=Frozen(id=job), final=True)
 
 
 def job_cancel(job: str) -> Step:
-    """Stop a job wherever it stands. QAPI: job-cancel."""
+    """Stop a job in whichever state it is. QAPI: job-cancel."""
     return Step(on="qmp", command="job-cancel", arguments=Frozen(id=job))
 
 
 def job_dismiss(job: str) -> Step:
-    """Let a concluded job go. QAPI: job-dismiss."""
+    """Remove a concluded job from QEMU's list. QAPI: job-dismiss."""
     return Step(on="qmp", command="job-dismiss", arguments=Frozen(id=job))
 
 
 def await_job(job: str, until: Literal["ready", "pending", "concluded"]) -> Step:
-    """Wait for a job's event. QAPI: JOB_STATUS_CHANGE.
-
-    Args:
-        job: The job's id.
-        until: "ready" (a mirror or an active commit has caught up), "pending" (all is copied, and the job
-            waits to be finalized) or "concluded".
-    """
+    """Wait until a job's status has come: "pending" means that all is copied. QAPI: JOB_STATUS_CHANGE."""
     return Step(on="wait", command="await-job", arguments=Frozen(id=job, until=until))
 
 
 def adopt_job(job: str, *, dismisses_itself: bool = False) -> Step:
-    """Take over a job of ours that an earlier client started; nothing is sent.
-
-    Args:
-        job: The job's id.
-        dismisses_itself: Whether QEMU lets it go at its end.
-    """
+    """Take over a job of ours that an earlier client started; nothing is sent."""
     undo = _cancelled(job, dismissed=not dismisses_itself)
     return Step(on="wait", command="adopt-job", arguments=Frozen(id=job), undo=undo)

@@ -29,12 +29,7 @@ Until = Literal["settled", "writing", "saved", "kept", "loaded"]
 
 
 def set_capabilities(values: Mapping[str, bool], old: Mapping[str, bool]) -> Step:
-    """Set what a migration does. QAPI: migrate-set-capabilities.
-
-    Args:
-        values: Of each capability whether it is to be on.
-        old: The same as they were, to be put back.
-    """
+    """Set migration capabilities, and back to `old` on rollback. QAPI: migrate-set-capabilities."""
     return replace(_capabilities(values), undo=(_capabilities(old),))
 
 
@@ -44,12 +39,7 @@ def _capabilities(values: Mapping[str, bool]) -> Step:
 
 
 def set_parameters(values: Mapping[str, int | str], old: Mapping[str, int | str]) -> Step:
-    """Set how a migration does it. QAPI: migrate-set-parameters.
-
-    Args:
-        values: Of each parameter its value.
-        old: The same as they were, to be put back.
-    """
+    """Set migration parameters, and back to `old` on rollback. QAPI: migrate-set-parameters."""
     undo = _setting("migrate-set-parameters", Frozen(old))
     return replace(_setting("migrate-set-parameters", Frozen(values)), undo=(undo,))
 
@@ -62,11 +52,11 @@ def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) 
     """Give QEMU an open file over the monitor. QAPI: getfd, add-fd.
 
     Args:
-        file: The file's path, which is ours alone to open.
+        file: The file's path, which only we open.
         number: What QEMU knows it by: `qmpsnap-NUMBER`, or the set's number.
         way: How.
         write: Whether QEMU writes to it.
-        inode: Of a file that QEMU reads: that of the one that was looked at.
+        inode: Of a file that QEMU reads: that of the one that was inspected.
     """
     return Step(
         on="qmp",
@@ -82,7 +72,7 @@ def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) 
 
 
 def release_file(number: int, way: Way) -> Step:
-    """Let QEMU close a file that it was given; done already is no error. QAPI: closefd, remove-fd."""
+    """Let QEMU close a file that it was given; no error if it has. QAPI: closefd, remove-fd."""
     return Step(
         on="qmp",
         command="closefd" if way == "fd" else "remove-fd",
@@ -93,17 +83,12 @@ def release_file(number: int, way: Way) -> Step:
 
 
 def uri(number: int, way: Way) -> str:
-    """What a migration calls a file that was passed."""
+    """The URI of a file that was passed."""
     return f"fd:qmpsnap-{number}" if way == "fd" else f"file:/dev/fdset/{number}"
 
 
 def migrate(to: str, *, may_stop: bool = True) -> Step:
-    """Begin to write VM state to a file. QAPI: migrate.
-
-    Args:
-        to: Where to, as `uri` spells it.
-        may_stop: As in `await_migration`.
-    """
+    """Begin to write VM state to a file. QAPI: migrate."""
     undo = (migrate_cancel(wait=not may_stop),)
     return Step(on="qmp", command="migrate", arguments=Frozen(uri=to), undo=undo, pauses=True)
 
@@ -123,8 +108,7 @@ def migrate_incoming(source: str) -> Step:
 def migrate_cancel(*, wait: bool = False) -> Step:
     """Stop a migration, and return once it has stopped. QAPI: migrate_cancel.
 
-    Args:
-        wait: Whether to wait for its end instead: QEMU 7.2 hangs the guest when that runs on meanwhile.
+    With `wait`, wait for its end instead: QEMU 7.2 hangs a guest that is running meanwhile.
     """
     return Step(on="qmp", command="migrate_cancel", detail=Frozen(wait=wait))
 
@@ -134,8 +118,7 @@ def await_migration(until: Until, *, may_stop: bool = True) -> Step:
 
     Args:
         until: What is waited for.
-        may_stop: Whether it may be given up meanwhile. QEMU 7.2 hangs a guest for good whose memory it was to
-            write while it ran on, when that is cancelled.
+        may_stop: Whether it may be cancelled meanwhile: QEMU 7.2 then hangs a guest that is running.
     """
     return Step(
         on="wait", command="await-migration", arguments=Frozen(until=until), detail=Frozen(may_stop=may_stop)
@@ -143,9 +126,9 @@ def await_migration(until: Until, *, may_stop: bool = True) -> Step:
 
 
 def await_closed(file: str) -> Step:
-    """Wait until QEMU has closed the file: then its thread has ended, and all is handed to the kernel.
+    """Wait until QEMU has closed the file: its thread has ended then, and the kernel has all data.
 
-    Started before that, the next migration kills QEMU. The lock that `pass_file` leaves on the file goes with
+    A migration that is started before kills QEMU. The lock that `pass_file` leaves on the file goes with
     QEMU's last descriptor of it; no event tells.
     """
     return Step(on="wait", command="await-closed", arguments=Frozen(file=file))

@@ -1,8 +1,8 @@
 """The guest, and checkpoints inside images: run state, human monitor, and jobs on VM state.
 
 QAPI: misc.json, machine.json, migration.json. HMP: savevm, loadvm, delvm; the human monitor answers nothing
-when it succeeds, and text when it fails. The jobs always start; what became of them only query-jobs tells,
-once they have concluded. Such a job never dismisses itself, and holds QEMU's main loop while it works.
+when it succeeds, and text when it fails. The jobs always start; their result only query-jobs tells, once they
+have concluded. Such a job never dismisses itself, and holds QEMU's main loop while it works.
 """
 
 from __future__ import annotations
@@ -20,28 +20,25 @@ Nodes = tuple[tuple[str, str], ...]
 
 
 def cont() -> Step:
-    """Let the guest run on; does nothing, and is no event, when it runs already. QAPI: cont."""
+    """Resume the guest; does nothing, and sends no event, when it is running. QAPI: cont."""
     return Step(on="qmp", command="cont")
 
 
 def stop(*, ran: bool = True) -> Step:
-    """Pause a guest that runs; does nothing when it is paused. QAPI: stop.
+    """Pause the guest, and resume it on rollback if it `ran`. QAPI: stop.
 
-    It is sent to a paused guest as well: somebody may have let it run a moment ago.
-
-    Args:
-        ran: Whether the guest ran when the plan was made, and is to run on if this is taken back.
+    It is sent to a paused guest as well: somebody may have resumed it a moment ago.
     """
     return Step(on="qmp", command="stop", undo=(cont(),) if ran else (), pauses=True)
 
 
 def stop_for_load(name: str) -> Step:
-    """Pause a guest that runs as QEMU does it for a load: by one that finds nothing. HMP: loadvm.
+    """Pause a running guest as QEMU does for a load: by a load that finds nothing. HMP: loadvm.
 
-    For CPUs that QEMU emulates: what it has translated of the guest's code it forgets only when a load stops
-    a guest that runs (`tcg_vm_change_state`, at RUN_STATE_RESTORE_VM). After `stop` it runs stale code: seen
-    on 11.1, a guest that was rebooted since panics or hangs. Done when QEMU says that it failed and the run
-    state is `restore-vm`; `cont` takes it back.
+    QEMU forgets what it has translated of an emulated guest's code only when a load pauses the running guest
+    (`tcg_vm_change_state`, at RUN_STATE_RESTORE_VM). After `stop` it runs stale code: seen on 11.1, a guest
+    that was rebooted since panics or hangs. The step is done when QEMU says that it failed and the run state
+    is `restore-vm`; `cont` takes it back.
 
     Args:
         name: A name that no snapshot has; outside our grammar of names.
@@ -50,29 +47,23 @@ def stop_for_load(name: str) -> Step:
 
 
 def system_reset() -> Step:
-    """Press the guest's reset button: its memory belongs to other disks. QAPI: system_reset."""
+    """Reset the guest: its memory belongs to other disks. QAPI: system_reset."""
     return Step(on="qmp", command="system_reset", loads=True)
 
 
 def savevm(name: str, disks: tuple[str, ...]) -> Step:
-    """Pause the guest, keep VM state and disks inside the images, and let it go on. HMP: savevm.
+    """Pause the guest, save VM state and disks inside the images, and resume it. HMP: savevm.
 
-    An equal name would be replaced without a word, on every disk.
-
-    Args:
-        name: What the checkpoint is called.
-        disks: The disks that QEMU takes: every writable one.
+    An equal name would be replaced without notice, on every disk; `disks` are all that QEMU takes.
     """
     step = _monitor("savevm", name)
     return replace(step, effect=Inside(disks, name), final=True, writes=True, pauses=True)
 
 
 def loadvm(name: str, *, running: bool = False) -> Step:
-    """Go back to a checkpoint; a guest that ran runs on, one that was paused stays so. HMP: loadvm.
+    """Load a checkpoint; a guest that was running is resumed, a paused one stays paused. HMP: loadvm.
 
-    Args:
-        name: The checkpoint's name.
-        running: Whether the guest is let run on when nothing has moved: it ran, and QEMU paused it.
+    With `running`, the guest is resumed also when the load failed before anything changed: QEMU paused it.
     """
     return replace(
         _monitor("loadvm", name),
@@ -86,12 +77,7 @@ def loadvm(name: str, *, running: bool = False) -> Step:
 
 
 def delvm(name: str, disks: tuple[str, ...]) -> Step:
-    """Delete a checkpoint from every disk that has it. HMP: delvm, which is silent about a missing one.
-
-    Args:
-        name: The checkpoint's name.
-        disks: The disks that have it.
-    """
+    """Delete a checkpoint from every disk that has it. HMP: delvm, which ignores a missing one."""
     step = _monitor("delvm", name)
     return replace(step, effect=Inside(disks, name, gone=True), final=True, writes=True)
 
@@ -107,25 +93,25 @@ def _monitor(word: str, name: str, *, kind: str = "") -> Step:
 
 
 def snapshot_save(job: str, name: str, nodes: Nodes) -> Step:
-    """Keep VM state in the first node, and a snapshot in each. QAPI: snapshot-save.
+    """Save VM state in the first node, and a snapshot in each. QAPI: snapshot-save.
 
-    An equal name is an error, other than with savevm.
+    An equal name is an error, unlike with savevm.
     """
     arguments = {"job-id": job, "tag": name, "vmstate": nodes[0][1], "devices": _devices(nodes)}
     return _state_job("snapshot-save", arguments, nodes, gone=False, pauses=True)
 
 
 def snapshot_load(job: str, name: str, nodes: Nodes, vmstate: str, *, running: bool = False) -> Step:
-    """Go back to VM state in one node, and to the snapshot in each. QAPI: snapshot-load.
+    """Load VM state from one node, and the snapshot in each. QAPI: snapshot-load.
 
-    A load that fails leaves a guest that ran paused, be it before anything moved or half-way.
+    A load that fails leaves a running guest paused, whether before anything changed or half-way.
 
     Args:
         job: The job's id.
         name: The snapshot's name; QEMU calls it a tag.
         nodes: The nodes.
-        vmstate: node-name of the node that keeps the VM state.
-        running: Whether the guest is let run on when nothing has moved: it ran, and QEMU paused it.
+        vmstate: node-name of the node that has the VM state.
+        running: Whether the guest is resumed when nothing has changed: it was running, and QEMU paused it.
     """
     arguments = {"job-id": job, "tag": name, "vmstate": vmstate, "devices": _devices(nodes)}
     return Step(
@@ -144,7 +130,7 @@ def snapshot_load(job: str, name: str, nodes: Nodes, vmstate: str, *, running: b
 
 
 def snapshot_delete(job: str, name: str, nodes: Nodes) -> Step:
-    """Delete the snapshot from each node; silent about a missing one. QAPI: snapshot-delete."""
+    """Delete the snapshot from each node; a missing one is ignored. QAPI: snapshot-delete."""
     arguments = {"job-id": job, "tag": name, "devices": _devices(nodes)}
     return _state_job("snapshot-delete", arguments, nodes, gone=True)
 
@@ -174,7 +160,7 @@ def adopt(
     Args:
         command: What started it; QEMU calls the job's type the same.
         job: The job's id.
-        name: The snapshot's name, where that was written down.
+        name: The snapshot's name, where that was recorded.
         disks: The disks that take part, likewise.
         running: As in `snapshot_load`.
     """
@@ -195,7 +181,7 @@ def adopt(
 
 
 def _concluded(job: str, *, running: bool = False) -> tuple[Step, ...]:
-    """What takes a job back that cannot be cancelled: it has concluded, and is dismissed."""
+    """The rollback of a job that cannot be cancelled: it has concluded, and is dismissed."""
     return (*((cont(),) if running else ()), job_dismiss(job))
 
 
