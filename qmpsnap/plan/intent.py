@@ -1,7 +1,7 @@
-"""What somebody wants: one frozen value per operation, with the names as they were spelled.
+"""What a caller wants: one frozen value per operation, with the names as they were spelled.
 
-Each value is checked by its field's type as it is made: a word, path or number that no operation takes is a
-`BadArgument`, a new name outside the grammar a `BadName`.
+Each value is checked by the types of its fields when it is created: a word, path or number that no operation
+takes is a `BadArgument`, a new name outside the grammar a `BadName`.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, 
 from qmpsnap.model.frozen import Frozen
 
 OnError = Literal["report", "stop", "ignore"]
-"""What a job does at an I/O error: end with it, pause until it is resumed, or try the same again."""
+"""What a job does at an I/O error: end with it, pause until it is resumed, or try again."""
 
 Folded = Literal["rename", "remove", "keep"]
-"""What becomes of the files whose data went into the base."""
+"""What becomes of the files whose data was committed into the base."""
 
 Ending = Literal["pivot", "finish"]
-"""How a mirror ends: the disk moves to the copy, or the copy is left as of that moment."""
+"""How a mirror ends: the disk pivots to the copy, or the copy is left as it is then."""
 
 Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
 
 Via = Literal["hmp", "jobs"]
-"""How a checkpoint inside images is worked on: through the human monitor, or through jobs.
+"""How a checkpoint inside images is taken, loaded or deleted: through the human monitor, or by jobs.
 
-Through the human monitor when every writable disk takes part; through the jobs when one is left out, and
-under a throttle, where QEMU does not survive the way back by the human monitor.
+Through the human monitor when every writable disk takes part; by jobs when one is left out, and under a
+throttle, where a revert through the human monitor crashes QEMU.
 """
 
 
 FileMode = Literal["stop", "background", "in-place"]
-"""How a checkpoint keeps the memory in a file.
+"""How a checkpoint saves the memory to a file.
 
-The guest stands still, or runs on, or stands still and can go back in the same QEMU.
+The guest is paused meanwhile; or it keeps running; or it is paused, and can be reverted in the same QEMU.
 """
 
 Mode = Literal[FileMode, "internal"]
-"""How a checkpoint keeps the memory: as in FileMode, or inside the disks' own images."""
+"""How a checkpoint saves the memory: as in FileMode, or inside the disks' own images."""
 
 Format = Literal["raw", "qcow2"]
 """Format of a copy."""
 
 
 Into = Literal["in-place", "new", "incoming"]
-"""Where a machine goes back to a moment.
+"""Where a machine is reverted.
 
-In the same QEMU; or in a new one, for which overlays are made first, and which then, started on them with
-`-S -incoming defer`, gets the memory.
+In the same QEMU; or in a new one, for which overlays are created ("new"), and which, started on them with
+`-S -incoming defer`, then loads the memory ("incoming").
 """
 
 
 class _Checked:
-    """Checks its fields as it is made."""
+    """Checks its fields when it is created."""
 
     __slots__ = ()
 
@@ -76,8 +76,8 @@ class Snapshot(_Checked):
         name: The moment's name.
         disks: Disks to take, in any spelling; empty: every writable disk with a medium.
         files: Overlay's path for a disk of `disks`, by the same spelling; absolute.
-        use_existing: Whether the files are there already, made by the caller.
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        use_existing: Whether the caller has created the files.
+        plain: Whether encrypted data may be stored unencrypted.
         inside: Whether it is taken inside the images; no chain changes, and there are no files.
     """
 
@@ -104,7 +104,7 @@ class Snapshot(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Delete(_Checked):
-    """A moment goes, and all others stay.
+    """A moment is deleted, and all others stay.
 
     Attributes:
         name: The moment's name.
@@ -118,7 +118,7 @@ class Delete(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Stream(_Checked):
-    """Backing data goes up into a layer, which then no longer needs what stood between.
+    """Backing data is copied up into a layer, which then no longer needs the layers between.
 
     Attributes:
         disk: The disk, in any spelling.
@@ -126,7 +126,7 @@ class Stream(_Checked):
         into: The layer that receives the data; None: the active layer.
         on_error: What the job does at an I/O error.
         speed: Limit in bytes/s; 0: none.
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        plain: Whether encrypted data may be stored unencrypted.
     """
 
     disk: Text
@@ -139,20 +139,20 @@ class Stream(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Commit(_Checked):
-    """Layers' data goes down into a layer below them.
+    """Layers' data is copied down into a layer below them.
 
     Attributes:
         disk: The disk, in any spelling.
         top: Newest layer to fold (included); None: the active layer, which ends in a pivot.
         base: Layer that receives the data (kept); None: the deepest one.
         keep_overlay: With the active layer as top: end at READY and leave the chain as it is.
-        look_in: More directories whose images are looked at for some that stand on what changes.
-        invalidate: Images that stand on what changes and that the caller gives up, by path.
+        look_in: More directories that are searched for images that are backed by what changes.
+        invalidate: Images that are backed by what changes and may become invalid, by path.
         folded: What becomes of the folded files.
         discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
         on_error: What the job does at an I/O error.
         speed: Limit in bytes/s; 0: none.
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        plain: Whether encrypted data may be stored unencrypted.
     """
 
     disk: Text
@@ -170,7 +170,7 @@ class Commit(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Mirror(_Checked):
-    """A copy elsewhere that follows the guest's writes.
+    """A disk is copied elsewhere, and the copy follows the guest's writes.
 
     Attributes:
         disk: The disk, in any spelling.
@@ -178,11 +178,11 @@ class Mirror(_Checked):
         ending: "pivot" or "finish".
         sync: "full", "top" or "none".
         format: Format of the copy; None: that of the active layer.
-        use_existing: Whether the target is there already, made by the caller.
+        use_existing: Whether the caller has created the target.
         discard_internal: Whether internal snapshots and persistent bitmaps may be lost by the pivot.
         on_error: What the job does at an I/O error, of source or target.
         speed: Limit in bytes/s; 0: none.
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        plain: Whether encrypted data may be stored unencrypted.
     """
 
     disk: Text
@@ -203,10 +203,10 @@ class Checkpoint(_Checked):
 
     Attributes:
         name: The checkpoint's name.
-        mode: How the memory is kept; a guest that is paused is kept by "stop" where "background" is asked.
+        mode: How the memory is saved; that of a paused guest is saved by "stop" if "background" is asked for.
         memory: Path of the file of VM state; absolute; "": beside the first disk's active layer, or none with
             "internal".
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        plain: Whether encrypted data may be stored unencrypted.
         leave: With "internal" alone: writable disks that take no part, in any spelling.
         via: With "internal" alone: how; None: by the rule of `Via`.
     """
@@ -233,14 +233,14 @@ class Checkpoint(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Revert(_Checked):
-    """The machine goes back to a moment.
+    """The machine is reverted to a moment.
 
     Attributes:
         name: The moment's name.
-        leave: Disks, in any spelling, that stay as they are although they could not, or need not, go back.
+        leave: Disks, in any spelling, that are not reverted.
         discard: Whether the layers that the guest wrote to until now are removed; else they are kept.
         via: How an internal checkpoint is loaded; None: by the rule of `Via`.
-        into: Where it goes back. `leave`, `discard` and `via` are for "in-place" alone.
+        into: Where it is reverted. `leave`, `discard` and `via` are for "in-place" alone.
     """
 
     name: Text
@@ -261,7 +261,7 @@ class Revert(_Checked):
 
 
 def _refuse(intent: object, parameters: Iterable[str], why: str) -> None:
-    """Refuse what was given and does not go with the rest."""
+    """Refuse parameters that do not go with the rest."""
     for parameter in parameters:
         if value := getattr(intent, parameter):
             refuse(parameter, value, why)
@@ -269,11 +269,11 @@ def _refuse(intent: object, parameters: Iterable[str], why: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Save(_Checked):
-    """VM state goes to a file, and the guest stands still from then on.
+    """VM state is saved to a file, and the guest stays paused.
 
     Attributes:
         file: Path of the file; absolute.
-        plain: Whether what is encrypted may lie in the clear afterwards.
+        plain: Whether encrypted data may be stored unencrypted.
     """
 
     file: AbsolutePath
@@ -282,7 +282,7 @@ class Save(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Restore(_Checked):
-    """A QEMU that waits for its VM state gets that of a file which `Save` made.
+    """A QEMU that waits for VM state loads it from a file of `Save`.
 
     Attributes:
         file: Path of the file; absolute.

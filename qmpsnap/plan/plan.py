@@ -24,8 +24,8 @@ class Stage:
         title: What the stage does, in a few words.
         steps: In order.
         verify: Whether the graph is read after the last step and compared with `Plan.after`.
-        tidy: Whether the operation has succeeded by then, so that the steps only put things away:
-            each is tried, and none is taken back.
+        tidy: Whether it is cleanup after the operation has succeeded: each step is tried, and none is rolled
+            back.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def groups(self) -> Iterator[tuple[Step, ...]]:
-        """The steps in order; overlays that follow each other may be made side by side."""
+        """The steps in order; overlays that follow each other may be created side by side."""
         for together, steps in itertools.groupby(self.steps, lambda step: step.command == "create-overlay"):
             if together:
                 yield tuple(steps)
@@ -50,26 +50,26 @@ class Plan:
     Attributes:
         op: "snapshot", "snapshot-internal", "delete", "checkpoint", "checkpoint-internal", "revert",
             "revert-prepare", "revert-internal", "save", "restore", "stream", "commit" or "mirror".
-        intent: What was asked for; None for the rest of an interrupted operation.
+        intent: What was asked for; None when an interrupted operation is resumed.
         disks: Names of the disks that the plan touches.
         stages: In order; one without steps is left out.
         before: Graph that the plan was made on.
-        after: Graph as predicted, from the steps where it is not given; None where it cannot be told.
-        expect: Chains as predicted where the graph is not, by an earlier run's record.
-        began: Chains before an earlier run began, by its record; empty where `before` tells.
+        after: Graph as predicted, from the steps if there is an intent; None if it is not known.
+        expect: Chains that an earlier run's record predicts, where `after` is None.
+        began: Chains before an earlier run began, by its record; empty where `before` has them.
         moves: Disks whose root moves to another file.
-        folded: Files whose data go into another layer and that leave the chain.
+        folded: Files whose data is copied into another layer and that leave the chain.
         invalid: Files that no longer hold their moment once it is done, under their later names.
         invalid_if_stopped: Files that no longer hold their moment when it fails or is cancelled.
         notes: What the caller should know.
-        resumes: Steps that an earlier run had done, to be taken back if this one fails or is stopped.
-        run_state: The run state that the plan was made in, where it depends on that; else "".
+        resumes: Steps that an earlier run had done, to be rolled back if this one fails or is stopped.
+        run_state: The run state that the plan was made in, if it depends on that; else "".
         state_bytes: Bytes of the VM state that is loaded, where they are known beforehand.
-        prepared: Overlays that are made for another QEMU to start from, by disk.
+        prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
-        vanished: Why the operation can't be called a success although nothing is left to do, or "".
+        vanished: Why the operation cannot be called a success although nothing is left to do, or "".
     """
 
     op: str
@@ -115,62 +115,56 @@ class Plan:
 
     @property
     def operation_id(self) -> str:
-        """What the operation is called by whoever ends what is left of it, or ""."""
+        """Id of the operation, by which it can be finished if its client goes away; or ""."""
         return self.job_id or (self.record.id if self.record is not None else "")
 
     @property
     def can_be_left(self) -> bool:
-        """Whether its job copies layers while the guest runs on; one on VM state cannot be left."""
+        """Whether its job copies layers while the guest runs; one on VM state cannot be left."""
         return bool(self.job_id) and self.op in _COPIES
 
     @property
     def halts(self) -> bool:
-        """Whether a guest that is to run stands still in its journal, and is told to run on by it alone."""
+        """Whether it pauses a guest that it alone resumes."""
         steps = (*self.steps, *self.resumes)
         return any(sent.command == "cont" for step in steps for sent in (step, *step.undo))
 
     @property
     def moves_memory(self) -> bool:
-        """Whether VM state is written to a file, or read from one, by a migration."""
+        """Whether a migration writes VM state to a file, or reads it."""
         return any(step.command in {"migrate", "migrate-incoming"} for step in self.steps)
 
     @property
     def goes_back(self) -> bool:
-        """Whether disks or memory become those of another time: no job may be under way then."""
+        """Whether disks or memory become those of another time: no job may be running then."""
         return any(step.loads for step in self.steps)
 
     @property
     def record(self) -> IntentRecord | None:
-        """What is written down before anything happens, or None."""
+        """What is recorded before anything happens, or None."""
         return next((step.record for step in self.steps if step.record is not None), None)
 
     @property
     def chains_before(self) -> Chains:
-        """Files of the touched disks' chains, active first, as of now."""
+        """Files of the disks' chains, active first, before."""
         return self.before.chains(*self.disks)
 
     @property
     def chains_after(self) -> Chains:
-        """Files of the touched disks' chains, active first, as predicted; a disk may be missing."""
+        """Files of the disks' chains, active first, as predicted; a disk may be missing."""
         return self.after.chains(*self.disks) if self.after is not None else dict(self.expect)
 
     @property
     def headers(self) -> dict[str, str]:
-        """Each file of the host that stands on another layer afterwards, with that layer; "": on none."""
+        """Each file of the host whose backing file changes, with the new one; "": none."""
         before = self.began or self.chains_before
-        changed: dict[str, str] = {}
-        for disk, files in self.chains_after.items():
-            was = before.get(disk, ())
-            stood = set(zip(was, (*was[1:], ""), strict=True)) if was else set()
-            pairs = zip(files, (*files[1:], ""), strict=True) if files else ()
-            changed |= {
-                file: below
-                for file, below in pairs
-                if (file, below) not in stood
-                and file.startswith("/")
-                and (not below or below.startswith("/"))
-            }
-        return changed
+        known = {pair for files in before.values() for pair in itertools.pairwise((*files, ""))}
+        return {
+            file: below
+            for files in self.chains_after.values()
+            for file, below in itertools.pairwise((*files, ""))
+            if (file, below) not in known and file.startswith("/") and (not below or below.startswith("/"))
+        }
 
     @property
     def copies_made(self) -> tuple[str, ...]:
@@ -180,7 +174,7 @@ class Plan:
         return tuple(file for file in dict.fromkeys((*started, *adopted)) if file.startswith("/"))
 
     def to_json(self) -> dict[str, object]:
-        """The plan as `-n --json` prints it: steps, chains before and after."""
+        """The plan as `-n --json` prints it."""
         return {
             "steps": [step.to_json() for step in self.steps],
             "before": {disk: list(files) for disk, files in self.chains_before.items()},
@@ -190,7 +184,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        """The plan as `-n` prints it: each step is one line, whatever its names hold."""
+        """The plan as `-n` prints it, one line for each step."""
         lines = []
         for disk in self.disks:
             lines.append(f"{disk}: {draw(self.chains_before[disk])}")

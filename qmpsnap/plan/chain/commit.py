@@ -1,13 +1,13 @@
-"""Plan of a commit: layers' data goes down into a layer below them.
+"""Plan of a commit: layers' data is copied down into a layer below them.
 
-A commit writes into its base, so whatever else stands on the base, or on a folded layer, would read
-wrong data without a word from QEMU: such images are looked for first.
+A commit writes into its base, so whatever else is backed by the base, or by a folded layer, would read wrong
+data, and neither QEMU nor its locks prevent it: such disks and images are searched for first.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from qmpsnap.errors import InvalidTarget, NotInChain, StillNeeded, Unsupported
@@ -35,7 +35,7 @@ _KEEP = "keep its name with --folded keep, or run as that user"
 
 
 def ask(intent: Commit, graph: Graph, _state_dir: str) -> Ask:
-    """What the planner wants to know: names for the folded files, and who stands on the chain."""
+    """What the planner wants to know: new names for the folded files, and which images the chain backs."""
     disk = refuse_empty(find_disk(graph, intent.disk))
     local = [layer.file for layer in disk.layers if layer.file.startswith("/")]
     names = [name for file in local for name in invalid_names(file)]
@@ -57,12 +57,12 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     """Plan one block-commit with its ending and the retirement of the folded files; or refuse.
 
     Raises:
-        NotFound: When the disk is not there.
+        NotFound: When there is no such disk.
         NotInChain: When a layer is not in its chain, or `base` is not below `top`.
         Busy: When a job holds the chain.
-        StillNeeded: When another image stands on what would change; `.by` names each.
+        StillNeeded: When another image is backed by what would change; `.by` names each.
         WouldLose: When internal snapshots or persistent bitmaps would be lost.
-        InvalidTarget: When a directory to look in is not there.
+        InvalidTarget: When a directory to look in does not exist.
         Unsupported: When the chain has only one layer, `keep_overlay` goes without the active layer, the
             disk is read-only, or a folded layer is shorter than the base.
     """
@@ -290,18 +290,14 @@ def _is_link(scene: Scene, file: str) -> bool:
 def refuse_needed(
     intent: Commit, scene: Scene, disk: Disk, changed: tuple[Layer, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Refuse when anybody else stands on what changes; else what is given up, and notes."""
+    """Images that are backed by what changes and may become invalid, and notes on the search; or refuse."""
     files = scene.files
-    by = []
-    for other in scene.graph.disks.values():
-        if other.name != disk.name:
-            by += [f"disk {other.name}" for layer in changed if files.same(layer.file, *other.files)]
-    images = dict.fromkeys(
-        file
+    disks = [
+        f"disk {other.name}"
+        for other in scene.graph.disks.values()
         for layer in changed
-        if layer.file.startswith("/")
-        for file in files.backed_by(layer.file, without=disk.files)
-    )
+        if other.name != disk.name and files.same(layer.file, *other.files)
+    ]
     # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
     raw = {
         files.real(layer.file)
@@ -309,17 +305,25 @@ def refuse_needed(
         for layer in other.layers
         if layer.format == "raw"
     }
-    standing = tuple(file for file in images if file not in raw)
-    wanted = {*intent.invalidate, *(files.real(file) for file in intent.invalidate)}
+    images = dict.fromkeys(
+        file
+        for layer in changed
+        if layer.file.startswith("/")
+        for file in files.backed_by(layer.file, without=disk.files)
+        if file not in raw
+    )
+    allowed = {*intent.invalidate, *map(files.real, intent.invalidate)}
+    given_up = tuple(file for file in images if file in allowed)
+    needed = [*disks, *(file for file in images if file not in allowed)]
     if not files.shared:
-        _refuse_by([*by, *(file for file in standing if file not in wanted)])
+        _refuse_by(needed)
         note = "images of other machines were not searched for: QEMU's files are not visible from here"
         if files.looked_in:
             note = (
                 "images of other machines were searched for, but it is not known whether QEMU uses "
                 "these files"
             )
-        return tuple(file for file in standing if file in wanted), (note,)
+        return given_up, (note,)
     for where in intent.look_in:
         if not files.directories[where].exists:
             raise InvalidTarget(f"{where}, given with --look-in, is not a directory", file=where)
@@ -331,32 +335,29 @@ def refuse_needed(
                 hint="run as a user who can read the directory",
             )
     locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
-    _refuse_by([*by, *(file for file in standing if file not in wanted)])
-    _refuse_by([file for file in locked if file not in wanted], "it cannot be read, and may be backed")
+    _refuse_by(needed)
+    _refuse_by([file for file in locked if file not in allowed], "it cannot be read, and may be backed")
     notes = [f"could not be read, may be backed by the chain: {where}" for where in files.unreadable]
     notes += [
         f"images of other machines backed by {layer.file} were not searched for"
         for layer in changed
         if not layer.file.startswith("/")
     ]
-    return tuple(file for file in standing if file in wanted), tuple(notes)
+    return given_up, tuple(notes)
 
 
-def _refuse_by(by: list[str], why: str = "it is backed") -> None:
-    by = list(dict.fromkeys(by))
-    if by:
-        raise StillNeeded(
-            f"still needed by {', '.join(by)}: {why} by a layer that this commit changes",
-            by=by,
-            hint="; ".join(_ways(by)),
-        )
-
-
-def _ways(by: list[str]) -> list[str]:
-    """What helps: a disk of this very machine cannot be given up."""
-    disks = [one.removeprefix("disk ") for one in by if one.startswith("disk ")]
-    ways = [f"stream {one} first: {command('stream', one)}" for one in disks]
+def _refuse_by(needed: Iterable[str], why: str = "it is backed") -> None:
+    """Refuse when anything needs what changes; a disk of this machine cannot be given up."""
+    by = list(dict.fromkeys(needed))
+    if not by:
+        return
+    disks = [name.removeprefix("disk ") for name in by if name.startswith("disk ")]
+    ways = [f"stream {name} first: {command('stream', name)}" for name in disks]
     if len(disks) < len(by):
         ways.append("stream such an image first, or let it become invalid with --invalidate FILE")
         ways.append("if it is a raw disk whose guest wrote that header, move it to another directory")
-    return ways
+    raise StillNeeded(
+        f"still needed by {', '.join(by)}: {why} by a layer that this commit changes",
+        by=by,
+        hint="; ".join(ways),
+    )

@@ -1,8 +1,8 @@
-"""Plan of a mirror: a copy elsewhere that follows the guest's writes until it takes over or is left.
+"""Plan of a mirror: a copy elsewhere that follows the guest's writes, and to which the disk may pivot.
 
-The copy's file is made by us, empty and exclusively; QEMU then formats it with the right size and
-backing file. sync "none" must not be handed an existing image: its pivot would lose the disk's data
-without an error from QEMU (docs/explanation/qemu.md).
+We create the copy's file, empty and exclusively; QEMU then formats it with the right size and backing file.
+sync "none" must not be given an existing image: its pivot would lose the disk's data without an error from
+QEMU (docs/explanation/qemu.md).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     """Plan one drive-mirror with its ending; or refuse.
 
     Raises:
-        NotFound: When the disk is not there.
+        NotFound: When there is no such disk.
         Busy: When a job holds the chain.
-        TargetExists: When the target is there already.
-        InvalidTarget: When it cannot be made there, or one that exists does not fit.
+        TargetExists: When the target exists.
+        InvalidTarget: When it cannot be created there, or one that exists does not fit.
         WouldLose: When the pivot would leave internal snapshots or persistent bitmaps behind.
         Unsupported: When `sync` does not go with the rest.
     """
@@ -128,7 +128,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
 
 
 def _make(intent: Mirror, scene: Scene, disk: Disk, token: str) -> Step:
-    """What makes the copy's file, or shows that QEMU will make it."""
+    """What creates the copy's file, or shows that QEMU will create it."""
     if scene.files.shared:
         return create_file(intent.target, _like(scene, disk))
     return probe_absent(intent.target, node_name(token, owned=True))
@@ -174,12 +174,12 @@ def _refuse(
 
 
 def _copied(intent: Mirror, disk: Disk) -> Disk:
-    """The disk as it is when nothing but the copy is left of its chain."""
+    """The disk as it is when only the copy is left of its chain."""
     return replace(disk, layers=(replace(disk.active, file=intent.target, local=True),))
 
 
 def _like(scene: Scene, disk: Disk) -> str:
-    """The file after which the copy gets its owner: where QEMU's file lies now; "": it has no name."""
+    """The file whose owner the copy gets: where QEMU's file is now; "": it has no name."""
     fact = scene.files.open.get(disk.active.file)
     return disk.active.file if fact is None or fact.state in {"same", "unknown"} else fact.path
 

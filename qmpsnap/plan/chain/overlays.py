@@ -1,7 +1,7 @@
-"""Overlays that are to be put on disks: where they go, whether they can, and the steps that make them.
+"""Overlays of a snapshot or a checkpoint: where they are created, whether they can be, and by which steps.
 
-Where we see QEMU's files, they are made by us beforehand, exclusively, and handed over as they are; else
-QEMU makes them, after it was asked whether the names are free.
+Where we see QEMU's files, we create them beforehand, exclusively, and QEMU takes them as they are; else QEMU
+creates them, after it was asked whether the names are free.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from qmpsnap.plan.step import MadeBy, Overlay, Step
 
 @dataclass(frozen=True, slots=True)
 class Overlays:
-    """Overlays that can be made and put on.
+    """Overlays that can be created and put on.
 
     Attributes:
         disks: The disks that get one, in order.
         overlays: Their overlays, in the same order.
         token: Eight hex digits of which all names of the operation are made.
-        make: The steps that make the overlays.
-        record: The intent's record, so far as overlays go.
+        make: The steps that create the overlays.
+        record: The operation's record, as far as its overlays go.
         place: The directory of that record; "": none can be written.
         notes: What the caller should know.
     """
@@ -100,9 +100,9 @@ def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tu
 def _free_files(
     ends: Mapping[str, tuple[str, str]], name: str, given: Collection[str], graph: Graph
 ) -> dict[str, str]:
-    """Where overlays go that nobody named; numbered where one of that name is a layer yet.
+    """Default paths of overlays; numbered where there is a layer of that name already.
 
-    Its moment was deleted then, and the layer stayed: else the name is refused.
+    Its snapshot was deleted then, and the layer stayed: else the name is refused.
     """
     layers = {file for disk in graph.disks.values() for file in disk.files}
     files = overlay_files(ends, name, given=given)
@@ -125,12 +125,12 @@ def ask(intent: Snapshot, graph: Graph, _state_dir: str, *, can_name: bool = Tru
 
 
 def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) -> Overlays:
-    """Check everything about the overlays, and say how they are made; or refuse, as `snapshot.plan` does.
+    """Check everything about the overlays, and say how they are created; or refuse, as `snapshot.plan` does.
 
     Args:
         op: The operation, which becomes part of the record's id.
         intent: Name, disks and files.
-        scene: What is.
+        scene: The machine, and its files.
         can_name: Whether the caller of the operation can name the overlays' files.
     """
     check_name(intent.name)
@@ -205,7 +205,7 @@ def _record(
 
 
 def _make(disk: Disk, overlay: Overlay, token: str) -> Step:
-    """What makes an overlay, or shows that QEMU will make it."""
+    """What creates an overlay, or shows that QEMU will create it."""
     if overlay.made_by == "qemu":
         return probe_absent(overlay.file, node_name(token, owned=True))
     return create_overlay(
@@ -236,7 +236,7 @@ def _refuse_taken_name(scene: Scene, disk: Disk, name: str) -> None:
 
 
 def _refuse_unfinished(scene: Scene, disk: Disk, file: str) -> None:
-    """Refuse an overlay that an operation was to make which nobody ended: whose it is could not be told."""
+    """Refuse the overlay of an operation that was not finished: nobody could say whose it is."""
     for record in scene.files.records:
         if isinstance(record, IntentRecord) and record.overlays.get(disk.name) == file:
             hint = f"finish it first: qmpsnap job wait {record.id}"
@@ -303,7 +303,7 @@ def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, *, can_
 
 
 def _check_unseen(disk: Disk, file: str) -> None:
-    """Without a sight of QEMU's files a relative name is only safe beside the layer it covers."""
+    """Where QEMU's files are not visible, a relative name is only safe beside the layer that it covers."""
     active = disk.active  # an address (nbd://...) is no name
     relative = active.local and not active.file.startswith("/")
     if relative and posixpath.dirname(file) != posixpath.dirname(active.file):

@@ -15,11 +15,11 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
 
     Raises:
         BadName: When the name is outside the grammar.
-        NotFound: When a disk is not there.
+        NotFound: When there is no such disk.
         AmbiguousName: When a disk's spelling fits two.
         Busy: When a job holds one of the chains.
-        TargetExists: When an overlay's file is there already, or the moment's name is in use.
-        InvalidTarget: When an overlay cannot be made there, or one that exists does not fit.
+        TargetExists: When an overlay's file exists, or the moment's name is in use.
+        InvalidTarget: When an overlay cannot be created there, or one that exists does not fit.
         Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
     """
     new = overlays.prepare("snapshot", intent, scene)

@@ -27,11 +27,11 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     """Plan one block-stream; or refuse.
 
     Raises:
-        NotFound: When the disk is not there.
+        NotFound: When there is no such disk.
         NotInChain: When a layer is not in its chain, or `base` is not below `into`.
         Busy: When a job holds the chain.
-        Unsupported: When the layer cannot take data, nothing stands below it, the disk is read-only, or a
-            layer is so short that old bytes would be read again.
+        Unsupported: When the layer cannot take data, there is nothing below it to copy, the disk is
+            read-only, or a layer is so short that old bytes would be read again.
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
     into, base = _into_and_base(intent, scene, disk)
