@@ -160,7 +160,7 @@ class Jobs:
         """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
         check("speed", speed, Speed)
         await self.get(job_id, foreign=foreign)
-        await self._executor.command("block-job-set-speed", {"device": job_id, "speed": speed})
+        await self._target.execute("block-job-set-speed", {"device": job_id, "speed": speed})
 
     async def cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
         """Cancel a job, wait for its end, and clean up after its operation.
@@ -209,7 +209,7 @@ class Jobs:
 
     async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
         await self.get(job_id, foreign=foreign)
-        await self._executor.command(command, {"id": job_id})
+        await self._target.execute(command, {"id": job_id})
 
 
 def _check(job_id: str, *, foreign: bool = False) -> None:

@@ -45,13 +45,11 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
-from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
 from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.planning import Planning
 from qmpsnap.run.session import Event
-
-_ASKS = "query-"  # how commands begin that change nothing
+from qmpsnap.run.target import Target, guest_of
 
 
 class VM:
@@ -85,7 +83,7 @@ class VM:
         jobs: Its jobs, and operations that an earlier client left unfinished.
     """
 
-    def __init__(self, target: LiveTarget, *, state_dir: str = "") -> None:
+    def __init__(self, target: Target, *, state_dir: str = "") -> None:
         self.name = target.name
         self._target = target
         self._executor = Executor(target)
@@ -96,7 +94,7 @@ class VM:
     @property
     def pid(self) -> int | None:
         """QEMU's process if it is known, else None."""
-        return self._target.session.peer_pid
+        return self._target.pid
 
     # -- see ---------------------------------------------------------------------------------------
 
@@ -124,12 +122,11 @@ class VM:
         """Call `sink` with each of QEMU's events inside the block; nothing is queued."""
         if not callable(sink):
             refuse("sink", sink, "give a function that takes an event")
-        return self._target.session.subscribe(sink)
+        return self._target.events(sink)
 
     async def wait_lost(self) -> str:
         """Return once the connection to QEMU is lost, with the reason."""
-        await self._target.session.wait_lost()
-        return self._target.session.close_reason
+        return await self._target.wait_lost()
 
     async def reconnect(self) -> None:
         """Connect again after the connection was lost; jobs that ended meanwhile are then known.
@@ -156,11 +153,12 @@ class VM:
         """Whether the guest is running, and its run state, as of now.
 
         Raises:
+            Unsupported: When there is no guest.
             TargetError: When QEMU does not answer within the session's reply limit.
 
         QAPI: query-status (run-state.json), query-migrate (migration.json).
         """
-        return await self._target.standing()
+        return await guest_of(self._target).status()
 
     # -- plan and run ----------------------------------------------------------------------------
 
@@ -649,13 +647,13 @@ class VM:
             Busy: When a migration is running, or an operation of ours that resumes the guest itself or has
                 left it paused: `.job_id`.
             Unsupported: When the guest could not run, or would be corrupt: after a failed load, before VM
-                state has arrived, after a migration, or when a reset is needed first.
+                state has arrived, after a migration, or when a reset is needed first; or there is no guest.
             CommandFailed: When QEMU refuses, for example because another process has a file open.
 
         QAPI: cont (misc.json).
         """
         await self.check_cont(after_migration=after_migration)
-        await self._target.session.change("cont")
+        await self._target.execute("cont")
         return await self.status()
 
     async def stop(self) -> Status:
@@ -663,21 +661,24 @@ class VM:
 
         Raises:
             Busy: When an operation of ours is running that would resume it.
+            Unsupported: When there is no guest.
 
         QAPI: stop (misc.json).
         """
         await self.check_stop()
-        await self._target.session.change("stop")
+        await self._target.execute("stop")
         return await self.status()
 
     async def check_cont(self, *, after_migration: bool = False) -> None:
         """Raise what `cont` would raise; nothing that changes anything is sent."""
         check("after_migration", after_migration, bool)
-        status, records = await asyncio.gather(self.status(), self.jobs.interrupted(live=True))
+        guest = guest_of(self._target)
+        status, records = await asyncio.gather(guest.status(), self.jobs.interrupted(live=True))
         refuse_cont(status, records, after_migration=after_migration)
 
     async def check_stop(self) -> None:
         """Raise what `stop` would raise; nothing that changes anything is sent."""
+        guest_of(self._target)
         refuse_stop(await self.jobs.interrupted(live=True))
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
@@ -704,9 +705,7 @@ class VM:
         """
         check("command", command, Text)
         _check_arguments(arguments)
-        if command.startswith(_ASKS):
-            return await self._target.session.query(command, arguments)
-        return await self._target.session.change(command, arguments)
+        return await self._target.execute(command, arguments)
 
 
 def _check_arguments(arguments: object) -> None:

@@ -10,14 +10,15 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError
-from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError, Unsupported
+from qmpsnap.run.target import guest_of
+from qmpsnap.testing.fake import FakeImages, FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.run.operations import vm_of
-from tests.run.states import COMMON, fake_of, ready_on, waiting
+from tests.run.states import COMMON, MACHINE, fake_of, ready_on, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -65,7 +66,7 @@ async def test_reverted_gives_the_guest_as_it_was_in_a_new_qemu(old: FakeTarget)
     async with vm_of(old).reverted("c1", launching(old, events, change=nothing)) as vm:
         chains = (await vm.graph()).chains()
         assert set(old.files.names) >= {files[0] for files in chains.values()}
-        assert (await vm._target.machine(await vm.graph())).running
+        assert (await guest_of(vm._target).machine(await vm.graph())).running
         assert events == ["started"]
     assert (events, (old.state, old.guest.now)) == (["started", "ended"], before)
     assert {files[0] for files in chains.values()} <= set(old.files.names)  # they are kept
@@ -194,3 +195,23 @@ async def test_save_and_restore_take_a_relative_name_from_where_they_are(
     fake.guest.now = waiting(fake.guest.now)
     await vm_of(fake).restore("m")
     assert fake.guest.now.running
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vm: vm.status(),
+        lambda vm: vm.cont(),
+        lambda vm: vm.stop(),
+        lambda vm: vm.checkpoint("c1"),
+        lambda vm: vm.checkpoint("c1", mode="internal"),
+        lambda vm: vm.save("/images/m"),
+        lambda vm: vm.restore("/images/m"),
+    ],
+)
+async def test_what_needs_a_guest_is_refused_without_one(call: Callable[[VM], Awaitable[object]]) -> None:
+    fake = FakeImages(MACHINE)
+    with pytest.raises(Unsupported, match="fake has no guest") as caught:
+        await call(vm_of(fake))
+    assert (caught.value.feature, bool(caught.value.hint)) == ("a guest", True)
+    assert (fake.performed, fake.sent) == ([], [])

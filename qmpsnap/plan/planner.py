@@ -16,7 +16,7 @@ from qmpsnap.plan.inside import snapshot as snapshot_internal
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate import checkpoint, delete, revert, save
 
 
@@ -25,19 +25,18 @@ class Planner:
     """What plans an intent.
 
     Attributes:
-        plan: The plan, or a refusal.
-        machine: What it has to know of the machine beyond its disks: all; with "standing" whether it migrates
-            or has migrated; or nothing.
+        plan: The plan, or a refusal; a planner that works on the guest gets a `GuestScene`.
+        works_on: "disks", refused while their images are migrated; the "guest"; or "files" that are not open.
         ask: What it wants to know about the file system, besides the records.
         ask_again: What it wants to know once the records have been read.
         guards: What refuses the intent before it is planned, in order.
     """
 
-    plan: Callable[[Any, Scene], Plan]
-    machine: Literal["all", "standing", "nothing"]
+    plan: Callable[[Any, Any], Plan]
+    works_on: Literal["disks", "guest", "files"]
     ask: Callable[..., Ask] | None = None
     ask_again: Callable[..., Ask] | None = None
-    guards: tuple[Callable[[Scene], None], ...] = ()
+    guards: tuple[Callable[[Any], None], ...] = ()
 
 
 def _refuse_jobs(scene: Scene) -> None:
@@ -48,23 +47,26 @@ def _refuse_lost(scene: Scene) -> None:
     refuse_lost(scene, scene.graph.writable())
 
 
-_WRITES = (refuse_migrated,)
+def _refuse_migrated(scene: GuestScene) -> None:
+    refuse_migrated(scene.machine.guest)
+
+
 _MEMORY = (_refuse_lost, _refuse_jobs)
 
 PLANNERS: Mapping[str, Planner] = {
-    "snapshot": Planner(snapshot.plan, "standing", overlays.ask, guards=_WRITES),
-    "snapshot-internal": Planner(snapshot_internal.plan, "standing", guards=_WRITES),
-    "stream": Planner(stream.plan, "standing", guards=_WRITES),
-    "commit": Planner(commit.plan, "standing", commit.ask, guards=_WRITES),
-    "mirror": Planner(mirror.plan, "standing", mirror.ask, guards=_WRITES),
-    "delete": Planner(delete.plan, "all"),
-    "checkpoint": Planner(checkpoint.plan, "all", checkpoint.ask, guards=(_refuse_jobs,)),
-    "checkpoint-internal": Planner(checkpoint_internal.plan, "all", guards=_WRITES),
-    "revert": Planner(revert.plan, "all", ask_again=revert.ask_again),
-    "revert-new": Planner(revert.plan_prepare, "nothing", ask_again=revert.ask_again, guards=_MEMORY),
-    "revert-incoming": Planner(revert.plan_incoming, "all", ask_again=revert.ask_again, guards=_MEMORY),
-    "save": Planner(save.plan_save, "all", save.ask_save, guards=_MEMORY),
-    "restore": Planner(save.plan_restore, "all", save.ask_restore, guards=_MEMORY),
+    "snapshot": Planner(snapshot.plan, "disks", overlays.ask),
+    "snapshot-internal": Planner(snapshot_internal.plan, "disks"),
+    "stream": Planner(stream.plan, "disks"),
+    "commit": Planner(commit.plan, "disks", commit.ask),
+    "mirror": Planner(mirror.plan, "disks", mirror.ask),
+    "delete": Planner(delete.plan, "guest"),
+    "checkpoint": Planner(checkpoint.plan, "guest", checkpoint.ask, guards=(_refuse_jobs,)),
+    "checkpoint-internal": Planner(checkpoint_internal.plan, "guest", guards=(_refuse_migrated,)),
+    "revert": Planner(revert.plan, "guest", ask_again=revert.ask_again),
+    "revert-new": Planner(revert.plan_prepare, "files", ask_again=revert.ask_again, guards=_MEMORY),
+    "revert-incoming": Planner(revert.plan_incoming, "guest", ask_again=revert.ask_again, guards=_MEMORY),
+    "save": Planner(save.plan_save, "guest", save.ask_save, guards=_MEMORY),
+    "restore": Planner(save.plan_restore, "guest", save.ask_restore, guards=_MEMORY),
 }
 """What plans each intent, by its kind: a new operation is a line here."""
 
@@ -94,14 +96,9 @@ def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = ""
     return ask(intent, graph, state_dir=state_dir) | more(intent, graph, files)
 
 
-def needs_machine(intent: Intent) -> bool:
-    """Whether `plan` has to know what the machine is beyond its disks: how it stands, what fits it."""
-    return PLANNERS[intent.kind].machine == "all"
-
-
-def needs_standing(intent: Intent) -> bool:
-    """Whether `plan` has to know that the machine is on its way to no other QEMU, and no more of it."""
-    return PLANNERS[intent.kind].machine == "standing"
+def works_on(intent: Intent) -> Literal["disks", "guest", "files"]:
+    """What the intent's plan works on; see `Planner`."""
+    return PLANNERS[intent.kind].works_on
 
 
 def plan(intent: Intent, scene: Scene) -> Plan:

@@ -22,7 +22,7 @@ from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_compl
 from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
@@ -105,7 +105,7 @@ def _record(job_id: str, scene: Scene) -> IntentRecord | None:
 
 
 def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
-    process = scene.machine.process if scene.machine is not None else ""
+    process = scene.machine.process if isinstance(scene, GuestScene) else ""
     if not (
         any(job.id == record.id for job in scene.jobs)
         or ownership.stands_here(record, scene.graph, scene.files.records)

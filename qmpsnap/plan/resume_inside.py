@@ -19,7 +19,7 @@ from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
@@ -106,8 +106,8 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         )
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
     note = f"checkpoint {record.name!r} was not taken"
-    if having:
-        refuse_migrated(scene)  # to delete it then ends QEMU
+    if having and isinstance(scene, GuestScene):
+        refuse_migrated(scene.machine.guest)  # to delete it then ends QEMU
     parts = tuple(
         internal_delete(disk.name, disk.root, one.id, one.name)
         for disk in having
@@ -126,13 +126,13 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
 
 def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
     """Whether a guest that ran stands because this load failed: in the very QEMU that was told to load."""
-    if record is None or scene.machine is None or not ran_here(record, scene.machine.process):
+    if record is None or not isinstance(scene, GuestScene) or not ran_here(record, scene.machine.process):
         return False
     return _ran(record) and _stands_failed(scene)
 
 
 def _stands_failed(scene: Scene) -> bool:
-    return scene.machine is not None and scene.machine.status == FOR_A_LOAD
+    return isinstance(scene, GuestScene) and scene.machine.status == FOR_A_LOAD
 
 
 def _is_as_then(name: str, record: IntentRecord, scene: Scene) -> bool:

@@ -1,15 +1,15 @@
-"""All that a planner may know: the graph, the files, the jobs and what this QEMU can do."""
+"""All that a planner may know: the graph, the files, the jobs, what this QEMU can do, and its guest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qmpsnap.errors import AmbiguousName, NotFound
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
-from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moment, Moments, find_moments
 from qmpsnap.model.record import IntentRecord
 
@@ -25,8 +25,6 @@ class Scene:
         features: What this QEMU can do.
         now: Time of planning, UTC, ISO 8601, for records.
         state_dir: Where records go when the caller says so, else "".
-        machine: What the machine is beyond its disks; None where the plan does not depend on it.
-        standing: Whether it runs or migrates; None where `machine` says it, or nothing depends on it.
     """
 
     graph: Graph
@@ -35,8 +33,6 @@ class Scene:
     features: Features
     now: str
     state_dir: str = ""
-    machine: Machine | None = None
-    standing: Status | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -70,3 +66,14 @@ class Scene:
                 hint="remove an external one by commit or stream",
             )
         return named[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestScene(Scene):
+    """What is, with the guest: for planners of VM state alone.
+
+    Attributes:
+        machine: What the machine is beyond its disks.
+    """
+
+    machine: Machine = field(kw_only=True)

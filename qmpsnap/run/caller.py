@@ -16,7 +16,7 @@ from qmpsnap.model.job import Job
 from qmpsnap.plan.step import Step
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Hooks
-from qmpsnap.run.target import Progress, Target, Watch
+from qmpsnap.run.target import Progress, Target, Watch, guest_of
 
 _log = get_logger("qmpsnap.run")
 _LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory
@@ -114,7 +114,7 @@ class Caller:
                 and self.complaint is None
                 and step.arguments["until"] in _LONG
             ):
-                group.start_soon(self._report, target.memory_progress(self._hooks.interval))
+                group.start_soon(self._report, guest_of(target).memory_progress(self._hooks.interval))
             if step.detail["may_stop"]:
                 group.start_soon(wish, group.cancel_scope)
         if failure:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -131,15 +131,6 @@ class Executor:
                     await self._target.perform(remove_orphan(file, backing))
                 except QmpsnapError as error:
                     _log.warning("overlay.left", file=file, reason=str(error))
-
-    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
-        """Send one command about a job: pause, resume, speed, cancel.
-
-        Raises:
-            CommandFailed: When QEMU refuses it.
-            LinkLost: When the link goes before the reply.
-        """
-        await self._target.command(command, arguments)
 
     async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None) -> Done:
         operation = Operation(self._target, plan, hooks or Hooks(), seen)

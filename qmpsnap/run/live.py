@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from typing import Self
 
@@ -24,7 +30,6 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.job_place import BlockGraph
-from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.parse import (
     FDSET,
     GRAPH_QUERIES,
@@ -35,27 +40,28 @@ from qmpsnap.model.parse import (
     parse_graph,
 )
 from qmpsnap.model.qapi import read
+from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.step import Step
 from qmpsnap.run import survey
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
-from qmpsnap.run.descriptors import Opened, open_files, real_names, working_directory
+from qmpsnap.run.descriptors import Opened, identity, open_files, real_names, working_directory
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.guest import LiveGuest
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
 from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.machine import read_machine, read_standing, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.peer_access import barred
 from qmpsnap.run.performer import Performer
 from qmpsnap.run.query_guard import QueryGuard
-from qmpsnap.run.session import Session
-from qmpsnap.run.standstill import Stops
+from qmpsnap.run.session import Event, Session
 from qmpsnap.run.target import Progress, Watch
 
 _log = get_logger("qmpsnap.run")
 _GRAPH_TRIES = 20
+_ASKS = "query-"  # how commands begin that change nothing
 _RELINK_LIMIT = 0.5  # seconds; whoever waits is told within one
 
 
@@ -93,6 +99,7 @@ class LiveTarget:
         self._features: Features
         self._concluded: QueryGuard
         self._performer: Performer
+        self.guest: LiveGuest
         self.session: Session
         self.monitor: JobMonitor
 
@@ -115,6 +122,7 @@ class LiveTarget:
         self._concluded = QueryGuard(self.session, self.monitor)
         migrations = Migrations(self.session, self._host.made)
         self._performer = Performer(self.session, migrations, self._host)
+        self.guest = LiveGuest(self.session, migrations, self._host)
         stack.enter_context(self.session.subscribe(self._concluded.note))
         stack.enter_context(self.session.subscribe(migrations.note))
         self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""
@@ -123,6 +131,16 @@ class LiveTarget:
     def name(self) -> str:
         """How the machine is called in logs and errors."""
         return self._name
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process if it is known, else None."""
+        return self.session.peer_pid
+
+    @property
+    def process(self) -> str:
+        """Which QEMU it is: no other has the same; "" when that is not known."""
+        return identity(self.session.peer_pid)
 
     async def graph(self) -> Graph:
         """Read the block graph: three queries, joined; asked again when it moved in between.
@@ -229,33 +247,18 @@ class LiveTarget:
             sets = parse_fdsets(await self.session.query("query-fdsets"))
         return await in_thread(partial(real_names, pid, names, self._cwd, sets))
 
-    async def machine(self, graph: Graph) -> Machine:
-        """What the machine is beyond its disks, now."""
-        return await read_machine(self.session, graph)
+    async def refuse_migrated(self) -> None:
+        """Raise while QEMU has handed its images to another QEMU, or is about to.
 
-    async def standing(self) -> Status:
-        """Whether the machine runs, and whether it migrates, now."""
-        return await read_standing(self.session)
-
-    async def run_state(self) -> str:
-        """QEMU's run state, now. QAPI: query-status (run-state.json)."""
-        return await run_state(self.session)
+        Raises:
+            Unsupported: When its VM state was saved or sent away, or is still to come in.
+            Busy: When a migration is running.
+        """
+        refuse_migrated(await self.guest.status())
 
     def release_records(self, ids: Collection[str]) -> None:
         """Unlock what is left of the records of these operations."""
         self._catalog.let_go(ids)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the file of VM state that was written last."""
-        return self._host.state_bytes
-
-    @contextmanager
-    def stops(self) -> Iterator[Stops]:
-        """Listen to how the guest stands still."""
-        stops = Stops()
-        with self.session.subscribe(stops.note):
-            yield stops
 
     async def perform(self, step: Step) -> float:
         """Do one step, a wait for a job excepted; return the seconds that it took.
@@ -269,9 +272,10 @@ class LiveTarget:
         await self._performer.perform(step)
         return time.perf_counter() - started
 
-    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
-        """Send one command about a job that is no step of a plan."""
-        await self.session.change(command, arguments)
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Send one command that is no step of a plan; return the answer. Only a query is given up early."""
+        send = self.session.query if command.startswith(_ASKS) else self.session.change
+        return await send(command, arguments)
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -283,9 +287,15 @@ class LiveTarget:
         """Ask for a job's progress again and again, until it ends."""
         return self.monitor.progress(job_id, interval)
 
-    def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
-        """Ask how much of the VM state has moved again and again, until it has."""
-        return self._performer.migrations.progress(interval)
+    def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Call `sink` with each of QEMU's events inside the block; nothing is queued."""
+        return self.session.subscribe(sink)
+
+    async def wait_lost(self) -> str:
+        """Return once the connection to QEMU is lost, with the reason."""
+        session = self.session
+        await session.wait_lost()
+        return session.close_reason
 
     async def abandon(self, owner: object) -> None:
         """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""

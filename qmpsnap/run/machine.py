@@ -51,7 +51,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
     )
 
 
-async def read_standing(session: Session) -> Status:
+async def read_status(session: Session) -> Status:
     """Whether the machine runs, and whether it migrates. QAPI: query-status, query-migrate."""
     return parse_status(*await asyncio.gather(session.query("query-status"), session.query("query-migrate")))
 

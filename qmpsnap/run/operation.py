@@ -7,7 +7,7 @@ early, and to stop is a wish that is looked at between the steps and in long wai
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import anyio
@@ -45,7 +45,7 @@ from qmpsnap.run.outcome import (
 )
 from qmpsnap.run.read_back import read_back
 from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back
-from qmpsnap.run.target import Standstill, Target, Watch
+from qmpsnap.run.target import Standstill, Target, Watch, guest_of
 
 _log = get_logger("qmpsnap.run")
 _PENDING, _CONCLUDED = JobStatus.PENDING, JobStatus.CONCLUDED
@@ -97,7 +97,9 @@ class Operation:
         done = not any(stage.verify for stage in self._plan.stages) and not self._plan.vanished
         if self._plan.intent is None and done:
             await self._read_back()  # the rest of what an earlier run had done
-        with self._target.watch(self._plan.job_id) as watch, self._target.stops() as stops:
+        guest = self._target.guest
+        stops = guest.stops() if guest is not None else nullcontext()
+        with self._target.watch(self._plan.job_id) as watch, stops as standstill:
             try:
                 await self._there_or_back(watch)
             except LinkLost as error:
@@ -106,7 +108,7 @@ class Operation:
             if self._plan.vanished:
                 raise vanished(self._plan)
             await self._look_at_what_is_left()
-            return self._result(time.monotonic() - started, stops)
+            return self._result(time.monotonic() - started, standstill)
 
     async def _there_or_back(self, watch: Watch) -> None:
         try:
@@ -162,7 +164,7 @@ class Operation:
             with suppress(QmpsnapError):  # all is done
                 journal.graph = await self._target.graph()
 
-    def _result(self, elapsed: float, stops: Standstill) -> Done:
+    def _result(self, elapsed: float, stops: Standstill | None) -> Done:
         plan, graph = self._plan, self._journal.graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained
@@ -172,7 +174,7 @@ class Operation:
                 step.undo and (step.command == "stop" or step.kind == "stop-for-load") for step in done
             )
             stays = paused and not any(step.command == "cont" for step in done)  # from then on
-            standstill = None if stays else stops.seconds or 0.0
+            standstill = None if stays or stops is None else stops.seconds or 0.0
         size = self._bytes or self._journal.state_bytes or plan.state_bytes
         return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
@@ -185,7 +187,7 @@ class Operation:
             journal.graph = await self._target.graph()
         found = journal.graph.chains(*self._plan.disks)
         planned = self._plan.run_state
-        if planned and planned != (now := await self._target.run_state()):
+        if planned and planned != (now := await guest_of(self._target).run_state()):
             raise GraphMismatch(
                 f"the machine is {now}, it was {planned} when the plan was made",
                 expected=self._plan.chains_before,
@@ -234,7 +236,7 @@ class Operation:
             raise
         journal.end(step)
         if step.command in {"seal-memory", "seal-store"}:
-            self._bytes = self._target.state_bytes
+            self._bytes = guest_of(self._target).state_bytes
         if step.drains:
             self._drained = seconds
         elapsed = round(time.monotonic() - started, 4)

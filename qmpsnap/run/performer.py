@@ -25,7 +25,6 @@ class Performer:
     """
 
     def __init__(self, session: Session, migrations: Migrations, host: Host) -> None:
-        self.migrations = migrations
         self._session = session
         self._host = host
         self._ways: Mapping[str, Callable[[Step], Awaitable[None]]] = {

@@ -13,18 +13,20 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists
 from qmpsnap.model.arguments import refuse
+from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.job import Job
+from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.run.outcome import same
 from qmpsnap.run.start_check import StartCheck
-from qmpsnap.run.target import Target
+from qmpsnap.run.target import Target, guest_of
 
 
 class Planning:
@@ -65,11 +67,10 @@ class Planning:
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
         graph = await self._target.graph()
         jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
-        (files, warnings), (machine, standing) = await both(
-            partial(self._files, intent, graph), partial(self._machine_state, intent, graph)
+        (files, warnings), machine = await both(
+            partial(self._files, intent, graph), partial(self._machine, intent, graph)
         )
-        scene = Scene(graph, files, jobs, features, _now(), self._state_dir, machine, standing)
-        plan = planner.plan(intent, scene)
+        plan = planner.plan(intent, self._scene(graph, files, jobs, features, machine))
         return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
 
     async def check(self, plan: Plan) -> Graph | None:
@@ -86,7 +87,9 @@ class Planning:
             return None
         except Refused:
             graph = await self._target.graph()
-            if same(plan, graph) and plan.run_state in {"", await self._target.run_state()}:
+            if same(plan, graph) and (
+                not plan.run_state or plan.run_state == await guest_of(self._target).run_state()
+            ):
                 raise
             return graph
 
@@ -99,11 +102,24 @@ class Planning:
             files = await self._target.look(more, graph)
         return files, await self._started.warnings(graph)
 
-    async def _machine_state(self, intent: Intent, graph: Graph) -> tuple[Machine | None, Status | None]:
-        """What the planner has to know of the machine: all, whether it runs or migrates, or nothing."""
-        if planner.needs_machine(intent):
-            return await self._target.machine(graph), None
-        return None, await self._target.standing() if planner.needs_standing(intent) else None
+    async def _machine(self, intent: Intent, graph: Graph) -> Machine | None:
+        """The machine, for a planner that works on the guest; images that are migrated are refused."""
+        if planner.works_on(intent) == "guest":
+            return await guest_of(self._target).machine(graph)
+        if planner.works_on(intent) == "disks":
+            await self._target.refuse_migrated()
+        return None
+
+    def _scene(
+        self,
+        graph: Graph,
+        files: Files,
+        jobs: tuple[Job, ...],
+        features: Features,
+        machine: Machine | None,
+    ) -> Scene:
+        facts = graph, files, jobs, features, _now(), self._state_dir
+        return Scene(*facts) if machine is None else GuestScene(*facts, machine=machine)
 
     async def resume(self, job_id: str) -> Plan:
         """What is left of an operation whose client went away; see `Jobs.plan`."""
@@ -114,9 +130,10 @@ class Planning:
         )
         question = resume.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
-        machine = await self._target.machine(graph) if any(record.was for record in records) else None
+        on_guest = any(record.was for record in records)
+        machine = await guest_of(self._target).machine(graph) if on_guest else None
         jobs, features = await self._target.jobs(), await self._target.features()
-        return resume.plan(job_id, Scene(graph, files, jobs, features, _now(), self._state_dir, machine))
+        return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
 
     async def interrupted(self, graph: Graph | None, *, live: bool) -> tuple[IntentRecord, ...]:
         """Records of operations whose client went away; see `Jobs.interrupted`."""
@@ -129,7 +146,7 @@ class Planning:
         if len(ours) < len(records):
             ours |= {job.id for job in await self._target.jobs()}
             if any(record.was and record.was.process for record in records if record.id not in ours):
-                process = (await self._target.machine(graph)).process
+                process = self._target.process
         return tuple(
             record
             for record in records

@@ -1,11 +1,15 @@
-"""What a plan is run on. Live and offline differ here, and nowhere else."""
+"""What a plan is run on: images that some process has open, with a guest or without one.
+
+Live and offline differ here, and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from qmpsnap.errors import Unsupported
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
@@ -13,6 +17,7 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Machine, Status
 from qmpsnap.plan.step import Step
+from qmpsnap.run.session import Event
 
 
 class Progress(Protocol):
@@ -62,12 +67,47 @@ class Standstill(Protocol):
         """Seconds from STOP to RESUME by QEMU's clock; None: it did not, or stands still yet."""
 
 
+class Guest(Protocol):
+    """What only a machine with a guest has: CPUs that run or are paused, and memory."""
+
+    async def machine(self, graph: Graph) -> Machine:
+        """What the machine is beyond its disks, now."""
+
+    async def status(self) -> Status:
+        """Whether the guest runs, and whether it migrates, now."""
+
+    async def run_state(self) -> str:
+        """QEMU's run state, now."""
+
+    def stops(self) -> AbstractContextManager[Standstill]:
+        """Listen to how long the guest is paused."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the file of VM state that was written last."""
+
+    def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Ask how much of the VM state has moved again and again, until it has."""
+
+
 class Target(Protocol):
-    """A machine, running or off, as the executor sees it."""
+    """Images that a process has open, and what it does with them, as the executor sees it."""
 
     @property
     def name(self) -> str:
         """How the machine is called in logs and errors."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process that has the images open, where it is known."""
+
+    @property
+    def process(self) -> str:
+        """Which process that is: no other has the same; "" when it is not known."""
+
+    @property
+    def guest(self) -> Guest | None:
+        """The guest whose disks they are; None where the machine is off."""
 
     async def graph(self) -> Graph:
         """Read the block graph, now."""
@@ -76,7 +116,7 @@ class Target(Protocol):
         """Answer what a planner asked about the file system."""
 
     async def features(self) -> Features:
-        """What this QEMU can do; asked once."""
+        """What the process can do; asked once."""
 
     async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
         """Every job, of any client, now; `after_graph`: as of the graph, which has just been read."""
@@ -84,30 +124,17 @@ class Target(Protocol):
     async def block_graph(self) -> BlockGraph:
         """Who uses which node, jobs among them, now; empty where this cannot be asked."""
 
-    async def machine(self, graph: Graph) -> Machine:
-        """What the machine is beyond its disks, now."""
-
-    async def standing(self) -> Status:
-        """Whether the machine runs, and whether it migrates, now."""
-
-    async def run_state(self) -> str:
-        """QEMU's run state, now."""
+    async def refuse_migrated(self) -> None:
+        """Raise Busy or Unsupported while the images belong to another process, or are about to."""
 
     async def perform(self, step: Step) -> float:
         """Do one step, a wait for a job excepted; return the seconds that it took."""
 
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Send one command that is no step of a plan; return the answer. Only a query is given up early."""
+
     def release_records(self, ids: Collection[str]) -> None:
         """Our client works on these operations no more: what is left of them anybody may end."""
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the file of VM state that was written last."""
-
-    def stops(self) -> AbstractContextManager[Standstill]:
-        """Listen to how the guest stands still."""
-
-    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
-        """Send one command about a job that is no step of a plan."""
 
     def watch(self, job_id: str) -> AbstractContextManager[Watch]:
         """Listen to a job; to be entered before the command that starts it."""
@@ -115,11 +142,29 @@ class Target(Protocol):
     def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
         """Ask for a job's progress again and again, until it ends."""
 
-    def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
-        """Ask how much of the VM state has moved again and again, until it has."""
+    def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Call `sink` with each event while the block lasts."""
+
+    async def wait_lost(self) -> str:
+        """Return once the link is lost, with the reason."""
 
     async def abandon(self, owner: object) -> None:
         """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""
 
     async def relink(self) -> bool:
         """After the link was lost: connect again, once for all who lost it; whether that succeeded."""
+
+
+def guest_of(target: Target) -> Guest:
+    """The target's guest.
+
+    Raises:
+        Unsupported: When it has none.
+    """
+    if target.guest is None:
+        raise Unsupported(
+            f"{target.name} has no guest: its images are open, but no machine runs on them",
+            feature="a guest",
+            hint="start the machine, and connect to its QEMU",
+        )
+    return target.guest

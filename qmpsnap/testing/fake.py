@@ -12,7 +12,7 @@ that an executor does the right thing with a result, never that QEMU gives that 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import anyio
 from msgspec.structs import replace
@@ -23,16 +23,18 @@ from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
-from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.machine import Machine
 from qmpsnap.plan import effect
+from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.step import AddNode, DropNode, Later, Step
 from qmpsnap.run.progress import Progress
+from qmpsnap.run.session import Event
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import COMMANDS, FakeMachine, a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, IMAGE_COMMANDS, FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
 
-__all__ = ["COMMANDS", "FakeTarget", "refused"]
+__all__ = ["COMMANDS", "FakeImages", "FakeTarget", "refused"]
 
 
 _AT_ONCE = frozenset(
@@ -59,7 +61,7 @@ class FakeTarget:
         state: The graph as of now; set it to change the graph without anybody noticing.
         files: The files as of now.
         performed: Every step so far, including waits and failed steps.
-        sent: Commands about jobs that are not steps.
+        sent: Commands that are not steps.
         before: Called with each step just before it is performed.
         hold: Whether jobs keep running until `let_go`.
         job_error: The error with which jobs end; "" for success.
@@ -69,6 +71,7 @@ class FakeTarget:
     """
 
     name = "fake"
+    pid: int | None = None
 
     def __init__(
         self,
@@ -121,6 +124,11 @@ class FakeTarget:
 
     # -- Target ------------------------------------------------------------------------------------
 
+    @property
+    def process(self) -> str:
+        """Which QEMU it is."""
+        return self.guest.now.process
+
     async def graph(self) -> Graph:
         """The graph as of now."""
         await self._checkpoint()
@@ -144,34 +152,12 @@ class FakeTarget:
         """Empty: nothing here plans by it."""
         return BlockGraph()
 
-    async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
-        """The machine as of now."""
-        await self._checkpoint()
-        return self.guest.now
-
-    async def standing(self) -> Status:
-        """The guest's run state and migration."""
-        now = self.guest.now
-        return Status(now.status, now.running, now.migration)
-
-    async def run_state(self) -> str:
-        """The guest's run state."""
-        return self.guest.now.status
+    async def refuse_migrated(self) -> None:
+        """Refuse while the guest is migrated."""
+        refuse_migrated(await self.guest.status())
 
     def release_records(self, ids: Collection[str]) -> None:
         """Do nothing: the fake's records are not locked."""
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the VM state file that was written last."""
-        sealed = [step for step in self.performed if step.command in {"seal-memory", "seal-store"}]
-        return self.files.facts[sealed[-1].arguments["file"]].size if sealed else 0
-
-    @contextmanager
-    def stops(self) -> Iterator[FakeMachine]:
-        """Measure how long the guest is paused."""
-        self.guest.seconds = None
-        yield self.guest
 
     async def perform(self, step: Step) -> float:
         """Perform one step; it takes 0.125 s."""
@@ -180,11 +166,12 @@ class FakeTarget:
         self._do(step)
         return 0.125
 
-    async def command(self, command: str, arguments: Mapping[str, object]) -> None:
-        """Record a command about a job."""
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Record a command that is not a step; the answer is empty."""
         await self._checkpoint()
-        self.sent.append((command, dict(arguments)))
+        self.sent.append((command, dict(arguments or {})))
         self._raise(command)
+        return {}
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[FakeWatch]:
@@ -205,10 +192,15 @@ class FakeTarget:
             yield Progress(job, None, None)
             await anyio.sleep(interval)
 
-    async def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
-        """Yield the progress of a VM state transfer: once, because it takes no time."""
-        yield Progress(Job("memory", "migrate", JobStatus.RUNNING, offset=4, length=8), None, None)
-        await anyio.sleep(interval)
+    def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Never call the sink: nothing here sends events."""
+        return nullcontext()
+
+    async def wait_lost(self) -> str:
+        """Return once the link is lost."""
+        while not self._lost:
+            await self._changed.wait()
+        return "the link is lost"
 
     async def abandon(self, owner: object) -> None:
         """Do nothing: no command here is ever in flight for longer than a turn of the loop."""
@@ -287,6 +279,14 @@ class FakeTarget:
     # -- steps -------------------------------------------------------------------------------------
 
     def _do(self, step: Step) -> None:
+        if step.on == "host":
+            self.files.perform(step)
+            if step.command in {"seal-memory", "seal-store"}:
+                self.guest.state_bytes = self.files.facts[step.arguments["file"]].size
+        else:
+            self._command(step)
+
+    def _command(self, step: Step) -> None:
         job = step.job_id
         match step.way:
             case way if way in _AT_ONCE:
@@ -327,8 +327,6 @@ class FakeTarget:
                 self._check(step)
             case "probe" | "flush" | "await-job" | "adopt-job":
                 pass
-            case _ if step.on == "host":
-                self.files.perform(step)
             case _:
                 self.guest.perform(step)
 
@@ -372,3 +370,21 @@ class FakeTarget:
         await anyio.lowlevel.checkpoint()
         if self._lost:
             raise LinkLost("the link is lost", step="fake")
+
+
+class FakeImages(FakeTarget):
+    """Images of a machine that is off: there is no guest, and the process that opens them has no devices.
+
+    Args:
+        graph: Its block graph at the beginning.
+        files: Its files; None: those of the graph, visible.
+    """
+
+    process = "fake"
+
+    def __init__(self, graph: Graph, *, files: FakeFiles | None = None) -> None:
+        super().__init__(graph, files=files, commands=IMAGE_COMMANDS)
+        self.guest = None  # type: ignore[assignment]
+
+    async def refuse_migrated(self) -> None:
+        """Refuse nothing: images alone are not migrated."""

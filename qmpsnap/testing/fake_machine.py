@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import anyio
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine, Status
 from qmpsnap.plan.step import Step
+from qmpsnap.run.progress import Progress
 
-__all__ = ["COMMANDS", "FakeMachine", "a_machine"]
+__all__ = ["COMMANDS", "IMAGE_COMMANDS", "FakeMachine", "a_machine"]
 
 COMMANDS = frozenset({
     "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
@@ -18,6 +24,14 @@ COMMANDS = frozenset({
     "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
 })  # fmt: skip
 """The commands that a fake QEMU has by default."""
+
+IMAGE_COMMANDS = frozenset({
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del", "blockdev-mirror",
+    "blockdev-reopen", "blockdev-snapshot", "blockdev-snapshot-delete-internal-sync",
+    "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror", "job-cancel",
+    "job-complete", "job-dismiss", "job-finalize", "transaction",
+})  # fmt: skip
+"""The commands that qemu-storage-daemon has of those that we send; the same on 7.2, 10.0 and 11.1."""
 
 CAPABILITIES = {"events": False, "background-snapshot": False, "mapped-ram": False}
 STANDSTILL = 0.25  # seconds for which each stop pauses the fake guest
@@ -66,12 +80,38 @@ class FakeMachine:
         now: Its present state.
         passed: Numbers of the files that it was given and has not released.
         seconds: How long its guest has been paused since `stops()`; None: it was not.
+        state_bytes: Bytes of the VM state file that was written last.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.now = machine
         self.passed: set[int] = set()
         self.seconds: float | None = None
+        self.state_bytes = 0
+
+    async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
+        """The machine, as of now."""
+        await anyio.lowlevel.checkpoint()
+        return self.now
+
+    async def status(self) -> Status:
+        """Whether it runs and migrates."""
+        return self.now.guest
+
+    async def run_state(self) -> str:
+        """Its run state."""
+        return self.now.status
+
+    @contextmanager
+    def stops(self) -> Iterator[FakeMachine]:
+        """Listen to how long it is paused."""
+        self.seconds = None
+        yield self
+
+    async def memory_progress(self, interval: float) -> AsyncIterator[Progress]:
+        """Report VM state that is moved: once, for it takes no time."""
+        yield Progress(Job("memory", "migrate", JobStatus.RUNNING, offset=4, length=8), None, None)
+        await anyio.sleep(interval)
 
     def blink(self) -> None:
         """Pause and resume a running guest, as QEMU does by itself during some commands."""

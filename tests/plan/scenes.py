@@ -11,7 +11,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.plan import planner
 from qmpsnap.plan.record_places import state_questions, with_parents
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import MoveRoot, PutOverlays
 from qmpsnap.testing.drawing import graph as drawn
 from qmpsnap.testing.fake_files import FakeFiles
@@ -45,19 +45,10 @@ def planned(
     more = planner.ask_again(intent, graph, found, state_dir=state_dir)
     if more is not None:
         found = files.look(more)
-    if machine is None and planner.needs_machine(intent):
-        machine = a_machine(graph)
-    scene = Scene(
-        graph,
-        found,
-        jobs,
-        Features(commands),
-        NOW,
-        state_dir,
-        machine,
-        machine.guest if machine is not None else None,
-    )
-    return planner.plan(intent, scene)
+    facts = graph, found, jobs, Features(commands), NOW, state_dir
+    if planner.works_on(intent) == "guest":
+        return planner.plan(intent, GuestScene(*facts, machine=machine or a_machine(graph)))
+    return planner.plan(intent, Scene(*facts))
 
 
 def started(plan: Plan) -> Step:

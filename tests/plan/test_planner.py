@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported
+from qmpsnap.errors import Refused, StillNeeded
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
 from qmpsnap.plan import planner
@@ -32,7 +32,6 @@ from qmpsnap.plan.intent import (
 from qmpsnap.plan.step import PutOverlays
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
 from tests.plan.scenes import planned, with_layer
 
@@ -278,10 +277,17 @@ def test_planner_asks_for_what_it_then_reads() -> None:
         Restore("/m"),
     ],
 )
-def test_planner_needs_the_machine_where_its_state_is_kept_or_comes_back(intent: Intent) -> None:
-    assert planner.needs_machine(intent)
-    assert not planner.needs_machine(Snapshot("n1"))
-    assert not planner.needs_machine(Revert("c1", into="new"))
+def test_planner_works_on_the_guest_where_its_state_is_kept_or_comes_back(intent: Intent) -> None:
+    assert planner.works_on(intent) == "guest"
+    assert planner.works_on(Snapshot("n1")) == "disks"
+    assert planner.works_on(Revert("c1", into="new")) == "files"
+
+
+@each("kind", planner.PLANNERS)
+def test_planner_gets_the_guest_if_and_only_if_it_works_on_it(kind: str) -> None:
+    plans = planner.PLANNERS[kind]
+    scene = plans.plan.__annotations__["scene"]
+    assert scene == ("GuestScene" if plans.works_on == "guest" else "Scene")
 
 
 def test_wanted_is_able_to_refuse() -> None:
@@ -289,35 +295,3 @@ def test_wanted_is_able_to_refuse() -> None:
     assert wanted(Commit("vda"), machine) is None
     with pytest.raises(StillNeeded):
         planned(Commit("vda"), machine.graph, files=machine.files())
-
-
-@each(
-    ("changes", "error", "text"),
-    [
-        ({"migration": "active"}, Busy, r"a migration is running \(active\)"),
-        ({"migration": "setup"}, Busy, r"\(setup\)"),
-        ({"migration": "postcopy-paused"}, Busy, r"\(postcopy-paused\)"),
-        ({"status": "postmigrate", "migration": "completed"}, Unsupported, "deactivated its images"),
-        ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
-    ],
-)
-@each(
-    "intent",
-    [
-        Snapshot("n1"),
-        Snapshot("n1", inside=True),
-        Stream("vda"),
-        Commit("vda"),
-        Mirror("vda", COPY, "finish"),
-    ],
-)
-def test_planner_leaves_the_disks_of_a_machine_alone_that_is_on_its_way(
-    intent: Intent, changes: dict[str, Any], error: type[Refused], text: str
-) -> None:
-    drawn = graph(vda="base <- s1*")
-    assert planner.needs_standing(intent)
-    with pytest.raises(error, match=text) as caught:
-        planned(intent, drawn, machine=a_machine(drawn, **changes))
-    assert caught.value.hint
-    for migration in ("none", "completed", "failed", "cancelled"):
-        assert planned(intent, drawn, machine=a_machine(drawn, migration=migration)).steps

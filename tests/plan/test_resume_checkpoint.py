@@ -12,7 +12,7 @@ from qmpsnap.plan import resume
 from qmpsnap.plan.commands.records import finish_record, keep_moment
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Checkpoint, FileMode
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -57,7 +57,7 @@ def rested(
 ) -> Plan:
     machine = a_machine(of, process=process, running=status == "running", status=status)
     looked = files.look(resume.ask(of, records=(record,)))
-    return resume.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+    return resume.plan(record.id, GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine))
 
 
 @pytest.mark.parametrize("mode", MODES)

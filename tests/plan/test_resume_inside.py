@@ -15,7 +15,7 @@ from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
@@ -57,7 +57,7 @@ def rested(
     if record is not None:
         files.records.append(record)
     machine = a_machine(of, running=status == "running", status=status)
-    scene = Scene(
+    scene = GuestScene(
         of, files.look(resume.ask(of)), (job,) if job else (), Features(frozenset()), NOW, machine=machine
     )
     named = record.id if record is not None else job.id if job is not None else ""

@@ -13,7 +13,7 @@ from qmpsnap.plan.commands.block import blockdev_add
 from qmpsnap.plan.commands.records import finish_record, keep_branch
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -47,7 +47,7 @@ def rested(
 ) -> Plan:
     machine = a_machine(of, running=False, process=process, status=status)
     looked = files.look(resume.ask(of, records=(record,)))
-    return resume.plan(record.id, Scene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+    return resume.plan(record.id, GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine))
 
 
 def tidied(plan: Plan, record: IntentRecord) -> bool:

@@ -91,7 +91,7 @@ def machine(case: str) -> FakeTarget:
 
 def vm_of(fake: FakeTarget) -> VM:
     """The machine as an embedder holds it."""
-    return VM(fake)  # type: ignore[arg-type]  # a VM needs a session for `pid` alone
+    return VM(fake)
 
 
 async def plan_of(case: str, fake: FakeTarget) -> Plan:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from qmpsnap.errors import Busy, Changed, CommandFailed, Interrupted, LinkLost, NotFound, QmpsnapError
+from qmpsnap.errors import Busy, Changed, Interrupted, LinkLost, NotFound, QmpsnapError
 from qmpsnap.plan.intent import Checkpoint, Mirror, Snapshot
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Done, Hooks
@@ -387,7 +387,7 @@ async def test_executor_gives_up_when_what_is_cancelled_does_not_end_in_time(
     assert task.cancelled()
     assert [vars(record)["event"] for record in caplog.records] == ["operation.given_up"]
     assert fake.watched == 0
-    await executor.command("job-cancel", {"id": plan.job_id})
+    await fake.execute("job-cancel", {"id": plan.job_id})
 
 
 async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
@@ -443,16 +443,6 @@ async def test_executor_lets_go_of_a_caller_that_left_while_another_plan_ran() -
     await until_it_waits(fake)
     fake.let_go()
     assert isinstance(await first, Done)
-
-
-async def test_executor_sends_a_command_about_a_job() -> None:
-    fake = machine("stream")
-    executor = Executor(fake)
-    await executor.command("job-pause", {"id": "j"})
-    assert fake.sent == [("job-pause", {"id": "j"})]
-    fake.fail("job-pause", refused("Job not found"))
-    with pytest.raises(CommandFailed):
-        await executor.command("job-pause", {"id": "j"})
 
 
 def test_the_cases_have_every_kind_of_step_that_is_sent() -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import (
+    Busy,
     CommandFailed,
     ConnectFailed,
     InvalidTarget,
@@ -56,6 +57,7 @@ from qmpsnap.plan.commands.state import (
 )
 from qmpsnap.plan.step import DropLayers, Overlay, Root
 from qmpsnap.run import survey
+from qmpsnap.run.descriptors import identity
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.session import connect
@@ -404,7 +406,7 @@ async def test_stops_are_listened_to_for_as_long_as_the_block_lasts(
 ) -> None:
     server.emit(Emit("STOP", timestamp=1.0), Emit("RESUME", timestamp=2.0))
     await target.jobs()
-    with target.stops() as stops:
+    with target.guest.stops() as stops:
         server.emit(Emit("STOP", timestamp=3.0), Emit("RESUME", timestamp=3.25))
         await target.jobs()
     server.emit(Emit("STOP", timestamp=4.0), Emit("RESUME", timestamp=5.0))
@@ -465,7 +467,7 @@ async def test_flush_fails_with_what_the_human_monitor_says(server: QmpServer, t
 
 async def test_command_is_sent_as_it_is(server: QmpServer, target: LiveTarget) -> None:
     server.answer("job-pause", Return())
-    await target.command("job-pause", {"id": JOB})
+    await target.execute("job-pause", {"id": JOB})
     assert server.received[-1]["arguments"] == {"id": JOB}
 
 
@@ -547,3 +549,26 @@ async def test_graph_is_not_asked_for_while_that_would_crash_qemu(server: QmpSer
 
 async def test_name_is_what_it_was_given(target: LiveTarget) -> None:
     assert target.name == "vm1"
+
+
+async def test_execute_sends_any_command_and_returns_its_answer(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.answer("query-name", Return({"name": "vm1"}))
+    server.answer("system_wakeup", Return({}))
+    assert await target.execute("query-name") == {"name": "vm1"}
+    assert await target.execute("system_wakeup", {}) == {}
+
+
+async def test_images_are_refused_while_a_migration_is_running(server: QmpServer, target: LiveTarget) -> None:
+    server.answer("query-status", Return({"status": "running", "running": True}))
+    server.answer("query-migrate", Return({"status": "completed"}))
+    await target.refuse_migrated()
+    server.answer("query-migrate", Return({"status": "active"}))
+    with pytest.raises(Busy, match="a migration is running"):
+        await target.refuse_migrated()
+
+
+async def test_target_says_which_process_it_is(target: LiveTarget) -> None:
+    assert target.pid is not None
+    assert target.process == identity(target.pid) != ""

@@ -213,7 +213,7 @@ async def test_fake_tells_of_progress_until_the_job_ends() -> None:
 
 async def test_fake_takes_note_of_commands_about_jobs() -> None:
     fake = FakeTarget(TWO)
-    await fake.command("job-pause", {"id": "j"})
+    await fake.execute("job-pause", {"id": "j"})
     assert fake.sent == [("job-pause", {"id": "j"})]
 
 
@@ -227,20 +227,20 @@ async def test_fake_says_when_a_device_kept_its_old_root() -> None:
 async def test_fake_tells_how_long_the_guest_stood_still_since_somebody_listens() -> None:
     fake = FakeTarget(TWO)
     fake.guest.blink()
-    with fake.stops() as stops:
+    with fake.guest.stops() as stops:
         assert stops.seconds is None
         await fake.perform(stop())
         await fake.perform(cont())
         assert stops.seconds == 0.25
-    assert (await fake.machine(TWO)).running
+    assert (await fake.guest.machine(TWO)).running
 
 
 async def test_fake_counts_the_bytes_of_the_memory_that_was_kept_last() -> None:
     fake = FakeTarget(TWO)
-    assert fake.state_bytes == 0
+    assert fake.guest.state_bytes == 0
     fingerprint = fake.guest.now.fingerprint
     await fake.perform(create_memory("/m.partial"))
     await fake.perform(
         seal_memory("/m.partial", "/m", id="id", name="c1", running=True, fingerprint=fingerprint)
     )
-    assert fake.state_bytes == fake.files.facts["/m"].size > 0
+    assert fake.guest.state_bytes == fake.files.facts["/m"].size > 0

@@ -134,24 +134,21 @@ def refuse_covered(scene: Scene, disk: Disk) -> None:
             )
 
 
-def refuse_migrated(scene: Scene) -> None:
+def refuse_migrated(status: Status) -> None:
     """Refuse to write into images, or to move a disk, while QEMU does not own its images.
 
     Its VM state was saved or migrated away, has yet to come in, or a migration is running.
     """
-    stands = scene.machine.guest if scene.machine is not None else scene.standing
-    if stands is None:
-        return
-    feature = f"work on disks and VM state in run state {stands.state!r}"
-    if stands.state == "postmigrate":
+    feature = f"work on disks and VM state in run state {status.state!r}"
+    if status.state == "postmigrate":
         raise Unsupported(
             "the guest's state was saved or migrated away, and QEMU has deactivated its images",
             feature=feature,
             hint=f"resume it first: {RUNS_AGAIN}",
         )
-    if stands.incoming:
+    if status.incoming:
         raise Unsupported("QEMU waits for VM state", feature=feature, hint=LOAD_STATE)
-    refuse_migrating(stands)
+    refuse_migrating(status)
 
 
 def refuse_migrating(machine: Machine | Status) -> None:

@@ -22,13 +22,13 @@ from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
-from qmpsnap.plan.vmstate.common import machine_of, refuse_no_load, refuse_unsavable
+from qmpsnap.plan.vmstate.common import refuse_no_load, refuse_unsavable
 from qmpsnap.plan.vmstate.in_place import stale_notes
 
 
-def plan(intent: Checkpoint, scene: Scene) -> Plan:
+def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     """Plan a checkpoint; or refuse.
 
     Raises:
@@ -59,7 +59,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     return _plan("checkpoint-internal", intent, scene, part, "take the checkpoint", step, operation_id)
 
 
-def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
+def plan_revert(intent: Revert, moment: Moment, scene: GuestScene) -> Plan:
     """Plan to go back to an internal moment; or refuse.
 
     Raises:
@@ -79,8 +79,8 @@ def plan_revert(intent: Revert, moment: Moment, scene: Scene) -> Plan:
             feature="discarding layers in a revert to an internal checkpoint",
             hint="omit --discard",
         )
-    refuse_migrated(scene)
-    machine = machine_of(scene)
+    refuse_migrated(scene.machine.guest)
+    machine = scene.machine
     refuse_no_load(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
@@ -160,13 +160,13 @@ def _token(intent: Checkpoint | Revert, part: Taking, scene: Scene) -> str:
 def _plan(
     op: Op,
     intent: Checkpoint | Revert,
-    scene: Scene,
+    scene: GuestScene,
     part: Taking,
     title: str,
     step: Step,
     operation_id: str,
 ) -> Plan:
-    machine = machine_of(scene)
+    machine = scene.machine
     record = IntentRecord(
         id=operation_id,
         op=op,

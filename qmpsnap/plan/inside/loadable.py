@@ -17,7 +17,7 @@ from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp
 from qmpsnap.model.moments import Moment
 from qmpsnap.plan.inside.taking import Taking
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 
 # A disk that changes its size moves tables in its image; 1 MiB is a multiple of what was seen to be needed.
 _ROOM_BYTES = 1 << 20
@@ -36,7 +36,7 @@ def ask_loadable(graph: Graph, name: str) -> Ask:
     return Ask(memories=images, directories=tuple(map(posixpath.dirname, images)))
 
 
-def refuse_unloadable(moment: Moment, part: Taking, scene: Scene) -> None:
+def refuse_unloadable(moment: Moment, part: Taking, scene: GuestScene) -> None:
     """Refuse to revert to an internal snapshot that QEMU would load on some of its disks only."""
     _refuse_read_only(moment, part, scene)
     for disk in part.disks:
@@ -123,12 +123,12 @@ def _refuse_reader(disk: Disk, graph: Graph) -> None:
             )
 
 
-def _refuse_size(disk: Disk, name: str, scene: Scene) -> None:
+def _refuse_size(disk: Disk, name: str, scene: GuestScene) -> None:
     """Refuse when the disk's size would have to change and cannot, or when this is not known."""
     active = disk.active
     fact = scene.files.memories.get(active.file)
     then = fact.sizes.get(name) if fact is not None else None
-    exported = scene.machine.exported if scene.machine is not None else frozenset()
+    exported = scene.machine.exported
     nodes = {disk.root, active.node, *(one.node for one in disk.filters)} & exported
     if then == active.virtual_size or (then is None and not nodes):
         return

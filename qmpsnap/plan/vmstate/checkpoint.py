@@ -30,12 +30,11 @@ from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
-    machine_of,
     refuse_memory_place,
     refuse_unsavable,
     state_file,
@@ -63,7 +62,7 @@ def ask(intent: Checkpoint, graph: Graph, state_dir: str) -> Ask:
     return question | Ask(files=files, directories=tuple(map(posixpath.dirname, files)))
 
 
-def plan(intent: Checkpoint, scene: Scene) -> Plan:
+def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     """Plan a checkpoint; or refuse.
 
     Raises:
@@ -76,7 +75,7 @@ def plan(intent: Checkpoint, scene: Scene) -> Plan:
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
     new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False)
-    machine = machine_of(scene)
+    machine = scene.machine
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that
     mode = "stop" if intent.mode == "background" and not machine.running else intent.mode

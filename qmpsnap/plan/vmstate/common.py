@@ -24,7 +24,7 @@ from qmpsnap.plan.commands.migration import (
     uri,
 )
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
@@ -47,8 +47,8 @@ _NEEDS_RESET = frozenset({"shutdown", "internal-error"})
 
 
 def machine_of(scene: Scene) -> Machine:
-    """The machine beyond its disks, which the scene has for every operation on VM state."""
-    assert scene.machine is not None  # noqa: S101 - planner.needs_machine says so
+    """The machine beyond its disks, which the scene of every operation on VM state has."""
+    assert isinstance(scene, GuestScene)  # noqa: S101 - its record says so
     return scene.machine
 
 
@@ -78,7 +78,7 @@ def refuse_state(machine: Machine, *, loads: bool = False) -> None:
         )
 
 
-def refuse_unsavable(scene: Scene, *, migrates: bool, instead: str = "") -> None:
+def refuse_unsavable(scene: GuestScene, *, migrates: bool, instead: str = "") -> None:
     """Refuse when the machine's VM state cannot be saved, or could not be loaded again.
 
     Args:
@@ -86,7 +86,7 @@ def refuse_unsavable(scene: Scene, *, migrates: bool, instead: str = "") -> None
         migrates: Whether a migration saves it.
         instead: What else the caller could do where the monitor takes no files, for the hint.
     """
-    machine = machine_of(scene)
+    machine = scene.machine
     refuse_state(machine)
     if migrates and machine.status == "postmigrate":
         raise Unsupported(
@@ -131,9 +131,9 @@ def refuse_no_load(machine: Machine) -> None:
     refuse_asleep(machine)
 
 
-def _refuse_unsettled(scene: Scene) -> None:
+def _refuse_unsettled(scene: GuestScene) -> None:
     """Refuse while an operation of ours has changed QEMU's migration settings: they would stay so."""
-    process = machine_of(scene).process
+    process = scene.machine.process
     for record in scene.files.records:
         if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):
             continue
@@ -203,7 +203,7 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
 
 
 def refuse_memory_place(
-    scene: Scene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
+    scene: GuestScene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
 ) -> None:
     """Refuse when a file of VM state cannot be created under that path, or there may be no room for it.
 
@@ -217,7 +217,7 @@ def refuse_memory_place(
         raise InvalidTarget(f"{file!r} is not an absolute path", file=file)
     refuse_there(scene, file)
     where = usable_directory(scene, file)
-    need = max(machine_of(scene).fingerprint.memory + _LEAST, reserve_bytes)
+    need = max(scene.machine.fingerprint.memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise InvalidTarget(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may need {need}",

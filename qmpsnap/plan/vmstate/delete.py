@@ -16,12 +16,11 @@ from qmpsnap.plan.commands.state import delvm, snapshot_delete
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking
 from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
-from qmpsnap.plan.vmstate.common import machine_of
 
 
-def plan(intent: Delete, scene: Scene) -> Plan:
+def plan(intent: Delete, scene: GuestScene) -> Plan:
     """Plan the deletion of an internal snapshot from each disk that has it, or of a checkpoint; or refuse.
 
     Of an external checkpoint the VM state and the name go; its layers stay in their chains.
@@ -42,7 +41,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
     moment = scene.moment(intent.name)
     if moment.kind == "external":
         return _external(intent, moment, scene)
-    refuse_migrated(scene)
+    refuse_migrated(scene.machine.guest)
     refuse_double(moment)
     for part in moment.held:
         _check(part, moment, scene)
@@ -60,7 +59,7 @@ def plan(intent: Delete, scene: Scene) -> Plan:
         disks=moment.disks,
         stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
-        run_state=machine_of(scene).status,
+        run_state=scene.machine.status,
         notes=(f"its VM state of {size} bytes is deleted too",) if size else (),
     )
 

@@ -33,7 +33,7 @@ from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import discard
 from qmpsnap.plan.vmstate.branch import (
@@ -48,7 +48,6 @@ from qmpsnap.plan.vmstate.branch import (
 )
 from qmpsnap.plan.vmstate.common import (
     file_number,
-    machine_of,
     refuse_changed,
     refuse_foreign,
     refuse_no_load,
@@ -82,7 +81,7 @@ def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     return question | discard.ask(disks, graph) if intent.discard else question
 
 
-def plan(intent: Revert, scene: Scene) -> Plan:
+def plan(intent: Revert, scene: GuestScene) -> Plan:
     """Plan a revert in the same QEMU; or refuse.
 
     Raises:
@@ -102,7 +101,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     moment = scene.moment(intent.name)
     if moment.kind == "internal":
         return checkpoint_internal.plan_revert(intent, moment, scene)
-    record, machine = record_of(moment), machine_of(scene)
+    record, machine = record_of(moment), scene.machine
     state = record.state
     _refuse(intent, state, machine, scene)
     disks = _covered_disks(record, scene, left)
@@ -164,7 +163,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
     )
 
 
-def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: Scene) -> None:
+def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: GuestScene) -> None:
     """Refuse where the moment, or the machine as it is now, allows no revert in place."""
     if intent.via is not None:
         raise Unsupported(
@@ -181,7 +180,7 @@ def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: Sc
         )
     refuse_jobs(scene.jobs)
     refuse_state(machine, loads=True)
-    refuse_migrated(scene)
+    refuse_migrated(scene.machine.guest)
     if state is not None:
         refuse_no_load(machine)
 
@@ -299,7 +298,7 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     )
 
 
-def plan_incoming(intent: Revert, scene: Scene) -> Plan:
+def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
     """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
 
     Raises:
@@ -321,7 +320,7 @@ def plan_incoming(intent: Revert, scene: Scene) -> Plan:
             hint=f"{command('revert', intent.name)} reverts in place",
         )
     note = _own_note(record, state, scene)
-    machine = machine_of(scene)
+    machine = scene.machine
     token = digest("incoming", intent.name, note.id, avoid=scene.names)
     inode = scene.files.memories[state.file].inode
     load, after = load_steps(machine, state.file, file_number(token), running=state.running, inode=inode)

@@ -20,12 +20,11 @@ from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Restore, Save
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
-    machine_of,
     need_open_files,
     refuse_changed,
     refuse_foreign,
@@ -46,7 +45,7 @@ def ask_restore(intent: Restore, graph: Graph, _state_dir: str) -> Ask:
     return Ask(files=_layers(graph), memories=(intent.file,))
 
 
-def plan_save(intent: Save, scene: Scene) -> Plan:
+def plan_save(intent: Save, scene: GuestScene) -> Plan:
     """Plan to write VM state to a file; the guest stands still from then on. Or refuse.
 
     Raises:
@@ -58,7 +57,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
         NotFound: When there is no disk.
     """
     refuse_clear_memory(scene.graph, plain=intent.plain)
-    machine = machine_of(scene)
+    machine = scene.machine
     refuse_unsavable(scene, migrates=True)
     _refuse_unseen(scene)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
@@ -120,7 +119,7 @@ def plan_save(intent: Save, scene: Scene) -> Plan:
     )
 
 
-def plan_restore(intent: Restore, scene: Scene) -> Plan:
+def plan_restore(intent: Restore, scene: GuestScene) -> Plan:
     """Plan to read VM state from a file of `save` into a QEMU that waits for it; or refuse.
 
     Raises:
@@ -137,7 +136,7 @@ def plan_restore(intent: Restore, scene: Scene) -> Plan:
             file=intent.file,
             hint=f"revert to that: {command('revert', note.name, '--prepare')}",
         )
-    machine = machine_of(scene)
+    machine = scene.machine
     fact = scene.files.memories[intent.file]
     refuse_foreign(fact)
     refuse_other(machine, note.fingerprint, what=intent.file)

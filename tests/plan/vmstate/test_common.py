@@ -19,7 +19,7 @@ from qmpsnap.plan.commands.migration import (
     set_parameters,
 )
 from qmpsnap.plan.intent import Checkpoint, Save, Snapshot
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -43,9 +43,11 @@ ONE = graph(vda="base <- s1*")
 OLD = MappingProxyType({"events": False, "background-snapshot": False, "xbzrle": True})
 
 
-def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = (), machine: Machine | None = None) -> Scene:
+def scene(files: FakeFiles, *, jobs: tuple[Job, ...] = (), machine: Machine | None = None) -> GuestScene:
     asked = Ask(files=("/images/m",), directories=("/images",))
-    return Scene(ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=machine or a_machine(ONE))
+    return GuestScene(
+        ONE, files.look(asked), jobs, Features(frozenset()), NOW, machine=machine or a_machine(ONE)
+    )
 
 
 def passage(**more: Any) -> Passage:

@@ -1,0 +1,81 @@
+"""What is asked before a plan: nothing of the guest where disks alone are worked on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.errors import Busy, Refused, Unsupported
+from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Snapshot, Stream
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
+from tests.run.operations import COPY, MACHINE, vm_of
+from tests.run.states import fake_of
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
+
+pytestmark = pytest.mark.timeout(10)
+
+ON_DISKS = [
+    Snapshot("n1"),
+    Snapshot("n1", inside=True),
+    Stream("vda"),
+    Commit("vda"),
+    Mirror("vda", COPY, "finish"),
+]
+
+
+@each(
+    ("changes", "error", "text"),
+    [
+        ({"migration": "active"}, Busy, r"a migration is running \(active\)"),
+        ({"migration": "setup"}, Busy, r"\(setup\)"),
+        ({"migration": "postcopy-paused"}, Busy, r"\(postcopy-paused\)"),
+        ({"status": "postmigrate", "migration": "completed"}, Unsupported, "deactivated its images"),
+        ({"status": "inmigrate"}, Unsupported, "waits for VM state"),
+    ],
+)
+@each("intent", ON_DISKS)
+async def test_plan_leaves_the_disks_of_a_machine_alone_that_is_migrated(
+    intent: Intent, changes: dict[str, Any], error: type[Refused], text: str
+) -> None:
+    fake = FakeTarget(MACHINE, machine=a_machine(MACHINE, **changes))
+    with pytest.raises(error, match=text) as caught:
+        await vm_of(fake).plan(intent)
+    assert caught.value.hint
+    for migration in ("none", "completed", "failed", "cancelled"):
+        fake.guest.now = a_machine(MACHINE, migration=migration)
+        assert (await vm_of(fake).plan(intent)).steps
+
+
+async def test_plan_of_disks_does_not_ask_for_the_guest_and_one_of_vm_state_does() -> None:
+    fake = fake_of()
+    await vm_of(fake).checkpoint("c1")
+    asked: list[str] = []
+    machine = fake.guest.machine
+
+    async def ask(graph: Any) -> Any:
+        asked.append("machine")
+        return await machine(graph)
+
+    fake.guest.machine = ask  # type: ignore[method-assign]
+    for intent in (Snapshot("n1"), Stream("vda"), Revert("c1", into="new")):
+        plan = await vm_of(fake).plan(intent)
+        assert (plan.run_state, asked) == ("", [])
+    assert (await vm_of(fake).plan(Checkpoint("c2"))).run_state == "running"
+    assert asked == ["machine"]
+
+
+async def test_a_refusal_at_the_second_look_does_not_ask_for_the_run_state_of_a_plan_of_disks() -> None:
+    fake = FakeTarget(MACHINE)
+    vm = vm_of(fake)
+    plan = await vm.plan(Stream("vda"))
+    fake.guest.now = replace(fake.guest.now, migration="active")
+    fake.guest.run_state = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(Busy, match="a migration is running"):
+        await vm.run(plan)
+    assert fake.performed == []
