@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 
@@ -24,6 +25,7 @@ from qmpsnap.errors import (
     LinkLost,
     QmpsnapError,
 )
+from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import JobStatus
 from qmpsnap.plan.checks.disk import refuse_jobs
@@ -43,7 +45,8 @@ from qmpsnap.run.outcome import (
     same,
     vanished,
 )
-from qmpsnap.run.read_back import read_back
+from qmpsnap.run.planning import both
+from qmpsnap.run.read_back import check_files, look_back
 from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back
 from qmpsnap.run.target import Standstill, Target, Watch, guest_of
 
@@ -96,7 +99,8 @@ class Operation:
         await self._check_before()
         done = not any(stage.verify for stage in self._plan.stages) and not self._plan.vanished
         if self._plan.intent is None and done:
-            await self._read_back()  # the rest of what an earlier run had done
+            # The rest of what an earlier run had done.
+            await self._check_files(self._journal.graph or self._plan.before)
         guest = self._target.guest
         stops = guest.stops() if guest is not None else nullcontext()
         with self._target.watch(self._plan.job_id) as watch, stops as standstill:
@@ -302,7 +306,12 @@ class Operation:
 
     async def _verify(self) -> None:
         plan, journal = self._plan, self._journal
-        graph = await self._target.graph()
+        files = None
+        if plan.after is None:
+            graph = await self._target.graph()
+        else:  # what is to be looked at is known
+            look = partial(look_back, self._target, plan, plan.after)
+            graph, files = await both(self._target.graph, look)
         journal.look(graph)
         found = graph.chains(*plan.disks)
         problem = mismatch(plan, graph)
@@ -317,15 +326,16 @@ class Operation:
             raise error
         if plan.moves:
             await self._caller.tell_pivot(moved_roots(plan, graph))
-        await self._read_back()
+        await self._check_files(graph, files)
 
-    async def _read_back(self) -> None:
-        """Look whether what the operation wrote leads to the files; see `read_back`."""
-        journal = self._journal
+    async def _check_files(self, graph: Graph, files: Files | None = None) -> None:
+        """Check that what the operation wrote leads to the files that QEMU has open."""
+        if files is None:
+            files = await look_back(self._target, self._plan, graph)
         try:
-            await read_back(self._target, self._plan, journal.graph or self._plan.before)
+            check_files(self._plan, graph, files)
         except Incomplete as error:
-            journal.say(error)
+            self._journal.say(error)
             error.changed = Changed.YES
             raise
 

@@ -16,24 +16,32 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run.target import Target
 
 
-async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
-    """Check each file whose header the plan has changed, and each copy that it made.
+async def look_back(target: Target, plan: Plan, graph: Graph) -> Files:
+    """Look at each file whose header the plan changes, and at each copy that it makes; QEMU is not queried.
 
-    QEMU is not queried, and nothing is checked where its files are not visible from here. After an
-    operation that an earlier run completed, files that have changed since are not checked either.
+    Args:
+        target: The machine.
+        plan: The plan, whose steps that write these files have been done.
+        graph: The graph as of now, read or predicted.
+    """
+    headers = _headers(plan, graph)
+    backing = (below for below in headers.values() if below)
+    names = (*plan.copies_made, *headers, *backing)
+    return await target.look(Ask(files=names), graph) if names else Files()
+
+
+def check_files(plan: Plan, graph: Graph, files: Files) -> None:
+    """Check what `look_back` found against the graph as it was read.
+
+    Nothing is checked where QEMU's files are not visible from here. After an operation that an earlier run
+    completed, files that have changed since are not checked either.
 
     Raises:
         Incomplete: When a file does not exist, or its header and the graph disagree.
     """
-    stands = _stands(graph)
-    headers = {file: below for file, below in plan.headers.items() if stands.get(file) == below}
-    made = plan.copies_made
-    names = tuple(dict.fromkeys((*made, *headers, *(below for below in headers.values() if below))))
-    if not names:
-        return
-    files = await target.look(Ask(files=names), graph)
     if not files.shared:
         return
+    made, headers = plan.copies_made, _headers(plan, graph)
     lost = [_lost(file, files) for file in (*made, *headers)]
     astray = {file: _astray(file, below, files) for file, below in headers.items()}
     problems = list(dict.fromkeys(problem for problem in (*lost, *astray.values()) if problem))
@@ -53,10 +61,12 @@ async def read_back(target: Target, plan: Plan, graph: Graph) -> None:
     )
 
 
-def _stands(graph: Graph) -> dict[str, str]:
-    """The backing file of each layer, or ""."""
-    chains = graph.chains().values()
-    return {file: below for files in chains for file, below in zip(files, (*files[1:], ""), strict=False)}
+def _headers(plan: Plan, graph: Graph) -> dict[str, str]:
+    """Each file whose header the plan changes, with the file that backs it in the graph, or ""."""
+    backed = {
+        pair for files in graph.chains().values() for pair in zip(files, (*files[1:], ""), strict=False)
+    }
+    return {file: below for file, below in plan.headers.items() if (file, below) in backed}
 
 
 def _correction(file: str, below: str, graph: Graph) -> str:

@@ -9,13 +9,14 @@ import pytest
 from qmpsnap.errors import Changed, Incomplete
 from qmpsnap.model.files import OpenFile
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.run.read_back import read_back
+from qmpsnap.run.read_back import check_files, look_back
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.each import each
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
 
@@ -34,6 +35,10 @@ def after(intent: Intent, *, shared: bool = True) -> tuple[FakeTarget, Plan]:
     for file, below in plan.headers.items():
         target.files.put(file, backing=below or None)
     return target, plan
+
+
+async def read_back(target: FakeTarget, plan: Plan, now: Graph) -> None:
+    check_files(plan, now, await look_back(target, plan, now))
 
 
 CASES: list[tuple[Intent, dict[str, str]]] = [
