@@ -71,10 +71,9 @@ class Catalog:
             InvalidTarget: When it cannot be removed.
         """
         try:
-            await in_thread(partial(_remove, record))
+            await in_thread(partial(_remove, record, self._locks))
         except OSError as error:
             raise _unusable(record, error, "remove") from error
-        self._unlock(record)
 
     async def to_moment(self, intent: IntentRecord) -> MomentRecord:
         """Turn the intent of a snapshot that succeeded into its moment's record; durable when it returns.
@@ -87,7 +86,6 @@ class Catalog:
         """
         moment = moment_of(intent)
         await self._write(moment, instead_of=intent)
-        self._unlock(intent)
         return moment
 
     async def rewrite(self, record: MomentRecord) -> None:
@@ -106,10 +104,6 @@ class Catalog:
     async def read(self, directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
         """Read all records; returns them, and each file that is not a trusted record, as "PATH: REASON"."""
         return await in_thread(partial(read_records, tuple(directories)))
-
-    def _unlock(self, record: Record) -> None:
-        if isinstance(record, IntentRecord) and (record.directory, record.id) in self._locks:
-            os.close(self._locks.pop((record.directory, record.id)))
 
     async def _write(self, record: Record, *, instead_of: Record | None = None) -> None:
         try:
@@ -168,6 +162,8 @@ def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str
         if instead_of is not None:
             _unlink(instead_of.file_name, descriptor)
         sync_directory(descriptor)
+        if instead_of is not None:
+            _unlock(instead_of, locks)
     except OSError:
         if made:
             _remove_empty(record.directory)
@@ -241,17 +237,23 @@ def _is_locked(descriptor: int) -> bool:
     return False
 
 
-def _remove(record: Record) -> None:
-    try:
+def _remove(record: Record, locks: dict[tuple[str, str], int]) -> None:
+    with contextlib.suppress(FileNotFoundError):
         descriptor = _open_trusted(record.directory)
-    except FileNotFoundError:
-        return
-    try:
-        _unlink(record.file_name, descriptor)
-        sync_directory(descriptor)
-    finally:
-        os.close(descriptor)
-    _remove_empty(record.directory)
+        try:
+            _unlink(record.file_name, descriptor)
+            sync_directory(descriptor)
+        finally:
+            os.close(descriptor)
+        _remove_empty(record.directory)
+    _unlock(record, locks)
+
+
+def _unlock(record: Record, locks: dict[tuple[str, str], int]) -> None:
+    """Close the file that locks an intent: slow, as its blocks are freed then."""
+    locked = locks.pop((record.directory, record.id), None)
+    if locked is not None:
+        os.close(locked)
 
 
 def _open_trusted(directory: str) -> int:

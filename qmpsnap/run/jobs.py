@@ -7,7 +7,6 @@ for which QEMU has no event.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -67,10 +66,7 @@ class JobMonitor:
             Malformed: When the answer is not what the schema promises.
         """
         heard = self._heard
-        jobs, block_jobs = await asyncio.gather(
-            self._session.query("query-jobs"), self._session.query("query-block-jobs")
-        )
-        found = parse_jobs(jobs, block_jobs)
+        found = parse_jobs(*await self._session.ask(("query-jobs", {}), ("query-block-jobs", {})))
         self._none = None if found else heard
         return found
 

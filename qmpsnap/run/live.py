@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -152,11 +152,7 @@ class LiveTarget:
         """
         await self._concluded.check()
         for attempt in range(_GRAPH_TRIES):
-            replies = GraphReplies.read(
-                *await asyncio.gather(
-                    *(self.session.query(command, arguments) for command, arguments in GRAPH_QUERIES)
-                )
-            )
+            replies = GraphReplies.read(*await self.session.ask(*GRAPH_QUERIES))
             try:
                 return parse_graph(replies, cwd=self._cwd, real=await self._real_names(replies))
             except GraphMoved as moved:
@@ -197,25 +193,36 @@ class LiveTarget:
         A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
         may not look at QEMU's process: an image that stands on the chain there must not be missed.
         """
-        found = await in_thread(partial(self._look, ask, graph))
-        for record in set(found.bad_records) - self._unread:
-            _log.warning("record.left_unread", reason=record)
-        self._unread.update(found.bad_records)
-        records = with_current_names(found.records, graph)
-        self._host.learn(found.records, records)
-        return replace(found, records=records)
+        (files,) = await self.look_each((ask,), graph)
+        return files
 
-    def _look(self, ask: Ask, graph: Graph) -> Files:
+    async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
+        """As `look`, for several in one go."""
+        return [self._named(files, graph) for files in await in_thread(partial(self._look, asks, graph))]
+
+    def _look(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
         """All of it in one go, in a thread."""
         names, pid = open_names(graph), self._local_pid
         opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
         if self._shares(graph, opened):
-            barring = barred(pid, opened.files, opened.files)
-            return replace(survey.look(ask), open=opened.files, barred=Frozen(barring))
-        if self._shared_fs is not None or not self.session.is_unix or not ask.survey:
-            return Files(open=opened.files)
-        seen = survey.look(Ask(files=ask.files, survey=ask.survey))
-        return replace(seen, shared=False, open=opened.files)
+            barring = Frozen(barred(pid, opened.files, opened.files))
+            return [replace(survey.look(ask), open=opened.files, barred=barring) for ask in asks]
+        may_be_ours = self._shared_fs is None and self.session.is_unix
+        return [
+            replace(survey.look(Ask(files=ask.files, survey=ask.survey)), shared=False, open=opened.files)
+            if may_be_ours and ask.survey
+            else Files(open=opened.files)
+            for ask in asks
+        ]
+
+    def _named(self, files: Files, graph: Graph) -> Files:
+        """The same, with the disks in its records called as the graph calls them."""
+        for record in set(files.bad_records) - self._unread:
+            _log.warning("record.left_unread", reason=record)
+        self._unread.update(files.bad_records)
+        records = with_current_names(files.records, graph)
+        self._host.learn(files.records, records)
+        return replace(files, records=records)
 
     @property
     def _local_pid(self) -> int | None:

@@ -36,7 +36,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
     answers, cpu, kinds = await asyncio.gather(
-        asyncio.gather(*(session.query(command, arguments) for command, arguments in MACHINE_QUERIES)),
+        session.ask(*MACHINE_QUERIES),
         _cpu(session),
         asyncio.gather(*(_kind(session, disk) for disk in disks)),
     )
@@ -53,7 +53,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
 
 async def read_status(session: Session) -> Status:
     """Whether the machine runs, and whether it migrates. QAPI: query-status, query-migrate."""
-    return parse_status(*await asyncio.gather(session.query("query-status"), session.query("query-migrate")))
+    return parse_status(*await session.ask(("query-status", {}), ("query-migrate", {})))
 
 
 async def run_state(session: Session) -> str:

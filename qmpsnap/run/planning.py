@@ -96,11 +96,11 @@ class Planning:
     async def _files(self, intent: Intent, graph: Graph) -> tuple[Files, tuple[str, ...]]:
         """What the planner asks about the file system, and what is wrong with the machine's own files."""
         question = planner.ask(intent, graph, state_dir=self._state_dir)
-        files = await self._target.look(question, graph)
+        files, *started = await self._target.look_each((question, *self._started.ask(graph)), graph)
         more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
         if more is not None:
             files = await self._target.look(more, graph)
-        return files, await self._started.warnings(graph)
+        return files, await self._started.warnings(graph, *started)
 
     async def _machine(self, intent: Intent, graph: Graph) -> Machine | None:
         """The machine, for a planner that works on the guest; images that are migrated are refused."""

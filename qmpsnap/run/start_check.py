@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 
-from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Graph
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, wrong_starts
 from qmpsnap.plan.checks.opened import lost_names
 from qmpsnap.plan.record_places import state_questions
@@ -33,13 +33,27 @@ class StartCheck:
         self._lost: tuple[str, ...] = ()
         self.found: tuple[str, ...] = ()
 
-    async def warnings(self, graph: Graph) -> tuple[str, ...]:
+    def ask(self, graph: Graph) -> tuple[Ask, ...]:
+        """What `warnings` has to know about the file system; nothing once it has been called."""
+        if self._found is not None:
+            return ()
+        disks = _disks(graph)
+        survey = tuple(dict.fromkeys(posixpath.dirname(disk.active.file) for disk in disks))
+        return (Ask(files=_chain(disks), survey=survey, records=state_questions(graph, self._state_dir)),)
+
+    async def warnings(self, graph: Graph, *files: Files) -> tuple[str, ...]:
         """A line for each layer whose name is lost, and each disk that writes into a backing file.
 
         Checked at the first call, and logged once. A problem that is solved meanwhile is no longer listed.
+
+        Args:
+            graph: The graph as of now.
+            files: The answers to `ask`, when it has been asked already.
         """
         if self._found is None:
-            self._found = await self._look(graph)
+            self._found = await self._check(
+                graph, *(files or await self._target.look_each(self.ask(graph), graph))
+            )
             for line in self._lost:
                 _log.warning("layer.name_lost", vm=self._target.name, reason=line)
             for one in self._found:
@@ -59,18 +73,19 @@ class StartCheck:
         )
         return self.found
 
-    async def _look(self, graph: Graph) -> tuple[WrongStart, ...]:
-        disks = [disk for disk in graph.disks.values() if disk.writable and disk.active.file.startswith("/")]
-        chain = tuple(file for disk in disks for file in disk.files if file.startswith("/"))
-        ask = Ask(
-            files=chain,
-            survey=tuple(dict.fromkeys(posixpath.dirname(disk.active.file) for disk in disks)),
-            records=state_questions(graph, self._state_dir),
-        )
-        files = await self._target.look(ask, graph)
+    async def _check(self, graph: Graph, files: Files) -> tuple[WrongStart, ...]:
         self._lost = lost_names(graph, files)
         if not files.shared:
             return ()
         if overlays := recorded_overlays(graph, files.records):
-            files = await self._target.look(Ask(files=(*chain, *overlays), survey=ask.survey), graph)
+            ask = Ask(files=(*_chain(_disks(graph)), *overlays), survey=files.looked_in)
+            files = await self._target.look(ask, graph)
         return wrong_starts(graph, files)
+
+
+def _disks(graph: Graph) -> list[Disk]:
+    return [disk for disk in graph.disks.values() if disk.writable and disk.active.file.startswith("/")]
+
+
+def _chain(disks: list[Disk]) -> tuple[str, ...]:
+    return tuple(file for disk in disks for file in disk.files if file.startswith("/"))

@@ -5,7 +5,7 @@ Live and offline differ here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -114,6 +114,9 @@ class Target(Protocol):
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked about the file system."""
+
+    async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
+        """As `look`, for several in one go."""
 
     async def features(self) -> Features:
         """What the process can do; asked once."""

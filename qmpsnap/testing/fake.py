@@ -11,7 +11,7 @@ that an executor does the right thing with a result, never that QEMU gives that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import anyio
@@ -138,6 +138,10 @@ class FakeTarget:
     async def look(self, ask: Ask, graph: Graph) -> Files:  # noqa: ARG002 - of the Protocol
         """Answer the planner from the fake's files."""
         return self.files.look(ask)
+
+    async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
+        """The same, for several."""
+        return [await self.look(ask, graph) for ask in asks]
 
     async def features(self) -> Features:
         """The commands that the fake was given."""

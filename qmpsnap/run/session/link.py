@@ -99,20 +99,30 @@ class Session:
             LinkLost: When the link is lost before the answer; `changed` is NO.
             Malformed: When the answer is not QMP.
         """
-        call = self._send(command, {**(arguments or {}), **more}, in_doubt=Changed.NO)
-        await asyncio.wait({call}, timeout=min(self._limits.silence, self._limits.reply))
-        if not call.done():
+        (reply,) = await self.ask((command, {**(arguments or {}), **more}))
+        return reply
+
+    async def ask(self, *queries: tuple[str, Mapping[str, object]]) -> list[object]:
+        """Ask QEMU several things in one go, each without waiting for the answer to the one before.
+
+        As `query`, with the answers in the order of the queries; the first that fails says why.
+        """
+        calls = [self._send(command, dict(arguments), in_doubt=Changed.NO) for command, arguments in queries]
+        _, late = await asyncio.wait(calls, timeout=min(self._limits.silence, self._limits.reply))
+        if late:
             if not self._silent:
+                command = next(name for call, (name, _) in zip(calls, queries, strict=True) if call in late)
                 _log.warning("query.delayed", vm=self.address, command=command, seconds=self._limits.silence)
             self._silent = True  # said once, however many wait
-            await asyncio.wait({call}, timeout=max(self._limits.reply - self._limits.silence, 0))
-        self._silent &= not call.done()
-        if not call.done():
-            raise TargetError(
-                f"QEMU did not answer {command!r} within {self._limits.reply:g} s",
-                hint=f"{self._process} may be stopped, or busy for another client",
-            )
-        return call.result()
+            _, late = await asyncio.wait(calls, timeout=max(self._limits.reply - self._limits.silence, 0))
+        self._silent &= bool(late)
+        for call, (command, _) in zip(calls, queries, strict=True):
+            if call in late:
+                raise TargetError(
+                    f"QEMU did not answer {command!r} within {self._limits.reply:g} s",
+                    hint=f"{self._process} may be stopped, or busy for another client",
+                )
+        return [call.result() for call in calls]
 
     async def change(
         self, command: str, arguments: Mapping[str, object] | None = None, *, fd: int | None = None
