@@ -6,8 +6,9 @@ raised once everything is rolled back or done.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Literal, assert_never
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Literal, TypeVar, assert_never
 
 import anyio
 
@@ -19,6 +20,7 @@ from qmpsnap.run.outcome import Hooks
 from qmpsnap.run.target import Progress, Target, Watch, guest_of
 
 _log = get_logger("qmpsnap.run")
+Result = TypeVar("Result")
 _LONG = frozenset({"saved", "kept", "loaded"})  # waits for all of the memory
 
 
@@ -27,7 +29,7 @@ class Caller:
 
     Attributes:
         stop: Set when the operation should stop: by the caller, by a cancellation, or by an error in a
-        callback.
+            callback.
         complaint: The exception that a callback raised, or None.
     """
 
@@ -58,32 +60,9 @@ class Caller:
         Raises:
             JobFailed, JobPaused, LinkLost: What the wait for the job raises.
         """
-        result: list[Job] = []
-        failure: list[QmpsnapError] = []
-
-        async def job(scope: anyio.CancelScope) -> None:
-            try:
-                result.append(await _reached(step, watch))
-            except QmpsnapError as error:
-                failure.append(error)
-            scope.cancel()
-
-        async def wish(event: anyio.Event, scope: anyio.CancelScope) -> None:
-            await event.wait()
-            scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(job, group.cancel_scope)
-            if self._hooks.progress is not None and self.complaint is None and not quiet:
-                looks = target.progress(step.job_id, self._hooks.interval)
-                group.start_soon(self._report, looks)
-            if may_leave:
-                group.start_soon(wish, self.stop, group.cancel_scope)
-                if self._hooks.detach is not None:
-                    group.start_soon(wish, self._hooks.detach, group.cancel_scope)
-        if failure:
-            raise failure[0]
-        return result[0] if result else None
+        looks = None if quiet else target.progress(step.job_id, self._hooks.interval)
+        requests = (self.stop, self._hooks.detach) if may_leave else ()
+        return await self._first(partial(_reached, step, watch), looks, requests)
 
     async def wait_migration(self, step: Step, target: Target) -> bool:
         """Wait for a migration, or for a request to stop; False for the request.
@@ -91,35 +70,42 @@ class Caller:
         Raises:
             MigrationFailed, LinkLost: What the wait raises.
         """
-        failure: list[QmpsnapError] = []
-        done = False
+        long = step.arguments["until"] in _LONG
+        looks = guest_of(target).memory_progress(self._hooks.interval) if long else None
+        requests = (self.stop,) if step.detail["may_stop"] else ()
+        return await self._first(partial(target.perform, step), looks, requests) is not None
 
-        async def wait(scope: anyio.CancelScope) -> None:
-            nonlocal done
+    async def _first(
+        self,
+        wait: Callable[[], Awaitable[Result]],
+        looks: AsyncIterator[Progress] | None,
+        requests: Iterable[anyio.Event | None],
+    ) -> Result | None:
+        """The result of the wait, with progress reports meanwhile; None when a request was set before it."""
+        results: list[Result] = []
+        failures: list[QmpsnapError] = []
+
+        async def finish(scope: anyio.CancelScope) -> None:
             try:
-                await target.perform(step)
-                done = True
+                results.append(await wait())
             except QmpsnapError as error:
-                failure.append(error)
+                failures.append(error)
             scope.cancel()
 
-        async def wish(scope: anyio.CancelScope) -> None:
-            await self.stop.wait()
+        async def leave(request: anyio.Event, scope: anyio.CancelScope) -> None:
+            await request.wait()
             scope.cancel()
 
         async with anyio.create_task_group() as group:
-            group.start_soon(wait, group.cancel_scope)
-            if (
-                self._hooks.progress is not None
-                and self.complaint is None
-                and step.arguments["until"] in _LONG
-            ):
-                group.start_soon(self._report, guest_of(target).memory_progress(self._hooks.interval))
-            if step.detail["may_stop"]:
-                group.start_soon(wish, group.cancel_scope)
-        if failure:
-            raise failure[0]
-        return done
+            group.start_soon(finish, group.cancel_scope)
+            if looks is not None and self._hooks.progress is not None and self.complaint is None:
+                group.start_soon(self._report, looks)
+            for request in requests:
+                if request is not None:
+                    group.start_soon(leave, request, group.cancel_scope)
+        if failures:
+            raise failures[0]
+        return results[0] if results else None
 
     async def _report(self, looks: AsyncIterator[Progress]) -> None:
         """Report the progress; never raises."""
