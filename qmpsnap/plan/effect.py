@@ -7,7 +7,7 @@ changes nothing until it is completed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from qmpsnap.plan.step import (
     Inside,
     Later,
     MoveRoot,
+    Overlay,
     PutOverlays,
     Root,
     Step,
@@ -33,6 +34,13 @@ def apply_all(graph: Graph, steps: Iterable[Step]) -> Graph:
     for step in steps:
         graph = apply(graph, step)
     return graph
+
+
+def overlays(steps: Iterable[Step]) -> Iterator[Overlay]:
+    """The overlays that the steps put on disks."""
+    for step in steps:
+        if isinstance(step.effect, PutOverlays):
+            yield from step.effect.overlays
 
 
 def apply(graph: Graph, step: Step) -> Graph:

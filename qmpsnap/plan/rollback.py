@@ -1,31 +1,29 @@
-"""Which steps take an operation back, and in what order: read from the steps alone, whatever they are."""
+"""Which steps roll an operation back, and in what order: read from its steps alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qmpsnap.plan.step import AddNode, DropNode, PutOverlays, Step
+from qmpsnap.plan.effect import overlays
+from qmpsnap.plan.step import AddNode, DropNode, Step
 
 
 def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
-    """The steps that take an operation back as far as that can be, in order.
+    """The steps that roll an operation back, as far as that is possible, in order.
 
-    An overlay that a disk has got stays, for the guest may have written to it; so does the record of a
+    An overlay that was put on a disk stays, because the guest may have written to it; so does the record of a
     snapshot without VM state, for whoever finishes it. A node that was freed already is not freed twice. A
-    guest that was let run on already is left alone: if it is paused once more, somebody else wanted that.
+    guest that was resumed already is left alone: if it is paused once more, somebody else wanted that.
 
-    Memory that was loaded, in part or whole, and that of a guest which was reset, belongs to the disks as
-    they are then, if to any: these stay, and the guest stays paused.
+    Memory that was loaded, even in part, and that of a guest which was reset, belongs to the disks as they
+    are then, if to any: these stay, and the guest stays paused.
 
     Args:
         done: What was done, in order.
-        loaded: Whether the guest's memory is another by now, or is not to be trusted.
+        loaded: Whether the guest's memory is another one by now, or cannot be trusted.
     """
-    effects = [step.effect for step in done]
-    put_on = {
-        overlay.file for effect in effects if isinstance(effect, PutOverlays) for overlay in effect.overlays
-    }
-    freed = {effect.node for effect in effects if isinstance(effect, DropNode)}
+    put_on = {overlay.file for overlay in overlays(done)}
+    freed = {step.effect.node for step in done if isinstance(step.effect, DropNode)}
     stays_paused = loaded or any(step.command == "cont" for step in done)
     for step in reversed(done):
         if loaded and not step.restores:

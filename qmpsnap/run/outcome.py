@@ -1,10 +1,10 @@
-"""What an operation tells: while it runs, and at its end."""
+"""What an operation reports: to its hooks while it runs, and its result."""
 
 from __future__ import annotations
 
 import inspect
 import posixpath
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Disk, Graph, Layer
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
+from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.step import DropNode, Inside, PutOverlays, Step
+from qmpsnap.plan.step import DropNode, Inside, Step
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
@@ -37,15 +38,15 @@ class Done:
         standstill_s: Seconds in which the guest's I/O stood still: the snapshot's transaction, a
             checkpoint or a revert from STOP to RESUME by QEMU's own clock (0 when the guest was paused),
             or a pivot from QEMU's own event times (pending to concluded). It leaves out what the guest
-            itself waits for. None where nothing was drained that we could measure, and where it stands still.
+            itself waits for. None where nothing was drained that we could measure, and while it is paused.
         elapsed_s: Seconds of the whole operation.
-        bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, and of the way back to one,
+        bytes: Bytes that the job copied, as QEMU counts them; of a checkpoint, and of a revert to one,
             bytes of its VM state as read back.
-        left: Nodes of others that have no use any more, each as the command that frees it.
+        left: Unused nodes of others, each as the command that frees it.
         invalid: Files that no longer hold their moment, under their present names.
         notes: What the caller should know.
         job_id: Id that the job had, or "".
-        prepared: Overlays that were made for another QEMU to start from, by disk.
+        prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
     """
 
@@ -82,7 +83,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the caller wants to be told, and how it says that it leaves.
+    """Callbacks that follow an operation, and events by which the caller leaves it.
 
     Attributes:
         progress: Called with each look at the job's progress; asks QEMU while the job runs.
@@ -102,24 +103,24 @@ class Hooks:
         number("interval", self.interval, zero=True)
 
     async def tell(self, progress: Progress) -> None:
-        """Pass one look at the progress on."""
-        if self.progress is not None and inspect.isawaitable(told := self.progress(progress)):
-            await told
+        """Report the progress."""
+        if self.progress is not None and inspect.isawaitable(call := self.progress(progress)):
+            await call
 
     async def tell_pivot(self, active: Mapping[str, str]) -> None:
-        """Pass on where each disk's root is now."""
-        if self.on_pivot is not None and inspect.isawaitable(told := self.on_pivot(active)):
-            await told
+        """Report where each disk's root is now."""
+        if self.on_pivot is not None and inspect.isawaitable(call := self.on_pivot(active)):
+            await call
 
 
 def check_hooks(hooks: object) -> None:
-    """Refuse what is neither hooks nor None, before anything is sent."""
+    """Refuse anything but hooks or None, before anything is sent."""
     if not isinstance(hooks, Hooks | None):
         refuse("hooks", hooks, "give qmpsnap.Hooks(...)")
 
 
 def outcome(plan: Plan, graph: Graph) -> Done:
-    """What a plan that was run to its end has made of the machine, as read back."""
+    """The result of a plan that was run to its end, by the graph as read back."""
     return Done(
         op=plan.op,
         chains=graph.chains(*plan.disks),
@@ -134,7 +135,7 @@ def outcome(plan: Plan, graph: Graph) -> Done:
 
 
 def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
-    """Commands that free the nodes that the plan left without a use and that are not ours."""
+    """Commands that free the nodes that the plan left unused and that are not ours."""
     used = {layer.node for disk in graph.disks.values() for layer in disk.layers}
     freed = {step.effect.node for step in plan.steps if isinstance(step.effect, DropNode)}
     had = [layer.node for disk in plan.disks for layer in plan.before.disks[disk].layers]
@@ -146,7 +147,7 @@ def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
 
 def made_files(done: Iterable[Step]) -> tuple[str, ...]:
-    """Files that these steps made, under the names that they have by now."""
+    """Files that these steps created, under their present names."""
     steps = tuple(done)
     whole = {step.arguments["partial"]: step.arguments["file"] for step in steps if step.command in _SEALS}
     made = (step.arguments["file"] for step in steps if step.command in _MAKES)
@@ -154,33 +155,26 @@ def made_files(done: Iterable[Step]) -> tuple[str, ...]:
 
 
 def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
-    """Files that QEMU may have made for steps that did not happen; we could not see them."""
+    """Files that QEMU may have created for steps that failed; we could not see them."""
     steps = tuple(tried)
-    unseen = {step.arguments["filename"] for step in steps if step.way == "probe"}
-    return tuple(f"{file} (if QEMU created it)" for file in _targets(steps) if file in unseen)
-
-
-def _targets(steps: Iterable[Step]) -> Iterator[str]:
-    """Files that QEMU opens for these steps, and makes where they are not there: overlays and copies."""
-    for step in steps:
-        if isinstance(step.effect, PutOverlays):
-            yield from (overlay.file for overlay in step.effect.overlays)
-        elif step.command == "drive-mirror":
-            yield step.arguments["target"]
+    probed = {step.arguments["filename"] for step in steps if step.way == "probe"}
+    copies = (step.arguments["target"] for step in steps if step.command == "drive-mirror")
+    targets = (*(overlay.file for overlay in overlays(steps)), *copies)
+    return tuple(f"{file} (if QEMU created it)" for file in targets if file in probed)
 
 
 def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:
-    """Files that hold no moment, under the names that they have when these steps failed."""
+    """Files that hold no moment, under the names that they have after these steps failed."""
     files = {step.arguments["file"]: step.arguments["to"] for step in failed if step.command == "retire-file"}
     kept = {to: file for file, to in files.items() if to}
     return (*(kept.get(file, file) for file in plan.invalid), *(file for file, to in files.items() if not to))
 
 
 def vanished(plan: Plan) -> JobFailed:
-    """Make the error for a job that ended unseen, and not as it should have.
+    """The error for a job that ended unseen, and not as it should have.
 
-    A commit writes into layers, a load into memory and disks. The others change a chain, or nothing, and
-    the chain has been read.
+    A commit writes into layers, a load into memory and disks. The others change a chain, or nothing, and the
+    chain has been read.
     """
     changed = Changed.YES if plan.op == "revert-internal" else Changed.NO
     if plan.op == "commit":
@@ -200,12 +194,12 @@ def same(plan: Plan, graph: Graph) -> bool:
 
 
 def _sizes(plan: Plan, graph: Graph) -> list[int]:
-    """Bytes of each disk: an overlay of the size of before a block_resize would take away what was added."""
+    """Bytes of each disk: an overlay of the size before a block_resize would take away what was added."""
     return [graph.disks[name].active.virtual_size for name in plan.disks if graph.disks[name].layers]
 
 
 def _inside(plan: Plan) -> bool:
-    """Whether the plan makes, deletes or goes back to snapshots inside images."""
+    """Whether the plan creates, deletes or loads snapshots inside images."""
     return any(
         isinstance(step.effect, Inside)
         or step.kind == "loadvm"
@@ -216,14 +210,14 @@ def _inside(plan: Plan) -> bool:
 
 def _snapshots(disk: Disk) -> list[list[str]]:
     """Names of the internal snapshots of each layer, sorted: ids cannot be predicted."""
-    return [sorted(one.name for one in layer.snapshots) for layer in disk.layers]
+    return [sorted(snapshot.name for snapshot in layer.snapshots) for layer in disk.layers]
 
 
 def mismatch(plan: Plan, graph: Graph) -> str:
-    """In what the chains differ from the predicted ones; "" when they do not.
+    """How the chains differ from the predicted ones; "" when they do not.
 
-    Files and formats of each chain are compared, and of each layer whose backing file was to change,
-    that its header names the file below.
+    Files and formats of each chain are compared; and of each layer whose backing file was to change, whether
+    its header names the file below.
     """
     if plan.after is None:
         return _unexpected(plan, graph)
@@ -242,16 +236,15 @@ def mismatch(plan: Plan, graph: Graph) -> str:
             below = found.layers[index + 1] if index + 1 < len(found.layers) else None
             if layer.format != wanted.format:
                 return f"{layer.file} has the format {layer.format}, not {wanted.format}"
-            changes = layer.file not in before or before[layer.file] != wanted.backing
-            changes &= layer.file not in checked
-            if changes and not _stands_on(layer, below):
+            changed = layer.file not in before or before[layer.file] != wanted.backing
+            if changed and layer.file not in checked and not _is_backed_by(layer, below):
                 wanted_file = below.file if below else "none"
                 return f"the header of {layer.file} names {layer.backing!r}, not {wanted_file}"
     return ""
 
 
 def _unexpected(plan: Plan, graph: Graph) -> str:
-    """In what the chains differ from those that an earlier run's record, or a job's id, promised."""
+    """How the chains differ from those that an earlier run's record, or a job's id, promised."""
     for name in plan.expect or plan.moves:
         if name not in graph.disks:
             return f"disk {name} is gone"
@@ -268,33 +261,28 @@ def _unexpected(plan: Plan, graph: Graph) -> str:
 def moved_roots(plan: Plan, graph: Graph) -> dict[str, str]:
     """The new active file of each disk whose root the plan moved.
 
-    Of a job that nobody wrote down only the outcome tells which of `plan.moves` it was on.
+    Of a job without a record only the outcome shows which of `plan.moves` it was on.
     """
-    told = plan.after is not None or plan.expect
+    predicted = plan.after is not None or plan.expect
     return {
         name: graph.disks[name].active.file
         for name in plan.moves
-        if told or graph.disks[name].files[:1] != plan.before.disks[name].files[:1]
+        if predicted or graph.disks[name].files[:1] != plan.before.disks[name].files[:1]
     }
 
 
 def _callers_files(plan: Plan) -> frozenset[str]:
-    """Files that the caller made; their headers were compared with the disk's files, not with names."""
-    effects = [step.effect for step in plan.steps]
-    put_on = [overlay for effect in effects if isinstance(effect, PutOverlays) for overlay in effect.overlays]
+    """Files that the caller created; their headers were compared with the disk's files, not with names."""
+    copies = (step.arguments for step in plan.steps if step.command == "drive-mirror")
     return frozenset(
         (
-            *(overlay.file for overlay in put_on if overlay.made_by == "caller"),
-            *(
-                step.arguments["target"]
-                for step in plan.steps
-                if step.command == "drive-mirror" and step.arguments["mode"] == "existing"
-            ),
+            *(overlay.file for overlay in overlays(plan.steps) if overlay.made_by == "caller"),
+            *(copy["target"] for copy in copies if copy["mode"] == "existing"),
         )
     )
 
 
-def _stands_on(layer: Layer, below: Layer | None) -> bool:
+def _is_backed_by(layer: Layer, below: Layer | None) -> bool:
     if below is None or layer.backing is None:
         return below is None and layer.backing is None
     if not layer.file.startswith("/") or not below.local:

@@ -1,4 +1,4 @@
-"""The way back of an operation: what was done is taken back, or it is said what has to stay.
+"""The rollback of an operation: what was done is undone, or it is reported what has to stay.
 
 Used by the operation alone, in the task that nothing cancels.
 """
@@ -12,8 +12,9 @@ from msgspec import Struct
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, JobFailed, JobPaused, LinkLost, QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import RUNS_AGAIN, command
+from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.rollback import taking_back
-from qmpsnap.plan.step import MoveRoot, PutOverlays, Step
+from qmpsnap.plan.step import MoveRoot, Step
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import by_qemu, made_files, same
@@ -28,7 +29,7 @@ class EndedWell(Exception):
 
 
 class Undone(Struct, frozen=True):
-    """What the rollback came to.
+    """The result of a rollback.
 
     Attributes:
         left: What had to stay, for people.
@@ -40,7 +41,7 @@ class Undone(Struct, frozen=True):
 
 
 class Rollback:
-    """Takes one operation back. It reads the journal, and writes nothing into it.
+    """Rolls one operation back. It reads the journal, and writes nothing into it.
 
     Args:
         target: The machine.
@@ -52,11 +53,11 @@ class Rollback:
         self._journal = journal
 
     async def go(self, watch: Watch) -> Undone:
-        """Take back what was done.
+        """Undo what was done.
 
         Raises:
-            EndedWell: When the job that was to be cancelled had ended with success: there is but the way on.
-            LinkLost: When the link goes meanwhile.
+            EndedWell: When the job that was to be cancelled had succeeded: the operation has to go on.
+            LinkLost: When the link is lost meanwhile.
         """
         journal = self._journal
         left = await self._take_back(watch)
@@ -66,16 +67,13 @@ class Rollback:
         return Undone((*left, *self._overlays()), graph)
 
     def _overlays(self) -> tuple[str, ...]:
-        """Overlays that stay in their chains although no moment has them, each with what folds it."""
+        """Overlays that stay in their chains although no moment has them, each with what commits it."""
         if self._journal.plan.op != "checkpoint":
             return ()
-        effects = [step.effect for step in self._journal.done]
         return tuple(
             f"{overlay.file} (the guest writes to it: "
             f"{command('commit', overlay.disk, '--top', overlay.file, '--base', overlay.backing)} folds it)"
-            for effect in effects
-            if isinstance(effect, PutOverlays)
-            for overlay in effect.overlays
+            for overlay in overlays(self._journal.done)
         )
 
     async def _take_back(self, watch: Watch) -> tuple[str, ...]:
@@ -103,7 +101,7 @@ class Rollback:
         return tuple(left)
 
     async def _happened(self) -> list[Step]:
-        """What was done, without roots that a device did not take: to set the one that it has kills QEMU."""
+        """What was done, without roots that a device did not take: setting the one it has would kill QEMU."""
         journal = self._journal
         if not any(step.command == "check-roots" and step not in journal.done for step in journal.tried):
             return journal.done
@@ -150,7 +148,7 @@ class Rollback:
         return frozenset(files if graph is None else (node.file for node in graph.nodes.values()))
 
     async def after_loss(self, error: LinkLost) -> None:
-        """Connect once more and let the error say what is known; files stay, be they in use or not."""
+        """Reconnect, and let the error say what is known; files stay, whether in use or not."""
         journal, plan = self._journal, self._journal.plan
         made = made_files(journal.done)
         if not journal.sent:
@@ -178,12 +176,12 @@ class Rollback:
 
 
 def rolled_back(error: QmpsnapError | None, undone: Undone, journal: Journal) -> QmpsnapError:
-    """The error, or that the operation was stopped as requested, with what the rollback came to.
+    """The error, or that the operation was stopped as requested, with the result of the rollback.
 
     Args:
         error: Why it was rolled back; None: the caller asked for it.
-        undone: What the rollback came to.
-        journal: How far the operation has come, with the graph of after the rollback.
+        undone: The result of the rollback.
+        journal: How far the operation has come, with the graph after the rollback.
     """
     unknown = undone.graph is None and not journal.moved
     if error is None:
@@ -200,12 +198,12 @@ def rolled_back(error: QmpsnapError | None, undone: Undone, journal: Journal) ->
 
 
 def _saved(steps: Iterable[Step]) -> bool:
-    """Whether the VM state was written whole by a guest that was paused for it."""
+    """Whether VM state was saved completely by a guest that was paused for it."""
     return any(step.command == "await-migration" and step.arguments["until"] == "saved" for step in steps)
 
 
 def _stopped(*, moved: bool, unknown: bool) -> str:
-    """What is said of an operation that the caller has stopped; `changed` says the same to programs."""
+    """The message for an operation that the caller has stopped; `changed` says the same to programs."""
     if unknown:
         return "stopped as requested; it is not known whether everything was rolled back"
     if moved:
