@@ -216,7 +216,6 @@ def _json_file(name: str) -> str | None:
 
 HEADER_BYTES = 72
 MAX_TABLE_BYTES = 1 << 20  # our stores have one entry, of some hundred bytes
-_MAGIC = b"QFI\xfb"
 _TABLE = struct.Struct(">IQ")  # count and offset, at byte 60
 _EXTRA = struct.Struct(">QQ")  # bytes of VM state, and of the disk
 _ENTRY = struct.Struct(">QIHHIIQII")  # table, its size, length of id and name, date (2), clock, state, extra
@@ -228,7 +227,11 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
     Raises:
         ValueError: When it is not a qcow2 image.
     """
-    if len(header) < HEADER_BYTES or header[:4] != _MAGIC or header[4:8] not in {b"\0\0\0\2", b"\0\0\0\3"}:
+    if (
+        len(header) < HEADER_BYTES
+        or header[:4] != QCOW_MAGIC
+        or header[4:8] not in {b"\0\0\0\2", b"\0\0\0\3"}
+    ):
         raise ValueError("not a qcow2 image")
     count, offset = _TABLE.unpack_from(header, 60)
     if offset >= 1 << 63:
@@ -236,22 +239,13 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
     return int(offset), int(count)
 
 
-def snapshot_names(table: bytes, count: int) -> tuple[str, ...]:
-    """Names of the first `count` snapshots.
+def snapshot_sizes(table: bytes, count: int) -> dict[str, int | None]:
+    """Names of the first `count` snapshots, each with the disk's size in bytes then; None: not recorded.
 
     Raises:
         ValueError: When the table is truncated, or a name is not text.
     """
-    return tuple(name for name, _ in _entries(table, count))
-
-
-def snapshot_sizes(table: bytes, count: int) -> dict[str, int]:
-    """Disk sizes in bytes at the first `count` snapshots, by name; those not recorded are left out.
-
-    Raises:
-        ValueError: When the table is truncated, or a name is not text.
-    """
-    return {name: size for name, size in _entries(table, count) if size is not None}
+    return dict(_entries(table, count))
 
 
 def _entries(table: bytes, count: int) -> Iterator[tuple[str, int | None]]:

@@ -25,9 +25,8 @@ from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.memory_files import Sealed
+from qmpsnap.run.memory_files import Sealed, remove_state_file
 from qmpsnap.run.os_errors import hint, reason, unusable
-from qmpsnap.run.state_files import remove_state_file
 
 _log = get_logger("qmpsnap.run")
 _STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it

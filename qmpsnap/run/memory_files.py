@@ -1,11 +1,11 @@
-"""Creates, completes and inspects VM state files. Blocking.
+"""Opens, completes, inspects, finds and removes VM state files. Blocking.
 
 They hold the guest's whole memory, so they are created exclusively, with mode 0600, synced before
 they get their name, and never replace another file.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH116, PTH120
+# ruff: noqa: PTH116, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,20 +23,22 @@ from msgspec.structs import replace
 from qmpsnap.model.header import (
     HEADER_BYTES,
     MAX_TABLE_BYTES,
-    snapshot_names,
+    QCOW_MAGIC,
     snapshot_sizes,
     snapshot_table,
 )
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
-from qmpsnap.run.cleanup import Created
+from qmpsnap.run.cleanup import Created, remove
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.os_errors import reason
-from qmpsnap.run.safe_open import open_file
+from qmpsnap.run.safe_open import WrongKind, open_file
 
-_QCOW2 = b"QFI\xfb"
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
+_TOKEN = 8  # hex digits at the end of an operation's id
+_PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")
+_TAG = re.compile(r"qmpsnap-[0-9a-f]{8}")
 
 
 class Sealed(NamedTuple):
@@ -227,9 +230,10 @@ def _fact(path: str) -> MemoryFact:
             links=status.st_nlink,
             exposed=_is_exposed(path),
         )
-        if os.pread(descriptor, len(_QCOW2), 0) == _QCOW2:
-            tags, sizes = tags_of(descriptor), _sizes_of(descriptor)
-            return replace(fact, problem="it is an image", tags=tags, sizes=sizes)
+        if os.pread(descriptor, len(QCOW_MAGIC), 0) == QCOW_MAGIC:
+            snapshots = _snapshots(descriptor)
+            sizes = {name: size for name, size in snapshots.items() if size is not None}
+            return replace(fact, problem="it is an image", tags=tuple(snapshots), sizes=sizes)
         length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
         note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
         if note.stream_bytes + length + TAIL_BYTES != size:
@@ -251,17 +255,62 @@ def _is_exposed(file: str) -> bool:
     return not _is_ours(status) or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def tags_of(descriptor: int) -> tuple[str, ...]:
-    """Names in a qcow2 image's snapshot table; none where it is truncated or corrupt."""
-    with contextlib.suppress(ValueError):
-        offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
-        return snapshot_names(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
-    return ()
-
-
-def _sizes_of(descriptor: int) -> dict[str, int]:
-    """Disk sizes by snapshot name in that table; none where it is truncated or corrupt."""
+def _snapshots(descriptor: int) -> dict[str, int | None]:
+    """Names and disk sizes in a qcow2 image's snapshot table; none where it is truncated or corrupt."""
     with contextlib.suppress(ValueError):
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
         return snapshot_sizes(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
     return {}
+
+
+def find_state_files(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """VM state files that operations of ours have created, complete or not; never fails.
+
+    Args:
+        places: Directories, each with the stem that their names begin with.
+    """
+    files = set()
+    for directory, stem in places:
+        with contextlib.suppress(OSError, ValueError):
+            for name in os.listdir(directory):
+                file = os.path.join(directory, name)
+                if name.startswith(f"{stem}.") and _is_made_by_us(file, name.removeprefix(stem)):
+                    files.add(file)
+    return tuple(sorted(files))
+
+
+def _is_made_by_us(file: str, ending: str) -> bool:
+    if _PARTIAL.search(ending):
+        return True
+    if ending.endswith(".memory"):
+        return look([file])[file].note is not None
+    return ending.endswith(".vmstate.qcow2") and any(map(_TAG.fullmatch, look([file])[file].tags))
+
+
+def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says
+    """Remove a VM state file if it belongs to that operation; else return False.
+
+    A stream is known by its note, a store by its snapshot's name, an unfinished one by its own name.
+
+    Raises:
+        OSError: When it cannot be removed.
+    """
+    try:
+        descriptor = open_file(file)
+    except (FileNotFoundError, WrongKind):
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not _belongs(file, id, tag) or not remove(Created(file, status.st_dev, status.st_ino)):
+            return False
+    finally:
+        os.close(descriptor)
+    sync_directory(os.path.dirname(file))
+    return True
+
+
+def _belongs(file: str, id: str, tag: str) -> bool:  # noqa: A002
+    if file.endswith(f".{id[-_TOKEN:]}.partial"):
+        return True
+    fact = look([file])[file]
+    return tag in fact.tags if tag else fact.note is not None and fact.note.id == id

@@ -19,9 +19,9 @@ from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.image_headers import file_header
+from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.safe_open import open_block
-from qmpsnap.run.state_files import find_state_files
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 

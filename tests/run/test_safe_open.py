@@ -22,6 +22,7 @@ from qmpsnap.model.machine import Fingerprint
 from qmpsnap.run import cleanup, memory_files, survey
 from qmpsnap.run.catalog import read_records
 from qmpsnap.run.images import Images
+from qmpsnap.run.memory_files import remove_state_file
 from qmpsnap.run.safe_open import (
     WrongKind,
     append_file,
@@ -31,7 +32,6 @@ from qmpsnap.run.safe_open import (
     open_directory,
     open_file,
 )
-from qmpsnap.run.state_files import remove_state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

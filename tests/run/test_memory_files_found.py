@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import MemoryNote
-from qmpsnap.run.state_files import remove_state_file
+from qmpsnap.run.memory_files import remove_state_file
 
 if TYPE_CHECKING:
     from pathlib import Path
