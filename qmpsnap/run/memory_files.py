@@ -301,7 +301,9 @@ def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as 
         return False
     try:
         status = os.fstat(descriptor)
-        if not _belongs(file, id, tag) or not remove(Created(file, status.st_dev, status.st_ino)):
+        if not _belongs(file, status.st_ino, id, tag) or not remove(
+            Created(file, status.st_dev, status.st_ino)
+        ):
             return False
     finally:
         os.close(descriptor)
@@ -309,8 +311,9 @@ def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as 
     return True
 
 
-def _belongs(file: str, id: str, tag: str) -> bool:  # noqa: A002
+def _belongs(file: str, inode: int, id: str, tag: str) -> bool:  # noqa: A002
     if file.endswith(f".{id[-_TOKEN:]}.partial"):
         return True
     fact = look([file])[file]
-    return tag in fact.tags if tag else fact.note is not None and fact.note.id == id
+    is_named = tag in fact.tags if tag else fact.note is not None and fact.note.id == id
+    return fact.inode == inode and is_named
