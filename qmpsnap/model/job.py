@@ -51,19 +51,6 @@ class IoStatus(StrEnum):
     NOSPACE = "nospace"
 
 
-class JobOp(StrEnum):
-    """The operation that a job of ours is part of."""
-
-    STREAM = "stream"
-    COMMIT = "commit"
-    MIRROR = "mirror"
-    SNAPSHOT = "snapshot"
-    CHECKPOINT = "checkpoint"
-    REVERT = "revert"
-    SAVE = "save"
-    DELETE = "delete"
-
-
 class Ending(StrEnum):
     """How a job of ours is to end."""
 
@@ -116,12 +103,12 @@ class JobId(Struct, frozen=True):
     """The name of a job of ours, taken apart: `qmpsnap-<op>-<ending>-<token>`.
 
     Attributes:
-        op: The operation.
+        op: The operation, such as "commit"; a word.
         ending: What has to be done at its end.
         token: Eight hexadecimal digits.
     """
 
-    op: JobOp
+    op: str
     ending: Ending
     token: str
 
@@ -129,13 +116,13 @@ class JobId(Struct, frozen=True):
         return f"qmpsnap-{self.op}-{self.ending}-{self.token}"
 
 
-_GRAMMAR = re.compile(r"qmpsnap-({})-({})-([0-9a-f]{{8}})".format("|".join(JobOp), "|".join(Ending)))
+_GRAMMAR = re.compile(r"qmpsnap-([a-z]+)-({})-([0-9a-f]{{8}})".format("|".join(Ending)))
 
 
 def parse_job_id(text: str) -> JobId | None:
     """Take a job's id apart; None when it is not one of ours."""
     match = _GRAMMAR.fullmatch(text)
-    return JobId(JobOp(match[1]), Ending(match[2]), match[3]) if match else None
+    return JobId(match[1], Ending(match[2]), match[3]) if match else None
 
 
 class Job(JsonStruct, frozen=True):
@@ -171,7 +158,7 @@ class Job(JsonStruct, frozen=True):
         return parse_job_id(self.id) is not None
 
     @property
-    def op(self) -> JobOp | None:
+    def op(self) -> str | None:
         """The operation that it belongs to; None when it is not ours."""
         name = parse_job_id(self.id)
         return name.op if name else None

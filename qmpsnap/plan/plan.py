@@ -106,7 +106,7 @@ class Plan:
     @property
     def start(self) -> Step | None:
         """The step that starts the plan's job on a chain, or None."""
-        return next((step for step in self.steps if step.command in _STARTS), None)
+        return next((step for step in self.steps if "job-id" in step.arguments and not step.on_state), None)
 
     @property
     def job_id(self) -> str:
@@ -121,13 +121,26 @@ class Plan:
     @property
     def can_be_left(self) -> bool:
         """Whether its job copies layers while the guest runs; one on VM state cannot be left."""
-        return bool(self.job_id) and self.op in _COPIES
+        steps = (*self.steps, *self.resumes)
+        waits = any(step.command == "await-job" for step in self.steps)
+        return waits and not any(step.on_state for step in steps)
 
     @property
     def halts(self) -> bool:
         """Whether it pauses a guest that it alone resumes."""
         steps = (*self.steps, *self.resumes)
         return any(sent.command == "cont" for step in steps for sent in (step, *step.undo))
+
+    @property
+    def on_guest(self) -> bool:
+        """Whether it depends on the guest's run state, or changes that or the guest's memory."""
+        steps = (*self.steps, *self.resumes)
+        return (
+            self.halts
+            or self.moves_memory
+            or bool(self.run_state)
+            or any(step.pauses or step.loads or step.on_state for step in steps)
+        )
 
     @property
     def moves_memory(self) -> bool:
@@ -199,10 +212,6 @@ class Plan:
         lines += [f"afterwards invalid: {file}" for file in self.invalid]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(map(printable, lines))  # a name in it makes no line of its own
-
-
-_COPIES = frozenset({"stream", "commit", "mirror"})
-_STARTS = frozenset({"block-stream", "block-commit", "drive-mirror"})
 
 
 def _line(step: Step) -> str:

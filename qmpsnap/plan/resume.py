@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Chains, Graph
-from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobOp, JobStatus, parse_job_id
+from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
@@ -158,7 +158,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         if job.status is not JobStatus.READY:
             end.append(await_job(job.id, "ready"))
         end.append(job_complete(job.id) if name.ending is Ending.PIVOT else end_copy(job.id))
-    elif job.status not in ENDED and name.op in {JobOp.STREAM, JobOp.COMMIT}:
+    elif job.status not in ENDED and name.op in {"stream", "commit"}:
         end.append(await_job(job.id, "pending"))
         # Which layer it fills is not told; a flush of one that is not written does nothing.
         end += _flushed(disks, scene)
@@ -174,7 +174,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
-    if name.op is not JobOp.STREAM:  # which dismisses itself
+    if name.op != "stream":  # which dismisses itself
         end.append(job_dismiss(job.id))
     resumes: list[Step] = []
     if record is not None:
@@ -191,7 +191,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         record=record,
         moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
         notes=notes,
-        resumes=(*resumes, adopt_job(job.id, dismisses_itself=name.op is JobOp.STREAM)),
+        resumes=(*resumes, adopt_job(job.id, dismisses_itself=name.op == "stream")),
     )
 
 
@@ -217,9 +217,9 @@ def _moves(job_id: str, disks: tuple[str, ...]) -> tuple[str, ...]:
 
 def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:
     """Whether the job waits at READY: every mirror, and a commit of the active layer."""
-    if name.op is JobOp.MIRROR or name.ending is Ending.PIVOT or job.ready:
+    if name.op == "mirror" or name.ending is Ending.PIVOT or job.ready:
         return True
-    if name.op is not JobOp.COMMIT:
+    if name.op != "commit":
         return False
     if record is not None:
         return _keeps_overlay(record)

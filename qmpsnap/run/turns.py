@@ -14,9 +14,6 @@ from msgspec import Struct
 from qmpsnap.errors import Busy
 from qmpsnap.plan.plan import Plan
 
-# They touch only the chains of their disks, neither the guest's memory nor its run state.
-_OF_THEIR_DISKS = frozenset({"snapshot", "snapshot-internal", "stream", "commit", "mirror"})
-
 
 class Claim(Struct, frozen=True):
     """What an operation needs exclusively.
@@ -50,11 +47,12 @@ class Claim(Struct, frozen=True):
 
 
 def claim_of(plan: Plan) -> Claim:
-    """What running a plan needs exclusively: its disks, or the whole machine if it pauses the guest."""
-    everything = plan.op not in _OF_THEIR_DISKS or not plan.disks or plan.halts or plan.moves_memory
+    """What running a plan needs exclusively: its disks, or the whole machine if it works on the guest."""
+    everything = plan.on_guest or not plan.disks or bool(plan.prepared)
     chains = [*plan.chains_before.values(), *plan.chains_after.values()]
     files = frozenset(file for chain in chains for file in chain)
-    return Claim(frozenset(plan.disks), files, files if plan.op == "commit" else frozenset(), everything)
+    writes = files if plan.invalid_if_stopped else frozenset[str]()
+    return Claim(frozenset(plan.disks), files, writes, everything)
 
 
 class _Turn:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpsnap.errors import BadName
-from qmpsnap.model.job import Ending, JobId, JobOp, parse_job_id
+from qmpsnap.model.job import Ending, JobId, parse_job_id
 from qmpsnap.model.names import (
     check_name,
     digest,
@@ -58,9 +58,9 @@ def test_digest_takes_a_file_name_that_is_no_unicode() -> None:
     assert digest("/d/\udcff.qcow2") != digest("/d/\udcfe.qcow2")
 
 
-@each("op", list(JobOp))
+@each("op", ["stream", "checkpoint", "backup"])
 @each("ending", list(Ending))
-def test_job_id_is_what_parse_job_id_reads(op: JobOp, ending: Ending) -> None:
+def test_job_id_is_what_parse_job_id_reads(op: str, ending: Ending) -> None:
     assert parse_job_id(job_id(op, ending, "0a1b2c3d")) == JobId(op, ending, "0a1b2c3d")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,6 +74,17 @@ def test_a_commit_does_not_run_beside_what_reads_one_of_its_layers() -> None:
     assert writes.meets(reads)
     assert reads.meets(writes)
     assert not reads.meets(Claim(frozenset({"vdc"}), frozenset({"/c", "/base"})))  # thin clones
+
+
+def test_what_a_claim_needs_is_said_by_the_plan_and_not_by_the_name_of_the_operation() -> None:
+    commit, stream = planned(VDA["commit"], TWO), planned(VDA["stream"], TWO)
+    files = frozenset(f"/images/{name}.qcow2" for name in ("s2", "s1", "base"))
+    vda = frozenset({"vda"})
+    assert claim_of(commit) == Claim(vda, files, writes=files)
+    assert claim_of(stream) == Claim(vda, files)
+    for alone in ({"prepared": {"vda": "/o"}}, {"run_state": "paused"}, {"disks": ()}):
+        for plan in (commit, stream):
+            assert claim_of(dataclasses.replace(plan, **alone)).everything
 
 
 def test_claim_covers_a_smaller_one() -> None:
