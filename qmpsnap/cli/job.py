@@ -86,21 +86,21 @@ def cancel(job_id: str, *, foreign: bool) -> None:
         return
     app = current_app()
 
-    async def work(vm: VM, signals: Signals) -> Plan | Done | None:
+    async def work(vm: VM, signals: Signals) -> Plan | Done:
         plan = await vm.jobs.plan(job_id)
         if app.dry_run:
             return plan
         with signals.operation(plan, name=job_id):
-            return await vm.jobs.cancel(job_id)
+            done = await vm.jobs.cancel(job_id)
+        assert done is not None  # noqa: S101 - a job of ours has a result
+        return done
 
     match run(work):
         case Done() as done:
             show_done(done)
         case Plan() as plan:
-            steps = (back for step in reversed(plan.resumes) for back in step.undo)
-            show_steps(*((step.command, step.arguments, step.on) for step in steps))
-        case None:
-            raise AssertionError("cancelling our own job returns its result")
+            undone = (undo for step in reversed(plan.resumes) for undo in step.undo)
+            show_steps(*((step.command, step.arguments, step.on) for step in undone))
 
 
 @_add

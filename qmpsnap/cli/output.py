@@ -124,7 +124,7 @@ def columns() -> int:
 def relative(file: str) -> str:
     """A file's path, relative if the file is in or below the current directory."""
     try:
-        here = os.getcwd().rstrip("/") + "/"  # noqa: PTH109 - a path of QEMU's need not be one of ours
+        here = os.getcwd().rstrip("/") + "/"  # noqa: PTH109 - names are compared as QEMU spells them
     except OSError:
         return file
     return file.removeprefix(here) or file

@@ -95,44 +95,46 @@ class Writes:
         return {self.block(number): number for number in range(count)}
 
     def count_in(self, image: BinaryIO, *, low: int = 0, high: int) -> int:
-        """Return how many writes the disk has seen, by its content alone.
+        """Return how many writes the disk has received, by its content alone.
 
         Every block of the written range is read and compared whole; blocks not yet written must be
         zero.
 
         Args:
             image: The disk's content, raw, at least `blocks` blocks long; unbuffered is best.
-            low: The fewest writes it can have seen (included).
-            high: The most writes it can have seen (included).
+            low: The fewest writes that it can have received (included).
+            high: The most writes that it can have received (included).
         Returns:
             The smallest count in `low..high` whose replay is the image.
         Raises:
             ValueError: When there is none; the message names a block that is wrong.
         """
-        found = dict(self._observed(image))
+        content = dict(self._observed(image))
         expected = self.replay(low)
-        wrong = {block for block in range(self.blocks) if not self._same(found[block], expected.get(block))}
+        wrong = {block for block in range(self.blocks) if not self._same(content[block], expected.get(block))}
         for count in range(low, high + 1):
             if count > low:
                 block = self.block(count - 1)
-                (wrong.discard if self._same(found[block], count - 1) else wrong.add)(block)
+                wrong.discard(block)
+                if not self._same(content[block], count - 1):
+                    wrong.add(block)
             if not wrong:
                 return count
-        block = min(wrong, key=lambda block: (found[block] != _TORN, block))
+        block = min(wrong, key=lambda block: (content[block] != _TORN, block))
         last = self.replay(high).get(block)
         raise ValueError(
-            f"the disk is at no state between {low} and {high} writes: block {block} holds "
-            f"{_spelled(found[block])}, after {high} writes it should hold {_spelled(last)}"
+            f"no count from {low} to {high} writes gives this disk: block {block} holds "
+            f"{_spelled(content[block])}, after {high} writes it should hold {_spelled(last)}"
         )
 
     def _first_line(self, number: int) -> int:
         run, index = divmod(number, self.burst)
         return 1000000 * (1 + self.seed % 8) + run % _PERIOD + index * _LINES
 
-    def _same(self, found: int | None, number: int | None) -> bool:
+    def _same(self, content: int | None, number: int | None) -> bool:
         if number is None:
-            return found is None
-        return found == number % (_PERIOD * self.burst)
+            return content is None
+        return content == number % (_PERIOD * self.burst)
 
     def _observed(self, image: BinaryIO) -> Iterator[tuple[int, int | None]]:
         """Yield for each block which write (modulo the period) it holds; None for zeros."""
@@ -159,6 +161,6 @@ def _spelled(number: int | None) -> str:
         case None:
             return "zeros"
         case -1:
-            return "what no write wrote"
+            return "data of no write"
         case _:
             return f"write {number}"

@@ -71,9 +71,9 @@ def test_count_in_finds_a_count_past_the_period_of_the_contents():
 
 def test_count_in_refuses_when_the_count_is_not_in_the_range():
     disk = image(WRITES, WRITES.replay(50))
-    with pytest.raises(ValueError, match="at no state between 51 and 60 writes"):
+    with pytest.raises(ValueError, match="no count from 51 to 60 writes"):
         WRITES.count_in(disk, low=51, high=60)
-    with pytest.raises(ValueError, match="at no state between 0 and 49 writes"):
+    with pytest.raises(ValueError, match="no count from 0 to 49 writes"):
         WRITES.count_in(disk, high=49)
 
 
@@ -88,19 +88,19 @@ def test_count_in_refuses_when_one_write_was_lost():
 def test_count_in_refuses_when_a_later_write_is_there_and_an_earlier_is_not():
     numbers = WRITES.replay(8)
     del numbers[WRITES.block(4)]
-    with pytest.raises(ValueError, match="at no state"):
+    with pytest.raises(ValueError, match="no count from"):
         WRITES.count_in(image(WRITES, numbers), high=20)
 
 
 def test_count_in_refuses_a_torn_block_when_its_head_is_right():
     disk = image(WRITES, WRITES.replay(100))
     disk.getbuffer()[3 * BLOCK_BYTES + 4096 : 4 * BLOCK_BYTES] = bytes(BLOCK_BYTES - 4096)
-    with pytest.raises(ValueError, match="block 3 holds what no write wrote"):
+    with pytest.raises(ValueError, match="block 3 holds data of no write"):
         WRITES.count_in(disk, high=100)
 
 
 def test_count_in_refuses_an_image_that_is_too_short():
-    with pytest.raises(ValueError, match="block 15 holds what no write wrote"):
+    with pytest.raises(ValueError, match="block 15 holds data of no write"):
         WRITES.count_in(BytesIO(bytes(15 * BLOCK_BYTES)), high=0)
 
 
