@@ -431,8 +431,9 @@ class VM:
             Busy: When a job holds one of the chains.
             JobFailed: When QEMU ends the job with an error.
 
-        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json). HMP:
-        delvm.
+        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
+
+        HMP: delvm.
         """
         return await self._do(Delete(name, via), hooks, wait=wait)
 
@@ -500,27 +501,28 @@ class VM:
     ) -> Done:
         """Revert to a snapshot of any kind.
 
-        `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
-        `.prepared` has that of each disk, `.memory` the file to load, or "". `into` "incoming" loads the
-        memory into this QEMU, which was started with `-S -incoming defer` on such overlays: after success the
-        guest is as it was, and runs if it ran then; after a failed load QEMU has ended, and the overlays are
-        unchanged. `reverted` does both. `into` "in-place" reverts the machine itself:
+        - `into` "in-place" reverts this machine. After reverting to a checkpoint (in place or internal)
+          memory and disks are as they were; after reverting to an external snapshot of disks alone the guest
+          is reset (a QEMU started with -no-reboot ends). A running guest runs again, a paused one stays
+          paused; after a reset its state is prelaunch.
+        - `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
+          `.prepared` has the overlay of each disk, `.memory` the file to load, or "".
+        - `into` "incoming" loads the memory into this QEMU, which was started with `-S -incoming defer` on
+          such overlays. After success the guest is as it was, and runs if it ran then; after a failed load
+          QEMU has ended, and the overlays are unchanged. `reverted` does this and the step before.
 
-        After reverting to a checkpoint (in place or internal) memory and disks are as they were; after
-        reverting to an external snapshot of disks alone the guest is reset (a QEMU started with -no-reboot
-        ends). A running guest runs again, a paused one stays paused, after a reset in the state prelaunch.
-        The disks of an external snapshot write to new overlays on the layers that hold it, and what was
-        written since is kept in the previous overlays; with an internal one it is lost. After a failure
-        before the memory was touched everything is as before. After any other failure the guest is paused,
-        its disks are reverted and its memory cannot be trusted: `changed` is YES. Cancelled once a disk was
-        moved, or the load was sent, it is finished; before that, nothing is changed.
+        In place, the disks of an external snapshot write to new overlays on the layers that hold it, and what
+        was written since is kept in the previous overlays; with an internal snapshot it is lost. After a
+        failure before the memory was touched everything is as before. After any other failure the guest is
+        paused, its disks are reverted and its memory cannot be trusted: `changed` is YES. Cancelled once a
+        disk was moved, or the load was sent, it is finished; before that, nothing is changed.
 
         Args:
             name: The snapshot's name.
             leave: Writable disks, in any spelling, that are not reverted, although the memory is.
             discard: Whether the layers that the guest has written to until now are removed.
             via: How an internal checkpoint is loaded; see `VM`, as for `wait` and `hooks`.
-            into: "in-place", "new" or "incoming"; `leave`, `discard` and `via` are for "in-place" alone.
+            into: See above; `leave`, `discard` and `via` are for "in-place" alone.
 
         Raises:
             NotFound, AmbiguousName: When no snapshot has the name, or two have it.
@@ -529,12 +531,14 @@ class VM:
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
             Busy: When a job or a migration is running.
             WouldLose: When a layer to be discarded holds internal snapshots.
-            TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
-            JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` tells the two kinds of
-                failure apart.
+            TargetExists, InvalidTarget: When an overlay cannot be created, or the VM state file is not
+                usable.
+            JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` says whether the disks were
+                reverted.
 
-        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming. HMP:
-        loadvm.
+        QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming.
+
+        HMP: loadvm.
         """
         intent = Revert(name, texts("leave", leave), discard, via, into)
         return await self._do(intent, hooks, wait=wait)

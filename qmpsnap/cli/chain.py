@@ -46,8 +46,8 @@ def chain(disk: str | None) -> None:
     for entry in disks:
         if len(entry.layers) > _LONG:
             to_stderr(
-                f"warning: {printable(entry.name)} has {len(entry.layers)} layers, which slows down every start "
-                "and every query; commit some of them: "
+                f"warning: {printable(entry.name)} has {len(entry.layers)} layers, which slows down "
+                "every start and every query; commit some of them: "
                 f"{printable(command('commit', entry.name, '--top', 'LAYER', '--base', 'LAYER'))}"
             )
     if current_app().json:

@@ -46,7 +46,7 @@ class BlockStats(Reply, frozen=True):
             yield node
 
     @property
-    def lies_on(self) -> BlockStats | None:
+    def data_node(self) -> BlockStats | None:
         """The node that holds this one's data (`parent`), or None."""
         return read(BlockStats, self.parent, "query-blockstats") if self.parent else None
 

@@ -1,7 +1,7 @@
-"""One graph from QEMU's replies about its block nodes.
+"""Joins QEMU's replies about its block nodes into one graph.
 
-Three commands make it. query-block tells the disks; query-blockstats alone names every node
-along a chain; query-named-block-nodes tells what each node is. They are joined by node name.
+It takes three commands. query-block lists the disks; query-blockstats is the only one that names every node
+along a chain; query-named-block-nodes describes each node. They are joined by node name.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ FDSET = "/dev/fdset/"
 """How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
 
 OWN_FDS = ("/proc/self/fd/", "/dev/fd/")
-"""How the name of a descriptor begins that QEMU was started with."""
+"""How the name of a descriptor begins that QEMU inherited."""
 
 
 class GraphMoved(Exception):
-    """The three answers do not belong to one moment: ask again."""
+    """The three replies do not agree: the graph has changed between them, so ask again."""
 
 
 class GraphReplies(Struct, frozen=True):
@@ -68,10 +68,10 @@ class GraphReplies(Struct, frozen=True):
 
     @classmethod
     def read(cls, block: object, stats: object, named: object) -> GraphReplies:
-        """Read them.
+        """Convert the replies.
 
         Raises:
-            Malformed: When one is not of the schema's shape.
+            Malformed: When one does not have the schema's shape.
         """
         return cls(
             read(list[BlockInfo], block, "query-block"),
@@ -81,9 +81,9 @@ class GraphReplies(Struct, frozen=True):
 
 
 def odd_names(replies: GraphReplies) -> tuple[str, ...]:
-    """File names that QEMU uses, when one of them means nothing outside of it; else none.
+    """File names that QEMU uses, if one of them has no meaning outside QEMU; else none.
 
-    That is a relative name, a set of descriptors (/dev/fdset/N), and a descriptor of QEMU's own.
+    Those are relative names, sets of descriptors (/dev/fdset/N), and QEMU's own descriptors.
     """
     names = tuple(entry.file for entry in replies.named if entry.drv in PATH_DRIVERS)
     odd = any(name.startswith((FDSET, *OWN_FDS)) or not name.startswith("/") for name in names)
@@ -91,10 +91,10 @@ def odd_names(replies: GraphReplies) -> tuple[str, ...]:
 
 
 def parse_fdsets(reply: object) -> dict[str, tuple[int, ...]]:
-    """The descriptors in each set, by the name that a file has which is opened from it.
+    """The descriptors of each set, by the file name that stands for the set.
 
     Raises:
-        Malformed: When the reply is not of the schema's shape.
+        Malformed: When the reply does not have the schema's shape.
 
     QAPI: query-fdsets (misc.json).
     """
@@ -106,13 +106,13 @@ def parse_graph(replies: GraphReplies, *, cwd: str = "", real: Mapping[str, str]
     """Join the replies into one graph.
 
     Args:
-        replies: What QEMU said.
-        cwd: QEMU's working directory where we know it; relative file names are resolved against it.
-        real: Paths of the files that QEMU has open under its odd names (`odd_names`), so far as is known.
+        replies: QEMU's replies.
+        cwd: QEMU's working directory, if known; relative file names are resolved against it.
+        real: Paths of the files that QEMU has open under its odd names (`odd_names`), as far as known.
 
     Raises:
         GraphMoved: When a node is named in one reply and missing in another.
-        Malformed: When two disks cannot be told apart, or a node low in a chain is of another shape.
+        Malformed: When two disks cannot be distinguished, or a node low in a chain has another shape.
     """
     try:
         return _Join(replies, cwd, real).graph()
@@ -121,7 +121,7 @@ def parse_graph(replies: GraphReplies, *, cwd: str = "", real: Mapping[str, str]
 
 
 def _group(entry: BlockDeviceInfo) -> str:
-    """The group of a throttle: QEMU tells it in the json: file name alone."""
+    """A throttle's group, which QEMU reports only in the json: file name."""
     options = file_options(entry.file)
     return options.throttle_group if options else ""
 
@@ -133,19 +133,19 @@ class _Join(Struct, frozen=True):
 
     def graph(self) -> Graph:
         entries = {entry.node_name: entry for entry in self.replies.named}
-        # The protocol node of each path; an image that is written has but one, for QEMU locks it.
+        # The protocol node of each path; a writable image has only one, because QEMU locks it.
         paths = {
             self._absolute(entry.file): entry for entry in self.replies.named if entry.drv in PATH_DRIVERS
         }
-        under = dict(_lies_on(self.replies.stats))
+        under = dict(_data_nodes(self.replies.stats))
         nodes = {name: self._node(entry, entries, under) for name, entry in entries.items()}
-        nodes |= self._cut_short(nodes, paths)
+        nodes |= self._truncated(nodes, paths)
         chains = {(stats.device, stats.qdev): stats for stats in self.replies.stats}
         disks: list[Disk] = []
         for device in self.replies.block:
             key = device.device, device.qdev
             if not any(key):
-                continue  # its device is being unplugged, and goes within a tenth of a second
+                continue  # its device is being unplugged, and disappears within a tenth of a second
             if key not in chains:
                 raise GraphMoved(key)
             disks.append(self._disk(device, chains[key], entries, nodes, paths))
@@ -163,11 +163,11 @@ class _Join(Struct, frozen=True):
     def _file(
         self, entry: BlockDeviceInfo, entries: Mapping[str, BlockDeviceInfo], under: Mapping[str, str]
     ) -> str:
-        """The path behind a node; QEMU's spelling of it where it lies in no file, or in several (quorum).
+        """The path behind a node; QEMU's spelling of it if there is no file, or several (quorum).
 
-        Some drivers spell a file by a protocol of their own (`blkdebug:CONFIG:PATH`), or call it by another
-        name than `file`. For a node of a disk query-blockstats tells on which node its data lies, whatever
-        the drivers between: that way leads to the file, but to the data file where there is an external one.
+        Some drivers spell a file by a protocol of their own (`blkdebug:CONFIG:PATH`), or their child is not
+        called `file`. For a node of a disk, query-blockstats names the node that holds its data, whatever
+        drivers are in between: that leads to the file, or to the data file if there is an external one.
         """
         path = self._path(entry, entries)
         if path.startswith("/") or entry.drv in PATH_DRIVERS or _data_file(entry.image, ""):
@@ -180,10 +180,10 @@ class _Join(Struct, frozen=True):
         return path
 
     def _path(self, entry: BlockDeviceInfo, entries: Mapping[str, BlockDeviceInfo]) -> str:
-        """The path behind a node: its own file name, or that of the node that it lies on.
+        """The path behind a node: its own file name, or that of the node below.
 
-        11.1 names the children. Before, a json: name holds the options of the same child; it is
-        given whenever the options in use differ from what the header says.
+        11.1 names the children. Before that, a json: name holds the options of the same child; QEMU gives one
+        whenever the options in use differ from those in the header.
         """
         if not entry.file.startswith("json:"):
             return self._absolute(entry.file)
@@ -198,8 +198,8 @@ class _Join(Struct, frozen=True):
         return entry.file
 
     @staticmethod
-    def _cut_short(nodes: Mapping[str, Node], paths: Iterable[str]) -> dict[str, Node]:
-        """The node whose name QEMU cut short, when just one path is left that it can lie on."""
+    def _truncated(nodes: Mapping[str, Node], paths: Iterable[str]) -> dict[str, Node]:
+        """The node whose name QEMU truncated, if only one path is left that can be its file."""
         lost = [node for node in nodes.values() if node.file.startswith("json:") and not node.is_filter]
         left = set(paths) - {node.file for node in nodes.values() if node.driver not in PATH_DRIVERS}
         if len(lost) != 1 or len(left) != 1:
@@ -239,7 +239,7 @@ class _Join(Struct, frozen=True):
                 layer = _layer(node, entry, paths.get(node.file))
                 layers.append(replace(layer, encrypted=layer.encrypted or node.file in luks))
         return Disk(
-            name="",  # depends on what the others are called
+            name="",  # depends on the names of the others
             qdev=device.qdev,
             drive=device.device,
             root=inserted.node_name if inserted else "",
@@ -249,15 +249,15 @@ class _Join(Struct, frozen=True):
         )
 
 
-def _lies_on(disks: Iterable[BlockStats]) -> Iterator[tuple[str, str]]:
-    """Each node of a disk with the node on which its data lies.
+def _data_nodes(disks: Iterable[BlockStats]) -> Iterator[tuple[str, str]]:
+    """Each node of a disk, with the node that holds its data.
 
     QAPI: BlockStats, `parent` (block-core.json).
     """
     pending = list(disks)
     while pending:
         for stats in pending.pop().chain():
-            below = stats.lies_on
+            below = stats.data_node
             if below is not None:
                 if stats.node_name and below.node_name:
                     yield stats.node_name, below.node_name
@@ -265,14 +265,14 @@ def _lies_on(disks: Iterable[BlockStats]) -> Iterator[tuple[str, str]]:
 
 
 def _io(entry: BlockDeviceInfo, protocol: BlockDeviceInfo) -> Io:
-    """What is done with the file is said by its protocol node: the image's own options may be others."""
+    """The protocol node says how the file is accessed: the image's own options may differ."""
     return Io(protocol.cache.direct, protocol.cache.no_flush, entry.detect_zeroes)
 
 
 def _is_window(spelled: str) -> bool:
-    """Whether a raw driver on the way to the file shows a part of it. QAPI: BlockdevOptionsRaw."""
+    """Whether a raw driver above the file shows only a part of it. QAPI: BlockdevOptionsRaw."""
     options = file_options(spelled)
-    if options is None:  # cut short: be it a part of a backing file that is told first
+    if options is None:  # truncated: the offset may be that of a backing file, whose options come first
         return spelled.startswith("json:") and '"offset": ' in spelled
     return any(
         layer.driver == "raw" and (layer.offset not in {None, 0, "0"} or layer.size is not None)
@@ -310,7 +310,7 @@ def _layer(node: Node, entry: BlockDeviceInfo, protocol: BlockDeviceInfo | None)
 
 
 def _data_file(image: ImageInfo, file: str) -> str:
-    """The external data file of a qcow2 image, whose name counts from the image's directory; or ""."""
+    """The external data file of a qcow2 image, whose name is relative to the image's directory; or ""."""
     specific = image.format_specific
     name = specific.data.data_file if specific.type == "qcow2" else ""
     return (backing_path(name, of=file) or name) if name and file.startswith("/") else name

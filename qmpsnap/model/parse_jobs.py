@@ -29,7 +29,7 @@ class BlockJobInfo(Reply, frozen=True):
 
 
 class JobEvent(Reply, frozen=True):
-    """An event of a job: each has some of these members. BLOCK_JOB_PENDING alone of its kind says `id`.
+    """An event of a job; each kind has some of these. Of BLOCK_JOB_ events only BLOCK_JOB_PENDING has `id`.
 
     QAPI: JOB_STATUS_CHANGE (job.json), BLOCK_JOB_... (block-core.json).
     """
@@ -48,16 +48,15 @@ class JobEvent(Reply, frozen=True):
 def parse_jobs(query_jobs: object, query_block_jobs: object) -> tuple[Job, ...]:
     """Join both replies into jobs, in QEMU's order.
 
-    `query-jobs` says which jobs there are. A block job that only the other reply has came or
-    went between the two, and is left out.
+    `query-jobs` lists the jobs. A block job that is only in the other reply began or ended between the two,
+    and is left out.
 
     Args:
         query_jobs: What `query-jobs` returned.
-        query_block_jobs: What `query-block-jobs` returned; an empty list leaves `speed` and
-            `io_status` None.
+        query_block_jobs: What `query-block-jobs` returned; an empty list leaves `speed` and `io_status` None.
 
     Raises:
-        Malformed: When a reply has not the shape that the schema promises.
+        Malformed: When a reply does not have the schema's shape.
 
     QAPI: query-jobs (job.json), query-block-jobs (block-core.json).
     """

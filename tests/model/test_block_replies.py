@@ -15,15 +15,15 @@ def test_block_stats_give_the_chain_from_top_to_base() -> None:
 
 def test_block_stats_name_the_node_that_holds_the_data() -> None:
     stats = read(BlockStats, {"node-name": "a", "parent": {"node-name": "f"}}, "query-blockstats")
-    assert stats.lies_on == BlockStats(node_name="f")
-    assert BlockStats(node_name="f").lies_on is None
+    assert stats.data_node == BlockStats(node_name="f")
+    assert BlockStats(node_name="f").data_node is None
 
 
 @pytest.mark.parametrize("member", ["backing", "parent"])
 def test_block_stats_are_malformed_when_a_node_below_has_another_shape(member: str) -> None:
     stats = read(BlockStats, {"node-name": "a", member: {"node-name": 7}}, "query-blockstats")
     with pytest.raises(Malformed, match=r"query-blockstats .* `\$.node-name`"):
-        _ = [*stats.chain(), stats.lies_on]
+        _ = [*stats.chain(), stats.data_node]
 
 
 @each("name", ["", "/d/a", "json:", "json:[]", 'json:{"driver": 7}', "json:" + "[" * 100_000])
