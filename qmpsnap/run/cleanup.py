@@ -112,11 +112,11 @@ def identity(file: str) -> Created | None:
 def in_use(created: Created) -> bool:
     """Whether another process is known to have the file open.
 
-    QEMU: block/file-posix.c, raw_apply_lock_bytes: shared locks from byte 100 (what it does) and from
-    byte 200 on (what it forbids others). They are asked for here and not taken. A QEMU that waits for VM
-    state has none (tried with 7.2, 10.0 and 11.1): a write lease is refused while anybody has the file
-    open, and is given back at once. That of another user's file needs CAP_LEASE, and not every file system
-    knows leases: then the locks alone tell.
+    QEMU locks what it uses: shared locks from byte 100 (what it does) and from byte 200 on (what it forbids
+    others; block/file-posix.c, raw_apply_lock_bytes). The locks are queried here and not taken. A QEMU that
+    waits for VM state has none (tried with 7.2, 10.0 and 11.1): so a write lease is requested, which is
+    refused while anybody has the file open, and given back at once. A lease on another user's file needs
+    CAP_LEASE, and not every file system supports leases: then only the locks are known.
 
     Raises:
         OSError: When the file cannot be opened.
@@ -136,7 +136,7 @@ def in_use(created: Created) -> bool:
 def _leased_out(descriptor: int) -> bool:
     """Whether the descriptor is not the only one of its file."""
     try:
-        # Who opens it meanwhile waits, and we are told by a signal: one that does no harm.
+        # A process that opens it meanwhile waits, and we get a signal: one that does no harm.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
@@ -146,7 +146,7 @@ def _leased_out(descriptor: int) -> bool:
 
 
 def fresh(file: str, backing: str | None) -> Created | None:
-    """Whether `backing`, or nothing, backs it; the latter is so briefly when QEMU creates an overlay."""
+    """The file, if it has no data, and is backed by `backing` or, as while QEMU creates it, by nothing."""
     try:
         descriptor = open_file(file)
     except (OSError, ValueError):
@@ -175,10 +175,10 @@ def _is_empty(descriptor: int, file: str, backing: str | None) -> bool:
     if backing is None:
         return False
     header = descriptor_header(descriptor)
-    return header is not None and _stands_on(header, file, backing) and not _has_data(header, descriptor)
+    return header is not None and _is_backed_by(header, file, backing) and not _has_data(header, descriptor)
 
 
-def _stands_on(header: Header, file: str, backing: str) -> bool:
+def _is_backed_by(header: Header, file: str, backing: str) -> bool:
     """Whether it is backed by `backing`, or by nothing, as is briefly so when QEMU creates it."""
     if header.backing is None:
         return True

@@ -1,4 +1,4 @@
-"""Waits until no job is in the way of a plan any more; sends nothing."""
+"""Waits until no job prevents a plan any more; sends nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MOMENT = 2.0
 
 
 class Idle:
-    """Waits for the jobs of one machine, of whichever client.
+    """Waits for the jobs of one machine, whichever client started them.
 
     Args:
         target: The machine.
-        executor: Knows which jobs are those of operations here.
+        executor: Knows which jobs belong to operations here.
         planning: Knows which clients are at work.
     """
 
@@ -32,7 +32,7 @@ class Idle:
         self._planning = planning
 
     async def plan(self, make: Callable[[], Awaitable[Plan]]) -> Plan:
-        """Plan as soon as no job is in the way any more; see `VM.when_idle`."""
+        """Plan as soon as no job prevents it; see `VM.when_idle`."""
         waited: set[str] = set()
         while True:
             try:
@@ -44,7 +44,7 @@ class Idle:
                 waited.add(busy.job_id)
 
     async def _until_ended(self, job_id: str, busy: Busy) -> None:
-        """Wait for the job's end, which it is not asked for; refuse once it is clear that it will not end."""
+        """Wait for the job to end by itself; refuse once it is clear that it will not."""
         with self._target.watch(job_id) as watch:
             while await watch.until_still(_MOMENT) is not None:
                 jobs = {job.id: job for job in await self._target.jobs()}
@@ -53,38 +53,39 @@ class Idle:
                     continue
                 if job.status is JobStatus.WAITING and (other := _held_up_by(jobs.values())) is not None:
                     await self._until_ended(other.id, busy)
-                elif not await self._is_attended(job) and await self._stands(job):
+                elif not await self._is_attended(job) and await self._is_unchanged(job):
                     raise Busy(
                         f"job {job.id!r} ({job.type}, {job.status.value}) does not end by itself",
                         node=busy.node,
                         job_id=job.id,
-                        hint=_brings_it_on(job),
+                        hint=_way_on(job),
                     ) from busy
 
     async def _is_attended(self, job: Job) -> bool:
-        """Whether a client of ours is at work on the job and brings it on; it may have layers to flush yet.
+        """Whether a client of ours is working on the job, and will let it go on.
 
-        No event tells that such a client went: this is asked once each moment.
+        No event tells that such a client has gone, so this is asked again and again.
         """
         if not job.mine or job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
             return False
         if self._executor.holds(job.id):
             return True
-        return any(one.live and one.id == job.id for one in await self._planning.interrupted(None, live=True))
+        records = await self._planning.interrupted(None, live=True)
+        return any(record.live and record.id == job.id for record in records)
 
-    async def _stands(self, job: Job) -> bool:
-        """Whether the job stands yet where it stood: its client may have brought it on while we looked."""
-        return any(one.id == job.id and one.status is job.status for one in await self._target.jobs())
+    async def _is_unchanged(self, job: Job) -> bool:
+        """Whether the job's status is unchanged: its client may have let it go on meanwhile."""
+        return any((other.id, other.status) == (job.id, job.status) for other in await self._target.jobs())
 
 
 def _held_up_by(jobs: Iterable[Job]) -> Job | None:
-    """The job that one which is WAITING waits for, as far as QEMU tells; rather one that moves."""
+    """The job that a WAITING one waits for, as far as QEMU tells; rather one that is not stuck itself."""
     others = [job for job in jobs if job.status is not JobStatus.WAITING and job.status not in ENDED]
     return min(others, key=lambda job: job.status in STAYS, default=None)
 
 
-def _brings_it_on(job: Job) -> str:
-    """What lets a job go on that stands still."""
+def _way_on(job: Job) -> str:
+    """What lets a stuck job go on."""
     named = (job.id,) if job.mine else (job.id, "--foreign")
     if job.status in {JobStatus.PAUSED, JobStatus.STANDBY}:
         on = f"{command('job', 'resume', *named)} resumes it"

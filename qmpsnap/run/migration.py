@@ -1,4 +1,4 @@
-"""Migrations to and from files of VM state: what is set, what is passed, and how they end."""
+"""Migrations to and from files of VM state: settings, files, and how a migration ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _stuck(what: str, state: str) -> MigrationFailed:
 
 
 def _writes(now: MigrationInfo) -> bool:
-    """Whether the devices' state is kept, and pages of memory follow, or all is written."""
+    """Whether the devices' state is saved, and pages of memory follow, or all is written."""
     return now.status == "completed" or (now.status == "active" and now.ram.transferred > _FEW_BYTES)
 
 
@@ -49,7 +49,7 @@ class Migrations:
 
     Args:
         session: The link.
-        made: The file of that name that we made, which alone is written to.
+        made: The file of that name that we created, which alone is written to.
     """
 
     def __init__(self, session: Session, made: Callable[[str], Created | None] = lambda _: None) -> None:
@@ -72,11 +72,11 @@ class Migrations:
             self._changed = anyio.Event()
 
     async def status(self) -> MigrationInfo:
-        """How far the last migration is. QAPI: query-migrate."""
+        """The last migration's progress. QAPI: query-migrate."""
         return read(MigrationInfo, await self._session.query("query-migrate"), "query-migrate")
 
     async def progress(self, interval: float) -> AsyncIterator[Progress]:
-        """Tell how much of the memory has moved, every `interval` seconds, until all has.
+        """Tell how much of the memory has been transferred, every `interval` seconds, until all has.
 
         Raises:
             LinkLost: When the link is lost.
@@ -129,7 +129,7 @@ class Migrations:
             os.close(descriptor)
 
     async def release_file(self, step: Step) -> None:
-        """Take the file back; QEMU may have closed it already, as it does at the end of a migration."""
+        """Let QEMU close the file; it may have done so already, as at the end of a migration."""
         try:
             await self._session.change(step.command, step.arguments)
         except CommandFailed as error:
@@ -156,7 +156,7 @@ class Migrations:
         """Wait for a migration.
 
         Raises:
-            MigrationFailed: When it failed, or did not give what was wanted.
+            MigrationFailed: When it failed, or its result cannot be used.
         """
         until: Until = step.arguments["until"]
         match until:
@@ -224,7 +224,7 @@ class Migrations:
         self._settled = True
 
     async def _look(self) -> MigrationInfo:
-        """How far it is; raise when it has failed."""
+        """The migration's progress; raise when it has failed."""
         now = await self.status()
         if now.status in {"failed", "cancelled"}:
             self._ended = time.monotonic()
@@ -233,12 +233,9 @@ class Migrations:
         return now
 
     async def _next(self, changed: anyio.Event, seconds: float) -> anyio.Event:
-        """Wait for an event of a migration since `changed` was taken, at most so many seconds.
+        """Wait for an event after `changed`, at most so many seconds; return the next `changed`.
 
-        Taken before QEMU was asked: an event may come together with its answer.
-
-        Returns:
-            What the next wait begins with.
+        `changed` is taken before QEMU is asked: an event may come together with its answer.
         """
         with anyio.move_on_after(seconds):
             await changed.wait()

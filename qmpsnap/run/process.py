@@ -1,9 +1,8 @@
 """QEMU as a child process: it ends, with everything that it started, when the block ends.
 
-QEMU inherits one end of a socket pair as its monitor (`-chardev socket,fd=`), so no path is needed and
-no second client can take the monitor. Its process group is led by a guard, a shell that reads from a
-pipe whose other end only we hold: when we are gone, also by kill -9, the read ends and the guard
-kills the group.
+QEMU inherits one end of a socket pair as its monitor (`-chardev socket,fd=`), so no path is needed and no
+second client can take the monitor. Its process group is led by a guard, a shell that reads from a pipe whose
+other end only we hold: when our process ends, even by kill -9, the read ends and the guard kills the group.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class QemuProcess:
     async def last_words(self) -> str:
         """How it ended, and the last lines that it printed; "" if it has not ended after a short wait.
 
-        A socket closes shortly before its process is gone.
+        A socket closes shortly before its process has ended.
         """
         with anyio.move_on_after(_MOMENT):
             await self.wait()
@@ -221,7 +220,7 @@ def _signal(number: int) -> str:
 
 @contextmanager
 def _guard() -> Iterator[subprocess.Popen[bytes]]:
-    """Lead a process group that is killed when we are gone."""
+    """Lead a process group that is killed when our process ends."""
     read_end, write_end = os.pipe()
     try:
         try:
@@ -260,7 +259,7 @@ class _Output:
             self.writer = -1
 
     def read(self) -> None:
-        """Take what is there, at most 1 MiB; the rest comes with the next call."""
+        """Read what there is, at most 1 MiB; the rest comes with the next call."""
         for _ in range(16):
             try:
                 chunk = os.read(self._reader, 64 * 1024) if self._reader >= 0 else b""

@@ -44,8 +44,9 @@ def refuse_loss(
     """Refuse when internal snapshots or persistent bitmaps would leave the chain with a layer."""
     what = []
     for layer in layers:
-        what += [f"internal snapshot {one.name!r} of {layer.file}" for one in layer.snapshots]
-        what += [f"persistent bitmap {one.name!r} of {layer.file}" for one in layer.bitmaps if one.persistent]
+        bitmaps = (bitmap for bitmap in layer.bitmaps if bitmap.persistent)
+        what += [f"internal snapshot {snapshot.name!r} of {layer.file}" for snapshot in layer.snapshots]
+        what += [f"persistent bitmap {bitmap.name!r} of {layer.file}" for bitmap in bitmaps]
     if what and not allowed:
         raise WouldLose(f"this would be lost: {'; '.join(what)}", what=what, hint=hint)
 

@@ -1,9 +1,8 @@
-"""Whether QEMU can go back to a snapshot inside the image of each disk that takes part.
+"""Whether QEMU can revert to a snapshot inside the image of each disk that takes part.
 
-`loadvm` and `snapshot-load` look first whether each disk has the snapshot, and then go from disk to disk.
-What fails there leaves some disks at the snapshot, the others where they were, and a guest that ran in
-`restore-vm`. So whatever is known to fail there is refused before anything is sent. The table of what was
-tried is in docs/explanation/qemu.md.
+`loadvm` and `snapshot-load` check first that each disk has the snapshot, and then revert disk after disk. A
+failure then leaves some disks reverted, the others not, and a guest that was running in `restore-vm`. So what
+is known to fail is refused before anything is sent. What was tried is in docs/explanation/qemu.md.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def _called(bitmap: Bitmap) -> str:
 
 def _refuse_reader(disk: Disk, graph: Graph) -> None:
     """Refuse when another node reads the active layer: a revert would change its data without notice."""
-    ours = {one.node for one in disk.filters}
+    ours = {above.node for above in disk.filters}
     used = {layer.node for other in graph.disks.values() for layer in other.layers}
     for node in graph.nodes.values():
         over = node.driver == "copy-before-write" and node.file == disk.active.file and node.name not in ours
@@ -129,7 +128,7 @@ def _refuse_size(disk: Disk, name: str, scene: GuestScene) -> None:
     fact = scene.files.memories.get(active.file)
     then = fact.sizes.get(name) if fact is not None else None
     exported = scene.machine.exported
-    nodes = {disk.root, active.node, *(one.node for one in disk.filters)} & exported
+    nodes = {disk.root, active.node, *(above.node for above in disk.filters)} & exported
     if then == active.virtual_size or (then is None and not nodes):
         return
     had = f"it had {then}" if then is not None else "its size then is not known"

@@ -1,6 +1,6 @@
 """Plan of an internal snapshot: inside the active layers of one or more disks, at one instant.
 
-One transaction, so that it is on every disk or on none. Nothing is written down: the images say it.
+One transaction, so that it is on every disk or on none. It needs no record: the images have it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _check(disk: Disk, scene: Scene, *, named: bool) -> None:
     if disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="snapshot of a read-only disk")
     if disk.active.format != "qcow2":
-        able = [one.name for one in scene.graph.disks.values() if _able(one)]
+        able = [other.name for other in scene.graph.disks.values() if _able(other)]
         hint = "take an external snapshot, which works with every kind of disk"
         if able and not named:
             hint = f"name the disks to snapshot ({', '.join(able)}), or {hint}"

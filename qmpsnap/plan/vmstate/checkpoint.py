@@ -1,8 +1,8 @@
 """Plan of an external checkpoint: VM state in a file of its own, overlays on all disks, one instant.
 
-stop         the guest stands still, memory goes to a file, overlays are put on, on it goes
-background   overlays are put on while it stands still for a moment; memory is written as it runs on
-in-place     as stop, the memory into a qcow2 store: going back needs no new QEMU
+stop         the guest is paused, its memory is written to a file, overlays are put on, and it is resumed
+background   overlays are put on while it is paused for a moment; memory is written while it runs
+in-place     as stop, but the memory is saved in a qcow2 store, and a revert needs no new QEMU
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from qmpsnap.plan.vmstate.common import (
     refuse_unsavable,
     state_file,
 )
-from qmpsnap.plan.vmstate.in_place import way_back_notes
+from qmpsnap.plan.vmstate.in_place import revert_notes
 
 _POSTMIGRATE = (
     "the machine stays paused, in the state postmigrate: until it has run again, its memory cannot be "
@@ -96,7 +96,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     state = KeptState(mode, file, "", machine.running, machine.fingerprint, new.token)
     passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
     refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
-    if {file, state.partial} & {one.file for one in new.overlays}:
+    if {file, state.partial} & {overlay.file for overlay in new.overlays}:
         raise InvalidTarget(
             f"{file} is the overlay of a disk", file=file, hint="choose another file: --memory"
         )
@@ -105,7 +105,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     )
     notes = list(new.notes)
     if mode == "in-place":
-        notes += way_back_notes(intent.name, new.disks, machine)
+        notes += revert_notes(intent.name, new.disks, machine)
     if mode != intent.mode:
         notes.append("the guest is paused, so its memory is saved as with --mode stop")
     if mode == "stop" and not machine.running:

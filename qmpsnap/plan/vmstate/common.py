@@ -1,4 +1,4 @@
-"""What all operations on VM state in files share: what is in the way, and the steps around a migration."""
+"""What all operations on VM state in files share: refusals, and the steps around a migration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def machine_of(scene: Scene) -> Machine:
 
 
 def file_number(token: str) -> int:
-    """What QEMU knows an open file by: a number that fits in its 31 bits."""
+    """The number by which QEMU knows an open file; it has 31 bits."""
     return int(token, 16) & 0x7FFFFFFF
 
 
@@ -236,12 +236,12 @@ class Passage:
     """The steps around a migration to or from a file.
 
     Args:
-        machine: The machine as it stands.
+        machine: The machine.
         file: The file.
         number: What QEMU knows it by.
-        background: Whether the guest runs on while its memory is written.
+        background: Whether the guest keeps running while its memory is written.
         write: Whether QEMU writes the file.
-        inode: Of a file that it reads: that of the one that was looked at.
+        inode: Of a file that it reads: that of the one that was inspected.
     """
 
     machine: Machine
@@ -258,12 +258,12 @@ class Passage:
 
     @property
     def may_stop(self) -> bool:
-        """Whether it can be cancelled: where QEMU gets a descriptor alone it is too old for that."""
+        """Whether it can be cancelled: QEMU 7.2, which gets a descriptor alone, would hang the guest."""
         return not self.background or self.way == "fdset"
 
     @property
     def reserve_bytes(self) -> int:
-        """What is to be reserved on the disk: a failure is as bad as a cancellation there."""
+        """Bytes of disk space to reserve, where a failure is as bad as a cancellation; else 0."""
         return 0 if self.may_stop else self.machine.fingerprint.memory + _SLACK
 
     @property
@@ -285,13 +285,13 @@ class Passage:
 
     @property
     def capabilities(self) -> tuple[Step, ...]:
-        """The step that sets them; none where all is so already."""
+        """The step that sets them; none if nothing changes."""
         old = self.switched
         return (set_capabilities({name: not on for name, on in old.items()}, old),) if old else ()
 
     @property
     def parameters(self) -> tuple[Step, ...]:
-        """The step that takes the speed limit away."""
+        """The step that removes the speed limit."""
         old = self.machine.parameters
         return (set_parameters(dict.fromkeys(old, _FAST), old),) if old else ()
 
@@ -307,17 +307,17 @@ class Passage:
 
     @property
     def before(self) -> tuple[Step, ...]:
-        """What comes before the guest stands still."""
+        """What comes before the guest is paused."""
         return (await_migration("settled"), *self.capabilities, *self.parameters, self.passed)
 
     @property
     def released(self) -> tuple[Step, ...]:
-        """What lets go of our part of the file once the migration has begun; by fd QEMU has none."""
+        """What closes our part of the file once the migration has begun; by fd QEMU has none."""
         return self.passed.undo if self.way == "fdset" else ()
 
     @property
     def after(self) -> tuple[Step, ...]:
-        """What puts QEMU's settings back."""
+        """What restores QEMU's settings."""
         return undone((*self.parameters, *self.capabilities))
 
     @property

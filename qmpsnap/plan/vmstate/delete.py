@@ -23,11 +23,11 @@ from qmpsnap.plan.step import Step
 def plan(intent: Delete, scene: GuestScene) -> Plan:
     """Plan the deletion of an internal snapshot from each disk that has it, or of a checkpoint; or refuse.
 
-    Of an external checkpoint the VM state and the name go; its layers stay in their chains.
+    Of an external checkpoint the VM state and the name are deleted; its layers stay in their chains.
 
-    One of disks alone goes disk after disk, as it came: QEMU has no transaction for it. One with VM state
-    goes as it came, too: through the human monitor when every writable disk has it, else through a job.
-    None of the three is all or nothing: after a failure, deleted again, it goes from those that are left.
+    One of disks alone is deleted disk after disk: QEMU has no transaction for it. One with VM state is
+    deleted through the human monitor when every writable disk has it, else by a job. None of these is atomic:
+    after a failure, the same deletion goes on with the disks that are left.
 
     Raises:
         NotFound: When no moment has the name.
@@ -102,7 +102,7 @@ def _by_job(moment: Moment, scene: Scene) -> tuple[Step, ...]:
 
 
 def _external(intent: Delete, moment: Moment, scene: Scene) -> Plan:
-    """The VM state and the name of a checkpoint go, the layers stay; one of disks alone is refused."""
+    """Delete the VM state and the name of a checkpoint; its layers stay. One of disks alone is refused."""
     record = moment.record
     folds = [
         command("commit", part.disk, "--top", part.overlay, "--base", part.file)
@@ -138,9 +138,9 @@ def _external(intent: Delete, moment: Moment, scene: Scene) -> Plan:
 
 
 def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
-    """What becomes of the record, and of those of deleted moments that nobody needs from then on.
+    """What becomes of the record, and of those of deleted moments that are no longer needed.
 
-    A moment is found by the overlays that it stands on, so the records of these outlive their own moments.
+    A moment is found by the overlays that it is backed by, so their records outlive their own moments.
     """
     ours = related_records(scene.graph, scene.files.records)
     live = [other for other in ours if not other.deleted and other.id != record.id]

@@ -11,7 +11,7 @@ from qmpsnap.model.moments import related_records
 from qmpsnap.plan.checks.disk import refuse_loss
 from qmpsnap.plan.scene import Scene
 
-_KEPT = "omit --discard to keep it"
+_KEEP = "omit --discard to keep it"
 
 
 def ask(disks: list[Disk], graph: Graph) -> Ask:
@@ -37,9 +37,9 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
             raise WouldLose(
                 f"{layer.file}, to which {disk.name} writes, is not the overlay of a snapshot",
                 what=[layer.file],
-                hint=_KEPT,
+                hint=_KEEP,
             )
-        refuse_loss((layer,), allowed=False, hint=f"{_KEPT}; or delete that first")
+        refuse_loss((layer,), allowed=False, hint=f"{_KEEP}; or delete that first")
         by = [
             f"disk {other.name}"
             for other in scene.graph.disks.values()
@@ -48,14 +48,14 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
         by += scene.files.backed_by(layer.file)
         if by:
             raise StillNeeded(
-                f"{layer.file} is still needed: it is the backing file of {', '.join(by)}", by=by, hint=_KEPT
+                f"{layer.file} is still needed: it is the backing file of {', '.join(by)}", by=by, hint=_KEEP
             )
     for where in scene.files.unreadable:
         if any(where.startswith(f"{place}: ") for place in _places(disks)):
             raise InvalidTarget(
                 f"cannot search for images backed by what would be removed: {where}",
                 file=where,
-                hint=f"run as a user who can read the directory; {_KEPT}",
+                hint=f"run as a user who can read the directory; {_KEEP}",
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether the guest may be let run, or be stopped, by somebody who asks for just that: cont and stop."""
+"""Whether the guest may be resumed, or paused, by a caller who asks for just that: cont and stop."""
 
 from __future__ import annotations
 

@@ -51,17 +51,16 @@ def load_store(
 
 
 def pause(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> Step:
-    """What lets the guest stand still: as for a load, where memory comes and QEMU translates its code."""
+    """What pauses the guest: as for a load, if memory is loaded and QEMU translates the guest's code."""
     if state is None or not machine.emulated or not machine.running:
         return stop(ran=machine.unpaused)
-    names = {
-        one.name for disk in scene.graph.disks.values() for layer in disk.layers for one in layer.snapshots
-    }
+    layers = (layer for disk in scene.graph.disks.values() for layer in disk.layers)
+    names = {snapshot.name for layer in layers for snapshot in layer.snapshots}
     return stop_for_load(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
 
 
 def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
-    """What a load may leave stale where the guest stands: QEMU forgets translated code when one stops it."""
+    """What may be stale after a load into a paused guest: QEMU keeps the code that it has translated."""
     if not machine.emulated or machine.running or machine.status == FOR_A_LOAD:
         return ()
     note = (
@@ -76,8 +75,8 @@ def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
 _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
 
 
-def way_back_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[str, ...]:
-    """What is in the way back in place to a checkpoint that is about to be taken, by disk."""
+def revert_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[str, ...]:
+    """What will prevent a revert in place to a checkpoint that is being taken, by disk."""
     found = ((disk, hindrance(disk, machine)) for disk in disks)
     return tuple(
         f"{what[0]}: a revert has to leave it out (revert {name} --leave {quoted(disk.name)}); checkpoints "
@@ -88,7 +87,7 @@ def way_back_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[
 
 
 def hindrance(disk: Disk, machine: Machine) -> tuple[str, str] | None:
-    """What keeps a disk from getting another root while the guest runs, and where that is; or None."""
+    """Why a disk cannot get another root while the guest runs, and where that is; or None."""
     if disk.root != disk.active.node:
         (above, *more) = disk.filters
         if more or above.driver != "throttle" or not above.group:
@@ -107,6 +106,6 @@ def hindrance(disk: Disk, machine: Machine) -> tuple[str, str] | None:
 
 
 def _nested(path: str, kind: str) -> bool:
-    """Whether the device lies inside another one: a stick's disk keeps its chain whatever it answers."""
+    """Whether the device is inside another one: a USB stick's disk keeps its chain whatever it answers."""
     depth = path.count("/")
     return depth != (4 if kind == "virtio-blk-device" else 3)

@@ -211,7 +211,7 @@ def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) ->
 
 
 def _check(new: tuple[Branch, ...]) -> tuple[Step, ...]:
-    """Under a filter the device keeps its root."""
+    """The check that devices took their new roots; a disk under a filter keeps its root."""
     roots = tuple(
         (branch.disk.name, branch.disk.qdev, branch.root.node)
         for branch in new
@@ -225,7 +225,7 @@ def _overlays(new: tuple[Branch, ...]) -> dict[str, str]:
 
 
 def _proof(branch: Branch, scene: Scene) -> Proof:
-    """What shows that the layer that is given up is the one that QEMU had."""
+    """What shows that the layer to be removed is the one that QEMU had."""
     fact = scene.files.files[branch.was.file]
     below = branch.disk.layers[1]
     backing = below.file if below.local else branch.was.backing or ""
@@ -247,16 +247,16 @@ def _notes(
 
 
 def plan_prepare(intent: Revert, scene: Scene) -> Plan:
-    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine goes on. Or refuse.
+    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine keeps running. Or refuse.
 
     Raises:
         NotFound, AmbiguousName: When no moment has the name, or two have it.
         NotFound: When the machine lacks a disk of it.
-        Unsupported: When it is inside the images, or goes back in place.
+        Unsupported: When it is inside the images, or is reverted in place.
         NotInChain: When a layer does not hold it any more.
-        Busy: When a job is running, which may be writing into one.
-        TargetExists, InvalidTarget: When an overlay cannot be made, or the memory file is not whole, or
-            another one.
+        Busy: When a job is running, which may be writing into a layer.
+        TargetExists, InvalidTarget: When an overlay cannot be created, or the memory file is incomplete or
+            belongs to another moment.
     """
     for disk in scene.graph.writable():
         refuse_window(disk, disk.layers)
@@ -304,11 +304,11 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
     Raises:
         NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
         Unsupported: When the machine does not wait for VM state, or the moment has none for it.
-        NotInChain: When a disk does not stand on the checkpoint's layer.
+        NotInChain: When a disk is not backed by the checkpoint's layer.
         MachineDiffers: When the machine is another, an overlay has data already, or a layer that holds the
             moment has been written to since.
         Busy: When a job is running.
-        InvalidTarget: When the memory file is missing, cut, or another one.
+        InvalidTarget: When the memory file is missing, incomplete, or belongs to another moment.
     """
     moment = scene.moment(intent.name)
     record = record_of(moment)
@@ -343,7 +343,7 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
 
 
 def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
-    """The note of the moment's memory file, which has to be whole and this moment's."""
+    """The note of the moment's memory file, which has to be complete and this moment's."""
     note = whole_note(scene.files, state.file)
     if note.id != record.id:
         raise InvalidTarget(
@@ -376,8 +376,8 @@ def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
 def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
     """Refuse when a file of the layers that hold the moment has been written to since.
 
-    A stream into one of them writes it, too, and takes nothing from the moment: it takes away what the layer
-    stood on. So files are compared where the layers still are those of then.
+    A stream into one of them writes it, too, but takes nothing from the moment, only the layers below. So
+    files are compared where the layers are still the same.
     """
     differences: list[str] = []
     for name in record.covered:
