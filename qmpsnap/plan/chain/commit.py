@@ -22,7 +22,7 @@ from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, 
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
-from qmpsnap.plan.checks.place import refuse_barred
+from qmpsnap.plan.checks.place import other_disks, refuse_barred, refuse_unsearched
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
 from qmpsnap.plan.intent import Commit
@@ -292,12 +292,7 @@ def refuse_needed(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Images that are backed by what changes and may become invalid, and notes on the search; or refuse."""
     files = scene.files
-    disks = [
-        f"disk {other.name}"
-        for other in scene.graph.disks.values()
-        for layer in changed
-        if other.name != disk.name and files.same(layer.file, *other.files)
-    ]
+    disks = [name for layer in changed for name in other_disks(scene, disk, layer)]
     # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
     raw = {
         files.real(layer.file)
@@ -327,13 +322,7 @@ def refuse_needed(
     for where in intent.look_in:
         if not files.directories[where].exists:
             raise InvalidTarget(f"{where}, given with --look-in, is not a directory", file=where)
-    for where in files.unreadable:
-        if any(where.startswith(f"{directory}: ") for directory in (*files.looked_in, *files.directories)):
-            raise InvalidTarget(
-                f"cannot search for images backed by the chain: {where}",
-                file=where,
-                hint="run as a user who can read the directory",
-            )
+    refuse_unsearched(scene, (*files.looked_in, *files.directories), "the chain")
     locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
     _refuse_by(needed)
     _refuse_by([file for file in locked if file not in allowed], "it cannot be read, and may be backed")

@@ -11,7 +11,7 @@ import posixpath
 
 from msgspec.structs import replace
 
-from qmpsnap.errors import InvalidTarget, TargetExists, UnsafeImage, Unsupported
+from qmpsnap.errors import InvalidTarget, UnsafeImage, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
@@ -22,7 +22,7 @@ from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
-from qmpsnap.plan.checks.place import made_by_qemu, refuse_place, refuse_there
+from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there
 from qmpsnap.plan.commands.block import probe_absent
 from qmpsnap.plan.commands.files import create_file
 from qmpsnap.plan.commands.jobs import copied_and_ended, drive_mirror, job_dismiss
@@ -207,9 +207,7 @@ def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
 
 def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     target = intent.target
-    for other in scene.graph.disks.values():
-        if scene.files.same(target, *other.files):
-            raise TargetExists(f"{target} already is a layer of {other.name}", file=target)
+    refuse_layer(scene, target)
     if not scene.files.shared:
         if intent.use_existing:
             raise Unsupported(

@@ -22,7 +22,14 @@ from qmpsnap.plan import ownership
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
-from qmpsnap.plan.checks.place import beside_active, made_by_qemu, refuse_barred, refuse_place, refuse_there
+from qmpsnap.plan.checks.place import (
+    beside_active,
+    made_by_qemu,
+    refuse_barred,
+    refuse_layer,
+    refuse_place,
+    refuse_there,
+)
 from qmpsnap.plan.commands.block import probe_absent
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Snapshot
@@ -266,13 +273,7 @@ def _refuse_same_file(scene: Scene, targets: list[tuple[Disk, str]]) -> None:
 
 
 def _check_target(scene: Scene, intent: Snapshot, disk: Disk, file: str, *, can_name: bool) -> None:
-    for other in scene.graph.disks.values():
-        if scene.files.same(file, *other.files):
-            raise TargetExists(
-                f"{file} already is a layer of {other.name}",
-                file=file,
-                hint="an overlay needs a file of its own",
-            )
+    refuse_layer(scene, file, hint="an overlay needs a file of its own")
     if not scene.files.shared:
         if intent.use_existing:
             raise Unsupported(

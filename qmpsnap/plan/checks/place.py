@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.files import DirFact
-from qmpsnap.model.graph import Disk
+from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.names import is_device_path
 from qmpsnap.plan.scene import Scene
 
@@ -40,6 +41,34 @@ def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") 
         raise InvalidTarget(f"cannot create {file}: {fact.problem}", file=file, hint=fact.hint)
     if fact.taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint=hint)
+
+
+def refuse_layer(scene: Scene, file: str, *, hint: str = "") -> None:
+    """Refuse to create a file that is a layer of one of the machine's disks."""
+    for disk in scene.graph.disks.values():
+        if scene.files.same(file, *disk.files):
+            raise TargetExists(f"{file} already is a layer of {disk.name}", file=file, hint=hint)
+
+
+def refuse_unsearched(scene: Scene, places: Iterable[str], what: str, *, hint: str = "") -> None:
+    """Refuse when images that are backed by `what` cannot be searched for in one of the directories."""
+    searched = tuple(f"{place}: " for place in places)
+    for where in scene.files.unreadable:
+        if where.startswith(searched):
+            raise InvalidTarget(
+                f"cannot search for images backed by {what}: {where}",
+                file=where,
+                hint=f"run as a user who can read the directory{hint}",
+            )
+
+
+def other_disks(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
+    """The other disks that read the layer, each as "disk NAME"."""
+    return [
+        f"disk {other.name}"
+        for other in scene.graph.disks.values()
+        if other.name != disk.name and scene.files.same(layer.file, *other.files)
+    ]
 
 
 def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there") -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import posixpath
 
-from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
+from qmpsnap.errors import StillNeeded, WouldLose
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.moments import related_records
 from qmpsnap.plan.checks.disk import refuse_loss
+from qmpsnap.plan.checks.place import other_disks, refuse_unsearched
 from qmpsnap.plan.scene import Scene
 
 _KEEP = "omit --discard to keep it"
@@ -40,23 +41,12 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
                 hint=_KEEP,
             )
         refuse_loss((layer,), allowed=False, hint=f"{_KEEP}; or delete that first")
-        by = [
-            f"disk {other.name}"
-            for other in scene.graph.disks.values()
-            if other.name != disk.name and scene.files.same(layer.file, *other.files)
-        ]
-        by += scene.files.backed_by(layer.file)
+        by = [*other_disks(scene, disk, layer), *scene.files.backed_by(layer.file)]
         if by:
             raise StillNeeded(
                 f"{layer.file} is still needed: it is the backing file of {', '.join(by)}", by=by, hint=_KEEP
             )
-    for where in scene.files.unreadable:
-        if any(where.startswith(f"{place}: ") for place in _places(disks)):
-            raise InvalidTarget(
-                f"cannot search for images backed by what would be removed: {where}",
-                file=where,
-                hint=f"run as a user who can read the directory; {_KEEP}",
-            )
+    refuse_unsearched(scene, _places(disks), "what would be removed", hint=f"; {_KEEP}")
 
 
 def _places(disks: list[Disk]) -> tuple[str, ...]:
