@@ -1,8 +1,8 @@
 """What a step does to the graph: the one truth.
 
-The planner predicts with it, the executor verifies by it, the fake target simulates by it. A job's
-start already shows the graph as of its end when it ends by itself; a job that waits at READY
-changes nothing until it is completed.
+The planner predicts with it, the executor verifies by it, the fake target simulates by it. The start of a job
+that ends by itself already has the effect of its end; a job that waits at READY has none until it is
+completed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def overlays(steps: Iterable[Step]) -> Iterator[Overlay]:
 
 def apply(graph: Graph, step: Step) -> Graph:
     """The graph after one step that succeeded, and, for a job that ends by itself, after its end."""
-    return graph if step.effect is None else have(graph, step.effect)
+    return graph if step.effect is None else after_effect(graph, step.effect)
 
 
-def have(graph: Graph, effect: Effect) -> Graph:
+def after_effect(graph: Graph, effect: Effect) -> Graph:
     """The graph after one effect."""
     match effect:
         case PutOverlays():
@@ -122,7 +122,7 @@ def _rooted(disk: Disk, root: Root) -> tuple[Layer, ...]:
 
 
 def _inside(graph: Graph, effect: Inside) -> Graph:
-    """Snapshots inside active layers come and go; what QEMU calls them is not predicted, but their names."""
+    """Snapshots inside active layers are added or deleted; their names are predicted, their ids are not."""
     for name in effect.disks:
         disk = graph.disks[name]
         snapshots = disk.active.snapshots
@@ -139,7 +139,7 @@ def _inside(graph: Graph, effect: Inside) -> Graph:
 
 
 def _without(graph: Graph, disk: Disk, first: int, end: int, *, backing: str | None) -> Graph:
-    """Take the layers from `first` to just before `end` out; the one above is backed by what is left."""
+    """Remove the layers from `first` to just before `end`; the one above is backed by what is left."""
     below = disk.layers[end] if end < len(disk.layers) else None
     above = replace(
         disk.layers[first - 1],

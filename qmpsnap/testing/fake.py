@@ -240,7 +240,7 @@ class FakeTarget:
         if isinstance(start.effect, Later):
             root = start.effect.effect.root
             if start.command == "drive-mirror":
-                self.state = effect.have(self.state, AddNode(root.node, root.format, root.file))
+                self.state = effect.after_effect(self.state, AddNode(root.node, root.format, root.file))
             else:
                 self.files.touch(root.file)
         elif start.command == "block-commit":
@@ -344,7 +344,7 @@ class FakeTarget:
         start = self._starts[job_id]
         used = {layer.node for disk in self.state.disks.values() for layer in disk.layers}
         if start.command == "drive-mirror" and start.arguments["node-name"] not in used:
-            self.state = effect.have(self.state, DropNode(start.arguments["node-name"]))
+            self.state = effect.after_effect(self.state, DropNode(start.arguments["node-name"]))
 
     # -- faults ------------------------------------------------------------------------------------
 
