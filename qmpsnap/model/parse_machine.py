@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from msgspec import Struct
+
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Device, Fingerprint, Machine, Status
 from qmpsnap.model.qapi import Reply, read
@@ -13,16 +15,20 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-migrate", {}),
     ("query-migrate-capabilities", {}),
     ("query-migrate-parameters", {}),
-    ("query-version", {}),
     ("query-memory-size-summary", {}),
     ("query-cpus-fast", {}),
-    ("query-kvm", {}),
     ("query-block-exports", {}),
-    ("qom-get", {"path": "/machine", "property": "type"}),
     ("qom-list", {"path": "/machine/peripheral"}),
     ("qom-list", {"path": "/machine/peripheral-anon"}),
 )
 """The commands, with arguments, whose replies `parse_machine` takes, in this order."""
+
+BUILD_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
+    ("query-version", {}),
+    ("query-kvm", {}),
+    ("qom-get", {"path": "/machine", "property": "type"}),
+)
+"""The commands, with arguments, whose replies `parse_build` takes, in this order."""
 
 _PERIPHERAL = "/machine/peripheral/"
 
@@ -32,6 +38,22 @@ class StatusInfo(Reply, frozen=True):
 
     status: str
     running: bool
+
+
+class Build(Struct, frozen=True):
+    """What is the same for as long as a QEMU runs.
+
+    Attributes:
+        machine: QOM type of the machine.
+        cpu: QOM type of the CPUs; "" where there is none, as with `-M none`.
+        qemu: Version of QEMU.
+        emulated: Whether the CPUs are emulated (TCG).
+    """
+
+    machine: str
+    cpu: str
+    qemu: str
+    emulated: bool
 
 
 class MigrationRamInfo(Reply, frozen=True):
@@ -131,12 +153,28 @@ def device_path(qdev: str) -> str:
     return qdev if qdev.startswith("/") else f"{_PERIPHERAL}{qdev}"
 
 
+def parse_build(replies: Sequence[object], cpu: str) -> Build:
+    """Join the replies to `BUILD_QUERIES`, in their order.
+
+    Raises:
+        Malformed: When one is not of the schema's shape.
+    """
+    version, kvm, machine = replies
+    qemu = read(VersionInfo, version, "query-version").qemu
+    return Build(
+        machine=read(str, machine, "qom-get"),
+        cpu=cpu,
+        qemu=f"{qemu.major}.{qemu.minor}.{qemu.micro}",
+        emulated=not read(KvmInfo, kvm, "query-kvm").enabled,
+    )
+
+
 def parse_machine(
     replies: Sequence[object],
     kinds: Mapping[str, str],
     graph: Graph,
     *,
-    cpu: str,
+    build: Build,
     passes_files: bool,
     process: str,
 ) -> Machine:
@@ -146,27 +184,26 @@ def parse_machine(
         replies: Return values of `MACHINE_QUERIES`, in their order.
         kinds: QOM type of each disk's device, by the disk's name; disks without a device are missing.
         graph: The block graph, for the disks' sizes.
-        cpu: QOM type of the CPUs.
+        build: What does not change.
         passes_files: Whether the monitor takes open files.
         process: Which QEMU it is, or "".
 
     Raises:
         Malformed: When a reply is not of the schema's shape.
     """
-    state, moving, abilities, settings, version, ram, cpus, kvm, exports, kind, plugged, anonymous = replies
+    state, moving, abilities, settings, ram, cpus, exports, plugged, anonymous = replies
     status = read(StatusInfo, state, "query-status")
     migration = read(MigrationInfo, moving, "query-migrate")
     capabilities = read(list[MigrationCapabilityStatus], abilities, "query-migrate-capabilities")
     bandwidth = read(MigrationParameters, settings, "query-migrate-parameters").max_bandwidth
     memory = read(MemoryInfo, ram, "query-memory-size-summary")
-    qemu = read(VersionInfo, version, "query-version").qemu
     fingerprint = Fingerprint(
-        machine=read(str, kind, "qom-get"),
+        machine=build.machine,
         memory=memory.base_memory + memory.plugged_memory,
-        cpus=(cpu,) * len(read(list[CpuInfoFast], cpus, "query-cpus-fast")),
+        cpus=(build.cpu,) * len(read(list[CpuInfoFast], cpus, "query-cpus-fast")),
         devices={**dict(_children(plugged)), **{f"/{name}": type_ for name, type_ in _children(anonymous)}},
         disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
-        qemu=f"{qemu.major}.{qemu.minor}.{qemu.micro}",
+        qemu=build.qemu,
     )
     return Machine(
         status=status.status,
@@ -182,7 +219,7 @@ def parse_machine(
             export.node_name for export in read(list[BlockExportInfo], exports, "query-block-exports")
         ),
         blocked=migration.blocked_reasons,
-        emulated=not read(KvmInfo, kvm, "query-kvm").enabled,
+        emulated=build.emulated,
     )
 
 

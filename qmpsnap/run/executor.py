@@ -110,7 +110,7 @@ class Executor:
                     count = self._turns.count
                     plan = await make()
                 if claim.covers(claim_of(plan)):
-                    return await self._run(plan, hooks, plan.before)
+                    return await self._run(plan, hooks, plan.before, fresh=True)
             count += 1  # that we have ended, without anything done
 
     async def _made(self, make: Callable[[], Awaitable[Plan]], *, wait: bool) -> Plan:
@@ -132,8 +132,8 @@ class Executor:
                 except QmpsnapError as error:
                     _log.warning("overlay.left", file=file, reason=str(error))
 
-    async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None) -> Done:
-        operation = Operation(self._target, plan, hooks or Hooks(), seen)
+    async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None, *, fresh: bool = False) -> Done:
+        operation = Operation(self._target, plan, hooks or Hooks(), seen, fresh=fresh)
         context = contextvars.copy_context()
         context.run(CURRENT_OPERATION.set, operation)
         task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.parse_machine import Build
 from qmpsnap.run.host import Host
-from qmpsnap.run.machine import read_machine, read_status, run_state
+from qmpsnap.run.machine import read_build, read_machine, read_status, run_state
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.session import Session
 from qmpsnap.run.standstill import Stops
@@ -28,10 +29,13 @@ class LiveGuest:
         self._session = session
         self._migrations = migrations
         self._host = host
+        self._build: Build | None = None
 
     async def machine(self, graph: Graph) -> Machine:
-        """What the machine is beyond its disks, now."""
-        return await read_machine(self._session, graph)
+        """What the machine is beyond its disks, now; what cannot change is asked once."""
+        if self._build is None:
+            self._build = await read_build(self._session)
+        return await read_machine(self._session, graph, self._build)
 
     async def status(self) -> Status:
         """Whether the guest runs, and whether it migrates, now."""

@@ -8,10 +8,13 @@ from qmpsnap.errors import CommandFailed
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.parse_machine import (
+    BUILD_QUERIES,
     MACHINE_QUERIES,
+    Build,
     CpuInfoFast,
     StatusInfo,
     device_path,
+    parse_build,
     parse_machine,
     parse_status,
 )
@@ -20,24 +23,37 @@ from qmpsnap.run.descriptors import identity
 from qmpsnap.run.session import Session
 
 
-async def read_machine(session: Session, graph: Graph) -> Machine:
-    """Ask QEMU for its machine, with all queries in one go.
-
-    Args:
-        session: The link.
-        graph: The block graph as read.
+async def read_build(session: Session) -> Build:
+    """Ask QEMU for what does not change while it runs.
 
     Raises:
         LinkLost: When the link is lost.
         Malformed: When an answer is not of the schema's shape.
 
-    QAPI: query-status, query-migrate and its settings, query-version, query-memory-size-summary,
-    query-cpus-fast, query-kvm, qom-get, qom-list.
+    QAPI: query-version, query-kvm, query-cpus-fast, qom-get.
+    """
+    answers, cpu = await asyncio.gather(session.ask(*BUILD_QUERIES), _cpu(session))
+    return parse_build(answers, cpu)
+
+
+async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
+    """Ask QEMU for its machine, with all queries in one go.
+
+    Args:
+        session: The link.
+        graph: The block graph as read.
+        build: What does not change.
+
+    Raises:
+        LinkLost: When the link is lost.
+        Malformed: When an answer is not of the schema's shape.
+
+    QAPI: query-status, query-migrate and its settings, query-memory-size-summary, query-cpus-fast,
+    query-block-exports, qom-get, qom-list.
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
-    answers, cpu, kinds = await asyncio.gather(
+    answers, kinds = await asyncio.gather(
         session.ask(*MACHINE_QUERIES),
-        _cpu(session),
         asyncio.gather(*(_kind(session, disk) for disk in disks)),
     )
     known = {disk.name: kind for disk, kind in zip(disks, kinds, strict=True) if kind}
@@ -45,7 +61,7 @@ async def read_machine(session: Session, graph: Graph) -> Machine:
         answers,
         known,
         graph,
-        cpu=cpu,
+        build=build,
         passes_files=session.is_unix,
         process=identity(session.peer_pid),
     )

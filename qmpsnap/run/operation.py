@@ -66,17 +66,21 @@ class Operation:
         plan: The plan.
         hooks: What the caller wants to be told.
         seen: The graph when it was read a moment ago, for this very plan.
+        fresh: Whether the plan was made just now: chains and run state are those that it was made on.
 
     Attributes:
         stop: Set by the executor when its caller was cancelled.
     """
 
-    def __init__(self, target: Target, plan: Plan, hooks: Hooks, seen: Graph | None) -> None:
+    def __init__(
+        self, target: Target, plan: Plan, hooks: Hooks, seen: Graph | None, *, fresh: bool = False
+    ) -> None:
         self._caller = Caller(hooks)
         self.stop = self._caller.stop
         self._target = target
         self._plan = plan
         self._journal = Journal(plan, seen)
+        self._fresh = fresh
         self._drained: float | None = None
         self._bytes = 0
 
@@ -185,10 +189,12 @@ class Operation:
     async def _check_before(self) -> None:
         """Refuse what cannot be done any more, or is another thing by now, since the plan was made."""
         journal = self._journal
-        if self._plan.goes_back:
-            refuse_jobs(await self._target.jobs())
         if journal.graph is None:
             journal.graph = await self._target.graph()
+        if self._plan.goes_back:
+            refuse_jobs(await self._target.jobs(after_graph=True))
+        if self._fresh:
+            return
         found = journal.graph.chains(*self._plan.disks)
         planned = self._plan.run_state
         if planned and planned != (now := await guest_of(self._target).run_state()):

@@ -65,13 +65,25 @@ class Planning:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
+        if planner.works_on(intent) == "disks":
+            # Asked along with the graph, and answered while the files are looked at.
+            (scene, warnings), _ = await both(partial(self._look, intent), self._target.refuse_migrated)
+        else:
+            scene, warnings = await self._look(intent)
+        plan = planner.plan(intent, scene)
+        return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
+
+    async def _look(self, intent: Intent) -> tuple[Scene, tuple[str, ...]]:
+        """What the planner has to know, and what is wrong with the machine's own files."""
         graph = await self._target.graph()
         jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
-        (files, warnings), machine = await both(
-            partial(self._files, intent, graph), partial(self._machine, intent, graph)
-        )
-        plan = planner.plan(intent, self._scene(graph, files, jobs, features, machine))
-        return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
+        files = partial(self._files, intent, graph)
+        if planner.works_on(intent) == "guest":
+            machine = partial(guest_of(self._target).machine, graph)
+            (found, warnings), guest = await both(files, machine)
+            return self._scene(graph, found, jobs, features, guest), warnings
+        found, warnings = await files()
+        return self._scene(graph, found, jobs, features, None), warnings
 
     async def check(self, plan: Plan) -> Graph | None:
         """Refuse a plan that the planner would refuse now; return the graph if it was read.
@@ -101,14 +113,6 @@ class Planning:
         if more is not None:
             files = await self._target.look(more, graph)
         return files, await self._started.warnings(graph, *started)
-
-    async def _machine(self, intent: Intent, graph: Graph) -> Machine | None:
-        """The machine, for a planner that works on the guest; images that are migrated are refused."""
-        if planner.works_on(intent) == "guest":
-            return await guest_of(self._target).machine(graph)
-        if planner.works_on(intent) == "disks":
-            await self._target.refuse_migrated()
-        return None
 
     def _scene(
         self,

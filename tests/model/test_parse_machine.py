@@ -12,10 +12,13 @@ import pytest
 from qmpsnap.errors import Malformed
 from qmpsnap.model.machine import Device, Fingerprint, Machine
 from qmpsnap.model.parse_machine import (
+    BUILD_QUERIES,
     MACHINE_QUERIES,
+    Build,
     MigrationInfo,
     MigrationRamInfo,
     device_path,
+    parse_build,
     parse_machine,
 )
 from qmpsnap.model.qapi import read
@@ -25,7 +28,8 @@ from tests.each import each
 DATA = Path(__file__).parent / "data"
 MIB = 1024 * 1024
 VERSIONS = {"7": "7.2.22", "11": "11.1.3"}
-COMMANDS = [name for name, _ in MACHINE_QUERIES]
+QUERIES = (*MACHINE_QUERIES, *BUILD_QUERIES)
+COMMANDS = [name for name, _ in QUERIES]
 NEWEST_AND_OLDEST = pytest.mark.parametrize("qemu", ["7", "11"])
 
 
@@ -35,11 +39,12 @@ def answers(qemu: str) -> list[Any]:
 
 
 def parsed(said: list[Any]) -> Machine:
+    split = len(MACHINE_QUERIES)
     return parse_machine(
-        said,
+        said[:split],
         {"vda": "virtio-blk-device"},
         graph(vda="base <- s1*"),
-        cpu="qemu64-x86_64-cpu",
+        build=parse_build(said[split:], "qemu64-x86_64-cpu"),
         passes_files=True,
         process="7-8",
     )
@@ -79,11 +84,13 @@ def test_parse_machine_counts_memory_that_was_plugged_in() -> None:
 
 
 def test_parse_machine_leaves_empty_drives_out_of_what_has_to_be_equal() -> None:
-    machine = parse_machine(answers("7"), {}, graph(), cpu="c", passes_files=False, process="")
+    build = Build("pc-q35-7.2-machine", "c", "7.2.22", emulated=True)
+    said = answers("7")[: len(MACHINE_QUERIES)]
+    machine = parse_machine(said, {}, graph(), build=build, passes_files=False, process="")
     assert (machine.fingerprint.disks, machine.devices, machine.passes_files) == ({}, {}, False)
 
 
-@pytest.mark.parametrize("place", range(len(MACHINE_QUERIES)), ids=COMMANDS)
+@pytest.mark.parametrize("place", range(len(QUERIES)), ids=COMMANDS)
 @pytest.mark.parametrize("wrong", [None, 7, [7], {"x": 1}])
 def test_parse_machine_is_malformed_when_an_answer_has_another_shape(place: int, wrong: object) -> None:
     said = copy.deepcopy(answers("7"))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qmpsnap.errors import LinkLost, Malformed
-from qmpsnap.model.parse_machine import MACHINE_QUERIES, parse_machine
+from qmpsnap.model.parse_machine import BUILD_QUERIES, MACHINE_QUERIES, parse_build, parse_machine
 from qmpsnap.run import session as sessions
 from qmpsnap.run.descriptors import identity
-from qmpsnap.run.machine import read_machine, run_state
+from qmpsnap.run.guest import LiveGuest
+from qmpsnap.run.machine import read_build, read_machine, run_state
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.server import Hangup, Return
 
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
 
 DATA = Path(__file__).parent.parent / "model" / "data"
 TWO = graph(vda="base <- s1*", vdb="data*")
+
+QUERIES = (*MACHINE_QUERIES, *BUILD_QUERIES)
 
 
 def said() -> list[Any]:
@@ -36,7 +39,7 @@ def answer(server: QmpServer, answers: list[Any]) -> None:
         ("/machine/peripheral/vda/virtio-backend", "type"): "virtio-blk-device",
     }
     lists: dict[str, object] = {}
-    for (command, arguments), value in zip(MACHINE_QUERIES, answers, strict=True):
+    for (command, arguments), value in zip(QUERIES, answers, strict=True):
         if command == "qom-get":
             by_path[str(arguments["path"]), str(arguments["property"])] = value
         elif command == "qom-list":
@@ -53,19 +56,19 @@ def answer(server: QmpServer, answers: list[Any]) -> None:
 
 async def machine_of(server: QmpServer) -> Machine:
     async with sessions.connect(server.path) as session:
-        return await read_machine(session, TWO)
+        return await read_machine(session, TWO, await read_build(session))
 
 
 async def test_read_machine_asks_for_all_of_it_and_for_each_disks_device(server: QmpServer) -> None:
     answer(server, said())
     async with sessions.connect(server.path) as session:
-        machine = await read_machine(session, TWO)
+        machine = await read_machine(session, TWO, await read_build(session))
         process = identity(session.peer_pid)
     assert machine == parse_machine(
-        said(),
+        said()[: len(MACHINE_QUERIES)],
         {"vda": "virtio-blk-device"},
         TWO,
-        cpu="qemu64-x86_64-cpu",
+        build=parse_build(said()[len(MACHINE_QUERIES) :], "qemu64-x86_64-cpu"),
         passes_files=True,
         process=process,
     )
@@ -93,6 +96,16 @@ async def test_read_machine_ends_when_the_link_is_lost(server: QmpServer) -> Non
     server.answer("query-version", Hangup())
     with pytest.raises(LinkLost):
         await machine_of(server)
+
+
+async def test_guest_asks_once_for_what_cannot_change(server: QmpServer) -> None:
+    answer(server, said())
+    async with sessions.connect(server.path) as session:
+        guest = LiveGuest(session, None, None)  # type: ignore[arg-type]
+        first, second = [await guest.machine(TWO) for _ in range(2)]
+    assert first == second
+    counts = {name: server.commands.count(name) for name in ("query-version", "query-kvm", "query-status")}
+    assert counts == {"query-version": 1, "query-kvm": 1, "query-status": 2}
 
 
 async def test_run_state_is_qemus_word(server: QmpServer) -> None:

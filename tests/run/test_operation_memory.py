@@ -27,6 +27,7 @@ from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.commands.migration import await_migration
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
+from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.step import MoveRoot
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake_faults import refused
@@ -472,3 +473,21 @@ async def test_operation_wants_a_new_plan_when_the_machine_stands_otherwise(case
     with pytest.raises(GraphMismatch, match="postmigrate, it was running"):
         await vm_of(fake).run(plan)
     assert fake.performed == []
+
+
+async def test_operation_asks_nothing_again_of_what_it_was_planned_on_a_moment_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = await begun("in-place")
+    asked = []
+
+    async def run_state() -> str:
+        asked.append("run_state")
+        return fake.guest.now.status
+
+    monkeypatch.setattr(fake.guest, "run_state", run_state)
+    vm = vm_of(fake)
+    await vm.checkpoint("one", mode="in-place")
+    assert asked == []
+    await vm.run(await vm.plan(Checkpoint("two", mode="in-place")))
+    assert asked == ["run_state"]
