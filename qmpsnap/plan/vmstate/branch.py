@@ -212,46 +212,57 @@ def _branch(
         refuse_read_only(disk, "revert", hint=f"it can be left out: --leave {quoted(disk.name)}")
     refuse_clear_overlay(disk, plain=False)
     if inside is not None:
-        chain = _present(disk, inside)
+        chain = tuple((layer.file, layer.format) for layer in disk.layers[inside:])
     else:
         chain = _left_aside(record, disk, scene)
         refuse_strange_base(record, disk, chain, scene)
         if in_place:
             _refuse_written(record, chain, scene)
-    beside_active(disk, hint=f"a disk can be left out: --leave {quoted(disk.name)}")
-    file = files[disk.name]
-    refuse_barred(
-        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's user"
+    file, active = files.get(disk.name, ""), disk.active
+    _refuse_overlay(disk, file, scene)
+    size = _size_then(record, disk, inside, scene, in_place=in_place)
+    new, old = (
+        node_name(digest(token, disk.name, what, avoid=scene.names), owned=True) for what in ("root", "was")
     )
-    refuse_there(scene, file, hint="check what it is")
-    refuse_place(scene, file)
-    size = disk.active.virtual_size
-    fact = scene.files.files.get(covered)
-    then = fact.header.virtual_size if fact is not None and fact.header is not None else size
-    if inside is not None:
-        then = disk.layers[inside].virtual_size
-    if then != size and in_place:
-        state = record.state
-        raise Unsupported(
-            f"{disk.name} has {size} bytes, it had {then} at {moment.name!r}",
-            feature="revert to another size in place",
-            hint=f"give it that size first: {qmp('block_resize', node_name=disk.root, size=then)}; "
-            "data beyond that is lost"
-            if state is not None and state.mode == "in-place"
-            else f"revert into a new QEMU: {command('revert', moment.name, '--prepare')}",
-        )
-    names = (digest(token, disk.name, what, avoid=scene.names) for what in ("root", "was"))
-    new, old = (node_name(one, owned=True) for one in names)
-    active = disk.active
     return Branch(
         disk=disk,
         root=Root(disk.name, new, file, "qcow2", covered, chain, active.io),
         was=replace(Root.of(disk), node=old) if _closes(active.node) else Root.of(disk),
         make=create_overlay(
-            file, size_bytes=then, backing=covered, backing_format=chain[0][1], like=active.file
+            file, size_bytes=size, backing=covered, backing_format=chain[0][1], like=active.file
         ),
         inside=inside,
     )
+
+
+def _refuse_overlay(disk: Disk, file: str, scene: Scene) -> None:
+    """Refuse when the overlay cannot be created beside the active layer."""
+    beside_active(disk, hint=f"a disk can be left out: --leave {quoted(disk.name)}")
+    refuse_barred(
+        scene, disk.active.file, "given an overlay beside it", hint="run as that user, or as QEMU's user"
+    )
+    refuse_there(scene, file, hint="check what it is")
+    refuse_place(scene, file)
+
+
+def _size_then(record: MomentRecord, disk: Disk, inside: int | None, scene: Scene, *, in_place: bool) -> int:
+    """Bytes of the disk at the moment; refuse another size than now if the disk keeps its device."""
+    size = disk.active.virtual_size
+    fact = scene.files.files.get(record.covered[disk.name])
+    then = fact.header.virtual_size if fact is not None and fact.header is not None else size
+    if inside is not None:
+        then = disk.layers[inside].virtual_size
+    if then != size and in_place:
+        hint = f"revert into a new QEMU: {command('revert', record.name, '--prepare')}"
+        if record.state is not None and record.state.mode == "in-place":
+            resize = qmp("block_resize", node_name=disk.root, size=then)
+            hint = f"give it that size first: {resize}; data beyond that is lost"
+        raise Unsupported(
+            f"{disk.name} has {size} bytes, it had {then} at {record.name!r}",
+            feature="revert to another size in place",
+            hint=hint,
+        )
+    return then
 
 
 def _refuse_written(record: MomentRecord, chain: tuple[tuple[str, str], ...], scene: Scene) -> None:
@@ -278,10 +289,6 @@ def _refuse_written(record: MomentRecord, chain: tuple[tuple[str, str], ...], sc
 def _closes(node: str) -> bool:
     """Whether QEMU closes the node with its last user: it made it by itself, or at our sync command."""
     return node.startswith(("#", "qmpsnap-")) and not is_owned_node(node)
-
-
-def _present(disk: Disk, inside: int) -> tuple[tuple[str, str], ...]:
-    return tuple((layer.file, layer.format) for layer in disk.layers[inside:])
 
 
 def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 
 from qmpsnap.errors import InvalidTarget, NotFound, Unsupported
 from qmpsnap.model.files import Ask, Files
@@ -46,11 +47,11 @@ def ask_restore(intent: Restore, graph: Graph, _state_dir: str) -> Ask:
 
 
 def plan_save(intent: Save, scene: GuestScene) -> Plan:
-    """Plan to write VM state to a file; the guest stands still from then on. Or refuse.
+    """Plan to save VM state to a file; the guest stays paused. Or refuse.
 
     Raises:
-        TargetExists: When the file is there already.
-        InvalidTarget: When it cannot be made there, or there may be no room.
+        TargetExists: When the file exists.
+        InvalidTarget: When it cannot be created there, or there may be no room.
         Busy: When a job or a migration is running.
         Unsupported: When the machine's state, one of its devices or the monitor does not allow it, or a layer
             is no file.
@@ -63,14 +64,7 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
         raise NotFound("there is no disk with a medium", hint="VM state without disks cannot be saved")
-    layers = tuple((disk.name, file) for disk in disks for layer in disk.layers for file in layer.parts)
-    for name, file in layers:
-        if not file.startswith("/") or scene.files.files[file].kind != "regular":
-            raise Unsupported(
-                f"the layer {file} of {name} is not a regular file, so changes to it cannot be detected",
-                feature="VM state on disks that are no files",
-                hint="take a checkpoint, which includes the disks",
-            )
+    layers = _regular_files(disks, scene)
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
     refuse_memory_place(scene, state.file, option="save FILE")
@@ -84,8 +78,7 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
         state=state,
         was=passage.was,
     )
-    place = state_place(scene, disks[0])
-    write, finish = recorded(record, place)
+    write, finish = recorded(record, state_place(scene, disks[0]))
     seal = seal_memory(
         state.partial,
         state.file,
@@ -117,6 +110,19 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
         run_state=machine.status,
         notes=(f"the guest stays paused; start a new QEMU with -S -incoming defer, then: {restore}",),
     )
+
+
+def _regular_files(disks: Iterable[Disk], scene: Scene) -> tuple[tuple[str, str], ...]:
+    """Disk and path of each file that the disks' data lie in; refuse what is not a regular file."""
+    files = tuple((disk.name, file) for disk in disks for file in _parts(disk))
+    for name, file in files:
+        if not file.startswith("/") or scene.files.files[file].kind != "regular":
+            raise Unsupported(
+                f"the layer {file} of {name} is not a regular file, so changes to it cannot be detected",
+                feature="VM state on disks that are no files",
+                hint="take a checkpoint, which includes the disks",
+            )
+    return files
 
 
 def plan_restore(intent: Restore, scene: GuestScene) -> Plan:
