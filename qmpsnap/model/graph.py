@@ -6,6 +6,7 @@ All values are frozen. A chain is always a tuple of layers, active first.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -186,7 +187,7 @@ class Filter(Struct, frozen=True):
         return {"node": self.node, "driver": self.driver}
 
 
-class Disk(Struct, frozen=True):
+class Disk(Struct, frozen=True, dict=True):
     """What the guest sees, with its chain.
 
     Attributes:
@@ -210,22 +211,22 @@ class Disk(Struct, frozen=True):
     filters: tuple[Filter, ...] = ()
     read_only: bool = False
 
-    @property
+    @cached_property
     def writable(self) -> bool:
         """Whether it has a medium that the guest can write to."""
         return bool(self.layers) and not self.read_only
 
-    @property
+    @cached_property
     def active(self) -> Layer:
         """The newest layer, the one the guest writes to."""
         return self.layers[0]
 
-    @property
+    @cached_property
     def base(self) -> Layer:
         """The oldest layer."""
         return self.layers[-1]
 
-    @property
+    @cached_property
     def files(self) -> tuple[str, ...]:
         """Files of the chain, active first."""
         return tuple(layer.file for layer in self.layers)
