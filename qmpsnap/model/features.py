@@ -35,6 +35,16 @@ class Features(Struct, frozen=True):
 
     commands: frozenset[str]
 
+    @property
+    def devices(self) -> bool:
+        """Whether disks are those of devices, which keep a disk's root open and follow it to an overlay."""
+        return "device_add" in self.commands
+
+    @property
+    def human_monitor(self) -> bool:
+        """Whether it has the human monitor, and with it commands that QMP lacks."""
+        return "human-monitor-command" in self.commands
+
     def need(self, *commands: str) -> None:
         """Refuse unless every command is there.
 

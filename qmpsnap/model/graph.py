@@ -103,6 +103,7 @@ class Layer(Struct, frozen=True):
 
     Attributes:
         node: node-name of the format node.
+        file_node: node-name of the node below it that is its file; "" where that is not known.
         file: Path of the file that holds the image, whatever drivers lie between (throttle, blkdebug, raw
             and so on); as QEMU spells it where it lies in no file (nbd), or in several (quorum).
         format: Driver of the format node ("qcow2", "raw").
@@ -135,6 +136,7 @@ class Layer(Struct, frozen=True):
     data_file: str = ""
     io: Io = Io()
     encrypted: bool = False
+    file_node: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class Host:
             "keep-moment": self._keep_moment,
             "create-overlay": self._create_overlay,
             "create-file": self._create_file,
+            "create-image": self._create_image,
             "create-memory": self._create_memory,
             "create-store": self._create_store,
             "retire-file": self._retire_file,
@@ -102,6 +103,11 @@ class Host:
     async def _create_file(self, _: Step, *, file: str, like: str) -> None:
         self._made[file] = await self._images.create_image(
             file, size_bytes=0, format="raw", like=like or None
+        )
+
+    async def _create_image(self, _: Step, *, file: str, like: str, size_bytes: int, format: str) -> None:
+        self._made[file] = await self._images.create_image(
+            file, size_bytes=size_bytes, format=format, like=like or None
         )
 
     async def _create_memory(self, _: Step, *, file: str, reserve_bytes: int) -> None:

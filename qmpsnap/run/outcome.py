@@ -16,14 +16,14 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.step import DropNode, Inside, Step
+from qmpsnap.plan.step import AddNode, DropNode, Inside, Step
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
     import anyio
 
 
-_MAKES = frozenset({"create-overlay", "create-file", "create-memory", "create-store"})
+_MAKES = frozenset({"create-overlay", "create-file", "create-image", "create-memory", "create-store"})
 _SEALS = frozenset({"seal-memory", "seal-store"})
 
 
@@ -274,10 +274,16 @@ def moved_roots(plan: Plan, graph: Graph) -> dict[str, str]:
 def _callers_files(plan: Plan) -> frozenset[str]:
     """Files that the caller created; their headers were compared with the disk's files, not with names."""
     copies = (step.arguments for step in plan.steps if step.command == "drive-mirror")
+    opened = {
+        step.effect.file
+        for step in plan.steps
+        if step.command == "blockdev-add" and isinstance(step.effect, AddNode) and plan.copies_made
+    }
     return frozenset(
         (
             *(overlay.file for overlay in overlays(plan.steps) if overlay.made_by == "caller"),
             *(copy["target"] for copy in copies if copy["mode"] == "existing"),
+            *(opened - {*made_files(plan.steps)}),
         )
     )
 

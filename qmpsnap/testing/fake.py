@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import LinkLost, QmpsnapError
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
@@ -43,7 +44,7 @@ _AT_ONCE = frozenset(
         "qom-set", "blockdev-reopen",
     }
 )  # fmt: skip
-_STARTS = frozenset({"block-stream", "block-commit", "drive-mirror"})
+_STARTS = frozenset({"block-stream", "block-commit", "drive-mirror", "blockdev-mirror"})
 _CANCELLED = "Operation canceled"  # QEMU's own text
 
 
@@ -389,6 +390,17 @@ class FakeImages(FakeTarget):
     def __init__(self, graph: Graph, *, files: FakeFiles | None = None) -> None:
         super().__init__(graph, files=files, commands=IMAGE_COMMANDS)
         self.guest = None  # type: ignore[assignment]
+
+    async def graph(self) -> Graph:
+        """The graph as of now, with the nodes of the layers' files."""
+        graph = await super().graph()
+        disks = {
+            name: replace(
+                disk, layers=tuple(replace(layer, file_node=f"{layer.node}-file") for layer in disk.layers)
+            )
+            for name, disk in graph.disks.items()
+        }
+        return replace(graph, disks=Frozen(disks))
 
     async def refuse_migrated(self) -> None:
         """Refuse nothing: images alone are not migrated."""

@@ -184,6 +184,9 @@ class FakeFiles:
                     backing=arguments["backing"],
                     backing_format=arguments["backing_format"],
                 )
+            case "create-image":
+                self._refuse_taken(arguments["file"])
+                self.put(arguments["file"], format=arguments["format"], size_bytes=arguments["size_bytes"])
             case "create-file" | "create-memory" | "create-store":
                 self._refuse_taken(arguments["file"])
                 form = "qcow2" if step.command == "create-store" else "raw"

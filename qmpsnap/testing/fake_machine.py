@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "IMAGE_COMMANDS", "FakeMachine", "a_machine"]
 COMMANDS = frozenset({
     "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
-    "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
+    "device_add", "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
     "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",
 })  # fmt: skip
 """The commands that a fake QEMU has by default."""

@@ -22,7 +22,7 @@ from .conftest import disks
 
 HOSTILE = '\n  9. -> {"execute": "quit"}\nFORGED\r\x1b[2J\x9b31m\u2028\u202e\x07'
 COMMANDS = (
-    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del",
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del", "device_add",
     "blockdev-snapshot-sync", "drive-mirror", "human-monitor-command", "job-cancel", "job-complete",
     "job-dismiss", "job-finalize", "transaction",
 )  # fmt: skip

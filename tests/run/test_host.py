@@ -11,6 +11,7 @@ from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.commands.files import (
     create_file,
+    create_image,
     create_memory,
     create_overlay,
     create_store,
@@ -99,6 +100,16 @@ async def test_host_makes_an_empty_placeholder_and_removes_it(host: Host, base: 
     await host.perform(remove_file(str(copy)))
     assert not copy.exists()
     await host.perform(remove_file(str(copy)))  # twice does no harm
+
+
+async def test_host_makes_an_image_without_data(host: Host, base: str, tmp_path: Path) -> None:
+    for form, size in (("raw", 4096), ("qcow2", 262_144)):
+        copy = tmp_path / f"copy.{form}"
+        await host.perform(create_image(str(copy), base, size_bytes=4096, format=form))
+        assert (copy.stat().st_size, copy.stat().st_mode & 0o777) == (size, 0o640)
+    header = parse_header(copy.read_bytes())
+    assert header is not None
+    assert (header.virtual_size, header.backing) == (4096, None)
 
 
 async def test_host_never_makes_a_file_over_another(host: Host, base: str, tmp_path: Path) -> None:

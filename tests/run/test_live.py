@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Busy,
@@ -28,6 +29,7 @@ from qmpsnap.plan.commands.block import (
     blockdev_del,
     check_roots,
     flush,
+    flush_by_reopen,
     open_store,
     probe_absent,
     reopen_filter,
@@ -39,11 +41,11 @@ from qmpsnap.plan.commands.jobs import (
     await_job,
     block_commit,
     block_stream,
-    drive_mirror,
     end_copy,
     job_cancel,
     job_complete,
     job_dismiss,
+    mirror_job,
 )
 from qmpsnap.plan.commands.migration import migrate, migrate_incoming, set_parameters
 from qmpsnap.plan.commands.state import (
@@ -301,13 +303,13 @@ STEPS: list[Step] = [
         speed=7,
         effect=DropLayers("vda", "/t", "/b"),
     ),
-    drive_mirror(
+    mirror_job(
         job=JOB,
         root="r",
         replaces="x",
         copy=ROOT,
         sync="full",
-        existing=False,
+        opens="absolute-paths",
         on_error="ignore",
         speed=0,
     ),
@@ -463,6 +465,18 @@ async def test_flush_fails_with_what_the_human_monitor_says(server: QmpServer, t
     with pytest.raises(CommandFailed, match="could not flush 'n'") as caught:
         await target.perform(flush("n"))
     assert caught.value.desc == "Error: Cannot find device='n'"
+
+
+async def test_flush_opens_the_layer_again_where_there_is_no_human_monitor(
+    server: QmpServer, target: LiveTarget
+) -> None:
+    server.answer("blockdev-reopen", Return({}))
+    layer = replace(chain("base*").active, file_node="f")
+    await target.perform(flush_by_reopen(layer, None, read_only=False))
+    assert server.received[-1]["execute"] == "blockdev-reopen"
+    server.answer("blockdev-reopen", Fail("no space"))
+    with pytest.raises(CommandFailed, match="no space"):
+        await target.perform(flush_by_reopen(layer, None, read_only=False))
 
 
 async def test_command_is_sent_as_it_is(server: QmpServer, target: LiveTarget) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 GIB = 1 << 30
 COMMANDS = (
-    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del",
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del", "device_add",
     "blockdev-snapshot-sync", "drive-mirror", "human-monitor-command", "job-cancel", "job-complete",
     "job-dismiss", "job-finalize", "transaction",
 )  # fmt: skip

@@ -18,7 +18,13 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
-from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_commit_of_shorter
+from qmpsnap.plan.chain.layers import (
+    delete_owned,
+    flush_layer,
+    layer_index,
+    recorded_like,
+    refuse_commit_of_shorter,
+)
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
@@ -133,7 +139,7 @@ def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
             hint="base must be the lower layer",
         )
     if top:
-        scene.features.need("job-finalize", "human-monitor-command")
+        scene.features.need("job-finalize")
     if intent.keep_overlay and top:
         raise Unsupported("only a commit of the active layer can keep the overlay", feature="keep_overlay")
     refuse_read_only(disk, "commit")
@@ -194,7 +200,12 @@ def _commit(intent: Commit, scene: Scene, disk: Disk, job: str, *, top: int, bas
         effect=effect,
     )
     if top:
-        steps = copied_and_finalized(start, receiver=receiver.node, header=above.node)
+        below = disk.layers[base + 1] if base + 1 < len(disk.layers) else None
+        steps = copied_and_finalized(
+            start,
+            filled=flush_layer(scene, receiver, below, filled=True),
+            named=flush_layer(scene, above, receiver),
+        )
     else:
         steps = copied_and_ended(start, pivot=not intent.keep_overlay)
     return (*steps, job_dismiss(job))

@@ -18,7 +18,7 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.opened import odd
-from qmpsnap.plan.commands.block import blockdev_del
+from qmpsnap.plan.commands.block import blockdev_del, flush, flush_by_reopen
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 
@@ -54,6 +54,30 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
     if recorded is not None and not recorded.startswith("/") and ":" not in recorded:
         return posixpath.relpath(base.file, posixpath.dirname(overlay.file))
     return base.file if odd(scene.graph, below) else None
+
+
+def flush_layer(scene: Scene, layer: Layer, below: Layer | None, *, filled: bool = False) -> Step:
+    """What puts on the disk what a layer has in QEMU's caches, in the way that this QEMU has for it.
+
+    Args:
+        scene: The machine, and its files.
+        layer: The layer.
+        below: The layer that it is backed by at that time, or None.
+        filled: Whether a job writes into it at that time.
+
+    Raises:
+        Unsupported: When there is no way.
+    """
+    if scene.features.human_monitor:
+        return flush(layer.node)
+    scene.features.need("blockdev-reopen")
+    if not layer.file_node:
+        raise Unsupported(
+            f"{layer.file} cannot be flushed: there is no human monitor, and its file has no node of a known "
+            "name",
+            feature="flush of a layer",
+        )
+    return flush_by_reopen(layer, below, read_only=layer.read_only and not filled)
 
 
 def delete_owned(layers: Iterable[Layer]) -> tuple[Step, ...]:

@@ -23,9 +23,9 @@ from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, 
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there
-from qmpsnap.plan.commands.block import probe_absent
-from qmpsnap.plan.commands.files import create_file
-from qmpsnap.plan.commands.jobs import copied_and_ended, drive_mirror, job_dismiss
+from qmpsnap.plan.commands.block import blockdev_add, probe_absent
+from qmpsnap.plan.commands.files import create_file, create_image, create_overlay
+from qmpsnap.plan.commands.jobs import copied_and_ended, job_dismiss, mirror_job
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Mirror
 from qmpsnap.plan.plan import Plan, Stage
@@ -63,7 +63,7 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         Unsupported: When `sync` does not go with the rest.
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
-    pivot = intent.ending == "pivot"
+    pivot, devices = intent.ending == "pivot", scene.features.devices
     form = intent.format or disk.active.format
     copied = disk.layers[: {"full": len(disk.layers), "top": 1, "none": 0}[intent.sync]]
     below = disk.layers[len(copied) :]
@@ -74,23 +74,28 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     )
     copy = Root(
         disk=disk.name,
-        node=node_name(digest(token, "target", avoid=scene.names)),
+        node=node_name(digest(token, "target", avoid=scene.names), owned=not devices),
         file=intent.target,
         format=form,
         backing=below[0].file if below else None,
         chain=tuple((layer.file, layer.format) for layer in below),
     )
-    start = drive_mirror(
+    start = mirror_job(
         job=job_id("mirror", "pivot" if pivot else "copy", token),
         root=disk.root,
         replaces=disk.active.node if disk.root != disk.active.node else None,
         copy=copy,
         sync=intent.sync,
-        existing=intent.use_existing,
+        opens=("existing" if intent.use_existing else "absolute-paths") if devices else None,
         on_error=intent.on_error,
         speed=intent.speed,
     )
-    make = () if intent.use_existing else (_make(intent, scene, disk, token),)
+    make = () if intent.use_existing else (_make(intent, scene, disk, token, copy),)
+    opened = (
+        ()
+        if devices
+        else (blockdev_add(copy.node, copy.file, form, backing=below[0].node if below else None),)
+    )
     record = IntentRecord(
         id=start.job_id,
         op="mirror",
@@ -110,14 +115,14 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     mirror = copied_and_ended(start, pivot=pivot)
     # No chain tells that a copy is whole: the job does, until the record needs it no more.
     ended = () if pivot else finish
-    left = delete_owned(copied) if pivot else ()
+    left = delete_owned(copied) if pivot else tuple(back for step in opened for back in step.undo)
     unseen = () if scene.files.shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
         intent=intent,
         disks=(disk.name,),
         stages=(
-            Stage("create the target", (*write, *make)),
+            Stage("create the target", (*write, *make, *opened)),
             Stage(f"mirror to {copy.file}", (*mirror, *ended, job_dismiss(record.id)), verify=True),
             Stage("clean up", (*left, *(finish if pivot else ())), tidy=True),
         ),
@@ -127,8 +132,16 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     )
 
 
-def _make(intent: Mirror, scene: Scene, disk: Disk, token: str) -> Step:
+def _make(intent: Mirror, scene: Scene, disk: Disk, token: str, copy: Root) -> Step:
     """What creates the copy's file, or shows that QEMU will create it."""
+    size, like = disk.active.virtual_size, _like(scene, disk)
+    if not scene.features.devices and copy.backing is not None:
+        form = copy.chain[0][1]
+        return create_overlay(
+            copy.file, size_bytes=size, backing=copy.backing, backing_format=form, like=like
+        )
+    if not scene.features.devices:
+        return create_image(copy.file, like, size_bytes=size, format=copy.format)
     if scene.files.shared:
         return create_file(intent.target, _like(scene, disk))
     return probe_absent(intent.target, node_name(token, owned=True))
@@ -155,7 +168,8 @@ def _refuse(
     """
     refuse_temporary(scene, disk)
     refuse_moved(scene, disk, below)  # what is copied is read from the file that QEMU has open
-    scene.features.need("drive-mirror", "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
+    mirror = "drive-mirror" if scene.features.devices else "blockdev-mirror"
+    scene.features.need(mirror, "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     _check_sync(intent, disk, form)
     if odd(scene.graph, below):
         raise Unsupported(

@@ -141,7 +141,8 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         can_name: Whether the caller of the operation can name the overlays' files.
     """
     check_name(intent.name)
-    scene.features.need("transaction", "blockdev-snapshot-sync")
+    devices = scene.features.devices
+    scene.features.need("transaction", "blockdev-snapshot-sync" if devices else "blockdev-snapshot")
     targets, left_out = _targets(intent, scene.graph, can_name=can_name)
     disks = tuple(disk for disk, _ in targets)
     refuse_lost(scene, disks)
@@ -161,7 +162,7 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         Overlay(
             disk=disk.name,
             covered=disk.active.node,
-            node=node_name(digest(token, disk.name, avoid=scene.names)),
+            node=node_name(digest(token, disk.name, avoid=scene.names), owned=not devices),
             file=file,
             backing=disk.active.file,
             made_by=made_by,

@@ -10,7 +10,13 @@ from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import streamed, unfound
-from qmpsnap.plan.chain.layers import delete_owned, layer_index, recorded_like, refuse_stream_of_shorter
+from qmpsnap.plan.chain.layers import (
+    delete_owned,
+    flush_layer,
+    layer_index,
+    recorded_like,
+    refuse_stream_of_shorter,
+)
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
@@ -64,7 +70,11 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     write, finish = recorded(record, place)
     files = tuple(layer.file for layer in gone)
     moments = streamed(scene.files.records, disk.name, into=receiver.file, gone=files)
-    stream = copied_and_finalized(start, receiver=receiver.node, header=receiver.node)
+    stream = copied_and_finalized(
+        start,
+        filled=flush_layer(scene, receiver, gone[0], filled=True),
+        named=flush_layer(scene, receiver, below[0] if below else None),
+    )
     valid = (f"{file} stays valid, but is no longer needed by {disk.name}" for file in files)
     return Plan(
         op="stream",
@@ -83,7 +93,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
 def _into_and_base(intent: Stream, scene: Scene, disk: Disk) -> tuple[int, int]:
     """Indexes of the layer that receives the data and of the one that stays below; or refuse."""
     refuse_lost(scene, (disk,))
-    scene.features.need("block-stream", "job-finalize", "job-cancel", "human-monitor-command")
+    scene.features.need("block-stream", "job-finalize", "job-cancel")
     into = 0 if intent.into is None else layer_index(scene, disk, intent.into)
     base = len(disk.layers) if intent.base is None else layer_index(scene, disk, intent.base)
     receiver = disk.layers[into]

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Io
+from qmpsnap.model.graph import Io, Layer
 from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
 
 _PLAIN = Io()
@@ -41,6 +41,29 @@ def snapshot_sync(overlays: tuple[Overlay, ...]) -> Step:
         }
         for overlay in overlays
     ]
+    return _take(actions, overlays)
+
+
+def open_overlay(overlay: Overlay) -> Step:
+    """Open an overlay by itself, to be put on its disk by `snapshot_opened`. QAPI: blockdev-add."""
+    step = blockdev_add(overlay.node, overlay.file)
+    return replace(step, arguments=Frozen({**step.arguments, "backing": None}))
+
+
+def snapshot_opened(overlays: tuple[Overlay, ...]) -> Step:
+    """Put overlays that are open on their disks, at one instant. QAPI: transaction, blockdev-snapshot.
+
+    Without devices QEMU would close at once what blockdev-snapshot-sync opens, for nobody uses it; a node of
+    blockdev-add stays until blockdev-del.
+    """
+    actions = [
+        {"type": "blockdev-snapshot", "data": {"node": overlay.covered, "overlay": overlay.node}}
+        for overlay in overlays
+    ]
+    return _take(actions, overlays)
+
+
+def _take(actions: list[dict[str, Any]], overlays: tuple[Overlay, ...]) -> Step:
     names = {each.disk: (each.covered, each.node, each.file, each.backing) for each in overlays}
     return Step(
         on="qmp",
@@ -255,4 +278,28 @@ def flush(node: str) -> Step:
     line = Frozen({"command-line": f"qemu-io {node} flush"})
     return Step(
         on="qmp", command="human-monitor-command", kind="flush", arguments=line, detail=Frozen(node=node)
+    )
+
+
+def flush_by_reopen(layer: Layer, below: Layer | None, *, read_only: bool) -> Step:
+    """Put on the disk what a layer has in its caches, without a human monitor. QAPI: blockdev-reopen.
+
+    QEMU flushes a node before it opens it anew (block.c, bdrv_reopen_prepare); it is opened as it was.
+
+    Args:
+        layer: The layer, of which the node of its file is known.
+        below: The layer that it is backed by at that time, or None.
+        read_only: Whether it is open read-only at that time; a job opens the layer that it fills for writing.
+    """
+    options = {
+        "driver": layer.format,
+        "node-name": layer.node,
+        "read-only": read_only,
+        "file": layer.file_node,
+        **({"backing": below.node if below else None} if layer.format == "qcow2" else {}),
+        **_io(layer.io),
+    }
+    arguments = Frozen(options=[options])
+    return Step(
+        on="qmp", command="blockdev-reopen", kind="flush", arguments=arguments, detail=Frozen(node=layer.node)
     )

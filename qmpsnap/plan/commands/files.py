@@ -49,6 +49,11 @@ def create_file(file: str, like: str) -> Step:
     return _make("create-file", file=file, like=like)
 
 
+def create_image(file: str, like: str, *, size_bytes: int, format: str) -> Step:  # noqa: A002 - QEMU's word
+    """Create an image without data exclusively, with owner, group, mode and label of `like`."""
+    return _make("create-image", file=file, like=like, size_bytes=size_bytes, format=format)
+
+
 def create_memory(file: str, reserve_bytes: int = 0) -> Step:
     """Create an empty file for a stream of VM state; QEMU gets it open.
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.plan.commands.block import flush
 from qmpsnap.plan.intent import OnError, Sync
 from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
@@ -90,18 +89,20 @@ def block_commit(
     return _starts("block-commit", arguments, effect, undo=_cancelled(job), writes=True)
 
 
-def drive_mirror(
+def mirror_job(
     *,
     job: str,
     root: str,
     replaces: str | None,
     copy: Root,
     sync: Sync,
-    existing: bool,
+    opens: Literal["existing", "absolute-paths"] | None,
     on_error: OnError,
     speed: int,
 ) -> Step:
-    """Copy a disk elsewhere and follow its writes. QAPI: drive-mirror.
+    """Copy a disk elsewhere and follow its writes. QAPI: drive-mirror, blockdev-mirror.
+
+    Without devices QEMU would close at once what drive-mirror opens, for nobody uses it after the pivot.
 
     Args:
         job: The job's id.
@@ -109,25 +110,25 @@ def drive_mirror(
         replaces: node-name of the active layer when a filter stands above it, or None.
         copy: What the disk reads once the job is completed.
         sync: "full", "top" or "none".
-        existing: Whether QEMU takes the file as it is; else it formats it.
+        opens: How QEMU opens the copy's file: as it is, or formatted before; None: it is open.
         on_error: The job's error policy, of source and target.
         speed: Limit in bytes/s; 0: none.
     """
+    file = {"target": copy.file, "format": copy.format, "node-name": copy.node}
     arguments = {
         "job-id": job,
         "device": root,
         "replaces": replaces,
-        "target": copy.file,
-        "format": copy.format,
-        "node-name": copy.node,
+        **(file if opens else {"target": copy.node}),
         "sync": sync,
-        "mode": "existing" if existing else "absolute-paths",
+        "mode": opens,
         "on-source-error": on_error,
         "on-target-error": on_error,
         "speed": speed,
         "auto-dismiss": False,
     }
-    return _starts("drive-mirror", arguments, Later(MoveRoot(copy)), undo=_cancelled(job))
+    command = "drive-mirror" if opens else "blockdev-mirror"
+    return _starts(command, arguments, Later(MoveRoot(copy)), undo=_cancelled(job))
 
 
 def _starts(
@@ -147,22 +148,22 @@ def _cancelled(job: str, *, dismissed: bool = True) -> tuple[Step, ...]:
     return (job_cancel(job), await_job(job, "concluded"), *((job_dismiss(job),) if dismissed else ()))
 
 
-def copied_and_finalized(start: Step, *, receiver: str, header: str) -> tuple[Step, ...]:
+def copied_and_finalized(start: Step, *, filled: Step, named: Step) -> tuple[Step, ...]:
     """A job that waits to be finalized, from its start to its end; what it writes is put on the disk.
 
     Args:
         start: What starts the job.
-        receiver: node-name of the layer that receives the data.
-        header: node-name of the layer whose header names another backing file in the end.
+        filled: What flushes the layer that receives the data.
+        named: What flushes the layer whose header names another backing file in the end.
     """
     job = start.job_id
     return (
         start,
         await_job(job, "pending"),
-        flush(receiver),
+        filled,
         job_finalize(job),
         await_job(job, "concluded"),
-        flush(header),
+        named,
     )
 
 

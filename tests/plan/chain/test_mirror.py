@@ -20,7 +20,7 @@ from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import create_file
-from qmpsnap.plan.commands.jobs import await_job, drive_mirror, end_copy, job_complete, job_dismiss
+from qmpsnap.plan.commands.jobs import await_job, end_copy, job_complete, job_dismiss, mirror_job
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Ending, Mirror, Sync
 from qmpsnap.plan.plan import Stage
@@ -49,13 +49,13 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
     plan = planned(pivot(on_error="stop", speed=5), TWO)
     start = started(plan)
     copy = Root("vda", start.arguments["node-name"], COPY, "qcow2", None, ())
-    assert start == drive_mirror(
+    assert start == mirror_job(
         job=plan.job_id,
         root="vda-s1",
         replaces=None,
         copy=copy,
         sync="full",
-        existing=False,
+        opens="absolute-paths",
         on_error="stop",
         speed=5,
     )

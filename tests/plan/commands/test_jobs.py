@@ -7,12 +7,12 @@ from qmpsnap.plan.commands.jobs import (
     await_job,
     block_commit,
     block_stream,
-    drive_mirror,
     end_copy,
     job_cancel,
     job_complete,
     job_dismiss,
     job_finalize,
+    mirror_job,
 )
 from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from tests.each import each
@@ -114,8 +114,15 @@ def test_a_commit_of_the_active_layer_waits_at_ready_and_changes_nothing_until_t
 
 
 def test_a_mirror_writes_into_no_layer_and_moves_the_root_when_it_is_completed() -> None:
-    step = drive_mirror(
-        job=JOB, root="r", replaces=None, copy=COPY, sync="top", existing=False, on_error="report", speed=0
+    step = mirror_job(
+        job=JOB,
+        root="r",
+        replaces=None,
+        copy=COPY,
+        sync="top",
+        opens="absolute-paths",
+        on_error="report",
+        speed=0,
     )
     assert (step.on, step.command) == ("qmp", "drive-mirror")
     assert step.arguments == {
@@ -136,8 +143,15 @@ def test_a_mirror_writes_into_no_layer_and_moves_the_root_when_it_is_completed()
 
 
 def test_a_mirror_onto_an_existing_file_is_told_so_and_names_what_it_replaces() -> None:
-    step = drive_mirror(
-        job=JOB, root="thr", replaces="f1", copy=COPY, sync="top", existing=True, on_error="ignore", speed=0
+    step = mirror_job(
+        job=JOB,
+        root="thr",
+        replaces="f1",
+        copy=COPY,
+        sync="top",
+        opens="existing",
+        on_error="ignore",
+        speed=0,
     )
     assert (step.arguments["mode"], step.arguments["replaces"]) == ("existing", "f1")
 
