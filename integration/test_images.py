@@ -13,7 +13,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.header import backing_path, parse_header
 from qmpsnap.run import cleanup, survey
 from qmpsnap.run.images import Images
-from qmpsnap.testing.headers import qcow2_bytes
+from tests.headers import qcow2_bytes
 
 SIZE = 1 << 30
 SCRIPT = Path(__file__).parent.parent / "scripts" / "qemu-matrix"

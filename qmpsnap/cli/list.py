@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -58,49 +57,34 @@ def list_() -> None:
     emit(*lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """VM state of a moment.
-
-    Attributes:
-        bytes: Its size; None where the file cannot be inspected; 0 if there is none.
-        missing: Whether its file is gone.
-    """
-
-    bytes: int | None
-    missing: bool = False
-
-
-def _state(moment: Moment) -> _State:
-    """Size of a moment's VM state; where its record is visible, its file is, too."""
+def _state(moment: Moment) -> tuple[int | None, bool]:
+    """Bytes of a moment's VM state, None if its file cannot be inspected; and whether the file is missing."""
     if not moment.vm_state_file:
-        return _State(moment.vm_state_size)
+        return moment.vm_state_size, False
     try:
-        return _State(Path(moment.vm_state_file).stat().st_size)
-    except FileNotFoundError:
-        return _State(None, missing=True)
-    except OSError:
-        return _State(None)
+        return Path(moment.vm_state_file).stat().st_size, False
+    except OSError as error:
+        return None, isinstance(error, FileNotFoundError)
 
 
 def _row(moment: Moment) -> Row:
-    state = _state(moment)
+    state_bytes, missing = _state(moment)
     cells = (
         moment.name,
         moment.kind,
         f"{datetime.fromisoformat(moment.created).astimezone():%Y-%m-%d %H:%M:%S}",
         size(moment.allocated) if moment.kind == "external" else "",
         moment.mode if moment.kind == "external" else "",
-        size(state.bytes) if moment.mode else "",
+        size(state_bytes) if moment.mode else "",
         ", ".join(moment.disks),
     )
-    return Row(cells, tuple(_remarks(moment, state)))
+    return Row(cells, tuple(_remarks(moment, state_missing=missing)))
 
 
-def _remarks(moment: Moment, state: _State) -> list[str]:
+def _remarks(moment: Moment, *, state_missing: bool) -> list[str]:
     remarks = []
     if moment.vm_state_file:
-        what = "VM state MISSING" if state.missing else "VM state"
+        what = "VM state MISSING" if state_missing else "VM state"
         remarks.append(f"{what}: {relative(moment.vm_state_file)}")
     for part in moment.held:
         if part.invalid:
@@ -113,5 +97,5 @@ def _remarks(moment: Moment, state: _State) -> list[str]:
 
 
 def _state_json(moment: Moment) -> dict[str, object]:
-    state = _state(moment)
-    return {"vm_state_bytes": state.bytes, "vm_state_missing": state.missing}
+    state_bytes, missing = _state(moment)
+    return {"vm_state_bytes": state_bytes, "vm_state_missing": missing}

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpsnap.model.header import Header, backing_path, parse_header
-from qmpsnap.testing.headers import qcow2_bytes
 from tests.each import each
+from tests.headers import qcow2_bytes
 
 
 def patched(data, offset, layout, *values):

@@ -10,7 +10,7 @@ from qmpsnap.plan.commands.files import Proof
 from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.images import Images
-from qmpsnap.testing.headers import qcow2_bytes
+from tests.headers import qcow2_bytes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.run.image_headers import file_header
-from qmpsnap.testing.headers import qcow2_bytes
+from tests.headers import qcow2_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

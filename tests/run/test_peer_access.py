@@ -17,9 +17,9 @@ from qmpsnap.errors import InvalidTarget, QmpsnapError, Refused
 from qmpsnap.model.files import OpenFile
 from qmpsnap.plan.intent import Commit, Intent, Snapshot
 from qmpsnap.run.peer_access import barred
-from qmpsnap.testing.headers import qcow2_bytes
 from qmpsnap.testing.server import Return, serve
 from tests.cli.conftest import disks, stands
+from tests.headers import qcow2_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from qmpsnap.model.files import Ask, BackingLink
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.survey import look
-from qmpsnap.testing.headers import qcow2_bytes
+from tests.headers import qcow2_bytes
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["qcow2_bytes"]
-
 
 def qcow2_bytes(  # as many as the header has fields
     *,
