@@ -135,16 +135,9 @@ class Jobs:
         """
         _check(job_id, foreign=foreign)
         check_hooks(hooks)
-        if parse_job_id(job_id) is None:
-            await self.get(job_id, foreign=foreign)
+        plan = await self._rest(job_id, foreign=foreign)
+        if plan is None:
             with self._target.watch(job_id) as watch:
-                return await watch.until_concluded()
-        try:
-            plan = await self.plan(job_id)
-        except Busy:
-            if all(job.id != job_id for job in await self._target.jobs()):
-                raise
-            with self._target.watch(job_id) as watch:  # its client finishes the operation
                 return await watch.until_concluded()
         return await self._executor.run(plan, hooks, seen=plan.before)
 
@@ -181,15 +174,9 @@ class Jobs:
         QAPI: job-cancel, job-dismiss (job.json).
         """
         _check(job_id, foreign=foreign)
-        if parse_job_id(job_id) is None:
-            await self._verb("job-cancel", job_id, foreign=foreign)
-            return None
-        try:
-            plan = await self.plan(job_id)
-        except Busy:
-            if all(job.id != job_id for job in await self._target.jobs()):
-                raise
-            await self._verb("job-cancel", job_id, foreign=foreign)
+        plan = await self._rest(job_id, foreign=foreign)
+        if plan is None:
+            await self._target.execute("job-cancel", {"id": job_id})
             return None
         hooks = Hooks(cancel=anyio.Event())
         hooks.cancel.set()  # type: ignore[union-attr]
@@ -206,6 +193,18 @@ class Jobs:
                 job_id=job_id,
                 changed=stopped.changed is not Changed.NO,
             )
+
+    async def _rest(self, job_id: str, *, foreign: bool) -> Plan | None:
+        """What is left of an operation of ours; None if there is a job that another client finishes."""
+        if parse_job_id(job_id) is None:
+            await self.get(job_id, foreign=foreign)
+            return None
+        try:
+            return await self.plan(job_id)
+        except Busy:
+            if all(job.id != job_id for job in await self._target.jobs()):
+                raise
+            return None
 
     async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
         await self.get(job_id, foreign=foreign)
