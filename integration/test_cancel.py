@@ -48,5 +48,5 @@ async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, e
         for file in rig.records():
             file.unlink()
     assert done
-    assert choose.rounds > (20 if rig.case.inside else 40) * (1 if everything else 0.5)
+    assert choose.rounds > (20 if rig.case.inside else 40) * (1 if everything else 0.4)
     assert asyncio.get_running_loop().get_task_factory() is None

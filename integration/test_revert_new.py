@@ -256,21 +256,31 @@ async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two,
             await vm.checkpoint("c1")
             before = listing(running.folder)
 
+            class LaunchFailed(Exception):
+                pass
+
             @asynccontextmanager
-            async def never(_active):
-                await anyio.sleep_forever()
+            async def failing(_active):
+                choose.rounds = 0  # no later await is chosen
+                raise LaunchFailed
                 yield
 
             async def operation():
-                async with vm.reverted("c1", never):
+                async with vm.reverted("c1", failing):
                     raise AssertionError
 
             for cancel in ("task", "scope"):
                 for number in (1, 3, *range(10, 60, 3)):
-                    came, _ = await interrupt(operation, Ordinals(number), cancel=cancel)
-                    assert came
+                    choose = Ordinals(number)
+                    try:
+                        came, _ = await interrupt(operation, choose, cancel=cancel)
+                    except LaunchFailed:  # there are fewer awaits before it
+                        came = False
                     assert listing(running.folder) == before, f"{cancel} at {number}"
                     assert await vm.jobs.interrupted() == ()
+                    if not came:
+                        break
+                assert number > 20
             with anyio.CancelScope() as scope:
 
                 @asynccontextmanager
