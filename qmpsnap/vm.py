@@ -569,7 +569,7 @@ class VM:
         try:
             made = await self._executor.run(plan)
         except anyio.get_cancelled_exc_class():  # they may be whole all the same
-            await self._put_away(plan)
+            await self._executor.put_away(plan)
             raise
         active = {disk: Path(file) for disk, file in made.prepared.items()}
         loaded = False
@@ -580,11 +580,7 @@ class VM:
                 yield vm
         finally:
             if not loaded:
-                await self._put_away(plan)
-
-    async def _put_away(self, plan: Plan) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._executor.put_away(plan)
+                await self._executor.put_away(plan)
 
     async def save(
         self,

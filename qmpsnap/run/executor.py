@@ -123,7 +123,17 @@ class Executor:
                     raise
 
     async def put_away(self, plan: Plan) -> None:
-        """Remove the overlays that a plan made and that nobody wrote to; what cannot be removed stays."""
+        """Remove the overlays that a plan created and that nobody wrote to; a cancellation waits for that."""
+        task = asyncio.create_task(self._remove_overlays(plan))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await _done(task, self._after_cancel)
+            raise
+
+    async def _remove_overlays(self, plan: Plan) -> None:
+        """What cannot be removed stays."""
         for step in plan.steps:
             if step.command == "create-overlay":
                 file, backing = step.arguments["file"], step.arguments["backing"]
@@ -165,7 +175,7 @@ class Executor:
             _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
 
 
-async def _done(task: asyncio.Task[Done], limit: float) -> None:
+async def _done(task: asyncio.Task[Done] | asyncio.Task[None], limit: float) -> None:
     """Wait until the task is done, at most so many seconds, however often we are cancelled meanwhile."""
     deadline = time.monotonic() + limit
     while not task.done() and time.monotonic() < deadline:
