@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
 import structlog.testing
 
 from qmpsnap.run.log import get_logger
@@ -50,7 +51,22 @@ def test_capture_logs_sees_every_level(caplog):
     assert caplog.records == []
 
 
-# Each configuration is made before `import qmpsnap`, and after it and a first message.
+# Each configuration is made before `import qmpsnap`, and after it and a first message. Each program runs in a
+# fork of a process that has imported what structlog and qmpsnap need, and neither of the two.
+FORKS = """
+import json, logging.config, os, sys
+import qmpsnap.run.log, structlog
+for name in [name for name in sys.modules if name.partition(".")[0] in {"structlog", "qmpsnap"}]:
+    del sys.modules[name]
+for stem, program in json.loads(sys.stdin.read()).items():
+    if os.fork() == 0:
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{stem}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+        exec(program, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
 PROGRAM = """
 import json, logging, logging.config, sys
 {before}
@@ -63,11 +79,20 @@ log.info("step.done", disk="vda", text="two words, 100%")
 FIRST = 'log.debug("first")\n'
 
 
-def output(*, before: str = "", between: str = "") -> tuple[str, str]:
-    """What the program prints on stdout and on stderr, with that code before and after `import qmpsnap`."""
-    program = PROGRAM.format(before=before, between=between)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return done.stdout, done.stderr
+def program(*, before: str = "", between: str = "") -> str:
+    """A program that logs, with that code before and after `import qmpsnap`."""
+    return PROGRAM.format(before=before, between=between)
+
+
+def outputs(place: Path, programs: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """What each program prints on stdout and on stderr."""
+    stems = {name: str(place / str(number)) for number, name in enumerate(programs)}
+    given = json.dumps({stems[name]: text for name, text in programs.items()})
+    subprocess.run([sys.executable, "-c", FORKS], input=given, text=True, check=True)
+    return {
+        name: (Path(f"{stem}.out").read_text(), Path(f"{stem}.err").read_text())
+        for name, stem in stems.items()
+    }
 
 
 BASIC = "logging.basicConfig(level=logging.INFO)"
@@ -151,47 +176,49 @@ with structlog.testing.capture_logs():
     pass
 """
 
-CONFIGURATIONS = [
-    ("nothing", "", ("", "")),
-    ("structlog imported", "import structlog", ("", "")),
-    ("basicConfig", BASIC, ("", 'INFO:qmpsnap.test:step.done disk=vda text="two words, 100%"\n')),
-    ("dictConfig with JSON", JSON, ("", JSON_LINE)),
-    ("structlog over logging", STDLIB.format(cached=False), ("", STDLIB_LINE)),
-    ("structlog over logging, cached", STDLIB.format(cached=True), ("", STDLIB_LINE)),
-    ("structlog's formatter", FORMATTER, ("", FORMATTER_LINE)),
-    ("PrintLogger", PRINT.format(cached=False), ("", PRINT_LINE)),
-    ("PrintLogger, cached", PRINT.format(cached=True), ("", PRINT_LINE)),
-    ("contextvars, on stdout", CONTEXT, (CONTEXT_LINE, "")),
-    ("capture_logs has been used", CAPTURED, ("", "")),
-]
+CONFIGURATIONS = {
+    "nothing": ("", ("", "")),
+    "structlog imported": ("import structlog", ("", "")),
+    "basicConfig": (BASIC, ("", 'INFO:qmpsnap.test:step.done disk=vda text="two words, 100%"\n')),
+    "dictConfig with JSON": (JSON, ("", JSON_LINE)),
+    "structlog over logging": (STDLIB.format(cached=False), ("", STDLIB_LINE)),
+    "structlog over logging, cached": (STDLIB.format(cached=True), ("", STDLIB_LINE)),
+    "structlog's formatter": (FORMATTER, ("", FORMATTER_LINE)),
+    "PrintLogger": (PRINT.format(cached=False), ("", PRINT_LINE)),
+    "PrintLogger, cached": (PRINT.format(cached=True), ("", PRINT_LINE)),
+    "contextvars, on stdout": (CONTEXT, (CONTEXT_LINE, "")),
+    "capture_logs has been used": (CAPTURED, ("", "")),
+}
 
 
-@pytest.mark.parametrize(
-    ("setup", "expected"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS]
-)
-@pytest.mark.parametrize("late", [False, True])
-def test_logger_honours_the_application_s_configuration(setup, expected, late):
-    assert (output(between=FIRST + setup) if late else output(before=setup)) == expected
+def test_logger_honours_the_application_s_configuration(tmp_path):
+    early = {name: program(before=setup) for name, (setup, _) in CONFIGURATIONS.items()}
+    late = {f"{name}, late": program(between=FIRST + setup) for name, (setup, _) in CONFIGURATIONS.items()}
+    lines = {name: expected for name, (_, expected) in CONFIGURATIONS.items()}
+    assert outputs(tmp_path, early | late) == lines | {f"{name}, late": line for name, line in lines.items()}
 
 
-def test_logger_goes_back_to_logging_after_capture_logs():
-    expected = ("", 'INFO:qmpsnap.test:step.done disk=vda text="two words, 100%"\n')
-    assert output(before=CAPTURED + BASIC) == expected
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_capture_logs_sees_messages_where_structlog_is_configured(cached):
-    capture = """
+CAPTURE = """
 from structlog.testing import capture_logs
 with capture_logs() as logs:
     log.info("seen", disk="vda")
 print(logs)
 """
-    expected = ("[{'disk': 'vda', 'event': 'seen', 'log_level': 'info'}]\n", PRINT_LINE)
-    assert output(before=PRINT.format(cached=cached), between=capture) == expected
+IMPORTED = "print('structlog' in sys.modules)\n"
+MESSAGES = f"log.info('not.read')\n{IMPORTED}log.warning('disk.lost')\n{IMPORTED}"
 
 
-def test_logger_imports_structlog_with_the_first_message_that_is_read():
-    imported = "print('structlog' in sys.modules)\n"
-    messages = f"log.info('not.read')\n{imported}log.warning('disk.lost')\n{imported}"
-    assert output(between=messages) == ("False\nTrue\n", "")
+def test_logger_and_capture_logs_leave_each_other_as_they_were(tmp_path):
+    seen = ("[{'disk': 'vda', 'event': 'seen', 'log_level': 'info'}]\n", PRINT_LINE)
+    found = outputs(tmp_path, {
+        "used before": program(before=CAPTURED + BASIC),
+        "used": program(before=PRINT.format(cached=False), between=CAPTURE),
+        "used, cached": program(before=PRINT.format(cached=True), between=CAPTURE),
+        "imported": program(between=MESSAGES),
+    })  # fmt: skip
+    assert found == {
+        "used before": ("", 'INFO:qmpsnap.test:step.done disk=vda text="two words, 100%"\n'),
+        "used": seen,
+        "used, cached": seen,
+        "imported": ("False\nTrue\n", ""),  # structlog, with the first message that is read
+    }
