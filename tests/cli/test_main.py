@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 
@@ -67,49 +66,44 @@ def test_a_full_disk_under_stdout_is_said(server):
     )
 
 
-STOPS = """
-import os, signal, sys
+# Runs the command. As it imports one of the modules it forks for each signal, and sends that to the fork.
+FORKS = """
+import os, runpy, sys
+place, modules, numbers, words = eval(sys.argv[1])
+sys.argv[:] = words
 class Stops:
     def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            exec("os.kill(os.getpid(), signal.{signal})")
+        for number in numbers if name in modules else ():
+            stem = f"{place}/{name}-{number}"
+            if os.fork() == 0:
+                for stream in (1, 2):
+                    os.dup2(os.open(f"{stem}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+                os.kill(os.getpid(), number)
+            with open(f"{stem}.code", "w") as code:
+                code.write(str(os.waitstatus_to_exitcode(os.wait()[1])))
 sys.meta_path.insert(0, Stops())
+runpy.run_module("qmpsnap", run_name="__main__", alter_sys=True)
 """
-
-
-MODULES = ["typing", "logging", "json", "click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"]
-
-
-def stopped(place, module, signal, *words):
-    """Run the command; the signal comes as it imports that module."""
-    (place / "sitecustomize.py").write_text(STOPS.format(module=module, signal=signal))
-    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "qmpsnap", *words],
-        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize(
-    "module", ["typing", "logging", "json", "click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain"]
+MODULES = ("typing", "logging", "json", "click", "qmpsnap.entry", "anyio", "qmpsnap.cli.chain")
+STOPPED = "stopped before anything was sent"
+AS_TEXT = f"qmpsnap: {STOPPED}\n  nothing was changed\n"
+AS_JSON = (
+    f'{{"version": 1, "error": {{"type": "Interrupted", "message": "{STOPPED}", "changed": "no", "hint": "", '
+    '"invalid": [], "left": []}}\n'
 )
-def test_main_that_is_stopped_while_it_imports_says_that_nothing_was_sent(tmp_path, module, signal):
-    message = "stopped before anything was sent"
-    ended = stopped(tmp_path, module, signal, "-s", "/none", "chain")
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == f"qmpsnap: {message}\n  nothing was changed\n"
-    ended = stopped(tmp_path, module, signal, "-s", "/none", "chain", "--json")
-    assert (ended.returncode, ended.stderr) == (130, "")
-    error = {
-        "type": "Interrupted",
-        "message": message,
-        "changed": "no",
-        "hint": "",
-        "invalid": [],
-        "left": [],
-    }
-    assert json.loads(ended.stdout) == {"version": 1, "error": error}
+
+
+@pytest.mark.parametrize(("more", "printed"), [((), ("", AS_TEXT)), (("--json",), (AS_JSON, ""))])
+def test_main_that_is_stopped_while_it_imports_says_that_nothing_was_sent(tmp_path, more, printed):
+    numbers = (int(SIGINT), int(SIGTERM))
+    words = ("qmpsnap", "-s", "/none", "chain", *more)
+    ended = python(FORKS, repr((str(tmp_path), MODULES, numbers, words)))
+    assert ended.returncode == 4  # the command itself goes on, and there is no such socket
+    found = {}
+    for file in tmp_path.glob("*.code"):
+        stem = file.with_suffix("")
+        found[stem.name] = (file.read_text(), Path(f"{stem}.1").read_text(), Path(f"{stem}.2").read_text())
+    assert found == {f"{module}-{number}": ("130", *printed) for module in MODULES for number in numbers}
 
 
 ALONE = """
