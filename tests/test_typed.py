@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import pytest
 
 import qmpsnap
 from qmpsnap.cli.app import App, cli
@@ -71,9 +72,11 @@ def texts() -> Iterator[Text]:
                 yield Text(f"{file.relative_to(SOURCE)}:{node.lineno}", text)
 
 
-TEXTS = tuple(
-    one._replace(text=re.sub(r"qmpsnap (?:-s \S+ |--json )+", "qmpsnap ", one.text)) for one in texts()
-)
+@pytest.fixture(scope="module")
+def all_texts() -> tuple[Text, ...]:
+    return tuple(
+        text._replace(text=re.sub(r"qmpsnap (?:-s \S+ |--json )+", "qmpsnap ", text.text)) for text in texts()
+    )
 
 
 def verb_of(words: list[str]) -> tuple[click.Command, list[str]]:
@@ -113,16 +116,16 @@ def faults(line: str) -> list[str]:
     return wrong
 
 
-def test_texts_are_found() -> None:
-    assert len(TEXTS) > 1000
-    named = [one.text for one in TEXTS if "qmpsnap job wait" in one.text]
+def test_texts_are_found(all_texts: tuple[Text, ...]) -> None:
+    assert len(all_texts) > 1000
+    named = [one.text for one in all_texts if "qmpsnap job wait" in one.text]
     assert len(named) > 10
 
 
-def test_each_command_line_that_a_text_names_can_be_typed() -> None:
+def test_each_command_line_that_a_text_names_can_be_typed(all_texts: tuple[Text, ...]) -> None:
     wrong = [
         f"{one.place}: {fault}: {one.text}"
-        for one in TEXTS
+        for one in all_texts
         for line in re.findall(r"\bqmpsnap ([a-z].*?)(?=\bqmpsnap |$)", one.text, re.DOTALL)
         for fault in faults(line)
         if not one.text.startswith("qmpsnap, ")  # its version
@@ -130,7 +133,7 @@ def test_each_command_line_that_a_text_names_can_be_typed() -> None:
     assert wrong == []
 
 
-def test_each_option_that_a_text_names_is_one_of_a_verb() -> None:
+def test_each_option_that_a_text_names_is_one_of_a_verb(all_texts: tuple[Text, ...]) -> None:
     context = click.Context(cli, obj=App())
     verbs = [cli.get_command(context, name) for name in cli.list_commands(context)]
     inner = [one for verb in verbs if isinstance(verb, click.Group) for one in verb.commands.values()]
@@ -139,7 +142,7 @@ def test_each_option_that_a_text_names_is_one_of_a_verb() -> None:
     } | {"--help", "--version"}
     wrong = [
         f"{one.place}: {option}: {one.text}"
-        for one in TEXTS
+        for one in all_texts
         if " " in one.text
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", one.text)
         if option not in known
@@ -147,11 +150,11 @@ def test_each_option_that_a_text_names_is_one_of_a_verb() -> None:
     assert wrong == []
 
 
-def test_no_text_tells_to_send_a_command_of_qemu_without_saying_how() -> None:
+def test_no_text_tells_to_send_a_command_of_qemu_without_saying_how(all_texts: tuple[Text, ...]) -> None:
     bare = re.compile(rf"(?<!qmpsnap )(?<!qmpsnap qmp )(?<![\w/'\"-])({QEMU})(?![\w/'\"-])")
     wrong = [
         f"{one.place}: {found[1]}: {one.text}"
-        for one in TEXTS
+        for one in all_texts
         if " " in one.text and not FACTS.search(one.text) and (found := bare.search(one.text))
     ]
     assert wrong == []

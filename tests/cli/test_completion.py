@@ -8,23 +8,31 @@ import sys
 import pytest
 
 from qmpsnap.cli.candidates import is_word
+from qmpsnap.cli.main import run
 from tests.each import each
 
 from .conftest import disks
 
 
-def complete(words, incomplete_index, **environment):
-    process = subprocess.run(
-        [sys.executable, "-m", "qmpsnap"],
-        env=os.environ
-        | {"_QMPSNAP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(incomplete_index)}
-        | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.stderr == ""
-    return [line.partition(",")[2] for line in process.stdout.splitlines() if line]
+@pytest.fixture
+def complete(capfd, monkeypatch):
+    """What the shell reads when somebody presses Tab, each word on a line of its own."""
+
+    def call(words, index, shell="bash", **environment):
+        environment |= {
+            "_QMPSNAP_COMPLETE": f"{shell}_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(index),
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit):
+            run([])
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out.split()
+
+    return call
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -34,22 +42,22 @@ def test_completion_prints_the_script(qmpsnap, shell):
     assert f"_QMPSNAP_COMPLETE={shell}_complete" in ended.out
 
 
-def test_completion_knows_the_verbs():
-    assert complete("qmpsnap st", 1) == ["stream", "status", "stop"]
+def test_completion_knows_the_verbs(complete):
+    assert complete("qmpsnap st", 1) == ["plain,stream", "plain,status", "plain,stop"]
 
 
-def test_completion_knows_disks_and_layers_of_the_machine(server):
+def test_completion_knows_disks_and_layers_of_the_machine(complete, server):
     disks(server, vda=("/d/top.qcow2", "/d/base.qcow2"), vdb=("/d/b.qcow2",))
-    assert complete(f"qmpsnap -s {server.path} chain ", 4) == ["vda", "vdb"]
-    assert complete("qmpsnap commit vda --base b", 4, QMPSNAP_SOCKET=server.path) == ["base.qcow2"]
+    assert complete(f"qmpsnap -s {server.path} chain ", 4) == ["plain,vda", "plain,vdb"]
+    assert complete("qmpsnap commit vda --base b", 4, QMPSNAP_SOCKET=server.path) == ["plain,base.qcow2"]
 
 
-def test_completion_is_silent_without_a_machine(tmp_path):
+def test_completion_is_silent_without_a_machine(complete, tmp_path):
     assert complete("qmpsnap chain ", 2) == []
     assert complete(f"qmpsnap -s {tmp_path}/none chain ", 4) == []
 
 
-def test_completion_is_silent_when_no_qmp_answers(server):
+def test_completion_is_silent_when_no_qmp_answers(complete, server):
     server.greeting = b"220 mail\r\n"
     assert complete(f"qmpsnap -s {server.path} chain ", 4) == []
 
@@ -102,23 +110,14 @@ def test_is_word_of_nothing_that_a_shell_would_run_expand_or_split(name):
     assert not is_word(name)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_offers_no_name_that_a_shell_would_run(server, tmp_path, shell):
+def test_completion_offers_no_name_that_a_shell_would_run(complete, server):
     """Whoever makes an image names its snapshots, and Enter runs what was offered."""
     hostile = [name for name in HOSTILE if name and "\udcff" not in name]
     disks(server, **{name: (f"/d/{name}.qcow2",) for name in (*hostile, "vda")})
-    process = subprocess.run(
-        [sys.executable, "-m", "qmpsnap"],
-        env=os.environ
-        | {"_QMPSNAP_COMPLETE": f"{shell}_complete", "QMPSNAP_SOCKET": server.path}
-        | {"COMP_WORDS": "qmpsnap chain ", "COMP_CWORD": "" if shell == "fish" else "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.stderr == ""
-    answer = {"bash": "plain,vda\n", "zsh": "plain\nvda\n_\n", "fish": "plain,vda\n"}
-    assert process.stdout == answer[shell]
+    answer = {"bash": ["plain,vda"], "zsh": ["plain", "vda", "_"], "fish": ["plain,vda"]}
+    for shell, lines in answer.items():
+        index = "" if shell == "fish" else 2
+        assert complete("qmpsnap chain ", index, shell, QMPSNAP_SOCKET=server.path) == lines
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

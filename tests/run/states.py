@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import anyio
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Filter
@@ -20,7 +22,9 @@ from qmpsnap.plan.intent import (
 )
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
-from qmpsnap.testing.fake_machine import COMMANDS, a_machine
+from qmpsnap.testing.fake_faults import Faults
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import COMMANDS, FakeMachine, a_machine
 from tests.run.operations import vm_of
 
 if TYPE_CHECKING:
@@ -139,10 +143,32 @@ CASES: dict[str, Case] = {
 }
 
 
+_BEGUN: dict[str, FakeTarget] = {}
+
+
 async def begun(case: str) -> FakeTarget:
     """The case's machine, as it is before the operation."""
-    made = CASES[case].begin()
-    return made if isinstance(made, FakeTarget) else await made  # type: ignore[misc]
+    if case not in _BEGUN:
+        made = CASES[case].begin()
+        _BEGUN[case] = made if isinstance(made, FakeTarget) else await made  # type: ignore[misc]
+    return copied(_BEGUN[case])
+
+
+T = TypeVar("T")
+
+
+def copied(fake: T) -> T:
+    """A copy; what a fake holds beside its collections is frozen."""
+    other = copy.copy(fake)
+    for name, value in vars(fake).items():
+        match value:
+            case FakeFiles() | FakeMachine() | Faults():
+                setattr(other, name, copied(value))
+            case dict() | list() | set():
+                setattr(other, name, value.copy())
+            case anyio.Event():
+                setattr(other, name, anyio.Event())
+    return other
 
 
 @functools.cache

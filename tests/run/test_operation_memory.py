@@ -124,7 +124,7 @@ def refusal(step: Step) -> QmpsnapError:
 
 async def fails_at(case: str, place: int) -> tuple[FakeTarget, Plan, Stand, QmpsnapError]:
     fake = await begun(case)
-    plan = await vm_of(fake).plan(CASES[case].intent)
+    plan = known_plan(case)
     before = stand(fake)
     error = refusal(plan.steps[place])
     fake.fail(plan.steps[place], error)
@@ -280,7 +280,7 @@ async def test_operation_on_state_says_what_could_not_be_put_away(case: str) -> 
 
 async def _stays(case: str, place: int) -> None:
     fake = await begun(case)
-    plan = await vm_of(fake).plan(CASES[case].intent)
+    plan = known_plan(case)
     step = plan.steps[place]
     fake.fail(step, refusal(step))
     with pytest.raises(Incomplete) as caught:
@@ -299,7 +299,7 @@ async def test_operation_on_state_that_is_to_stop_is_undone_or_done(case: str) -
 
 async def stops_at(case: str, place: int) -> None:
     fake = await begun(case)
-    plan = await vm_of(fake).plan(CASES[case].intent)
+    plan = known_plan(case)
     before = stand(fake)
     stop = anyio.Event()
     fake.before = lambda step: stop.set() if step == plan.steps[place] else None
@@ -367,7 +367,7 @@ async def test_operation_on_state_never_lies_about_a_lost_link(
 
 async def _lost(case: str, relinks: bool, happened: bool, place: int) -> None:
     fake = await begun(case)
-    plan = await vm_of(fake).plan(CASES[case].intent)
+    plan = known_plan(case)
     before = stand(fake)
     fake.relinks = relinks
     fake.fail(plan.steps[place], LinkLost("gone"), happened=happened)
