@@ -567,11 +567,11 @@ class VM:
             refuse("launcher", launcher, "give a function that starts QEMU from the files")
         plan = await self.plan(Revert(name, into="new"))
         try:
-            made = await self._executor.run(plan)
-        except anyio.get_cancelled_exc_class():  # they may be whole all the same
-            await self._executor.put_away(plan)
+            done = await self._executor.run(plan)
+        except anyio.get_cancelled_exc_class():  # the overlays may be complete nevertheless
+            await self._executor.remove_overlays(plan)
             raise
-        active = {disk: Path(file) for disk, file in made.prepared.items()}
+        active = {disk: Path(file) for disk, file in done.prepared.items()}
         loaded = False
         try:
             async with launcher(active) as vm:
@@ -580,7 +580,7 @@ class VM:
                 yield vm
         finally:
             if not loaded:
-                await self._executor.put_away(plan)
+                await self._executor.remove_overlays(plan)
 
     async def save(
         self,

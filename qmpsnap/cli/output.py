@@ -164,13 +164,14 @@ def _words(text: str) -> list[str]:
 
 def _wrap(words: Sequence[str], first: str, further: str) -> list[str]:
     room = columns()
-    lines, line, empty = [], first, True
+    lines, fresh = [first], True
     for word in words:
-        if not empty and len(line) + 1 + len(word) > room:
-            lines.append(line)
-            line, empty = further, True
-        line, empty = (line if empty else f"{line} ") + word, False
-    return [*lines, line]
+        if not fresh and len(lines[-1]) + 1 + len(word) > room:
+            lines.append(further)
+            fresh = True
+        lines[-1] += word if fresh else f" {word}"
+        fresh = False
+    return lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,8 +122,8 @@ class Executor:
                 if not wait or busy.job_id or not await self._turns.one_ended():
                     raise
 
-    async def put_away(self, plan: Plan) -> None:
-        """Remove the overlays that a plan created and that nobody wrote to; a cancellation waits for that."""
+    async def remove_overlays(self, plan: Plan) -> None:
+        """Remove the overlays that a plan created, unless written to; a cancellation waits for that."""
         task = asyncio.create_task(self._remove_overlays(plan))
         try:
             await asyncio.shield(task)
@@ -133,7 +133,7 @@ class Executor:
             raise
 
     async def _remove_overlays(self, plan: Plan) -> None:
-        """What cannot be removed stays."""
+        """An overlay that cannot be removed stays, and is logged."""
         for step in plan.steps:
             if step.command == "create-overlay":
                 file, backing = step.arguments["file"], step.arguments["backing"]

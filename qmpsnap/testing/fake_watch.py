@@ -48,7 +48,7 @@ class FakeWatch:
         return await self._wait(await_job(self._job_id, "concluded"))
 
     async def until_still(self, moment: float) -> Job | None:  # noqa: ARG002 - of the Protocol
-        """Wait until the job stays in a state or has ended; the fake passes through none briefly."""
+        """Wait until the job waits for somebody, or has ended."""
         while True:
             job = next((job for job in await self._jobs() if job.id == self._job_id), None)
             if job is None or job.status in ENDED:

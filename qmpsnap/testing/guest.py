@@ -67,7 +67,7 @@ class Guest:
         return _succeeded(script, status, output)
 
     async def quick(self, script: str) -> str:
-        """Run a script of some builtins that prints one line: 3 ms under TCG where `run` takes 11.
+        """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
