@@ -104,4 +104,5 @@ def _send(
         done = Done(op=command, chains={}, elapsed_s=time.monotonic() - started, changed=False)
         emit(json_line(**done.to_json(), **machine_status.to_json()))
     else:
-        emit(f"the guest is {machine_status.state}" if not machine_status.running else "the guest is running")
+        state = machine_status.state
+        emit(f"the guest is {state if state in {'running', 'paused'} else f'not running ({state})'}")

@@ -208,11 +208,11 @@ def table(
     body = [[header[index] for index in used]]
     body += [[printable(row.cells[index]) for index in used] for row in rows]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
-    if len(used) > 1:
+    if len(used) > 1:  # the first column is as wide as its longest cell that leaves room for the others
         last = min(widths[-1], _LEAST)
         room = columns() - len(indent) - sum(width + 2 for width in widths[1:-1]) - 2 - last
-        widths[0] = max((len(row[0]) for row in body[1:] if len(row[0]) <= room), default=0)
-        widths[0] = max(widths[0], len(body[0][0]))
+        fitting = [len(row[0]) for row in body[1:] if len(row[0]) <= room]
+        widths[0] = max([len(body[0][0]), *fitting])
     lines = []
     remarks: list[tuple[str, ...]] = [(), *(row.beneath for row in rows)]
     for row, beneath in zip(body, remarks, strict=True):
