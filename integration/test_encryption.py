@@ -1,15 +1,18 @@
-"""An encrypted disk: nothing of it gets into a file in the clear, unless the caller says so."""
+"""An encrypted disk: what is made of it is encrypted alike, or refused unless the caller allows it plain."""
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 from pathlib import Path
 
+import anyio
 import pytest
 
-from integration.known_images import KIB, MIB
+from integration.known_images import KIB, MIB, QEMUS, overwritten
 from integration.machines import listing, traced
-from qmpsnap.errors import Unsupported
+from qmpsnap.errors import CommandFailed, Unsupported
 from qmpsnap.plan.checks.encryption import CLEAR
 from qmpsnap.plan.intent import (
     Checkpoint,
@@ -48,6 +51,27 @@ def encrypted(qemu, folder, way, *, backing=None):
     return file, node if way != "raw on luks" else {"driver": "raw", "file": node}
 
 
+def on(node, *files, secret="s"):
+    """The options of a chain of encrypted qcow2 overlays, active first, on a base that is given as a node."""
+    for file in reversed(files):
+        encrypt = {"format": "luks", "key-secret": secret}
+        overlay = {"driver": "qcow2", "encrypt": encrypt, "file": {"driver": "file", "filename": file}}
+        node = {**overlay, "backing": node}
+    return node
+
+
+def reads(qemu, node, folder, *secrets):
+    """Every byte that a chain reads; the image is whole."""
+    name, out = f"json:{json.dumps(node)}", folder / "read.raw"
+    if node["driver"] == "qcow2":
+        qemu.img("check", "-q", *(secrets or SECRET), name)
+    qemu.img("convert", *(secrets or SECRET), "-O", "raw", name, out)
+    try:
+        return out.read_bytes()
+    finally:
+        out.unlink()
+
+
 def given(node, name="vda"):
     """The arguments of a disk on that node."""
     return (
@@ -63,26 +87,127 @@ def clear(folder):
     return {path.name for path in folder.rglob("*") if path.is_file() and MARK in path.read_bytes()}
 
 
-@pytest.mark.parametrize("way", ["qcow2", "luks", "raw on luks"])
+WAYS = ["qcow2", "luks", "raw on luks"]
+BLOCK = 64 * KIB
+
+
+def blocks(*marked, of=bytes(MIB)):
+    """What a disk reads of which the guest has written these blocks."""
+    return overwritten(of, *((0xA7, number * BLOCK, BLOCK) for number in marked))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_is_made_of_an_encrypted_disk_is_encrypted_alike(qemu, machine, tmp_path, way):
+    _, node = encrypted(qemu, tmp_path, way)
+    base = node["file"] if way == "raw on luks" else node  # a `backing` is not opened whose file has a file
+    blank = reads(qemu, base, tmp_path)  # where nothing was written, LUKS reads as noise
+    with machine("-object", SECRET[1], *given(node)) as running:
+        async with running.connect() as vm:
+            for number, name in enumerate(("one", "two", "three", "four")):
+                running.write("vda", 0xA7, number * BLOCK, BLOCK)
+                done = await vm.snapshot(name)
+                assert any("with the secret 's'" in note for note in done.notes)
+            two = done.chains["vda"][2]
+            running.write("vda", 0xA7, 4 * BLOCK, BLOCK)
+            await vm.commit("vda", top="three", base="two", folded="remove")
+            await vm.stream("vda", base="one")
+            four, one, _ = (await vm.graph()).disks["vda"].files
+            copy, top, last = (f"{tmp_path}/{name}.qcow2" for name in ("copy", "top", "last"))
+            await vm.mirror("vda", copy, ending="finish", format="qcow2")
+            await vm.mirror("vda", top, ending="pivot", format="qcow2", sync="top")
+            running.write("vda", 0xA7, 5 * BLOCK, BLOCK)
+    assert clear(tmp_path) == set()
+    assert reads(qemu, on(base, one), tmp_path) == blocks(0, 1, of=blank)
+    assert reads(qemu, on(base, four, one), tmp_path) == blocks(0, 1, 2, 3, 4, of=blank)
+    assert reads(qemu, on(None, copy), tmp_path) == blocks(0, 1, 2, 3, 4, of=blank)
+    for file in (two, four):
+        Path(file).unlink()
+    with machine("-object", SECRET[1], *given(on(base, top, one))) as running:  # as the answer says
+        async with running.connect() as vm:
+            await vm.commit("vda", folded="remove")  # down into the base
+            running.qmp("blockdev-del", {"node-name": "vda-node"})
+            running.write("vda", 0xA7, 6 * BLOCK, BLOCK)
+            done = await vm.mirror("vda", last, ending="pivot", format="qcow2")
+            assert done.chains == {"vda": (last,)}
+            running.write("vda", 0xA7, 7 * BLOCK, BLOCK)
+            await vm.snapshot("five")
+            for _ in range(2):
+                running.write("vda", 0xA8, 0, MIB)
+                await vm.revert("five")
+            assert running.roots()["vda"][0].startswith("qmpsnap-a-")
+    assert clear(tmp_path) == set()
+    assert reads(qemu, base, tmp_path) == blocks(*range(7), of=blank)
+    assert reads(qemu, on(None, last), tmp_path) == blocks(*range(8), of=blank)
+
+
+async def test_two_disks_with_two_secrets_get_overlays_at_one_instant(qemu, machine, tmp_path):
+    key, vector = (base64.b64encode(bytes(count)).decode() for count in (32, 16))
+    (tmp_path / "word").write_text("abc")
+    secret = "k3nBefZLfyFTjUOuYwSDjg=="  # "abc" by AES-256-CBC; key and initialization vector are zeros
+    objects = (
+        f"secret,id=master,format=base64,data={key}",
+        f"secret,id=s1,keyid=master,iv={vector},format=base64,data={secret}",
+        f"secret,id=s2,file={tmp_path}/word",
+    )
+    disks = {}
+    for name in ("vda", "vdb"):
+        (tmp_path / name).mkdir()
+        _, node = encrypted(qemu, tmp_path / name, "qcow2")
+        disks[name] = {**node, "encrypt": {"format": "luks", "key-secret": "s1" if name == "vda" else "s2"}}
+    words = [word for item in objects for word in ("-object", item)]
+    with machine(*words, *given(disks["vda"]), *given(disks["vdb"], "vdb")) as running:
+        async with running.connect() as vm:
+            with traced(vm) as sent:
+                done = await vm.snapshot("one")
+            assert [command for command, _ in sent] == ["blockdev-add", "blockdev-add", "transaction"]
+            assert [layer.secret for disk in (await vm.graph()).disks.values() for layer in disk.layers] == [
+                "s1", "s1", "s2", "s2",
+            ]  # fmt: skip
+            for name in disks:
+                running.write(name, 0xA7, 0, BLOCK)
+    assert clear(tmp_path) == set()
+    for name, secret_id in (("vda", "s1"), ("vdb", "s2")):
+        objects = [word for word in words if word != "-object"]
+        chain = on(disks[name], *done.chains[name][:-1], secret=secret_id)
+        options = [word for item in objects for word in ("--object", item)]
+        assert reads(qemu, chain, tmp_path, *options) == blocks(0)
+
+
+async def test_secret_is_known_where_qemu_cuts_the_name_that_tells_it(qemu, machine, tmp_path):
+    """A name of a chain of overlays is longer than 4095 bytes soon."""
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    _, node = encrypted(qemu, folder, "qcow2")
+    with machine("-object", SECRET[1], *given(node)) as running:
+        async with running.connect() as vm:
+            for number in range(18):
+                await vm.snapshot(f"s{number}")
+            named = running.qmp("query-named-block-nodes", flat=True)
+            assert any(entry["file"].endswith("...") for entry in named)
+            assert {layer.secret for layer in (await vm.graph()).disks["vda"].layers} == {"s"}
+
+
+@pytest.mark.parametrize("way", WAYS)
 async def test_encrypted_disk_is_not_copied_in_the_clear(qemu, machine, tmp_path, way):
     file, node = encrypted(qemu, tmp_path, way)
     intents = [
-        Snapshot("one"),
-        Mirror("vda", f"{tmp_path}/copy.qcow2", ending="finish", format="qcow2"),
         Mirror("vda", f"{tmp_path}/copy.raw", ending="pivot", format="raw"),
         Checkpoint("one"),
         Checkpoint("one", "background"),
         Checkpoint("one", "in-place"),
         Save(f"{tmp_path}/state"),
     ]
+    unseen = [Snapshot("one"), Mirror("vda", f"{tmp_path}/copy.qcow2", ending="finish", format="qcow2")]
     with machine("-object", SECRET[1], *given(node)) as running:
+        before = listing(tmp_path), running.roots()
+        for options, refused in (({}, intents), ({"shared_fs": False}, unseen)):
+            async with running.connect(**options) as vm:
+                for intent in refused:
+                    with traced(vm) as sent, pytest.raises(Unsupported, match="unencrypted") as caught:
+                        await vm.run(await vm.plan(intent))
+                    assert (caught.value.feature, sent) == (CLEAR, [])
+                    assert (listing(tmp_path), running.roots()) == before
         async with running.connect() as vm:
-            before = listing(tmp_path), running.roots()
-            for intent in intents:
-                with traced(vm) as sent, pytest.raises(Unsupported, match="unencrypted") as caught:
-                    await vm.run(await vm.plan(intent))
-                assert (caught.value.feature, sent) == (CLEAR, [])
-                assert (listing(tmp_path), running.roots()) == before
             running.write("vda", 0xA7, 0, 64 * KIB)
             running.qmp.hmp("qemu-io vda-node flush")
             assert clear(tmp_path) == set()
@@ -101,10 +226,12 @@ async def test_encrypted_disk_is_not_copied_in_the_clear(qemu, machine, tmp_path
             assert clear(tmp_path) == {overlay.rpartition("/")[2]}
             await vm.commit("vda", folded="remove")  # down into what is encrypted
             assert clear(tmp_path) == set()
-            await vm.mirror("vda", f"{tmp_path}/copy.raw", ending="finish", format="raw", plain=True)
+            for form in ("raw", "qcow2"):
+                copy = f"{tmp_path}/copy.{form}"
+                await vm.mirror("vda", copy, ending="finish", format=form, plain=True)
             running.read("vda", 0xA7, 128 * KIB, 64 * KIB)
             assert (await vm.graph()).disks["vda"].files == (file,)
-    assert clear(tmp_path) == {"copy.raw"}
+    assert clear(tmp_path) == {"copy.raw", "copy.qcow2"}
 
 
 async def test_encrypted_layer_is_not_merged_into_a_plain_one(qemu, machine, tmp_path):
@@ -116,14 +243,38 @@ async def test_encrypted_layer_is_not_merged_into_a_plain_one(qemu, machine, tmp
             for intent in (
                 Commit("vda"),
                 Commit("vda", keep_overlay=True),
-                Mirror("vda", f"{tmp_path}/c", ending="pivot", sync="top", format="qcow2"),
+                Mirror("vda", f"{tmp_path}/c", ending="pivot", sync="none", format="qcow2"),
             ):
                 with traced(vm) as sent, pytest.raises(Unsupported, match="unencrypted"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
+            copy = f"{tmp_path}/copy.qcow2"
+            assert (await vm.mirror("vda", copy, ending="pivot", sync="top")).chains["vda"] == (copy, base)
             await vm.stream("vda")  # what was plain is encrypted now
-            assert (await vm.graph()).disks["vda"].files == (top,)
+            assert (await vm.graph()).disks["vda"].files == (copy,)
+            assert Path(top).exists()
     assert clear(tmp_path) == set()
+    assert reads(qemu, on(None, copy), tmp_path) == blocks(0)
+
+
+@pytest.mark.parametrize("mode", ["in-place", "stop", "background"])
+async def test_checkpoint_in_the_clear_encrypts_its_overlays_nevertheless(qemu, machine, tmp_path, mode):
+    _, node = encrypted(qemu, tmp_path, "qcow2")
+    with machine("-object", SECRET[1], *given(node)) as running:
+        async with running.connect() as vm:
+            running.write("vda", 0xA7, 0, BLOCK)
+            running.qmp("cont")
+            done = await vm.checkpoint("one", mode=mode, plain=True)
+            running.write("vda", 0xA7, BLOCK, BLOCK)
+            if mode == "in-place":
+                done = await vm.revert("one")
+                assert not running.reads("vda", 0xA7, BLOCK, BLOCK)
+                running.write("vda", 0xA7, BLOCK, BLOCK)
+    (memory,) = (
+        path.name for path in tmp_path.iterdir() if "one.memory" in path.name or "vmstate" in path.name
+    )
+    assert clear(tmp_path) <= {memory}
+    assert reads(qemu, on(node, done.chains["vda"][0]), tmp_path) == blocks(0, 1)
 
 
 async def test_memory_does_not_go_inside_an_encrypted_image_which_would_end_qemu(qemu, machine, tmp_path):
@@ -145,3 +296,87 @@ async def test_memory_does_not_go_inside_an_encrypted_image_which_would_end_qemu
                 await vm.checkpoint("ck", mode="internal", plain=True)
                 await vm.revert("ck")
                 await vm.delete("ck")
+
+
+DIED = 9  # exit status of a client that ends at once
+INTENTS = {
+    "snapshot": lambda _: Snapshot("sn"),
+    "mirror that ends": lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="finish", format="qcow2"),
+    "mirror with pivot": lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="pivot", format="qcow2"),
+    "mirror of the top": lambda folder: Mirror(
+        "vda", f"{folder}/copy.qcow2", ending="pivot", format="qcow2", sync="top"
+    ),
+    "revert": lambda _: Revert("old"),
+}
+
+
+@pytest.mark.parametrize("name", INTENTS)
+async def test_nothing_is_left_of_what_fails_on_encrypted_disks_or_whose_client_is_killed(
+    qemu, machine, tmp_path, name, everything
+):
+    """At every step; killed on another QEMU than the first at every third."""
+    disks = {}
+    for disk in ("vda", "vdb"):
+        (tmp_path / disk).mkdir()
+        disks[disk] = encrypted(qemu, tmp_path / disk, "qcow2")[1]
+    intent = INTENTS[name](tmp_path)
+    with machine(
+        "-object", SECRET[1], *(word for disk in disks for word in given(disks[disk], disk))
+    ) as running:
+
+        def state():
+            return [file for file in listing(tmp_path) if not file.endswith(".json")], running.roots()
+
+        async with running.connect() as vm:
+            await vm.snapshot("old")
+            running.write("vda", 0xA7, 0, BLOCK)
+            steps = [step for step in (await vm.plan(intent)).steps if step.on != "wait"]
+        before = state()
+        final = next(number for number, step in enumerate(steps) if step.final)
+        for point in range(final + 1):
+            with pytest.raises(CommandFailed, match="not this one"):
+                await until(running, intent, point, fail)
+            running.check_nothing_left()
+            assert state() == before, f"{steps[point].command} failed"
+        for point in range(0, len(steps), 1 if everything or qemu == QEMUS[0] else 3):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    anyio.run(until, running, intent, point, lambda _: os._exit(DIED))
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == DIED
+            async with running.connect() as vm:
+                for record in await vm.jobs.interrupted():
+                    await vm.jobs.wait(record.id)
+                for job in await vm.jobs.list():
+                    await vm.jobs.wait(job.id)
+                assert await vm.jobs.interrupted() == ()
+            running.check_nothing_left()
+            if state() != before:  # it was brought to its end
+                break
+        assert state() != before
+    assert clear(tmp_path) == set()
+
+
+def fail(step):
+    """Let a step fail before it is done."""
+    raise CommandFailed(
+        "not this one", command=step.command, arguments={}, qmp_class="GenericError", desc="not this one"
+    )
+
+
+async def until(running, intent, point, at):
+    """Run an intent; call `at` with the step of that number, waits not counted."""
+    async with running.connect() as vm:
+        perform, number = vm._target.perform, -1
+
+        async def counted(step):
+            nonlocal number
+            number += 1
+            if number == point:
+                at(step)
+            return await perform(step)
+
+        vm._target.perform = counted
+        await vm.run(await vm.plan(intent))

@@ -89,12 +89,12 @@ def header_of(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_create_overlay_writes_every_name_as_it_is(images, tmp_path, run, name):
+async def test_create_image_writes_every_name_as_it_is(images, tmp_path, run, name):
     base = f"{tmp_path}/base-{name}"
     Path(base).touch()
     os.truncate(base, SIZE)
-    created = await images.create_overlay(
-        f"{tmp_path}/{name}", size_bytes=SIZE, backing=base, backing_format="raw", like=base
+    created = await images.create_image(
+        f"{tmp_path}/{name}", format="qcow2", size_bytes=SIZE, backing=base, backing_format="raw", like=base
     )
     found = header_of(tmp_path / name)
     assert found is not None
@@ -105,9 +105,14 @@ async def test_create_overlay_writes_every_name_as_it_is(images, tmp_path, run, 
 
 
 @pytest.mark.parametrize("backing_format", ["raw", "qcow2", "vmdk"])
-async def test_create_overlay_writes_the_backing_format(images, tmp_path, backing_format):
-    await images.create_overlay(
-        f"{tmp_path}/o", size_bytes=SIZE, backing="/no/such/base", backing_format=backing_format, like=None
+async def test_create_image_writes_the_backing_format(images, tmp_path, backing_format):
+    await images.create_image(
+        f"{tmp_path}/o",
+        format="qcow2",
+        size_bytes=SIZE,
+        backing="/no/such/base",
+        backing_format=backing_format,
+        like=None,
     )
     found = header_of(tmp_path / "o")
     assert found is not None
@@ -152,8 +157,8 @@ async def test_empty_overlay_takes_writes_anywhere_and_reads_its_base(images, tm
     if size:
         with base.open("r+b") as file:
             file.write(b"\x11" * 512)
-    await images.create_overlay(
-        str(overlay), size_bytes=size, backing=str(base), backing_format="raw", like=None
+    await images.create_image(
+        str(overlay), format="qcow2", size_bytes=size, backing=str(base), backing_format="raw", like=None
     )
     run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", "o", "base") if size % 512 == 0 else None
     if size:
@@ -183,14 +188,14 @@ async def test_empty_overlay_takes_writes_anywhere_and_reads_its_base(images, tm
     run("qemu-img", "check", "-q", "-f", "qcow2", "o")
 
 
-async def test_create_overlay_makes_several_at_once(images, tmp_path):
+async def test_create_image_makes_several_at_once(images, tmp_path):
     base = f"{tmp_path}/base"
     Path(base).touch()
     async with anyio.create_task_group() as group:
         for name in range(8):
             group.start_soon(
-                lambda file: images.create_overlay(
-                    file, size_bytes=SIZE, backing=base, backing_format="raw", like=base
+                lambda file: images.create_image(
+                    file, format="qcow2", size_bytes=SIZE, backing=base, backing_format="raw", like=base
                 ),
                 f"{tmp_path}/{name}",
             )
@@ -198,23 +203,23 @@ async def test_create_overlay_makes_several_at_once(images, tmp_path):
     assert files.backed_by(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
 
 
-async def test_create_overlay_leaves_nothing_when_the_disk_is_full(images, small_disk):
+async def test_create_image_leaves_nothing_when_the_disk_is_full(images, small_disk):
     (small_disk / "filler").write_bytes(bytes(56 << 10))
     with pytest.raises(InvalidTarget, match="no space left on the file system"):
-        await images.create_overlay(
-            f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+        await images.create_image(
+            f"{small_disk}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
-async def test_create_overlay_says_so_when_the_file_system_is_read_only(images, small_disk):
+async def test_create_image_says_so_when_the_file_system_is_read_only(images, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     files = survey.look(Ask(directories=(str(small_disk),)))
     fact = files.directories[str(small_disk)]
     assert (fact.exists, fact.writable, fact.problem) == (True, False, "read-only file system")
     with pytest.raises(InvalidTarget, match="read-only file system"):
-        await images.create_overlay(
-            f"{small_disk}/o", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+        await images.create_image(
+            f"{small_disk}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
 
 

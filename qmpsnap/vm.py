@@ -67,7 +67,7 @@ class VM:
 
     - `wait`: whether to wait, without a limit, for jobs that are in the way; see `when_idle`.
     - `hooks`: what the caller wants to be told.
-    - `plain`: whether encrypted data may be written unencrypted; otherwise that is refused.
+    - `plain`: whether encrypted data may be written unencrypted; else it is encrypted again, or refused.
     - `speed`: limit in bytes/s; 0: none.
     - `on_error`: "report" fails the job, "stop" pauses it, "ignore" retries.
     - `via`: "hmp" uses the human monitor (savevm), "jobs" QEMU's jobs (snapshot-save). None: the human
@@ -248,7 +248,7 @@ class VM:
             BadName: When the name is outside the grammar.
             NotFound, AmbiguousName: When there is no such disk, or more than one.
 
-        QAPI: transaction, blockdev-snapshot-sync, blockdev-snapshot-internal-sync (block-core.json).
+        QAPI: transaction, blockdev-snapshot(-sync), blockdev-snapshot-internal-sync (block-core.json).
         """
         if not isinstance(files, Mapping | None):
             refuse("files", files, "give a mapping of disks to paths")
@@ -388,7 +388,7 @@ class VM:
             JobFailed: When QEMU ends the job with an error; `.error` is its text.
             JobPaused: When an I/O error paused the job.
 
-        QAPI: drive-mirror, job-complete, block-job-cancel (block-core.json, job.json).
+        QAPI: drive-mirror, blockdev-mirror, job-complete, block-job-cancel (block-core.json, job.json).
         """
         intent = Mirror(
             disk=disk,

@@ -61,10 +61,18 @@ class SnapshotInfo(Reply, frozen=True):
     date_nsec: int = 0
 
 
+class EncryptionInfo(Reply, frozen=True):
+    """How the data of a qcow2 image are encrypted."""
+
+    uuid: str = ""
+
+
 class ImageInfoSpecificData(Reply, frozen=True):
-    """Of what QEMU says of qcow2 images only: the name of the external data file."""
+    """Of what is told of an image of one format: its external data file, and the UUID of its LUKS header."""
 
     data_file: str = ""
+    encrypt: EncryptionInfo = EncryptionInfo()
+    uuid: str = ""
 
 
 class ImageInfoSpecific(Reply, frozen=True):
@@ -133,6 +141,8 @@ class BlockdevOptions(Reply, frozen=True):
     throttle_group: str = ""
     offset: int | str | None = None
     size: int | str | None = None
+    key_secret: str = ""
+    encrypt_key_secret: str = field(default="", name="encrypt.key-secret")
 
     def layers(self) -> Iterator[BlockdevOptions]:
         """These options, and those of each node below, down to the file."""
@@ -140,6 +150,12 @@ class BlockdevOptions(Reply, frozen=True):
         while isinstance(options, BlockdevOptions):
             yield options
             options = options.file
+
+    @property
+    def secret(self) -> str:
+        """Id of the secret object that decrypts what is read; "" when nothing does."""
+        secrets = (options.encrypt_key_secret or options.key_secret for options in self.layers())
+        return next(filter(None, secrets), "")
 
 
 def file_options(name: str) -> BlockdevOptions | None:

@@ -20,11 +20,13 @@ _L1_ENTRY_COVERS = _CLUSTER * (_CLUSTER // 8)  # bytes: a table of 8-byte entrie
 _LONGEST_L1 = 32 << 20  # bytes; block/qcow2.h: QCOW_MAX_L1_SIZE
 _SECTOR = 512
 
-# Clusters, in their order: header, refcount table, refcount block, L1 table.
+# Clusters, in their order: header, refcount table, refcount block, L1 table; LUKS header, if any.
 _REFCOUNT_TABLE, _REFCOUNT_BLOCK, _L1_TABLE = 1, 2, 3
 
 _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
+_EXT_ENCRYPTION = 0x0537BE77
+_LUKS = 2  # the method of encryption
 
 
 class EmptyImage(Struct, frozen=True):
@@ -41,7 +43,11 @@ class EmptyImage(Struct, frozen=True):
 
 
 def empty_qcow2(
-    *, virtual_size: int, backing: str | None = None, backing_format: str | None = None
+    *,
+    virtual_size: int,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    luks: bytes = b"",
 ) -> EmptyImage:
     """Lay out an empty qcow2 image.
 
@@ -49,6 +55,7 @@ def empty_qcow2(
         virtual_size: Bytes that the guest sees; rounded up to whole sectors, as QEMU does.
         backing: Name of the backing file, recorded as it is; at most 1023 bytes.
         backing_format: Its format; always given with `backing`.
+        luks: LUKS header of another image, with whose secret and key its data are encrypted; b"": not.
 
     Raises:
         ValueError: When no qcow2 image of this cluster size is that large, or a name does not fit.
@@ -57,23 +64,30 @@ def empty_qcow2(
     l1_entries = -(-size // _L1_ENTRY_COVERS)
     if l1_entries * 8 > _LONGEST_L1:
         raise ValueError(f"a qcow2 image with clusters of {_CLUSTER} bytes cannot have {size} bytes")
-    clusters = _L1_TABLE + -(-l1_entries * 8 // _CLUSTER)
+    luks_at = _L1_TABLE + -(-l1_entries * 8 // _CLUSTER)
+    clusters = luks_at + -(-len(luks) // _CLUSTER)
+    place = (luks_at * _CLUSTER, len(luks)) if luks else None
     if clusters > _REFCOUNTS_A_BLOCK:
         raise ValueError("the tables of an empty image do not fit one refcount block")
     return EmptyImage(
         clusters * _CLUSTER,
         (
-            (0, _header(size, l1_entries, backing or "", backing_format)),
+            (0, _header(size, l1_entries, backing or "", backing_format, place)),
             (_REFCOUNT_TABLE * _CLUSTER, struct.pack(">Q", _REFCOUNT_BLOCK * _CLUSTER)),
             (_REFCOUNT_BLOCK * _CLUSTER, struct.pack(">H", 1) * clusters),
+            *(((place[0], luks),) if place else ()),
         ),
     )
 
 
-def _header(size: int, l1_entries: int, backing: str, backing_format: str | None) -> bytes:
+def _header(
+    size: int, l1_entries: int, backing: str, backing_format: str | None, luks: tuple[int, int] | None
+) -> bytes:
     extensions = b""
     if backing_format is not None:
         extensions += _extension(_EXT_BACKING_FORMAT, backing_format.encode("ascii"))
+    if luks is not None:
+        extensions += _extension(_EXT_ENCRYPTION, struct.pack(">QQ", *luks))
     extensions += _extension(_EXT_END, b"")
     name = backing.encode("utf-8", "surrogateescape")
     fields = struct.pack(
@@ -84,7 +98,7 @@ def _header(size: int, l1_entries: int, backing: str, backing_format: str | None
         len(name),
         _CLUSTER_BITS,
         size,
-        0,  # not encrypted
+        0 if luks is None else _LUKS,
         l1_entries,
         _L1_TABLE * _CLUSTER,
         _REFCOUNT_TABLE * _CLUSTER,

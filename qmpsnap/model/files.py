@@ -71,6 +71,7 @@ class FileFact(Struct, frozen=True):
         backing: The canonical name of its backing file; None when its header names no local file.
         problem: Why it cannot be inspected, or what is wrong with its header; else "".
         hint: What can be done about that, or "".
+        luks: Whether it holds a LUKS header, be it one that a guest wrote into its raw disk.
         modified: When it was last written, in seconds since 1970; 0 when it is missing.
         modified_ns: The same in whole nanoseconds.
     """
@@ -86,6 +87,7 @@ class FileFact(Struct, frozen=True):
     modified: float = 0.0
     modified_ns: int = 0
     hint: str = ""
+    luks: bool = False
 
     @property
     def taken(self) -> bool:

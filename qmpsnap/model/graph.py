@@ -119,6 +119,7 @@ class Layer(Struct, frozen=True):
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
         io: How QEMU reads and writes it.
         encrypted: Whether its data are encrypted (LUKS, inside qcow2 or by a node of its own).
+        secret: Id of the secret object that QEMU opened it with; "" where it is not encrypted, or not known.
     """
 
     node: str
@@ -137,6 +138,7 @@ class Layer(Struct, frozen=True):
     io: Io = Io()
     encrypted: bool = False
     file_node: str = ""
+    secret: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:

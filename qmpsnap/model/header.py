@@ -25,6 +25,12 @@ _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
 _EXT_BITMAPS = 0x23852875
+_EXT_ENCRYPTION = 0x0537BE77
+
+_LUKS = 2  # qcow2's method of encryption; 1 is AES, which QEMU's system emulators do not open
+_LUKS_MAGIC = b"LUKS\xba\xbe\x00\x01"  # of version 1, which is all that QEMU knows
+_LUKS_PAYLOAD = 104  # where a LUKS header says in which sector the data begin, which ends it
+_LONGEST_LUKS = 16 << 20  # bytes; those of QEMU and cryptsetup have 2 MiB
 
 _DATA_FILE = 4  # one of qcow2's incompatible features
 _BITMAPS_VALID = 1  # one of its autoclear features
@@ -45,6 +51,7 @@ class Header(Struct, frozen=True):
         bitmaps: Number of persistent bitmaps that QEMU would load.
         l1_offset: Where qcow2's table of data begins, in bytes.
         l1_entries: How many 8-byte entries that table has.
+        luks: Where the LUKS header lies in the file: offset and length in bytes; None when there is none.
     """
 
     format: str
@@ -56,6 +63,7 @@ class Header(Struct, frozen=True):
     bitmaps: int = 0
     l1_offset: int = 0
     l1_entries: int = 0
+    luks: tuple[int, int] | None = None
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -75,7 +83,7 @@ def parse_header(data: bytes) -> Header | None:
     version = _unpack(data, ">I", 4)[0]
     if version not in {2, 3}:
         raise ValueError(f"qcow2 of unknown version {version}")
-    offset, length, cluster_bits, size, _, l1_entries, l1_offset = _unpack(data, ">QIIQIIQ", 8)
+    offset, length, cluster_bits, size, encryption, l1_entries, l1_offset = _unpack(data, ">QIIQIIQ", 8)
     (snapshots,) = _unpack(data, ">I", 60)
     if not 9 <= cluster_bits <= 21:
         raise ValueError(f"cluster bits {cluster_bits} are not within 9 and 21")
@@ -106,7 +114,23 @@ def parse_header(data: bytes) -> Header | None:
         bitmaps=_unpack(bitmaps, ">I", 0)[0] if bitmaps is not None and autoclear & _BITMAPS_VALID else 0,
         l1_offset=l1_offset,
         l1_entries=l1_entries,
+        luks=_luks(extensions.get(_EXT_ENCRYPTION)) if encryption == _LUKS else None,
     )
+
+
+def luks_place(data: bytes) -> tuple[int, int] | None:
+    """Where the LUKS header of a file that begins with it lies: offset and length in bytes, or None."""
+    if data[: len(_LUKS_MAGIC)] != _LUKS_MAGIC:
+        return None
+    length = _unpack(data, ">I", _LUKS_PAYLOAD)[0] * 512
+    return (0, length) if 0 < length <= _LONGEST_LUKS else None
+
+
+def _luks(pointer: bytes | None) -> tuple[int, int] | None:
+    if pointer is None:
+        return None
+    offset, length = _unpack(pointer, ">QQ", 0)
+    return (offset, length) if offset < 1 << 63 and 0 < length <= _LONGEST_LUKS else None
 
 
 def _extensions(data: bytes, start: int, end: int) -> dict[int, bytes]:

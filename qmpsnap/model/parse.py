@@ -243,7 +243,7 @@ class _Join(Struct, frozen=True):
             qdev=device.qdev,
             drive=device.device,
             root=inserted.node_name if inserted else "",
-            layers=tuple(layers),
+            layers=_with_secrets(layers, entries),
             filters=tuple(filters),
             read_only=inserted is not None and inserted.ro,
         )
@@ -282,6 +282,7 @@ def _is_window(spelled: str) -> bool:
 
 def _layer(node: Node, entry: BlockDeviceInfo, protocol: BlockDeviceInfo | None) -> Layer:
     image = entry.image
+    options = file_options(entry.file)
     return Layer(
         node=node.name,
         file=node.file,
@@ -306,7 +307,29 @@ def _layer(node: Node, entry: BlockDeviceInfo, protocol: BlockDeviceInfo | None)
         data_file=_data_file(image, node.file),
         io=_io(entry, protocol or entry),
         encrypted=image.encrypted,
+        secret=options.secret if options else "",
     )
+
+
+def _with_secrets(layers: Iterable[Layer], entries: Mapping[str, BlockDeviceInfo]) -> tuple[Layer, ...]:
+    """The layers, each with its secret also where QEMU has cut the name that tells it.
+
+    Overlays have the LUKS header of the layer beneath (`plan/checks/encryption.py`), and are opened alike.
+    """
+    layers = tuple(layers)
+    uuids = {layer.node: _luks_uuid(entries[layer.node].image) for layer in layers if layer.encrypted}
+    secrets = {uuids[layer.node]: layer.secret for layer in layers if layer.encrypted and layer.secret}
+    return tuple(
+        replace(layer, secret=secrets.get(uuids[layer.node], ""))
+        if layer.encrypted and not layer.secret and uuids[layer.node]
+        else layer
+        for layer in layers
+    )
+
+
+def _luks_uuid(image: ImageInfo) -> str:
+    data = image.format_specific.data
+    return data.encrypt.uuid or data.uuid
 
 
 def _data_file(image: ImageInfo, file: str) -> str:

@@ -87,6 +87,8 @@ def _with_overlays(graph: Graph, effect: PutOverlays) -> Graph:
             backing=overlay.backing,
             backing_format=covered.format,
             io=replace(covered.io, detect_zeroes="off"),  # which QEMU does not hand on
+            encrypted=overlay.secret != "",
+            secret=overlay.secret,
         )
         graph = _with_layers(graph, disk, (active, covered, *disk.layers[1:]))
     return graph
@@ -114,6 +116,8 @@ def _rooted(disk: Disk, root: Root) -> tuple[Layer, ...]:
             backing_format=below and below[1],
             read_only=True,
             io=root.io,
+            encrypted=index == 0 and root.secret != "",
+            secret=root.secret if index == 0 else "",
         )
         layers.append(layer)
     # An old root below a mirror's copy stays writable.

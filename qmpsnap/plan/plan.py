@@ -13,7 +13,7 @@ from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
-from qmpsnap.plan.step import Later, Step
+from qmpsnap.plan.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +182,7 @@ class Plan:
     @property
     def copies_made(self) -> tuple[str, ...]:
         """Files of the host that a mirror copies to."""
-        mirrors = {"drive-mirror", "blockdev-mirror"}
-        started = [
-            step.effect.effect.root.file
-            for step in self.steps
-            if step.command in mirrors and isinstance(step.effect, Later)
-        ]
+        started = [step.copy.file for step in self.steps if step.copy is not None]
         adopted = [step.record.target for step in self.resumes if step.record is not None]
         return tuple(file for file in dict.fromkeys((*started, *adopted)) if file.startswith("/"))
 

@@ -15,8 +15,9 @@ from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
+from qmpsnap.plan.chain.layers import left_behind, unused_nodes
 from qmpsnap.plan.checks.disk import holders
-from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, flush
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
@@ -51,11 +52,12 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
         for disk, file in record.overlays.items()
         if len(record.after.get(disk, ())) > 1
     )
+    copies = ((record.target, _below_copy(record)) for record in records if record.op == "mirror")
     return Ask(
         files=(*chains, *named, *states),
         records=places,
         memories=tuple(states),
-        fresh=tuple(fresh),
+        fresh=(*fresh, *copies),
     )
 
 
@@ -125,6 +127,11 @@ def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
         )
 
 
+def _below_copy(record: IntentRecord) -> str:
+    """The layer that a mirror's copy of the active layer alone is backed by, or ""."""
+    return next((files[1] for files in record.chains.values() if len(files) > 1), "")
+
+
 def _places(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     """Where the record lies; last where the chain of after leads to it.
 
@@ -164,13 +171,16 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         end += _flushed(disks, scene)
         end.append(job_finalize(job.id))
     end.append(await_job(job.id, "concluded"))
+    target = unused_nodes((record.target,), scene) if record is not None and record.target else ()
+    if name.ending is Ending.COPY:
+        end += map(blockdev_del, target)
     if record is not None and name.ending is Ending.KEEP and not _keeps_overlay(record):
         end += _flushed(disks, scene, record.after)  # a header names another backing file now
     tidy: list[Step] = []
     notes: tuple[str, ...] = ()
     if record is not None:
         steps, notes = retire(record, scene.files.records)
-        tidy += steps
+        tidy += [*map(blockdev_del, left_behind(record, scene)), *steps]
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
@@ -180,6 +190,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if record is not None:
         resumes += [write_record(place, record) for place in _places(record, scene)]
         resumes += [create_file(file, "") for file in record.made]
+        resumes += [blockdev_add(node, record.target) for node in target]
     return _plan(
         name.op,
         disks,
@@ -262,13 +273,15 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
         backing = {
             file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
         }
+        unused = unused_nodes(record.overlays.values(), scene)
         held = {node.file for node in scene.graph.nodes.values()}
+        held -= {scene.graph.nodes[name].file for name in unused}
         orphans = (
             remove_orphan(file, backing.get(file))
             for file in record.made
             if file not in held and ownership.may_remove(file, record, scene)
         )
-        steps = (*orphans, finish)
+        steps = (*map(blockdev_del, unused), *orphans, finish)
         note = f"snapshot {record.name!r} was not taken; its files are removed"
     stage = Stage(note, steps, tidy=True)
     return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
@@ -279,17 +292,22 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
     finish = _finish(record, scene)
     disks = _disks(record, scene)
     if any(record.target in scene.graph.disks[disk].files for disk in disks):
-        done = (Stage("the mirror had pivoted", finish, tidy=True),)
+        left = map(blockdev_del, left_behind(record, scene))
+        done = (Stage("the mirror had pivoted", (*left, *finish), tidy=True),)
         return _plan("mirror", disks, scene, done, record=record, moves=_moves(record.id, disks))
     fact = scene.files.files.get(record.target)
+    freed = tuple(map(blockdev_del, unused_nodes((record.target,), scene)))
+    encrypted = fact is not None and fact.luks and record.target in scene.files.fresh
     if (
         record.made
         and fact is not None
-        and (fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
+        and (encrypted or fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
     ):
         ours = ownership.may_remove(record.target, record, scene)
+        backing = _below_copy(record) if encrypted else None
         steps: tuple[Step, ...] = (
-            *((remove_orphan(record.target, None),) if ours else ()),
+            *freed,
+            *((remove_orphan(record.target, backing),) if ours else ()),
             *reversed(finish),
         )
         stays = f"{record.target} stays: it is not known whose empty file it is"
@@ -299,7 +317,7 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
         "mirror",
         disks,
         scene,
-        (Stage("the job is gone", tuple(reversed(finish)), tidy=True),),
+        (Stage("the job is gone", (*freed, *reversed(finish)), tidy=True),),
         vanished=f"the job is gone; it is not known whether {record.target} is a complete copy, so it was "
         "left there",
     )

@@ -16,6 +16,7 @@ from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership
+from qmpsnap.plan.chain.layers import unused_nodes
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import remove_orphan, remove_state, seal_memory, seal_store
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
@@ -56,7 +57,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     steps = [*ends_job(record, scene), *_ends_migration(state, record, scene)]
     if not (record.op == "save" and keeps):
         steps += goes_on(record, scene)
-    steps += _free(state, scene)
+    steps += _free(record, state, scene)
     tidy = list(_settings(record, scene))
     rest = ""
     if keeps:
@@ -187,13 +188,14 @@ def _ends_migration(state: KeptState, record: IntentRecord, scene: Scene) -> tup
     return (*cancel, release_file(file_number(record.id[-8:]), way))
 
 
-def _free(state: KeptState, scene: Scene) -> tuple[Step, ...]:
-    """What closes the store, wherever it is open."""
-    return tuple(
-        blockdev_del(node.name)
+def _free(record: IntentRecord, state: KeptState, scene: Scene) -> tuple[Step, ...]:
+    """What closes the store, wherever it is open, and overlays that no disk got."""
+    stores = (
+        node.name
         for node in scene.graph.nodes.values()
         if node.file == state.partial and node.driver == "qcow2"
     )
+    return tuple(map(blockdev_del, (*stores, *unused_nodes(record.overlays.values(), scene))))
 
 
 def _seal(state: KeptState, record: IntentRecord, *, whole: bool) -> tuple[Step, ...]:
@@ -235,6 +237,7 @@ def _settings(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
 
 def _orphans(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
     held = {node.file for node in scene.graph.nodes.values()}
+    held -= {scene.graph.nodes[name].file for name in unused_nodes(record.overlays.values(), scene)}
     return tuple(
         remove_orphan(file, record.chains[disk][0])
         for disk, file in record.overlays.items()

@@ -12,6 +12,7 @@ from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.plan.chain.layers import unused_nodes
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -201,13 +202,8 @@ def _node_of(file: str, scene: Scene) -> str:
 
 def _unused(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     """Nodes that the operation opened and no disk uses."""
-    used = {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
-    files = {*record.overlays.values(), record.state.file if record.state is not None else ""}
-    return tuple(
-        node.name
-        for node in scene.graph.nodes.values()
-        if node.file in files and is_owned_node(node.name) and node.name not in used
-    )
+    state = (record.state.file,) if record.state is not None else ()
+    return unused_nodes((*record.overlays.values(), *state), scene)
 
 
 def _left_behind(record: IntentRecord, scene: Scene, *, all_move: bool) -> tuple[str, ...]:

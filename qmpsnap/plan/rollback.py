@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.step import AddNode, DropNode, Step
 
+# What steps free: files, and nodes.
+_FREES = {"remove-file": "file", "blockdev-del": "node-name"}
+
 
 def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
     """The steps that roll an operation back, as far as that is possible, in order.
@@ -22,7 +25,7 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
         done: What was done, in order.
         loaded: Whether the guest's memory is another one by now, or cannot be trusted.
     """
-    put_on = {overlay.file for overlay in overlays(done)}
+    put_on = {name for overlay in overlays(done) for name in (overlay.file, overlay.node)}
     freed = {step.effect.node for step in done if isinstance(step.effect, DropNode)}
     stays_paused = loaded or any(step.command == "cont" for step in done)
     for step in reversed(done):
@@ -33,6 +36,6 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
         if put_on and step.record is not None and step.record.state is None:
             continue
         for back in step.undo:
-            stays = back.command == "remove-file" and back.arguments["file"] in put_on
+            stays = back.command in _FREES and back.arguments[_FREES[back.command]] in put_on
             if not stays and not (stays_paused and back.command == "cont"):
                 yield back

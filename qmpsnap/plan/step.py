@@ -28,6 +28,7 @@ class Overlay(Struct, frozen=True):
         file: The overlay's path.
         backing: What its header records as backing file.
         made_by: Who makes the file.
+        secret: Id of the secret object that opens it; "": it is not encrypted.
     """
 
     disk: str
@@ -36,6 +37,7 @@ class Overlay(Struct, frozen=True):
     file: str
     backing: str
     made_by: MadeBy
+    secret: str = ""
 
 
 class Root(Struct, frozen=True):
@@ -49,6 +51,7 @@ class Root(Struct, frozen=True):
         backing: What its header records as backing file, or None.
         chain: Files and formats of the layers below it, newest first.
         io: How its active layer is read and written.
+        secret: Id of the secret object that opens that layer; "": it is not encrypted.
     """
 
     disk: str
@@ -58,13 +61,16 @@ class Root(Struct, frozen=True):
     backing: str | None
     chain: tuple[tuple[str, str], ...]
     io: Io = Io()
+    secret: str = ""
 
     @classmethod
     def of(cls, disk: Disk, index: int = 0) -> Root:
         """What a disk reads by one of its layers, 0 being the active one."""
         layer, *below = disk.layers[index:]
         chain = tuple((each.file, each.format) for each in below)
-        return cls(disk.name, layer.node, layer.file, layer.format, layer.backing, chain, layer.io)
+        return cls(
+            disk.name, layer.node, layer.file, layer.format, layer.backing, chain, layer.io, layer.secret
+        )
 
 
 class PutOverlays(Struct, frozen=True, tag="put-overlays"):
@@ -200,6 +206,13 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return str(id_of or "")
 
     @property
+    def copy(self) -> Root | None:
+        """What the step, which starts a mirror, copies to; None for any other step."""
+        if isinstance(self.effect, Later) and self.command in _MIRRORS:
+            return self.effect.effect.root
+        return None
+
+    @property
     def record(self) -> IntentRecord | None:
         """What it writes down of the operation, or None."""
         record: IntentRecord | None = self.detail.get("record")
@@ -213,6 +226,7 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return f"{self.command} {dict(self.arguments)}"
 
 
+_MIRRORS = frozenset({"drive-mirror", "blockdev-mirror"})
 _ON_STATE = frozenset({"snapshot-save", "snapshot-load", "snapshot-delete"})
 _ON_A_JOB = frozenset(
     {

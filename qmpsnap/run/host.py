@@ -52,7 +52,7 @@ class Host:
             "write-record": self._write_record,
             "finish-record": self._finish_record,
             "keep-moment": self._keep_moment,
-            "create-overlay": self._create_overlay,
+            "create-overlay": self._create_image,
             "create-file": self._create_file,
             "create-image": self._create_image,
             "create-memory": self._create_memory,
@@ -93,21 +93,31 @@ class Host:
     async def _keep_moment(self, _: Step, *, directory: str, id: str, **__: str) -> None:
         await self._catalog.to_moment(await self._with_identity(await self._intent(directory, id)))
 
-    async def _create_overlay(
-        self, _: Step, *, file: str, size_bytes: int, backing: str, backing_format: str, like: str
-    ) -> None:
-        self._made[file] = await self._images.create_overlay(
-            file, size_bytes=size_bytes, backing=backing, backing_format=backing_format, like=like
-        )
-
     async def _create_file(self, _: Step, *, file: str, like: str) -> None:
         self._made[file] = await self._images.create_image(
             file, size_bytes=0, format="raw", like=like or None
         )
 
-    async def _create_image(self, _: Step, *, file: str, like: str, size_bytes: int, format: str) -> None:
+    async def _create_image(
+        self,
+        step: Step,
+        *,
+        file: str,
+        size_bytes: int,
+        like: str,
+        format: str = "qcow2",
+        backing: str | None = None,
+        backing_format: str | None = None,
+        **_: str,
+    ) -> None:
         self._made[file] = await self._images.create_image(
-            file, size_bytes=size_bytes, format=format, like=like or None
+            file,
+            size_bytes=size_bytes,
+            format=format,
+            like=like or None,
+            backing=backing,
+            backing_format=backing_format,
+            luks=step.detail.get("luks"),
         )
 
     async def _create_memory(self, _: Step, *, file: str, reserve_bytes: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, Header, parse_header
+from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, Header, luks_place, parse_header
+from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.run.safe_open import WrongKind, open_file
 
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
@@ -46,3 +47,48 @@ def file_header(path: str) -> Header | None:
         return descriptor_header(descriptor)
     finally:
         os.close(descriptor)
+
+
+def luks_header(wanted: LuksHeader) -> bytes:
+    """Read the LUKS header of an encrypted image, with its key slots.
+
+    Raises:
+        ValueError: When it is another file by now, has no such header, or ends within it.
+        OSError: When it cannot be opened or read.
+    """
+    descriptor = open_file(wanted.file, follow=True)
+    try:
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != (wanted.device, wanted.inode):
+            raise ValueError(f"another file is called {wanted.file!r} by now")
+        place = _luks_place(descriptor)
+        if place is None:
+            raise ValueError(f"{wanted.file!r} has no LUKS header")
+        offset, length = place
+        data = os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+    if len(data) != length:
+        raise ValueError(f"{wanted.file!r} is truncated in its LUKS header")
+    return data
+
+
+def has_luks(path: str) -> bool:
+    """Whether a file that is no image of another format begins with a LUKS header.
+
+    Raises:
+        OSError: When it cannot be opened or read.
+    """
+    try:
+        descriptor = open_file(path, follow=True)
+    except WrongKind:
+        return False
+    try:
+        return luks_place(os.pread(descriptor, _READS[0], 0)) is not None
+    finally:
+        os.close(descriptor)
+
+
+def _luks_place(descriptor: int) -> tuple[int, int] | None:
+    header = descriptor_header(descriptor)
+    return header.luks if header is not None else luks_place(os.pread(descriptor, _READS[0], 0))

@@ -20,12 +20,12 @@ from msgspec import Struct
 
 from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.plan.commands.files import Proof
+from qmpsnap.plan.commands.files import LuksHeader, Proof
 from qmpsnap.plan.intent import Folded
 from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
-from qmpsnap.run.image_headers import descriptor_header
+from qmpsnap.run.image_headers import descriptor_header, luks_header
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
 
@@ -42,6 +42,7 @@ class _Request(Struct, frozen=True):
     backing: str | None
     backing_format: str | None
     private: bool
+    luks: LuksHeader | None
 
 
 class Images:
@@ -50,25 +51,6 @@ class Images:
     Every call works in a thread and returns only when that has ended, also when it is cancelled.
 
     """
-
-    async def create_overlay(
-        self,
-        file: str,
-        *,
-        size_bytes: int,
-        backing: str,
-        backing_format: str,
-        like: str | None,
-    ) -> Created:
-        """Create an empty qcow2 overlay; as `create_image`, with a backing file."""
-        return await self.create_image(
-            file,
-            size_bytes=size_bytes,
-            format="qcow2",
-            like=like,
-            backing=backing,
-            backing_format=backing_format,
-        )
 
     async def create_image(
         self,
@@ -80,6 +62,7 @@ class Images:
         backing: str | None = None,
         backing_format: str | None = None,
         private: bool = False,
+        luks: LuksHeader | None = None,
     ) -> Created:
         """Create an empty image exclusively, ready for QEMU and synced.
 
@@ -94,13 +77,15 @@ class Images:
             private: Whether the mode is 0600 all the same.
             backing: Absolute path of the backing file, written as it is and not opened.
             backing_format: Its format; always given with `backing`.
+            luks: The LUKS header that it gets, so that the same key encrypts its data, and every secret that
+                opens the other image opens it as well; None: it is not encrypted.
 
         Raises:
             TargetExists: When the name exists, even as a dangling symlink.
             InvalidTarget: When it cannot be created there, or not with that owner; the message says why.
             Unsupported: When the format is neither raw nor qcow2.
         """
-        request = _Request(file, format, size_bytes, like, backing, backing_format, private)
+        request = _Request(file, format, size_bytes, like, backing, backing_format, private, luks)
         made: list[Created] = []
         try:
             return await in_thread(lambda: _create(request, made))
@@ -205,7 +190,10 @@ def _fill(request: _Request, descriptor: int) -> None:
         os.ftruncate(descriptor, request.size_bytes)
         return
     empty = empty_qcow2(
-        virtual_size=request.size_bytes, backing=request.backing, backing_format=request.backing_format
+        virtual_size=request.size_bytes,
+        backing=request.backing,
+        backing_format=request.backing_format,
+        luks=luks_header(request.luks) if request.luks is not None else b"",
     )
     os.ftruncate(descriptor, empty.size_bytes)
     for offset, data in empty.parts:

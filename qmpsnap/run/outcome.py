@@ -16,7 +16,7 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.step import AddNode, DropNode, Inside, Step
+from qmpsnap.plan.step import DropNode, Inside, Step
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def by_qemu(tried: Iterable[Step]) -> tuple[str, ...]:
     """Files that QEMU may have created for steps that failed; we could not see them."""
     steps = tuple(tried)
     probed = {step.arguments["filename"] for step in steps if step.way == "probe"}
-    copies = (step.arguments["target"] for step in steps if step.command == "drive-mirror")
+    copies = (step.copy.file for step in steps if step.copy is not None)
     targets = (*(overlay.file for overlay in overlays(steps)), *copies)
     return tuple(f"{file} (if QEMU created it)" for file in targets if file in probed)
 
@@ -273,19 +273,13 @@ def moved_roots(plan: Plan, graph: Graph) -> dict[str, str]:
 
 def _callers_files(plan: Plan) -> frozenset[str]:
     """Files that the caller created; their headers were compared with the disk's files, not with names."""
-    copies = (step.arguments for step in plan.steps if step.command == "drive-mirror")
-    opened = {
-        step.effect.file
+    copies = (
+        step.copy.file
         for step in plan.steps
-        if step.command == "blockdev-add" and isinstance(step.effect, AddNode) and plan.copies_made
-    }
-    return frozenset(
-        (
-            *(overlay.file for overlay in overlays(plan.steps) if overlay.made_by == "caller"),
-            *(copy["target"] for copy in copies if copy["mode"] == "existing"),
-            *(opened - {*made_files(plan.steps)}),
-        )
+        if step.copy is not None and step.arguments.get("mode", "existing") == "existing"
     )
+    callers = (overlay.file for overlay in overlays(plan.steps) if overlay.made_by == "caller")
+    return frozenset((*callers, *copies)).difference(made_files(plan.steps))
 
 
 def _is_backed_by(layer: Layer, below: Layer | None) -> bool:

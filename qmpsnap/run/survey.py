@@ -18,7 +18,7 @@ from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.catalog import read_records
-from qmpsnap.run.image_headers import file_header
+from qmpsnap.run.image_headers import file_header, has_luks
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.safe_open import open_block
@@ -71,10 +71,11 @@ class _Survey:
             kind: Kind = "symlink" if os.path.islink(path) else "other"
             return FileFact(kind, real=path, problem=reason(error), hint=hint(error))
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
-        header, backing, problem = None, None, ""
+        header, backing, luks, problem = None, None, False, ""
         if kind == "regular":
             try:
                 header, backing = self._image(path)
+                luks = header.luks is not None if header is not None else has_luks(path)
             except (OSError, ValueError) as error:
                 problem = reason(error)
         return FileFact(
@@ -88,6 +89,7 @@ class _Survey:
             real=self._name(path),
             backing=backing,
             problem=problem,
+            luks=luks,
         )
 
     def directory(self, path: str) -> str | None:

@@ -242,7 +242,7 @@ class FakeTarget:
             root = start.effect.effect.root
             if start.command == "drive-mirror":
                 self.state = effect.after_effect(self.state, AddNode(root.node, root.format, root.file))
-            else:
+            elif start.command != "blockdev-mirror":  # whose target was opened before
                 self.files.touch(root.file)
         elif start.command == "block-commit":
             self.files.touch(self.state.nodes[start.arguments["base-node"]].file)

@@ -145,9 +145,9 @@ class FakeFiles:
         )
 
     def _is_fresh(self, path: str, backing: str) -> bool:
-        """Whether it is backed by that file and was never touched."""
+        """Whether it is backed by that file, or "" by none, and was never touched."""
         fact = self.facts.get(path)
-        return fact is not None and fact.backing == backing and fact.modified < LATER
+        return fact is not None and (fact.backing or "") == backing and fact.modified < LATER
 
     def _memory(self, path: str) -> MemoryFact:
         if path in self.memories:

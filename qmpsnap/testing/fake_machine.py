@@ -18,7 +18,8 @@ from qmpsnap.run.progress import Progress
 __all__ = ["COMMANDS", "IMAGE_COMMANDS", "FakeMachine", "a_machine"]
 
 COMMANDS = frozenset({
-    "block-commit", "block-job-cancel", "block-stream", "blockdev-snapshot-delete-internal-sync",
+    "block-commit", "block-job-cancel", "block-stream", "blockdev-add", "blockdev-del", "blockdev-mirror",
+    "blockdev-snapshot", "blockdev-snapshot-delete-internal-sync",
     "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-mirror",
     "device_add", "human-monitor-command", "job-cancel", "job-complete", "job-dismiss", "job-finalize",
     "snapshot-delete", "snapshot-load", "snapshot-save", "transaction",

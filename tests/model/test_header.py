@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpsnap.model.header import Header, backing_path, parse_header
+from qmpsnap.model.header import Header, backing_path, luks_place, parse_header
 from tests.each import each
 from tests.headers import qcow2_bytes
 
@@ -36,6 +36,40 @@ def test_parse_header_reads_data_file_and_bitmaps_of_qcow2():
     assert header is not None
     assert (header.data_file, header.bitmaps) == ("data.raw", 3)
     assert (header.backing, header.backing_format) == (None, None)
+
+
+LUKS = b"LUKS\xba\xbe\x00\x01".ljust(104, b"\0") + struct.pack(">I", 4040)
+
+
+@each(
+    ("data", "place"),
+    [
+        (LUKS, (0, 4040 * 512)),
+        (LUKS[:104] + struct.pack(">I", 0), None),
+        (LUKS[:104] + struct.pack(">I", (16 << 11) + 1), None),  # more than 16 MiB
+        (patched(LUKS, 7, "B", 2), None),  # version 2
+        (b"", None),
+    ],
+)
+def test_luks_header_ends_where_the_data_begin(data, place):
+    assert luks_place(data) == place
+
+
+@each(
+    ("method", "pointer", "place"),
+    [
+        (2, (262144, 2068480), (262144, 2068480)),
+        (0, (262144, 2068480), None),  # a stale extension
+        (2, (262144, 1 << 40), None),
+        (2, (1 << 63, 512), None),
+    ],
+)
+def test_parse_header_tells_where_the_luks_header_of_qcow2_lies(method, pointer, place):
+    data = patched(qcow2_bytes().ljust(4096, b"\0"), 32, ">I", method)
+    data = patched(data, 104, ">IIQQII", 0x0537BE77, 16, *pointer, 0, 0)
+    header = parse_header(data)
+    assert header is not None
+    assert header.luks == place
 
 
 def test_parse_header_counts_no_bitmaps_when_their_extension_is_stale():

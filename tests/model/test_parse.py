@@ -274,6 +274,22 @@ def test_parse_tells_what_is_encrypted_by_the_image_or_by_a_node_below_it() -> N
     assert [one.encrypted for one in parse_graph(block, stats, named).disks["vda"].layers] == [True, True]
 
 
+def test_parse_tells_with_which_secret_a_layer_was_opened() -> None:
+    block, stats, named = deep(5)
+    assert isinstance(named, list)
+    uuids = {0: {"encrypt": {"uuid": "u1"}}, 2: {"encrypt": {"uuid": "u1"}}, 4: {"encrypt": {"uuid": "u2"}}}
+    opened = {
+        2: '{"encrypt.key-secret": "s1", "driver": "qcow2"}',
+        6: '{"driver": "raw", "file": {"driver": "luks", "key-secret": "s2"}}',
+    }
+    for index in (0, 2, 4, 6):
+        specific = {"type": "qcow2", "data": uuids.get(index, {})}
+        named[index]["image"] = {**named[index]["image"], "encrypted": True, "format-specific": specific}
+        named[index]["file"] = "json:" + opened.get(index, '{"driver": "qcow2", "backing": {"dr...')
+    layers = parse_graph(block, stats, named).disks["vda"].layers
+    assert [layer.secret for layer in layers] == ["", "s2", "", "s1", "s1"]
+
+
 Break = Callable[[dict[str, list[dict[str, object]]]], object]
 
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.plan import planner
 from qmpsnap.plan.record_places import state_questions, with_parents
@@ -93,3 +94,15 @@ def scene(
     places = state_questions(of, state_dir)
     ask = Ask(directories=with_parents(places), records=places)
     return Scene(of, (files or FakeFiles(of)).look(ask), jobs, Features(frozenset()), NOW, state_dir)
+
+
+def encrypted(drawing: str) -> tuple[Graph, FakeFiles]:
+    """A machine with one disk, all of whose layers are encrypted with the secret `sec0`, and its files."""
+    of = drawn(vda=drawing)
+    disk = of.disks["vda"]
+    layers = tuple(replace(layer, encrypted=True, secret="sec0") for layer in disk.layers)
+    of = replace(of, disks=Frozen(vda=replace(disk, layers=layers)))
+    files = FakeFiles(of)
+    for layer in layers:
+        files.facts[layer.file] = replace(files.facts[layer.file], luks=True, device=1, inode=2)
+    return of, files

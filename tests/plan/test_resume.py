@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -12,8 +12,8 @@ from qmpsnap.model.files import FileFact
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan import resume
-from qmpsnap.plan.commands.block import flush
+from qmpsnap.plan import effect, resume
+from qmpsnap.plan.commands.block import blockdev_del, flush
 from qmpsnap.plan.commands.files import Proof, create_file, remove_orphan, retire_file
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
@@ -23,7 +23,7 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.scenes import NOW, STATE, planned, with_layer
+from tests.plan.scenes import NOW, STATE, encrypted, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.plan.step import Step
@@ -389,3 +389,65 @@ def test_rest_expects_the_chain_that_the_record_names_also_over_a_remote_base() 
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
     assert plan.vanished == ""
+
+
+def test_rest_of_a_snapshot_on_an_encrypted_disk_frees_the_overlay_that_was_not_put_on() -> None:
+    of, files = encrypted("base*")
+    plan = planned(Snapshot("n1"), of, files=files)
+    record, opened = left_by(plan), effect.apply(of, plan.steps[2])
+    files.records.append(record)
+    files.put("/images/base.n1.qcow2", backing=BASE)
+    assert rested(record.id, opened, files=files).steps == (
+        blockdev_del(plan.steps[2].arguments["node-name"]),
+        remove_orphan("/images/base.n1.qcow2", BASE),
+        finish_record(STATE, (record.id,)),
+    )
+
+
+@each(
+    ("ending", "steps"),
+    [
+        (
+            "finish",
+            ["ready", "block-job-cancel", "concluded", "blockdev-del", "finish-record", "job-dismiss"],
+        ),
+        (
+            "pivot",
+            ["ready", "job-complete", "concluded", "job-dismiss", "blockdev-del", *["finish-record"] * 2],
+        ),
+    ],
+)
+def test_rest_of_a_mirror_of_an_encrypted_disk_frees_the_node_that_nobody_reads(
+    ending: Literal["pivot", "finish"], steps: list[str]
+) -> None:
+    of, files = encrypted("base*")
+    of = graph(with_layer(of.disks["vda"], 0, node="qmpsnap-a-00000000"))
+    plan = planned(Mirror("vda", "/copies/vda.qcow2", ending), of, files=files)
+    record, opened = (
+        left_by(plan),
+        effect.apply_all(of, [step for step in plan.steps if step.command == "blockdev-add"]),
+    )
+    files.records += [
+        replace(step.record, directory=step.arguments["directory"])
+        for step in plan.steps
+        if step.record is not None
+    ]
+    rest = rested(record.id, opened, files=files, jobs=alive(record))
+    assert [str(step.arguments.get("until", step.command)) for step in rest.steps] == steps
+    undone = [back.command for step in reversed(rest.resumes) for back in step.undo]
+    assert undone.index("blockdev-del") < undone.index("remove-file")
+
+
+def test_rest_of_a_mirror_of_an_encrypted_disk_that_had_not_begun_removes_its_empty_copy() -> None:
+    of, files = encrypted("base*")
+    plan = planned(Mirror("vda", COPY, "finish"), of, files=files)
+    record = left_by(plan)
+    files.records.append(record)
+    files.put(COPY)
+    files.facts[COPY] = replace(files.facts[COPY], luks=True)
+    steps = rested(record.id, effect.apply(of, plan.steps[2]), files=files).steps
+    assert steps == (
+        blockdev_del(plan.steps[2].arguments["node-name"]),
+        remove_orphan(COPY, ""),
+        finish_record(STATE, (record.id,)),
+    )

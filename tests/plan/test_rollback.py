@@ -2,10 +2,18 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from qmpsnap.model.graph import Io
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, open_store, set_drive, snapshot_sync
+from qmpsnap.plan.commands.block import (
+    blockdev_add,
+    blockdev_del,
+    open_overlay,
+    open_store,
+    set_drive,
+    snapshot_sync,
+)
 from qmpsnap.plan.commands.files import create_memory, create_overlay, remove_file
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.commands.migration import migrate, pass_file, release_file, set_capabilities
@@ -40,6 +48,13 @@ def test_taking_back_leaves_overlays_that_were_put_on_and_the_record_of_a_snapsh
     assert back(WRITE, MAKE, TAKE) == ()
     with_memory = write_record("/r", replace(RECORD, op="checkpoint", state=STATE))
     assert back(with_memory, MAKE, create_memory("/m"), TAKE) == (remove_file("/m"), FINISH)
+
+
+def test_taking_back_frees_an_encrypted_overlay_that_was_not_put_on() -> None:
+    overlay = Overlay("vda", "b", "n", "/o", "/b", "us", "sec0")
+    opened = open_overlay(overlay, Io())
+    assert back(MAKE, opened) == (blockdev_del("n"), remove_file("/o"))
+    assert back(MAKE, opened, snapshot_sync((overlay,))) == ()
 
 
 def test_taking_back_removes_an_overlay_that_no_disk_has_got() -> None:

@@ -14,6 +14,7 @@ import pytest
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.header import Header, parse_header
+from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.run.images import Images
 
 SIZE = 1 << 30
@@ -33,14 +34,14 @@ def overlay(place, name="new", **changes):
         "backing_format": "raw",
         "like": None,
     } | changes
-    return Images().create_overlay(f"{place}/{name}", **arguments)
+    return Images().create_image(f"{place}/{name}", format="qcow2", **arguments)
 
 
 def names(place):
     return sorted(path.name for path in place.iterdir())
 
 
-async def test_create_overlay_makes_an_empty_one_and_says_which_file_it_is(place):
+async def test_create_image_makes_an_empty_one_and_says_which_file_it_is(place):
     created = await overlay(place)
     assert parse_header((place / "new").read_bytes()) == Header(
         format="qcow2",
@@ -55,19 +56,19 @@ async def test_create_overlay_makes_an_empty_one_and_says_which_file_it_is(place
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o4777])
-async def test_create_overlay_takes_the_mode_of_the_layer_that_it_covers(place, mode):
+async def test_create_image_takes_the_mode_of_the_layer_that_it_covers(place, mode):
     (place / "base").chmod(mode)
     await overlay(place, like=f"{place}/base")
     assert stat.S_IMODE((place / "new").stat().st_mode) == mode & 0o777
 
 
-async def test_create_overlay_is_ours_alone_when_it_covers_nothing_that_we_see(place):
+async def test_create_image_is_ours_alone_when_it_covers_nothing_that_we_see(place):
     await overlay(place)
     assert stat.S_IMODE((place / "new").stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-async def test_create_overlay_takes_owner_and_group_of_the_layer_that_it_covers(place):
+async def test_create_image_takes_owner_and_group_of_the_layer_that_it_covers(place):
     os.chown(place / "base", 12345, 54321)
     await overlay(place, like=f"{place}/base")
     status = (place / "new").stat()
@@ -105,7 +106,7 @@ async def test_create_image_is_refused_when_the_directory_is_not_ours_to_write()
 
 
 @pytest.mark.parametrize("make", ["write_bytes", "symlink_to", "mkdir"])
-async def test_create_overlay_never_touches_what_is_there(place, make):
+async def test_create_image_never_touches_what_is_there(place, make):
     arguments = {"write_bytes": [b"precious"], "symlink_to": [place / "victim"], "mkdir": []}[make]
     getattr(place / "new", make)(*arguments)
     with pytest.raises(TargetExists, match="exists already") as caught:
@@ -131,13 +132,13 @@ async def test_create_overlay_never_touches_what_is_there(place, make):
         ({"like": "/no/such/file"}, "the owner of '/no/such/file' cannot be read"),
     ],
 )
-async def test_create_overlay_says_why_when_it_cannot_be(place, changes, why):
+async def test_create_image_says_why_when_it_cannot_be(place, changes, why):
     with pytest.raises(InvalidTarget, match=why):
         await overlay(place, **changes)
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_takes_a_backing_name_of_1023_bytes(place):
+async def test_create_image_takes_a_backing_name_of_1023_bytes(place):
     backing = "/" + "ü" * 511
     await overlay(place, backing=backing)
     assert names(place) == ["base", "new"]
@@ -153,7 +154,7 @@ async def test_create_overlay_takes_a_backing_name_of_1023_bytes(place):
         {"virtual_size": SIZE - 512},
     ],
 )
-async def test_create_overlay_is_refused_when_the_header_is_not_what_was_asked(place, fields, monkeypatch):
+async def test_create_image_is_refused_when_the_header_is_not_what_was_asked(place, fields, monkeypatch):
     asked = {"backing": f"{place}/base", "backing_format": "raw", "virtual_size": SIZE}
     other = empty_qcow2(**(asked | fields))
     monkeypatch.setattr("qmpsnap.run.images.empty_qcow2", lambda **_: other)
@@ -162,7 +163,7 @@ async def test_create_overlay_is_refused_when_the_header_is_not_what_was_asked(p
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, monkeypatch):
+async def test_create_image_leaves_nothing_when_it_cannot_be_written(place, monkeypatch):
     def full(descriptor, data, offset):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -172,7 +173,7 @@ async def test_create_overlay_leaves_nothing_when_it_cannot_be_written(place, mo
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_leaves_nothing_when_half_of_it_is_written(place, monkeypatch):
+async def test_create_image_leaves_nothing_when_half_of_it_is_written(place, monkeypatch):
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[: len(data) // 2], at))
     with pytest.raises(InvalidTarget, match="no space left on the file system"):
@@ -180,7 +181,7 @@ async def test_create_overlay_leaves_nothing_when_half_of_it_is_written(place, m
     assert names(place) == ["base"]
 
 
-async def test_create_overlay_leaves_nothing_when_it_is_cancelled(place, monkeypatch):
+async def test_create_image_leaves_nothing_when_it_is_cancelled(place, monkeypatch):
     began, goes_on, fsync = threading.Event(), threading.Event(), os.fsync
 
     def slow(descriptor):
@@ -199,7 +200,7 @@ async def test_create_overlay_leaves_nothing_when_it_is_cancelled(place, monkeyp
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_create_overlay_touches_no_file_that_takes_the_name_meanwhile(place, fails, monkeypatch):
+async def test_create_image_touches_no_file_that_takes_the_name_meanwhile(place, fails, monkeypatch):
     fsync = os.fsync
 
     def swap(descriptor):
@@ -233,3 +234,26 @@ async def test_create_image_leaves_no_descriptor(place):
     with pytest.raises(Refused):
         await overlay(place, "other", size_bytes=1 << 62)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+async def test_create_image_copies_a_luks_header_of_the_very_file_that_was_seen(place):
+    luks = b"LUKS\xba\xbe\x00\x01".ljust(104, b"\0") + (2).to_bytes(4, "big") + bytes(range(256)) * 4
+    secret = place / "secret"
+    secret.write_bytes(luks[:1024] + b"data")
+    status = secret.stat()
+    await overlay(place, luks=LuksHeader(str(secret), status.st_dev, status.st_ino))
+    header = parse_header((place / "new").read_bytes())
+    assert header is not None
+    assert header.luks is not None
+    offset, length = header.luks
+    assert (place / "new").read_bytes()[offset : offset + length] == luks[:1024]
+    for name, inode, why in (
+        (secret, status.st_ino + 1, "another file is called"),
+        (place / "base", (place / "base").stat().st_ino, "has no luks header"),
+    ):
+        with pytest.raises(InvalidTarget, match=why):
+            await overlay(place, name="other", luks=LuksHeader(str(name), status.st_dev, inode))
+    secret.write_bytes(luks[:512])
+    with pytest.raises(InvalidTarget, match="truncated"):
+        await overlay(place, name="other", luks=LuksHeader(str(secret), status.st_dev, status.st_ino))
+    assert not (place / "other").exists()

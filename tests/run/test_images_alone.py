@@ -70,8 +70,8 @@ CASES: dict[str, tuple[Intent, str, tuple[str, ...]]] = {
     "mirror-finish": (
         Mirror("vda", COPY, "finish"),
         (
-            f"write-record create-image blockdev-add blockdev-mirror {COPIED} finish-record job-dismiss "
-            "blockdev-del"
+            f"write-record create-image blockdev-add blockdev-mirror {COPIED} blockdev-del finish-record "
+            "job-dismiss"
         ),
         (S2, S1, BASE),
     ),
@@ -104,6 +104,7 @@ async def test_snapshot_opens_the_overlay_by_itself_and_puts_it_on_the_layer() -
             "driver": "qcow2",
             "node-name": node,
             "file": {"driver": "file", "filename": NEW},
+            "discard": "unmap",
             "backing": None,
         }
     ]

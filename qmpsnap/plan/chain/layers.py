@@ -16,7 +16,7 @@ from qmpsnap.model.disk_names import find_layer
 from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import is_owned_node
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.commands.block import blockdev_del, flush, flush_by_reopen
 from qmpsnap.plan.scene import Scene
@@ -40,7 +40,8 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
 
     A chain whose headers have relative names can be moved as a whole; QEMU would write the full path. A name
     that QEMU got from a command line, relative to another directory or a descriptor, leads nowhere from the
-    overlay: then it is the path of the file that QEMU has open.
+    overlay, and its name of an encrypted layer contains the secret's id: then it is the path of the file that
+    QEMU has open.
 
     Args:
         scene: The machine, and its files.
@@ -53,7 +54,27 @@ def recorded_like(scene: Scene, overlay: Layer, below: Sequence[Layer]) -> str |
     recorded = overlay.backing
     if recorded is not None and not recorded.startswith("/") and ":" not in recorded:
         return posixpath.relpath(base.file, posixpath.dirname(overlay.file))
-    return base.file if odd(scene.graph, below) else None
+    return base.file if base.encrypted or odd(scene.graph, below) else None
+
+
+def unused_nodes(files: Iterable[str], scene: Scene) -> tuple[str, ...]:
+    """Names of nodes that we added on these files, and that no disk uses."""
+    used = {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
+    wanted = set(files)
+    return tuple(
+        node.name
+        for node in scene.graph.nodes.values()
+        if node.file in wanted and is_owned_node(node.name) and node.name not in used
+    )
+
+
+def left_behind(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
+    """Names of nodes that we added on layers which leave the chain by that operation."""
+    kept = {file for files in record.after.values() for file in files}
+    gone = {file for files in record.chains.values() for file in files if file not in kept}
+    return tuple(
+        node.name for node in scene.graph.nodes.values() if node.file in gone and is_owned_node(node.name)
+    )
 
 
 def flush_layer(scene: Scene, layer: Layer, below: Layer | None, *, filled: bool = False) -> Step:

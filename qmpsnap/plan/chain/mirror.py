@@ -20,11 +20,11 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.invalidation import unfound
 from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
-from qmpsnap.plan.checks.encryption import refuse_clear_data
+from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_data, secret_for
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there
 from qmpsnap.plan.commands.block import blockdev_add, probe_absent
-from qmpsnap.plan.commands.files import create_file, create_image, create_overlay
+from qmpsnap.plan.commands.files import LuksHeader, create_file, create_image, create_overlay
 from qmpsnap.plan.commands.jobs import copied_and_ended, job_dismiss, mirror_job
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Mirror
@@ -63,22 +63,27 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         Unsupported: When `sync` does not go with the rest.
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
-    pivot, devices = intent.ending == "pivot", scene.features.devices
+    pivot = intent.ending == "pivot"
     form = intent.format or disk.active.format
     copied = disk.layers[: {"full": len(disk.layers), "top": 1, "none": 0}[intent.sync]]
     below = disk.layers[len(copied) :]
     _refuse(intent, scene, disk, form, copied=copied, below=below)
+    secret, luks = _secret(intent, scene, copied, form)
+    formatted = scene.features.devices and not secret  # by QEMU, which opens it by itself then
+    read = copied or disk.layers[:1]
+    refuse_clear_data(read, intent.target, plain=intent.plain, encrypted=secret != "")
 
     token = digest(
         "mirror", disk.name, disk.files, intent.target, intent.ending, intent.sync, form, avoid=scene.names
     )
     copy = Root(
         disk=disk.name,
-        node=node_name(digest(token, "target", avoid=scene.names), owned=not devices),
+        node=node_name(digest(token, "target", avoid=scene.names), owned=not formatted),
         file=intent.target,
         format=form,
         backing=below[0].file if below else None,
         chain=tuple((layer.file, layer.format) for layer in below),
+        secret=secret,
     )
     start = mirror_job(
         job=job_id("mirror", "pivot" if pivot else "copy", token),
@@ -86,16 +91,12 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         replaces=disk.active.node if disk.root != disk.active.node else None,
         copy=copy,
         sync=intent.sync,
-        opens=("existing" if intent.use_existing else "absolute-paths") if devices else None,
+        opens=("existing" if intent.use_existing else "absolute-paths") if formatted else None,
         on_error=intent.on_error,
         speed=intent.speed,
     )
-    make = () if intent.use_existing else (_make(intent, scene, disk, token, copy),)
-    opened = (
-        ()
-        if devices
-        else (blockdev_add(copy.node, copy.file, form, backing=below[0].node if below else None),)
-    )
+    make = () if intent.use_existing else (_make(scene, disk, token, copy, luks),)
+    opened = () if formatted else (_open(copy, disk, below),)
     record = IntentRecord(
         id=start.job_id,
         op="mirror",
@@ -114,8 +115,8 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     write, finish = recorded(record, place, state_place(scene, _copied(intent, disk)) if moves_base else "")
     mirror = copied_and_ended(start, pivot=pivot)
     # No chain tells that a copy is whole: the job does, until the record needs it no more.
-    ended = () if pivot else finish
-    left = delete_owned(copied) if pivot else tuple(back for step in opened for back in step.undo)
+    ended = () if pivot else (*(back for step in opened for back in step.undo), *finish)
+    left = delete_owned(copied) if pivot else ()
     unseen = () if scene.files.shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
@@ -128,23 +129,48 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         moves=(disk.name,) if pivot else (),
-        notes=(*unseen, *unfound(scene, apply_all(scene.graph, mirror))),
+        notes=(*unseen, *unfound(scene, apply_all(scene.graph, mirror)), *encryption_notes((copy,))),
     )
 
 
-def _make(intent: Mirror, scene: Scene, disk: Disk, token: str, copy: Root) -> Step:
+def _secret(
+    intent: Mirror, scene: Scene, copied: tuple[Layer, ...], form: str
+) -> tuple[str, LuksHeader | None]:
+    """As `secret_for`, of the copy; neither where it is not encrypted."""
+    secret, luks = secret_for(copied, scene.files)
+    prepared = intent.use_existing and secret and not scene.files.files[intent.target].luks
+    if not secret or intent.plain or form != "qcow2" or prepared:
+        return "", None
+    scene.features.need("blockdev-add", "blockdev-del", "blockdev-mirror")
+    return secret, luks
+
+
+def _make(scene: Scene, disk: Disk, token: str, copy: Root, luks: LuksHeader | None) -> Step:
     """What creates the copy's file, or shows that QEMU will create it."""
     size, like = disk.active.virtual_size, _like(scene, disk)
-    if not scene.features.devices and copy.backing is not None:
-        form = copy.chain[0][1]
-        return create_overlay(
-            copy.file, size_bytes=size, backing=copy.backing, backing_format=form, like=like
-        )
-    if not scene.features.devices:
-        return create_image(copy.file, like, size_bytes=size, format=copy.format)
-    if scene.files.shared:
-        return create_file(intent.target, _like(scene, disk))
-    return probe_absent(intent.target, node_name(token, owned=True))
+    if not scene.files.shared:
+        return probe_absent(copy.file, node_name(token, owned=True))
+    if scene.features.devices and luks is None:
+        return create_file(copy.file, like)
+    if copy.backing is None:
+        return create_image(copy.file, like, size_bytes=size, format=copy.format, luks=luks)
+    form = copy.chain[0][1]
+    return create_overlay(
+        copy.file, size_bytes=size, backing=copy.backing, backing_format=form, like=like, luks=luks
+    )
+
+
+def _open(copy: Root, disk: Disk, below: tuple[Layer, ...]) -> Step:
+    """Open a copy as drive-mirror opens others: as the disk is, on the layers that stay."""
+    return blockdev_add(
+        copy.node,
+        copy.file,
+        copy.format,
+        backing=below[0].node if below else None,
+        io=replace(disk.active.io, detect_zeroes="off"),
+        unmap=True,
+        secret=copy.secret,
+    )
 
 
 def _refuse(
@@ -184,7 +210,6 @@ def _refuse(
     if intent.ending == "pivot":
         refuse_loss(copied, allowed=intent.discard_internal)
     _check_target(intent, scene, disk, form)
-    refuse_clear_data(copied or disk.layers[:1], intent.target, plain=intent.plain)
 
 
 def _copied(intent: Mirror, disk: Disk) -> Disk:

@@ -16,11 +16,11 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
-from qmpsnap.model.names import check_name, digest, job_id, node_name, overlay_files
+from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, Op
 from qmpsnap.plan import ownership
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered
-from qmpsnap.plan.checks.encryption import refuse_clear_overlay
+from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_overlay, secret_for
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import (
     beside_active,
@@ -30,7 +30,7 @@ from qmpsnap.plan.checks.place import (
     refuse_place,
     refuse_there,
 )
-from qmpsnap.plan.commands.block import probe_absent
+from qmpsnap.plan.commands.block import open_overlay, probe_absent
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.record_places import local_chains, state_place
@@ -46,7 +46,7 @@ class Overlays:
         disks: The disks that get one, in order.
         overlays: Their overlays, in the same order.
         token: Eight hex digits of which all names of the operation are made.
-        make: The steps that create the overlays.
+        make: The steps that create the overlays, and open those that QEMU does not open by itself.
         record: The operation's record, as far as its overlays go.
         place: The directory of that record; "": none can be written.
         notes: What the caller should know.
@@ -131,7 +131,9 @@ def ask(intent: Snapshot, graph: Graph, _state_dir: str, *, can_name: bool = Tru
     )
 
 
-def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) -> Overlays:
+def prepare(
+    op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True, encrypts: bool = False
+) -> Overlays:
     """Check everything about the overlays, and say how they are created; or refuse, as `snapshot.plan` does.
 
     Args:
@@ -139,10 +141,10 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         intent: Name, disks and files.
         scene: The machine, and its files.
         can_name: Whether the caller of the operation can name the overlays' files.
+        encrypts: Whether an overlay that can be encrypted is, although `plain` allows another.
     """
     check_name(intent.name)
-    devices = scene.features.devices
-    scene.features.need("transaction", "blockdev-snapshot-sync" if devices else "blockdev-snapshot")
+    scene.features.need("transaction", *(("blockdev-snapshot-sync",) if scene.features.devices else ()))
     targets, left_out = _targets(intent, scene.graph, can_name=can_name)
     disks = tuple(disk for disk, _ in targets)
     refuse_lost(scene, disks)
@@ -150,7 +152,6 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         refuse_window(disk, disk.layers[:1])
         refuse_busy(scene, disk)
         refuse_covered(scene, disk)
-        refuse_clear_overlay(disk, plain=intent.plain)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
         _check_target(scene, intent, disk, file, can_name=can_name)
@@ -158,17 +159,13 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
     made_by: MadeBy = "caller" if intent.use_existing else "us" if scene.files.shared else "qemu"
-    overlays = tuple(
-        Overlay(
-            disk=disk.name,
-            covered=disk.active.node,
-            node=node_name(digest(token, disk.name, avoid=scene.names), owned=not devices),
-            file=file,
-            backing=disk.active.file,
-            made_by=made_by,
-        )
-        for disk, file in targets
-    )
+    encrypts |= not intent.plain
+    overlays = tuple(_overlay(scene, disk, file, token, made_by, encrypts=encrypts) for disk, file in targets)
+    for disk, overlay in zip(disks, overlays, strict=True):
+        if not overlay.secret:
+            refuse_clear_overlay(disk, disk.active, plain=intent.plain)
+    if any(is_owned_node(overlay.node) for overlay in overlays):
+        scene.features.need("blockdev-add", "blockdev-del", "blockdev-snapshot")
     place = state_place(scene, disks[0])
     notes = [f"left out: {', '.join(left_out)}"] if left_out else []
     if made_by == "qemu":
@@ -179,12 +176,10 @@ def prepare(op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True) ->
         disks=disks,
         overlays=overlays,
         token=token,
-        make=tuple(_make(disk, overlay, token) for disk, overlay in zip(disks, overlays, strict=True))
-        if made_by != "caller"
-        else (),
+        make=_make(disks, overlays, token, scene),
         record=_record(op, intent, scene, disks, overlays, token),
         place=place,
-        notes=tuple(notes),
+        notes=(*notes, *encryption_notes(overlays)),
     )
 
 
@@ -212,7 +207,34 @@ def _record(
     )
 
 
-def _make(disk: Disk, overlay: Overlay, token: str) -> Step:
+def _overlay(scene: Scene, disk: Disk, file: str, token: str, made_by: MadeBy, *, encrypts: bool) -> Overlay:
+    secret, _ = secret_for(disk.layers[:1], scene.files) if encrypts else ("", None)
+    if made_by == "caller" and not scene.files.files[file].luks:
+        secret = ""
+    return Overlay(
+        disk=disk.name,
+        covered=disk.active.node,
+        node=node_name(
+            digest(token, disk.name, avoid=scene.names), owned=secret != "" or not scene.features.devices
+        ),
+        file=file,
+        backing=disk.active.file,
+        made_by=made_by,
+        secret=secret,
+    )
+
+
+def _make(
+    disks: tuple[Disk, ...], overlays: tuple[Overlay, ...], token: str, scene: Scene
+) -> tuple[Step, ...]:
+    pairs = tuple(zip(disks, overlays, strict=True))
+    return (
+        *(_make_file(disk, overlay, token, scene) for disk, overlay in pairs if overlay.made_by != "caller"),
+        *(open_overlay(overlay, disk.active.io) for disk, overlay in pairs if is_owned_node(overlay.node)),
+    )
+
+
+def _make_file(disk: Disk, overlay: Overlay, token: str, scene: Scene) -> Step:
     """What creates an overlay, or shows that QEMU will create it."""
     if overlay.made_by == "qemu":
         return probe_absent(overlay.file, node_name(token, owned=True))
@@ -222,6 +244,7 @@ def _make(disk: Disk, overlay: Overlay, token: str) -> Step:
         backing=overlay.backing,
         backing_format=disk.active.format,
         like=disk.active.file,
+        luks=secret_for(disk.layers[:1], scene.files)[1] if overlay.secret else None,
     )
 
 

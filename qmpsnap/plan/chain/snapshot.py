@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qmpsnap.plan.chain import overlays
-from qmpsnap.plan.commands.block import open_overlay, snapshot_opened, snapshot_sync
+from qmpsnap.plan.commands.block import snapshot_sync
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan, Stage
@@ -24,13 +24,9 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
     """
     new = overlays.prepare("snapshot", intent, scene)
     write = (write_record(new.place, new.record),) if new.place else ()
-    if scene.features.devices:
-        make, take = new.make, snapshot_sync(new.overlays)
-    else:
-        make, take = (*new.make, *map(open_overlay, new.overlays)), snapshot_opened(new.overlays)
     stages = [
-        Stage("create the overlays", (*write, *make)),
-        Stage("take the snapshot", (take,), verify=True),
+        Stage("create the overlays", (*write, *new.make)),
+        Stage("take the snapshot", (snapshot_sync(new.overlays),), verify=True),
     ]
     if new.place:
         keep = keep_moment(new.place, new.record.id, intent.name)

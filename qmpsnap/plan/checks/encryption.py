@@ -1,8 +1,8 @@
-"""An encrypted disk: what of it would lie in a file in the clear is refused, unless the caller allows it.
+"""An encrypted disk: what is made of it is encrypted alike, or refused unless the caller allows it plain.
 
-QEMU's blockdev-snapshot-sync and drive-mirror take no secret, so the images that they open are not
-encrypted, and no query tells which secret a node was opened with. VM state holds the keys, and what the
-guest has read (docs/explanation/qemu.md).
+A new image gets the LUKS header of a layer, so that the layer's key encrypts it and every secret that opens
+the layer opens it. QEMU opens it with the secret object that it names for the layer. VM state, which holds
+the keys and what the guest has read, and a raw copy cannot be encrypted (docs/decisions/luks-header.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.plan.commands.files import LuksHeader
+from qmpsnap.plan.step import Overlay, Root
 
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""
@@ -18,19 +21,46 @@ CLEAR = "an encrypted disk's data in the clear"
 _HINT = "allow it with --plain; snapshots inside the image (--internal) stay encrypted"
 
 
-def refuse_clear_overlay(disk: Disk, *, plain: bool) -> None:
-    """Refuse an overlay on an encrypted active layer: what the guest writes from then on is not encrypted.
+def secret_for(layers: Iterable[Layer], files: Files) -> tuple[str, LuksHeader | None]:
+    """What a new image needs to be encrypted as one of the layers is.
+
+    Returns:
+        The id of the secret object that opens the layer, and its LUKS header. Neither where no layer is
+        encrypted, QEMU does not name the secret, or we do not see the header, or see one that QEMU's user
+        could not have written: who asks for it might want to guess another machine's passphrase.
+    """
+    for layer in layers:
+        fact = files.files.get(layer.file)
+        known = layer.encrypted and layer.secret and not layer.window and layer.file not in files.barred
+        if known and fact is not None and fact.luks:
+            return layer.secret, LuksHeader(layer.file, fact.device, fact.inode)
+    return "", None
+
+
+def encryption_notes(images: Iterable[Overlay | Root]) -> tuple[str, ...]:
+    """What whoever starts the machine again has to know of those images that are encrypted."""
+    secrets = {image.file: image.secret for image in images if image.secret}
+    return tuple(
+        f"{file} is encrypted as the disk was: QEMU opens it, like every encrypted layer below, with the "
+        f"secret {secret!r}"
+        for file, secret in secrets.items()
+    )
+
+
+def refuse_clear_overlay(disk: Disk, layer: Layer, *, plain: bool) -> None:
+    """Refuse an overlay on an encrypted layer that cannot be encrypted itself.
 
     Args:
         disk: The disk.
+        layer: Its layer that is covered.
         plain: Whether the caller allows it.
 
     Raises:
-        Unsupported: When the guest's writes are encrypted now.
+        Unsupported: When the layer is encrypted.
     """
-    if disk.layers and disk.active.encrypted and not plain:
+    if layer.encrypted and not plain:
         raise Unsupported(
-            f"{disk.name} is encrypted ({disk.active.file}), but its overlay would not be: it "
+            f"{disk.name} is encrypted ({layer.file}), but its overlay would not be: it "
             "would hold what the guest writes unencrypted",
             feature=CLEAR,
             hint=_HINT,

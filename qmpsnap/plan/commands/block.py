@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Io, Layer
+from qmpsnap.model.names import is_owned_node
 from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
 
 _PLAIN = Io()
@@ -24,12 +25,19 @@ def probe_absent(file: str, node: str) -> Step:
 
 
 def snapshot_sync(overlays: tuple[Overlay, ...]) -> Step:
-    """Put every overlay on its disk, at one instant. QAPI: transaction, blockdev-snapshot-sync.
+    """Put every overlay on its disk, at one instant.
+
+    One whose node is owned was opened before, by `open_overlay`: blockdev-snapshot-sync takes no secret; and
+    without devices QEMU would close at once what it opens, for nobody uses it.
+
+    QAPI: transaction, blockdev-snapshot-sync, blockdev-snapshot.
 
     `detail` lists, by disk, the names by which an error of QEMU's may call it.
     """
     actions = [
-        {
+        {"type": "blockdev-snapshot", "data": {"node": overlay.covered, "overlay": overlay.node}}
+        if is_owned_node(overlay.node)
+        else {
             "type": "blockdev-snapshot-sync",
             "data": {
                 "node-name": overlay.covered,
@@ -41,29 +49,6 @@ def snapshot_sync(overlays: tuple[Overlay, ...]) -> Step:
         }
         for overlay in overlays
     ]
-    return _take(actions, overlays)
-
-
-def open_overlay(overlay: Overlay) -> Step:
-    """Open an overlay by itself, to be put on its disk by `snapshot_opened`. QAPI: blockdev-add."""
-    step = blockdev_add(overlay.node, overlay.file)
-    return replace(step, arguments=Frozen({**step.arguments, "backing": None}))
-
-
-def snapshot_opened(overlays: tuple[Overlay, ...]) -> Step:
-    """Put overlays that are open on their disks, at one instant. QAPI: transaction, blockdev-snapshot.
-
-    Without devices QEMU would close at once what blockdev-snapshot-sync opens, for nobody uses it; a node of
-    blockdev-add stays until blockdev-del.
-    """
-    actions = [
-        {"type": "blockdev-snapshot", "data": {"node": overlay.covered, "overlay": overlay.node}}
-        for overlay in overlays
-    ]
-    return _take(actions, overlays)
-
-
-def _take(actions: list[dict[str, Any]], overlays: tuple[Overlay, ...]) -> Step:
     names = {each.disk: (each.covered, each.node, each.file, each.backing) for each in overlays}
     return Step(
         on="qmp",
@@ -129,9 +114,11 @@ def blockdev_add(
     format: str = "qcow2",  # noqa: A002 - QEMU's word
     *,
     backing: str | None = None,
+    alone: bool = False,
     io: Io = _PLAIN,
     unmap: bool = False,
     restores: bool = False,
+    secret: str = "",
 ) -> Step:
     """Open an image, not yet as part of a disk. QAPI: blockdev-add.
 
@@ -140,9 +127,11 @@ def blockdev_add(
         file: The image's path.
         format: Its driver.
         backing: node-name of the layer that it is backed by; None: as its header says.
+        alone: Whether it is opened without the backing file that its header names.
         io: How it is read and written. Its file takes that over, and layers that are opened with it.
         unmap: Whether the guest's discards free space; else QEMU ignores them.
         restores: As in Step.
+        secret: Id of the secret object that opens it (qcow2 with LUKS); "": it is not encrypted.
     """
     options: dict[str, Any] = {
         "driver": format,
@@ -150,10 +139,14 @@ def blockdev_add(
         "file": {"driver": "file", "filename": file},
         **_io(io, unmap=unmap),
     }
+    if secret:
+        options["encrypt"] = {"format": "luks", "key-secret": secret}
+    if backing is not None or alone:
+        options["backing"] = backing
     return Step(
         on="qmp",
         command="blockdev-add",
-        arguments=Frozen(options if backing is None else {**options, "backing": backing}),
+        arguments=Frozen(options),
         undo=(blockdev_del(node),),
         effect=AddNode(node, format, file),
         restores=restores,
@@ -168,6 +161,23 @@ def open_store(node: str, file: str) -> Step:
     return blockdev_add(node, file, restores=True)
 
 
+def open_overlay(overlay: Overlay, io: Io) -> Step:
+    """Open an overlay before it is put on its disk; to derive a key takes long. QAPI: blockdev-add.
+
+    Args:
+        overlay: The overlay.
+        io: How the layer that it covers is read and written: QEMU hands on all but detect-zeroes.
+    """
+    return blockdev_add(
+        overlay.node,
+        overlay.file,
+        alone=True,
+        io=replace(io, detect_zeroes="off"),
+        unmap=True,
+        secret=overlay.secret,
+    )
+
+
 def open_root(root: Root, *, backing: str | None = None) -> Step:
     """Open a root's active layer, backed by that node or as its header says. QAPI: blockdev-add.
 
@@ -175,7 +185,13 @@ def open_root(root: Root, *, backing: str | None = None) -> Step:
     without a backing file may be preallocated, and keeps its space unless it certainly did not before.
     """
     return blockdev_add(
-        root.node, root.file, root.format, backing=backing, io=root.io, unmap=root.backing is not None
+        root.node,
+        root.file,
+        root.format,
+        backing=backing,
+        io=root.io,
+        unmap=root.backing is not None,
+        secret=root.secret,
     )
 
 

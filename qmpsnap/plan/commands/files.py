@@ -32,8 +32,39 @@ class Proof(Struct, frozen=True):
     inode: int = 0
 
 
-def create_overlay(file: str, *, size_bytes: int, backing: str, backing_format: str, like: str) -> Step:
-    """Create an overlay exclusively, with owner, group, mode and label of the layer `like` that it covers."""
+class LuksHeader(Struct, frozen=True):
+    """The image whose LUKS header an encrypted one gets; no other file that takes its name is read.
+
+    Attributes:
+        file: The image.
+        device: st_dev of the file that was looked at.
+        inode: Its st_ino.
+    """
+
+    file: str
+    device: int
+    inode: int
+
+
+def create_overlay(
+    file: str,
+    *,
+    size_bytes: int,
+    backing: str,
+    backing_format: str,
+    like: str,
+    luks: LuksHeader | None = None,
+) -> Step:
+    """Create an overlay exclusively, with owner, group, mode and label of the layer `like` that it covers.
+
+    Args:
+        file: The overlay.
+        size_bytes: What the guest sees.
+        backing: What its header records as backing file.
+        backing_format: The format of that.
+        like: The layer that it covers.
+        luks: The LUKS header that it gets; None: it is not encrypted.
+    """
     return _make(
         "create-overlay",
         file=file,
@@ -41,6 +72,7 @@ def create_overlay(file: str, *, size_bytes: int, backing: str, backing_format: 
         backing=backing,
         backing_format=backing_format,
         like=like,
+        luks=luks,
     )
 
 
@@ -49,9 +81,16 @@ def create_file(file: str, like: str) -> Step:
     return _make("create-file", file=file, like=like)
 
 
-def create_image(file: str, like: str, *, size_bytes: int, format: str) -> Step:  # noqa: A002 - QEMU's word
-    """Create an image without data exclusively, with owner, group, mode and label of `like`."""
-    return _make("create-image", file=file, like=like, size_bytes=size_bytes, format=format)
+def create_image(
+    file: str,
+    like: str,
+    *,
+    size_bytes: int,
+    format: str,  # noqa: A002 - QEMU's word
+    luks: LuksHeader | None = None,
+) -> Step:
+    """Create an image without data exclusively, as `create_overlay`, but with no backing file."""
+    return _make("create-image", file=file, like=like, size_bytes=size_bytes, format=format, luks=luks)
 
 
 def create_memory(file: str, reserve_bytes: int = 0) -> Step:
@@ -69,9 +108,15 @@ def create_store(file: str, like: str) -> Step:
     return _make("create-store", file=file, like=like)
 
 
-def _make(command: str, *, file: str, **more: object) -> Step:
-    arguments = Frozen({"file": file, **more})
-    return Step(on="host", command=command, arguments=arguments, undo=(remove_file(file),))
+def _make(command: str, *, file: str, luks: LuksHeader | None = None, **more: object) -> Step:
+    encrypted = {} if luks is None else {"luks_of": luks.file}
+    return Step(
+        on="host",
+        command=command,
+        arguments=Frozen({"file": file, **more, **encrypted}),
+        detail=Frozen() if luks is None else Frozen(luks=luks),
+        undo=(remove_file(file),),
+    )
 
 
 def seal_memory(

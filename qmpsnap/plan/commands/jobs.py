@@ -102,7 +102,8 @@ def mirror_job(
 ) -> Step:
     """Copy a disk elsewhere and follow its writes. QAPI: drive-mirror, blockdev-mirror.
 
-    Without devices QEMU would close at once what drive-mirror opens, for nobody uses it after the pivot.
+    drive-mirror takes no secret; and without devices QEMU would close at once what it opens, for nobody uses
+    it after the pivot. Such a copy was opened before.
 
     Args:
         job: The job's id.

@@ -18,10 +18,10 @@ from qmpsnap.model.moments import Moment, written_into
 from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
-from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening
+from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening, secret_for
 from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place, refuse_there
 from qmpsnap.plan.commands.block import blockdev_del, open_root, reopen_filter, set_drive
-from qmpsnap.plan.commands.files import create_overlay
+from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.record_places import local_chains
 from qmpsnap.plan.scene import Scene
@@ -208,9 +208,9 @@ def _branch(
             hint="there is nothing to revert to",
         )
     if in_place:
-        refuse_second_opening(disk, disk.files if inside is None else disk.files[inside:])
+        refuse_second_opening(disk, disk.files if inside is None or _closes(disk.active.node) else ())
         refuse_read_only(disk, "revert", hint=f"it can be left out: --leave {quoted(disk.name)}")
-    refuse_clear_overlay(disk, plain=False)
+    secret, luks = _secret(disk, inside, scene)
     if inside is not None:
         chain = tuple((layer.file, layer.format) for layer in disk.layers[inside:])
     else:
@@ -226,13 +226,28 @@ def _branch(
     )
     return Branch(
         disk=disk,
-        root=Root(disk.name, new, file, "qcow2", covered, chain, active.io),
+        root=Root(disk.name, new, file, "qcow2", covered, chain, active.io, secret),
         was=replace(Root.of(disk), node=old) if _closes(active.node) else Root.of(disk),
         make=create_overlay(
-            file, size_bytes=size, backing=covered, backing_format=chain[0][1], like=active.file
+            file,
+            size_bytes=size,
+            backing=covered,
+            backing_format=chain[0][1],
+            like=active.file,
+            luks=luks,
         ),
         inside=inside,
     )
+
+
+def _secret(disk: Disk, inside: int | None, scene: Scene) -> tuple[str, LuksHeader | None]:
+    """As `secret_for`, of an overlay on the layer that holds the moment; or refuse."""
+    layers = (disk.active,) if inside is None else (disk.layers[inside], disk.active)
+    secret, luks = secret_for(layers, scene.files) if inside is not None else ("", None)
+    if not secret:
+        for layer in layers:
+            refuse_clear_overlay(disk, layer, plain=False)
+    return secret, luks
 
 
 def _refuse_overlay(disk: Disk, file: str, scene: Scene) -> None:

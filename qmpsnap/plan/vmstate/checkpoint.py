@@ -74,7 +74,9 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     """
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
-    new = overlays.prepare("checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False)
+    new = overlays.prepare(
+        "checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False, encrypts=True
+    )
     machine = scene.machine
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that

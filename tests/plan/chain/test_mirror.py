@@ -19,7 +19,7 @@ from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.block import blockdev_del
-from qmpsnap.plan.commands.files import create_file
+from qmpsnap.plan.commands.files import LuksHeader, create_file
 from qmpsnap.plan.commands.jobs import await_job, end_copy, job_complete, job_dismiss, mirror_job
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Ending, Mirror, Sync
@@ -29,7 +29,7 @@ from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
 from tests.each import each
-from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, encrypted, job, planned, started, unseen, with_layer
 
 TWO = graph(vda="base <- s1*")
 CHAIN = ("/images/s1.qcow2", "/images/base.qcow2")
@@ -318,3 +318,30 @@ def test_mirror_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(pivot(), TWO, commands=COMMANDS - {command})
     assert caught.value.feature == command
+
+
+@each(("sync", "backing"), [("full", None), ("top", "/images/base.qcow2")])
+def test_mirror_of_an_encrypted_disk_opens_an_encrypted_copy_and_frees_it_unless_it_pivots(
+    sync: Sync, backing: str | None
+) -> None:
+    of, files = encrypted("base <- s1*")
+    plan = planned(finish(sync=sync), of, files=files)
+    commands = [step.command for step in plan.steps]
+    assert commands == [
+        *(
+            "write-record",
+            "create-overlay" if backing else "create-image",
+            "blockdev-add",
+            "blockdev-mirror",
+            "await-job",
+        ),
+        *("block-job-cancel", "await-job", "blockdev-del", "finish-record", "job-dismiss"),
+    ]
+    make, opened, start = plan.steps[1:4]
+    node = start.arguments["target"]
+    assert (make.arguments.get("backing"), make.detail["luks"]) == (backing, LuksHeader(CHAIN[0], 1, 2))
+    assert opened.arguments.get("backing") == ("vda-base" if backing else None)
+    assert (opened.arguments["node-name"], plan.steps[7]) == (node, blockdev_del(node))
+    assert "blockdev-del" not in [step.command for step in planned(pivot(sync), of, files=files).steps]
+    with pytest.raises(Unsupported, match="unencrypted"):
+        planned(pivot("none"), of, files=files)

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpsnap.model.graph import Io
 from qmpsnap.model.names import job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.commands.block import snapshot_sync
-from qmpsnap.plan.commands.files import create_overlay
+from qmpsnap.plan.commands.block import open_overlay, snapshot_sync
+from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Stage
 from qmpsnap.plan.step import Overlay
 from qmpsnap.testing.drawing import MIB, graph
-from tests.plan.scenes import NOW, STATE, overlays_of, planned
+from tests.plan.scenes import NOW, STATE, encrypted, overlays_of, planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -101,3 +102,23 @@ def test_snapshot_records_the_format_of_a_raw_layer() -> None:
         like="/images/data.raw",
     )
     assert make in planned(Snapshot("n1"), graph(vda="data.raw*")).steps
+
+
+def test_snapshot_of_an_encrypted_disk_has_an_encrypted_overlay_that_is_opened_before() -> None:
+    of, files = encrypted("base <- s1*")
+    plan = planned(Snapshot("n1"), of, files=files)
+    make, opened, take = plan.steps[1:4]
+    assert (make.arguments["luks_of"], make.detail["luks"]) == (
+        "/images/s1.qcow2",
+        LuksHeader("/images/s1.qcow2", 1, 2),
+    )
+    (overlay,) = overlays_of(take)
+    assert opened == open_overlay(overlay, Io())
+    assert (overlay.secret, overlay.node[:10]) == ("sec0", "qmpsnap-a-")
+    (note,) = plan.notes
+    assert note.startswith(f"{N1} is encrypted as the disk was")
+    assert note.endswith("with the secret 'sec0'")
+    assert plan.after is not None
+    assert [layer.secret for layer in plan.after.disks["vda"].layers] == ["sec0"] * 3
+    plain = planned(Snapshot("n1", plain=True), of, files=files)
+    assert overlays_of(plain.steps[2])[0].secret == ""

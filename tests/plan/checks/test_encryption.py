@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.files import FileFact, Files
 from qmpsnap.plan.checks.encryption import (
     CLEAR,
     refuse_clear_data,
@@ -15,7 +16,9 @@ from qmpsnap.plan.checks.encryption import (
     refuse_clear_overlay,
     refuse_memory_inside,
     refuse_second_opening,
+    secret_for,
 )
+from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.testing.drawing import chain, graph
 from tests.each import each
 
@@ -35,14 +38,34 @@ COVERED = drawn("base <- s1*", 1)
 PLAIN = drawn("base <- s1*", name="vdb")
 
 
+def test_secret_is_that_of_the_first_layer_whose_header_can_be_copied() -> None:
+    disk = drawn("base <- s1 <- s2*", 0, 1)
+    upper, lower = (replace(layer, secret=name) for layer, name in zip(disk.layers, ("a", "b"), strict=False))
+    files = {layer.file: FileFact("regular", device=1, inode=2, luks=True) for layer in disk.layers}
+    seen = Files(shared=True, files=files)
+    known = "a", LuksHeader(upper.file, 1, 2)
+    other = "b", LuksHeader(lower.file, 1, 2)
+    assert secret_for((upper, lower), seen) == known
+    for hidden in (
+        replace(upper, secret=""),
+        replace(upper, window=True),
+        replace(upper, encrypted=False),
+        replace(upper, file="/not/seen"),
+    ):
+        assert secret_for((hidden, lower), seen) == other
+    assert secret_for((upper, lower), replace(seen, barred={upper.file: "another user's"})) == other
+    plain = {**files, upper.file: FileFact("regular", device=1, inode=2)}
+    assert secret_for((upper,), replace(seen, files=plain)) == ("", None)
+
+
 def test_overlay_is_refused_on_what_the_guest_writes_encrypted() -> None:
     for allowed in (COVERED, PLAIN):
-        refuse_clear_overlay(allowed, plain=False)
-    refuse_clear_overlay(SECRET, plain=True)
+        refuse_clear_overlay(allowed, allowed.active, plain=False)
+    refuse_clear_overlay(SECRET, SECRET.active, plain=True)
     with pytest.raises(
         Unsupported, match=r"vda is encrypted .*: it would hold what the guest writes unencrypted"
     ) as caught:
-        refuse_clear_overlay(SECRET, plain=False)
+        refuse_clear_overlay(SECRET, SECRET.active, plain=False)
     assert caught.value.feature == CLEAR
 
 

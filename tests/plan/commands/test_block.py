@@ -11,6 +11,7 @@ from qmpsnap.plan.commands.block import (
     flush,
     internal_delete,
     internal_snapshot,
+    open_overlay,
     open_root,
     open_store,
     probe_absent,
@@ -31,6 +32,27 @@ def test_a_probe_is_a_blockdev_add_that_leaves_nothing() -> None:
     assert (step.on, step.command, step.way) == ("qmp", "blockdev-add", "probe")
     assert step.arguments == {"driver": "file", "node-name": "n", "filename": "/f", "read-only": True}
     assert (flags(step), step.undo, step.effect) == ("", (), None)
+
+
+def test_an_encrypted_overlay_is_opened_before_the_transaction_that_puts_it_on() -> None:
+    overlay = Overlay("vda", "a", "qmpsnap-a-1", "/o/a", "/a", "us", "sec0")
+    step = open_overlay(overlay, Io(direct=True, detect_zeroes="unmap"))
+    assert step.arguments == {
+        "driver": "qcow2",
+        "node-name": "qmpsnap-a-1",
+        "file": {"driver": "file", "filename": "/o/a"},
+        "cache": {"direct": True, "no-flush": False},
+        "discard": "unmap",
+        "encrypt": {"format": "luks", "key-secret": "sec0"},
+        "backing": None,
+    }
+    assert (step.undo, step.effect) == (
+        (blockdev_del("qmpsnap-a-1"),),
+        AddNode("qmpsnap-a-1", "qcow2", "/o/a"),
+    )
+    assert snapshot_sync((overlay,)).arguments == {
+        "actions": [{"type": "blockdev-snapshot", "data": {"node": "a", "overlay": "qmpsnap-a-1"}}]
+    }
 
 
 def test_a_snapshot_is_one_transaction_over_its_overlays() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.plan.commands.files import (
+    LuksHeader,
     Proof,
     create_file,
     create_memory,
@@ -33,6 +34,25 @@ KEPT = Fingerprint("pc", 1, (), {}, {})
             create_overlay("/o", size_bytes=7, backing="/b", backing_format="raw", like="/b"),
             "create-overlay",
             {"file": "/o", "size_bytes": 7, "backing": "/b", "backing_format": "raw", "like": "/b"},
+        ),
+        (
+            create_overlay(
+                "/o",
+                size_bytes=7,
+                backing="/b",
+                backing_format="raw",
+                like="/b",
+                luks=LuksHeader("/b", 1, 2),
+            ),
+            "create-overlay",
+            {
+                "file": "/o",
+                "size_bytes": 7,
+                "backing": "/b",
+                "backing_format": "raw",
+                "like": "/b",
+                "luks_of": "/b",
+            },
         ),
         (create_file("/o", "/b"), "create-file", {"file": "/o", "like": "/b"}),
         (create_memory("/o", 7), "create-memory", {"file": "/o", "reserve_bytes": 7}),
