@@ -10,7 +10,7 @@ from collections.abc import Callable
 import anyio
 from qemu.qmp import ConnectError, Message, QMPClient, Runstate
 from qemu.qmp.events import EventListener
-from qemu.qmp.qmp_client import GreetingError, NegotiationError
+from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError, NegotiationError
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
@@ -56,11 +56,44 @@ class Client(QMPClient):
         self._answered = "event" not in message and message.get("id") is None
         return not self._answered
 
+    async def _execute(self, msg: Message, assign_id: bool = True) -> Message:  # noqa: ARG002, FBT001, FBT002 - qemu.qmp's
+        """Send a command and wait for its reply; called with a message of its own, without an id.
+
+        qemu.qmp sends by a task and waits at a queue for each command, which takes as long as the rest of it.
+
+        Raises:
+            ExecInterruptedError: When the link is lost before the reply.
+        """
+        exec_id = msg["id"] = self._get_exec_id()
+        reply = self._pending[exec_id] = Reply()  # type: ignore[assignment]
+        try:
+            self._do_send(self._cb_outbound(msg))
+            return await reply
+        finally:
+            del self._pending[exec_id]
+
     def _cb_outbound(self, msg: Message) -> Message:
         return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
     def _cb_inbound(self, msg: Message) -> Message:
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
+
+
+class Reply(asyncio.Future[Message]):
+    """The reply to one command, or why there will be none: qemu.qmp puts it in, as into a queue.
+
+    Done already when it was given up, and the task that waited has not run since.
+    """
+
+    async def put(self, reply: Message) -> None:
+        """Take the reply."""
+        if not self.done():
+            self.set_result(reply)
+
+    def put_nowait(self, error: ExecInterruptedError) -> None:
+        """Take what a lost link means."""
+        if not self.done():
+            self.set_exception(error)
 
 
 class Tap(EventListener):

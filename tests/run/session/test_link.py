@@ -11,11 +11,13 @@ from typing import Any
 import anyio
 import pytest
 import structlog.testing
-from qemu.qmp import QMPClient, Runstate
+from qemu.qmp import Message, QMPClient, Runstate
+from qemu.qmp.qmp_client import ExecInterruptedError
 
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
 from qmpsnap.run.session import adopt, connect
 from qmpsnap.run.session.change import Limits, Outcome
+from qmpsnap.run.session.client import Reply
 from qmpsnap.testing.server import GREETING, Emit, Fail, Hangup, Raw, Return, Wait
 
 pytestmark = pytest.mark.usefixtures("nothing_stays")
@@ -28,6 +30,14 @@ async def test_query_sends_arguments_given_either_way(server):
     server.compute("echo", lambda arguments: arguments)
     async with connect(server.path) as session:
         assert await session.query("echo", {"node-name": "a"}, flat=True) == {"node-name": "a", "flat": True}
+
+
+async def test_reply_may_come_after_it_was_given_up():
+    reply = Reply()
+    reply.cancel()
+    await reply.put(Message({"return": {}}))
+    reply.put_nowait(ExecInterruptedError("Disconnected"))
+    assert reply.cancelled()
 
 
 async def test_trace_sees_every_command_before_it_is_sent(server):
