@@ -102,7 +102,7 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
         assert one.formats["vda"] == ("qcow2",) * (len(one.chains["vda"]) - 1) + ("raw",)
 
 
-def test_fates_are_told_in_words() -> None:
+def test_fates_are_described_in_words() -> None:
     assert fates(EVERY, fold(2, 3)).notes == (
         "the snapshot 'n1' of vda is then held by /s0",
         "the snapshot 'n2' is lost on vda (/s0 receives other data)",
@@ -131,7 +131,7 @@ def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_rea
     assert (fate.ended == ()) is (covered == CHAIN[1])
 
 
-def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_and_not_told_again() -> None:
+def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_only_once() -> None:
     """It was lost then. What stands on that commit's top reads what it read."""
     kept = IntentRecord(
         "kept", "commit", NOW, chains={"vda": CHAIN[1:]}, invalid=CHAIN[2:], disk="vda", directory=STATE
@@ -229,7 +229,7 @@ def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
 @each(
     ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (Revert("c1", into="new"), "stop")]
 )
-def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
+def test_nobody_reverts_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
     now = graph(vda="base <- s1 <- n1*", vdb="data.raw <- o2*")
     files = files_of(mode, now)
     planned(intent, now, files=files)
