@@ -126,8 +126,8 @@ def in_use(created: Created) -> bool:
     except FileNotFoundError:
         return False
     try:
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LOCK_FROM, _LOCK_BYTES, 0)
-        (kind, *_) = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LOCK_FROM, _LOCK_BYTES, 0)
+        (kind, *_) = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, query))
         return bool(kind != fcntl.F_UNLCK) or _leased_out(descriptor)
     finally:
         os.close(descriptor)

@@ -223,17 +223,17 @@ def mismatch(plan: Plan, graph: Graph) -> str:
         return _unexpected(plan, graph)
     checked = _callers_files(plan)
     for name, files in plan.chains_after.items():
-        found = graph.disks.get(name)
-        if found is None:
+        disk = graph.disks.get(name)
+        if disk is None:
             return f"disk {name} is gone"
-        if found.files != files:
-            return f"the chain of {name} is {list(found.files)}"
-        if _inside(plan) and _snapshots(found) != (expected := _snapshots(plan.after.disks[name])):
-            return f"the internal snapshots of {name} are {_snapshots(found)}, not {expected}"
+        if disk.files != files:
+            return f"the chain of {name} is {list(disk.files)}"
+        if _inside(plan) and _snapshots(disk) != (expected := _snapshots(plan.after.disks[name])):
+            return f"the internal snapshots of {name} are {_snapshots(disk)}, not {expected}"
         before = {layer.file: layer.backing for layer in plan.before.disks[name].layers}
         for index, wanted in enumerate(plan.after.disks[name].layers):
-            layer = found.layers[index]
-            below = found.layers[index + 1] if index + 1 < len(found.layers) else None
+            layer = disk.layers[index]
+            below = disk.layers[index + 1] if index + 1 < len(disk.layers) else None
             if layer.format != wanted.format:
                 return f"{layer.file} has the format {layer.format}, not {wanted.format}"
             changed = layer.file not in before or before[layer.file] != wanted.backing
@@ -249,9 +249,9 @@ def _unexpected(plan: Plan, graph: Graph) -> str:
         if name not in graph.disks:
             return f"disk {name} is gone"
     for name, files in plan.expect.items():  # a record names files alone
-        found = graph.disks[name].files
-        if tuple(file for file in found if file.startswith("/")) != files:
-            return f"the chain of {name} is {list(found)}"
+        files_now = graph.disks[name].files
+        if tuple(file for file in files_now if file.startswith("/")) != files:
+            return f"the chain of {name} is {list(files_now)}"
     if plan.moves and not moved_roots(plan, graph):
         still = (f"of {name} is still {graph.disks[name].active.file}" for name in plan.moves)
         return f"the active layer {' and that '.join(still)}"

@@ -93,9 +93,9 @@ class Rollback:
                 if step.arguments["file"] in held:
                     left.append(f"{step.arguments['file']} (QEMU may have it open)")
                     continue
-            known = len(left)
+            before = len(left)
             await self._undo_step(step, watch, left)
-            owed |= step.owed and len(left) > known
+            owed |= step.owed and len(left) > before
         if owed and journal.later:
             left.append(journal.later)
         return tuple(left)

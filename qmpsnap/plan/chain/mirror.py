@@ -280,9 +280,9 @@ def _check_existing(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None
     if header is not None and header.data_file is not None:
         raise UnsafeImage(f"{target} keeps its data in another file ({header.data_file!r})", file=target)
     below = disk.layers[1].file if intent.sync == "top" and len(disk.layers) > 1 else None
-    found = fact.backing if header is not None and header.backing is not None else None
-    wanted = scene.files.real(below) if below else None
-    if found != wanted or (header is not None and header.backing is not None and found is None):
+    backing = fact.backing if header is not None and header.backing is not None else None
+    expected = scene.files.real(below) if below else None
+    if backing != expected or (header is not None and header.backing is not None and backing is None):
         recorded = header.backing if header else None
         raise InvalidTarget(
             f"{target} has the backing file {recorded!r}, not {below!r}",

@@ -88,16 +88,16 @@ def holders(scene: Scene, disk: Disk) -> tuple[Job, ...]:
 
 def refuse_busy(scene: Scene, disk: Disk) -> None:
     """Refuse when a job holds the disk's chain, naming each job that it may be."""
-    found = holders(scene, disk)
-    if not found:
+    jobs = holders(scene, disk)
+    if not jobs:
         return
-    named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in found)
+    named = " or ".join(f"job {job.id!r} ({job.type}, {job.status.value})" for job in jobs)
     raise Busy(
         f"the chain of {disk.name} is held by {named}",
         node=disk.active.node,
-        job_id=found[0].id,
-        hint=_wait_or_stop(found[0])
-        if len(found) == 1
+        job_id=jobs[0].id,
+        hint=_wait_or_stop(jobs[0])
+        if len(jobs) == 1
         else "QEMU does not tell which of them it is; qmpsnap jobs lists them",
     )
 

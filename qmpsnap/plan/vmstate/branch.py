@@ -69,8 +69,8 @@ class Branch:
             Unsupported: When the device is of a kind that was not tried, or under another filter.
         """
         disk = self.disk
-        if found := hindrance(disk, machine):
-            what, where = found
+        if reason := hindrance(disk, machine):
+            what, where = reason
             hint = f"leave it out: --leave {quoted(disk.name)}"
             if "pflash" in what:
                 hint += _WRITTEN_BACK
@@ -318,9 +318,9 @@ def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[s
     below: tuple[str, ...] = (*files[1:], "")
     for file, of, base in zip(files, formats, below, strict=True):
         fact = scene.files.files.get(file)
-        told = of == "qcow2"  # a guest may have written any header into a raw one
-        header = fact.header if fact is not None and told else None
-        if fact is None or fact.kind == "missing" or (header is None and told):
+        is_qcow2 = of == "qcow2"  # a guest may have written any header into a raw one
+        header = fact.header if fact is not None and is_qcow2 else None
+        if fact is None or fact.kind == "missing" or (header is None and is_qcow2):
             raise NotInChain(f"the layer {file} of {record.name!r} is gone, or is no longer an image")
         _refuse_other_backing(record, file, header, base, scene)
     return tuple(zip(files, formats, strict=True))

@@ -146,15 +146,15 @@ def _records(record: MomentRecord, scene: Scene) -> tuple[Step, ...]:
     needed: list[MomentRecord] = []
     pending = [record, *(other for other in ours if other.deleted)]
     while live and pending:
-        found = [
+        linked = [
             link
             for link in pending
             if _in_chain(link, scene) or any(user.stands_on(link) for user in (*live, *needed))
         ]
-        if not found:
+        if not linked:
             break
-        needed += found
-        pending = [link for link in pending if link not in found]
+        needed += linked
+        pending = [link for link in pending if link not in linked]
     keep = (keep_link(record.directory, record.id),) if record in needed else ()
     ended = dict.fromkeys(
         (other.directory, other.id) for other in (record, *ours) if other not in needed and other not in live

@@ -77,12 +77,12 @@ _TRIED = frozenset({"virtio-blk-device", "scsi-hd", "ide-hd"})
 
 def revert_notes(name: str, disks: Iterable[Disk], machine: Machine) -> tuple[str, ...]:
     """What will prevent a revert in place to a checkpoint that is being taken, by disk."""
-    found = ((disk, hindrance(disk, machine)) for disk in disks)
+    hindrances = ((disk, hindrance(disk, machine)) for disk in disks)
     return tuple(
-        f"{what[0]}: a revert has to leave it out (revert {name} --leave {quoted(disk.name)}); checkpoints "
+        f"{reason[0]}: a revert has to leave it out (revert {name} --leave {quoted(disk.name)}); checkpoints "
         "of --mode stop and background revert in a new QEMU, with all disks"
-        for disk, what in found
-        if what is not None
+        for disk, reason in hindrances
+        if reason is not None
     )
 
 
