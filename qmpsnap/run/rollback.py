@@ -95,6 +95,8 @@ class Rollback:
                     continue
             before = len(left)
             await self._undo_step(step, watch, left)
+            if step.command == "blockdev-del":
+                held = None  # it may have freed one of them
             owed |= step.owed and len(left) > before
         if owed and journal.later:
             left.append(journal.later)

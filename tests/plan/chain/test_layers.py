@@ -36,6 +36,7 @@ def test_layer_index_knows_moments_of_this_disk_alone() -> None:
         (OVERLAY, replace(BASE, local=False), None),
         (OVERLAY, None, None),
         (replace(OVERLAY, backing="/a/base.qcow2"), BASE, None),
+        (replace(OVERLAY, backing="/a/base.qcow2"), replace(BASE, encrypted=True), "/a/base.qcow2"),
         (replace(OVERLAY, backing="file:base.qcow2"), BASE, None),
         (replace(OVERLAY, backing=None), BASE, None),
         (replace(OVERLAY, file="o.qcow2"), BASE, None),
