@@ -10,7 +10,7 @@ import pytest
 from integration.cli import Cli
 from integration.machines import blockdev, wait_for
 from qmpsnap.errors import CommandFailed, Unsupported
-from tests.test_typed import TEXTS
+from tests.test_typed import texts
 
 
 def state(running):
@@ -109,7 +109,8 @@ async def test_execute_returns_what_qemu_returns_and_raises_its_error(vda):
 
 def test_qemu_knows_the_commands_that_our_texts_tell_to_send(vda):
     known = {one["name"] for one in vda.qmp("query-commands")}
-    named = {word for one in TEXTS for word in re.findall(r"qmpsnap qmp ([a-z][\w-]+)", one.text)}
+    pattern = r"qmpsnap (?:-s \S+ |--json )*qmp ([a-z][\w-]+)"
+    named = {word for text in texts() for word in re.findall(pattern, text.text)}
     assert len(named) > 5
     assert named - known == set()
 
