@@ -8,6 +8,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 import qmpsnap
+from tests.each import each
 
 
 def python(program, *words):
@@ -16,7 +17,7 @@ def python(program, *words):
     )
 
 
-@pytest.mark.parametrize("package", ["click", "rich"])
+@each("package", ["click", "rich"])
 def test_main_says_what_to_install_when_a_package_is_missing(package):
     ended = python(f"import sys; sys.modules[{package!r}] = None; from qmpsnap.cli.main import main; main()")
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pytest
-
 from qmpsnap.cli.result import result_lines
 from qmpsnap.run.outcome import Done
+from tests.each import each
 
 
-@pytest.mark.parametrize("op", ["checkpoint", "checkpoint-internal"])
+@each("op", ["checkpoint", "checkpoint-internal"])
 def test_lines_of_a_checkpoint_say_how_much_state_and_how_long_the_guest_stood(op):
     done = Done(op, {}, standstill_s=0.25, elapsed_s=0.5, bytes=91 << 20)
     assert result_lines(done) == [

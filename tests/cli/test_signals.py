@@ -13,6 +13,7 @@ from qmpsnap.cli.app import App
 from qmpsnap.cli.signals import Signals, detached, no_answer
 from qmpsnap.errors import Changed
 from qmpsnap.plan.intent import Checkpoint, Commit, Save
+from tests.each import each
 from tests.run.operations import vm_of
 from tests.run.states import fake_of
 
@@ -81,7 +82,7 @@ async def test_left_says_that_the_guest_may_be_paused_and_what_resumes_it() -> N
     )
 
 
-@pytest.mark.parametrize("intent", [IN_PLACE, Checkpoint("c1", "internal", leave=("vdb",), via="jobs")])
+@each("intent", [IN_PLACE, Checkpoint("c1", "internal", leave=("vdb",), via="jobs")])
 async def test_left_says_nothing_of_a_guest_that_the_plan_does_not_stop(intent: Intent) -> None:
     plan = await plan_for(intent, running=intent is not IN_PLACE)
     error = detached(plan, plan.operation_id, cancelled=True)

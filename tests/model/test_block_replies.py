@@ -19,7 +19,7 @@ def test_block_stats_name_the_node_that_holds_the_data() -> None:
     assert BlockStats(node_name="f").data_node is None
 
 
-@pytest.mark.parametrize("member", ["backing", "parent"])
+@each("member", ["backing", "parent"])
 def test_block_stats_are_malformed_when_a_node_below_has_another_shape(member: str) -> None:
     stats = read(BlockStats, {"node-name": "a", member: {"node-name": 7}}, "query-blockstats")
     with pytest.raises(Malformed, match=r"query-blockstats .* `\$.node-name`"):

@@ -15,7 +15,7 @@ def patched(data, offset, layout, *values):
     return bytes(changed)
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@each("version", [2, 3])
 def test_parse_header_reads_all_of_qcow2_when_it_has_a_backing_file(version):
     data = qcow2_bytes(
         version=version, backing="base.raw", backing_format="raw", snapshots=2, cluster_bits=12

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Node
@@ -8,6 +7,7 @@ from qmpsnap.model.job_place import BlockGraph, JobPlace, job_places
 from qmpsnap.model.qapi import read
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.testing.drawing import graph
+from tests.each import each
 
 # Two disks with one base; QEMU's own filter over vda, and the target of a copy.
 DISKS = graph(vda="base <- s1 <- s2*", vdb="base <- other*")
@@ -32,7 +32,7 @@ def asked(*edges: tuple[int, str, int]) -> BlockGraph:
     return read(BlockGraph, {"nodes": nodes, "edges": uses}, "x-debug-query-block-graph")
 
 
-@pytest.mark.parametrize(
+@each(
     ("edges", "target"),
     [
         ([(JOB, "main node", FILTER), (JOB, "source", S2), (JOB, "target", COPY)], "/copies/copy.qcow2"),
@@ -52,7 +52,6 @@ def asked(*edges: tuple[int, str, int]) -> BlockGraph:
         ),
         ([], ""),
     ],
-    ids=["mirror", "backup", "stream", "commit", "no nodes"],
 )
 def test_job_places_of_a_stranger_s_job(edges, target):
     disk = "vda" if edges else ""

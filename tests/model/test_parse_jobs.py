@@ -57,7 +57,7 @@ def test_parse_jobs_keeps_the_error_text():
     assert (job.status, job.error) == (JobStatus.CONCLUDED, "No space left on device")
 
 
-@pytest.mark.parametrize("status", ["ready", "standby"])
+@each("status", ["ready", "standby"])
 def test_parse_jobs_calls_a_job_ready_also_in_standby(status):
     (job,) = parse_jobs([{**JOB, "status": status}], [])
     assert job.ready

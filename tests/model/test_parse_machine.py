@@ -69,7 +69,7 @@ def test_parse_machine_reads_what_a_qemu_answers(qemu: str) -> None:
     assert (machine.passes_files, machine.process) == (True, "7-8")
 
 
-@pytest.mark.parametrize("enabled", [False, True])
+@each("enabled", [False, True])
 def test_parse_machine_takes_cpus_that_kvm_does_not_run_for_emulated(*, enabled: bool) -> None:
     said = answers("7")
     assert said[COMMANDS.index("query-kvm")] == {"enabled": False, "present": True}
@@ -90,8 +90,8 @@ def test_parse_machine_leaves_empty_drives_out_of_what_has_to_be_equal() -> None
     assert (machine.fingerprint.disks, machine.devices, machine.passes_files) == ({}, {}, False)
 
 
-@pytest.mark.parametrize("place", range(len(QUERIES)), ids=COMMANDS)
-@pytest.mark.parametrize("wrong", [None, 7, [7], {"x": 1}])
+@each("place", range(len(QUERIES)))
+@each("wrong", [None, 7, [7], {"x": 1}])
 def test_parse_machine_is_malformed_when_an_answer_has_another_shape(place: int, wrong: object) -> None:
     said = copy.deepcopy(answers("7"))
     said[place] = wrong

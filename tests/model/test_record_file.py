@@ -171,7 +171,7 @@ def test_from_json_refuses_an_operation_of_which_a_field_is_missing(field):
         from_json(json.dumps(body))
 
 
-@pytest.mark.parametrize("record", [COMMIT, moment_of(SNAPSHOT)])
+@each("record", [COMMIT, moment_of(SNAPSHOT)])
 def test_to_json_leaves_out_where_the_record_lies_and_from_json_believes_no_such_word(record):
     body = json.loads(to_json(replace(record, directory="/d/x.qmpsnap")))
     assert not {"directory", "live"} & body.keys()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Filter, InternalSnapshot, Io, Layer, Node
@@ -123,7 +122,7 @@ def test_of_two_snapshots_with_one_name_that_with_the_id_goes() -> None:
 NEW = Root("vda", "new", "/new", "qcow2", S1, ((S1, "qcow2"), (BASE, "qcow2")))
 
 
-@pytest.mark.parametrize("closes", [True, False])
+@each("closes", [True, False])
 def test_a_new_root_is_read_on_the_layers_that_are_known_already(*, closes: bool) -> None:
     after = after_effect(ALL, MoveRoot(NEW, alone=True, closes=closes))
     disk = after.disks["vda"]

@@ -101,7 +101,7 @@ def test_resume_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_rec
     assert rested(OF_A, "base <- a <- a.s1.qcow2*", found) == (finish_record(STATE, (ID,)),)
 
 
-@pytest.mark.parametrize(
+@each(
     ("now", "says"), [("base <- a*", "finish it first: qmpsnap job wait"), ("base <- b*", "on the machine")]
 )
 def test_snapshot_refuses_the_overlay_of_one_that_was_not_ended(now: str, says: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 from tests.plan.scenes import overlays_of
 from tests.run.operations import vm_of
+from tests.run.states import copied
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,9 +45,10 @@ def machine(*, depth: int, raw: bool, running: bool, old: bool) -> FakeTarget:
     return FakeTarget(drawn, commands=COMMANDS, machine=made)
 
 
-MACHINES = st.builds(
-    machine, depth=st.integers(1, 3), raw=st.booleans(), running=st.booleans(), old=st.booleans()
-)
+SHAPES: dict[str, st.SearchStrategy[Any]] = {
+    "depth": st.integers(1, 3), "raw": st.booleans(), "running": st.booleans(), "old": st.booleans()
+}  # fmt: skip
+MACHINES = st.builds(machine, **SHAPES)
 
 
 class Walk:
@@ -121,19 +124,36 @@ def test_planner_refuses_or_goes_where_it_says_and_keeps_what_any_moment_reads(
     asyncio.run(walk())
 
 
-@settings(max_examples=40, deadline=None)
-@given(MACHINES, st.lists(NAMES, min_size=2, max_size=6), st.booleans())
-def test_planner_finds_every_moment_from_every_other(
-    fake: FakeTarget, names: list[str], discard: bool
-) -> None:
+@functools.cache
+def with_moments(*, depth: int, raw: bool, running: bool, old: bool) -> Walk:
+    """A machine on which a and c are snapshots of disks, and b is a checkpoint."""
+    walked = Walk(machine(depth=depth, raw=raw, running=running, old=old))
+
     async def walk() -> None:
-        walked = Walk(fake)
-        for name in ("a", "b", "c"):
-            mode = "in-place" if name == "b" else ""
-            await walked.go(Checkpoint(name, "in-place") if mode else Snapshot(name))
-        assert set(walked.moments) == {"a", "b", "c"}
+        await walked.go(Snapshot("a"))
+        await walked.go(Checkpoint("b", "in-place"))
+        await walked.go(Snapshot("c"))
+
+    asyncio.run(walk())
+    assert set(walked.moments) == {"a", "b", "c"}
+    return walked
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        with_moments, depth=st.integers(1, 3), raw=st.booleans(), running=st.booleans(), old=st.booleans()
+    ),
+    st.lists(NAMES, min_size=2, max_size=6),
+    st.booleans(),
+)
+def test_planner_finds_every_moment_from_every_other(begun: Walk, names: list[str], discard: bool) -> None:
+    walked = Walk(copied(begun.fake))
+    walked.moments |= begun.moments
+
+    async def walk() -> None:
         for name in names:
             await walked.go(Revert(name, discard=discard))
-            assert fake.state.disks["vda"].files[1:] == walked.moments[name]["vda"]
+            assert walked.fake.state.disks["vda"].files[1:] == walked.moments[name]["vda"]
 
     asyncio.run(walk())

@@ -13,6 +13,7 @@ from qmpsnap.run.caller import Caller
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
+from tests.each import each
 from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def wishing(wish: str) -> Hooks:
     return Hooks(cancel=event) if wish == "cancel" else Hooks(detach=event)
 
 
-@pytest.mark.parametrize("wish", ["cancel", "detach"])
+@each("wish", ["cancel", "detach"])
 async def test_caller_wishes_to_stop_or_to_leave(wish: str) -> None:
     assert await waited(await started(hold=True), wishing(wish)) is None
 
 
-@pytest.mark.parametrize("wish", ["cancel", "detach"])
+@each("wish", ["cancel", "detach"])
 async def test_caller_cannot_leave_when_there_is_no_way_back(wish: str) -> None:
     assert await waited(await started(hold=False), wishing(wish), may_leave=False) is not None
 

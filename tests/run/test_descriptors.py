@@ -11,6 +11,7 @@ import pytest
 
 from qmpsnap.model.files import OpenFile, OpenName
 from qmpsnap.run.descriptors import open_files, real_names, working_directory
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,6 +239,6 @@ def test_working_directory_is_that_of_the_process(tmp_path: Path, monkeypatch: p
     assert working_directory(os.getpid()) == str(tmp_path.resolve())
 
 
-@pytest.mark.parametrize("pid", [None, GONE])
+@each("pid", [None, GONE])
 def test_working_directory_is_unknown_when_we_may_not_look(pid: int | None) -> None:
     assert working_directory(pid) == ""

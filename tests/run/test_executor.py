@@ -94,7 +94,7 @@ async def test_executor_undoes_or_finishes_when_it_is_cancelled_at_any_step(case
 async def _cancelled(case: str, way: str, place: int) -> None:
     fake = machine(case)
     before = fake.files.names
-    plan = await plan_of(case, fake)
+    plan = known_plan(case)
     error = await stopped(way, case, fake, plan, place)
     fake.before, fake.hold = None, False
     forward = place >= turn(case)
@@ -145,7 +145,7 @@ async def test_executor_tells_the_truth_when_the_link_is_lost_at_any_step(case: 
 
 async def _lost(case: str, happened: bool, relinks: bool, place: int) -> None:
     fake = machine(case)
-    plan = await plan_of(case, fake)
+    plan = known_plan(case)
     fake.relinks = relinks
     fake.fail(plan.steps[place], LinkLost("gone", step=plan.steps[place].command), happened=happened)
     made = set(fake.files.names)
@@ -178,7 +178,7 @@ async def test_executor_leaves_what_a_later_client_can_finish_when_the_link_is_l
 async def _left(case: str, happened: bool, place: int) -> None:
     fake = machine(case)
     before = set(fake.files.names)
-    plan = await plan_of(case, fake)
+    plan = known_plan(case)
     fake.relinks = True
     fake.fail(plan.steps[place], LinkLost("gone"), happened=happened)
     with pytest.raises(LinkLost):

@@ -79,7 +79,7 @@ async def test_operation_reverts_to_a_checkpoint_and_deletes_it() -> None:
     assert (gone.op, inside(fake.state)) == ("delete", {"vda": []})
 
 
-@pytest.mark.parametrize("happened", [True, False])
+@each("happened", [True, False])
 async def test_operation_does_not_know_whether_it_went_back_when_the_link_is_lost(happened: bool) -> None:
     fake = with_checkpoint()
     fake.relinks = True
@@ -89,7 +89,7 @@ async def test_operation_does_not_know_whether_it_went_back_when_the_link_is_los
     assert caught.value.changed is Changed.UNKNOWN
 
 
-@pytest.mark.parametrize("changed", [Changed.NO, Changed.YES])
+@each("changed", [Changed.NO, Changed.YES])
 async def test_operation_says_of_a_failed_way_back_what_the_target_said(changed: Changed) -> None:
     fake = with_checkpoint()
     error = refused("half-way")

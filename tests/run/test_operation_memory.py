@@ -379,7 +379,7 @@ async def _lost(case: str, relinks: bool, happened: bool, place: int) -> None:
     assert named <= set(fake.files.names)
 
 
-@pytest.mark.parametrize("ran", [True, False])
+@each("ran", [True, False])
 async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or_let_run(
     *, ran: bool
 ) -> None:

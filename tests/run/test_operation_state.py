@@ -39,7 +39,7 @@ async def test_operation_reverts_by_a_job_and_reports_the_state_and_the_standsti
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
-@pytest.mark.parametrize("running", [True, False])
+@each("running", [True, False])
 async def test_operation_lets_a_guest_that_ran_run_on_when_a_load_failed_before_anything_moved(
     *, running: bool
 ) -> None:
@@ -63,7 +63,7 @@ async def test_operation_leaves_the_guest_paused_when_a_load_failed_half_way() -
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
-@pytest.mark.parametrize("intent", [SAVE, Delete("c1", via="jobs")])
+@each("intent", [SAVE, Delete("c1", via="jobs")])
 async def test_operation_says_that_a_job_that_failed_changed_nothing(intent: Intent) -> None:
     fake = with_checkpoint()
     fake.job_error = "Input/output error"

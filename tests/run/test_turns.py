@@ -60,8 +60,8 @@ def test_operations_on_disjoint_disks_run_side_by_side(one: str, other: str) -> 
     assert not second.meets(first)
 
 
-@pytest.mark.parametrize("one", VDA)
-@pytest.mark.parametrize("other", [*VDA.values(), *WHOLE.values()], ids=[*VDA, *WHOLE])
+@each("one", VDA)
+@each("other", [*VDA.values(), *WHOLE.values()])
 def test_operations_on_one_disk_and_on_the_machine_do_not(one: str, other: Intent) -> None:
     first, second = claim_of(planned(VDA[one], TWO)), claim_of(planned(other, TWO))
     assert first.meets(second)

@@ -160,7 +160,7 @@ async def test_fake_fails_a_step_once_whether_it_happened_or_not() -> None:
     assert fake.performed == [start, start]
 
 
-@pytest.mark.parametrize("relinks", [True, False])
+@each("relinks", [True, False])
 async def test_fake_loses_the_link_for_everybody(relinks: bool) -> None:
     fake = FakeTarget(TWO)
     fake.hold, fake.relinks = True, relinks

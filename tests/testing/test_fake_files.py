@@ -162,7 +162,7 @@ def test_fake_files_keep_a_store_with_a_snapshot_inside() -> None:
     assert (header.format, header.snapshot_count) == ("qcow2", 1)
 
 
-@pytest.mark.parametrize("make", [create_memory(S1), create_store(S1, BASE)])
+@each("make", [create_memory(S1), create_store(S1, BASE)])
 def test_fake_files_make_no_state_over_another_file(make: Step) -> None:
     with pytest.raises(TargetExists):
         FakeFiles(ONE).perform(make)

@@ -292,7 +292,7 @@ def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() ->
     assert plan.steps[-1] == finish_record(STATE, ("again",))
 
 
-@pytest.mark.parametrize("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])
+@each("what", [InternalSnapshot("1", "before"), Bitmap("daily", persistent=True)])
 def test_commit_refuses_to_lose_what_only_a_folded_layer_holds(what: InternalSnapshot | Bitmap) -> None:
     field = "snapshots" if isinstance(what, InternalSnapshot) else "bitmaps"
     holds = graph(with_layer(chain("base <- s1 <- s2*"), 1, **{field: (what,)}))
@@ -364,7 +364,7 @@ def test_commit_refuses_a_qemu_without_its_commands(command: str) -> None:
     assert caught.value.feature == command
 
 
-@pytest.mark.parametrize("folded", ["rename", "remove"])
+@each("folded", ["rename", "remove"])
 def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) -> None:
     files = FakeFiles(T5)
     files.facts[S2] = replace(files.facts[S2], real="/elsewhere/data.qcow2")
@@ -374,9 +374,7 @@ def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) ->
     assert plan.notes == (f"{S2} is a symlink and keeps its name, although its data was committed",)
 
 
-@pytest.mark.parametrize(
-    ("over", "told"), [(S3, False), (S2, False), (S1, True), (BASE, True)], ids=["s3", "s2", "s1", "base"]
-)
+@each(("over", "told"), [(S3, False), (S2, False), (S1, True), (BASE, True)])
 def test_commit_says_which_filters_go_with_the_layers(over: str, told: bool) -> None:
     disk = replace(chain("base <- s1 <- s2 <- s3 <- s4*"), filters=(Filter("thr", "throttle"),))
     filtered = graph(disk, nodes=(Node("thr", "throttle", over),))

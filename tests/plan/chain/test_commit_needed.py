@@ -144,7 +144,7 @@ def test_commit_goes_on_when_the_file_of_a_left_node_was_renamed() -> None:
     assert planned(Commit("vda", "s1", "base"), exported(BASE), files=FakeFiles(T5))
 
 
-@pytest.mark.parametrize("where", ["/images", "/look: here"])
+@each("where", ["/images", "/look: here"])
 def test_commit_refuses_when_a_directory_cannot_be_read(where: str) -> None:
     files = FakeFiles(T5)
     files.unreadable = (f"{where}: permission denied",)

@@ -189,7 +189,7 @@ def test_commit_notes_the_losses_before_its_record_goes() -> None:
     assert [step.command for step in steps] == ["retire-file", "keep-lost", "finish-record"]
 
 
-@pytest.mark.parametrize("files_are_kept", [False, True])
+@each("files_are_kept", [False, True])
 def test_commit_says_what_it_costs_and_what_lies_elsewhere(files_are_kept: bool) -> None:
     intent = Commit("vda", base="s1", keep_overlay=files_are_kept)
     notes = planned(intent, TWO, files=files_of(""), state_dir=STATE).notes
@@ -271,7 +271,7 @@ def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> 
     assert unfound(dataclasses.replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
 
 
-@pytest.mark.parametrize("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
+@each("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
 def test_stream_and_mirror_say_which_moments_are_not_found_any_more(intent: Intent) -> None:
     files = files_of("")
     files.records[:] = [replace(MOMENT, directory="/images/base.qmpsnap")]

@@ -277,7 +277,7 @@ def test_mirror_of_the_top_of_one_layer_may_be_raw() -> None:
     assert planned(pivot("top", format="raw"), graph(vda="data*")).chains_after == {"vda": (COPY,)}
 
 
-@pytest.mark.parametrize("ending", ["pivot", "finish"])
+@each("ending", ["pivot", "finish"])
 def test_mirror_of_a_read_only_disk_cannot_pivot(ending: Ending) -> None:
     disk = graph(replace(chain("data*"), read_only=True))
     intent = Mirror("vda", COPY, ending)

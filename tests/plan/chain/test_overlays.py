@@ -222,7 +222,7 @@ def test_snapshot_gives_each_clone_of_one_base_a_file_of_its_own() -> None:
     assert [one.file for one in given] == [N1, "/images/base.vdb.n1.qcow2"]
 
 
-@pytest.mark.parametrize("files", [{"vda": "/d/o", "vdb": "/d/o"}, {"vda": "/images/base.vdb.n1.qcow2"}])
+@each("files", [{"vda": "/d/o", "vdb": "/d/o"}, {"vda": "/images/base.vdb.n1.qcow2"}])
 def test_snapshot_refuses_one_file_for_two_disks(files: dict[str, str]) -> None:
     files = {"vdc": N1} | files
     with pytest.raises(InvalidTarget, match="disks 'vda' and 'vdb' are given the same file"):
@@ -259,7 +259,7 @@ def test_snapshot_refuses_a_machine_without_writable_disks() -> None:
         planned(Snapshot("n1"), graph(Disk("cd0")))
 
 
-@pytest.mark.parametrize("disk", [Disk("vda"), replace(chain("a*"), read_only=True)])
+@each("disk", [Disk("vda"), replace(chain("a*"), read_only=True)])
 def test_snapshot_refuses_a_named_disk_that_is_empty_or_read_only(disk: Disk) -> None:
     with pytest.raises(Unsupported):
         planned(Snapshot("n1", ("vda",)), graph(disk))
@@ -296,7 +296,7 @@ def test_snapshot_refuses_a_disk_whose_active_layer_somebody_elses_node_covers()
     assert caught.value.hint == """remove it first: qmpsnap qmp blockdev-del '{"node-name": "old"}'"""
 
 
-@pytest.mark.parametrize("command", ["transaction", "blockdev-snapshot-sync"])
+@each("command", ["transaction", "blockdev-snapshot-sync"])
 def test_snapshot_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(Snapshot("n1"), ONE, commands=COMMANDS - {command})
@@ -338,7 +338,7 @@ def left_aside() -> FakeFiles:
     return files
 
 
-@pytest.mark.parametrize("name", ["first", "aside"])
+@each("name", ["first", "aside"])
 def test_snapshot_refuses_a_name_that_a_revert_left_to_another_branch(name: str) -> None:
     with pytest.raises(TargetExists, match=f"already has a snapshot '{name}'"):
         planned(Snapshot(name), ONE, files=left_aside())

@@ -161,7 +161,7 @@ def test_stream_refuses_a_disk_that_a_job_holds() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["block-stream", "job-cancel"])
+@each("command", ["block-stream", "job-cancel"])
 def test_stream_refuses_a_qemu_without_its_commands(command: str) -> None:
     with pytest.raises(Unsupported) as caught:
         planned(Stream("vda"), T6, commands=COMMANDS - {command})

@@ -19,7 +19,7 @@ from tests.plan.scenes import NOW, STATE, job, scene
 ONE = graph(vda="base <- s1*")
 
 
-@pytest.mark.parametrize("qemu", ["7", "11"])
+@each("qemu", ["7", "11"])
 def test_holders_names_the_job_of_each_disk_on_a_real_graph(qemu: str) -> None:
     data = Path(__file__).parents[2] / "model" / "data" / f"filters-{qemu}.json"
     said = json.loads(data.read_text())

@@ -144,7 +144,7 @@ def test_a_full_mirror_is_the_way_out(state: OpenState, ending: str) -> None:
     assert create_file("/images/new.qcow2", path) in plan.steps
 
 
-@pytest.mark.parametrize("intent", [Snapshot("one", ("vdb",)), Mirror("vda", "/images/new", "finish", "top")])
+@each("intent", [Snapshot("one", ("vdb",)), Mirror("vda", "/images/new", "finish", "top")])
 def test_other_layers_are_worked_on(intent: Intent) -> None:
     assert isinstance(planned(intent, TWO, files=files(TWO, S1, "moved")), Plan)
 
@@ -213,7 +213,7 @@ def test_commit_refuses_to_write_into_a_file_given_by_descriptor() -> None:
     assert refused.value.hint == "qmpsnap stream vda, or qmpsnap mirror vda FILE --pivot"
 
 
-@pytest.mark.parametrize("intent", [Commit("vda", top="s2", base="s1"), Stream("vda", into="s1")])
+@each("intent", [Commit("vda", top="s2", base="s1"), Stream("vda", into="s1")])
 def test_layers_are_not_written_that_qemu_cannot_open_again(intent: Intent) -> None:
     there = graph(nodes=(Node("f", "file", S1, spelled="images/s1.qcow2"),), vda="base <- s1 <- s2*")
     with pytest.raises(
@@ -229,14 +229,14 @@ def test_a_layer_is_written_that_qemu_has_open_for_writing() -> None:
     )
 
 
-@pytest.mark.parametrize("sync", ["top", "none"])
+@each("sync", ["top", "none"])
 def test_mirror_refuses_to_have_a_name_recorded_that_leads_nowhere(sync: str) -> None:
     with pytest.raises(Unsupported, match=r"in the copy, where that name leads nowhere") as refused:
         planned(Mirror("vda", "/images/new.qcow2", "pivot", sync), given_by_descriptor())  # type: ignore[arg-type]
     assert refused.value.hint == "copy the whole disk: --sync full"
 
 
-@pytest.mark.parametrize("intent", [Commit("vda", top="s1", base="base"), Stream("vda", base="base")])
+@each("intent", [Commit("vda", top="s1", base="base"), Stream("vda", base="base")])
 def test_headers_name_the_file_when_qemus_own_name_leads_nowhere(intent: Intent) -> None:
     there = graph(nodes=(Node("f", "file", BASE, spelled="images/base.qcow2"),), vda="base <- s1 <- s2*")
     assert started(planned(intent, there)).arguments["backing-file"] == BASE

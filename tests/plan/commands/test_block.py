@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Io
@@ -113,9 +112,7 @@ def test_a_deletion_names_the_snapshot_by_id_and_name() -> None:
     assert step.job_id == ""
 
 
-@pytest.mark.parametrize(
-    ("backing", "more"), [(None, {}), ("vda-s1", {"backing": "vda-s1"})], ids=["header", "node"]
-)
+@each(("backing", "more"), [(None, {}), ("vda-s1", {"backing": "vda-s1"})])
 def test_an_image_is_opened_with_its_file_and_freed_by_its_name(
     backing: str | None, more: dict[str, str]
 ) -> None:
@@ -147,7 +144,7 @@ def test_an_image_is_opened_as_it_is_to_be_read_where_that_is_not_qemus_default(
     assert blockdev_add("n", "/f", io=io, unmap=unmap).arguments == {**plain, **more}
 
 
-@pytest.mark.parametrize(("backing", "unmap"), [("/base", True), (None, False)])
+@each(("backing", "unmap"), [("/base", True), (None, False)])
 def test_a_root_is_opened_as_it_is_read_and_takes_discards_when_it_is_an_overlay(
     backing: str | None, *, unmap: bool
 ) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from qmpsnap.plan.commands.jobs import (
     adopt_job,
     await_job,
@@ -156,9 +154,7 @@ def test_a_mirror_onto_an_existing_file_says_so_and_names_what_it_replaces() -> 
     assert (step.arguments["mode"], step.arguments["replaces"]) == ("existing", "f1")
 
 
-@pytest.mark.parametrize(
-    ("itself", "undo"), [(False, (*CANCELLED, job_dismiss(JOB))), (True, CANCELLED)], ids=["left", "stream"]
-)
+@each(("itself", "undo"), [(False, (*CANCELLED, job_dismiss(JOB))), (True, CANCELLED)])
 def test_a_job_that_was_taken_over_is_cancelled_as_one_that_was_started(
     *, itself: bool, undo: tuple[Step, ...]
 ) -> None:

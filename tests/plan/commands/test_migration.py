@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from qmpsnap.plan.commands.migration import (
     Way,
     await_closed,
@@ -52,7 +50,7 @@ def test_parameters_are_set_and_put_back() -> None:
     assert flags(back) == flags(step)
 
 
-@pytest.mark.parametrize(
+@each(
     ("way", "passed", "released", "name"),
     [
         (
@@ -81,7 +79,7 @@ def test_a_file_is_passed_released_and_named_by_its_number(
     assert uri(7, way) == name
 
 
-@pytest.mark.parametrize("may_stop", [True, False])
+@each("may_stop", [True, False])
 def test_a_migration_that_hangs_the_guest_when_it_is_cancelled_is_waited_for_instead(
     *, may_stop: bool
 ) -> None:

@@ -133,7 +133,7 @@ def test_checkpoint_whose_name_no_record_may_carry_is_not_written_down() -> None
 RAW_BESIDE = graph(holding("vda", STATE), chain("d.raw*", name="vdr"))
 
 
-@pytest.mark.parametrize("leave", ["vdr", "/images/d.raw"])
+@each("leave", ["vdr", "/images/d.raw"])
 def test_checkpoint_leaves_a_disk_out_by_any_spelling_and_says_so(leave: str) -> None:
     plan = planned(Checkpoint("c2", "internal", leave=(leave,)), RAW_BESIDE, files=unseen(RAW_BESIDE))
     assert plan.steps[0].command == "snapshot-save"

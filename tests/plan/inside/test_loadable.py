@@ -139,7 +139,7 @@ def test_checkpoint_inside_images_says_what_is_in_the_way_back() -> None:
     assert planned(Checkpoint("c2", "internal"), GOOD).notes == ()
 
 
-@pytest.mark.parametrize(
+@each(
     ("intent", "hint"),
     [
         (Checkpoint("c2", "internal"), "use --mode in-place, or leave the disk out: --leave vdb"),

@@ -132,7 +132,7 @@ def test_branch_goes_under_a_throttle_by_opening_that_again() -> None:
 DIRECT, ZEROES = Io(direct=True), Io(no_flush=True, detect_zeroes="on")
 
 
-@pytest.mark.parametrize("node", ["vda-o1", "#block123"])
+@each("node", ["vda-o1", "#block123"])
 def test_branch_reads_and_writes_as_the_active_layer_did_there_and_back(node: str) -> None:
     of = renamed(TWO, node)
     of = graph(with_layer(of.disks["vda"], 0, io=DIRECT), of.disks["vdb"])

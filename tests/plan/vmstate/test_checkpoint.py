@@ -228,7 +228,7 @@ NO_ROOM = replace(FULL, free_bytes=4096)
 DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("drawn", "around", "hint"),
     [
         (TWO, {"files": files_with("/images/base.c1.qcow2")}, "choose another name"),
@@ -238,7 +238,6 @@ DEVICE = graph(with_layer(chain("base*"), 0, file="/dev/vg/x"))
         (TWO, {"machine": TCP}, "connect to a unix socket (-s PATH), or use --mode in-place"),
         (TWO, {"machine": TCP, "files": unseen(TWO)}, "--shared-fs yes allows --mode in-place"),
     ],
-    ids=["there", "full", "no room", "device", "tcp", "tcp unseen"],
 )
 def test_checkpoint_refused_says_what_can_be_done_about_it(
     drawn: Graph, around: dict[str, Any], hint: str

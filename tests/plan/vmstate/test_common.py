@@ -134,7 +134,7 @@ def test_state_file_is_beside_the_active_layer_and_named_after_the_base() -> Non
     assert state_file(moved, "c1", "memory") == "/fast/base.c1.memory"
 
 
-@pytest.mark.parametrize("changes", [{"file": "nbd://h/x", "local": False}, {"file": "/dev/vg/x"}], ids=str)
+@each("changes", [{"file": "nbd://h/x", "local": False}, {"file": "/dev/vg/x"}])
 def test_state_file_has_no_place_beside_what_is_no_file(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidTarget, match="nothing can be created beside it"):
         state_file(with_layer(chain("base <- s1*"), 0, **changes), "c1", "memory")

@@ -10,6 +10,7 @@ from qmpsnap.plan.commands.records import finish_record, keep_link
 from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
 from tests.plan.moments import ID, MEMORY, O1, S1, TWO, files_of, kept
 from tests.plan.scenes import NOW, STATE, planned
 
@@ -44,7 +45,7 @@ SPACED = graph(chain("base <- s1 <- o1*", directory="/my images"))
 FOLD = "qmpsnap commit vda --top '/my images/o1.qcow2' --base '/my images/s1.qcow2'"
 
 
-@pytest.mark.parametrize("mode", ["stop", ""])
+@each("mode", ["stop", ""])
 def test_delete_says_what_folds_the_overlay_so_that_it_can_be_typed(mode: str) -> None:
     files = FakeFiles(SPACED)
     o1, s1 = {"vda": "/my images/o1.qcow2"}, {"vda": "/my images/s1.qcow2"}

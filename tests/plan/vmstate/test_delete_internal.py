@@ -79,7 +79,7 @@ def test_delete_goes_as_the_moment_came(case: str) -> None:
     assert planned(Delete("vm"), drawn).steps[0].way == way
 
 
-@pytest.mark.parametrize(("via", "way"), [("hmp", "delvm"), ("jobs", "snapshot-delete")])
+@each(("via", "way"), [("hmp", "delvm"), ("jobs", "snapshot-delete")])
 def test_delete_goes_as_it_is_forced_to(via: Via, way: str) -> None:
     for drawn in (graph(holding("vda", VM_STATE)), graph(holding("vda", PART))):
         assert planned(Delete("vm", via), drawn).steps[0].way == way
@@ -101,9 +101,7 @@ def test_delete_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize(
-    ("disk", "error"), [(chain("base <- s1*"), Unsupported), (holding("vda", OLD), AmbiguousName)]
-)
+@each(("disk", "error"), [(chain("base <- s1*"), Unsupported), (holding("vda", OLD), AmbiguousName)])
 def test_delete_refuses_an_external_one_and_one_of_both_kinds(disk: Disk, error: type[Refused]) -> None:
     files = FakeFiles(graph(disk))
     s1, base = disk.files

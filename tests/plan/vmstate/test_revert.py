@@ -98,7 +98,7 @@ def test_revert_writes_down_what_it_does_and_keeps_the_branch() -> None:
     assert plan.steps[-1] == finish_record(STATE, (record.id,))
 
 
-@pytest.mark.parametrize("mode", ["", "in-place"])
+@each("mode", ["", "in-place"])
 def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
     plan = planned(BACK, TWO, files=files_of(mode), machine=a_machine(TWO, running=False))
     assert [step for step in plan.steps if step.command in {"stop", "cont"}] == [stop(ran=False)]
@@ -289,7 +289,7 @@ def test_revert_refuses_what_cannot_be(case: str) -> None:
 # -- for a new QEMU --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("mode", "way"),
     [
         ("", "revert c1 --prepare"),

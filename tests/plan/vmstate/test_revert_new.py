@@ -174,7 +174,7 @@ DIRECT = LayerState("vda", "/images/s1.qcow2", inode=0, size=196_616, modified=1
 BELOW = LayerState("vda", "/images/base.qcow2", inode=0, size=196_616, modified=10**9)
 
 
-@pytest.mark.parametrize("changes", [{"size": 7}, {"modified": 7}])
+@each("changes", [{"size": 7}, {"modified": 7}])
 def test_incoming_refuses_a_layer_that_was_written_since(changes: dict[str, Any]) -> None:
     files = noted(layers=(DIRECT, replace(BELOW, **changes), replace(THEN, **changes)))
     with pytest.raises(MachineDiffers, match="have changed since 'c1'") as caught:

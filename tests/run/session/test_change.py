@@ -8,6 +8,7 @@ import structlog.testing
 
 from qmpsnap.errors import Changed, CommandFailed, LinkLost
 from qmpsnap.run.session.change import Change, Limits, Outcome, settled
+from tests.each import each
 
 QUICK = Limits(silence=0.005, warning=0.015, cancelled=0.02)
 REFUSED = CommandFailed("no", command="job-cancel", arguments={}, qmp_class="GenericError", desc="no")
@@ -47,7 +48,7 @@ async def test_reply_logs_the_silence_and_later_the_delay_when_it_takes_long():
     assert said == [("command.delayed", "job-cancel", 0.005), ("command.delayed", "job-cancel", 0.015)]
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(None, Outcome.DONE), (REFUSED, Outcome.FAILED)])
+@each(("error", "outcome"), [(None, Outcome.DONE), (REFUSED, Outcome.FAILED)])
 async def test_reply_is_awaited_when_an_anyio_scope_is_cancelled(error, outcome):
     future = asyncio.get_running_loop().create_future()
     change = change_of(future, Limits())
