@@ -32,7 +32,6 @@ async def test_moment_that_is_lost_on_all_its_disks_keeps_no_record(qemu, images
                 assert records(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Part V finds a machine's records without reading all")
 async def test_records_of_other_machines_on_the_same_base_are_not_read(qemu, images, machine, tmp_path):
     made = images("base <- s1")
     with machine(*drive("vda", made.active)) as running:

@@ -44,7 +44,7 @@ def with_current_names(records: Iterable[Record], graph: Graph) -> tuple[Record,
             break
         for record, name, now in newly_named:
             found.setdefault(id(record), {})[name] = now
-            for file in record.began(name):
+            for file in record.goes_on(name):
                 begun.setdefault(file, set()).add(now)
         pending = [(record, name) for record, name in pending if name not in found.get(id(record), {})]
     return tuple(
@@ -58,7 +58,7 @@ def _current_name(
 ) -> str:
     """The present name of the disk that the record calls `name`, or "" if no file identifies it."""
     below = (record.covered[name], *record.chains.get(name, ())[:-1])
-    for where, files in ((chains, record.began(name)), (begun, below)):
+    for where, files in ((chains, record.goes_on(name)), (begun, below)):
         candidates = {disk for file in files for disk in where.get(file, ())}
         if name in candidates:  # two devices on one node
             return name
@@ -85,5 +85,6 @@ def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
         chains=moved(record.chains),
         formats=moved(record.formats),
         branches=tuple(moved(branch) for branch in record.branches),
+        continued=tuple(map(moved, record.continued)),
         lost=tuple(new_names.get(name, name) for name in record.lost),
     )

@@ -188,29 +188,30 @@ def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
 
 
 def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentRecord, ...]:
-    """Records of these disks' moments: those with an overlay in a chain, and those linked to them by layers.
+    """Records of these disks' moments: those with a layer in a chain that goes on from them, and their kin.
 
-    The record of a deleted moment is included, because it links others. A layer that several machines read
-    does
-    not link: only the layers that a moment covers do, and overlays that a revert has left aside. If the
-    guest writes to a layer of the moment, its overlay was committed into that layer.
+    These are the moments at which a layer of a known moment began, and those that are held by a layer which
+    goes on from a known one: a stream or a revert has left them aside. The record of a deleted moment is
+    included, because it links others. A layer that several machines read does not link. If the guest writes
+    to a layer of the moment, its overlay was committed into that layer.
     """
     known = tuple(record for record in records if isinstance(record, MomentRecord))
-    files = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
+    layers = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
     written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
     found: list[MomentRecord] = []
-    begun: set[tuple[str, str]] = set()
+    going_on: set[tuple[str, str]] = set()
     pending = list(known)
     while pending:
         related = [
             record
             for record in pending
-            if _begun(record) & files or (_links(record, files) & begun and not _layers(record) & written)
+            if _going_on(record) & layers or (_held(record) & going_on and not _layers(record) & written)
         ]
         if not related:
             break
         found += related
-        begun.update(*map(_begun, related))
+        going_on.update(*map(_going_on, related))
+        layers.update(*map(_layers, related))
         pending = [record for record in pending if record not in related]
     return tuple(record for record in known if record in found)
 
@@ -252,24 +253,17 @@ def without_layers(record: MomentRecord, disk: str, *, gone: Collection[str], in
     )
 
 
-def _begun(record: MomentRecord) -> set[tuple[str, str]]:
-    return {(disk, file) for disk in record.covered for file in record.began(disk)}
+def _going_on(record: MomentRecord) -> set[tuple[str, str]]:
+    return {(disk, file) for disk in record.covered for file in record.goes_on(disk)}
+
+
+def _held(record: MomentRecord) -> set[tuple[str, str]]:
+    return set(record.covered.items())
 
 
 def _layers(record: MomentRecord) -> set[tuple[str, str]]:
     """Every layer that the moment is read from."""
-    below = {(disk, file) for disk, files in record.chains.items() for file in files}
-    return below | set(record.covered.items())
-
-
-def _links(record: MomentRecord, present: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Layers that link the record to the one at whose moment they began.
-
-    A layer in between may come from another client's snapshot, or from a checkpoint that failed. If it
-    is in the present chain, other images backed by it may belong to another machine.
-    """
-    between = {(disk, file) for disk, files in record.chains.items() for file in files[:-1]}
-    return set(record.covered.items()) | (between - present)
+    return _held(record) | {(disk, file) for disk, files in record.chains.items() for file in files}
 
 
 def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> Moment:
@@ -279,7 +273,7 @@ def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> 
         covered = record.covered.get(disk.name, "")
         if not covered:
             continue
-        begun = [file for file in record.began(disk.name) if file in disk.files]
+        begun = [file for file in record.goes_on(disk.name) if file in disk.files]
         overlay = begun[0] if begun else record.overlays.get(disk.name, "")
         index = disk.files.index(overlay) if begun else -1
         below = disk.files[index + 1] if begun and index + 1 < len(disk.files) else None

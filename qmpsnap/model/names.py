@@ -5,6 +5,7 @@ Only this file knows how the names of jobs, nodes and overlays are formed.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import posixpath
 import re
@@ -18,6 +19,7 @@ _OWNED = "qmpsnap-a-"
 _NAME_MAX = 255  # bytes
 _ATTEMPTS = 9  # names that an invalid file may get
 _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
+_STATE = ".qmpsnap"
 _LONG = 32  # characters of a disk's name that go into a file's
 
 
@@ -139,7 +141,18 @@ def is_device_path(path: str) -> bool:
 
 def state_directory(base: str) -> str:
     """Directory of our records for machines on this base image: `STEM-of-base.qmpsnap` beside it."""
-    return posixpath.join(posixpath.dirname(base), fit_name(stem(base), ".qmpsnap"))
+    return posixpath.join(posixpath.dirname(base), fit_name(stem(base), _STATE))
+
+
+def is_state_directory(path: str) -> bool:
+    """Whether the path is one that `state_directory` gives for a file."""
+    return path.startswith("/") and path.endswith(_STATE) and posixpath.normpath(path) == path
+
+
+def layer_key(file: str) -> str:
+    """Four characters that stand for a layer in the names of records; some other file may have the same."""
+    whole = hashlib.blake2s(file.encode(errors="surrogateescape"), digest_size=3).digest()
+    return base64.urlsafe_b64encode(whole).decode("ascii")
 
 
 def state_directory_choices(base: str, files: Iterable[str]) -> tuple[str, ...]:
@@ -150,7 +163,7 @@ def state_directory_choices(base: str, files: Iterable[str]) -> tuple[str, ...]:
         files: The chain, from base to active: a directory beside each, then one named after each.
     """
     files = [file for file in files if file.startswith("/") and not is_device_path(file)]
-    name = fit_name(stem(base), ".qmpsnap")
+    name = fit_name(stem(base), _STATE)
     beside = [posixpath.join(posixpath.dirname(file), name) for file in files]
     return tuple(dict.fromkeys((*beside, *map(state_directory, files))))
 

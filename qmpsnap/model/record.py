@@ -12,6 +12,7 @@ from typing import Literal
 from qmpsnap.model.document import AbsolutePath, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.names import layer_key, state_directory, state_directory_choices
 
 Files = Mapping[str, tuple[Text, ...]]
 
@@ -135,6 +136,8 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         covered: File of each disk that holds the moment.
         chains: Files of each disk's chain as of the moment, newest first; the first is `covered`.
         branches: Overlays that began there later, by a revert, each by disk; the oldest first.
+        continued: Other layers that go on from the moment, each by disk: a mirror's target, a layer that a
+            stream has cut off from what holds the moment, an overlay that another client has put on.
         state: VM state of the same instant, or None.
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains`; none in records of before there were any.
@@ -149,6 +152,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     covered: Mapping[str, Text] = Frozen()
     chains: Files = Frozen()
     branches: tuple[Mapping[str, AbsolutePath], ...] = ()
+    continued: tuple[Mapping[str, AbsolutePath], ...] = ()
     state: KeptState | None = None
     directory: str = ""
     formats: Files = Frozen()
@@ -159,6 +163,15 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         """Every overlay of the disk that began at the moment, the oldest first."""
         return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
 
+    def goes_on(self, disk: str) -> tuple[str, ...]:
+        """Every layer of the disk that reads on from the moment: what began there, and what `continued`."""
+        return (*self.began(disk), *(one[disk] for one in self.continued if disk in one))
+
+    @property
+    def all_going_on(self) -> frozenset[str]:
+        """The same of all its disks."""
+        return frozenset(file for disk in self.covered for file in self.goes_on(disk))
+
     def read_from(self, disk: str) -> tuple[str, ...]:
         """Files that the moment of a disk is read from, as far as they were written down; newest first."""
         return self.chains.get(disk, ()) or (self.covered[disk],)
@@ -166,18 +179,46 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     def stands_on(self, other: MomentRecord) -> bool:
         """Whether a chain of this moment passes through an overlay that began at the other."""
         return any(
-            file in other.began(disk)
+            file in other.goes_on(disk)
             for disk, covered in self.covered.items()
             for file in (covered, *self.chains.get(disk, ()))
         )
 
     @property
     def file_name(self) -> str:
-        """Last part of the path under which the record is kept."""
-        return f"moment-{self.name}-{self.id}.json"
+        """Last part of the path under which the record is kept.
+
+        It has a key of each layer that leads to the moment: those that go on from it, and those that hold it.
+        Too many keys are "any".
+        """
+        layers = (file for disk, held in self.covered.items() for file in (held, *self.goes_on(disk)))
+        keys = "".join(sorted({layer_key(file) for file in layers}))
+        return f"{self.prefix}{keys if len(keys) <= _KEYS else _ANY}.json"
+
+    @property
+    def prefix(self) -> str:
+        """How the name of its file begins, whatever its layers."""
+        return f"moment-{self.name}-{self.id}."
 
 
 Record = IntentRecord | MomentRecord
+
+_ANY, _KEY = "any", 4
+_KEYS = 88  # characters: with name, id, and what a file has before it is whole, fewer than 255
+
+
+def keys_of(file_name: str) -> frozenset[str] | None:
+    """Keys of layers in the name of a moment's record; None where it does not tell them all.
+
+    Raises:
+        ValueError: When it is no such name.
+    """
+    keys = file_name.removesuffix(".json").rpartition(".")[2]
+    if keys == _ANY:
+        return None
+    if len(keys) % _KEY or not file_name.startswith("moment-") or file_name.count(".") < 2:
+        raise ValueError("the keys of its layers are not in its name")
+    return frozenset(keys[at : at + _KEY] for at in range(0, len(keys), _KEY))
 
 
 def moment_of(intent: IntentRecord) -> MomentRecord:
@@ -194,3 +235,20 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         directory=intent.directory,
         formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
+
+
+def elsewhere(record: MomentRecord) -> tuple[tuple[str, ...], ...]:
+    """Where a link to the record's directory belongs: for each disk that does not lead there, the choices.
+
+    That is so for a disk on another base image than that whose name the directory has, and for a layer that
+    became a base image itself. None is needed in a directory that the caller named.
+    """
+    disks = {
+        disk: (*reversed(record.chains.get(disk, ())),) or (held,) for disk, held in record.covered.items()
+    }
+    choices = [state_directory_choices(files[0], files) for files in disks.values()]
+    if not any(record.directory in places for places in choices):
+        return ()
+    layers = (file for one in record.continued for file in one.values())
+    own = ((state_directory(file),) for file in layers)
+    return tuple(places for places in (*choices, *own) if places and record.directory not in places)

@@ -76,7 +76,7 @@ def check_moment(record: MomentRecord) -> None:
     """
     _plain("covered", (file for file in record.covered.values() if file.startswith("/")))
     _state(record.state)
-    for one in (record.overlays, *record.branches):
+    for one in (record.overlays, *record.branches, *record.continued):
         _plain("overlays", one.values())
         _among("overlays", one, record.covered)
         _apart(one, record.chains)

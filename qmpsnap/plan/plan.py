@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from qmpsnap.model.frozen import Frozen
@@ -34,15 +34,13 @@ class Stage:
     tidy: bool = False
 
     @property
-    def groups(self) -> tuple[tuple[Step, ...], ...]:
+    def groups(self) -> Iterator[tuple[Step, ...]]:
         """The steps in order; overlays that follow each other may be created side by side."""
-        groups: list[tuple[Step, ...]] = []
-        for step in self.steps:
-            if groups and step.command == groups[-1][0].command == "create-overlay":
-                groups[-1] += (step,)
+        for together, steps in itertools.groupby(self.steps, lambda step: step.command == "create-overlay"):
+            if together:
+                yield tuple(steps)
             else:
-                groups.append((step,))
-        return tuple(groups)
+                yield from ((step,) for step in steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +139,7 @@ class Plan:
             self.halts
             or self.moves_memory
             or bool(self.run_state)
-            or any(step.pauses or step.loads for step in steps)
+            or any(step.pauses or step.loads or step.on_state for step in steps)
         )
 
     @property

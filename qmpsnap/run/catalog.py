@@ -1,37 +1,40 @@
 """Keeps records of intents and moments: one small JSON file each, beside the base image.
 
 A record is created exclusively, synced, and only then given its name, so a reader never
-sees an incomplete one. A directory that another user owns or may write to is
-neither written nor read, because files named in a record are removed later.
+sees an incomplete one. `record_search` reads them.
 
 The record of an operation that is running is locked (`flock`), so that nobody else ends it. The lock
 belongs to the open file: it goes with the client, however that ends.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH102, PTH106, PTH118, PTH120, PTH208
+# ruff: noqa: PTH102, PTH106, PTH118, PTH120
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import re
-import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
-from qmpsnap.model.record_file import check, from_json, to_json
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, elsewhere, moment_of
+from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
-from qmpsnap.run.safe_open import create_file, open_directory, open_file
+from qmpsnap.run.record_search import find_record, link_name, names_of, open_trusted, others_near
+from qmpsnap.run.safe_open import create_file
 
-_RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
-_LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
+_log = get_logger("qmpsnap.run")
+
+_SAMPLE = 8  # records of other machines that are looked at with each that is written
+
+R = TypeVar("R", IntentRecord, MomentRecord)
 
 
 class Catalog:
@@ -101,9 +104,27 @@ class Catalog:
         except (OSError, ValueError) as error:
             raise _unusable(record, error, "write") from error
 
-    async def read(self, directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-        """Read all records; returns them, and each file that is not a trusted record, as "PATH: REASON"."""
-        return await in_thread(partial(read_records, tuple(directories)))
+    async def find(self, directory: str, record_id: str, kind: type[R]) -> R | None:
+        """The record of that kind and id in the directory, or None.
+
+        Raises:
+            InvalidTarget: When the directory cannot be read.
+        """
+        try:
+            return await in_thread(partial(find_record, directory, record_id, kind))
+        except OSError as error:
+            raise unusable(directory, error, "read") from error
+
+    async def link(self, place: str, to: str) -> None:
+        """Make one directory of records lead to another; idempotent, durable when it returns.
+
+        Raises:
+            InvalidTarget: When it cannot be written.
+        """
+        try:
+            await in_thread(partial(_link, place, to))
+        except (OSError, ValueError) as error:
+            raise unusable(place, error, "write") from error
 
     async def _write(self, record: Record, *, instead_of: Record | None = None) -> None:
         try:
@@ -115,50 +136,15 @@ class Catalog:
             raise _unusable(record, error, "write") from error
 
 
-def read_records(directories: Sequence[str]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Read the records in `directories`; one that does not exist has none; blocking.
-
-    Returns:
-        The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
-    """
-    records: list[Record] = []
-    bad: list[str] = []
-    for directory in dict.fromkeys(directories):
-        try:
-            descriptor = _open_trusted(directory)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            bad.append(f"{directory}: {reason(error)}")
-            continue
-        try:
-            for name in sorted(filter(_RECORD.fullmatch, os.listdir(descriptor))):
-                try:
-                    records.append(_read(descriptor, name, directory))
-                except FileNotFoundError:  # finished meanwhile
-                    continue
-                except (OSError, ValueError) as error:
-                    bad.append(f"{os.path.join(directory, name)}: {reason(error)}")
-        finally:
-            os.close(descriptor)
-    return tuple(records), tuple(bad)
-
-
 def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int]) -> None:
     check(record)
-    made = False
-    for _ in range(8):  # whoever finishes the last record removes the directory
-        try:
-            descriptor = _open_trusted(record.directory)
-            break
-        except FileNotFoundError:
-            made = _make_directory(record.directory) or made
-    else:
-        raise FileNotFoundError(record.directory)
+    descriptor, made = _enter(record.directory)
     try:
         locked = _put(descriptor, record)
         if locked is not None:  # here, for what a cancelled call returns is lost
             locks[record.directory, record.id] = locked
+        if isinstance(record, MomentRecord):
+            _sweep(record, descriptor)
         if instead_of is not None:
             _unlink(instead_of.file_name, descriptor)
         sync_directory(descriptor)
@@ -170,16 +156,78 @@ def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str
         raise
     finally:
         os.close(descriptor)
+    if isinstance(record, MomentRecord):
+        _link_all(record)
+
+
+def _enter(directory: str) -> tuple[int, bool]:
+    """Open a directory of records, which is made where it is missing, and whether it was made."""
+    made = False
+    for _ in range(8):  # whoever finishes the last record removes the directory
+        try:
+            return open_trusted(directory), made
+        except FileNotFoundError:
+            made = _make_directory(directory) or made
+    raise FileNotFoundError(directory)
 
 
 def _rewrite(record: MomentRecord) -> None:
     check(record)
-    descriptor = _open_trusted(record.directory)
+    descriptor = open_trusted(record.directory)
     try:
+        for name in names_of(record, descriptor):  # it is found by its new keys before it says why
+            os.rename(name, record.file_name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
         _put(descriptor, record, replace=True)
         sync_directory(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link_all(record: MomentRecord) -> None:
+    """Link what leads to the record in the first of its places that can be written, if any can."""
+    for places in elsewhere(record):
+        for place in places:
+            try:
+                _link(place, record.directory)
+            except (OSError, ValueError) as error:
+                _log.warning("record.not_linked", place=place, to=record.directory, reason=reason(error))
+            else:
+                break
+
+
+def _link(place: str, to: str) -> None:
+    descriptor, made = _enter(place)
+    try:
+        os.symlink(to, link_name(to), dir_fd=descriptor)
+        sync_directory(descriptor)
+    except FileExistsError:
+        pass
+    except OSError:
+        if made:
+            _remove_empty(place)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(moment: MomentRecord, descriptor: int) -> None:
+    """Remove records that nothing needs: of the moments that this one's layers held before, and some others.
+
+    That is one whose overlays are missing, and the layers that held it too, or the guest has written to them
+    until now. Where one of them lies elsewhere than beside the records, nobody knows, and the record stays.
+    """
+    place, written = os.path.dirname(moment.directory), {*moment.covered.values()}
+    for other in others_near(moment, descriptor, sample=_SAMPLE):
+        state = {other.state.file} if other.state is not None else set[str]()
+        gone = {*other.all_going_on, *other.covered.values()} - written
+        if (
+            all(os.path.dirname(file) == place for file in gone)
+            and not any(map(os.path.lexists, gone | state))
+            and other.created < moment.created
+        ):
+            _log.info("record.removed", name=other.name, directory=other.directory)
+            for name in names_of(other, descriptor):
+                _unlink(name, descriptor)
 
 
 def _make_directory(directory: str) -> bool:
@@ -212,40 +260,19 @@ def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | Non
             raise
 
 
-def _read(descriptor: int, name: str, directory: str) -> Record:
-    with os.fdopen(open_file(name, directory=descriptor), "rb") as file:
-        status = os.fstat(file.fileno())
-        _trust(status)
-        if status.st_size > _LONGEST:
-            raise ValueError(f"{status.st_size} bytes are too large for a record")
-        record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
-        if isinstance(record, IntentRecord):
-            record = replace(record, live=_is_locked(file.fileno()))
-    if record.file_name != name:
-        raise ValueError(f"holds the record {record.file_name!r}")
-    return record
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Whether another client holds an exclusive lock on the file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def _remove(record: Record, locks: dict[tuple[str, str], int]) -> None:
     with contextlib.suppress(FileNotFoundError):
-        descriptor = _open_trusted(record.directory)
+        descriptor = open_trusted(record.directory)
         try:
-            _unlink(record.file_name, descriptor)
+            for name in names_of(record, descriptor):
+                _unlink(name, descriptor)
             sync_directory(descriptor)
         finally:
             os.close(descriptor)
-        _remove_empty(record.directory)
+        if _remove_empty(record.directory) and isinstance(record, MomentRecord):
+            for places in elsewhere(record):
+                for place in places:
+                    _unlink_from(place, record.directory)
     _unlock(record, locks)
 
 
@@ -256,21 +283,17 @@ def _unlock(record: Record, locks: dict[tuple[str, str], int]) -> None:
         os.close(locked)
 
 
-def _open_trusted(directory: str) -> int:
-    descriptor = open_directory(directory, follow=False)
+def _unlink_from(place: str, to: str) -> None:
+    """Remove a link to a directory that is no more."""
     try:
-        _trust(os.fstat(descriptor))
-    except ValueError:
+        descriptor = open_trusted(place)
+    except (OSError, ValueError):
+        return
+    try:
+        _unlink(link_name(to), descriptor)
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _trust(status: os.stat_result) -> None:
-    if status.st_uid not in {0, os.geteuid()}:
-        raise ValueError(f"belongs to the user {status.st_uid}, so it is not trusted")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError("others may write to it, so it is not trusted")
+    _remove_empty(place)
 
 
 def _unlink(name: str, descriptor: int) -> None:
@@ -278,9 +301,12 @@ def _unlink(name: str, descriptor: int) -> None:
         os.unlink(name, dir_fd=descriptor)
 
 
-def _remove_empty(directory: str) -> None:
-    with contextlib.suppress(OSError):
+def _remove_empty(directory: str) -> bool:
+    try:
         os.rmdir(directory)
+    except OSError:
+        return False
+    return True
 
 
 def _unusable(record: Record, error: OSError | ValueError, verb: str) -> InvalidTarget:

@@ -67,6 +67,8 @@ class Host:
             "keep-link": self._keep_link,
             "keep-lost": self._keep_lost,
             "keep-place": self._keep_place,
+            "keep-continued": self._keep_continued,
+            "link-records": self._link_records,
         }
 
     async def perform(self, step: Step) -> None:
@@ -85,9 +87,12 @@ class Host:
     async def _finish_record(
         self, _: Step, *, directory: str, ids: Collection[str], moments: Collection[str] = ()
     ) -> None:
-        records, _problems = await self._catalog.read((directory,))
-        for record in records:
-            if record.id in (ids if isinstance(record, IntentRecord) else moments):
+        intents = [await self._catalog.find(directory, one, IntentRecord) for one in ids]
+        for record in (
+            *intents,
+            *[await self._catalog.find(directory, one, MomentRecord) for one in moments],
+        ):
+            if record is not None:
                 await self._catalog.finish(record)
 
     async def _keep_moment(self, _: Step, *, directory: str, id: str, **__: str) -> None:
@@ -198,6 +203,16 @@ class Host:
             moment = await self._moment(directory, id)
             await self._catalog.rewrite(without_layers(moment, disk, gone=gone, into=into))
 
+    async def _keep_continued(self, _: Step, *, directory: str, id: str, disk: str, file: str) -> None:
+        async with self._rewriting:
+            moment = await self._moment(directory, id)
+            continued = {disk: file}
+            if continued not in moment.continued:
+                await self._catalog.rewrite(replace(moment, continued=(*moment.continued, Frozen(continued))))
+
+    async def _link_records(self, _: Step, *, place: str, directory: str) -> None:
+        await self._catalog.link(place, directory)
+
     def learn(self, read: Iterable[Record], now: Iterable[Record]) -> None:
         """Remember what disks are called now that the records, as read, call otherwise."""
         for was, one in zip(read, now, strict=True):
@@ -242,16 +257,14 @@ class Host:
         return replace(intent, state=replace(state, inode=inode, user=user))
 
     async def _intent(self, directory: str, record_id: str) -> IntentRecord:
-        records, _ = await self._catalog.read((directory,))
-        for record in records:
-            if record.id == record_id and isinstance(record, IntentRecord):
-                return record
+        record = await self._catalog.find(directory, record_id, IntentRecord)
+        if record is not None:
+            return record
         raise InvalidTarget(f"the record {record_id} no longer exists in {directory}", file=directory)
 
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
         """The record, with its disks called as the plan calls them."""
-        records, _ = await self._catalog.read((directory,))
-        for record in records:
-            if record.id == record_id and isinstance(record, MomentRecord):
-                return with_names(record, self._names.get(record_id, {}))
+        record = await self._catalog.find(directory, record_id, MomentRecord)
+        if record is not None:
+            return with_names(record, self._names.get(record_id, {}))
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)

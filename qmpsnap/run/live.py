@@ -206,7 +206,8 @@ class LiveTarget:
         opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
         if self._shares(graph, opened):
             barring = Frozen(barred(pid, opened.files, opened.files))
-            return [replace(survey.look(ask), open=opened.files, barred=barring) for ask in asks]
+            near = [file for files in graph.chains().values() for file in files]
+            return [replace(survey.look(ask, near), open=opened.files, barred=barring) for ask in asks]
         may_be_ours = self._shared_fs is None and self.session.is_unix
         return [
             replace(survey.look(Ask(files=ask.files, survey=ask.survey)), shared=False, open=opened.files)

@@ -37,7 +37,7 @@ from qmpsnap.run.safe_open import WrongKind, open_file
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
 _TOKEN = 8  # hex digits at the end of an operation's id
-_PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.[0-9a-f]{8}\.partial")
+_PARTIAL = re.compile(r"\.(memory|vmstate\.qcow2)\.([0-9a-f]{8})\.partial")
 _TAG = re.compile(r"qmpsnap-[0-9a-f]{8}")
 
 
@@ -263,28 +263,34 @@ def _snapshots(descriptor: int) -> dict[str, int | None]:
     return {}
 
 
-def find_state_files(places: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def find_state_files(places: Iterable[tuple[str, str]]) -> dict[str, str]:
     """VM state files that operations of ours have created, complete or not; never fails.
 
     Args:
         places: Directories, each with the stem that their names begin with.
+
+    Returns:
+        Of each file, in the order of their names, the token of the operation that made it.
     """
-    files = set()
+    files: dict[str, str] = {}
     for directory, stem in places:
         with contextlib.suppress(OSError, ValueError):
             for name in os.listdir(directory):
                 file = os.path.join(directory, name)
-                if name.startswith(f"{stem}.") and _is_made_by_us(file, name.removeprefix(stem)):
-                    files.add(file)
-    return tuple(sorted(files))
+                if name.startswith(f"{stem}.") and (token := _token(file, name.removeprefix(stem))):
+                    files[file] = token
+    return dict(sorted(files.items()))
 
 
-def _is_made_by_us(file: str, ending: str) -> bool:
-    if _PARTIAL.search(ending):
-        return True
+def _token(file: str, ending: str) -> str:
+    """The token of the operation that made the file; "" when it was none of ours."""
+    if partial := _PARTIAL.search(ending):
+        return partial[2]
     if ending.endswith(".memory"):
-        return look([file])[file].note is not None
-    return ending.endswith(".vmstate.qcow2") and any(map(_TAG.fullmatch, look([file])[file].tags))
+        note = look([file])[file].note
+        return note.id[-_TOKEN:] if note is not None else ""
+    tags = look([file])[file].tags if ending.endswith(".vmstate.qcow2") else ()
+    return next((tag[-_TOKEN:] for tag in tags if _TAG.fullmatch(tag)), "")
 
 
 def remove_state_file(file: str, id: str, tag: str) -> bool:  # noqa: A002 - as the step says

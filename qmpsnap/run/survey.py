@@ -11,30 +11,37 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 
 from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.run import cleanup, memory_files
-from qmpsnap.run.catalog import read_records
 from qmpsnap.run.image_headers import file_header, has_luks
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
+from qmpsnap.run.record_search import read_records
 from qmpsnap.run.safe_open import open_block
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 
 
-def look(ask: Ask) -> Files:
-    """Answer `ask`; what vanishes meanwhile is missing, what cannot be read is listed."""
+def look(ask: Ask, near: Collection[str] = ()) -> Files:
+    """Answer `ask`; what vanishes meanwhile is missing, what cannot be read is listed.
+
+    Args:
+        ask: What to look at.
+        near: Files of the machine whose records are asked for; those of `ask` count as well.
+    """
     survey = _Survey()
     files = {path: survey.fact(path) for path in ask.files}
     looked_in = tuple(
         dict.fromkeys(real for path in ask.survey if (real := survey.directory(path)) is not None)
     )
     survey.follow()
-    records, bad_records = read_records(ask.records)
+    states = find_state_files(ask.states)
+    records, bad_records = read_records(ask.records, near=(*near, *ask.files), tokens=states.values())
     return Files(
         shared=True,
         files=Frozen(files),
@@ -46,7 +53,7 @@ def look(ask: Ask) -> Files:
         bad_records=bad_records,
         memories=Frozen(memory_files.look(ask.memories)),
         fresh=frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None),
-        states=find_state_files(ask.states),
+        states=tuple(states),
     )
 
 

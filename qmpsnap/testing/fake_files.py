@@ -38,6 +38,7 @@ class FakeFiles:
         facts: The files, by path; add and remove at will.
         directories: Unusual directories, by path.
         records: Intent and moment records, each in its directory.
+        links: Directories of records, each with another one that it leads to.
         unreadable: What a survey could not read, as "PATH: REASON".
         memories: VM state files, by path.
         open: What QEMU has open under a name, if that is unusual, by path.
@@ -48,6 +49,7 @@ class FakeFiles:
         self.facts: dict[str, FileFact] = {}
         self.directories: dict[str, DirFact] = {}
         self.records: list[Record] = []
+        self.links: set[tuple[str, str]] = set()
         self.unreadable: tuple[str, ...] = ()
         self.memories: dict[str, MemoryFact] = {}
         self.open: dict[str, OpenFile] = {}
@@ -117,6 +119,7 @@ class FakeFiles:
         if not self.shared:
             return Files(open=Frozen(dict(self.open)))
         missing = {path: FileFact("missing", real=path) for path in ask.files if path not in self.facts}
+        places = {*ask.records, *(to for place, to in self.links if place in ask.records)}
         links = {
             BackingLink(fact.real, fact.backing)
             for path, fact in self.facts.items()
@@ -131,7 +134,7 @@ class FakeFiles:
             backing_links=tuple(sorted(links)),
             looked_in=ask.survey,
             unreadable=self.unreadable,
-            records=tuple(record for record in self.records if record.directory in ask.records),
+            records=tuple(record for record in self.records if record.directory in places),
             memories=Frozen({path: self._memory(path) for path in ask.memories}),
             fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
             states=tuple(path for path in sorted(self.memories) if _among(path, ask.states)),
@@ -174,6 +177,8 @@ class FakeFiles:
                 self.records.append(replace(step.record, directory=arguments["directory"]))
             case "finish-record":
                 self.records = [record for record in self.records if not _finishes(step, record)]
+            case "link-records":
+                self.links.add((arguments["place"], arguments["directory"]))
             case "keep-moment":
                 self._keep(arguments["directory"], arguments["id"])
             case "create-overlay":
@@ -216,6 +221,10 @@ class FakeFiles:
                 after = replace(moment, state=None, deleted=True)
             case "keep-lost":
                 after = replace(moment, lost=(*moment.lost, arguments["disk"]))
+            case "keep-continued":
+                after = replace(
+                    moment, continued=(*moment.continued, Frozen({arguments["disk"]: arguments["file"]}))
+                )
             case "keep-place":
                 after = without_layers(
                     moment, arguments["disk"], gone=arguments["gone"], into=arguments["into"]

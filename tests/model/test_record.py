@@ -23,7 +23,7 @@ def test_moment_of_names_what_each_overlay_covers():
 
 def test_file_name_tells_kind_name_and_id():
     names = [COMMIT.file_name, moment_of(SNAPSHOT).file_name]
-    assert names == ["intent-0a1b2c3d.json", "moment-before-upgrade-00000001.json"]
+    assert names == ["intent-0a1b2c3d.json", "moment-before-upgrade-00000001.8vYQMmr-PAaIj5wB.json"]
 
 
 def test_started_counts_from_1970_whatever_the_zone():

@@ -23,9 +23,10 @@ from qmpsnap.plan.commands.files import (
     seal_store,
 )
 from qmpsnap.plan.commands.records import finish_record, keep_branch, keep_moment, write_record
-from qmpsnap.run.catalog import Catalog, read_records
+from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
+from qmpsnap.run.record_search import read_records
 
 RECORD = IntentRecord(
     "qmpsnap-snapshot-keep-00000000",

@@ -191,7 +191,7 @@ async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
         assert [(job.id, job.mine) for job in await target.jobs()] == [("theirs", False)]
 
 
-async def test_jobs_after_the_graph_are_asked_for_when_an_event_named_one(
+async def test_jobs_after_the_graph_are_asked_for_when_an_event_told_of_one(
     server: QmpServer, target: LiveTarget
 ) -> None:
     async def found() -> list[str]:
@@ -235,9 +235,9 @@ async def test_look_works_in_one_thread_and_logs_once_what_is_no_record(
     threads = []
     look = survey.look
 
-    def noted(ask: Ask) -> Files:
+    def noted(ask: Ask, near: list[str]) -> Files:
         threads.append(threading.current_thread())
-        return look(ask)
+        return look(ask, near)
 
     monkeypatch.setattr(survey, "look", noted)
     (tmp_path / "intent-half.json").write_text("{")

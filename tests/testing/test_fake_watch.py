@@ -43,7 +43,7 @@ async def test_fake_watch_asks_the_target_for_each_wait() -> None:
 
 
 @each("status", JobStatus)
-async def test_fake_watch_waits_until_the_job_is_paused_or_has_ended(status: JobStatus) -> None:
+async def test_fake_watch_waits_until_the_job_stands_or_has_ended(status: JobStatus) -> None:
     told = [Job("j", "commit", JobStatus.RUNNING), Job("j", "commit", status)]
     waited: list[Job] = []
 

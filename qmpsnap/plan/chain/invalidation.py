@@ -19,13 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from qmpsnap.model.graph import Graph
-from qmpsnap.model.moments import related_records, written_into
+from qmpsnap.model.moments import written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
-from qmpsnap.plan.record_places import state_questions
-from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.step import Step
 
 
@@ -266,17 +263,3 @@ def _streamed(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ..
         return ()
     others = tuple(one for one in records if one.id != record.id)
     return streamed(others, record.disk, into=before[before.index(gone[0]) - 1], gone=gone)
-
-
-def unfound(scene: Scene, after: Graph) -> tuple[str, ...]:
-    """Notes on moments whose records nothing leads to any more: they lie beside a base image that leaves."""
-    places = set(state_questions(after, scene.state_dir))
-    names: dict[str, list[str]] = {}
-    for record in related_records(scene.graph, scene.files.records):
-        if record.directory not in places and not record.deleted:
-            names.setdefault(record.directory, []).append(record.name)
-    return tuple(
-        f"the snapshots {', '.join(found)} are not listed afterwards: their records are in "
-        f"{where}, where they are no longer found (name it with --state-dir)"
-        for where, found in names.items()
-    )

@@ -17,9 +17,9 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.chain.invalidation import unfound
 from qmpsnap.plan.chain.layers import delete_owned
-from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss
+from qmpsnap.plan.chain.lineage import kept_found, left_behind
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_data, secret_for
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there
@@ -117,6 +117,8 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     # No chain tells that a copy is whole: the job does, until the record needs it no more.
     ended = () if pivot else (*(back for step in opened for back in step.undo), *finish)
     left = delete_owned(copied) if pivot else ()
+    found, unfound = kept_found(scene, apply_all(scene.graph, mirror))
+    stay = left_behind(scene, disk, disk.files[: len(copied)]) if pivot else ()
     unseen = () if scene.files.shared else (made_by_qemu("target"),)
     return Plan(
         op="mirror",
@@ -125,11 +127,11 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
         stages=(
             Stage("create the target", (*write, *make, *opened)),
             Stage(f"mirror to {copy.file}", (*mirror, *ended, job_dismiss(record.id)), verify=True),
-            Stage("clean up", (*left, *(finish if pivot else ())), tidy=True),
+            Stage("clean up", (*left, *found, *(finish if pivot else ())), tidy=True),
         ),
         before=scene.graph,
         moves=(disk.name,) if pivot else (),
-        notes=(*unseen, *unfound(scene, apply_all(scene.graph, mirror)), *encryption_notes((copy,))),
+        notes=(*unseen, *stay, *unfound, *encryption_notes((copy,))),
     )
 
 
@@ -205,7 +207,8 @@ def _refuse(
         )
     if intent.ending == "pivot" and disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
-    refuse_in_use(scene, disk)
+    refuse_busy(scene, disk)
+    refuse_covered(scene, disk)
     if intent.ending == "pivot":
         refuse_loss(copied, allowed=intent.discard_internal)
     _check_target(intent, scene, disk, form)

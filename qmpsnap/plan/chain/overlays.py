@@ -19,7 +19,8 @@ from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, Op
 from qmpsnap.plan import ownership
-from qmpsnap.plan.checks.disk import refuse_in_use
+from qmpsnap.plan.chain.lineage import put_over
+from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_overlay, secret_for
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import (
@@ -49,6 +50,7 @@ class Overlays:
         make: The steps that create the overlays, and open those that QEMU does not open by itself.
         record: The operation's record, as far as its overlays go.
         place: The directory of that record; "": none can be written.
+        over: The steps that note the layers which others have put on and which the overlays cover.
         notes: What the caller should know.
     """
 
@@ -58,6 +60,7 @@ class Overlays:
     make: tuple[Step, ...]
     record: IntentRecord
     place: str
+    over: tuple[Step, ...]
     notes: tuple[str, ...]
 
     @property
@@ -150,7 +153,8 @@ def prepare(
     refuse_lost(scene, disks)
     for disk, file in targets:
         refuse_window(disk, disk.layers[:1])
-        refuse_in_use(scene, disk)
+        refuse_busy(scene, disk)
+        refuse_covered(scene, disk)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
         _check_target(scene, intent, disk, file, can_name=can_name)
@@ -178,6 +182,7 @@ def prepare(
         make=_make(disks, overlays, token, scene),
         record=_record(op, intent, scene, disks, overlays, token),
         place=place,
+        over=put_over(scene, disks),
         notes=(*notes, *encryption_notes(overlays)),
     )
 

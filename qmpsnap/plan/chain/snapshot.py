@@ -30,7 +30,7 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
     ]
     if new.place:
         keep = keep_moment(new.place, new.record.id, intent.name)
-        stages.append(Stage("record the snapshot", (keep,), tidy=True))
+        stages.append(Stage("record the snapshot", (*new.over, keep), tidy=True))
     return Plan(
         op="snapshot",
         intent=intent,

@@ -9,7 +9,7 @@ from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.chain.invalidation import streamed, unfound
+from qmpsnap.plan.chain.invalidation import streamed
 from qmpsnap.plan.chain.layers import (
     delete_owned,
     flush_layer,
@@ -17,6 +17,7 @@ from qmpsnap.plan.chain.layers import (
     recorded_like,
     refuse_stream_of_shorter,
 )
+from qmpsnap.plan.chain.lineage import kept_found
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
@@ -75,6 +76,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         filled=flush_layer(scene, receiver, gone[0], filled=True),
         named=flush_layer(scene, receiver, below[0] if below else None),
     )
+    found, unfound = kept_found(scene, apply_all(scene.graph, stream))
     valid = (f"{file} stays valid, but is no longer needed by {disk.name}" for file in files)
     return Plan(
         op="stream",
@@ -83,10 +85,10 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         stages=(
             Stage("write the record", write),
             Stage(f"stream into {receiver.file}", stream, verify=True),
-            Stage("clean up", (*delete_owned(gone), *moments, *finish), tidy=True),
+            Stage("clean up", (*delete_owned(gone), *moments, *found, *finish), tidy=True),
         ),
         before=scene.graph,
-        notes=(*valid, *unfound(scene, apply_all(scene.graph, stream))),
+        notes=(*valid, *unfound),
     )
 
 

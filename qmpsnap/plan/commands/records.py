@@ -83,3 +83,22 @@ def keep_place(directory: str, id: str, disk: str, gone: tuple[str, ...], into: 
     """
     arguments = Frozen(directory=directory, id=id, disk=disk, gone=gone, into=into)
     return Step(on="host", command="keep-place", arguments=arguments, owed=True)
+
+
+def link_records(place: str, directory: str) -> Step:
+    """Make the records in a directory be found from another place too; twice does no harm."""
+    arguments = Frozen(place=place, directory=directory)
+    return Step(on="host", command="link-records", arguments=arguments, owed=True)
+
+
+def keep_continued(directory: str, id: str, disk: str, file: str) -> Step:  # noqa: A002 - as above
+    """Note in a moment's record a layer that goes on from it and did not begin there; it then leads to it.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disk: The disk of the layer.
+        file: The layer: a mirror's target, what a stream has filled, an overlay that another client put on.
+    """
+    arguments = Frozen(directory=directory, id=id, disk=disk, file=file)
+    return Step(on="host", command="keep-continued", arguments=arguments, owed=True)

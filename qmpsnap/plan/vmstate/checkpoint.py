@@ -179,7 +179,7 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
         Stage("store the memory", (*kept, await_closed(state.partial), seal)),
         Stage(
             "restore the settings, and record the checkpoint",
-            (*passage.after, keep_moment(new.place, record.id, record.name)),
+            (*passage.after, *new.over, keep_moment(new.place, record.id, record.name)),
             tidy=True,
         ),
     )
@@ -218,7 +218,11 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
             verify=True,
         ),
         Stage("store the memory", (blockdev_del(node), seal_store(state.partial, state.file))),
-        Stage("record the snapshot", (keep_moment(new.place, record.id, record.name),), tidy=True),
+        Stage(
+            "record the snapshot",
+            (*new.over, keep_moment(new.place, record.id, record.name)),
+            tidy=True,
+        ),
     )
 
 

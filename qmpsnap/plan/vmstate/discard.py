@@ -40,6 +40,12 @@ def refuse_discard(disks: list[Disk], scene: Scene) -> None:
                 what=[layer.file],
                 hint=_KEEP,
             )
+        if len(disk.layers) == 1:
+            raise WouldLose(
+                f"{layer.file}, to which {disk.name} writes, is no overlay any more: it is backed by nothing",
+                what=[layer.file],
+                hint=_KEEP,
+            )
         refuse_loss((layer,), allowed=False, hint=f"{_KEEP}; or delete that first")
         by = [*other_disks(scene, disk, layer), *scene.files.backed_by(layer.file)]
         if by:

@@ -66,7 +66,7 @@ def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     if record is None:
         return ask_loadable(graph, intent.name)
     token = branch_token(record, graph)
-    left = {find_disk(graph, spelling).name for spelling in intent.leave}
+    left = _left(intent, graph, files)
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
     made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
@@ -93,7 +93,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
         TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
         WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
-    left = {find_disk(scene.graph, spelling).name for spelling in intent.leave}
+    left = _left(intent, scene.graph, scene.files)
     writable = [disk for disk in scene.graph.writable() if disk.name not in left]
     refuse_lost(scene, writable)
     for disk in writable:
@@ -201,12 +201,23 @@ def _covered_disks(record: MomentRecord, scene: Scene, left: Collection[str]) ->
     return disks
 
 
+def _left(intent: Revert, graph: Graph, files: Files) -> set[str]:
+    """Names of the disks to leave out; one that was unplugged goes by the name that the moment has for it."""
+    records = (record for record in files.records if isinstance(record, MomentRecord))
+    gone = {name for record in records if record.name == intent.name for name in record.covered}
+    gone -= graph.disks.keys()
+    return {name if name in gone else find_disk(graph, name).name for name in intent.leave}
+
+
 def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> list[Disk]:
     """The disks of the moment, without those in `left`."""
     names = [name for name in record.covered if name not in left]
     for name in names:
         if name not in scene.graph.disks:
-            raise NotFound(f"the machine has no disk {name!r}, which is part of {record.name!r}")
+            raise NotFound(
+                f"the machine has no disk {name!r}, which is part of {record.name!r}",
+                hint=f"plug it in, or leave it out: --leave {quoted(name)}",
+            )
     return [scene.graph.disks[name] for name in names]
 
 

@@ -1,0 +1,159 @@
+"""No moment is hidden: whatever leaves a chain, each is listed where it lies, and can be gone back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.known_images import KIB
+from integration.machines import drive
+from qmpsnap.errors import WouldLose
+
+BLOCK = 64 * KIB
+NAMES = ("one", "two", "three")
+
+
+async def taken(vm, running, disks=("vda",)):
+    """Three snapshots of disks that read another pattern at each; afterwards they read a fourth."""
+    running.qmp("cont")
+    for pattern, name in enumerate(NAMES, 1):
+        for disk in disks:
+            running.write(disk, pattern, 0, BLOCK)
+        await vm.snapshot(name)
+    for disk in disks:
+        running.write(disk, 4, 0, BLOCK)
+
+
+async def demand_all(vm, running, disks=("vda",), leave=(), *, names=NAMES):
+    """Each is listed with the file that holds it; going back to it gives the bytes that it had."""
+    listed = {moment.name: moment for moment in (await vm.moments()).moments}
+    assert [*listed] == list(names)
+    assert not any(part.invalid for moment in listed.values() for part in moment.held)
+    assert all(Path(part.file).exists() for moment in listed.values() for part in moment.held)
+    for name in reversed(names):
+        await vm.revert(name, leave=leave)
+        for disk in disks:
+            running.read(disk, NAMES.index(name) + 1, 0, BLOCK)
+    assert [moment.name for moment in (await vm.moments()).moments] == list(names)
+
+
+async def streamed_away(vm, folder):
+    await vm.stream("vda")
+
+
+async def streamed_to_the_base(vm, folder):
+    await vm.stream("vda", base=f"{folder}/base.qcow2")
+
+
+async def streamed_in_the_middle(vm, folder):
+    await vm.stream("vda", into="two", base=f"{folder}/base.qcow2")
+
+
+async def mirrored(vm, folder):
+    (folder / "new").mkdir()
+    await vm.mirror("vda", f"{folder}/new/copy.qcow2", ending="pivot")
+
+
+async def mirrored_twice(vm, folder):
+    await mirrored(vm, folder)
+    await vm.mirror("vda", f"{folder}/again.raw", ending="pivot", format="raw")
+
+
+async def top_mirrored(vm, folder):
+    await vm.mirror("vda", f"{folder}/copy.qcow2", ending="pivot", sync="top")
+
+
+async def streamed_then_mirrored(vm, folder):
+    await vm.stream("vda")
+    await mirrored(vm, folder)
+
+
+WAYS = [
+    streamed_away, streamed_to_the_base, streamed_in_the_middle, mirrored, mirrored_twice, top_mirrored,
+    streamed_then_mirrored,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+async def test_moments_stay_when_layers_leave_and_after_the_next_start(machine, qemu, tmp_path, way):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await taken(vm, running)
+            await way(vm, tmp_path)
+            active = (await vm.graph()).disks["vda"].active
+            running.read("vda", 4, 0, BLOCK)
+            assert [moment.name for moment in (await vm.moments()).moments] == [*NAMES]
+    with machine(*drive("vda", active.file, active.format)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await demand_all(vm, running)
+
+
+@pytest.mark.parametrize("way", [streamed_away, streamed_to_the_base, mirrored], ids=lambda way: way.__name__)
+async def test_vm_state_is_found_and_goes_when_layers_have_left(machine, qemu, tmp_path, way):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in ((1, "one"), (2, "two")):
+                running.write("vda", pattern, 0, BLOCK)
+                await vm.checkpoint(name, mode="in-place")
+            await way(vm, tmp_path)
+            moments = await vm.moments()
+            assert moments.unneeded == ()
+            states = [Path(moment.vm_state_file) for moment in moments.moments]
+            assert [state.exists() for state in states] == [True, True]
+            await vm.revert("one")
+            running.read("vda", 1, 0, BLOCK)
+            await vm.delete("two")
+            assert [state.exists() for state in states] == [True, False]
+            assert [moment.name for moment in (await vm.moments()).moments] == ["one"]
+
+
+async def test_moments_of_a_disk_stay_when_the_first_disk_is_gone_or_comes_later(machine, qemu, tmp_path):
+    disks = {name: qemu.create(tmp_path / f"base-{name}.qcow2", BLOCK) for name in ("vda", "vdb")}
+    with machine(*(word for name, file in disks.items() for word in drive(name, file))) as running:
+        async with running.connect() as vm:
+            await taken(vm, running, ("vda", "vdb"))
+            active = {name: disk.active.file for name, disk in (await vm.graph()).disks.items()}
+    with machine(*drive("vdb", active["vdb"])) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await demand_all(vm, running, ("vdb",), ("vda",))
+            active["vdb"] = (await vm.graph()).disks["vdb"].active.file
+            await vm.snapshot("alone")
+            active["vdb"] = (await vm.graph()).disks["vdb"].active.file
+    more = qemu.create(tmp_path / "more.qcow2", BLOCK)
+    order = {"vdc": more, "vdb": active["vdb"], "vda": active["vda"]}
+    with machine(*(word for name, file in order.items() for word in drive(name, file))) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            listed = [moment.name for moment in (await vm.moments()).moments]
+            assert listed == [*NAMES, "alone"]
+            for name in NAMES:
+                await vm.revert(name, leave=("vdc",))
+                for disk in ("vda", "vdb"):
+                    running.read(disk, NAMES.index(name) + 1, 0, BLOCK)
+
+
+async def test_layer_that_a_stream_made_whole_is_not_given_up(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await taken(vm, running)
+            await vm.stream("vda")
+            with pytest.raises(WouldLose, match="is no overlay any more"):
+                await vm.revert("one", discard=True)
+
+
+async def test_records_and_links_go_with_the_last_moment(machine, qemu, tmp_path):
+    disks = {name: qemu.create(tmp_path / f"base-{name}.qcow2", BLOCK) for name in ("vda", "vdb")}
+    with machine(*(word for name, file in disks.items() for word in drive(name, file))) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            assert len([*tmp_path.glob("*.qmpsnap")]) == 2
+            for disk in disks:
+                await vm.commit(disk, folded="remove")
+            assert [*tmp_path.glob("*.qmpsnap")] == []

@@ -1,0 +1,262 @@
+"""Finds a machine's records among those of all machines that keep theirs in the same directories. Blocking.
+
+The name of a moment's record holds keys of the layers that lead to it, so those of other machines need not be
+read. A directory may hold links to others: beside the base image of another disk that shares moments, or
+beside a base image that its disk no longer has (docs/decisions/finding-records.md).
+
+A directory that another user owns or may write to is not read, because files named in a record are removed
+later.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH118, PTH208
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import re
+import stat
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from qmpsnap.model.names import digest, is_state_directory, layer_key
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, keys_of
+from qmpsnap.model.record_file import from_json
+from qmpsnap.run.os_errors import reason
+from qmpsnap.run.safe_open import open_directory, open_file
+
+_LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
+_RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
+_LINK = "elsewhere-"
+_DIRECTORIES = 64  # how many are read at most: a link may lead to others
+
+_R = TypeVar("_R", IntentRecord, MomentRecord)
+
+
+class _Entry(Struct, frozen=True):
+    """A record that was not read yet.
+
+    Attributes:
+        directory: Where it lies.
+        name: Its file's name.
+        keys: Keys of the layers that lead to it; None: it is to be read in any case.
+    """
+
+    directory: str
+    name: str
+    keys: frozenset[str] | None
+
+
+def read_records(
+    directories: Sequence[str], *, near: Collection[str] | None = None, tokens: Collection[str] = ()
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """Read the records in `directories`, and in those that links there lead to; one that is missing has none.
+
+    Args:
+        directories: Where to look.
+        near: Files of a machine. Of moments only the records that these lead to are read, directly or through
+            others of them, and some that have such a key by chance. None: all are read.
+        tokens: Ends of the ids of records that are read in any case.
+
+    Returns:
+        The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
+    """
+    bad: list[str] = []
+    opened = _open_all(directories, bad)
+    try:
+        pending = [entry for directory in opened for entry in _entries(directory, opened[directory], bad)]
+        read: dict[tuple[int, str], Record] = {}
+        order = {directory: place for place, directory in enumerate(opened)}
+        wanted = {layer_key(file) for file in near or ()}
+        while hits := [entry for entry in pending if near is None or _is_wanted(entry, wanted, tokens)]:
+            pending = [entry for entry in pending if entry not in hits]
+            for entry in hits:
+                try:
+                    record = _read(opened[entry.directory], entry.name, entry.directory)
+                except FileNotFoundError:  # finished meanwhile
+                    continue
+                except (OSError, ValueError) as error:
+                    bad.append(f"{os.path.join(entry.directory, entry.name)}: {reason(error)}")
+                    continue
+                read[order[entry.directory], entry.name] = record
+            wanted |= {layer_key(file) for file in _reached(near or (), read.values())}
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+    return tuple(read[place] for place in sorted(read)), tuple(sorted(bad))
+
+
+def find_record(directory: str, record_id: str, kind: type[_R]) -> _R | None:
+    """The record of that kind and id in the directory; None when there is none that is trusted.
+
+    Raises:
+        OSError: When the directory cannot be read.
+    """
+    try:
+        descriptor = open_trusted(directory)
+    except (FileNotFoundError, ValueError):
+        return None
+    try:
+        for name in os.listdir(descriptor):
+            if record_id in name and _RECORD.fullmatch(name):
+                try:
+                    record = _read(descriptor, name, directory)
+                except (OSError, ValueError):
+                    continue
+                if isinstance(record, kind) and record.id == record_id:
+                    return record
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def names_of(record: Record, descriptor: int) -> list[str]:
+    """Names of the record's file in an open directory; the keys in that of a moment may have changed."""
+    if isinstance(record, IntentRecord):
+        return [record.file_name]
+    return [name for name in os.listdir(descriptor) if name.startswith(record.prefix)]
+
+
+def others_near(record: MomentRecord, descriptor: int, *, sample: int) -> list[MomentRecord]:
+    """Records of other moments in an open directory: those that name a layer which holds this one, and some.
+
+    Args:
+        record: The moment's record.
+        descriptor: Its directory.
+        sample: How many others, drawn at random.
+    """
+    wanted = {layer_key(file) for file in record.covered.values()}
+    entries = [one for one in _entries(record.directory, descriptor, []) if one.name.startswith("moment-")]
+    near = [one for one in entries if _is_wanted(one, wanted, ())]
+    others = []
+    for entry in (*near, *random.sample(entries, min(sample, len(entries)))):
+        try:
+            other = _read(descriptor, entry.name, record.directory)
+        except (OSError, ValueError):
+            continue
+        if isinstance(other, MomentRecord) and other.id != record.id and other not in others:
+            others.append(other)
+    return others
+
+
+def open_trusted(directory: str) -> int:
+    """Open a directory of records; the descriptor is the caller's to close.
+
+    Raises:
+        ValueError: When others may write to it.
+        OSError: When it cannot be opened.
+    """
+    descriptor = open_directory(directory, follow=False)
+    try:
+        _trust(os.fstat(descriptor))
+    except ValueError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def link_name(directory: str) -> str:
+    """Name of a link to that directory of records."""
+    return f"{_LINK}{digest(directory)}"
+
+
+def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, int]:
+    """Open the directories, and those that links in them lead to."""
+    opened: dict[str, int] = {}
+    pending = list(dict.fromkeys(directories))
+    for directory in pending:
+        if directory in opened:
+            continue
+        try:
+            descriptor = opened[directory] = open_trusted(directory)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            bad.append(f"{directory}: {reason(error)}")
+            continue
+        for name in os.listdir(descriptor):
+            if name.startswith(_LINK) and len(pending) < _DIRECTORIES:
+                try:
+                    target = os.readlink(name, dir_fd=descriptor)
+                except OSError:
+                    continue
+                if is_state_directory(target) and target not in pending:
+                    pending.append(target)
+    return opened
+
+
+def _entries(directory: str, descriptor: int, bad: list[str]) -> list[_Entry]:
+    entries = []
+    for name in filter(_RECORD.fullmatch, os.listdir(descriptor)):
+        try:
+            keys = keys_of(name) if name.startswith("moment-") else None
+        except ValueError as error:
+            bad.append(f"{os.path.join(directory, name)}: {error}")
+            continue
+        entries.append(_Entry(directory, name, keys))
+    return entries
+
+
+def _is_wanted(entry: _Entry, wanted: set[str], tokens: Collection[str]) -> bool:
+    if entry.keys is None or not entry.keys.isdisjoint(wanted):
+        return True
+    return any(f"{token}." in entry.name for token in tokens)
+
+
+def _reached(near: Collection[str], records: Iterable[Record]) -> set[str]:
+    """The files, and every layer of the moments that they lead to.
+
+    A moment whose layer another one shares is not reached by that: it may be another machine's.
+    """
+    layers, going_on = set(near), set[str]()
+    pending = [record for record in records if isinstance(record, MomentRecord)]
+    while True:
+        hits = [
+            record
+            for record in pending
+            if not layers.isdisjoint(record.all_going_on) or not going_on.isdisjoint(record.covered.values())
+        ]
+        if not hits:
+            return layers
+        for record in hits:
+            going_on.update(record.all_going_on)
+            layers.update(record.all_going_on, record.covered.values(), *record.chains.values())
+        pending = [record for record in pending if record not in hits]
+
+
+def _read(descriptor: int, name: str, directory: str) -> Record:
+    with os.fdopen(open_file(name, directory=descriptor), "rb") as file:
+        status = os.fstat(file.fileno())
+        _trust(status)
+        if status.st_size > _LONGEST:
+            raise ValueError(f"{status.st_size} bytes are too large for a record")
+        record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
+        if isinstance(record, IntentRecord):
+            record = replace(record, live=_is_locked(file.fileno()))
+    # A client that was killed may have changed the keys in the name, and not the record.
+    if not name.startswith(record.prefix if isinstance(record, MomentRecord) else record.file_name):
+        raise ValueError(f"holds the record {record.file_name!r}")
+    return record
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another client holds an exclusive lock on the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _trust(status: os.stat_result) -> None:
+    if status.st_uid not in {0, os.geteuid()}:
+        raise ValueError(f"belongs to the user {status.st_uid}, so it is not trusted")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError("others may write to it, so it is not trusted")
