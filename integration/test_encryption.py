@@ -151,6 +151,36 @@ async def test_what_is_made_of_an_encrypted_disk_is_encrypted_alike(qemu, machin
     assert reads(qemu, on(None, last), tmp_path) == blocks(*range(8), of=blank)
 
 
+@pytest.mark.parametrize("given_as", ["iothread", "throttle", "drive"])
+async def test_encrypted_disk_may_be_given_in_any_way(qemu, machine, tmp_path, given_as):
+    file, node = encrypted(qemu, tmp_path, "qcow2")
+    node = {**node, "node-name": "n"}
+    throttle = {"driver": "throttle", "node-name": "thr", "throttle-group": "tg", "file": node}
+    words = {
+        "iothread": ("-object", "iothread,id=tg", "-blockdev", json.dumps(node)),
+        "throttle": ("-object", "throttle-group,id=tg", "-blockdev", json.dumps(throttle)),
+        "drive": ("-drive", f"if=none,id=d,format=qcow2,file={file},encrypt.key-secret=s,cache=none"),
+    }[given_as]
+    device = {"iothread": "drive=n,iothread=tg", "throttle": "drive=thr", "drive": "drive=d"}[given_as]
+    copy = f"{tmp_path}/copy.qcow2"
+    with machine("-object", SECRET[1], *words, "-device", f"virtio-blk-pci,{device},id=vda") as running:
+        async with running.connect() as vm:
+            running.write("vda", 0xA7, 0, BLOCK)
+            await vm.snapshot("one")
+            running.write("vda", 0xA7, BLOCK, BLOCK)
+            await vm.mirror("vda", copy, ending="pivot", format="qcow2")
+            await vm.snapshot("two")
+            await vm.snapshot("three")
+            active = (await vm.revert("two")).active["vda"]
+            with traced(vm) as sent, pytest.raises(Unsupported, match="not opened a second time"):
+                await vm.revert("three")
+            assert sent == []
+            assert (await vm.graph()).disks["vda"].active.io.direct is (given_as == "drive")
+            running.write("vda", 0xA7, 2 * BLOCK, BLOCK)
+    assert clear(tmp_path) == set()
+    assert reads(qemu, on(None, active, copy), tmp_path) == blocks(0, 1, 2)
+
+
 async def test_two_disks_with_two_secrets_get_overlays_at_one_instant(qemu, machine, tmp_path):
     key, vector = (base64.b64encode(bytes(count)).decode() for count in (32, 16))
     (tmp_path / "word").write_text("abc")

@@ -132,22 +132,21 @@ def refuse_memory_inside(graph: Graph, holder: Disk, *, plain: bool) -> None:
     refuse_clear_memory(graph, plain=plain, where="an image")
 
 
-def refuse_second_opening(disk: Disk, files: Iterable[str]) -> None:
-    """Refuse to open an encrypted layer once more: its secret is not known here.
+def refuse_second_opening(disk: Disk, *, aside: bool) -> None:
+    """Refuse to open a chain once more by the names in its headers when a layer is encrypted.
 
     Args:
         disk: The disk.
-        files: What would be opened.
+        aside: Whether it is a chain that the disk does not read now.
 
     Raises:
         Unsupported: Naming the layer.
     """
-    wanted = set(files)
     for layer in disk.layers:
-        if layer.encrypted and layer.file in wanted:
+        if layer.encrypted:
+            new = "" if aside else "revert into a new QEMU, which you give the secret: --prepare; or "
             raise Unsupported(
-                f"{layer.file} is encrypted, and QEMU does not reveal the secret that is needed to open it",
+                f"{layer.file} is encrypted, and encrypted layers are not opened a second time",
                 feature="revert in place on an encrypted disk",
-                hint="revert into a new QEMU, which you give the secret: --prepare; or use snapshots "
-                "inside the image (--internal)",
+                hint=f"{new}use snapshots inside the image (--internal)",
             )

@@ -208,7 +208,8 @@ def _branch(
             hint="there is nothing to revert to",
         )
     if in_place:
-        refuse_second_opening(disk, disk.files if inside is None or _closes(disk.active.node) else ())
+        if inside is None or _closes(disk.active.node):
+            refuse_second_opening(disk, aside=inside is None)
         refuse_read_only(disk, "revert", hint=f"it can be left out: --leave {quoted(disk.name)}")
     secret, luks = _secret(disk, inside, scene)
     if inside is not None:
