@@ -10,6 +10,7 @@ from qmpsnap.errors import QmpsnapError, Unsupported
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeImages, refused
+from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import IMAGE_COMMANDS
 from tests.each import each
 from tests.plan.scenes import planned
@@ -149,3 +150,10 @@ def test_layer_whose_file_has_no_known_node_cannot_be_flushed() -> None:
     with pytest.raises(Unsupported, match="cannot be flushed") as caught:
         planned(Stream("vda"), DISKS, commands=IMAGE_COMMANDS)
     assert caught.value.feature == "flush of a layer"
+
+
+@each("intent", [Snapshot("n1"), Mirror("vda", COPY, "pivot")])
+def test_nothing_is_created_where_the_images_are_not_visible(intent: Intent) -> None:
+    with pytest.raises(Unsupported, match="not visible from here, and a process"):
+        planned(intent, DISKS, commands=IMAGE_COMMANDS, files=FakeFiles(DISKS, shared=False))
+    assert planned(intent, DISKS, files=FakeFiles(DISKS, shared=False)).steps

@@ -22,7 +22,7 @@ from qmpsnap.plan.chain.lineage import kept_found, left_behind
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_data, secret_for
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
-from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there
+from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there, refuse_unseen
 from qmpsnap.plan.commands.block import blockdev_add, probe_absent
 from qmpsnap.plan.commands.files import LuksHeader, create_file, create_image, create_overlay
 from qmpsnap.plan.commands.jobs import copied_and_ended, job_dismiss, mirror_job
@@ -150,6 +150,7 @@ def _secret(
 def _make(scene: Scene, disk: Disk, token: str, copy: Root, luks: LuksHeader | None) -> Step:
     """What creates the copy's file, or shows that QEMU will create it."""
     size, like = disk.active.virtual_size, _like(scene, disk)
+    refuse_unseen(scene)
     if not scene.files.shared:
         return probe_absent(copy.file, node_name(token, owned=True))
     if scene.features.devices and luks is None:

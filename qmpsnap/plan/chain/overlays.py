@@ -30,6 +30,7 @@ from qmpsnap.plan.checks.place import (
     refuse_layer,
     refuse_place,
     refuse_there,
+    refuse_unseen,
 )
 from qmpsnap.plan.commands.block import open_overlay, probe_absent
 from qmpsnap.plan.commands.files import create_overlay
@@ -161,6 +162,7 @@ def prepare(
     _refuse_same_file(scene, targets)
     named = [(disk.name, disk.files, file) for disk, file in targets]
     token = digest(op, intent.name, named, avoid=scene.names)
+    refuse_unseen(scene)
     made_by: MadeBy = "caller" if intent.use_existing else "us" if scene.files.shared else "qemu"
     encrypts |= not intent.plain
     overlays = tuple(_overlay(scene, disk, file, token, made_by, encrypts=encrypts) for disk, file in targets)

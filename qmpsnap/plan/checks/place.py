@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
-from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.errors import InvalidTarget, TargetExists, Unsupported
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.names import is_device_path
@@ -18,6 +18,17 @@ _IMAGE_BYTES = 256 * 1024
 def made_by_qemu(what: str) -> str:
     """Say that QEMU creates files, and who may read them: block/file-posix.c opens them with 0644."""
     return f"QEMU creates the {what}, mode 644 less its umask: its files are not visible from here"
+
+
+def refuse_unseen(scene: Scene) -> None:
+    """Refuse to have a file created where we do not see QEMU's files and QEMU cannot create it either."""
+    if not scene.files.shared and not scene.features.devices:
+        raise Unsupported(
+            "overlays and copies cannot be created: the images are not visible from here, and a process "
+            "without devices opens only files that exist",
+            feature="creating images that are not visible",
+            hint="run where they are visible",
+        )
 
 
 def refuse_barred(scene: Scene, file: str, what: str, *, hint: str) -> None:
