@@ -8,7 +8,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy
+from qmpsnap.errors import Busy, ForeignJob
 from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord, Settings
@@ -141,3 +141,14 @@ async def test_interrupted_leaves_out_other_machines_and_clients_at_work() -> No
     vm = vm_of(fake)
     assert [one.id for one in await vm.jobs.interrupted()] == ["ours", "same", "job"]
     assert [one.id for one in await vm.jobs.interrupted(live=True)] == ["ours", "same", "job", "busy"]
+
+
+@each("name", ["pause", "resume", "cancel"])
+async def test_jobs_leave_another_s_job_alone_unless_foreign(name: str) -> None:
+    fake = with_job()
+    verb = getattr(vm_of(fake).jobs, name)
+    with pytest.raises(ForeignJob):
+        await verb("theirs")
+    assert fake.sent == []
+    await verb("theirs", foreign=True)
+    assert fake.sent == [(f"job-{name}", {"id": "theirs"})]

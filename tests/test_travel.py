@@ -80,9 +80,9 @@ async def test_results_travel_by_pickle_and_by_copy() -> None:
 
 async def test_results_become_plain_values() -> None:
     for result in await results():
-        told = to_builtins(result)
-        assert set(told) - {"kind"} == set(type(result).__match_args__) - {"kind"}
-        assert json.loads(json.dumps(told)) == _lists(told)
+        data = to_builtins(result)
+        assert set(data) - {"kind"} == set(type(result).__match_args__) - {"kind"}
+        assert json.loads(json.dumps(data)) == _lists(data)
 
 
 async def test_results_that_are_printed_spell_themselves_as_json() -> None:
@@ -197,7 +197,7 @@ ALL = [
 
 
 def made(kind: type[QmpsnapError]) -> QmpsnapError:
-    """An error of that kind with everything that it can be told."""
+    """An error of that kind with each of its attributes set."""
     names = list(inspect.signature(kind).parameters)[1:]
     facts = {name: SAMPLES.get(name, name) for name in names if name not in {*COMMON, "facts"}}
     common = COMMON if "facts" in names else names
@@ -229,11 +229,11 @@ def test_errors_travel_to_another_process_and_back() -> None:
 
 @each("kind", ALL)
 def test_error_spells_itself_as_json(kind: type[QmpsnapError]) -> None:
-    told = made(kind).to_json()
-    assert list(told)[:6] == ["type", "message", "changed", "hint", "invalid", "left"]
-    assert told["type"] == kind.__name__
-    assert json.loads(json.dumps(told)) == _lists(told)
-    assert set(told) >= set(inspect.signature(kind).parameters) - {"facts"}
+    data = made(kind).to_json()
+    assert list(data)[:6] == ["type", "message", "changed", "hint", "invalid", "left"]
+    assert data["type"] == kind.__name__
+    assert json.loads(json.dumps(data)) == _lists(data)
+    assert set(data) >= set(inspect.signature(kind).parameters) - {"facts"}
 
 
 def test_hint_is_in_a_traceback_as_it_is_by_then() -> None:
@@ -241,9 +241,9 @@ def test_hint_is_in_a_traceback_as_it_is_by_then() -> None:
     error.add_note("a note of the caller's")
     assert "next: do this" in "".join(traceback.format_exception(error))
     error.hint = "do that"
-    told = "".join(traceback.format_exception(error))
-    assert "next: do that" in told
-    assert "do this" not in told
-    assert "a note of the caller's" in told
+    text = "".join(traceback.format_exception(error))
+    assert "next: do that" in text
+    assert "do this" not in text
+    assert "a note of the caller's" in text
     error.hint = ""
     assert "next:" not in "".join(traceback.format_exception(error))

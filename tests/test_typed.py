@@ -80,7 +80,7 @@ def all_texts() -> tuple[Text, ...]:
 
 
 def verb_of(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The verb that the words begin with, and the rest of them.
+    """The verb that the words begin with, and the words after it.
 
     Raises:
         LookupError: When there is none.

@@ -1,4 +1,4 @@
-"""A machine that goes back in a new QEMU: prepared, started, loaded, and put away when that fails."""
+"""A revert into a new QEMU: prepared, started, loaded, and removed when that fails."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def intent(qmpsnap, monkeypatch):
 
 
 @pytest.fixture
-def told(qmpsnap, monkeypatch):
+def printed(qmpsnap, monkeypatch):
     """What a command line prints of a result; nothing is connected to."""
 
     def call(done, *words):

@@ -26,7 +26,7 @@ def test_checkpoint_internal_is_an_intent_of_its_own(intent):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("--mode", "internal", "--memory", "m"), "omit --memory"),
         (("--leave", "vdb"), "--leave and --via go with --mode internal"),
@@ -37,10 +37,10 @@ def test_checkpoint_internal_is_an_intent_of_its_own(intent):
         (("--mode", "live"), "'live' is not one of"),
     ],
 )
-def test_checkpoint_refuses_options_of_another_mode(qmpsnap, words, told):
+def test_checkpoint_refuses_options_of_another_mode(qmpsnap, words, expected):
     ended = qmpsnap("-s", "/none", "checkpoint", "c1", *words)
     assert (ended.code, ended.out) == (2, "")
-    assert told in ended.err
+    assert expected in ended.err
 
 
 @pytest.mark.parametrize("mode", ["stop", "background", "in-place", "internal"])

@@ -143,7 +143,7 @@ def test_the_story_of_a_fault_is_no_more_than_text(machine, monkeypatch):
     monkeypatch.setattr("qmpsnap.cli.chain.run", fault)
     ended = machine("-v", "chain")
     assert "Traceback" in ended.err
-    assert "in fault" in ended.err  # the frames are told, each on its lines
+    assert "in fault" in ended.err  # each frame is printed on lines of its own
     assert is_clean(ended.err)
 
 

@@ -60,6 +60,7 @@ def test_jobs_lists_them_also_when_the_graph_must_not_be_asked_for(machine, serv
     ended = machine("jobs")
     assert (ended.code, ended.out.splitlines()[1].split()[:3]) == (0, ["theirs", "stream", "concluded"])
     assert ended.err.startswith("warning: cannot search for interrupted operations: stream job 'theirs'")
+    assert "\n  next: " in ended.err
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def test_revert_refuses_two_ways_at_once(qmpsnap, words):
     assert (ended.code, ended.out) == (2, "")
 
 
-def test_revert_says_where_each_disk_writes_from_now_on(told):
+def test_revert_says_where_each_disk_writes_from_now_on(printed):
     done = Done("revert", CHAINS, {"vda": "/d/top"}, 0.09, 0.1)
-    assert told(done, "revert", "c1").out.splitlines() == [
+    assert printed(done, "revert", "c1").out.splitlines() == [
         "revert: done in 100 ms, the guest was paused for 90 ms",
         "vda: [base] <- [top*]",
         "vdb: [b*]",
@@ -49,10 +49,10 @@ def test_revert_says_where_each_disk_writes_from_now_on(told):
     ]
 
 
-def test_prepare_says_what_to_start_and_what_to_type_then(told):
+def test_prepare_says_what_to_start_and_what_to_type_then(printed):
     done = Done("revert-prepare", CHAINS, elapsed_s=0.1, prepared=OVERLAYS, memory="/d/c1.vmstate")
     words = ("--state-dir", "/var/lib/r s", "--shared-fs", "yes", "revert", "c1", "--prepare")
-    assert told(done, *words).out.splitlines()[3:] == [
+    assert printed(done, *words).out.splitlines()[3:] == [
         "start vda from /d/base.c1-2",
         "start vdb from /d/b.c1-2",
         "the VM state is in /d/c1.vmstate: start the same machine with -S -incoming defer",
@@ -60,12 +60,12 @@ def test_prepare_says_what_to_start_and_what_to_type_then(told):
     ]
 
 
-def test_prepare_of_disks_alone_needs_no_second_step(told):
+def test_prepare_of_disks_alone_needs_no_second_step(printed):
     done = Done("revert-prepare", CHAINS, elapsed_s=0.1, prepared=OVERLAYS)
-    assert told(done, "revert", "c1", "--prepare").out.splitlines()[-1] == "start vdb from /d/b.c1-2"
+    assert printed(done, "revert", "c1", "--prepare").out.splitlines()[-1] == "start vdb from /d/b.c1-2"
 
 
-def test_prepare_prints_the_overlays_and_the_memory_as_json(told):
+def test_prepare_prints_the_overlays_and_the_memory_as_json(printed):
     done = Done("revert-prepare", CHAINS, elapsed_s=0.1, prepared=OVERLAYS, memory="/d/c1.vmstate")
-    found = told(done, "--json", "revert", "c1", "--prepare").json
+    found = printed(done, "--json", "revert", "c1", "--prepare").json
     assert (found["prepared"], found["memory"]) == (OVERLAYS, "/d/c1.vmstate")

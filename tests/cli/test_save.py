@@ -15,8 +15,8 @@ def test_save_makes_the_file_absolute(intent):
     assert intent("save", "m") == Save(f"{Path.cwd()}/m")
 
 
-def test_save_says_what_to_start_and_what_to_type_then(told):
-    assert told(SAVED, "save", "/d/vm 1.state").out.splitlines() == [
+def test_save_says_what_to_start_and_what_to_type_then(printed):
+    assert printed(SAVED, "save", "/d/vm 1.state").out.splitlines() == [
         "save: done in 500 ms, VM state of 91 MiB",
         "vda: [base] <- [top*]",
         "vdb: [b*]",
@@ -28,6 +28,6 @@ def test_save_says_what_to_start_and_what_to_type_then(told):
     ]
 
 
-def test_save_prints_one_object_as_json(told):
-    found = told(SAVED, "--json", "save", "/d/m").json
+def test_save_prints_one_object_as_json(printed):
+    found = printed(SAVED, "--json", "save", "/d/m").json
     assert (found["op"], found["bytes"], found["chains"]["vdb"]) == ("save", 91 << 20, ["/d/b"])

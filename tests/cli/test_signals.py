@@ -41,7 +41,7 @@ async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy, state = await plan_for(COPY), await plan_for(IN_PLACE)
-    for plan, told in (
+    for plan, message in (
         (copy, f"stopping and rolling back; interrupt again to leave job {copy.job_id} running\n"),
         (
             state,
@@ -52,7 +52,7 @@ async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
         with Signals(App()) as signals, signals.operation(plan):
             await interrupt()
             assert (signals.cancel.is_set(), signals.detach.is_set()) == (True, False)
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == message
 
 
 async def test_second_interrupt_leaves_a_job_that_copies_and_no_other() -> None:

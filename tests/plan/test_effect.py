@@ -174,3 +174,12 @@ def test_an_image_that_is_opened_stands_under_no_disk() -> None:
     after = after_effect(ALL, AddNode("n", "qcow2", "/o"))
     assert (after.disks, after.nodes["n"]) == (ALL.disks, Node("n", "qcow2", "/o"))
     assert after_effect(after, DropNode("n")) == ALL
+
+
+def test_an_overlay_moves_every_device_on_the_same_root() -> None:
+    twin = replace(chain("base <- s1*"), name="twin")
+    after = after_effect(
+        graph(chain("base <- s1*"), twin), PutOverlays((Overlay("vda", "vda-s1", "n1", "/o/a", S1, "us"),))
+    )
+    assert after.chains() == {"vda": ("/o/a", S1, BASE), "twin": ("/o/a", S1, BASE)}
+    assert {disk.root for disk in after.disks.values()} == {"n1"}

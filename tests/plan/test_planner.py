@@ -57,7 +57,7 @@ class Machine:
         return files
 
     def stands_at(self, name: str) -> str:
-        """The layer of vda that an image stands on, maybe through others."""
+        """The layer of vda that backs an image, maybe through others."""
         on = dict(self.others)[name]
         return self.stands_at(on) if on in dict(self.others) else on
 

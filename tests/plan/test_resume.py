@@ -247,7 +247,7 @@ def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
     assert plan.steps == (finish_record(STATE, (record.id,)),)
     assert (plan.vanished, plan.expect) == ("", record.after)
-    assert plan.moves == ("vda",)  # nobody was told yet what to start the machine from
+    assert plan.moves == ("vda",)  # no earlier result said what to start the machine from
 
 
 @pytest.mark.parametrize("intent", [PIVOT, Mirror("vda", COPY, "pivot")])

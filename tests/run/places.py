@@ -1,4 +1,4 @@
-"""One check at many places of a plan, told of all at which it fails."""
+"""One check at many places of a plan, which reports every place at which it fails."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ async def _lost(case: str, happened: bool, relinks: bool, place: int) -> None:
     if error.changed is not Changed.NO and plan.op == "commit":
         assert error.invalid == plan.invalid_if_stopped
     used = {file for files in fake.state.chains().values() for file in files}
-    assert not used & set(error.left)  # nobody is told that a layer is of no use
+    assert not used & set(error.left)  # no layer is called unused
     assert used <= set(fake.files.names)
     if place < tidying(case):
         assert made <= set(fake.files.names)

@@ -166,18 +166,18 @@ async def test_jobs_joins_what_qemu_says(jobs, monitor):
 
 async def test_progress_tells_rate_and_time_left_until_the_end(jobs, monitor):
     jobs.put(JOB, "running", offset=2)
-    told = []
+    reports = []
     async for step in monitor.progress(JOB, 0.005):
-        told.append(step)
-        if len(told) == 1:
+        reports.append(step)
+        if len(reports) == 1:
             jobs.put(JOB, "running", offset=4)
         else:
             jobs.put(JOB, "concluded", offset=8)
-    assert [step.job.offset for step in told] == [2, 4, 8]
-    assert (told[0].rate, told[0].remaining) == (None, None)
-    assert told[1].rate is not None
-    assert told[1].rate * told[1].remaining == pytest.approx(4)
-    assert told[2].remaining == 0
+    assert [step.job.offset for step in reports] == [2, 4, 8]
+    assert (reports[0].rate, reports[0].remaining) == (None, None)
+    assert reports[1].rate is not None
+    assert reports[1].rate * reports[1].remaining == pytest.approx(4)
+    assert reports[2].remaining == 0
 
 
 async def test_progress_tells_no_time_left_when_nothing_moves(jobs, monitor):

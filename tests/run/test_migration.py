@@ -371,7 +371,7 @@ async def test_cancel_waits_instead_where_qemu_would_hang_the_guest(server: QmpS
 async def test_progress_tells_how_much_has_moved_until_all_has(server: QmpServer) -> None:
     looks(server, ACTIVE, status("completed"))
     async with migrations(server) as moving:
-        seen = [told.job async for told in moving.progress(0)]
+        seen = [report.job async for report in moving.progress(0)]
     assert [(job.offset, job.length) for job in seen] == [(6144, 8192)]
 
 

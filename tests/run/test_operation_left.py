@@ -96,8 +96,8 @@ async def test_operation_tells_of_progress_and_of_the_pivot() -> None:
     seen: list[str] = []
     moved: list[object] = []
 
-    async def progress(told: Progress) -> None:
-        seen.append(told.job.id)
+    async def progress(report: Progress) -> None:
+        seen.append(report.job.id)
         fake.let_go()
 
     fake.hold = True
@@ -111,8 +111,8 @@ async def test_operation_is_undone_and_raises_what_its_call_back_raised() -> Non
     plan = await plan_of("mirror-pivot", fake)
     fake.hold = True
 
-    def progress(told: Progress) -> None:
-        raise ZeroDivisionError(told.job.id)
+    def progress(report: Progress) -> None:
+        raise ZeroDivisionError(report.job.id)
 
     with pytest.raises(ZeroDivisionError, match=plan.job_id) as caught:
         await vm_of(fake).run(plan, Hooks(progress=progress))

@@ -310,8 +310,8 @@ async def stops_at(case: str, place: int) -> None:
         assert now.chains == plan.chains_after
         return
     assert (now.running, now.records) == (before.running, before.records)
-    told = "and rolled back" in done.message
-    assert told is (done.changed is Changed.NO) is (now.chains == before.chains)
+    rolled_back = "and rolled back" in done.message
+    assert rolled_back is (done.changed is Changed.NO) is (now.chains == before.chains)
     if now.chains == before.chains:
         assert now == before
     else:  # a checkpoint in the background, whose overlays stay

@@ -176,9 +176,9 @@ def test_made_files_are_overlays_and_placeholders() -> None:
 )
 def test_by_qemu_names_what_qemu_was_told_to_make(intent: Any) -> None:
     steps = planned(intent, TWO, files=unseen(TWO)).steps
-    told = next(place for place, step in enumerate(steps) if step.way in {"take", "drive-mirror"})
-    assert by_qemu(steps[:told]) == ()
-    assert by_qemu(steps[: told + 1]) == ("/images/data.n1.qcow2 (if QEMU created it)",)
+    start = next(place for place, step in enumerate(steps) if step.way in {"take", "drive-mirror"})
+    assert by_qemu(steps[:start]) == ()
+    assert by_qemu(steps[: start + 1]) == ("/images/data.n1.qcow2 (if QEMU created it)",)
     assert by_qemu(planned(intent, TWO).steps) == ()
 
 
@@ -233,14 +233,14 @@ def test_done_is_printed_as_json() -> None:
 
 
 async def test_hooks_take_functions_and_coroutines_and_nothing() -> None:
-    told: list[object] = []
+    calls: list[object] = []
 
     async def later(what: object) -> None:
-        told.append(what)
+        calls.append(what)
 
     progress: Any = object()
-    await Hooks(progress=told.append, on_pivot=told.append).tell(progress)
+    await Hooks(progress=calls.append, on_pivot=calls.append).tell(progress)
     await Hooks(progress=later, on_pivot=later).tell_pivot({"vda": S2})
     await Hooks().tell(progress)
     await Hooks().tell_pivot({})
-    assert told == [progress, {"vda": S2}]
+    assert calls == [progress, {"vda": S2}]

@@ -17,7 +17,7 @@ from qmpsnap.run.process import start_qemu
 
 GREETING = b'{"QMP": {}}'
 
-# Stands in for QEMU: greets on the inherited descriptor, then does as it is told.
+# Takes the place of QEMU: greets on the inherited descriptor, then does what the test says.
 FAKE = """
 import os, signal, socket, subprocess, sys, time
 monitor = socket.socket(fileno=int(sys.argv[-3].rpartition("fd=")[2]))

@@ -19,12 +19,12 @@ async def test_warnings_are_logged_once_and_go_on_until_the_disk_writes_elsewher
     started = StartCheck(target, "")
     assert not started.found
     with capture_logs() as logs:
-        (told,) = await started.warnings(there)
-        assert await started.warnings(there) == (told,)
-    assert started.found == (told,)
+        (warning,) = await started.warnings(there)
+        assert await started.warnings(there) == (warning,)
+    assert started.found == (warning,)
     assert [one["event"] for one in logs] == ["machine.started_below"]
     assert (logs[0]["disk"], logs[0]["newest"]) == ("vda", ["/images/s1.qcow2"])
-    assert told.endswith("quit it and start it from /images/s1.qcow2")
+    assert warning.endswith("quit it and start it from /images/s1.qcow2")
     assert not await started.warnings(graph(vda="base <- s9*"))
     assert not started.found
 
@@ -37,8 +37,8 @@ async def test_overlays_that_lie_elsewhere_are_found_by_their_records() -> None:
     target.files.records.append(
         MomentRecord("1", "one", NOW, {"vda": "/far/s1.qcow2"}, {"vda": BASE}, directory=STATE)
     )
-    (told,) = await StartCheck(target, "").warnings(there)
-    assert told.endswith("start it from /far/s1.qcow2")
+    (warning,) = await StartCheck(target, "").warnings(there)
+    assert warning.endswith("start it from /far/s1.qcow2")
 
 
 async def test_nothing_is_said_where_files_are_not_visible() -> None:
@@ -55,10 +55,10 @@ async def test_lost_names_are_told_until_they_lead_to_the_file_again() -> None:
     target.files.open[BASE] = OpenFile(BASE, "moved", "/images/x.qcow2", 1, 7)
     started = StartCheck(target, "")
     with capture_logs() as logs:
-        (told,) = await started.warnings(there)
-        assert await started.warnings(there) == (told,)
+        (warning,) = await started.warnings(there)
+        assert await started.warnings(there) == (warning,)
     assert [one["event"] for one in logs] == ["layer.name_lost"]
-    assert told == (
+    assert warning == (
         f"{BASE}, which vda has open, was moved: that file is now /images/x.qcow2; "
         f"move it back: mv -T /images/x.qcow2 {BASE}, "
         "or copy the disk to a new file: qmpsnap mirror vda FILE --pivot"

@@ -43,16 +43,16 @@ async def test_fake_watch_asks_the_target_for_each_wait() -> None:
 
 
 @each("status", JobStatus)
-async def test_fake_watch_waits_until_the_job_stands_or_has_ended(status: JobStatus) -> None:
-    told = [Job("j", "commit", JobStatus.RUNNING), Job("j", "commit", status)]
+async def test_fake_watch_waits_until_the_job_is_paused_or_has_ended(status: JobStatus) -> None:
+    answers = [Job("j", "commit", JobStatus.RUNNING), Job("j", "commit", status)]
     waited: list[Job] = []
 
     async def jobs() -> tuple[Job, ...]:
-        return (told[0], Job("other", "backup", JobStatus.PAUSED))
+        return (answers[0], Job("other", "backup", JobStatus.PAUSED))
 
     async def changed() -> None:
-        waited.append(told.pop(0))
-        if not told:
+        waited.append(answers.pop(0))
+        if not answers:
             raise EndOfTest
 
     moves = status in {JobStatus.UNDEFINED, JobStatus.CREATED, JobStatus.RUNNING, JobStatus.ABORTING}
@@ -61,4 +61,4 @@ async def test_fake_watch_waits_until_the_job_stands_or_has_ended(status: JobSta
     except EndOfTest:
         assert moves
     else:
-        assert (found, len(waited), moves) == (told[0] if status in STAYS else None, 1, False)
+        assert (found, len(waited), moves) == (answers[0] if status in STAYS else None, 1, False)

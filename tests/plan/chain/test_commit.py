@@ -374,11 +374,11 @@ def test_commit_leaves_a_symlinked_layer_its_name_and_says_so(folded: Folded) ->
     assert plan.notes == (f"{S2} is a symlink and keeps its name, although its data was committed",)
 
 
-@each(("over", "told"), [(S3, False), (S2, False), (S1, True), (BASE, True)])
-def test_commit_says_which_filters_go_with_the_layers(over: str, told: bool) -> None:
+@each(("over", "dropped"), [(S3, False), (S2, False), (S1, True), (BASE, True)])
+def test_commit_says_which_filters_go_with_the_layers(over: str, dropped: bool) -> None:
     disk = replace(chain("base <- s1 <- s2 <- s3 <- s4*"), filters=(Filter("thr", "throttle"),))
     filtered = graph(disk, nodes=(Node("thr", "throttle", over),))
     notes = planned(Commit("vda", "s2", "base"), filtered).notes
     assert [note for note in notes if "the filter thr (throttle)" in note] == (
-        ["the filter thr (throttle) is between the layers, and is dropped from the chain"] if told else []
+        ["the filter thr (throttle) is between the layers, and is dropped from the chain"] if dropped else []
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain
+from qmpsnap.model.features import Features
+from qmpsnap.model.files import Files
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import find_moments, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed
+from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
-from qmpsnap.plan.intent import Commit, Revert
+from qmpsnap.plan.intent import Commit, Mirror, Revert, Stream
+from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -98,7 +102,7 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
         assert one.formats["vda"] == ("qcow2",) * (len(one.chains["vda"]) - 1) + ("raw",)
 
 
-def test_fates_are_told_in_words() -> None:
+def test_fates_are_described_in_words() -> None:
     assert fates(EVERY, fold(2, 3)).notes == (
         "the snapshot 'n1' of vda is then held by /s0",
         "the snapshot 'n2' is lost on vda (/s0 receives other data)",
@@ -127,8 +131,8 @@ def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_rea
     assert (fate.ended == ()) is (covered == CHAIN[1])
 
 
-def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_and_not_told_again() -> None:
-    """It was lost then. What stands on that commit's top reads what it read."""
+def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_only_once() -> None:
+    """It was lost then. What is backed by that commit's top reads what it read."""
     kept = IntentRecord(
         "kept", "commit", NOW, chains={"vda": CHAIN[1:]}, invalid=CHAIN[2:], disk="vda", directory=STATE
     )
@@ -225,7 +229,7 @@ def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
 @each(
     ("intent", "mode"), [(Revert("c1"), ""), (Revert("c1"), "in-place"), (Revert("c1", into="new"), "stop")]
 )
-def test_nobody_goes_back_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
+def test_nobody_reverts_to_what_is_lost_on_a_disk(intent: Intent, mode: str) -> None:
     now = graph(vda="base <- s1 <- n1*", vdb="data.raw <- o2*")
     files = files_of(mode, now)
     planned(intent, now, files=files)
@@ -254,3 +258,22 @@ def test_memory_is_not_loaded_over_what_is_lost() -> None:
 def test_moments_say_on_which_disk_they_are_lost() -> None:
     (moment,) = find_moments(TWO, (replace(MOMENT, lost=("vda",)),)).moments
     assert {part.disk: part.invalid for part in moment.held} == {"vda": True, "vdb": False}
+
+
+def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> None:
+    both = (replace(MOMENT, directory="/images/base.qmpsnap"), replace(ALONE, directory="/elsewhere"))
+    files = Files(shared=True, records=both)
+    machine = Scene(TWO, files, (), Features(frozenset()), NOW)
+    (alone,) = unfound(machine, TWO)
+    assert "the snapshots alone are not listed" in alone
+    streamed = graph(vda="o1*", vdb="data.raw <- o2*")
+    assert [note.split()[2] for note in unfound(machine, streamed)] == ["c1", "alone"]
+    assert unfound(dataclasses.replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
+
+
+@each("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
+def test_stream_and_mirror_say_which_moments_are_not_found_any_more(intent: Intent) -> None:
+    files = files_of("")
+    files.records[:] = [replace(MOMENT, directory="/images/base.qmpsnap")]
+    notes = planned(intent, TWO, files=files).notes
+    assert [note for note in notes if "the snapshots c1 are not listed afterwards" in note]

@@ -59,8 +59,8 @@ async def test_connect_says_whose_the_socket_is(listening: Path) -> None:
     assert error.exit_code == 4
     owner, group = listening.owner(), listening.group()
     me = pwd.getpwuid(NOBODY).pw_name if ROOT else owner
-    told = f"socket {listening} is {owner}'s, group {group}, mode 0040; you are {me}: "
-    assert error.hint.startswith(told)
+    message = f"socket {listening} is {owner}'s, group {group}, mode 0040; you are {me}: "
+    assert error.hint.startswith(message)
     assert error.hint.endswith("run as that user (sudo -u), or get permission to write it")
 
 
