@@ -71,7 +71,7 @@ async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(
 
 
 @each("status", [JobStatus.READY, JobStatus.PENDING, JobStatus.PAUSED])
-async def test_when_idle_refuses_a_job_that_comes_to_stand_while_it_waits(status: JobStatus) -> None:
+async def test_when_idle_refuses_a_job_that_pauses_while_it_waits(status: JobStatus) -> None:
     fake = with_job()
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
     await anyio.wait_all_tasks_blocked()

@@ -59,7 +59,7 @@ def test_socket_of_the_command_line_goes_before_the_environment(qmpsnap, server,
     assert qmpsnap("-s", server.path, "chain").code == 0
 
 
-def test_shared_options_may_stand_after_the_verb(qmpsnap, server):
+def test_shared_options_may_come_after_the_verb(qmpsnap, server):
     ended = qmpsnap("chain", "-s", server.path, "--json")
     assert ended.json == {"version": 1, "disks": [], "warnings": []}
 

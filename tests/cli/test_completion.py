@@ -101,7 +101,7 @@ HOSTILE = (
 
 
 @each("name", WORDS)
-def test_is_word_of_what_every_shell_takes_as_it_stands(name):
+def test_is_word_of_what_every_shell_takes_literally(name):
     assert is_word(name)
 
 

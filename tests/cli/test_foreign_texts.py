@@ -147,7 +147,7 @@ def test_the_story_of_a_fault_is_no_more_than_text(machine, monkeypatch):
     assert is_clean(ended.err)
 
 
-def test_misuse_is_told_as_text(qmpsnap):
+def test_misuse_is_printed_as_text(qmpsnap):
     assert is_clean(qmpsnap(f"x{HOSTILE}").err)
     assert is_clean(qmpsnap("chain", f"--{HOSTILE}").err)
 

@@ -98,7 +98,7 @@ def test_job_verb_refuses_another_s_job(machine, server, verb):
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
-def test_job_verb_touches_another_s_job_when_told_to(machine, server, verb):
+def test_job_verb_touches_another_s_job_with_foreign(machine, server, verb):
     job(server, "theirs")
     server.answer(f"job-{verb}", Return())
     ended = machine("--json", "job", verb, "theirs", "--foreign")

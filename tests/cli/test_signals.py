@@ -71,7 +71,7 @@ async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.Cap
     assert "there is no job to leave running; waiting for QEMU's answer" in capsys.readouterr().err
 
 
-async def test_left_says_that_the_guest_may_stand_still_and_what_lets_it_run_on() -> None:
+async def test_left_says_that_the_guest_may_be_paused_and_what_resumes_it() -> None:
     plan = await plan_for(IN_PLACE)
     error = detached(plan, plan.operation_id, cancelled=True)
     assert (error.job_id, error.changed) == (plan.job_id, Changed.UNKNOWN)
@@ -97,7 +97,7 @@ async def test_left_speaks_of_a_job_that_copies_as_of_one_that_goes_on() -> None
     assert f"job wait {plan.job_id}" in error.hint
 
 
-async def test_given_up_says_how_a_guest_that_stands_is_let_run_on_without_a_job_too() -> None:
+async def test_given_up_says_how_a_paused_guest_is_resumed_without_a_job_too() -> None:
     plan = await plan_for(STOP)
     error = no_answer(plan, plan.operation_id)
     assert (plan.job_id, error.changed) == ("", Changed.UNKNOWN)

@@ -53,7 +53,7 @@ def test_disk_is_called_by_the_best_name_that_no_other_has_a_better_claim_to(
     assert disk_names(disks[::-1]) == names[::-1] or names[0] == "b"  # in QEMU's order, where nothing tells
 
 
-def test_disks_that_cannot_be_told_apart_are_malformed() -> None:
+def test_disks_that_cannot_be_distinguished_are_malformed() -> None:
     with pytest.raises(Malformed, match="cannot be told apart"):
         disk_names([("vda", "", "n"), ("vda", "", "m"), ("vda", "", "o")])
 

@@ -72,7 +72,7 @@ def on(name: str, drawing: str = "base <- s1*") -> Graph:
         ),
     ],
 )
-def test_disk_of_a_record_is_told_by_its_overlays(
+def test_disk_of_a_record_is_known_by_its_overlays(
     records: tuple[MomentRecord, ...], now: Graph, expected: tuple[MomentRecord, ...]
 ) -> None:
     assert with_current_names(records, now) == expected

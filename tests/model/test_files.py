@@ -13,7 +13,7 @@ def standing(*pairs):
     return Files(shared=True, backing_links=tuple(BackingLink(file, on) for file, on in pairs))
 
 
-def test_on_names_all_that_stand_on_a_file_through_others():
+def test_on_names_all_that_are_backed_by_a_file_through_others():
     files = standing(("/m", "/base"), ("/t", "/m"), ("/u", "/m"), ("/x", "/other"))
     assert files.backed_by("/base") == ("/m", "/t", "/u")
 

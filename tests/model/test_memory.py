@@ -30,7 +30,7 @@ def changed(**change: object) -> bytes:
     return json.dumps(body | change).encode()
 
 
-def test_note_is_read_from_the_end_of_what_it_stands_in() -> None:
+def test_note_is_read_from_the_end_of_its_file() -> None:
     assert read(b"a stream" + WHOLE) == NOTE
     assert read(replace(NOTE, name="", layers=()).to_bytes()) == replace(NOTE, name="", layers=())
 

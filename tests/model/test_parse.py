@@ -221,7 +221,7 @@ def test_parse_finds_the_path_of_a_json_name_that_qemu_cut(qemu: str) -> None:
     assert all(layer.local for layer in disk.layers)
 
 
-def test_parse_lists_nodes_under_no_disk_and_what_they_stand_on() -> None:
+def test_parse_lists_nodes_under_no_disk_and_what_backs_them() -> None:
     graph = parsed("filters-7")
     assert graph.nodes["copy"] == Node("copy", "qcow2", "/tmp/images/copy.qcow2")
     assert graph.nodes["c1"].backing == "/tmp/images/c.qcow2"
@@ -344,7 +344,7 @@ def test_parse_refuses_an_answer_that_is_no_list(which: int, answer: object) -> 
         parse_graph(*said)
 
 
-def test_parse_refuses_two_disks_that_cannot_be_told_apart() -> None:
+def test_parse_refuses_two_disks_that_cannot_be_distinguished() -> None:
     block, stats, named = deep(1)
     assert isinstance(block, list)
     with pytest.raises(Malformed, match="cannot be told apart"):

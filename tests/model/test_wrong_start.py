@@ -43,7 +43,7 @@ def test_started_below_passes_over_the_machines_own_layers() -> None:
     assert found(graph(vda="base <- s1*", vdb="s1 <- s2*"), ("s1", "base"), ("s2", "s1")) == []
 
 
-def test_started_below_passes_over_what_only_stands_on_a_lower_layer() -> None:
+def test_started_below_ignores_what_is_only_backed_by_a_lower_layer() -> None:
     assert found(graph(vda="base <- s1*"), ("s1", "base"), ("clone", "base")) == []
 
 

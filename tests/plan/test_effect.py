@@ -170,7 +170,7 @@ def test_the_old_root_comes_back_as_it_was() -> None:
     assert back.disks["vda"].root == "vda-s2"
 
 
-def test_an_image_that_is_opened_stands_under_no_disk() -> None:
+def test_an_image_that_is_opened_belongs_to_no_disk() -> None:
     after = after_effect(ALL, AddNode("n", "qcow2", "/o"))
     assert (after.disks, after.nodes["n"]) == (ALL.disks, Node("n", "qcow2", "/o"))
     assert after_effect(after, DropNode("n")) == ALL

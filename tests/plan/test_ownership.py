@@ -75,27 +75,27 @@ def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...
 
 
 @each("record", [OF_A, STREAM, PIVOTED, COPIED])
-def test_rest_refuses_a_record_of_another_machine_and_names_its_chains(record: IntentRecord) -> None:
+def test_resume_refuses_a_record_of_another_machine_and_names_its_chains(record: IntentRecord) -> None:
     with pytest.raises(NotFound, match=rf"another machine \(vda: {A} on {BASE}\)"):
         rested(record, "base <- b*")
 
 
-def test_rest_takes_the_record_of_a_job_that_is_here() -> None:
+def test_resume_takes_the_record_of_a_job_that_is_here() -> None:
     job = Job(ID, "stream", JobStatus.CONCLUDED)
     assert finish_record(STATE, (ID,)) in rested(STREAM, "base <- b*", jobs=(job,))  # type: ignore[operator]
 
 
-def test_rest_refuses_while_the_client_is_at_work() -> None:
+def test_resume_refuses_while_the_client_is_at_work() -> None:
     with pytest.raises(Busy, match="its client is still at work"):
         rested(replace(OF_A, live=True), "base <- a*")
 
 
-def test_rest_of_a_snapshot_whose_moment_is_kept_only_ends_the_record() -> None:
+def test_resume_of_a_snapshot_whose_moment_is_kept_only_ends_the_record() -> None:
     assert rested(OF_A, "base <- a <- a.s1.qcow2*", moment_of(OF_A)) == (finish_record(STATE, (ID,)),)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_rest_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_record(*, kept: bool) -> None:
+def test_resume_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_record(*, kept: bool) -> None:
     later = replace(OF_A, id="qmpsnap-snapshot-keep-00000002", created=LATER)
     found = moment_of(later) if kept else later
     assert rested(OF_A, "base <- a <- a.s1.qcow2*", found) == (finish_record(STATE, (ID,)),)

@@ -217,9 +217,7 @@ def test_planner_finds_nothing_left_to_do_when_it_is_done(intent: Intent, machin
 
 @OFTEN_REFUSED
 @given(INTENTS, machines())
-def test_planner_can_take_back_every_step_before_the_one_without_return(
-    intent: Intent, machine: Machine
-) -> None:
+def test_planner_can_undo_every_step_before_the_one_without_return(intent: Intent, machine: Machine) -> None:
     plan = plan_or_none(intent, machine)
     assume(plan is not None)
     assert plan is not None
@@ -235,9 +233,7 @@ def test_planner_can_take_back_every_step_before_the_one_without_return(
 
 @OFTEN_REFUSED
 @given(INTENTS, machines())
-def test_planner_puts_away_and_calls_invalid_only_what_left_the_chain(
-    intent: Intent, machine: Machine
-) -> None:
+def test_planner_retires_and_calls_invalid_only_what_left_the_chain(intent: Intent, machine: Machine) -> None:
     plan = plan_or_none(intent, machine)
     assume(plan is not None)
     assert plan is not None

@@ -111,7 +111,7 @@ def alive(record: IntentRecord, status: JobStatus = JobStatus.RUNNING) -> tuple[
         ),
     ],
 )
-def test_rest_brings_a_job_to_the_end_that_its_id_names(
+def test_resume_brings_a_job_to_the_end_that_its_id_names(
     intent: Commit | Stream | Mirror, status: JobStatus, steps: list[str]
 ) -> None:
     record = left_by(planned(intent, TWO))
@@ -134,7 +134,7 @@ def test_rest_brings_a_job_to_the_end_that_its_id_names(
     assert plan.resumes[-1] == adopt_job(record.id, dismisses_itself=record.op == "stream")
 
 
-def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() -> None:
+def test_resume_of_a_commit_retires_the_folded_files_and_says_what_is_invalid() -> None:
     record = left_by(planned(MIDDLE, TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
     assert plan.stages[1] == Stage(
@@ -146,14 +146,14 @@ def test_rest_of_a_commit_puts_the_folded_files_away_and_says_what_is_invalid() 
     assert plan.moves == ()
 
 
-def test_rest_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
+def test_resume_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
     record = left_by(planned(KEEP, TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
     assert len(plan.stages) == 1
     assert plan.invalid == (S1, BASE)
 
 
-def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
+def test_resume_undoes_the_target_that_the_earlier_run_made() -> None:
     record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
     assert plan.resumes == (write_record(STATE, record), create_file(COPY, ""), adopt_job(record.id))
@@ -185,7 +185,7 @@ def test_rest_takes_back_the_target_that_the_earlier_run_made() -> None:
         ),
     ],
 )
-def test_rest_does_what_the_id_tells_when_there_is_no_record(
+def test_resume_does_what_the_id_says_when_there_is_no_record(
     job_id: str, driver: str, steps: list[str]
 ) -> None:
     held = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"), nodes=(Node("#f", driver, S2),))
@@ -196,7 +196,7 @@ def test_rest_does_what_the_id_tells_when_there_is_no_record(
     assert (plan.disks, plan.resumes, plan.expect) == (("vda",), (adopted,), {})
 
 
-def test_rest_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_the_job_was() -> None:
+def test_resume_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_the_job_was() -> None:
     filters = (Node("#f", "mirror_top", S2), Node("#g", "mirror_top", "/images/data.qcow2"))
     both = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"), nodes=filters)
     one, other = "qmpsnap-mirror-pivot-0a1b2c3d", "qmpsnap-mirror-pivot-4e5f6071"
@@ -205,12 +205,12 @@ def test_rest_without_a_record_leaves_it_to_the_outcome_on_which_of_two_disks_th
 
 
 @each("job_id", ["qmpsnap-commit-pivot-0a1b2c3d", "somebody's", ""])
-def test_rest_refuses_when_there_is_neither_a_job_nor_a_record(job_id: str) -> None:
+def test_resume_refuses_when_there_is_neither_a_job_nor_a_record(job_id: str) -> None:
     with pytest.raises(NotFound):
         rested(job_id, TWO)
 
 
-def test_rest_of_a_snapshot_that_was_taken_keeps_its_moment() -> None:
+def test_resume_of_a_snapshot_that_was_taken_keeps_its_moment() -> None:
     done = planned(Snapshot("n1"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
@@ -218,21 +218,21 @@ def test_rest_of_a_snapshot_that_was_taken_keeps_its_moment() -> None:
     assert plan.notes == ("snapshot 'n1' was taken",)
 
 
-def test_rest_of_a_snapshot_that_was_not_taken_removes_its_empty_files() -> None:
+def test_resume_of_a_snapshot_that_was_not_taken_removes_its_empty_files() -> None:
     record = left_by(planned(Snapshot("n1"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO))
     assert plan.steps == (remove_orphan("/images/base.n1.qcow2", S2), finish_record(STATE, (record.id,)))
     assert plan.notes == ("snapshot 'n1' was not taken; its files are removed",)
 
 
-def test_rest_of_a_snapshot_removes_no_file_that_qemu_holds() -> None:
+def test_resume_of_a_snapshot_removes_no_file_that_qemu_holds() -> None:
     record = left_by(planned(Snapshot("n1"), TWO))
     held = graph(*TWO.disks.values(), nodes=(Node("x", "qcow2", "/images/base.n1.qcow2"),))
     plan = rested(record.id, held, files=files_with(record, held))
     assert plan.steps == (finish_record(STATE, (record.id,)),)
 
 
-def test_rest_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_since() -> None:
+def test_resume_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_since() -> None:
     both = graph(vda="base <- s1*", vdb="data*")
     done = planned(Snapshot("n1"), both)
     record = left_by(done)
@@ -241,7 +241,7 @@ def test_rest_of_a_snapshot_removes_nothing_when_one_of_its_disks_was_unplugged_
     assert plan.steps == (keep_moment(STATE, record.id, "n1"),)  # the transaction took all or none
 
 
-def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
+def test_resume_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
     done = planned(Mirror("vda", COPY, "pivot", "top"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, after(done)))
@@ -251,7 +251,7 @@ def test_rest_of_a_mirror_that_had_pivoted_only_removes_the_record() -> None:
 
 
 @pytest.mark.parametrize("intent", [PIVOT, Mirror("vda", COPY, "pivot")])
-def test_rest_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
+def test_resume_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
     intent: Commit | Mirror,
 ) -> None:
     done = planned(intent, TWO)
@@ -260,7 +260,7 @@ def test_rest_of_a_pivot_whose_job_was_not_dismissed_says_that_the_root_moved(
     assert plan.moves == ("vda",)
 
 
-def test_rest_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() -> None:
+def test_resume_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() -> None:
     """Killed between two removals, what is left lies beside the chain that there is."""
     done = planned(Mirror("vda", COPY, "pivot"), TWO)
     old, new = finish_record(STATE, (done.job_id,)), finish_record("/images/copy.qmpsnap", (done.job_id,))
@@ -275,7 +275,7 @@ def test_rest_finds_the_record_of_a_mirror_from_either_chain_and_removes_both() 
     assert begun.steps == (remove_orphan(COPY, None), new, old)
 
 
-def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
+def test_resume_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
     record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
     files = files_with(record, TWO)
     files.put(COPY, format="raw", size_bytes=0)
@@ -285,7 +285,7 @@ def test_rest_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> None:
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_rest_of_a_mirror_whose_job_is_gone_is_no_success_and_keeps_the_target(made: bool) -> None:
+def test_resume_of_a_mirror_whose_job_is_gone_is_no_success_and_keeps_the_target(made: bool) -> None:
     record = left_by(planned(Mirror("vda", COPY, "finish"), TWO))
     record = record if made else replace(record, made=())
     files = files_with(record, TWO)
@@ -299,7 +299,7 @@ STREAMS = pytest.mark.parametrize("intent", [Stream("vda"), Stream("vda", "base"
 
 
 @STREAMS
-def test_rest_of_a_stream_that_had_ended_well_only_removes_the_record(intent: Stream) -> None:
+def test_resume_of_a_stream_that_had_ended_well_only_removes_the_record(intent: Stream) -> None:
     three = graph(vda="base <- s0 <- s1 <- s2*")
     done = planned(intent, three)
     record = left_by(done)
@@ -308,7 +308,7 @@ def test_rest_of_a_stream_that_had_ended_well_only_removes_the_record(intent: St
 
 
 @STREAMS
-def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> None:
+def test_resume_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> None:
     three = graph(vda="base <- s0 <- s1 <- s2*")
     record = left_by(planned(intent, three))
     plan = rested(record.id, three, files=files_with(record, three))
@@ -326,7 +326,7 @@ def test_rest_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> Non
         ("remove", (retire_file(S1, "remove", "", Proof("", BASE)),), ()),
     ],
 )
-def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
+def test_resume_of_a_commit_that_had_ended_well_retires_the_folded_files(
     policy: str, steps: tuple[Step, ...], invalid: tuple[str, ...]
 ) -> None:
     done = planned(dataclasses.replace(MIDDLE, folded=policy), TWO)  # type: ignore[arg-type]
@@ -336,13 +336,13 @@ def test_rest_of_a_commit_that_had_ended_well_puts_the_folded_files_away(
     assert (plan.vanished, plan.invalid, plan.moves) == ("", invalid, ())
 
 
-def test_rest_of_a_commit_that_had_pivoted_says_that_the_root_moved() -> None:
+def test_resume_of_a_commit_that_had_pivoted_says_that_the_root_moved() -> None:
     done = planned(PIVOT, TWO)
     record = left_by(done)
     assert rested(record.id, after(done), files=files_with(record, TWO)).moves == ("vda",)
 
 
-def test_rest_of_a_commit_that_keeps_folded_files_names_them() -> None:
+def test_resume_of_a_commit_that_keeps_folded_files_names_them() -> None:
     done = planned(dataclasses.replace(MIDDLE, folded="keep"), TWO)
     record = left_by(done)
     plan = rested(record.id, after(done), files=files_with(record, TWO))
@@ -357,7 +357,7 @@ def touched(files: FakeFiles, path: str, seconds: float) -> FakeFiles:
     return files
 
 
-def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
+def test_resume_of_a_commit_that_had_not_begun_removes_the_record() -> None:
     record = left_by(planned(MIDDLE, TWO))
     files = touched(files_with(record, TWO), BASE, -1)
     plan = rested(record.id, TWO, files=files)
@@ -366,7 +366,7 @@ def test_rest_of_a_commit_that_had_not_begun_removes_the_record() -> None:
 
 
 @each("seconds", [0.0, -0.05, 3600.0])
-def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_the_base(
+def test_resume_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_the_base(
     seconds: float,
 ) -> None:
     record = left_by(planned(MIDDLE, TWO))
@@ -376,14 +376,14 @@ def test_rest_of_a_commit_that_wrote_into_its_base_keeps_the_record_and_names_th
     assert plan.invalid == (BASE,)
 
 
-def test_rest_of_a_commit_believes_that_the_base_was_written_when_it_cannot_look() -> None:
+def test_resume_of_a_commit_believes_that_the_base_was_written_when_it_cannot_look() -> None:
     record = left_by(planned(MIDDLE, TWO))
     files = files_with(record, TWO)
     files.facts[BASE] = FileFact("other", real=BASE, problem="permission denied")
     assert rested(record.id, TWO, files=files).invalid == (BASE,)
 
 
-def test_rest_expects_the_chain_that_the_record_names_also_over_a_remote_base() -> None:
+def test_resume_expects_the_chain_that_the_record_names_also_over_a_remote_base() -> None:
     remote = graph(with_layer(chain("base <- s1 <- s2*"), 2, file="nbd://host/x", local=False))
     done = planned(Stream("vda", base="nbd://host/x"), remote)
     record = left_by(done)
@@ -391,7 +391,7 @@ def test_rest_expects_the_chain_that_the_record_names_also_over_a_remote_base() 
     assert plan.vanished == ""
 
 
-def test_rest_of_a_snapshot_on_an_encrypted_disk_frees_the_overlay_that_was_not_put_on() -> None:
+def test_resume_of_a_snapshot_on_an_encrypted_disk_frees_the_overlay_that_was_not_put_on() -> None:
     of, files = encrypted("base*")
     plan = planned(Snapshot("n1"), of, files=files)
     record, opened = left_by(plan), effect.apply(of, plan.steps[2])
@@ -417,7 +417,7 @@ def test_rest_of_a_snapshot_on_an_encrypted_disk_frees_the_overlay_that_was_not_
         ),
     ],
 )
-def test_rest_of_a_mirror_of_an_encrypted_disk_frees_the_node_that_nobody_reads(
+def test_resume_of_a_mirror_of_an_encrypted_disk_frees_the_node_that_nobody_reads(
     ending: Literal["pivot", "finish"], steps: list[str]
 ) -> None:
     of, files = encrypted("base*")
@@ -438,7 +438,7 @@ def test_rest_of_a_mirror_of_an_encrypted_disk_frees_the_node_that_nobody_reads(
     assert undone.index("blockdev-del") < undone.index("remove-file")
 
 
-def test_rest_of_a_mirror_of_an_encrypted_disk_that_had_not_begun_removes_its_empty_copy() -> None:
+def test_resume_of_a_mirror_of_an_encrypted_disk_that_had_not_begun_removes_its_empty_copy() -> None:
     of, files = encrypted("base*")
     plan = planned(Mirror("vda", COPY, "finish"), of, files=files)
     record = left_by(plan)

@@ -61,7 +61,7 @@ def rested(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) -> None:
+def test_resume_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) -> None:
     record, of = begun(mode)
     plan = rested(record, of, files_of(record, of))
     assert any(step.command in {"seal-memory", "seal-store"} for step in plan.steps)
@@ -70,7 +70,7 @@ def test_rest_seals_the_memory_of_the_very_qemu_that_wrote_it(mode: FileMode) ->
 
 @each("mode", MODES)
 @each(("process", "partial"), [("2:2", True), ("", True), ("1:1", False)])
-def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
+def test_resume_gives_a_memory_up_that_nobody_knows_to_be_whole(
     mode: FileMode, process: str, *, partial: bool
 ) -> None:
     record, of = begun(mode)
@@ -80,7 +80,7 @@ def test_rest_gives_a_memory_up_that_nobody_knows_to_be_whole(
     assert "stays" in plan.notes[1]
 
 
-def test_rest_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
+def test_resume_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
     record, of = begun(on=graph(chain("base <- s1*", directory="/my images")))
     plan = rested(record, of, files_of(record, of, partial=False))
     fold = "qmpsnap commit vda --top '/my images/base.c1.qcow2' --base '/my images/s1.qcow2'"
@@ -88,7 +88,7 @@ def test_rest_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: FileMode) -> None:
+def test_resume_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: FileMode) -> None:
     record, _ = begun(mode)
     files = files_of(record, ONE, sealed=record.id, partial=False)
     files.records.append(moment_of(record))
@@ -97,7 +97,7 @@ def test_rest_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: Fi
 
 @each("mode", MODES)
 @each("there", [True, False])
-def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
+def test_resume_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
     record, of = begun(mode)
     files = files_of(record, of, sealed=record.id, partial=False)
     if not there:
@@ -109,7 +109,7 @@ def test_rest_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMod
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode) -> None:
+def test_resume_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode) -> None:
     record, of = begun(mode)
     assert record.state is not None
     plan = rested(record, of, files_of(record, of, sealed="qmpsnap-checkpoint-keep-99999999"))
@@ -119,7 +119,7 @@ def test_rest_does_not_touch_the_memory_of_another_under_its_name(mode: FileMode
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_rest_of_the_first_of_two_attempts_under_one_name_only_ends_the_record(*, kept: bool) -> None:
+def test_resume_of_the_first_of_two_attempts_under_one_name_only_ends_the_record(*, kept: bool) -> None:
     record, of = begun()
     later = replace(record, id="qmpsnap-checkpoint-keep-99999999", created=LATER)
     files = files_of(record, of)
@@ -128,7 +128,7 @@ def test_rest_of_the_first_of_two_attempts_under_one_name_only_ends_the_record(*
 
 
 @pytest.mark.parametrize(("status", "runs"), [("paused", True), ("restore-vm", False)])
-def test_rest_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool) -> None:
+def test_resume_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool) -> None:
     record, of = begun()
     plan = rested(record, of, files_of(record, of), status=status)
     assert record.was == Settings(True, dict(record.was.capabilities), record.was.parameters, "1:1")  # type: ignore[union-attr]

@@ -64,19 +64,19 @@ def rested(
     return resume.plan(named, scene)
 
 
-def test_rest_of_a_checkpoint_that_is_on_every_disk_is_its_record() -> None:
+def test_resume_of_a_checkpoint_that_is_on_every_disk_is_its_record() -> None:
     plan = rested(SAVED, BOTH)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
     assert plan.notes == ("checkpoint 'c1' was taken",)
 
 
-def test_rest_of_a_checkpoint_that_is_on_no_disk_is_its_record() -> None:
+def test_resume_of_a_checkpoint_that_is_on_no_disk_is_its_record() -> None:
     plan = rested(SAVED, NONE)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
     assert plan.notes == ("checkpoint 'c1' was not taken",)
 
 
-def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> None:
+def test_resume_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> None:
     plan = rested(SAVED, ONE)
     assert plan.steps == (internal_delete("vda", "vda-s1", "1", "c1"), finish_record(STATE, (SAVE_ID,)))
     assert not plan.stages[0].tidy  # when it fails the record has to stay
@@ -92,7 +92,7 @@ def test_rest_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> 
         ("restore-vm", BOTH, False, "failed while reverting to 'c1'"),
     ],
 )
-def test_rest_of_a_load_is_told_by_how_the_guest_stands(
+def test_resume_of_a_load_depends_on_the_run_state(
     status: str, of: Graph, says: str, *, resumes: bool
 ) -> None:
     plan = rested(LOADED, of, status=status)
@@ -101,7 +101,7 @@ def test_rest_of_a_load_is_told_by_how_the_guest_stands(
     assert bool(says) is bool(plan.vanished)
 
 
-def test_rest_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
+def test_resume_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
     record = replace(LOADED, was=Settings(running=False, process="1:1"))
     assert rested(record, ONE, status="restore-vm").steps == (finish_record(STATE, (LOAD_ID,)),)
 
@@ -111,7 +111,7 @@ def ended(job_id: str, kind: str, error: str | None = None) -> Job:
 
 
 @pytest.mark.parametrize("status", ["running", "restore-vm"])
-def test_rest_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_how_to_go_on(
+def test_resume_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_how_to_go_on(
     status: str,
 ) -> None:
     plan = rested(LOADED, BOTH, job=ended(LOAD_ID, "snapshot-load"), status=status)
@@ -123,7 +123,7 @@ def test_rest_of_a_load_whose_job_is_there_waits_for_it_dismisses_it_and_knows_h
 
 
 @each("kind", ["snapshot-save", "snapshot-load", "snapshot-delete"])
-def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> None:
+def test_resume_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> None:
     job_id = "qmpsnap-delete-keep-00000001"
     plan = rested(None, BOTH, job=ended(job_id, kind))
     assert plan.steps == (await_job(job_id, "concluded"), job_dismiss(job_id))
@@ -132,7 +132,7 @@ def test_rest_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> Non
 
 
 @pytest.mark.parametrize("now", ["base <- s2*", ""])
-def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
+def test_resume_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
     of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
     plan = rested(SAVED, of)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
@@ -140,7 +140,7 @@ def test_rest_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) 
 
 
 @pytest.mark.parametrize("process", ["", "2:2"])
-def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
+def test_resume_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
     record = replace(LOADED, was=Settings(running=True, process=process))
     plan = rested(record, ONE, status="restore-vm")
     assert plan.steps == (finish_record(STATE, (LOAD_ID,)),)
@@ -148,7 +148,7 @@ def test_rest_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["postmigrate", "inmigrate"])
-def test_rest_of_a_checkpoint_deletes_nothing_where_that_would_end_qemu(status: str) -> None:
+def test_resume_of_a_checkpoint_deletes_nothing_where_that_would_end_qemu(status: str) -> None:
     with pytest.raises(Unsupported):
         rested(SAVED, ONE, status=status)
     assert rested(SAVED, NONE, status=status).steps == (finish_record(STATE, (SAVE_ID,)),)

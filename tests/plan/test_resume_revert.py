@@ -59,7 +59,7 @@ def tidied(plan: Plan, record: IntentRecord) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["", "in-place"])
-def test_rest_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None:
+def test_resume_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None:
     record, of, files = begun(mode)
     plan = rested(record, of, files)
     sent = [step.command for step in plan.steps if step.command in GUEST]
@@ -67,19 +67,19 @@ def test_rest_of_a_revert_goes_on_while_the_guest_has_not_run(mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", ["", "in-place"])
-def test_rest_of_a_revert_loads_nothing_into_a_guest_that_wrote_since(mode: str) -> None:
+def test_resume_of_a_revert_loads_nothing_into_a_guest_that_wrote_since(mode: str) -> None:
     record, of, files = begun(mode)
     files.touch(record.overlays["vdb"])
     assert tidied(rested(record, of, files), record)
 
 
 @pytest.mark.parametrize("process", ["2:2", ""])
-def test_rest_of_a_revert_loads_nothing_into_another_qemu(process: str) -> None:
+def test_resume_of_a_revert_loads_nothing_into_another_qemu(process: str) -> None:
     record, of, files = begun("in-place")
     assert tidied(rested(record, of, files, process=process), record)
 
 
-def test_rest_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_nothing() -> None:
+def test_resume_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_nothing() -> None:
     record, of, files = begun("in-place")
     drawn = {
         disk.name: " <- ".join(file.removeprefix("/images/") for file in disk.files[::-1])
@@ -92,7 +92,7 @@ def test_rest_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_no
     assert not plan.expect
 
 
-def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> None:
+def test_resume_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> None:
     record, of, files = begun("in-place")
     files.touch(record.overlays["vda"])
     half = graph(of.disks["vda"], TWO.disks["vdb"])
@@ -102,7 +102,7 @@ def test_rest_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> N
     assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
 
 
-def test_rest_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_came_back() -> None:
+def test_resume_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_came_back() -> None:
     record, of, files = begun("in-place")
     assert "revert again" in rested(record, of, files, process="").vanished
     assert rested(record, of, files, process="2:2").vanished == ""
@@ -110,7 +110,7 @@ def test_rest_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_cam
 
 
 @pytest.mark.parametrize("above", [(), (Filter("thr", "throttle", "tg", Io(no_flush=True)),)])
-def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
+def test_resume_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
     above: tuple[Filter, ...],
 ) -> None:
     record, of, files = begun("")
@@ -135,7 +135,7 @@ def test_rest_of_a_revert_opens_what_is_missing_as_the_disk_is_read_and_written(
         ("", True, "1:1", False),
     ],
 )
-def test_rest_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_run_on(
+def test_resume_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_run_on(
     mode: str, process: str, *, ran: bool, runs: bool
 ) -> None:
     record, _, files = begun(mode)

@@ -85,7 +85,7 @@ def test_taking_back_lets_no_guest_run_whose_memory_a_load_has_touched() -> None
     assert back(loadvm("c1", running=True), loaded=True) == ()
 
 
-def test_taking_back_ends_the_record_of_a_way_back_inside_images_wherever_the_guest_stands() -> None:
+def test_rollback_finishes_the_record_of_a_revert_inside_images_in_any_run_state() -> None:
     write = write_record("/r", replace(RECORD, op="revert-internal"))
     assert back(write, LOAD, loaded=True) == (job_dismiss(JOB), FINISH)
 

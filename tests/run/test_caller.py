@@ -61,7 +61,7 @@ async def test_caller_cannot_leave_when_there_is_no_way_back(wish: str) -> None:
     assert await waited(await started(hold=False), wishing(wish), may_leave=False) is not None
 
 
-async def test_caller_is_told_why_the_job_ended() -> None:
+async def test_caller_learns_why_the_job_ended() -> None:
     fake = FakeTarget(TWO)
     fake.job_error = "No space left on device"
     assert PLAN.start is not None
@@ -120,7 +120,7 @@ async def test_caller_cannot_stop_a_migration_that_would_hang_the_guest() -> Non
 
 
 @pytest.mark.parametrize("error", [MigrationFailed("no", error="no"), LinkLost("gone")])
-async def test_caller_is_told_why_a_migration_ended(error: QmpsnapError) -> None:
+async def test_caller_learns_why_a_migration_ended(error: QmpsnapError) -> None:
     fake = FakeTarget(TWO)
     fake.fail(WAIT, error)
     with pytest.raises(type(error)):

@@ -191,7 +191,7 @@ def overlay(place, name="s1", backing=None):
 
 @pytest.mark.parametrize(("policy", "left"), [("rename", ["base", "s1.invalid"]), ("remove", ["base"])])
 @pytest.mark.parametrize("backing", [None, "base", "./base"])
-async def test_retire_puts_away_the_layer_that_its_header_shows(place, policy, left, backing):
+async def test_retire_renames_the_layer_that_its_header_shows(place, policy, left, backing):
     file, proof = overlay(place, backing=backing)
     for known in (proof, proof, Proof("", proof.backing)):
         await Images().retire(file, policy, f"{file}.invalid", known)

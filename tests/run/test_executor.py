@@ -390,7 +390,7 @@ async def test_executor_gives_up_when_what_is_cancelled_does_not_end_in_time(
     await fake.execute("job-cancel", {"id": plan.job_id})
 
 
-async def test_executor_says_that_a_guest_may_stand_still_when_it_gives_up(
+async def test_executor_says_that_a_guest_may_be_paused_when_it_gives_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fake = fake_of()

@@ -89,7 +89,7 @@ async def stopped(server: QmpServer) -> CommandFailed | None:
     return None
 
 
-async def test_stop_for_load_is_done_when_a_load_failed_and_the_guest_stands_for_it(
+async def test_stop_for_load_is_done_when_a_load_failed_and_the_guest_is_paused_for_it(
     server: QmpServer,
 ) -> None:
     guest = Guest(server, said=NOT_THERE, state=FOR_A_LOAD)
@@ -99,7 +99,7 @@ async def test_stop_for_load_is_done_when_a_load_failed_and_the_guest_stands_for
     assert "cont" not in server.commands
 
 
-async def test_stop_for_load_sends_nothing_to_a_guest_that_stands(server: QmpServer) -> None:
+async def test_stop_for_load_sends_nothing_to_a_paused_guest(server: QmpServer) -> None:
     guest = Guest(server, said=NOT_THERE, state="paused", ran=False)
     error = await stopped(server)
     assert error is not None

@@ -23,14 +23,14 @@ STILL = ["paused", "ready", "standby", "waiting", "pending"]
 
 
 @pytest.mark.parametrize("status", STILL)
-async def test_until_still_tells_a_job_that_stood_before_anybody_listened(jobs, monitor, status):
+async def test_until_still_reports_a_job_that_was_paused_before_anybody_listened(jobs, monitor, status):
     jobs.put(JOB, status)
     with monitor.watch(JOB) as watch:
         assert (await watch.until_still(SOON)).status == status
 
 
 @pytest.mark.parametrize("status", STILL)
-async def test_until_still_tells_a_job_that_comes_to_stand(server, jobs, monitor, status):
+async def test_until_still_reports_a_job_that_pauses(server, jobs, monitor, status):
     jobs.put(JOB, "running")
     with monitor.watch(JOB) as watch:
         async with waiting(watch.until_still(SOON)) as task:
@@ -88,7 +88,7 @@ async def test_until_still_hears_nothing_of_errors_that_are_ignored(server, jobs
 
 
 @pytest.mark.parametrize("status", ["concluded", None])
-async def test_until_still_tells_none_of_a_job_that_has_ended(jobs, monitor, status):
+async def test_until_still_reports_no_job_that_has_ended(jobs, monitor, status):
     if status is not None:
         jobs.put(JOB, status, error="No space left on device")
     with monitor.watch(JOB) as watch, anyio.fail_after(5):

@@ -191,7 +191,7 @@ async def test_jobs_are_those_of_everybody(server: QmpServer) -> None:
         assert [(job.id, job.mine) for job in await target.jobs()] == [("theirs", False)]
 
 
-async def test_jobs_after_the_graph_are_asked_for_when_an_event_told_of_one(
+async def test_jobs_after_the_graph_are_asked_for_when_an_event_named_one(
     server: QmpServer, target: LiveTarget
 ) -> None:
     async def found() -> list[str]:

@@ -141,7 +141,7 @@ def before_the_end(case: str) -> list[int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_operation_takes_everything_back_when_a_step_is_refused(case: str) -> None:
+async def test_operation_rolls_everything_back_when_a_step_is_refused(case: str) -> None:
     await at_each(known_plan(case), before_the_end(case), partial(_refused, case))
 
 
@@ -175,7 +175,7 @@ WITH_A_JOB = [case for case, journal in COURSES.items() if "await-job" in journa
 
 
 @pytest.mark.parametrize("case", WITH_A_JOB)
-async def test_operation_takes_everything_back_when_the_job_fails(case: str) -> None:
+async def test_operation_rolls_everything_back_when_the_job_fails(case: str) -> None:
     plan = known_plan(case)
     waits = [place for place, step in enumerate(plan.steps) if step.on == "wait"]
     await at_each(plan, waits, partial(_job_fails, case))
@@ -215,7 +215,7 @@ PUTS_AWAY = [case for case, journal in COURSES.items() if "||" in journal]
 
 
 @each("case", PUTS_AWAY)
-async def test_operation_says_what_could_not_be_put_away(case: str) -> None:
+async def test_operation_says_which_cleanup_failed(case: str) -> None:
     plan = known_plan(case)
     await at_each(plan, range(tidying(case), len(plan.steps)), partial(_stays, case))
 
@@ -297,7 +297,7 @@ async def test_operation_does_not_touch_its_overlay_when_the_graph_cannot_be_rea
 
 @each("error", [Malformed("no"), Busy("no", node="", job_id="s")])
 @each(("looks", "changed"), [(1, Changed.NO), (2, Changed.UNKNOWN)])
-async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_while_it_goes_back(
+async def test_operation_says_what_it_knows_when_the_graph_cannot_be_read_during_the_rollback(
     error: QmpsnapError, looks: int, changed: Changed
 ) -> None:
     fake = machine("mirror-pivot")
@@ -339,7 +339,7 @@ async def test_operation_names_a_file_that_exists_where_qemu_runs_and_nothing_as
 
 
 @pytest.mark.parametrize("case", ["commit", "commit-pivot"])
-async def test_operation_keeps_its_record_until_everything_is_put_away(case: str) -> None:
+async def test_operation_keeps_its_record_until_the_cleanup_is_done(case: str) -> None:
     fake = machine(case)
     plan = await plan_of(case, fake)
     kept: list[bool] = []

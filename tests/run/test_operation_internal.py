@@ -46,7 +46,7 @@ async def test_operation_says_that_a_half_done_deletion_changed_something() -> N
     assert done.chains == {"vdb": ("/images/data.qcow2",)}
 
 
-async def test_operation_that_was_to_stop_between_two_deletions_does_the_rest() -> None:
+async def test_operation_that_was_to_stop_between_two_deletions_does_both() -> None:
     disks = [with_layer(chain("data*", name=name), 0, snapshots=OLD) for name in ("vda", "vdb")]
     fake = FakeTarget(graph(*disks))
     plan = await vm_of(fake).plan(Delete("old"))
@@ -70,7 +70,7 @@ def with_checkpoint() -> FakeTarget:
     return FakeTarget(graph(with_layer(chain("base <- s1*"), 0, snapshots=(state,))))
 
 
-async def test_operation_goes_back_to_a_checkpoint_and_deletes_it() -> None:
+async def test_operation_reverts_to_a_checkpoint_and_deletes_it() -> None:
     fake = with_checkpoint()
     back = await vm_of(fake).revert("c1")
     assert (back.op, back.changed, back.standstill_s) == ("revert-internal", True, 0.25)

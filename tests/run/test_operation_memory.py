@@ -154,7 +154,7 @@ def places(case: str, stays: str) -> list[int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_operation_on_state_takes_everything_back_when_a_step_fails(case: str) -> None:
+async def test_operation_on_state_rolls_everything_back_when_a_step_fails(case: str) -> None:
     await at_each(known_plan(case), places(case, ""), partial(_taken_back, case))
 
 
@@ -189,7 +189,7 @@ async def _overlays_stay(case: str, place: int) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if places(case, "load")])
-async def test_operation_lets_the_guest_stand_when_it_fails_once_its_memory_was_touched(case: str) -> None:
+async def test_operation_leaves_the_guest_paused_when_it_fails_once_its_memory_was_touched(case: str) -> None:
     await at_each(known_plan(case), places(case, "load"), partial(_guest_stands, case))
 
 
@@ -210,7 +210,7 @@ LOADS = [case for case in CASES if any(step.command == "snapshot-load" for step 
 
 
 @pytest.mark.parametrize("case", LOADS)
-async def test_operation_takes_everything_back_when_a_load_fails_before_it_moves_anything(case: str) -> None:
+async def test_operation_rolls_everything_back_when_a_load_fails_before_it_moves_anything(case: str) -> None:
     fake = await begun(case)
     before = stand(fake)
     fake.job_error = EARLY
@@ -233,7 +233,7 @@ async def test_operation_says_what_helps_when_a_load_fails_half_way(case: str) -
     assert not fake.guest.now.running
 
 
-async def test_operation_goes_back_once_more_after_a_load_that_failed_half_way() -> None:
+async def test_operation_reverts_once_more_after_a_load_that_failed_half_way() -> None:
     fake = await begun("revert-emulated")
     fake.job_error = LATE
     with pytest.raises(JobFailed):
@@ -271,7 +271,7 @@ OWED |= {"retire-file"}
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_operation_on_state_says_what_could_not_be_put_away(case: str) -> None:
+async def test_operation_on_state_says_which_cleanup_failed(case: str) -> None:
     plan = known_plan(case)
     tidy = [stage.tidy for stage in plan.stages for _ in stage.steps]
     places = [place for place, kind in enumerate(tidy) if kind]
@@ -394,7 +394,7 @@ async def test_operation_on_state_wants_a_new_plan_when_the_guest_was_stopped_or
 
 
 @each("case", ["revert", "revert-disks", "incoming", "restore"])
-async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: str) -> None:
+async def test_operation_reverts_beneath_no_job_that_began_since_the_plan(case: str) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     before = stand(fake)
@@ -407,7 +407,7 @@ async def test_operation_goes_back_under_no_job_that_began_since_the_plan(case: 
 
 
 @each("case", ["stop", "background", "save"])
-async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case: str) -> None:
+async def test_operation_that_cannot_restore_settings_keeps_its_record(case: str) -> None:
     fake = await begun(case)
     before = stand(fake)
     plan = await vm_of(fake).plan(CASES[case].intent)
@@ -423,7 +423,7 @@ async def test_operation_that_cannot_put_settings_back_keeps_what_tells_how(case
     assert not [one for one in fake.files.records if isinstance(one, IntentRecord)]
 
 
-async def test_operation_that_is_taken_back_keeps_the_record_of_settings_that_stay() -> None:
+async def test_operation_that_is_rolled_back_keeps_the_record_of_settings_that_stay() -> None:
     fake = await begun("stop")
     before = stand(fake)
     plan = await vm_of(fake).plan(CASES["stop"].intent)
@@ -466,7 +466,7 @@ async def test_operation_removes_no_file_whose_node_could_not_be_closed() -> Non
 
 
 @pytest.mark.parametrize("case", ["in-place", "save"])
-async def test_operation_wants_a_new_plan_when_the_machine_stands_otherwise(case: str) -> None:
+async def test_operation_wants_a_new_plan_when_the_run_state_has_changed(case: str) -> None:
     fake = await begun(case)
     plan = await vm_of(fake).plan(CASES[case].intent)
     fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False)

@@ -32,7 +32,7 @@ def with_checkpoint(*, running: bool = True) -> FakeTarget:
     return FakeTarget(drawn, machine=a_machine(drawn, running=running))
 
 
-async def test_operation_goes_back_by_a_job_and_tells_of_the_state_and_the_standstill() -> None:
+async def test_operation_reverts_by_a_job_and_reports_the_state_and_the_standstill() -> None:
     fake = with_checkpoint()
     done = await vm_of(fake).run(await vm_of(fake).plan(LOAD))
     assert (done.op, done.bytes, done.standstill_s) == ("revert-internal", 4096, 0.25)
@@ -52,7 +52,7 @@ async def test_operation_lets_a_guest_that_ran_run_on_when_a_load_failed_before_
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
-async def test_operation_leaves_the_guest_standing_when_a_load_failed_half_way() -> None:
+async def test_operation_leaves_the_guest_paused_when_a_load_failed_half_way() -> None:
     fake = with_checkpoint()
     fake.job_error = LATE
     with pytest.raises(JobFailed) as caught:
@@ -107,7 +107,7 @@ async def left_by(intent: Intent, fake: FakeTarget, *, status: str, error: str |
     ("status", "error", "resumed"),
     [("restore-vm", EARLY, True), ("restore-vm", LATE, False), ("paused", EARLY, False)],
 )
-async def test_rest_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothing_moved(
+async def test_resume_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothing_moved(
     way: str, status: str, error: str, *, resumed: bool
 ) -> None:
     fake = with_checkpoint()
@@ -121,7 +121,7 @@ async def test_rest_of_a_load_that_failed_lets_the_guest_run_on_only_where_nothi
     assert (await fake.jobs(), intents(fake)) == ((), [])
 
 
-async def test_rest_of_a_load_that_went_well_is_put_away() -> None:
+async def test_resume_of_a_load_that_succeeded_finishes_its_record() -> None:
     fake = with_checkpoint()
     job_id = await left_by(LOAD, fake, status="running")
     done = await vm_of(fake).jobs.wait(job_id)
@@ -132,7 +132,7 @@ async def test_rest_of_a_load_that_went_well_is_put_away() -> None:
         await vm_of(fake).jobs.wait(job_id)
 
 
-async def test_rest_of_a_load_without_a_job_that_failed_half_way_says_so_and_that_it_is_changed() -> None:
+async def test_resume_of_a_load_without_a_job_that_failed_half_way_says_so_and_that_it_is_changed() -> None:
     fake = with_checkpoint()
     plan = await vm_of(fake).plan(Revert("c1"))
     await fake.perform(plan.steps[0])

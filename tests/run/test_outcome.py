@@ -174,7 +174,7 @@ def test_made_files_are_overlays_and_placeholders() -> None:
 @pytest.mark.parametrize(
     "intent", [Snapshot("n1", ("vdb",)), Mirror("vdb", "/images/data.n1.qcow2", "pivot")]
 )
-def test_by_qemu_names_what_qemu_was_told_to_make(intent: Any) -> None:
+def test_by_qemu_names_what_qemu_was_asked_to_create(intent: Any) -> None:
     steps = planned(intent, TWO, files=unseen(TWO)).steps
     start = next(place for place, step in enumerate(steps) if step.way in {"take", "drive-mirror"})
     assert by_qemu(steps[:start]) == ()

@@ -195,7 +195,7 @@ def test_open_file_does_not_wait_for_a_lease(tmp_path: Path) -> None:
         holder.communicate()
 
 
-def test_open_file_opens_a_file_and_follows_links_when_told(tmp_path: Path) -> None:
+def test_open_file_opens_a_file_and_follows_links_on_request(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("data")
     (tmp_path / "l").symlink_to("m")
     for name, follow in (("m", False), ("m", True), ("l", True)):
@@ -220,7 +220,7 @@ def test_open_file_counts_a_name_from_a_directory(tmp_path: Path) -> None:
     os.close(directory)
 
 
-def test_open_directory_follows_no_link_when_told(tmp_path: Path) -> None:
+def test_open_directory_follows_no_link_on_request(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "l").symlink_to("d")
     os.close(open_directory(f"{tmp_path}/l"))

@@ -49,7 +49,7 @@ async def test_nothing_is_said_where_files_are_not_visible() -> None:
     assert await StartCheck(target, "").warnings(there) == ()
 
 
-async def test_lost_names_are_told_until_they_lead_to_the_file_again() -> None:
+async def test_lost_names_are_reported_until_they_lead_to_the_file_again() -> None:
     there = graph(vda="base <- s1*")
     target = FakeTarget(there)
     target.files.open[BASE] = OpenFile(BASE, "moved", "/images/x.qcow2", 1, 7)

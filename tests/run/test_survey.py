@@ -198,7 +198,7 @@ def test_survey_opens_nothing_but_files_when_a_header_names_something_else(place
     assert (found.backing_links, found.unreadable) == ((BackingLink(top, f"{place}/socket"),), ())
 
 
-def test_survey_tells_on_what_an_image_stands_when_that_is_gone(place):
+def test_survey_says_what_backs_an_image_when_that_is_gone(place):
     top = image(place / "top", "gone")
     found = survey(place)
     assert (found.backing_links, found.unreadable) == ((BackingLink(top, f"{place}/gone"),), ())

@@ -224,7 +224,7 @@ async def test_fake_says_when_a_device_kept_its_old_root() -> None:
         await fake.perform(check_roots((("vda", "q", "new"),)))
 
 
-async def test_fake_tells_how_long_the_guest_stood_still_since_somebody_listens() -> None:
+async def test_fake_says_how_long_the_guest_was_paused_since_somebody_listens() -> None:
     fake = FakeTarget(TWO)
     fake.guest.blink()
     with fake.guest.stops() as stops:

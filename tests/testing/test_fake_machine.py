@@ -46,7 +46,9 @@ def after(*steps: Step, running: bool = True) -> FakeMachine:
         ((system_reset(), await_migration("settled"), await_closed("/m")), "running", True),
     ],
 )
-def test_fake_machine_stands_as_it_is_told(steps: tuple[Step, ...], status: str, running: bool) -> None:
+def test_fake_machine_is_in_the_state_that_it_is_given(
+    steps: tuple[Step, ...], status: str, running: bool
+) -> None:
     now = after(*steps).now
     assert (now.status, now.running) == (status, running)
 

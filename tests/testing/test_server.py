@@ -45,7 +45,7 @@ async def test_server_replies_with_the_id_of_the_command(server, wire):
     assert await wire.say(b'{"execute": "query-status", "id": 7}') == {"return": {"running": True}, "id": 7}
 
 
-async def test_server_knows_no_command_that_it_was_not_told(server, wire):
+async def test_server_knows_no_command_without_an_answer(server, wire):
     error = (await wire.say(b'{"execute": "stop"}'))["error"]
     assert error == {"class": "CommandNotFound", "desc": "The command stop has not been found"}
 
@@ -73,7 +73,7 @@ async def test_server_computes_replies_from_arguments(server, wire):
     assert (await wire.say(b'{"execute": "echo", "arguments": {"a": 1}}'))["return"] == {"a": 1}
 
 
-async def test_server_waits_and_hangs_up_when_told(server, wire):
+async def test_server_waits_and_hangs_up_on_request(server, wire):
     go = asyncio.Event()
     server.answer("quit", Return(), Wait(go), Hangup())
     assert (await wire.say(b'{"execute": "quit"}'))["return"] == {}

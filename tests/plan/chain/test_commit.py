@@ -163,7 +163,7 @@ def test_commit_keeps_the_overlay_and_its_record_when_asked() -> None:
     assert (plan.record.policy, plan.record.after) == ("", {"vda": ALL})
 
 
-def test_commit_addresses_the_root_when_a_throttle_stands_above() -> None:
+def test_commit_addresses_the_root_when_a_throttle_is_above() -> None:
     disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
     start = started(planned(Commit("vda"), graph(disk)))
     assert start.command == "block-commit"
@@ -236,7 +236,7 @@ def test_commit_that_keeps_the_overlay_keeps_its_node() -> None:
     )
 
 
-def test_commit_puts_away_files_alone() -> None:
+def test_commit_retires_files_alone() -> None:
     remote = graph(with_layer(chain("base <- s1 <- s2*"), 1, file="rbd:pool/s1", local=False))
     plan = planned(Commit("vda"), remote)
     assert [step.arguments["file"] for step in plan.steps if step.command == "retire-file"] == [S2]

@@ -29,18 +29,18 @@ def standing(on: str, *, at: str = OTHER) -> FakeFiles:
 
 
 @each("on", [BASE, S1, S2])
-def test_commit_refuses_when_an_image_stands_on_what_changes(on: str) -> None:
+def test_commit_refuses_when_an_image_is_backed_by_what_changes(on: str) -> None:
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("vda", "s2", "base"), T5, files=standing(on))
     assert (caught.value.by, caught.value.exit_code) == ((OTHER,), 3)
 
 
 @pytest.mark.parametrize("on", [S3, S4])
-def test_commit_goes_on_when_an_image_stands_on_a_layer_above_top(on: str) -> None:
+def test_commit_goes_on_when_an_image_is_backed_by_a_layer_above_top(on: str) -> None:
     assert planned(Commit("vda", "s2", "base"), T5, files=standing(on)).invalid_if_stopped == (S1, BASE)
 
 
-def test_commit_goes_on_when_an_image_stands_below_the_base() -> None:
+def test_commit_goes_on_when_an_image_is_backed_by_a_layer_below_the_base() -> None:
     assert planned(Commit("vda", "s3", "s2"), T5, files=standing(BASE))
 
 
@@ -48,7 +48,7 @@ def test_commit_goes_on_when_what_stood_there_is_named_invalid() -> None:
     assert planned(Commit("vda", "s2", "base"), T5, files=standing(BASE, at=f"{OTHER}.invalid"))
 
 
-def test_commit_names_every_image_also_those_that_stand_through_others() -> None:
+def test_commit_names_every_image_also_those_that_are_backed_through_others() -> None:
     files = standing(BASE)
     files.put("/images/third.qcow2", backing="other.qcow2")
     with pytest.raises(StillNeeded) as caught:
@@ -56,7 +56,7 @@ def test_commit_names_every_image_also_those_that_stand_through_others() -> None
     assert set(caught.value.by) == {OTHER, "/images/third.qcow2"}
 
 
-def test_commit_gives_up_an_image_when_told_and_names_it_invalid() -> None:
+def test_commit_gives_up_an_image_when_asked_and_names_it_invalid() -> None:
     plan = planned(Commit("vda", "s1", "base", invalidate=(OTHER,)), T5, files=standing(BASE))
     assert plan.invalid == (f"{S1}.invalid", OTHER)
     assert plan.invalid_if_stopped == (BASE, OTHER)
@@ -78,7 +78,7 @@ def test_commit_takes_another_name_of_the_image_that_is_given_up() -> None:
     assert planned(Commit("vda", "s1", "base", invalidate=("/link",)), T5, files=files)
 
 
-def test_commit_looks_in_the_directories_that_it_is_told() -> None:
+def test_commit_looks_in_the_directories_that_it_is_given() -> None:
     files = standing(BASE, at="/elsewhere/other.qcow2")
     assert planned(Commit("vda", "s1", "base"), T5, files=files)
     with pytest.raises(StillNeeded) as caught:
@@ -94,14 +94,14 @@ def test_commit_looks_in_every_directory_of_the_chain() -> None:
         planned(Commit("vda", "s1", "base"), spread, files=files)
 
 
-def test_commit_refuses_when_another_disk_of_the_machine_stands_on_what_changes() -> None:
+def test_commit_refuses_when_another_disk_of_the_machine_is_backed_by_what_changes() -> None:
     clones = graph(chain("base <- g1*", name="g1"), chain("base <- g2*", name="g2"))
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("g1", invalidate=("/images/g2.qcow2",)), clones, files=FakeFiles(clones))
     assert caught.value.by == ("disk g2",)  # what runs cannot be given up
 
 
-def test_commit_refuses_when_another_disk_stands_there_and_files_are_not_visible() -> None:
+def test_commit_refuses_when_another_disk_is_backed_there_and_files_are_not_visible() -> None:
     clones = graph(chain("base <- g1*", name="g1"), chain("base <- g2*", name="g2"))
     with pytest.raises(StillNeeded) as caught:
         planned(Commit("g1"), clones, files=unseen(clones))
@@ -128,7 +128,7 @@ def exported(on: str) -> Graph:
 
 
 @pytest.mark.parametrize("on", [BASE, S1])
-def test_commit_refuses_when_a_node_of_no_disk_stands_on_what_changes(on: str) -> None:
+def test_commit_refuses_when_a_node_of_no_disk_is_backed_by_what_changes(on: str) -> None:
     files = standing(on, at="/far/e.qcow2")
     assert planned(Commit("vda", "s1", "base"), T5, files=files)  # nobody looks in /far
     with pytest.raises(StillNeeded) as caught:
@@ -136,11 +136,11 @@ def test_commit_refuses_when_a_node_of_no_disk_stands_on_what_changes(on: str) -
     assert caught.value.by == ("/far/e.qcow2",)
 
 
-def test_commit_goes_on_when_a_node_of_no_disk_stands_on_a_layer_above_top() -> None:
+def test_commit_goes_on_when_a_node_of_no_disk_is_backed_by_a_layer_above_top() -> None:
     assert planned(Commit("vda", "s2", "base"), exported(S3), files=standing(S3, at="/far/e.qcow2"))
 
 
-def test_commit_goes_on_when_the_file_of_a_left_node_was_put_away() -> None:
+def test_commit_goes_on_when_the_file_of_a_left_node_was_renamed() -> None:
     assert planned(Commit("vda", "s1", "base"), exported(BASE), files=FakeFiles(T5))
 
 
@@ -185,7 +185,7 @@ def test_commit_offers_to_give_up_images_and_no_disk_of_the_machine() -> None:
     assert caught.value.hint.startswith("stream vdb first: qmpsnap stream vdb")
 
 
-def test_commit_takes_no_raw_disk_of_the_machine_for_an_image_that_stands_on_the_chain() -> None:
+def test_commit_takes_no_raw_disk_of_the_machine_for_an_image_backed_by_the_chain() -> None:
     """Its guest wrote a header into it, which names the base; QEMU reads the disk as raw."""
     two = graph(*T5.disks.values(), chain("data.raw*", name="vdb"))
     files = FakeFiles(two)

@@ -135,7 +135,7 @@ def test_mirror_keeps_the_layers_that_it_did_not_copy(
     assert plan.record.after == {"vda": after}
 
 
-def test_mirror_takes_the_format_of_the_active_layer_unless_told() -> None:
+def test_mirror_takes_the_format_of_the_active_layer_by_default() -> None:
     raw = graph(vda="data.raw*")
     formats = [
         planned(intent, raw).start.arguments["format"]  # type: ignore[union-attr]

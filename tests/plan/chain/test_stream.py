@@ -86,7 +86,7 @@ def test_stream_sends_the_nodes_and_waits_to_be_finalized() -> None:
         ("base", "s2", ["active", "s3", "s2", "base"]),
     ],
 )
-def test_stream_takes_out_what_stands_between(base: str | None, into: str | None, after: list[str]) -> None:
+def test_stream_removes_the_layers_between(base: str | None, into: str | None, after: list[str]) -> None:
     plan = planned(Stream("vda", base, into), T6)
     assert plan.chains_after == {"vda": tuple(f"/images/{name}.qcow2" for name in after)}
 

@@ -156,7 +156,7 @@ def test_verbs_refuse_when_the_external_data_file_was_moved() -> None:
 
 
 @pytest.mark.parametrize("state", ["same", "unknown"])
-def test_what_is_in_order_or_cannot_be_told_is_no_refusal(state: OpenState) -> None:
+def test_what_is_in_order_or_unknown_is_no_refusal(state: OpenState) -> None:
     assert isinstance(planned(Snapshot("one"), TWO, files=files(TWO, S1, state)), Plan)
 
 

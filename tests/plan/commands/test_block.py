@@ -154,7 +154,7 @@ def test_a_root_is_opened_as_it_is_read_and_takes_discards_when_it_is_an_overlay
     )
 
 
-def test_a_store_is_opened_as_any_image_is_and_closed_wherever_the_guest_stands() -> None:
+def test_a_store_is_opened_as_any_image_is_and_closed_in_any_run_state() -> None:
     assert open_store("n", "/f") == replace(blockdev_add("n", "/f"), restores=True)
 
 

@@ -84,7 +84,7 @@ def test_a_file_that_is_made_is_removed_again(step: Step, command: str, argument
         (remove_orphan("/o", None), "remove-orphan", {"file": "/o", "backing": None}, ""),
     ],
 )
-def test_what_is_put_away_or_named_is_taken_back_by_nothing(
+def test_what_is_retired_or_named_has_no_undo(
     step: Step, command: str, arguments: dict[str, object], set_flags: str
 ) -> None:
     assert (step.on, step.command) == ("host", command)

@@ -33,7 +33,7 @@ DROPS = DropLayers("vda", "/t", "/b")
         (job_dismiss(JOB), "job-dismiss", {"id": JOB}, ""),
     ],
 )
-def test_what_is_sent_to_a_job_is_taken_back_by_nothing(
+def test_what_is_sent_to_a_job_is_rolled_back_by_nothing(
     step: Step, command: str, arguments: dict[str, object], set_flags: str
 ) -> None:
     assert (step.on, step.command, step.arguments) == ("qmp", command, arguments)
@@ -67,7 +67,7 @@ def test_a_stream_dismisses_itself_and_takes_the_layers_out() -> None:
     assert (flags(step), step.undo, step.effect, step.job_id) == ("writes", CANCELLED, DROPS, JOB)
 
 
-def test_a_stream_into_what_is_to_stand_alone_names_no_base() -> None:
+def test_a_stream_that_leaves_no_backing_file_names_no_base() -> None:
     effect = DropLayers("vda", "/t", None)
     step = block_stream(
         job=JOB, node="t", base_node=None, backing=None, on_error="report", speed=0, effect=effect
@@ -140,7 +140,7 @@ def test_a_mirror_writes_into_no_layer_and_moves_the_root_when_it_is_completed()
     assert step.undo == (*CANCELLED, job_dismiss(JOB))
 
 
-def test_a_mirror_onto_an_existing_file_is_told_so_and_names_what_it_replaces() -> None:
+def test_a_mirror_onto_an_existing_file_says_so_and_names_what_it_replaces() -> None:
     step = mirror_job(
         job=JOB,
         root="thr",

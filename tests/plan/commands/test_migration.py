@@ -91,7 +91,7 @@ def test_a_migration_that_hangs_the_guest_when_it_is_cancelled_is_waited_for_ins
     assert (cancel.detail, flags(cancel), cancel.undo) == ({"wait": not may_stop}, "", ())
 
 
-def test_memory_that_comes_in_is_taken_back_by_nothing() -> None:
+def test_memory_that_comes_in_is_rolled_back_by_nothing() -> None:
     step = migrate_incoming("file:/dev/fdset/7")
     assert (step.on, step.command) == ("qmp", "migrate-incoming")
     assert step.arguments == {"uri": "file:/dev/fdset/7"}

@@ -33,7 +33,7 @@ def test_a_record_that_is_written_is_removed_again() -> None:
     assert (flags(step), step.undo, step.effect) == ("", (finish_record("/r", (JOB,)),), None)
 
 
-def test_the_record_of_a_way_back_inside_images_goes_wherever_the_guest_stands() -> None:
+def test_the_record_of_a_revert_inside_images_is_removed_in_any_run_state() -> None:
     assert flags(write_record("/r", replace(RECORD, op="revert-internal"))) == "restores"
 
 
@@ -59,7 +59,7 @@ def test_the_record_of_a_way_back_inside_images_goes_wherever_the_guest_stands()
         ),
     ],
 )
-def test_what_is_known_of_a_moment_is_taken_back_by_nothing(
+def test_what_is_known_of_a_moment_is_rolled_back_by_nothing(
     step: Step, command: str, arguments: dict[str, object], set_flags: str
 ) -> None:
     assert (step.on, step.command) == ("host", command)

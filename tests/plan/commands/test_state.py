@@ -114,7 +114,7 @@ def test_a_word_for_the_human_monitor_is_quoted() -> None:
         ),
     ],
 )
-def test_a_job_on_vm_state_is_dismissed_and_nothing_more_is_taken_back(
+def test_a_job_on_vm_state_is_dismissed_and_nothing_more_is_rolled_back(
     step: Step, command: str, arguments: dict[str, object], set_flags: str, effect: Inside | None
 ) -> None:
     assert (step.on, step.command) == ("qmp", command)
@@ -124,7 +124,7 @@ def test_a_job_on_vm_state_is_dismissed_and_nothing_more_is_taken_back(
     assert step.detail == {"disks": DISKS if "n1" in str(arguments) else ()}
 
 
-def test_a_load_by_a_job_that_is_taken_back_lets_a_guest_run_on_that_ran() -> None:
+def test_a_load_by_a_job_that_is_rolled_back_lets_a_guest_run_on_that_ran() -> None:
     step = snapshot_load("j", "c1", BOTH, "n2", running=True)
     assert step.undo == (cont(), job_dismiss("j"))
 
@@ -146,7 +146,7 @@ def test_a_load_by_a_job_that_is_taken_back_lets_a_guest_run_on_that_ran() -> No
         ),
     ],
 )
-def test_a_job_on_vm_state_that_was_taken_over_is_taken_back_as_one_that_was_started(
+def test_a_job_on_vm_state_that_was_taken_over_is_rolled_back_as_one_that_was_started(
     step: Step, arguments: dict[str, object], set_flags: str, undo: tuple[Step, ...]
 ) -> None:
     assert (step.on, step.arguments, step.effect) == ("wait", arguments, None)

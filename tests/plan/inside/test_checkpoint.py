@@ -101,7 +101,7 @@ def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
 @each("via", ["hmp", "jobs"])
 @each("intent", [SAVE, LOAD])
 @each("running", [True, False])
-def test_checkpoint_is_written_down_first_and_put_away_last(
+def test_checkpoint_writes_its_record_first_and_finishes_it_last(
     intent: Checkpoint | Revert, via: Via, *, running: bool
 ) -> None:
     plan = planned(replace(intent, via=via), TWO, machine=a_machine(TWO, running=running))
@@ -117,7 +117,7 @@ def test_checkpoint_is_written_down_first_and_put_away_last(
 
 @each("via", ["hmp", "jobs"])
 @each(("intent", "running", "stale"), [(LOAD, False, 1), (LOAD, True, 0), (SAVE, False, 0)])
-def test_checkpoint_loaded_into_an_emulated_guest_that_stands_says_what_may_be_stale(
+def test_checkpoint_loaded_into_an_emulated_guest_that_is_paused_says_what_may_be_stale(
     intent: Checkpoint | Revert, via: Via, *, running: bool, stale: int
 ) -> None:
     machine = a_machine(TWO, running=running, emulated=True)
@@ -305,6 +305,6 @@ def test_checkpoint_says_the_way_out_for_uefi_variables() -> None:
     )
 
 
-def test_checkpoint_leaves_nodes_that_others_stand_on_alone() -> None:
+def test_checkpoint_leaves_nodes_that_back_others_alone() -> None:
     nodes = (Node("f", "file", "/images/s1.qcow2"), Node("t", "throttle", "/images/s1.qcow2"))
     assert planned(SAVE, graph(*TWO.disks.values(), nodes=nodes)).steps

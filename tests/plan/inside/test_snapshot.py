@@ -40,7 +40,7 @@ def test_internal_predicts_the_snapshot_in_each_image_and_the_same_chains() -> N
     assert plan.after.disks["vdb"] is TWO.disks["vdb"]
 
 
-def test_internal_names_the_root_where_a_filter_stands_above() -> None:
+def test_internal_names_the_root_where_a_filter_is_above() -> None:
     disk = replace(chain("base <- s1*"), root="thr", filters=(Filter("thr", "throttle"),))
     assert planned(Snapshot("i1", ("vda",), inside=True), graph(disk)).steps == (
         internal_snapshot("i1", (("vda", "thr"),)),

@@ -53,7 +53,7 @@ def renamed(of: Graph, node: str) -> Graph:
     return graph(disk, of.disks["vdb"])
 
 
-def test_branch_stands_on_the_layer_that_holds_the_moment() -> None:
+def test_branch_is_backed_by_the_layer_that_holds_the_moment() -> None:
     make, add, move = branch(planned(BACK, TWO, files=files_of("")))
     new, old = root_of(move), root_of(move.undo[-1])
     assert make == create_overlay(new.file, size_bytes=64 * MIB, backing=S1, backing_format="qcow2", like=O1)
@@ -252,7 +252,7 @@ def test_branch_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
-def test_branch_without_room_is_told_what_can_be_done_about_it() -> None:
+def test_branch_without_room_says_what_can_be_done_about_it() -> None:
     with pytest.raises(InvalidTarget) as caught:
         planned(BACK, TWO, files=full())
     assert caught.value.hint == "free some space there"
@@ -421,12 +421,12 @@ def stolen(base: str, *, data_file: str | None = None) -> FakeFiles:
 
 
 @each("base", ["/etc/shadow", "/images/sub/other.raw", "/home/other/disk.raw"])
-def test_branch_stands_on_no_file_of_the_host_that_a_record_alone_names(base: str) -> None:
+def test_branch_is_backed_by_no_file_of_the_host_that_a_record_alone_names(base: str) -> None:
     with pytest.raises(NotInChain, match=f"'c2' stands on {base}, which no disk of this machine has open"):
         planned(Revert("c2"), ASIDE, files=stolen(base))
 
 
-def test_branch_may_stand_on_a_base_image_beside_the_layers() -> None:
+def test_branch_may_be_backed_by_a_base_image_beside_the_layers() -> None:
     """After a complete stream the base is in no chain any more, and can be gone back to."""
     _, _, move = branch(planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw")))
     assert root_of(move).chain == ((O1, "qcow2"), ("/images/was.raw", "raw"))

@@ -80,7 +80,7 @@ def test_refuse_state_does_not_mind_what_a_failed_load_has_left_where_memory_is_
 
 
 @pytest.mark.parametrize("status", ["running", "paused", "prelaunch", "io-error", "shutdown"])
-def test_refuse_unsavable_takes_a_machine_that_stands_or_runs(status: str) -> None:
+def test_refuse_unsavable_accepts_a_machine_that_is_paused_or_runs(status: str) -> None:
     refuse_unsavable(scene(FakeFiles(ONE), machine=a_machine(ONE, status=status)), migrates=True)
 
 
@@ -183,7 +183,7 @@ def test_refuse_memory_place_that_is_no_absolute_path() -> None:
         refuse_memory_place(scene(FakeFiles(ONE)), "m")
 
 
-def test_passage_waits_sets_and_passes_before_the_guest_stands_still() -> None:
+def test_passage_waits_sets_and_passes_before_the_guest_is_paused() -> None:
     on, off = set_capabilities({"events": True}, {"events": False}), 134_217_728
     fast = set_parameters({"max-bandwidth": 1 << 60}, {"max-bandwidth": off})
     file = pass_file("/images/m.partial", 7, "fdset", write=True)

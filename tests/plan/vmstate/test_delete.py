@@ -26,7 +26,7 @@ def test_delete_removes_the_state_of_that_operation_and_its_record() -> None:
     assert [stage.tidy for stage in plan.stages] == [False, True]
 
 
-def test_delete_keeps_a_link_while_another_moment_stands_on_what_began_there() -> None:
+def test_delete_keeps_a_link_while_another_moment_is_backed_by_what_began_there() -> None:
     files = files_of("stop", BACK)
     files.records[:] = [FORKED, NEXT]
     plan = planned(DELETE, BACK, files=files)

@@ -60,7 +60,7 @@ def test_cont_is_refused_while_a_migration_is_under_way(migration: str) -> None:
     assert "qmpsnap qmp migrate_cancel" in refused.value.hint
 
 
-def test_cont_is_refused_for_a_guest_that_an_operation_left_standing() -> None:
+def test_cont_is_refused_for_a_guest_that_an_operation_left_paused() -> None:
     with pytest.raises(Busy, match="revert 'c1' was interrupted") as refused:
         refuse_cont(Status("paused", running=False), (left(),), after_migration=False)
     assert refused.value.hint == "finish it first: qmpsnap job wait qmpsnap-revert-keep-0a1b2c3d"

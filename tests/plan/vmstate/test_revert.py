@@ -133,7 +133,7 @@ def test_revert_of_disks_alone_stops_an_emulated_guest_as_any_other() -> None:
 
 
 @each(("status", "stale"), [("paused", True), ("prelaunch", True), ("restore-vm", False)])
-def test_revert_says_that_an_emulated_guest_that_stands_may_run_stale_code(
+def test_revert_says_that_an_emulated_guest_that_is_paused_may_run_stale_code(
     status: str, *, stale: bool
 ) -> None:
     machine = a_machine(TWO, running=False, status=status, emulated=True)

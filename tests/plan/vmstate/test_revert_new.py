@@ -45,7 +45,7 @@ def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
     assert names == {"": "", "stop": MEMORY}
 
 
-def test_prepare_refuses_what_goes_back_in_place_in_any_qemu() -> None:
+def test_prepare_refuses_what_reverts_in_place_in_any_qemu() -> None:
     with pytest.raises(Unsupported, match="is reverted in place") as caught:
         planned(Revert("c1", into="new"), TWO, files=files_of("in-place"))
     assert caught.value.hint == "start QEMU as it is now, with -S, then: qmpsnap revert c1"

@@ -46,7 +46,7 @@ def kinds(*steps: Step) -> list[str]:
     return [step.command for step in steps]
 
 
-def test_save_writes_the_memory_of_a_guest_that_stands_from_then_on() -> None:
+def test_save_writes_the_memory_of_a_guest_that_is_paused_from_then_on() -> None:
     plan = planned(SAVE, TWO)
     assert kinds(*plan.steps) == [
         *(
@@ -65,7 +65,7 @@ def test_save_writes_the_memory_of_a_guest_that_stands_from_then_on() -> None:
     assert "the guest stays paused" in plan.notes[0]
 
 
-def test_save_notes_every_layer_as_it_is_once_the_guest_stands() -> None:
+def test_save_notes_every_layer_as_it_is_once_the_guest_is_paused() -> None:
     plan = planned(SAVE, TWO)
     assert plan.record is not None
     (seal,) = [step for step in plan.steps if step.command == "seal-memory"]

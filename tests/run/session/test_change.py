@@ -101,7 +101,7 @@ async def test_reply_says_link_lost_when_the_link_goes_after_a_cancellation():
     assert change.outcome is Outcome.UNKNOWN
 
 
-async def test_asyncio_timeout_round_a_change_is_told_as_a_timeout():
+async def test_asyncio_timeout_around_a_change_is_raised_as_a_timeout():
     future = asyncio.get_running_loop().create_future()
     change = change_of(future, Limits())
     asyncio.get_running_loop().call_later(0.2, future.set_result, None)
