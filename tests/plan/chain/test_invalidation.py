@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
@@ -10,16 +9,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain
-from qmpsnap.model.features import Features
-from qmpsnap.model.files import Files
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import find_moments, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed, unfound
+from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
-from qmpsnap.plan.intent import Commit, Mirror, Revert, Stream
-from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.intent import Commit, Revert
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -258,22 +254,3 @@ def test_memory_is_not_loaded_over_what_is_lost() -> None:
 def test_moments_say_on_which_disk_they_are_lost() -> None:
     (moment,) = find_moments(TWO, (replace(MOMENT, lost=("vda",)),)).moments
     assert {part.disk: part.invalid for part in moment.held} == {"vda": True, "vdb": False}
-
-
-def test_unfound_are_the_moments_beside_a_base_image_that_leaves_the_chain() -> None:
-    both = (replace(MOMENT, directory="/images/base.qmpsnap"), replace(ALONE, directory="/elsewhere"))
-    files = Files(shared=True, records=both)
-    machine = Scene(TWO, files, (), Features(frozenset()), NOW)
-    (alone,) = unfound(machine, TWO)
-    assert "the snapshots alone are not listed" in alone
-    streamed = graph(vda="o1*", vdb="data.raw <- o2*")
-    assert [note.split()[2] for note in unfound(machine, streamed)] == ["c1", "alone"]
-    assert unfound(dataclasses.replace(machine, state_dir="/elsewhere"), streamed)[0].split()[2] == "c1"
-
-
-@each("intent", [Stream("vda"), Mirror("vda", "/new/copy.qcow2", "pivot")])
-def test_stream_and_mirror_say_which_moments_are_not_found_any_more(intent: Intent) -> None:
-    files = files_of("")
-    files.records[:] = [replace(MOMENT, directory="/images/base.qmpsnap")]
-    notes = planned(intent, TWO, files=files).notes
-    assert [note for note in notes if "the snapshots c1 are not listed afterwards" in note]
