@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qmpsnap.model.frozen import Frozen
@@ -34,13 +34,15 @@ class Stage:
     tidy: bool = False
 
     @property
-    def groups(self) -> Iterator[tuple[Step, ...]]:
+    def groups(self) -> tuple[tuple[Step, ...], ...]:
         """The steps in order; overlays that follow each other may be created side by side."""
-        for together, steps in itertools.groupby(self.steps, lambda step: step.command == "create-overlay"):
-            if together:
-                yield tuple(steps)
+        groups: list[tuple[Step, ...]] = []
+        for step in self.steps:
+            if groups and step.command == groups[-1][0].command == "create-overlay":
+                groups[-1] += (step,)
             else:
-                yield from ((step,) for step in steps)
+                groups.append((step,))
+        return tuple(groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class Plan:
             self.halts
             or self.moves_memory
             or bool(self.run_state)
-            or any(step.pauses or step.loads or step.on_state for step in steps)
+            or any(step.pauses or step.loads for step in steps)
         )
 
     @property

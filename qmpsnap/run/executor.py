@@ -106,10 +106,11 @@ class Executor:
         plan = await self._made(make, wait=wait)
         while True:
             async with self._turns.of(plan, wait=wait) as claim:
-                if self._turns.count != count + 1:  # more than our own beginning
+                remade = self._turns.count != count + 1  # more than our own beginning
+                if remade:
                     count = self._turns.count
                     plan = await make()
-                if claim.covers(claim_of(plan)):
+                if not remade or claim.covers(claim_of(plan)):
                     return await self._run(plan, hooks, plan.before, fresh=True)
             count += 1  # that we have ended, without anything done
 
