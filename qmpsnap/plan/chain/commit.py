@@ -25,7 +25,7 @@ from qmpsnap.plan.chain.layers import (
     recorded_like,
     refuse_commit_of_shorter,
 )
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss, refuse_read_only
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import other_disks, refuse_barred, refuse_unsearched
@@ -148,8 +148,7 @@ def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
     refuse_reopen(scene, disk, receiver)
     if top:  # the header of the layer above is written
         refuse_reopen(scene, disk, disk.layers[top - 1])
-    refuse_busy(scene, disk)
-    refuse_covered(scene, disk)
+    refuse_in_use(scene, disk)
     refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
     return disk, top, base
 

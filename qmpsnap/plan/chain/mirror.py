@@ -19,7 +19,7 @@ from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.chain.lineage import kept_found, left_behind
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty, refuse_loss
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_data, secret_for
 from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there, refuse_unseen
@@ -208,8 +208,7 @@ def _refuse(
         )
     if intent.ending == "pivot" and disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="pivot of a read-only disk")
-    refuse_busy(scene, disk)
-    refuse_covered(scene, disk)
+    refuse_in_use(scene, disk)
     if intent.ending == "pivot":
         refuse_loss(copied, allowed=intent.discard_internal)
     _check_target(intent, scene, disk, form)

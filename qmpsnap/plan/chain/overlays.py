@@ -20,7 +20,7 @@ from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_
 from qmpsnap.model.record import IntentRecord, Op
 from qmpsnap.plan import ownership
 from qmpsnap.plan.chain.lineage import put_over
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered
+from qmpsnap.plan.checks.disk import refuse_in_use
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_overlay, secret_for
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.checks.place import (
@@ -154,8 +154,7 @@ def prepare(
     refuse_lost(scene, disks)
     for disk, file in targets:
         refuse_window(disk, disk.layers[:1])
-        refuse_busy(scene, disk)
-        refuse_covered(scene, disk)
+        refuse_in_use(scene, disk)
         _refuse_taken_name(scene, disk, intent.name)
         _refuse_unfinished(scene, disk, file)
         _check_target(scene, intent, disk, file, can_name=can_name)

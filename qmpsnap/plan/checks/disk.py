@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from qmpsnap.errors import Busy, Unsupported, WouldLose
-from qmpsnap.model.graph import Disk, Layer
+from qmpsnap.model.graph import Disk, Graph, Layer, Node
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED, Job
 from qmpsnap.model.machine import Machine, Status
@@ -119,20 +119,27 @@ def _wait_or_stop(job: Job) -> str:
     return f"wait for it ({command('job', 'wait', *named)}) or stop it ({command('job', 'cancel', *named)})"
 
 
-def refuse_covered(scene: Scene, disk: Disk) -> None:
-    """Refuse when an unused node is an overlay of the active layer: QEMU then takes that for no root.
+def refuse_in_use(scene: Scene, disk: Disk) -> None:
+    """Refuse when a job holds the disk's chain, or an unused node is an overlay of its active layer.
 
-    An embedder's blockdev-add leaves such a node behind after a pivot.
+    QEMU then takes that layer for no root. An embedder's blockdev-add leaves such a node after a pivot.
     """
-    used = {layer.node for other in scene.graph.disks.values() for layer in other.layers}
-    for node in scene.graph.nodes.values():
+    refuse_busy(scene, disk)
+    for node in unused_overlays(scene.graph, disk):
+        raise Busy(
+            f"node {node.name!r} ({node.file}) uses the active layer of {disk.name}, and nothing uses it",
+            node=node.name,
+            job_id="",
+            hint=f"remove it first: {frees(node.name)}",
+        )
+
+
+def unused_overlays(graph: Graph, disk: Disk) -> Iterator[Node]:
+    """Nodes that are backed by the disk's active layer and that no disk uses."""
+    used = {layer.node for other in graph.disks.values() for layer in other.layers}
+    for node in graph.nodes.values():
         if node.backing and node.backing == disk.active.file and node.name not in used and not node.is_filter:
-            raise Busy(
-                f"node {node.name!r} ({node.file}) uses the active layer of {disk.name}, and nothing uses it",
-                node=node.name,
-                job_id="",
-                hint=f"remove it first: {frees(node.name)}",
-            )
+            yield node
 
 
 def refuse_migrated(status: Status) -> None:

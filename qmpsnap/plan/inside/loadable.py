@@ -15,6 +15,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp
 from qmpsnap.model.moments import Moment
+from qmpsnap.plan.checks.disk import unused_overlays
 from qmpsnap.plan.inside.taking import Taking
 from qmpsnap.plan.scene import GuestScene, Scene
 
@@ -107,19 +108,20 @@ def _called(bitmap: Bitmap) -> str:
 
 def _refuse_reader(disk: Disk, graph: Graph) -> None:
     """Refuse when another node reads the active layer: a revert would change its data without notice."""
-    ours = {above.node for above in disk.filters}
-    used = {layer.node for other in graph.disks.values() for layer in other.layers}
-    for node in graph.nodes.values():
-        over = node.driver == "copy-before-write" and node.file == disk.active.file and node.name not in ours
-        stands = node.backing == disk.active.file and node.name not in used and not node.is_filter
-        if over or stands:
-            raise Busy(
-                f"node {node.name!r} ({node.driver}) reads {disk.name} through its active layer, and "
-                "would read other data afterwards",
-                node=node.name,
-                job_id="",
-                hint=f"remove it first: {frees(node.name)}",
-            )
+    above = {filter_.node for filter_ in disk.filters}
+    views = (
+        node
+        for node in graph.nodes.values()
+        if node.driver == "copy-before-write" and node.file == disk.active.file and node.name not in above
+    )
+    for node in (*views, *unused_overlays(graph, disk)):
+        raise Busy(
+            f"node {node.name!r} ({node.driver}) reads {disk.name} through its active layer, and "
+            "would read other data afterwards",
+            node=node.name,
+            job_id="",
+            hint=f"remove it first: {frees(node.name)}",
+        )
 
 
 def _refuse_size(disk: Disk, name: str, scene: GuestScene) -> None:

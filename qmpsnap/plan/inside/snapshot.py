@@ -9,7 +9,7 @@ from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsup
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import check_name
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_empty
+from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.inside.loadable import refuse_data_file
@@ -37,8 +37,7 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         _check(disk, scene, named=bool(intent.disks))
     refuse_taken(intent.name, scene)
     for disk in disks:
-        refuse_busy(scene, disk)
-        refuse_covered(scene, disk)
+        refuse_in_use(scene, disk)
     step = internal_snapshot(intent.name, tuple((disk.name, disk.root) for disk in disks))
     return Plan(
         op="snapshot-internal",

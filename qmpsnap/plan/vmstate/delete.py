@@ -7,7 +7,7 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.moments import Moment, MomentPart, related_records
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_covered, refuse_jobs, refuse_migrated
+from qmpsnap.plan.checks.disk import refuse_in_use, refuse_jobs, refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.jobs import done_and_dismissed
@@ -74,8 +74,7 @@ def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:
         )
     if disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="deletion on a read-only disk")
-    refuse_busy(scene, disk)
-    refuse_covered(scene, disk)
+    refuse_in_use(scene, disk)
 
 
 def _by_rule(moment: Moment, scene: Scene) -> Via:

@@ -10,7 +10,7 @@ from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.parse import GraphReplies, parse_graph
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.checks.disk import holders, refuse_busy, refuse_covered, refuse_jobs
+from qmpsnap.plan.checks.disk import holders, refuse_busy, refuse_in_use, refuse_jobs
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
@@ -114,14 +114,14 @@ def test_refuse_busy_knows_a_job_that_is_named_after_the_drive() -> None:
         (Node("old", "qcow2", "/o"), False),
     ],
 )
-def test_refuse_covered_names_a_node_of_no_disk_on_the_active_layer(node: Node, refused: bool) -> None:
+def test_refuse_in_use_names_a_node_of_no_disk_on_the_active_layer(node: Node, refused: bool) -> None:
     covered = scene(graph(*ONE.disks.values(), nodes=(node,)))
     if refused:
         with pytest.raises(Busy) as caught:
-            refuse_covered(covered, ONE.disks["vda"])
+            refuse_in_use(covered, ONE.disks["vda"])
         assert caught.value.node == "old"
     else:
-        refuse_covered(covered, ONE.disks["vda"])
+        refuse_in_use(covered, ONE.disks["vda"])
 
 
 def test_refuse_jobs_names_the_one_that_is_under_way() -> None:
