@@ -27,7 +27,7 @@ from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
 from tests.each import each
-from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, encrypted, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.plan.step import Overlay
@@ -357,3 +357,18 @@ def test_snapshot_of_an_address_is_not_of_a_relative_name() -> None:
     nbd = graph(with_layer(chain("base*"), 0, file="nbd://host:10809/vda", local=False))
     step = taken(Snapshot("n1", files={"vda": "/images/n1.qcow2"}), nbd, unseen(nbd))
     assert step[0].file == "/images/n1.qcow2"
+
+
+@each(("luks", "secret"), [(True, "sec0"), (False, None)])
+def test_overlay_of_the_callers_has_to_be_encrypted_as_the_disk_is(*, luks: bool, secret: str | None) -> None:
+    of, files = encrypted("base*")
+    files.put("/images/mine.qcow2", backing="/images/base.qcow2")
+    files.facts["/images/mine.qcow2"] = replace(files.facts["/images/mine.qcow2"], luks=luks)
+    intent = Snapshot("n1", ("vda",), {"vda": "/images/mine.qcow2"}, use_existing=True)
+    if secret is None:
+        with pytest.raises(Unsupported, match="unencrypted"):
+            planned(intent, of, files=files)
+        return
+    plan = planned(intent, of, files=files)
+    assert [step.command for step in plan.steps[1:3]] == ["blockdev-add", "transaction"]
+    assert [overlay.secret for overlay in overlays_of(plan.steps[2])] == [secret]

@@ -19,7 +19,7 @@ from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
-from tests.plan.scenes import NOW, STATE, job, overlays_of, planned, unseen, with_layer
+from tests.plan.scenes import NOW, STATE, encrypted, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -43,6 +43,14 @@ def test_checkpoint_stopped_writes_the_memory_before_the_overlays() -> None:
         *("stop", "migrate", "remove-fd", "await-migration", "transaction", "cont"),
         *("await-closed", "seal-memory", "migrate-set-parameters", "migrate-set-capabilities", "keep-moment"),
     ]
+
+
+@each("mode", MODES)
+def test_checkpoint_that_may_be_plain_encrypts_its_overlays_nevertheless(mode: FileMode) -> None:
+    of, files = encrypted("base*")
+    plan = planned(Checkpoint("c1", mode, plain=True), of, files=files)
+    (take,) = (step for step in plan.steps if step.command == "transaction")
+    assert [overlay.secret for overlay in overlays_of(take)] == ["sec0"]
 
 
 def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
