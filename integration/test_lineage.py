@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from integration.known_images import KIB
 from integration.machines import drive
-from qmpsnap.errors import WouldLose
+from qmpsnap.errors import NotInChain, WouldLose
 
 BLOCK = 64 * KIB
 NAMES = ("one", "two", "three")
@@ -157,3 +159,53 @@ async def test_records_and_links_go_with_the_last_moment(machine, qemu, tmp_path
             for disk in disks:
                 await vm.commit(disk, folded="remove")
             assert [*tmp_path.glob("*.qmpsnap")] == []
+
+
+def run_line(qemu, line):
+    path = f"{qemu.directory}:{os.environ['PATH']}"
+    subprocess.run(line, shell=True, check=True, env={**os.environ, "PATH": path})
+
+
+@pytest.mark.parametrize("with_memory", [True, False], ids=["checkpoint", "disks"])
+async def test_snapshot_inside_a_layer_that_was_left_is_reached_as_the_hint_says(
+    machine, qemu, tmp_path, with_memory
+):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            left = (await vm.graph()).disks["vda"].active.file
+            running.write("vda", 5, 0, BLOCK)
+            if with_memory:
+                await vm.checkpoint("inner", mode="internal")
+            else:
+                await vm.snapshot("inner", inside=True)
+            running.write("vda", 6, 0, BLOCK)
+            await vm.revert("one")
+            listed = {moment.name: moment for moment in (await vm.moments()).moments}
+            (part,) = listed["inner"].held
+            assert (part.disk, part.file, part.in_chain) == ("vda", left, False)
+            assert bool(listed["inner"].vm_state_size) == with_memory
+            with pytest.raises(NotInChain, match="which this machine has left") as caught:
+                await vm.revert("inner")
+            subprocess.run(
+                caught.value.hint.partition(": ")[2],
+                shell=True,
+                check=True,
+                env={**os.environ, "PATH": f"{qemu.directory}:{os.environ['PATH']}"},
+            )
+            with pytest.raises(NotInChain, match="which this machine has left") as caught:
+                await vm.delete("inner")
+            remove = caught.value.hint.partition(": ")[2]
+    with machine(*drive("vda", f"{left}.copy")) as running:
+        async with running.connect() as vm:
+            if with_memory:
+                await vm.revert("inner")
+            running.read("vda", 5, 0, BLOCK)
+    subprocess.run(
+        remove, shell=True, check=True, env={**os.environ, "PATH": f"{qemu.directory}:{os.environ['PATH']}"}
+    )
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            assert "inner" not in [moment.name for moment in (await vm.moments()).moments]

@@ -294,7 +294,6 @@ async def test_moments_whose_layers_stay_after_a_stream_are_listed(machine, qemu
             assert [one.name for one in (await vm.moments()).moments] == ["one", "two", "three"]
 
 
-@pytest.mark.xfail(strict=True, reason="Part V")
 async def test_moments_inside_layers_that_a_revert_left_are_listed(machine, qemu, tmp_path):
     base = qemu.create(tmp_path / "base.qcow2", BLOCK)
     with machine(*drive("vda", base)) as running:

@@ -92,7 +92,7 @@ def _remarks(moment: Moment, *, state_missing: bool) -> list[str]:
         elif not part.in_chain and part.overlay:
             remarks.append(f"no longer in the chain of {part.disk}: {relative(part.file)}")
         elif not part.in_chain:
-            remarks.append(f"below the active layer of {part.disk}: {relative(part.file)}")
+            remarks.append(f"not in the active layer of {part.disk}: {relative(part.file)}")
     return remarks
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import posixpath
 import struct
-from collections.abc import Iterator
 
 from msgspec import Struct
+
+from qmpsnap.model.graph import InternalSnapshot
 
 QCOW_MAGIC = b"QFI\xfb"
 MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one
@@ -263,25 +264,26 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
     return int(offset), int(count)
 
 
-def snapshot_sizes(table: bytes, count: int) -> dict[str, int | None]:
-    """Names of the first `count` snapshots, each with the disk's size in bytes then; None: not recorded.
+def snapshots_inside(table: bytes, count: int) -> tuple[tuple[InternalSnapshot, int | None], ...]:
+    """The first `count` snapshots, each with the disk's size in bytes then; None: not recorded.
 
     Raises:
         ValueError: When the table is truncated, or a name is not text.
     """
-    return dict(_entries(table, count))
-
-
-def _entries(table: bytes, count: int) -> Iterator[tuple[str, int | None]]:
+    found = []
     at = 0
     for _ in range(count):
         if at + _ENTRY.size > len(table):
             raise ValueError("the snapshot table is truncated")
-        _, _, id_length, name_length, *_, extra = _ENTRY.unpack_from(table, at)
-        start = at + _ENTRY.size + extra + id_length
-        end = start + name_length
+        _, _, id_length, name_length, seconds, nanoseconds, _, state, extra = _ENTRY.unpack_from(table, at)
+        start = at + _ENTRY.size + extra
+        end = start + id_length + name_length
         if end > len(table):
             raise ValueError("the snapshot table is truncated")
-        size = int(_EXTRA.unpack_from(table, at + _ENTRY.size)[1]) if extra >= _EXTRA.size else None
-        yield table[start:end].decode("utf-8"), size
+        large, size = _EXTRA.unpack_from(table, at + _ENTRY.size) if extra >= _EXTRA.size else (0, None)
+        number = table[start : start + id_length].decode("utf-8")
+        name = table[start + id_length : end].decode("utf-8")
+        date = seconds + nanoseconds / 1e9
+        found.append((InternalSnapshot(number, name, vm_state_size=large or state, date=date), size))
         at = (end + 7) & ~7
+    return tuple(found)

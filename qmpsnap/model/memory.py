@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from qmpsnap.model.document import Count, Text, dump, load, take
 from qmpsnap.model.frozen import Frozen, FrozenStruct
+from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.machine import Fingerprint
 
 _MAGIC = b"QMPSNAP\x01"
@@ -99,6 +100,7 @@ class MemoryFact(Struct, frozen=True):
         size: Bytes; -1 if there is no such file.
         note: Its note, or None.
         tags: Of a store (a qcow2 image): names of the VM states inside.
+        inside: Of a qcow2 image: the snapshots inside it.
         sizes: Of a qcow2 image: bytes of its disk at each snapshot inside, by the snapshot's name.
         problem: Why there is no note, or "".
         inode: st_ino.
@@ -114,6 +116,7 @@ class MemoryFact(Struct, frozen=True):
     note: MemoryNote | None = None
     problem: str = ""
     tags: tuple[str, ...] = ()
+    inside: tuple[InternalSnapshot, ...] = ()
     sizes: Mapping[str, int] = Frozen()
     inode: int = 0
     user: int = 0

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen, JsonStruct
 from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import is_device_path, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 
@@ -139,9 +140,17 @@ class Moments(Struct, frozen=True):
 
 
 def find_moments(
-    graph: Graph, records: Iterable[Record], *, records_seen: bool = True, states: Collection[str] = ()
+    graph: Graph,
+    records: Iterable[Record],
+    *,
+    records_seen: bool = True,
+    states: Collection[str] = (),
+    memories: Mapping[str, MemoryFact] = Frozen(),
 ) -> Moments:
     """Every moment of the graph's disks.
+
+    Of an internal one in a layer of a chain the parts are one moment, and so are those of one that is only in
+    layers which a revert or a stream has left aside, as far as these were looked at.
 
     A record belongs to these disks if one of its overlays is in a chain, or if it is related to
     such a record: a revert leaves layers aside to which another revert can return. Other records are skipped:
@@ -156,6 +165,15 @@ def find_moments(
     for disk in graph.disks.values():
         for name, date, held in _internal(disk) if graph.first_of(disk) is disk else ():
             parts.setdefault(name, []).append((date, held))
+    aside: dict[str, list[tuple[float, MomentPart]]] = {}
+    for name, file in left_layers(graph, known):
+        for snapshot in memories[file].inside if file in memories else ():
+            if snapshot.name not in parts:
+                part = MomentPart(
+                    name, file, id=snapshot.id, vm_state_size=snapshot.vm_state_size, in_chain=False
+                )
+                aside.setdefault(snapshot.name, []).append((snapshot.date, part))
+    parts |= aside
     for name, dated in parts.items():
         created = datetime.fromtimestamp(min(date for date, _ in dated), UTC).isoformat()
         moments.append(Moment(name, "internal", created, tuple(held for _, held in dated)))
@@ -173,6 +191,22 @@ def find_moments(
     }
     unneeded = tuple(file for file in states if file not in needed)
     return Moments(tuple(moments), Frozen(current), records_seen, unneeded)
+
+
+def left_layers(graph: Graph, records: Iterable[Record]) -> tuple[tuple[str, str], ...]:
+    """Layers of the machine's moments that are in none of its chains, each with the name of its disk."""
+    present = {file for disk in graph.disks.values() for file in disk.files}
+    return tuple(
+        sorted(
+            (disk, file)
+            for disk, file in {
+                layer
+                for record in related_records(graph, records)
+                for layer in _layers(record) | _going_on(record)
+            }
+            if file not in present and disk in graph.disks
+        )
+    )
 
 
 def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:

@@ -59,7 +59,7 @@ PLANNERS: Mapping[str, Planner] = {
     "stream": Planner(stream.plan, "disks"),
     "commit": Planner(commit.plan, "disks", commit.ask),
     "mirror": Planner(mirror.plan, "disks", mirror.ask),
-    "delete": Planner(delete.plan, "guest"),
+    "delete": Planner(delete.plan, "guest", ask_again=delete.ask_again),
     "checkpoint": Planner(checkpoint.plan, "guest", checkpoint.ask, guards=(_refuse_jobs,)),
     "checkpoint-internal": Planner(checkpoint_internal.plan, "guest", guards=(_refuse_migrated,)),
     "revert": Planner(revert.plan, "guest", ask_again=revert.ask_again),

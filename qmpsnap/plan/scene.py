@@ -43,7 +43,7 @@ class Scene:
     @property
     def moments(self) -> Moments:
         """The machine's moments, by its images and their records."""
-        return find_moments(self.graph, self.files.records)
+        return find_moments(self.graph, self.files.records, memories=self.files.memories)
 
     def moment(self, name: str) -> Moment:
         """The one moment of that name.

@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.header import (
     HEADER_BYTES,
     MAX_TABLE_BYTES,
     QCOW_MAGIC,
-    snapshot_sizes,
     snapshot_table,
+    snapshots_inside,
 )
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote, note_size
@@ -232,8 +233,13 @@ def _fact(path: str) -> MemoryFact:
         )
         if os.pread(descriptor, len(QCOW_MAGIC), 0) == QCOW_MAGIC:
             snapshots = _snapshots(descriptor)
-            sizes = {name: size for name, size in snapshots.items() if size is not None}
-            return replace(fact, problem="it is an image", tags=tuple(snapshots), sizes=sizes)
+            return replace(
+                fact,
+                problem="it is an image",
+                tags=tuple(dict.fromkeys(snapshot.name for snapshot, _ in snapshots)),
+                inside=tuple(snapshot for snapshot, _ in snapshots),
+                sizes={snapshot.name: size for snapshot, size in snapshots if size is not None},
+            )
         length = note_size(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
         note = MemoryNote.from_bytes(os.pread(descriptor, length, max(0, size - TAIL_BYTES - length)))
         if note.stream_bytes + length + TAIL_BYTES != size:
@@ -255,12 +261,12 @@ def _is_exposed(file: str) -> bool:
     return not _is_ours(status) or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _snapshots(descriptor: int) -> dict[str, int | None]:
-    """Names and disk sizes in a qcow2 image's snapshot table; none where it is truncated or corrupt."""
+def _snapshots(descriptor: int) -> tuple[tuple[InternalSnapshot, int | None], ...]:
+    """A qcow2 image's snapshots, each with its disk size; none where the table is truncated or corrupt."""
     with contextlib.suppress(ValueError):
         offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
-        return snapshot_sizes(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
-    return {}
+        return snapshots_inside(os.pread(descriptor, MAX_TABLE_BYTES, offset), count)
+    return ()
 
 
 def find_state_files(places: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan.inside.loadable import ask_left
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -59,7 +60,14 @@ class Planning:
         ask = replace(resume.ask(graph, state_dir=self._state_dir), states=state_places(graph))
         files = await self._target.look(ask, graph)
         await self._started.warnings(graph)
-        return find_moments(graph, files.records, records_seen=files.shared, states=files.states)
+        left = await self._target.look(ask_left(graph, files), graph)
+        return find_moments(
+            graph,
+            files.records,
+            records_seen=files.shared,
+            states=files.states,
+            memories=left.memories,
+        )
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""

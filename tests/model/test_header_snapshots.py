@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from qmpsnap.model.header import snapshot_sizes, snapshot_table
+from qmpsnap.model.header import snapshot_table, snapshots_inside
 from tests.each import each
 
 
@@ -28,21 +28,19 @@ def test_snapshot_table_refuses_what_is_no_qcow2_image(data: bytes) -> None:
         snapshot_table(data)
 
 
-def test_snapshot_sizes_reads_each() -> None:
-    assert snapshot_sizes(entry(b"one") + entry(b"two", extra=24), 2) == {"one": 0, "two": 0}
-    assert snapshot_sizes(b"", 0) == {}
+def test_snapshots_inside_reads_each() -> None:
+    found = snapshots_inside(entry(b"one") + entry(b"two", extra=24), 2)
+    assert [(snapshot.name, size) for snapshot, size in found] == [("one", 0), ("two", 0)]
+    assert snapshots_inside(b"", 0) == ()
 
 
 @each(("table", "count"), [(b"", 1), (entry(b"one")[:30], 1), (entry(b"one")[:57], 1)])
-def test_snapshot_sizes_refuses_a_table_that_was_cut(table: bytes, count: int) -> None:
+def test_snapshots_inside_refuses_a_table_that_was_cut(table: bytes, count: int) -> None:
     with pytest.raises(ValueError, match="truncated"):
-        snapshot_sizes(table, count)
+        snapshots_inside(table, count)
 
 
-def test_snapshot_sizes_does_not_know_what_the_image_does_not_record() -> None:
+def test_snapshots_inside_does_not_know_what_the_image_does_not_record() -> None:
     # Extra data of 16 bytes and more say it; images of old QEMUs have less.
-    assert snapshot_sizes(entry(b"old", extra=8) + entry(b"new") + entry(b"next", extra=24), 3) == {
-        "old": None,
-        "new": 0,
-        "next": 0,
-    }
+    found = snapshots_inside(entry(b"old", extra=8) + entry(b"new") + entry(b"next", extra=24), 3)
+    assert [(snapshot.name, size) for snapshot, size in found] == [("old", None), ("new", 0), ("next", 0)]

@@ -224,3 +224,98 @@ async def test_no_descriptor_is_left_of_a_lock(place, catalog, end):
                 await catalog.write_intent(intent(), str(place))
             catalog.let_go()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def moment(record_id, overlay, held, *below, place, created="2024-05-01T12:00:00+00:00", disk="vda"):
+    chain = {disk: tuple(f"{place}/{file}" for file in (held, *below))}
+    made = replace(intent(record_id, chains=chain, overlays={disk: f"{place}/{overlay}"}), created=created)
+    return replace(moment_of(made), directory=f"{place}/base.qmpsnap")
+
+
+def put(record):
+    Path(record.directory).mkdir(exist_ok=True)
+    (Path(record.directory) / record.file_name).write_text(to_json(record))
+
+
+def near(place, *files):
+    records, bad = read_records([f"{place}/base.qmpsnap"], near=[f"{place}/{file}" for file in files])
+    assert bad == ()
+    return [record.id for record in records]
+
+
+def test_records_are_read_that_the_machines_files_lead_to(place):
+    family = [
+        moment("a1", "one", "base", place=place),
+        moment("a2", "two", "one", "base", place=place),  # left aside by a revert
+        moment("a3", "three", "two", "one", "base", place=place),
+    ]
+    foreign = [moment("b1", "c1", "c0", "base", place=place), moment("b2", "c2", "c1", "c0", place=place)]
+    for record in (*family, *foreign):
+        put(record)
+    assert near(place, "one", "base") == ["a1", "a2", "a3"]
+    assert near(place, "three", "two", "base") == ["a1", "a2", "a3"]
+    # What the shared base image holds may have been taken from it, and is looked at, too.
+    assert near(place, "c1", "c0") == ["a1", "b1", "b2"]
+    assert near(place, "other") == []
+
+
+def test_a_record_of_many_layers_is_read_always(place):
+    branches = tuple({"vda": f"{place}/r{number}"} for number in range(30))
+    record = replace(moment("a1", "one", "base", place=place), branches=branches)
+    assert record.file_name == "moment-n-a1.any.json"
+    put(record)
+    assert near(place, "r17") == near(place, "other") == ["a1"]
+
+
+async def written(catalog, overlay, held, *, place, created="2024-05-02T12:00:00+00:00", **more):
+    made = {"vda": f"{place}/{overlay}"} | {disk: f"{place}/{one[0]}" for disk, one in more.items()}
+    chains = {"vda": (f"{place}/{held}",)} | {disk: (f"{place}/{one[1]}",) for disk, one in more.items()}
+    new = replace(intent("new", chains=chains, overlays=made), created=created)
+    return await catalog.to_moment(await catalog.write_intent(new, f"{place}/base.qmpsnap"))
+
+
+async def test_records_that_nothing_needs_go_with_the_next_one(place, catalog):
+    (place / "base").touch()
+    (place / "kept").touch()
+    (place / "held").touch()
+    put(moment("gone", "gone1", "base", place=place))  # its overlay is missing, and base was written to since
+    put(moment("nothing", "gone2", "gone3", place=place))  # of another machine, of which nothing is left
+    put(moment("there", "kept", "base", place=place))
+    put(moment("good", "gone4", "held", place=place))  # the layer that holds it may be good yet
+    put(moment("later", "gone5", "base", place=place, created="2024-05-03T12:00:00+00:00"))
+    elsewhere = moment("away", "gone6", "base", place=place)
+    put(replace(elsewhere, overlays={"vda": "/mnt/gone6"}))  # may be a file system that is not mounted
+    await written(catalog, "over", "base", place=place)
+    records, _ = read_records([f"{place}/base.qmpsnap"])
+    assert sorted(record.id for record in records) == ["away", "good", "later", "new", "there"]
+
+
+async def test_other_disks_lead_to_a_moments_record_until_it_goes(place, catalog):
+    record = await written(catalog, "over", "base", place=place, vdb=("over-b", "data"))
+    assert names(place) == ["base.qmpsnap", "data.qmpsnap"]
+    assert read_records([f"{place}/data.qmpsnap"], near=[f"{place}/over-b"]) == ((record,), ())
+    await catalog.link(f"{place}/copy.qmpsnap", record.directory)
+    await catalog.link(f"{place}/copy.qmpsnap", record.directory)
+    assert read_records([f"{place}/copy.qmpsnap"]) == ((record,), ())
+    await catalog.rewrite(replace(record, continued=({"vda": f"{place}/copy"},)))
+    (found,) = read_records([f"{place}/copy.qmpsnap"], near=[f"{place}/copy"])[0]
+    await catalog.finish(found)
+    assert names(place) == []
+
+
+async def test_a_link_to_what_is_no_directory_of_records_is_not_followed(place, catalog, tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    put(replace(moment("a1", "one", "base", place=place), directory=str(hidden)))
+    (place / "base.qmpsnap").mkdir()
+    (place / "base.qmpsnap" / "elsewhere-00000000").symlink_to(hidden)
+    assert near(place, "one") == []
+
+
+async def test_records_in_a_directory_of_the_callers_own_need_no_links(place, catalog, tmp_path):
+    made = {"vda": f"{place}/o", "vdb": f"{place}/p"}
+    chains = {"vda": (f"{place}/base",), "vdb": (f"{place}/data",)}
+    await catalog.to_moment(
+        await catalog.write_intent(intent(chains=chains, overlays=made), f"{tmp_path}/own")
+    )
+    assert names(place) == []

@@ -16,7 +16,7 @@ from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_save
-from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_unloadable
+from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_left, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
@@ -84,6 +84,11 @@ def plan_revert(intent: Revert, moment: Moment, scene: GuestScene) -> Plan:
     refuse_no_load(machine)
     part = taking(scene, leave=intent.leave, via=intent.via)
     refuse_double(moment)
+    if moment.vm_state_size:
+        do, way = "start a QEMU from a copy of it, and revert there", "cp {file} {file}.copy"
+    else:
+        do, way = "copy it out", "qemu-img convert -l snapshot.name={name} -O qcow2 {file} {file}.copy"
+    refuse_left(moment, scene, do=do, way=way)
     _refuse_id(intent.name, part)
     have = {held.disk for held in moment.held if held.in_chain}
     for disk in part.disks:

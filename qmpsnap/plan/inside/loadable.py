@@ -11,10 +11,10 @@ import json
 import posixpath
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Bitmap, Disk, Graph
-from qmpsnap.model.hints import command, frees, qmp
-from qmpsnap.model.moments import Moment
+from qmpsnap.model.hints import command, frees, qmp, quoted
+from qmpsnap.model.moments import Moment, left_layers
 from qmpsnap.plan.checks.disk import unused_overlays
 from qmpsnap.plan.inside.taking import Taking
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -34,6 +34,30 @@ def ask_loadable(graph: Graph, name: str) -> Ask:
         and any(snapshot.name == name for snapshot in disk.active.snapshots)
     )
     return Ask(memories=images, directories=tuple(map(posixpath.dirname, images)))
+
+
+def ask_left(graph: Graph, files: Files) -> Ask:
+    """What has to be known of snapshots inside layers that are in no chain any more: their tables."""
+    return Ask(memories=tuple(file for _, file in left_layers(graph, files.records) if file.startswith("/")))
+
+
+def refuse_left(moment: Moment, scene: Scene, *, do: str, way: str) -> None:
+    """Refuse what QEMU cannot do with a snapshot that is only inside layers which it does not have open.
+
+    Args:
+        moment: An internal moment.
+        scene: The machine.
+        do: What can be done instead, in words.
+        way: The commands for that, with {name} and {file}.
+    """
+    present = {file for disk in scene.graph.disks.values() for file in disk.files}
+    files = [part.file for part in moment.held]
+    if present.isdisjoint(files):
+        ways = (way.format(name=quoted(moment.name), file=quoted(file)) for file in files)
+        raise NotInChain(
+            f"{moment.name!r} is inside {', '.join(files)}, which this machine has left",
+            hint=f"{do}: {'; '.join(ways)}",
+        )
 
 
 def refuse_unloadable(moment: Moment, part: Taking, scene: GuestScene) -> None:

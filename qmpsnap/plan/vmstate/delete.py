@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from qmpsnap.errors import NotInChain, Unsupported
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.moments import Moment, MomentPart, related_records
 from qmpsnap.model.names import digest, job_id
@@ -13,6 +15,7 @@ from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.records import finish_record, keep_link
 from qmpsnap.plan.commands.state import delvm, snapshot_delete
+from qmpsnap.plan.inside.loadable import ask_left, refuse_left
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking
 from qmpsnap.plan.intent import Delete, Via
 from qmpsnap.plan.plan import Plan, Stage
@@ -43,6 +46,7 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
         return _external(intent, moment, scene)
     refuse_migrated(scene.machine.guest)
     refuse_double(moment)
+    refuse_left(moment, scene, do="delete it there", way="qemu-img snapshot -d {name} {file}")
     for part in moment.held:
         _check(part, moment, scene)
     if intent.via is None and not moment.vm_state_size:
@@ -62,6 +66,12 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
         run_state=scene.machine.status,
         notes=(f"its VM state of {size} bytes is deleted too",) if size else (),
     )
+
+
+def ask_again(intent: Delete, graph: Graph, files: Files) -> Ask:
+    """What the planner wants to know once it knows the records: those inside layers that were left."""
+    del intent
+    return ask_left(graph, files)
 
 
 def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:

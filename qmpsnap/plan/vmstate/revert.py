@@ -30,7 +30,7 @@ from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
-from qmpsnap.plan.inside.loadable import ask_loadable
+from qmpsnap.plan.inside.loadable import ask_left, ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan, Stage
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -64,7 +64,7 @@ def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     moments = find_moments(graph, files.records).named(intent.name)
     record = next((moment.record for moment in moments if moment.record is not None), None)
     if record is None:
-        return ask_loadable(graph, intent.name)
+        return ask_loadable(graph, intent.name) | ask_left(graph, files)
     token = branch_token(record, graph)
     left = _left(intent, graph, files)
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
