@@ -207,18 +207,18 @@ _ANY, _KEY = "any", 4
 _KEYS = 88  # characters: with name, id, and what a file has before it is whole, fewer than 255
 
 
-def keys_of(file_name: str) -> frozenset[str] | None:
-    """Keys of layers in the name of a moment's record; None where it does not tell them all.
+def keys_of(file_name: str) -> list[str]:
+    """Keys of layers in the name of a moment's record; none where it does not tell them all.
 
     Raises:
         ValueError: When it is no such name.
     """
-    keys = file_name.removesuffix(".json").rpartition(".")[2]
+    keys = file_name[file_name.rfind(".", 0, -5) + 1 : -5]  # without ".json"
     if keys == _ANY:
-        return None
-    if len(keys) % _KEY or not file_name.startswith("moment-") or file_name.count(".") < 2:
+        return []
+    if len(keys) % _KEY or len(keys) > _KEYS or len(keys) > len(file_name) - 13:
         raise ValueError("the keys of its layers are not in its name")
-    return frozenset(keys[at : at + _KEY] for at in range(0, len(keys), _KEY))
+    return [keys[at : at + _KEY] for at in range(0, len(keys), _KEY)]
 
 
 def moment_of(intent: IntentRecord) -> MomentRecord:

@@ -217,7 +217,7 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
     until now. Where one of them lies elsewhere than beside the records, nobody knows, and the record stays.
     """
     place, written = os.path.dirname(moment.directory), {*moment.covered.values()}
-    for other in others_near(moment, descriptor, sample=_SAMPLE):
+    for name, other in others_near(moment, descriptor, sample=_SAMPLE).items():
         state = {other.state.file} if other.state is not None else set[str]()
         gone = {*other.all_going_on, *other.covered.values()} - written
         if (
@@ -226,8 +226,7 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
             and other.created < moment.created
         ):
             _log.info("record.removed", name=other.name, directory=other.directory)
-            for name in names_of(other, descriptor):
-                _unlink(name, descriptor)
+            _unlink(name, descriptor)
 
 
 def _make_directory(directory: str) -> bool:

@@ -13,6 +13,7 @@ later.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -21,7 +22,6 @@ import stat
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.model.names import digest, is_state_directory, layer_key
@@ -38,18 +38,47 @@ _DIRECTORIES = 64  # how many are read at most: a link may lead to others
 _R = TypeVar("_R", IntentRecord, MomentRecord)
 
 
-class _Entry(Struct, frozen=True):
-    """A record that was not read yet.
+class _Listing:
+    """The names in an open directory of records, sorted by what they are.
 
     Attributes:
-        directory: Where it lies.
-        name: Its file's name.
-        keys: Keys of the layers that lead to it; None: it is to be read in any case.
+        moments: Names of the records of moments.
+        always: Names of records that have to be read in any case: intents, and moments of many layers.
+        by_key: Names of the moments with a key.
+        links: Names of links.
+        bad: Names that moments' records do not have, each with the reason.
     """
 
-    directory: str
-    name: str
-    keys: frozenset[str] | None
+    def __init__(self, descriptor: int) -> None:
+        self.moments: list[str] = []
+        self.always: list[str] = []
+        self.by_key: dict[str, list[str]] = {}
+        self.links: list[str] = []
+        self.bad: dict[str, str] = {}
+        for name in os.listdir(descriptor):
+            if name.startswith("moment-") and name.endswith(".json"):
+                self._add(name)
+            elif name.startswith("intent-") and name.endswith(".json"):
+                self.always.append(name)
+            elif name.startswith(_LINK):
+                self.links.append(name)
+
+    def _add(self, name: str) -> None:
+        try:
+            keys = keys_of(name)
+        except ValueError as error:
+            self.bad[name] = str(error)
+            return
+        self.moments.append(name)
+        if not keys:
+            self.always.append(name)
+        for key in keys:
+            self.by_key.setdefault(key, []).append(name)
+
+    def wanted(self, keys: Collection[str], tokens: Collection[str] = ()) -> set[str]:
+        """Names of the records that these keys lead to, or whose ids end in one of the tokens."""
+        names = {name for key in keys for name in self.by_key.get(key, ())}
+        return names.union(name for token in tokens for name in self.moments if f"{token}." in name)
 
 
 def read_records(
@@ -69,26 +98,38 @@ def read_records(
     bad: list[str] = []
     opened = _open_all(directories, bad)
     try:
-        pending = [entry for directory in opened for entry in _entries(directory, opened[directory], bad)]
-        read: dict[tuple[int, str], Record] = {}
-        order = {directory: place for place, directory in enumerate(opened)}
-        wanted = {layer_key(file) for file in near or ()}
-        while hits := [entry for entry in pending if near is None or _is_wanted(entry, wanted, tokens)]:
-            pending = [entry for entry in pending if entry not in hits]
-            for entry in hits:
+        read: dict[tuple[str, str], Record] = {}
+        keys = {layer_key(file) for file in near or ()}
+        pending = {
+            (directory, name)
+            for directory, (_, listing) in opened.items()
+            for name in (
+                *listing.always,
+                *(listing.moments if near is None else listing.wanted(keys, tokens)),
+            )
+        }
+        seen: set[tuple[str, str]] = set()
+        while pending:
+            seen |= pending
+            for directory, name in pending:
                 try:
-                    record = _read(opened[entry.directory], entry.name, entry.directory)
+                    read[directory, name] = _read(opened[directory][0], name, directory)
                 except FileNotFoundError:  # finished meanwhile
                     continue
                 except (OSError, ValueError) as error:
-                    bad.append(f"{os.path.join(entry.directory, entry.name)}: {reason(error)}")
-                    continue
-                read[order[entry.directory], entry.name] = record
-            wanted |= {layer_key(file) for file in _reached(near or (), read.values())}
+                    bad.append(f"{os.path.join(directory, name)}: {reason(error)}")
+            keys = {layer_key(file) for file in _reached(near or (), read.values())}
+            pending = {
+                (directory, name)
+                for directory, (_, listing) in opened.items()
+                for name in listing.wanted(keys)
+            } - seen
     finally:
-        for descriptor in opened.values():
+        for descriptor, _ in opened.values():
             os.close(descriptor)
-    return tuple(read[place] for place in sorted(read)), tuple(sorted(bad))
+    order = {directory: index for index, directory in enumerate(opened)}
+    found = sorted(read, key=lambda place: (order[place[0]], place[1]))
+    return tuple(read[place] for place in found), tuple(sorted(bad))
 
 
 def find_record(directory: str, record_id: str, kind: type[_R]) -> _R | None:
@@ -102,7 +143,8 @@ def find_record(directory: str, record_id: str, kind: type[_R]) -> _R | None:
     except (FileNotFoundError, ValueError):
         return None
     try:
-        for name in os.listdir(descriptor):
+        moment = kind is MomentRecord
+        for name in os.listdir(descriptor) if moment else (f"intent-{record_id}.json",):
             if record_id in name and _RECORD.fullmatch(name):
                 try:
                     record = _read(descriptor, name, directory)
@@ -122,25 +164,24 @@ def names_of(record: Record, descriptor: int) -> list[str]:
     return [name for name in os.listdir(descriptor) if name.startswith(record.prefix)]
 
 
-def others_near(record: MomentRecord, descriptor: int, *, sample: int) -> list[MomentRecord]:
-    """Records of other moments in an open directory: those that name a layer which holds this one, and some.
+def others_near(record: MomentRecord, descriptor: int, *, sample: int) -> dict[str, MomentRecord]:
+    """Other moments' records in an open directory, by name: those with a layer that holds this one, and some.
 
     Args:
         record: The moment's record.
         descriptor: Its directory.
         sample: How many others, drawn at random.
     """
-    wanted = {layer_key(file) for file in record.covered.values()}
-    entries = [one for one in _entries(record.directory, descriptor, []) if one.name.startswith("moment-")]
-    near = [one for one in entries if _is_wanted(one, wanted, ())]
-    others = []
-    for entry in (*near, *random.sample(entries, min(sample, len(entries)))):
+    listing = _Listing(descriptor)
+    near = listing.wanted({layer_key(file) for file in record.covered.values()})
+    others = {}
+    for name in near.union(random.sample(listing.moments, min(sample, len(listing.moments)))):
         try:
-            other = _read(descriptor, entry.name, record.directory)
+            other = _read(descriptor, name, record.directory)
         except (OSError, ValueError):
             continue
-        if isinstance(other, MomentRecord) and other.id != record.id and other not in others:
-            others.append(other)
+        if isinstance(other, MomentRecord) and other.id != record.id:
+            others[name] = other
     return others
 
 
@@ -165,47 +206,27 @@ def link_name(directory: str) -> str:
     return f"{_LINK}{digest(directory)}"
 
 
-def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, int]:
-    """Open the directories, and those that links in them lead to."""
-    opened: dict[str, int] = {}
+def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int, _Listing]]:
+    """Open and list the directories, and those that links in them lead to."""
+    opened: dict[str, tuple[int, _Listing]] = {}
     pending = list(dict.fromkeys(directories))
-    for directory in pending:
-        if directory in opened:
-            continue
+    for directory in pending:  # which grows
         try:
-            descriptor = opened[directory] = open_trusted(directory)
+            descriptor = open_trusted(directory)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             bad.append(f"{directory}: {reason(error)}")
             continue
-        for name in os.listdir(descriptor):
-            if name.startswith(_LINK) and len(pending) < _DIRECTORIES:
-                try:
-                    target = os.readlink(name, dir_fd=descriptor)
-                except OSError:
-                    continue
-                if is_state_directory(target) and target not in pending:
+        listing = _Listing(descriptor)
+        opened[directory] = descriptor, listing
+        bad += (f"{os.path.join(directory, name)}: {why}" for name, why in listing.bad.items())
+        for name in listing.links:
+            with contextlib.suppress(OSError):
+                target = os.readlink(name, dir_fd=descriptor)
+                if is_state_directory(target) and target not in pending and len(pending) < _DIRECTORIES:
                     pending.append(target)
     return opened
-
-
-def _entries(directory: str, descriptor: int, bad: list[str]) -> list[_Entry]:
-    entries = []
-    for name in filter(_RECORD.fullmatch, os.listdir(descriptor)):
-        try:
-            keys = keys_of(name) if name.startswith("moment-") else None
-        except ValueError as error:
-            bad.append(f"{os.path.join(directory, name)}: {error}")
-            continue
-        entries.append(_Entry(directory, name, keys))
-    return entries
-
-
-def _is_wanted(entry: _Entry, wanted: set[str], tokens: Collection[str]) -> bool:
-    if entry.keys is None or not entry.keys.isdisjoint(wanted):
-        return True
-    return any(f"{token}." in entry.name for token in tokens)
 
 
 def _reached(near: Collection[str], records: Iterable[Record]) -> set[str]:
