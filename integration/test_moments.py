@@ -252,17 +252,12 @@ async def test_vm_state_goes_with_the_moment_and_what_nobody_needs_is_listed(mac
             assert (await vm.moments()).unneeded == tuple(sorted([str(file), str(partial)]))
 
 
-LATER = pytest.mark.xfail(strict=True, reason="Part IV")
-
-
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda _: Stream("vda"), marks=LATER, id="stream"),
+        pytest.param(lambda _: Stream("vda"), id="stream"),
         pytest.param(lambda _: Commit("vda", top="two", base="one"), id="commit"),
-        pytest.param(
-            lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="pivot"), marks=LATER, id="mirror"
-        ),
+        pytest.param(lambda folder: Mirror("vda", f"{folder}/copy.qcow2", ending="pivot"), id="mirror"),
     ],
 )
 async def test_whoever_ends_an_operation_tells_all_that_its_result_would_have_told(

@@ -19,7 +19,7 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.names import node_name
 from qmpsnap.model.parse import GraphReplies, parse_graph
-from qmpsnap.plan.step import MoveRoot, PutOverlays
+from qmpsnap.model.step import MoveRoot, PutOverlays
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.session import connect

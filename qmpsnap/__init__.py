@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, MomentRecord, Op, Settings
+    from qmpsnap.model.step import Stage
     from qmpsnap.plan.intent import (
         Checkpoint,
         Commit,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
         Sync,
         Via,
     )
-    from qmpsnap.plan.plan import Plan, Stage
+    from qmpsnap.plan.plan import Plan
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress

@@ -61,6 +61,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
         state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
         was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
         directory: Where the record lies; not part of what is written.
+        notes: What the operation's result tells its caller, for whoever ends it.
         formats: Format of each file of `chains` (snapshot, checkpoint), or none.
         live: Whether its client is at work yet; not part of what is written.
     """
@@ -82,6 +83,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     state: KeptState | None = None
     was: Settings | None = None
     directory: str = ""
+    notes: tuple[Text, ...] = ()
     formats: Files = Frozen()
     live: bool = False
 

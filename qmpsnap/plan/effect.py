@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, InternalSnapshot, Layer, Node
-from qmpsnap.plan.step import (
+from qmpsnap.model.step import (
     AddNode,
     DropLayers,
     DropNode,

@@ -11,38 +11,10 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Graph, draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage, Step
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
-from qmpsnap.plan.step import Step
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Steps after which the chains are read and compared.
-
-    Attributes:
-        title: What the stage does, in a few words.
-        steps: In order.
-        verify: Whether the graph is read after the last step and compared with `Plan.after`.
-        tidy: Whether it is cleanup after the operation has succeeded: each step is tried, and none is rolled
-            back.
-    """
-
-    title: str
-    steps: tuple[Step, ...]
-    verify: bool = False
-    tidy: bool = False
-
-    @property
-    def groups(self) -> tuple[tuple[Step, ...], ...]:
-        """The steps in order; overlays that follow each other may be created side by side."""
-        groups: list[tuple[Step, ...]] = []
-        for step in self.steps:
-            if groups and step.command == groups[-1][0].command == "create-overlay":
-                groups[-1] += (step,)
-            else:
-                groups.append((step,))
-        return tuple(groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +129,7 @@ class Plan:
     @property
     def record(self) -> IntentRecord | None:
         """What is recorded before anything happens, or None."""
-        return next((step.record for step in self.steps if step.record is not None), None)
+        return next((record for step in self.steps if (record := record_of(step))), None)
 
     @property
     def chains_before(self) -> Chains:
@@ -185,7 +157,7 @@ class Plan:
     def copies_made(self) -> tuple[str, ...]:
         """Files of the host that a mirror copies to."""
         started = [step.copy.file for step in self.steps if step.copy is not None]
-        adopted = [step.record.target for step in self.resumes if step.record is not None]
+        adopted = [record.target for step in self.resumes if (record := record_of(step))]
         return tuple(file for file in dict.fromkeys((*started, *adopted)) if file.startswith("/"))
 
     def to_json(self) -> dict[str, object]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from qmpsnap.model.graph import Chains, Disk, Graph
 from qmpsnap.model.names import state_directory_choices
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Step
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
 _RECORD_BYTES = 64 * 1024

@@ -13,6 +13,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Chains, Graph
 from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
 from qmpsnap.plan.chain.layers import left_behind, unused_nodes
@@ -21,10 +22,9 @@ from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, flush
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
 _CLOCK_LAG = 0.1
@@ -263,12 +263,13 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
     finish = finish_record(record.directory, (record.id,))
     steps: tuple[Step, ...] = (finish,)
     note = f"snapshot {record.name!r} was taken"
+    notes: tuple[str, ...] = ()
     if ownership.has_moment(record, scene.files.records):
         pass
     elif (later := ownership.superseded_by(record, scene.files.records)) is not None:
         note = f"a later operation uses the overlays of {record.id}: {later.id}"
     elif taken:
-        steps = (keep_moment(record.directory, record.id, record.name),)
+        steps, notes = (keep_moment(record.directory, record.id, record.name),), record.notes
     else:
         backing = {
             file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
@@ -284,7 +285,7 @@ def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
         steps = (*map(blockdev_del, unused), *orphans, finish)
         note = f"snapshot {record.name!r} was not taken; its files are removed"
     stage = Stage(note, steps, tidy=True)
-    return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note,))
+    return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note, *notes))
 
 
 def _mirror(record: IntentRecord, scene: Scene) -> Plan:
@@ -378,6 +379,8 @@ def _plan(
     vanished: str = "",
 ) -> Plan:
     stopped = record.invalid if record is not None else ()
+    if record is not None and not vanished:
+        notes = tuple(dict.fromkeys((*record.notes, *notes)))
     invalid: tuple[str, ...] = ()
     if record is not None and op == "commit":
         invalid = stopped if _keeps_overlay(record) or vanished else _invalid_after(record)

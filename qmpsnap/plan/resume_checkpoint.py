@@ -15,6 +15,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan import ownership
 from qmpsnap.plan.chain.layers import unused_nodes
 from qmpsnap.plan.commands.block import blockdev_del
@@ -30,9 +31,8 @@ from qmpsnap.plan.commands.migration import (
 from qmpsnap.plan.commands.records import finish_record, keep_moment
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.ownership import may_remove, ran_here
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import file_number, machine_of, way_of
 
 # Run states in which nothing but we keep the guest from running.

@@ -12,15 +12,15 @@ from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.job import ENDED, Job, JobId
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
 """QEMU's kinds of job on VM state."""

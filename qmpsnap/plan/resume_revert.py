@@ -12,6 +12,7 @@ from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import Root, Stage, Step
 from qmpsnap.plan.chain.layers import unused_nodes
 from qmpsnap.plan.commands.block import (
     blockdev_add,
@@ -26,10 +27,9 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, keep_branch
 from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import may_remove, ran_here
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.resume_checkpoint import ends_job, goes_on
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Root, Step
 from qmpsnap.plan.vmstate.common import machine_of, refuse_foreign
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from qmpsnap.model.step import AddNode, DropNode, Step
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import overlays
-from qmpsnap.plan.step import AddNode, DropNode, Step
 
 # What steps free: files, and nodes.
 _FREES = {"remove-file": "file", "blockdev-del": "node-name"}
@@ -33,7 +34,7 @@ def taking_back(done: Sequence[Step], *, loaded: bool) -> Iterator[Step]:
             continue
         if isinstance(step.effect, AddNode) and step.effect.node in freed:
             continue
-        if put_on and step.record is not None and step.record.state is None:
+        if put_on and (record := record_of(step)) is not None and record.state is None:
             continue
         for back in step.undo:
             stays = back.command in _FREES and back.arguments[_FREES[back.command]] in put_on

@@ -14,7 +14,7 @@ import anyio
 
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.job import Job
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.run.target import Progress, Target, Watch, guest_of

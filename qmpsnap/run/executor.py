@@ -18,6 +18,7 @@ import anyio
 from qmpsnap.errors import Busy, QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.plan.commands.files import remove_orphan
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
@@ -156,7 +157,7 @@ class Executor:
             raise
         finally:
             steps = (*plan.steps, *plan.resumes)
-            self._target.release_records({step.record.id for step in steps if step.record is not None})
+            self._target.release_records({record.id for step in steps if (record := record_of(step))})
 
     async def _ended(self, task: asyncio.Task[Done], operation: Operation, plan: Plan) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""

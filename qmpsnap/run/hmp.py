@@ -7,7 +7,7 @@ from contextlib import suppress
 from qmpsnap.errors import Changed, CommandFailed
 from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 from qmpsnap.run.machine import is_running, run_state
 from qmpsnap.run.session import Session
 

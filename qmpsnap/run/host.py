@@ -10,15 +10,18 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import anyio
+from msgspec import convert
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.step import Step
+from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
-from qmpsnap.plan.step import Step
 from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.cleanup import Created
@@ -81,8 +84,7 @@ class Host:
         await self._actions[step.command](step, **step.arguments)
 
     async def _write_record(self, step: Step, *, directory: str, **_: str) -> None:
-        assert step.record is not None  # noqa: S101 - it is what is written
-        await self._catalog.write_intent(step.record, directory)
+        await self._catalog.write_intent(step.detail["record"], directory)
 
     async def _finish_record(
         self, _: Step, *, directory: str, ids: Collection[str], moments: Collection[str] = ()
@@ -136,7 +138,8 @@ class Host:
         )
 
     async def _retire_file(self, step: Step, *, file: str, policy: Folded, to: str) -> None:
-        await self._images.retire(file, policy, to, step.detail.get("proof"))
+        proof = step.detail.get("proof")
+        await self._images.retire(file, policy, to, proof and convert(proof, Proof))
 
     async def _remove_file(self, _: Step, *, file: str) -> None:
         created = self._made.pop(file, None) or await self._images.as_created(file)
@@ -148,7 +151,8 @@ class Host:
 
     async def _seal_memory(self, step: Step, *, partial: str, file: str) -> None:
         seal = memory_files.seal_memory
-        await self._seal(file, functools.partial(seal, partial, file, **step.detail, made=self.made(partial)))
+        note = {**step.detail, "fingerprint": convert(step.detail["fingerprint"], Fingerprint)}
+        await self._seal(file, functools.partial(seal, partial, file, **note, made=self.made(partial)))
 
     async def _seal_store(self, _: Step, *, partial: str, file: str) -> None:
         await self._seal(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from qmpsnap.errors import Changed, CommandFailed, JobFailed, QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import LOAD_FAILED, command
+from qmpsnap.model.step import DropLayers, Later, Step
 from qmpsnap.plan.chain.invalidation import fold_of
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.step import DropLayers, Later, Step
 from qmpsnap.run.hmp import failed_early
 from qmpsnap.run.outcome import same
 
@@ -122,7 +123,7 @@ class Journal:
     def _mends(self) -> str:
         """What makes layers good that a commit has written into, or ""."""
         start = self.plan.start
-        records = [step.record for step in (*self.plan.steps, *self.done) if step.record is not None]
+        records = [record for step in (*self.plan.steps, *self.done) if (record := record_of(step))]
         if start is not None and start.command == "block-commit":
             effect = start.effect
             if isinstance(effect, DropLayers):

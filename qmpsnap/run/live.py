@@ -40,8 +40,8 @@ from qmpsnap.model.parse import (
     parse_graph,
 )
 from qmpsnap.model.qapi import read
+from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrated
-from qmpsnap.plan.step import Step
 from qmpsnap.run import survey
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION

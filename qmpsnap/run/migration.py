@@ -15,8 +15,8 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import MigrationEvent, MigrationInfo
 from qmpsnap.model.qapi import heard, read
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.migration import Until
-from qmpsnap.plan.step import Step
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.machine import run_state

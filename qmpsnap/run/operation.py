@@ -28,9 +28,9 @@ from qmpsnap.errors import (
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import JobStatus
+from qmpsnap.model.step import AddNode, DropNode, Stage, Step
 from qmpsnap.plan.checks.disk import refuse_jobs
-from qmpsnap.plan.plan import Plan, Stage
-from qmpsnap.plan.step import AddNode, DropNode, Step
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger

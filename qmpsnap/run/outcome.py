@@ -14,9 +14,9 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Disk, Graph, Layer
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
+from qmpsnap.model.step import DropNode, Inside, Step
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.step import DropNode, Inside, Step
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:

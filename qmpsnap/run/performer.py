@@ -8,7 +8,7 @@ from functools import partial
 from qmpsnap.errors import CommandFailed, InvalidTarget, TargetExists
 from qmpsnap.model.block_replies import BlockInfo
 from qmpsnap.model.qapi import read
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 from qmpsnap.run.hmp import load, manage, stop_for_load
 from qmpsnap.run.host import Host
 from qmpsnap.run.migration import Migrations

@@ -12,9 +12,9 @@ from msgspec import Struct
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, JobFailed, JobPaused, LinkLost, QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import RUNS_AGAIN, command
+from qmpsnap.model.step import MoveRoot, Step
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.rollback import taking_back
-from qmpsnap.plan.step import MoveRoot, Step
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import by_qemu, made_files, same

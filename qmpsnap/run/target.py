@@ -16,7 +16,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Machine, Status
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 from qmpsnap.run.session import Event
 
 

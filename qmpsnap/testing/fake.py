@@ -25,9 +25,9 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Machine
+from qmpsnap.model.step import AddNode, DropNode, Later, Step
 from qmpsnap.plan import effect
 from qmpsnap.plan.checks.disk import refuse_migrated
-from qmpsnap.plan.step import AddNode, DropNode, Later, Step
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session import Event
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qmpsnap.errors import CommandFailed, JobFailed, QmpsnapError
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 
 __all__ = ["Fault", "Faults", "failed", "refused"]
 

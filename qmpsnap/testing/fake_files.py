@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 
+from msgspec import convert
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
@@ -15,11 +16,12 @@ from qmpsnap.model.files import Ask, BackingLink, DirFact, FileFact, Files, Open
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.header import Header, backing_path
+from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
 from qmpsnap.model.moments import without_layers
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 
 __all__ = ["FakeFiles"]
 
@@ -173,8 +175,7 @@ class FakeFiles:
         arguments = step.arguments
         match step.command:
             case "write-record":
-                assert step.record is not None  # noqa: S101 - it is what is written
-                self.records.append(replace(step.record, directory=arguments["directory"]))
+                self.records.append(replace(step.detail["record"], directory=arguments["directory"]))
             case "finish-record":
                 self.records = [record for record in self.records if not _finishes(step, record)]
             case "link-records":
@@ -249,9 +250,8 @@ class FakeFiles:
         if step.command == "seal-memory":
             detail = step.detail
             layers = tuple(self._as_now(disk, layer) for disk, layer in detail["layers"])
-            note = MemoryNote(
-                detail["id"], detail["name"], 4 * MIB, detail["running"], detail["fingerprint"], layers
-            )
+            fingerprint = convert(detail["fingerprint"], Fingerprint)
+            note = MemoryNote(detail["id"], detail["name"], 4 * MIB, detail["running"], fingerprint, layers)
             self.memories[file] = MemoryFact(file, 4 * MIB, note)
 
     def _as_now(self, disk: str, file: str) -> LayerState:

@@ -12,7 +12,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD, Device, Fingerprint, Machine, Status
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 from qmpsnap.run.progress import Progress
 
 __all__ = ["COMMANDS", "IMAGE_COMMANDS", "FakeMachine", "a_machine"]

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from qmpsnap.model.job import ENDED, STAYS, Job, JobStatus
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.jobs import await_job
-from qmpsnap.plan.step import Step
 
 __all__ = ["FakeWatch"]
 

@@ -16,7 +16,7 @@ from tests.plan.scenes import NOW, STATE
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 ID = "qmpsnap-checkpoint-keep-00000001"
 O1, S1, BASE = "/images/o1.qcow2", "/images/s1.qcow2", "/images/base.qcow2"

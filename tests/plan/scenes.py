@@ -10,10 +10,10 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.step import MoveRoot, PutOverlays
 from qmpsnap.plan import planner
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import MoveRoot, PutOverlays
 from qmpsnap.testing.drawing import graph as drawn
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS, a_machine
@@ -21,9 +21,9 @@ from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph, Layer
     from qmpsnap.model.machine import Machine
+    from qmpsnap.model.step import Overlay, Root, Step
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Overlay, Root, Step
 
 NOW = "2024-05-01T12:00:00.000000+00:00"
 STATE = "/images/base.qmpsnap"

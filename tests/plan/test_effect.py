@@ -3,10 +3,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Filter, InternalSnapshot, Io, Layer, Node
-from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, set_drive, snapshot_sync
-from qmpsnap.plan.commands.state import stop
-from qmpsnap.plan.effect import after_effect, apply, apply_all
-from qmpsnap.plan.step import (
+from qmpsnap.model.step import (
     AddNode,
     DropLayers,
     DropNode,
@@ -18,6 +15,9 @@ from qmpsnap.plan.step import (
     PutOverlays,
     Root,
 )
+from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, set_drive, snapshot_sync
+from qmpsnap.plan.commands.state import stop
+from qmpsnap.plan.effect import after_effect, apply, apply_all
 from qmpsnap.testing.drawing import MIB, chain, graph
 from tests.each import each
 from tests.plan.scenes import with_layer

@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from qmpsnap.model.step import Stage
 from qmpsnap.plan.commands.state import cont, snapshot_load, snapshot_save, stop
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.testing.drawing import graph
 from tests.plan.scenes import planned, started, unseen
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from qmpsnap.errors import Refused, StillNeeded
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import parse_job_id
+from qmpsnap.model.step import PutOverlays
 from qmpsnap.plan import planner
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -29,7 +31,6 @@ from qmpsnap.plan.intent import (
     Stream,
     Sync,
 )
-from qmpsnap.plan.step import PutOverlays
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
@@ -172,7 +173,7 @@ def leaves_every_other_disk_alone(plan: Plan, intent: Intent, machine: Machine) 
 def gives_names_of_the_grammar_and_always_the_same(plan: Plan, intent: Intent, machine: Machine) -> None:
     assert plan == plan_or_none(intent, machine)
     ids = {step.job_id for step in plan.steps if step.command in {"await-job", "job-dismiss", "job-complete"}}
-    ids |= {step.record.id for step in plan.steps if step.record is not None}
+    ids |= {record.id for step in plan.steps if (record := record_of(step))}
     named = [parse_job_id(job_id) for job_id in ids]
     assert [name.op for name in named if name is not None] == [plan.op] * len(ids)
     taken = [step.effect for step in plan.steps if isinstance(step.effect, PutOverlays)]

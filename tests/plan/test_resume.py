@@ -12,13 +12,14 @@ from qmpsnap.model.files import FileFact
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage
 from qmpsnap.plan import effect, resume
 from qmpsnap.plan.commands.block import blockdev_del, flush
 from qmpsnap.plan.commands.files import Proof, create_file, remove_orphan, retire_file
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
-from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
+from qmpsnap.plan.commands.records import finish_record, keep_moment, record_of, write_record
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -26,7 +27,7 @@ from tests.each import each
 from tests.plan.scenes import NOW, STATE, encrypted, planned, with_layer
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 TWO = graph(vda="base <- s1 <- s2*")
 S2, S1, BASE = "/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"
@@ -70,9 +71,9 @@ def files_left_by(plan: Plan, of: Graph) -> FakeFiles:
     """The files as they are when the run's client dies at its end: the record may lie in two places."""
     files = FakeFiles(of)
     files.records += [
-        replace(step.record, directory=step.arguments["directory"])
+        replace(record, directory=step.arguments["directory"])
         for step in plan.steps
-        if step.record is not None
+        if (record := record_of(step))
     ]
     return files
 
@@ -307,6 +308,15 @@ def test_resume_of_a_stream_that_had_ended_well_only_removes_the_record(intent: 
     assert (plan.steps, plan.vanished) == ((finish_record(record.directory, (record.id,)),), "")
 
 
+def test_resume_of_a_stream_tells_what_its_own_result_would_have_told_and_once() -> None:
+    three = graph(vda="base <- s0 <- s1 <- s2*")
+    plan = planned(Stream("vda"), three)
+    record = left_by(plan)
+    ended = rested(record.id, after(plan), files=files_with(record, after(plan)))
+    running = rested(record.id, three, files=files_with(record, three), jobs=alive(record))
+    assert ended.notes == running.notes == plan.notes != ()
+
+
 @STREAMS
 def test_resume_of_a_stream_whose_job_is_gone_is_no_success(intent: Stream) -> None:
     three = graph(vda="base <- s0 <- s1 <- s2*")
@@ -428,9 +438,9 @@ def test_resume_of_a_mirror_of_an_encrypted_disk_frees_the_node_that_nobody_read
         effect.apply_all(of, [step for step in plan.steps if step.command == "blockdev-add"]),
     )
     files.records += [
-        replace(step.record, directory=step.arguments["directory"])
+        replace(written, directory=step.arguments["directory"])
         for step in plan.steps
-        if step.record is not None
+        if (written := record_of(step))
     ]
     rest = rested(record.id, opened, files=files, jobs=alive(record))
     assert [str(step.arguments.get("until", step.command)) for step in rest.steps] == steps

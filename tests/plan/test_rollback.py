@@ -6,6 +6,7 @@ from qmpsnap.model.graph import Io
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Overlay, Root, Step
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -20,7 +21,6 @@ from qmpsnap.plan.commands.migration import migrate, pass_file, release_file, se
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import cont, loadvm, snapshot_load, stop, stop_for_load
 from qmpsnap.plan.rollback import taking_back
-from qmpsnap.plan.step import Overlay, Root, Step
 
 JOB = "qmpsnap-snapshot-keep-00000000"
 RECORD = IntentRecord(JOB, "snapshot", "2024-05-01T12:00:00+00:00")

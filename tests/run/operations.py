@@ -19,9 +19,9 @@ from tests.plan.scenes import with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
+    from qmpsnap.model.step import Step
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
 
 OLD = (InternalSnapshot("1", "old"),)
 MACHINE = graph(chain("base <- s1 <- s2*"), with_layer(chain("data*", name="vdb"), 0, snapshots=OLD))

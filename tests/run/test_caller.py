@@ -18,7 +18,7 @@ from tests.plan.scenes import planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.job import Job
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 TWO = graph(vda="base <- s1*")

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpsnap.model.job import Job
+    from qmpsnap.model.step import Step
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
     from qmpsnap.testing.fake import FakeTarget
 
 pytestmark = pytest.mark.timeout(10)

@@ -12,7 +12,7 @@ from qmpsnap.run import session as sessions
 from qmpsnap.testing.server import Return
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
     from qmpsnap.testing.server import QmpServer
 
 STEPS = [savevm("c1", ("vda",)), loadvm("c1"), delvm("c1", ("vda",))]

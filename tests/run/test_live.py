@@ -24,6 +24,7 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files, OpenFile
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
+from qmpsnap.model.step import DropLayers, Overlay, Root
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -57,7 +58,6 @@ from qmpsnap.plan.commands.state import (
     stop_for_load,
     system_reset,
 )
-from qmpsnap.plan.step import DropLayers, Overlay, Root
 from qmpsnap.run import survey
 from qmpsnap.run.descriptors import identity
 from qmpsnap.run.images import Images
@@ -70,7 +70,7 @@ from qmpsnap.testing.server import Emit, Fail, Return
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
     from qmpsnap.testing.server import QmpServer
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
     from qmpsnap.testing.server import Action, QmpServer
 
 pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]

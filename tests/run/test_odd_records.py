@@ -13,6 +13,7 @@ import pytest
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Revert, Save, Snapshot
 from tests.run.operations import INTENTS, machine, vm_of
 from tests.run.states import fake_of
@@ -41,7 +42,8 @@ WORDS = (
 async def _intent(fake: FakeTarget, intent: Intent) -> list[Record]:
     """The record that the operation writes before it changes anything."""
     steps = (await vm_of(fake).plan(intent)).steps
-    return [record for step in steps if (record := getattr(step, "record", None)) is not None][:1]
+    written: list[Record] = [record for step in steps if (record := record_of(step)) is not None]
+    return written[:1]
 
 
 async def records() -> list[tuple[Callable[[], FakeTarget], Record]]:

@@ -46,7 +46,7 @@ from tests.run.places import at_each
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 

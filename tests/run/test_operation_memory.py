@@ -25,10 +25,10 @@ from qmpsnap.errors import (
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import MoveRoot
 from qmpsnap.plan.commands.migration import await_migration
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.intent import Checkpoint
-from qmpsnap.plan.step import MoveRoot
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake_faults import refused
 from tests.each import each
@@ -37,8 +37,8 @@ from tests.run.places import at_each
 from tests.run.states import CASES, begun, known_plan, stand
 
 if TYPE_CHECKING:
+    from qmpsnap.model.step import Root, Step
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Root, Step
     from qmpsnap.run.outcome import Done
     from qmpsnap.testing.fake import FakeTarget
     from tests.run.states import Stand

@@ -29,8 +29,8 @@ from tests.plan.scenes import planned
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpsnap.model.step import Step
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
 
 pytestmark = pytest.mark.timeout(10)
 TWO = graph(vda="base <- s1 <- s2*")

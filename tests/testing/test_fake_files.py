@@ -35,7 +35,7 @@ from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 ONE = graph(vda="base <- s1*")
 S1, BASE = "/images/s1.qcow2", "/images/base.qcow2"

@@ -20,7 +20,7 @@ from qmpsnap.testing.fake_machine import FakeMachine, a_machine
 from tests.each import each
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 ONE = graph(vda="base <- s1*")
 BACKGROUND = set_capabilities({"background-snapshot": True}, {"background-snapshot": False})

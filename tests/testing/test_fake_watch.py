@@ -8,7 +8,7 @@ from qmpsnap.testing.fake_watch import FakeWatch
 from tests.each import each
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 
 class EndOfTest(Exception):

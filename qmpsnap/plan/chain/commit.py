@@ -17,6 +17,7 @@ from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, invalid_names, job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import DropLayers, Later, MoveRoot, Root, Stage, Step
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
 from qmpsnap.plan.chain.layers import (
     delete_owned,
@@ -32,10 +33,9 @@ from qmpsnap.plan.checks.place import other_disks, refuse_barred, refuse_unsearc
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
 from qmpsnap.plan.intent import Commit
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
 _KEEP = "keep its name with --folded keep, or run as that user"
 

@@ -21,9 +21,9 @@ from itertools import pairwise
 
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
-from qmpsnap.plan.step import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.commands.block import blockdev_del, flush, flush_by_reopen
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Step
 
 
 def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.moments import related_records
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import keep_continued, link_records
 from qmpsnap.plan.record_places import state_directories, state_place
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Step
 
 
 def kept_found(scene: Scene, after: Graph) -> tuple[tuple[Step, ...], tuple[str, ...]]:

@@ -17,6 +17,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Root, Stage, Step
 from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.chain.lineage import kept_found, left_behind
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss
@@ -28,7 +29,7 @@ from qmpsnap.plan.commands.files import LuksHeader, create_file, create_image, c
 from qmpsnap.plan.commands.jobs import copied_and_ended, job_dismiss, mirror_job
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Mirror
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import (
     local_chains,
     recorded,
@@ -37,7 +38,6 @@ from qmpsnap.plan.record_places import (
     with_parents,
 )
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Root, Step
 
 
 def ask(intent: Mirror, graph: Graph, state_dir: str) -> Ask:

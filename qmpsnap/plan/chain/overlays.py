@@ -18,6 +18,7 @@ from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, Op
+from qmpsnap.model.step import MadeBy, Overlay, Step
 from qmpsnap.plan import ownership
 from qmpsnap.plan.chain.lineage import put_over
 from qmpsnap.plan.checks.disk import refuse_in_use
@@ -37,7 +38,6 @@ from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.record_places import local_chains, state_place
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import MadeBy, Overlay, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from qmpsnap.model.step import Stage
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.commands.block import snapshot_sync
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 
 

@@ -9,6 +9,7 @@ from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import DropLayers, Stage
 from qmpsnap.plan.chain.invalidation import streamed
 from qmpsnap.plan.chain.layers import (
     delete_owned,
@@ -24,10 +25,9 @@ from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
 from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Stream
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import DropLayers
 
 
 def plan(intent: Stream, scene: Scene) -> Plan:

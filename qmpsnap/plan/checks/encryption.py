@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.step import Overlay, Root
 from qmpsnap.plan.commands.files import LuksHeader
-from qmpsnap.plan.step import Overlay, Root
 
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Io, Layer
 from qmpsnap.model.names import is_owned_node
-from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
+from qmpsnap.model.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
 
 _PLAIN = Io()
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Fingerprint
+from qmpsnap.model.step import Step
 from qmpsnap.plan.intent import Folded
-from qmpsnap.plan.step import Step
 
 
 class Proof(Struct, frozen=True):
@@ -140,7 +140,8 @@ def seal_memory(
         fingerprint: What the machine is.
         layers: Each disk's name and a file, whose inode, size and time are noted.
     """
-    detail = Frozen(id=id, name=name, running=running, fingerprint=fingerprint, layers=layers)
+    machine = to_builtins(fingerprint)
+    detail = Frozen(id=id, name=name, running=running, fingerprint=machine, layers=layers)
     return Step(on="host", command="seal-memory", arguments=Frozen(partial=partial, file=file), detail=detail)
 
 
@@ -163,7 +164,7 @@ def remove_state(file: str, id: str, tag: str = "") -> Step:  # noqa: A002 - a r
 
 def retire_file(file: str, policy: Folded, to: str, proof: Proof | None = None) -> Step:
     """Rename a folded file, never onto another, or remove it; without proof it is not looked at first."""
-    detail: dict[str, Any] = {} if proof is None else {"proof": proof}
+    detail: dict[str, Any] = {} if proof is None else {"proof": to_builtins(proof)}
     return Step(
         on="host",
         command="retire-file",

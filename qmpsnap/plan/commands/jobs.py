@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.plan.intent import OnError, Sync
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 
 
 def block_stream(

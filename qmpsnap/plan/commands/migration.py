@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 
 Way = Literal["fd", "fdset"]
 """How QEMU gets an open file: by getfd and `fd:` (7.2), or by add-fd and `file:/dev/fdset/N`."""

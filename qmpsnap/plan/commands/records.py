@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.plan.step import Step
+from qmpsnap.model.step import Step
 
 
 def write_record(directory: str, record: IntentRecord) -> Step:
@@ -20,6 +20,11 @@ def write_record(directory: str, record: IntentRecord) -> Step:
         undo=(finish_record(directory, (record.id,)),),
         restores=record.op == "revert-internal",  # inside images there is nothing that somebody could finish
     )
+
+
+def record_of(step: Step) -> IntentRecord | None:
+    """The record of the operation that the step writes, or None."""
+    return cast("IntentRecord", step.detail["record"]) if step.command == "write-record" else None
 
 
 def finish_record(directory: str, ids: tuple[str, ...], moments: tuple[str, ...] = ()) -> Step:

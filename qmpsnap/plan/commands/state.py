@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.step import Inside, Step
 from qmpsnap.plan.commands.jobs import job_dismiss
-from qmpsnap.plan.step import Inside, Step
 
 Nodes = tuple[tuple[str, str], ...]
 """Of each disk its name and the node-name of its active layer; ("", node) for a store."""

@@ -11,6 +11,7 @@ from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import IntentRecord, Op, Settings
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
@@ -20,10 +21,9 @@ from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import refuse_no_load, refuse_unsavable
 from qmpsnap.plan.vmstate.in_place import stale_notes
 

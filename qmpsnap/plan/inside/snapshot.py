@@ -9,12 +9,13 @@ from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsup
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import check_name
+from qmpsnap.model.step import Stage
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.block import internal_snapshot
 from qmpsnap.plan.inside.loadable import refuse_data_file
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 
 

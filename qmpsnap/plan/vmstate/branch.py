@@ -17,6 +17,7 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moment, written_into
 from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.model.step import Root, Step
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening, secret_for
 from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place, refuse_there
@@ -25,7 +26,6 @@ from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.record_places import local_chains
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Root, Step
 from qmpsnap.plan.vmstate.in_place import hindrance
 
 NOT_TOLD = (

@@ -18,6 +18,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import Settings
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.chain.overlays import Overlays
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
@@ -29,9 +30,8 @@ from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,

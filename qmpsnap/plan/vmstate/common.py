@@ -13,6 +13,7 @@ from qmpsnap.model.machine import FOR_A_LOAD, Fingerprint, Machine
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
 from qmpsnap.plan.commands.migration import (
@@ -25,7 +26,6 @@ from qmpsnap.plan.commands.migration import (
 )
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"

@@ -9,6 +9,7 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.moments import Moment, MomentPart, related_records
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_in_use, refuse_jobs, refuse_migrated
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.files import remove_state
@@ -18,9 +19,8 @@ from qmpsnap.plan.commands.state import delvm, snapshot_delete
 from qmpsnap.plan.inside.loadable import ask_left, refuse_left
 from qmpsnap.plan.inside.taking import refuse_double, stray, taking
 from qmpsnap.plan.intent import Delete, Via
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 
 
 def plan(intent: Delete, scene: GuestScene) -> Plan:

@@ -10,11 +10,11 @@ from qmpsnap.model.hints import quoted
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD, Machine
 from qmpsnap.model.names import digest, job_id, node_name
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.block import open_store
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import refuse_foreign, refuse_other
 
 

@@ -23,6 +23,7 @@ from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.names import digest
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.block import check_roots
@@ -32,9 +33,8 @@ from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_left, ask_loadable
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate import discard
 from qmpsnap.plan.vmstate.branch import (
     NOT_TOLD,

@@ -14,15 +14,15 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.files import create_memory, seal_memory
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate, migrate_incoming
 from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Restore, Save
-from qmpsnap.plan.plan import Plan, Stage
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import local_chains, recorded, state_place
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.step import Step
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,

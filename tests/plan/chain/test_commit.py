@@ -15,6 +15,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Bitmap, Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import DropLayers, Later, MoveRoot, Root, Stage, Step
 from qmpsnap.plan.commands.block import blockdev_del, flush
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import (
@@ -27,8 +28,6 @@ from qmpsnap.plan.commands.jobs import (
 )
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Commit, Folded
-from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS

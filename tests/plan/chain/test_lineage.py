@@ -5,9 +5,9 @@ from msgspec.structs import replace
 
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import keep_continued, link_records
 from qmpsnap.plan.intent import Intent, Mirror, Snapshot, Stream
-from qmpsnap.plan.step import Step
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import NOW, STATE, planned

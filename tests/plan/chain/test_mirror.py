@@ -18,13 +18,12 @@ from qmpsnap.errors import (
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Filter, InternalSnapshot, Node
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import MoveRoot, Root, Stage
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import LuksHeader, create_file
 from qmpsnap.plan.commands.jobs import await_job, end_copy, job_complete, job_dismiss, mirror_job
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Ending, Mirror, Sync
-from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.step import MoveRoot, Root
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS

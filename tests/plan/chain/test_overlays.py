@@ -30,7 +30,7 @@ from tests.each import each
 from tests.plan.scenes import NOW, STATE, encrypted, job, overlays_of, planned, unseen, with_layer
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Overlay
+    from qmpsnap.model.step import Overlay
 
 ONE = graph(vda="base <- s1*")
 N1 = "/images/base.n1.qcow2"

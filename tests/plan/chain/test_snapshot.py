@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING
 from qmpsnap.model.graph import Io
 from qmpsnap.model.names import job_id
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Overlay, Stage
 from qmpsnap.plan.commands.block import open_overlay, snapshot_sync
 from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.commands.records import keep_moment, write_record
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.step import Overlay
 from qmpsnap.testing.drawing import MIB, graph
 from tests.plan.scenes import NOW, STATE, encrypted, overlays_of, planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
     from qmpsnap.testing.fake_files import FakeFiles
 
 ONE = graph(vda="base <- s1*")

@@ -5,12 +5,11 @@ import pytest
 from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Unsupported
 from qmpsnap.model.graph import Disk, Node
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import DropLayers, Stage
 from qmpsnap.plan.commands.block import blockdev_del, flush
 from qmpsnap.plan.commands.jobs import await_job, block_stream, job_finalize
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.intent import Stream
-from qmpsnap.plan.plan import Stage
-from qmpsnap.plan.step import DropLayers
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
@@ -40,6 +39,7 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
         chains={"vda": ALL},
         after={"vda": ALL[:1]},
         disk="vda",
+        notes=tuple(f"{file} stays valid, but is no longer needed by vda" for file in ALL[1:]),
     )
     assert plan.stages == (
         Stage("write the record", (write_record(LATER, record),)),

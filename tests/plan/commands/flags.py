@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 FLAGS = ("final", "writes", "pauses", "drains", "loads", "unseen", "restores", "owed")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from qmpsnap.model.graph import Io
+from qmpsnap.model.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -18,7 +19,6 @@ from qmpsnap.plan.commands.block import (
     set_drive,
     snapshot_sync,
 )
-from qmpsnap.plan.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root
 from tests.each import each
 from tests.plan.commands.flags import flags
 

@@ -22,7 +22,7 @@ from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 KEPT = Fingerprint("pc", 1, (), {}, {})
 
@@ -100,7 +100,7 @@ def test_memory_is_sealed_with_a_note_of_whose_it_is() -> None:
         "id": "i",
         "name": "c1",
         "running": True,
-        "fingerprint": KEPT,
+        "fingerprint": {"machine": "pc", "memory": 1, "cpus": (), "devices": {}, "disks": {}, "qemu": ""},
         "layers": (("vda", "/b"),),
     }
     assert (flags(step), step.undo) == ("", ())
@@ -110,4 +110,4 @@ def test_a_folded_file_is_looked_at_by_its_proof_which_is_not_printed() -> None:
     proof = Proof("qcow2", "/b", device=1, inode=2)
     step = retire_file("/f", "remove", "", proof)
     assert step.arguments == retire_file("/f", "remove", "").arguments
-    assert step.detail == {"proof": proof}
+    assert step.detail == {"proof": {"format": "qcow2", "backing": "/b", "device": 1, "inode": 2}}

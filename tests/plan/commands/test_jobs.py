@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from qmpsnap.model.step import DropLayers, Later, MoveRoot, Root, Step
 from qmpsnap.plan.commands.jobs import (
     adopt_job,
     await_job,
@@ -12,7 +13,6 @@ from qmpsnap.plan.commands.jobs import (
     job_finalize,
     mirror_job,
 )
-from qmpsnap.plan.step import DropLayers, Later, MoveRoot, Root, Step
 from tests.each import each
 from tests.plan.commands.flags import flags
 

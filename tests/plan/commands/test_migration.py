@@ -19,7 +19,7 @@ from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 
 def test_capabilities_are_set_one_entry_each_and_put_back() -> None:

@@ -13,13 +13,14 @@ from qmpsnap.plan.commands.records import (
     keep_lost,
     keep_moment,
     keep_place,
+    record_of,
     write_record,
 )
 from tests.each import each
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 JOB = "qmpsnap-commit-keep-00000000"
 RECORD = IntentRecord(JOB, "commit", "2024-05-01T12:00:00+00:00")
@@ -29,7 +30,7 @@ def test_a_record_that_is_written_is_removed_again() -> None:
     step = write_record("/r", RECORD)
     assert (step.on, step.command) == ("host", "write-record")
     assert step.arguments == {"directory": "/r", "id": JOB}
-    assert step.record == RECORD
+    assert record_of(step) == RECORD
     assert (flags(step), step.undo, step.effect) == ("", (finish_record("/r", (JOB,)),), None)
 
 
@@ -64,4 +65,4 @@ def test_what_is_known_of_a_moment_is_rolled_back_by_nothing(
 ) -> None:
     assert (step.on, step.command) == ("host", command)
     assert json.loads(json.dumps(step.arguments)) == {"directory": "/r", **arguments}
-    assert (flags(step), step.undo, step.effect, step.record) == (set_flags, (), None, None)
+    assert (flags(step), step.undo, step.effect, record_of(step)) == (set_flags, (), None, None)

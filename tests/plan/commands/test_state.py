@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from qmpsnap.model.step import Inside, Step
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.commands.state import (
     adopt,
@@ -17,7 +18,6 @@ from qmpsnap.plan.commands.state import (
     stop_for_load,
     system_reset,
 )
-from qmpsnap.plan.step import Inside, Step
 from tests.each import each
 from tests.plan.commands.flags import flags
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpsnap.model.graph import Disk, Graph
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 
 def holding(name: str, *snapshots: InternalSnapshot, layer: int = 0) -> Disk:

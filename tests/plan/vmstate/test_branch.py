@@ -10,10 +10,10 @@ from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, Filter, Io, Node
 from qmpsnap.model.machine import Device
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import MoveRoot
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.step import MoveRoot
 from qmpsnap.plan.vmstate.branch import branch_token
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -24,8 +24,8 @@ from tests.plan.scenes import NOW, STATE, planned, root_of, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
+    from qmpsnap.model.step import Step
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
 
 BACK = Revert("c1")
 

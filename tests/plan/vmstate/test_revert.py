@@ -32,8 +32,8 @@ from tests.plan.moments import BASE, DATA, ID, O1, O2, S1, STORE, TWO, covered_b
 from tests.plan.scenes import STATE, job, planned, root_of, with_layer
 
 if TYPE_CHECKING:
+    from qmpsnap.model.step import Step
     from qmpsnap.plan.plan import Plan
-    from qmpsnap.plan.step import Step
     from qmpsnap.testing.fake_files import FakeFiles
 
 BACK = Revert("c1")

@@ -30,7 +30,7 @@ from tests.each import each
 from tests.plan.scenes import STATE, job, planned, unseen, with_layer
 
 if TYPE_CHECKING:
-    from qmpsnap.plan.step import Step
+    from qmpsnap.model.step import Step
 
 TWO = graph(vda="base <- s1*", vdb="data.raw*")
 LAYERS = (

@@ -1,18 +1,20 @@
 """A step as data: what is sent or done, what takes it back, and what it does to the graph.
 
-A step is one QMP command, one wait, or one action on files of ours. The builders in `commands/` make steps;
-nobody else does. Only the effects are a closed union, which `effect.apply` goes through.
+A step is one QMP command, one wait, or one action on files of ours. The builders in `plan/commands/` make
+steps; nobody else does. Plans are made of them, and so are the records of operations: what a step holds is of
+JSON's types, or a struct that can be read back. Only the effects are a closed union, which `effect.apply`
+goes through.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.graph import Disk, Io
-from qmpsnap.model.record import IntentRecord
 
 MadeBy = Literal["us", "caller", "qemu"]
 """Who makes a file: we, the caller beforehand, or QEMU."""
@@ -148,7 +150,7 @@ class Later(Struct, frozen=True, tag="later"):
 Effect = PutOverlays | DropLayers | MoveRoot | AddNode | DropNode | Inside | Later
 
 
-class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Step(FrozenStruct, frozen=True, omit_defaults=True, kw_only=True):
     """One step of a plan. A step that starts a job which ends by itself has the effect of the job's end.
 
     Attributes:
@@ -172,9 +174,9 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     on: Literal["qmp", "wait", "host"]
     command: str
-    arguments: Frozen[str, Any] = Frozen()
+    arguments: Mapping[str, Any] = Frozen()
     kind: str = ""
-    detail: Frozen[str, Any] = Frozen()
+    detail: Mapping[str, Any] = Frozen()
     undo: tuple[Step, ...] = ()
     on_failure: tuple[Step, ...] = ()
     effect: Effect | None = None
@@ -212,12 +214,6 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
             return self.effect.effect.root
         return None
 
-    @property
-    def record(self) -> IntentRecord | None:
-        """What it writes down of the operation, or None."""
-        record: IntentRecord | None = self.detail.get("record")
-        return record
-
     def to_json(self) -> dict[str, object]:
         """The step as `-n --json` prints it."""
         return {"command": self.command, "arguments": self.arguments, "on": self.on}
@@ -234,3 +230,31 @@ _ON_A_JOB = frozenset(
         "await-job", "adopt-job",
     }
 )  # fmt: skip
+
+
+class Stage(Struct, frozen=True, omit_defaults=True):
+    """Steps after which the chains are read and compared.
+
+    Attributes:
+        title: What the stage does, in a few words.
+        steps: In order.
+        verify: Whether the graph is read after the last step and compared with `Plan.after`.
+        tidy: Whether it is cleanup after the operation has succeeded: each step is tried, and none is rolled
+            back.
+    """
+
+    title: str
+    steps: tuple[Step, ...]
+    verify: bool = False
+    tidy: bool = False
+
+    @property
+    def groups(self) -> tuple[tuple[Step, ...], ...]:
+        """The steps in order; overlays that follow each other may be created side by side."""
+        groups: list[tuple[Step, ...]] = []
+        for step in self.steps:
+            if groups and step.command == groups[-1][0].command == "create-overlay":
+                groups[-1] += (step,)
+            else:
+                groups.append((step,))
+        return tuple(groups)

@@ -7,12 +7,12 @@ from msgspec.structs import replace
 
 from qmpsnap.model.graph import Io
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.step import Root, Step
 from qmpsnap.plan.commands.block import blockdev_add, flush, internal_delete, probe_absent
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_cancel
-from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.records import finish_record, record_of, write_record
 from qmpsnap.plan.commands.state import cont, savevm, snapshot_load, stop
-from qmpsnap.plan.step import Root, Step
 from qmpsnap.testing.drawing import chain
 from tests.each import each
 
@@ -59,8 +59,8 @@ def test_step_on_vm_state_is_one_that_starts_a_job() -> None:
 
 def test_step_that_writes_a_record_has_it() -> None:
     record = IntentRecord(JOB, "commit", "2024-05-01T12:00:00+00:00")
-    assert write_record("/r", record).record is record
-    assert finish_record("/r", (JOB,)).record is None
+    assert record_of(write_record("/r", record)) is record
+    assert record_of(finish_record("/r", (JOB,))) is None
 
 
 def test_step_travels_and_is_equal_to_one_that_is_made_again() -> None:
