@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
 
 from integration.known_images import KIB
 from integration.machines import drive
-from qmpsnap.errors import NotInChain, WouldLose
+from qmpsnap.errors import CommandFailed, Detached, NotInChain, WouldLose
+from qmpsnap.plan.intent import Mirror, Stream
+from qmpsnap.run.outcome import Hooks
 
 BLOCK = 64 * KIB
 NAMES = ("one", "two", "three")
@@ -209,3 +213,30 @@ async def test_snapshot_inside_a_layer_that_was_left_is_reached_as_the_hint_says
     with machine(*drive("vda", base)) as running:
         async with running.connect() as vm:
             assert "inner" not in [moment.name for moment in (await vm.moments()).moments]
+
+
+@pytest.mark.parametrize("op", ["stream", "mirror"])
+async def test_moments_stay_when_a_later_client_ends_the_operation(machine, qemu, tmp_path, op):
+    base = qemu.create(tmp_path / "base.qcow2", 4 * BLOCK)
+    (tmp_path / "new").mkdir()
+    intents = {
+        "stream": Stream("vda", speed=16 * KIB),
+        "mirror": Mirror("vda", f"{tmp_path}/new/copy.qcow2", ending="pivot", speed=16 * KIB),
+    }
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await taken(vm, running)
+            running.write("vda", 4, BLOCK, 3 * BLOCK)
+            await vm.snapshot("four")
+            detach = anyio.Event()
+            detach.set()
+            with pytest.raises(Detached) as caught:
+                await vm.run(await vm.plan(intents[op]), Hooks(detach=detach))
+        async with running.connect() as vm:
+            with contextlib.suppress(CommandFailed):  # it may have copied everything by now
+                await vm.jobs.set_speed(caught.value.job_id, 0)
+            await vm.jobs.wait(caught.value.job_id)
+            assert len((await vm.graph()).disks["vda"].layers) == 1
+            assert [moment.name for moment in (await vm.moments()).moments] == [*NAMES, "four"]
+            await vm.revert("one")
+            running.read("vda", 1, 0, BLOCK)

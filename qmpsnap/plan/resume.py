@@ -17,6 +17,7 @@ from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
 from qmpsnap.plan.chain.invalidation import retire
 from qmpsnap.plan.chain.layers import left_behind, unused_nodes
+from qmpsnap.plan.chain.lineage import kept_found_later
 from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, flush
 from qmpsnap.plan.commands.files import create_file, remove_orphan
@@ -180,7 +181,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     notes: tuple[str, ...] = ()
     if record is not None:
         steps, notes = retire(record, scene.files.records)
-        tidy += [*map(blockdev_del, left_behind(record, scene)), *steps]
+        tidy += [*map(blockdev_del, left_behind(record, scene)), *steps, *kept_found_later(record, scene)]
         if not _keeps_overlay(record):
             # No chain tells that a copy is whole: the job does, until the record needs it no more.
             (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
@@ -293,7 +294,7 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
     finish = _finish(record, scene)
     disks = _disks(record, scene)
     if any(record.target in scene.graph.disks[disk].files for disk in disks):
-        left = map(blockdev_del, left_behind(record, scene))
+        left = (*map(blockdev_del, left_behind(record, scene)), *kept_found_later(record, scene))
         done = (Stage("the mirror had pivoted", (*left, *finish), tidy=True),)
         return _plan("mirror", disks, scene, done, record=record, moves=_moves(record.id, disks))
     fact = scene.files.files.get(record.target)
@@ -330,7 +331,8 @@ def _stream(record: IntentRecord, scene: Scene) -> Plan:
     finish = finish_record(record.directory, (record.id,))
     if _chains_now(disks, scene) == record.after:
         steps, _ = retire(record, scene.files.records)
-        done = (Stage("the job had succeeded", (*steps, finish), tidy=True),)
+        found = kept_found_later(record, scene)
+        done = (Stage("the job had succeeded", (*steps, *found, finish), tidy=True),)
         return _plan("stream", disks, scene, done, record=record)
     gone = (Stage("the job is gone", (finish,), tidy=True),)
     vanished = "the job was gone before its end; no snapshot was lost"
