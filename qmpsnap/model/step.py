@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from qmpsnap.model.frozen import Frozen, FrozenStruct
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Io
 
 MadeBy = Literal["us", "caller", "qemu"]
@@ -150,7 +150,7 @@ class Later(Struct, frozen=True, tag="later"):
 Effect = PutOverlays | DropLayers | MoveRoot | AddNode | DropNode | Inside | Later
 
 
-class Step(FrozenStruct, frozen=True, omit_defaults=True, kw_only=True):
+class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One step of a plan. A step that starts a job which ends by itself has the effect of the job's end.
 
     Attributes:

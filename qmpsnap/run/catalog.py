@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Collection
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from qmpsnap.run.safe_open import create_file
 _log = get_logger("qmpsnap.run")
 
 _SAMPLE = 8  # records of other machines that are looked at with each that is written
+_MONTH = timedelta(days=30)
 
 R = TypeVar("R", IntentRecord, MomentRecord)
 
@@ -215,8 +217,11 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
 
     That is one whose overlays are missing, and the layers that held it too, or the guest has written to them
     until now. Where one of them lies elsewhere than beside the records, nobody knows, and the record stays.
+    Nothing else shows that another machine is no more than that all of its layers are missing, so its records
+    stay for a month: somebody may have moved the images, and will bring them back.
     """
     place, written = os.path.dirname(moment.directory), {*moment.covered.values()}
+    month_ago = datetime.fromisoformat(moment.created) - _MONTH
     for name, other in others_near(moment, descriptor, sample=_SAMPLE).items():
         state = {other.state.file} if other.state is not None else set[str]()
         gone = {*other.all_going_on, *other.covered.values()} - written
@@ -224,6 +229,7 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
             all(os.path.dirname(file) == place for file in gone)
             and not any(map(os.path.lexists, gone | state))
             and other.created < moment.created
+            and (written & {*other.covered.values()} or datetime.fromisoformat(other.created) < month_ago)
         ):
             _log.info("record.removed", name=other.name, directory=other.directory)
             _unlink(name, descriptor)

@@ -279,7 +279,9 @@ async def test_records_that_nothing_needs_go_with_the_next_one(place, catalog):
     (place / "kept").touch()
     (place / "held").touch()
     put(moment("gone", "gone1", "base", place=place))  # its overlay is missing, and base was written to since
-    put(moment("nothing", "gone2", "gone3", place=place))  # of another machine, of which nothing is left
+    # of other machines, of which nothing is left
+    put(moment("nothing", "gone2", "gone3", place=place, created="2024-04-01T12:00:00+00:00"))
+    put(moment("moved", "gone7", "gone8", place=place))  # its images may have been moved, and may come back
     put(moment("there", "kept", "base", place=place))
     put(moment("good", "gone4", "held", place=place))  # the layer that holds it may be good yet
     put(moment("later", "gone5", "base", place=place, created="2024-05-03T12:00:00+00:00"))
@@ -287,7 +289,7 @@ async def test_records_that_nothing_needs_go_with_the_next_one(place, catalog):
     put(replace(elsewhere, overlays={"vda": "/mnt/gone6"}))  # may be a file system that is not mounted
     await written(catalog, "over", "base", place=place)
     records, _ = read_records([f"{place}/base.qmpsnap"])
-    assert sorted(record.id for record in records) == ["away", "good", "later", "new", "there"]
+    assert sorted(record.id for record in records) == ["away", "good", "later", "moved", "new", "there"]
 
 
 async def test_other_disks_lead_to_a_moments_record_until_it_goes(place, catalog):
