@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -295,9 +296,9 @@ def messages(plan):
 
 
 def listing(folder):
-    """Names of all files below a folder, without our sockets and logs."""
+    """Names of all files below a folder, without our sockets and logs, and of records without their keys."""
     return sorted(
-        str(path.relative_to(folder))
+        re.sub(r"(/moment-[^/.]+)\.[\w-]+(\.json)$", r"\1\2", str(path.relative_to(folder)))
         for path in Path(folder).rglob("*")
         if path.is_file() and not path.name.endswith(".log")
     )

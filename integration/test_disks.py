@@ -193,7 +193,7 @@ async def test_moments_of_disks_that_are_numbered_anew_at_the_next_start_are_fou
             await vm.checkpoint("ck", mode="internal")
             for name in ("ck", "one"):
                 assert set((await vm.revert(name)).chains) == {"device[1]"}
-            assert (await listed(vm, {"one"}))["one"] == {"device[1]"}
+            assert await listed(vm, {"one", "ck"}) == {"one": {"device[1]"}, "ck": set()}
 
 
 async def test_two_devices_on_one_node_go_together(qemu, machine, tmp_path):

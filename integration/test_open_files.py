@@ -467,7 +467,7 @@ async def test_an_operation_is_not_done_before_the_header_leads_to_the_file(qemu
         async with m.connect() as vm:
             plan = await vm.plan(Commit("vda", top="s2.qcow2", base="s1.qcow2"))
             astray = [
-                replace(
+                structs.replace(
                     stage,
                     steps=tuple(
                         structs.replace(

@@ -74,10 +74,14 @@ def left_behind(scene: Scene, disk: Disk, files: tuple[str, ...]) -> tuple[str, 
     """A note on the moments that these files of the disk hold, which it leaves."""
     names = [
         record.name
-        for record in related_records(scene.graph, scene.files.records)
+        for record in sorted(related_records(scene.graph, scene.files.records), key=_time)
         if record.covered.get(disk.name) in files and not record.deleted
     ]
     return (f"the snapshots {', '.join(names)} stay in layers that {disk.name} leaves",) if names else ()
+
+
+def _time(moment: MomentRecord) -> str:
+    return moment.created
 
 
 def _noted(moments: tuple[MomentRecord, ...], before: Disk, disk: Disk, after: Graph) -> tuple[Step, ...]:
