@@ -32,6 +32,7 @@ from qmpsnap.run.memory_files import Sealed, remove_state_file
 from qmpsnap.run.os_errors import hint, reason, unusable
 
 _log = get_logger("qmpsnap.run")
+_BRANCHES = 64  # that a moment's record keeps even if their overlays are missing
 _STORE_BYTES = 1 << 20  # what a guest would see of a store; VM state grows beyond it
 
 
@@ -179,7 +180,8 @@ class Host:
         async with self._rewriting:
             moment = await self._moment(directory, id)
             if overlays not in moment.branches:
-                branches = (*moment.branches, Frozen(overlays))
+                earlier = await in_thread(functools.partial(_without_missing, moment.branches))
+                branches = (*earlier, Frozen(overlays))
                 await self._catalog.rewrite(replace(moment, branches=branches))
 
     async def _keep_link(self, _: Step, *, directory: str, id: str) -> None:
@@ -272,3 +274,14 @@ class Host:
         if record is not None:
             return with_names(record, self._names.get(record_id, {}))
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)
+
+
+def _without_missing(branches: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:
+    """The branches; where there are many, without the oldest of those whose overlays are missing."""
+    many, kept = len(branches) - _BRANCHES, []
+    for branch in branches:
+        if many > 0 and not any(map(os.path.lexists, branch.values())):
+            many -= 1
+        else:
+            kept.append(branch)
+    return tuple(kept)

@@ -237,6 +237,21 @@ async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path)
     assert read_records((place,))[0] == (replace(MOMENT, branches=branches, directory=place),)
 
 
+async def test_host_drops_the_oldest_branches_whose_overlays_are_missing_when_there_are_many(
+    host: Host, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "base.qmpsnap")
+    await host.perform(write_record(place, RECORD))
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    (tmp_path / "r0").touch()
+    branches = tuple({"vda": f"{tmp_path}/r{number}"} for number in range(68))
+    await Catalog().rewrite(replace(MOMENT, branches=branches[:66], directory=place))
+    for branch in branches[66:]:
+        await host.perform(keep_branch(place, RECORD.id, branch))
+    kept = replace(MOMENT, branches=(branches[0], *branches[4:]), directory=place)
+    assert read_records((place,)) == ((kept,), ())
+
+
 async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) -> None:
     place = str(tmp_path / "base.qmpsnap")
     await host.perform(write_record(place, RECORD))  # an intent is no moment
