@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Collection
+import time
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -35,6 +36,7 @@ _log = get_logger("qmpsnap.run")
 
 _SAMPLE = 8  # records of other machines that are looked at with each that is written
 _MONTH = timedelta(days=30)
+_LOCK_SECONDS = 5.0
 
 R = TypeVar("R", IntentRecord, MomentRecord)
 
@@ -117,6 +119,23 @@ class Catalog:
         except OSError as error:
             raise unusable(directory, error, "read") from error
 
+    @contextlib.asynccontextmanager
+    async def locked(self, directory: str) -> AsyncIterator[None]:
+        """Hold the lock under which records of moments in that directory are read and replaced.
+
+        Raises:
+            InvalidTarget: When another client holds it for seconds, or the directory cannot be opened.
+        """
+        try:
+            descriptor = await in_thread(partial(_lock, directory))
+        except OSError as error:
+            raise unusable(directory, error, "lock") from error
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
     async def link(self, place: str, to: str) -> None:
         """Make one directory of records lead to another; idempotent, durable when it returns.
 
@@ -183,6 +202,25 @@ def _rewrite(record: MomentRecord) -> None:
         sync_directory(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock(directory: str) -> int | None:
+    """A descriptor that holds the directory's lock; None when it is missing, or not trusted."""
+    try:
+        descriptor = open_trusted(directory)
+    except (FileNotFoundError, ValueError):
+        return None
+    ends = time.monotonic() + _LOCK_SECONDS
+    while True:  # whoever may read the directory may hold the lock, so nobody waits for it without a limit
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                os.close(descriptor)
+                raise
+            time.sleep(0.01)
+        else:
+            return descriptor
 
 
 def _link_all(record: MomentRecord) -> None:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
 import anyio
 from msgspec import convert
@@ -177,7 +178,7 @@ class Host:
         id: str,
         overlays: Mapping[str, str],
     ) -> None:
-        async with self._rewriting:
+        async with self._changing(directory):
             moment = await self._moment(directory, id)
             if overlays not in moment.branches:
                 earlier = await in_thread(functools.partial(_without_missing, moment.branches))
@@ -185,12 +186,12 @@ class Host:
                 await self._catalog.rewrite(replace(moment, branches=branches))
 
     async def _keep_link(self, _: Step, *, directory: str, id: str) -> None:
-        async with self._rewriting:
+        async with self._changing(directory):
             moment = await self._moment(directory, id)
             await self._catalog.rewrite(replace(moment, state=None, deleted=True))
 
     async def _keep_lost(self, _: Step, *, directory: str, id: str, disk: str) -> None:
-        async with self._rewriting:
+        async with self._changing(directory):
             moment = await self._moment(directory, id)
             if disk not in moment.lost:
                 await self._catalog.rewrite(replace(moment, lost=(*moment.lost, disk)))
@@ -205,12 +206,12 @@ class Host:
         gone: tuple[str, ...],
         into: str,
     ) -> None:
-        async with self._rewriting:
+        async with self._changing(directory):
             moment = await self._moment(directory, id)
             await self._catalog.rewrite(without_layers(moment, disk, gone=gone, into=into))
 
     async def _keep_continued(self, _: Step, *, directory: str, id: str, disk: str, file: str) -> None:
-        async with self._rewriting:
+        async with self._changing(directory):
             moment = await self._moment(directory, id)
             continued = {disk: file}
             if continued not in moment.continued:
@@ -261,6 +262,12 @@ class Host:
             fact = (await in_thread(functools.partial(memory_files.look, (state.file,))))[state.file]
             inode, user = fact.inode, fact.user
         return replace(intent, state=replace(state, inode=inode, user=user))
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, directory: str) -> AsyncIterator[None]:
+        """Keep others, in this process or another, from changing a moment's record there meanwhile."""
+        async with self._rewriting, self._catalog.locked(directory):
+            yield
 
     async def _intent(self, directory: str, record_id: str) -> IntentRecord:
         record = await self._catalog.find(directory, record_id, IntentRecord)

@@ -20,6 +20,7 @@ import random
 import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -33,6 +34,7 @@ from qmpsnap.run.safe_open import open_directory, open_file
 _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LINK = "elsewhere-"
+_LISTINGS = 5  # how often records are listed while others give them names with other keys
 _DIRECTORIES = 64  # how many are read at most: a link may lead to others
 
 _R = TypeVar("_R", IntentRecord, MomentRecord)
@@ -95,6 +97,24 @@ def read_records(
     Returns:
         The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
     """
+    for _ in range(_LISTINGS - 1):
+        with suppress(FileNotFoundError):  # finished, or its keys have changed
+            return _read_all(directories, near, tokens)
+    return _read_all(directories, near, tokens, passing_over=True)
+
+
+def _read_all(
+    directories: Sequence[str],
+    near: Collection[str] | None,
+    tokens: Collection[str],
+    *,
+    passing_over: bool = False,
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """See `read_records`.
+
+    Raises:
+        FileNotFoundError: When a record that was listed is gone, unless such records are passed over.
+    """
     bad: list[str] = []
     opened = _open_all(directories, bad)
     try:
@@ -114,8 +134,9 @@ def read_records(
             for directory, name in pending:
                 try:
                     read[directory, name] = _read(opened[directory][0], name, directory)
-                except FileNotFoundError:  # finished meanwhile
-                    continue
+                except FileNotFoundError:
+                    if not passing_over:
+                        raise
                 except (OSError, ValueError) as error:
                     bad.append(f"{os.path.join(directory, name)}: {reason(error)}")
             keys = {layer_key(file) for file in _reached(near or (), read.values())}
@@ -144,14 +165,21 @@ def find_record(directory: str, record_id: str, kind: type[_R]) -> _R | None:
         return None
     try:
         moment = kind is MomentRecord
-        for name in os.listdir(descriptor) if moment else (f"intent-{record_id}.json",):
-            if record_id in name and _RECORD.fullmatch(name):
-                try:
-                    record = _read(descriptor, name, directory)
-                except (OSError, ValueError):
-                    continue
-                if isinstance(record, kind) and record.id == record_id:
-                    return record
+        for _ in range(_LISTINGS):
+            renamed = False
+            for name in os.listdir(descriptor) if moment else (f"intent-{record_id}.json",):
+                if record_id in name and _RECORD.fullmatch(name):
+                    try:
+                        record = _read(descriptor, name, directory)
+                    except FileNotFoundError:
+                        renamed = moment
+                    except (OSError, ValueError):
+                        continue
+                    else:
+                        if isinstance(record, kind) and record.id == record_id:
+                            return record
+            if not renamed:
+                break
     finally:
         os.close(descriptor)
     return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -250,6 +251,28 @@ async def test_host_drops_the_oldest_branches_whose_overlays_are_missing_when_th
         await host.perform(keep_branch(place, RECORD.id, branch))
     kept = replace(MOMENT, branches=(branches[0], *branches[4:]), directory=place)
     assert read_records((place,)) == ((kept,), ())
+
+
+async def test_hosts_that_change_one_moment_at_a_time_lose_nothing_and_never_hide_it(tmp_path: Path) -> None:
+    place = str(tmp_path / "base.qmpsnap")
+    hosts = [Host(Images(), Catalog()) for _ in range(2)]
+    await hosts[0].perform(write_record(place, RECORD))
+    await hosts[0].perform(keep_moment(place, RECORD.id, "n1"))
+    names = [[f"/d/{who}{number}" for number in range(10)] for who in "ab"]
+    seen = []
+
+    async def change(host: Host, files: list[str]) -> None:
+        for file in files:
+            await host.perform(keep_branch(place, RECORD.id, {"vda": file}))
+            seen.append(len(read_records((place,))[0]))
+
+    async with anyio.create_task_group() as group:
+        for host, files in zip(hosts, names, strict=True):
+            group.start_soon(change, host, files)
+    ((moment,), _) = read_records((place,))
+    assert isinstance(moment, MomentRecord)
+    assert sorted(branch["vda"] for branch in moment.branches) == sorted(names[0] + names[1])
+    assert {*seen} == {1}
 
 
 async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) -> None:
