@@ -80,21 +80,28 @@ def left_behind(scene: Scene, disk: Disk, files: tuple[str, ...]) -> tuple[str, 
     return (f"the snapshots {', '.join(names)} stay in layers that {disk.name} leaves",) if names else ()
 
 
+def _only(disk: Disk, graph: Graph) -> Graph:
+    """The graph with that disk alone."""
+    return replace(graph, disks=Frozen({disk.name: disk}))
+
+
 def _time(moment: MomentRecord) -> str:
     return moment.created
 
 
 def _noted(moments: tuple[MomentRecord, ...], before: Disk, disk: Disk, after: Graph) -> tuple[Step, ...]:
     """The step that notes what goes on from the nearest moment, if one would not be found any more."""
-    found = related_records(after, moments)
-    if len(found) == len(moments):
+    # By each disk alone: the others may lose what leads to a moment at the same time, or be unplugged.
+    led, leads = (related_records(_only(one, after), moments) for one in (before, disk))
+    lost = tuple(moment for moment in led if moment not in leads)
+    if not lost:
         return ()
     same = next(
         (index for index, file in enumerate(disk.files) if before.files[index : index + 1] != (file,)),
         len(disk.files),
     )
     place = max(same - 1, 0)
-    nearest = _nearest(tuple(one for one in moments if one not in found), before, place)
+    nearest = _nearest(lost, before, place)
     if nearest is None:
         return ()
     return (keep_continued(nearest.directory, nearest.id, disk.name, disk.files[place]),)
