@@ -122,6 +122,11 @@ class Plan:
         return any(step.command in {"migrate", "migrate-incoming"} for step in self.steps)
 
     @property
+    def saves(self) -> bool:
+        """Whether VM state is saved: no job may be running then."""
+        return any(step.command in {"migrate", "snapshot-save"} for step in self.steps)
+
+    @property
     def goes_back(self) -> bool:
         """Whether disks or memory become those of another time: no job may be running then."""
         return any(step.loads for step in self.steps)

@@ -66,7 +66,7 @@ class Operation:
         plan: The plan.
         hooks: What the caller wants to be told.
         seen: The graph when it was read a moment ago, for this very plan.
-        fresh: Whether the plan was made just now: chains and run state are those that it was made on.
+        fresh: Whether the plan was made just now: the chains are those that it was made on.
 
     Attributes:
         stop: Set by the executor when its caller was cancelled.
@@ -191,10 +191,8 @@ class Operation:
         journal = self._journal
         if journal.graph is None:
             journal.graph = await self._target.graph()
-        if self._plan.goes_back:
+        if self._plan.goes_back or (self._plan.intent is not None and self._plan.saves):
             refuse_jobs(await self._target.jobs(after_graph=True))
-        if self._fresh:
-            return
         found = journal.graph.chains(*self._plan.disks)
         planned = self._plan.run_state
         if planned and planned != (now := await guest_of(self._target).run_state()):
@@ -205,7 +203,7 @@ class Operation:
                 changed=Changed.NO,
                 hint="make a new plan",
             )
-        if not same(self._plan, journal.graph):
+        if not self._fresh and not same(self._plan, journal.graph):
             raise GraphMismatch(
                 "the chains, or their internal snapshots, have changed since the plan was made",
                 expected=self._plan.chains_before,

@@ -475,7 +475,7 @@ async def test_operation_wants_a_new_plan_when_the_run_state_has_changed(case: s
     assert fake.performed == []
 
 
-async def test_operation_asks_nothing_again_of_what_it_was_planned_on_a_moment_ago(
+async def test_operation_asks_the_run_state_again_also_of_what_it_was_planned_on_a_moment_ago(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake = await begun("in-place")
@@ -488,6 +488,6 @@ async def test_operation_asks_nothing_again_of_what_it_was_planned_on_a_moment_a
     monkeypatch.setattr(fake.guest, "run_state", run_state)
     vm = vm_of(fake)
     await vm.checkpoint("one", mode="in-place")
-    assert asked == []
-    await vm.run(await vm.plan(Checkpoint("two", mode="in-place")))
     assert asked == ["run_state"]
+    await vm.run(await vm.plan(Checkpoint("two", mode="in-place")))
+    assert asked == ["run_state", "run_state"]
