@@ -13,6 +13,7 @@ from collections.abc import Collection
 from qmpsnap.errors import NotInChain
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.plan.record_places import state_directories
 from qmpsnap.plan.scene import Scene
 
 _WITH_OVERLAYS = frozenset({"snapshot", "checkpoint", "revert"})
@@ -38,15 +39,19 @@ def refuse_strange_base(
     """Refuse a chain that is not this machine's: a record alone must not make a guest read any file.
 
     Each layer stands on the next by its own header, so the base image tells where they belong: it is one
-    that QEMU has open, or lies beside one of these, or beside the record, or beside an overlay that began at
-    the moment and stands on it by its own header.
+    that QEMU has open, or lies beside one of these, or, if the record is kin, beside the record or an overlay
+    that began at the moment and is backed by it by its own header.
 
     Raises:
         NotInChain: When it is another one, or a layer has another format than QEMU has it with.
     """
     known = {scene.files.real(layer.file): layer.format for layer in disk.layers if layer.local}
-    near = {posixpath.dirname(one) for one in known} | {posixpath.dirname(record.directory)}
-    near |= {posixpath.dirname(one) for one in record.began(disk.name) if _covers(one, chain[0][0], scene)}
+    near = {posixpath.dirname(one) for one in known}
+    if _is_kin(record, scene):
+        near.add(posixpath.dirname(record.directory))
+        near |= {
+            posixpath.dirname(one) for one in record.began(disk.name) if _covers(one, chain[0][0], scene)
+        }
     for file, form in chain:
         fact = scene.files.files[file]
         held = known.get(fact.real)
@@ -67,6 +72,21 @@ def refuse_strange_base(
             "beside none of its layers, the record, and what began there",
             hint="start a QEMU on an overlay of your own on it, if it is yours",
         )
+
+
+def _is_kin(record: MomentRecord, scene: Scene) -> bool:
+    """Whether the record lies in a place of this machine's own, or beside one of which the machine goes on.
+
+    A link leads to other places, and a bundle of images may bring one to another machine's records.
+    """
+    disks = [disk for disk in scene.graph.disks.values() if disk.layers]
+    return any(record.directory in state_directories(disk, scene.state_dir) for disk in disks) or any(
+        isinstance(other, MomentRecord)
+        and other.directory == record.directory
+        and not {*other.goes_on(disk.name)}.isdisjoint(disk.files)
+        for other in scene.files.records
+        for disk in disks
+    )
 
 
 def _covers(overlay: str, covered: str, scene: Scene) -> bool:
