@@ -47,7 +47,7 @@ def test_readme_s_commands_run_in_their_order(images, machine, tmp_path, way):
 
 def told(text):
     """Lines without what differs from run to run: numbers, units, ids, and how wide a column is."""
-    text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8}\b", "ID", text)
+    text = re.sub(r"\b[0-9a-f]{8}\b", "ID", text)
     text = re.sub(r"\d+(\.\d+)?( (B|KiB|MiB|ms|s)\b)?(/s)?", "N", text)
     text = re.sub(r"\b(running|ready)\b(?= N%)", "STATE", text.replace("  ", " "))
     return [" ".join(line.split()) for line in text.splitlines()]
