@@ -34,7 +34,7 @@ async def job_ends(bench: Bench):
             for number in range(bench.runs * 10):
                 job = f"bench{number}"
                 with target.watch(job) as watch:
-                    await target.command(
+                    await target.execute(
                         "blockdev-create",
                         {
                             "job-id": job,
@@ -43,7 +43,7 @@ async def job_ends(bench: Bench):
                     )
                     ended = await watch.until_concluded()
                     late.append(time.time() - watch.times[ended.status])
-                await target.command("job-dismiss", {"id": job})
+                await target.execute("job-dismiss", {"id": job})
             target.session.trace = sent.append
             async with anyio.create_task_group() as group:
                 group.start_soon(slow_mirror, vm, directory / "slow.raw")
