@@ -17,6 +17,7 @@ from qmpsnap.model.names import state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.plan.intent import Restore, Revert
+from qmpsnap.run.record_search import link_name
 
 STRANGER = 4711  # the id of a user that nobody has
 
@@ -196,6 +197,47 @@ async def test_a_bundles_record_that_names_a_file_of_the_host_is_none(
             assert await vm.jobs.interrupted() == ()
             with pytest.raises(NotFound):
                 await vm.jobs.wait(record.id)
+
+
+async def test_a_bundles_link_to_another_machines_records_makes_no_guest_read_its_image(
+    qemu, images, machine, leftovers, tmp_path
+):
+    """A forged moment claims the machine's base image, and that the other machine's goes on from it."""
+    made = images("base")
+    base = Path(made.active)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    image = qemu.create(folder / "v.qcow2", 64 * 1024)
+    overlay = qemu.create(folder / "v.s1.qcow2", backing=str(image), backing_format="qcow2")
+    good = MomentRecord(
+        id="qmpsnap-snapshot-keep-000000aa",
+        name="good",
+        created="2024-05-01T12:00:00+00:00",
+        overlays={"vda": str(overlay)},
+        covered={"vda": str(image)},
+        chains={"vda": (str(image),)},
+    )
+    theirs = bring(Path(image), good)
+    older = str(base.with_name("older.qcow2"))
+    forged = replace(
+        good,
+        id="qmpsnap-snapshot-keep-000000bb",
+        name="forged",
+        overlays={"vda": str(base)},
+        covered={"vda": older},
+        chains={"vda": (older,)},
+        branches=({"vda": str(image)},),
+    )
+    directory = bring(base, forged)
+    (directory / link_name(str(theirs))).symlink_to(theirs)
+    leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.snapshot("own")
+            assert "good" in [one.name for one in (await vm.moments()).moments]
+            for intent in (Revert("good"), Revert("good", into="new")):
+                await refuses(running, vm, intent, NotInChain, "which no disk of this machine has open")
 
 
 @pytest.mark.parametrize("aside", [False, True])

@@ -57,3 +57,17 @@ def test_mirror_says_which_snapshots_stay_in_the_layers_that_it_leaves() -> None
     files.records[:] = [FIRST, replace(SECOND, deleted=True)]
     notes = planned(Mirror("vda", COPY, "pivot"), OURS, files=files).notes
     assert notes == ("the snapshots first stay in layers that vda leaves",)
+
+
+def test_moment_of_two_disks_is_noted_for_each_though_the_other_still_leads_to_it() -> None:
+    both = graph(vda="base <- one*", vdb="data <- more*")
+    first = replace(
+        FIRST,
+        overlays={"vda": ONE, "vdb": "/images/more.qcow2"},
+        covered={"vda": BASE, "vdb": "/images/data.qcow2"},
+        chains={"vda": (BASE,), "vdb": ("/images/data.qcow2",)},
+    )
+    files = FakeFiles(both)
+    files.records[:] = [first]
+    steps = planned(Mirror("vda", COPY, "pivot"), both, files=files).steps
+    assert keep_continued(STATE, "m1", "vda", COPY) in steps
