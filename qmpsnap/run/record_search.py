@@ -13,14 +13,14 @@ later.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import random
 import re
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -38,6 +38,7 @@ _LISTINGS = 5  # how often records are listed while others give them names with 
 _DIRECTORIES = 64  # how many are read at most: a link may lead to others
 
 _R = TypeVar("_R", IntentRecord, MomentRecord)
+_T = TypeVar("_T")
 
 
 class _Listing:
@@ -97,10 +98,15 @@ def read_records(
     Returns:
         The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
     """
+    return _listing_again(partial(_read_all, directories, near, tokens))
+
+
+def _listing_again(look: Callable[..., _T]) -> _T:
+    """Look once more when a record that was listed is gone: it is finished, or its keys have changed."""
     for _ in range(_LISTINGS - 1):
-        with suppress(FileNotFoundError):  # finished, or its keys have changed
-            return _read_all(directories, near, tokens)
-    return _read_all(directories, near, tokens, passing_over=True)
+        with suppress(FileNotFoundError):
+            return look(passing_over=False)
+    return look(passing_over=True)
 
 
 def _read_all(
@@ -108,7 +114,7 @@ def _read_all(
     near: Collection[str] | None,
     tokens: Collection[str],
     *,
-    passing_over: bool = False,
+    passing_over: bool,
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
     """See `read_records`.
 
@@ -159,27 +165,34 @@ def find_record(directory: str, record_id: str, kind: type[_R]) -> _R | None:
     Raises:
         OSError: When the directory cannot be read.
     """
+    return _listing_again(partial(_find, directory, record_id, kind))
+
+
+def _find(directory: str, record_id: str, kind: type[_R], *, passing_over: bool) -> _R | None:
+    """See `find_record`.
+
+    Raises:
+        FileNotFoundError: When a moment's record that was listed is gone, unless such are passed over.
+    """
     try:
         descriptor = open_trusted(directory)
     except (FileNotFoundError, ValueError):
         return None
+    moment = kind is MomentRecord
     try:
-        moment = kind is MomentRecord
-        for _ in range(_LISTINGS):
-            renamed = False
-            for name in os.listdir(descriptor) if moment else (f"intent-{record_id}.json",):
-                if record_id in name and _RECORD.fullmatch(name):
-                    try:
-                        record = _read(descriptor, name, directory)
-                    except FileNotFoundError:
-                        renamed = moment
-                    except (OSError, ValueError):
-                        continue
-                    else:
-                        if isinstance(record, kind) and record.id == record_id:
-                            return record
-            if not renamed:
-                break
+        for name in os.listdir(descriptor) if moment else (f"intent-{record_id}.json",):
+            if record_id not in name or not _RECORD.fullmatch(name):
+                continue
+            try:
+                record = _read(descriptor, name, directory)
+            except FileNotFoundError:
+                if moment and not passing_over:
+                    raise
+            except (OSError, ValueError):
+                continue
+            else:
+                if isinstance(record, kind) and record.id == record_id:
+                    return record
     finally:
         os.close(descriptor)
     return None
@@ -250,7 +263,7 @@ def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int
         opened[directory] = descriptor, listing
         bad += (f"{os.path.join(directory, name)}: {why}" for name, why in listing.bad.items())
         for name in listing.links:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 target = os.readlink(name, dir_fd=descriptor)
                 if is_state_directory(target) and target not in pending and len(pending) < _DIRECTORIES:
                     pending.append(target)
