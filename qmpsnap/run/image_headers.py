@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, Header, luks_place, parse_header
 from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.run.safe_open import WrongKind, open_file
+
+T = TypeVar("T")
 
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 
@@ -39,14 +43,7 @@ def file_header(path: str) -> Header | None:
         ValueError: When there is a magic, but the rest is invalid.
         OSError: When it cannot be opened or read.
     """
-    try:
-        descriptor = open_file(path, follow=True)
-    except WrongKind:
-        return None
-    try:
-        return descriptor_header(descriptor)
-    finally:
-        os.close(descriptor)
+    return _of_regular(path, descriptor_header)
 
 
 def luks_header(wanted: LuksHeader) -> bytes:
@@ -79,16 +76,25 @@ def has_luks(path: str) -> bool:
     Raises:
         OSError: When it cannot be opened or read.
     """
-    try:
-        descriptor = open_file(path, follow=True)
-    except WrongKind:
-        return False
-    try:
-        return luks_place(os.pread(descriptor, _READS[0], 0)) is not None
-    finally:
-        os.close(descriptor)
+    return _of_regular(path, _bare_luks_place) is not None
 
 
 def _luks_place(descriptor: int) -> tuple[int, int] | None:
     header = descriptor_header(descriptor)
-    return header.luks if header is not None else luks_place(os.pread(descriptor, _READS[0], 0))
+    return header.luks if header is not None else _bare_luks_place(descriptor)
+
+
+def _bare_luks_place(descriptor: int) -> tuple[int, int] | None:
+    return luks_place(os.pread(descriptor, _READS[0], 0))
+
+
+def _of_regular(path: str, read: Callable[[int], T]) -> T | None:
+    """What is read from a regular file; None for anything else."""
+    try:
+        descriptor = open_file(path, follow=True)
+    except WrongKind:
+        return None
+    try:
+        return read(descriptor)
+    finally:
+        os.close(descriptor)
