@@ -122,14 +122,9 @@ class Plan:
         return any(step.command in {"migrate", "migrate-incoming"} for step in self.steps)
 
     @property
-    def saves(self) -> bool:
-        """Whether VM state is saved: no job may be running then."""
-        return any(step.command in {"migrate", "snapshot-save"} for step in self.steps)
-
-    @property
-    def goes_back(self) -> bool:
-        """Whether disks or memory become those of another time: no job may be running then."""
-        return any(step.loads for step in self.steps)
+    def excludes_jobs(self) -> bool:
+        """Whether VM state is saved, or disks or memory become those of another time: no job may run."""
+        return any(step.loads or step.command in {"migrate", "snapshot-save"} for step in self.steps)
 
     @property
     def record(self) -> IntentRecord | None:

@@ -191,7 +191,7 @@ class Operation:
         journal = self._journal
         if journal.graph is None:
             journal.graph = await self._target.graph()
-        if self._plan.goes_back or (self._plan.intent is not None and self._plan.saves):
+        if self._plan.excludes_jobs:
             refuse_jobs(await self._target.jobs(after_graph=True))
         found = journal.graph.chains(*self._plan.disks)
         planned = self._plan.run_state
