@@ -44,6 +44,14 @@ def host() -> Host:
     return Host(Images(), Catalog())
 
 
+async def with_moment(host: Host, tmp_path: Path) -> str:
+    """A directory of records that holds one moment's."""
+    place = str(tmp_path / "base.qmpsnap")
+    await host.perform(write_record(place, RECORD))
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    return place
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> str:
     file = tmp_path / "base.raw"
@@ -64,9 +72,7 @@ async def test_host_writes_and_finishes_a_record(host: Host, tmp_path: Path) -> 
 
 
 async def test_host_turns_an_intent_into_its_moment(host: Host, tmp_path: Path) -> None:
-    place = str(tmp_path / "base.qmpsnap")
-    await host.perform(write_record(place, RECORD))
-    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    place = await with_moment(host, tmp_path)
     ((moment,), _) = read_records((place,))
     assert moment == MomentRecord(
         RECORD.id,
@@ -228,9 +234,7 @@ async def test_host_says_what_cannot_be_sealed(host: Host, tmp_path: Path) -> No
 
 
 async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path) -> None:
-    place = str(tmp_path / "base.qmpsnap")
-    await host.perform(write_record(place, RECORD))
-    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    place = await with_moment(host, tmp_path)
     for _ in range(2):
         await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r1"}))
     await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r2"}))
@@ -241,9 +245,7 @@ async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path)
 async def test_host_drops_the_oldest_branches_whose_overlays_are_missing_when_there_are_many(
     host: Host, tmp_path: Path
 ) -> None:
-    place = str(tmp_path / "base.qmpsnap")
-    await host.perform(write_record(place, RECORD))
-    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    place = await with_moment(host, tmp_path)
     (tmp_path / "r0").touch()
     branches = tuple({"vda": f"{tmp_path}/r{number}"} for number in range(68))
     await Catalog().rewrite(replace(MOMENT, branches=branches[:66], directory=place))
@@ -285,9 +287,7 @@ async def test_host_says_so_when_the_moment_is_gone(host: Host, tmp_path: Path) 
 async def test_host_leaves_a_moment_of_the_same_id_when_it_finishes_an_operation(
     host: Host, tmp_path: Path
 ) -> None:
-    place = str(tmp_path / "base.qmpsnap")
-    await host.perform(write_record(place, RECORD))
-    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    place = await with_moment(host, tmp_path)
     await host.perform(finish_record(place, (RECORD.id,)))
     records, _ = read_records([place])
     assert [type(one) for one in records] == [MomentRecord]
