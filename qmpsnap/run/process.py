@@ -1,4 +1,4 @@
-"""QEMU as a child process: it ends, with everything that it started, when the block ends.
+"""QEMU, or a tool of it, as a child process: it ends, with all that it started, when the block ends.
 
 QEMU inherits one end of a socket pair as its monitor (`-chardev socket,fd=`), so no path is needed and no
 second client can take the monitor. Its process group is led by a guard, a shell that reads from a pipe whose
@@ -30,19 +30,21 @@ _GUARD: Final = "read -r _; kill -KILL 0"
 _TAIL_BYTES: Final = 16 * 1024
 _LAST_LINES: Final = 5  # of what QEMU printed, in an error's message
 _MOMENT: Final = 0.4  # seconds; whoever waits for a lost link is told within one
-_MONITOR_ID: Final = "qmpsnap"
+QEMU_MONITOR: Final = ("-chardev", "socket,id=qmpsnap,fd={fd}", "-qmp", "chardev:qmpsnap")
+"""Arguments that give QEMU a monitor on a descriptor."""
+
+DAEMON_MONITOR: Final = ("--chardev", "socket,id=qmpsnap,fd={fd}", "--monitor", "chardev=qmpsnap")
+"""The same for a qemu-storage-daemon."""
 
 
-class QemuProcess:
-    """A QEMU that is our child.
+class Process:
+    """A program that is our child.
 
-    `pid` is that of QEMU itself (or of the wrapper that it was started by, if that does not exec),
-    `socket` is our end of its monitor: connected, the greeting not yet read.
+    `pid` is that of the program itself (or of the wrapper that it was started by, if that does not exec).
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], sock: socket.socket, output: _Output) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], output: _Output) -> None:
         self.pid: Final = popen.pid
-        self.socket: Final = sock
         self._popen = popen
         self._output = output
 
@@ -53,7 +55,7 @@ class QemuProcess:
 
     @property
     def output_tail(self) -> str:
-        """Last 16 KiB of what QEMU wrote to stdout and stderr."""
+        """Last 16 KiB of what it wrote to stdout and stderr."""
         self._output.read()
         return self._output.tail.decode(errors="replace").strip()
 
@@ -85,9 +87,64 @@ class QemuProcess:
         return f"ended {how}: {text or 'it printed nothing'}"
 
     def terminate(self) -> None:
-        """Ask QEMU to end, as SIGTERM does: it flushes its disks and quits."""
+        """Ask it to end, as SIGTERM does: QEMU flushes its disks and quits."""
         if self.returncode is None:
             self._popen.terminate()
+
+
+class QemuProcess(Process):
+    """A QEMU that is our child.
+
+    `socket` is our end of its monitor: connected, the greeting not yet read.
+    """
+
+    def __init__(self, process: Process, sock: socket.socket) -> None:
+        super().__init__(process._popen, process._output)  # noqa: SLF001 - the same process
+        self.socket: Final = sock
+
+
+@asynccontextmanager
+async def start_program(
+    argv: Sequence[str],
+    *,
+    name: str,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    quit_limit: float = 10.0,
+) -> AsyncIterator[Process]:
+    """Start a program, and end it with the block.
+
+    When the block is left, it has ended or gets SIGTERM and, after `quit_limit`, SIGKILL; its whole
+    process group goes with it. No process, zombie or descriptor is left, also when the start fails or is
+    cancelled. When our own process dies, the group is killed at once. What it started in a session
+    of its own (setsid) is out of reach.
+
+    Args:
+        argv: The binary and its arguments.
+        name: What it is called in errors and logs.
+        cwd: Its working directory; ours if None.
+        env: Its whole environment; ours if None.
+        log: File that stdout and stderr are appended to; the last 16 KiB are kept in any case.
+        pass_fds: Descriptors that it inherits, under the same numbers.
+        quit_limit: Seconds that it has to end after SIGTERM.
+    Yields:
+        The process, just started.
+    Raises:
+        ConnectFailed: When the binary cannot be started.
+    """
+    with ExitStack() as stack:
+        output = stack.enter_context(closing(_Output(log)))
+        guard = stack.enter_context(_guard())
+        process = _spawn(argv, name, cwd=cwd, env=env, pass_fds=pass_fds, group=guard.pid, output=output)
+        try:
+            _log.debug("process.started", vm=name, pid=process.pid, argv=masked_all(argv))
+            yield process
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process, group=guard.pid, limit=quit_limit)
+            _log.debug("process.ended", vm=name, pid=process.pid, status=process.returncode)
 
 
 @asynccontextmanager
@@ -100,13 +157,9 @@ async def start_qemu(
     name: str = "qemu",
     greeting_limit: float = 60.0,
     quit_limit: float = 10.0,
+    monitor: Sequence[str] = QEMU_MONITOR,
 ) -> AsyncIterator[QemuProcess]:
-    """Start QEMU with a monitor on an inherited socket, and end it with the block.
-
-    When the block is left, QEMU has ended or gets SIGTERM and, after `quit_limit`, SIGKILL; its whole
-    process group goes with it. No process, zombie or descriptor is left, also when the start fails or is
-    cancelled. When our own process dies, the group is killed at once. What QEMU started in a session
-    of its own (setsid) is out of reach.
+    """Start QEMU with a monitor on an inherited socket, and end it with the block, as `start_program`.
 
     Args:
         argv: The binary and its arguments; the monitor's are added (the chardev id `qmpsnap` is ours).
@@ -116,6 +169,8 @@ async def start_qemu(
         name: The machine's name in errors and logs.
         greeting_limit: Seconds until the monitor must send its greeting.
         quit_limit: Seconds that QEMU has to end after SIGTERM.
+        monitor: Arguments that give it the monitor: `QEMU_MONITOR`, or `DAEMON_MONITOR` for a
+            qemu-storage-daemon.
     Yields:
         The process, its monitor's greeting ready to be read.
     Raises:
@@ -129,19 +184,18 @@ async def start_qemu(
             feature="-daemonize",
             hint="leave -daemonize out, or start QEMU yourself and connect to its socket",
         )
-    with ExitStack() as stack:
-        output = stack.enter_context(closing(_Output(log)))
-        guard = stack.enter_context(_guard())
-        process = _spawn(argv, name, cwd=cwd, env=env, group=guard.pid, output=output)
-        try:
-            _log.debug("qemu.started", vm=name, pid=process.pid, argv=masked_all(argv))
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        ours.settimeout(0)
+        number = theirs.fileno()
+        words = [*argv, *(word.format(fd=number) for word in monitor)]
+        async with start_program(
+            words, name=name, cwd=cwd, env=env, log=log, pass_fds=(number,), quit_limit=quit_limit
+        ) as started:
+            theirs.close()
+            process = QemuProcess(started, ours)
             await _await_greeting(process, argv[0], name=name, limit=greeting_limit)
             yield process
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process, group=guard.pid, limit=quit_limit)
-            process.socket.close()
-            _log.debug("qemu.ended", vm=name, pid=process.pid, status=process.returncode)
 
 
 def _spawn(
@@ -150,35 +204,26 @@ def _spawn(
     *,
     cwd: str | Path | None,
     env: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
     group: int,
     output: _Output,
-) -> QemuProcess:
-    ours, theirs = socket.socketpair()
-    monitor = (
-        "-chardev",
-        f"socket,id={_MONITOR_ID},fd={theirs.fileno()}",
-        "-qmp",
-        f"chardev:{_MONITOR_ID}",
-    )
+) -> Process:
     try:
         popen = subprocess.Popen(
-            [*argv, *monitor],
+            argv,
             cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=output.writer,
             stderr=output.writer,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=pass_fds,
             process_group=group,
         )
     except OSError as error:
-        ours.close()
         raise ConnectFailed(f"{name}: cannot start {argv[0]!r}: {error.strerror}") from error
     finally:
-        theirs.close()
         output.close_writer()
-    ours.settimeout(0)
-    return QemuProcess(popen, ours, output)
+    return Process(popen, output)
 
 
 async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit: float) -> None:
@@ -199,12 +244,12 @@ async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit
         raise ConnectFailed(f"{name} has not greeted: {binary!r} {words}")
 
 
-async def _end(process: QemuProcess, *, group: int, limit: float) -> None:
+async def _end(process: Process, *, group: int, limit: float) -> None:
     process.terminate()
     with anyio.move_on_after(limit) as scope:
         await process.wait()
     if scope.cancelled_caught:
-        _log.warning("qemu.killed", pid=process.pid, waited=limit)
+        _log.warning("process.killed", pid=process.pid, waited=limit)
     # The guard leads the group and is not yet waited for: the number cannot be another group's.
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)

@@ -217,6 +217,6 @@ async def test_start_qemu_logs_no_secret_of_its_command_line(caplog):
     caplog.set_level("DEBUG", "qmpsnap")
     async with start_qemu([*fake_qemu(SERVE), "-object", "secret,id=s,data=hunter2"]):
         pass
-    (started,) = [vars(record) for record in caplog.records if vars(record).get("event") == "qemu.started"]
+    (started,) = [vars(record) for record in caplog.records if vars(record).get("event") == "process.started"]
     assert "secret,id=s,data=***" in started["argv"]
     assert "hunter2" not in repr(started)
