@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from integration.known_images import KIB, MIB
-from integration.machines import blockdev
-from integration.states import refuses
-from qmpsnap.errors import InvalidTarget, StillNeeded, WouldLose
+from integration.known_images import KIB, MIB, content, overwritten
+from integration.machines import WAYS, blockdev
+from integration.states import refuses, status
+from qmpsnap.errors import Changed, Incomplete, InvalidTarget, StillNeeded, WouldLose
 from qmpsnap.plan.intent import Revert
 
 WRITE = (0xB1, 6 * MIB, 64 * KIB)
@@ -123,3 +123,59 @@ async def test_checkpoint_writes_to_no_file_that_took_the_name_of_its_own(images
             for path in tmp_path.glob("*.partial"):
                 path.unlink()
     assert victim.read_bytes() == b"precious"
+
+
+BETWEEN = {
+    "before the guest is paused": ("stop", "snapshot", "elsewhere"),
+    "while it is paused": ("qom-set", "snapshot", "."),
+    "while it is paused, by an image": ("qom-set", "image", "."),
+    "once the disk has moved": ("keep-branch", "image", "."),
+}
+
+
+@pytest.mark.parametrize(("command", "kind", "place"), BETWEEN.values(), ids=BETWEEN)
+async def test_discard_keeps_a_layer_that_another_client_covers_meanwhile(
+    qemu, images, machine, tmp_path, command, kind, place
+):
+    (tmp_path / "elsewhere").mkdir()
+    other = str(tmp_path / place / "other.qcow2")
+    base, way = images("base").active, WAYS["drive" if command == "qom-set" else "blockdev"]
+    with machine(*way("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            layer = (await vm.snapshot("c1")).active["vda"]
+            running.write("vda", *WRITE)
+            (root, *_) = running.roots()["vda"]
+            perform = vm._target.perform
+
+            async def covered(step):
+                if step.command == command and not Path(other).exists():
+                    if kind == "image":
+                        qemu.create(other, backing=layer)
+                    else:
+                        names = {"node-name": root, "snapshot-node-name": "x"}
+                        running.qmp("blockdev-snapshot-sync", names, **{"snapshot-file": other})
+                return await perform(step)
+
+            vm._target.perform = covered
+            with pytest.raises((Incomplete, StillNeeded)) as caught:
+                await vm.revert("c1", discard=True)
+            vm._target.perform = perform
+            error, chain = caught.value, (await vm.graph()).chains()["vda"]
+            assert status(running) == "running"
+            if command == "stop":
+                assert (type(error), error.changed, error.by) == (StillNeeded, Changed.NO, ("x",))
+                assert (chain, error.left) == ((other, layer, base), ())
+                assert await vm.jobs.interrupted() == ()
+                back = await vm.revert("c1")
+                assert back.chains["vda"][1:] == (base,)
+            else:
+                assert (type(error), error.changed) == (Incomplete, Changed.YES)
+                assert f"{layer} is still needed" in error.message
+                assert other in error.message
+                assert chain[1:] == (base,)
+                (record,) = await vm.jobs.interrupted()
+                await vm.jobs.wait(record.id)
+                assert await vm.jobs.interrupted() == ()
+    assert qemu.read(other) == overwritten(content(1), WRITE)
+    assert qemu.read(chain[0]) == (qemu.read(other) if command == "stop" else content(1))

@@ -8,7 +8,7 @@ import pytest
 
 from integration.known_images import content
 from integration.machines import blockdev, listing, traced, wait_for
-from qmpsnap.errors import Busy, Changed, FileMoved, StillNeeded
+from qmpsnap.errors import Busy, Changed, FileMoved, Incomplete, StillNeeded
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -94,3 +94,35 @@ async def test_commit_is_refused_once_another_image_is_backed_by_its_base(qemu, 
             assert qemu.read(other) == content(1)
             Path(other).unlink()
             assert (await vm.run(plans["commit between"])).chains["vda"][1:] == (made.files[0],)
+
+
+@pytest.mark.parametrize("folded", ["rename", "remove"])
+async def test_commit_puts_no_file_away_on_which_an_image_was_made_meanwhile(
+    qemu, images, machine, tmp_path, folded
+):
+    made = images(CHAIN)
+    base, top, active = made.files
+    with machine(*blockdev("vda", active)) as running:
+        async with running.connect() as vm:
+            perform = vm._target.perform
+
+            async def based_on(step):
+                if step.command == "job-dismiss":
+                    qemu.create(tmp_path / "other.qcow2", backing=top)
+                return await perform(step)
+
+            vm._target.perform = based_on
+            with pytest.raises(Incomplete, match=f"{top} is still needed.*other.qcow2") as caught:
+                await vm.commit("vda", top="s1", base="base", folded=folded)
+            vm._target.perform = perform
+            assert (caught.value.changed, caught.value.invalid) == (Changed.YES, (top,))
+            assert (await vm.graph()).chains()["vda"] == (active, base)
+            assert qemu.read(tmp_path / "other.qcow2") == content(2)
+            (record,) = await vm.jobs.interrupted()
+            with pytest.raises(Incomplete, match="is still needed"):
+                await vm.jobs.wait(record.id)
+            (tmp_path / "other.qcow2").unlink()
+            await vm.jobs.wait(record.id)
+            assert await vm.jobs.interrupted() == ()
+    assert [Path(top).exists(), Path(f"{top}.invalid").exists()] == [False, folded == "rename"]
+    assert qemu.read(active) == content(3)

@@ -19,11 +19,11 @@ from qmpsnap.errors import (
     Detached,
     GraphMismatch,
     Incomplete,
-    InvalidTarget,
     JobFailed,
     JobPaused,
     LinkLost,
     QmpsnapError,
+    StillNeeded,
 )
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
@@ -47,6 +47,7 @@ from qmpsnap.run.outcome import (
 )
 from qmpsnap.run.planning import both
 from qmpsnap.run.read_back import check_files, look_back
+from qmpsnap.run.retirement import Retirement
 from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back
 from qmpsnap.run.target import Standstill, Target, Watch, guest_of
 
@@ -136,7 +137,9 @@ class Operation:
         except EndedWell:
             await self._on(watch)
             return
-        if undone.graph is not None:
+        if undone.graph is not None and isinstance(error, StillNeeded):
+            journal.graph = undone.graph  # others have changed the chain, as was found before anything moved
+        elif undone.graph is not None:
             journal.look(undone.graph)
         error = rolled_back(error, undone, journal)
         if journal.loaded and plan.moves and journal.graph is not None:
@@ -346,12 +349,13 @@ class Operation:
     async def _tidy(self, stage: Stage) -> None:
         """Put away what the operation leaves: each step is tried, the record goes last or stays."""
         failed: list[tuple[Step, QmpsnapError]] = []
+        retirement = Retirement(self._target, self._journal)
         for step in stage.steps:
             undone = [one for one, _ in failed]
             if step.command in {"finish-record", "keep-moment"} and any(failure.owed for failure in undone):
                 continue  # who ends what is left learns from it what that is
             try:
-                self._refuse_open(step, undone)
+                await retirement.refuse(step, undone)
                 await self._perform(step)
             except LinkLost:
                 raise
@@ -366,16 +370,6 @@ class Operation:
                 hint=self._journal.later,
                 invalid=invalid_now(self._plan, [step for step, _ in failed]),
             ) from failed[0][1]
-
-    def _refuse_open(self, step: Step, undone: list[Step]) -> None:
-        """Refuse to remove a file whose node could not be closed."""
-        graph = self._journal.graph
-        if step.command != "retire-file" or step.arguments["policy"] != "remove" or graph is None:
-            return
-        file = step.arguments["file"]
-        kept = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
-        if any(graph.nodes[node].file == file for node in kept if node in graph.nodes):
-            raise InvalidTarget(f"{file} is still open in QEMU; it stays", file=file)
 
     async def _on(self, watch: Watch) -> None:
         """Bring an operation to its end whose job had ended well before it could be stopped."""

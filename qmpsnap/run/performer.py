@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from qmpsnap.errors import CommandFailed, InvalidTarget, TargetExists
-from qmpsnap.model.block_replies import BlockInfo
+from qmpsnap.errors import CommandFailed, InvalidTarget, StillNeeded, TargetExists
+from qmpsnap.model.block_replies import BlockInfo, BlockStats
 from qmpsnap.model.qapi import read
 from qmpsnap.model.step import Step
 from qmpsnap.run.hmp import load, manage, stop_for_load
@@ -36,6 +36,7 @@ class Performer:
             "loadvm": partial(load, session),
             "stop-for-load": partial(stop_for_load, session),
             "check-roots": partial(check_roots, session),
+            "check-active": partial(check_active, session),
             "set": migrations.set,
             "migrate": migrations.begin,
             "migrate-incoming": migrations.begin,
@@ -127,4 +128,27 @@ async def check_roots(session: Session, step: Step) -> None:
                 arguments={"path": qdev, "property": "drive", "value": node},
                 qmp_class="GenericError",
                 desc=text,
+            )
+
+
+async def check_active(session: Session, step: Step) -> None:
+    """Check that every disk still writes to the layer that is to be given up.
+
+    Raises:
+        StillNeeded: When another client has put an overlay on it, or moved the disk to another layer.
+        Malformed: When QEMU's answer is not of the schema's shape.
+        LinkLost: When the link is lost.
+
+    QAPI: query-blockstats (block-core.json).
+    """
+    devices = read(list[BlockStats], await session.query("query-blockstats"), "query-blockstats")
+    nodes = {device.qdev: [each.node_name for each in device.chain()] for device in devices}
+    for disk, planned in step.arguments.items():
+        found = nodes.get(step.detail[disk], [])
+        if found[: len(planned)] != [*planned]:
+            raise StillNeeded(
+                f"{disk} no longer writes to the node {planned[-1]!r}: another client has changed its chain "
+                "since the plan was made",
+                by=[node for node in found if node not in planned][:1],
+                hint="make a new plan",
             )

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import anyio
 from msgspec.structs import replace
 
-from qmpsnap.errors import LinkLost, QmpsnapError
+from qmpsnap.errors import LinkLost, QmpsnapError, StillNeeded
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
@@ -328,7 +328,7 @@ class FakeTarget:
                 if node not in self.state.nodes:
                     raise refused(f"Failed to find node with node-name='{node}'", command=step.command)
                 self.state = self._change(self.state, step)
-            case "check-roots":
+            case "check-roots" | "check-active":
                 self._check(step)
             case "probe" | "flush" | "await-job" | "adopt-job":
                 pass
@@ -336,9 +336,12 @@ class FakeTarget:
                 self.guest.perform(step)
 
     def _check(self, step: Step) -> None:
-        for disk, node in step.arguments.items():
-            if self.state.disks[disk].root != node:
-                raise refused(f"the device of {disk} kept its root", command=step.command)
+        for name, wanted in step.arguments.items():
+            disk = self.state.disks[name]
+            if step.command == "check-roots" and disk.root != wanted:
+                raise refused(f"the device of {name} kept its root", command=step.command)
+            if step.command == "check-active" and {disk.root, disk.active.node} != {*wanted}:
+                raise StillNeeded(f"{name} writes to another node by now", by=[disk.active.node])
 
     def _dismiss(self, job_id: str) -> None:
         self._set(job_id, JobStatus.NULL)

@@ -4,10 +4,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
-from qmpsnap.errors import CommandFailed, JobFailed, LinkLost, Unsupported
+from qmpsnap.errors import CommandFailed, JobFailed, LinkLost, StillNeeded, Unsupported
 from qmpsnap.model.job import JobStatus
-from qmpsnap.plan.commands.block import blockdev_del, check_roots
+from qmpsnap.plan.commands.block import blockdev_del, check_active, check_roots
 from qmpsnap.plan.commands.files import create_memory, seal_memory
 from qmpsnap.plan.commands.jobs import (
     await_job,
@@ -222,6 +223,13 @@ async def test_fake_says_when_a_device_kept_its_old_root() -> None:
     await fake.perform(check_roots((("vda", "q", "vda-s2"),)))
     with pytest.raises(CommandFailed, match="the device of vda kept its root"):
         await fake.perform(check_roots((("vda", "q", "new"),)))
+
+
+async def test_fake_says_when_a_disk_writes_to_another_layer() -> None:
+    fake = FakeTarget(TWO)
+    await fake.perform(check_active([TWO.disks["vda"]]))
+    with pytest.raises(StillNeeded, match="vda writes to another node"):
+        await fake.perform(check_active([replace(TWO.disks["vda"], root="new")]))
 
 
 async def test_fake_says_how_long_the_guest_was_paused_since_somebody_listens() -> None:

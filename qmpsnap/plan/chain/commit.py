@@ -29,7 +29,7 @@ from qmpsnap.plan.chain.layers import (
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
-from qmpsnap.plan.checks.place import other_disks, refuse_barred, refuse_unsearched
+from qmpsnap.plan.checks.place import images_on, other_disks, refuse_barred, refuse_unsearched
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
 from qmpsnap.plan.intent import Commit
@@ -303,20 +303,7 @@ def refuse_needed(
     """Images that are backed by what changes and may become invalid, and notes on the search; or refuse."""
     files = scene.files
     disks = [name for layer in changed for name in other_disks(scene, disk, layer)]
-    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
-    raw = {
-        files.real(layer.file)
-        for other in scene.graph.disks.values()
-        for layer in other.layers
-        if layer.format == "raw"
-    }
-    images = dict.fromkeys(
-        file
-        for layer in changed
-        if layer.file.startswith("/")
-        for file in files.backed_by(layer.file, without=disk.files)
-        if file not in raw
-    )
+    images = images_on(scene.graph, files, [layer.file for layer in changed], without=disk.files)
     allowed = {*intent.invalidate, *map(files.real, intent.invalidate)}
     given_up = tuple(file for file in images if file in allowed)
     needed = [*disks, *(file for file in images if file not in allowed)]

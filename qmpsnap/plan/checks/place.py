@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from qmpsnap.errors import InvalidTarget, TargetExists, Unsupported
-from qmpsnap.model.files import DirFact
-from qmpsnap.model.graph import Disk, Layer
+from qmpsnap.model.files import DirFact, Files
+from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import is_device_path
 from qmpsnap.plan.scene import Scene
 
@@ -80,6 +80,30 @@ def other_disks(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
         for other in scene.graph.disks.values()
         if other.name != disk.name and scene.files.same(layer.file, *other.files)
     ]
+
+
+def images_on(
+    graph: Graph, files: Files, layers: Iterable[str], *, without: Collection[str]
+) -> tuple[str, ...]:
+    """Images that are backed by one of the layers' files, by their canonical names.
+
+    Args:
+        graph: What QEMU has open.
+        files: What lies on the disk; the layers were asked for.
+        layers: The files.
+        without: Files that are neither listed nor followed.
+    """
+    # QEMU reads these as raw disks: what a guest wrote to one looks like a header, and is none.
+    raw = {
+        files.real(layer.file)
+        for disk in graph.disks.values()
+        for layer in disk.layers
+        if layer.format == "raw"
+    }
+    found = (
+        file for layer in layers if layer.startswith("/") for file in files.backed_by(layer, without=without)
+    )
+    return tuple(file for file in dict.fromkeys(found) if file not in raw)
 
 
 def refuse_place(scene: Scene, file: str, *, hint: str = "free some space there") -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Io, Layer
+from qmpsnap.model.graph import Disk, Io, Layer
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.step import AddNode, DropNode, Inside, MoveRoot, Overlay, PutOverlays, Root, Step
 
@@ -282,6 +283,21 @@ def check_roots(roots: tuple[tuple[str, str, str], ...]) -> Step:
         command="check-roots",
         arguments=Frozen({disk: node for disk, _, node in roots}),
         detail=Frozen({disk: qdev for disk, qdev, _ in roots}),
+    )
+
+
+def check_active(disks: Sequence[Disk]) -> Step:
+    """Ask which layer each disk writes to: another client may have covered it. QAPI: query-blockstats.
+
+    Args:
+        disks: The disks, as they were when the plan was made: at most one filter is above the active layer.
+    """
+    nodes = {disk.name: tuple(dict.fromkeys((disk.root, disk.active.node))) for disk in disks}
+    return Step(
+        on="wait",
+        command="check-active",
+        arguments=Frozen(nodes),
+        detail=Frozen({disk.name: disk.qdev for disk in disks}),
     )
 
 

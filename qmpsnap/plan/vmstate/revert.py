@@ -26,7 +26,7 @@ from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
-from qmpsnap.plan.commands.block import check_roots
+from qmpsnap.plan.commands.block import check_active, check_roots
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.commands.state import cont, system_reset
@@ -133,6 +133,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                 f"revert to {intent.name!r}",
                 (
                     pause(state, machine, token, scene),
+                    *((check_active(disks),) if intent.discard else ()),
                     *(branch.move(machine, prepare=state is None) for branch in new),
                     *_check(new),
                     *(load or (system_reset(),)),

@@ -7,6 +7,7 @@ from qmpsnap.model.step import AddNode, DropNode, Inside, MoveRoot, Overlay, Put
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
+    check_active,
     check_roots,
     flush,
     internal_delete,
@@ -19,6 +20,7 @@ from qmpsnap.plan.commands.block import (
     set_drive,
     snapshot_sync,
 )
+from qmpsnap.testing.drawing import chain, graph
 from tests.each import each
 from tests.plan.commands.flags import flags
 
@@ -211,6 +213,16 @@ def test_check_roots_says_which_root_is_expected_of_each_disk() -> None:
     step = check_roots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
     assert (step.on, step.command, step.arguments) == ("wait", "check-roots", {"vda": "n1", "vdb": "n2"})
     assert step.detail == {"vda": "/q/vda", "vdb": "/q/vdb"}
+    assert (flags(step), step.undo, step.effect) == ("", (), None)
+
+
+def test_check_active_says_which_nodes_are_expected_down_to_each_active_layer() -> None:
+    drawn = graph(chain("base <- s1*"), chain("data*", name="vdb"))
+    under = replace(drawn.disks["vdb"], root="thr", qdev="/q/vdb")
+    step = check_active([drawn.disks["vda"], under])
+    assert (step.on, step.command) == ("wait", "check-active")
+    assert step.arguments == {"vda": ("vda-s1",), "vdb": ("thr", "vdb-data")}
+    assert step.detail == {"vda": drawn.disks["vda"].qdev, "vdb": "/q/vdb"}
     assert (flags(step), step.undo, step.effect) == ("", (), None)
 
 

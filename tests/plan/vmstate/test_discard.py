@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, WouldLose
 from qmpsnap.model.graph import Bitmap, InternalSnapshot
+from qmpsnap.plan.commands.block import check_active
 from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import chain, graph
 from tests.each import each
@@ -73,3 +74,12 @@ def test_discard_gives_up_an_overlay_that_a_revert_made() -> None:
     assert "/images/r1.qcow2" in [
         step.arguments["file"] for step in plan.steps if step.command == "retire-file"
     ]
+
+
+@each("discard", [False, True])
+def test_discard_asks_once_more_what_the_disks_write_to_right_before_they_move(*, discard: bool) -> None:
+    plan = planned(Revert("c1", discard=discard), TWO, files=files_of(""), state_dir=STATE)
+    _, go, _ = plan.stages
+    disks = [TWO.disks["vda"], TWO.disks["vdb"]]
+    assert [step for step in plan.steps if step.command == "check-active"] == [check_active(disks)] * discard
+    assert [step.command for step in go.steps][1 + discard] == "qom-set"

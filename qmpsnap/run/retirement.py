@@ -1,0 +1,79 @@
+"""Whether a file may be put away: nobody may need it by then, whatever was so when the plan was made."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+from qmpsnap.errors import InvalidTarget, StillNeeded
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.step import DropNode, Step
+from qmpsnap.plan.checks.place import images_on
+from qmpsnap.plan.intent import Commit
+from qmpsnap.run.journal import Journal
+from qmpsnap.run.target import Target
+
+
+class Retirement:
+    """The files that one run of a plan puts away; who needs them is looked at before the first of them goes.
+
+    Args:
+        target: The machine.
+        journal: How far the operation has come, with the graph as read after it.
+    """
+
+    def __init__(self, target: Target, journal: Journal) -> None:
+        self._target = target
+        self._journal = journal
+        self._files: Files | None = None
+
+    async def refuse(self, step: Step, undone: Sequence[Step]) -> None:
+        """Refuse to put away a file that is needed; nothing is said of any other step.
+
+        Args:
+            step: The step.
+            undone: Steps of the cleanup that have failed.
+
+        Raises:
+            StillNeeded: When an image is backed by the file that was not so when the plan was made.
+            InvalidTarget: When it is to be removed, and its node could not be closed.
+        """
+        graph = self._journal.graph
+        if step.command != "retire-file" or graph is None:
+            return
+        file = step.arguments["file"]
+        kept = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
+        if step.arguments["policy"] == "remove" and any(
+            graph.nodes[node].file == file for node in kept if node in graph.nodes
+        ):
+            raise InvalidTarget(f"{file} is still open in QEMU; it stays", file=file)
+        if self._files is None:
+            self._files = await self._target.look(self._ask(), graph)
+        by = images_on(graph, self._files, (file,), without=self._expected)
+        if by:
+            raise StillNeeded(
+                f"{file} is still needed: since the plan was made it has become the backing file of "
+                f"{', '.join(by)}",
+                by=by,
+            )
+
+    def _ask(self) -> Ask:
+        """Who is backed by the files: in the directories of the chains, and of what else QEMU has open."""
+        graph, plan = self._journal.graph or self._journal.plan.before, self._journal.plan
+        opened = (node.file for node in graph.nodes.values() if node.backing)
+        chains = (file for files in (*plan.chains_before.values(), *self._retired) for file in files)
+        layers, others = ([file for file in files if file.startswith("/")] for files in (chains, opened))
+        look_in = plan.intent.look_in if isinstance(plan.intent, Commit) else ()
+        return Ask(files=(*layers, *others), survey=(*map(posixpath.dirname, layers), *look_in))
+
+    @property
+    def _retired(self) -> tuple[tuple[str, ...], ...]:
+        """Each file that is put away, under its names."""
+        steps = (step.arguments for step in self._journal.plan.steps if step.command == "retire-file")
+        return tuple((step["file"], step["to"] or step["file"]) for step in steps)
+
+    @property
+    def _expected(self) -> tuple[str, ...]:
+        """Files that may be backed by what is put away: they go themselves, or were given up."""
+        plan = self._journal.plan
+        return (*(name for names in self._retired for name in names), *plan.invalid, *plan.invalid_if_stopped)
