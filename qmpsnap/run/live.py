@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    contextmanager,
-    suppress,
-)
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
-from typing import Self
 
 import anyio
-from msgspec.structs import replace
 
-from qmpsnap.errors import (
-    CommandFailed,
-    Malformed,
-    QmpsnapError,
-)
-from qmpsnap.model.disk_renames import with_current_names
-from qmpsnap.model.features import CommandInfo, Features
-from qmpsnap.model.files import Ask, Files, open_names
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.errors import Malformed
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.job import Job
-from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.parse import (
     FDSET,
     GRAPH_QUERIES,
@@ -39,108 +19,30 @@ from qmpsnap.model.parse import (
     parse_fdsets,
     parse_graph,
 )
-from qmpsnap.model.qapi import read
-from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrated
-from qmpsnap.run import survey
-from qmpsnap.run.catalog import Catalog
-from qmpsnap.run.current_operation import CURRENT_OPERATION
-from qmpsnap.run.descriptors import Opened, identity, open_files, real_names, working_directory
+from qmpsnap.run.descriptors import real_names, working_directory
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.guest import LiveGuest
-from qmpsnap.run.host import Host
-from qmpsnap.run.images import Images
-from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.migration import Migrations
-from qmpsnap.run.peer_access import barred
-from qmpsnap.run.performer import Performer
-from qmpsnap.run.query_guard import QueryGuard
-from qmpsnap.run.session import Event, Session
-from qmpsnap.run.target import Progress, Watch
+from qmpsnap.run.session_target import SessionTarget
 
 _log = get_logger("qmpsnap.run")
 _GRAPH_TRIES = 20
-_ASKS = "query-"  # how commands begin that change nothing
-_RELINK_LIMIT = 0.5  # seconds; whoever waits is told within one
 
 
-class LiveTarget:
-    """A running QEMU behind one session; enter it before use.
+class LiveTarget(SessionTarget):
+    """A running QEMU behind one session; enter it before use."""
 
-    Args:
-        link: Makes a session; called again after the link was lost, when `again` is given.
-        again: Makes the session anew, or None where that cannot be done (a socket that was given).
-        shared_fs: Whether our file system is QEMU's; None: found out for each disk.
-        images: Makes and looks at image files.
-        name: How the machine is called in logs.
-    """
-
-    def __init__(
-        self,
-        link: Callable[[], AbstractAsyncContextManager[Session]],
-        *,
-        again: bool,
-        shared_fs: bool | None,
-        images: Images,
-        name: str,
-    ) -> None:
-        self._link = link
-        self._again = again
-        self._shared_fs = shared_fs
-        self._catalog = Catalog()
-        self._host = Host(images, self._catalog)
-        self._name = name
-        self._cwd = ""
-        self._stack = AsyncExitStack()
-        self._relinking = anyio.Lock()
-        self._unread: set[str] = set()  # what is no record of ours, logged once
-        self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
-        self._features: Features
-        self._concluded: QueryGuard
-        self._performer: Performer
-        self.guest: LiveGuest
-        self.session: Session
-        self.monitor: JobMonitor
-
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            await self._open(stack)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._catalog.let_go()
-        await self._stack.aclose()
+    _cwd = ""
+    guest: LiveGuest
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        self.session = await stack.enter_async_context(self._link())
-        self.monitor = JobMonitor(self.session)
-        _, self._features = await asyncio.gather(
-            stack.enter_async_context(self.monitor), read_features(self.session)
-        )
-        self._concluded = QueryGuard(self.session, self.monitor)
-        migrations = Migrations(self.session, self._host.made)
-        self._performer = Performer(self.session, migrations, self._host)
-        self.guest = LiveGuest(self.session, migrations, self._host)
-        stack.enter_context(self.session.subscribe(self._concluded.note))
-        stack.enter_context(self.session.subscribe(migrations.note))
+        await super()._open(stack)
         self._cwd = working_directory(self.session.peer_pid) if self.session.is_unix else ""
 
-    @property
-    def name(self) -> str:
-        """How the machine is called in logs and errors."""
-        return self._name
-
-    @property
-    def pid(self) -> int | None:
-        """QEMU's process if it is known, else None."""
-        return self.session.peer_pid
-
-    @property
-    def process(self) -> str:
-        """Which QEMU it is: no other has the same; "" when that is not known."""
-        return identity(self.session.peer_pid)
+    def _guest_of(self, migrations: Migrations) -> LiveGuest:
+        return LiveGuest(self.session, migrations, self._host)
 
     async def graph(self) -> Graph:
         """Read the block graph: three queries, joined; asked again when it moved in between.
@@ -160,91 +62,6 @@ class LiveTarget:
                 await anyio.sleep(0.01 * attempt)
         raise Malformed("QEMU's block graph kept changing while it was read", hint="try again")
 
-    async def features(self) -> Features:
-        """What this QEMU can do; asked once a session. QAPI: query-commands."""
-        return self._features
-
-    async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
-        """Every job, of any client, now. QAPI: query-jobs, query-block-jobs.
-
-        Args:
-            after_graph: Whether the graph has just been read. The events of every job that was begun before
-                have come then, and QEMU is not asked if they tell that there is none.
-        """
-        return () if after_graph and self.monitor.idle else await self.monitor.jobs()
-
-    async def block_graph(self) -> BlockGraph:
-        """Who uses which node, jobs among them, now; nothing where QEMU does not say it.
-
-        It is the one unstable command that is used, to show jobs: no operation depends on it, and a QEMU with
-        `-compat unstable-input=reject` refuses it. QAPI: x-debug-query-block-graph.
-        """
-        command = "x-debug-query-block-graph"
-        if command not in (await self.features()).commands:
-            return BlockGraph()
-        try:
-            return read(BlockGraph, await self.session.query(command), command)
-        except CommandFailed:
-            return BlockGraph()
-
-    async def look(self, ask: Ask, graph: Graph) -> Files:
-        """Answer what a planner asked, when our file system is QEMU's; else say that it is not.
-
-        A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
-        may not look at QEMU's process: an image that stands on the chain there must not be missed.
-        """
-        (files,) = await self.look_each((ask,), graph)
-        return files
-
-    async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
-        """As `look`, for several in one go."""
-        return [self._named(files, graph) for files in await in_thread(partial(self._look, asks, graph))]
-
-    def _look(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
-        """All of it in one go, in a thread."""
-        names, pid = open_names(graph), self._local_pid
-        opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
-        if self._shares(graph, opened):
-            barring = Frozen(barred(pid, opened.files, opened.files))
-            near = [file for files in graph.chains().values() for file in files]
-            return [replace(survey.look(ask, near), open=opened.files, barred=barring) for ask in asks]
-        may_be_ours = self._shared_fs is None and self.session.is_unix
-        return [
-            replace(survey.look(Ask(files=ask.files, survey=ask.survey)), shared=False, open=opened.files)
-            if may_be_ours and ask.survey
-            else Files(open=opened.files)
-            for ask in asks
-        ]
-
-    def _named(self, files: Files, graph: Graph) -> Files:
-        """The same, with the disks in its records called as the graph calls them."""
-        for record in set(files.bad_records) - self._unread:
-            _log.warning("record.left_unread", reason=record)
-        self._unread.update(files.bad_records)
-        records = with_current_names(files.records, graph)
-        self._host.learn(files.records, records)
-        return replace(files, records=records)
-
-    @property
-    def _local_pid(self) -> int | None:
-        """QEMU's process where we may look at its files."""
-        return self.session.peer_pid if self.session.is_unix else None
-
-    def _shares(self, graph: Graph, opened: Opened) -> bool:
-        """Whether we see the files that QEMU sees.
-
-        So when the process at the other end of the socket has files of the graph open and sees the file
-        system that we see; or when each active file, as we see it, is one that it has open.
-        """
-        if self._shared_fs is not None:
-            return self._shared_fs
-        if opened.same_view:
-            return opened.proven
-        files = {disk.active.file for disk in graph.disks.values() if disk.layers and disk.active.local}
-        return bool(files) and all(
-            file in opened.files and opened.files[file].state == "same" for file in files
-        )
-
     async def _real_names(self, replies: GraphReplies) -> Mapping[str, str]:
         """Paths of the files that QEMU has open under names that mean nothing outside of it."""
         names, pid = odd_names(replies), self._local_pid
@@ -263,77 +80,3 @@ class LiveTarget:
             Busy: When a migration is running.
         """
         refuse_migrated(await self.guest.status())
-
-    def release_records(self, ids: Collection[str]) -> None:
-        """Unlock what is left of the records of these operations."""
-        self._catalog.let_go(ids)
-
-    async def perform(self, step: Step) -> float:
-        """Do one step, a wait for a job excepted; return the seconds that it took.
-
-        Raises:
-            CommandFailed: When QEMU refuses it.
-            LinkLost: When the link goes; whether it happened is not known.
-            Refused: When a file of ours cannot be made or put away.
-        """
-        started = time.perf_counter()
-        await self._performer.perform(step)
-        return time.perf_counter() - started
-
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        """Send one command that is no step of a plan; return the answer. Only a query is given up early."""
-        send = self.session.query if command.startswith(_ASKS) else self.session.change
-        return await send(command, arguments)
-
-    @contextmanager
-    def watch(self, job_id: str) -> Iterator[Watch]:
-        """Listen to a job; to be entered before the command that starts it."""
-        with self.monitor.watch(job_id) as watch:
-            yield watch
-
-    def progress(self, job_id: str, interval: float) -> AsyncIterator[Progress]:
-        """Ask for a job's progress again and again, until it ends."""
-        return self.monitor.progress(job_id, interval)
-
-    def events(self, sink: Callable[[Event], None]) -> AbstractContextManager[None]:
-        """Call `sink` with each of QEMU's events inside the block; nothing is queued."""
-        return self.session.subscribe(sink)
-
-    async def wait_lost(self) -> str:
-        """Return once the connection to QEMU is lost, with the reason."""
-        session = self.session
-        await session.wait_lost()
-        return session.close_reason
-
-    async def abandon(self, owner: object) -> None:
-        """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""
-        self._given_up.add(id(owner))
-        await self.session.abandon(owner)
-
-    async def relink(self) -> bool:
-        """After the link was lost: connect again, once, in half a second; whether that succeeded.
-
-        Of several operations that have lost it, the first one does, for all of them.
-        """
-        if not self._again:
-            return False
-        async with self._relinking:
-            if not self.session.lost.is_set() and id(CURRENT_OPERATION.get()) not in self._given_up:
-                return True
-            return await self._relink()
-
-    async def _relink(self) -> bool:
-        with suppress(QmpsnapError), anyio.move_on_after(_RELINK_LIMIT):
-            async with AsyncExitStack() as stack:
-                await self._open(stack)
-                old, self._stack = self._stack, stack.pop_all()
-                await old.aclose()
-                _log.info("session.relinked", vm=self._name)
-                return True
-        return False
-
-
-async def read_features(session: Session) -> Features:
-    """What this QEMU can do. QAPI: query-commands."""
-    commands = read(list[CommandInfo], await session.query("query-commands"), "query-commands")
-    return Features(frozenset(command.name for command in commands))

@@ -1,7 +1,7 @@
 """Inspects files and directories, and finds which image is backed by which.
 
 Only regular files are opened, read-only, and a file that a header names is not trusted: it is
-inspected by the same rules. Blocking; `LiveTarget.look` runs it in a thread.
+inspected by the same rules. Blocking; `SessionTarget.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
