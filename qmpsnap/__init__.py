@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         FileMoved,
         ForeignJob,
         GraphMismatch,
+        ImageInUse,
         Incomplete,
         Interrupted,
         InvalidTarget,
@@ -94,8 +95,8 @@ __all__ = [  # noqa: RUF022
     "draw",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
-    "FileMoved", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument", "BadName",
-    "ForeignJob", "MachineDiffers", "TargetError", "ConnectFailed", "CommandFailed", "JobFailed",
+    "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
+    "BadName", "ForeignJob", "MachineDiffers", "TargetError", "ConnectFailed", "CommandFailed", "JobFailed",
     "MigrationFailed", "Malformed", "LinkLost", "GraphMismatch", "Incomplete", "JobPaused", "Detached",
     "Interrupted",
 ]  # fmt: skip

@@ -9,6 +9,7 @@
     |  +- TargetExists                a file of that name exists already; .file
     |  +- InvalidTarget               the target cannot be created or does not fit; .file
     |  +- FileMoved                   a name no longer leads to the file that QEMU has open; .file .path
+    |  +- ImageInUse                  a process writes to the image of a machine that is off; .file .pid
     |  +- StillNeeded                 another image is backed by what would change; .by
     |  +- WouldLose                   internal snapshots or persistent bitmaps would be lost; .what
     |  +- Unsupported                 this QEMU or this machine cannot do it; .feature
@@ -190,6 +191,24 @@ class FileMoved(Refused):
         super().__init__(message, hint=hint)
         self.file = file
         self.path = path
+
+
+class ImageInUse(Refused):
+    """A process has an image open for writing that was taken for that of a machine that is off.
+
+    Attributes:
+        file: The image.
+        pid: The process; None when it is not known, as of another user, or in a container.
+        program: Its name; "" when it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, file: str, pid: int | None = None, program: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+        self.pid = pid
+        self.program = program
 
 
 class StillNeeded(Refused):

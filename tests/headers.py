@@ -58,5 +58,12 @@ def qcow2_bytes(  # as many as the header has fields
     return head + extensions + name
 
 
+def patched(data: bytes, offset: int, layout: str, *values: int) -> bytes:
+    """The data with these values packed at that offset."""
+    changed = bytearray(data)
+    struct.pack_into(layout, changed, offset, *values)
+    return bytes(changed)
+
+
 def _extension(kind: int, data: bytes) -> bytes:
     return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)

@@ -53,6 +53,9 @@ class Header(Struct, frozen=True):
         l1_offset: Where qcow2's table of data begins, in bytes.
         l1_entries: How many 8-byte entries that table has.
         luks: Where the LUKS header lies in the file: offset and length in bytes; None when there is none.
+        encryption: qcow2's method of encryption; 0: its data are not encrypted.
+        incompatible: Bits of qcow2's incompatible features.
+        cluster_bits: Logarithm of qcow2's cluster size.
     """
 
     format: str
@@ -65,6 +68,9 @@ class Header(Struct, frozen=True):
     l1_offset: int = 0
     l1_entries: int = 0
     luks: tuple[int, int] | None = None
+    encryption: int = 0
+    incompatible: int = 0
+    cluster_bits: int = 16
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -116,6 +122,9 @@ def parse_header(data: bytes) -> Header | None:
         l1_offset=l1_offset,
         l1_entries=l1_entries,
         luks=_luks(extensions.get(_EXT_ENCRYPTION)) if encryption == _LUKS else None,
+        encryption=encryption,
+        incompatible=incompatible,
+        cluster_bits=cluster_bits,
     )
 
 
@@ -199,6 +208,11 @@ def backing_path(recorded: str, *, of: str) -> str | None:
     except UnicodeEncodeError:  # a json: name can spell what no file system holds
         return None
     return posixpath.join(posixpath.dirname(of), name)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a recorded name is that of a file, in the overlay's directory if it is relative."""
+    return _protocol(name) is None or name.startswith("file:/")
 
 
 def _plain_file(name: str) -> str | None:

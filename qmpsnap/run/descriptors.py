@@ -131,6 +131,17 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     return Opened(MappingProxyType(found), same_view)
 
 
+def image_files(pid: int) -> dict[_Key, str] | None:
+    """Files and block devices that a process has open and that can be images, each with its path.
+
+    None when we may not look.
+    """
+    held = _descriptors(pid)
+    if held is None:
+        return None
+    return {key: item.target for key, item in held.items() if item.may_be_image and not _is_character(item)}
+
+
 def real_names(
     pid: int | None, names: Iterable[str], cwd: str, fdsets: Mapping[str, Iterable[int]]
 ) -> dict[str, str]:
@@ -257,6 +268,13 @@ def _descriptors(pid: int) -> dict[_Key, _Descriptor] | None:
         if key is not None:
             held.setdefault(key, _Descriptor(link, key, unlinked=status.st_nlink == 0))
     return held
+
+
+def _is_character(item: _Descriptor) -> bool:
+    try:
+        return stat.S_ISCHR(os.stat(item.link).st_mode)
+    except OSError:  # closed meanwhile
+        return False
 
 
 def _start(link: str, *, block: bool) -> bytes:

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from qmpsnap.model.files import OpenFile
 from qmpsnap.model.record_rules import is_plain
+from qmpsnap.run.holders import written
 from qmpsnap.run.os_errors import reason
 from qmpsnap.run.safe_open import kernel_text
 
@@ -64,7 +65,7 @@ def _why(pid: int, peer: _Peer, file: str, opened: OpenFile | None) -> str:
         return reason(error)
     if (status.st_dev, status.st_ino) != (opened.device, opened.inode):
         return "QEMU has another file open"
-    if _may_write(peer, status) or (status.st_dev, status.st_ino) in _written(pid):
+    if _may_write(peer, status) or (status.st_dev, status.st_ino) in written(pid):
         return ""
     return f"it belongs to {_named(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
 
@@ -75,25 +76,6 @@ def _may_write(peer: _Peer, status: os.stat_result) -> bool:
     if status.st_gid in peer.groups:
         return bool(status.st_mode & stat.S_IWGRP)
     return bool(status.st_mode & stat.S_IWOTH)
-
-
-def _written(pid: int) -> set[tuple[int, int]]:
-    """Files that the process has open for writing, even if another process opened them for it."""
-    writable = set()
-    try:
-        numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - numbers, not paths
-    except OSError:
-        return set()
-    for number in numbers:
-        try:
-            status = os.stat(f"/proc/{pid}/fd/{number}")
-            lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
-        except OSError:  # closed meanwhile
-            continue
-        flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), 0)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            writable.add((status.st_dev, status.st_ino))
-    return writable
 
 
 def _peer(pid: int | None) -> _Peer | None:

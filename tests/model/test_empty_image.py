@@ -42,7 +42,9 @@ def test_empty_image_with_a_luks_header_has_that_behind_its_tables():
     assert (empty.size_bytes, empty.parts[-1]) == (6 * 65536, (4 * 65536, luks))
     assert empty.parts[2] == (131072, struct.pack(">H", 1) * 6)
     header = parse_header(empty.parts[0][1].ljust(4096, b"\0"))
-    assert header == Header("qcow2", 1 << 20, l1_offset=3 * 65536, l1_entries=1, luks=(4 * 65536, len(luks)))
+    assert header == Header(
+        "qcow2", 1 << 20, l1_offset=3 * 65536, l1_entries=1, luks=(4 * 65536, len(luks)), encryption=2
+    )
 
 
 @each(

@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 
 from qmpsnap.model.header import Header, backing_path, luks_place, parse_header
 from tests.each import each
-from tests.headers import qcow2_bytes
-
-
-def patched(data, offset, layout, *values):
-    changed = bytearray(data)
-    struct.pack_into(layout, changed, offset, *values)
-    return bytes(changed)
+from tests.headers import patched, qcow2_bytes
 
 
 @each("version", [2, 3])
@@ -28,7 +22,11 @@ def test_parse_header_reads_all_of_qcow2_when_it_has_a_backing_file(version):
         snapshot_count=2,
         l1_offset=3 << 12,
         l1_entries=512,
+        cluster_bits=12,
     )
+    header = parse_header(patched(patched(data, 32, ">I", 2), 72, ">Q", 3))
+    assert header is not None
+    assert (header.encryption, header.incompatible) == (2, 3 if version == 3 else 0)
 
 
 def test_parse_header_reads_data_file_and_bitmaps_of_qcow2():

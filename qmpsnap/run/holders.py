@@ -1,0 +1,98 @@
+"""Which processes have a file open for writing, as /proc and QEMU's image locks tell.
+
+Blocking. Of a process of another user, or in a container whose processes we do not see, only the lock
+tells, and not who holds it.
+"""
+
+# Descriptors need os:
+# ruff: noqa: PTH116, PTH208
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Collection
+
+from msgspec import Struct
+
+from qmpsnap.run.safe_open import kernel_text
+
+FileId = tuple[int, int]
+"""st_dev and st_ino."""
+
+_FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
+_PERMISSIONS = 100  # block/file-posix.c: RAW_LOCK_PERM_BASE
+_WRITE, _RESIZE = 1, 3  # block-common.h: bits of BLK_PERM_WRITE and BLK_PERM_RESIZE
+
+
+class Holder(Struct, frozen=True):
+    """A process that has a file open for writing.
+
+    Attributes:
+        pid: Its id; None when only its lock is seen.
+        program: The name of its program; "" when it is not known.
+    """
+
+    pid: int | None = None
+    program: str = ""
+
+
+def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
+    """For each of the files that a process has open for writing: the first such process that we see."""
+    found: dict[FileId, Holder] = {}
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        for key in written(pid, among=files):
+            found.setdefault(key, Holder(pid, _program(pid)))
+    return found
+
+
+def written(pid: int, *, among: Collection[FileId] | None = None) -> set[FileId]:
+    """Files that a process has open for writing, even if another process opened them for it.
+
+    Args:
+        pid: The process; empty when we may not look at it.
+        among: Look for these only; None: for all.
+    """
+    writable = set()
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return set()
+    for number in numbers:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{number}")
+            key = (status.st_dev, status.st_ino)
+            if among is not None and key not in among:
+                continue
+            lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+        except OSError:  # closed meanwhile
+            continue
+        flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), 0)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            writable.add(key)
+    return writable
+
+
+def locked(descriptor: int) -> bool:
+    """Whether a QEMU process holds the lock of one that may write to the image or resize it."""
+    return any(_held(descriptor, _PERMISSIONS + bit) for bit in (_WRITE, _RESIZE))
+
+
+def _held(descriptor: int, byte: int) -> bool:
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted)
+    except OSError:  # a file system without such locks
+        return False
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def _program(pid: int) -> str:
+    """The first word of its command line, without the directory."""
+    try:
+        words = kernel_text(f"/proc/{pid}/cmdline").split("\0")
+    except OSError:
+        return ""
+    return words[0].rpartition("/")[2]

@@ -1,0 +1,246 @@
+"""Looks at the images of a machine that is off, before any tool opens them.
+
+Walks each disk's chain by our own header reader, which opens regular files only and for reading. A file
+is opened once its real path is known to be in an allowed directory, and what was opened has to be there
+still. `plan/checks/images.py` says what is refused. Blocking.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH115, PTH120
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from qmpsnap.errors import FileMoved, ImageInUse, NotFound, UnsafeImage
+from qmpsnap.model.arguments import check, refuse
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.header import Header
+from qmpsnap.model.image_chain import ImageChain, ImageFormat, ImageLayer
+from qmpsnap.plan.checks.images import (
+    LONGEST_CHAIN,
+    backing_file,
+    chosen_format,
+    data_file,
+    recorded_format,
+    refuse_header,
+    refuse_outside,
+    refuse_shared,
+    refuse_unusable_header,
+)
+from qmpsnap.run.descriptors import image_files
+from qmpsnap.run.holders import FileId, Holder, locked, writers
+from qmpsnap.run.image_headers import descriptor_header
+from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.paths import absolute, absolute_each
+from qmpsnap.run.safe_open import WrongKind, open_file
+
+_SECTOR = 512  # bytes; QEMU rounds a raw image's size up to whole ones
+
+
+def read_chains(
+    images: Mapping[str, str],
+    *,
+    formats: Mapping[str, str] = Frozen(),
+    allow_dirs: Iterable[str] = (),
+) -> tuple[ImageChain, ...]:
+    """Read the chain of each disk from its images' headers; nothing is locked or changed.
+
+    Args:
+        images: The active layer of each disk, by the name that the disk is to have.
+        formats: "raw" or "qcow2" of an active layer, by disk; needed unless its name ends in ".qcow2".
+        allow_dirs: Directories with whose files, and those below, a header may be backed, besides the
+            files beside the active layer.
+
+    Raises:
+        UnsafeImage: When a header, or a format that was not given, forbids to open an image.
+        StillNeeded: When the active layer of a disk is a lower layer of another one.
+        Unsupported: When an image has a format or a feature that is not read here.
+        NotFound: When an image does not exist.
+        InvalidTarget: When one cannot be read.
+        BadArgument: When an argument is invalid.
+    """
+    for disk, word in formats.items():
+        if disk not in images:
+            refuse("formats", disk, "there is no image of that disk")
+        check("format", word, ImageFormat)
+    allowed = tuple(os.path.realpath(path) for path in absolute_each("allow_dirs", allow_dirs))
+    chains = tuple(
+        _Walk(disk, absolute("image", file), allowed).chain(formats.get(disk))
+        for disk, file in images.items()
+    )
+    refuse_shared(chains)
+    return chains
+
+
+def refuse_unusable(chains: Iterable[ImageChain]) -> None:
+    """Refuse images that must not be opened to be changed; to be called right before they are.
+
+    Raises:
+        ImageInUse: When a process has one of them open for writing.
+        UnsafeImage: When one is marked as corrupt, or was not closed properly.
+        Unsupported: When one is encrypted.
+        FileMoved: When a name leads to another file by now.
+    """
+    layers = [layer for chain in chains for layer in chain.layers]
+    for layer in layers:
+        if layer.header is not None:
+            refuse_unusable_header(layer.file, layer.header)
+    files = {key: file for layer in layers for file, key in layer.opened}
+    holders = {key: Holder() for key, file in files.items() if _locked(file, key)} | writers(files)
+    for key, holder in holders.items():
+        who = "another process" if holder.pid is None else f"process {holder.pid} ({holder.program or '?'})"
+        raise ImageInUse(
+            f"{files[key]!r} is in use: {who} has it open for writing",
+            file=files[key],
+            pid=holder.pid,
+            program=holder.program,
+            hint="if a machine runs on it, use -s with its QMP socket",
+        )
+
+
+def refuse_exchanged(chains: Iterable[ImageChain], pid: int) -> None:
+    """Refuse to go on with a process that has other files open than those that were checked.
+
+    To be called once the process has opened every image, and before it changes any.
+
+    Args:
+        chains: What was checked.
+        pid: The process.
+
+    Raises:
+        FileMoved: When a name led to another file meanwhile, or the process has followed a name that was
+            not checked.
+    """
+    files = {key: file for chain in chains for layer in chain.layers for file, key in layer.opened}
+    held = image_files(pid) or {}
+    for key, file in files.items():
+        if key not in held:
+            raise FileMoved(f"{file!r} was exchanged while it was being opened", file=file)
+    for key, path in held.items():
+        if key not in files:
+            raise FileMoved(
+                f"{path!r} was opened, to which no header led that was checked", file=path, path=path
+            )
+
+
+class _Walk:
+    """One disk's chain, from the active layer down."""
+
+    def __init__(self, disk: str, file: str, allowed: tuple[str, ...]) -> None:
+        self.disk = disk
+        self.file = file
+        self.own = os.path.realpath(os.path.dirname(file))
+        self.allowed = allowed
+        self.seen: dict[FileId, str] = {}
+
+    def chain(self, wanted: str | None) -> ImageChain:
+        layers = [self._active(wanted)]
+        while (file := backing_file(layers[-1])) is not None:
+            if len(layers) == LONGEST_CHAIN:
+                raise UnsafeImage(
+                    f"the chain of {self.disk} has more than {LONGEST_CHAIN} layers",
+                    file=self.file,
+                    hint="start the machine, and fold the chain with -s",
+                )
+            layers.append(self._lower(layers[-1], file))
+        return ImageChain(self.disk, tuple(layers))
+
+    def _active(self, wanted: str | None) -> ImageLayer:
+        with self._opened(self.file) as descriptor:
+            header = None
+            if wanted != "raw":
+                header = self._header(self.file, descriptor)
+            form = chosen_format(self.disk, self.file, header, wanted)
+            return self._layer(self.file, descriptor, form, header)
+
+    def _lower(self, above: ImageLayer, file: str) -> ImageLayer:
+        with self._opened(file, above.file) as descriptor:
+            form = recorded_format(above, file)
+            header = self._header(file, descriptor) if form == "qcow2" else None
+            if form == "qcow2" and header is None:
+                raise UnsafeImage(
+                    f"{above.file!r} is backed by {file!r} as qcow2, which has no qcow2 header",
+                    file=above.file,
+                )
+            return self._layer(file, descriptor, form, header)
+
+    def _layer(self, file: str, descriptor: int, form: ImageFormat, header: Header | None) -> ImageLayer:
+        status = os.fstat(descriptor)
+        if header is None:
+            size = -(-status.st_size // _SECTOR) * _SECTOR
+            return ImageLayer(file, form, size, status.st_dev, status.st_ino)
+        refuse_header(file, header)
+        data, data_id = data_file(file, header), None
+        if data is not None:
+            with self._opened(data, file) as opened:
+                data_id = _id(os.fstat(opened))
+        return ImageLayer(
+            file, form, header.virtual_size, status.st_dev, status.st_ino, header, data, data_id
+        )
+
+    @staticmethod
+    def _header(file: str, descriptor: int) -> Header | None:
+        try:
+            return descriptor_header(descriptor)
+        except ValueError as error:
+            raise UnsafeImage(f"the header of {file!r} is invalid: {error}", file=file) from error
+        except OSError as error:
+            raise unusable(file, error, "read") from error
+
+    @contextmanager
+    def _opened(self, file: str, named_by: str = "") -> Iterator[int]:
+        """A file that may be part of the chain, open for reading; each only once."""
+        descriptor = self._open(file, named_by)
+        try:
+            key = _id(os.fstat(descriptor))
+            if key in self.seen:
+                raise UnsafeImage(
+                    f"{named_by!r} leads to {file!r}, which is {self.seen[key]!r} again: the chain of "
+                    f"{self.disk} is a loop",
+                    file=named_by,
+                )
+            self.seen[key] = file
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, file: str, named_by: str) -> int:
+        real = os.path.realpath(file)
+        refuse_outside(real, file=file, own=self.own, allowed=self.allowed, named_by=named_by)
+        try:
+            descriptor = open_file(real)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            of = f", the backing or data file of {named_by!r}," if named_by else ""
+            raise NotFound(f"{file!r}{of} does not exist") from error
+        except WrongKind as error:
+            raise UnsafeImage(
+                f"{file!r} is refused: {error.strerror}",
+                file=named_by or file,
+                hint="images of a machine that is off are regular files",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise unusable(file, error, "open") from error
+        if os.readlink(f"/proc/self/fd/{descriptor}") != real:
+            os.close(descriptor)
+            raise UnsafeImage(f"{file!r} was exchanged while it was being opened", file=named_by or file)
+        return descriptor
+
+
+def _locked(file: str, key: FileId) -> bool:
+    try:
+        descriptor = open_file(file, follow=True)
+    except OSError as error:
+        raise unusable(file, error, "open") from error
+    try:
+        if _id(os.fstat(descriptor)) != key:
+            raise FileMoved(f"{file!r} was exchanged since it was checked", file=file)
+        return locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _id(status: os.stat_result) -> FileId:
+    return status.st_dev, status.st_ino

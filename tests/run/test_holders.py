@@ -1,0 +1,68 @@
+"""Which process writes to a file, by /proc and by QEMU's locks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+import pytest
+
+from qmpsnap.errors import ImageInUse
+from qmpsnap.run.holders import locked, writers, written
+from qmpsnap.run.preflight import read_chains, refuse_unusable
+from tests.each import each
+from tests.headers import qcow2_bytes
+
+
+def key(path):
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+@each(("mode", "writes"), [("rb", False), ("r+b", True), ("ab", True), ("xb", True)])
+def test_written_tells_files_that_a_process_has_open_for_writing(tmp_path, mode, writes):
+    file = tmp_path / mode
+    if mode != "xb":
+        file.touch()
+    (tmp_path / "other").touch()
+    with file.open(mode):
+        assert (key(file) in written(os.getpid())) is writes
+        assert written(os.getpid(), among=[key(file)]) == ({key(file)} if writes else set())
+        assert written(os.getpid(), among=[key(tmp_path / "other")]) == set()
+        found = writers([key(file)])
+    assert {*found} == ({key(file)} if writes else set())
+    for holder in found.values():
+        assert (holder.pid, "py" in holder.program) == (os.getpid(), True)
+    assert writers([key(file)]) == {}
+
+
+def lock(descriptor, byte):
+    """Take QEMU's lock on that byte, which is shared."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi0q", fcntl.F_RDLCK, 0, byte, 1, 0))
+
+
+@each(
+    ("byte", "writes"),
+    [(100, False), (101, True), (102, False), (103, True), (201, False)],  # read, write, unchanged, resize
+)
+def test_locked_tells_the_lock_of_a_process_that_may_write(tmp_path, byte, writes):
+    file = tmp_path / "image"
+    file.touch()
+    with file.open("rb") as held, file.open("rb") as mine:
+        lock(held.fileno(), byte)
+        assert locked(mine.fileno()) is writes
+        held.close()
+        assert not locked(mine.fileno())
+
+
+def test_an_image_is_in_use_even_if_only_its_lock_is_seen(tmp_path):
+    file = tmp_path / "disk.qcow2"
+    file.write_bytes(qcow2_bytes())
+    chains = read_chains({"vda": str(file)})
+    with file.open("rb") as held:
+        lock(held.fileno(), 101)
+        with pytest.raises(ImageInUse, match="in use: another process has it open for writing") as caught:
+            refuse_unusable(chains)
+    assert (caught.value.file, caught.value.pid, caught.value.program) == (str(file), None, "")
+    refuse_unusable(chains)
