@@ -21,6 +21,7 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
@@ -79,6 +80,8 @@ class Planning:
         else:
             scene, warnings = await self._look(intent)
         plan = planner.plan(intent, scene)
+        if self._target.guest is None:
+            refuse_below(intent.kind, plan.disks, self._started.started_below(scene.graph))
         return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
 
     async def _look(self, intent: Intent) -> tuple[Scene, tuple[str, ...]]:

@@ -66,12 +66,16 @@ class StartCheck:
                 )
         elif self._lost:
             self._lost = lost_names(graph, await self._target.look(Ask(), graph))
-        self.found = self._lost + tuple(
-            str(one)
-            for one in self._found
+        self.found = self._lost + tuple(map(str, self.started_below(graph)))
+        return self.found
+
+    def started_below(self, graph: Graph) -> tuple[WrongStart, ...]:
+        """Disks that still have an active layer on which other images stand, as `warnings` has found."""
+        return tuple(
+            one
+            for one in self._found or ()
             if one.disk in graph.disks and graph.disks[one.disk].files[:1] == (one.active,)
         )
-        return self.found
 
     async def _check(self, graph: Graph, files: Files) -> tuple[WrongStart, ...]:
         self._lost = lost_names(graph, files)

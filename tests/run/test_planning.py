@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy, Refused, Unsupported
+from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported
 from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Snapshot, Stream
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
@@ -79,3 +79,28 @@ async def test_a_refusal_at_the_second_look_does_not_ask_for_the_run_state_of_a_
     with pytest.raises(Busy, match="a migration is running"):
         await vm.run(plan)
     assert fake.performed == []
+
+
+async def test_a_disk_that_is_off_is_not_changed_by_a_layer_on_which_an_image_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeTarget(MACHINE)
+    active = MACHINE.disks["vda"].active.file
+    fake.files.put("/images/newer.qcow2", backing=active)
+    vm = vm_of(fake)
+    changes: tuple[Intent, ...] = (Snapshot("n1", inside=True), Stream("vda"), Mirror("vda", COPY, "finish"))
+    for intent in changes:
+        assert (await vm.plan(intent)).steps  # of a machine that runs it is a warning
+    monkeypatch.setattr(fake, "guest", None)
+    monkeypatch.setattr(fake, "refuse_migrated", fake.features)  # which refuses nothing
+    for intent in changes:
+        with pytest.raises(StillNeeded, match=r"still needed by /images/newer.qcow2: backed by") as caught:
+            await vm.plan(intent)
+        assert caught.value.by == ("/images/newer.qcow2",)
+        assert "-i vda=/images/newer.qcow2" in caught.value.hint
+    for intent in (
+        Snapshot("n1"),
+        Mirror("vdb", COPY, "finish"),
+        Commit("vda", invalidate=("/images/newer.qcow2",)),
+    ):
+        assert (await vm.plan(intent)).steps

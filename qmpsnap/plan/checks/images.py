@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable
 
 from qmpsnap.errors import StillNeeded, UnsafeImage, Unsupported
 from qmpsnap.model.header import Header, backing_path, is_plain_name
-from qmpsnap.model.hints import quoted
+from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.image_chain import ImageChain, ImageFormat, ImageLayer
+from qmpsnap.model.wrong_start import WrongStart
 
 LONGEST_CHAIN = 1000
 """Layers of a disk; QEMU reads a graph in a time that grows with the square of their number."""
@@ -24,6 +25,8 @@ _LONGEST_L1 = 32 << 20  # bytes; block/qcow2.h: QCOW_MAX_L1_SIZE
 _MOST_SNAPSHOTS = 65536  # block/qcow2.h: QCOW_MAX_SNAPSHOTS
 _LUKS = 2  # the method of encryption that QEMU opens
 _SUFFIX = ".qcow2"
+
+_BRANCHES = ("snapshot", "commit")  # a commit searches for images on what it changes, which may be given up
 
 
 def chosen_format(disk: str, file: str, header: Header | None, wanted: str | None) -> ImageFormat:
@@ -204,6 +207,28 @@ def refuse_unusable_header(file: str, header: Header) -> None:
             feature="encrypted images of a machine that is off",
             hint="start the machine, which gives QEMU the secret, and use -s",
         )
+
+
+def refuse_below(kind: str, disks: Collection[str], found: Iterable[WrongStart]) -> None:
+    """Refuse to change a disk whose active layer is the backing file of other images; a snapshot may branch.
+
+    Args:
+        kind: The kind of the intent.
+        disks: Names of the disks that it works on.
+        found: Disks of which such a layer was named.
+
+    Raises:
+        StillNeeded: Naming the newest images above it.
+    """
+    for wrong in found:
+        if wrong.disk in disks and kind not in _BRANCHES:
+            newest = " or ".join(f"-i {quoted(wrong.disk)}={quoted(file)}" for file in wrong.newest)
+            raise StillNeeded(
+                f"still needed by {', '.join(wrong.newest)}: backed by {wrong.active}, which is named as the "
+                f"active layer of {wrong.disk}",
+                by=wrong.newest,
+                hint=f"name the newest layer: {newest}; or branch from it first: {command('snapshot')}",
+            )
 
 
 def refuse_shared(chains: Iterable[ImageChain]) -> None:
