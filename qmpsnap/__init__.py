@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, MomentRecord, Op, Settings
     from qmpsnap.model.step import Stage
+    from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
     from qmpsnap.plan.intent import (
         Checkpoint,
         Commit,
@@ -90,7 +91,8 @@ __all__ = [  # noqa: RUF022
     "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
-    "Moments", "Moment", "MomentKind", "MomentPart", "MomentRecord", "IntentRecord", "Op", "Settings",
+    "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
+    "MomentRecord", "IntentRecord", "Op", "Settings",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
     "draw",
     "QmpsnapError", "Changed",
@@ -114,6 +116,7 @@ _HOMES = (
     "model.machine",
     "model.moments",
     "model.record",
+    "model.tree",
     "plan.plan",
     "run.outcome",
     "run.session",

@@ -140,10 +140,11 @@ class VM:
             )
 
     async def moments(self) -> Moments:
-        """Every snapshot of the disks, as of now: external and internal ones.
+        """Every snapshot of the disks, as of now, external and internal ones, and the tree of their images.
 
         External ones are known from our records, which lie beside the images: where QEMU's files are not
-        visible, `records_seen` is False and only internal ones are listed.
+        visible, `records_seen` is False and only internal ones are listed. The tree needs no record: it is
+        read from QEMU, and from the headers of all images in the directories of the layers.
 
         QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
         """

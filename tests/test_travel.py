@@ -58,9 +58,18 @@ async def results() -> list[Any]:
         plan = await plan_of(case, fake)
         found += [plan, plan.intent, await vm_of(fake).run(plan)]
     vm = vm_of(fake_of())
-    moments = [await vm.checkpoint("c1"), await vm.moments()]
+    moments = [await vm.checkpoint("c1"), listing := await vm.moments()]
     graph = await vm.graph()
-    found += [*moments, graph, *graph.nodes.values(), *graph.disks.values(), *RECORDS]
+    found += [
+        *moments,
+        listing.tree,
+        *listing.tree.images,
+        *listing.tree.drawn(),
+        graph,
+        *graph.nodes.values(),
+        *graph.disks.values(),
+        *RECORDS,
+    ]
     stamp = {"seconds": 1, "microseconds": 2}
     event = read_event({"event": "STOP", "data": {"a": {"b": [1]}}, "timestamp": stamp})
     return [*found, JOB, event, Progress(JOB, 1.5, None)]

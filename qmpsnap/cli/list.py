@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -12,10 +15,12 @@ from qmpsnap.cli.signals import Signals
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment, Moments
 from qmpsnap.model.printable import printable
+from qmpsnap.model.tree import Tree, TreeImage, TreeLine
 from qmpsnap.vm import VM
 
 _HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS")
 _RIGHT = ("OVERLAYS", "VM STATE")
+_TREE = ("HOLDS", "ALLOCATED", "FILE")
 
 
 @verb(
@@ -24,7 +29,10 @@ _RIGHT = ("OVERLAYS", "VM STATE")
     short_help="List snapshots and checkpoints, external and internal.",
 )
 def list_() -> None:
-    """List the snapshots and checkpoints of the disks, the oldest first.
+    """List the snapshots and checkpoints of the disks, the oldest first, and draw the tree of their images.
+
+    In the tree each image stands below the one that it is backed by, with the snapshots that it holds; a
+    branch is indented. `*` marks the image that a guest writes to, with the name of the disk.
 
     Times are local; with --json they are UTC. OVERLAYS is the space that the overlays of a snapshot
     take on the host, VM STATE the space of its VM state, in an image or in a file of its own, and MODE
@@ -36,6 +44,7 @@ def list_() -> None:
 
     listing, warnings = run(work)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
+    to_stderr(*(f"warning: not read: {printable(problem)}" for problem in listing.unreadable))
     if not listing.records_seen:
         to_stderr("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
@@ -49,6 +58,7 @@ def list_() -> None:
         if name
     ]
     lines = lines or ["no snapshots or checkpoints"]
+    lines += _tree(listing.tree)
     for file in listing.unneeded:
         lines += [
             f"VM state that no snapshot uses: {printable(file)}",
@@ -99,3 +109,38 @@ def _remarks(moment: Moment, *, state_missing: bool) -> list[str]:
 def _state_json(moment: Moment) -> dict[str, object]:
     state_bytes, missing = _state(moment)
     return {"vm_state_bytes": state_bytes, "vm_state_missing": missing}
+
+
+def _tree(tree: Tree) -> list[str]:
+    """The drawn tree; nothing where every image stands alone."""
+    if not any(image.backing is not None or image.missing for image in tree.images):
+        return []
+    places = Counter(posixpath.dirname(image.file) for image in tree.images if image.file.startswith("/"))
+    place = places.most_common(1)[0][0] if places else ""
+    lines = table(_TREE, (_tree_row(line, place) for line in tree.drawn()), right=_TREE[1:2], indent="")
+    return ["", *([f"images in {printable(place)}:"] if place else []), *lines]
+
+
+def _tree_row(line: TreeLine, place: str) -> Row:
+    image = line.image
+    if image is None:
+        return Row((line.stem, "", f"({line.hidden} more of other machines)"))
+    here = f"({', '.join(image.disks)})" if image.active else ""
+    names = ", ".join((*image.holds, *([here] if here else [])))
+    inside = place and posixpath.dirname(image.file) == place
+    file = posixpath.basename(image.file) if inside else relative(image.file)
+    marks = " ".join(f"({mark})" for mark in _marks(image))
+    return Row((f"{line.stem} {names}".rstrip(), size(image.allocated), f"{file} {marks}".rstrip()))
+
+
+def _marks(image: TreeImage) -> Iterator[str]:
+    if image.missing:
+        yield "MISSING"
+    if image.invalid:
+        yield "INVALID"
+    if image.inside:
+        yield f"inside: {', '.join(image.inside)}"
+    if image.holds_deleted:
+        yield f"deleted: {', '.join(image.holds_deleted)}"
+    if image.owner != "machine" and not image.invalid:
+        yield "of another machine" if image.owner == "other" else "in no record"

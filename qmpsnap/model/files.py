@@ -74,6 +74,7 @@ class FileFact(Struct, frozen=True):
         luks: Whether it holds a LUKS header, be it one that a guest wrote into its raw disk.
         modified: When it was last written, in seconds since 1970; 0 when it is missing.
         modified_ns: The same in whole nanoseconds.
+        allocated: Bytes that it takes on the host; 0 when it is missing, or no regular file.
     """
 
     kind: Kind
@@ -88,6 +89,7 @@ class FileFact(Struct, frozen=True):
     modified_ns: int = 0
     hint: str = ""
     luks: bool = False
+    allocated: int = 0
 
     @property
     def taken(self) -> bool:
@@ -140,6 +142,8 @@ class Files(Struct, frozen=True):
         bad_records: Other files in these directories, as "PATH: REASON".
         memories: Files of VM state, by the path that was asked for.
         fresh: Those of the overlays asked for that never received data.
+        images: Regular files that were read in a survey, and what these are backed by, by canonical name;
+            with those called FILE.invalid, of which no link is noted.
         states: VM state files that our operations have created in the places asked for; sorted.
         open: For each path in QEMU's graph, which file QEMU really has open there;
             filled in even if the rest is empty. Empty without a QEMU.
@@ -158,6 +162,7 @@ class Files(Struct, frozen=True):
     bad_records: tuple[str, ...] = ()
     memories: Mapping[str, MemoryFact] = Frozen()
     fresh: frozenset[str] = frozenset()
+    images: Mapping[str, FileFact] = Frozen()
     states: tuple[str, ...] = ()
     open: Mapping[str, OpenFile] = Frozen()
     barred: Mapping[str, str] = Frozen()

@@ -15,6 +15,7 @@ from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import is_device_path, stem
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.tree import Tree
 
 MomentKind = Literal["external", "internal"]
 """Where a moment is: overlays began there, or it is inside the images."""
@@ -118,12 +119,16 @@ class Moments(Struct, frozen=True):
             None if no record says so.
         records_seen: Whether records could be read; if not, external moments are not known.
         unneeded: VM state files beside the images that no record refers to.
+        tree: The disks' images, and all others that have a backing file in common with them.
+        unreadable: What lies beside the images and could not be read, as "PATH: REASON".
     """
 
     moments: tuple[Moment, ...]
     current: Mapping[str, str | None]
     records_seen: bool = True
     unneeded: tuple[str, ...] = ()
+    tree: Tree = Tree()
+    unreadable: tuple[str, ...] = ()
 
     def named(self, name: str) -> tuple[Moment, ...]:
         """The moments of that name: one, or one of each kind, or none."""
@@ -136,6 +141,8 @@ class Moments(Struct, frozen=True):
             "current": dict(self.current),
             "records_seen": self.records_seen,
             "unneeded": list(self.unneeded),
+            "tree": [image.to_json() for image in self.tree.images],
+            "unreadable": list(self.unreadable),
         }
 
 

@@ -15,11 +15,13 @@ from qmpsnap.errors import InvalidTarget, Refused, TargetExists
 from qmpsnap.model.arguments import refuse
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Files
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.tree_growth import ask_around, ask_further, grow
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
@@ -56,18 +58,30 @@ class Planning:
         return graph
 
     async def moments(self) -> Moments:
-        """Every moment that the disks hold, as of now."""
+        """Every moment that the disks hold, as of now, and the tree of their images."""
         graph = await self._target.graph()
-        ask = replace(resume.ask(graph, state_dir=self._state_dir), states=state_places(graph))
-        files = await self._target.look(ask, graph)
-        await self._started.warnings(graph)
-        left = await self._target.look(ask_left(graph, files), graph)
-        return find_moments(
+        ask = resume.ask(graph, state_dir=self._state_dir) | ask_around(graph)
+        ask = replace(ask, states=state_places(graph))
+        files, *started = await self._target.look_each((ask, *self._started.ask(graph)), graph)
+        await self._started.warnings(graph, *started)
+        further = ask_further(graph, files) | ask_left(graph, files)
+        more = await self._target.look(replace(further, records=(*ask.records, *further.records)), graph)
+        moments = find_moments(
             graph,
-            files.records,
+            more.records,
             records_seen=files.shared,
             states=files.states,
-            memories=left.memories,
+            memories=more.memories,
+        )
+        seen = replace(
+            files,
+            files=Frozen({**files.files, **more.files}),
+            images=Frozen({**files.images, **more.images}),
+        )
+        return replace(
+            moments,
+            tree=grow(graph, more.records, seen, moments.moments),
+            unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
 
     async def plan(self, intent: Intent) -> Plan:

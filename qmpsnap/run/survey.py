@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
+from contextlib import suppress
 
 from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
@@ -48,6 +49,7 @@ def look(ask: Ask, near: Collection[str] = ()) -> Files:
         directories=Frozen({path: _directory_fact(path) for path in ask.directories}),
         backing_links=tuple(sorted(survey.backing_links)),
         looked_in=looked_in,
+        images=Frozen(survey.images),
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=records,
         bad_records=bad_records,
@@ -63,6 +65,7 @@ class _Survey:
     def __init__(self) -> None:
         self.backing_links: set[BackingLink] = set()
         self.unreadable: list[str] = []
+        self.images: dict[str, FileFact] = {}
         self._names: dict[tuple[int, int], str] = {}
         self._read: set[str] = set()
         self._pending: list[str] = []
@@ -97,6 +100,7 @@ class _Survey:
             backing=backing,
             problem=problem,
             luks=luks,
+            allocated=_allocated(status) if kind == "regular" else 0,
         )
 
     def directory(self, path: str) -> str | None:
@@ -113,7 +117,10 @@ class _Survey:
                 regular = entry.is_file()
             except OSError:  # a symlink in a loop, or behind a directory that is closed to us
                 continue
-            if regular and not is_invalid_name(entry.name):
+            if regular and is_invalid_name(entry.name):
+                with suppress(OSError, ValueError):
+                    self._image(entry.path)
+            elif regular:
                 self._try_image(entry.path)
         return real
 
@@ -134,11 +141,25 @@ class _Survey:
 
     def _image(self, path: str) -> tuple[Header | None, str | None]:
         self._read.add(path)
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             return None, None
         header = file_header(path)
         backing = (
             self._stand(path, header.backing) if header is not None and header.backing is not None else None
+        )
+        name = self._name(path)
+        self.images[name] = FileFact(
+            "regular",
+            status.st_size,
+            device=status.st_dev,
+            inode=status.st_ino,
+            header=header,
+            real=name,
+            backing=backing,
+            modified=status.st_mtime,
+            modified_ns=status.st_mtime_ns,
+            allocated=_allocated(status),
         )
         return header, backing
 
@@ -180,6 +201,10 @@ def _directory_fact(path: str) -> DirFact:
     return DirFact(
         path, exists=True, writable=writable and not read_only, free_bytes=free_bytes, problem=problem
     )
+
+
+def _allocated(status: os.stat_result) -> int:
+    return status.st_blocks * 512
 
 
 def _size(path: str, kind: Kind, size: int) -> int:

@@ -135,6 +135,13 @@ class FakeFiles:
             directories=Frozen({path: self._directory(path) for path in ask.directories}),
             backing_links=tuple(sorted(links)),
             looked_in=ask.survey,
+            images=Frozen(
+                {
+                    fact.real: fact
+                    for path, fact in self.facts.items()
+                    if posixpath.dirname(path) in ask.survey
+                }
+            ),
             unreadable=self.unreadable,
             records=tuple(record for record in self.records if record.directory in places),
             memories=Frozen({path: self._memory(path) for path in ask.memories}),

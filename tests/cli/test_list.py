@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import to_json
+from tests.headers import qcow2_bytes
 
 from .conftest import disks
 
@@ -39,13 +42,19 @@ def test_list_says_when_there_are_none(machine):
     assert machine("--shared-fs", "yes", "list") == (0, "no snapshots or checkpoints\n", "")
 
 
-def test_list_shows_both_kinds_the_oldest_first(machine, both):
+def test_list_shows_both_kinds_the_oldest_first(machine, both, tmp_path):
     assert machine("--shared-fs", "yes", "list").out.splitlines() == [
         "NAME  KIND      TAKEN                OVERLAYS  VM STATE  DISKS",
         "sn    external  2024-05-01 12:00:00     1 MiB            vda",
         "i1    internal  2024-05-01 12:00:01               4 KiB  vda, vdb",
         "i2    internal  2024-05-01 12:00:02                      vda",
         "vda: current snapshot sn",
+        "",
+        f"images in {tmp_path}:",
+        "HOLDS    ALLOCATED  FILE",
+        "o sn         1 MiB  base.qcow2",
+        "* (vda)      1 MiB  top.qcow2 (inside: i1, i2)",
+        "* (vdb)      1 MiB  /d/b.qcow2 (inside: i1)",
     ]
 
 
@@ -78,7 +87,9 @@ def test_list_prints_json_with_every_part(machine, both):
 
 def test_list_warns_when_external_ones_cannot_be_known(machine, both):
     ended = machine("--shared-fs", "no", "list")
-    assert [line.split()[0] for line in ended.out.splitlines()] == ["NAME", "i1", "i2"]
+    rows, tree = ended.out.split("\n\n")
+    assert [line.split()[0] for line in rows.splitlines()] == ["NAME", "i1", "i2"]
+    assert [line.split()[0] for line in tree.splitlines()[2:]] == ["o", "*", "*"]
     assert ended.err.startswith("warning: QEMU's files are not visible from here")
 
 
@@ -99,14 +110,19 @@ def checkpoint(server, tmp_path, monkeypatch):
     return tmp_path / "base.c1.vmstate"
 
 
+TREE = ["", "HOLDS    ALLOCATED  FILE", "o c1         1 MiB  base.qcow2", "* (vda)      1 MiB  top.qcow2"]
+
+
 def test_list_shows_how_a_checkpoint_was_taken_and_what_it_keeps(machine, checkpoint):
     checkpoint.write_bytes(b"x" * 2048)
     header, *rows = machine("--shared-fs", "yes", "list").out.splitlines()
+    rows.remove(f"images in {checkpoint.parent}:")
     assert header == "NAME  KIND      TAKEN                OVERLAYS  MODE        VM STATE  DISKS"
     assert rows == [
         "c1    external  2024-05-01 12:00:00     1 MiB  background     2 KiB  vda",
         "    VM state: base.c1.vmstate",
         "vda: current snapshot c1",
+        *TREE,
     ]
 
 
@@ -136,3 +152,71 @@ def test_list_names_vm_state_that_no_snapshot_needs(machine, both):
         f"  remove it, unless its record is elsewhere (--state-dir): rm '{file}'",
     ]
     assert machine("--shared-fs", "yes", "--json", "list").json["unneeded"] == [file]
+
+
+def create(file, backing=None):
+    header = qcow2_bytes(backing=backing, backing_format="qcow2" if backing else None)
+    Path(file).write_bytes(header)
+
+
+@pytest.fixture
+def branches(both, tmp_path):
+    """Beside the machine's images: an overlay of its own, those of five other machines, and more."""
+    top, base = both
+    create(base)
+    create(top, base)
+    for name in ("clone", "old.qcow2.invalid", *(f"other{number}" for number in range(5))):
+        create(tmp_path / (name if "." in name else f"{name}.qcow2"), base)
+    for number in range(5):
+        theirs = tmp_path / f"other{number}.qcow2"
+        record = MomentRecord(
+            f"qmpsnap-snapshot-keep-0000000{number}", "x", TAKEN, {"vda": str(theirs)}, {"vda": base}
+        )
+        (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+
+
+def test_list_draws_branches_and_says_whose_they_are(machine, branches, tmp_path):
+    said = machine("--shared-fs", "yes", "list").out.splitlines()
+    tree = said[said.index(f"images in {tmp_path}:") + 2 :]
+    allocated = re.compile(r" +(\d+ KiB|1 MiB)  ")
+    assert [allocated.sub(" ", line) for line in tree] == [
+        "o sn base.qcow2",
+        "|-o clone.qcow2 (in no record)",
+        "|-o old.qcow2.invalid (INVALID)",
+        "|-o other0.qcow2 (of another machine)",
+        "|-o other1.qcow2 (of another machine)",
+        "|-o other2.qcow2 (of another machine)",
+        "|-                  (2 more of other machines)",
+        "* (vda) top.qcow2 (inside: i1, i2)",
+        "* (vdb) /d/b.qcow2 (inside: i1)",
+    ]
+    assert max(map(len, tree)) <= 80
+
+
+def test_list_prints_the_tree_as_json(machine, branches, tmp_path):
+    base, top = (str(tmp_path / name) for name in ("base.qcow2", "top.qcow2"))
+    found = machine("--shared-fs", "yes", "--json", "list").json["tree"]
+    assert found[0] == {
+        "file": base, "backing": None, "disks": ["vda"], "owner": "machine", "format": "qcow2",
+        "virtual_size": 1 << 30, "allocated": 1 << 20, "active": False, "in_chain": True, "missing": False,
+        "invalid": False, "holds": ["sn"], "began": [], "inside": [], "holds_deleted": [],
+    }  # fmt: skip
+    (active,) = [image for image in found if image["file"] == top]
+    assert (active["backing"], active["active"], active["began"], active["inside"]) == (
+        base, True, ["sn"], ["i1", "i2"],
+    )  # fmt: skip
+    assert [image["owner"] for image in found[1:-2]] == ["unknown", "unknown", *["other"] * 5]
+    assert [image["invalid"] for image in found[1:-2]] == [False, True, *[False] * 5]
+
+
+def test_list_draws_no_tree_of_images_that_stand_alone(machine, server):
+    disks(server, vda=("/d/a.qcow2",), vdb=("/d/b.qcow2",))
+    assert machine("--shared-fs", "yes", "list").out == "no snapshots or checkpoints\n"
+
+
+def test_list_warns_of_an_image_that_cannot_be_read(machine, both, tmp_path):
+    (tmp_path / "broken.qcow2").write_bytes(b"QFI\xfb\0\0\0\x09")
+    ended = machine("--shared-fs", "yes", "list")
+    assert f"warning: not read: {tmp_path}/broken.qcow2: qcow2 of unknown version 9" in ended.err.splitlines()
+    found = machine("--shared-fs", "yes", "--json", "list").json["unreadable"]
+    assert f"{tmp_path}/broken.qcow2: qcow2 of unknown version 9" in found
