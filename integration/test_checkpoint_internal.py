@@ -359,3 +359,28 @@ async def test_checkpoint_without_room_takes_nothing_and_the_guest_runs_on(qemu,
             assert (caught.value.changed, status(running)) == (Changed.NO, "running")
             assert (await vm.moments()).moments == ()
     qemu.check(file)
+
+
+@VIAS
+async def test_checkpoint_is_refused_when_a_job_begins_after_the_look_at_jobs(
+    qemu, images, machine, tmp_path, via
+):
+    copy, made = qemu.create(tmp_path / "copy.qcow2"), images("base")
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            look_each = vm._target.look_each
+
+            async def begun(asks, graph):
+                if not running.qmp("query-jobs"):
+                    names = {"job-id": "theirs", "device": "vda-node", "target": copy}
+                    running.qmp("drive-mirror", names, format="qcow2", sync="full", mode="existing")
+                return await look_each(asks, graph)
+
+            vm._target.look_each = begun
+            with traced(vm) as sent, pytest.raises(Busy, match="'theirs'") as caught:
+                await vm.checkpoint("c1", mode="internal", via=via)
+            assert (caught.value.changed, sent) == (Changed.NO, [])
+        running.qmp.wait_event("BLOCK_JOB_READY")
+        running.qmp("block-job-cancel", device="theirs")
+        running.qmp.wait_event("BLOCK_JOB_COMPLETED")
+    assert [qemu.inside(made.active), qemu.inside(copy)] == [[], []]

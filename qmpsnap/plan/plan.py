@@ -16,6 +16,8 @@ from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
 
+_SAVES = frozenset({"migrate", "snapshot-save", "savevm"})
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -124,7 +126,7 @@ class Plan:
     @property
     def excludes_jobs(self) -> bool:
         """Whether VM state is saved, or disks or memory become those of another time: no job may run."""
-        return any(step.loads or step.command in {"migrate", "snapshot-save"} for step in self.steps)
+        return any(step.loads or step.way in _SAVES for step in self.steps)
 
     @property
     def record(self) -> IntentRecord | None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.errors import Changed, JobFailed, NotFound
+from qmpsnap.errors import Busy, Changed, JobFailed, NotFound
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.commands.state import cont
-from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert
+from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Mirror, Revert
+from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
-from tests.plan.scenes import with_layer
+from tests.plan.scenes import ONE_DISK, job, planned, with_layer
 from tests.run.operations import inside, intents, vm_of
 
 pytestmark = pytest.mark.timeout(10)
 
 EARLY = "Snapshot 'c1' does not exist in one or more devices"
 LATE = "Size mismatch: pc.ram: 0x4000000 != 0x6000000: Invalid argument"
+MIRROR = next(
+    step for step in planned(Mirror("vda", "/copy", "finish"), ONE_DISK).steps if step.copy is not None
+)
 SAVE, LOAD = Checkpoint("c2", "internal", via="jobs"), Revert("c1", via="jobs")
 
 
@@ -85,6 +89,19 @@ async def test_operation_asks_for_no_progress_of_a_job_that_holds_qemu() -> None
     fake.progress = note  # type: ignore[method-assign, assignment]
     await vm_of(fake).run(await vm_of(fake).plan(SAVE), Hooks(progress=lambda _: None))
     assert asked == []
+
+
+@each(
+    "intent",
+    [SAVE, LOAD, Checkpoint("c2", "internal"), Revert("c1"), Checkpoint("c2"), Checkpoint("c2", "in-place")],
+)
+async def test_operation_is_refused_when_a_job_has_begun_since_it_was_planned(intent: Intent) -> None:
+    fake = with_checkpoint()
+    plan = await vm_of(fake).plan(intent)
+    fake.start_job(job("theirs"), MIRROR)
+    with pytest.raises(Busy, match="job 'theirs' \\(mirror, running\\) is running") as caught:
+        await Operation(fake, plan, Hooks(), None, fresh=True).run()
+    assert (caught.value.changed, fake.performed, intents(fake)) == (Changed.NO, [], [])
 
 
 # -- whose client went away ------------------------------------------------------------------------
