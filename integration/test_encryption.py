@@ -138,7 +138,7 @@ async def test_what_is_made_of_an_encrypted_disk_is_encrypted_alike(qemu, machin
             await vm.commit("vda", folded="remove")  # down into the base
             running.qmp("blockdev-del", {"node-name": "vda-node"})
             running.write("vda", 0xA7, 6 * BLOCK, BLOCK)
-            done = await vm.mirror("vda", last, ending="pivot", format="qcow2")
+            done = await vm.mirror("vda", last, ending="pivot")
             assert done.chains == {"vda": (last,)}
             running.write("vda", 0xA7, 7 * BLOCK, BLOCK)
             await vm.snapshot("five")

@@ -376,7 +376,7 @@ class VM:
             target: Path of the copy.
             ending: "pivot" or "finish".
             sync: "full", "top" (the active layer alone) or "none" (new writes only, pivot only).
-            format: "raw" or "qcow2"; None: that of the active layer.
+            format: "raw" or "qcow2"; None: that of the active layer, qcow2 if that is encrypted.
             use_existing: Whether the target exists; its size, backing file and format are checked.
             discard_internal: Whether internal snapshots and persistent bitmaps may be left behind.
             on_error, speed, plain, wait, hooks: See `VM`.

@@ -33,7 +33,7 @@ from qmpsnap.plan.intent import Mirror
 @click.option(
     "--format",
     type=click.Choice(["qcow2", "raw"]),
-    help="Format of the copy. [default: the source's]",
+    help="Format of the copy. [default: the source's; qcow2 if that is encrypted]",
 )
 @click.option(
     "--use-existing",

@@ -53,9 +53,12 @@ class Features(Struct, frozen=True):
         """
         for command in commands:
             if command not in self.commands:
-                raise Unsupported(
-                    f"this QEMU has no {command!r}", feature=command, hint="a newer QEMU has it"
+                whose, hint = (
+                    ("this QEMU", "a newer QEMU has it")
+                    if self.devices
+                    else ("this storage daemon", "a newer one may have it, or the QEMU of a running machine")
                 )
+                raise Unsupported(f"{whose} has no {command!r}", feature=command, hint=hint)
 
 
 def has_argument(schema: Iterable[SchemaInfo], command: str, argument: str) -> bool:

@@ -64,7 +64,8 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     """
     disk = refuse_empty(find_disk(scene.graph, intent.disk))
     pivot = intent.ending == "pivot"
-    form = intent.format or disk.active.format
+    # Of an encrypted disk only a qcow2 copy can be encrypted, whatever its own format is.
+    form = intent.format or ("qcow2" if disk.active.encrypted else disk.active.format)
     copied = disk.layers[: {"full": len(disk.layers), "top": 1, "none": 0}[intent.sync]]
     below = disk.layers[len(copied) :]
     _refuse(intent, scene, disk, form, copied=copied, below=below)
@@ -227,7 +228,11 @@ def _like(scene: Scene, disk: Disk) -> str:
 
 def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
     if form not in {"raw", "qcow2"}:
-        raise Unsupported(f"a copy in format {form!r} is not supported", feature=f"mirror to {form}")
+        raise Unsupported(
+            f"a copy in format {form!r} is not supported",
+            feature=f"mirror to {form}",
+            hint="use --format qcow2, or raw",
+        )
     if intent.sync == "none" and intent.ending == "finish":
         raise Unsupported(
             "sync none copies only new writes: what --finish would leave is not a copy of the disk",

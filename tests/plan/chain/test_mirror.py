@@ -344,3 +344,19 @@ def test_mirror_of_an_encrypted_disk_opens_an_encrypted_copy_and_frees_it_unless
     assert "blockdev-del" not in [step.command for step in planned(pivot(sync), of, files=files).steps]
     with pytest.raises(Unsupported, match="unencrypted"):
         planned(pivot("none"), of, files=files)
+
+
+@each(("own", "plain"), [("qcow2", False), ("luks", False), ("luks", True), ("raw", False), ("raw", True)])
+def test_mirror_of_an_encrypted_disk_is_qcow2_if_the_caller_does_not_say(own: str, *, plain: bool) -> None:
+    of, files = encrypted("base*")
+    disk = with_layer(of.disks["vda"], 0, format=own)
+    plan = planned(finish(plain=plain), graph(disk), files=files)
+    (copy,) = (step.copy for step in plan.steps if step.copy is not None)
+    assert (copy.format, copy.secret) == ("qcow2", "" if plain else "sec0")
+
+
+def test_mirror_of_a_disk_in_another_format_says_which_ones_there_are() -> None:
+    vmdk = graph(with_layer(chain("base*"), 0, format="vmdk"))
+    with pytest.raises(Unsupported, match="a copy in format 'vmdk'") as caught:
+        planned(finish(), vmdk)
+    assert caught.value.hint == "use --format qcow2, or raw"
