@@ -13,10 +13,11 @@ belongs to the open file: it goes with the client, however that ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -37,6 +38,7 @@ _log = get_logger("qmpsnap.run")
 _SAMPLE = 8  # records of other machines that are looked at with each that is written
 _MONTH = timedelta(days=30)
 _LOCK_SECONDS = 5.0
+_ENTRIES = 8  # how often a directory is made that others remove meanwhile
 
 R = TypeVar("R", IntentRecord, MomentRecord)
 
@@ -159,37 +161,51 @@ class Catalog:
 
 def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int]) -> None:
     check(record)
-    descriptor, made = _enter(record.directory)
-    try:
-        locked = _put(descriptor, record)
-        if locked is not None:  # here, for what a cancelled call returns is lost
-            locks[record.directory, record.id] = locked
-        if isinstance(record, MomentRecord):
-            _sweep(record, descriptor)
-        if instead_of is not None:
-            _unlink(instead_of.file_name, descriptor)
-        sync_directory(descriptor)
-        if instead_of is not None:
-            _unlock(instead_of, locks)
-    except OSError:
-        if made:
-            _remove_empty(record.directory)
-        raise
-    finally:
-        os.close(descriptor)
+    _within(record.directory, partial(_write_into, record, instead_of, locks))
     if isinstance(record, MomentRecord):
         _link_all(record)
 
 
-def _enter(directory: str) -> tuple[int, bool]:
-    """Open a directory of records, which is made where it is missing, and whether it was made."""
+def _write_into(
+    record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int], descriptor: int
+) -> None:
+    locked = _put(descriptor, record)
+    if locked is not None:  # here, for what a cancelled call returns is lost
+        locks[record.directory, record.id] = locked
+    if isinstance(record, MomentRecord):
+        _sweep(record, descriptor)
+    if instead_of is not None:
+        _unlink(instead_of.file_name, descriptor)
+    sync_directory(descriptor)
+    if instead_of is not None:
+        _unlock(instead_of, locks)
+
+
+def _within(directory: str, write: Callable[[int], None]) -> None:
+    """Write into a directory of records, which is made where it is missing: its descriptor is passed.
+
+    Whoever finishes the last record removes the directory, even while it is open here: then it is made again.
+    """
     made = False
-    for _ in range(8):  # whoever finishes the last record removes the directory
+    for _ in range(_ENTRIES):
         try:
-            return open_trusted(directory), made
+            descriptor = open_trusted(directory)
         except FileNotFoundError:
             made = _make_directory(directory) or made
-    raise FileNotFoundError(directory)
+            continue
+        try:
+            write(descriptor)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            if made:
+                _remove_empty(directory)
+            raise
+        else:
+            return
+        finally:
+            os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
 
 
 def _rewrite(record: MomentRecord) -> None:
@@ -236,18 +252,13 @@ def _link_all(record: MomentRecord) -> None:
 
 
 def _link(place: str, to: str) -> None:
-    descriptor, made = _enter(place)
-    try:
+    _within(place, partial(_link_to, to))
+
+
+def _link_to(to: str, descriptor: int) -> None:
+    with contextlib.suppress(FileExistsError):
         os.symlink(to, link_name(to), dir_fd=descriptor)
         sync_directory(descriptor)
-    except FileExistsError:
-        pass
-    except OSError:
-        if made:
-            _remove_empty(place)
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(moment: MomentRecord, descriptor: int) -> None:
@@ -334,6 +345,8 @@ def _unlink_from(place: str, to: str) -> None:
         return
     try:
         _unlink(link_name(to), descriptor)
+        if os.path.lexists(to):  # another client has made it again, and has taken our link for its own
+            _link_to(to, descriptor)
     finally:
         os.close(descriptor)
     _remove_empty(place)

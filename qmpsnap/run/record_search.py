@@ -35,7 +35,7 @@ _LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, 
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LINK = "elsewhere-"
 _LISTINGS = 5  # how often records are listed while others give them names with other keys
-_DIRECTORIES = 64  # how many are read at most: a link may lead to others
+_DIRECTORIES = 64  # beyond how many no link is followed: those that it leads to may hold others
 
 _R = TypeVar("_R", IntentRecord, MomentRecord)
 _T = TypeVar("_T")
@@ -250,8 +250,11 @@ def link_name(directory: str) -> str:
 def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int, _Listing]]:
     """Open and list the directories, and those that links in them lead to."""
     opened: dict[str, tuple[int, _Listing]] = {}
-    pending = list(dict.fromkeys(directories))
+    asked = dict.fromkeys(directories)
+    pending = list(asked)
     for directory in pending:  # which grows
+        if directory not in asked and len(opened) >= _DIRECTORIES:
+            break
         try:
             descriptor = open_trusted(directory)
         except FileNotFoundError:
@@ -265,7 +268,7 @@ def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int
         for name in listing.links:
             with suppress(OSError):
                 target = os.readlink(name, dir_fd=descriptor)
-                if is_state_directory(target) and target not in pending and len(pending) < _DIRECTORIES:
+                if is_state_directory(target) and target not in opened:
                     pending.append(target)
     return opened
 

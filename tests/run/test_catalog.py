@@ -321,3 +321,67 @@ async def test_records_in_a_directory_of_the_callers_own_need_no_links(place, ca
         await catalog.write_intent(intent(chains=chains, overlays=made), f"{tmp_path}/own")
     )
     assert names(place) == []
+
+
+def led_to(place, there, gone=0):
+    """How many of so many directories are read that links lead to, among links to some that are no more."""
+    copy = place / "copy.qmpsnap"
+    copy.mkdir()
+    for number in range(there + gone):
+        directory = place / f"{number}.qmpsnap"
+        (copy / f"elsewhere-{number:08x}").symlink_to(directory)
+        if number < there:
+            put(replace(moment(f"{number:02}", "over", "base", place=place), directory=str(directory)))
+    records, bad = read_records([str(copy)])
+    assert bad == ()
+    return len(records)
+
+
+def test_links_that_lead_nowhere_hide_none_that_leads_to_records(place):
+    assert led_to(place, 20, gone=200) == 20
+
+
+def test_links_are_followed_to_so_many_directories(place):
+    assert led_to(place, 99) == 63  # and that which was asked for
+
+
+def once(monkeypatch, name, meanwhile):
+    """Let something happen right before the first call of that function of `os`."""
+    call, left = getattr(os, name), [meanwhile]
+
+    def called(*args, **options):
+        while left:
+            left.pop()()
+        return call(*args, **options)
+
+    monkeypatch.setattr(os, name, called)
+
+
+async def test_a_link_is_made_again_that_is_removed_as_another_client_counts_on_it(
+    place, catalog, monkeypatch
+):
+    first = await written(catalog, "over", "base", place=place, vdb=("over-b", "data"))
+    removed = os.rmdir
+
+    def and_made_again(directory, **options):
+        removed(directory, **options)
+        if directory == first.directory:
+            put(moment("a2", "over2", "base", place=place))  # whose link is there already
+
+    monkeypatch.setattr(os, "rmdir", and_made_again)
+    await catalog.finish(first)
+    monkeypatch.undo()
+    assert [record.id for record in read_records([f"{place}/data.qmpsnap"])[0]] == ["a2"]
+
+
+async def test_a_directory_is_made_again_that_another_client_removes_as_it_is_written_to(
+    place, catalog, monkeypatch
+):
+    directory = f"{place}/base.qmpsnap"
+    os.mkdir(directory)  # noqa: PTH102
+    once(monkeypatch, "urandom", lambda: os.rmdir(directory))  # noqa: PTH106
+    stored = await catalog.write_intent(intent(), directory)
+    os.mkdir(f"{place}/copy.qmpsnap")  # noqa: PTH102
+    once(monkeypatch, "symlink", lambda: os.rmdir(f"{place}/copy.qmpsnap"))  # noqa: PTH106
+    await catalog.link(f"{place}/copy.qmpsnap", directory)
+    assert read_records([f"{place}/copy.qmpsnap"])[0] == (held(stored),)
