@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.record import IntentRecord, MomentRecord, Op, Settings
     from qmpsnap.model.step import Stage
     from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
+    from qmpsnap.model.view import DiskView, ViewLayer
     from qmpsnap.plan.intent import (
         Checkpoint,
         Commit,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress
+    from qmpsnap.run.view import View, open_view
     from qmpsnap.vm import VM
 
 # From most to least important.
@@ -89,7 +91,7 @@ __all__ = [  # noqa: RUF022
     "connect", "launch", "VM", "Jobs",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Intent",
     "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
-    "Plan", "Stage", "Done", "Hooks", "Progress",
+    "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Op", "Settings",
@@ -117,10 +119,12 @@ _HOMES = (
     "model.moments",
     "model.record",
     "model.tree",
+    "model.view",
     "plan.plan",
     "run.outcome",
     "run.session",
     "run.target",
+    "run.view",
     "vm",
 )
 

@@ -21,6 +21,7 @@ from qmpsnap.model.arguments import Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
+from qmpsnap.model.view import DiskView
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -42,6 +43,7 @@ from qmpsnap.plan.intent import (
     Via,
 )
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.view import only
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
@@ -50,6 +52,7 @@ from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.planning import Planning
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
+from qmpsnap.run.view import View, open_view
 
 
 class VM:
@@ -160,6 +163,55 @@ class VM:
         QAPI: query-status (run-state.json), query-migrate (migration.json).
         """
         return await guest_of(self._target).status()
+
+    @asynccontextmanager
+    async def open(
+        self, name: str, *, disk: str | None = None, fuse: str | os.PathLike[str] | None = None
+    ) -> AsyncIterator[View]:
+        """Read a disk as it was at a snapshot of any kind, while the guest keeps running.
+
+        A process of ours serves it over NBD, on a unix socket that other users cannot reach, as long as the
+        block lasts. Nothing is sent to the machine. Its layers are locked meanwhile: a commit into one of
+        them is refused by QEMU, and the chain is unchanged. Cancelled or failed, nothing is left.
+
+        Args:
+            name: The snapshot's name.
+            disk: The disk in any spelling; None: the only one that the snapshot is of.
+            fuse: Directory in which the disk is also to be a file, `DISK.raw`; None: it is not.
+
+        Yields:
+            Where it can be read: `.uri`, `.socket`, `.file`.
+
+        Raises:
+            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when it is of several
+                disks, and none was named.
+            NotInChain: When no layer holds it any more.
+            Busy: When a layer is being written to.
+            FileMoved: When a layer's name does not lead to the file that QEMU has open.
+            Unsupported: When a layer is encrypted or no file, the images are not visible from here, or QEMU's
+                tools are not installed, or have no FUSE.
+            TargetExists, InvalidTarget: When the file for FUSE exists, or cannot be created.
+            ConnectFailed: When the layers cannot be opened.
+            GraphMismatch: At the end of the block, when a snapshot inside an image was deleted meanwhile.
+        """
+        check("disk", disk, Text | None)
+        place = None if fuse is None else absolute("fuse", fuse)
+        view = only(await self.views(name, disks=() if disk is None else (disk,)))
+        async with open_view(view, fuse=place) as opened:
+            yield opened
+
+    async def views(self, name: str, *, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
+        """How disks are read as they were at a snapshot, for `open_view`, which does not need the machine.
+
+        Args:
+            name: The snapshot's name.
+            disks: Disks in any spelling; none: every disk that the snapshot is of.
+
+        Raises:
+            Refused: As `open`.
+        """
+        check("name", name, Text)
+        return await self._planning.views(name, texts("disks", disks))
 
     # -- plan and run ----------------------------------------------------------------------------
 

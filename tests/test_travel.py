@@ -25,8 +25,10 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint, Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.record import MomentRecord, Settings
+from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session.event import read_event
+from qmpsnap.run.view import View
 from tests.each import each
 from tests.run.operations import CASES, intents, machine, plan_of, vm_of
 from tests.run.states import fake_of
@@ -46,7 +48,13 @@ LAYER_PARTS = (
     Filter("f", "throttle"),
     Io(direct=True),
 )
-RECORDS = (FINGERPRINT, STATE, MOMENT, SETTINGS, *LAYER_PARTS, Status("paused", False))
+VIEW_LAYER = ViewLayer("/images/base.qcow2", "qcow2")
+DISK_VIEW = DiskView("vda", "c1", (VIEW_LAYER,), 1 << 30, snapshot=InternalSnapshot("1", "c1"))
+VIEW = View("c1", "vda", "nbd+unix:///vda?socket=/s", "/s", "vda", 1 << 30, ("/images/base.qcow2",))
+RECORDS = (
+    *(FINGERPRINT, STATE, MOMENT, SETTINGS, *LAYER_PARTS, Status("paused", False)),
+    *(VIEW_LAYER, DISK_VIEW, VIEW),
+)
 JOB = Job("j", "commit", JobStatus.READY, 1, 2, 0, "no", IoStatus.NOSPACE, paused=True, ready=True)
 
 

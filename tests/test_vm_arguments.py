@@ -125,6 +125,11 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             **QUEUES,
         },
     ),
+    "open": (
+        {"name": "old"},
+        {"name": MOMENT, "disk": MAYBE, "fuse": tuple(one for one in PATH if one is not None)},
+    ),
+    "views": ({"name": "old"}, {"name": MOMENT, "disks": NAMES}),
     "reverted": ({"name": "old", "launcher": print}, {"name": MOMENT, "launcher": CALLED}),
     "save": ({"file": "/m"}, {"file": PATH, "plain": FLAG, **QUEUES}),
     "restore": ({"file": "/m"}, {"file": PATH, **QUEUES}),

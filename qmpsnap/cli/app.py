@@ -33,6 +33,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "list": ("list", "list_"),
         "revert": ("revert", "revert"),
         "delete": ("delete", "delete"),
+        "open": ("open", "open_"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
         "events": ("events", "events"),

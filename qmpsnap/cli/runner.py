@@ -45,21 +45,34 @@ def run(work: Callable[[VM, Signals], Awaitable[T]]) -> T:
     """
     app = current_app()
     address = app.address()
+
+    async def connected(signals: Signals) -> T:
+        async with qmpsnap.connect(address, shared_fs=app.shared_fs, state_dir=app.state_dir or None) as vm:
+            return await work(vm, signals)
+
+    return run_alone(connected)
+
+
+def run_alone(work: Callable[[Signals], Awaitable[T]]) -> T:
+    """Do work that needs no machine, with our signal handlers.
+
+    Raises:
+        Interrupted: When Ctrl-C or SIGTERM came before an operation had begun.
+        QmpsnapError: Whatever the work raises.
+    """
+    app = current_app()
     configure(app.verbose)
 
-    async def connected() -> T:
+    async def interruptible() -> T:
         with Signals(app) as signals:
             try:
-                async with qmpsnap.connect(
-                    address, shared_fs=app.shared_fs, state_dir=app.state_dir or None
-                ) as vm:
-                    return await work(vm, signals)
+                return await work(signals)
             except asyncio.CancelledError:
                 if not signals.interrupted:
                     raise
                 raise Interrupted("stopped before anything was changed") from None
 
-    return asyncio.run(connected())
+    return asyncio.run(interruptible())
 
 
 def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:

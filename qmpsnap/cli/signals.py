@@ -53,6 +53,7 @@ class Signals:
         self._running = False  # an operation is running
         self._ended = False  # it has ended: there is nothing left to interrupt
         self._asking = False
+        self._end: anyio.Event | None = None
         self._plan: Plan | None = None
         self._name = ""
         self._bar: Bar | Lines | None = None
@@ -95,6 +96,15 @@ class Signals:
             if bar is not None:
                 bar.hide()
 
+    @contextmanager
+    def ends(self) -> Iterator[anyio.Event]:
+        """Let the first signal set the event that is yielded: the usual end of what lasts until then."""
+        self._end = anyio.Event()
+        try:
+            yield self._end
+        finally:
+            self._end = None
+
     @property
     def _job_id(self) -> str:
         return self._plan.job_id if self._plan is not None else ""
@@ -107,7 +117,9 @@ class Signals:
         if self._ended:
             return
         self._interrupts += 1
-        if not self._running:
+        if self._end is not None:
+            self._end.set()
+        elif not self._running:
             if self._interrupts > 1 or self._task is None:
                 self._exit(Interrupted("stopped before anything was changed"))
             self._task.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -22,7 +22,9 @@ from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.tree_growth import ask_around, ask_further, grow
+from qmpsnap.model.view import DiskView
 from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan import view as plan_view
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
 from qmpsnap.plan.intent import Intent
@@ -83,6 +85,15 @@ class Planning:
             tree=grow(graph, more.records, seen, moments.moments),
             unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
+
+    async def views(self, name: str, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
+        """How each of the disks is read as it was at a moment; see `plan.view.views` for what it refuses."""
+        graph = await self._target.graph()
+        files = await self._target.look(plan_view.ask(graph, state_dir=self._state_dir), graph)
+        question = plan_view.ask_again(name, graph, files, state_dir=self._state_dir)
+        files = await self._target.look(question, graph)
+        jobs, features = await self._target.jobs(), await self._target.features()
+        return plan_view.views(name, disks, self._scene(graph, files, jobs, features, None))
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""

@@ -27,6 +27,8 @@ from qmpsnap.run.safe_open import append_file
 _log = get_logger("qmpsnap.process")
 
 _GUARD: Final = "read -r _; kill -KILL 0"
+# After our death: the program may clean up (a FUSE mount outlives a SIGKILL), then its paths are removed.
+_CAREFUL_GUARD: Final = 'read -r _; trap "" TERM; kill -TERM 0; sleep 1; rm -rf -- "$@"; kill -KILL 0'
 _TAIL_BYTES: Final = 16 * 1024
 _LAST_LINES: Final = 5  # of what QEMU printed, in an error's message
 _MOMENT: Final = 0.4  # seconds; whoever waits for a lost link is told within one
@@ -113,6 +115,7 @@ async def start_program(
     log: Path | None = None,
     pass_fds: Sequence[int] = (),
     quit_limit: float = 10.0,
+    remove: Sequence[str] = (),
 ) -> AsyncIterator[Process]:
     """Start a program, and end it with the block.
 
@@ -129,6 +132,8 @@ async def start_program(
         log: File that stdout and stderr are appended to; the last 16 KiB are kept in any case.
         pass_fds: Descriptors that it inherits, under the same numbers.
         quit_limit: Seconds that it has to end after SIGTERM.
+        remove: Absolute paths of ours, removed with all in them if our own process dies; the program gets
+            SIGTERM then, and SIGKILL a second later. Else they are the caller's to remove.
     Yields:
         The process, just started.
     Raises:
@@ -136,7 +141,7 @@ async def start_program(
     """
     with ExitStack() as stack:
         output = stack.enter_context(closing(_Output(log)))
-        guard = stack.enter_context(_guard())
+        guard = stack.enter_context(_guard(remove))
         process = _spawn(argv, name, cwd=cwd, env=env, pass_fds=pass_fds, group=guard.pid, output=output)
         try:
             _log.debug("process.started", vm=name, pid=process.pid, argv=masked_all(argv))
@@ -264,13 +269,13 @@ def _signal(number: int) -> str:
 
 
 @contextmanager
-def _guard() -> Iterator[subprocess.Popen[bytes]]:
+def _guard(remove: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """Lead a process group that is killed when our process ends."""
     read_end, write_end = os.pipe()
     try:
         try:
             guard = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD],
+                ["/bin/sh", "-c", _CAREFUL_GUARD if remove else _GUARD, "guard", *remove],
                 stdin=read_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import tempfile
 
 _ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS = {
@@ -116,6 +118,32 @@ def open_directory(directory: str, *, follow: bool = True) -> int:
         ValueError: When the path holds a NUL.
     """
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW) | _ALWAYS)
+
+
+def private_directory(longest: int) -> str:
+    """Create a directory of a new name, mode 0700, for what only this process may reach.
+
+    Args:
+        longest: Bytes that its path may have; where the usual place is deeper, it lies in /tmp.
+
+    Raises:
+        OSError: When it cannot be made.
+    """
+    directory = tempfile.mkdtemp(prefix="qmpsnap-")
+    if len(os.fsencode(directory)) > longest:
+        os.rmdir(directory)  # noqa: PTH106
+        directory = tempfile.mkdtemp(prefix="qmpsnap-", dir="/tmp")
+    return directory
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a directory of ours with all that is in it, as far as that is possible; no link is followed."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program, as found on PATH."""
+    return shutil.which(name)
 
 
 def kernel_text(file: str) -> str:

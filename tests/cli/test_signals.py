@@ -71,6 +71,12 @@ async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.Cap
     assert "there is no job to leave running; waiting for QEMU's answer" in capsys.readouterr().err
 
 
+async def test_interrupt_ends_what_lasts_until_it_comes() -> None:
+    with Signals(App()) as signals, signals.ends() as end:
+        await interrupt()
+        assert (end.is_set(), signals.cancel.is_set()) == (True, False)
+
+
 async def test_left_says_that_the_guest_may_be_paused_and_what_resumes_it() -> None:
     plan = await plan_for(IN_PLACE)
     error = detached(plan, plan.operation_id, cancelled=True)

@@ -213,6 +213,42 @@ def test_start_qemu_kills_the_process_and_its_children_when_we_are_killed():
     assert gone_within(1, *pids)
 
 
+def test_start_program_ends_it_well_and_removes_its_paths_when_we_are_killed(tmp_path):
+    place, said = tmp_path / "place", tmp_path / "said"
+    place.mkdir()
+    (place / "socket").touch()
+    child = f"""
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("ready", flush=True)
+signal.sigwait([signal.SIGTERM])
+open({str(said)!r}, "w").write("ended")
+"""
+    ours = textwrap.dedent(f"""
+        import anyio
+        from qmpsnap.run.process import start_program
+        async def main():
+            argv = [{sys.executable!r}, "-ISc", {child!r}]
+            async with start_program(argv, name="p", remove=[{str(place)!r}]) as process:
+                while "ready" not in process.output_tail:
+                    await anyio.sleep(0.01)
+                print(process.pid, flush=True)
+                await anyio.sleep(60)
+        anyio.run(main)
+    """)
+    with subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        assert place.exists()
+        launcher.kill()
+    assert gone_within(5, pid)
+    assert said.read_text() == "ended"
+    end = time.monotonic() + 5
+    while place.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 async def test_start_qemu_logs_no_secret_of_its_command_line(caplog):
     caplog.set_level("DEBUG", "qmpsnap")
     async with start_qemu([*fake_qemu(SERVE), "-object", "secret,id=s,data=hunter2"]):

@@ -200,7 +200,7 @@ def _branch(
     assert record is not None  # noqa: S101 - an external moment has one
     refuse_empty(disk)
     covered = record.covered[disk.name]
-    _refuse_invalid(record, disk, scene)
+    refuse_invalid(record, disk, scene)
     inside = disk.files.index(covered) if covered in disk.files else None
     if inside == 0:
         raise NotInChain(
@@ -215,7 +215,7 @@ def _branch(
     if inside is not None:
         chain = tuple((layer.file, layer.format) for layer in disk.layers[inside:])
     else:
-        chain = _left_aside(record, disk, scene)
+        chain = left_aside(record, disk, scene)
         refuse_strange_base(record, disk, chain, scene)
         if in_place:
             _refuse_written(record, chain, scene)
@@ -307,7 +307,7 @@ def _closes(node: str) -> bool:
     return node.startswith(("#", "qmpsnap-")) and not is_owned_node(node)
 
 
-def _left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
+def left_aside(record: MomentRecord, disk: Disk, scene: Scene) -> tuple[tuple[str, str], ...]:
     """Files and formats of a chain that is not open: as recorded, and as the headers still say.
 
     Nothing is probed: a record of before formats were written down leaves them to the overlay on each layer.
@@ -387,7 +387,8 @@ def _header(scene: Scene, file: str) -> Header | None:
     return fact.header if fact is not None else None
 
 
-def _refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
+def refuse_invalid(record: MomentRecord, disk: Disk, scene: Scene) -> None:
+    """Refuse a moment of the disk that a commit has written into."""
     lost = record.covered[disk.name] if disk.name in record.lost else ""
     file = lost or written_into(record.read_from(disk.name), scene.files.records)
     if file:

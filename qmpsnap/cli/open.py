@@ -1,0 +1,72 @@
+"""`qmpsnap open`: disks as they were at a snapshot, to be read while the guest keeps running."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import DISK, FILE, MOMENT
+from qmpsnap.cli.output import emit, json_line, size
+from qmpsnap.cli.runner import current_app, run, run_alone
+from qmpsnap.cli.signals import Signals
+from qmpsnap.model.view import DiskView
+from qmpsnap.run.view import View, open_view
+from qmpsnap.vm import VM
+
+
+@verb(
+    "open",
+    example="qmpsnap -s /run/vm1/qmp.sock open before-upgrade --disk vda",
+    short_help="Read disks as they were at a snapshot, while the guest keeps running.",
+)
+@click.argument("name", type=MOMENT)
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    type=DISK,
+    metavar="DISK",
+    help="A disk to read. May be repeated. [default: every disk that the snapshot is of]",
+)
+@click.option(
+    "--fuse",
+    type=FILE,
+    metavar="DIR",
+    help="Directory in which each disk is also to be a file, DISK.raw. [default: NBD alone]",
+)
+def open_(name: str, disks: tuple[str, ...], fuse: str | None) -> None:
+    """Serve the disks as they were at the snapshot NAME, read-only, until Ctrl-C.
+
+    Each is served over NBD on a unix socket that other users cannot reach; the address that is printed is
+    what qemu-img, nbdcopy and guestfish take. A commit into a layer that is read is refused meanwhile.
+    """
+    as_json = current_app().json
+
+    async def find(vm: VM, _: Signals) -> tuple[DiskView, ...]:
+        return await vm.views(name, disks=disks)
+
+    found = run(find)  # the monitor has room for one client: it is left before the views are open for long
+
+    async def serve(signals: Signals) -> None:
+        async with AsyncExitStack() as stack:
+            _show(
+                [await stack.enter_async_context(open_view(view, fuse=fuse)) for view in found],
+                as_json=as_json,
+            )
+            with signals.ends() as end:
+                await end.wait()
+
+    run_alone(serve)
+
+
+def _show(views: list[View], *, as_json: bool) -> None:
+    if as_json:
+        emit(json_line(views=[view.to_json() for view in views]))
+        return
+    lines = []
+    for view in views:
+        lines.append(f"{view.disk} at {view.moment}: {view.uri} ({size(view.virtual_size)})")
+        lines += [f"  file: {view.file}"] if view.file else []
+    emit(*lines, "open until Ctrl-C")

@@ -1,0 +1,205 @@
+"""How a moment's disks are read without touching the machine: which images, in which formats; or a refusal.
+
+Nothing is sent to QEMU. The images are opened a second time, read-only, by a process of ours, and QEMU's
+image locks keep everybody from writing to them meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Unsupported
+from qmpsnap.model.disk_names import find_disk
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Disk, Graph, InternalSnapshot, Layer
+from qmpsnap.model.hints import command
+from qmpsnap.model.moments import Moment, find_moments
+from qmpsnap.model.view import DiskView, ViewLayer
+from qmpsnap.plan.checks.disk import holders
+from qmpsnap.plan.checks.opened import refuse_moved, refuse_window
+from qmpsnap.plan.ownership import refuse_strange_base
+from qmpsnap.plan.record_places import state_questions, with_parents
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.vmstate.branch import branch_files, left_aside, refuse_invalid
+
+_FORMATS = frozenset({"qcow2", "raw"})
+
+
+def ask(graph: Graph, *, state_dir: str = "") -> Ask:
+    """What has to be known first: the records, which say what moments there are."""
+    places = state_questions(graph, state_dir)
+    return Ask(directories=with_parents(places), records=places)
+
+
+def ask_again(name: str, graph: Graph, files: Files, *, state_dir: str = "") -> Ask:
+    """What has to be known besides, once the moments are known: the files that hold the one that is named."""
+    layers = [layer for disk in graph.disks.values() for layer in disk.layers]
+    parts = [file for layer in layers for file in layer.parts if file.startswith("/")]
+    records = [
+        moment.record
+        for moment in find_moments(graph, files.records).named(name)
+        if moment.record is not None
+    ]
+    more = [file for record in records for file in branch_files(record, graph)]
+    return ask(graph, state_dir=state_dir) | Ask(files=(*parts, *more))
+
+
+def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]:
+    """How each of the disks is read as of the moment; or refuse.
+
+    Args:
+        name: The moment's name.
+        disks: Disks in any spelling; none: every disk that the moment is of.
+        scene: The machine, and its files.
+
+    Raises:
+        NotFound, AmbiguousName: When no moment has the name, or two have it.
+        NotFound: When the moment is not of one of the disks.
+        NotInChain: When no layer holds it any more.
+        Busy: When a layer is being written to.
+        FileMoved: When a layer's name does not lead to the file that QEMU has open.
+        Unsupported: When a layer is encrypted or no file, or the files cannot be seen from here.
+    """
+    moment = scene.moment(name)
+    if not scene.files.shared:
+        raise Unsupported(
+            "the images are not visible from here, so they cannot be read",
+            feature="reading images that are not visible",
+            hint="run on QEMU's host; if its files are visible all the same: --shared-fs yes",
+        )
+    held = [disk for disk in moment.disks if disk in scene.graph.disks]
+    wanted = list(dict.fromkeys(find_disk(scene.graph, disk).name for disk in disks)) or held
+    for disk in wanted:
+        if disk not in held:
+            raise NotFound(
+                f"{moment.name!r} is not of {disk}", hint=f"it is of: {', '.join(held) or 'no disk'}"
+            )
+    return tuple(_view(moment, scene.graph.disks[disk], scene) for disk in wanted)
+
+
+def only(found: Sequence[DiskView]) -> DiskView:
+    """The only view; refuse where there are more, and none was named.
+
+    Raises:
+        AmbiguousName: When the moment is of more than one disk.
+    """
+    if len(found) > 1:
+        names = [view.disk for view in found]
+        raise AmbiguousName(
+            f"{found[0].moment!r} is of more than one disk: {', '.join(names)}",
+            candidates=names,
+            hint="name the disk",
+        )
+    return found[0]
+
+
+def _view(moment: Moment, disk: Disk, scene: Scene) -> DiskView:
+    if moment.kind == "internal":
+        return _inside(moment, disk, scene)
+    record = moment.record
+    assert record is not None  # noqa: S101 - an external moment has one
+    covered = record.covered[disk.name]
+    refuse_invalid(record, disk, scene)
+    if covered in disk.files:
+        index = disk.files.index(covered)
+        if index == 0:
+            raise NotInChain(
+                f"{disk.name} writes to {covered}, which held {moment.name!r}: its overlay was committed "
+                "into it",
+                hint="there is nothing left to read",
+            )
+        return _of_chain(moment, disk, index, scene)
+    chain = left_aside(record, disk, scene)
+    refuse_strange_base(record, disk, chain, scene)
+    return _of_files(moment, disk, chain, scene)
+
+
+def _inside(moment: Moment, disk: Disk, scene: Scene) -> DiskView:
+    for part in moment.held:
+        if part.disk == disk.name and part.file in disk.files:
+            index = disk.files.index(part.file)
+            found = (each for each in disk.layers[index].snapshots if each.id == part.id)
+            return _of_chain(moment, disk, index, scene, next(found))
+    raise NotInChain(
+        f"the snapshot {moment.name!r} of {disk.name} is inside {moment.held[0].file}, which is not in its "
+        "chain now",
+        hint="it can be read once the disk is reverted to a snapshot that is read from that layer",
+    )
+
+
+def _of_chain(
+    moment: Moment, disk: Disk, index: int, scene: Scene, snapshot: InternalSnapshot | None = None
+) -> DiskView:
+    """The view through layers that QEMU has open, the newest at the index."""
+    layers = disk.layers[index:]
+    written = snapshot is not None and not layers[0].read_only
+    refuse_window(disk, layers)
+    refuse_moved(scene, disk, layers)
+    for layer in layers:
+        _refuse_layer(disk, layer)
+        if not layer.read_only and layer.node != disk.active.node:
+            _refuse_written(disk, layer, scene)
+    return DiskView(
+        disk.name,
+        moment.name,
+        tuple(
+            ViewLayer(layer.file, layer.format, _is_device(layer.file, scene), layer.data_file)
+            for layer in layers
+        ),
+        virtual_size=layers[0].virtual_size,
+        allocated=sum(layer.allocated for layer in layers if layer.allocated is not None)
+        if all(layer.allocated is not None for layer in layers)
+        else None,
+        snapshot=snapshot,
+        written=written,
+    )
+
+
+def _of_files(moment: Moment, disk: Disk, chain: Sequence[tuple[str, str]], scene: Scene) -> DiskView:
+    """The view through layers that are in no chain now."""
+    found: list[ViewLayer] = []
+    for file, form in chain:
+        fact = scene.files.files[file]
+        if fact.luks or form not in _FORMATS:
+            raise _unsupported(disk, file, "encrypted" if fact.luks else f"of format {form!r}")
+        if fact.header is not None and fact.header.data_file is not None and form == "qcow2":
+            raise _unsupported(disk, file, "an image with its data in another file, and in no chain now")
+        found.append(ViewLayer(file, form, _is_device(file, scene)))
+    newest = scene.files.files[chain[0][0]]
+    size = newest.header.virtual_size if newest.header is not None and chain[0][1] == "qcow2" else newest.size
+    return DiskView(disk.name, moment.name, tuple(found), virtual_size=size)
+
+
+def _refuse_layer(disk: Disk, layer: Layer) -> None:
+    if layer.encrypted:
+        raise _unsupported(disk, layer.file, "encrypted")
+    if not layer.local:
+        raise _unsupported(disk, layer.file, "no file of this host")
+    if layer.format not in _FORMATS:
+        raise _unsupported(disk, layer.file, f"of format {layer.format!r}")
+
+
+def _unsupported(disk: Disk, file: str, why: str) -> Unsupported:
+    return Unsupported(
+        f"{file}, a layer of {disk.name}, is {why}: a snapshot cannot be read through it from outside",
+        feature="reading a snapshot of such a layer",
+        hint=f"copy the disk as it is now: {command('mirror', disk.name, 'FILE', '--finish')}",
+    )
+
+
+def _refuse_written(disk: Disk, layer: Layer, scene: Scene) -> None:
+    jobs = holders(scene, disk)
+    what = f"job {jobs[0].id!r} is writing to it" if jobs else "QEMU has it open for writing"
+    raise Busy(
+        f"{layer.file}, a layer of {disk.name}, cannot be read from outside: {what}",
+        node=layer.node,
+        job_id=jobs[0].id if jobs else "",
+        hint=f"wait for the job: {command('job', 'wait', jobs[0].id)}"
+        if jobs
+        else "a commit that kept its overlay leaves its base so until QEMU is started again",
+    )
+
+
+def _is_device(file: str, scene: Scene) -> bool:
+    fact = scene.files.files.get(file)
+    return fact is not None and fact.kind == "block"

@@ -1,0 +1,57 @@
+"""Says to other clients of ours that a moment is being read, by a lock that goes with its holder. Blocking.
+
+It is a shared lock on one byte of the newest layer that is read, beyond those that QEMU uses (100 to 299).
+QEMU does not know it; its image locks do not keep anybody from deleting a snapshot inside an image.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import zlib
+
+from qmpsnap.run.safe_open import open_file
+
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
+_FROM = 1 << 20
+
+
+def hold(file: str, moment: str) -> int | None:
+    """Say that the moment is being read, until the descriptor that is returned is closed.
+
+    Returns:
+        The descriptor; None where the file system has no locks, or the file is a device.
+
+    Raises:
+        OSError: When it cannot be opened.
+    """
+    if not os.path.isfile(file):  # noqa: PTH113 - paths stay as QEMU spells them
+        return None
+    descriptor = open_file(file, follow=True)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, moment))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def held(file: str, moment: str) -> bool:
+    """Whether a client of ours says so."""
+    try:
+        descriptor = open_file(file, follow=True)
+    except (OSError, ValueError):
+        return False
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, moment))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _flock(kind: int, moment: str) -> bytes:
+    place = _FROM + zlib.crc32(moment.encode(errors="surrogateescape"))
+    return _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0)
