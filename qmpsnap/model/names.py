@@ -20,6 +20,7 @@ _NAME_MAX = 255  # bytes
 _ATTEMPTS = 9  # names that an invalid file may get
 _INVALID = re.compile(r".+\.invalid(\.\d+)?", re.DOTALL)
 _STATE = ".qmpsnap"
+_KEPT_INSIDE = "qmpsnap-before-"
 _LONG = 32  # characters of a disk's name that go into a file's
 
 
@@ -132,6 +133,16 @@ def _disk_part(disk: str) -> str:
     """The disk's name as part of a file name; it has no dot, so that no two paths collide."""
     part = re.sub(r"[^A-Za-z0-9_-]+", "-", disk)
     return disk if part == disk and len(disk) <= _LONG else f"{part[:_LONG].strip('-')}-{digest(disk)}"
+
+
+def kept_inside(token: str) -> str:
+    """Name of the snapshot that keeps, inside an image, what it held before a revert, until that is done."""
+    return _KEPT_INSIDE + token
+
+
+def is_kept_inside(name: str) -> bool:
+    """Whether the name is one that `kept_inside` gives."""
+    return name.startswith(_KEPT_INSIDE)
 
 
 def is_device_path(path: str) -> bool:

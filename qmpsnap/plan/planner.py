@@ -21,7 +21,7 @@ from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.vmstate import checkpoint, delete, revert, save
+from qmpsnap.plan.vmstate import checkpoint, delete, revert, revert_off, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +74,62 @@ PLANNERS: Mapping[str, Planner] = {
 }
 """What plans each intent, by its kind: a new operation is a line here."""
 
+OFF: Mapping[str, Planner] = {
+    "revert": Planner(revert_off.plan, "disks", ask_again=revert_off.ask_again, guards=_MEMORY),
+}
+"""What plans an intent in another way when the machine is off; the others are planned alike."""
 
-def ask(intent: Intent, graph: Graph, *, state_dir: str = "") -> Ask:
+
+def _planner(intent: Intent, *, off: bool) -> Planner:
+    kind = intent.kind
+    return OFF[kind] if off and kind in OFF else PLANNERS[kind]
+
+
+def ask(intent: Intent, graph: Graph, *, state_dir: str = "", off: bool = False) -> Ask:
     """What has to be known about the file system before `plan` can answer.
 
     Args:
         intent: What is wanted.
         graph: The graph as read.
         state_dir: Where records go when the caller says so, else "".
+        off: Whether the machine is off.
 
     Raises:
         Refused: When a name in the intent means nothing, or two things.
     """
     places = state_questions(graph, state_dir)
     records = Ask(directories=with_parents(places), records=places)
-    more = PLANNERS[intent.kind].ask
+    more = _planner(intent, off=off).ask
     return records | more(intent, graph, state_dir) if more is not None else records
 
 
-def ask_again(intent: Intent, graph: Graph, files: Files, *, state_dir: str = "") -> Ask | None:
+def ask_again(
+    intent: Intent, graph: Graph, files: Files, *, state_dir: str = "", off: bool = False
+) -> Ask | None:
     """What has to be known besides, now that the records have been read; None: nothing."""
-    more = PLANNERS[intent.kind].ask_again
+    more = _planner(intent, off=off).ask_again
     if more is None:
         return None
-    return ask(intent, graph, state_dir=state_dir) | more(intent, graph, files)
+    return ask(intent, graph, state_dir=state_dir, off=off) | more(intent, graph, files)
 
 
-def works_on(intent: Intent) -> Literal["disks", "guest", "files"]:
+def works_on(intent: Intent, *, off: bool = False) -> Literal["disks", "guest", "files"]:
     """What the intent's plan works on; see `Planner`."""
-    return PLANNERS[intent.kind].works_on
+    return _planner(intent, off=off).works_on
 
 
-def plan(intent: Intent, scene: Scene) -> Plan:
+def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     """The plan, or a typed refusal; the same input gives the same plan.
+
+    Args:
+        intent: What is wanted.
+        scene: What is.
+        off: Whether the machine is off.
 
     Raises:
         Refused: One of its kinds; nothing was sent.
     """
-    planner = PLANNERS[intent.kind]
+    planner = _planner(intent, off=off)
     for guard in planner.guards:
         guard(scene)
     return _recording_notes(planner.plan(intent, scene))

@@ -62,6 +62,7 @@ class Host:
             "create-image": self._create_image,
             "create-memory": self._create_memory,
             "create-store": self._create_store,
+            "apply-snapshot": self._apply_snapshot,
             "retire-file": self._retire_file,
             "remove-file": self._remove_file,
             "remove-orphan": self._remove_orphan,
@@ -138,6 +139,9 @@ class Host:
         self._made[file] = await self._images.create_image(
             file, size_bytes=_STORE_BYTES, format="qcow2", like=like, private=True
         )
+
+    async def _apply_snapshot(self, _: Step, *, file: str, name: str) -> None:
+        await self._images.apply_snapshot(file, name)
 
     async def _retire_file(self, step: Step, *, file: str, policy: Folded, to: str) -> None:
         proof = step.detail.get("proof")

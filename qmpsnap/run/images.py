@@ -1,7 +1,7 @@
 """Creates, renames and removes image files; never replaces one.
 
 A file is created exclusively, and written through the descriptor that created it, so that it cannot be
-swapped for another one. No other program is started.
+swapped for another one. The one program that is started is qemu-img, to revert an image to a snapshot in it.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import stat
 from functools import partial
 
 from msgspec import Struct
 
-from qmpsnap.errors import InvalidTarget, QmpsnapError, TargetExists, Unsupported
+from qmpsnap.errors import CommandFailed, InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.plan.commands.files import LuksHeader, Proof
 from qmpsnap.plan.intent import Folded
@@ -27,6 +28,7 @@ from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
 from qmpsnap.run.image_headers import descriptor_header, luks_header
 from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.process import start_program
 from qmpsnap.run.safe_open import create_file
 
 _LONGEST_BACKING = 1023  # bytes; block/qcow2.c: qcow2_do_open refuses longer ones
@@ -50,7 +52,12 @@ class Images:
 
     Every call works in a thread and returns only when that has ended, also when it is cancelled.
 
+    Args:
+        qemu_img: The program that reverts an image to a snapshot inside it.
     """
+
+    def __init__(self, qemu_img: str = "qemu-img") -> None:
+        self._qemu_img = qemu_img
 
     async def create_image(
         self,
@@ -105,6 +112,33 @@ class Images:
             return await in_thread(partial(cleanup.remove, created))
         except OSError as error:
             raise unusable(created.file, error, "remove") from error
+
+    async def apply_snapshot(self, file: str, name: str) -> None:
+        """Revert an image that no process has open to a snapshot inside it; its backing file is not opened.
+
+        On return it is on the disk. A failure may come at any time: the snapshot can be applied again.
+
+        Args:
+            file: A qcow2 image.
+            name: The snapshot.
+
+        Raises:
+            CommandFailed: When qemu-img refuses it.
+            ConnectFailed: When qemu-img cannot be started.
+        """
+        options = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": file}}
+        argv = [self._qemu_img, "snapshot", "-a", name, f"json:{json.dumps(options)}"]
+        async with start_program(argv, name="qemu-img") as process:
+            if not await process.wait():
+                return
+            said = process.output_tail
+        raise CommandFailed(
+            f"qemu-img did not revert {file!r} to {name!r}: {said}",
+            command="apply-snapshot",
+            arguments={"file": file, "name": name},
+            qmp_class="GenericError",
+            desc=said,
+        )
 
     async def retire(self, file: str, policy: Folded, to: str = "", proof: Proof | None = None) -> None:
         """Rename, remove or keep a file that no longer holds a moment; idempotent.

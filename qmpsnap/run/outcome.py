@@ -14,6 +14,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Disk, Graph, Layer
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
+from qmpsnap.model.names import is_kept_inside
 from qmpsnap.model.step import DropNode, Inside, Step
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.plan import Plan
@@ -209,8 +210,14 @@ def _inside(plan: Plan) -> bool:
 
 
 def _snapshots(disk: Disk) -> list[list[str]]:
-    """Names of the internal snapshots of each layer, sorted: ids cannot be predicted."""
-    return [sorted(snapshot.name for snapshot in layer.snapshots) for layer in disk.layers]
+    """Names of the internal snapshots of each layer, sorted: ids cannot be predicted.
+
+    Without those that a revert keeps for itself, until it is done.
+    """
+    return [
+        sorted(snapshot.name for snapshot in layer.snapshots if not is_kept_inside(snapshot.name))
+        for layer in disk.layers
+    ]
 
 
 def mismatch(plan: Plan, graph: Graph) -> str:

@@ -49,6 +49,11 @@ class Planning:
         self._started = StartCheck(target, state_dir)
 
     @property
+    def _off(self) -> bool:
+        """Whether the images are open without a machine that runs on them."""
+        return self._target.guest is None
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with the files that the machine was started from, as far as was looked."""
         return self._started.found
@@ -99,13 +104,13 @@ class Planning:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""
         if not isinstance(intent, Intent):
             refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
-        if planner.works_on(intent) == "disks":
+        if planner.works_on(intent, off=self._off) == "disks":
             # Asked along with the graph, and answered while the files are looked at.
             (scene, warnings), _ = await both(partial(self._look, intent), self._target.refuse_migrated)
         else:
             scene, warnings = await self._look(intent)
-        plan = planner.plan(intent, scene)
-        if self._target.guest is None:
+        plan = planner.plan(intent, scene, off=self._off)
+        if self._off:
             refuse_below(intent.kind, plan.disks, self._started.started_below(scene.graph))
         return dataclasses.replace(plan, notes=(*warnings, *plan.notes))
 
@@ -114,7 +119,7 @@ class Planning:
         graph = await self._target.graph()
         jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
         files = partial(self._files, intent, graph)
-        if planner.works_on(intent) == "guest":
+        if planner.works_on(intent, off=self._off) == "guest":
             machine = partial(guest_of(self._target).machine, graph)
             (found, warnings), guest = await both(files, machine)
             return self._scene(graph, found, jobs, features, guest), warnings
@@ -143,9 +148,9 @@ class Planning:
 
     async def _files(self, intent: Intent, graph: Graph) -> tuple[Files, tuple[str, ...]]:
         """What the planner asks about the file system, and what is wrong with the machine's own files."""
-        question = planner.ask(intent, graph, state_dir=self._state_dir)
+        question = planner.ask(intent, graph, state_dir=self._state_dir, off=self._off)
         files, *started = await self._target.look_each((question, *self._started.ask(graph)), graph)
-        more = planner.ask_again(intent, graph, files, state_dir=self._state_dir)
+        more = planner.ask_again(intent, graph, files, state_dir=self._state_dir, off=self._off)
         if more is not None:
             files = await self._target.look(more, graph)
         return files, await self._started.warnings(graph, *started)

@@ -39,17 +39,18 @@ def planned(
     commands: frozenset[str] = COMMANDS,
     state_dir: str = "",
     machine: Machine | None = None,
+    off: bool = False,
 ) -> Plan:
     """What the planner makes of an intent, asked as `VM.plan` asks it."""
     files = files or FakeFiles(graph)
-    found = files.look(planner.ask(intent, graph, state_dir=state_dir))
-    more = planner.ask_again(intent, graph, found, state_dir=state_dir)
+    found = files.look(planner.ask(intent, graph, state_dir=state_dir, off=off))
+    more = planner.ask_again(intent, graph, found, state_dir=state_dir, off=off)
     if more is not None:
         found = files.look(more)
     facts = graph, found, jobs, Features(commands), NOW, state_dir
-    if planner.works_on(intent) == "guest":
+    if planner.works_on(intent, off=off) == "guest":
         return planner.plan(intent, GuestScene(*facts, machine=machine or a_machine(graph)))
-    return planner.plan(intent, Scene(*facts))
+    return planner.plan(intent, Scene(*facts), off=off)
 
 
 def started(plan: Plan) -> Step:

@@ -89,7 +89,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: GuestScene) -> Plan:
     else:
         do, way = "copy it out", "qemu-img convert -l snapshot.name={name} -O qcow2 {file} {file}.copy"
     refuse_left(moment, scene, do=do, way=way)
-    _refuse_id(intent.name, part)
+    refuse_id(intent.name, part)
     have = {held.disk for held in moment.held if held.in_chain}
     for disk in part.disks:
         if disk.name not in have:
@@ -115,7 +115,7 @@ def plan_revert(intent: Revert, moment: Moment, scene: GuestScene) -> Plan:
     return _plan("revert-internal", intent, scene, part, f"revert to {intent.name!r}", step, operation_id)
 
 
-def _refuse_id(name: str, part: Taking) -> None:
+def refuse_id(name: str, part: Taking) -> None:
     """Refuse a name that is the id of another snapshot: QEMU looks for that first, and would go there."""
     for disk in part.disks:
         for other in disk.active.snapshots:
@@ -141,10 +141,11 @@ def _vmstate(moment: Moment, part: Taking) -> str:
             feature="VM state without the disk that keeps it",
             hint=f"revert {keeps[0]} too",
         )
+    images = (f"-i {quoted(held.disk)}={quoted(held.file)}" for held in moment.held if held.in_chain)
     raise Unsupported(
         f"{moment.name!r} has no VM state, only disks",
         feature="revert to an internal snapshot of disks while QEMU runs",
-        hint=f"with the machine off: qemu-img snapshot -a {moment.name} FILE, for each disk",
+        hint=f"with the machine off: qmpsnap {' '.join(images)} revert {quoted(moment.name)}",
     )
 
 

@@ -61,13 +61,19 @@ def refuse_left(moment: Moment, scene: Scene, *, do: str, way: str) -> None:
 
 
 def refuse_unloadable(moment: Moment, part: Taking, scene: GuestScene) -> None:
-    """Refuse to revert to an internal snapshot that QEMU would load on some of its disks only."""
+    """Refuse to load an internal snapshot that QEMU would load on some of its disks only."""
+    refuse_unrevertable(moment, part, scene)
+    for disk in part.disks:
+        _refuse_size(disk, moment.name, scene)
+
+
+def refuse_unrevertable(moment: Moment, part: Taking, scene: Scene) -> None:
+    """Refuse to revert to an internal snapshot where a disk cannot, or where something else would notice."""
     _refuse_read_only(moment, part, scene)
     for disk in part.disks:
         for bitmap in disk.active.bitmaps:
             _refuse_bitmap(disk, bitmap)
         _refuse_reader(disk, scene.graph)
-        _refuse_size(disk, moment.name, scene)
 
 
 def bitmap_notes(name: str, part: Taking) -> tuple[str, ...]:

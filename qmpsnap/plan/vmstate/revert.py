@@ -195,8 +195,6 @@ def _covered_disks(record: MomentRecord, scene: Scene, left: Collection[str]) ->
                 hint=f"it can be left out: --leave {quoted(disk.name)}",
             )
     disks = _disks_of(record, scene, left)
-    if not disks:
-        raise NotFound("there is no disk to revert")
     for disk in disks:
         refuse_busy(scene, disk)
     return disks
@@ -219,6 +217,8 @@ def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) ->
                 f"the machine has no disk {name!r}, which is part of {record.name!r}",
                 hint=f"plug it in, or leave it out: --leave {quoted(name)}",
             )
+    if not names:
+        raise NotFound("there is no disk to revert")
     return [scene.graph.disks[name] for name in names]
 
 
@@ -283,7 +283,8 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     if record.state is not None:
         _own_note(record, record.state, scene)
     token = branch_token(record, scene.graph)
-    new = branches(moment, _disks_of(record, scene), token, scene, in_place=False)
+    left = _left(intent, scene.graph, scene.files)
+    new = branches(moment, _disks_of(record, scene, left), token, scene, in_place=False)
     made = _overlays(new)
     written = branch_record(intent.name, new, None, None, token, scene)
     return Plan(
