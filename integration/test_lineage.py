@@ -75,9 +75,25 @@ async def streamed_then_mirrored(vm, folder):
     await mirrored(vm, folder)
 
 
+async def stream_of_another_client(vm, **base):
+    top = (await vm.graph()).disks["vda"].active.node
+    await vm.execute("block-stream", {"job-id": "another", "device": top, **base})
+    with anyio.fail_after(20):
+        while any(job.id == "another" for job in await vm.jobs.list()):
+            await anyio.sleep(0.05)
+
+
+async def streamed_away_by_another_client(vm, folder):
+    await stream_of_another_client(vm)
+
+
+async def streamed_to_the_base_by_another_client(vm, folder):
+    await stream_of_another_client(vm, **{"base-node": (await vm.graph()).disks["vda"].base.node})
+
+
 WAYS = [
     streamed_away, streamed_to_the_base, streamed_in_the_middle, mirrored, mirrored_twice, top_mirrored,
-    streamed_then_mirrored,
+    streamed_then_mirrored, streamed_away_by_another_client, streamed_to_the_base_by_another_client,
 ]  # fmt: skip
 
 
@@ -142,6 +158,38 @@ async def test_moments_of_a_disk_stay_when_the_first_disk_is_gone_or_comes_later
                 await vm.revert(name, leave=("vdc",))
                 for disk in ("vda", "vdb"):
                     running.read(disk, NAMES.index(name) + 1, 0, BLOCK)
+
+
+async def test_moments_stay_when_overlays_of_another_client_are_streamed_away(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in enumerate(NAMES, 1):
+                running.write("vda", pattern, 0, BLOCK)
+                await vm.snapshot(name)
+                words = {"snapshot-file": f"{tmp_path}/x{pattern}.qcow2", "snapshot-node-name": f"x{pattern}"}
+                node = (await vm.graph()).disks["vda"].active.node
+                await vm.execute("blockdev-snapshot-sync", {"node-name": node, **words})
+            running.write("vda", 4, 0, BLOCK)
+            await vm.stream("vda")
+            assert len((await vm.graph()).disks["vda"].layers) == 1
+            await demand_all(vm, running)
+
+
+async def test_moments_are_found_beside_an_overlay_in_another_directory(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    (tmp_path / "other").mkdir()
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            running.write("vda", 1, 0, BLOCK)
+            await vm.snapshot("one", files={"vda": tmp_path / "other" / "x.qcow2"})
+            await stream_of_another_client(vm)
+            await vm.snapshot("two")
+            assert [moment.name for moment in (await vm.moments()).moments] == ["one", "two"]
+            await vm.revert("one")
+            running.read("vda", 1, 0, BLOCK)
 
 
 async def test_layer_that_a_stream_made_whole_is_not_given_up(machine, qemu, tmp_path):

@@ -124,7 +124,7 @@ def _tree(tree: Tree) -> list[str]:
 def _tree_row(line: TreeLine, place: str) -> Row:
     image = line.image
     if image is None:
-        return Row((line.stem, "", f"({line.hidden} more of other machines)"))
+        return Row((line.stem, "", f"({line.hidden} more of other machines, or left)"))
     here = f"({', '.join(image.disks)})" if image.active else ""
     names = ", ".join((*image.holds, *([here] if here else [])))
     inside = place and posixpath.dirname(image.file) == place
@@ -142,5 +142,8 @@ def _marks(image: TreeImage) -> Iterator[str]:
         yield f"inside: {', '.join(image.inside)}"
     if image.holds_deleted:
         yield f"deleted: {', '.join(image.holds_deleted)}"
-    if image.owner != "machine" and not image.invalid:
-        yield "of another machine" if image.owner == "other" else "in no record"
+    if image.owner == "other":
+        names = f": {', '.join(image.holds_other)}" if image.holds_other else ""
+        yield f"another machine's, or left{names}"
+    elif image.owner == "unknown" and not image.invalid:
+        yield "in no record"

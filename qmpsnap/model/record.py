@@ -5,6 +5,7 @@ Layers are named as QEMU's graph names them, which need not be a path.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
@@ -242,8 +243,9 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
 def elsewhere(record: MomentRecord) -> tuple[tuple[str, ...], ...]:
     """Where a link to the record's directory belongs: for each disk that does not lead there, the choices.
 
-    That is so for a disk on another base image than that whose name the directory has, and for a layer that
-    became a base image itself. None is needed in a directory that the caller named.
+    That is so for a disk on another base image than that whose name the directory has, for a layer that
+    became a base image itself, and for an overlay in a directory with no other layer, because another program
+    may make a base image of that. None is needed in a directory that the caller named.
     """
     disks = {
         disk: (*reversed(record.chains.get(disk, ())),) or (held,) for disk, held in record.covered.items()
@@ -253,4 +255,9 @@ def elsewhere(record: MomentRecord) -> tuple[tuple[str, ...], ...]:
         return ()
     layers = (file for one in record.continued for file in one.values())
     own = ((state_directory(file),) for file in layers)
-    return tuple(places for places in (*choices, *own) if places and record.directory not in places)
+    beside = (
+        (posixpath.join(posixpath.dirname(file), posixpath.basename(record.directory)),)
+        for file in record.overlays.values()
+    )
+    wanted = (places for places in (*choices, *own, *beside) if places and record.directory not in places)
+    return tuple(dict.fromkeys(wanted))

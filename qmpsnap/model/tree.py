@@ -10,7 +10,12 @@ from qmpsnap.model.frozen import JsonStruct
 from qmpsnap.model.names import is_invalid_name
 
 Owner = Literal["machine", "other", "unknown"]
-"""Whose an image is: this machine's; another's, by its records; or no record and no chain tells."""
+"""Whose an image is.
+
+"machine": this machine's, by its chains and what its records lead to. "other": named by records to which no
+layer of this machine leads: another machine's, or another program has taken the layers away that led there.
+"unknown": in no record.
+"""
 
 
 class TreeImage(JsonStruct, frozen=True):
@@ -32,6 +37,7 @@ class TreeImage(JsonStruct, frozen=True):
         holds: Names of the external snapshots that are read from here.
         began: Names of those at which it began, or from which it goes on.
         inside: Names of the internal snapshots that the machine has here.
+        holds_other: Names of snapshots in records to which no layer of this machine leads.
         holds_deleted: Names of deleted snapshots that it holds, and keeps because others are based on them.
     """
 
@@ -49,6 +55,7 @@ class TreeImage(JsonStruct, frozen=True):
     holds: tuple[str, ...] = ()
     began: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    holds_other: tuple[str, ...] = ()
     holds_deleted: tuple[str, ...] = ()
 
 
@@ -58,7 +65,7 @@ class TreeLine(JsonStruct, frozen=True):
     Attributes:
         stem: What is drawn before the image; it ends in "o", or in an asterisk where a guest writes to it.
         image: The image; None for a line that stands for several.
-        hidden: How many images of other machines such a line stands for.
+        hidden: How many images such a line stands for; their owner is "other".
     """
 
     stem: str
@@ -118,7 +125,7 @@ class Tree(JsonStruct, frozen=True, dict=True):
         larger one goes straight down, so that n images are indented at most log2(n) + 1 times.
 
         Args:
-            others: How many branches of other machines are drawn above one image; the rest is counted.
+            others: How many branches whose owner is "other" are drawn above one image; the rest is counted.
         """
         weight: dict[str, int] = {}
         leading: set[str] = set()

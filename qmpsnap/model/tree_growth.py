@@ -84,6 +84,7 @@ class _Node:
     holds: list[str] = field(default_factory=list)
     began: list[str] = field(default_factory=list)
     inside: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
 
 
@@ -203,12 +204,16 @@ class _Growing:
         """Say whose each image is: what backs one of the machine's is the machine's, too."""
         self._pass_down("machine")
         own = {record.id for record in self._own}
-        others = (record for record in self._records if record.id not in own)
-        named = (file for record in others if isinstance(record, MomentRecord) for file in _named(record))
-        for file in named:
-            node = self.nodes.get(self.key(file))
-            if node is not None and node.owner == "unknown":
-                node.owner = "other"
+        moments = (record for record in self._records if isinstance(record, MomentRecord))
+        for record in moments:
+            for file in _named(record) if record.id not in own else ():
+                node = self.nodes.get(self.key(file))
+                if node is None:
+                    continue
+                if file in record.covered.values() and not record.deleted:
+                    _add(node.other, record.name)
+                if node.owner == "unknown":
+                    node.owner = "other"
         self._pass_down("other")
         for key in self.order:
             node = self.nodes[key]
@@ -274,6 +279,7 @@ class _Growing:
             holds=tuple(node.holds),
             began=tuple(node.began),
             inside=tuple(node.inside),
+            holds_other=tuple(node.other),
             holds_deleted=tuple(node.deleted),
         )
 

@@ -2,14 +2,16 @@
 
 The name of a moment's record holds keys of the layers that lead to it, so those of other machines need not be
 read. A directory may hold links to others: beside the base image of another disk that shares moments, or
-beside a base image that its disk no longer has (docs/decisions/finding-records.md).
+beside a base image that its disk no longer has (docs/decisions/finding-records.md). Where another program has
+taken the base image away, there is no link: directories of records that lie in the same place are searched,
+too, but only for moments that a key leads to.
 
 A directory that another user owns or may write to is not read, because files named in a record are removed
 later.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH118, PTH208
+# ruff: noqa: PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import os
 import random
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -46,7 +48,8 @@ class _Listing:
 
     Attributes:
         moments: Names of the records of moments.
-        always: Names of records that have to be read in any case: intents, and moments of many layers.
+        many: Names of those with so many layers that these have no keys.
+        intents: Names of the records of intents.
         by_key: Names of the moments with a key.
         links: Names of links.
         bad: Names that moments' records do not have, each with the reason.
@@ -54,7 +57,8 @@ class _Listing:
 
     def __init__(self, descriptor: int) -> None:
         self.moments: list[str] = []
-        self.always: list[str] = []
+        self.many: list[str] = []
+        self.intents: list[str] = []
         self.by_key: dict[str, list[str]] = {}
         self.links: list[str] = []
         self.bad: dict[str, str] = {}
@@ -62,7 +66,7 @@ class _Listing:
             if name.startswith("moment-") and name.endswith(".json"):
                 self._add(name)
             elif name.startswith("intent-") and name.endswith(".json"):
-                self.always.append(name)
+                self.intents.append(name)
             elif name.startswith(_LINK):
                 self.links.append(name)
 
@@ -74,7 +78,7 @@ class _Listing:
             return
         self.moments.append(name)
         if not keys:
-            self.always.append(name)
+            self.many.append(name)
         for key in keys:
             self.by_key.setdefault(key, []).append(name)
 
@@ -123,6 +127,9 @@ def _read_all(
     """
     bad: list[str] = []
     opened = _open_all(directories, bad)
+    beside = _open_beside(directories, opened) if near is not None else {}
+    own = set(opened)
+    opened |= beside
     try:
         read: dict[tuple[str, str], Record] = {}
         keys = {layer_key(file) for file in near or ()}
@@ -130,7 +137,8 @@ def _read_all(
             (directory, name)
             for directory, (_, listing) in opened.items()
             for name in (
-                *listing.always,
+                *(listing.intents if directory in own else ()),
+                *listing.many,
                 *(listing.moments if near is None else listing.wanted(keys, tokens)),
             )
         }
@@ -265,12 +273,36 @@ def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int
         listing = _Listing(descriptor)
         opened[directory] = descriptor, listing
         bad += (f"{os.path.join(directory, name)}: {why}" for name, why in listing.bad.items())
-        for name in listing.links:
-            with suppress(OSError):
-                target = os.readlink(name, dir_fd=descriptor)
-                if is_state_directory(target) and target not in opened:
-                    pending.append(target)
+        for target in _linked(listing, descriptor):
+            if target not in pending:
+                pending.append(target)
     return opened
+
+
+def _open_beside(directories: Iterable[str], known: Collection[str]) -> dict[str, tuple[int, _Listing]]:
+    """Open and list other directories of records beside these; what cannot be read is passed over."""
+    pending = []
+    for place in dict.fromkeys(os.path.dirname(path) for path in directories if is_state_directory(path)):
+        with suppress(OSError):
+            pending += [os.path.join(place, name) for name in sorted(os.listdir(place))]
+    pending = [path for path in pending if is_state_directory(path) and path not in known]
+    found: dict[str, tuple[int, _Listing]] = {}
+    for path in pending:  # which grows
+        with suppress(OSError, ValueError):
+            descriptor = open_trusted(path)
+            found[path] = descriptor, _Listing(descriptor)
+            linked = _linked(found[path][1], descriptor)
+            pending += [to for to in linked if to not in known and to not in pending]
+    return found
+
+
+def _linked(listing: _Listing, descriptor: int) -> Iterator[str]:
+    """The directories of records that the links in one lead to."""
+    for name in listing.links:
+        with suppress(OSError):
+            target = os.readlink(name, dir_fd=descriptor)
+            if is_state_directory(target):
+                yield target
 
 
 def _reached(near: Collection[str], records: Iterable[Record]) -> set[str]:

@@ -183,10 +183,10 @@ def test_list_draws_branches_and_says_whose_they_are(machine, branches, tmp_path
         "o sn base.qcow2",
         "|-o clone.qcow2 (in no record)",
         "|-o old.qcow2.invalid (INVALID)",
-        "|-o other0.qcow2 (of another machine)",
-        "|-o other1.qcow2 (of another machine)",
-        "|-o other2.qcow2 (of another machine)",
-        "|-                  (2 more of other machines)",
+        "|-o other0.qcow2 (another machine's, or left)",
+        "|-o other1.qcow2 (another machine's, or left)",
+        "|-o other2.qcow2 (another machine's, or left)",
+        "|-                  (2 more of other machines, or left)",
         "* (vda) top.qcow2 (inside: i1, i2)",
         "* (vdb) /d/b.qcow2 (inside: i1)",
     ]
@@ -199,7 +199,8 @@ def test_list_prints_the_tree_as_json(machine, branches, tmp_path):
     assert found[0] == {
         "file": base, "backing": None, "disks": ["vda"], "owner": "machine", "format": "qcow2",
         "virtual_size": 1 << 30, "allocated": 1 << 20, "active": False, "in_chain": True, "missing": False,
-        "invalid": False, "holds": ["sn"], "began": [], "inside": [], "holds_deleted": [],
+        "invalid": False, "holds": ["sn"], "began": [], "inside": [], "holds_other": ["x"],
+        "holds_deleted": [],
     }  # fmt: skip
     (active,) = [image for image in found if image["file"] == top]
     assert (active["backing"], active["active"], active["began"], active["inside"]) == (

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record_file import to_json
+from qmpsnap.run.catalog import Catalog
+from qmpsnap.run.record_search import link_name, read_records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qmpsnap.model.record import Record
+
+NOON = "2024-05-01T12:00:00+00:00"
+
+
+def put(record: Record) -> None:
+    os.makedirs(record.directory, exist_ok=True)  # noqa: PTH103
+    with open(os.path.join(record.directory, record.file_name), "w") as file:  # noqa: PTH118, PTH123
+        file.write(to_json(record))
+
+
+def moment(place: Path, name: str, overlay: str, held: str, directory: str) -> MomentRecord:
+    return MomentRecord(
+        f"id-{name}",
+        name,
+        NOON,
+        {"vda": f"{place}/{overlay}"},
+        {"vda": f"{place}/{held}"},
+        directory=f"{place}/{directory}",
+    )
+
+
+def found(place: Path, *near: str, ask: str = "s2.qmpsnap") -> list[str]:
+    records, bad = read_records([f"{place}/{ask}"], near=[f"{place}/{file}" for file in near])
+    assert bad == ()
+    return sorted(record.name for record in records)
+
+
+def test_records_beside_are_found_when_another_program_took_the_base_image_away(tmp_path: Path) -> None:
+    put(moment(tmp_path, "one", "s1", "base", "base.qmpsnap"))
+    put(moment(tmp_path, "two", "s2", "s1", "base.qmpsnap"))
+    put(moment(tmp_path, "theirs", "t1", "golden", "golden.qmpsnap"))
+    assert found(tmp_path, "s2") == ["one", "two"]  # s2 stands alone, and its own directory does not exist
+    assert found(tmp_path, "t0") == []
+
+
+def test_records_of_operations_beside_are_not_read(tmp_path: Path) -> None:
+    intent = IntentRecord("a", "snapshot", NOON, chains={"vda": (f"{tmp_path}/s2",)})
+    put(replace(intent, directory=f"{tmp_path}/base.qmpsnap"))
+    assert found(tmp_path, "s2") == []
+    assert found(tmp_path, "s2", ask="base.qmpsnap") == [""]
+
+
+def test_records_beside_are_not_searched_where_all_are_asked_for(tmp_path: Path) -> None:
+    put(moment(tmp_path, "two", "s2", "s1", "base.qmpsnap"))
+    assert read_records([f"{tmp_path}/s2.qmpsnap"]) == ((), ())
+
+
+def test_records_beside_a_directory_of_the_callers_own_are_not_searched(tmp_path: Path) -> None:
+    put(moment(tmp_path, "two", "s2", "s1", "base.qmpsnap"))
+    assert found(tmp_path, "s2", ask="own") == []
+
+
+@pytest.mark.parametrize("wrong", ["writable", "symlink", "cut", "file"])
+def test_records_beside_that_cannot_be_trusted_are_passed_over(tmp_path: Path, wrong: str) -> None:
+    record = moment(tmp_path, "two", "s2", "s1", "base.qmpsnap")
+    put(record)
+    directory = tmp_path / "base.qmpsnap"
+    if wrong == "writable":
+        directory.chmod(0o777)
+    elif wrong == "symlink":
+        directory.rename(tmp_path / "away")
+        directory.symlink_to(tmp_path / "away")
+    elif wrong == "cut":
+        (directory / record.file_name).rename(directory / "moment-two.json")
+    else:
+        (directory / record.file_name).unlink()
+        directory.rmdir()
+        directory.touch()
+    assert found(tmp_path, "s2") == []
+
+
+async def test_records_are_found_through_a_link_beside_an_overlay_in_another_directory(
+    tmp_path: Path,
+) -> None:
+    place = f"{tmp_path}/images"
+    for name in ("images", "more"):
+        (tmp_path / name).mkdir()
+    overlay = f"{tmp_path}/more/s1"
+    intent = IntentRecord(
+        "a",
+        "snapshot",
+        NOON,
+        name="one",
+        chains={"vda": (f"{place}/base",)},
+        overlays={"vda": overlay},
+    )
+    catalog = Catalog()
+    record = await catalog.to_moment(await catalog.write_intent(intent, f"{place}/base.qmpsnap"))
+    assert os.listdir(f"{tmp_path}/more/base.qmpsnap") == [link_name(record.directory)]  # noqa: PTH208
+    assert read_records([f"{tmp_path}/more/s1.qmpsnap"], near=[overlay]) == ((record,), ())
+    await catalog.finish(record)
+    assert os.listdir(f"{tmp_path}/more") == []  # noqa: PTH208
+
+
+def test_directories_that_lead_to_each_other_are_opened_once(tmp_path: Path) -> None:
+    put(moment(tmp_path, "two", "s2", "s1", "a.qmpsnap"))
+    put(moment(tmp_path, "three", "s3", "s2", "b.qmpsnap"))
+    (tmp_path / "c.qmpsnap").mkdir()
+    for place in "abc":
+        for to in "abc":
+            (tmp_path / f"{place}.qmpsnap" / f"elsewhere-{to * 8}").symlink_to(tmp_path / f"{to}.qmpsnap")
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for ask in ("a.qmpsnap", "c.qmpsnap", "s3.qmpsnap"):
+        assert found(tmp_path, "s3", "s2", ask=ask) == ["three", "two"]
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
