@@ -564,6 +564,9 @@ class VM:
           such overlays. After success the guest is as it was, and runs if it ran then; after a failed load
           QEMU has ended, and the overlays are unchanged. `reverted` does this and the step before.
 
+        Of a machine that is off (`offline`) "in-place" does for an external snapshot what "new" does. To an
+        internal one the images themselves are reverted, all or none of them, and no memory is loaded.
+
         In place, the disks of an external snapshot write to new overlays on the layers that hold it, and what
         was written since is kept in the previous overlays; with an internal snapshot it is lost. After a
         failure before the memory was touched everything is as before. After any other failure the guest is

@@ -63,6 +63,9 @@ def revert(
     In a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
     QEMU from the files that it prints, then --into-incoming on the new one.
 
+    With the machine off: to a snapshot of disks by overlays, from which it is started then; to an internal
+    one by reverting the images, all or none of them. No memory is loaded.
+
     What was written since stays in the overlay that it was written to, unless --discard; with an
     internal checkpoint it is lost.
     """
@@ -75,7 +78,7 @@ def revert(
     elif into_incoming:
         change(Revert(name, into="incoming"))
     else:
-        change(Revert(name, leave, discard, via))
+        change(Revert(name, leave, discard, via), partial(_prepared, name))
 
 
 def _prepared(name: str, done: Done) -> list[str]:

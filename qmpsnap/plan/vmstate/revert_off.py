@@ -78,7 +78,7 @@ def _inside(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         (name, disk.name, disk.root)
         for disk in part.disks
         for name in dict.fromkeys(snapshot.name for snapshot in disk.active.snapshots)
-        if is_kept_inside(name) and name != intent.name
+        if is_kept_inside(name)
     ]
     steps = (step for disk in part.disks for step in revert_inside(disk, intent.name, kept))
     return Plan(

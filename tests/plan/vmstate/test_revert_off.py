@@ -120,7 +120,7 @@ def test_revert_off_leaves_disks_that_are_named_and_removes_what_a_dead_client_k
     assert plan.disks == ("vda",)
     assert [step.arguments["name"] for step in plan.steps[-2:]] == [kept_by(plan), old.name]
     back = reverted(there, Revert(old.name, leave=("vdb",)))  # to go back where that client began
-    assert [step.arguments["name"] for step in back.steps[4:]] == [kept_by(back)]
+    assert [step.arguments["name"] for step in back.steps[4:]] == [kept_by(back), old.name]
 
 
 def test_revert_off_says_that_memory_is_not_loaded() -> None:
