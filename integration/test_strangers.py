@@ -16,8 +16,12 @@ from qmpsnap.errors import InvalidTarget, NotFound, NotInChain
 from qmpsnap.model.names import state_directory
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
+from qmpsnap.model.step import Stage
+from qmpsnap.plan.commands.files import Proof, create_file, retire_file
+from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.plan.intent import Restore, Revert
 from qmpsnap.run.record_search import link_name
+from tests.model.records import committing, stages
 
 STRANGER = 4711  # the id of a user that nobody has
 
@@ -149,20 +153,25 @@ def bring(base: Path, record):
     return directory
 
 
-def folding(policy, made, victim, **changes):
+def folding(policy, made, victim, to=None):
     """A record of a commit that seems to have ended well, all but for putting the folded file away."""
     chain = made.files[::-1]  # active first
+    job = "qmpsnap-commit-keep-0a1b2c3d"
+    to = (to or f"{victim}.invalid") if policy == "rename" else ""
     return IntentRecord(
-        id="qmpsnap-commit-keep-0a1b2c3d",
+        id=job,
         op="commit",
         created="2024-05-01T12:00:00+00:00",
         chains={"vda": (chain[0], str(victim), *chain[1:])},
         after={"vda": chain},
+        stages=stages(
+            committing(job, above=chain[0], base=chain[1]),
+            tidy=(
+                retire_file(str(victim), policy, to, Proof("qcow2", chain[1])),
+                finish_record(state_directory(chain[-1]), (job,)),
+            ),
+        ),
         folded=(str(victim),),
-        policy=policy,
-        renames={str(victim): f"{victim}.invalid"} if policy == "rename" else {},
-        disk="vda",
-        **changes,
     )
 
 
@@ -179,17 +188,18 @@ async def test_a_bundles_record_of_a_commit_puts_no_file_away(images, machine, l
                 await vm.jobs.wait(record.id)
 
 
-@pytest.mark.parametrize("what", ["made", "folded", "renames"])
+@pytest.mark.parametrize("what", ["made", "folded", "renamed"])
 async def test_a_bundles_record_that_names_a_file_of_the_host_is_none(
     images, machine, leftovers, victim, what
 ):
     made = images("base <- s1")
-    wrong = {
-        "made": {"op": "mirror", "folded": (), "renames": {}, "policy": "", "made": (str(victim),)},
-        "folded": {"chains": {"vda": made.files[::-1]}},
-        "renames": {"renames": {str(victim): f"{victim.parent}/new"}},
-    }
-    record = replace(folding("rename", made, victim), **wrong[what])
+    record = folding("rename", made, victim, to=f"{victim.parent}/new" if what == "renamed" else None)
+    match what:
+        case "made":
+            more = Stage("make it", (create_file(str(victim), ""),))
+            record = replace(record, stages=(*record.stages, more))
+        case "folded":
+            record = replace(record, chains={"vda": made.files[::-1]})
     directory = bring(Path(made.files[0]), record)
     leftovers.allow(str(directory), *(str(one) for one in directory.iterdir()))
     with machine(*blockdev("vda", made.active)) as running:

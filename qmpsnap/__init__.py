@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
-    from qmpsnap.model.record import IntentRecord, MomentRecord, Op, Settings
+    from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
     from qmpsnap.model.step import Stage
     from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
     from qmpsnap.model.view import DiskView, ViewLayer
@@ -94,7 +94,7 @@ __all__ = [  # noqa: RUF022
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
-    "MomentRecord", "IntentRecord", "Op", "Settings",
+    "MomentRecord", "IntentRecord", "Origin",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
     "draw",
     "QmpsnapError", "Changed",

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import Busy, ForeignJob
 from qmpsnap.model.graph import Node
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord, Origin
 from qmpsnap.plan.commands.state import snapshot_save
 from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.testing.drawing import graph
@@ -133,7 +133,7 @@ async def test_interrupted_leaves_out_other_machines_and_clients_at_work() -> No
     files, place = ("/images/s1.qcow2", "/images/base.qcow2"), "/images/base.qmpsnap"
     ours = IntentRecord("ours", "snapshot", NOW, {"vda": files}, directory=place)
     theirs = replace(ours, id="theirs", chains={"vda": ("/images/x.qcow2", files[1])})
-    same = replace(theirs, id="same", was=Settings(True, process=fake.guest.now.process))
+    same = replace(theirs, id="same", origin=Origin(True, process=fake.guest.now.process))
     job = replace(theirs, id="job")
     busy = replace(ours, id="busy", live=True)
     fake.files.records += [ours, theirs, same, job, busy]

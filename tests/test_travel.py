@@ -24,7 +24,7 @@ from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint, Status
 from qmpsnap.model.moments import Moments
-from qmpsnap.model.record import MomentRecord, Settings
+from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session.event import read_event
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(20)
 FINGERPRINT = Fingerprint("pc", 1 << 28, ("qemu64",), {"vda": "virtio-blk"}, {"vda": 1 << 30}, "10.0.0")
 STATE = KeptState("stop", "/images/m", "", True, FINGERPRINT)
 MOMENT = MomentRecord("i", "c1", "2026-01-01T00:00:00+00:00", {"vda": "/images/s1"}, state=STATE)
-SETTINGS = Settings(True, {"events": False}, {"max-bandwidth": 1}, "p")
+ORIGIN = Origin(True, "p")
 LAYER_PARTS = (
     InternalSnapshot("1", "s", 2, 1.5),
     Bitmap("b", True),
@@ -52,7 +52,7 @@ VIEW_LAYER = ViewLayer("/images/base.qcow2", "qcow2")
 DISK_VIEW = DiskView("vda", "c1", (VIEW_LAYER,), 1 << 30, snapshot=InternalSnapshot("1", "c1"))
 VIEW = View("c1", "vda", "nbd+unix:///vda?socket=/s", "/s", "vda", 1 << 30, ("/images/base.qcow2",))
 RECORDS = (
-    *(FINGERPRINT, STATE, MOMENT, SETTINGS, *LAYER_PARTS, Status("paused", False)),
+    *(FINGERPRINT, STATE, MOMENT, ORIGIN, *LAYER_PARTS, Status("paused", False)),
     *(VIEW_LAYER, DISK_VIEW, VIEW),
 )
 JOB = Job("j", "commit", JobStatus.READY, 1, 2, 0, "no", IoStatus.NOSPACE, paused=True, ready=True)
@@ -140,10 +140,8 @@ def test_parts_of_results_spell_themselves_as_json() -> None:
     assert bitmap.to_json() == {"name": "b", "persistent": True, "busy": False, "inconsistent": False}
     assert node.to_json() == {"node": "f", "driver": "throttle"}
     assert io.to_json() == {"direct": True, "no_flush": False, "detect_zeroes": "off"}
-    assert SETTINGS.to_json() == {
+    assert ORIGIN.to_json() == {
         "running": True,
-        "capabilities": {"events": False},
-        "parameters": {"max-bandwidth": 1},
         "process": "p",
     }
     assert json.loads(json.dumps(MOMENT.to_json()))["state"]["fingerprint"]["devices"] == {

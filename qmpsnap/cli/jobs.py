@@ -39,7 +39,7 @@ def jobs() -> None:
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
-        left = [record for record in records if record.id not in alive and not _keeps_overlay(record)]
+        left = [record for record in records if record.id not in alive and not record.permanent]
         listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
         return listed, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
 
@@ -56,11 +56,6 @@ def jobs() -> None:
     for left in interrupted:
         lines += left.text()
     emit(*lines or ["no jobs"])
-
-
-def _keeps_overlay(record: IntentRecord) -> bool:
-    """Whether the record is permanent: it says which layers a `commit --keep-overlay` wrote into."""
-    return record.op == "commit" and not record.policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +134,7 @@ class _Left:
         """The command that finishes it: the remaining steps, or the whole commit again."""
         record = self.record
         files = record.chains.get(record.disk, ())
-        if not self.vanished or record.op != "commit" or not record.folded:
+        if not self.vanished or not record.folded:
             return f"qmpsnap job wait {record.id}"
         # A commit that was stopped has written into its base: only the same commit repairs that.
         above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1

@@ -61,16 +61,17 @@ class FrozenStruct(JsonStruct, frozen=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if isinstance(value, dict | list | tuple):
-                force_setattr(self, name, _freeze(value))
+                force_setattr(self, name, frozen(value))
 
 
-def _freeze(value: object) -> object:
+def frozen(value: object) -> object:
+    """The same value, whose dicts are Frozen and whose lists are tuples, at any depth."""
     match value:
         case Frozen():
             return value
         case dict():
-            return Frozen({key: _freeze(inner) for key, inner in value.items()})
+            return Frozen({key: frozen(inner) for key, inner in value.items()})
         case list() | tuple():
-            return tuple(_freeze(inner) for inner in value)
+            return tuple(frozen(inner) for inner in value)
         case _:
             return value

@@ -8,85 +8,89 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+
+from msgspec.structs import force_setattr, replace
 
 from qmpsnap.model.document import AbsolutePath, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import layer_key, state_directory, state_directory_choices
+from qmpsnap.model.step import (
+    DropLayers,
+    Later,
+    MoveRoot,
+    PutOverlays,
+    Root,
+    Stage,
+    Step,
+    in_record,
+    start_of,
+)
 
 Files = Mapping[str, tuple[Text, ...]]
 
-Op = Literal[
-    "stream", "commit", "mirror", "snapshot",
-    "checkpoint", "checkpoint-internal", "revert", "revert-internal", "save",
-]  # fmt: skip
-"""Operations that write an intent record."""
 
-
-class Settings(FrozenStruct, frozen=True):
-    """What a QEMU was set to before an operation, to be put back.
+class Origin(FrozenStruct, frozen=True):
+    """The guest as an operation found it, which may have to pause it.
 
     Attributes:
         running: Whether the guest ran.
-        capabilities: Of each migration capability its name and whether it was on.
-        parameters: Of each migration parameter its name and its value.
         process: Which QEMU it was; "" where that was not known.
     """
 
     running: bool
-    capabilities: Mapping[str, bool] = Frozen()
-    parameters: Mapping[str, int | Text] = Frozen()
     process: Text = ""
 
 
 class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
-    """An operation that was begun: enough for a stranger to finish or to undo it.
+    """An operation that was begun: its plan, by which a stranger finishes or undoes it.
 
     Attributes:
         id: That of the operation's job; part of the record's file name.
-        op: "stream", "commit", "mirror", "snapshot", "checkpoint", "revert", "save", or, inside the images,
-            "checkpoint-internal" or "revert-internal".
+        op: The operation, as in `Plan`.
         created: ISO 8601 time in UTC.
         chains: Files of each disk's chain, active first, before the operation.
-        after: The same chains once it has succeeded (stream, commit, mirror).
-        made: Files that the operation makes.
-        overlays: Overlay of each disk (snapshot, checkpoint, revert).
-        name: The moment's name (snapshot, checkpoint, revert).
-        folded: Files that lose their moment by success and are then treated by `policy` (commit).
-        policy: "rename", "remove" or "keep" (commit), else "".
-        renames: New name of each folded file (policy "rename").
-        invalid: Files that hold no moment from the job's start on (commit).
-        target: The file that is written (mirror), else "".
-        disk: The disk of a job, "" for a snapshot of several.
-        state: The file of VM state that is made (checkpoint, save) or that is loaded (revert), or None.
-        was: How QEMU was set, to be put back (checkpoint, revert, save), or None.
-        directory: Where the record lies; not part of what is written.
+        after: The same chains once it has succeeded.
+        formats: Format of each file of `chains`.
+        stages: The plan's stages, without the step that writes the record.
+        name: The moment's name, or "".
+        state: The file of VM state that is saved or loaded, or None.
+        origin: The guest as it was found, where the operation pauses it or changes its memory; else None.
+        moves: Disks whose root moves to another file.
+        folded: Files whose data is copied into another layer and that leave the chain.
+        invalid: Files that hold no moment from the job's start on.
+        invalid_after: Files that hold no moment once it has succeeded, under their later names.
         notes: What the operation's result tells its caller, for whoever ends it.
-        formats: Format of each file of `chains` (snapshot, checkpoint), or none.
+        prepared: Overlays for another QEMU to start from, by disk.
+        memory: The file of VM state that it is to load, or "".
+        directory: Where the record lies; not part of what is written.
         live: Whether its client is at work yet; not part of what is written.
     """
 
     id: Text
-    op: Op
+    op: Text
     created: Text
     chains: Files = Frozen()
     after: Files = Frozen()
-    made: tuple[AbsolutePath, ...] = ()
-    overlays: Mapping[str, AbsolutePath] = Frozen()
-    name: Text = ""
-    folded: tuple[Text, ...] = ()
-    policy: Literal["", "rename", "remove", "keep"] = ""
-    renames: Mapping[str, AbsolutePath] = Frozen()
-    invalid: tuple[Text, ...] = ()
-    target: Text = ""
-    disk: Text = ""
-    state: KeptState | None = None
-    was: Settings | None = None
-    directory: str = ""
-    notes: tuple[Text, ...] = ()
     formats: Files = Frozen()
+    stages: tuple[Stage, ...] = ()
+    name: Text = ""
+    state: KeptState | None = None
+    origin: Origin | None = None
+    moves: tuple[Text, ...] = ()
+    folded: tuple[Text, ...] = ()
+    invalid: tuple[Text, ...] = ()
+    invalid_after: tuple[Text, ...] = ()
+    notes: tuple[Text, ...] = ()
+    prepared: Mapping[str, AbsolutePath] = Frozen()
+    memory: Text = ""
+    directory: str = ""
     live: bool = False
+
+    def __post_init__(self) -> None:
+        FrozenStruct.__post_init__(self)
+        stages = (replace(one, steps=tuple(map(in_record, one.steps))) for one in self.stages)
+        force_setattr(self, "stages", tuple(stages))
 
     @property
     def file_name(self) -> str:
@@ -108,6 +112,66 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
         }
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps of the plan, in order."""
+        return tuple(step for stage in self.stages for step in stage.steps)
+
+    @property
+    def start(self) -> Step | None:
+        """The step that starts its job on a chain, or None."""
+        return start_of(self.steps)
+
+    @property
+    def loads(self) -> bool:
+        """Whether the guest's memory becomes another one."""
+        return any(step.loads for step in self.steps)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Files that the operation makes."""
+        return tuple(step.makes for step in self.steps if step.makes)
+
+    @property
+    def overlays(self) -> dict[str, str]:
+        """The new overlay of each disk, which no job writes."""
+        found: dict[str, str] = {}
+        for step in self.steps:
+            match step.effect:
+                case PutOverlays(overlays=overlays):
+                    found |= {overlay.disk: overlay.file for overlay in overlays}
+                case MoveRoot(root=root) if not step.job_id:
+                    found[root.disk] = root.file
+                case _:
+                    pass
+        return found | dict(self.prepared)
+
+    @property
+    def disk(self) -> str:
+        """The one disk that its job works on, or that gets an overlay; "" where there is no such disk."""
+        disks: set[str] = set()
+        for step in self.steps:
+            match step.effect:
+                case PutOverlays(overlays=overlays):
+                    disks.update(overlay.disk for overlay in overlays)
+                case DropLayers(disk=disk) | Later(effect=MoveRoot(root=Root(disk=disk))):
+                    disks.add(disk)
+                case _:
+                    pass
+        return disks.pop() if len(disks) == 1 else ""
+
+    @property
+    def target(self) -> str:
+        """The file that a mirror copies to, or ""."""
+        copy = self.start.copy if self.start is not None else None
+        return copy.file if copy is not None else ""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it stays once the operation has succeeded: its layers hold no moment from then on."""
+        ends = (step.arguments for step in self.steps if step.command in {"finish-record", "keep-moment"})
+        return not any(self.id in {*one.get("ids", ()), one.get("id")} for one in ends)
+
+    @property
     def top(self) -> str:
         """The newest file that a commit folds, or copies; it, and what stands on it, reads what it read."""
         return next(iter(self.folded or self.chains.get(self.disk, ())), "")
@@ -115,12 +179,15 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     @property
     def written(self) -> str:
         """The file that a job writes: a mirror's target, or the layer that a stream or a commit fills."""
-        before, after = self.chains.get(self.disk, ()), self.after.get(self.disk, ())
-        if self.op not in {"stream", "commit"} or before == after:
-            return self.target
-        kept = next((i for i, file in enumerate(after) if before[i : i + 1] != (file,)), len(after))
-        index = kept - 1 if self.op == "stream" else kept
-        return after[index] if 0 <= index < len(after) else ""
+        start = self.start
+        match start.effect if start is not None else None:
+            case DropLayers(above=above, base=base):
+                file = above if start is not None and start.command == "block-stream" else base or ""
+            case Later(effect=MoveRoot(root=root)) if self.target or not self.permanent:
+                file = root.file
+            case _:
+                file = ""
+        return file if file.startswith("/") else ""
 
     @property
     def started(self) -> float:

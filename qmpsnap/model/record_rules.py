@@ -8,13 +8,77 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
 
+from msgspec import Struct, defstruct
+
+from qmpsnap.model.document import AbsolutePath, Text, take
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import invalid_names
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import DropLayers, Later, MoveRoot, PutOverlays, Step
 
-_WITH_STATE = frozenset({"checkpoint", "save"})
 _PARAMETERS = ("max-bandwidth",)  # of a migration, that an operation sets and so puts back
+
+_SENT = frozenset({
+    "transaction", "blockdev-add", "blockdev-del", "blockdev-reopen", "qom-set",
+    "block-stream", "block-commit", "drive-mirror", "blockdev-mirror", "block-job-cancel",
+    "job-complete", "job-finalize", "job-dismiss",
+    "human-monitor-command", "stop", "cont", "system_reset", "snapshot-save", "snapshot-load",
+    "migrate", "migrate-set-capabilities", "migrate-set-parameters", "getfd", "add-fd", "closefd",
+    "remove-fd",
+    "await-job", "await-migration", "await-closed", "check-roots", "check-active",
+})  # fmt: skip
+"""What an operation with a record sends to QEMU, or waits for. Nothing of it is sent as the record has it."""
+
+
+class _Ended(Struct, forbid_unknown_fields=True):
+    directory: AbsolutePath
+    ids: tuple[Text, ...]
+    moments: tuple[Text, ...] = ()
+
+
+class _Capability(TypedDict):
+    capability: str
+    state: bool
+
+
+class _Capabilities(TypedDict):
+    capabilities: tuple[_Capability, ...]
+
+
+_Node = TypedDict("_Node", {"node-name": str})
+
+
+class _Made(Struct):  # and more, which nobody reads again
+    file: AbsolutePath
+
+
+def _of(**types: Any) -> type[Struct]:  # noqa: ANN401 - a type's annotation
+    """The arguments of an action."""
+    return defstruct("Arguments", [*types.items()], forbid_unknown_fields=True)
+
+
+_SEALED = _of(partial=AbsolutePath, file=AbsolutePath)
+_KEPT = {"directory": AbsolutePath, "id": Text}
+_ACTIONS: Mapping[str, type[Struct]] = {
+    **dict.fromkeys(
+        ("create-overlay", "create-file", "create-image", "create-memory", "create-store"), _Made
+    ),
+    "seal-memory": _SEALED,
+    "seal-store": _SEALED,
+    "retire-file": _of(file=AbsolutePath, policy=Literal["rename", "remove", "keep"], to=Text),
+    "remove-state": _of(file=AbsolutePath, id=Text, tag=Text),
+    "finish-record": _Ended,
+    "keep-moment": _of(**_KEPT, name=Text),
+    "keep-branch": _of(**_KEPT, overlays=dict[str, AbsolutePath]),
+    "keep-link": _of(**_KEPT),
+    "keep-lost": _of(**_KEPT, disk=Text),
+    "keep-place": _of(**_KEPT, disk=Text, gone=tuple[Text, ...], into=Text),
+    "keep-continued": _of(**_KEPT, disk=Text, file=AbsolutePath),
+    "link-records": _of(place=AbsolutePath, directory=AbsolutePath),
+}
+"""Actions on files that a record may hold, each with its arguments."""
 
 
 def is_plain(path: str) -> bool:
@@ -23,41 +87,100 @@ def is_plain(path: str) -> bool:
 
 
 def check_intent(record: IntentRecord) -> None:
-    """Check that an operation names files of its own chains, and what it makes of them.
+    """Check that an operation's steps are known, and name files of its own chains, and what it makes of them.
 
     Raises:
         ValueError: Naming what does not belong there.
     """
-    state = record.state
-    partial = (state.partial,) if state is not None else ()
-    target = (record.target,) if record.target else ()
+    state, overlays = record.state, record.overlays
     _plain("made", record.made)
-    _plain("overlays", record.overlays.values())
+    _plain("overlays", overlays.values())
     _plain("folded", record.folded)
-    _plain("renames", record.renames.values())
-    if state is None and record.op in _WITH_STATE:
-        raise ValueError(f"a {record.op} without its 'state'")
+    _plain("target", [record.target] if record.target else [])
     _state(state)
-    for name in record.was.parameters if record.was is not None else ():
-        if name not in _PARAMETERS:
-            raise ValueError(f"'parameters' holds {name!r}, which no operation sets")
-    _among("overlays", record.overlays, record.chains)
-    _among("made", record.made, (*record.overlays.values(), *partial, *target))
-    _apart(record.overlays, record.chains)
+    if record.origin is None and (
+        state is not None or any(step.pauses or step.loads for step in record.steps)
+    ):
+        raise ValueError("an operation on the guest without its 'origin'")
+    partial = (state.partial,) if state is not None else ()
+    _among("overlays", overlays, record.chains)
+    _among("made", record.made, (*overlays.values(), *partial, record.target))
+    _apart(overlays, record.chains)
+    if state is not None:
+        _among("overlays", overlays, (disk for disk, files in record.chains.items() if files))
+    _among("moves", record.moves, record.chains)
+    _among("after", record.after, record.chains)
+    for step in record.steps:
+        _step(step, record)
     before = tuple(file for files in record.chains.values() for file in files)
     _among("folded", record.folded, before)
-    _among("renames", record.renames, record.folded)
-    for file, to in record.renames.items():
-        if to not in invalid_names(file):
-            raise ValueError(f"'renames' gives {file!r} the name {to!r}, which is none for a folded file")
     if record.folded:
         left = {
             disk: tuple(file for file in files if file not in record.folded)
             for disk, files in record.chains.items()
         }
-        if record.op != "commit" or dict(record.after) != left:
+        if dict(record.after) != left:
             raise ValueError("'folded' is not what 'chains' has more than 'after'")
         _one_fold(record)
+
+
+def _step(step: Step, record: IntentRecord) -> None:
+    """Check one step by itself, and that it belongs to this operation."""
+    if step.job_id not in {"", record.id}:
+        raise ValueError(f"{step.command!r} is on the job {step.job_id!r}")
+    if step.on == "host":
+        _action(step, record)
+    elif step.command not in _SENT:
+        raise ValueError(f"{step.command!r} is no step of ours")
+    match step.command, step.effect:
+        case "blockdev-del", _:
+            take(_Node, step.arguments)
+        case "migrate-set-capabilities", _:
+            take(_Capabilities, step.arguments)
+        case "migrate-set-parameters", _:
+            take(dict[str, int | Text], step.arguments)
+            _among("parameters", step.arguments, _PARAMETERS)
+        case _, MoveRoot(root=root) | Later(effect=MoveRoot(root=root)):
+            _among("root", (root.disk,), record.chains)
+            if not step.job_id and record.after.get(root.disk, ())[:1] != (root.file,):
+                raise ValueError(
+                    f"{step.command!r} moves {root.disk!r} to {root.file!r}, not as 'after' has it"
+                )
+        case _, DropLayers(disk=disk):
+            _among("disk", (disk,), record.chains)
+        case _, PutOverlays(overlays=overlays):
+            _among("overlays", (overlay.disk for overlay in overlays), record.chains)
+        case _:
+            pass
+
+
+def _action(step: Step, record: IntentRecord) -> None:
+    if step.command not in _ACTIONS:
+        raise ValueError(f"{step.command!r} is no action of ours")
+    take(_ACTIONS[step.command], step.arguments)
+    arguments, state = step.arguments, record.state
+    own = {file for chains in (record.chains, record.after) for files in chains.values() for file in files}
+    match step.command:
+        case "seal-memory" | "seal-store":
+            if state is None or (arguments["partial"], arguments["file"]) != (state.partial, state.file):
+                raise ValueError(f"{step.command!r} is not of its own 'state'")
+        case "retire-file":
+            file, to = arguments["file"], arguments["to"]
+            _among("retire-file", (file,), own)
+            if to and to not in invalid_names(file):
+                raise ValueError(f"{file!r} gets the name {to!r}, which is none for a folded file")
+            if (arguments["policy"] == "rename") is not bool(to):
+                raise ValueError(f"{file!r} is to be renamed without a name, or has one for nothing")
+        case "keep-branch":
+            if dict(arguments["overlays"]) != record.overlays:
+                raise ValueError("'keep-branch' is not of its own 'overlays'")
+        case "keep-place":
+            named = (*arguments["gone"], *([arguments["into"]] if arguments["into"] else []))
+            _among("keep-place", (file for file in named if file.startswith("/")), own)
+        case "keep-continued":
+            _among("keep-continued", (arguments["file"],), own)
+        case _:
+            pass
 
 
 def _one_fold(record: IntentRecord) -> None:

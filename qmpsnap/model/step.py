@@ -8,12 +8,13 @@ goes through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
-from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.frozen import Frozen, frozen
 from qmpsnap.model.graph import Disk, Io
 
 MadeBy = Literal["us", "caller", "qemu"]
@@ -195,6 +196,11 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return self.kind or self.command
 
     @property
+    def makes(self) -> str:
+        """The file that it creates on the host, or ""."""
+        return str(self.arguments["file"]) if self.command in _MAKES else ""
+
+    @property
     def on_state(self) -> bool:
         """Whether it starts a job on VM state: QEMU answers nobody while that works."""
         return self.command in _ON_STATE
@@ -222,6 +228,7 @@ class Step(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return f"{self.command} {dict(self.arguments)}"
 
 
+_MAKES = frozenset({"create-overlay", "create-file", "create-image", "create-memory", "create-store"})
 _MIRRORS = frozenset({"drive-mirror", "blockdev-mirror"})
 _ON_STATE = frozenset({"snapshot-save", "snapshot-load", "snapshot-delete"})
 _ON_A_JOB = frozenset(
@@ -230,6 +237,21 @@ _ON_A_JOB = frozenset(
         "await-job", "adopt-job",
     }
 )  # fmt: skip
+
+
+def start_of(steps: Iterable[Step]) -> Step | None:
+    """The step that starts a job on a chain, or None."""
+    return next((step for step in steps if "job-id" in step.arguments and not step.on_state), None)
+
+
+def in_record(step: Step) -> Step:
+    """What a record keeps of a step, as it is read back from JSON.
+
+    How the step is done, and taken back, its command says once more.
+    """
+    return replace(
+        step, arguments=frozen(to_builtins(step.arguments)), detail=Frozen(), undo=(), on_failure=()
+    )
 
 
 class Stage(Struct, frozen=True, omit_defaults=True):

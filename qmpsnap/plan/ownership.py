@@ -16,8 +16,6 @@ from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.plan.record_places import state_directories
 from qmpsnap.plan.scene import Scene
 
-_WITH_OVERLAYS = frozenset({"snapshot", "checkpoint", "revert"})
-
 
 def may_remove(file: str, record: IntentRecord, scene: Scene) -> bool:
     """Whether a file that an operation was to make may be removed on the record's word, if it has no data.
@@ -101,7 +99,7 @@ def ran_here(record: IntentRecord, process: str) -> bool:
         record: The record.
         process: Which QEMU it is, as `Machine.process` says; "" where that is not known.
     """
-    return bool(process) and record.was is not None and record.was.process == process
+    return bool(process) and record.origin is not None and record.origin.process == process
 
 
 def stands_here(record: IntentRecord, graph: Graph, records: Collection[Record]) -> bool:
@@ -118,14 +116,15 @@ def stands_here(record: IntentRecord, graph: Graph, records: Collection[Record])
 
 def _shows(record: IntentRecord, disk: Disk, moments: list[MomentRecord]) -> bool:
     files = disk.files
-    made = {record.overlays.get(disk.name, ""), record.target} - {""}
+    overlays = record.overlays
+    made = {overlays.get(disk.name, ""), record.target} - {""}
     if made & set(files):
         return True
     before, after = record.chains.get(disk.name, ()), record.after.get(disk.name, ())
     if any(_was_active(file, disk, moments) for file in (*before[:1], *after[:1])):
         return True
     # An overlay that somebody else put on has no record; a base image shows nothing even then.
-    return record.op not in _WITH_OVERLAYS and before[:1] != () and before[0] in files[:-1]
+    return not overlays and before[:1] != () and before[0] in files[:-1]
 
 
 def _was_active(file: str, disk: Disk, moments: list[MomentRecord]) -> bool:

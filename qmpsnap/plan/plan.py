@@ -11,7 +11,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Graph, draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.model.step import Stage, Step
+from qmpsnap.model.step import Stage, Step, start_of
 from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
@@ -82,7 +82,7 @@ class Plan:
     @property
     def start(self) -> Step | None:
         """The step that starts the plan's job on a chain, or None."""
-        return next((step for step in self.steps if "job-id" in step.arguments and not step.on_state), None)
+        return start_of(self.steps)
 
     @property
     def job_id(self) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
-
-from msgspec import structs
 
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.step import Step
 from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost
-from qmpsnap.plan.commands.records import record_of, write_record
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import snapshot as snapshot_internal
 from qmpsnap.plan.intent import Intent
@@ -132,17 +128,4 @@ def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     planner = _planner(intent, off=off)
     for guard in planner.guards:
         guard(scene)
-    return _recording_notes(planner.plan(intent, scene))
-
-
-def _recording_notes(plan: Plan) -> Plan:
-    """The plan whose record has its notes, so that whoever finishes the operation can tell them."""
-    if not plan.notes or plan.record is None:
-        return plan
-    record = structs.replace(plan.record, notes=plan.notes)
-
-    def noted(step: Step) -> Step:
-        return step if record_of(step) is None else write_record(step.arguments["directory"], record)
-
-    stages = (structs.replace(stage, steps=tuple(map(noted, stage.steps))) for stage in plan.stages)
-    return replace(plan, stages=tuple(stages))
+    return planner.plan(intent, scene)

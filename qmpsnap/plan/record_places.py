@@ -5,11 +5,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
-from qmpsnap.model.graph import Chains, Disk, Graph
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import state_directory_choices
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.model.step import Step
-from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.scene import Scene
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
@@ -49,15 +47,6 @@ def state_place(scene: Scene, disk: Disk) -> str:
     return ""
 
 
-def recorded(record: IntentRecord, *places: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """The steps that write a record to each of the places, and those that remove it; "" is no place."""
-    where = [place for place in dict.fromkeys(places) if place]
-    return (
-        tuple(write_record(place, record) for place in where),
-        tuple(finish_record(place, (record.id,)) for place in where),
-    )
-
-
 def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:
     """Directories in which records of any of the disks may lie."""
     return tuple(
@@ -68,8 +57,3 @@ def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:
 def with_parents(places: Iterable[str]) -> tuple[str, ...]:
     """The directories and those that they lie in: what `state_place` has to know of."""
     return tuple(path for place in places for path in (place, posixpath.dirname(place)))
-
-
-def local_chains(chains: Chains) -> Chains:
-    """The same chains, without what is no file on the host: records name files alone."""
-    return {disk: tuple(file for file in files if file.startswith("/")) for disk, files in chains.items()}

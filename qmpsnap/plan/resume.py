@@ -1,7 +1,9 @@
-"""Plan of what is left of an operation whose client went away: finish it, or clear it away.
+"""Plan of what is left of an operation whose client went away: go on to its end, or take back what shows.
 
-The job's id tells how it was to end; the record beside the images tells the rest. Without a record
-only what the id and the graph tell is done.
+The record is the plan, and how far that came is told by what shows of it: a job, a chain, a file that is
+whole. The chains are as they were to become: what tidies up is left. The job is there: it is adopted, and
+brought to the end that its id names. Neither: what was made is taken back. Without a record only what the
+job's id and the graph tell is done.
 """
 
 from __future__ import annotations
@@ -10,21 +12,21 @@ from collections.abc import Mapping
 
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.files import Ask
-from qmpsnap.model.graph import Chains, Graph
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.model.step import Stage, Step
-from qmpsnap.plan import ownership, resume_checkpoint, resume_inside, resume_revert
-from qmpsnap.plan.chain.invalidation import retire
-from qmpsnap.plan.chain.layers import left_behind, unused_nodes
-from qmpsnap.plan.chain.lineage import kept_found_later
+from qmpsnap.model.step import Later, Stage, Step
+from qmpsnap.plan import ownership, resume_guest, resume_inside
+from qmpsnap.plan.chain.layers import unused_nodes
 from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, flush
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
-from qmpsnap.plan.commands.records import finish_record, keep_moment, write_record
+from qmpsnap.plan.commands.records import write_record
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import local_chains, record_directories, state_questions
+from qmpsnap.plan.record_places import record_directories, state_questions
+from qmpsnap.plan.recorded_steps import backing_of, finish, free, tidied
+from qmpsnap.plan.recording import local_chains
 from qmpsnap.plan.scene import GuestScene, Scene
 
 # The kernel stamps files with a clock that lags ours by some milliseconds.
@@ -38,28 +40,16 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
         *state_questions(graph, state_dir),
         *(place for record in records for place in record_directories(record)),
     )
-    chains = (file for record in records for files in record.chains.values() for file in files)
-    named = (file for record in records for file in (*record.made, *record.overlays.values()))
     states = tuple(
         file
         for record in records
         if record.state is not None
         for file in (record.state.file, record.state.partial)
     )
-    fresh = (
-        (file, record.after[disk][1])
-        for record in records
-        if record.op == "revert"
-        for disk, file in record.overlays.items()
-        if len(record.after.get(disk, ())) > 1
-    )
-    copies = ((record.target, _below_copy(record)) for record in records if record.op == "mirror")
-    return Ask(
-        files=(*chains, *named, *states),
-        records=places,
-        memories=tuple(states),
-        fresh=(*fresh, *copies),
-    )
+    files = [file for record in records for chain in record.chains.values() for file in chain]
+    files += [file for record in records for file in (*record.made, *record.overlays.values())]
+    fresh = (pair for record in records for pair in backing_of(record).items())
+    return Ask(files=(*files, *states), records=places, memories=states, fresh=tuple(fresh))
 
 
 def plan(job_id: str, scene: Scene) -> Plan:
@@ -68,43 +58,30 @@ def plan(job_id: str, scene: Scene) -> Plan:
     Raises:
         NotFound: When there is neither a job nor a record of that id, or the record is of another machine.
         Busy: When its client is at work yet.
+        Unsupported: When a checkpoint would have to be deleted, and the machine's state does not allow it.
     """
     name = parse_job_id(job_id)
     job = next((one for one in scene.jobs if one.id == job_id), None)
-    record = _record(job_id, scene)
+    records = (one for one in scene.files.records if isinstance(one, IntentRecord) and one.id == job_id)
+    record = next(records, None)
     if name is None or (job is None and record is None):
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
     if record is not None:
         _refuse_not_left(record, scene)
-    if record is not None and record.op in {"checkpoint", "save"}:
-        return resume_checkpoint.plan(record, scene)
-    if record is not None and record.op == "revert":
-        return resume_revert.plan(record, scene)
     if (
-        record.op in resume_inside.OPS
-        if record is not None
-        else job is not None and job.type in resume_inside.JOBS
+        job is not None
+        and job.type in resume_inside.JOBS
+        and (record is None or resume_inside.is_inside(record))
     ):
-        return resume_inside.plan(name, job, record, scene)
-    if job is not None:
+        return resume_inside.with_job(name, job, record, scene)
+    if job is not None and (record is None or record.start is not None):
         return _with_job(name, job, record, scene)
     assert record is not None  # noqa: S101 - for the type checker
-    match record.op:
-        case "snapshot":
-            return _snapshot(record, scene)
-        case "mirror":
-            return _mirror(record, scene)
-        case "stream":
-            return _stream(record, scene)
-        case _:
-            return _commit(record, scene)
-
-
-def _record(job_id: str, scene: Scene) -> IntentRecord | None:
-    for record in scene.files.records:
-        if isinstance(record, IntentRecord) and record.id == job_id:
-            return record
-    return None
+    if record.start is not None:
+        return _job_gone(record, scene)
+    if resume_inside.is_inside(record):
+        return resume_inside.plan(record, scene)
+    return resume_guest.plan(record, scene)
 
 
 def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
@@ -128,26 +105,6 @@ def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
         )
 
 
-def _below_copy(record: IntentRecord) -> str:
-    """The layer that a mirror's copy of the active layer alone is backed by, or ""."""
-    return next((files[1] for files in record.chains.values() if len(files) > 1), "")
-
-
-def _places(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
-    """Where the record lies; last where the chain of after leads to it.
-
-    A mirror whose copy becomes the base image keeps it beside both.
-    """
-    found = {one.directory for one in scene.files.records if one.id == record.id}
-    places = record_directories(record)
-    return tuple(place for place in places if place in found or place == record.directory)
-
-
-def _finish(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
-    """Remove the record wherever it lies."""
-    return tuple(finish_record(place, (record.id,)) for place in _places(record, scene))
-
-
 def _disks(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
     return tuple(disk for disk in record.chains if disk in scene.graph.disks)
 
@@ -166,7 +123,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         if job.status is not JobStatus.READY:
             end.append(await_job(job.id, "ready"))
         end.append(job_complete(job.id) if name.ending is Ending.PIVOT else end_copy(job.id))
-    elif job.status not in ENDED and name.op in {"stream", "commit"}:
+    elif job.status not in ENDED and job.type in {"stream", "commit"}:
         end.append(await_job(job.id, "pending"))
         # Which layer it fills is not told; a flush of one that is not written does nothing.
         end += _flushed(disks, scene)
@@ -175,35 +132,30 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     target = unused_nodes((record.target,), scene) if record is not None and record.target else ()
     if name.ending is Ending.COPY:
         end += map(blockdev_del, target)
-    if record is not None and name.ending is Ending.KEEP and not _keeps_overlay(record):
+    if record is not None and name.ending is Ending.KEEP and not record.permanent:
         end += _flushed(disks, scene, record.after)  # a header names another backing file now
-    tidy: list[Step] = []
-    notes: tuple[str, ...] = ()
-    if record is not None:
-        steps, notes = retire(record, scene.files.records)
-        tidy += [*map(blockdev_del, left_behind(record, scene)), *steps, *kept_found_later(record, scene)]
-        if not _keeps_overlay(record):
-            # No chain tells that a copy is whole: the job does, until the record needs it no more.
-            (end if name.ending is Ending.COPY else tidy).extend(_finish(record, scene))
-    if name.op != "stream":  # which dismisses itself
+    if record is not None and name.ending is Ending.COPY:
+        end += finish(record, scene)  # no chain tells that a copy is whole: the job does, until now
+    if job.type != "stream":  # which dismisses itself
         end.append(job_dismiss(job.id))
     resumes: list[Step] = []
     if record is not None:
-        resumes += [write_record(place, record) for place in _places(record, scene)]
+        places = (step.arguments["directory"] for step in finish(record, scene))
+        resumes += [write_record(place, record) for place in places]
         resumes += [create_file(file, "") for file in record.made]
         resumes += [blockdev_add(node, record.target) for node in target]
+    moves = disks if name.ending is Ending.PIVOT and job.status not in ENDED else ()
     return _plan(
-        name.op,
+        name.op if record is None else record.op,
         disks,
         scene,
         (
             Stage(f"finish {job.id}", tuple(end), verify=True),
-            Stage("clean up", tuple(tidy), tidy=True),
+            Stage("clean up", tidied(record, scene) if record is not None else (), tidy=True),
         ),
         record=record,
-        moves=_moves(job.id, disks) if job.status not in ENDED or record is not None else (),
-        notes=notes,
-        resumes=(*resumes, adopt_job(job.id, dismisses_itself=name.op == "stream")),
+        moves=moves if record is None else record.moves,
+        resumes=(*resumes, adopt_job(job.id, dismisses_itself=job.type == "stream")),
     )
 
 
@@ -221,84 +173,48 @@ def _flushed(
     return [flush(layer.node) for disk, layer in layers if only is None or layer.file in only.get(disk, ())]
 
 
-def _moves(job_id: str, disks: tuple[str, ...]) -> tuple[str, ...]:
-    """The disks whose root an operation of that id moves: whoever comes later has to be told so too."""
-    name = parse_job_id(job_id)
-    return disks if name is not None and name.ending is Ending.PIVOT else ()
-
-
 def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:
     """Whether the job waits at READY: every mirror, and a commit of the active layer."""
-    if name.op == "mirror" or name.ending is Ending.PIVOT or job.ready:
+    if job.type == "mirror" or name.ending is Ending.PIVOT or job.ready:
         return True
-    if name.op != "commit":
+    if job.type != "commit":
         return False
-    if record is not None:
-        return _keeps_overlay(record)
+    if record is not None and record.start is not None:
+        return isinstance(record.start.effect, Later)
     return any(node.driver == "mirror_top" for node in scene.graph.nodes.values())
 
 
-def _keeps_overlay(record: IntentRecord) -> bool:
-    return record.op == "commit" and not record.policy
-
-
-def _invalid_after(record: IntentRecord) -> tuple[str, ...]:
-    """Files that hold no moment once the commit has succeeded: the folded ones, and what was given up."""
-    chain = {file for files in record.chains.values() for file in files}
-    given_up = (file for file in record.invalid if file not in chain)
-    match record.policy:
-        case "rename":
-            return (*record.renames.values(), *given_up)
-        case "remove":
-            return tuple(given_up)
-        case _:
-            return (*record.folded, *given_up)
-
-
-def _snapshot(record: IntentRecord, scene: Scene) -> Plan:
-    """A snapshot happened, or it did not: its transaction is atomic, so one disk speaks for all."""
-    taken = any(
-        disk in scene.graph.disks and file in scene.graph.disks[disk].files
-        for disk, file in record.overlays.items()
-    )
-    finish = finish_record(record.directory, (record.id,))
-    steps: tuple[Step, ...] = (finish,)
-    note = f"snapshot {record.name!r} was taken"
-    notes: tuple[str, ...] = ()
-    if ownership.has_moment(record, scene.files.records):
-        pass
-    elif (later := ownership.superseded_by(record, scene.files.records)) is not None:
-        note = f"a later operation uses the overlays of {record.id}: {later.id}"
-    elif taken:
-        steps, notes = (keep_moment(record.directory, record.id, record.name),), record.notes
-    else:
-        backing = {
-            file: record.chains[disk][0] for disk, file in record.overlays.items() if record.chains.get(disk)
-        }
-        unused = unused_nodes(record.overlays.values(), scene)
-        held = {node.file for node in scene.graph.nodes.values()}
-        held -= {scene.graph.nodes[name].file for name in unused}
-        orphans = (
-            remove_orphan(file, backing.get(file))
-            for file in record.made
-            if file not in held and ownership.may_remove(file, record, scene)
-        )
-        steps = (*map(blockdev_del, unused), *orphans, finish)
-        note = f"snapshot {record.name!r} was not taken; its files are removed"
-    stage = Stage(note, steps, tidy=True)
-    return _plan("snapshot", _disks(record, scene), scene, (stage,), notes=(note, *notes))
-
-
-def _mirror(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: the mirror had pivoted, or the job had not started, or nobody can tell any more."""
-    finish = _finish(record, scene)
+def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
+    """The job is gone: the chain tells whether it had succeeded."""
     disks = _disks(record, scene)
-    if any(record.target in scene.graph.disks[disk].files for disk in disks):
-        left = (*map(blockdev_del, left_behind(record, scene)), *kept_found_later(record, scene))
-        done = (Stage("the mirror had pivoted", (*left, *finish), tidy=True),)
-        return _plan("mirror", disks, scene, done, record=record, moves=_moves(record.id, disks))
+    if record.permanent:
+        return _plan(record.op, disks, scene, (), record=record, notes=("the overlay is kept",))
+    now = local_chains(scene.graph.chains(*disks))
+    # The copy was in no chain before; the base of a commit was.
+    pivoted = record.target != "" and any(record.target in files for files in now.values())
+    if pivoted or now == record.after != record.chains:
+        flushed = _flushed(disks, scene) if record.folded else ()
+        done = Stage("the job had succeeded", (*flushed, *tidied(record, scene)), tidy=True)
+        return _plan(record.op, disks, scene, (done,), record=record, moves=record.moves)
+    if record.target:
+        return _copy_left(record, scene, disks)
+    ended = tuple(finish(record, scene))
+    if record.invalid and _written(record, scene):
+        vanished = "the job was gone before its end; it had written into its base"
+        return _plan(record.op, disks, scene, (), record=record, vanished=vanished)
+    if record.invalid:
+        not_begun = Stage(_NOT_STARTED, ended, tidy=True)
+        return _plan(record.op, disks, scene, (not_begun,), notes=(_NOT_STARTED,))
+    gone = Stage("the job is gone", ended, tidy=True)
+    vanished = "the job was gone before its end; no snapshot was lost"
+    return _plan(record.op, disks, scene, (gone,), vanished=vanished)
+
+
+def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Plan:
+    """No disk has the copy: the job had not started, or nobody can tell any more whether it is whole."""
     fact = scene.files.files.get(record.target)
-    freed = tuple(map(blockdev_del, unused_nodes((record.target,), scene)))
+    freed = tuple(map(blockdev_del, free(record, scene)))
+    ended = tuple(reversed(finish(record, scene)))
     encrypted = fact is not None and fact.luks and record.target in scene.files.fresh
     if (
         record.made
@@ -306,58 +222,20 @@ def _mirror(record: IntentRecord, scene: Scene) -> Plan:
         and (encrypted or fact.kind == "missing" or (fact.kind, fact.size) == ("regular", 0))
     ):
         ours = ownership.may_remove(record.target, record, scene)
-        backing = _below_copy(record) if encrypted else None
-        steps: tuple[Step, ...] = (
-            *freed,
-            *((remove_orphan(record.target, backing),) if ours else ()),
-            *reversed(finish),
-        )
+        backing = backing_of(record)[record.target] if encrypted else None
+        orphan = (remove_orphan(record.target, backing),) if ours else ()
         stays = f"{record.target} stays: it is not known whose empty file it is"
         notes = (_NOT_STARTED,) if ours or fact.kind == "missing" else (_NOT_STARTED, stays)
-        return _plan("mirror", disks, scene, (Stage(_NOT_STARTED, steps, tidy=True),), notes=notes)
+        steps = (*freed, *orphan, *ended)
+        return _plan(record.op, disks, scene, (Stage(_NOT_STARTED, steps, tidy=True),), notes=notes)
     return _plan(
-        "mirror",
+        record.op,
         disks,
         scene,
-        (Stage("the job is gone", (*freed, *reversed(finish)), tidy=True),),
+        (Stage("the job is gone", (*freed, *ended), tidy=True),),
         vanished=f"the job is gone; it is not known whether {record.target} is a complete copy, so it was "
         "left there",
     )
-
-
-def _stream(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: the chain tells whether the job had succeeded; no file lost its moment either way."""
-    disks = _disks(record, scene)
-    finish = finish_record(record.directory, (record.id,))
-    if _chains_now(disks, scene) == record.after:
-        steps, _ = retire(record, scene.files.records)
-        found = kept_found_later(record, scene)
-        done = (Stage("the job had succeeded", (*steps, *found, finish), tidy=True),)
-        return _plan("stream", disks, scene, done, record=record)
-    gone = (Stage("the job is gone", (finish,), tidy=True),)
-    vanished = "the job was gone before its end; no snapshot was lost"
-    return _plan("stream", disks, scene, gone, vanished=vanished)
-
-
-def _chains_now(disks: tuple[str, ...], scene: Scene) -> Chains:
-    return local_chains(scene.graph.chains(*disks))
-
-
-def _commit(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: what the chain is now tells whether the job had succeeded."""
-    disks = _disks(record, scene)
-    finish = finish_record(record.directory, (record.id,))
-    if _keeps_overlay(record):
-        return _plan("commit", disks, scene, (), record=record, notes=("the overlay is kept",))
-    if _chains_now(disks, scene) == record.after:
-        steps, notes = retire(record, scene.files.records)
-        done = (Stage("the job had succeeded", (*_flushed(disks, scene), *steps, finish), tidy=True),)
-        return _plan("commit", disks, scene, done, record=record, moves=_moves(record.id, disks), notes=notes)
-    if not _written(record, scene):
-        not_begun = (Stage(_NOT_STARTED, (finish,), tidy=True),)
-        return _plan("commit", disks, scene, not_begun, notes=(_NOT_STARTED,))
-    vanished = "the job was gone before its end; it had written into its base"
-    return _plan("commit", disks, scene, (), record=record, vanished=vanished)
 
 
 def _written(record: IntentRecord, scene: Scene) -> bool:
@@ -380,12 +258,7 @@ def _plan(
     resumes: tuple[Step, ...] = (),
     vanished: str = "",
 ) -> Plan:
-    stopped = record.invalid if record is not None else ()
-    if record is not None and not vanished:
-        notes = tuple(dict.fromkeys((*record.notes, *notes)))
-    invalid: tuple[str, ...] = ()
-    if record is not None and op == "commit":
-        invalid = stopped if _keeps_overlay(record) or vanished else _invalid_after(record)
+    """The plan; `record` where its job is there, or the chain shows what became of it."""
     return Plan(
         op=op,
         intent=None,
@@ -395,10 +268,10 @@ def _plan(
         after=None,
         expect=dict(record.after) if record is not None else {},
         began=dict(record.chains) if record is not None else {},
-        moves=moves,
-        invalid=invalid,
-        invalid_if_stopped=stopped,
-        notes=notes,
+        moves=tuple(disk for disk in moves if disk in disks),
+        invalid=() if record is None else record.invalid if vanished else record.invalid_after,
+        invalid_if_stopped=record.invalid if record is not None else (),
+        notes=tuple(dict.fromkeys((*record.notes, *notes))) if record is not None and not vanished else notes,
         resumes=resumes,
         vanished=vanished,
     )

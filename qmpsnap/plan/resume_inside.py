@@ -25,27 +25,26 @@ from qmpsnap.plan.scene import GuestScene, Scene
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
 """QEMU's kinds of job on VM state."""
 
-OPS = ("checkpoint-internal", "revert-internal")
-"""What the records of these operations call them."""
+
+def is_inside(record: IntentRecord) -> bool:
+    """Whether the operation works inside images: it has no job on a chain, no overlays, no VM state file."""
+    return record.start is None and not record.overlays and record.state is None
 
 
-def plan(name: JobId, job: Job | None, record: IntentRecord | None, scene: Scene) -> Plan:
-    """Plan it.
+def plan(record: IntentRecord, scene: Scene) -> Plan:
+    """Plan what is left of an operation that has no job any more."""
+    return _revert(record, scene) if record.loads else _checkpoint(record, scene)
+
+
+def with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
+    """It has ended, or is about to: dismiss it, and let a guest run on that it left standing for nothing.
 
     Args:
         name: The operation's id, taken apart.
-        job: Its job, if there is one.
+        job: Its job.
         record: What was written down of it, if it was.
         scene: What is; with the machine when there is a record.
     """
-    if job is not None:
-        return _job(name, job, record, scene)
-    assert record is not None  # noqa: S101 - for the type checker
-    return _revert(record, scene) if record.op == "revert-internal" else _checkpoint(record, scene)
-
-
-def _job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
-    """It has ended, or is about to: dismiss it, and let a guest run on that it left standing for nothing."""
     disks = _disks(record, scene)
     tag = record.name if record is not None else ""
     names = tuple(disk.name for disk in disks)
@@ -142,7 +141,7 @@ def _is_as_then(name: str, record: IntentRecord, scene: Scene) -> bool:
 
 
 def _ran(record: IntentRecord | None) -> bool:
-    return record is not None and record.was is not None and record.was.running
+    return record is not None and record.origin is not None and record.origin.running
 
 
 def _has(disk: Disk, name: str) -> bool:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import anyio
 
 
-_MAKES = frozenset({"create-overlay", "create-file", "create-image", "create-memory", "create-store"})
 _SEALS = frozenset({"seal-memory", "seal-store"})
 
 
@@ -151,7 +150,7 @@ def made_files(done: Iterable[Step]) -> tuple[str, ...]:
     """Files that these steps created, under their present names."""
     steps = tuple(done)
     whole = {step.arguments["partial"]: step.arguments["file"] for step in steps if step.command in _SEALS}
-    made = (step.arguments["file"] for step in steps if step.command in _MAKES)
+    made = (step.makes for step in steps if step.makes)
     return tuple(whole.get(file, file) for file in made)
 
 

@@ -175,7 +175,7 @@ class Planning:
         )
         question = resume.ask(graph, records=records, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
-        on_guest = any(record.was for record in records)
+        on_guest = any(record.origin for record in records)
         machine = await guest_of(self._target).machine(graph) if on_guest else None
         jobs, features = await self._target.jobs(), await self._target.features()
         return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
@@ -190,7 +190,7 @@ class Planning:
         process = ""
         if len(ours) < len(records):
             ours |= {job.id for job in await self._target.jobs()}
-            if any(record.was and record.was.process for record in records if record.id not in ours):
+            if any(record.origin and record.origin.process for record in records if record.id not in ours):
                 process = self._target.process
         return tuple(
             record

@@ -237,7 +237,8 @@ class FakeTarget:
             await changed.wait()
 
     def _start(self, start: Step) -> None:
-        self.start_job(Job(start.job_id, start.command, JobStatus.RUNNING, length=8), start)
+        kind = start.command.rpartition("-")[2]  # as QEMU calls it
+        self.start_job(Job(start.job_id, kind, JobStatus.RUNNING, length=8), start)
         if isinstance(start.effect, Later):
             root = start.effect.effect.root
             if start.command == "drive-mirror":

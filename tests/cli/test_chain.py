@@ -49,7 +49,7 @@ def test_chain_marks_layers_that_hold_no_moment(machine, server, tmp_path, monke
     disks(server, vda=files)
     record = IntentRecord(
         id="qmpsnap-commit-pivot-0a1b2c3d", op="commit", created="2024-01-01T00:00:00+00:00",
-        chains={"vda": tuple(files)}, invalid=(files[1],), disk="vda",
+        chains={"vda": tuple(files)}, invalid=(files[1],),
     )  # fmt: skip
     (tmp_path / "base.qmpsnap").mkdir()
     (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))

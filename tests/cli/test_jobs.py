@@ -4,7 +4,9 @@ import pytest
 
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.record_file import to_json
+from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.testing.server import Return
+from tests.model.records import stages, streaming
 
 from .conftest import disks
 
@@ -77,14 +79,17 @@ def test_jobs_lists_what_a_lost_client_left(monkeypatch, machine, server, tmp_pa
         created="2024-01-01T00:00:00+00:00",
         chains={"vda": (file, "/gone")},
         after={"vda": (file if after else "/other",)},
-        disk="vda",
+        stages=stages(
+            streaming(OURS, above=file, base=None),
+            tidy=(finish_record(str(tmp_path / "base.qmpsnap"), (OURS,)),),
+        ),
     )
     (tmp_path / "base.qmpsnap").mkdir()
     (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
     assert machine("--shared-fs", "yes", "jobs").out.splitlines() == [
         f"{OURS}: stream of vda, started 12 s ago, {became[0]}",
         became[1],
-        *([f"  into {file}"] if after else []),
+        f"  into {file}",
         f"  to finish it: qmpsnap job wait {OURS}",
     ]
 

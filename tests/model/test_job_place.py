@@ -8,6 +8,7 @@ from qmpsnap.model.qapi import read
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.testing.drawing import graph
 from tests.each import each
+from tests.model.records import mirroring, stages
 
 # Two disks with one base; QEMU's own filter over vda, and the target of a copy.
 DISKS = graph(vda="base <- s1 <- s2*", vdb="base <- other*")
@@ -60,7 +61,10 @@ def test_job_places_of_a_stranger_s_job(edges, target):
 
 def test_job_places_knows_by_a_record_when_it_began_and_what_has_no_job():
     record = IntentRecord(
-        id="j", op="mirror", created="2024-05-01T12:00:00+00:00", disk="vda", target="/copies/copy.qcow2"
+        id="j",
+        op="mirror",
+        created="2024-05-01T12:00:00+00:00",
+        stages=stages(mirroring("j", "/copies/copy.qcow2")),
     )
     left = IntentRecord(
         id="left", op="snapshot", created="2024-05-02T12:00:00+00:00", chains={"vda": ("/a",), "vdb": ("/b",)}

@@ -5,8 +5,24 @@ from msgspec.structs import replace
 
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.model.record_file import to_json
+from qmpsnap.model.step import Step
+from qmpsnap.plan.commands.records import finish_record
+from qmpsnap.plan.commands.state import snapshot_load
 from tests.each import each
-from tests.model.records import CHECKPOINT, COMMIT, REVERTED, SNAPSHOT
+from tests.model.records import (
+    CHECKPOINT,
+    COMMIT,
+    MIRROR,
+    REVERTED,
+    SNAPSHOT,
+    STATE,
+    TIME,
+    committing,
+    mirroring,
+    overlaying,
+    stages,
+    streaming,
+)
 
 
 def test_moment_of_names_what_each_overlay_covers():
@@ -31,18 +47,18 @@ def test_started_counts_from_1970_whatever_the_zone():
 
 
 def test_records_cannot_be_changed_through_what_they_were_made_of():
-    overlays = {"vda": "/d/o"}
-    record = replace(SNAPSHOT, overlays=overlays)
-    overlays["vda"] = "/etc/passwd"
-    assert record.overlays == {"vda": "/d/o"}
+    prepared = {"vda": "/d/o"}
+    record = replace(SNAPSHOT, prepared=prepared)
+    prepared["vda"] = "/etc/passwd"
+    assert record.prepared == {"vda": "/d/o"}
     with pytest.raises(TypeError):
-        record.overlays["vda"] = "/etc/passwd"  # type: ignore[index]
+        record.prepared["vda"] = "/etc/passwd"  # type: ignore[index]
 
 
-def test_moment_of_a_checkpoint_keeps_its_state_and_not_how_qemu_was_set():
+def test_moment_of_a_checkpoint_keeps_its_state_and_not_how_the_guest_was_found():
     moment = moment_of(CHECKPOINT)
     assert moment.state == CHECKPOINT.state
-    assert "was" not in json.loads(to_json(moment))
+    assert "origin" not in json.loads(to_json(moment))
 
 
 def test_began_names_every_overlay_of_a_disk_the_oldest_first():
@@ -61,26 +77,56 @@ def test_moment_of_takes_the_formats_of_its_chains():
     assert dict(moment_of(intent).formats) == dict(intent.formats)
 
 
+ID = "qmpsnap-x-keep-0a1b2c3d"
+LAYERS = ("/s2", "/s1", "/mid", "/base")
+
+
 @each(
-    ("op", "before", "after", "written"),
+    ("start", "disk", "target", "written"),
     [
-        ("commit", ("/s2", "/s1", "/base"), ("/base",), "/base"),
-        ("commit", ("/s2", "/s1", "/base"), ("/s2", "/base"), "/base"),
-        ("stream", ("/s2", "/s1", "/base"), ("/s2",), "/s2"),
-        ("stream", ("/s2", "/s1", "/mid", "/base"), ("/s2", "/s1", "/base"), "/s1"),
-        ("mirror", ("/s2", "/base"), ("/copy",), "/copy"),
-        ("commit", ("/s2", "/base"), ("/s2", "/base"), ""),
-        ("snapshot", ("/s2",), (), ""),
+        (committing(ID, base="/base"), "vda", "", "/base"),
+        (committing(ID, above="/s2", base="/base"), "vda", "", "/base"),
+        (committing(ID, above="/s2", base="nbd://host/x"), "vda", "", ""),
+        (streaming(ID, above="/s2", base=None), "vda", "", "/s2"),
+        (streaming(ID, above="/s1", base="/base"), "vda", "", "/s1"),
+        (mirroring(ID, "/copy"), "vda", "/copy", "/copy"),
+        (snapshot_load(ID, "c1", (("", "n"),), "n"), "", "", ""),
     ],
 )
-def test_written_is_the_file_that_a_job_fills(op, before, after, written):
-    record = IntentRecord(
-        id="0a1b2c3d",
-        op=op,
-        created="2024-05-01T12:00:00+00:00",
-        chains={"vda": before},
-        after={"vda": after},
-        target="/copy" if op == "mirror" else "",
-        disk="vda",
-    )
-    assert record.written == written
+def test_record_knows_on_what_its_job_works(start, disk, target, written):
+    finish = finish_record("/r", (ID,))
+    record = IntentRecord(ID, "x", TIME, {"vda": LAYERS}, stages=stages(start, tidy=(finish,)))
+    assert (record.disk, record.target, record.written) == (disk, target, written)
+    assert not record.permanent
+
+
+def test_record_of_a_commit_that_keeps_its_overlay_stays_and_fills_nothing_that_could_be_read():
+    other = finish_record("/r", ("another",))
+    start = committing(ID, base="/base")
+    record = IntentRecord(ID, "x", TIME, {"vda": LAYERS}, stages=stages(start, tidy=(other,)))
+    assert record.permanent
+    assert (record.top, record.written) == ("/s2", "")
+
+
+@each(
+    ("record", "made", "overlays", "disk"),
+    [
+        (SNAPSHOT, ("/d/o", "/d/p"), {"vda": "/d/o", "vdb": "/d/p"}, ""),
+        (MIRROR, ("/d/copy",), {}, "vda"),
+        (COMMIT, (), {}, "vda"),
+        (CHECKPOINT, ("/d/o", "/d/p", f"{STATE.file}.partial"), {"vda": "/d/o", "vdb": "/d/p"}, ""),
+        (replace(SNAPSHOT, stages=(), prepared={"vda": "/d/r"}), (), {"vda": "/d/r"}, ""),
+    ],
+)
+def test_record_knows_what_its_steps_make_and_put_on(record, made, overlays, disk):
+    assert (record.made, record.overlays, record.disk) == (made, overlays, disk)
+
+
+def test_record_keeps_of_a_step_what_is_read_back_and_not_how_it_is_taken_back():
+    listed = Step(on="host", command="finish-record", arguments={"directory": "/r", "ids": ["a"]})
+    (step,) = IntentRecord(ID, "x", TIME, stages=stages(listed)).steps
+    assert step == finish_record("/r", ("a",))
+    (make, put) = replace(SNAPSHOT, stages=stages(*overlaying({"vda": "/o"}, {"vda": "/b"}))).steps
+    assert (make.undo, put.detail) == ((), {})
+    with pytest.raises(TypeError):
+        make.arguments["file"] = "/etc/passwd"  # type: ignore[index]

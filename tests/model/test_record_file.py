@@ -7,11 +7,12 @@ from msgspec.structs import replace
 
 from qmpsnap.model.record import moment_of
 from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.plan.commands.files import create_file
 from tests.each import each
-from tests.model.records import CHECKPOINT, COMMIT, LINK, REVERTED, SNAPSHOT
+from tests.model.records import CHECKPOINT, COMMIT, LINK, MIRROR, REVERTED, SNAPSHOT, mirroring, stages
 
 
-@each("record", [COMMIT, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
+@each("record", [COMMIT, MIRROR, SNAPSHOT, moment_of(SNAPSHOT), CHECKPOINT, LINK, REVERTED])
 def test_from_json_reads_what_to_json_wrote(record):
     assert from_json(to_json(record)) == record
 
@@ -21,9 +22,8 @@ def test_from_json_says_where_the_record_lies():
 
 
 def test_to_json_keeps_names_that_are_no_utf_8():
-    record = replace(
-        COMMIT, op="mirror", folded=(), policy="", renames={}, target="/d/\udcff", made=("/d/\udcff",)
-    )
+    made = create_file("/d/\udcff", "/d/base")
+    record = replace(MIRROR, stages=stages(made, mirroring(MIRROR.id, "/d/\udcff")))
     assert to_json(record).isascii()
     assert from_json(to_json(record)) == record
 
@@ -45,22 +45,21 @@ def test_moment_comes_back_with_what_is_lost_and_without_where_none_was_noted():
         ({"id": "../../x"}, "is no id"),
         ({"id": "x/../y"}, "is no id"),
         ({"id": 7}, "Expected `str`, got `int` - at `\\$.id`"),
-        ({"op": "format"}, "Invalid enum value 'format' - at `\\$.op`"),
-        ({"policy": "shred"}, "Invalid enum value 'shred' - at `\\$.policy`"),
+        ({"op": 7}, "Expected `str`, got `int` - at `\\$.op`"),
+        ({"stages": [{"title": "x"}]}, "missing required field `steps` - at `\\$.stages"),
+        ({"stages": [{"title": "x", "steps": [{"on": "me"}]}]}, "Invalid enum value 'me' - at `\\$.stages"),
         ({"name": "../x"}, "is not a valid snapshot name"),
-        ({"made": ["etc/passwd"]}, "Expected absolute path - at `\\$.made"),
-        ({"made": "/etc/passwd"}, "Expected `array`, got `str` - at `\\$.made`"),
-        ({"made": ["/a\0b"]}, "Expected absolute path - at `\\$.made"),
-        ({"overlays": {"vda": "o"}}, "Expected absolute path - at `\\$.overlays"),
-        ({"overlays": []}, "Expected `object`, got `array` - at `\\$.overlays`"),
-        ({"renames": {"/a": "b"}}, "Expected absolute path - at `\\$.renames"),
+        ({"prepared": {"vda": "o"}}, "Expected absolute path - at `\\$.prepared"),
+        ({"prepared": {"vda": "/a\0b"}}, "Expected absolute path - at `\\$.prepared"),
+        ({"prepared": []}, "Expected `object`, got `array` - at `\\$.prepared`"),
+        ({"moves": "vda"}, "Expected `array`, got `str` - at `\\$.moves`"),
         ({"chains": {"vda": [1]}}, "Expected `str`, got `int` - at `\\$.chains"),
         ({"created": None}, "Expected `str`, got `null` - at `\\$.created`"),
         ({"created": "yesterday"}, "Invalid isoformat string"),
         ({"created": "2024-05-01T12:00:00"}, "not a time since 1970 with its zone"),
         ({"created": "0001-01-01T00:00:00+00:00"}, "not a time since 1970 with its zone"),
         ({"after": {"vda": [1]}}, "Expected `str`, got `int` - at `\\$.after"),
-        ({"disk": "a\0"}, "Expected text without NUL - at `\\$.disk`"),
+        ({"memory": "a\0"}, "Expected text without NUL - at `\\$.memory`"),
     ],
 )
 def test_from_json_says_what_is_wrong_when_a_field_is(change, reason):
@@ -70,7 +69,7 @@ def test_from_json_says_what_is_wrong_when_a_field_is(change, reason):
 
 
 KEPT = json.loads(to_json(CHECKPOINT))["state"]
-WAS = json.loads(to_json(CHECKPOINT))["was"]
+ORIGIN = json.loads(to_json(CHECKPOINT))["origin"]
 
 
 @each(
@@ -89,15 +88,10 @@ WAS = json.loads(to_json(CHECKPOINT))["was"]
             {"state": {**KEPT, "fingerprint": {}}},
             "field `machine` - at `\\$.state.fingerprint`",
         ),
-        ({"was": []}, "Expected `object \\| null`, got `array` - at `\\$.was`"),
-        ({"was": {**WAS, "running": None}}, "Expected `bool`, got `null` - at `\\$.was.running`"),
-        (
-            {"was": {**WAS, "capabilities": {"events": 1}}},
-            "got `int` - at `\\$.was.capabilities",
-        ),
-        ({"was": {**WAS, "parameters": {"max-bandwidth": True}}}, "got `bool` - at `\\$.was.parameters"),
-        ({"was": {**WAS, "parameters": {"max-bandwidth": None}}}, "got `null` - at `\\$.was.parameters"),
-        ({"was": {**WAS, "process": 7}}, "Expected `str`, got `int` - at `\\$.was.process`"),
+        ({"origin": []}, "Expected `object \\| null`, got `array` - at `\\$.origin`"),
+        ({"origin": {**ORIGIN, "running": None}}, "Expected `bool`, got `null` - at `\\$.origin.running`"),
+        ({"origin": {**ORIGIN, "process": 7}}, "Expected `str`, got `int` - at `\\$.origin.process`"),
+        ({"origin": None}, "an operation on the guest without its 'origin'"),
     ],
 )
 def test_from_json_says_what_is_wrong_with_a_checkpoint(change, reason):
@@ -160,10 +154,11 @@ def test_an_unfinished_file_carries_the_token_of_its_operation():
     assert CHECKPOINT.state is not None
     state = replace(CHECKPOINT.state, token="0000000a")
     assert state.partial == f"{state.file}.0000000a.partial"
-    assert from_json(to_json(replace(CHECKPOINT, state=state))).state == state
+    text = to_json(replace(CHECKPOINT, state=state)).replace(CHECKPOINT.state.partial, state.partial)
+    assert from_json(text).state == state
 
 
-@each("field", [name for name in json.loads(to_json(CHECKPOINT)) if name != "formats"])
+@each("field", list(json.loads(to_json(CHECKPOINT))))
 def test_from_json_refuses_an_operation_of_which_a_field_is_missing(field):
     body = json.loads(to_json(CHECKPOINT))
     del body[field]

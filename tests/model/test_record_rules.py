@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,91 +11,226 @@ from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, MomentRecord, Settings, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Origin, moment_of
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.model.record_rules import is_plain
+from qmpsnap.model.step import Stage, Step
+from qmpsnap.plan.commands.block import blockdev_del, set_drive
+from qmpsnap.plan.commands.files import (
+    Proof,
+    create_file,
+    create_memory,
+    remove_file,
+    retire_file,
+    seal_memory,
+    seal_store,
+)
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.migration import set_capabilities, set_parameters
+from qmpsnap.plan.commands.records import (
+    finish_record,
+    keep_branch,
+    keep_continued,
+    keep_moment,
+    keep_place,
+    link_records,
+)
+from qmpsnap.plan.commands.state import system_reset
 from tests.each import each
+from tests.model.records import TIME, committing, mirroring, overlaying, root_of, stages, streaming
+from tests.run.operations import CASES, machine, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-VICTIM = "/etc/shadow"
+VICTIM, PLACE = "/etc/shadow", "/d/base.qmpsnap"
 STATE = KeptState("stop", "/d/m", "", True, Fingerprint("pc", 7, ("cpu",), {}, {}), "0a1b2c3d")
+JOB, COPYING = "qmpsnap-commit-keep-0a1b2c3d", "qmpsnap-mirror-pivot-0a1b2c3d"
+TAKING = "qmpsnap-checkpoint-keep-0a1b2c3d"
 COMMIT = IntentRecord(
-    id="qmpsnap-commit-keep-0a1b2c3d",
+    id=JOB,
     op="commit",
-    created="2024-05-01T12:00:00+00:00",
+    created=TIME,
     chains={"vda": ("/d/s2", "/d/s1", "/d/base")},
     after={"vda": ("/d/s2", "/d/base")},
+    stages=stages(
+        committing(JOB, above="/d/s2", base="/d/base"),
+        await_job(JOB, "concluded"),
+        tidy=(
+            retire_file("/d/s1", "rename", "/d/s1.invalid", Proof("qcow2", "/d/base")),
+            keep_place(PLACE, "m", "vda", ("/d/s1",), "/d/base"),
+            finish_record(PLACE, (JOB,)),
+        ),
+    ),
     folded=("/d/s1",),
-    policy="rename",
-    renames={"/d/s1": "/d/s1.invalid"},
     invalid=("/d/base",),
-    disk="vda",
 )
 NO_FILE = replace(  # whose base is reached by the network, and is no file
-    COMMIT, chains={"vda": ("/d/s2", "/d/s1")}, after={"vda": ("/d/s2",)}, invalid=()
+    COMMIT,
+    chains={"vda": ("/d/s2", "/d/s1")},
+    after={"vda": ("/d/s2",)},
+    invalid=(),
+    stages=stages(
+        committing(JOB, above="/d/s2", base="nbd://host/x"),
+        tidy=(keep_place(PLACE, "m", "vda", ("/d/s1",), "nbd://host/x"),),
+    ),
 )
 MIRROR = IntentRecord(
-    id="qmpsnap-mirror-pivot-0a1b2c3d",
+    id=COPYING,
     op="mirror",
-    created="2024-05-01T12:00:00+00:00",
+    created=TIME,
     chains={"vda": ("/d/base",)},
     after={"vda": ("/d/copy",)},
-    made=("/d/copy",),
-    target="/d/copy",
+    stages=stages(
+        create_file("/d/copy", "/d/base"),
+        mirroring(COPYING, "/d/copy"),
+        tidy=(
+            blockdev_del("qmpsnap-a-00000000"),
+            keep_continued(PLACE, "m", "vda", "/d/copy"),
+            link_records("/d/copy.qmpsnap", PLACE),
+        ),
+    ),
 )
+OVERLAYING = overlaying({"vda": "/d/o"}, {"vda": "/d/base"})
+SEALING = seal_memory(
+    STATE.partial, STATE.file, id=TAKING, name="c1", running=True, fingerprint=STATE.fingerprint
+)
+SETTING = set_parameters({"max-bandwidth": 1}, {"max-bandwidth": 2})
 CHECKPOINT = IntentRecord(
-    id="qmpsnap-checkpoint-keep-0a1b2c3d",
+    id=TAKING,
     op="checkpoint",
-    created="2024-05-01T12:00:00+00:00",
+    created=TIME,
     chains={"vda": ("/d/base",)},
-    made=("/d/o", STATE.partial),
-    overlays={"vda": "/d/o"},
+    after={"vda": ("/d/o", "/d/base")},
+    stages=stages(
+        *OVERLAYING,
+        create_memory(STATE.partial),
+        set_capabilities({"events": True}, {"events": False}),
+        SETTING,
+        SEALING,
+        tidy=(keep_moment(PLACE, TAKING, "c1"),),
+    ),
     name="c1",
     state=STATE,
+    origin=Origin(True, "1-2"),
     formats={"vda": ("raw",)},
 )
+
+
+def set_root(file: str, disk: str = "vda") -> Step:
+    """What gives a disk another root."""
+    new, old = root_of(disk, file).root, root_of(disk, "/d/s1").root
+    return set_drive(new, "/machine/vda", old, closes=False)
+
+
+REVERT = IntentRecord(
+    id="qmpsnap-revert-keep-0a1b2c3d",
+    op="revert",
+    created=TIME,
+    chains={"vda": ("/d/s1", "/d/base")},
+    after={"vda": ("/d/r", "/d/base")},
+    stages=stages(
+        set_root("/d/r"),
+        system_reset(),
+        tidy=(keep_branch(PLACE, "m", {"vda": "/d/r"}),),
+    ),
+    name="c1",
+    origin=Origin(True, "1-2"),
+)
+MOVED = replace(REVERT, stages=REVERT.stages[:1])
 MOMENT = moment_of(CHECKPOINT)
 
 
-@each("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, MOMENT])
+@each("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, REVERT, MOMENT])
 def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
     assert from_json(to_json(record)) == record
+
+
+def with_step(record: IntentRecord, step: Step) -> IntentRecord:
+    """The record, with one step more."""
+    return replace(record, stages=(*record.stages, Stage("more", (step,), tidy=True)))
+
+
+@each(
+    ("record", "step", "says"),
+    [
+        (COMMIT, retire_file(VICTIM, "remove", ""), "'retire-file' holds '/etc/shadow'"),
+        (COMMIT, retire_file("/d/s1", "rename", VICTIM), "is none for a folded file"),
+        (COMMIT, retire_file("/d/s1", "rename", "/etc/cron.d/s1.invalid"), "is none for a folded file"),
+        (COMMIT, retire_file("/d/s1", "rename", ""), "without a name"),
+        (COMMIT, retire_file("/d/s1", "remove", "/d/s1.invalid"), "has one for nothing"),
+        (COMMIT, retire_file("/d/s1", "shred", ""), "Invalid enum value 'shred'"),  # type: ignore[arg-type]
+        (COMMIT, create_file(VICTIM, ""), "'made' holds '/etc/shadow'"),
+        (COMMIT, remove_file(VICTIM), "'remove-file' is no action of ours"),
+        (COMMIT, Step(on="host", command="run", arguments={"argv": ["sh"]}), "'run' is no action of ours"),
+        (COMMIT, Step(on="qmp", command="quit"), "'quit' is no step of ours"),
+        (COMMIT, Step(on="wait", command="wait"), "'wait' is no step of ours"),
+        (COMMIT, Step(on="host", command="keep-lost"), "missing required field"),
+        (
+            COMMIT,
+            Step(on="host", command="keep-link", arguments={"directory": "/d", "id": "m", "x": 1}),
+            "unknown field `x`",
+        ),
+        (COMMIT, keep_place(PLACE, "m", "vda", (VICTIM,)), "'keep-place' holds '/etc/shadow'"),
+        (COMMIT, keep_place(PLACE, "m", "vda", (), VICTIM), "'keep-place' holds '/etc/shadow'"),
+        (COMMIT, keep_continued(PLACE, "m", "vda", VICTIM), "'keep-continued' holds '/etc/shadow'"),
+        (COMMIT, keep_branch(PLACE, "m", {"vda": VICTIM}), "'keep-branch' is not of its own 'overlays'"),
+        (COMMIT, job_dismiss("another"), "'job-dismiss' is on the job 'another'"),
+        (COMMIT, streaming(JOB, above="/x", base=None, disk="vdb"), "'disk' holds 'vdb'"),
+        (MIRROR, mirroring(COPYING, "/d/copy", disk="vdb"), "'root' holds 'vdb'"),
+        (MIRROR, Step(on="qmp", command="blockdev-del", arguments={"id": "x"}), "missing required field"),
+        (CHECKPOINT, seal_store(STATE.partial, VICTIM), "'seal-store' is not of its own 'state'"),
+        (CHECKPOINT, seal_store(VICTIM, STATE.file), "'seal-store' is not of its own 'state'"),
+        (
+            CHECKPOINT,
+            set_parameters({"tls-creds": "x"}, {}),
+            "'parameters' holds 'tls-creds', which is not of its own",
+        ),
+        (CHECKPOINT, Step(on="qmp", command="migrate-set-capabilities"), "missing required field"),
+        (MOVED, set_root("/d/other"), "moves 'vda' to '/d/other', not as 'after' has it"),
+        (REVERT, set_root(VICTIM, "vdb"), "'overlays' holds 'vdb'"),
+    ],
+)
+def test_a_record_with_a_step_that_is_not_its_own_is_none(
+    record: IntentRecord, step: Step, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_json(to_json(with_step(record, step)))
 
 
 @each(
     ("record", "changes", "says"),
     [
         (COMMIT, {"folded": (VICTIM,)}, "'folded' holds '/etc/shadow'"),
-        (COMMIT, {"folded": ("/d/base",), "renames": {}}, "'folded' is not what"),
+        (COMMIT, {"folded": ("/d/base",)}, "'folded' is not what"),
         (COMMIT, {"folded": ("/d/s1", "/d/s2")}, "'folded' is not what"),
-        (COMMIT, {"disk": "vdb"}, "'folded' lies not together in the chain of 'vdb'"),
-        (COMMIT, {"disk": ""}, "'folded' lies not together"),
+        (COMMIT, {"stages": COMMIT.stages[1:]}, "'folded' lies not together in the chain of ''"),
         (
             COMMIT,
-            {"folded": ("/d/s2", "/d/base"), "after": {"vda": ("/d/s1",)}, "renames": {}},
+            {"folded": ("/d/s2", "/d/base"), "after": {"vda": ("/d/s1",)}, "stages": COMMIT.stages[:1]},
             "'folded' lies not together",
         ),
-        (COMMIT, {"op": "stream"}, "'folded' is not what"),
-        (COMMIT, {"renames": {VICTIM: "/d/x"}}, "'renames' holds '/etc/shadow'"),
-        (COMMIT, {"renames": {"/d/s1": VICTIM}}, "is none for a folded file"),
-        (COMMIT, {"renames": {"/d/s1": "/etc/cron.d/s1.invalid"}}, "is none for a folded file"),
-        (COMMIT, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
-        (MIRROR, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
-        (MIRROR, {"made": ("/d/x\rcopy",), "target": "/d/x\rcopy"}, "no plain path"),
-        (CHECKPOINT, {"made": (VICTIM,)}, "'made' holds '/etc/shadow'"),
-        (CHECKPOINT, {"overlays": {"vdb": "/d/o"}}, "'overlays' holds 'vdb'"),
-        (CHECKPOINT, {"overlays": {"vda": "/d/base"}, "made": ()}, "a layer that was there before"),
-        (CHECKPOINT, {"overlays": {"vda": "/d/o\nqmpsnap"}, "made": ()}, "no plain path"),
-        (CHECKPOINT, {"state": replace(STATE, file="/d/\x1b[2Jm"), "made": ()}, "no plain path"),
-        (CHECKPOINT, {"state": None, "made": ()}, "a checkpoint without its 'state'"),
-        (MIRROR, {"op": "save", "target": "", "made": ()}, "a save without its 'state'"),
+        (COMMIT, {"id": COPYING}, f"is on the job '{JOB}'"),
+        (COMMIT, {"moves": ("vdb",)}, "'moves' holds 'vdb'"),
+        (COMMIT, {"after": {"vdb": ()}, "folded": ()}, "'after' holds 'vdb'"),
+        (MIRROR, {"stages": stages(mirroring(COPYING, "/d/x\rcopy"))}, "no plain path"),
+        (CHECKPOINT, {"chains": {"vdb": ("/d/base",)}}, "'overlays' holds 'vda'"),
+        (CHECKPOINT, {"chains": {"vda": ()}}, "'overlays' holds 'vda'"),
         (
             CHECKPOINT,
-            {"was": Settings(True, parameters={"tls-creds": "x"})},
-            "'parameters' holds 'tls-creds', which no operation sets",
+            {"stages": stages(*overlaying({"vda": "/d/base"}, {"vda": "/d/base"}))},
+            "a layer that was there before",
         ),
+        (
+            CHECKPOINT,
+            {"stages": stages(*overlaying({"vda": "/d/o\nqmpsnap"}, {"vda": "/d/base"}))},
+            "no plain path",
+        ),
+        (CHECKPOINT, {"prepared": {"vdb": "/d/o"}}, "'overlays' holds 'vdb'"),
+        (CHECKPOINT, {"state": replace(STATE, file="/d/\x1b[2Jm"), "stages": ()}, "no plain path"),
+        (CHECKPOINT, {"state": None}, "'made' holds '/d/m.0a1b2c3d.partial'"),
+        (CHECKPOINT, {"origin": None}, "an operation on the guest without its 'origin'"),
+        (REVERT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (MOMENT, {"covered": {"vda": VICTIM}}, "its chain begins '/d/base'"),
         (MOMENT, {"covered": {}}, "'overlays' holds 'vda'"),
         (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' holds 'vdb'"),
@@ -106,8 +242,15 @@ def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
 def test_a_record_that_names_what_is_not_its_own_is_none(
     record: IntentRecord | MomentRecord, changes: Mapping[str, Any], says: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=re.escape(says)):
         from_json(to_json(replace(record, **changes)))
+
+
+@each("case", CASES)
+async def test_every_record_of_our_plans_is_one(case: str) -> None:
+    plan = await plan_of(case, machine(case))
+    if plan.record is not None:
+        assert from_json(to_json(plan.record)) == plan.record
 
 
 def test_a_state_whose_tag_is_not_of_its_token_is_none() -> None:

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import Busy, NotFound, TargetExists
 from qmpsnap.model.features import Features
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record, Settings, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Origin, Record, moment_of
 from qmpsnap.plan import ownership, resume
 from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.plan.intent import Snapshot
@@ -14,18 +14,28 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
+from tests.model.records import committing, mirroring, overlaying, stages, streaming
 from tests.plan.scenes import NOW, STATE, planned
 
 LATER = "2024-05-01T13:00:00.000000+00:00"
 ID = "qmpsnap-snapshot-keep-00000001"
 A, B, BASE, A1 = (f"/images/{name}.qcow2" for name in ("a", "b", "base", "a.s1"))
-OF_A = IntentRecord(
-    ID, "snapshot", NOW, {"vda": (A, BASE)}, made=(A1,), overlays={"vda": A1}, name="s1", directory=STATE
-)
+COPY = "/images/copy.qcow2"
+TAKE = stages(*overlaying({"vda": A1}, {"vda": A}))
+OF_A = IntentRecord(ID, "snapshot", NOW, {"vda": (A, BASE)}, stages=TAKE, name="s1", directory=STATE)
 ON_BASE = replace(OF_A, chains={"vda": (BASE,)})
-STREAM = replace(OF_A, op="stream", overlays={}, made=(), name="", after={"vda": (A,)})
-PIVOTED = replace(STREAM, op="commit", after={"vda": (BASE,)})
-COPIED = replace(STREAM, op="mirror", target="/images/copy.qcow2", after={"vda": ("/images/copy.qcow2",)})
+FINISH = (finish_record(STATE, (ID,)),)
+STREAM = replace(
+    OF_A,
+    op="stream",
+    stages=stages(streaming(ID, above=A, base=None), tidy=FINISH),
+    name="",
+    after={"vda": (A,)},
+)
+PIVOTED = replace(
+    STREAM, op="commit", stages=stages(committing(ID, base=BASE), tidy=FINISH), after={"vda": (BASE,)}
+)
+COPIED = replace(STREAM, op="mirror", stages=stages(mirroring(ID, COPY), tidy=FINISH), after={"vda": (COPY,)})
 C1 = MomentRecord("m", "c1", NOW, {"vda": "/images/c1.qcow2"}, {"vda": BASE})
 
 
@@ -63,7 +73,7 @@ def test_record_of_a_disk_that_is_not_there_shows_nothing() -> None:
 
 @each(("then", "now", "ours"), [("1:1", "1:1", True), ("1:1", "2:2", False), ("", "", False)])
 def test_record_is_of_the_very_qemu_only_when_both_are_known(then: str, now: str, *, ours: bool) -> None:
-    assert ownership.ran_here(replace(OF_A, was=Settings(True, process=then)), now) is ours
+    assert ownership.ran_here(replace(OF_A, origin=Origin(True, process=then)), now) is ours
 
 
 def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...] = ()) -> object:
@@ -107,7 +117,9 @@ def test_resume_of_a_snapshot_with_the_overlays_of_a_later_one_only_ends_the_rec
 def test_snapshot_refuses_the_overlay_of_one_that_was_not_ended(now: str, says: str) -> None:
     of = graph(vda=now)
     files = FakeFiles(of)
-    files.records.append(replace(OF_A, overlays={"vda": "/images/base.s1.qcow2"}))
+    files.records.append(
+        replace(OF_A, stages=stages(*overlaying({"vda": "/images/base.s1.qcow2"}, {"vda": A})))
+    )
     with pytest.raises(TargetExists, match="which is not finished") as caught:
         planned(Snapshot("s1"), of, files=files)
     assert says in caught.value.hint

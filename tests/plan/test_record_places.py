@@ -2,13 +2,7 @@ from __future__ import annotations
 
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk
-from qmpsnap.plan.record_places import (
-    local_chains,
-    state_directories,
-    state_place,
-    state_questions,
-    with_parents,
-)
+from qmpsnap.plan.record_places import state_directories, state_place, state_questions, with_parents
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
@@ -75,7 +69,3 @@ def test_state_questions_ask_for_every_disk_with_a_medium() -> None:
     both = graph(Disk("cd0"), vda="base*", vdb="data*")
     assert state_questions(both, "") == ("/images/base.qmpsnap", "/images/data.qmpsnap")
     assert with_parents(("/a/x", "/a/y")) == ("/a/x", "/a", "/a/y", "/a")
-
-
-def test_local_chains_leave_out_what_is_no_file() -> None:
-    assert local_chains({"vda": ("/a", "nbd://x", "b")}) == {"vda": ("/a",)}

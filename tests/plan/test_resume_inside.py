@@ -9,17 +9,18 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.job import Job, JobStatus
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord, Origin
 from qmpsnap.plan import resume
 from qmpsnap.plan.commands.block import internal_delete
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
-from qmpsnap.plan.commands.state import adopt, cont
+from qmpsnap.plan.commands.state import adopt, cont, loadvm
 from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
+from tests.model.records import stages
 from tests.plan.scenes import NOW, STATE, with_layer
 
 if TYPE_CHECKING:
@@ -43,10 +44,15 @@ SAVED = IntentRecord(
     NOW,
     BOTH.chains(),
     name="c1",
-    was=Settings(running=True, process="1:1"),
+    origin=Origin(running=True, process="1:1"),
     directory=STATE,
 )
-LOADED = replace(SAVED, id=LOAD_ID, op="revert-internal")
+LOADED = replace(
+    SAVED,
+    id=LOAD_ID,
+    op="revert-internal",
+    stages=stages(loadvm("c1", running=True), tidy=(finish_record(STATE, (LOAD_ID,)),)),
+)
 
 
 def rested(
@@ -102,7 +108,7 @@ def test_resume_of_a_load_depends_on_the_run_state(
 
 
 def test_resume_of_a_load_of_a_paused_guest_lets_nothing_run() -> None:
-    record = replace(LOADED, was=Settings(running=False, process="1:1"))
+    record = replace(LOADED, origin=Origin(running=False, process="1:1"))
     assert rested(record, ONE, status="restore-vm").steps == (finish_record(STATE, (LOAD_ID,)),)
 
 
@@ -141,7 +147,7 @@ def test_resume_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str
 
 @pytest.mark.parametrize("process", ["", "2:2"])
 def test_resume_of_a_load_lets_no_guest_run_in_another_qemu(process: str) -> None:
-    record = replace(LOADED, was=Settings(running=True, process=process))
+    record = replace(LOADED, origin=Origin(running=True, process=process))
     plan = rested(record, ONE, status="restore-vm")
     assert plan.steps == (finish_record(STATE, (LOAD_ID,)),)
     assert "left as it is" in plan.notes[0]

@@ -21,6 +21,7 @@ from qmpsnap.plan.commands.migration import migrate, pass_file, release_file, se
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import cont, loadvm, snapshot_load, stop, stop_for_load
 from qmpsnap.plan.rollback import taking_back
+from tests.model.records import stages
 
 JOB = "qmpsnap-snapshot-keep-00000000"
 RECORD = IntentRecord(JOB, "snapshot", "2024-05-01T12:00:00+00:00")
@@ -86,7 +87,7 @@ def test_taking_back_lets_no_guest_run_whose_memory_a_load_has_touched() -> None
 
 
 def test_rollback_finishes_the_record_of_a_revert_inside_images_in_any_run_state() -> None:
-    write = write_record("/r", replace(RECORD, op="revert-internal"))
+    write = write_record("/r", replace(RECORD, stages=stages(LOAD)))
     assert back(write, LOAD, loaded=True) == (job_dismiss(JOB), FINISH)
 
 

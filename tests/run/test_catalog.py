@@ -9,6 +9,7 @@ from qmpsnap.model.record import IntentRecord, moment_of
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.record_search import read_records
+from tests.model.records import overlaying, stages
 
 
 @pytest.fixture
@@ -23,12 +24,11 @@ def catalog():
     return Catalog()
 
 
-def intent(record_id="0a1b2c3d", **fields):
+def intent(record_id="0a1b2c3d", *, name="n", chains=None, overlays=None):
+    chains, overlays = chains or {"vda": ("/d/a",)}, overlays or {"vda": "/d/o"}
+    steps = overlaying(overlays, {disk: files[0] for disk, files in chains.items()})
     return IntentRecord(
-        record_id,
-        "snapshot",
-        "2024-05-01T12:00:00+00:00",
-        **({"name": "n", "chains": {"vda": ("/d/a",)}, "overlays": {"vda": "/d/o"}} | fields),
+        record_id, "snapshot", "2024-05-01T12:00:00+00:00", chains, stages=stages(*steps), name=name
     )
 
 

@@ -343,7 +343,7 @@ async def test_cancelling_one_operation_leaves_another_alone() -> None:
     one.cancel()
     await asyncio.wait({one})
     assert one.cancelled()
-    assert [job.type for job in await vm.jobs.list()] == ["drive-mirror"]
+    assert [job.type for job in await vm.jobs.list()] == ["mirror"]
     assert fake.state.chains("vda") == {"vda": FILES["vda"]}
     fake.let_go()
     assert (await other).chains == {"vdb": FILES["vdb"]}

@@ -28,13 +28,14 @@ from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
 from qmpsnap.run.record_search import read_records
+from tests.model.records import overlaying, stages
 
 RECORD = IntentRecord(
     "qmpsnap-snapshot-keep-00000000",
     "snapshot",
     "2024-05-01T12:00:00+00:00",
     chains={"vda": ("/d/base",)},
-    overlays={"vda": "/d/o"},
+    stages=stages(*overlaying({"vda": "/d/o"}, {"vda": "/d/base"})),
     name="n1",
 )
 

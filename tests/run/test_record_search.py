@@ -10,6 +10,7 @@ from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.record_search import link_name, read_records
+from tests.model.records import overlaying, stages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +100,7 @@ async def test_records_are_found_through_a_link_beside_an_overlay_in_another_dir
         NOON,
         name="one",
         chains={"vda": (f"{place}/base",)},
-        overlays={"vda": overlay},
+        stages=stages(*overlaying({"vda": overlay}, {"vda": f"{place}/base"})),
     )
     catalog = Catalog()
     record = await catalog.to_moment(await catalog.write_intent(intent, f"{place}/base.qmpsnap"))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ONE = graph(vda="base <- s1*")
 S1, BASE = "/images/s1.qcow2", "/images/base.qcow2"
-RECORD = IntentRecord("r", "snapshot", "2024-05-01T12:00:00+00:00", overlays={"vda": "/o"}, name="n1")
+RECORD = IntentRecord("r", "snapshot", "2024-05-01T12:00:00+00:00", prepared={"vda": "/o"}, name="n1")
 
 
 def test_fake_files_are_those_of_the_graph() -> None:

@@ -7,7 +7,7 @@ data, and neither QEMU nor its locks prevent it: such disks and images are searc
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 
 from qmpsnap.errors import InvalidTarget, NotInChain, StillNeeded, Unsupported
@@ -16,7 +16,6 @@ from qmpsnap.model.files import NOT_ALLOWED, Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, invalid_names, job_id
-from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import DropLayers, Later, MoveRoot, Root, Stage, Step
 from qmpsnap.plan.chain.invalidation import Fold, finish, repeated, settled
 from qmpsnap.plan.chain.layers import (
@@ -34,7 +33,8 @@ from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
 from qmpsnap.plan.intent import Commit
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import local_chains, recorded, state_place
+from qmpsnap.plan.record_places import state_place
+from qmpsnap.plan.recording import finished, local, recorded
 from qmpsnap.plan.scene import Scene
 
 _KEEP = "keep its name with --folded keep, or run as that user"
@@ -83,11 +83,10 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     # While the base fills, it and whatever reads through it hold no moment; top still reads its own.
     stopped = (*(layer.file for layer in disk.layers[top + 1 : base + 1]), *given_up)
     renames = {step.arguments["file"]: step.arguments["to"] for step in retire if step.arguments["to"]}
-    record = _record(intent, scene, disk, job, top=top, base=base, renames=renames, invalid=stopped)
     place = state_place(scene, disk)
-    write, end = recorded(record, place)
-    earlier = finish(repeated(scene.files.records, record)) if place else ()
     files = tuple(layer.file for layer in folded)
+    repeats = repeated(scene.files.records, job, disk.name, top=files[0], invalid=local(stopped))
+    earlier = finish(repeats) if place else ()
     fold = Fold(disk=disk.name, chain=disk.files, folded=files, base=receiver.file, given_up=given_up)
     moments, costs = settled(scene.files.records, fold, keep_overlay=keeps)
     filters = () if keeps else _filters(scene, disk, disk.layers[top + 1 : base + 1])
@@ -98,14 +97,13 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     )
     tidy = Stage("clean up", earlier, tidy=True)
     if not keeps:
-        steps = (*delete_owned(folded), *retire, *(moments or earlier), *end)
+        steps = (*delete_owned(folded), *retire, *(moments or earlier), *finished(job, place))
         tidy = Stage("clean up the committed layers", steps, tidy=True)
-    return Plan(
+    plan = Plan(
         op="commit",
         intent=intent,
         disks=(disk.name,),
         stages=(
-            Stage("write the record", write),
             Stage(
                 f"commit into {receiver.file}",
                 _commit(intent, scene, disk, job, top=top, base=base),
@@ -121,6 +119,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         repeats=earlier,
         notes=(*searched, *costs, *kept, *filters, *unrecorded),
     )
+    return recorded(plan, place, id=job, created=scene.now)
 
 
 def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
@@ -151,32 +150,6 @@ def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
     refuse_in_use(scene, disk)
     refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
     return disk, top, base
-
-
-def _record(
-    intent: Commit,
-    scene: Scene,
-    disk: Disk,
-    job: str,
-    *,
-    top: int,
-    base: int,
-    renames: Mapping[str, str],
-    invalid: tuple[str, ...],
-) -> IntentRecord:
-    keeps, files = intent.keep_overlay, disk.files
-    return IntentRecord(
-        id=job,
-        op="commit",
-        created=scene.now,
-        chains=local_chains({disk.name: files}),
-        after=local_chains({disk.name: files if keeps else files[:top] + files[base:]}),
-        folded=() if keeps else tuple(file for file in files[top:base] if file.startswith("/")),
-        policy="" if keeps else intent.folded if scene.files.shared else "keep",
-        renames=dict(renames),
-        invalid=tuple(file for file in invalid if file.startswith("/")),
-        disk=disk.name,
-    )
 
 
 def _commit(intent: Commit, scene: Scene, disk: Disk, job: str, *, top: int, base: int) -> tuple[Step, ...]:

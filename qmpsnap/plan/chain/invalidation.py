@@ -15,14 +15,13 @@ a layer changes the bytes of none: `into` reads the same, and the layers between
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from qmpsnap.model.moments import written_into
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.step import Step
-from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
+from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
 
 
@@ -186,19 +185,29 @@ def healed(records: Iterable[Record], disk: str, gone: tuple[str, ...]) -> tuple
     return tuple(
         one
         for one in records
-        if isinstance(one, IntentRecord)
-        and (one.op, one.disk) == ("commit", disk)
-        and one.invalid
-        and one.top in gone
+        if isinstance(one, IntentRecord) and one.disk == disk and one.invalid and one.top in gone
     )
 
 
-def repeated(records: Iterable[Record], record: IntentRecord) -> tuple[IntentRecord, ...]:
-    """Records of earlier commits that say nothing which that of a new one does not say too."""
+def repeated(
+    records: Iterable[Record],
+    id: str,  # noqa: A002 - a record's word
+    disk: str,
+    *,
+    top: str,
+    invalid: Collection[str],
+) -> tuple[IntentRecord, ...]:
+    """Records of earlier commits that say nothing which that of a new one does not say too.
+
+    Args:
+        records: Those that there are.
+        id: That of the new one.
+        disk: Its disk.
+        top: The newest file that it folds.
+        invalid: Files that hold no moment from its start on.
+    """
     return tuple(
-        one
-        for one in healed(records, record.disk, (record.top,))
-        if one.id != record.id and {*one.invalid} <= {*record.invalid}
+        one for one in healed(records, disk, (top,)) if one.id != id and {*one.invalid} <= {*invalid}
     )
 
 
@@ -228,38 +237,3 @@ def fold_of(record: IntentRecord) -> Fold | None:
         base=chain[chain.index(record.folded[-1]) + 1],
         given_up=tuple(file for file in record.invalid if file not in chain),
     )
-
-
-def retire(record: IntentRecord, records: Iterable[Record]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-    """What a commit or a stream whose client went away leaves to be done once it has succeeded; and notes.
-
-    The folded files are put away, and it is written down what became of the moments.
-    """
-    if record.op == "stream":
-        return _streamed(record, records), ()
-    if not record.policy:  # the overlay is kept, and the record with it; or it is neither
-        return (), ()
-    steps: list[Step] = []
-    below = {file: base for files in record.chains.values() for file, base in pairwise(files)}
-    # The chain is the record's word: the file's own header has to bear it out.
-    proofs = {file: Proof("", below[file]) for file in record.folded if file in below}
-    match record.policy:
-        case "rename":
-            names = record.renames
-            steps += [retire_file(one, "rename", names[one], proofs[one]) for one in names if one in proofs]
-        case "remove":
-            steps += [retire_file(one, "remove", "", proof) for one, proof in proofs.items()]
-    fold, others = fold_of(record), tuple(one for one in records if one.id != record.id)
-    if fold is None:
-        return tuple(steps), ()
-    more, notes = settled(others, fold)
-    return (*steps, *more), notes
-
-
-def _streamed(record: IntentRecord, records: Iterable[Record]) -> tuple[Step, ...]:
-    before, after = record.chains.get(record.disk, ()), record.after.get(record.disk, ())
-    gone = tuple(file for file in before if file not in after)
-    if not gone or gone[0] not in before[1:]:
-        return ()
-    others = tuple(one for one in records if one.id != record.id)
-    return streamed(others, record.disk, into=before[before.index(gone[0]) - 1], gone=gone)

@@ -16,7 +16,7 @@ from qmpsnap.model.disk_names import find_layer
 from qmpsnap.model.graph import Disk, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import is_owned_node
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.opened import odd
 from qmpsnap.plan.commands.block import blockdev_del, flush, flush_by_reopen
@@ -65,15 +65,6 @@ def unused_nodes(files: Iterable[str], scene: Scene) -> tuple[str, ...]:
         node.name
         for node in scene.graph.nodes.values()
         if node.file in wanted and is_owned_node(node.name) and node.name not in used
-    )
-
-
-def left_behind(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
-    """Names of nodes that we added on layers which leave the chain by that operation."""
-    kept = {file for files in record.after.values() for file in files}
-    gone = {file for files in record.chains.values() for file in files if file not in kept}
-    return tuple(
-        node.name for node in scene.graph.nodes.values() if node.file in gone and is_owned_node(node.name)
     )
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.moments import related_records
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import keep_continued, link_records
 from qmpsnap.plan.record_places import state_directories, state_place
@@ -32,31 +32,6 @@ def kept_found(scene: Scene, after: Graph) -> tuple[tuple[Step, ...], tuple[str,
             steps += more
             notes += unfound
     return tuple(steps), tuple(notes)
-
-
-def kept_found_later(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
-    """The same steps of an operation whose client went away, by its record; the graph may be either one."""
-    if record.disk not in scene.graph.disks:
-        return ()
-    before, after = (
-        _with_chain(scene.graph, record.disk, chains.get(record.disk, ()))
-        for chains in (record.chains, record.after)
-    )
-    moments = related_records(before, scene.files.records)
-    disk, was = after.disks[record.disk], before.disks[record.disk]
-    if not disk.layers or disk.files == was.files:
-        return ()
-    places = state_directories(disk, scene.state_dir)
-    away = {moment.directory for moment in moments if disk.name in moment.covered} - {*places}
-    noted = _noted(moments, was, disk, after)
-    return (*noted, *(link_records(place, directory) for place in places[:1] for directory in sorted(away)))
-
-
-def _with_chain(graph: Graph, name: str, files: tuple[str, ...]) -> Graph:
-    """The graph, if the disk had that chain; of its layers only the files are right."""
-    disk = graph.disks[name]
-    layers = tuple(replace(disk.active, file=file, local=True) for file in files) if disk.layers else ()
-    return replace(graph, disks=Frozen({**graph.disks, name: replace(disk, layers=layers)}))
 
 
 def put_over(scene: Scene, disks: tuple[Disk, ...]) -> tuple[Step, ...]:

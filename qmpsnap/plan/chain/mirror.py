@@ -16,7 +16,6 @@ from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.names import digest, job_id, node_name
-from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Root, Stage, Step
 from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.chain.lineage import kept_found, left_behind
@@ -30,13 +29,8 @@ from qmpsnap.plan.commands.jobs import copied_and_ended, job_dismiss, mirror_job
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Mirror
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import (
-    local_chains,
-    recorded,
-    state_directories,
-    state_place,
-    with_parents,
-)
+from qmpsnap.plan.record_places import state_directories, state_place, with_parents
+from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import Scene
 
 
@@ -98,22 +92,11 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     )
     make = () if intent.use_existing else (_make(scene, disk, token, copy, luks),)
     opened = () if formatted else (_open(copy, disk, below),)
-    record = IntentRecord(
-        id=start.job_id,
-        op="mirror",
-        created=scene.now,
-        chains=local_chains({disk.name: disk.files}),
-        after=local_chains(
-            {disk.name: (intent.target, *(layer.file for layer in below)) if pivot else disk.files}
-        ),
-        made=(intent.target,) if make and scene.files.shared else (),
-        target=intent.target,
-        disk=disk.name,
-    )
     # The record has to be found beside the base image of before and, where the copy becomes that, of after.
     place = state_place(scene, disk)
     moves_base = pivot and intent.sync == "full" and place
-    write, finish = recorded(record, place, state_place(scene, _copied(intent, disk)) if moves_base else "")
+    places = place, state_place(scene, _copied(intent, disk)) if moves_base else ""
+    finish = finished(start.job_id, *places)
     mirror = copied_and_ended(start, pivot=pivot)
     # No chain tells that a copy is whole: the job does, until the record needs it no more.
     ended = () if pivot else (*(back for step in opened for back in step.undo), *finish)
@@ -121,19 +104,20 @@ def plan(intent: Mirror, scene: Scene) -> Plan:
     found, unfound = kept_found(scene, apply_all(scene.graph, mirror))
     stay = left_behind(scene, disk, disk.files[: len(copied)]) if pivot else ()
     unseen = () if scene.files.shared else (made_by_qemu("target"),)
-    return Plan(
+    plan = Plan(
         op="mirror",
         intent=intent,
         disks=(disk.name,),
         stages=(
-            Stage("create the target", (*write, *make, *opened)),
-            Stage(f"mirror to {copy.file}", (*mirror, *ended, job_dismiss(record.id)), verify=True),
+            Stage("create the target", (*make, *opened)),
+            Stage(f"mirror to {copy.file}", (*mirror, *ended, job_dismiss(start.job_id)), verify=True),
             Stage("clean up", (*left, *found, *(finish if pivot else ())), tidy=True),
         ),
         before=scene.graph,
         moves=(disk.name,) if pivot else (),
         notes=(*unseen, *stay, *unfound, *encryption_notes((copy,))),
     )
+    return recorded(plan, *places, id=start.job_id, created=scene.now)
 
 
 def _secret(

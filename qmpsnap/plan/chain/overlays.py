@@ -17,7 +17,7 @@ from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_name, overlay_files
-from qmpsnap.model.record import IntentRecord, Op
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import MadeBy, Overlay, Step
 from qmpsnap.plan import ownership
 from qmpsnap.plan.chain.lineage import put_over
@@ -36,7 +36,7 @@ from qmpsnap.plan.checks.place import (
 from qmpsnap.plan.commands.block import open_overlay, probe_absent
 from qmpsnap.plan.commands.files import create_overlay
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.plan.record_places import local_chains, state_place
+from qmpsnap.plan.record_places import state_place
 from qmpsnap.plan.scene import Scene
 
 
@@ -49,8 +49,8 @@ class Overlays:
         overlays: Their overlays, in the same order.
         token: Eight hex digits of which all names of the operation are made.
         make: The steps that create the overlays, and open those that QEMU does not open by itself.
-        record: The operation's record, as far as its overlays go.
-        place: The directory of that record; "": none can be written.
+        id: The operation's id.
+        place: The directory of its record; "": none can be written.
         over: The steps that note the layers which others have put on and which the overlays cover.
         notes: What the caller should know.
     """
@@ -59,7 +59,7 @@ class Overlays:
     overlays: tuple[Overlay, ...]
     token: str
     make: tuple[Step, ...]
-    record: IntentRecord
+    id: str
     place: str
     over: tuple[Step, ...]
     notes: tuple[str, ...]
@@ -136,7 +136,7 @@ def ask(intent: Snapshot, graph: Graph, _state_dir: str, *, can_name: bool = Tru
 
 
 def prepare(
-    op: Op, intent: Snapshot, scene: Scene, *, can_name: bool = True, encrypts: bool = False
+    op: str, intent: Snapshot, scene: Scene, *, can_name: bool = True, encrypts: bool = False
 ) -> Overlays:
     """Check everything about the overlays, and say how they are created; or refuse, as `snapshot.plan` does.
 
@@ -181,34 +181,10 @@ def prepare(
         overlays=overlays,
         token=token,
         make=_make(disks, overlays, token, scene),
-        record=_record(op, intent, scene, disks, overlays, token),
+        id=job_id(op, "keep", token),
         place=place,
         over=put_over(scene, disks),
         notes=(*notes, *encryption_notes(overlays)),
-    )
-
-
-def _record(
-    op: Op,
-    intent: Snapshot,
-    scene: Scene,
-    disks: tuple[Disk, ...],
-    overlays: tuple[Overlay, ...],
-    token: str,
-) -> IntentRecord:
-    return IntentRecord(
-        id=job_id(op, "keep", token),
-        op=op,
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
-        formats={
-            disk.name: tuple(layer.format for layer in disk.layers if layer.file.startswith("/"))
-            for disk in disks
-        },
-        made=tuple(overlay.file for overlay in overlays if overlay.made_by == "us"),
-        overlays={overlay.disk: overlay.file for overlay in overlays},
-        name=intent.name,
-        disk=disks[0].name if len(disks) == 1 else "",
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from qmpsnap.model.step import Stage
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.commands.block import snapshot_sync
-from qmpsnap.plan.commands.records import keep_moment, write_record
+from qmpsnap.plan.commands.records import keep_moment
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.recording import recorded
 from qmpsnap.plan.scene import Scene
 
 
@@ -24,15 +25,14 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         Unsupported: When a disk is read-only or empty, or this QEMU lacks a command.
     """
     new = overlays.prepare("snapshot", intent, scene)
-    write = (write_record(new.place, new.record),) if new.place else ()
     stages = [
-        Stage("create the overlays", (*write, *new.make)),
+        Stage("create the overlays", new.make),
         Stage("take the snapshot", (snapshot_sync(new.overlays),), verify=True),
     ]
     if new.place:
-        keep = keep_moment(new.place, new.record.id, intent.name)
+        keep = keep_moment(new.place, new.id, intent.name)
         stages.append(Stage("record the snapshot", (*new.over, keep), tidy=True))
-    return Plan(
+    plan = Plan(
         op="snapshot",
         intent=intent,
         disks=new.names,
@@ -41,3 +41,4 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
         moves=new.names,
         notes=new.notes,
     )
+    return recorded(plan, new.place, id=new.id, created=scene.now, name=intent.name)

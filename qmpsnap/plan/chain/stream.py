@@ -8,7 +8,6 @@ from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import DropLayers, Stage
 from qmpsnap.plan.chain.invalidation import streamed
 from qmpsnap.plan.chain.layers import (
@@ -26,7 +25,8 @@ from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Stream
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import local_chains, recorded, state_place
+from qmpsnap.plan.record_places import state_place
+from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import Scene
 
 
@@ -58,17 +58,8 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         speed=intent.speed,
         effect=DropLayers(disk.name, receiver.file, below[0].file if below else None, backing),
     )
-    record = IntentRecord(
-        id=job,
-        op="stream",
-        created=scene.now,
-        chains=local_chains({disk.name: disk.files}),
-        after=local_chains({disk.name: (*disk.files[: into + 1], *disk.files[base:])}),
-        disk=disk.name,
-    )
     # The record has to be found beside the base image of before and of after.
     place = state_place(scene, disk if below else replace(disk, layers=disk.layers[: into + 1]))
-    write, finish = recorded(record, place)
     files = tuple(layer.file for layer in gone)
     moments = streamed(scene.files.records, disk.name, into=receiver.file, gone=files)
     stream = copied_and_finalized(
@@ -78,18 +69,18 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     )
     found, unfound = kept_found(scene, apply_all(scene.graph, stream))
     valid = (f"{file} stays valid, but is no longer needed by {disk.name}" for file in files)
-    return Plan(
+    plan = Plan(
         op="stream",
         intent=intent,
         disks=(disk.name,),
         stages=(
-            Stage("write the record", write),
             Stage(f"stream into {receiver.file}", stream, verify=True),
-            Stage("clean up", (*delete_owned(gone), *moments, *found, *finish), tidy=True),
+            Stage("clean up", (*delete_owned(gone), *moments, *found, *finished(job, place)), tidy=True),
         ),
         before=scene.graph,
         notes=(*valid, *unfound),
     )
+    return recorded(plan, place, id=job, created=scene.now)
 
 
 def _into_and_base(intent: Stream, scene: Scene, disk: Disk) -> tuple[int, int]:

@@ -18,7 +18,7 @@ def write_record(directory: str, record: IntentRecord) -> Step:
         arguments=Frozen(directory=directory, id=record.id),
         detail=Frozen(record=record),
         undo=(finish_record(directory, (record.id,)),),
-        restores=record.op == "revert-internal",  # inside images there is nothing that somebody could finish
+        restores=record.loads and not record.overlays,  # inside images nobody could finish anything
     )
 
 

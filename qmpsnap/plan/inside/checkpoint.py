@@ -1,7 +1,7 @@
 """Plans of checkpoints inside the images, and of a revert to one: through the human monitor, or by jobs.
 
 Both are recorded first, where a record can be written: QEMU leaves the guest paused when a load fails, and
-may be killed between two disks. `plan/resume_inside.py` finishes what is left of either.
+may be killed between two disks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
-from qmpsnap.model.record import IntentRecord, Op, Settings
+from qmpsnap.model.record import Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
@@ -22,7 +22,8 @@ from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Checkpoint, Revert
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import local_chains, recorded, state_place
+from qmpsnap.plan.record_places import state_place
+from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import refuse_no_load, refuse_unsavable
 from qmpsnap.plan.vmstate.in_place import stale_notes
@@ -164,7 +165,7 @@ def _token(intent: Checkpoint | Revert, part: Taking, scene: Scene) -> str:
 
 
 def _plan(
-    op: Op,
+    op: str,
     intent: Checkpoint | Revert,
     scene: GuestScene,
     part: Taking,
@@ -173,27 +174,19 @@ def _plan(
     operation_id: str,
 ) -> Plan:
     machine = scene.machine
-    record = IntentRecord(
-        id=operation_id,
-        op=op,
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*part.names)),
-        name=intent.name,
-        was=Settings(machine.running, process=machine.process),
-    )
     place = state_place(scene, part.disks[0]) if _recordable(intent.name) else ""
-    write, finish = recorded(record, place)
     notes = stale_notes(machine, intent.name) if step.loads else bitmap_notes(intent.name, part)
-    return Plan(
+    plan = Plan(
         op=op,
         intent=intent,
         disks=part.names,
         stages=(
-            Stage("write the record", write),
             Stage(title, done_and_dismissed(step) if step.on_state else (step,), verify=True),
-            Stage("remove the record", finish, tidy=True),
+            Stage("remove the record", finished(operation_id, place), tidy=True),
         ),
         before=scene.graph,
         run_state=machine.status,
         notes=(*part.notes, *notes),
     )
+    origin = Origin(machine.running, machine.process)
+    return recorded(plan, place, id=operation_id, created=scene.now, name=intent.name, origin=origin)

@@ -12,11 +12,10 @@ from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.hints import command, qmp, quoted
-from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moment, written_into
-from qmpsnap.model.names import digest, is_owned_node, job_id, node_name, overlay_files
-from qmpsnap.model.record import IntentRecord, MomentRecord, Settings
+from qmpsnap.model.names import digest, is_owned_node, node_name, overlay_files
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Root, Step
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening, secret_for
@@ -24,7 +23,6 @@ from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place
 from qmpsnap.plan.commands.block import blockdev_del, open_root, reopen_filter, set_drive
 from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
-from qmpsnap.plan.record_places import local_chains
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate.in_place import hindrance
 
@@ -156,41 +154,6 @@ def record_of(moment: Moment) -> MomentRecord:
             hint=f"{command('revert', moment.name)} reverts in place",
         )
     return moment.record
-
-
-def branch_record(
-    name: str,
-    new: tuple[Branch, ...],
-    state: KeptState | None,
-    machine: Machine | None,
-    token: str,
-    scene: Scene,
-) -> IntentRecord:
-    """What is written down of new branches.
-
-    Args:
-        name: The moment's name.
-        new: The branches.
-        state: VM state that is loaded with them, or None.
-        machine: The machine whose disks are to read them; None: they are for another one.
-        token: What all names are made of.
-        scene: What is.
-    """
-    return IntentRecord(
-        id=job_id("revert", "keep", token),
-        op="revert",
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*(one.disk.name for one in new))),
-        after={
-            one.disk.name: (one.root.file, *(file for file, _ in one.root.chain if file.startswith("/")))
-            for one in new
-        },
-        made=tuple(one.root.file for one in new),
-        overlays={one.disk.name: one.root.file for one in new},
-        name=name,
-        state=state,
-        was=Settings(running=machine.unpaused, process=machine.process) if machine is not None else None,
-    )
 
 
 def _branch(

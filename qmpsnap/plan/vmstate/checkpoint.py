@@ -17,7 +17,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.names import digest, node_name
-from qmpsnap.model.record import Settings
+from qmpsnap.model.record import Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.chain.overlays import Overlays
@@ -26,11 +26,12 @@ from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
 from qmpsnap.plan.commands.files import create_memory, create_store, seal_memory, seal_store
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
-from qmpsnap.plan.commands.records import keep_moment, write_record
+from qmpsnap.plan.commands.records import keep_moment
 from qmpsnap.plan.commands.state import cont, snapshot_save, stop
 from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.recording import recorded
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import (
     Passage,
@@ -102,9 +103,11 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         raise InvalidTarget(
             f"{file} is the overlay of a disk", file=file, hint="choose another file: --memory"
         )
-    stages = (
-        _in_place(new, state, machine, scene) if mode == "in-place" else _stream(new, state, machine, passage)
-    )
+    if mode == "in-place":
+        state = replace(state, tag=f"qmpsnap-{new.token}")
+        stages = _in_place(intent.name, new, state, machine, scene)
+    else:
+        stages = _stream(intent.name, new, state, machine, passage)
     notes = list(new.notes)
     if mode == "in-place":
         notes += revert_notes(intent.name, new.disks, machine)
@@ -112,7 +115,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         notes.append("the guest is paused, so its memory is saved as with --mode stop")
     if mode == "stop" and not machine.running:
         notes.append(_POSTMIGRATE)
-    return Plan(
+    checkpoint = Plan(
         op="checkpoint",
         intent=intent,
         disks=new.names,
@@ -121,6 +124,10 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         moves=new.names,
         run_state=machine.status,
         notes=tuple(notes),
+    )
+    origin = Origin(machine.running, machine.process)
+    return recorded(
+        checkpoint, new.place, id=new.id, created=scene.now, name=intent.name, state=state, origin=origin
     )
 
 
@@ -134,10 +141,11 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
     return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
 
 
-def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage) -> tuple[Stage, ...]:
+def _stream(
+    name: str, new: Overlays, state: KeptState, machine: Machine, passage: Passage
+) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
     background = passage.background
-    record = replace(new.record, made=(*new.record.made, state.partial), state=state, was=passage.was)
     save = migrate(passage.uri, may_stop=passage.may_stop)
     take = snapshot_sync(new.overlays)
     pause, go_on = _around(machine)
@@ -159,8 +167,8 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
     seal = seal_memory(
         state.partial,
         state.file,
-        id=record.id,
-        name=record.name,
+        id=new.id,
+        name=name,
         running=machine.running,
         fingerprint=machine.fingerprint,
         layers=layers,
@@ -169,7 +177,6 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
         Stage(
             "create the files",
             (
-                write_record(new.place, record),
                 *new.make,
                 create_memory(state.partial, passage.reserve_bytes),
                 *passage.before,
@@ -179,29 +186,22 @@ def _stream(new: Overlays, state: KeptState, machine: Machine, passage: Passage)
         Stage("store the memory", (*kept, await_closed(state.partial), seal)),
         Stage(
             "restore the settings, and record the checkpoint",
-            (*passage.after, *new.over, keep_moment(new.place, record.id, record.name)),
+            (*passage.after, *new.over, keep_moment(new.place, new.id, name)),
             tidy=True,
         ),
     )
 
 
-def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -> tuple[Stage, ...]:
+def _in_place(
+    name: str, new: Overlays, state: KeptState, machine: Machine, scene: Scene
+) -> tuple[Stage, ...]:
     """A store, for any QEMU; memory first, so that a failure of it leaves the disks as they are."""
-    tag = f"qmpsnap-{new.token}"
-    state = replace(state, tag=tag)
     node = node_name(digest(new.token, "store", avoid=scene.names), owned=True)
-    record = replace(
-        new.record,
-        made=(*new.record.made, state.partial),
-        state=state,
-        was=Settings(running=machine.running, process=machine.process),
-    )
     pause, go_on = _around(machine)
     return (
         Stage(
             "create the files",
             (
-                write_record(new.place, record),
                 *new.make,
                 create_store(state.partial, new.disks[0].active.file),
                 open_store(node, state.partial),
@@ -211,7 +211,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
             "take the checkpoint",
             (
                 *pause,
-                *done_and_dismissed(snapshot_save(record.id, tag, (("", node),))),
+                *done_and_dismissed(snapshot_save(new.id, state.tag, (("", node),))),
                 snapshot_sync(new.overlays),
                 *go_on,
             ),
@@ -220,7 +220,7 @@ def _in_place(new: Overlays, state: KeptState, machine: Machine, scene: Scene) -
         Stage("store the memory", (blockdev_del(node), seal_store(state.partial, state.file))),
         Stage(
             "record the snapshot",
-            (*new.over, keep_moment(new.place, record.id, record.name)),
+            (*new.over, keep_moment(new.place, new.id, name)),
             tidy=True,
         ),
     )

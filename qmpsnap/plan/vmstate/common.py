@@ -12,7 +12,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD, Fingerprint, Machine
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import fit_name, stem
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
@@ -25,7 +25,7 @@ from qmpsnap.plan.commands.migration import (
     uri,
 )
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.plan.scene import GuestScene
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"
@@ -44,12 +44,6 @@ _NOTHING = {
 
 # Run states that QEMU leaves by a reset alone (runstate_needs_reset).
 _NEEDS_RESET = frozenset({"shutdown", "internal-error"})
-
-
-def machine_of(scene: Scene) -> Machine:
-    """The machine beyond its disks, which the scene of every operation on VM state has."""
-    assert isinstance(scene, GuestScene)  # noqa: S101 - its record says so
-    return scene.machine
 
 
 def file_number(token: str) -> int:
@@ -135,9 +129,9 @@ def _refuse_unsettled(scene: GuestScene) -> None:
     """Refuse while an operation of ours has changed QEMU's migration settings: they would stay so."""
     process = scene.machine.process
     for record in scene.files.records:
-        if not isinstance(record, IntentRecord) or record.was is None or not ran_here(record, process):
+        if not isinstance(record, IntentRecord) or not ran_here(record, process):
             continue
-        if record.was.capabilities or record.was.parameters:
+        if any(step.kind == "set" for step in record.steps):
             state = "is running" if record.live else "was interrupted"
             raise Busy(
                 f"{record.op} {record.id!r} {state}, and uses QEMU's migration settings",
@@ -319,13 +313,3 @@ class Passage:
     def after(self) -> tuple[Step, ...]:
         """What restores QEMU's settings."""
         return undone((*self.parameters, *self.capabilities))
-
-    @property
-    def was(self) -> Settings:
-        """The settings as they are now, for a record."""
-        return Settings(
-            running=self.machine.running,
-            capabilities=self.switched,
-            parameters=dict(self.machine.parameters),
-            process=self.machine.process,
-        )

@@ -55,7 +55,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
         Unsupported: When the run state does not allow it.
     """
     for record in records:
-        if record.was is not None and not status.running:
+        if record.origin is not None and not status.running:
             raise _held(record)
     if status.migrating:
         raise Busy(
@@ -80,7 +80,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
 def refuse_stop(records: Iterable[IntentRecord]) -> None:
     """Refuse to pause the guest while an operation of ours would resume it afterwards."""
     for record in records:
-        if record.was is not None and record.live:
+        if record.origin is not None and record.live:
             raise _held(record)
 
 

@@ -21,26 +21,26 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.moments import find_moments
-from qmpsnap.model.names import digest
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost, refuse_window
 from qmpsnap.plan.commands.block import check_active, check_roots
 from qmpsnap.plan.commands.files import Proof, retire_file
-from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
+from qmpsnap.plan.commands.records import keep_branch
 from qmpsnap.plan.commands.state import cont, system_reset
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside.loadable import ask_left, ask_loadable
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate import discard
 from qmpsnap.plan.vmstate.branch import (
     NOT_TOLD,
     Branch,
     branch_files,
-    branch_record,
     branch_token,
     branches,
     new_files,
@@ -112,10 +112,10 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
     if intent.discard:
         discard.refuse_discard(disks, scene)
     load, store = load_store(state, token, scene)
-    written = branch_record(intent.name, new, state, machine, token, scene)
+    operation_id = job_id("revert", "keep", token)
     removed = (branch for branch in new if intent.discard and branch.closes)
     names = tuple(branch.disk.name for branch in new)
-    return Plan(
+    plan = Plan(
         op="revert",
         intent=intent,
         disks=names,
@@ -123,7 +123,6 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
             Stage(
                 "create the overlays",
                 (
-                    write_record(record.directory, written),
                     *(branch.make for branch in new),
                     *(branch.add for branch in new),
                     *store,
@@ -151,7 +150,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                         retire_file(branch.was.file, "remove", "", _proof(branch, scene))
                         for branch in removed
                     ),
-                    finish_record(record.directory, (written.id,)),
+                    *finished(operation_id, record.directory),
                 ),
                 tidy=True,
             ),
@@ -161,6 +160,15 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
         state_bytes=scene.files.files[state.file].size if state is not None else 0,
         moves=names,
         notes=_notes(intent, state, machine, new),
+    )
+    return recorded(
+        plan,
+        record.directory,
+        id=operation_id,
+        created=scene.now,
+        name=intent.name,
+        state=state,
+        origin=Origin(machine.unpaused, machine.process),
     )
 
 
@@ -286,21 +294,21 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     left = _left(intent, scene.graph, scene.files)
     new = branches(moment, _disks_of(record, scene, left), token, scene, in_place=False)
     made = _overlays(new)
-    written = branch_record(intent.name, new, None, None, token, scene)
-    return Plan(
+    operation_id = job_id("revert", "keep", token)
+    plan = Plan(
         op="revert-prepare",
         intent=intent,
         disks=tuple(made),
         stages=(
             Stage(
                 "create the overlays",
-                (write_record(record.directory, written), *(branch.make for branch in new)),
+                tuple(branch.make for branch in new),
             ),
             Stage(
                 "record them",
                 (
                     keep_branch(record.directory, record.id, made),
-                    finish_record(record.directory, (written.id,)),
+                    *finished(operation_id, record.directory),
                 ),
                 tidy=True,
             ),
@@ -309,6 +317,7 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
         prepared=made,
         memory=record.state.file if record.state is not None else "",
     )
+    return recorded(plan, record.directory, id=operation_id, created=scene.now, name=intent.name)
 
 
 def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:

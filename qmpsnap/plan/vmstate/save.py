@@ -13,7 +13,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.files import create_memory, seal_memory
@@ -21,7 +21,8 @@ from qmpsnap.plan.commands.migration import await_closed, await_migration, migra
 from qmpsnap.plan.commands.state import cont, stop
 from qmpsnap.plan.intent import Restore, Save
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import local_chains, recorded, state_place
+from qmpsnap.plan.record_places import state_place
+from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import (
     Passage,
@@ -69,20 +70,11 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
     refuse_memory_place(scene, state.file, option="save FILE")
     passage = Passage(machine, state.partial, file_number(token))
-    record = IntentRecord(
-        id=job_id("save", "keep", token),
-        op="save",
-        created=scene.now,
-        chains=local_chains(scene.graph.chains(*(disk.name for disk in disks))),
-        made=(state.partial,),
-        state=state,
-        was=passage.was,
-    )
-    write, finish = recorded(record, state_place(scene, disks[0]))
+    operation_id, place = job_id("save", "keep", token), state_place(scene, disks[0])
     seal = seal_memory(
         state.partial,
         state.file,
-        id=record.id,
+        id=operation_id,
         name="",
         running=machine.running,
         fingerprint=machine.fingerprint,
@@ -96,20 +88,22 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
         await_closed(state.partial),
     )
     restore = command("restore", intent.file)
-    return Plan(
+    plan = Plan(
         op="save",
         intent=intent,
         disks=tuple(disk.name for disk in disks),
         stages=(
-            Stage("create the file", (*write, create_memory(state.partial), *passage.before)),
+            Stage("create the file", (create_memory(state.partial), *passage.before)),
             Stage("save the VM state", steps, verify=True),
             Stage("complete the file", (seal,)),
-            Stage("restore the settings", (*passage.after, *finish), tidy=True),
+            Stage("restore the settings", (*passage.after, *finished(operation_id, place)), tidy=True),
         ),
         before=scene.graph,
         run_state=machine.status,
         notes=(f"the guest stays paused; start a new QEMU with -S -incoming defer, then: {restore}",),
     )
+    origin = Origin(machine.running, machine.process)
+    return recorded(plan, place, id=operation_id, created=scene.now, state=state, origin=origin)
 
 
 def _regular_files(disks: Iterable[Disk], scene: Scene) -> tuple[tuple[str, str], ...]:

@@ -32,6 +32,7 @@ from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import COMMANDS
 from tests.each import each
+from tests.model.records import committing, stages
 from tests.plan.scenes import NOW, STATE, job, planned, started, unseen, with_layer
 
 T5 = graph(vda="base <- s1 <- s2 <- s3 <- s4*")
@@ -80,11 +81,11 @@ def test_commit_of_intermediate_layers_is_one_job_that_ends_by_itself() -> None:
         created=NOW,
         chains={"vda": ALL},
         after={"vda": (S4, S3, BASE)},
+        formats={"vda": ("qcow2",) * 5},
+        stages=plan.stages[1:],
         folded=(S2, S1),
-        policy="rename",
-        renames={S2: f"{S2}.invalid", S1: f"{S1}.invalid"},
         invalid=(S1, BASE),
-        disk="vda",
+        invalid_after=(f"{S2}.invalid", f"{S1}.invalid"),
     )
     assert plan.stages == (
         Stage("write the record", (write_record(STATE, record),)),
@@ -159,7 +160,7 @@ def test_commit_keeps_the_overlay_and_its_record_when_asked() -> None:
     assert plan.invalid == plan.invalid_if_stopped == (S3, S2, S1, BASE)
     assert not any(step.command in {"retire-file", "finish-record"} for step in plan.steps)
     assert plan.record is not None
-    assert (plan.record.policy, plan.record.after) == ("", {"vda": ALL})
+    assert (plan.record.permanent, plan.record.after) == (True, {"vda": ALL})
 
 
 def test_commit_addresses_the_root_when_a_throttle_is_above() -> None:
@@ -184,7 +185,7 @@ def test_commit_does_with_folded_files_what_was_asked(
     assert [step for step in plan.steps if step.command == "retire-file"] == steps
     assert plan.invalid == invalid
     assert plan.record is not None
-    assert plan.record.policy == folded
+    assert not plan.record.permanent
 
 
 def test_commit_keeps_folded_files_where_they_cannot_be_seen_and_says_so() -> None:
@@ -251,9 +252,9 @@ def failed(id: str, *folded: str, where: str = STATE) -> IntentRecord:  # noqa: 
         "commit",
         NOW,
         chains={"vda": ALL},
+        stages=stages(committing(id, base=BASE)),
         folded=folded,
         invalid=(*folded[1:], BASE),
-        disk="vda",
         directory=where,
     )
 
@@ -283,8 +284,9 @@ def test_commit_removes_the_records_of_moments_that_no_disk_holds_any_more() -> 
 
 def test_commit_that_keeps_the_overlay_removes_what_its_own_record_says_too() -> None:
     files = FakeFiles(T5)
+    begun = stages(committing("again", base=BASE))
     again = IntentRecord(
-        "again", "commit", NOW, chains={"vda": ALL}, invalid=(S1, BASE), disk="vda", directory=STATE
+        "again", "commit", NOW, {"vda": ALL}, stages=begun, invalid=(S1, BASE), directory=STATE
     )
     files.records.append(again)
     plan = planned(Commit("vda", keep_overlay=True), T5, files=files)

@@ -12,13 +12,14 @@ from qmpsnap.errors import NotInChain
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import find_moments, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, retire, streamed
+from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, streamed
 from qmpsnap.plan.commands.files import remove_state
-from qmpsnap.plan.commands.records import finish_record, keep_lost, keep_place
+from qmpsnap.plan.commands.records import keep_lost, keep_place
 from qmpsnap.plan.intent import Commit, Revert
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
+from tests.model.records import committing, stages
 from tests.plan.moments import BASE, ID, MOMENT, O1, O2, S1, TWO, files_of
 from tests.plan.scenes import NOW, STATE, planned
 
@@ -26,19 +27,6 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
 
 ALONE = MomentRecord("a", "alone", NOW, {"vda": O1}, {"vda": S1}, {"vda": (S1, BASE)}, directory=STATE)
-FOLDED = IntentRecord(
-    "qmpsnap-commit-keep-1",
-    "commit",
-    NOW,
-    chains={"vda": (O1, S1, BASE)},
-    after={"vda": (S1, BASE)},
-    folded=(O1,),
-    policy="rename",
-    renames={O1: f"{O1}.invalid"},
-    invalid=(S1,),
-    disk="vda",
-    directory=STATE,
-)
 CHAIN = ("/s3", "/s2", "/s1", "/s0", "/base")
 
 
@@ -129,8 +117,9 @@ def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_rea
 
 def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_only_once() -> None:
     """It was lost then. What is backed by that commit's top reads what it read."""
+    begun = stages(committing("kept", base=CHAIN[-1]))
     kept = IntentRecord(
-        "kept", "commit", NOW, chains={"vda": CHAIN[1:]}, invalid=CHAIN[2:], disk="vda", directory=STATE
+        "kept", "commit", NOW, {"vda": CHAIN[1:]}, stages=begun, invalid=CHAIN[2:], directory=STATE
     )
     two_disks = replace(EVERY[1], overlays={"vda": "/s2", "vdb": "/o"}, covered={"vda": "/s1", "vdb": "/d"})
     fate = fates((kept, EVERY[0], two_disks), fold(1, 3))
@@ -190,36 +179,6 @@ def test_commit_says_what_it_costs_and_what_lies_elsewhere(files_are_kept: bool)
     intent = Commit("vda", base="s1", keep_overlay=files_are_kept)
     notes = planned(intent, TWO, files=files_of(""), state_dir=STATE).notes
     assert [note for note in notes if "'c1' is lost" in note]
-
-
-@each(
-    ("policy", "commands"),
-    [
-        ("rename", ["retire-file", "keep-lost"]),
-        ("remove", ["retire-file", "keep-lost"]),
-        ("keep", ["keep-lost"]),
-        ("", []),
-    ],
-)
-def test_retire_notes_the_losses_of_a_commit_whose_client_went_away(policy: str, commands: list[str]) -> None:
-    record = replace(FOLDED, policy=policy)
-    steps, notes = retire(record, (record, MOMENT))
-    assert [step.command for step in steps] == commands
-    assert bool(notes) is bool(policy)
-
-
-def test_retire_ends_the_moments_that_were_folded_and_earlier_records() -> None:
-    earlier = replace(FOLDED, id="earlier", directory="/elsewhere")
-    assert retire(FOLDED, (ALONE, FOLDED, earlier))[0][-2:] == (
-        finish_record("/elsewhere", ("earlier",)),
-        finish_record(STATE, (), ("a",)),
-    )
-
-
-def test_retire_notes_what_a_stream_took_out_of_the_chains() -> None:
-    stream = replace(FOLDED, op="stream", policy="", folded=(), invalid=(), after={"vda": (O1, BASE)})
-    above = replace(ALONE, covered={"vda": O1}, chains={"vda": (O1, S1, BASE)})
-    assert retire(stream, (stream, ALONE, above))[0] == (keep_place(STATE, "a", "vda", (S1,)),)
 
 
 @each(

@@ -64,9 +64,9 @@ def test_mirror_makes_the_target_copies_and_pivots() -> None:
         created=NOW,
         chains={"vda": CHAIN},
         after={"vda": (COPY,)},
-        made=(COPY,),
-        target=COPY,
-        disk="vda",
+        formats={"vda": ("qcow2",) * len(CHAIN)},
+        stages=(replace(plan.stages[0], steps=plan.stages[0].steps[2:]), *plan.stages[1:]),
+        moves=("vda",),
     )
     assert plan.stages == (
         Stage(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from qmpsnap.model.graph import Io
 from qmpsnap.model.names import job_id
 from qmpsnap.model.record import IntentRecord
@@ -36,11 +38,11 @@ def test_snapshot_makes_the_overlay_takes_it_and_keeps_the_moment() -> None:
         op="snapshot",
         created=NOW,
         chains={"vda": ("/images/s1.qcow2", "/images/base.qcow2")},
-        made=(N1,),
-        overlays={"vda": N1},
-        name="n1",
-        disk="vda",
+        after={"vda": (N1, "/images/s1.qcow2", "/images/base.qcow2")},
         formats={"vda": ("qcow2", "qcow2")},
+        stages=(replace(plan.stages[0], steps=plan.stages[0].steps[1:]), *plan.stages[1:]),
+        name="n1",
+        moves=("vda",),
     )
     make = create_overlay(
         N1,

@@ -38,7 +38,8 @@ def test_stream_copies_everything_up_and_leaves_the_others_valid() -> None:
         created=NOW,
         chains={"vda": ALL},
         after={"vda": ALL[:1]},
-        disk="vda",
+        formats={"vda": ("qcow2",) * len(ALL)},
+        stages=plan.stages[1:],
         notes=tuple(f"{file} stays valid, but is no longer needed by vda" for file in ALL[1:]),
     )
     assert plan.stages == (

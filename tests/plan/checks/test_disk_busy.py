@@ -72,7 +72,7 @@ def test_refuse_busy_names_the_job_whose_record_names_the_disk() -> None:
     ids = {disk: f"qmpsnap-mirror-pivot-0000000{index}" for index, disk in enumerate(both.disks)}
     for disk, job_id in ids.items():
         chains = {disk: both.disks[disk].files}
-        files.records.append(IntentRecord(job_id, "mirror", NOW, chains, disk=disk, directory=STATE))
+        files.records.append(IntentRecord(job_id, "mirror", NOW, chains, directory=STATE))
     busy = scene(both, files=files, jobs=tuple(map(job, ids.values())))
     for disk, job_id in ids.items():
         with pytest.raises(Busy, match=f"the chain of {disk} is held by job '{job_id}'") as caught:

@@ -16,7 +16,9 @@ from qmpsnap.plan.commands.records import (
     record_of,
     write_record,
 )
+from qmpsnap.plan.commands.state import loadvm
 from tests.each import each
+from tests.model.records import stages
 from tests.plan.commands.flags import flags
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def test_a_record_that_is_written_is_removed_again() -> None:
 
 
 def test_the_record_of_a_revert_inside_images_is_removed_in_any_run_state() -> None:
-    assert flags(write_record("/r", replace(RECORD, op="revert-internal"))) == "restores"
+    assert flags(write_record("/r", replace(RECORD, stages=stages(loadvm("c1"))))) == "restores"
 
 
 @each(

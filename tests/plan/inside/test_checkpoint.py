@@ -19,7 +19,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Filter, InternalSnapshot, Node
 from qmpsnap.model.job import JobStatus, parse_job_id
-from qmpsnap.model.record import Settings
+from qmpsnap.model.record import Origin
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, snapshot_load, snapshot_save
@@ -110,7 +110,7 @@ def test_checkpoint_writes_its_record_first_and_finishes_it_last(
     assert record is not None
     assert first == write_record(STATE_DIR, record)
     assert last == finish_record(STATE_DIR, (record.id,))
-    assert (record.op, record.name, record.was) == (plan.op, intent.name, Settings(running, process="1:1"))
+    assert (record.op, record.name, record.origin) == (plan.op, intent.name, Origin(running, process="1:1"))
     assert dict(record.chains) == plan.chains_before
     assert plan.job_id in {"", record.id}
 

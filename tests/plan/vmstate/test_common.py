@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import Busy, InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact, Files
-from qmpsnap.model.record import IntentRecord, Settings
+from qmpsnap.model.record import IntentRecord, Origin
 from qmpsnap.plan.commands.migration import (
     await_migration,
     pass_file,
@@ -32,6 +32,7 @@ from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
+from tests.model.records import stages
 from tests.plan.scenes import NOW, planned, with_layer
 
 if TYPE_CHECKING:
@@ -190,7 +191,6 @@ def test_passage_waits_sets_and_passes_before_the_guest_is_paused() -> None:
     assert passage().before == (await_migration("settled"), on, fast, file)
     assert passage().released == (release_file(7, "fdset"),)
     assert passage().after == (*fast.undo, *on.undo)
-    assert passage().was == Settings(True, {"events": False}, {"max-bandwidth": off}, "1:1")
 
 
 def test_passage_by_descriptor_has_nothing_to_release_and_switches_off_what_is_on() -> None:
@@ -222,14 +222,17 @@ def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:
 
 @pytest.mark.parametrize(("live", "said"), [(True, "is running"), (False, "was interrupted")])
 def test_refuse_unsavable_while_the_settings_are_those_of_another_operation(*, live: bool, said: str) -> None:
-    was = Settings(running=True, process="1:1", parameters={"max-bandwidth": 7})
-    record = IntentRecord("qmpsnap-save-keep-1", "save", NOW, was=was, directory="/images", live=live)
+    was = Origin(running=True, process="1:1")
+    set_fast = stages(set_parameters({"max-bandwidth": 1 << 60}, {"max-bandwidth": 7}))
+    record = IntentRecord(
+        "qmpsnap-save-keep-1", "save", NOW, stages=set_fast, origin=was, directory="/images", live=live
+    )
     found = Files(records=(record,))
     looked = dataclasses.replace(scene(FakeFiles(ONE)), files=found)
     with pytest.raises(Busy, match=said) as caught:
         refuse_unsavable(looked, migrates=True)
     refuse_unsavable(looked, migrates=False)
     assert "qmpsnap job wait qmpsnap-save-keep-1" in caught.value.hint
-    for other in (replace(was, process="2:2"), replace(was, parameters={})):
-        files = Files(records=(replace(record, was=other),))
+    for other in (replace(record, origin=replace(was, process="2:2")), replace(record, stages=())):
+        files = Files(records=(other,))
         refuse_unsavable(dataclasses.replace(looked, files=files), migrates=True)

@@ -6,7 +6,7 @@ import pytest
 
 from qmpsnap.errors import Busy, Unsupported
 from qmpsnap.model.machine import Status
-from qmpsnap.model.record import IntentRecord, Op, Settings
+from qmpsnap.model.record import IntentRecord, Origin
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
 from tests.each import each
 from tests.plan.scenes import NOW
@@ -26,14 +26,14 @@ STAYS = {
 }
 
 
-def left(op: Op = "revert", *, live: bool = False, was: bool = True) -> IntentRecord:
+def left(op: str = "revert", *, live: bool = False, was: bool = True) -> IntentRecord:
     return IntentRecord(
         "qmpsnap-revert-keep-0a1b2c3d",
         op,
         NOW,
         name="c1",
         live=live,
-        was=Settings(running=True) if was else None,
+        origin=Origin(running=True) if was else None,
     )
 
 

@@ -18,7 +18,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.names import check_name
-from qmpsnap.model.record import Settings
+from qmpsnap.model.record import Origin
 from qmpsnap.plan.commands.block import blockdev_del, check_roots, open_store
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
@@ -93,7 +93,7 @@ def test_revert_writes_down_what_it_does_and_keeps_the_branch() -> None:
     assert plan.steps[0] == write_record(STATE, record)
     assert (record.op, record.name) == ("revert", "c1")
     assert (dict(record.overlays), dict(record.after)) == (new, dict(plan.chains_after))
-    assert (record.state, record.was) == (kept("in-place").state, Settings(True, process="1-2"))
+    assert (record.state, record.origin) == (kept("in-place").state, Origin(True, process="1-2"))
     assert [step for step in plan.steps if step.command == "keep-branch"] == [keep_branch(STATE, ID, new)]
     assert plan.steps[-1] == finish_record(STATE, (record.id,))
 

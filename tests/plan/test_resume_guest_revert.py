@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Filter, Io
-from qmpsnap.model.record import Settings
+from qmpsnap.model.record import Origin
 from qmpsnap.plan import resume
 from qmpsnap.plan.commands.block import blockdev_add
 from qmpsnap.plan.commands.records import finish_record, keep_branch
@@ -139,7 +139,7 @@ def test_resume_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_r
     mode: str, process: str, *, ran: bool, runs: bool
 ) -> None:
     record, _, files = begun(mode)
-    record = replace(record, was=Settings(ran, process="1:1"))
+    record = replace(record, origin=Origin(ran, process="1:1"))
     files.records[-1] = record
     plan = rested(record, TWO, files, process=process, status="restore-vm")
     assert (cont() in plan.steps) is runs

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.features import Features
 from qmpsnap.model.memory import MemoryFact, MemoryNote
-from qmpsnap.model.record import IntentRecord, Settings, moment_of
+from qmpsnap.model.record import IntentRecord, Origin, moment_of
 from qmpsnap.plan import resume
 from qmpsnap.plan.commands.records import finish_record, keep_moment
 from qmpsnap.plan.commands.state import cont
@@ -131,5 +131,5 @@ def test_resume_of_the_first_of_two_attempts_under_one_name_only_ends_the_record
 def test_resume_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool) -> None:
     record, of = begun()
     plan = rested(record, of, files_of(record, of), status=status)
-    assert record.was == Settings(True, dict(record.was.capabilities), record.was.parameters, "1:1")  # type: ignore[union-attr]
+    assert record.origin == Origin(True, "1:1")
     assert (cont() in plan.steps) is runs

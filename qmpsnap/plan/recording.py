@@ -1,0 +1,89 @@
+"""A plan that writes itself down before anything happens, so that a stranger can finish or undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from msgspec import structs
+
+from qmpsnap.model.graph import Chains
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.record import IntentRecord, Origin
+from qmpsnap.model.step import Stage, Step
+from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.plan import Plan
+
+
+def recorded(
+    plan: Plan,
+    *places: str,
+    id: str,  # noqa: A002 - a record's word
+    created: str,
+    name: str = "",
+    state: KeptState | None = None,
+    origin: Origin | None = None,
+) -> Plan:
+    """The plan, with the step that writes its record before all others.
+
+    Its own stages remove the record, or make it the record of a moment, where the operation ends; a plan that
+    does neither leaves it.
+
+    Args:
+        plan: The plan; its notes are recorded too.
+        places: Directories that get the record; "" is no place, and without one there is no record.
+        id: The operation's id, which is that of its job.
+        created: ISO 8601 time in UTC.
+        name: The moment's name, or "".
+        state: The file of VM state that is saved or loaded, or None.
+        origin: The guest as it was found, where it is paused or its memory becomes another; else None.
+    """
+    where = _places(places)
+    if not where:
+        return plan
+    record = IntentRecord(
+        id=id,
+        op=plan.op,
+        created=created,
+        chains=local_chains(plan.chains_before),
+        after=local_chains(plan.chains_after),
+        formats={
+            disk: tuple(one.format for one in plan.before.disks[disk].layers if one.file.startswith("/"))
+            for disk in plan.disks
+        },
+        stages=plan.stages,
+        name=name,
+        state=state,
+        origin=origin,
+        moves=plan.moves,
+        folded=local(plan.folded),
+        invalid=local(plan.invalid_if_stopped),
+        invalid_after=local(plan.invalid),
+        notes=plan.notes,
+        prepared=plan.prepared,
+        memory=plan.memory,
+    )
+    write = tuple(write_record(place, record) for place in where)
+    first, *more = plan.stages
+    if first.verify:
+        return replace(plan, stages=(Stage("write the record", write), first, *more))
+    return replace(plan, stages=(structs.replace(first, steps=(*write, *first.steps)), *more))
+
+
+def finished(id: str, *places: str) -> tuple[Step, ...]:  # noqa: A002 - a record's word
+    """The steps that remove the record from each of the places; "" is no place."""
+    return tuple(finish_record(place, (id,)) for place in _places(places))
+
+
+def local(files: Iterable[str]) -> tuple[str, ...]:
+    """The files, without what is no file on the host: records name files alone."""
+    return tuple(file for file in files if file.startswith("/"))
+
+
+def local_chains(chains: Chains) -> Chains:
+    """The same of chains."""
+    return {disk: local(files) for disk, files in chains.items()}
+
+
+def _places(places: tuple[str, ...]) -> list[str]:
+    return [place for place in dict.fromkeys(places) if place]

@@ -1,0 +1,385 @@
+"""Plan of what is left of an operation on overlays and VM state: the rest of its plan, or its rollback.
+
+What is left is done where that is safe. A moment is recorded whose overlays are on the disks. A file of VM
+state is completed by the QEMU that wrote it, for of another's nobody knows whether it is whole; what
+background-snapshot writes comes last, and is given up. New roots are set and memory is loaded once more while
+the guest has not run since: nothing is written in the overlays, and they are the active layers. Else a guest
+whose disks have moved is left as it stands, for its memory and its disks belong together; and where none has
+moved, all that was made is taken back. Either way the guest runs if it ran, and QEMU is set as it was.
+"""
+
+from __future__ import annotations
+
+from qmpsnap.model.graph import Disk
+from qmpsnap.model.hints import LOAD_FAILED, command
+from qmpsnap.model.job import ENDED
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.names import digest, is_owned_node, node_name
+from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.step import MoveRoot, Root, Stage, Step
+from qmpsnap.plan.commands.block import (
+    blockdev_add,
+    blockdev_del,
+    check_roots,
+    open_store,
+    reopen_filter,
+    set_drive,
+)
+from qmpsnap.plan.commands.files import remove_state, seal_memory, seal_store
+from qmpsnap.plan.commands.jobs import await_job, done_and_dismissed, job_dismiss
+from qmpsnap.plan.commands.migration import await_closed, migrate_cancel, release_file
+from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
+from qmpsnap.plan.ownership import has_moment, ran_here, superseded_by
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.recorded_steps import finish, free, removed, same_qemu, set_back, tidied
+from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.plan.vmstate.common import file_number, refuse_foreign, way_of
+
+# Run states in which nothing but we keep the guest from running.
+_OURS = frozenset({"paused", "postmigrate"})
+
+# Operations whose end has another name than "is complete", and "was not complete".
+_ENDS = {
+    "snapshot": ("snapshot {name!r} was taken", "snapshot {name!r} was not taken; its files are removed"),
+    "save": ("{file} is complete", "{file} was not complete; its files are removed"),
+    "revert": (
+        "the machine is reverted to {name!r}",
+        "the revert to {name!r} had not happened; what was created for it is removed",
+    ),
+    "revert-prepare": ("the overlays for {name!r} are there", "the overlays for {name!r} are removed"),
+}
+_END = ("{op} {name!r} is complete", "{op} {name!r} was not complete; its files are removed")
+
+
+def plan(record: IntentRecord, scene: Scene) -> Plan:
+    """Plan what is left of the operation of that record, which has no job on a chain."""
+    disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
+    if has_moment(record, scene.files.records):
+        return _only_finish(record, scene, _said(record, done=True))
+    later = superseded_by(record, scene.files.records)
+    if later is not None:
+        note = f"a later operation uses the overlays of {record.id}: {later.id}"
+        return _only_finish(record, scene, note)
+    overlays = record.overlays
+    moved = tuple(disk for disk in disks if overlays.get(disk) in scene.graph.disks[disk].files)
+    if isinstance(scene, GuestScene) and record.loads and moved:
+        return _reverted(record, scene, disks, moved)
+    if isinstance(scene, GuestScene) and record.state is not None and not record.loads:
+        return _saved(record, record.state, scene, moved)
+    done = _branch_kept(record, scene) if record.prepared else bool(moved)
+    return _on(record, scene, moved) if done else _back(record, scene)
+
+
+def _said(record: IntentRecord, *, done: bool) -> str:
+    text = _ENDS.get(record.op, _END)[0 if done else 1]
+    file = record.state.file if record.state is not None else ""
+    return text.format(op=record.op, name=record.name, file=file)
+
+
+def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
+    """The record alone is left: its files and its overlays are a moment's, or another operation's."""
+    return _plan(record, scene, (), finish(record, scene), (note,))
+
+
+def _on(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
+    """All has happened; what tidies up is left."""
+    notes = (_said(record, done=True), *record.notes)
+    return _plan(record, scene, _quiet(record, scene), tidied(record, scene), notes, moves=moved)
+
+
+def _back(record: IntentRecord, scene: Scene) -> Plan:
+    """No disk has moved: the guest runs on, and what was made goes."""
+    tidy = (*set_back(record, scene), *removed(record, scene), *finish(record, scene))
+    return _plan(record, scene, _quiet(record, scene), tidy, (_said(record, done=False),))
+
+
+def _plan(
+    record: IntentRecord,
+    scene: Scene,
+    steps: tuple[Step, ...],
+    tidy: tuple[Step, ...],
+    notes: tuple[str, ...],
+    *,
+    moves: tuple[str, ...] = (),
+    whole: bool = False,
+    vanished: str = "",
+) -> Plan:
+    """The plan.
+
+    Args:
+        record: The operation.
+        scene: What is.
+        steps: What ends the operation.
+        tidy: What tidies up.
+        notes: What became of it.
+        moves: Disks whose root has moved.
+        whole: Whether the chains are then those that the operation was to end with, which are not there yet.
+        vanished: Why it is no success, or "".
+    """
+    disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
+    return Plan(
+        op=record.op,
+        intent=None,
+        disks=disks,
+        stages=(
+            Stage(f"end {record.op}", steps, verify=True),
+            Stage("clean up", tidy, tidy=True),
+        ),
+        before=scene.graph,
+        after=None if whole else scene.graph,
+        expect={disk: record.after[disk] for disk in disks if disk in record.after} if whole else {},
+        moves=moves,
+        notes=tuple(dict.fromkeys(notes)),
+        prepared=record.prepared,
+        memory=record.memory,
+        vanished=vanished,
+    )
+
+
+# -- what is ended in any case ---------------------------------------------------------------------
+
+
+def _quiet(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
+    """What ends the job and the migration, lets the guest run on, and closes what no disk got."""
+    ends = _ends_job(record, scene)
+    if isinstance(scene, GuestScene):
+        ends = (*ends, *_ends_migration(record, scene), *(_goes_on(record, scene) if resumes else ()))
+    return (*ends, *map(blockdev_del, free(record, scene)))
+
+
+def _ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
+    """What ends the operation's job on VM state, which cannot be cancelled."""
+    job = next((one for one in scene.jobs if one.id == record.id), None)
+    if job is None:
+        return ()
+    wait = () if job.status in ENDED else (await_job(job.id, "concluded"),)
+    return (*wait, job_dismiss(job.id))
+
+
+def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
+    """What ends the migration, and takes back the file that QEMU was given."""
+    machine, state = scene.machine, record.state
+    passed = any(step.kind == "pass-file" for step in record.steps)
+    if state is None or not passed or not same_qemu(record, scene):
+        return ()
+    way = way_of(machine)
+    may_stop = state.mode != "background" or way == "fdset"
+    cancel = (migrate_cancel(wait=not may_stop),) if machine.migrating else ()
+    return (*cancel, release_file(file_number(record.id[-8:]), way))
+
+
+def _goes_on(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
+    """What lets a guest run on that ran, and that only the operation keeps from it."""
+    machine = scene.machine
+    if record.origin is None or not record.origin.running or not same_qemu(record, scene):
+        return ()
+    # A migration that is cancelled lets nothing run by itself; neither does one that has ended.
+    halted = machine.status in _OURS or (machine.migrating and not machine.running)
+    # Nothing else of ours leaves it so before a disk has moved.
+    loads = record.loads and record.state is not None
+    halted |= loads and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
+    return (cont(),) if halted else ()
+
+
+# -- VM state that is saved ------------------------------------------------------------------------
+
+
+def _saved(
+    record: IntentRecord,
+    state: KeptState,
+    scene: GuestScene,
+    taken: tuple[str, ...],
+) -> Plan:
+    """Its file is complete, or can be completed; or it is given up, and overlays that disks have stay."""
+    whole = _is_whole(record, state, scene)
+    keeps = _can_be_kept(record, scene) if whole else bool(taken) and _can_be_sealed(record, state, scene)
+    goes_on = not keeps or any(step.command == "cont" for step in record.steps)
+    steps = _quiet(record, scene, resumes=goes_on)
+    if keeps:
+        seal = () if whole else _seal(record, state)
+        note = _said(record, done=True)
+        return _plan(
+            record, scene, (*steps, *seal), tidied(record, scene), (note,), moves=_all(record, taken)
+        )
+    notes = [_said(record, done=False)]
+    if taken and state.mode != "background" and not ran_here(record, scene.machine.process):
+        notes[0] = (
+            f"{record.op} {record.name!r} was not completed by the QEMU that wrote its memory, so the memory "
+            "is discarded"
+        )
+    if taken:
+        notes += [
+            f"the overlay {file} of {disk} stays, because the guest writes to it: "
+            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} commits it"
+            for disk, file in record.overlays.items()
+        ]
+    tidy = (
+        *set_back(record, scene),
+        *removed(record, scene, keep_overlays=bool(taken)),
+        *((remove_state(state.file, record.id, state.tag),) if whole else ()),
+        *finish(record, scene),
+    )
+    return _plan(record, scene, steps, tidy, tuple(notes), moves=_all(record, taken))
+
+
+def _all(record: IntentRecord, taken: tuple[str, ...]) -> tuple[str, ...]:
+    """The disks that have overlays: a transaction puts on all or none."""
+    return tuple(record.overlays) if taken else ()
+
+
+def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
+    """Whether the file has its name, and is of this very operation."""
+    fact = scene.files.memories.get(state.file)
+    if fact is None or _may_be_foreign(scene, state.file):
+        return False
+    return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
+
+
+def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the layers are there yet to which the memory belongs."""
+    return all(scene.files.files[record.chains[disk][0]].taken for disk in record.overlays)
+
+
+def _can_be_sealed(record: IntentRecord, state: KeptState, scene: GuestScene) -> bool:
+    """Whether an unfinished file is certainly whole, and nothing is in its way."""
+    files = scene.files.files
+    return (
+        state.mode != "background"
+        and ran_here(record, scene.machine.process)
+        and files[state.partial].taken
+        and not files[state.file].taken
+        and not _may_be_foreign(scene, state.partial)
+    )
+
+
+def _may_be_foreign(scene: Scene, file: str) -> bool:
+    """Whether somebody else may have put it there: who owns it is not written down before it is whole."""
+    fact = scene.files.memories[file]
+    return bool(fact.foreign(user=None if fact.exposed else fact.user))
+
+
+def _seal(record: IntentRecord, state: KeptState) -> tuple[Step, ...]:
+    if state.mode == "in-place":
+        return (seal_store(state.partial, state.file),)
+    sealed = seal_memory(
+        state.partial,
+        state.file,
+        id=record.id,
+        name=record.name,
+        running=state.running,
+        fingerprint=state.fingerprint,
+    )
+    return (await_closed(state.partial), sealed)
+
+
+# -- disks that have moved, and memory that is to follow -------------------------------------------
+
+
+def _reverted(
+    record: IntentRecord, scene: GuestScene, disks: tuple[str, ...], moved: tuple[str, ...]
+) -> Plan:
+    """A disk has moved: all do, and the memory comes with them, unless the guest has run since."""
+    stands = (
+        not scene.machine.running
+        and all(_is_active(disk, record, scene) for disk in moved)
+        and all(record.overlays[disk] in scene.files.fresh for disk in moved)
+    )
+    goes = stands and ran_here(record, scene.machine.process)
+    steps = list(_ends_job(record, scene))
+    if goes:
+        steps += _moves(record, scene, [disk for disk in disks if disk not in moved])
+        steps += _load(record, scene)
+        if record.origin is not None and record.origin.running:
+            steps.append(cont())
+    used = set() if goes else {one.node for disk in scene.graph.disks.values() for one in disk.layers}
+    notes = [_said(record, done=True)]
+    if not goes:
+        notes.append("the guest has run since, or may have: it is left as it is, and no memory is loaded")
+    whole = goes or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
+    if set(moved) < set(disks) and not goes:
+        others = ", ".join(disk for disk in disks if disk not in moved)
+        notes[0] = f"the revert to {record.name!r} is incomplete: {others} was not reverted"
+    return _plan(
+        record,
+        scene,
+        tuple(steps),
+        tidied(record, scene, used=used),
+        tuple(notes),
+        moves=disks if whole else (),
+        whole=whole,
+        vanished=_half_way(record, scene) if stands and not goes else "",
+    )
+
+
+def _half_way(record: IntentRecord, scene: GuestScene) -> str:
+    """What is wrong where it is not known whether this is the QEMU that was to be reverted."""
+    now, was = scene.machine.process, record.origin.process if record.origin is not None else ""
+    if now and was:
+        return ""  # another one, which was started on these disks
+    return (
+        f"the disks are reverted to {record.name!r}; it is not known whether its memory was loaded, for QEMU "
+        f"may have been restarted: {LOAD_FAILED}"
+    )
+
+
+def _is_active(disk: str, record: IntentRecord, scene: Scene) -> bool:
+    return scene.graph.disks[disk].files[:1] == (record.overlays[disk],)
+
+
+def _moves(record: IntentRecord, scene: GuestScene, disks: list[str]) -> list[Step]:
+    """What gives these disks, too, their new roots."""
+    roots = {
+        step.effect.root.disk: step.effect.root for step in record.steps if isinstance(step.effect, MoveRoot)
+    }
+    steps: list[Step] = []
+    asked: list[tuple[str, str, str]] = []
+    for disk in (scene.graph.disks[name] for name in disks):
+        root = roots[disk.name]
+        node = _node_of(root, scene)
+        if node not in scene.graph.nodes:
+            steps.append(blockdev_add(node, root.file, io=disk.active.io, unmap=True))
+        new = Root(disk.name, node, root.file, root.format, None, root.chain)
+        steps.append(_move(new, disk, scene))
+        if disk.root == disk.active.node:
+            asked.append((disk.name, disk.qdev, node))
+    return [*steps, check_roots(tuple(asked))] if asked else steps
+
+
+def _move(new: Root, disk: Disk, scene: GuestScene) -> Step:
+    old = Root.of(disk)
+    if disk.root != disk.active.node:
+        above = disk.filters[0]
+        return reopen_filter(new, disk.root, above.group, old, closes=False, io=above.io)
+    return set_drive(new, scene.machine.devices[disk.name].path, old, closes=False)
+
+
+def _node_of(root: Root, scene: Scene) -> str:
+    """node-name of the overlay where it is open, else the one that it gets."""
+    for node in scene.graph.nodes.values():
+        if node.file == root.file and is_owned_node(node.name):
+            return node.name
+    return node_name(digest(root.file, avoid=scene.names), owned=True)
+
+
+def _load(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
+    """What gives the guest the memory that belongs to its disks, or a new beginning."""
+    state = record.state
+    if state is None:
+        return (system_reset(),)
+    nodes = (one for one in scene.graph.nodes.values() if one.file == state.file and one.driver == "qcow2")
+    open_now = next((one.name for one in nodes), "")
+    node = open_now or node_name(digest(record.id, "store", avoid=scene.names), owned=True)
+    load = done_and_dismissed(snapshot_load(record.id, state.tag, (("", node),), node))
+    if open_now:  # it goes with what is put away
+        return load
+    refuse_foreign(scene.files.memories[state.file], state)
+    return (open_store(node, state.file), *load, blockdev_del(node))
+
+
+def _branch_kept(record: IntentRecord, scene: Scene) -> bool:
+    """Whether the moment knows the overlays that were prepared."""
+    return any(
+        isinstance(one, MomentRecord) and one.name == record.name and record.prepared in one.branches
+        for one in scene.files.records
+    )
