@@ -66,7 +66,7 @@ def read_chains(
         if disk not in images:
             refuse("formats", disk, "there is no image of that disk")
         check("format", word, ImageFormat)
-    allowed = tuple(os.path.realpath(path) for path in absolute_each("allow_dirs", allow_dirs))
+    allowed = tuple(_real(path) for path in absolute_each("allow_dirs", allow_dirs))
     chains = tuple(
         _Walk(disk, absolute("image", file), allowed).chain(formats.get(disk))
         for disk, file in images.items()
@@ -132,7 +132,7 @@ class _Walk:
     def __init__(self, disk: str, file: str, allowed: tuple[str, ...]) -> None:
         self.disk = disk
         self.file = file
-        self.own = os.path.realpath(os.path.dirname(file))
+        self.own = _real(os.path.dirname(file))
         self.allowed = allowed
         self.seen: dict[FileId, str] = {}
 
@@ -208,7 +208,7 @@ class _Walk:
             os.close(descriptor)
 
     def _open(self, file: str, named_by: str) -> int:
-        real = os.path.realpath(file)
+        real = _real(file)
         refuse_outside(real, file=file, own=self.own, allowed=self.allowed, named_by=named_by)
         try:
             descriptor = open_file(real)
@@ -227,6 +227,14 @@ class _Walk:
             os.close(descriptor)
             raise UnsafeImage(f"{file!r} was exchanged while it was being opened", file=named_by or file)
         return descriptor
+
+
+def _real(path: str) -> str:
+    """The path without symbolic links, of which none may be exchanged meanwhile."""
+    try:
+        return os.path.realpath(path)
+    except OSError as error:
+        raise unusable(path, error, "resolve") from error
 
 
 def _locked(file: str, key: FileId) -> bool:

@@ -6,6 +6,9 @@ import os
 import re
 import socket
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING
@@ -484,6 +487,9 @@ def test_refuse_unusable_refuses_an_image_that_was_exchanged(place):
 
 READER = """
 import sys
+import threading
+import time
+from contextlib import suppress
 files = [open(file, 'rb') for file in sys.argv[1:]]
 print('open', flush=True)
 sys.stdin.read()
@@ -541,3 +547,39 @@ def test_read_chains_reads_or_refuses_any_header(tmp_path_factory, fields, cut):
     except Refused:
         return
     assert {*chain.files} <= {str(place / name) for name in ("top.qcow2", "base.qcow2")}
+
+
+def test_read_chains_never_gives_a_file_outside_while_its_names_are_exchanged(place):
+    """A file, and a directory on the way to one, become links outside and files again, again and again."""
+    (place / "sub").mkdir()
+    (place.parent / "other" / "base.raw").write_bytes(bytes(2048))
+    (place / "sub" / "base.raw").write_bytes(bytes(1024))
+    (place / "base.raw").write_bytes(bytes(1024))
+    by_file = image(place / "file.qcow2", "base.raw", "raw")
+    by_directory = image(place / "directory.qcow2", "sub/base.raw", "raw")
+    ended = threading.Event()
+
+    def exchange():
+        while not ended.is_set():
+            (place / "new").symlink_to("../other/base.raw")
+            (place / "new").replace(place / "base.raw")
+            (place / "sub").rename(place / "kept")
+            (place / "sub").symlink_to("../other")
+            (place / "new").write_bytes(bytes(1024))
+            (place / "new").replace(place / "base.raw")
+            (place / "sub").unlink()
+            (place / "kept").rename(place / "sub")
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    sizes, until = [], time.monotonic() + 0.3
+    try:
+        while time.monotonic() < until:
+            for top in (by_file, by_directory):
+                with suppress(Refused):
+                    (chain,) = read_chains({"vda": top}, allow_dirs=[str(place)])
+                    sizes.append(chain.layers[1].virtual_size)
+    finally:
+        ended.set()
+        thread.join()
+    assert set(sizes) == {1024}
