@@ -26,6 +26,7 @@ from qmpsnap.run.record_search import read_records
 from qmpsnap.run.safe_open import open_block
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
+_OF_THE_KERNEL = ("/proc/", "/sys/")  # to read there can have effects: a trace that is read is gone
 
 
 def look(ask: Ask, near: Collection[str] = ()) -> Files:
@@ -133,7 +134,8 @@ class _Survey:
         if path in self._read:
             return
         try:
-            self._image(path)
+            if not self._name(path).startswith(_OF_THE_KERNEL):
+                self._image(path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import pytest
 from qmpsnap.model.files import Ask, BackingLink
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.record_file import to_json
+from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.survey import look
 from tests.headers import qcow2_bytes
 
@@ -42,6 +43,22 @@ def test_fact_tells_a_regular_file_with_its_header(place):
     assert found.header is not None
     assert (found.real, found.backing, found.header.backing_format) == (top, str(place / "base"), "raw")
     assert found.problem == ""
+
+
+def test_survey_reads_no_file_of_the_kernel_that_an_image_names(place, monkeypatch):
+    image(place / "top", "/proc/self/status", backing_format="raw")
+    image(place / "other", "/sys/kernel/notes", backing_format="raw")
+    (place / "link").symlink_to("/proc/self/stat")
+    image(place / "third", "link", backing_format="raw")
+    read = []
+
+    def noted(path):
+        read.append(path)
+        return file_header(path)
+
+    monkeypatch.setattr("qmpsnap.run.survey.file_header", noted)
+    look(Ask(survey=(str(place),)))
+    assert sorted(read) == [f"{place}/{name}" for name in ("base", "other", "third", "top")]
 
 
 def test_fact_tells_what_is_no_regular_file(place):
