@@ -341,6 +341,19 @@ def test_links_that_lead_nowhere_hide_none_that_leads_to_records(place):
     assert led_to(place, 20, gone=200) == 20
 
 
+def test_directories_that_several_links_lead_to_are_read_once(place):
+    """Each is opened once, and closed."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    every = [f"{place}/{name}.qmpsnap" for name in "abc"]
+    for directory in every:
+        put(replace(moment("1", "over", "base", place=place), directory=directory))
+        for number, to in enumerate(every):
+            (Path(directory) / f"elsewhere-{number:08x}").symlink_to(to)
+    assert len(read_records(every[:1])[0]) == 3
+    assert len(read_records(every)[0]) == 3
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_links_are_followed_to_so_many_directories(place):
     assert led_to(place, 99) == 63  # and that which was asked for
 
