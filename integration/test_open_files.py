@@ -458,6 +458,47 @@ async def test_layers_above_a_part_of_a_file_lead_to_that_part(qemu, images, mac
     assert whole.read_bytes()[:MIB] == bytes([0xD1]) * MIB
 
 
+# -- an image in a node of another driver ------------------------------------------------------------
+
+
+async def test_an_image_under_a_raw_driver_is_neither_named_nor_copied(qemu, images, machine, tmp_path):
+    made = images("base <- s1")
+    over = {
+        "driver": "qcow2",
+        "node-name": "s1-node",
+        "file": {"driver": "file", "filename": made.active},
+    }
+    words = ("-blockdev", json.dumps({"driver": "raw", "node-name": "vda-node", "file": over}))
+    with machine(*words, "-device", "virtio-blk-pci,drive=vda-node,id=vda") as m:
+        m.write("vda", *WRITE)
+        before = listing(tmp_path)
+        async with m.connect() as vm:
+            copy = tmp_path / "copy.qcow2"
+            with traced(vm) as sent:
+                for call in (
+                    vm.snapshot("one"),
+                    vm.checkpoint("one"),
+                    vm.mirror("vda", copy, ending="pivot", format="qcow2"),
+                    vm.mirror("vda", copy, ending="finish", format="qcow2", sync="top"),
+                ):
+                    with pytest.raises(qmpsnap.Unsupported, match="raw over an image of the format qcow2"):
+                        await call
+            assert (sent, listing(tmp_path)) == ([], before)
+    top = qemu.create(tmp_path / "top.qcow2")
+    low = {"driver": "raw", "file": {**over, "node-name": "low"}}
+    words = ("-blockdev", json.dumps({"driver": "qcow2", "node-name": "vda-node", "backing": low,
+                                      "file": {"driver": "file", "filename": top}}))  # fmt: skip
+    with machine(*words, "-device", "virtio-blk-pci,drive=vda-node,id=vda") as m:
+        async with m.connect() as vm:
+            with traced(vm) as sent:
+                for call in (vm.stream("vda"), vm.mirror("vda", tmp_path / "copy", ending="pivot")):
+                    with pytest.raises(qmpsnap.Unsupported, match="raw over an image of the format qcow2"):
+                        await call
+            assert sent == []
+            await vm.commit("vda", base="s1.qcow2", folded="remove")
+    assert qemu.read(made.active) == overwritten(made.content[-1], WRITE)
+
+
 # -- what was written is read back -------------------------------------------------------------------
 
 

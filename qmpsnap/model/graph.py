@@ -18,6 +18,12 @@ FILTER_DRIVERS = frozenset({
     "copy-on-read", "mirror_top", "preallocate", "snapshot-access", "throttle",
 })  # fmt: skip
 
+# Drivers of images that a node of another driver may stand on (raw over qcow2), and of several in one.
+NESTED_DRIVERS = frozenset({
+    "bochs", "cloop", "dmg", "parallels", "qcow", "qcow2", "qed", "quorum", "replication", "vdi", "vhdx",
+    "vmdk", "vpc",
+})  # fmt: skip
+
 # Protocol drivers whose `file` is a path on the host that runs QEMU.
 PATH_DRIVERS = frozenset({"file", "host_cdrom", "host_device"})
 
@@ -114,6 +120,8 @@ class Layer(Struct, frozen=True):
         read_only: Whether QEMU has the layer open read-only.
         local: Whether `file` is a path on the host that runs QEMU.
         window: Whether the image is only a part of the file: QEMU was given an offset or a size (driver raw).
+        inner: Driver of an image that lies between the layer and its file (raw over a node of qcow2), or of
+            several that are one layer (quorum); "" where the file is the layer's image.
         snapshots: Internal snapshots of the image.
         bitmaps: Dirty bitmaps of the node.
         data_file: Path of the external data file of a qcow2 image, else as QEMU spells it; "" without one.
@@ -139,6 +147,7 @@ class Layer(Struct, frozen=True):
     encrypted: bool = False
     file_node: str = ""
     secret: str = ""
+    inner: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from qmpsnap.model.disk_names import disk_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import (
     FILTER_DRIVERS,
+    NESTED_DRIVERS,
     PATH_DRIVERS,
     Bitmap,
     Disk,
@@ -44,6 +45,8 @@ GRAPH_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-named-block-nodes", Frozen({"flat": True})),
 )
 """The commands, with arguments, whose replies make `GraphReplies`, in this order."""
+
+_SEVERAL = frozenset({"quorum", "replication"})  # drivers of a node on several images
 
 FDSET = "/dev/fdset/"
 """How the name of a set of descriptors begins. QAPI: add-fd (misc.json)."""
@@ -148,7 +151,7 @@ class _Join(Struct, frozen=True):
                 continue  # its device is being unplugged, and disappears within a tenth of a second
             if key not in chains:
                 raise GraphMoved(key)
-            disks.append(self._disk(device, chains[key], entries, nodes, paths))
+            disks.append(self._disk(device, chains[key], entries, nodes, paths, under))
         names = disk_names([(disk.qdev, disk.drive, disk.root) for disk in disks])
         named = {name: replace(disk, name=name) for name, disk in zip(names, disks, strict=True)}
         return Graph(Frozen(named), Frozen(nodes))
@@ -220,6 +223,7 @@ class _Join(Struct, frozen=True):
         entries: Mapping[str, BlockDeviceInfo],
         nodes: Mapping[str, Node],
         paths: Mapping[str, BlockDeviceInfo],
+        under: Mapping[str, str],
     ) -> Disk:
         # A node between the image and its file may encrypt as well.
         luks = {node.file for node in nodes.values() if node.driver == "luks"}
@@ -237,7 +241,8 @@ class _Join(Struct, frozen=True):
                 filters.append(Filter(node.name, node.driver, _group(entry), _io(entry, entry)))
             else:
                 layer = _layer(node, entry, paths.get(node.file))
-                layers.append(replace(layer, encrypted=layer.encrypted or node.file in luks))
+                inner = _inner(node.name, entries, under)
+                layers.append(replace(layer, encrypted=layer.encrypted or node.file in luks, inner=inner))
         return Disk(
             name="",  # depends on the names of the others
             qdev=device.qdev,
@@ -262,6 +267,17 @@ def _data_nodes(disks: Iterable[BlockStats]) -> Iterator[tuple[str, str]]:
                 if stats.node_name and below.node_name:
                     yield stats.node_name, below.node_name
                 pending.append(below)
+
+
+def _inner(name: str, entries: Mapping[str, BlockDeviceInfo], under: Mapping[str, str]) -> str:
+    """Driver of another image below the node, or of the node itself if that is of several; else ""."""
+    if entries[name].drv in _SEVERAL:
+        return entries[name].drv
+    while name in under and under[name] in entries:
+        name = under[name]
+        if entries[name].drv in NESTED_DRIVERS:
+            return entries[name].drv
+    return ""
 
 
 def _io(entry: BlockDeviceInfo, protocol: BlockDeviceInfo) -> Io:

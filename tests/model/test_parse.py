@@ -246,6 +246,35 @@ def deep(layers: int) -> tuple[object, object, object]:
     return block, [top | (stats or {})], named
 
 
+@each(
+    ("drivers", "inner"),
+    [
+        (("qcow2", "file"), ""),
+        (("raw", "file"), ""),
+        (("raw", "throttle", "file"), ""),
+        (("raw", "luks", "file"), ""),  # what is encrypted below is known as such
+        (("qcow2", "blkdebug", "file"), ""),
+        (("raw", "qcow2", "file"), "qcow2"),
+        (("raw", "raw", "vmdk", "file"), "vmdk"),
+        (("quorum",), "quorum"),
+    ],
+)
+def test_parse_tells_of_what_other_image_a_layer_is_made(drivers: tuple[str, ...], inner: str) -> None:
+    """As 7.2 answers: a raw driver shows the name of the file at the bottom as its own."""
+    image = {"virtual-size": MIB, "actual-size": 4096, "filename": "/d/image"}
+    named = [
+        {"node-name": f"n{number}", "drv": driver, "file": "/d/image", "ro": False, "image": image}
+        for number, driver in enumerate(drivers)
+    ]
+    stats: dict[str, object] = {}
+    for number in reversed(range(len(drivers))):
+        stats = {"node-name": f"n{number}", **({"parent": stats} if stats else {})}
+    top: dict[str, object] = {"device": "", "qdev": "/machine/peripheral/vda/virtio-backend"}
+    block = [top | {"inserted": {"node-name": "n0", "ro": False}}]
+    (layer,) = parse_graph(block, [top | stats], named).disks["vda"].layers
+    assert (layer.format, layer.file, layer.inner) == (drivers[0], "/d/image", inner)
+
+
 def test_parse_reads_a_chain_that_is_deeper_than_pythons_stack() -> None:
     layers = sys.getrecursionlimit() + 200
     assert len(parse_graph(*deep(layers)).disks["vda"].files) == layers

@@ -27,7 +27,7 @@ from qmpsnap.plan.chain.layers import (
 )
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
-from qmpsnap.plan.checks.opened import refuse_moved, refuse_reopen, temporary
+from qmpsnap.plan.checks.opened import refuse_inner, refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import images_on, other_disks, refuse_barred, refuse_unsearched
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
@@ -144,6 +144,7 @@ def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
     refuse_read_only(disk, "commit")
     refuse_clear_data(folded, receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
     refuse_commit_of_shorter(disk, top=top, base=base)
+    refuse_inner(disk, folded)
     refuse_reopen(scene, disk, receiver)
     if top:  # the header of the layer above is written
         refuse_reopen(scene, disk, disk.layers[top - 1])

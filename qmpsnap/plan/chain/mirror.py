@@ -21,7 +21,7 @@ from qmpsnap.plan.chain.layers import delete_owned
 from qmpsnap.plan.chain.lineage import kept_found, left_behind
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss
 from qmpsnap.plan.checks.encryption import encryption_notes, refuse_clear_data, secret_for
-from qmpsnap.plan.checks.opened import odd, refuse_moved, refuse_temporary
+from qmpsnap.plan.checks.opened import odd, refuse_inner, refuse_moved, refuse_temporary
 from qmpsnap.plan.checks.place import made_by_qemu, refuse_layer, refuse_place, refuse_there, refuse_unseen
 from qmpsnap.plan.commands.block import blockdev_add, probe_absent
 from qmpsnap.plan.commands.files import LuksHeader, create_file, create_image, create_overlay
@@ -185,6 +185,12 @@ def _refuse(
     mirror = "drive-mirror" if scene.features.devices else "blockdev-mirror"
     scene.features.need(mirror, "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     _check_sync(intent, disk, form)
+    refuse_inner(
+        disk,
+        [layer for layer in copied if layer.inner != layer.format]
+        if intent.sync == "full"
+        else disk.layers[:2],
+    )
     if odd(scene.graph, below):
         raise Unsupported(
             f"QEMU would record its own name of {below[0].file} in the copy, where that name leads nowhere",

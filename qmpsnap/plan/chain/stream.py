@@ -20,7 +20,7 @@ from qmpsnap.plan.chain.layers import (
 from qmpsnap.plan.chain.lineage import kept_found
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
-from qmpsnap.plan.checks.opened import refuse_lost, refuse_reopen
+from qmpsnap.plan.checks.opened import refuse_inner, refuse_lost, refuse_reopen
 from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Stream
@@ -45,6 +45,7 @@ def plan(intent: Stream, scene: Scene) -> Plan:
     receiver, gone, below = disk.layers[into], disk.layers[into + 1 : base], disk.layers[base:]
     refuse_clear_data(gone, receiver.file, plain=intent.plain, encrypted=receiver.encrypted)
     refuse_stream_of_shorter(disk, into=into, base=base)
+    refuse_inner(disk, gone)
     refuse_reopen(scene, disk, receiver)
 
     job = job_id("stream", "keep", digest("stream", disk.name, disk.files, into, base, avoid=scene.names))

@@ -7,7 +7,7 @@ or into an answer is a name, and whoever starts the machine from it later would 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from qmpsnap.errors import FileMoved, Unsupported
 from qmpsnap.model.files import Files, OpenFile, is_temporary
@@ -45,8 +45,30 @@ def refuse_moved(scene: Scene, disk: Disk, layers: Iterable[Layer]) -> None:
         raise error
 
 
-def refuse_window(disk: Disk, layers: Iterable[Layer]) -> None:
-    """Refuse a layer that is a part of a file as the backing file of an overlay."""
+def refuse_inner(disk: Disk, layers: Iterable[Layer]) -> None:
+    """Refuse a layer that is made of another image, which has its own format and backing file.
+
+    A header would name that image by the format of the layer. And a stream, a commit, or a mirror of such a
+    layer copies what is allocated in that image, and loses what it reads from its backing file, without an
+    error (docs/explanation/qemu.md).
+    """
+    for layer in layers:
+        if layer.inner:
+            several = layer.inner == layer.format
+            copy = f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}"
+            raise Unsupported(
+                f"the node {layer.node!r} of {disk.name} is {layer.format} over images"
+                if several
+                else f"the node {layer.node!r} of {disk.name} is {layer.format} over an image of the format "
+                f"{layer.inner} ({layer.file})",
+                feature=f"{layer.format} over {layer.inner}",
+                hint=copy if several else f"start QEMU with that image as a node of its own: {layer.inner}",
+            )
+
+
+def refuse_window(disk: Disk, layers: Sequence[Layer]) -> None:
+    """Refuse a layer that a file name and a format do not express as the backing file of an overlay."""
+    refuse_inner(disk, layers)
     for layer in layers:
         if layer.window:
             raise Unsupported(

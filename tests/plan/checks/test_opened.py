@@ -277,3 +277,49 @@ def test_a_part_of_a_file_is_worked_on_where_no_name_of_ours_speaks_of_it(intent
 def test_commit_leaves_the_file_of_which_a_layer_is_a_part() -> None:
     there = graph(with_layer(chain("base <- s1*"), 0, window=True))
     assert not any(step.command == "retire-file" for step in planned(Commit("vda"), there).steps)
+
+
+@each(
+    ("intent", "index"),
+    [
+        (Snapshot("one"), 0),
+        (Checkpoint("one", "stop"), 0),
+        (Revert("one"), 0),
+        (Revert("one", into="new"), 1),
+        (Mirror("vda", "/images/new.qcow2", "pivot", "top", "qcow2"), 0),
+        (Mirror("vda", "/images/new.qcow2", "pivot", "top"), 1),
+        (Mirror("vda", "/images/new.qcow2", "pivot", "none", "qcow2"), 0),
+        (Mirror("vda", "/images/new.qcow2", "finish"), 0),
+        (Mirror("vda", "/images/new.qcow2", "pivot"), 1),
+        (Stream("vda"), 1),
+        (Commit("vda"), 0),
+    ],
+)
+def test_verbs_refuse_to_name_or_copy_a_layer_that_is_made_of_another_image(
+    intent: Intent, index: int
+) -> None:
+    there = graph(with_layer(chain("base <- s1*"), index, format="raw", inner="qcow2"))
+    with pytest.raises(
+        Unsupported, match=r"of vda is raw over an image of the format qcow2 \(/images/"
+    ) as no:
+        planned(intent, there)
+    assert (no.value.feature, no.value.hint) == (
+        "raw over qcow2",
+        "start QEMU with that image as a node of its own: qcow2",
+    )
+
+
+@each(("intent", "index"), [(Snapshot("one", inside=True), 1), (Snapshot("one"), 1), (Commit("vda"), 1)])
+def test_a_layer_that_is_made_of_another_image_stays_what_it_is_below_others(
+    intent: Intent, index: int
+) -> None:
+    there = graph(with_layer(chain("base <- s1*"), index, format="raw", inner="qcow2"))
+    assert isinstance(planned(intent, there), Plan)
+
+
+def test_a_disk_on_several_images_can_only_be_copied_whole() -> None:
+    there = graph(with_layer(chain("base <- s1*"), 0, format="quorum", inner="quorum"))
+    with pytest.raises(Unsupported, match="of vda is quorum over images") as no:
+        planned(Snapshot("one"), there)
+    assert "qmpsnap mirror vda FILE --pivot" in no.value.hint
+    assert isinstance(planned(Mirror("vda", "/images/new.qcow2", "pivot", format="qcow2"), there), Plan)
