@@ -10,6 +10,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, throttled, traced
+from integration.off import driven
 from integration.states import fill
 from integration.test_stream import CHAIN, files_of
 from qmpsnap.errors import (
@@ -42,24 +43,23 @@ CASES = {  # (top, base): what the chain becomes
 NAMES = CHAIN.split(" <- ")
 
 
+@pytest.mark.parametrize("way", ["live", "off"])
 @pytest.mark.parametrize(("case", "after"), CASES.items(), ids=[f"{top} into {base}" for top, base in CASES])
-async def test_commit_folds_layers_into_the_base(qemu, images, machine, tmp_path, case, after):
+async def test_commit_folds_layers_into_the_base(qemu, images, machine, tmp_path, case, after, way):
     made = images(CHAIN)
     top, base = (case[0] or "s4"), (case[1] or "base")
     folded = NAMES[NAMES.index(base) + 1 : NAMES.index(top) + 1]
-    with machine(*blockdev("vda", made.active)) as running:
-        async with running.connect() as vm:
-            plan = await vm.plan(Commit("vda", top=case[0], base=case[1]))
-            with traced(vm) as sent:
-                done = await vm.run(plan)
-            assert sent == messages(plan)
-            assert done.chains == plan.chains_after == {"vda": files_of(made, after)}
-            assert sorted(done.invalid) == [f"{tmp_path}/{name}.qcow2.invalid" for name in folded]
-            assert done.active == ({} if case[0] else {"vda": f"{tmp_path}/{base}.qcow2"})
-            # The node that the test named outlives its place in the chain.
-            assert done.left == (() if case[0] else (FREES,))
-            assert await vm.jobs.interrupted() == ()
-            running.write("vda", 0xA1, 6 * MIB, 512)
+    async with driven(way, qemu, machine, {"vda": made.active}, ("vda", 0xA1, 6 * MIB, 512)) as vm:
+        plan = await vm.plan(Commit("vda", top=case[0], base=case[1]))
+        with traced(vm) as sent:
+            done = await vm.run(plan)
+        assert sent == messages(plan)
+        assert done.chains == plan.chains_after == {"vda": files_of(made, after)}
+        assert sorted(done.invalid) == [f"{tmp_path}/{name}.qcow2.invalid" for name in folded]
+        assert done.active == ({} if case[0] else {"vda": f"{tmp_path}/{base}.qcow2"})
+        # The node that the test named outlives its place in the chain.
+        assert done.left == (() if case[0] or way == "off" else (FREES,))
+        assert await vm.jobs.interrupted() == ()
     kept = {"base", "s1", "s2", "s3", "s4"} - set(folded)
     assert listing(tmp_path) == sorted(f"{name}.qcow2{'' if name in kept else '.invalid'}" for name in NAMES)
     chain = files_of(made, after)

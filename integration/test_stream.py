@@ -10,6 +10,7 @@ import pytest
 from integration.cli import Cli
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, messages, traced
+from integration.off import driven
 from qmpsnap.errors import Changed, NotFound, NotInChain, Refused, Unsupported
 from qmpsnap.plan.intent import Stream
 from qmpsnap.run.outcome import Hooks
@@ -32,19 +33,18 @@ def files_of(made, drawing):
     return tuple(by_name[name] for name in reversed(drawing.split(" <- ")))
 
 
+@pytest.mark.parametrize("way", ["live", "off"])
 @pytest.mark.parametrize(("case", "after"), CASES.items(), ids=[f"{into} on {base}" for into, base in CASES])
-async def test_stream_leaves_the_layer_on_what_is_kept(qemu, images, machine, tmp_path, case, after):
+async def test_stream_leaves_the_layer_on_what_is_kept(qemu, images, machine, tmp_path, case, after, way):
     made = images(CHAIN)
     before = listing(tmp_path)
-    with machine(*blockdev("vda", made.active)) as running:
-        async with running.connect() as vm:
-            plan = await vm.plan(Stream("vda", into=case[0], base=case[1]))
-            with traced(vm) as sent:
-                done = await vm.run(plan)
-            assert sent == messages(plan)
-            assert done.chains == plan.chains_after == {"vda": files_of(made, after)}
-            assert (done.left, done.invalid, done.active, await vm.jobs.interrupted()) == ((), (), {}, ())
-            running.write("vda", 0xA1, 6 * MIB, 512)
+    async with driven(way, qemu, machine, {"vda": made.active}, ("vda", 0xA1, 6 * MIB, 512)) as vm:
+        plan = await vm.plan(Stream("vda", into=case[0], base=case[1]))
+        with traced(vm) as sent:
+            done = await vm.run(plan)
+        assert sent == messages(plan)
+        assert done.chains == plan.chains_after == {"vda": files_of(made, after)}
+        assert (done.left, done.invalid, done.active, await vm.jobs.interrupted()) == ((), (), {}, ())
     qemu.check_chain(*files_of(made, after))
     assert listing(tmp_path) == before
     for index, file in enumerate(made.files):
@@ -114,7 +114,8 @@ async def test_stream_names_the_nodes_of_others_that_stay(images, machine):
             assert Cli(running)(*shlex.split(command)[1:]).code == 0
 
 
-async def test_stream_refuses_what_cannot_be(images, machine, tmp_path):
+@pytest.mark.parametrize("way", ["live", "off"])
+async def test_stream_refuses_what_cannot_be(qemu, images, machine, tmp_path, way):
     made, raw = images(), images("base", folder="raw", base_format="raw")
     cases = [
         (Stream("vda", base="s2"), NotInChain),
@@ -125,14 +126,14 @@ async def test_stream_refuses_what_cannot_be(images, machine, tmp_path):
         (Stream("vdb"), Unsupported),
         (Stream("vdz"), NotFound),
     ]
-    with machine(*blockdev("vda", made.active), *blockdev("vdb", raw.active, "raw")) as running:
-        before = listing(tmp_path), running.roots()
-        async with running.connect() as vm:
-            for intent, error in cases:
-                with traced(vm) as sent, pytest.raises(Refused) as caught:
-                    await vm.run(await vm.plan(intent))
-                assert (type(caught.value), sent, caught.value.changed) == (error, [], Changed.NO)
-        assert (listing(tmp_path), running.roots()) == before
+    disks, formats = {"vda": made.active, "vdb": raw.active}, {"vdb": "raw"}
+    async with driven(way, qemu, machine, disks, formats=formats) as vm:
+        before = listing(tmp_path), await vm.graph()
+        for intent, error in cases:
+            with traced(vm) as sent, pytest.raises(Refused) as caught:
+                await vm.run(await vm.plan(intent))
+            assert (type(caught.value), sent, caught.value.changed) == (error, [], Changed.NO)
+        assert (listing(tmp_path), await vm.graph()) == before
 
 
 async def test_stream_is_on_the_disk_when_it_is_reported(qemu, images, machine):

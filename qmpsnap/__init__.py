@@ -13,7 +13,7 @@ import importlib
 TYPE_CHECKING = False  # typing's own would cost an import, see below
 
 if TYPE_CHECKING:
-    from qmpsnap.entry import connect, launch
+    from qmpsnap.entry import connect, launch, offline
     from qmpsnap.errors import (
         AmbiguousName,
         BadArgument,
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
-    "connect", "launch", "VM", "Jobs",
+    "connect", "launch", "offline", "VM", "Jobs",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Intent",
     "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",

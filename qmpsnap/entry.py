@@ -1,21 +1,27 @@
-"""The ways to a machine: connect to a running QEMU, or launch one."""
+"""The ways to a machine: connect to a running QEMU, launch one, or open the images of one that is off."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.arguments import Word, check, number, path_text, refuse
+from qmpsnap.model.arguments import Text, Word, check, number, path_text, refuse
+from qmpsnap.model.names import is_name
 from qmpsnap.run import session as sessions
+from qmpsnap.run.daemon import open_images
+from qmpsnap.run.disk import in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
-from qmpsnap.run.paths import absolute
+from qmpsnap.run.paths import absolute, absolute_each
+from qmpsnap.run.preflight import read_chains
 from qmpsnap.run.process import start_qemu
 from qmpsnap.run.session import Session
+from qmpsnap.run.unopened import UnopenedTarget
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
@@ -125,6 +131,85 @@ async def launch(
         target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called)
         async with target:
             yield VM(target, state_dir=directory)
+
+
+@asynccontextmanager
+async def offline(
+    images: Mapping[str, str | os.PathLike[str]] | None = None,
+    /,
+    *,
+    formats: Mapping[str, str] | None = None,
+    allow_dirs: Iterable[str | os.PathLike[str]] = (),
+    read_only: bool = False,
+    daemon: str | os.PathLike[str] = "qemu-storage-daemon",
+    state_dir: str | os.PathLike[str] | None = None,
+    name: str = "",
+    **disks: str | os.PathLike[str],
+) -> AsyncIterator[VM]:
+    """Work on the images of a machine that is off: the same methods, as far as they need no guest.
+
+    The headers of all images are checked first, by our own reader. Then a qemu-storage-daemon opens every
+    layer by its own format, and locks it: no machine can start on the images meanwhile. The daemon ends with
+    the block, also when this process is killed.
+
+    Args:
+        images: The active image of each disk, by the name that the disk is to have.
+        formats: "raw" or "qcow2" of a disk's active image; needed unless its name ends in ".qcow2". The
+            format of each layer beneath is the one that the header above it records.
+        allow_dirs: Directories, with those below, in which backing files and data files may lie, besides
+            that of the active image.
+        read_only: Whether the images are only looked at, by their headers: no daemon is started and nothing
+            is locked, and whatever would change something is refused.
+        daemon: The storage daemon's path, or its name on PATH.
+        state_dir: Directory of records; None: beside each base image.
+        name: What the machine is called in logs and errors; "": "the machine".
+        disks: More images, those whose disks have names that are Python identifiers.
+
+    Raises:
+        BadArgument: When an argument is invalid.
+        UnsafeImage: When a header, or a format that was not given, forbids to open an image.
+        ImageInUse: When a process has an image open for writing.
+        NotFound, InvalidTarget, Unsupported, StillNeeded: When an image cannot be opened.
+        ConnectFailed: When the daemon cannot be started.
+    """
+    check("read_only", read_only, bool)
+    check("name", name, str)
+    called = name or "the machine"
+    read = partial(
+        read_chains,
+        _images(images, disks),
+        formats=_formats(formats),
+        allow_dirs=absolute_each("allow_dirs", allow_dirs),
+    )
+    directory = "" if state_dir is None else absolute("state_dir", state_dir)
+    if read_only:
+        yield VM(UnopenedTarget(read, name=called), state_dir=directory)
+        return
+    program = path_text("daemon", daemon)
+    async with open_images(await in_thread(read), program=program, name=called) as target:
+        yield VM(target, state_dir=directory)
+
+
+def _images(
+    images: Mapping[str, str | os.PathLike[str]] | None, more: Mapping[str, str | os.PathLike[str]]
+) -> dict[str, str]:
+    if not isinstance(images, Mapping | None):
+        refuse("images", images, "give a mapping of disks to paths")
+    given = {**(images or {}), **more}
+    if not given:
+        refuse("images", given, "give the active image of at least one disk")
+    for disk in given:
+        check("images", disk, Text)
+        if not is_name(disk):
+            refuse("images", disk, "name the disk by letters, digits, '_', '.' and '-', at most 64")
+        if disk in more and disk in (images or {}):
+            refuse("images", disk, "two images are given for that disk")
+    return {disk: absolute("images", file) for disk, file in given.items()}
+
+
+def _formats(formats: Mapping[str, str] | None) -> dict[str, str]:
+    check("formats", formats, Mapping[str, str] | None)
+    return dict(formats or {})
 
 
 def _words(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -18,6 +18,7 @@ from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.server import serve
 from qmpsnap.vm import VM
 from tests.each import each
+from tests.headers import qcow2_bytes
 from tests.run.operations import MACHINE, machine, vm_of
 
 if TYPE_CHECKING:
@@ -310,6 +311,51 @@ async def test_launch_refuses_a_wrong_argument_and_starts_nothing(tmp_path: Path
                     pass
     await asyncio.sleep(0)
     assert not made.exists()
+
+
+OFFLINE: dict[str, tuple[object, ...]] = {
+    "images": (
+        1,
+        "vda",
+        {},
+        {"vda": ""},
+        {"vda": None},
+        {"a b": "/x"},
+        {"": "/x"},
+        {1: "/x"},
+        {"vda": b"/x"},
+    ),
+    "formats": ("raw", 1, {"vda": "vmdk"}, {"vdb": "raw"}, {"vda": None}),
+    "allow_dirs": (*(one for one in PATHS if one is not None), None),
+    "read_only": FLAG,
+    "daemon": PATH,
+    "state_dir": ("", 1, b"/d", "/\0"),
+    "name": (None, 1, b"vm"),
+    "disks": ("", 1, b"/x", None),
+}
+
+
+async def test_offline_refuses_a_wrong_argument_and_starts_nothing(tmp_path: Path) -> None:
+    assert set(inspect.signature(qmpsnap.offline).parameters) == set(OFFLINE)
+    image = tmp_path / "a.qcow2"
+    image.write_bytes(qcow2_bytes())
+    for parameter, values in OFFLINE.items():
+        for value in values:
+            options: dict[str, Any] = {"daemon": "/none"}
+            images: Any = {"vda": image}
+            match parameter:
+                case "images":
+                    images = value
+                case "disks":
+                    options["vdb"] = value
+                case _:
+                    options[parameter] = value
+            with pytest.raises(BadArgument):
+                async with qmpsnap.offline(images, **options):
+                    pass
+    with pytest.raises(BadArgument, match="two images"):
+        async with qmpsnap.offline({"vda": image}, vda=image):
+            pass
 
 
 def test_bad_argument_is_a_refusal_and_a_value_error() -> None:

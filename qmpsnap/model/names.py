@@ -30,13 +30,18 @@ def check_name(name: str) -> str:
     Raises:
         BadName: When it does not match `[A-Za-z0-9_][A-Za-z0-9._-]{0,63}`.
     """
-    if _NAME.fullmatch(name):
+    if is_name(name):
         return name
     raise BadName(
         f"{name!r} is not a valid snapshot name",
         name=name,
         hint="use letters, digits, '_', '.' and '-', at most 64, beginning with a letter, digit or '_'",
     )
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a name that a caller may choose, for a snapshot or for a disk that has no device."""
+    return _NAME.fullmatch(text) is not None
 
 
 def digest(*parts: object, avoid: Collection[str] = ()) -> str:
@@ -73,6 +78,12 @@ def node_name(token: str, *, owned: bool = False) -> str:
         owned: Whether we add it by blockdev-add, so that only a blockdev-del removes it.
     """
     return f"{_OWNED}{token}" if owned else f"qmpsnap-{token}"
+
+
+def image_nodes(disk: str, file: str) -> tuple[str, str, str]:
+    """node-names of an image that we open ourselves for a disk, of its file, and of its data file."""
+    token = digest("image", disk, file)
+    return node_name(token, owned=True), node_name(token), node_name(digest("data", token))
 
 
 def is_owned_node(name: str) -> bool:

@@ -6,12 +6,26 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from qmpsnap.model.header import MAX_HEADER_BYTES, QCOW_MAGIC, Header, luks_place, parse_header
+from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.header import (
+    HEADER_BYTES,
+    MAX_HEADER_BYTES,
+    QCOW_MAGIC,
+    Header,
+    luks_place,
+    parse_header,
+    snapshot_table,
+    snapshots_inside,
+)
+from qmpsnap.model.image_chain import ImageLayer
+from qmpsnap.model.image_graph import ImageFact
 from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.run.safe_open import WrongKind, open_file
 
 T = TypeVar("T")
 
+_MAX_TABLE_BYTES = 64 << 20  # block/qcow2.h: QCOW_MAX_SNAPSHOTS_SIZE
+_BLOCK = 512  # bytes of st_blocks
 _READS = (4096, 1 << 16, MAX_HEADER_BYTES)  # bytes; nearly every header ends within the first
 
 
@@ -44,6 +58,28 @@ def file_header(path: str) -> Header | None:
         OSError: When it cannot be opened or read.
     """
     return _of_regular(path, descriptor_header)
+
+
+def image_fact(layer: ImageLayer) -> ImageFact:
+    """What the file of an image tells beyond its header: what it takes on the host, and internal snapshots.
+
+    Raises:
+        ValueError: When it is another file by now, or its snapshot table is invalid.
+        OSError: When it cannot be opened or read.
+    """
+    descriptor = open_file(layer.file, follow=True)
+    try:
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != (layer.device, layer.inode):
+            raise ValueError("another file has its name by now")
+        snapshots: tuple[InternalSnapshot, ...] = ()
+        if layer.header is not None and layer.header.snapshot_count:
+            offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
+            table = os.pread(descriptor, _MAX_TABLE_BYTES, offset)
+            snapshots = tuple(snapshot for snapshot, _ in snapshots_inside(table, count))
+        return ImageFact(status.st_blocks * _BLOCK, snapshots)
+    finally:
+        os.close(descriptor)
 
 
 def luks_header(wanted: LuksHeader) -> bytes:

@@ -178,7 +178,7 @@ class Operation:
     def _result(self, elapsed: float, stops: Standstill | None) -> Done:
         plan, graph = self._plan, self._journal.graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
-        standstill = self._drained
+        standstill = self._drained if self._target.guest is not None else None
         done = self._journal.done
         if any(step.pauses for step in done):
             paused = any(
@@ -284,7 +284,8 @@ class Operation:
             journal.say(error)
             raise
         if job is None:
-            raise _Stop if self.stop.is_set() else self._detached(step.job_id)
+            stops = self.stop.is_set() or not self._target.outlives_us
+            raise _Stop if stops else self._detached(step.job_id)
         journal.loaded |= state_job is not None and state_job.loads
         journal.end(step)
         until = step.arguments["until"]

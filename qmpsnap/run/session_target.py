@@ -132,6 +132,11 @@ class SessionTarget(ABC):
         return self.session.peer_pid
 
     @property
+    def outlives_us(self) -> bool:
+        """Whether it goes on when our process ends, and with it a job that is left running."""
+        return True
+
+    @property
     def process(self) -> str:
         """Which QEMU it is: no other has the same; "" when that is not known."""
         return identity(self.session.peer_pid)

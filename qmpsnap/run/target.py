@@ -109,6 +109,10 @@ class Target(Protocol):
     def guest(self) -> Guest | None:
         """The guest whose disks they are; None where the machine is off."""
 
+    @property
+    def outlives_us(self) -> bool:
+        """Whether it goes on when our process ends, and with it a job that is left running."""
+
     async def graph(self) -> Graph:
         """Read the block graph, now."""
 

@@ -130,6 +130,11 @@ class FakeTarget:
         """Which QEMU it is."""
         return self.guest.now.process
 
+    @property
+    def outlives_us(self) -> bool:
+        """Its jobs go on without a client."""
+        return True
+
     async def graph(self) -> Graph:
         """The graph as of now."""
         await self._checkpoint()

@@ -1,0 +1,77 @@
+"""Which node each disk reads from where no device says it: in a storage daemon nothing is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.step import MoveRoot, PutOverlays, Root, Step
+
+
+class OpenImages(Struct, frozen=True):
+    """What was opened, and for which disk, followed from the steps that were done.
+
+    Attributes:
+        roots: node-name of each disk's root, by the disk's name.
+        files: Path of each node that was opened by itself, by its node-name.
+        file_nodes: node-name of the file beneath each of them, where it was given one.
+        below: node-name of the layer beneath each of them when it was opened, or covered that.
+        pivots: Root that a disk gets when its job ends well, by the job's id.
+    """
+
+    roots: Mapping[str, str] = Frozen()
+    files: Mapping[str, str] = Frozen()
+    file_nodes: Mapping[str, str] = Frozen()
+    below: Mapping[str, str] = Frozen()
+    pivots: Mapping[str, Root] = Frozen()
+
+    def after(self, step: Step) -> OpenImages:
+        """What is open once the step is done; a job's pivot comes with `ended`."""
+        opened = self._added(step) if step.command == "blockdev-add" and not step.kind else self
+        match step.effect:
+            case PutOverlays(overlays):
+                roots = {overlay.disk: overlay.node for overlay in overlays}
+                covered = {overlay.node: overlay.covered for overlay in overlays}
+                return replace(
+                    opened, roots=Frozen({**opened.roots, **roots}), below=Frozen({**opened.below, **covered})
+                )
+            case MoveRoot(root) if step.command == "job-complete":
+                return replace(opened, pivots=Frozen({**opened.pivots, step.job_id: root}))
+            case MoveRoot(root):
+                return opened.with_root(root.disk, root.node)
+            case _:
+                return opened
+
+    def ended(self, job_id: str, *, well: bool) -> OpenImages:
+        """What is open once that job has ended; a pivot moves the disk's root only if it ended well."""
+        if job_id not in self.pivots:
+            return self
+        root = self.pivots[job_id]
+        left = {other: pivot for other, pivot in self.pivots.items() if other != job_id}
+        roots = {**self.roots, root.disk: root.node} if well else self.roots
+        return replace(self, roots=Frozen(roots), pivots=Frozen(left))
+
+    def beneath(self, node: str) -> Iterator[str]:
+        """Nodes that were beneath a node when they were opened, the nearest first."""
+        seen = {node}
+        while (below := self.below.get(node)) is not None and below not in seen:
+            yield below
+            seen.add(below)
+            node = below
+
+    def with_root(self, disk: str, node: str) -> OpenImages:
+        """The same, with a disk that reads from that node."""
+        return replace(self, roots=Frozen({**self.roots, disk: node}))
+
+    def _added(self, step: Step) -> OpenImages:
+        node, file, below = (step.arguments.get(word, "") for word in ("node-name", "file", "backing"))
+        file_nodes = {node: file["node-name"]} if "node-name" in file else {}
+        return replace(
+            self,
+            files=Frozen({**self.files, node: file["filename"]}),
+            file_nodes=Frozen({**self.file_nodes, **file_nodes}),
+            below=Frozen({**self.below, node: below}) if below else self.below,
+        )

@@ -1,0 +1,184 @@
+"""Images of a machine that is off, opened in a qemu-storage-daemon of ours, as a target.
+
+The daemon has QEMU's block layer and no devices, so which node a disk reads from is followed from the steps
+(`model/open_images.py`). It ends with its block, by `quit`, which closes the images; and with our process,
+however that ends.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+
+import anyio
+
+from qmpsnap.errors import CommandFailed, ConnectFailed, ImageInUse, InvalidTarget, Malformed, QmpsnapError
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.image_chain import ImageChain, ImageLayer
+from qmpsnap.model.job import JobStatus
+from qmpsnap.model.open_images import OpenImages
+from qmpsnap.model.parse import GraphMoved
+from qmpsnap.model.parse_images import parse_images
+from qmpsnap.model.step import Step
+from qmpsnap.plan.commands.images import open_layer
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.images import Images
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.migration import Migrations
+from qmpsnap.run.preflight import refuse_exchanged, refuse_unusable
+from qmpsnap.run.process import DAEMON_MONITOR, QemuProcess, start_qemu
+from qmpsnap.run.session import Session, connect
+from qmpsnap.run.session_target import SessionTarget
+
+_log = get_logger("qmpsnap.run")
+_GRAPH_TRIES = 20
+_QUIT_LIMIT = 30.0  # seconds; what is called done was on the disk before
+
+
+@asynccontextmanager
+async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
+    """Start a storage daemon, which ends with the block, and with our process.
+
+    Args:
+        program: Its path, or its name on PATH.
+        name: What it is called in errors and logs.
+
+    Raises:
+        ConnectFailed: When it cannot be started, or ends before it greets.
+    """
+    try:
+        async with start_qemu([program], name=name, monitor=DAEMON_MONITOR) as process:
+            yield process
+    except ConnectFailed as error:
+        error.hint = error.hint or "is qemu-storage-daemon installed? Its path can be given"
+        raise
+
+
+@asynccontextmanager
+async def open_images(
+    chains: Collection[ImageChain], *, program: str, name: str
+) -> AsyncIterator[DaemonTarget]:
+    """Open the images of each disk, every layer by its own format, for the length of the block.
+
+    Args:
+        chains: The images of each disk, which were checked.
+        program: The storage daemon; where it is a path, qemu-img lies beside it.
+        name: What the machine is called in errors and logs.
+
+    Raises:
+        ConnectFailed: When the daemon cannot be started.
+        ImageInUse: When another process has an image open.
+        InvalidTarget: When an image cannot be opened.
+    """
+    await in_thread(partial(refuse_unusable, chains))
+    beside = posixpath.dirname(program)
+    images = Images(posixpath.join(beside, "qemu-img") if beside else "qemu-img")
+    async with (
+        start_daemon(program, name) as process,
+        DaemonTarget(process, chains, images=images, name=name) as target,
+    ):
+        yield target
+
+
+class DaemonTarget(SessionTarget):
+    """Images that a storage daemon has open; enter it before use.
+
+    Args:
+        process: The daemon, which has greeted.
+        chains: The images of each disk, which were checked.
+        images: Makes and looks at image files.
+        name: What the machine is called in errors and logs.
+    """
+
+    def __init__(
+        self, process: QemuProcess, chains: Collection[ImageChain], *, images: Images, name: str
+    ) -> None:
+        def link() -> AbstractAsyncContextManager[Session]:
+            return connect(process.socket, pid=process.pid, name=name, last_words=process.last_words)
+
+        super().__init__(link, again=False, shared_fs=True, images=images, name=name)
+        self._process = process
+        self._chains = tuple(chains)
+        self._opened = OpenImages()
+
+    @property
+    def outlives_us(self) -> bool:
+        """The daemon ends with us, and no job goes on without it."""
+        return False
+
+    async def __aexit__(self, *exc: object) -> None:
+        """End the daemon: it closes the images, and has written all of them once it has ended."""
+        with anyio.move_on_after(_QUIT_LIMIT, shield=True):
+            with suppress(QmpsnapError):
+                await self.session.query("quit")  # its reply may be lost: the process tells when it has ended
+            await self._process.wait()
+        await super().__aexit__(*exc)
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        await super()._open(stack)
+        for chain in self._chains:
+            below: str | None = None
+            for layer in reversed(chain.layers):
+                step = open_layer(chain.disk, layer, below=below, active=layer is chain.active)
+                try:
+                    await self.perform(step)
+                except CommandFailed as error:
+                    raise _not_opened(chain, layer, error) from error
+                below = str(step.arguments["node-name"])
+            self._opened = self._opened.with_root(chain.disk, below or "")
+        await in_thread(partial(refuse_exchanged, self._chains, self._process.pid))
+
+    def _guest_of(self, migrations: Migrations) -> None:
+        """No machine runs on the images."""
+
+    async def refuse_migrated(self) -> None:
+        """Nothing migrates images alone."""
+
+    async def graph(self) -> Graph:
+        """Read the block graph; asked again when it moved meanwhile. QAPI: query-named-block-nodes.
+
+        Raises:
+            LinkLost: When the daemon has ended.
+            Malformed: When the answer cannot be joined.
+        """
+        await self._concluded.check()
+        for attempt in range(_GRAPH_TRIES):
+            await self._follow_jobs()
+            named = await self.session.query("query-named-block-nodes", {"flat": True})
+            try:
+                return parse_images(named, self._opened)
+            except GraphMoved as moved:
+                _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
+                await anyio.sleep(0.01 * attempt)
+        raise Malformed("the block graph kept changing while it was read", hint="try again")
+
+    async def perform(self, step: Step) -> float:
+        """Do the step, and note which root a disk has from then on: no device knows it."""
+        if step.command == "job-dismiss":
+            await self._follow_jobs()  # nobody knows afterwards how the job ended
+        seconds = await super().perform(step)
+        self._opened = self._opened.after(step)
+        return seconds
+
+    async def _follow_jobs(self) -> None:
+        """Move the roots of the disks whose jobs have ended well. QAPI: query-jobs."""
+        if not self._opened.pivots:
+            return
+        for job in await self.monitor.jobs():
+            if job.status is JobStatus.CONCLUDED:
+                self._opened = self._opened.ended(job.id, well=not job.error)
+
+
+def _not_opened(chain: ImageChain, layer: ImageLayer, error: CommandFailed) -> ImageInUse | InvalidTarget:
+    """Why a layer could not be opened; QEMU's image lock tells that another process has it open."""
+    if "lock" in error.desc and "Failed to get" in error.desc:
+        return ImageInUse(
+            f"{layer.file}, a layer of {chain.disk}, is in use by another process: {error.desc}",
+            file=layer.file,
+            hint="is its machine running? Then connect to its monitor (-s); else wait until that has ended",
+        )
+    return InvalidTarget(
+        f"{layer.file}, a layer of {chain.disk}, cannot be opened: {error.desc}", file=layer.file
+    )
