@@ -28,6 +28,7 @@ from qmpsnap.plan.checks.images import (
     refuse_header,
     refuse_outside,
     refuse_shared,
+    refuse_unspeakable,
     refuse_unusable_header,
 )
 from qmpsnap.run.descriptors import image_files
@@ -81,7 +82,7 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
     Raises:
         ImageInUse: When a process has one of them open for writing.
         UnsafeImage: When one is marked as corrupt, or was not closed properly.
-        Unsupported: When one is encrypted.
+        Unsupported: When one is encrypted, or has a name that QEMU cannot be told.
         FileMoved: When a name leads to another file by now.
     """
     layers = [layer for chain in chains for layer in chain.layers]
@@ -89,6 +90,8 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
         if layer.header is not None:
             refuse_unusable_header(layer.file, layer.header)
     files = {key: file for layer in layers for file, key in layer.opened}
+    for file in files.values():
+        refuse_unspeakable(file)
     holders = {key: Holder() for key, file in files.items() if _locked(file, key)} | writers(files)
     for key, holder in holders.items():
         who = "another process" if holder.pid is None else f"process {holder.pid} ({holder.program or '?'})"

@@ -460,6 +460,14 @@ def test_refuse_unusable_takes_images_that_nobody_writes_to(place):
         refuse_unusable(read_chains({"vda": top}))
 
 
+def test_refuse_unusable_refuses_a_name_that_no_json_can_carry(place):
+    (place / "b\udcff").write_bytes(bytes(512))
+    chains = read_chains({"vda": image(place / "\u00fc \n,.qcow2", "b\udcff", "raw")})
+    with pytest.raises(Unsupported, match="is not UTF-8"):
+        refuse_unusable(chains)
+    refuse_unusable(read_chains({"vda": image(place / "\u00fc \n,.qcow2")}))
+
+
 WRITER = "import sys; f = open(sys.argv[1], 'r+b'); print('open', flush=True); sys.stdin.read()"
 
 

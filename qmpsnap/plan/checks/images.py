@@ -209,6 +209,22 @@ def refuse_unusable_header(file: str, header: Header) -> None:
         )
 
 
+def refuse_unspeakable(file: str) -> None:
+    """Refuse a name that is not UTF-8: QMP is, so that QEMU cannot be told to open it.
+
+    Raises:
+        Unsupported: When it is not.
+    """
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        raise Unsupported(
+            f"the name {file!r} is not UTF-8, so QEMU cannot be told to open that file",
+            feature="file names that are not UTF-8",
+            hint="rename it; an overlay on it has to name it anew (qemu-img rebase -u)",
+        ) from error
+
+
 def refuse_below(kind: str, disks: Collection[str], found: Iterable[WrongStart]) -> None:
     """Refuse to change a disk whose active layer is the backing file of other images; a snapshot may branch.
 
