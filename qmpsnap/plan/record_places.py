@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import state_directory_choices
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record_rules import is_plain
 from qmpsnap.plan.scene import Scene
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
@@ -35,8 +36,14 @@ def record_directories(record: IntentRecord) -> tuple[str, ...]:
 
 
 def state_place(scene: Scene, disk: Disk) -> str:
-    """The directory that takes our records, or "" when none can be written."""
+    """The directory that takes our records, or "" when none can be written.
+
+    None can where a layer's path has control characters: such a record is refused when it is read.
+    """
     if not scene.files.shared and not scene.state_dir:
+        return ""
+    files = (file for one in scene.graph.disks.values() for file in one.files if file.startswith("/"))
+    if not all(map(is_plain, files)):
         return ""
     facts = scene.files.directories
     for place in state_directories(disk, scene.state_dir):

@@ -6,7 +6,7 @@ from qmpsnap.plan.record_places import state_directories, state_place, state_que
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.scenes import scene, with_layer
+from tests.plan.scenes import STATE, scene, with_layer
 
 ONE = graph(vda="base <- s1*")
 
@@ -69,3 +69,13 @@ def test_state_questions_ask_for_every_disk_with_a_medium() -> None:
     both = graph(Disk("cd0"), vda="base*", vdb="data*")
     assert state_questions(both, "") == ("/images/base.qmpsnap", "/images/data.qmpsnap")
     assert with_parents(("/a/x", "/a/y")) == ("/a/x", "/a", "/a/y", "/a")
+
+
+def test_no_record_is_written_where_it_would_be_refused_when_it_is_read() -> None:
+    for file in ("/images/a\nb.qcow2", "/images/\x1b[1m.qcow2"):
+        other = with_layer(chain("data*", name="vdb"), 0, file=file)
+        for disk in (chain("base <- s1*"), other):
+            assert state_place(scene(graph(chain("base <- s1*"), other)), disk) == ""
+            assert state_place(scene(graph(disk, other), state_dir="/mine"), disk) == ""
+    odd = with_layer(chain("data*", name="vdb"), 0, file="base.qcow2")
+    assert state_place(scene(graph(chain("base <- s1*"), odd)), chain("base <- s1*")) == STATE
