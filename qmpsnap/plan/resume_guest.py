@@ -10,6 +10,8 @@ moved, all that was made is taken back. Either way the guest runs if it ran, and
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED, command
 from qmpsnap.model.job import ENDED
@@ -85,7 +87,8 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
 def _on(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
     """All has happened; what tidies up is left."""
     notes = (_said(record, done=True), *record.notes)
-    return _plan(record, scene, _quiet(record, scene), tidied(record, scene), notes, moves=moved)
+    plan = _plan(record, scene, _quiet(record, scene), tidied(record, scene), notes, moves=moved)
+    return replace(plan, prepared=record.prepared, memory=record.memory)
 
 
 def _back(record: IntentRecord, scene: Scene) -> Plan:
@@ -131,8 +134,6 @@ def _plan(
         expect={disk: record.after[disk] for disk in disks if disk in record.after} if whole else {},
         moves=moves,
         notes=tuple(dict.fromkeys(notes)),
-        prepared=record.prepared,
-        memory=record.memory,
         vanished=vanished,
     )
 

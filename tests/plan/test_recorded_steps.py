@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -112,9 +113,9 @@ def test_tidied_removes_the_vm_state_of_the_moment_that_has_it_alone() -> None:
 
 
 def test_tidied_frees_nodes_of_ours_that_are_not_used() -> None:
-    node = Node("qmpsnap-a-00000000", "qcow2", S1)
-    of = graph(*TWO.disks.values(), nodes=(node,))
-    record = with_tidy(blockdev_del(node.name))
+    node, other = Node("qmpsnap-a-00000000", "qcow2", S1), Node("somebody's", "qcow2", S1)
+    of = graph(*TWO.disks.values(), nodes=(node, other))
+    record = with_tidy(blockdev_del(node.name), blockdev_del(other.name))
     assert tidied(record, scene_of(of, record)) == (blockdev_del(node.name),)
     assert tidied(record, scene_of(of, record), used=(node.name,)) == ()
 
@@ -208,6 +209,18 @@ def test_removed_is_what_was_made_and_is_not_open() -> None:
     assert removed(record, scene_of(ONE, record), keep_overlays=True) == (partial,)
     held = graph(*ONE.disks.values(), nodes=(Node("x", "qcow2", "/images/base.c1.qcow2"),))
     assert removed(record, scene_of(held, record)) == (partial,)
+
+
+def test_removed_is_no_file_elsewhere_that_does_not_show_what_it_was_made_for() -> None:
+    record = left(planned(Snapshot("n1", ("vda",), {"vda": "/elsewhere/n1"}), ONE))
+    orphan = remove_orphan("/elsewhere/n1", "/images/s1.qcow2")
+    scene = scene_of(ONE, record)
+    assert removed(record, scene) == ()
+    files = FakeFiles(ONE)
+    files.records.append(record)
+    files.put("/elsewhere/n1", backing="/images/s1.qcow2")
+    seen = dataclasses.replace(scene, files=files.look(ask(ONE, records=(record,))))
+    assert removed(record, seen) == (orphan,)
 
 
 def test_removed_is_also_what_only_a_node_of_ours_has_open_which_goes_first() -> None:

@@ -71,6 +71,10 @@ def test_a_record_names_files_alone() -> None:
     assert record is not None
     assert (record.chains, record.after) == ({"vda": (S2, S1)}, {"vda": (S2,)})
     assert record.formats == {"vda": ("qcow2", "qcow2")}
+    commit = planned(Commit("vda", "s1", "nbd://host/x"), remote, files=FakeFiles(remote))
+    assert commit.invalid_if_stopped == ("nbd://host/x",)
+    assert commit.record is not None
+    assert (commit.record.invalid, commit.record.folded) == ((), (S1,))
 
 
 def test_an_operation_on_the_guest_says_how_that_was_found() -> None:

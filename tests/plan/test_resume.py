@@ -154,6 +154,13 @@ def test_resume_of_a_commit_that_keeps_the_overlay_keeps_its_record() -> None:
     assert plan.invalid == (S1, BASE)
 
 
+def test_resume_of_a_commit_that_keeps_the_overlay_and_has_ended_leaves_its_record() -> None:
+    record = left_by(planned(KEEP, TWO))
+    plan = rested(record.id, TWO, files=touched(files_with(record, TWO), BASE, -1))
+    assert (plan.steps, plan.vanished, plan.invalid) == ((), "", (S1, BASE))
+    assert "the overlay is kept" in plan.notes
+
+
 def test_resume_undoes_the_target_that_the_earlier_run_made() -> None:
     record = left_by(planned(Mirror("vda", COPY, "pivot"), TWO))
     plan = rested(record.id, TWO, files=files_with(record, TWO), jobs=alive(record))
@@ -461,3 +468,24 @@ def test_resume_of_a_mirror_of_an_encrypted_disk_that_had_not_begun_removes_its_
         remove_orphan(COPY, ""),
         finish_record(STATE, (record.id,)),
     )
+
+
+@each("intent", [Snapshot("n1"), Stream("vda"), PIVOT, MIDDLE, KEEP, Mirror("vda", COPY, "pivot")])
+@each("happened", [False, True])
+@each("job", [False, True])
+def test_resume_asks_no_operation_for_its_name(
+    intent: Snapshot | Commit | Stream | Mirror, *, happened: bool, job: bool
+) -> None:
+    """What is left is read from its steps: one that nobody has heard of is brought to its end as well."""
+    done = planned(intent, TWO)
+    of = after(done) if happened else TWO
+    record, files, unheard = left_by(done), files_left_by(done, of), files_left_by(done, of)
+    unheard.records[:] = [replace(one, op="unheard-of") for one in unheard.records]
+    jobs = (Job(record.id, record.op, JobStatus.RUNNING),) if job and record.start is not None else ()
+    plan = rested(record.id, of, files=files, jobs=jobs)
+    same = rested(record.id, of, files=unheard, jobs=jobs)
+    assert same.steps == plan.steps
+    assert (same.vanished, same.invalid, same.moves) == (plan.vanished, plan.invalid, plan.moves)
+    assert [step for step in same.resumes if step.command != "write-record"] == [
+        step for step in plan.resumes if step.command != "write-record"
+    ]

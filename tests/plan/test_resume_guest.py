@@ -11,7 +11,7 @@ from qmpsnap.model.record import IntentRecord, Origin, moment_of
 from qmpsnap.plan import resume
 from qmpsnap.plan.commands.records import finish_record, keep_moment
 from qmpsnap.plan.commands.state import cont
-from qmpsnap.plan.intent import Checkpoint, FileMode
+from qmpsnap.plan.intent import Checkpoint, FileMode, Save
 from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LATER = "2024-05-01T13:00:00.000000+00:00"
 ONE = graph(vda="base <- s1*")
+REMOVED = "; its files are removed"
 MODES: list[FileMode] = ["stop", "in-place"]
 
 
@@ -133,3 +134,34 @@ def test_resume_lets_no_guest_run_that_is_half_loaded(status: str, *, runs: bool
     plan = rested(record, of, files_of(record, of), status=status)
     assert record.origin == Origin(True, "1:1")
     assert (cont() in plan.steps) is runs
+
+
+@each(("mode", "partial"), [("stop", True), ("stop", False), ("in-place", True), ("in-place", False)])
+def test_resume_takes_back_from_qemu_what_it_was_given_and_sets_it_as_it_was(
+    mode: FileMode, *, partial: bool
+) -> None:
+    """Whether the checkpoint is kept or given up; one in place gives QEMU no file, and sets nothing."""
+    record, of = begun(mode)
+    files = files_of(record, of, partial=partial)
+    looked = files.look(resume.ask(of, records=(record,)))
+    machine = a_machine(
+        of, process="1:1", capabilities={"events": True}, parameters={"max-bandwidth": 1 << 60}
+    )
+    scene = GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine)
+    sent = [step.command for step in resume.plan(record.id, scene).steps if step.on == "qmp"]
+    back = ["migrate-set-parameters", "migrate-set-capabilities"]
+    assert sent == ([] if mode == "in-place" else ["closefd", *back])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_resume_of_a_save_lets_the_guest_run_that_it_did_not_save(*, whole: bool) -> None:
+    plan = planned(Save("/images/vm.state"), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    files = files_of(record, ONE, sealed=record.id if whole else "")
+    rest = rested(record, ONE, files, status="paused")
+    assert (cont() in rest.steps) is not whole
+    assert rest.notes == (
+        f"/images/vm.state {'is' if whole else 'was not'} complete" + ("" if whole else REMOVED),
+    )
+    assert rest.steps[-1] == finish_record(record.directory, (record.id,))

@@ -9,11 +9,12 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Filter, Io
 from qmpsnap.model.record import Origin
 from qmpsnap.plan import resume
-from qmpsnap.plan.commands.block import blockdev_add
+from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
+from qmpsnap.plan.commands.files import remove_orphan
 from qmpsnap.plan.commands.records import finish_record, keep_branch
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Revert
-from qmpsnap.plan.scene import GuestScene
+from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -102,6 +103,25 @@ def test_resume_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() ->
     assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
 
 
+@pytest.mark.parametrize("goes", [True, False])
+def test_resume_of_a_revert_frees_the_nodes_that_the_disks_leave_and_no_others(*, goes: bool) -> None:
+    owned = "qmpsnap-a-00000000"
+    vdb = with_layer(TWO.disks["vdb"], 0, node=owned)
+    was = graph(TWO.disks["vda"], replace(vdb, root=owned))
+    files = files_of("", was)
+    plan = planned(Revert("c1"), was, files=files)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    for disk, file in record.overlays.items():
+        files.put(file, backing=record.after[disk][1])
+    files.records.append(record)
+    if not goes:
+        files.touch(record.overlays["vda"])
+    root = record.overlays["vda"].removeprefix("/images/")
+    plan = rested(record, graph(graph(vda=f"base <- s1 <- {root}*").disks["vda"], was.disks["vdb"]), files)
+    assert (blockdev_del(owned) in plan.steps) is goes
+
+
 def test_resume_of_a_revert_is_no_success_where_it_is_not_known_whether_memory_came_back() -> None:
     record, of, files = begun("in-place")
     assert "revert again" in rested(record, of, files, process="").vanished
@@ -145,3 +165,25 @@ def test_resume_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_r
     assert (cont() in plan.steps) is runs
     assert not any(step.command in {"snapshot-load", "qom-set"} for step in plan.steps)
     assert plan.steps[-1] == finish_record(record.directory, (record.id,))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_resume_of_overlays_for_another_qemu_removes_those_that_the_moment_does_not_know(
+    *, kept: bool
+) -> None:
+    files = files_of("stop")
+    plan = planned(Revert("c1", into="new"), TWO, files=files)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    if kept:
+        (moment,) = files.records
+        files.records[:] = [replace(moment, branches=(record.overlays,))]
+    files.records.append(record)
+    looked = files.look(resume.ask(TWO, records=(record,)))
+    rest = resume.plan(record.id, Scene(TWO, looked, (), Features(frozenset()), NOW))
+    orphans = tuple(remove_orphan(file, MOMENT.covered[disk]) for disk, file in record.overlays.items())
+    keep, finish = keep_branch(MOMENT.directory, MOMENT.id, record.overlays), rest.steps[-1]
+    assert rest.steps == ((keep, finish) if kept else (*orphans, finish))
+    assert finish == finish_record(record.directory, (record.id,))
+    assert (rest.prepared, rest.memory) == ((plan.prepared, plan.memory) if kept else ({}, ""))
+    assert rest.notes == (f"the overlays for 'c1' are {'there' if kept else 'removed'}",)
