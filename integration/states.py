@@ -86,3 +86,14 @@ def fill(place, leave):
         while left > 0:
             left -= filler.write(bytes(min(left, 1 << 20)))
     return file
+
+
+def patterns(qemu, file, block):
+    """The pattern of each block of a qcow2 image, as it is read; QEMU may have it open."""
+    raw = Path(f"{file}.raw")
+    qemu.img("convert", "-U", "-f", "qcow2", "-O", "raw", file, raw)
+    data = raw.read_bytes()
+    raw.unlink()
+    blocks = [data[start : start + block] for start in range(0, len(data), block)]
+    assert all(len(set(one)) == 1 for one in blocks)
+    return [one[0] for one in blocks]

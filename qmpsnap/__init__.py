@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Mirror,
         Mode,
         OnError,
+        Prune,
         Restore,
         Revert,
         Save,
@@ -89,8 +90,8 @@ if TYPE_CHECKING:
 # From most to least important.
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Jobs",
-    "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Intent",
-    "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
+    "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Prune",
+    "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",

@@ -34,6 +34,7 @@ from qmpsnap.plan.intent import (
     Mirror,
     Mode,
     OnError,
+    Prune,
     Restore,
     Revert,
     Save,
@@ -460,35 +461,93 @@ class VM:
     # -- delete, checkpoints, reverts ------------------------------------------------------------
 
     async def delete(
-        self, name: str, *, via: Via | None = None, wait: bool = False, hooks: Hooks | None = None
+        self,
+        name: str,
+        *,
+        via: Via | None = None,
+        keep_files: bool = False,
+        look_in: Sequence[str | os.PathLike[str]] = (),
+        wait: bool = False,
+        hooks: Hooks | None = None,
     ) -> Done:
-        """Delete a snapshot: an internal one, from each disk that has it, or an external checkpoint.
+        """Delete a snapshot or checkpoint, and keep every other one.
 
-        Of an external checkpoint the VM state file and the name are deleted; its layers stay, and a note says
-        how to fold them.
+        An internal one is deleted from each disk that has it. Of an external one, on each disk, the overlay
+        that began there is committed into the layer beneath, or that layer is streamed into the overlay:
+        whichever is possible and copies less. If anything else is based on that layer, only the name goes.
+        The VM state of a checkpoint goes with it. A file that nothing needs any more is removed; base images
+        stay.
 
-        After success no active layer has a snapshot of that name. The disks are done in turn: after a failure
-        `changed` says whether one was deleted, and deleting again does the rest. Cancelled before the first
-        command was sent, nothing is changed; after it, the rest is done.
+        After success there is no snapshot of that name, and every other one reads the bytes that it read.
+        The disks are done in turn: after a failure `changed` says whether one was done, and deleting again
+        does the rest. Cancelled before a job's point of no return, that job is undone; after it, it is
+        finished. A commit that was stopped has written into the layer that held the deleted snapshot alone.
 
         Args:
             name: The snapshot's name; may be one outside our grammar.
-            via, wait, hooks: See `VM`.
+            via: How an internal one is deleted; see `VM`.
+            keep_files: Whether files stay that nothing needs any more.
+            look_in: More directories that are searched for images based on its layers; the directories of
+                the chains always are.
+            wait, hooks: See `VM`.
+
+        Returns:
+            The chains of its disks; `active` if a root moved; `notes` what became of each layer.
 
         Raises:
             NotFound: When no snapshot has the name.
             AmbiguousName: When two have it.
-            Unsupported: When it is an external one of disks alone, or the machine's state was saved and the
-                guest has not run since.
+            Unsupported: When the machine's state was saved and the guest has not run since.
             NotInChain: When it is inside an image below an active layer.
             Busy: When a job holds one of the chains.
+            InvalidTarget: When it cannot be known what else is based on a layer.
             JobFailed: When QEMU ends the job with an error.
+            Incomplete: When it failed or was refused after one of several disks was done.
 
-        QAPI: blockdev-snapshot-delete-internal-sync (block-core.json), snapshot-delete (migration.json).
+        QAPI: block-commit, block-stream, blockdev-snapshot-delete-internal-sync (block-core.json),
+        snapshot-delete (migration.json).
 
         HMP: delvm.
         """
-        return await self._do(Delete(name, via), hooks, wait=wait)
+        intent = Delete(name, via, keep_files, absolute_each("look_in", look_in))
+        return await self._do(intent, hooks, wait=wait)
+
+    async def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        max_depth: int | None = None,
+        disks: Iterable[str] = (),
+        keep_files: bool = False,
+        look_in: Sequence[str | os.PathLike[str]] = (),
+        wait: bool = False,
+        hooks: Hooks | None = None,
+    ) -> Done:
+        """Delete external snapshots and checkpoints until few are left, or until the chains are short.
+
+        The layers of each chain that hold no kept snapshot are merged, each run of them into the one that has
+        most data, so that as few bytes as possible are copied. With `max_depth`, those go that cost least.
+        Everything else is as with `delete`, also what is kept because something is based on it.
+
+        Args:
+            keep_last: How many are kept, the newest; or None.
+            max_depth: How many layers a chain may have; or None. One of the two is given.
+            disks: Disks, in any spelling, whose snapshots and chains count; empty: all.
+            keep_files, look_in, wait, hooks: As in `delete`.
+
+        Returns:
+            As `delete`; `changed` is False when there was nothing to do.
+
+        Raises:
+            BadArgument: When not exactly one of `keep_last` and `max_depth` is given, or it is below 1.
+            NotFound, AmbiguousDisk: When a disk is not there, or a spelling means two.
+            Busy, InvalidTarget, JobFailed, Incomplete: As in `delete`.
+
+        QAPI: block-commit, block-stream (block-core.json).
+        """
+        places = absolute_each("look_in", look_in)
+        intent = Prune(keep_last, max_depth, texts("disks", disks), keep_files, places)
+        return await self._do(intent, hooks, wait=wait)
 
     async def checkpoint(
         self,

@@ -47,6 +47,7 @@ FILES = (
     {1: "/x"},
 )
 FLAG = (None, 1, 0, "no", "", b"")
+COUNT = (0, -1, 1.5, "2", True)
 SPEED = (-1, 1.5, NAN, "100", None, True, 1 << 63)
 SECONDS = (-1.0, NAN, "1", None, True)
 WORD = ("", None, 1, b"stop", "STOP", "stopp", ["stop"])
@@ -59,6 +60,7 @@ JOB = {"job_id": NAME, "foreign": FLAG}
 RUNS: Mapping[str, Any] = {"hooks": HOOKS}
 QUEUES: Mapping[str, Any] = {"wait": FLAG, "hooks": HOOKS}
 COPIES = {"on_error": WORD, "speed": SPEED, "plain": FLAG, "wait": FLAG, "hooks": HOOKS}
+REMOVES = {"keep_files": FLAG, "look_in": PATHS}
 # Of each method a call that is right, and what is wrong for each of its parameters.
 METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "snapshot": (
@@ -101,7 +103,11 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             **COPIES,
         },
     ),
-    "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **QUEUES}),
+    "delete": ({"name": "old"}, {"name": MOMENT, "via": MAYBE_WORD, **REMOVES, **QUEUES}),
+    "prune": (
+        {"keep_last": 2},
+        {"keep_last": (None, *COUNT), "max_depth": COUNT, "disks": NAMES, **REMOVES, **QUEUES},
+    ),
     "checkpoint": (
         {"name": "n1"},
         {

@@ -33,6 +33,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "list": ("list", "list_"),
         "revert": ("revert", "revert"),
         "delete": ("delete", "delete"),
+        "prune": ("prune", "prune"),
         "open": ("open", "open_"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.options import MOMENT, dry_run, via, wait
+from qmpsnap.cli.options import MOMENT, dry_run, keep_files, look_further, progress, via, wait
 from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Delete, Via
+from qmpsnap.plan.intent import Delete
 
 
 @verb(
     "delete",
     example="qmpsnap -s /run/vm1/qmp.sock delete before-upgrade",
-    short_help="Delete an internal snapshot, or a checkpoint of either kind.",
+    short_help="Delete one snapshot or checkpoint, and keep all others.",
 )
 @click.argument("name", type=MOMENT)
 @via
+@keep_files
+@look_further
+@progress
 @wait
 @dry_run
-def delete(name: str, *, via: Via | None) -> None:
+def delete(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Delete the snapshot or checkpoint NAME, while the guest is running.
 
-    An internal one is deleted from each disk that has it. Of an external checkpoint the VM state file and the
-    name are deleted; its layers stay, and a note says how to commit them.
+    Of an external one, on each disk, the overlay that began there is committed into the layer beneath, or
+    that layer is streamed into the overlay: whichever is possible and copies less; -n says which. If
+    anything else is based on that layer, only the name goes.
 
-    External snapshots of disks alone cannot be deleted yet; commit their overlays instead.
+    An internal one is deleted from each disk that has it.
     """
-    change(Delete(name, via))
+    change(Delete(**fields))

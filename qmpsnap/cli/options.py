@@ -114,6 +114,17 @@ wait = _remembered(
     "[default: refuse]",
 )
 
+keep_files = click.option(
+    "--keep-files", is_flag=True, help="Keep files that nothing needs any more. [default: remove them]"
+)
+look_further = click.option(
+    "--look-in",
+    multiple=True,
+    type=FILE,
+    metavar="DIR",
+    help="Another directory to search for images backed by a layer that goes. [default: the directories of "
+    "the chains]",
+)
 plain = click.option(
     "--plain", is_flag=True, help="Allow encrypted data to be written unencrypted. [default: refuse]"
 )

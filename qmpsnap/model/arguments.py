@@ -113,6 +113,14 @@ def _speed(parameter: str, value: int) -> None:
         refuse(parameter, value, "give bytes per second, or 0 for no limit")
 
 
+def _at_least_one(parameter: str, value: int) -> None:
+    if value < 1:
+        refuse(parameter, value, "give a number of at least 1")
+
+
+AtLeastOne = Annotated[int, _at_least_one]
+"""A number of things, 1 or more."""
+
 Text = Annotated[str, _text]
 """The name of something that exists, in any spelling."""
 

@@ -86,6 +86,11 @@ def image_nodes(disk: str, file: str) -> tuple[str, str, str]:
     return node_name(token, owned=True), node_name(token), node_name(digest("data", token))
 
 
+def closes_unused(name: str) -> bool:
+    """Whether a node goes once no disk uses it: QEMU named it, or it is ours; others' stay until deleted."""
+    return name.startswith(("#", "qmpsnap-"))
+
+
 def is_owned_node(name: str) -> bool:
     """Whether we added the node, and have to delete it when it is no longer used."""
     return name.startswith(_OWNED)

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qmpsnap.model.arguments import AbsolutePath, NewName, OptionalPath, Speed, Text, check_fields, refuse
+from qmpsnap.model.arguments import (
+    AbsolutePath,
+    AtLeastOne,
+    NewName,
+    OptionalPath,
+    Speed,
+    Text,
+    check_fields,
+    refuse,
+)
 from qmpsnap.model.frozen import Frozen
 
 OnError = Literal["report", "stop", "ignore"]
@@ -110,10 +119,38 @@ class Delete(_Checked):
         name: The moment's name.
         via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
             alone disk after disk.
+        keep_files: Whether files stay that nothing needs any more once an external one is deleted.
+        look_in: More directories that are searched for images that are backed by its layers.
     """
 
     name: Text
     via: Via | None = None
+    keep_files: bool = False
+    look_in: tuple[AbsolutePath, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prune(_Checked):
+    """External moments are deleted until few are left, or the chains are short; one of the two is given.
+
+    Attributes:
+        keep_last: How many moments are kept, the newest; or None.
+        max_depth: How many layers each chain may have; or None.
+        disks: Disks, in any spelling, whose moments and chains count; empty: all.
+        keep_files: As in Delete.
+        look_in: As in Delete.
+    """
+
+    keep_last: AtLeastOne | None = None
+    max_depth: AtLeastOne | None = None
+    disks: tuple[Text, ...] = ()
+    keep_files: bool = False
+    look_in: tuple[AbsolutePath, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.keep_last is None) == (self.max_depth is None):
+            refuse("keep_last", self.keep_last, "give keep_last or max_depth, and not both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,4 +328,4 @@ class Restore(_Checked):
     file: AbsolutePath
 
 
-Intent = Snapshot | Delete | Checkpoint | Revert | Save | Restore | Stream | Commit | Mirror
+Intent = Snapshot | Delete | Prune | Checkpoint | Revert | Save | Restore | Stream | Commit | Mirror

@@ -46,6 +46,8 @@ class Plan:
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
         vanished: Why the operation cannot be called a success although nothing is left to do, or "".
+        then: What is run after it, each with a job and a record of its own, on the chains that are predicted
+            of the one before. They are not one transaction: after a failure the earlier ones stay.
     """
 
     op: str
@@ -68,6 +70,7 @@ class Plan:
     memory: str = ""
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
+    then: tuple[Plan, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(stage for stage in self.stages if stage.steps))
@@ -75,8 +78,13 @@ class Plan:
             object.__setattr__(self, "after", apply_all(self.before, self.steps))
 
     @property
+    def parts(self) -> tuple[Plan, ...]:
+        """The plan and what is run after it, in order."""
+        return (self, *self.then)
+
+    @property
     def steps(self) -> tuple[Step, ...]:
-        """All steps, in order."""
+        """All steps, in order, without those of `then`."""
         return tuple(step for stage in self.stages for step in stage.steps)
 
     @property
@@ -165,29 +173,41 @@ class Plan:
     def to_json(self) -> dict[str, object]:
         """The plan as `-n --json` prints it."""
         return {
-            "steps": [step.to_json() for step in self.steps],
-            "before": {disk: list(files) for disk, files in self.chains_before.items()},
-            "after": {disk: list(files) for disk, files in self.chains_after.items()},
-            "invalid": list(self.invalid),
-            "notes": list(self.notes),
+            "steps": [step.to_json() for part in self.parts for step in part.steps],
+            "before": {
+                disk: list(files)
+                for part in reversed(self.parts)
+                for disk, files in part.chains_before.items()
+            },
+            "after": {disk: list(files) for part in self.parts for disk, files in part.chains_after.items()},
+            "invalid": [file for part in self.parts for file in part.invalid],
+            "notes": [note for part in self.parts for note in part.notes],
         }
 
     def __str__(self) -> str:
         """The plan as `-n` prints it, one line for each step."""
-        lines = []
-        for disk in self.disks:
-            lines.append(f"{disk}: {draw(self.chains_before[disk])}")
-            if disk in self.chains_after:
-                lines.append(f"{'':{len(disk)}}  becomes {draw(self.chains_after[disk])}")
+        lines: list[str] = []
         number = 0
-        for stage in self.stages:
-            lines.append(f"{stage.title}:")
-            for step in stage.steps:
-                number += 1
-                lines.append(f"  {number}. {_line(step)}")
-        lines += [f"afterwards invalid: {file}" for file in self.invalid]
-        lines += [f"note: {note}" for note in self.notes]
+        for part in self.parts:
+            lines += _chain_lines(part)
+            for stage in part.stages:
+                lines.append(f"{stage.title}:")
+                for step in stage.steps:
+                    number += 1
+                    lines.append(f"  {number}. {_line(step)}")
+            lines += [f"afterwards invalid: {file}" for file in part.invalid]
+            lines += [f"note: {note}" for note in part.notes]
         return "\n".join(map(printable, lines))  # a name in it makes no line of its own
+
+
+def _chain_lines(plan: Plan) -> list[str]:
+    """The chain of each disk, before and after."""
+    lines = []
+    for disk in plan.disks:
+        lines.append(f"{disk}: {draw(plan.chains_before[disk])}")
+        if disk in plan.chains_after:
+            lines.append(f"{'':{len(disk)}}  becomes {draw(plan.chains_after[disk])}")
+    return lines
 
 
 def _line(step: Step) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
-from qmpsnap.plan.chain import commit, mirror, overlays, snapshot, stream
+from qmpsnap.plan.chain import commit, mirror, overlays, prune, snapshot, stream
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
@@ -60,6 +60,7 @@ PLANNERS: Mapping[str, Planner] = {
     "commit": Planner(commit.plan, "disks", commit.ask),
     "mirror": Planner(mirror.plan, "disks", mirror.ask),
     "delete": Planner(delete.plan, "guest", ask_again=delete.ask_again),
+    "prune": Planner(prune.plan, "disks", ask_again=prune.ask_again),
     "checkpoint": Planner(checkpoint.plan, "guest", checkpoint.ask, guards=(_refuse_jobs,)),
     "checkpoint-internal": Planner(checkpoint_internal.plan, "guest", guards=(_refuse_migrated,)),
     "revert": Planner(revert.plan, "guest", ask_again=revert.ask_again),

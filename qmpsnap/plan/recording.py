@@ -11,7 +11,7 @@ from qmpsnap.model.graph import Chains
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.record import IntentRecord, Origin
 from qmpsnap.model.step import Stage, Step
-from qmpsnap.plan.commands.records import finish_record, write_record
+from qmpsnap.plan.commands.records import finish_record, record_of, write_record
 from qmpsnap.plan.plan import Plan
 
 
@@ -68,6 +68,27 @@ def recorded(
     if first.verify:
         return replace(plan, stages=(Stage("write the record", write), first, *more))
     return replace(plan, stages=(structs.replace(first, steps=(*write, *first.steps)), *more))
+
+
+def recorded_anew(plan: Plan) -> Plan:
+    """The plan with its record as it is to be now that stages or notes have been added."""
+    own = [
+        structs.replace(stage, steps=tuple(step for step in stage.steps if record_of(step) is None))
+        for stage in plan.stages
+    ]
+    stages = tuple(stage for stage in own if stage.steps)
+
+    def anew(step: Step) -> Step:
+        record = record_of(step)
+        if record is None:
+            return step
+        record = structs.replace(record, stages=stages, notes=plan.notes)
+        return write_record(step.arguments["directory"], record)
+
+    return replace(
+        plan,
+        stages=tuple(structs.replace(stage, steps=tuple(map(anew, stage.steps))) for stage in plan.stages),
+    )
 
 
 def finished(id: str, *places: str) -> tuple[Step, ...]:  # noqa: A002 - a record's word

@@ -23,7 +23,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.operation import Operation
-from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.outcome import Done, Hooks, joined, stopped_between
 from qmpsnap.run.target import Target
 from qmpsnap.run.turns import Turns, claim_of
 
@@ -145,6 +145,27 @@ class Executor:
                     _log.warning("overlay.left", file=file, reason=str(error))
 
     async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None, *, fresh: bool = False) -> Done:
+        """Run a plan, and what is to be run after it; the error of a later part says what was done before.
+
+        Raises:
+            Incomplete: When a part failed, or was refused, after another one was done.
+        """
+        done: Done | None = None
+        for number, part in enumerate(plan.parts):
+            try:
+                more = await self._run_part(part, hooks, seen, fresh=fresh)
+            except QmpsnapError as error:
+                if done is None:
+                    raise
+                raise stopped_between(error, done, plan.parts[number:]) from error
+            done = more if done is None else joined(done, more)
+            seen, fresh = None, False
+        assert done is not None  # noqa: S101 - a plan is its own first part
+        return done
+
+    async def _run_part(
+        self, plan: Plan, hooks: Hooks | None, seen: Graph | None, *, fresh: bool = False
+    ) -> Done:
         operation = Operation(self._target, plan, hooks or Hooks(), seen, fresh=fresh)
         context = contextvars.copy_context()
         context.run(CURRENT_OPERATION.set, operation)

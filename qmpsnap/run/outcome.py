@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qmpsnap.errors import Changed, JobFailed
+from qmpsnap.errors import Changed, GraphMismatch, Incomplete, JobFailed, QmpsnapError, Refused, TargetError
 from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Chains, Disk, Graph, Layer
+from qmpsnap.model.graph import Chains, Disk, Graph, Layer, draw
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.model.names import is_kept_inside
@@ -131,7 +131,50 @@ def outcome(plan: Plan, graph: Graph) -> Done:
         job_id=plan.job_id,
         prepared=plan.prepared,
         memory=plan.memory,
+        changed=plan.intent is None or bool(plan.steps),
     )
+
+
+def joined(first: Done, then: Done) -> Done:
+    """The result of two plans, of which the second was run after the first."""
+    stood = [done.standstill_s for done in (first, then) if done.standstill_s is not None]
+    return Done(
+        op=first.op,
+        chains={**first.chains, **then.chains},
+        active=Frozen({**first.active, **then.active}),
+        standstill_s=sum(stood) if stood else None,
+        elapsed_s=first.elapsed_s + then.elapsed_s,
+        bytes=first.bytes + then.bytes,
+        left=tuple(dict.fromkeys((*first.left, *then.left))),
+        invalid=(*first.invalid, *then.invalid),
+        notes=tuple(dict.fromkeys((*first.notes, *then.notes))),
+        job_id=then.job_id,
+        changed=first.changed or then.changed,
+    )
+
+
+def stopped_between(error: QmpsnapError, done: Done, rest: Iterable[Plan]) -> QmpsnapError:
+    """The error of a part of an operation, of which earlier parts were done and stay.
+
+    One that says how a part can be gone on with, or that nobody knows what became of it, is the same one.
+    """
+    chains = "; ".join(f"{disk} is {draw(files)}" for disk, files in done.chains.items())
+    again = f"what was done before stays ({chains}); the same command then does the rest"
+    hint = f"{error.hint}; {again}" if error.hint else again
+    if isinstance(error, Refused | TargetError | GraphMismatch):
+        titles = [stage.title for part in rest for stage in part.stages if not stage.tidy]
+        return Incomplete(
+            f"{done.op} stopped between two of its parts: {error.message}",
+            done=list(done.notes),
+            remaining=titles,
+            hint=hint,
+            invalid=error.invalid,
+            left=error.left,
+        )
+    error.hint = hint
+    if error.changed is Changed.NO:
+        error.changed = Changed.YES
+    return error
 
 
 def left_nodes(plan: Plan, graph: Graph) -> tuple[str, ...]:

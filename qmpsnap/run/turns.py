@@ -48,11 +48,14 @@ class Claim(Struct, frozen=True):
 
 def claim_of(plan: Plan) -> Claim:
     """What running a plan needs exclusively: its disks, or the whole machine if it works on the guest."""
-    everything = plan.on_guest or not plan.disks or bool(plan.prepared)
-    chains = [*plan.chains_before.values(), *plan.chains_after.values()]
+    parts = plan.parts
+    everything = any(part.on_guest or not part.disks or part.prepared for part in parts)
+    chains = [
+        chain for part in parts for chain in (*part.chains_before.values(), *part.chains_after.values())
+    ]
     files = frozenset(file for chain in chains for file in chain)
-    writes = files if plan.invalid_if_stopped else frozenset[str]()
-    return Claim(frozenset(plan.disks), files, writes, everything)
+    writes = files if any(part.invalid_if_stopped for part in parts) else frozenset[str]()
+    return Claim(frozenset(disk for part in parts for disk in part.disks), files, writes, everything)
 
 
 class _Turn:
@@ -75,7 +78,7 @@ class Turns:
 
     def holds(self, job_id: str) -> bool:
         """Whether the job belongs to an operation that is running in this process."""
-        return any(turn.plan.job_id == job_id for turn in self._all)
+        return any(part.job_id == job_id for turn in self._all for part in turn.plan.parts)
 
     async def one_ended(self) -> bool:
         """Wait until one of the running operations has ended; False if none is running."""

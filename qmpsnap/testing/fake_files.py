@@ -18,15 +18,16 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.memory import LayerState, MemoryFact, MemoryNote
-from qmpsnap.model.moments import without_layers
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
 from qmpsnap.model.step import Step
+from qmpsnap.plan.commands.records import changed
 
 __all__ = ["FakeFiles"]
 
 MIB = 1024 * 1024
 LATER = 2.0**32  # seconds since 1970, in the year 2106
+_ON_MOMENTS = frozenset({"keep-branch", "keep-link", "keep-lost", "keep-continued", "keep-place"})
 
 
 class FakeFiles:
@@ -222,25 +223,9 @@ class FakeFiles:
 
     def _rewrite(self, step: Step) -> None:
         """Perform one step on the record of a moment."""
-        arguments = step.arguments
-        moment = self._moment(arguments["directory"], arguments["id"])
-        match step.command:
-            case "keep-branch":
-                after = replace(moment, branches=(*moment.branches, Frozen(arguments["overlays"])))
-            case "keep-link":
-                after = replace(moment, state=None, deleted=True)
-            case "keep-lost":
-                after = replace(moment, lost=(*moment.lost, arguments["disk"]))
-            case "keep-continued":
-                after = replace(
-                    moment, continued=(*moment.continued, Frozen({arguments["disk"]: arguments["file"]}))
-                )
-            case "keep-place":
-                after = without_layers(
-                    moment, arguments["disk"], gone=arguments["gone"], into=arguments["into"]
-                )
-            case _:
-                raise AssertionError(f"there is no action {step.command!r}")
+        moment = self._moment(step.arguments["directory"], step.arguments["id"])
+        after = changed(moment, step)
+        assert step.command in _ON_MOMENTS, f"there is no action {step.command!r}"  # noqa: S101
         self.records[self.records.index(moment)] = after
 
     def _keep(self, directory: str, id: str) -> None:  # noqa: A002 - a record's word

@@ -52,3 +52,8 @@ def test_snapshot_internal_takes_no_files(machine, inside, more):
     ended = machine("snapshot", "i2", "--internal", *more)
     assert ended.code == 2
     assert "--internal creates no files" in ended.err
+
+
+def test_delete_takes_what_becomes_of_files(intent):
+    words = ("delete", "c1", "--keep-files", "--look-in", "/a")
+    assert intent(*words) == Delete("c1", keep_files=True, look_in=("/a",))

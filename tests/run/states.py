@@ -64,6 +64,15 @@ async def _with_snapshot(fake: FakeTarget) -> FakeTarget:
     return fake
 
 
+async def _shared() -> FakeTarget:
+    """A machine with a checkpoint on whose layers images of others stand, so that only its name can go."""
+    fake = await _checkpoint("stop", fake_of())
+    for index, file in enumerate(("/images/s1.qcow2", "/images/base.qcow2", "/images/data.raw")):
+        if file in fake.files.facts:
+            fake.files.put(f"/images/other{index}.qcow2", backing=file)
+    return fake
+
+
 async def _left_aside() -> FakeTarget:
     """A machine that went back to c1, so that c2 is in no chain any more."""
     fake = await _checkpoint("in-place", fake_of())
@@ -138,7 +147,7 @@ CASES: dict[str, Case] = {
     "revert-aside": Case(Revert("c2"), _left_aside),
     "prepare": Case(Revert("c1", into="new"), lambda: _checkpoint("stop", fake_of())),
     "incoming": Case(Revert("c1", into="incoming"), lambda: _prepared("stop")),
-    "delete": Case(Delete("c1"), lambda: _checkpoint("stop", fake_of())),
+    "delete": Case(Delete("c1"), _shared),
     "restore": Case(Restore("/images/m"), _saved),
 }
 

@@ -21,6 +21,7 @@ from qmpsnap.plan.chain.lineage import kept_found
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_inner, refuse_lost, refuse_reopen
+from qmpsnap.plan.commands.block import read_only_again
 from qmpsnap.plan.commands.jobs import block_stream, copied_and_finalized
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Stream
@@ -68,6 +69,8 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         filled=flush_layer(scene, receiver, gone[0], filled=True),
         named=flush_layer(scene, receiver, below[0] if below else None),
     )
+    frozen = into > 0 and receiver.read_only and scene.features.human_monitor
+    again = (read_only_again(receiver.node),) if frozen else ()
     found, unfound = kept_found(scene, apply_all(scene.graph, stream))
     valid = (f"{file} stays valid, but is no longer needed by {disk.name}" for file in files)
     plan = Plan(
@@ -76,7 +79,11 @@ def plan(intent: Stream, scene: Scene) -> Plan:
         disks=(disk.name,),
         stages=(
             Stage(f"stream into {receiver.file}", stream, verify=True),
-            Stage("clean up", (*delete_owned(gone), *moments, *found, *finished(job, place)), tidy=True),
+            Stage(
+                "clean up",
+                (*again, *delete_owned(gone), *moments, *found, *finished(job, place)),
+                tidy=True,
+            ),
         ),
         before=scene.graph,
         notes=(*valid, *unfound),

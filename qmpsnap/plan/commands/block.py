@@ -313,6 +313,18 @@ def flush(node: str) -> Step:
     )
 
 
+def read_only_again(node: str) -> Step:
+    """Open a layer read-only again that a stream has opened for writing. HMP: qemu-io, its `reopen`.
+
+    QEMU 10 and 11 leave it so, and then neither open its file a second time nor flush it when it is closed.
+    Unlike blockdev-reopen this takes any node, also one that QEMU has named, and keeps how it was opened.
+    """
+    line = Frozen({"command-line": f'qemu-io {node} "reopen -r"'})
+    return Step(
+        on="qmp", command="human-monitor-command", kind="flush", arguments=line, detail=Frozen(node=node)
+    )
+
+
 def flush_by_reopen(layer: Layer, below: Layer | None, *, read_only: bool) -> Step:
     """Put on the disk what a layer has in its caches, without a human monitor. QAPI: blockdev-reopen.
 

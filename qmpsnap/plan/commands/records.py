@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.moments import without_layers
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.step import Step
 
 
@@ -107,3 +110,44 @@ def keep_continued(directory: str, id: str, disk: str, file: str) -> Step:  # no
     """
     arguments = Frozen(directory=directory, id=id, disk=disk, file=file)
     return Step(on="host", command="keep-continued", arguments=arguments, owed=True)
+
+
+def rewritten(records: Iterable[Record], steps: Iterable[Step]) -> tuple[Record, ...]:
+    """The records after these steps, as far as they change the records of moments."""
+    kept = tuple(records)
+    for step in steps:
+        if step.command == "finish-record":
+            ended = step.arguments.get("moments", ())
+            kept = tuple(one for one in kept if not isinstance(one, MomentRecord) or one.id not in ended)
+        else:
+            kept = tuple(
+                changed(one, step)
+                if isinstance(one, MomentRecord) and one.id == step.arguments.get("id")
+                else one
+                for one in kept
+            )
+    return kept
+
+
+def changed(moment: MomentRecord, step: Step) -> MomentRecord:
+    """The record of a moment after a step on it."""
+    arguments = step.arguments
+    match step.command:
+        case "keep-branch":
+            return replace(moment, branches=_with(moment.branches, arguments["overlays"]))
+        case "keep-link":
+            return replace(moment, state=None, deleted=True)
+        case "keep-lost":
+            return replace(moment, lost=tuple(dict.fromkeys((*moment.lost, arguments["disk"]))))
+        case "keep-continued":
+            layer = {arguments["disk"]: arguments["file"]}
+            return replace(moment, continued=_with(moment.continued, layer))
+        case "keep-place":
+            gone, into = arguments["gone"], arguments["into"]
+            return without_layers(moment, arguments["disk"], gone=gone, into=into)
+        case _:
+            return moment
+
+
+def _with(layers: tuple[Mapping[str, str], ...], more: Mapping[str, str]) -> tuple[Mapping[str, str], ...]:
+    return layers if more in layers else (*layers, Frozen(more))

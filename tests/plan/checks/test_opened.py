@@ -15,6 +15,7 @@ from qmpsnap.plan.intent import (
     Delete,
     Intent,
     Mirror,
+    Prune,
     Restore,
     Revert,
     Save,
@@ -68,8 +69,8 @@ def files(
     return found
 
 
-def test_every_verb_is_tried_here_but_the_deletion_of_a_moment() -> None:
-    assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - {Delete}
+def test_every_verb_is_tried_here_but_the_deletion_of_moments() -> None:
+    assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - {Delete, Prune}
 
 
 @each("shared", [True, False])

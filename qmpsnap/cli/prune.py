@@ -1,0 +1,50 @@
+"""`qmpsnap prune`: delete old snapshots, or fold chains that are too long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import DISK, dry_run, keep_files, look_further, progress, wait
+from qmpsnap.cli.runner import change
+from qmpsnap.plan.intent import Prune
+
+
+@verb(
+    "prune",
+    example="qmpsnap -s /run/vm1/qmp.sock prune --keep-last 7 -n",
+    short_help="Delete old snapshots, or fold chains that are too long.",
+)
+@click.option(
+    "--keep-last", type=click.IntRange(1), metavar="N", help="Keep the newest N external snapshots."
+)
+@click.option(
+    "--max-depth",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Delete what costs least until no chain has more than N layers.",
+)
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    type=DISK,
+    metavar="DISK",
+    help="Disk whose snapshots and chain count. [default: all]",
+)
+@keep_files
+@look_further
+@progress
+@wait
+@dry_run
+def prune(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
+    """Delete external snapshots and checkpoints by a rule, with as few bytes copied as possible.
+
+    Give either --keep-last or --max-depth. What is needed by others stays, as with `delete`. Look at it with
+    -n first.
+    """
+    if (fields["keep_last"] is None) == (fields["max_depth"] is None):
+        raise click.UsageError("give --keep-last N or --max-depth N, and not both")
+    change(Prune(**fields))

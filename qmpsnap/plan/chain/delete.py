@@ -1,0 +1,268 @@
+"""Plans of deletions of external moments: each moment goes, and every other one keeps its bytes.
+
+A moment of a disk is what its layer L reads, and an overlay O stands on that. Without the moment the two can
+be one: O's data goes down into L by a commit, or L's data goes up into O by a stream. What O read, and every
+layer above it, reads the same bytes afterwards; so does every layer below L. That loses only what L itself
+read, so it is done only if O alone stands on L. Otherwise the name goes, and L stays
+(docs/decisions/delete.md).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+
+from msgspec import structs
+
+from qmpsnap.errors import Refused, StillNeeded, Unsupported, WouldLose
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.moments import Moment, related_records
+from qmpsnap.model.names import closes_unused
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.step import Step
+from qmpsnap.plan.chain import commit, stream
+from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
+from qmpsnap.plan.chain.folding import Run, merged, ways
+from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss
+from qmpsnap.plan.checks.place import other_disks
+from qmpsnap.plan.commands.files import Proof, retire_file
+from qmpsnap.plan.commands.records import keep_continued, rewritten
+from qmpsnap.plan.intent import Commit, Delete, Prune, Stream
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.scene import Scene
+
+
+def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Moment]) -> Ask:
+    """What has to be known of the layers of these moments, and of what stands on them."""
+    chosen = tuple(moments)
+    disks = dict.fromkeys(name for moment in chosen for name in moment.disks if name in graph.disks)
+    question = Ask()
+    for name in disks:
+        if graph.disks[name].layers:
+            question |= commit.ask(Commit(name, look_in=intent.look_in), graph, "")
+    kin = related_records(graph, files.records)
+    layers = {file for record in kin for disk in record.covered for file in record.read_from(disk)}
+    layers |= {file for record in kin for file in record.all_going_on}
+    aside = sorted(file for file in layers if file.startswith("/"))
+    return question | Ask(files=tuple(aside), survey=tuple(map(posixpath.dirname, aside)))
+
+
+def plan(
+    intent: Delete | Prune, moments: Iterable[Moment], scene: Scene, nameless: Collection[str] = ()
+) -> Plan:
+    """Plan the deletion of moments: a job for each layer that goes, then the names; or refuse.
+
+    Args:
+        intent: What is asked for.
+        moments: External moments, the oldest first.
+        scene: The machine.
+        nameless: More layers that may go although they hold no moment.
+
+    Raises:
+        Busy: When a job holds one of the chains.
+        InvalidTarget: When it cannot be known what else stands on a layer.
+        Unsupported: When this QEMU cannot do it in any way.
+    """
+    chosen = tuple(moments)
+    gone = tuple(moment.record for moment in chosen if moment.record is not None)
+    if any(record.state is not None for record in gone):
+        refuse_jobs(scene.jobs)
+    rest = tuple(record for record in scene.files.records if record not in gone)
+    known = replace(scene, files=structs.replace(scene.files, records=rest))
+    deleting = Deleting(intent, known, gone)
+    layers: dict[str, list[str]] = {}
+    for moment in reversed(chosen):
+        for part in moment.held:
+            disk = scene.graph.disks[part.disk]
+            if moment.record is None or part.disk in moment.record.lost or not disk.layers:
+                continue  # an earlier deletion that was stopped has done this disk
+            if part.file in disk.files[1:]:
+                layers.setdefault(part.disk, []).append(part.file)
+            elif not any(part.file in other.files for other in scene.graph.disks.values()):
+                _put_aside(deleting, part.file)
+    for name, disk in scene.graph.disks.items():
+        wanted = {*layers.get(name, ()), *(file for file in disk.files[1:] if file in nameless)}
+        if wanted:
+            _merge(deleting, name, wanted)
+    return whole(deleting, chosen, scene)
+
+
+# -- which layers ----------------------------------------------------------------------------------
+
+
+def standing(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
+    """What is based on a layer beside the chain of the disk: disks, images, and moments that it is not."""
+    images = scene.files.backed_by(layer.file, without=disk.files) if layer.file.startswith("/") else ()
+    return [*other_disks(scene, disk, layer), *images, *_moments(scene, layer.file, disk.files)]
+
+
+def held(scene: Scene, layer: Layer) -> list[str]:
+    """Moments that are what the layer reads; they can be moved into another one that reads the same."""
+    return [f"the snapshot {record.name!r}" for record, file, _ in _reading(scene) if file == layer.file]
+
+
+def _moments(scene: Scene, file: str, chain: Collection[str] = ()) -> Iterator[str]:
+    """Moments that are read through a layer, from one that is not in the chain."""
+    for record, own, below in _reading(scene):
+        if own not in chain and file in below:
+            yield f"the snapshot {record.name!r}"
+
+
+def _reading(scene: Scene) -> Iterator[tuple[MomentRecord, str, tuple[str, ...]]]:
+    """Every moment on each of its disks: the layer that it is, and all that this is read from."""
+    for record in scene.files.records:
+        if isinstance(record, MomentRecord) and not record.deleted:
+            for disk, own in record.covered.items():
+                if disk not in record.lost:
+                    yield record, own, record.read_from(disk)
+
+
+def sizes(disk: Disk) -> list[int]:
+    """Bytes of each layer on the host, active first; what QEMU does not know counts in full."""
+    return [layer.virtual_size if layer.allocated is None else layer.allocated for layer in disk.layers]
+
+
+def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
+    """Plan the jobs by which these layers of a disk, or those above them, go."""
+    disk = deleting.scene.graph.disks[name]
+    needed = []
+    goes = set()
+    for index, layer in enumerate(disk.layers):
+        by = standing(deleting.scene, disk, layer)
+        if by:
+            needed.append(index)
+        by += held(deleting.scene, layer)
+        if layer.file in wanted and by:
+            why = ", ".join(dict.fromkeys(by))
+            deleting.notes.append(f"{layer.file} stays, only its name goes: {why} is still based on it")
+        elif layer.file in wanted:
+            goes.add(index)
+    # As indexes change with each job, the layers are found again by their files.
+    for run in merged(sizes(disk), goes, needed):
+        _merge_run(deleting, name, disk, run, needed)
+
+
+def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Collection[int]) -> None:
+    """Plan the jobs of one run, the cheapest way that is possible; or note why there is none."""
+    reasons: list[Refused] = []
+    size = sizes(disk)
+    every = list(ways(size, run.top, run.bottom, needed))
+    for way in every:
+        try:
+            parts, scene = _jobs(deleting, name, disk, way)
+        except (StillNeeded, WouldLose, Unsupported) as error:
+            reasons.append(error)
+            continue
+        into = disk.files[way.receiver]
+        cost = f"{name}: at most {way.copied} bytes are copied into {into}"
+        others = [f"{other.copied} into {disk.files[other.receiver]}" for other in every if other != way]
+        note = f"{cost}, instead of {' or '.join(others)}" if others else cost
+        first = parts[0]
+        parts[0] = replace(first, plan=replace(first.plan, notes=(note, *first.plan.notes)))
+        deleting.parts += parts
+        deleting.scene = scene
+        return
+    files = ", ".join(disk.files[run.top + 1 : run.bottom + 1])
+    why = "; ".join(dict.fromkeys(reason.message for reason in reasons))
+    deleting.notes.append(f"{files} stays, only the name goes: {why}")
+
+
+# -- jobs ------------------------------------------------------------------------------------------
+
+
+def _jobs(deleting: Deleting, name: str, disk: Disk, run: Run) -> tuple[list[Part], Scene]:
+    """The jobs of a run, and what is predicted after them; or a refusal."""
+    intent, scene = deleting.intent, deleting.scene
+    into = disk.files[run.receiver]
+    parts = []
+    if run.receiver < run.bottom:
+        up = disk.layers[run.receiver + 1 : run.bottom + 1]
+        part = Part(_up(deleting, disk, run, up, scene), name, tuple(layer.file for layer in up))
+        parts.append(part)
+        scene = _after(scene, part.plan)
+    if run.top < run.receiver:
+        down = disk.layers[run.top : run.receiver]
+        ours = all(closes_unused(layer.node) for layer in down)
+        wish = Commit(
+            name,
+            top=disk.files[run.top] if run.top else None,
+            base=into,
+            look_in=intent.look_in,
+            folded="keep" if intent.keep_files else "remove" if ours else "rename",
+        )
+        part = Part(commit.plan(wish, scene), name, disk.files[run.top + 1 : run.receiver + 1])
+        parts.append(part)
+        scene = _after(scene, part.plan)
+    return parts, scene
+
+
+def _up(deleting: Deleting, disk: Disk, run: Run, gone: tuple[Layer, ...], scene: Scene) -> Plan:
+    """Plan the stream of these layers into the one above them, and what becomes of their files."""
+    intent = deleting.intent
+    into = disk.files[run.receiver]
+    wish = Stream(disk.name, into=into, base=next(iter(disk.files[run.bottom + 1 :]), None))
+    job = stream.plan(wish, scene)
+    commit.refuse_needed(Commit(disk.name, look_in=intent.look_in), scene, disk, gone)
+    retire: list[Step] = []
+    kept: list[str] = []
+    if not intent.keep_files:
+        refuse_loss(gone, allowed=False, hint="keep the file with --keep-files")
+        for layer in gone:
+            step = _dropped(scene, layer)
+            if step is None:
+                kept.append(f"{layer.file} stays, although {disk.name} no longer needs it")
+            else:
+                retire.append(step)
+    files = {layer.file for layer in gone}
+    goes_on = [
+        keep_continued(record.directory, record.id, disk.name, into)
+        for record in scene.files.records
+        if isinstance(record, MomentRecord) and not files.isdisjoint(record.goes_on(disk.name))
+    ]
+    notes = tuple(note for note in job.notes if not note.endswith(f"no longer needed by {disk.name}"))
+    return with_tidying(replace(job, notes=(*notes, *kept)), (*retire, *goes_on))
+
+
+def _dropped(scene: Scene, layer: Layer) -> Step | None:
+    """What removes the file of a layer that is in no chain any more; None where it stays."""
+    fact = scene.files.files.get(layer.file)
+    if not closes_unused(layer.node) or layer.window or layer.file in scene.files.barred:
+        return None
+    if fact is None or fact.real != layer.file:
+        return None
+    return _removed(scene, layer.file)
+
+
+def _removed(scene: Scene, file: str) -> Step | None:
+    """What removes an overlay that nothing needs; None for a base image, which has nothing to know it by."""
+    fact = scene.files.files.get(file)
+    if fact is None or fact.kind != "regular" or fact.header is None or fact.header.backing is None:
+        return None
+    proof = Proof(fact.header.format, fact.header.backing, fact.device, fact.inode)
+    return retire_file(file, "remove", "", proof)
+
+
+def _put_aside(deleting: Deleting, file: str) -> None:
+    """Remove a layer that is in no chain, if nothing stands on it; else only the name goes."""
+    scene = deleting.scene
+    removed = {step.arguments["file"] for step in deleting.removed}
+    by = [image for image in scene.files.backed_by(file) if image not in removed]
+    by += [f"node {node.name}" for node in scene.graph.nodes.values() if node.file == file]
+    by += _moments(scene, file)
+    fact = scene.files.files.get(file)
+    inside = fact is not None and fact.header is not None and fact.header.snapshot_count
+    step = None if by or inside or deleting.intent.keep_files else _removed(scene, file)
+    if step is not None:
+        deleting.removed.append(step)
+    elif fact is None or fact.kind != "missing":
+        why = f": {', '.join(dict.fromkeys(by))} is still based on it" if by else ""
+        deleting.notes.append(f"{file} stays, only its name goes{why}")
+
+
+def _after(scene: Scene, done: Plan) -> Scene:
+    """What is predicted after a part."""
+    assert done.after is not None  # noqa: S101 - it has an intent
+    records = rewritten(scene.files.records, done.steps)
+    return replace(scene, graph=done.after, files=structs.replace(scene.files, records=records))

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.errors import Busy, InvalidTarget
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph, InternalSnapshot, Node
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
+from qmpsnap.plan.commands.records import finish_record, keep_continued, keep_link, keep_lost, keep_place
+from qmpsnap.plan.intent import Delete
+from qmpsnap.plan.plan import Plan
+from qmpsnap.testing.drawing import MIB, chain, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from tests.each import each
+from tests.plan.moments import ID, MEMORY, O1, S1, TWO, files_of, kept
+from tests.plan.scenes import NOW, STATE, job, planned
+
+BASE, A, B, C = (f"/images/{name}.qcow2" for name in ("base", "a", "b", "c"))
+
+
+def drawn(drawing: str = "base <- a <- b <- c*", **sizes: int) -> Graph:
+    """A disk whose overlays are ours, and whose layers take so many MiB on the host, 1 by default."""
+    disk = chain(drawing)
+    layers = tuple(
+        replace(
+            layer,
+            node=f"qmpsnap-{layer.node}" if layer.backing else "#block1",
+            allocated=sizes.get(layer.file.rpartition("/")[2].removesuffix(".qcow2"), 1) * MIB,
+        )
+        for layer in disk.layers
+    )
+    return graph(replace(disk, layers=layers, root=layers[0].node))
+
+
+def moment(name: str, overlay: str, *below: str, disk: str = "vda", **more: object) -> MomentRecord:
+    """The moment at which an overlay began, with the layers that it is read from."""
+    record = MomentRecord(
+        f"qmpsnap-snapshot-keep-{name}",
+        name,
+        NOW,
+        {disk: overlay},
+        {disk: below[0]},
+        {disk: below},
+        directory=STATE,
+    )
+    return replace(record, **more)
+
+
+ONE, TWO_, THREE = moment("one", A, BASE), moment("two", B, A, BASE), moment("three", C, B, A, BASE)
+
+
+def files(of: Graph, *records: MomentRecord) -> FakeFiles:
+    """The files of a machine that has these moments."""
+    found = FakeFiles(of)
+    found.records.extend(records or (ONE, TWO_, THREE))
+    return found
+
+
+def tidied(plan: Plan) -> list[tuple[str, object]]:
+    """What the last stage does beside freeing nodes."""
+    assert plan.stages[-1].tidy
+    return [step for step in plan.stages[-1].steps if step.command != "blockdev-del"]  # type: ignore[misc]
+
+
+def own(plan: Plan) -> object:
+    """What removes the operation's own record."""
+    return finish_record(STATE, (plan.job_id,))
+
+
+def test_overlay_goes_down_into_the_layer_beneath_when_that_copies_less() -> None:
+    of = drawn(a=9)
+    plan = planned(Delete("two"), of, files=files(of))
+    assert plan.chains_after == {"vda": (C, A, BASE)}
+    assert (plan.op, plan.moves, plan.then) == ("delete", (), ())
+    start = plan.start
+    assert start is not None
+    assert start.command == "block-commit"
+    assert tidied(plan) == [
+        retire_file(B, "remove", "", Proof("qcow2", A)),
+        keep_place(STATE, THREE.id, "vda", (B,), A),
+        finish_record(STATE, (), (TWO_.id,)),
+        own(plan),
+    ]
+    assert plan.notes[0] == f"vda: at most {MIB} bytes are copied into {A}, instead of {9 * MIB} into {B}"
+
+
+def test_layer_beneath_goes_up_into_the_overlay_when_that_copies_less() -> None:
+    of = drawn(b=9)
+    plan = planned(Delete("two"), of, files=files(of))
+    assert plan.chains_after == {"vda": (C, B, BASE)}
+    start = plan.start
+    assert start is not None
+    assert start.command == "block-stream"
+    assert tidied(plan)[1:] == [
+        keep_place(STATE, THREE.id, "vda", (A,)),
+        retire_file(A, "remove", "", Proof("qcow2", BASE)),
+        keep_continued(STATE, ONE.id, "vda", B),
+        finish_record(STATE, (), (TWO_.id,)),
+        own(plan),
+    ]
+    assert plan.notes == (f"vda: at most {MIB} bytes are copied into {B}, instead of {9 * MIB} into {A}",)
+
+
+def test_layer_that_went_up_is_read_only_again() -> None:
+    of = drawn(b=9)
+    plan = planned(Delete("two"), of, files=files(of))
+    assert plan.stages[-1].steps[0].arguments == {"command-line": 'qemu-io qmpsnap-vda-b "reopen -r"'}
+
+
+def test_active_overlay_goes_down_and_the_root_moves() -> None:
+    of = drawn(b=9)
+    plan = planned(Delete("three"), of, files=files(of))
+    assert (plan.chains_after, plan.moves) == ({"vda": (B, A, BASE)}, ("vda",))
+    assert tidied(plan)[-2:] == [finish_record(STATE, (), (THREE.id,)), own(plan)]
+
+
+def test_layer_goes_up_into_the_active_one_and_no_root_moves() -> None:
+    of = drawn(c=9)
+    plan = planned(Delete("three"), of, files=files(of))
+    assert (plan.chains_after, plan.moves) == ({"vda": (C, A, BASE)}, ())
+
+
+def test_base_image_that_went_up_is_not_removed() -> None:
+    of = drawn(a=9)
+    plan = planned(Delete("one"), of, files=files(of))
+    assert plan.chains_after == {"vda": (C, B, A)}
+    assert "retire-file" not in {step.command for step in plan.steps}
+    assert plan.notes[1:] == (f"{BASE} stays, although vda no longer needs it",)
+
+
+@each(
+    ("stands", "goes"),
+    [
+        (A, "/images/other.qcow2"),
+        (A, "/images/elsewhere/other.qcow2"),
+    ],
+)
+def test_only_the_name_goes_where_something_else_is_based_on_the_layer(stands: str, goes: str) -> None:
+    of = drawn()
+    found = files(of, ONE, TWO_, THREE, moment("other", goes, goes, stands, disk="sda"))
+    found.put(goes, backing=stands)
+    plan = planned(Delete("two"), of, files=found)
+    assert plan.chains_after == plan.chains_before == {"vda": (C, B, A, BASE)}
+    assert plan.steps == (finish_record(STATE, (), (TWO_.id,)),)
+    assert plan.notes[0].startswith(f"{A} stays, only its name goes: ")
+
+
+def test_overlay_on_which_a_branch_stands_receives() -> None:
+    of = drawn(a=9)
+    found = files(of)
+    found.put("/images/branch.qcow2", backing=B)
+    plan = planned(Delete("two"), of, files=found)
+    assert plan.chains_after == {"vda": (C, B, BASE)}
+    assert plan.notes == (f"vda: at most {9 * MIB} bytes are copied into {B}",)
+
+
+def test_record_of_a_deleted_one_is_kept_while_others_are_found_by_it_alone() -> None:
+    of = drawn("base <- r*")
+    left = moment("left", "/images/gone.qcow2", A, BASE)
+    forked = replace(ONE, branches=({"vda": "/images/r.qcow2"},))
+    found = files(of, forked, left)
+    found.put(A, backing=BASE)
+    plan = planned(Delete("one"), of, files=found)
+    assert plan.steps == (keep_link(STATE, ONE.id),)
+
+
+def test_last_moment_takes_the_links_with_it() -> None:
+    of = drawn("base <- r*")
+    link = replace(ONE, branches=({"vda": "/images/r.qcow2"},), deleted=True)
+    found = files(of, link, moment("left", "/images/gone.qcow2", A, BASE))
+    found.put(A, backing=BASE)
+    plan = planned(Delete("left"), of, files=found)
+    gone = moment("left", "/images/gone.qcow2", A, BASE).id
+    assert plan.steps == (
+        retire_file(A, "remove", "", Proof("qcow2", BASE)),
+        finish_record(STATE, (), (gone, ONE.id)),
+    )
+
+
+@each("by", ["image", "node", "moment"])
+def test_layer_aside_stays_while_anything_needs_it(by: str) -> None:
+    of = drawn("base <- r*")
+    records = [replace(ONE, branches=({"vda": "/images/r.qcow2"},)), moment("left", "/x", A, BASE)]
+    if by == "moment":
+        records.append(moment("more", "/y", "/z", A, BASE))
+    if by == "node":
+        of = replace(of, nodes=Frozen({**of.nodes, "n": Node("n", "qcow2", A)}))
+    found = files(of, *records)
+    found.put(A, backing=BASE)
+    if by == "image":
+        found.put("/images/x.qcow2", backing=A)
+    plan = planned(Delete("left"), of, files=found)
+    assert "retire-file" not in {step.command for step in plan.steps}
+    assert plan.notes[0].startswith(f"{A} stays, only its name goes: ")
+
+
+def test_files_are_kept_when_that_is_asked_for() -> None:
+    of = drawn(b=9)
+    for name in ("one", "two", "three"):
+        plan = planned(Delete(name, keep_files=True), of, files=files(of))
+        assert "retire-file" not in {step.command for step in plan.steps}
+
+
+def test_internal_snapshots_of_a_layer_are_not_lost_with_it() -> None:
+    of = drawn(a=5)
+    disk = of.disks["vda"]
+    layers = tuple(
+        replace(layer, snapshots=(InternalSnapshot("1", "i"),)) if layer.file in {A, B} else layer
+        for layer in disk.layers
+    )
+    of = replace(of, disks=Frozen(vda=replace(disk, layers=layers)))
+    plan = planned(Delete("two"), of, files=files(of))
+    assert plan.chains_after == plan.chains_before
+    assert plan.notes[0].startswith(f"{A} stays, only the name goes: this would be lost")
+
+
+TWO_DISKS = graph(*drawn(a=5).disks.values(), chain("data.raw <- d*", name="vdb"))
+BOTH = replace(
+    TWO_,
+    overlays={"vda": B, "vdb": "/images/d.qcow2"},
+    covered={"vda": A, "vdb": "/images/data.raw"},
+    chains={},
+)
+
+
+def test_disks_are_done_in_turn_and_the_name_goes_with_the_last() -> None:
+    plan = planned(Delete("two"), TWO_DISKS, files=files(TWO_DISKS, ONE, BOTH, THREE))
+    assert [part.disks for part in plan.parts] == [("vda",), ("vdb",)]
+    first, last = (part.stages[-1].steps for part in plan.parts)
+    assert keep_lost(STATE, BOTH.id, "vda") in first
+    assert finish_record(STATE, (), (BOTH.id,)) in last
+    assert plan.to_json()["after"] == {"vda": [C, A, BASE], "vdb": ["/images/data.raw"]}
+
+
+def test_deletion_goes_on_with_the_disks_that_are_left() -> None:
+    plan = planned(Delete("two"), TWO_DISKS, files=files(TWO_DISKS, ONE, replace(BOTH, lost=("vda",)), THREE))
+    assert [part.disks for part in plan.parts] == [("vdb",)]
+    assert finish_record(STATE, (), (BOTH.id,)) in plan.steps
+
+
+def test_deletion_that_a_failed_commit_has_begun_is_done_again() -> None:
+    of = drawn(a=5)
+    plan = planned(Delete("two"), of, files=files(of))
+    record = plan.record
+    assert record is not None
+    again = files(of)
+    again.records.append(replace(record, directory=STATE))
+    assert planned(Delete("two"), of, files=again).chains_after == {"vda": (C, A, BASE)}
+
+
+@each("mode", ["stop", "in-place"])
+def test_vm_state_goes_too(mode: str) -> None:
+    plan = planned(Delete("c1"), TWO, files=files_of(mode))
+    state = kept(mode).state
+    assert state is not None
+    assert remove_state(state.file, ID, state.tag) in plan.then[-1].steps
+
+
+def test_vm_state_goes_also_where_the_layers_stay() -> None:
+    found = files_of("stop")
+    found.put("/images/x.qcow2", backing=S1)
+    found.put("/images/y.qcow2", backing="/images/data.raw")
+    plan = planned(Delete("c1"), TWO, files=found)
+    assert plan.steps == (remove_state(MEMORY, ID, ""), finish_record(STATE, (), (ID,)))
+    assert [stage.tidy for stage in plan.stages] == [False, True]
+
+
+def test_nodes_that_others_opened_keep_their_files_as_invalid() -> None:
+    plan = planned(Delete("c1"), TWO, files=files_of(""))
+    steps = [step for part in plan.parts for step in part.steps if step.command == "retire-file"]
+    assert [step.arguments["to"] for step in steps] == [f"{O1}.invalid", "/images/o2.qcow2.invalid"]
+
+
+def test_delete_refuses_a_chain_that_a_job_holds() -> None:
+    of = drawn()
+    of = replace(of, nodes=Frozen({**of.nodes, "f": Node("f", "mirror_top", C)}))
+    with pytest.raises(Busy, match="'theirs'"):
+        planned(Delete("two"), of, files=files(of), jobs=(job("theirs"),))
+
+
+def test_delete_refuses_where_it_cannot_be_known_what_is_based_on_a_layer() -> None:
+    of = drawn()
+    found = files(of)
+    found.unreadable = ("/images: permission denied",)
+    with pytest.raises(InvalidTarget, match="cannot search"):
+        planned(Delete("two"), of, files=found)
