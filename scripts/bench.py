@@ -19,8 +19,9 @@ from bench_itself import events, many, processes
 from bench_jobs import job_ends, jobs
 from bench_machines import Bench
 from bench_rows import HEADER
+from bench_trees import trees
 
-GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, processes, many, events)
+GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, processes, many, events, trees)
 
 
 async def main() -> int:

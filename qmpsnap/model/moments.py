@@ -164,8 +164,9 @@ def find_moments(
     machines that share a base image keep their records in one directory.
     """
     known = tuple(records)
+    changing = tuple(record for record in known if isinstance(record, IntentRecord) and record.invalid)
     moments = [
-        _external(graph, record, known) for record in related_records(graph, known) if not record.deleted
+        _external(graph, record, changing) for record in related_records(graph, known) if not record.deleted
     ]
     moments = [moment for moment in moments if moment.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, MomentPart]]] = {}
@@ -237,24 +238,29 @@ def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentReco
     to a layer of the moment, its overlay was committed into that layer.
     """
     known = tuple(record for record in records if isinstance(record, MomentRecord))
-    layers = {(disk.name, file) for disk in graph.disks.values() for file in disk.files}
     written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
-    found: list[MomentRecord] = []
-    going_on: set[tuple[str, str]] = set()
-    pending = list(known)
+    by_going_on: dict[tuple[str, str], list[int]] = {}
+    by_held: dict[tuple[str, str], list[int]] = {}
+    for number, record in enumerate(known):
+        for layer in _going_on(record):
+            by_going_on.setdefault(layer, []).append(number)
+        for layer in _held(record):
+            by_held.setdefault(layer, []).append(number)
+    pending = [(disk.name, file) for disk in graph.disks.values() for file in disk.files]
+    seen, found, going_on = set(pending), set[int](), set[tuple[str, str]]()
     while pending:
-        related = [
-            record
-            for record in pending
-            if _going_on(record) & layers or (_held(record) & going_on and not _layers(record) & written)
-        ]
-        if not related:
-            break
-        found += related
-        going_on.update(*map(_going_on, related))
-        layers.update(*map(_layers, related))
-        pending = [record for record in pending if record not in related]
-    return tuple(record for record in known if record in found)
+        layer = pending.pop()
+        led = [*by_going_on.get(layer, ())]
+        if layer in going_on:
+            led += (one for one in by_held.get(layer, ()) if _layers(known[one]).isdisjoint(written))
+        for number in led:
+            if number not in found:
+                found.add(number)
+                more, layers = _going_on(known[number]), _layers(known[number])
+                pending += (more - going_on) | (layers - seen)
+                going_on |= more
+                seen |= more | layers
+    return tuple(known[number] for number in sorted(found))
 
 
 def written_into(files: Collection[str], records: Iterable[Record]) -> str:
@@ -307,7 +313,7 @@ def _layers(record: MomentRecord) -> set[tuple[str, str]]:
     return _held(record) | {(disk, file) for disk, files in record.chains.items() for file in files}
 
 
-def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> Moment:
+def _external(graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, ...]) -> Moment:
     held = []
     current = False
     for disk in graph.disks.values():
@@ -325,7 +331,7 @@ def _external(graph: Graph, record: MomentRecord, known: tuple[Record, ...]) -> 
                 overlay=overlay,
                 allocated=disk.layers[index].allocated if begun else None,
                 in_chain=covered == below,
-                invalid=disk.name in record.lost or bool(written_into(record.read_from(disk.name), known)),
+                invalid=disk.name in record.lost or bool(written_into(record.read_from(disk.name), changing)),
             )
         )
         current |= index == 0

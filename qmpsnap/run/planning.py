@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists
 from qmpsnap.model.arguments import refuse
 from qmpsnap.model.features import Features
-from qmpsnap.model.files import Files
+from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
@@ -72,10 +72,13 @@ class Planning:
         files, *started = await self._target.look_each((ask, *self._started.ask(graph)), graph)
         await self._started.warnings(graph, *started)
         further = ask_further(graph, files) | ask_left(graph, files)
-        more = await self._target.look(replace(further, records=(*ask.records, *further.records)), graph)
+        if further.records:
+            further = replace(further, records=(*ask.records, *further.records))
+        more = await self._target.look(further, graph) if further != Ask() else files
+        records = more.records if further.records else files.records
         moments = find_moments(
             graph,
-            more.records,
+            records,
             records_seen=files.shared,
             states=files.states,
             memories=more.memories,
@@ -87,7 +90,7 @@ class Planning:
         )
         return replace(
             moments,
-            tree=grow(graph, more.records, seen, moments.moments),
+            tree=grow(graph, records, seen, moments.moments),
             unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
 

@@ -39,8 +39,32 @@ _LINK = "elsewhere-"
 _LISTINGS = 5  # how often records are listed while others give them names with other keys
 _DIRECTORIES = 64  # beyond how many no link is followed: those that it leads to may hold others
 
+_KEPT = 4096  # records that are kept in memory
+
 _R = TypeVar("_R", IntentRecord, MomentRecord)
 _T = TypeVar("_T")
+
+
+class ReadBefore:
+    """Records of moments that have been read: each is written under a new inode, and never changed."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[str, str], tuple[tuple[int, ...], MomentRecord]] = {}
+
+    def get(self, directory: str, name: str, status: os.stat_result) -> MomentRecord | None:
+        """The record under that name, if it is still the same file."""
+        identity, record = self._records.get((directory, name), ((), None))
+        return record if identity == _identity(status) else None
+
+    def put(self, directory: str, name: str, status: os.stat_result, record: MomentRecord) -> None:
+        """Keep a record; of the many thousands that no machine has, the oldest go."""
+        if len(self._records) >= _KEPT:
+            del self._records[next(iter(self._records))]
+        self._records[directory, name] = _identity(status), record
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Listing:
@@ -89,7 +113,11 @@ class _Listing:
 
 
 def read_records(
-    directories: Sequence[str], *, near: Collection[str] | None = None, tokens: Collection[str] = ()
+    directories: Sequence[str],
+    *,
+    near: Collection[str] | None = None,
+    tokens: Collection[str] = (),
+    before: ReadBefore | None = None,
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
     """Read the records in `directories`, and in those that links there lead to; one that is missing has none.
 
@@ -98,11 +126,12 @@ def read_records(
         near: Files of a machine. Of moments only the records that these lead to are read, directly or through
             others of them, and some that have such a key by chance. None: all are read.
         tokens: Ends of the ids of records that are read in any case.
+        before: What the caller has read before; those that are the same files are not read again.
 
     Returns:
         The records, by directory and name, and each file that is not a trusted record, as "PATH: REASON".
     """
-    return _listing_again(partial(_read_all, directories, near, tokens))
+    return _listing_again(partial(_read_all, directories, near, tokens, before or ReadBefore()))
 
 
 def _listing_again(look: Callable[..., _T]) -> _T:
@@ -117,6 +146,7 @@ def _read_all(
     directories: Sequence[str],
     near: Collection[str] | None,
     tokens: Collection[str],
+    before: ReadBefore,
     *,
     passing_over: bool,
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
@@ -143,17 +173,19 @@ def _read_all(
             )
         }
         seen: set[tuple[str, str]] = set()
+        reached = _Reached(near or ())
         while pending:
             seen |= pending
             for directory, name in pending:
                 try:
-                    read[directory, name] = _read(opened[directory][0], name, directory)
+                    read[directory, name] = _read(opened[directory][0], name, directory, before)
                 except FileNotFoundError:
                     if not passing_over:
                         raise
                 except (OSError, ValueError) as error:
                     bad.append(f"{os.path.join(directory, name)}: {reason(error)}")
-            keys = {layer_key(file) for file in _reached(near or (), read.values())}
+            new = (record for place in pending if (record := read.get(place)) is not None)
+            keys = {layer_key(file) for file in reached.add(new)}
             pending = {
                 (directory, name)
                 for directory, (_, listing) in opened.items()
@@ -305,28 +337,55 @@ def _linked(listing: _Listing, descriptor: int) -> Iterator[str]:
                 yield target
 
 
-def _reached(near: Collection[str], records: Iterable[Record]) -> set[str]:
-    """The files, and every layer of the moments that they lead to.
+class _Reached:
+    """The files of a machine, and every layer of the moments that they lead to.
 
     A moment whose layer another one shares is not reached by that: it may be another machine's.
     """
-    layers, going_on = set(near), set[str]()
-    pending = [record for record in records if isinstance(record, MomentRecord)]
-    while True:
-        hits = [
-            record
-            for record in pending
-            if not layers.isdisjoint(record.all_going_on) or not going_on.isdisjoint(record.covered.values())
-        ]
-        if not hits:
-            return layers
-        for record in hits:
-            going_on.update(record.all_going_on)
-            layers.update(record.all_going_on, record.covered.values(), *record.chains.values())
-        pending = [record for record in pending if record not in hits]
+
+    def __init__(self, near: Collection[str]) -> None:
+        self._layers = set(near)
+        self._going_on: set[str] = set()
+        self._by_going_on: dict[str, list[MomentRecord]] = {}
+        self._by_held: dict[str, list[MomentRecord]] = {}
+
+    def add(self, records: Iterable[Record]) -> set[str]:
+        """Take more records into account; return the layers that are reached since."""
+        pending = []
+        for record in records:
+            if isinstance(record, MomentRecord):
+                going_on, held = record.all_going_on, frozenset(record.covered.values())
+                for file in going_on:
+                    self._by_going_on.setdefault(file, []).append(record)
+                for file in held:
+                    self._by_held.setdefault(file, []).append(record)
+                if not (going_on.isdisjoint(self._layers) and held.isdisjoint(self._going_on)):
+                    pending.append(record)
+        more: set[str] = set()
+        done: set[str] = set()
+        while pending:
+            record = pending.pop()
+            if record.id in done:
+                continue
+            done.add(record.id)
+            going_on = record.all_going_on
+            layers = going_on.union(record.covered.values(), *record.chains.values())
+            for file in layers - self._layers:
+                pending += self._by_going_on.get(file, ())
+            for file in going_on - self._going_on:
+                pending += self._by_held.get(file, ())
+            more |= layers - self._layers
+            self._layers |= layers
+            self._going_on |= going_on
+        return more
 
 
-def _read(descriptor: int, name: str, directory: str) -> Record:
+def _read(descriptor: int, name: str, directory: str, before: ReadBefore | None = None) -> Record:
+    if before is not None and name.startswith("moment-"):
+        known = before.get(directory, name, status := os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+        if known is not None:
+            _trust(status)
+            return known
     with os.fdopen(open_file(name, directory=descriptor), "rb") as file:
         status = os.fstat(file.fileno())
         _trust(status)
@@ -338,6 +397,8 @@ def _read(descriptor: int, name: str, directory: str) -> Record:
     # A client that was killed may have changed the keys in the name, and not the record.
     if not name.startswith(record.prefix if isinstance(record, MomentRecord) else record.file_name):
         raise ValueError(f"holds the record {record.file_name!r}")
+    if before is not None and isinstance(record, MomentRecord):
+        before.put(directory, name, status, record)
     return record
 
 

@@ -49,6 +49,7 @@ from qmpsnap.run.migration import Migrations
 from qmpsnap.run.peer_access import barred
 from qmpsnap.run.performer import Performer
 from qmpsnap.run.query_guard import QueryGuard
+from qmpsnap.run.record_search import ReadBefore
 from qmpsnap.run.session import Event, Session
 from qmpsnap.run.target import Progress, Watch
 
@@ -85,6 +86,7 @@ class SessionTarget(ABC):
         self._name = name
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()
+        self._read_before = ReadBefore()
         self._unread: set[str] = set()  # what is no record of ours, logged once
         self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
         self._features: Features
@@ -192,7 +194,10 @@ class SessionTarget(ABC):
         if self._shares(graph, opened):
             barring = Frozen(barred(pid, opened.files, opened.files))
             near = [file for files in graph.chains().values() for file in files]
-            return [replace(survey.look(ask, near), open=opened.files, barred=barring) for ask in asks]
+            return [
+                replace(survey.look(ask, near, self._read_before), open=opened.files, barred=barring)
+                for ask in asks
+            ]
         may_be_ours = self._shared_fs is None and self.session.is_unix
         return [
             replace(survey.look(Ask(files=ask.files, survey=ask.survey)), shared=False, open=opened.files)

@@ -5,7 +5,7 @@ inspected by the same rules. Blocking; `SessionTarget.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH110, PTH114, PTH116
+# ruff: noqa: PTH110, PTH114, PTH116, PTH118
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.image_headers import file_header, has_luks
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
-from qmpsnap.run.record_search import read_records
+from qmpsnap.run.record_search import ReadBefore, read_records
 from qmpsnap.run.safe_open import open_block
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 _OF_THE_KERNEL = ("/proc/", "/sys/")  # to read there can have effects: a trace that is read is gone
 
 
-def look(ask: Ask, near: Collection[str] = ()) -> Files:
+def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None) -> Files:
     """Answer `ask`; what vanishes meanwhile is missing, what cannot be read is listed.
 
     Args:
         ask: What to look at.
         near: Files of the machine whose records are asked for; those of `ask` count as well.
+        before: Records that were read before.
     """
     survey = _Survey()
     files = {path: survey.fact(path) for path in ask.files}
@@ -43,7 +44,9 @@ def look(ask: Ask, near: Collection[str] = ()) -> Files:
     )
     survey.follow()
     states = find_state_files(ask.states)
-    records, bad_records = read_records(ask.records, near=(*near, *ask.files), tokens=states.values())
+    records, bad_records = read_records(
+        ask.records, near=(*near, *ask.files), tokens=states.values(), before=before
+    )
     return Files(
         shared=True,
         files=Frozen(files),
@@ -68,6 +71,7 @@ class _Survey:
         self.unreadable: list[str] = []
         self.images: dict[str, FileFact] = {}
         self._names: dict[tuple[int, int], str] = {}
+        self._places: dict[str, str] = {}
         self._read: set[str] = set()
         self._pending: list[str] = []
 
@@ -167,7 +171,7 @@ class _Survey:
 
     def _stand(self, path: str, recorded: str) -> str | None:
         # A relative name counts from where the image was opened: a symlink's directory, or the file's own.
-        opened_as = dict.fromkeys((path, os.path.realpath(path)))
+        opened_as = dict.fromkeys((path, self._real(path)))
         named = [found for name in opened_as if (found := backing_path(recorded, of=name)) is not None]
         there = [found for found in dict.fromkeys(named) if os.path.exists(found)] or named[:1]
         image = self._name(path)
@@ -181,12 +185,22 @@ class _Survey:
         try:
             status = os.stat(path)
         except OSError:
-            return os.path.realpath(path)
+            return self._real(path)
         key = (status.st_dev, status.st_ino)
         name = self._names.get(key)
         if name is None:
-            name = self._names[key] = os.path.realpath(path)
+            name = self._names[key] = self._real(path)
         return name
+
+    def _real(self, path: str) -> str:
+        """The same as os.path.realpath, of which most directories are asked only once."""
+        directory, name = os.path.split(path)
+        if name in {"", ".", ".."} or not directory.startswith("/") or os.path.islink(path):
+            return os.path.realpath(path)
+        real = self._places.get(directory)
+        if real is None:
+            real = self._places[directory] = os.path.realpath(directory)
+        return os.path.join(real, name)
 
 
 def _directory_fact(path: str) -> DirFact:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
-from qmpsnap.run.record_search import link_name, read_records
+from qmpsnap.run.record_search import ReadBefore, link_name, read_records
 from tests.model.records import overlaying, stages
 
 if TYPE_CHECKING:
@@ -121,3 +121,24 @@ def test_directories_that_lead_to_each_other_are_opened_once(tmp_path: Path) -> 
     for ask in ("a.qmpsnap", "c.qmpsnap", "s3.qmpsnap"):
         assert found(tmp_path, "s3", "s2", ask=ask) == ["three", "two"]
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_record_that_was_read_before_is_read_again_only_when_it_is_another_file(tmp_path: Path) -> None:
+    record = moment(tmp_path, "two", "s2", "s1", "base.qmpsnap")
+    put(record)
+    file = tmp_path / "base.qmpsnap" / record.file_name
+    before = ReadBefore()
+
+    def read() -> tuple[tuple[Record, ...], tuple[str, ...]]:
+        return read_records([record.directory], near=[f"{tmp_path}/s2"], before=before)
+
+    (first,), _ = read()
+    (again,), _ = read()
+    assert again is first
+    file.chmod(0o666)
+    assert read() == ((), (f"{file}: others may write to it, so it is not trusted",))
+    file.unlink()
+    put(replace(record, created="2024-05-02T12:00:00+00:00"))
+    assert read()[0][0] != first
+    file.unlink()
+    assert read() == ((), ())

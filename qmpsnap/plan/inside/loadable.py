@@ -11,7 +11,7 @@ import json
 import posixpath
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
-from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.files import Ask, FileFact, Files
 from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp, quoted
 from qmpsnap.model.moments import Moment, left_layers
@@ -38,7 +38,12 @@ def ask_loadable(graph: Graph, name: str) -> Ask:
 
 def ask_left(graph: Graph, files: Files) -> Ask:
     """What has to be known of snapshots inside layers that are in no chain any more: their tables."""
-    return Ask(memories=tuple(file for _, file in left_layers(graph, files.records) if file.startswith("/")))
+    left = (file for _, file in left_layers(graph, files.records) if file.startswith("/"))
+    return Ask(memories=tuple(file for file in left if not _holds_none(files.images.get(file))))
+
+
+def _holds_none(fact: FileFact | None) -> bool:
+    return fact is not None and (fact.header is None or not fact.header.snapshot_count)
 
 
 def refuse_left(moment: Moment, scene: Scene, *, do: str, way: str) -> None:

@@ -1,0 +1,187 @@
+"""The tree of a machine: images as their headers have them, with names as the records have them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from integration.known_images import KIB
+from integration.machines import drive
+from qmpsnap.cli.list import _tree
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import from_json, to_json
+
+BLOCK = 64 * KIB
+
+
+def backing_files(qemu, folder):
+    """What each image is backed by, as qemu-img says."""
+    found = {}
+    for file in sorted(folder.glob("*.qcow2")):
+        command = [qemu.directory / "qemu-img", "info", "-U", "--output=json", file]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        found[str(file)] = told.get("full-backing-filename")
+    return found
+
+
+async def grown(vm, running, base):
+    """Three branches of five snapshots each; returns which file holds each snapshot, and its pattern."""
+    running.qmp("cont")
+    held, patterns = {}, {}
+    for branch, at in (("a", ""), ("b", "a2"), ("c", "b3")):
+        if at:
+            await vm.revert(at)
+        for number in range(1, 6):
+            name = f"{branch}{number}"
+            patterns[name] = len(patterns) + 1
+            running.write("vda", patterns[name], 0, BLOCK)
+            held[name] = (await vm.graph()).disks["vda"].active.file
+            await vm.snapshot(name)
+    assert held["a1"] == str(base)
+    return held, patterns
+
+
+def where(listing):
+    return {name: image.file for image in listing.tree.images for name in image.holds}
+
+
+def edges(tree):
+    return {image.file: image.backing for image in tree.images}
+
+
+async def test_tree_of_three_branches_with_records_and_without(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            held, patterns = await grown(vm, running, base)
+            for name, below in (("clone", base), ("foreign", held["a4"])):
+                qemu.create(tmp_path / f"{name}.qcow2", BLOCK, backing=below)
+            listing = await vm.moments()
+            tree, chain = listing.tree, (await vm.graph()).disks["vda"].files
+            assert edges(tree) == backing_files(qemu, tmp_path)
+            assert len(tree.images) == 20
+            assert where(listing) == held
+            assert [image.file for image in tree.images if image.active] == [chain[0]]
+            assert {image.file for image in tree.images if image.in_chain} == {*chain}
+            assert {image.file for image in tree.images if image.owner == "unknown"} == {
+                f"{tmp_path}/clone.qcow2",
+                f"{tmp_path}/foreign.qcow2",
+            }
+            assert tree.moments_reading(held["a2"]) == tuple(sorted({*held} - {"a1"}))
+            assert tree.moments_reading(held["a4"]) == ("a4", "a5")
+            assert max(map(len, _tree(tree))) <= max(80, len(f"images in {tmp_path}:"))
+            records = tmp_path / "base.qmpsnap"
+            for name in ("a1", "a5", "c5"):
+                await vm.revert(name)
+                running.read("vda", patterns[name], 0, BLOCK)
+            assert where(await vm.moments()) == held
+
+            damaged = next(records.glob("moment-b2-*"))
+            text = damaged.read_text()
+            damaged.write_text(text[: len(text) // 2])
+            without = await vm.moments()
+            assert edges(without.tree) == backing_files(qemu, tmp_path)
+            assert [moment.name for moment in without.moments] == sorted({*held} - {"b2"})
+            damaged.write_text(text)
+
+            records.rename(tmp_path / "away")
+            without = await vm.moments()
+            assert edges(without.tree) == backing_files(qemu, tmp_path)
+            assert (without.moments, where(without)) == ((), {})
+            (tmp_path / "away").rename(records)
+            assert where(await vm.moments()) == held
+
+
+async def test_tree_names_what_is_another_machines_and_what_a_commit_left(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            one = (await vm.graph()).disks["vda"].active.file
+            await vm.snapshot("two")
+            theirs = [tmp_path / "theirs.qcow2", tmp_path / "theirs-top.qcow2"]
+            for file, below in zip(theirs, (base, theirs[0]), strict=True):
+                qemu.create(file, BLOCK, backing=below)
+            own = next((tmp_path / "base.qmpsnap").glob("moment-two-*"))
+            record = from_json(own.read_text())
+            assert isinstance(record, MomentRecord)
+            record = replace(
+                record,
+                id=f"{record.id}-theirs",
+                name="their",
+                overlays={"vda": str(theirs[1])},
+                covered={"vda": str(theirs[0])},
+                chains={"vda": (str(theirs[0]), str(base))},
+            )
+            (own.parent / record.file_name).write_text(to_json(record))
+            listing = await vm.moments()
+            assert [moment.name for moment in listing.moments] == ["one", "two"]
+            found = {image.file: (image.owner, image.holds_other) for image in listing.tree.images}
+            assert found[str(theirs[0])] == ("other", ("their",))
+            assert found[str(theirs[1])] == ("other", ())
+            assert found[str(base)] == ("machine", ())
+
+            for file in theirs:
+                file.unlink()
+            await vm.commit("vda", top=one)
+            listing = await vm.moments()
+            marks = {Path(image.file).name: image.invalid for image in listing.tree.images}
+            active = Path((await vm.graph()).disks["vda"].active.file).name
+            assert marks == {"base.qcow2": False, f"{Path(one).name}.invalid": True, active: False}
+
+
+async def test_two_machines_on_one_base_keep_their_trees_apart_while_both_take_snapshots(
+    machine, qemu, tmp_path
+):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    clones = [qemu.create(tmp_path / f"{name}.qcow2", BLOCK, backing=base) for name in ("left", "right")]
+    with machine(*drive("vda", clones[0])) as one, machine(*drive("vda", clones[1])) as two:
+        async with one.connect() as left, two.connect() as right:
+
+            async def work(vm, side):
+                for number in range(6):
+                    await vm.snapshot(f"{side}{number}", files={"vda": tmp_path / f"{side}-{number}.qcow2"})
+                    names = [moment.name for moment in (await vm.moments()).moments]
+                    assert names == [f"{side}{before}" for before in range(number + 1)]
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(work, left, "l")
+                group.start_soon(work, right, "r")
+            for vm, side, other in ((left, "l", "right"), (right, "r", "left")):
+                tree = (await vm.moments()).tree
+                assert edges(tree) == backing_files(qemu, tmp_path)
+                own = {image.file for image in tree.images if image.owner == "machine"}
+                assert own == {str(base), *(await vm.graph()).disks["vda"].files}
+                assert tree.at(str(tmp_path / f"{other}.qcow2")).owner == "other"
+                assert {name for image in tree.images for name in image.holds} == {
+                    f"{side}{number}" for number in range(6)
+                }
+
+
+@pytest.mark.parametrize("with_symlink", [False, True], ids=["plain", "symlink"])
+async def test_tree_finds_branches_that_lie_in_other_directories(machine, qemu, tmp_path, with_symlink):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "machine").mkdir()
+    base = qemu.create(tmp_path / "pool" / "base.qcow2", BLOCK)
+    folder = tmp_path / "machine"
+    if with_symlink:
+        folder = tmp_path / "link"
+        folder.symlink_to(tmp_path / "machine")
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("one", files={"vda": folder / "s1.qcow2"})
+            await vm.snapshot("two", files={"vda": folder / "s2.qcow2"})
+            await vm.revert("one")
+            tree = (await vm.moments()).tree
+            assert len(tree.images) == 4
+            assert [image.owner for image in tree.images] == ["machine"] * 4
+            assert [image.missing for image in tree.images] == [False] * 4
+            assert sorted(image.holds for image in tree.above(base)) == [(), (), ("two",)]
+            assert {Path(image.file).resolve() for image in tree.images} == {
+                path.resolve() for path in tmp_path.rglob("*.qcow2")
+            }
