@@ -185,3 +185,80 @@ async def test_tree_finds_branches_that_lie_in_other_directories(machine, qemu, 
             assert {Path(image.file).resolve() for image in tree.images} == {
                 path.resolve() for path in tmp_path.rglob("*.qcow2")
             }
+
+
+async def test_tree_recognises_overlays_that_were_renamed_while_the_machine_was_off(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in ((1, "one"), (2, "two"), (3, "three")):
+                running.write("vda", pattern, 0, BLOCK)
+                await vm.snapshot(name)
+            await vm.revert("one")
+            running.write("vda", 4, 0, BLOCK)
+            await vm.snapshot("four")
+            active = (await vm.graph()).disks["vda"].active.file
+    named = {"disk": active, "old": tmp_path / "base.three.qcow2", "held": tmp_path / "base.two.qcow2"}
+    for name, file in named.items():
+        Path(file).rename(tmp_path / f"{name}.qcow2")
+    # QEMU finds a backing file by its name alone.
+    qemu.img(
+        "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", tmp_path / "held.qcow2", tmp_path / "old.qcow2"
+    )
+    with machine(*drive("vda", tmp_path / "disk.qcow2")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            listing = await vm.moments()
+            assert [moment.name for moment in listing.moments] == ["one", "two", "three", "four"]
+            assert Path(where(listing)["three"]).name == "held.qcow2"
+            assert edges(listing.tree) == backing_files(qemu, tmp_path)
+            assert {image.owner for image in listing.tree.images} == {"machine"}
+            assert not any(image.missing for image in listing.tree.images)
+            for pattern, name in ((3, "three"), (2, "two"), (4, "four"), (1, "one")):
+                await vm.revert(name)
+                running.read("vda", pattern, 0, BLOCK)
+
+
+async def test_records_have_the_new_names_once_a_commit_has_changed_them(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in ((1, "one"), (2, "two"), (3, "three")):
+                running.write("vda", pattern, 0, BLOCK)
+                await vm.snapshot(name)
+            active, held, below, _ = (await vm.graph()).disks["vda"].files
+    Path(active).rename(tmp_path / "disk.qcow2")
+    Path(held).rename(tmp_path / "held.qcow2")
+    rebase = ("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b")
+    qemu.img(*rebase, tmp_path / "held.qcow2", tmp_path / "disk.qcow2")
+    with machine(*drive("vda", tmp_path / "disk.qcow2")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.commit(
+                "vda", top="held.qcow2", base=below, folded="remove"
+            )  # costs two, and moves three
+            listing = await vm.moments()
+            assert where(listing) == {"one": base, "three": below}
+            await vm.revert("three")
+            running.read("vda", 3, 0, BLOCK)
+    assert "held.qcow2" not in "".join(path.read_text() for path in tmp_path.rglob("moment-*"))
+
+
+async def test_tree_takes_none_of_two_copies_for_an_overlay_that_is_missing(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            active = Path((await vm.graph()).disks["vda"].active.file)
+    for name in ("copy", "disk"):
+        (tmp_path / f"{name}.qcow2").write_bytes(active.read_bytes())
+    active.unlink()
+    with machine(*drive("vda", tmp_path / "disk.qcow2")) as running:
+        async with running.connect() as vm:
+            listing = await vm.moments()
+            assert listing.moments == ()
+            assert listing.tree.at(base).holds_other == ("one",)
+            (tmp_path / "copy.qcow2").unlink()
+            assert [moment.name for moment in (await vm.moments()).moments] == ["one"]

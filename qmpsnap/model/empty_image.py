@@ -11,6 +11,8 @@ import struct
 
 from msgspec import Struct
 
+from qmpsnap.model.header import EXT_MARK
+
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
 _HEADER_BYTES = 112  # with the compression type and its padding (qcow2.h: QCowHeader)
@@ -48,6 +50,7 @@ def empty_qcow2(
     backing: str | None = None,
     backing_format: str | None = None,
     luks: bytes = b"",
+    mark: bytes = b"",
 ) -> EmptyImage:
     """Lay out an empty qcow2 image.
 
@@ -56,6 +59,7 @@ def empty_qcow2(
         backing: Name of the backing file, recorded as it is; at most 1023 bytes.
         backing_format: Its format; always given with `backing`.
         luks: LUKS header of another image, with whose secret and key its data are encrypted; b"": not.
+        mark: Sixteen bytes that no other image has; b"": none.
 
     Raises:
         ValueError: When no qcow2 image of this cluster size is that large, or a name does not fit.
@@ -72,7 +76,7 @@ def empty_qcow2(
     return EmptyImage(
         clusters * _CLUSTER,
         (
-            (0, _header(size, l1_entries, backing or "", backing_format, place)),
+            (0, _header(size, l1_entries, backing or "", backing_format, place, mark)),
             (_REFCOUNT_TABLE * _CLUSTER, struct.pack(">Q", _REFCOUNT_BLOCK * _CLUSTER)),
             (_REFCOUNT_BLOCK * _CLUSTER, struct.pack(">H", 1) * clusters),
             *(((place[0], luks),) if place else ()),
@@ -81,13 +85,20 @@ def empty_qcow2(
 
 
 def _header(
-    size: int, l1_entries: int, backing: str, backing_format: str | None, luks: tuple[int, int] | None
+    size: int,
+    l1_entries: int,
+    backing: str,
+    backing_format: str | None,
+    luks: tuple[int, int] | None,
+    mark: bytes,
 ) -> bytes:
     extensions = b""
     if backing_format is not None:
         extensions += _extension(_EXT_BACKING_FORMAT, backing_format.encode("ascii"))
     if luks is not None:
         extensions += _extension(_EXT_ENCRYPTION, struct.pack(">QQ", *luks))
+    if mark:
+        extensions += _extension(EXT_MARK, mark)
     extensions += _extension(_EXT_END, b"")
     name = backing.encode("utf-8", "surrogateescape")
     fields = struct.pack(

@@ -144,6 +144,8 @@ class Files(Struct, frozen=True):
         fresh: Those of the overlays asked for that never received data.
         images: Regular files that were read in a survey, and what these are backed by, by canonical name;
             with those called FILE.invalid, of which no link is noted.
+        renamed: Overlays of ours to which somebody has given other names, recognised by their marks: these
+            names, by those that the records on the disk have. In `records` they have their present names.
         states: VM state files that our operations have created in the places asked for; sorted.
         open: For each path in QEMU's graph, which file QEMU really has open there;
             filled in even if the rest is empty. Empty without a QEMU.
@@ -163,6 +165,7 @@ class Files(Struct, frozen=True):
     memories: Mapping[str, MemoryFact] = Frozen()
     fresh: frozenset[str] = frozenset()
     images: Mapping[str, FileFact] = Frozen()
+    renamed: Mapping[str, str] = Frozen()
     states: tuple[str, ...] = ()
     open: Mapping[str, OpenFile] = Frozen()
     barred: Mapping[str, str] = Frozen()

@@ -27,6 +27,8 @@ _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
 _EXT_BITMAPS = 0x23852875
 _EXT_ENCRYPTION = 0x0537BE77
+EXT_MARK = 0x514D5053  # "QMPS", ours: QEMU keeps extensions that it does not know
+MARK_BYTES = 16
 
 _LUKS = 2  # qcow2's method of encryption; 1 is AES, which QEMU's system emulators do not open
 _LUKS_MAGIC = b"LUKS\xba\xbe\x00\x01"  # of version 1, which is all that QEMU knows
@@ -56,6 +58,8 @@ class Header(Struct, frozen=True):
         encryption: qcow2's method of encryption; 0: its data are not encrypted.
         incompatible: Bits of qcow2's incompatible features.
         cluster_bits: Logarithm of qcow2's cluster size.
+        mark: What tells an overlay of ours from every other image, whatever it is called, in hex digits; ""
+            in an image that we have not created.
     """
 
     format: str
@@ -71,6 +75,7 @@ class Header(Struct, frozen=True):
     encryption: int = 0
     incompatible: int = 0
     cluster_bits: int = 16
+    mark: str = ""
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -111,6 +116,7 @@ def parse_header(data: bytes) -> Header | None:
             f"backing format of {len(backing_format)} bytes, at most {_LONGEST_FORMAT} are allowed"
         )
     bitmaps = extensions.get(_EXT_BITMAPS)
+    mark = extensions.get(EXT_MARK, b"")
     return Header(
         format="qcow2",
         virtual_size=size,
@@ -122,6 +128,7 @@ def parse_header(data: bytes) -> Header | None:
         l1_offset=l1_offset,
         l1_entries=l1_entries,
         luks=_luks(extensions.get(_EXT_ENCRYPTION)) if encryption == _LUKS else None,
+        mark=mark.hex() if len(mark) == MARK_BYTES else "",
         encryption=encryption,
         incompatible=incompatible,
         cluster_bits=cluster_bits,

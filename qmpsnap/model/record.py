@@ -6,7 +6,7 @@ Layers are named as QEMU's graph names them, which need not be a path.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from msgspec.structs import force_setattr, replace
@@ -212,6 +212,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains`; none in records of before there were any.
         deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
+        marks: Marks in the headers of layers that go on from it, by file; others than ours have none.
         lost: Disks of which no file holds the moment any more: a commit has written into that.
     """
 
@@ -228,6 +229,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     formats: Files = Frozen()
     deleted: bool = False
     lost: tuple[Text, ...] = ()
+    marks: Mapping[str, Text] = Frozen()
 
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
@@ -241,6 +243,11 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     def all_going_on(self) -> frozenset[str]:
         """The same of all its disks."""
         return frozenset(file for disk in self.covered for file in self.goes_on(disk))
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Every file that it names, but for its VM state."""
+        return self.all_going_on.union(self.covered.values(), *self.chains.values())
 
     def read_from(self, disk: str) -> tuple[str, ...]:
         """Files that the moment of a disk is read from, as far as they were written down; newest first."""
@@ -258,11 +265,11 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     def file_name(self) -> str:
         """Last part of the path under which the record is kept.
 
-        It has a key of each layer that leads to the moment: those that go on from it, and those that hold it.
-        Too many keys are "any".
+        It has a key of each layer that leads to the moment (those that go on from it, and those that hold it)
+        and of each mark. Too many keys are "any".
         """
         layers = (file for disk, held in self.covered.items() for file in (held, *self.goes_on(disk)))
-        keys = "".join(sorted({layer_key(file) for file in layers}))
+        keys = "".join(sorted({layer_key(name) for name in (*layers, *self.marks.values())}))
         return f"{self.prefix}{keys if len(keys) <= _KEYS else _ANY}.json"
 
     @property
@@ -305,6 +312,37 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         directory=intent.directory,
         formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
+
+
+def with_paths(record: MomentRecord, renamed: Mapping[str, str]) -> MomentRecord:
+    """The record with files under the names that they have now.
+
+    Args:
+        record: The record.
+        renamed: Present names, by the names that the record has.
+    """
+    if renamed.keys().isdisjoint(record.files):
+        return record
+
+    def named(files: Mapping[str, str]) -> Mapping[str, str]:
+        return Frozen({disk: renamed.get(file, file) for disk, file in files.items()})
+
+    chains = {disk: tuple(renamed.get(file, file) for file in files) for disk, files in record.chains.items()}
+    return replace(
+        record,
+        overlays=named(record.overlays),
+        covered=named(record.covered),
+        branches=tuple(map(named, record.branches)),
+        continued=tuple(map(named, record.continued)),
+        chains=Frozen(chains),
+        marks=Frozen({renamed.get(file, file): mark for file, mark in record.marks.items()}),
+    )
+
+
+def unnamed(files: Iterable[str], records: Iterable[Record]) -> tuple[str, ...]:
+    """Those of the files that no moment's record names."""
+    named = {file for record in records if isinstance(record, MomentRecord) for file in record.files}
+    return tuple(file for file in dict.fromkeys(files) if file not in named and file.startswith("/"))
 
 
 def elsewhere(record: MomentRecord) -> tuple[tuple[str, ...], ...]:

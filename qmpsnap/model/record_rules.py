@@ -203,6 +203,10 @@ def check_moment(record: MomentRecord) -> None:
         _plain("overlays", one.values())
         _among("overlays", one, record.covered)
         _apart(one, record.chains)
+    _among("marks", record.marks, record.all_going_on)
+    for mark in record.marks.values():
+        if not re.fullmatch(r"[0-9a-f]{32}", mark):
+            raise ValueError(f"'marks' holds {mark!r}, which is no mark")
     for disk, files in record.chains.items():
         if files and record.covered.get(disk) != files[0]:
             raise ValueError(

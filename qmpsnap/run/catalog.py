@@ -25,9 +25,11 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, elsewhere, moment_of
 from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
+from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.record_search import find_record, link_name, names_of, open_trusted, others_near
@@ -93,7 +95,7 @@ class Catalog:
             TargetExists: When there is such a moment.
             InvalidTarget: When it cannot be written.
         """
-        moment = moment_of(intent)
+        moment = await in_thread(partial(_marked, moment_of(intent)))
         await self._write(moment, instead_of=intent)
         return moment
 
@@ -209,6 +211,7 @@ def _within(directory: str, write: Callable[[int], None]) -> None:
 
 
 def _rewrite(record: MomentRecord) -> None:
+    record = _marked(record)
     check(record)
     descriptor = open_trusted(record.directory)
     try:
@@ -218,6 +221,20 @@ def _rewrite(record: MomentRecord) -> None:
         sync_directory(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _marked(record: MomentRecord) -> MomentRecord:
+    """The record with the marks of the layers that go on from it; one that has gone keeps its mark."""
+    marks = {}
+    for file in sorted(record.all_going_on):
+        mark = record.marks.get(file, "")
+        if not mark:
+            with contextlib.suppress(OSError, ValueError):
+                header = file_header(file)
+                mark = header.mark if header is not None else ""
+        if mark:
+            marks[file] = mark
+    return replace(record, marks=Frozen(marks))
 
 
 def _lock(directory: str) -> int | None:

@@ -19,7 +19,7 @@ from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import without_layers
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, with_paths
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
@@ -52,6 +52,7 @@ class Host:
         self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
+        self._renamed: dict[str, str] = {}  # layers that have other names than in the records
         self.state_bytes = 0  # of the last file of VM state that was sealed
         self._actions: Mapping[str, Callable[..., Awaitable[None]]] = {
             "write-record": self._write_record,
@@ -224,8 +225,11 @@ class Host:
     async def _link_records(self, _: Step, *, place: str, directory: str) -> None:
         await self._catalog.link(place, directory)
 
-    def learn(self, read: Iterable[Record], now: Iterable[Record]) -> None:
-        """Remember what disks are called now that the records, as read, call otherwise."""
+    def learn(
+        self, read: Iterable[Record], now: Iterable[Record], renamed: Mapping[str, str] = Frozen()
+    ) -> None:
+        """Remember what disks and layers are called now that the records, as read, call otherwise."""
+        self._renamed.update(renamed)
         for was, one in zip(read, now, strict=True):
             if isinstance(was, MomentRecord) and isinstance(one, MomentRecord) and was != one:
                 self._names[was.id] = dict(zip(was.covered, one.covered, strict=True))
@@ -280,10 +284,10 @@ class Host:
         raise InvalidTarget(f"the record {record_id} no longer exists in {directory}", file=directory)
 
     async def _moment(self, directory: str, record_id: str) -> MomentRecord:
-        """The record, with its disks called as the plan calls them."""
+        """The record, with its disks and layers called as the plan calls them."""
         record = await self._catalog.find(directory, record_id, MomentRecord)
         if record is not None:
-            return with_names(record, self._names.get(record_id, {}))
+            return with_paths(with_names(record, self._names.get(record_id, {})), self._renamed)
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)
 
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from qmpsnap.errors import CommandFailed, InvalidTarget, QmpsnapError, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
+from qmpsnap.model.header import MARK_BYTES
 from qmpsnap.plan.commands.files import LuksHeader, Proof
 from qmpsnap.plan.intent import Folded
 from qmpsnap.run import cleanup
@@ -228,6 +229,7 @@ def _fill(request: _Request, descriptor: int) -> None:
         backing=request.backing,
         backing_format=request.backing_format,
         luks=luks_header(request.luks) if request.luks is not None else b"",
+        mark=os.urandom(MARK_BYTES) if request.backing is not None else b"",
     )
     os.ftruncate(descriptor, empty.size_bytes)
     for offset, data in empty.parts:

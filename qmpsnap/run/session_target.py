@@ -212,7 +212,7 @@ class SessionTarget(ABC):
             _log.warning("record.left_unread", reason=record)
         self._unread.update(files.bad_records)
         records = with_current_names(files.records, graph)
-        self._host.learn(files.records, records)
+        self._host.learn(files.records, records, files.renamed)
         return replace(files, records=records)
 
     @property

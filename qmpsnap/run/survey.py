@@ -5,19 +5,21 @@ inspected by the same rules. Blocking; `SessionTarget.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH110, PTH114, PTH116, PTH118
+# ruff: noqa: PTH110, PTH114, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
+from qmpsnap.model.record import MomentRecord, Record, unnamed, with_paths
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.image_headers import file_header, has_luks
 from qmpsnap.run.memory_files import find_state_files
@@ -44,9 +46,15 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
     )
     survey.follow()
     states = find_state_files(ask.states)
-    records, bad_records = read_records(
-        ask.records, near=(*near, *ask.files), tokens=states.values(), before=before
-    )
+    near = (*near, *ask.files)
+    read = partial(read_records, ask.records, tokens=states.values(), before=before)
+    records, bad_records = read(near=near)
+    if ask.records and (marks := survey.marks(unnamed(near, records))):
+        records, bad_records = read(near=(*near, *marks))
+    for place in _places_of_missing(records, files):
+        survey.search(place)
+    renamed = _renamed(records, survey.marked)
+    files |= {now: survey.fact(now) for was, now in renamed.items() if was in files}
     return Files(
         shared=True,
         files=Frozen(files),
@@ -55,12 +63,42 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
         looked_in=looked_in,
         images=Frozen(survey.images),
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
-        records=records,
+        records=tuple(
+            with_paths(record, renamed) if isinstance(record, MomentRecord) else record for record in records
+        ),
+        renamed=Frozen(renamed),
         bad_records=bad_records,
         memories=Frozen(memory_files.look(ask.memories)),
         fresh=frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None),
         states=tuple(states),
     )
+
+
+def _places_of_missing(records: Iterable[Record], files: Mapping[str, FileFact]) -> set[str]:
+    """Directories of overlays of ours that were asked for and are missing: they may have been renamed."""
+    return {
+        os.path.dirname(file)
+        for record in records
+        if isinstance(record, MomentRecord)
+        for file in record.marks
+        if file in files and not files[file].taken
+    }
+
+
+def _renamed(records: Iterable[Record], marked: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Overlays of moments that have other names by now, by those in the records; of copies, none is taken.
+
+    Args:
+        records: The records.
+        marked: Files with each mark.
+    """
+    return {
+        file: next(iter(marked[mark]))
+        for record in records
+        if isinstance(record, MomentRecord)
+        for file, mark in record.marks.items()
+        if len(marked.get(mark, ())) == 1 and file not in marked[mark] and not os.path.lexists(file)
+    }
 
 
 class _Survey:
@@ -70,6 +108,7 @@ class _Survey:
         self.backing_links: set[BackingLink] = set()
         self.unreadable: list[str] = []
         self.images: dict[str, FileFact] = {}
+        self.marked: dict[str, set[str]] = {}
         self._names: dict[tuple[int, int], str] = {}
         self._places: dict[str, str] = {}
         self._read: set[str] = set()
@@ -129,6 +168,23 @@ class _Survey:
                 self._try_image(entry.path)
         return real
 
+    def marks(self, files: Iterable[str]) -> tuple[str, ...]:
+        """The marks in the headers of these files, and of those that were surveyed."""
+        for file in files:
+            if file not in self._read:
+                with suppress(OSError, ValueError):
+                    self._mark(self._name(file), file_header(file))
+        return tuple(self.marked)
+
+    def search(self, place: str) -> None:
+        """Read the marks of all images in a directory."""
+        with suppress(OSError, ValueError):
+            self.marks(sorted(entry.path for entry in os.scandir(place) if entry.is_file()))
+
+    def _mark(self, name: str, header: Header | None) -> None:
+        if header is not None and header.mark and not is_invalid_name(name):
+            self.marked.setdefault(header.mark, set()).add(name)
+
     def follow(self) -> None:
         """Read the backing files of images, down to the bases; each only once."""
         while self._pending:
@@ -155,6 +211,7 @@ class _Survey:
             self._stand(path, header.backing) if header is not None and header.backing is not None else None
         )
         name = self._name(path)
+        self._mark(name, header)
         self.images[name] = FileFact(
             "regular",
             status.st_size,

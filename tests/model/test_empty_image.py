@@ -90,3 +90,18 @@ def test_empty_image_says_what_was_asked(size, backing, form):
         l1_offset=3 * 65536,
         l1_entries=(size + (1 << 29) - 1) >> 29,
     )
+
+
+def test_empty_image_has_a_mark_that_is_read_again() -> None:
+    mark = bytes(range(16))
+    ((_, header), *_) = empty_qcow2(virtual_size=1 << 20, mark=mark).parts
+    found = parse_header(header)
+    assert found is not None
+    assert found.mark == "000102030405060708090a0b0c0d0e0f"
+
+
+def test_header_has_no_mark_where_that_is_of_another_length() -> None:
+    ((_, header), *_) = empty_qcow2(virtual_size=1 << 20, mark=b"short").parts
+    found = parse_header(header)
+    assert found is not None
+    assert found.mark == ""

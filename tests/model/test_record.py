@@ -3,7 +3,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of, unnamed, with_paths
 from qmpsnap.model.record_file import to_json
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import finish_record
@@ -130,3 +130,28 @@ def test_record_keeps_of_a_step_what_is_read_back_and_not_how_it_is_taken_back()
     assert (make.undo, put.detail) == ((), {})
     with pytest.raises(TypeError):
         make.arguments["file"] = "/etc/passwd"  # type: ignore[index]
+
+
+def test_with_paths_gives_every_file_its_present_name():
+    record = replace(REVERTED, continued=({"vda": "/d/c"},), marks={"/d/o": "0" * 32, "/d/r3": "1" * 32})
+    renamed = with_paths(
+        record, {"/d/o": "/n/o", "/d/a": "/n/a", "/d/r3": "/n/r", "/d/c": "/n/c", "/d/x": "/n/x"}
+    )
+    assert (renamed.overlays, renamed.covered) == (
+        {"vda": "/n/o", "vdb": "/d/p"},
+        {"vda": "/n/a", "vdb": "/d/b"},
+    )
+    assert renamed.chains == {"vda": ("/n/a", "/d/base"), "vdb": ("/d/b",)}
+    assert renamed.branches == ({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/n/r"})
+    assert renamed.continued == ({"vda": "/n/c"},)
+    assert renamed.marks == {"/n/o": "0" * 32, "/n/r": "1" * 32}
+    assert with_paths(record, {"/d/x": "/n/x"}) is record
+
+
+def test_a_mark_leads_to_the_record():
+    plain = moment_of(SNAPSHOT)
+    assert plain.file_name != replace(plain, marks={"/d/o": "0" * 32}).file_name
+
+
+def test_unnamed_files_are_those_that_no_record_names():
+    assert unnamed(("/d/o", "/d/base", "/d/z", "nbd://x", "/d/z"), (moment_of(SNAPSHOT), COMMIT)) == ("/d/z",)

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, TargetExists, Unsupported
 from qmpsnap.model.empty_image import empty_qcow2
@@ -43,7 +45,10 @@ def names(place):
 
 async def test_create_image_makes_an_empty_one_and_says_which_file_it_is(place):
     created = await overlay(place)
-    assert parse_header((place / "new").read_bytes()) == Header(
+    header = parse_header((place / "new").read_bytes())
+    assert header is not None
+    assert re.fullmatch(r"[0-9a-f]{32}", header.mark)
+    assert replace(header, mark="") == Header(
         format="qcow2",
         virtual_size=SIZE,
         backing=f"{place}/base",

@@ -1,11 +1,13 @@
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Ask, BackingLink
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.survey import look
@@ -242,3 +244,74 @@ def test_survey_keeps_names_that_are_no_utf_8(place):
     Path(name).write_bytes(b"raw")
     top = image(place / "top", "b\udcff")
     assert survey(place, name).backed_by(name) == (top,)
+
+
+def marked(file, mark, backing):
+    image = empty_qcow2(virtual_size=1 << 20, backing=str(backing), backing_format="qcow2", mark=mark)
+    file.write_bytes(image.parts[0][1])
+
+
+@pytest.fixture
+def overlays(place):
+    """The snapshots one and two in the files s1 and s2, and the files that a survey reads the records of."""
+    (place / "base.qmpsnap").mkdir()
+    (place / "base.qcow2").write_bytes(qcow2_bytes())
+    marks = {}
+    for name, held, mark in (("s1", "base", b"1" * 16), ("s2", "s1", b"2" * 16)):
+        file = place / f"{name}.qcow2"
+        marked(file, mark, place / f"{held}.qcow2")
+        marks[str(file)] = mark.hex()
+        record = MomentRecord(
+            f"id-{name}",
+            f"at-{name}",
+            "2024-05-01T12:00:00+00:00",
+            {"vda": str(file)},
+            {"vda": f"{place}/{held}.qcow2"},
+            directory=f"{place}/base.qmpsnap",
+            marks={str(file): mark.hex()},
+        )
+        (place / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    return place
+
+
+def held(place, *chain, survey=False):
+    """Where each snapshot is, and what began there, as records tell of a machine with that chain."""
+    files = tuple(f"{place}/{name}.qcow2" for name in chain)
+    found = look(
+        Ask(files=files, records=(f"{place}/base.qmpsnap",), survey=(str(place),) if survey else ()), files
+    )
+    names = {
+        record.name: (record.covered["vda"], record.overlays["vda"])
+        for record in found.records
+        if isinstance(record, MomentRecord)
+    }
+    return {name: tuple(Path(file).stem for file in pair) for name, pair in sorted(names.items())}, dict(
+        found.renamed
+    )
+
+
+def test_survey_recognises_an_active_layer_that_was_renamed(overlays):
+    expected = {"at-s1": ("base", "s1"), "at-s2": ("s1", "s2")}
+    assert held(overlays, "s2", "s1", "base") == (expected, {})
+    (overlays / "s2.qcow2").rename(overlays / "disk.qcow2")
+    renamed = {f"{overlays}/s2.qcow2": f"{overlays}/disk.qcow2"}
+    assert held(overlays, "disk", "s1", "base") == ({**expected, "at-s2": ("s1", "disk")}, renamed)
+    assert held(overlays, "disk") == ({**expected, "at-s2": ("s1", "disk")}, renamed)
+
+
+def test_survey_recognises_a_layer_beside_that_was_renamed(overlays):
+    (overlays / "s1.qcow2").rename(overlays / "old.qcow2")
+    expected = {"at-s1": ("base", "old"), "at-s2": ("old", "s2")}
+    assert held(overlays, "s2", survey=True)[0] == expected
+
+
+def test_survey_takes_none_of_two_copies_and_no_copy_of_what_is_there(overlays):
+    shutil.copy(overlays / "s2.qcow2", overlays / "copy.qcow2")
+    assert held(overlays, "copy", survey=True)[1] == {}
+    (overlays / "s2.qcow2").rename(overlays / "disk.qcow2")
+    assert held(overlays, "disk", survey=True)[1] == {}
+
+
+def test_survey_takes_no_file_that_a_commit_left_for_a_renamed_layer(overlays):
+    (overlays / "s2.qcow2").rename(overlays / "s2.qcow2.invalid")
+    assert held(overlays, "s1", "base", survey=True)[1] == {}
