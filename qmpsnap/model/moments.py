@@ -28,7 +28,7 @@ class MomentPart(JsonStruct, frozen=True):
         disk: The disk's name.
         file: File that holds what the disk read.
         overlay: External: the overlay that began there; "" for an internal one.
-        allocated: External: bytes that the overlay takes on the host; None where QEMU does not tell.
+        allocated: External: bytes that the overlay takes on the host; None where that is not known.
         id: Internal: the snapshot's id in the image; "" for an external one.
         vm_state_size: Internal: bytes of VM state in the image.
         in_chain: Whether `file` is where the moment is read from: for an external one the layer just

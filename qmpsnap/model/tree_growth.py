@@ -11,9 +11,11 @@ import posixpath
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from qmpsnap.model.files import Ask, FileFact, Files
 from qmpsnap.model.graph import Disk, Graph
-from qmpsnap.model.moments import Moment, related_records
+from qmpsnap.model.moments import Moment, MomentPart, related_records
 from qmpsnap.model.names import is_device_path, is_invalid_name, state_directory_choices
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.tree import Owner, Tree, TreeImage
@@ -61,6 +63,18 @@ def grow(graph: Graph, records: Iterable[Record], files: Files, moments: Iterabl
     growing = _Growing(graph, records, files)
     growing.name(moments)
     return Tree(tuple(growing.images()))
+
+
+def with_sizes(moments: Iterable[Moment], tree: Tree) -> tuple[Moment, ...]:
+    """The moments, with the sizes of overlays that QEMU does not have open."""
+    return tuple(
+        replace(moment, held=tuple(_sized(part, tree) for part in moment.held)) for moment in moments
+    )
+
+
+def _sized(part: MomentPart, tree: Tree) -> MomentPart:
+    image = tree.at(part.overlay) if part.allocated is None else None
+    return part if image is None else replace(part, allocated=image.allocated)
 
 
 def _directories(files: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.model.tree_growth import ask_around, ask_further, grow
+from qmpsnap.model.tree_growth import ask_around, ask_further, grow, with_sizes
 from qmpsnap.model.view import DiskView
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan import view as plan_view
@@ -88,9 +88,11 @@ class Planning:
             files=Frozen({**files.files, **more.files}),
             images=Frozen({**files.images, **more.images}),
         )
+        tree = grow(graph, records, seen, moments.moments)
         return replace(
             moments,
-            tree=grow(graph, records, seen, moments.moments),
+            moments=with_sizes(moments.moments, tree),
+            tree=tree,
             unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
 

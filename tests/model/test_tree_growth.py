@@ -9,7 +9,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.model.tree_growth import ask_around, ask_further, grow
+from qmpsnap.model.tree_growth import ask_around, ask_further, grow, with_sizes
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import STATE, with_layer
@@ -236,3 +236,15 @@ def test_tree_asks_for_the_layers_and_records_that_it_has_not_seen() -> None:
     assert ask_further(on, first) == Ask(
         files=("/else/s1.qcow2", path("clone")), survey=("/else",), records=(STATE, "/images/clone.qmpsnap")
     )
+
+
+def test_moments_know_the_sizes_of_overlays_that_the_chains_have_left() -> None:
+    on = graph(vda="base <- r1*")
+    files = FakeFiles(on)
+    put(files, "base <- s1", "s1 <- s2")
+    files.facts[path("s2")] = replace(files.facts[path("s2")], allocated=4096)
+    records = (moment("one", "base", "s1", "r1"), moment("two", "s1", "s2"), moment("gone", "s1", "s3"))
+    moments = find_moments(on, records).moments
+    assert [one.allocated for one in moments] == [None, 196_616, None]
+    sized = with_sizes(moments, tree(on, files, *records))
+    assert [(one.name, one.allocated) for one in sized] == [("gone", None), ("one", 196_616), ("two", 4096)]
