@@ -180,8 +180,14 @@ async def test_list_has_both_kinds_with_their_times_and_what_is_current(images, 
     ]
     assert found.current == told["current"] == {"vda": "ex2"}
     assert [one["name"] for one in told["moments"]] == ["in1", "ex1", "in2", "ex2"]
-    rows = [line for line in text.splitlines() if not line.startswith(" ")]  # the last column is broken
+    table, tree = text.split("\n\n")
+    rows = [line for line in table.splitlines() if not line.startswith(" ")]  # the last column is broken
     assert [row.split()[0] for row in rows] == ["NAME", "in1", "ex1", "in2", "ex2", "vda:"]
+    assert [line.split()[:2] for line in tree.splitlines()[2:]] == [
+        ["o", "ex1"],
+        ["o", "ex2"],
+        ["*", "(vda)"],
+    ]
 
 
 async def test_list_shows_internal_ones_alone_where_files_are_not_shared(images, machine):

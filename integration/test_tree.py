@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from integration.known_images import KIB
 from integration.machines import drive
+from integration.off import offline
 from qmpsnap.cli.list import _tree
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
@@ -44,6 +45,11 @@ async def grown(vm, running, base):
             await vm.snapshot(name)
     assert held["a1"] == str(base)
     return held, patterns
+
+
+def put_on(qemu, backing, file):
+    """Give an overlay the new name of its backing file: QEMU finds that by its name alone."""
+    qemu.img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, file)
 
 
 def where(listing):
@@ -231,8 +237,7 @@ async def test_records_have_the_new_names_once_a_commit_has_changed_them(machine
             active, held, below, _ = (await vm.graph()).disks["vda"].files
     Path(active).rename(tmp_path / "disk.qcow2")
     Path(held).rename(tmp_path / "held.qcow2")
-    rebase = ("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b")
-    qemu.img(*rebase, tmp_path / "held.qcow2", tmp_path / "disk.qcow2")
+    put_on(qemu, tmp_path / "held.qcow2", tmp_path / "disk.qcow2")
     with machine(*drive("vda", tmp_path / "disk.qcow2")) as running:
         running.qmp("cont")
         async with running.connect() as vm:
@@ -262,3 +267,31 @@ async def test_tree_takes_none_of_two_copies_for_an_overlay_that_is_missing(mach
             assert listing.tree.at(base).holds_other == ("one",)
             (tmp_path / "copy.qcow2").unlink()
             assert [moment.name for moment in (await vm.moments()).moments] == ["one"]
+
+
+async def test_tree_is_the_same_when_the_machine_is_off(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            await vm.snapshot("two")
+            await vm.checkpoint("saved", mode="in-place")
+            await vm.snapshot("inner", inside=True)
+            await vm.revert("one")
+            qemu.create(tmp_path / "clone.qcow2", BLOCK, backing=base)
+            running.qmp("stop")
+            live = await vm.moments()
+            active = (await vm.graph()).disks["vda"].active.file
+    assert [moment.name for moment in live.moments] == ["one", "two", "saved", "inner"]
+    assert [image.inside for image in live.tree.images if image.inside] == [("inner",)]
+    for read_only in (True, False):
+        async with offline(qemu, {"vda": active}, read_only=read_only) as vm:
+            listing = await vm.moments()
+        assert [line.stem for line in listing.tree.drawn()] == [line.stem for line in live.tree.drawn()]
+        assert [replace(image, allocated=0) for image in listing.tree.images] == [
+            replace(image, allocated=0) for image in live.tree.images
+        ]
+        assert [(one.name, one.kind, one.current, one.vm_state_file) for one in listing.moments] == [
+            (one.name, one.kind, one.current, one.vm_state_file) for one in live.moments
+        ]

@@ -162,10 +162,11 @@ class _Growing:
         return not self.seen(path) or self.key(path) in self._facts
 
     def _chain(self, disk: Disk) -> None:
-        for layer, below in zip(disk.layers, (*disk.layers[1:], None), strict=True):
+        below: str | None = None
+        for layer in reversed(disk.layers):
             node = self._node(layer.file)
             _add(node.disks, disk.name)
-            node.backing = self.key(below.file) if below is not None else None
+            node.backing, below = below, node.key
 
     def _connect(self) -> None:
         """Add what is backed by these images, or backs them, in both directions."""

@@ -29,7 +29,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, elsewhere, moment_of
 from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
-from qmpsnap.run.image_headers import file_header
+from qmpsnap.run.image_headers import file_header, marks_in
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.record_search import find_record, link_name, names_of, open_trusted, others_near
@@ -284,7 +284,8 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
     That is one whose overlays are missing, and the layers that held it too, or the guest has written to them
     until now. Where one of them lies elsewhere than beside the records, nobody knows, and the record stays.
     Nothing else shows that another machine is no more than that all of its layers are missing, so its records
-    stay for a month: somebody may have moved the images, and will bring them back.
+    stay for a month: somebody may have moved the images, and will bring them back. Overlays that were renamed
+    are known by their marks.
     """
     place, written = os.path.dirname(moment.directory), {*moment.covered.values()}
     month_ago = datetime.fromisoformat(moment.created) - _MONTH
@@ -296,6 +297,7 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
             and not any(map(os.path.lexists, gone | state))
             and other.created < moment.created
             and (written & {*other.covered.values()} or datetime.fromisoformat(other.created) < month_ago)
+            and not (other.marks and marks_in(place).keys() & {*other.marks.values()})
         ):
             _log.info("record.removed", name=other.name, directory=other.directory)
             _unlink(name, descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from qmpsnap.model.graph import InternalSnapshot
@@ -19,6 +20,7 @@ from qmpsnap.model.header import (
 )
 from qmpsnap.model.image_chain import ImageLayer
 from qmpsnap.model.image_graph import ImageFact
+from qmpsnap.model.names import is_invalid_name
 from qmpsnap.plan.commands.files import LuksHeader
 from qmpsnap.run.safe_open import WrongKind, open_file
 
@@ -80,6 +82,22 @@ def image_fact(layer: ImageLayer) -> ImageFact:
         return ImageFact(status.st_blocks * _BLOCK, snapshots)
     finally:
         os.close(descriptor)
+
+
+def marks_in(directory: str) -> dict[str, list[str]]:
+    """The images in a directory that have a mark, by this; without those that a commit has left behind.
+
+    Raises:
+        OSError: When the directory cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError, ValueError):
+                header = file_header(entry.path) if entry.is_file() else None
+                if header is not None and header.mark and not is_invalid_name(entry.name):
+                    found.setdefault(header.mark, []).append(entry.path)
+    return found
 
 
 def luks_header(wanted: LuksHeader) -> bytes:

@@ -21,7 +21,7 @@ from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import MomentRecord, Record, unnamed, with_paths
 from qmpsnap.run import cleanup, memory_files
-from qmpsnap.run.image_headers import file_header, has_luks
+from qmpsnap.run.image_headers import file_header, has_luks, marks_in
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.record_search import ReadBefore, read_records
@@ -178,8 +178,9 @@ class _Survey:
 
     def search(self, place: str) -> None:
         """Read the marks of all images in a directory."""
-        with suppress(OSError, ValueError):
-            self.marks(sorted(entry.path for entry in os.scandir(place) if entry.is_file()))
+        with suppress(OSError):
+            for mark, files in marks_in(place).items():
+                self.marked.setdefault(mark, set()).update(map(self._name, files))
 
     def _mark(self, name: str, header: Header | None) -> None:
         if header is not None and header.mark and not is_invalid_name(name):

@@ -279,3 +279,11 @@ def test_a_state_whose_tag_is_not_of_its_token_is_none() -> None:
 )
 def test_is_plain(path: str, plain: bool) -> None:
     assert is_plain(path) is plain
+
+
+@each("mark", ["", "ab", "g" * 32, "0" * 33, "A" * 32])
+def test_a_mark_is_thirty_two_hex_digits(mark: str) -> None:
+    body = json.loads(to_json(MOMENT))
+    body["marks"] = {"/d/o": mark}
+    with pytest.raises(ValueError, match=r"'marks' holds '.*', which is no mark"):
+        from_json(json.dumps(body))

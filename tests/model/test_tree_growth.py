@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.files import Ask, FileFact
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.tree_growth import ask_around, ask_further, grow, with_sizes
@@ -179,6 +179,11 @@ def test_tree_has_the_snapshots_inside_layers() -> None:
     disk = with_layer(chain("base <- s1*"), 0, snapshots=(InternalSnapshot("1", "in"),))
     on = graph(disk)
     assert [image.inside for image in tree(on, FakeFiles(on)).images] == [(), ("in",)]
+
+
+def test_tree_of_an_empty_drive_is_none() -> None:
+    on = graph(Disk("cd0"), vda="base <- s1*")
+    assert drawn(tree(on, FakeFiles(on))) == ["o base", "* s1"]
 
 
 def test_tree_of_two_disks_on_one_base_is_one() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
@@ -142,3 +143,29 @@ def test_a_record_that_was_read_before_is_read_again_only_when_it_is_another_fil
     assert read()[0][0] != first
     file.unlink()
     assert read() == ((), ())
+
+
+@pytest.mark.parametrize(("name", "stays"), [("renamed", True), ("renamed.invalid", False), ("", False)])
+async def test_a_record_stays_whose_overlay_was_renamed(tmp_path: Path, name: str, stays: bool) -> None:
+    mark = b"m" * 16
+    old = replace(
+        moment(tmp_path, "old", "gone1", "gone0", "base.qmpsnap"),
+        created="2024-01-01T12:00:00+00:00",
+        marks={f"{tmp_path}/gone1": mark.hex()},
+    )
+    put(old)
+    if name:
+        image = empty_qcow2(virtual_size=1 << 20, mark=mark)
+        (tmp_path / name).write_bytes(image.parts[0][1])
+    intent = IntentRecord(
+        "a",
+        "snapshot",
+        NOON,
+        name="new",
+        chains={"vda": (f"{tmp_path}/base",)},
+        stages=stages(*overlaying({"vda": f"{tmp_path}/s1"}, {"vda": f"{tmp_path}/base"})),
+    )
+    catalog = Catalog()
+    await catalog.to_moment(await catalog.write_intent(intent, old.directory))
+    records, _ = read_records([old.directory])
+    assert ("old" in [record.name for record in records]) is stays
