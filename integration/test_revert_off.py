@@ -14,7 +14,7 @@ from integration.cli import ROOT
 from integration.known_images import KIB, MIB, overwritten
 from integration.machines import blockdev, listing, messages, traced, wait_for
 from integration.off import daemons, offline
-from qmpsnap.errors import Changed, CommandFailed, NotInChain, Unsupported
+from qmpsnap.errors import Changed, CommandFailed, LinkLost, NotInChain, Unsupported
 from qmpsnap.plan.intent import Revert
 
 pytestmark = pytest.mark.timeout(60)
@@ -145,6 +145,31 @@ async def test_images_go_back_together_or_not_at_all(qemu, two, tmp_path):
         assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
         assert {disk.files for disk in (await vm.graph()).disks.values()} == {one.chain for one in two}
     assert reads(qemu, two) == now
+    assert [qemu.inside(made.active) for made in two] == [["i1"]] * 2
+
+
+KILL_DAEMON = """for child in $(cat /proc/$PPID/task/*/children); do
+    if grep -q storage-daemon /proc/$child/cmdline; then kill -9 $child; fi
+done
+exit 1"""
+
+
+async def test_a_revert_whose_daemon_was_killed_between_two_images_says_that_it_does_not_know(
+    qemu, two, tmp_path
+):
+    other = OtherImg(qemu, tmp_path, KILL_DAEMON)
+    async with opened(qemu, two) as vm:
+        await vm.snapshot("i1", inside=True)
+    for made in two:
+        write(qemu, made.active, *SINCE)
+    images = {"vda": two[0].active, "vdb": two[1].active}
+    with pytest.raises(LinkLost) as caught:
+        async with qmpsnap.offline(images, daemon=other.folder / "qemu-storage-daemon") as vm:
+            await vm.revert("i1")
+    assert caught.value.changed is Changed.UNKNOWN
+    async with opened(qemu, two) as vm:
+        await vm.revert("i1")
+    assert reads(qemu, two) == [made.content[-1] for made in two]
     assert [qemu.inside(made.active) for made in two] == [["i1"]] * 2
 
 

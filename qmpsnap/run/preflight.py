@@ -214,6 +214,7 @@ class _Walk:
         real = _real(file)
         refuse_outside(real, file=file, own=self.own, allowed=self.allowed, named_by=named_by)
         try:
+            found = os.path.realpath(file, strict=True)  # the other one takes ".." behind what is not there
             descriptor = open_file(real)
         except (FileNotFoundError, NotADirectoryError) as error:
             of = f", the backing or data file of {named_by!r}," if named_by else ""
@@ -226,7 +227,7 @@ class _Walk:
             ) from error
         except (OSError, ValueError) as error:
             raise unusable(file, error, "open") from error
-        if os.readlink(f"/proc/self/fd/{descriptor}") != real:
+        if not real == found == os.readlink(f"/proc/self/fd/{descriptor}"):
             os.close(descriptor)
             raise UnsafeImage(f"{file!r} was exchanged while it was being opened", file=named_by or file)
         return descriptor

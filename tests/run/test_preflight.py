@@ -287,7 +287,8 @@ HOSTILE = [
     (a_kind(os.mkfifo), UnsafeImage, "is refused: it is a FIFO"),
     (a_kind(unix_socket), UnsafeImage, "is refused: it is a socket"),
     (a_kind(os.mkdir), UnsafeImage, "is refused: it is a directory"),
-    (a_kind(lambda path: path.symlink_to(path.name)), UnsafeImage, "is refused: it is a symbolic link"),
+    (a_kind(lambda path: path.symlink_to(path.name)), InvalidTarget, "the path contains a symbolic link"),
+    (backed("none/../base", "raw"), NotFound, "does not exist"),
     (no_format, UnsafeImage, "does not record the format of its backing file"),
     (not_qcow2, UnsafeImage, "as qcow2, which has no qcow2 header"),
     (backed("base", "vmdk"), NotFound, "'.*base', the backing or data file of .*, does not exist"),
@@ -591,3 +592,39 @@ def test_read_chains_never_gives_a_file_outside_while_its_names_are_exchanged(pl
         ended.set()
         thread.join()
     assert set(sizes) == {1024}
+
+
+PIECES = ["../", "./", "/", "other/", "vm1/", "out/", "in/", "secret", "base.qcow2", "json:", "nbd:", "file:"]
+NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory):
+    """A directory with links to itself, outside, and to each other, and a sound image."""
+    place = tmp_path_factory.mktemp("maze").resolve() / "vm1"
+    (place.parent / "other").mkdir()
+    (place.parent / "other" / "secret").write_bytes(bytes(512))
+    image(place.parent / "other" / "base.qcow2")
+    place.mkdir()
+    image(place / "base.qcow2")
+    (place / "out").symlink_to("../other")
+    (place / "in").symlink_to("out/../vm1")
+    (place / "secret").symlink_to("in/out/secret")
+    return place
+
+
+@settings(max_examples=150, deadline=None)
+@given(backing=NAMES, data=st.none() | NAMES, form=st.sampled_from(["raw", "qcow2"]))
+def test_read_chains_opens_nothing_outside_whatever_the_names(maze, backing, data, form):
+    opened = []
+
+    def noted(file):
+        opened.append(os.path.realpath(file))
+        return open_file(file)
+
+    top = image(maze / "top.qcow2", backing, form, data_file=data)
+    with pytest.MonkeyPatch.context() as patch, suppress(Refused):
+        patch.setattr("qmpsnap.run.preflight.open_file", noted)
+        (chain,) = read_chains({"vda": top})
+        assert chain.files[1:] == () or Path(chain.files[1]).samefile(maze / "base.qcow2")
+    assert {Path(file).parent for file in opened} <= {maze}
