@@ -13,6 +13,7 @@ import importlib
 TYPE_CHECKING = False  # typing's own would cost an import, see below
 
 if TYPE_CHECKING:
+    from qmpsnap.backup import BackedUp, list_backups, restore_backup, verify_backup
     from qmpsnap.entry import connect, launch, offline
     from qmpsnap.errors import (
         AmbiguousName,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         WouldLose,
     )
     from qmpsnap.jobs import Jobs
+    from qmpsnap.model.backup import BackupDisk, BackupRecord
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
@@ -93,6 +95,7 @@ __all__ = [  # noqa: RUF022
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
+    "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin",
@@ -110,9 +113,11 @@ __all__ = [  # noqa: RUF022
 # else is imported here: the command line has to handle Ctrl-C before it spends some 0.3 s on imports.
 _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
+    "backup",
     "entry",
     "errors",
     "jobs",
+    "model.backup",
     "model.graph",
     "model.job",
     "model.job_place",

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import anyio
 
+from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.jobs import Jobs
-from qmpsnap.model.arguments import Text, check, refuse, texts
+from qmpsnap.model.arguments import Speed, Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
@@ -94,6 +95,7 @@ class VM:
         self._planning = Planning(target, state_dir)
         self._idle = Idle(target, self._executor, self._planning)
         self.jobs = Jobs(target, self._executor, self._planning)
+        self._backups = Backups(self._executor, self._planning, self.jobs)
 
     @property
     def pid(self) -> int | None:
@@ -457,6 +459,58 @@ class VM:
             plain=plain,
         )
         return await self._do(intent, hooks, wait=wait)
+
+    async def backup(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        disks: Sequence[str] = (),
+        speed: int = 0,
+        hooks: Hooks | None = None,
+    ) -> BackedUp:
+        """Copy disks away as of one instant, while the guest keeps running; each copy is an image of its own.
+
+        A snapshot is taken, the layers beneath it are copied, each copy is compared with them, and the
+        overlays are merged back. The backup gets its name in the directory when it is whole and on the disk.
+
+        After success the chains are as before. After a failure, or cancelled before the copies were complete,
+        nothing of the backup is left, and the overlays are merged back; what could not be merged back is
+        named in `.left`. When our process or QEMU was killed, the next backup merges them back first.
+
+        Args:
+            directory: The directory of backups; created if it does not exist.
+            disks: Disks in any spelling; none: every writable disk with a medium.
+            speed: Limit of the copies in bytes/s; 0: none.
+            hooks: See `VM`; told of the copies' progress, and of each root that moves.
+
+        Raises:
+            InvalidTarget: When there is no room, or the directory cannot be written.
+            Busy: When a job holds one of the chains, or another backup is running.
+            Unsupported: When a layer is encrypted or no file, or the images are not visible from here.
+            CommandFailed: When a disk cannot be copied, or its copy differs.
+            Interrupted: When the hooks say so.
+            Refused, TargetError: As `snapshot` and `commit` do. When merging back fails, the backup is
+                complete, and the hint names it.
+
+        QAPI: transaction, blockdev-snapshot-sync, block-commit (block-core.json).
+        """
+        place = absolute("directory", directory)
+        named = texts("disks", disks)
+        check("speed", speed, Speed)
+        check_hooks(hooks)
+        return await self._backups.run(place, named, speed=speed, hooks=hooks or Hooks())
+
+    async def plan_backup(self, directory: str | os.PathLike[str], *, disks: Sequence[str] = ()) -> Plan:
+        """What `backup` would do first, with notes that say what follows; nothing is sent.
+
+        Args:
+            directory, disks: As `backup`.
+
+        Raises:
+            Refused: As `backup`.
+        """
+        place = absolute("directory", directory)
+        return await self._backups.plan(place, texts("disks", disks))
 
     # -- delete, checkpoints, reverts ------------------------------------------------------------
 

@@ -17,7 +17,9 @@ from msgspec import Struct, structs, to_builtins
 
 import qmpsnap
 from qmpsnap import errors
+from qmpsnap.backup import BackedUp
 from qmpsnap.errors import Changed, QmpsnapError
+from qmpsnap.model.backup import BackupDisk, BackupRecord
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Bitmap, Filter, InternalSnapshot, Io
 from qmpsnap.model.job import IoStatus, Job, JobStatus
@@ -51,9 +53,12 @@ LAYER_PARTS = (
 VIEW_LAYER = ViewLayer("/images/base.qcow2", "qcow2")
 DISK_VIEW = DiskView("vda", "c1", (VIEW_LAYER,), 1 << 30, snapshot=InternalSnapshot("1", "c1"))
 VIEW = View("c1", "vda", "nbd+unix:///vda?socket=/s", "/s", "vda", 1 << 30, ("/images/base.qcow2",))
+BACKUP_DISK = BackupDisk("vda.qcow2", "qcow2", 64, 7, 9, ("/images/s1",))
+BACKUP = BackupRecord("i", "2026-01-01T00:00:00+00:00", {"vda": BACKUP_DISK})
 RECORDS = (
     *(FINGERPRINT, STATE, MOMENT, ORIGIN, *LAYER_PARTS, Status("paused", False)),
     *(VIEW_LAYER, DISK_VIEW, VIEW),
+    *(BACKUP_DISK, BACKUP, BackedUp("backup", {"vda": ("/images/s1",)}, backup=BACKUP, directory="/b/i")),
 )
 JOB = Job("j", "commit", JobStatus.READY, 1, 2, 0, "no", IoStatus.NOSPACE, paused=True, ready=True)
 

@@ -136,6 +136,11 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"name": "old"},
         {"name": MOMENT, "disk": MAYBE, "fuse": tuple(one for one in PATH if one is not None)},
     ),
+    "backup": (
+        {"directory": "/b"},
+        {"directory": PATH, "disks": NAMES, "speed": SPEED, "hooks": HOOKS},
+    ),
+    "plan_backup": ({"directory": "/b"}, {"directory": PATH, "disks": NAMES}),
     "views": ({"name": "old"}, {"name": MOMENT, "disks": NAMES}),
     "reverted": ({"name": "old", "launcher": print}, {"name": MOMENT, "launcher": CALLED}),
     "save": ({"file": "/m"}, {"file": PATH, "plain": FLAG, **QUEUES}),

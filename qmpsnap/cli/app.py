@@ -35,6 +35,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "delete": ("delete", "delete"),
         "prune": ("prune", "prune"),
         "open": ("open", "open_"),
+        "backup": ("backup", "backup"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
         "events": ("events", "events"),

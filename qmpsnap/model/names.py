@@ -141,12 +141,12 @@ def overlay_files(
         shared = [disk for disk, file in files.items() if count[file] > 1]
         for disk in shared:
             top, base = disks[disk]
-            files[disk] = overlay_file(active=top, base=base, name=f"{_disk_part(disk)}.{name}")
+            files[disk] = overlay_file(active=top, base=base, name=f"{disk_part(disk)}.{name}")
     return files
 
 
-def _disk_part(disk: str) -> str:
-    """The disk's name as part of a file name; it has no dot, so that no two paths collide."""
+def disk_part(disk: str) -> str:
+    """A disk's name as part of a file name; it has no dot, so that no two paths collide."""
     part = re.sub(r"[^A-Za-z0-9_-]+", "-", disk)
     return disk if part == disk and len(disk) <= _LONG else f"{part[:_LONG].strip('-')}-{digest(disk)}"
 

@@ -61,12 +61,7 @@ def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]
         Unsupported: When a layer is encrypted or no file, or the files cannot be seen from here.
     """
     moment = scene.moment(name)
-    if not scene.files.shared:
-        raise Unsupported(
-            "the images are not visible from here, so they cannot be read",
-            feature="reading images that are not visible",
-            hint="run on QEMU's host; if its files are visible all the same: --shared-fs yes",
-        )
+    _refuse_unseen(scene)
     held = [disk for disk in moment.disks if disk in scene.graph.disks]
     wanted = list(dict.fromkeys(find_disk(scene.graph, disk).name for disk in disks)) or held
     for disk in wanted:
@@ -75,6 +70,23 @@ def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]
                 f"{moment.name!r} is not of {disk}", hint=f"it is of: {', '.join(held) or 'no disk'}"
             )
     return tuple(_view(moment, scene.graph.disks[disk], scene) for disk in wanted)
+
+
+def readable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
+    """The disks, which can all be read from outside once the guest writes to another layer; or refuse.
+
+    Args:
+        disks: Disks by their names.
+        scene: The machine, and its files.
+
+    Raises:
+        Refused: As `views`.
+    """
+    _refuse_unseen(scene)
+    found = tuple(scene.graph.disks[disk] for disk in disks)
+    for disk in found:
+        _refuse_layers(disk, disk.layers, scene)
+    return found
 
 
 def only(found: Sequence[DiskView]) -> DiskView:
@@ -133,12 +145,7 @@ def _of_chain(
     """The view through layers that QEMU has open, the newest at the index."""
     layers = disk.layers[index:]
     written = snapshot is not None and not layers[0].read_only
-    refuse_window(disk, layers)
-    refuse_moved(scene, disk, layers)
-    for layer in layers:
-        _refuse_layer(disk, layer)
-        if not layer.read_only and layer.node != disk.active.node:
-            _refuse_written(disk, layer, scene)
+    _refuse_layers(disk, layers, scene)
     return DiskView(
         disk.name,
         moment.name,
@@ -168,6 +175,24 @@ def _of_files(moment: Moment, disk: Disk, chain: Sequence[tuple[str, str]], scen
     newest = scene.files.files[chain[0][0]]
     size = newest.header.virtual_size if newest.header is not None and chain[0][1] == "qcow2" else newest.size
     return DiskView(disk.name, moment.name, tuple(found), virtual_size=size)
+
+
+def _refuse_unseen(scene: Scene) -> None:
+    if not scene.files.shared:
+        raise Unsupported(
+            "the images are not visible from here, so they cannot be read",
+            feature="reading images that are not visible",
+            hint="run on QEMU's host; if its files are visible all the same: --shared-fs yes",
+        )
+
+
+def _refuse_layers(disk: Disk, layers: Sequence[Layer], scene: Scene) -> None:
+    refuse_window(disk, layers)
+    refuse_moved(scene, disk, layers)
+    for layer in layers:
+        _refuse_layer(disk, layer)
+        if not layer.read_only and layer.node != disk.active.node:
+            _refuse_written(disk, layer, scene)
 
 
 def _refuse_layer(disk: Disk, layer: Layer) -> None:

@@ -16,7 +16,7 @@ from qmpsnap.model.arguments import refuse
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Graph
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
@@ -98,12 +98,20 @@ class Planning:
 
     async def views(self, name: str, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
         """How each of the disks is read as it was at a moment; see `plan.view.views` for what it refuses."""
+        return plan_view.views(name, disks, await self._reading(name))
+
+    async def readable(self, disks: Sequence[str]) -> tuple[Disk, ...]:
+        """The disks, which can be read from outside once they are covered; see `plan.view.readable`."""
+        return plan_view.readable(disks, await self._reading(""))
+
+    async def _reading(self, name: str) -> Scene:
+        """What has to be known to read a moment of that name."""
         graph = await self._target.graph()
         files = await self._target.look(plan_view.ask(graph, state_dir=self._state_dir), graph)
         question = plan_view.ask_again(name, graph, files, state_dir=self._state_dir)
         files = await self._target.look(question, graph)
         jobs, features = await self._target.jobs(), await self._target.features()
-        return plan_view.views(name, disks, self._scene(graph, files, jobs, features, None))
+        return self._scene(graph, files, jobs, features, None)
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""

@@ -21,7 +21,8 @@ def test_no_arguments_print_the_help_on_stderr(qmpsnap):
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in _VERBS if name != "job"), "blockpull", "blockcommit", "blockcopy"]
+    "name",
+    [*(name for name in _VERBS if name not in {"job", "backup"}), "blockpull", "blockcommit", "blockcopy"],
 )
 def test_help_of_a_verb_has_an_example(qmpsnap, name):
     ended = qmpsnap(name, "--help")
@@ -34,6 +35,11 @@ def test_help_of_a_job_verb_has_an_example_and_a_dry_run(qmpsnap, name):
     ended = qmpsnap("job", name, "--help")
     assert f"Example:\n  qmpsnap -s /run/vm1/qmp.sock job {name} " in ended.out
     assert "--dry-run" in ended.out
+
+
+@pytest.mark.parametrize("name", ["run", "list", "verify", "restore"])
+def test_help_of_a_backup_verb_has_an_example(qmpsnap, name):
+    assert f" backup {name} /backups/vm1" in qmpsnap("backup", name, "--help").out.split("\nExample:\n")[1]
 
 
 def test_a_verb_that_does_not_exist_is_answered_by_those_that_do(qmpsnap):

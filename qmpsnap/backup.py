@@ -1,0 +1,375 @@
+"""Backups of a running machine: a snapshot, copies of the layers beneath it, and the overlays merged back.
+
+What a client leaves that is killed in between is an ordinary snapshot, whose name says what it was for. The
+next backup merges it back first, and so does anybody else by `commit`.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import anyio
+
+from qmpsnap.errors import Busy, Changed, Interrupted, QmpsnapError, Refused
+from qmpsnap.jobs import Jobs
+from qmpsnap.model.arguments import number, refuse
+from qmpsnap.model.backup import (
+    BackupDisk,
+    BackupRecord,
+    backup_id,
+    is_backup_moment,
+    moment_name,
+)
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Disk
+from qmpsnap.model.hints import command
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.moments import MomentPart
+from qmpsnap.model.names import disk_part, job_id
+from qmpsnap.model.view import DiskView
+from qmpsnap.plan.intent import Commit, Snapshot
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run import backups
+from qmpsnap.run.copying import alongside, check_image, compare_disk, copy_disk
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.executor import Executor
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.paths import absolute
+from qmpsnap.run.planning import Planning, both
+from qmpsnap.run.progress import Meter
+from qmpsnap.run.view_lock import held, hold
+
+_NONE: Final = BackupRecord("", "")
+_MERGE_LIMIT: Final = 30.0  # seconds that a cancelled backup may take to merge its overlays back
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUp(Done):
+    """The result of a backup; `bytes` are those of its images.
+
+    Attributes:
+        backup: Its record: the images, their sizes and checksums.
+        directory: Where they are.
+    """
+
+    backup: BackupRecord = _NONE
+    directory: str = ""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Path of each disk's image."""
+        return {name: posixpath.join(self.directory, disk.file) for name, disk in self.backup.disks.items()}
+
+    def to_json(self) -> dict[str, object]:
+        """The result as `--json` prints it."""
+        # Not super(): a class with slots is made anew by its decorator.
+        return {
+            **Done.to_json(self),
+            "directory": self.directory,
+            "files": self.files,
+            "backup": self.backup.to_json(),
+        }
+
+
+class Backups:
+    """Takes backups of one machine.
+
+    Args:
+        executor: Runs plans on it.
+        planning: Makes plans for it.
+        jobs: Its jobs, and what an earlier client left.
+    """
+
+    def __init__(self, executor: Executor, planning: Planning, jobs: Jobs) -> None:
+        self._executor = executor
+        self._planning = planning
+        self._jobs = jobs
+
+    async def plan(self, place: str, disks: Sequence[str]) -> Plan:
+        """The plan of the snapshot, with notes that say what follows it."""
+        created = datetime.now(UTC).isoformat(timespec="microseconds")
+        name = backup_id(created, secrets.token_hex(4))
+        plan = await self._planning.plan(Snapshot(moment_name(name), tuple(disks)))
+        await self._planning.readable(plan.disks)
+        return replace(
+            plan,
+            notes=(
+                *plan.notes,
+                *(
+                    f"then {disk} is copied to {posixpath.join(place, name, _image(disk))}, and compared"
+                    for disk in plan.disks
+                ),
+                f"then each overlay is committed and removed: {command('commit', 'DISK')} --folded remove",
+            ),
+        )
+
+    async def run(self, place: str, disks: Sequence[str], *, speed: int, hooks: Hooks) -> BackedUp:
+        """Take one; see `VM.backup`."""
+        started = anyio.current_time()
+        notes = await self._merge_left(hooks)
+        created = datetime.now(UTC).isoformat(timespec="microseconds")
+        name = backup_id(created, secrets.token_hex(4))
+        intent = Snapshot(moment_name(name), tuple(disks))
+        plan = await self._planning.plan(intent)
+        covered = await self._planning.readable(plan.disks)
+        async with AsyncExitStack() as stack:
+            images = await in_thread(partial(backups.Partial, place, name, need_bytes=_need(covered)))
+            stack.push_async_callback(in_thread, images.close)
+            for disk in covered:  # whoever finds the snapshot knows by this that we are at work
+                lock = await in_thread(partial(hold, disk.active.file, intent.name))
+                if lock is not None:
+                    stack.callback(os.close, lock)
+            taken = await self._executor.run(plan, hooks, check=self._planning.check)
+            copies = _Copies(self._planning, images, intent.name, plan.disks, speed, hooks)
+            try:
+                record = BackupRecord(name, created, await copies.make())
+                directory = await in_thread(partial(images.finish, record))
+            except BaseException as error:
+                await self._undo(taken, error)
+                raise
+            merged = await self._merge(taken, hooks, directory)
+        return BackedUp(
+            op="backup",
+            chains={disk: done.chains[disk] for disk, done in merged.items()},
+            active=Frozen(
+                {
+                    disk: done.active[disk]
+                    for disk, done in merged.items()
+                    if disk in done.active and done.active[disk] != plan.chains_before[disk][0]
+                }
+            ),
+            standstill_s=sum(done.standstill_s or 0.0 for done in (taken, *merged.values())),
+            elapsed_s=anyio.current_time() - started,
+            bytes=record.image_bytes,
+            left=tuple(node for done in merged.values() for node in done.left),
+            notes=(*notes, *taken.notes),
+            backup=record,
+            directory=directory,
+        )
+
+    async def _merge(self, taken: Done, hooks: Hooks | None, directory: str) -> dict[str, Done]:
+        """Commit each overlay into the layer that it covers."""
+        merged, failed = {}, None
+        for disk, files in taken.chains.items():
+            try:
+                merged[disk] = await self._fold(disk, files[0], files[1], hooks)
+            except QmpsnapError as error:
+                hints = (f"the backup is complete: {directory}", error.hint, _merge_hint(disk))
+                error.hint = "; ".join(filter(None, hints))
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return merged
+
+    async def _fold(self, disk: str, overlay: str, base: str, hooks: Hooks | None) -> Done:
+        intent = Commit(disk, top=overlay, base=base, folded="remove")
+        return await self._executor.do(partial(self._planning.plan, intent), hooks)
+
+    async def _undo(self, taken: Done, error: BaseException) -> None:
+        """Merge the overlays back after a failure, as far as that is possible in time; say what is left."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_MERGE_LIMIT), suppress(QmpsnapError):
+            left = dict(taken.chains)
+            for disk, files in taken.chains.items():
+                await self._fold(disk, files[0], files[1], None)
+                del left[disk]
+            return
+        if isinstance(error, QmpsnapError):
+            error.changed = Changed.YES
+            error.left = (*error.left, *(f"{files[0]}: {_merge_hint(disk)}" for disk, files in left.items()))
+
+    async def _merge_left(self, hooks: Hooks) -> tuple[str, ...]:
+        """Merge back what backups have left whose client was killed; refuse while one is running."""
+        await self._finish_left()
+        notes = []
+        moments = await self._planning.moments()
+        for moment in moments.moments:
+            if moment.kind != "external" or not is_backup_moment(moment.name):
+                continue
+            for part in moment.held:
+                if await in_thread(partial(held, part.file, moment.name)):
+                    raise Busy(
+                        f"another backup of {part.disk} is running",
+                        node="",
+                        job_id="",
+                        hint="wait until it ends",
+                    )
+                notes.append(await self._merge_part(moment.name, part, hooks))
+        return tuple(filter(None, notes))
+
+    async def _merge_part(self, name: str, part: MomentPart, hooks: Hooks) -> str:
+        """Merge back one overlay of an earlier backup; returns what the caller should know."""
+        if not part.in_chain or not part.overlay:
+            return ""
+        try:
+            await self._fold(part.disk, part.overlay, part.file, replace(hooks, detach=None))
+        except Refused as error:
+            return f"the overlay of an interrupted backup stays, {part.overlay}: {error.message}"
+        return f"merged the overlay of an interrupted backup back into {part.file} ({name})"
+
+    async def _finish_left(self) -> None:
+        """Finish the snapshot or the commit of a backup whose client was killed in the middle of it."""
+        overlays = {
+            part.overlay
+            for moment in (await self._planning.moments()).moments
+            if is_backup_moment(moment.name)
+            for part in moment.held
+        }
+        for record in await self._jobs.interrupted():
+            if is_backup_moment(record.name) or (record.op == "commit" and record.top in overlays):
+                with suppress(Refused):
+                    await self._jobs.wait(record.id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Copies the disks of a moment into a backup, one after the other.
+
+    Attributes:
+        planning: Makes the views.
+        partial: The backup.
+        moment: The moment's name.
+        disks: Names of the disks.
+        speed: Limit in bytes/s; 0: none.
+        hooks: What the caller wants to be told, and its wish to stop.
+    """
+
+    planning: Planning
+    partial: backups.Partial
+    moment: str
+    disks: tuple[str, ...]
+    speed: int
+    hooks: Hooks
+
+    async def make(self) -> dict[str, BackupDisk]:
+        """Copy them all; compare each with the moment; return what the manifest says of each.
+
+        Raises:
+            Interrupted: When the caller's hooks say so.
+            CommandFailed: When one cannot be copied, or differs.
+        """
+        made: dict[str, BackupDisk] = {}
+        with anyio.CancelScope() as scope:
+            async with alongside(self._watch(scope)):
+                for view in await self.planning.views(self.moment, self.disks):
+                    made[view.disk] = await self._copy(view)
+        if scope.cancelled_caught:
+            raise Interrupted("the backup was stopped, and nothing of it is left")
+        return made
+
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        if self.hooks.cancel is not None:
+            await self.hooks.cancel.wait()
+            scope.cancel()
+
+    async def _copy(self, view: DiskView) -> BackupDisk:
+        directory = self.partial.directory
+        file = posixpath.join(directory, _image(view.disk))
+        total = view.allocated if view.allocated is not None else view.virtual_size
+        meter, name = Meter(), job_id("backup", "keep", self.moment[-8:])
+
+        async def tell(done: float) -> None:
+            job = Job(name, "backup", JobStatus.RUNNING, round(done * total), total, self.speed)
+            await self.hooks.tell(meter.look(job))
+
+        await copy_disk(
+            view, file, speed=self.speed, remove=directory, tell=tell, interval=self.hooks.interval
+        )
+        (crc, size), _ = await both(
+            partial(in_thread, partial(backups.checksum, file)),
+            partial(compare_disk, view, file, remove=directory),
+        )
+        return BackupDisk(_image(view.disk), "qcow2", view.virtual_size, size, crc, view.files)
+
+
+async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord, ...]:
+    """Every backup in a directory, the oldest first.
+
+    Raises:
+        InvalidTarget: When the directory cannot be read, or holds a backup whose manifest is damaged.
+    """
+    return await in_thread(partial(backups.find_backups, absolute("directory", directory)))
+
+
+async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = None) -> BackupRecord:
+    """Check every image of a backup: its checksum, and that it is whole and stands alone.
+
+    Args:
+        directory: The directory of backups.
+        at: Which one, counted from 1 as they are listed; None: the newest.
+
+    Raises:
+        NotFound: When there is no such backup.
+        InvalidTarget: When an image is missing, or its checksum is another.
+        CommandFailed: When qemu-img finds an image damaged.
+    """
+    place, record = await _chosen(directory, at)
+    for disk in record.disks.values():
+        file = posixpath.join(place, disk.file)
+        await in_thread(partial(backups.verify_image, file, disk))
+        await check_image(file)
+    return record
+
+
+async def restore_backup(
+    directory: str | os.PathLike[str], to: str | os.PathLike[str], *, at: int | None = None
+) -> dict[str, str]:
+    """Copy the images of a backup out of it, each checked by its checksum.
+
+    No file is replaced, and none has its name before it is whole and on the disk. After a failure the images
+    that were complete stay.
+
+    Args:
+        directory: The directory of backups.
+        to: Directory that receives `DISK.qcow2` of each disk; created if it does not exist.
+        at: Which backup, counted from 1 as they are listed; None: the newest.
+
+    Returns:
+        Path of each disk's image, by the disk's name: start the machine from these.
+
+    Raises:
+        NotFound: When there is no such backup.
+        TargetExists: When a file exists; nothing was copied.
+        InvalidTarget: When one cannot be created, or an image in the backup is missing or damaged.
+    """
+    place, record = await _chosen(directory, at)
+    target = absolute("to", to)
+    files = {name: posixpath.join(target, disk.file) for name, disk in record.disks.items()}
+    await in_thread(partial(backups.make_directory, target))
+    await in_thread(partial(backups.refuse_taken, tuple(files.values())))
+    for name, disk in record.disks.items():
+        source = posixpath.join(place, disk.file)
+        await in_thread(partial(backups.restore_image, source, disk, files[name]))
+    return files
+
+
+async def _chosen(directory: str | os.PathLike[str], at: int | None) -> tuple[str, BackupRecord]:
+    if at is not None and (not isinstance(at, int) or isinstance(at, bool)):
+        refuse("at", at, "give a number, from 1, or None")
+    if at is not None:
+        number("at", at)
+    place = absolute("directory", directory)
+    record = await in_thread(partial(backups.choose, place, at))
+    return posixpath.join(place, record.id), record
+
+
+def _image(disk: str) -> str:
+    return f"{disk_part(disk)}.qcow2"
+
+
+def _need(disks: Iterable[Disk]) -> int:
+    """Bytes that the images may take: what the layers take, and no more than the disks have."""
+    return sum(
+        min(disk.active.virtual_size, sum(layer.allocated or 0 for layer in disk.layers)) for disk in disks
+    )
+
+
+def _merge_hint(disk: str) -> str:
+    return f"the next backup merges the overlay back, or do it now: {command('commit', disk)}"

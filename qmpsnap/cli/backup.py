@@ -1,0 +1,148 @@
+"""`qmpsnap backup`: copy a running machine's disks away, and give them back."""
+
+from __future__ import annotations
+
+import click
+
+import qmpsnap
+from qmpsnap.backup import BackedUp
+from qmpsnap.cli.app import Group, Verb, verb
+from qmpsnap.cli.options import DISK, FILE, SPEED, dry_run, progress
+from qmpsnap.cli.output import Row, emit, json_line, size, start_lines, table
+from qmpsnap.cli.progress import reporter
+from qmpsnap.cli.runner import current_app, hooks, run, run_alone, show_done, show_plan
+from qmpsnap.cli.signals import Signals
+from qmpsnap.model.backup import BackupRecord
+from qmpsnap.model.printable import printable
+from qmpsnap.plan.plan import Plan
+from qmpsnap.vm import VM
+
+_directory = click.argument("directory", metavar="DIR", type=FILE)
+_at = click.option(
+    "--at",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Which backup, by its number in `backup list`. [default: the newest]",
+)
+
+
+@click.group("backup", cls=Group, subcommand_metavar="VERB DIR", options_metavar="", no_args_is_help=False)
+def backup() -> None:
+    """Copy disks away from a running machine, and back."""
+
+
+def _add(function: Verb) -> Verb:
+    backup.add_command(function)
+    return function
+
+
+@_add
+@verb(
+    "run",
+    example="qmpsnap -s /run/vm1/qmp.sock backup run /backups/vm1 --disk vda --disk vdb",
+    short_help="Copy disks as of one instant, while the guest keeps running.",
+)
+@_directory
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    type=DISK,
+    metavar="DISK",
+    help="A disk to copy. May be repeated. [default: every writable disk with a medium]",
+)
+@click.option(
+    "--speed",
+    type=SPEED,
+    metavar="BYTES",
+    default=0,
+    help="Limit of the copies in bytes per second, e.g. 100K, 10M, 1G. [default: none]",
+)
+@progress
+@dry_run
+def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
+    """Copy disks into DIR as of one instant, while the guest keeps running.
+
+    A snapshot is taken, the layers beneath it are copied and compared, and the overlays are merged back.
+    Each copy is a qcow2 image of its own.
+    """
+    app = current_app()
+
+    async def work(vm: VM, signals: Signals) -> Plan | BackedUp:
+        if app.dry_run:
+            return await vm.plan_backup(directory, disks=disks)
+        bar = reporter(asked=app.progress, as_json=app.json)
+        with signals.operation(None, bar):
+            return await vm.backup(directory, disks=disks, speed=speed, hooks=hooks(signals, bar))
+
+    result = run(work)
+    if isinstance(result, BackedUp):
+        show_done(
+            result, lambda _: [f"{printable(disk)}: {printable(file)}" for disk, file in result.files.items()]
+        )
+    else:
+        show_plan(result)
+
+
+@_add
+@verb("list", example="qmpsnap backup list /backups/vm1", short_help="List the backups in a directory.")
+@_directory
+def list_(directory: str) -> None:
+    """List the backups in DIR, the oldest first."""
+
+    async def work(_: Signals) -> tuple[BackupRecord, ...]:
+        return await qmpsnap.list_backups(directory)
+
+    found = run_alone(work)
+    if current_app().json:
+        emit(json_line(backups=[record.to_json() for record in found]))
+        return
+    rows = [
+        Row((str(number), record.created, size(record.image_bytes), ", ".join(record.disks)))
+        for number, record in enumerate(found, 1)
+    ]
+    emit(*(table(("N", "CREATED", "SIZE", "DISKS"), rows, right=("N", "SIZE")) or ["no backups"]))
+
+
+@_add
+@verb(
+    "verify", example="qmpsnap backup verify /backups/vm1 --at 3", short_help="Check the images of a backup."
+)
+@_directory
+@_at
+def verify(directory: str, at: int | None) -> None:
+    """Check the images of a backup: their checksums, and that each is whole and stands alone."""
+
+    async def work(_: Signals) -> BackupRecord:
+        return await qmpsnap.verify_backup(directory, at=at)
+
+    record = run_alone(work)
+    if current_app().json:
+        emit(json_line(verified=record.to_json()))
+    else:
+        emit(f"backup of {record.created}: {', '.join(map(printable, record.disks))} verified")
+
+
+@_add
+@verb(
+    "restore",
+    example="qmpsnap backup restore /backups/vm1 /images/vm1-restored",
+    short_help="Copy the images of a backup out of it.",
+)
+@_directory
+@click.argument("to", type=FILE)
+@_at
+def restore(directory: str, to: str, at: int | None) -> None:
+    """Copy the images of a backup to the directory TO, each checked by its checksum.
+
+    No file is replaced. Start the machine from the copies.
+    """
+
+    async def work(_: Signals) -> dict[str, str]:
+        return await qmpsnap.restore_backup(directory, to, at=at)
+
+    files = run_alone(work)
+    if current_app().json:
+        emit(json_line(restored=files))
+    else:
+        emit(*start_lines(files))

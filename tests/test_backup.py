@@ -1,0 +1,190 @@
+"""Backups of a machine in memory, whose disks a script copies in qemu-img's place."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+import qmpsnap
+from qmpsnap.errors import (
+    BadArgument,
+    CommandFailed,
+    Interrupted,
+    InvalidTarget,
+    StillNeeded,
+    Unsupported,
+)
+from qmpsnap.plan.intent import Snapshot
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget, refused
+from tests.plan.scenes import encrypted
+from tests.run.operations import vm_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+MACHINE = graph(vda="base <- s1*", vdb="data.raw*")
+CHAINS = MACHINE.chains()
+COPIES = """case $1 in convert) for last; do :; done; echo copy >"$last";; esac"""
+LEFT = "backup-20240501T120000Z-0a1b2c3d"
+
+
+@pytest.fixture
+def tool_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make a qemu-img that writes down what it is to do, and then does something."""
+    program = tmp_path / "bin" / "qemu-img"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    def make(script: str) -> None:
+        program.write_text(f"#!/bin/sh\necho $1 >>{shlex.quote(str(tmp_path / 'told'))}\n{script}\n")
+        program.chmod(0o755)
+
+    make(COPIES)
+    return make
+
+
+def files(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+
+
+async def test_backup_copies_and_compares_each_disk_and_merges_back(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake, place = FakeTarget(MACHINE), tmp_path / "b"
+    moved: list[Mapping[str, str]] = []
+    done = await vm_of(fake).backup(place, hooks=Hooks(on_pivot=moved.append))
+    assert (done.op, done.chains, done.active, done.notes) == ("backup", CHAINS, {}, ())
+    assert [sorted(one) for one in moved] == [["vda", "vdb"], ["vda"], ["vdb"]]
+    assert (tmp_path / "told").read_text().split() == ["convert", "compare", "convert", "compare"]
+    name = done.backup.id
+    assert files(place) == [f"{name}/{file}" for file in ("manifest.json", "vda.qcow2", "vdb.qcow2")]
+    assert done.files == {disk: f"{place}/{name}/{disk}.qcow2" for disk in ("vda", "vdb")}
+    assert done.backup.disks["vda"].chain == CHAINS["vda"]
+    assert (done.bytes, fake.files.records) == (10, [])
+    assert await qmpsnap.list_backups(place) == (done.backup,)
+    assert done.to_json()["directory"] == f"{place}/{name}"
+
+
+async def test_backup_that_cannot_copy_merges_back_and_leaves_nothing(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    fake = FakeTarget(MACHINE)
+    for script, text in ((f"{COPIES}; exit 1", "it failed"), (f"{COPIES}; [ $1 = convert ]", "they differ")):
+        tool_that(script)
+        with pytest.raises(CommandFailed, match=text) as caught:
+            await vm_of(fake).backup(tmp_path / "b")
+        assert (caught.value.changed.value, caught.value.left) == ("no", ())
+        assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
+        assert not (tmp_path / "b").exists()
+
+
+async def test_backup_names_what_it_could_not_merge_back_after_a_failure(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    tool_that("exit 1")
+    fake = FakeTarget(MACHINE)
+    fake.fail("block-commit", refused("no"))
+    with pytest.raises(CommandFailed) as caught:
+        await vm_of(fake).backup(tmp_path / "b", disks=["vda"])
+    overlay = fake.state.disks["vda"].active.file
+    hint = "the next backup merges the overlay back, or do it now: qmpsnap commit vda"
+    assert (caught.value.changed.value, caught.value.left) == ("yes", (f"{overlay}: {hint}",))
+
+
+async def test_backup_is_complete_when_an_overlay_cannot_be_merged_back(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake, place = FakeTarget(MACHINE), tmp_path / "b"
+    fake.fail("block-commit", refused("no"))
+    with pytest.raises(CommandFailed) as caught:
+        await vm_of(fake).backup(place)
+    (record,) = await qmpsnap.list_backups(place)
+    assert f"the backup is complete: {place}/{record.id}" in caught.value.hint
+    assert fake.state.chains()["vdb"] == CHAINS["vdb"]  # the other one was merged all the same
+    again = await vm_of(fake).backup(place)
+    assert again.chains == CHAINS
+    assert again.notes == (
+        f"merged the overlay of an interrupted backup back into {CHAINS['vda'][0]} (backup-{record.id})",
+    )
+
+
+async def test_backup_that_is_stopped_merges_back(tmp_path: Path, tool_that: Callable[[str], None]) -> None:
+    tool_that("exec sleep 60")
+    fake, stop = FakeTarget(MACHINE), anyio.Event()
+    async with anyio.create_task_group() as group:
+
+        async def later() -> None:
+            while not (tmp_path / "told").exists():  # noqa: ASYNC110 - a script says so by a file
+                await anyio.sleep(0.01)
+            stop.set()
+
+        group.start_soon(later)
+        with pytest.raises(Interrupted, match="nothing of it is left"):
+            await vm_of(fake).backup(tmp_path / "b", hooks=Hooks(cancel=stop))
+    assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
+    assert not (tmp_path / "b").exists()
+
+
+async def test_backup_goes_on_although_an_old_overlay_is_needed(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake = FakeTarget(MACHINE)
+    vm = vm_of(fake)
+    await vm.run(await vm.plan(Snapshot(LEFT, ("vdb",))))
+    fake.files.put("/images/clone.qcow2", backing="/images/data.raw")
+    with pytest.raises(StillNeeded):
+        await vm.commit("vdb")
+    done = await vm.backup(tmp_path / "b", disks=["vda"])
+    (note,) = done.notes
+    assert note.startswith("the overlay of an interrupted backup stays, /images/data.backup-")
+
+
+async def test_backup_is_refused_before_anything_is_sent(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    of, seen = encrypted("base <- s1*")
+    fake = FakeTarget(of, files=seen)
+    with pytest.raises(Unsupported):
+        await vm_of(fake).backup(tmp_path / "b")
+    with pytest.raises(Unsupported):
+        await vm_of(fake).plan_backup(tmp_path / "b")
+    with pytest.raises(InvalidTarget, match="there is no directory"):
+        await vm_of(fake := FakeTarget(MACHINE)).backup(tmp_path / "none" / "b")
+    assert fake.performed == []
+    assert not (tmp_path / "b").exists()
+
+
+async def test_plan_of_a_backup_says_what_follows_the_snapshot(tmp_path: Path) -> None:
+    fake = FakeTarget(MACHINE)
+    plan = await vm_of(fake).plan_backup(tmp_path, disks=["vda"])
+    assert (plan.op, plan.disks, fake.performed) == ("snapshot", ("vda",), [])
+    copied, merged = plan.notes[-2:]
+    assert copied.startswith(f"then vda is copied to {tmp_path}/20")
+    assert copied.endswith("/vda.qcow2, and compared")
+    assert merged == "then each overlay is committed and removed: qmpsnap commit DISK --folded remove"
+
+
+async def test_backups_are_verified_and_restored_by_their_number(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
+    first, second = await vm.backup(place), await vm.backup(place, disks=["vdb"])
+    assert await qmpsnap.verify_backup(place, at=1) == first.backup
+    assert await qmpsnap.verify_backup(place) == second.backup
+    restored = await qmpsnap.restore_backup(place, tmp_path / "to", at=1)
+    assert restored == {disk: f"{tmp_path}/to/{disk}.qcow2" for disk in ("vda", "vdb")}
+    assert files(tmp_path / "to") == ["vda.qcow2", "vdb.qcow2"]
+    for wrong in (0, "1", True, 1.5):
+        with pytest.raises(BadArgument, match="at is"):
+            await qmpsnap.verify_backup(place, at=wrong)  # type: ignore[arg-type]
