@@ -102,6 +102,8 @@ def check_intent(record: IntentRecord) -> None:
         state is not None or any(step.pauses or step.loads for step in record.steps)
     ):
         raise ValueError("an operation on the guest without its 'origin'")
+    if record.prepared and record.loads:
+        raise ValueError("'prepared' has overlays for another QEMU, and memory is loaded into this one")
     partial = (state.partial,) if state is not None else ()
     _among("overlays", overlays, record.chains)
     _among("made", record.made, (*overlays.values(), *partial, record.target))

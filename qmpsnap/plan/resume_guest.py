@@ -66,7 +66,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     overlays = record.overlays
     moved = tuple(disk for disk in disks if overlays.get(disk) in scene.graph.disks[disk].files)
     if isinstance(scene, GuestScene) and record.loads and moved:
-        return _reverted(record, scene, disks, moved)
+        return _reverted(record, scene, tuple(disk for disk in disks if disk in overlays), moved)
     if isinstance(scene, GuestScene) and record.state is not None and not record.loads:
         return _saved(record, record.state, scene, moved)
     done = _branch_kept(record, scene) if record.prepared else bool(moved)
@@ -286,7 +286,8 @@ def _reverted(
         and all(_is_active(disk, record, scene) for disk in moved)
         and all(record.overlays[disk] in scene.files.fresh for disk in moved)
     )
-    goes = stands and ran_here(record, scene.machine.process)
+    empty = all(record.overlays[disk] in scene.files.fresh for disk in disks)  # else it is not ours
+    goes = stands and empty and ran_here(record, scene.machine.process)
     steps = list(_ends_job(record, scene))
     if goes:
         steps += _moves(record, scene, [disk for disk in disks if disk not in moved])

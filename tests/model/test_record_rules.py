@@ -231,6 +231,7 @@ def test_a_record_with_a_step_that_is_not_its_own_is_none(
         (CHECKPOINT, {"state": None}, "'made' holds '/d/m.0a1b2c3d.partial'"),
         (CHECKPOINT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (REVERT, {"origin": None}, "an operation on the guest without its 'origin'"),
+        (REVERT, {"prepared": {"vda": "/d/r"}}, "'prepared' has overlays for another QEMU"),
         (MOMENT, {"covered": {"vda": VICTIM}}, "its chain begins '/d/base'"),
         (MOMENT, {"covered": {}}, "'overlays' holds 'vda'"),
         (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' holds 'vdb'"),

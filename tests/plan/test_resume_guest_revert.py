@@ -93,6 +93,27 @@ def test_resume_of_a_revert_under_a_later_checkpoint_keeps_the_branch_and_loads_
     assert not plan.expect
 
 
+def test_resume_of_a_revert_gives_no_disk_a_root_that_is_not_the_empty_overlay_of_its_record() -> None:
+    record, of, files = begun("")
+    half = graph(of.disks["vda"], TWO.disks["vdb"])
+    assert "qom-set" in [step.command for step in rested(record, half, files).steps]
+    files.touch(record.overlays["vdb"])
+    plan = rested(record, half, files)
+    assert tidied(plan, record)
+    assert "qom-set" not in [step.command for step in plan.steps]
+
+
+def test_resume_of_a_revert_leaves_disks_that_have_no_overlay() -> None:
+    """As in a record that somebody has changed."""
+    record, of, files = begun("")
+    file = record.overlays["vdb"]
+    vda = tuple(step for step in record.steps if file not in f"{step.effect} {step.makes}")
+    record = replace(record, stages=(replace(record.stages[1], steps=vda),))
+    files.records[-1] = record
+    assert [*record.overlays] == ["vda"]
+    assert "qom-set" not in [step.command for step in rested(record, of, files).steps]
+
+
 def test_resume_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() -> None:
     record, of, files = begun("in-place")
     files.touch(record.overlays["vda"])
