@@ -1,4 +1,4 @@
-"""Back to a snapshot with the machine off (C2, G1): images that go back together, and new overlays."""
+"""Revert and delete with the machine off (C2, G1, T4, T8): images that go back together, and new overlays."""
 
 from __future__ import annotations
 
@@ -228,3 +228,35 @@ async def test_an_external_snapshot_is_gone_back_to_by_overlays_to_start_from(qe
     assert qemu.read(overlay) == overwritten(made.content[-1], SINCE)
     async with offline(qemu, {"vda": new}) as vm:
         assert [one.name for one in (await vm.moments()).moments] == ["e1"]
+
+
+async def test_internal_snapshots_are_deleted_with_their_memory(qemu, two, machine):
+    one, other = two
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active)) as running:
+        async with running.connect() as vm:
+            for name in ("c1", "c2"):
+                await vm.checkpoint(name, mode="internal")
+    async with opened(qemu, two) as vm:
+        await vm.delete("c1")
+        assert [moment.name for moment in (await vm.moments()).moments] == ["c2"]
+    assert reads(qemu, two) == [made.content[-1] for made in two]
+    assert [qemu.inside(made.active) for made in two] == [["c2"]] * 2
+    with machine(*blockdev("vda", one.active), *blockdev("vdb", other.active), "-loadvm", "c2"):
+        pass
+
+
+async def test_an_external_snapshot_is_deleted_and_the_disk_reads_the_same(qemu, images, machine):
+    made = images("base")
+    async with offline(qemu, {"vda": made.active}) as vm:
+        (first,) = (await vm.snapshot("e1")).active.values()
+    write(qemu, first, *SINCE)
+    async with offline(qemu, {"vda": first}) as vm:
+        (second,) = (await vm.snapshot("e2")).active.values()
+        done = await vm.delete("e2")
+        assert [moment.name for moment in (await vm.moments()).moments] == ["e1"]
+    (active,) = (chain[0] for chain in done.chains.values())
+    assert active in {first, second}
+    assert qemu.read(active) == overwritten(made.content[-1], SINCE)
+    assert qemu.read(made.active) == made.content[-1]
+    with machine(*blockdev("vda", active)) as running:
+        running.read("vda", *SINCE)

@@ -72,6 +72,7 @@ PLANNERS: Mapping[str, Planner] = {
 """What plans each intent, by its kind: a new operation is a line here."""
 
 OFF: Mapping[str, Planner] = {
+    "delete": Planner(delete.plan_off, "disks", ask_again=delete.ask_again),
     "revert": Planner(revert_off.plan, "disks", ask_again=revert_off.ask_again, guards=_MEMORY),
 }
 """What plans an intent in another way when the machine is off; the others are planned alike."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
@@ -39,10 +41,7 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
     refuse_migrated(scene.machine.guest)
     if moment.kind == "external":
         return delete.plan(intent, (moment,), scene)
-    refuse_double(moment)
-    refuse_left(moment, scene, do="delete it there", way="qemu-img snapshot -d {name} {file}")
-    for part in moment.held:
-        _check(part, moment, scene)
+    _refuse(moment, scene)
     if intent.via is None and not moment.vm_state_size:
         steps = _one_by_one(moment, scene)
     elif (intent.via or _by_rule(moment, scene)) == "hmp":
@@ -50,6 +49,40 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
         steps = (delvm(moment.name, moment.disks),)
     else:
         steps = _by_job(moment, scene)
+    return replace(_plan(intent, moment, steps, scene), run_state=scene.machine.status)
+
+
+def plan_off(intent: Delete, scene: Scene) -> Plan:
+    """Plan the deletion of a moment with the machine off; or refuse.
+
+    An internal one is deleted disk after disk, its VM state with it: a storage daemon has no other way.
+
+    Raises:
+        NotFound, AmbiguousName, NotInChain, Busy: As with `plan`.
+        Unsupported: When a way through a running QEMU is asked for, or a disk is read-only.
+    """
+    if intent.via is not None:
+        raise Unsupported(
+            "with the machine off there is no QEMU to delete it, so --via does not apply",
+            feature=f"deletion by {intent.via} with the machine off",
+            hint="omit --via",
+        )
+    moment = scene.moment(intent.name)
+    if moment.kind == "external":
+        return delete.plan(intent, (moment,), scene)
+    _refuse(moment, scene)
+    return _plan(intent, moment, _one_by_one(moment, scene), scene)
+
+
+def _refuse(moment: Moment, scene: Scene) -> None:
+    """Refuse where a disk's image cannot lose it."""
+    refuse_double(moment)
+    refuse_left(moment, scene, do="delete it there", way="qemu-img snapshot -d {name} {file}")
+    for part in moment.held:
+        _check(part, moment, scene)
+
+
+def _plan(intent: Delete, moment: Moment, steps: tuple[Step, ...], scene: Scene) -> Plan:
     size = moment.vm_state_size
     return Plan(
         op="delete",
@@ -57,7 +90,6 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
         disks=moment.disks,
         stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
-        run_state=scene.machine.status,
         notes=(f"its VM state of {size} bytes is deleted too",) if size else (),
     )
 

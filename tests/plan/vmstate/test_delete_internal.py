@@ -121,3 +121,17 @@ def test_delete_refuses_a_disk_that_a_job_holds() -> None:
 def test_delete_asks_for_the_command() -> None:
     with pytest.raises(Unsupported, match="blockdev-snapshot-delete-internal-sync"):
         planned(Delete("old"), TWO, commands=COMMANDS - {"blockdev-snapshot-delete-internal-sync"})
+
+
+def test_delete_off_takes_it_from_each_image_with_its_vm_state() -> None:
+    there = graph(holding("vda", VM_STATE), holding("vdb", PART))
+    plan = planned(Delete("vm"), there, off=True)
+    assert plan.steps == tuple(internal_delete(disk, f"{disk}-s1", "1", "vm") for disk in ("vda", "vdb"))
+    assert (plan.run_state, plan.notes) == ("", ("its VM state of 4096 bytes is deleted too",))
+
+
+def test_delete_off_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(Unsupported, match="--via does not apply"):
+        planned(Delete("old", via="hmp"), TWO, off=True)
+    with pytest.raises(NotInChain, match="below the active layer"):
+        planned(Delete("old"), graph(holding("vda", OLD, layer=1)), off=True)
