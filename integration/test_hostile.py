@@ -246,6 +246,25 @@ async def test_images_of_a_machine_that_runs_are_refused_and_its_process_is_name
         assert not wire.started
 
 
+async def test_an_image_behind_a_loop_device_is_refused(qemu, tmp_path, place):
+    wire = Tripwire(qemu, tmp_path / "bin")
+    disk = qemu.create(place / "disk.raw", form="raw")
+    made = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("there are no loop devices for us")
+    device = made.stdout.strip()
+    try:
+        with pytest.raises(ImageInUse, match=f"is in use: the loop device {device} has it open") as caught:
+            async with wire.offline({"vda": disk}, formats={"vda": "raw"}):
+                pytest.fail("it was opened")
+        assert (caught.value.pid, caught.value.program) == (None, device)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    assert not wire.started
+    async with wire.offline({"vda": disk}, formats={"vda": "raw"}) as vm:
+        assert (await vm.graph()).chains() == {"vda": (disk,)}
+
+
 async def test_an_image_on_which_another_stands_is_only_branched_from(qemu, images, tmp_path):
     (tmp_path / "bin").mkdir()
     wire = Tripwire(qemu, tmp_path / "bin")

@@ -1,4 +1,4 @@
-"""Which processes have a file open for writing, as /proc and QEMU's image locks tell.
+"""Who has a file open for writing, as /proc, QEMU's image locks and the kernel's loop devices tell.
 
 Blocking. Of a process of another user, or in a container whose processes we do not see, only the lock
 tells, and not who holds it.
@@ -27,23 +27,54 @@ _WRITE, _RESIZE = 1, 3  # block-common.h: bits of BLK_PERM_WRITE and BLK_PERM_RE
 
 
 class Holder(Struct, frozen=True):
-    """A process that has a file open for writing.
+    """Who has a file open for writing: a process, or the kernel.
 
     Attributes:
-        pid: Its id; None when only its lock is seen.
-        program: The name of its program; "" when it is not known.
+        pid: The process's id; None when only its lock is seen, and for the kernel.
+        program: The name of its program; of the kernel the loop device; "" when it is not known.
     """
 
     pid: int | None = None
     program: str = ""
 
+    def __str__(self) -> str:
+        """Who it is, in words."""
+        if self.pid is not None:
+            return f"process {self.pid} ({self.program or '?'})"
+        return f"the loop device {self.program}" if self.program else "another process"
+
 
 def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
-    """For each of the files that a process has open for writing: the first such process that we see."""
-    found: dict[FileId, Holder] = {}
+    """For each of the files that somebody has open for writing: the first whom we see."""
+    found = loops(files)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         for key in written(pid, among=files):
             found.setdefault(key, Holder(pid, _program(pid)))
+    return found
+
+
+def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId, Holder]:
+    """For each of the files that a loop device writes to: that device, of which no process tells.
+
+    Args:
+        files: Look for these.
+        devices: Where the kernel tells of its block devices.
+    """
+    found: dict[FileId, Holder] = {}
+    try:
+        names = [name for name in os.listdir(devices) if name.startswith("loop")]
+    except OSError:
+        return found
+    for name in sorted(names):
+        try:
+            file = kernel_text(f"{devices}/{name}/loop/backing_file").removesuffix("\n")
+            read_only = kernel_text(f"{devices}/{name}/ro").strip() == "1"
+            status = os.stat(file)
+        except (OSError, ValueError):  # it is in use for nothing, or for a file without a name
+            continue
+        key = (status.st_dev, status.st_ino)
+        if key in files and not read_only:
+            found.setdefault(key, Holder(program=f"/dev/{name}"))
     return found
 
 

@@ -94,9 +94,8 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
         refuse_unspeakable(file)
     holders = {key: Holder() for key, file in files.items() if _locked(file, key)} | writers(files)
     for key, holder in holders.items():
-        who = "another process" if holder.pid is None else f"process {holder.pid} ({holder.program or '?'})"
         raise ImageInUse(
-            f"{files[key]!r} is in use: {who} has it open for writing",
+            f"{files[key]!r} is in use: {holder} has it open for writing",
             file=files[key],
             pid=holder.pid,
             program=holder.program,

@@ -147,10 +147,10 @@ def find_program(name: str) -> str | None:
 
 
 def kernel_text(file: str) -> str:
-    """Read a file of /proc, where nobody can plant anything.
+    """Read a file of /proc or /sys, where nobody can plant anything.
 
     Raises:
         OSError: When it cannot be read.
     """
-    with open(file, encoding="ascii", errors="replace") as opened:
+    with open(file, encoding="utf-8", errors="surrogateescape") as opened:
         return opened.read()

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from qmpsnap.errors import ImageInUse
-from qmpsnap.run.holders import locked, writers, written
+from qmpsnap.run.holders import Holder, locked, loops, writers, written
 from qmpsnap.run.preflight import read_chains, refuse_unusable
 from tests.each import each
 from tests.headers import qcow2_bytes
@@ -35,6 +35,23 @@ def test_written_tells_files_that_a_process_has_open_for_writing(tmp_path, mode,
     for holder in found.values():
         assert (holder.pid, "py" in holder.program) == (os.getpid(), True)
     assert writers([key(file)]) == {}
+
+
+def test_loops_tells_files_that_a_loop_device_writes_to(tmp_path):
+    for number, (name, read_only) in enumerate([("\u00e4 b", "0"), ("c", "1"), ("gone", "0")]):
+        device = tmp_path / "block" / f"loop{number}"
+        (device / "loop").mkdir(parents=True)
+        (device / "loop" / "backing_file").write_text(f"{tmp_path}/{name}\n")
+        (device / "ro").write_text(f"{read_only}\n")
+    (tmp_path / "block" / "loop7").mkdir()  # not in use
+    (tmp_path / "block" / "sda").mkdir()
+    files = {name: tmp_path / name for name in ("\u00e4 b", "c", "other")}
+    for file in files.values():
+        file.touch()
+    keys = [key(file) for file in files.values()]
+    assert loops(keys, str(tmp_path / "block")) == {keys[0]: Holder(None, "/dev/loop0")}
+    assert loops(keys, str(tmp_path / "none")) == {}
+    assert str(Holder(None, "/dev/loop0")) == "the loop device /dev/loop0"
 
 
 def lock(descriptor, byte):
