@@ -251,22 +251,19 @@ async def test_records_have_the_new_names_once_a_commit_has_changed_them(machine
     assert "held.qcow2" not in "".join(path.read_text() for path in tmp_path.rglob("moment-*"))
 
 
-async def test_tree_takes_none_of_two_copies_for_an_overlay_that_is_missing(machine, qemu, tmp_path):
+async def test_tree_takes_no_copy_for_an_overlay_that_is_missing(machine, qemu, tmp_path):
     base = qemu.create(tmp_path / "base.qcow2", BLOCK)
     with machine(*drive("vda", base)) as running:
         async with running.connect() as vm:
             await vm.snapshot("one")
             active = Path((await vm.graph()).disks["vda"].active.file)
-    for name in ("copy", "disk"):
-        (tmp_path / f"{name}.qcow2").write_bytes(active.read_bytes())
-    active.unlink()
+    (tmp_path / "disk.qcow2").write_bytes(active.read_bytes())
+    active.rename(tmp_path / "aside")
     with machine(*drive("vda", tmp_path / "disk.qcow2")) as running:
         async with running.connect() as vm:
             listing = await vm.moments()
             assert listing.moments == ()
             assert listing.tree.at(base).holds_other == ("one",)
-            (tmp_path / "copy.qcow2").unlink()
-            assert [moment.name for moment in (await vm.moments()).moments] == ["one"]
 
 
 async def test_tree_is_the_same_when_the_machine_is_off(machine, qemu, tmp_path):

@@ -212,7 +212,8 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains`; none in records of before there were any.
         deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
-        marks: Marks in the headers of layers that go on from it, by file; others than ours have none.
+        marks: Marks in the headers of layers that go on from it, each with the file's inode (MARK-INODE), by
+            file; layers that are not ours have none.
         lost: Disks of which no file holds the moment any more: a commit has written into that.
     """
 
@@ -269,7 +270,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         and of each mark. Too many keys are "any".
         """
         layers = (file for disk, held in self.covered.items() for file in (held, *self.goes_on(disk)))
-        keys = "".join(sorted({layer_key(name) for name in (*layers, *self.marks.values())}))
+        keys = "".join(sorted({layer_key(name) for name in (*layers, *map(mark_of, self.marks.values()))}))
         return f"{self.prefix}{keys if len(keys) <= _KEYS else _ANY}.json"
 
     @property
@@ -312,6 +313,11 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         directory=intent.directory,
         formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )
+
+
+def mark_of(marked: str) -> str:
+    """The mark of "MARK-INODE"."""
+    return marked.partition("-")[0]
 
 
 def with_paths(record: MomentRecord, renamed: Mapping[str, str]) -> MomentRecord:

@@ -207,7 +207,7 @@ def check_moment(record: MomentRecord) -> None:
         _apart(one, record.chains)
     _plain("marks", record.marks)
     for mark in record.marks.values():
-        if not re.fullmatch(r"[0-9a-f]{32}", mark):
+        if not re.fullmatch(r"[0-9a-f]{32}-\d+", mark):
             raise ValueError(f"'marks' holds {mark!r}, which is no mark")
     for disk, files in record.chains.items():
         if files and record.covered.get(disk) != files[0]:

@@ -29,7 +29,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, elsewhere, moment_of
 from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
-from qmpsnap.run.image_headers import file_header, marks_in
+from qmpsnap.run.image_headers import file_mark, marks_in
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.record_search import find_record, link_name, names_of, open_trusted, others_near
@@ -230,8 +230,7 @@ def _marked(record: MomentRecord) -> MomentRecord:
         mark = record.marks.get(file, "")
         if not mark:
             with contextlib.suppress(OSError, ValueError):
-                header = file_header(file)
-                mark = header.mark if header is not None else ""
+                mark = file_mark(file)
         if mark:
             marks[file] = mark
     return replace(record, marks=Frozen(marks))

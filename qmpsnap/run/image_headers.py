@@ -84,8 +84,19 @@ def image_fact(layer: ImageLayer) -> ImageFact:
         os.close(descriptor)
 
 
+def file_mark(path: str) -> str:
+    """The mark of a regular file with its inode, as "MARK-INODE"; "" without one, or left behind by a commit.
+
+    A copy has the same mark, and another inode.
+
+    Raises:
+        ValueError, OSError: As `file_header`.
+    """
+    return "" if is_invalid_name(path) else _of_regular(path, _mark) or ""
+
+
 def marks_in(directory: str) -> dict[str, list[str]]:
-    """The images in a directory that have a mark, by this; without those that a commit has left behind.
+    """The images in a directory that have a mark, by this, as `file_mark`.
 
     Raises:
         OSError: When the directory cannot be read.
@@ -94,9 +105,8 @@ def marks_in(directory: str) -> dict[str, list[str]]:
     with os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError, ValueError):
-                header = file_header(entry.path) if entry.is_file() else None
-                if header is not None and header.mark and not is_invalid_name(entry.name):
-                    found.setdefault(header.mark, []).append(entry.path)
+                if mark := file_mark(entry.path):
+                    found.setdefault(mark, []).append(entry.path)
     return found
 
 
@@ -131,6 +141,11 @@ def has_luks(path: str) -> bool:
         OSError: When it cannot be opened or read.
     """
     return _of_regular(path, _bare_luks_place) is not None
+
+
+def _mark(descriptor: int) -> str:
+    header = descriptor_header(descriptor)
+    return f"{header.mark}-{os.fstat(descriptor).st_ino}" if header is not None and header.mark else ""
 
 
 def _luks_place(descriptor: int) -> tuple[int, int] | None:

@@ -19,9 +19,9 @@ from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.names import is_invalid_name
-from qmpsnap.model.record import MomentRecord, Record, unnamed, with_paths
+from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed, with_paths
 from qmpsnap.run import cleanup, memory_files
-from qmpsnap.run.image_headers import file_header, has_luks, marks_in
+from qmpsnap.run.image_headers import file_header, file_mark, has_luks, marks_in
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.record_search import ReadBefore, read_records
@@ -86,11 +86,11 @@ def _places_of_missing(records: Iterable[Record], files: Mapping[str, FileFact])
 
 
 def _renamed(records: Iterable[Record], marked: Mapping[str, Collection[str]]) -> dict[str, str]:
-    """Overlays of moments that have other names by now, by those in the records; of copies, none is taken.
+    """Overlays of moments that have other names by now, by those in the records; no copy is taken for one.
 
     Args:
         records: The records.
-        marked: Files with each mark.
+        marked: Files by their marks with their inodes.
     """
     return {
         file: next(iter(marked[mark]))
@@ -173,8 +173,8 @@ class _Survey:
         for file in files:
             if file not in self._read:
                 with suppress(OSError, ValueError):
-                    self._mark(self._name(file), file_header(file))
-        return tuple(self.marked)
+                    self._mark(self._name(file), file_mark(file))
+        return tuple({mark_of(mark) for mark in self.marked})
 
     def search(self, place: str) -> None:
         """Read the marks of all images in a directory."""
@@ -182,9 +182,9 @@ class _Survey:
             for mark, files in marks_in(place).items():
                 self.marked.setdefault(mark, set()).update(map(self._name, files))
 
-    def _mark(self, name: str, header: Header | None) -> None:
-        if header is not None and header.mark and not is_invalid_name(name):
-            self.marked.setdefault(header.mark, set()).add(name)
+    def _mark(self, name: str, mark: str) -> None:
+        if mark:
+            self.marked.setdefault(mark, set()).add(name)
 
     def follow(self) -> None:
         """Read the backing files of images, down to the bases; each only once."""
@@ -212,7 +212,8 @@ class _Survey:
             self._stand(path, header.backing) if header is not None and header.backing is not None else None
         )
         name = self._name(path)
-        self._mark(name, header)
+        if header is not None and header.mark and not is_invalid_name(name):
+            self._mark(name, f"{header.mark}-{status.st_ino}")
         self.images[name] = FileFact(
             "regular",
             status.st_size,

@@ -282,8 +282,8 @@ def test_is_plain(path: str, plain: bool) -> None:
     assert is_plain(path) is plain
 
 
-@each("mark", ["", "ab", "g" * 32, "0" * 33, "A" * 32])
-def test_a_mark_is_thirty_two_hex_digits(mark: str) -> None:
+@each("mark", ["", "ab", "0" * 32, f"{'0' * 31}-7", f"{'0' * 33}-7", f"{'A' * 32}-7", f"{'0' * 32}-"])
+def test_a_mark_is_thirty_two_hex_digits_and_an_inode(mark: str) -> None:
     body = json.loads(to_json(MOMENT))
     body["marks"] = {"/d/o": mark}
     with pytest.raises(ValueError, match=r"'marks' holds '.*', which is no mark"):

@@ -148,15 +148,17 @@ def test_a_record_that_was_read_before_is_read_again_only_when_it_is_another_fil
 @pytest.mark.parametrize(("name", "stays"), [("renamed", True), ("renamed.invalid", False), ("", False)])
 async def test_a_record_stays_whose_overlay_was_renamed(tmp_path: Path, name: str, stays: bool) -> None:
     mark = b"m" * 16
-    old = replace(
-        moment(tmp_path, "old", "gone1", "gone0", "base.qmpsnap"),
-        created="2024-01-01T12:00:00+00:00",
-        marks={f"{tmp_path}/gone1": mark.hex()},
-    )
-    put(old)
+    inode = 0
     if name:
         image = empty_qcow2(virtual_size=1 << 20, mark=mark)
         (tmp_path / name).write_bytes(image.parts[0][1])
+        inode = (tmp_path / name).stat().st_ino
+    old = replace(
+        moment(tmp_path, "old", "gone1", "gone0", "base.qmpsnap"),
+        created="2024-01-01T12:00:00+00:00",
+        marks={f"{tmp_path}/gone1": f"{mark.hex()}-{inode}"},
+    )
+    put(old)
     intent = IntentRecord(
         "a",
         "snapshot",

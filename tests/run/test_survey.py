@@ -256,11 +256,9 @@ def overlays(place):
     """The snapshots one and two in the files s1 and s2, and the files that a survey reads the records of."""
     (place / "base.qmpsnap").mkdir()
     (place / "base.qcow2").write_bytes(qcow2_bytes())
-    marks = {}
     for name, held, mark in (("s1", "base", b"1" * 16), ("s2", "s1", b"2" * 16)):
         file = place / f"{name}.qcow2"
         marked(file, mark, place / f"{held}.qcow2")
-        marks[str(file)] = mark.hex()
         record = MomentRecord(
             f"id-{name}",
             f"at-{name}",
@@ -268,7 +266,7 @@ def overlays(place):
             {"vda": str(file)},
             {"vda": f"{place}/{held}.qcow2"},
             directory=f"{place}/base.qmpsnap",
-            marks={str(file): mark.hex()},
+            marks={str(file): f"{mark.hex()}-{file.stat().st_ino}"},
         )
         (place / "base.qmpsnap" / record.file_name).write_text(to_json(record))
     return place
@@ -305,11 +303,13 @@ def test_survey_recognises_a_layer_beside_that_was_renamed(overlays):
     assert held(overlays, "s2", survey=True)[0] == expected
 
 
-def test_survey_takes_none_of_two_copies_and_no_copy_of_what_is_there(overlays):
+def test_survey_takes_no_copy_for_an_overlay_even_if_that_is_gone(overlays):
     shutil.copy(overlays / "s2.qcow2", overlays / "copy.qcow2")
     assert held(overlays, "copy", survey=True)[1] == {}
     (overlays / "s2.qcow2").rename(overlays / "disk.qcow2")
-    assert held(overlays, "disk", survey=True)[1] == {}
+    assert held(overlays, "copy", survey=True)[1] == {f"{overlays}/s2.qcow2": f"{overlays}/disk.qcow2"}
+    (overlays / "disk.qcow2").unlink()
+    assert held(overlays, "copy", survey=True)[1] == {}
 
 
 def test_survey_takes_no_file_that_a_commit_left_for_a_renamed_layer(overlays):
