@@ -127,6 +127,17 @@ def test_tree_tells_images_of_other_machines_from_those_that_no_record_names() -
     ]
 
 
+def test_tree_gives_what_backs_another_machines_image_to_that() -> None:
+    on = graph(vda="base <- s1*")
+    files = FakeFiles(on)
+    put(files, "base <- golden", "golden <- t1", "t1 <- t2")
+    assert drawn(tree(on, files, moment("theirs", "t1", "t2")))[1:4] == [
+        "|-o golden other",
+        "| o t1 other",
+        "| o t2 other",
+    ]
+
+
 def test_tree_has_what_a_commit_wrote_into_and_what_it_left() -> None:
     on = graph(vda="base <- s1 <- s2*")
     files = FakeFiles(on)

@@ -312,6 +312,11 @@ def test_survey_takes_no_copy_for_an_overlay_even_if_that_is_gone(overlays):
     assert held(overlays, "copy", survey=True)[1] == {}
 
 
+def test_survey_renames_no_overlay_that_has_its_name_and_another(overlays):
+    (overlays / "disk.qcow2").hardlink_to(overlays / "s2.qcow2")
+    assert held(overlays, "disk", "s1", "base")[1] == {}
+
+
 def test_survey_takes_no_file_that_a_commit_left_for_a_renamed_layer(overlays):
     (overlays / "s2.qcow2").rename(overlays / "s2.qcow2.invalid")
     assert held(overlays, "s1", "base", survey=True)[1] == {}
