@@ -151,6 +151,43 @@ async def test_revert_goes_to_a_branch_that_was_left_aside_and_back(qemu, images
     qemu.check_chain(*back.chains["vda"])
 
 
+THREAD = ("-object", "iothread,id=io")
+THREADED = {
+    "virtio-blk": lambda node: (*THREAD, "-device", f"virtio-blk-pci,drive={node},id=vda,iothread=io"),
+    "virtio-scsi": lambda node: (
+        *THREAD, "-device", "virtio-scsi-pci,id=scsi,iothread=io",
+        "-device", f"scsi-hd,bus=scsi.0,drive={node},id=vda",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "form", "kind"), [("virtio-scsi", "qcow2", "disks"), ("virtio-scsi", "raw", "in-place"),
+                                 ("virtio-blk", "qcow2", "in-place")]
+)  # fmt: skip
+async def test_revert_of_a_disk_with_a_thread_goes_to_a_branch_that_was_left_aside(
+    qemu, images, machine, device, form, kind
+):
+    made = images("base", base_format=form)
+    (_, node, *_) = blockdev("vda", made.active, form)
+    path = "/machine/peripheral/vda" + ("/virtio-backend" if device == "virtio-blk" else "")
+    with machine("-blockdev", node, *THREADED[device]("vda-node")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await take(vm, "c1", kind)
+            running.write(path, *WRITE)
+            await take(vm, "c2", kind)
+            running.write(path, *LATER)
+            for name in ("c1", "c2", "c1", "c2"):
+                back = await vm.revert(name)
+                running.read(path, WRITE[0] if name == "c2" else 0, *WRITE[1:])
+                assert (status(running), opened(running)) == ("running", [])
+            alone = await vm.stream("vda")
+            running.read(path, *WRITE)
+    assert alone.chains == {"vda": (back.active["vda"],)}
+    assert qemu.read(back.active["vda"]) == overwritten(content(1), WRITE)
+
+
 async def test_revert_tells_of_a_node_of_the_users_that_has_no_use_any_more(images, machine, way):
     with machine(*way("vda", images("base").active)) as running:
         running.qmp("cont")

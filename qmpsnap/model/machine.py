@@ -108,6 +108,7 @@ class Machine(Struct, frozen=True):
         process: Identifies this QEMU process; no other has the same. "" if not known.
         exported: Names of the nodes that QEMU exports (NBD, vhost-user, FUSE).
         blocked: Why QEMU cannot migrate the machine, in its words, as far as it knows before it tries.
+        iothreads: Whether devices may do I/O in threads of their own.
         emulated: Whether the CPUs run without KVM: QEMU then translates the guest's code, as far as we know.
     """
 
@@ -123,6 +124,7 @@ class Machine(Struct, frozen=True):
     exported: frozenset[str] = frozenset()
     blocked: tuple[str, ...] = ()
     emulated: bool = False
+    iothreads: bool = False
 
     @property
     def asleep(self) -> bool:

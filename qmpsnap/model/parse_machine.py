@@ -20,6 +20,7 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-block-exports", {}),
     ("qom-list", {"path": "/machine/peripheral"}),
     ("qom-list", {"path": "/machine/peripheral-anon"}),
+    ("query-iothreads", {}),
 )
 """The commands, with arguments, whose replies `parse_machine` takes, in this order."""
 
@@ -131,6 +132,12 @@ class BlockExportInfo(Reply, frozen=True):
     node_name: str
 
 
+class IOThreadInfo(Reply, frozen=True):
+    """A thread of devices. QAPI: query-iothreads (misc.json)."""
+
+    id: str
+
+
 class ObjectPropertyInfo(Reply, frozen=True):
     """A property of an object; for a child, its type is `child<TYPE>`. QAPI: qom-list (qom.json)."""
 
@@ -191,7 +198,7 @@ def parse_machine(
     Raises:
         Malformed: When a reply is not of the schema's shape.
     """
-    state, moving, abilities, settings, ram, cpus, exports, plugged, anonymous = replies
+    state, moving, abilities, settings, ram, cpus, exports, plugged, anonymous, threads = replies
     status = read(StatusInfo, state, "query-status")
     migration = read(MigrationInfo, moving, "query-migrate")
     capabilities = read(list[MigrationCapabilityStatus], abilities, "query-migrate-capabilities")
@@ -220,6 +227,7 @@ def parse_machine(
         ),
         blocked=migration.blocked_reasons,
         emulated=build.emulated,
+        iothreads=bool(read(list[IOThreadInfo], threads, "query-iothreads")),
     )
 
 

@@ -49,7 +49,7 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
         Malformed: When an answer is not of the schema's shape.
 
     QAPI: query-status, query-migrate and its settings, query-memory-size-summary, query-cpus-fast,
-    query-block-exports, qom-get, qom-list.
+    query-block-exports, query-iothreads, qom-get, qom-list.
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
     answers, kinds = await asyncio.gather(

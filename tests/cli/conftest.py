@@ -105,6 +105,7 @@ def stands(server, status="running", migration="none"):
         "query-cpus-fast": [{"qom-path": "/machine/unattached/device[0]"}],
         "query-kvm": {"enabled": True, "present": True},
         "query-block-exports": [],
+        "query-iothreads": [],
         "qom-get": "pc-q35-7.2-machine",
         "qom-list": [],
     }

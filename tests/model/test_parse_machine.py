@@ -83,6 +83,13 @@ def test_parse_machine_counts_memory_that_was_plugged_in() -> None:
     assert parsed(said).fingerprint.memory == 65 * MIB
 
 
+def test_parse_machine_tells_whether_devices_may_have_threads_of_their_own() -> None:
+    said = answers("7")
+    assert not parsed(said).iothreads
+    said[COMMANDS.index("query-iothreads")] = [{"id": "io", "thread-id": 7, "poll-max-ns": 0}]
+    assert parsed(said).iothreads
+
+
 def test_parse_machine_leaves_empty_drives_out_of_what_has_to_be_equal() -> None:
     build = Build("pc-q35-7.2-machine", "c", "7.2.22", emulated=True)
     said = answers("7")[: len(MACHINE_QUERIES)]

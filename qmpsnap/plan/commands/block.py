@@ -120,6 +120,7 @@ def blockdev_add(
     unmap: bool = False,
     restores: bool = False,
     secret: str = "",
+    read_only: bool = False,
 ) -> Step:
     """Open an image, not yet as part of a disk. QAPI: blockdev-add.
 
@@ -133,6 +134,7 @@ def blockdev_add(
         unmap: Whether the guest's discards free space; else QEMU ignores them.
         restores: As in Step.
         secret: Id of the secret object that opens it (qcow2 with LUKS); "": it is not encrypted.
+        read_only: Whether it is opened for reading alone.
     """
     options: dict[str, Any] = {
         "driver": format,
@@ -144,6 +146,8 @@ def blockdev_add(
         options["encrypt"] = {"format": "luks", "key-secret": secret}
     if backing is not None or alone:
         options["backing"] = backing
+    if read_only:
+        options["read-only"] = True
     return Step(
         on="qmp",
         command="blockdev-add",
@@ -194,6 +198,17 @@ def open_root(root: Root, *, backing: str | None = None) -> Step:
         unmap=root.backing is not None,
         secret=root.secret,
     )
+
+
+def put_on(opened: Step, backing: str) -> Step:
+    """Give an image that no disk uses yet another backing file. QAPI: blockdev-reopen.
+
+    Args:
+        opened: The step that opened it; all of its options have to be given again.
+        backing: node-name of the layer that it is backed by from then on.
+    """
+    options = {**opened.arguments, "backing": backing}
+    return Step(on="qmp", command="blockdev-reopen", arguments=Frozen(options=[options]))
 
 
 def _io(io: Io, *, unmap: bool = False) -> dict[str, Any]:

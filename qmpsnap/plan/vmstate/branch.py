@@ -20,7 +20,14 @@ from qmpsnap.model.step import Root, Step
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_read_only
 from qmpsnap.plan.checks.encryption import refuse_clear_overlay, refuse_second_opening, secret_for
 from qmpsnap.plan.checks.place import beside_active, refuse_barred, refuse_place, refuse_there
-from qmpsnap.plan.commands.block import blockdev_del, open_root, reopen_filter, set_drive
+from qmpsnap.plan.commands.block import (
+    blockdev_add,
+    blockdev_del,
+    open_root,
+    put_on,
+    reopen_filter,
+    set_drive,
+)
 from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.ownership import refuse_strange_base
 from qmpsnap.plan.scene import Scene
@@ -42,6 +49,7 @@ class Branch:
         was: What it reads now.
         make: The step that makes the overlay.
         inside: Index of the layer that holds the moment in the disk's present chain; None: it is not there.
+        aside: node-name for that layer where it is not in the present chain.
     """
 
     disk: Disk
@@ -49,12 +57,28 @@ class Branch:
     was: Root
     make: Step
     inside: int | None
+    aside: str
 
-    @property
-    def add(self) -> Step:
-        """The step that opens the overlay, on the layer's node where there is one."""
-        backing = self.disk.layers[self.inside].node if self.inside is not None else None
-        return open_root(self.root, backing=backing)
+    def opens(self, machine: Machine) -> tuple[Step, ...]:
+        """The steps that open the overlay, on the layer's node where there is one.
+
+        A device with a thread of its own takes no root of another thread ("Different aio context is not
+        supported for new node"). A node is in the thread of those that it is connected with, so the overlay
+        is opened on a layer of the present chain, and put on its own right before the disk moves: `connects`.
+        """
+        if self.inside is not None:
+            return (open_root(self.root, backing=self.disk.layers[self.inside].node),)
+        if not machine.iothreads:
+            return (open_root(self.root),)
+        (file, form), *_ = self.root.chain
+        layer = blockdev_add(self.aside, file, form, io=self.root.io, read_only=True)
+        return layer, open_root(self.root, backing=self.disk.base.node)
+
+    def connects(self, machine: Machine) -> tuple[Step, ...]:
+        """The step that puts the overlay on its own layer, where it was opened on another one."""
+        if self.inside is not None or not machine.iothreads:
+            return ()
+        return (put_on(open_root(self.root), self.aside),)
 
     def move(self, machine: Machine, *, prepare: bool) -> Step:
         """The step that gives the disk its new root.
@@ -185,8 +209,9 @@ def _branch(
     file, active = files.get(disk.name, ""), disk.active
     _refuse_overlay(disk, file, scene)
     size = _size_then(record, disk, inside, scene, in_place=in_place)
-    new, old = (
-        node_name(digest(token, disk.name, what, avoid=scene.names), owned=True) for what in ("root", "was")
+    new, old, aside = (
+        node_name(digest(token, disk.name, what, avoid=scene.names), owned=True)
+        for what in ("root", "was", "aside")
     )
     return Branch(
         disk=disk,
@@ -201,6 +226,7 @@ def _branch(
             luks=luks,
         ),
         inside=inside,
+        aside=aside,
     )
 
 

@@ -124,7 +124,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                 "create the overlays",
                 (
                     *(branch.make for branch in new),
-                    *(branch.add for branch in new),
+                    *(step for branch in new for step in branch.opens(machine)),
                     *store,
                 ),
             ),
@@ -133,6 +133,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                 (
                     pause(state, machine, token, scene),
                     *((check_active(disks),) if intent.discard else ()),
+                    *(step for branch in new for step in branch.connects(machine)),
                     *(branch.move(machine, prepare=state is None) for branch in new),
                     *_check(new),
                     *(load or (system_reset(),)),

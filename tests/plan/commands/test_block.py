@@ -16,6 +16,7 @@ from qmpsnap.plan.commands.block import (
     open_root,
     open_store,
     probe_absent,
+    put_on,
     reopen_filter,
     set_drive,
     snapshot_sync,
@@ -213,6 +214,15 @@ def test_check_roots_says_which_root_is_expected_of_each_disk() -> None:
     step = check_roots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
     assert (step.on, step.command, step.arguments) == ("wait", "check-roots", {"vda": "n1", "vdb": "n2"})
     assert step.detail == {"vda": "/q/vda", "vdb": "/q/vdb"}
+    assert (flags(step), step.undo, step.effect) == ("", (), None)
+
+
+def test_an_image_is_put_on_another_layer_with_all_of_its_options_given_again() -> None:
+    opened = open_root(replace(NEW, io=Io(direct=True)), backing="a")
+    step = put_on(opened, "b")
+    assert (step.on, step.command) == ("qmp", "blockdev-reopen")
+    assert step.arguments == {"options": [{**opened.arguments, "backing": "b"}]}
+    assert step.arguments["options"][0]["cache"] == {"direct": True, "no-flush": False}
     assert (flags(step), step.undo, step.effect) == ("", (), None)
 
 

@@ -105,6 +105,26 @@ def test_revert_of_a_paused_guest_lets_nothing_run(mode: str) -> None:
     assert plan.run_state == "paused"
 
 
+@each("iothreads", [False, True])
+def test_revert_to_a_branch_left_aside_comes_into_the_thread_of_the_disk(*, iothreads: bool) -> None:
+    """The second layer of vda is not in the chain any more: it is opened, and connected once all is still."""
+    now = covered_by_us(graph(chain("base <- x*"), TWO.disks["vdb"]))
+    files = files_of("", now)
+    files.follow(TWO)
+    plan = planned(BACK, now, files=files, machine=a_machine(now, iothreads=iothreads))
+    make, go, _ = plan.stages
+    adds = [step for step in make.steps if step.command == "blockdev-add"]
+    if not iothreads:
+        assert [step.arguments.get("backing") for step in adds] == [None, "vdb-data.raw"]
+        assert "blockdev-reopen" not in kinds(*go.steps)
+        return
+    layer, root, other = adds
+    assert (layer.arguments["file"]["filename"], layer.arguments["read-only"]) == (S1, True)
+    assert (root.arguments["backing"], other.arguments["backing"]) == ("vda-base", "vdb-data.raw")
+    assert kinds(*go.steps)[:3] == ["stop", "blockdev-reopen", "qom-set"]
+    assert go.steps[1].arguments["options"] == [{**root.arguments, "backing": layer.arguments["node-name"]}]
+
+
 def stops(plan: Plan) -> list[Step]:
     return [step for step in plan.steps if step.way in {"stop-for-load", "stop"}]
 
