@@ -126,3 +126,20 @@ async def test_commit_puts_no_file_away_on_which_an_image_was_made_meanwhile(
             assert await vm.jobs.interrupted() == ()
     assert [Path(top).exists(), Path(f"{top}.invalid").exists()] == [False, folded == "rename"]
     assert qemu.read(active) == content(3)
+
+
+async def test_overlay_that_a_client_left_stays_when_an_image_was_made_on_it(qemu, images, machine, tmp_path):
+    made = images("base")
+    with machine(*blockdev("vda", made.active)) as running:
+        async with running.connect() as vm:
+            plan = await vm.plan(Snapshot("n1"))
+            for step in plan.stages[0].steps:  # and then it went away
+                await vm._target.perform(step)
+        (overlay,) = (step.makes for step in plan.steps if step.makes)
+        other = qemu.create(tmp_path / "other.qcow2", backing=overlay)
+        async with running.connect() as vm:
+            (record,) = await vm.jobs.interrupted()
+            with pytest.raises(Incomplete, match=f"{overlay} is still needed.*other.qcow2"):
+                await vm.jobs.wait(record.id)
+            assert await vm.jobs.interrupted() == ()
+    assert qemu.read(other) == content(1)

@@ -13,6 +13,8 @@ from qmpsnap.plan.intent import Commit
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.target import Target
 
+_PUT_AWAY = frozenset({"retire-file", "remove-orphan"})
+
 
 class Retirement:
     """The files that one run of a plan puts away; who needs them is looked at before the first of them goes.
@@ -35,15 +37,15 @@ class Retirement:
             undone: Steps of the cleanup that have failed.
 
         Raises:
-            StillNeeded: When an image is backed by the file that was not so when the plan was made.
+            StillNeeded: When an image is backed by the file that was not so as the operation began.
             InvalidTarget: When it is to be removed, and its node could not be closed.
         """
         graph = self._journal.graph
-        if step.command != "retire-file" or graph is None:
+        if step.command not in _PUT_AWAY or graph is None:
             return
         file = step.arguments["file"]
         kept = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
-        if step.arguments["policy"] == "remove" and any(
+        if step.arguments.get("policy") == "remove" and any(
             graph.nodes[node].file == file for node in kept if node in graph.nodes
         ):
             raise InvalidTarget(f"{file} is still open in QEMU; it stays", file=file)
@@ -52,8 +54,7 @@ class Retirement:
         by = images_on(graph, self._files, (file,), without=self._expected)
         if by:
             raise StillNeeded(
-                f"{file} is still needed: since the plan was made it has become the backing file of "
-                f"{', '.join(by)}",
+                f"{file} is still needed: it has become the backing file of {', '.join(by)}",
                 by=by,
             )
 
@@ -69,8 +70,8 @@ class Retirement:
     @property
     def _retired(self) -> tuple[tuple[str, ...], ...]:
         """Each file that is put away, under its names."""
-        steps = (step.arguments for step in self._journal.plan.steps if step.command == "retire-file")
-        return tuple((step["file"], step["to"] or step["file"]) for step in steps)
+        steps = (step.arguments for step in self._journal.plan.steps if step.command in _PUT_AWAY)
+        return tuple((step["file"], step.get("to") or step["file"]) for step in steps)
 
     @property
     def _expected(self) -> tuple[str, ...]:

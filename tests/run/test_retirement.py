@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import InvalidTarget, StillNeeded
+from qmpsnap.model.step import Stage
 from qmpsnap.plan.commands.block import blockdev_del
+from qmpsnap.plan.commands.files import remove_orphan
 from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.retirement import Retirement
 from qmpsnap.testing.drawing import graph
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DRAWN = graph(vda="base <- s1 <- s2 <- s3*")
+LOWER = graph(vda="base <- s1 <- s2*")
 BASE, S1, S2, S3 = (f"/images/{name}.qcow2" for name in ("base", "s1", "s2", "s3"))
 OTHER, ELSEWHERE = "/images/other.qcow2", "/elsewhere/other.qcow2"
 
@@ -61,7 +65,7 @@ NEEDED: dict[str, tuple[Commit, dict[str, str], str]] = {
 @each("case", NEEDED)
 async def test_a_file_on_which_an_image_was_made_stays(case: str) -> None:
     intent, made, by = NEEDED[case]
-    with pytest.raises(StillNeeded, match="is still needed: since the plan was made") as caught:
+    with pytest.raises(StillNeeded, match="is still needed: it has become the backing file of") as caught:
         await retired(intent, made)
     assert caught.value.by == (by,)
 
@@ -73,3 +77,15 @@ async def test_a_file_whose_node_could_not_be_closed_is_not_removed() -> None:
     (step,) = (one for one in plan.steps if one.command == "retire-file" and one.arguments["file"] == S3)
     with pytest.raises(InvalidTarget, match="is still open in QEMU"):
         await Retirement(FakeTarget(DRAWN), journal).refuse(step, [blockdev_del(node)])
+
+
+async def test_an_overlay_that_an_interrupted_run_left_stays_when_an_image_was_made_on_it() -> None:
+    left = remove_orphan(S3, S2)
+    plan = Plan("snapshot", None, ("vda",), (Stage("clean up", (left,), tidy=True),), LOWER, LOWER)
+    target = FakeTarget(LOWER)
+    target.files.follow(DRAWN)
+    await Retirement(target, Journal(plan, LOWER)).refuse(left, ())
+    target.files.put(OTHER, backing=S3)
+    with pytest.raises(StillNeeded, match=f"{S3} is still needed") as caught:
+        await Retirement(target, Journal(plan, LOWER)).refuse(left, ())
+    assert caught.value.by == (OTHER,)
