@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 SOCKET_VARIABLE = "QMPSNAP_SOCKET"
+DAEMON_VARIABLE = "QMPSNAP_STORAGE_DAEMON"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _NARROW = 80  # columns
 _WORD = re.compile(r"(?:'[^']*'|[^ '])+")
@@ -53,10 +57,15 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 @dataclass
 class App:
-    """The options that say how, not what: all verbs share the first five, several the next three.
+    """The options that say how, not what: all verbs share them but the last four.
 
     Attributes:
         socket: Path of QEMU's monitor, or tcp:HOST:PORT; "" when none was given.
+        socket_by_variable: Whether it came from the environment.
+        images: The active images of a machine that is off, each as DISK=IMAGE.
+        formats: Formats of those images, each as DISK=FORMAT.
+        allow_dirs: Directories in which files may lie that their headers name.
+        storage_daemon: The program that opens them.
         json: Whether results and errors are JSON.
         verbose: How often -v was given.
         shared_fs: Whether QEMU's files are visible here; None to detect it.
@@ -68,6 +77,11 @@ class App:
     """
 
     socket: str = ""
+    socket_by_variable: bool = False
+    images: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    allow_dirs: tuple[str, ...] = ()
+    storage_daemon: str = "qemu-storage-daemon"
     json: bool = False
     verbose: int = 0
     shared_fs: bool | None = None
@@ -76,19 +90,6 @@ class App:
     wait: bool = False
     progress: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
-
-    def address(self) -> str:
-        """QEMU's monitor.
-
-        Raises:
-            click.UsageError: When none was given.
-        """
-        if not self.socket:
-            raise click.UsageError(
-                f"which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in ${SOCKET_VARIABLE}."
-                "\nQEMU has one when it is started with -qmp unix:PATH,server=on,wait=off"
-            )
-        return self.socket
 
 
 _SHARED = MappingProxyType({"yes": True, "no": False, "auto": None})
@@ -105,6 +106,11 @@ def remember(context: click.Context, option: click.Parameter, value: Any) -> Non
             app.verbose += value
         case "shared_fs":
             app.shared_fs = _SHARED[value]
+        case "images" | "formats" | "allow_dirs" as name:
+            setattr(app, name, (*getattr(app, name), *value))
+        case "socket":
+            app.socket = value
+            app.socket_by_variable = source is click.core.ParameterSource.ENVIRONMENT
         case name:
             setattr(app, str(name), value)
 
@@ -124,6 +130,38 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             type=click.Path(readable=False),  # whether it may be reached is known when it is tried
             help=f"QEMU's monitor. [default: ${SOCKET_VARIABLE}]",
         ),
+        option(
+            "-i",
+            "--image",
+            "images",
+            metavar="DISK=IMAGE",
+            multiple=True,
+            type=ImageOption(),
+            help="A disk of a machine that is off, and its active image. May be repeated.",
+        ),
+        option(
+            "--format",
+            "formats",
+            metavar="DISK=raw|qcow2",
+            multiple=True,
+            help="Format of that image. [default: qcow2, if its name ends in .qcow2]",
+        ),
+        option(
+            "--allow-dir",
+            "allow_dirs",
+            metavar="DIR",
+            multiple=True,
+            type=click.Path(readable=False),
+            help="Directory in which an image's backing files may lie. May be repeated. "
+            "[default: that of each image given]",
+        ),
+        option(
+            "--storage-daemon",
+            metavar="PATH",
+            envvar=None if again else DAEMON_VARIABLE,
+            type=click.Path(readable=False),
+            help=f"What opens images. [default: ${DAEMON_VARIABLE}, else qemu-storage-daemon on PATH]",
+        ),
         option("--json", is_flag=True, help="Results and errors as one JSON object. [default: text]"),
         option(
             "-v", "--verbose", count=True, help="Log each step; -vv: the QMP traffic. [default: warnings]"
@@ -140,6 +178,19 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             help="Directory of qmpsnap's records. [default: beside each base image]",
         ),
     ]
+
+
+class ImageOption(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """A disk and its image, as DISK=IMAGE; the shell completes the image's path."""
+
+    name = "image"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave the path to the shell."""
+        del ctx, param
+        return [click.shell_completion.CompletionItem(incomplete, type="file")]
 
 
 class _Formatter(click.HelpFormatter):
@@ -181,7 +232,10 @@ class Verb(click.Command):
 
     def __init__(self, *, example: str = "", **details: Any) -> None:  # noqa: ANN401 - click's
         super().__init__(**details)
-        self.params = [*self.params, *_shared_options(again=True)]
+        own = {name for param in self.params for name in param.opts}
+        # mirror has a --format of its own; that of an image then has to precede the verb.
+        again = [option for option in _shared_options(again=True) if own.isdisjoint(option.opts)]
+        self.params = [*self.params, *again]
         self._example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -266,11 +320,11 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     subcommand_metavar="VERB ...",
-    options_metavar="[-s PATH|tcp:HOST:PORT] [--json] [-v]",
+    options_metavar="[-s PATH|tcp:HOST:PORT | -i DISK=IMAGE] [--json] [-v]",
     epilog="These options may also follow the verb. Verbs that change something take -n (--dry-run): "
     "it prints the exact QMP and sends none of it. "
     "Exit: 0 done, 2 usage, 3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
     "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",
 )
 def cli() -> None:
-    """Snapshots and checkpoints of running virtual machines, over QEMU's own monitor."""
+    """Snapshots and checkpoints of virtual machines, over QEMU's own monitor, and of images alone."""

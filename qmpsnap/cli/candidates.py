@@ -1,4 +1,4 @@
-"""Names of a running machine for completion: quick, silent, and empty when it does not answer."""
+"""Names of a machine for completion: quick, silent, and empty when it does not answer."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import anyio
+import click
 
-import qmpsnap
 from qmpsnap.cli.app import App
+from qmpsnap.cli.machine import opened
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Graph
 from qmpsnap.vm import VM
-
-if TYPE_CHECKING:
-    import click
-
 
 T = TypeVar("T")
 # No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's
@@ -82,22 +79,18 @@ def _ask(
     context: click.Context, question: Callable[[VM], Awaitable[T]], *, with_files: bool = False
 ) -> T | None:
     app = context.find_object(App)
-    if app is None or not app.socket:
+    if app is None:
         return None
     answer: list[T] = []
 
     async def ask_machine() -> None:
+        machine = opened(app, looks=True, with_files=with_files, greeting_limit=_PATIENCE / 2)
         with anyio.move_on_after(_PATIENCE):
-            async with qmpsnap.connect(
-                app.socket,
-                shared_fs=app.shared_fs if with_files else False,
-                state_dir=app.state_dir or None,
-                greeting_limit=_PATIENCE / 2,
-            ) as vm:
+            async with machine as vm:
                 answer.append(await question(vm))
 
     try:
         asyncio.run(ask_machine())
-    except (QmpsnapError, OSError):
+    except (QmpsnapError, OSError, click.UsageError):
         return None
     return answer[0] if answer else None

@@ -41,7 +41,7 @@ def chain(disk: str | None) -> None:
         invalid = {file: record.id for record in records for file in record.invalid}
         return disks, invalid, vm.warnings
 
-    disks, invalid, warnings = run(work)
+    disks, invalid, warnings = run(work, looks=True)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
     for entry in disks:
         if len(entry.layers) > _LONG:

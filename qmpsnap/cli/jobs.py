@@ -43,7 +43,7 @@ def jobs() -> None:
         listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
         return listed, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
 
-    listed, interrupted = run(work)
+    listed, interrupted = run(work, looks=True)
     if current_app().json:
         emit(
             json_line(

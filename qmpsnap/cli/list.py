@@ -42,7 +42,7 @@ def list_() -> None:
     async def work(vm: VM, _: Signals) -> tuple[Moments, tuple[str, ...]]:
         return await vm.moments(), vm.warnings
 
-    listing, warnings = run(work)
+    listing, warnings = run(work, looks=True)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
     to_stderr(*(f"warning: not read: {printable(problem)}" for problem in listing.unreadable))
     if not listing.records_seen:

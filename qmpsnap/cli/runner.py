@@ -13,6 +13,7 @@ import click
 import qmpsnap
 from qmpsnap.cli.app import App
 from qmpsnap.cli.logs import configure
+from qmpsnap.cli.machine import opened, words
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.progress import Bar, Lines, reporter
 from qmpsnap.cli.result import result_lines
@@ -36,18 +37,22 @@ def current_app() -> App:
     return app
 
 
-def run(work: Callable[[VM, Signals], Awaitable[T]]) -> T:
-    """Connect to the machine that -s names, do the work, disconnect.
+def run(work: Callable[[VM, Signals], Awaitable[T]], *, looks: bool = False) -> T:
+    """Connect to the machine that -s names, or open the images of -i, do the work, disconnect.
+
+    Args:
+        work: What is done.
+        looks: Whether it only looks: then images are not opened, but their headers are read.
 
     Raises:
         Interrupted: When Ctrl-C or SIGTERM came before an operation had begun.
         QmpsnapError: Whatever the work raises.
     """
     app = current_app()
-    address = app.address()
+    machine = opened(app, looks=looks)
 
     async def connected(signals: Signals) -> T:
-        async with qmpsnap.connect(address, shared_fs=app.shared_fs, state_dir=app.state_dir or None) as vm:
+        async with machine as vm:
             return await work(vm, signals)
 
     return run_alone(connected)
@@ -99,20 +104,20 @@ def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ())
         show_plan(result)
 
 
-def command(*words: str, to_new: bool = False) -> str:
+def command(*verb: str, to_new: bool = False) -> str:
     """A command line that can be typed, with the shared options of this one.
 
     Args:
-        words: The verb and what follows it.
+        verb: The verb and what follows it.
         to_new: Whether it is for a new QEMU, whose monitor is not known yet: NEW is its placeholder.
     """
     app = current_app()
-    options = ["-s", "NEW" if to_new else app.socket]
+    options = ["-s", "NEW"] if to_new else words(app)
     if app.state_dir:
         options += ["--state-dir", app.state_dir]
     if app.shared_fs is not None:
         options += ["--shared-fs", "yes" if app.shared_fs else "no"]
-    return printable(shlex.join(["qmpsnap", *options, *words]))
+    return printable(shlex.join(["qmpsnap", *options, *verb]))
 
 
 def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:

@@ -111,7 +111,8 @@ class Signals:
 
     @property
     def _can_be_left(self) -> bool:
-        return self._plan is not None and self._plan.can_be_left
+        # The daemon that has the images of a machine that is off ends with us.
+        return self._plan is not None and self._plan.can_be_left and not self._app.images
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._ended:
@@ -157,6 +158,8 @@ class Signals:
     def _exit_detached(self) -> None:
         """Exit at once: the operation was no longer waiting for its job. A later client finds the record."""
         assert self._plan is not None  # noqa: S101 - there is a job
+        if self._app.images:
+            self._exit(stopped(self._name))
         self._exit(detached(self._plan, self._name, cancelled=self.cancel.is_set()))
 
     def _exit_unanswered(self) -> None:
@@ -234,6 +237,17 @@ def detached(plan: Plan, name: str, *, cancelled: bool) -> Detached:
         f"finished{paused}",
         job_id=name,
         hint=_ending(plan, name),
+    )
+    error.changed = Changed.UNKNOWN
+    return error
+
+
+def stopped(name: str) -> Detached:
+    """The error for a process that ends in the middle of an operation on images, with their daemon."""
+    error = Detached(
+        f"stopped in the middle of {name}",
+        job_id=name,
+        hint=f"qmpsnap job wait {name}, with the same images, finishes the operation or takes it back",
     )
     error.changed = Changed.UNKNOWN
     return error

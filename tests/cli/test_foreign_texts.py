@@ -136,7 +136,7 @@ def test_no_text_of_an_event_is_more_than_text(capsys):
 
 
 def test_the_story_of_a_fault_is_no_more_than_text(machine, monkeypatch):
-    def fault(_):
+    def fault(_, **options):
         raise ValueError(HOSTILE)
 
     monkeypatch.setattr(runner, "run", fault)

@@ -156,7 +156,7 @@ def refuse_outside(real: str, *, file: str, own: str, allowed: Collection[str], 
     raise UnsafeImage(
         f"{what}, outside the directory {own!r}",
         file=named_by or file,
-        hint=f"if you trust the image, allow its directory: {quoted(where)}",
+        hint=f"if you trust the image: --allow-dir {quoted(where)}",
     )
 
 

@@ -1,0 +1,83 @@
+"""The command line on a machine that is off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from integration.cli import Cli
+from integration.machines import blockdev, listing, wait_for
+from integration.off import daemons
+
+
+@pytest.fixture
+def command(qemu, tmp_path):
+    """The command, with that QEMU's storage daemon on PATH and no monitor."""
+    return Cli(SimpleNamespace(qemu=qemu, folder=tmp_path, socket=""))
+
+
+def test_verbs_work_on_images_and_say_what_to_start(qemu, images, machine, command, tmp_path):
+    made = images("base <- s1")
+    before = listing(tmp_path)
+    planned = command("-i", "vda=s1.qcow2", "snapshot", "n1", "-n", "--json")
+    steps = [step["command"] for step in planned.json["plan"]["steps"] if step["on"] == "qmp"]
+    assert (planned.code, steps, listing(tmp_path)) == (0, ["blockdev-add", "transaction"], before)
+    done = command("-i", "vda=s1.qcow2", "snapshot", "n1")
+    assert done.code == 0, done.err
+    assert "from now on, start vda from" in done.out
+    assert "base.n1.qcow2" in done.out
+    old = command("-i", "vda=s1.qcow2", "commit", "vda")  # an image is backed by it now
+    assert (old.code, listing(tmp_path / "base.qmpsnap")) == (3, listing(tmp_path / "base.qmpsnap"))
+    assert "base.n1.qcow2" in old.err
+    done = command("-i", "vda=base.n1.qcow2", "--json", "commit", "vda")
+    assert (done.code, done.json["active"]) == (0, {"vda": made.files[0]})
+    assert done.json["standstill_s"] is None
+    with machine(*blockdev("vda", made.files[0])) as running:
+        running.read("vda", 0, 7 << 20, 512)
+    assert qemu.read(made.files[0]) == made.content[-1]
+
+
+def test_chain_and_list_are_those_of_qemu_img(qemu, images, command, tmp_path):
+    made = images("base <- s1 <- s2", relative=True)
+    chain = command("-i", "vda=s2.qcow2", "chain", "--json").json["disks"][0]["layers"]
+    told = qemu.chain(made.active)
+    assert [
+        (layer["file"], layer["format"], layer["virtual_size"], layer["allocated"], layer["backing"])
+        for layer in chain
+    ] == [
+        (file, one["format"], one["virtual-size"], one["actual-size"], one.get("backing-filename"))
+        for file, one in zip(made.chain, told, strict=True)
+    ]
+    assert command("-i", "vda=s2.qcow2", "list").code == 0
+
+
+def test_what_needs_a_guest_exits_3(images, command):
+    images("base")
+    for words in (("save", "state"), ("stop",)):
+        ended = command("-i", "vda=base.qcow2", *words)
+        assert (ended.code, ended.out) == (3, ""), ended
+        assert "no guest" in ended.err
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_interrupted_commit_leaves_no_daemon_and_job_wait_ends_it(qemu, images, command, tmp_path, signals):
+    made = images("base <- s1 <- s2")
+    image = ("-i", "vda=s2.qcow2")
+    process = command.start(
+        *image, "commit", "vda", "--top", "s1", "--speed", "64K", "--progress", stderr=subprocess.PIPE
+    )
+    assert process.stderr.readline()  # the job is running
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+    ended = command.end(process)
+    assert ended.code == 130, ended.err
+    wait_for(lambda: not daemons(tmp_path), "the daemon's end")
+    for record in json.loads(command(*image, "jobs", "--json").out).get("interrupted", []):
+        command(*image, "job", "wait", record["id"])
+    assert command(*image, "commit", "vda", "--top", "s1").code == 0
+    assert json.loads(command(*image, "jobs", "--json").out)["interrupted"] == []
+    assert qemu.read(made.active) == made.content[-1]

@@ -1,0 +1,87 @@
+"""Which machine a command is for: a running QEMU, by -s, or the images of one that is off, by -i."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import click
+
+import qmpsnap
+from qmpsnap.cli.app import SOCKET_VARIABLE, App
+from qmpsnap.vm import VM
+
+
+def opened(
+    app: App, *, looks: bool = False, with_files: bool = True, greeting_limit: float = 5.0
+) -> AbstractAsyncContextManager[VM]:
+    """The machine, for the length of a block.
+
+    Args:
+        app: The options.
+        looks: Whether images are only looked at, by their headers.
+        with_files: Whether the files of a running QEMU matter.
+        greeting_limit: Seconds that a running QEMU may take to greet.
+
+    Raises:
+        click.UsageError: When none was given, or two were.
+    """
+    if app.images and app.socket and not app.socket_by_variable:
+        raise click.UsageError("give -s for a running machine, or -i for the images of one that is off")
+    if app.images:
+        return qmpsnap.offline(
+            images_of(app),
+            formats=_pairs("--format", app.formats),
+            allow_dirs=app.allow_dirs,
+            read_only=looks,
+            daemon=app.storage_daemon,
+            state_dir=app.state_dir or None,
+        )
+    for option, given in (("--format", app.formats), ("--allow-dir", app.allow_dirs)):
+        if given:
+            raise click.UsageError(f"{option} is for images of a machine that is off: give -i DISK=IMAGE")
+    if not app.socket:
+        raise click.UsageError(
+            "which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in "
+            f"${SOCKET_VARIABLE}; or, if it is off, its images with -i DISK=IMAGE."
+            "\nQEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
+        )
+    return qmpsnap.connect(
+        app.socket,
+        shared_fs=app.shared_fs if with_files else False,
+        state_dir=app.state_dir or None,
+        greeting_limit=greeting_limit,
+    )
+
+
+def images_of(app: App) -> dict[str, str]:
+    """The image of each disk, as given by -i, its path made absolute.
+
+    Raises:
+        click.UsageError: When an argument is not DISK=IMAGE, or two are for one disk.
+    """
+    pairs = _pairs("-i", app.images)
+    return {disk: str(Path(file).absolute()) for disk, file in pairs.items()}
+
+
+def words(app: App) -> list[str]:
+    """The options that name this machine again."""
+    if not app.images:
+        return ["-s", app.socket]
+    found = [word for disk, file in images_of(app).items() for word in ("-i", f"{disk}={file}")]
+    found += [word for pair in app.formats for word in ("--format", pair)]
+    return found + [word for place in app.allow_dirs for word in ("--allow-dir", str(Path(place).absolute()))]
+
+
+def _pairs(option: str, given: Sequence[str]) -> Mapping[str, str]:
+    pairs: dict[str, str] = {}
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if not name or not equals or not value:
+            what = "DISK=IMAGE" if option == "-i" else "DISK=raw or DISK=qcow2"
+            raise click.BadParameter(f"{argument!r} is not {what}", param_hint=option)
+        if name in pairs:
+            raise click.BadParameter(f"disk {name!r} is given twice", param_hint=option)
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,87 @@
+"""-i, and what goes with it; the images are headers, and no daemon is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.cli import signals
+from qmpsnap.cli.app import App
+from qmpsnap.cli.machine import images_of, words
+from tests.headers import qcow2_bytes
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """A chain of two images in the current directory."""
+    (tmp_path / "base.qcow2").write_bytes(qcow2_bytes())
+    (tmp_path / "s1.qcow2").write_bytes(qcow2_bytes(backing="base.qcow2", backing_format="qcow2"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QMPSNAP_STORAGE_DAEMON", "/none")
+    return tmp_path
+
+
+def test_chain_of_images_needs_no_daemon(qmpsnap, chain):
+    ended = qmpsnap("-i", "vda=s1.qcow2", "--json", "chain")
+    (disk,) = ended.json["disks"]
+    assert [layer["file"] for layer in disk["layers"]] == [f"{chain}/s1.qcow2", f"{chain}/base.qcow2"]
+    assert disk["name"] == "vda"
+    for verb in ("list", "jobs"):
+        assert qmpsnap("-i", "vda=s1.qcow2", verb).code == 0
+
+
+def test_options_may_follow_the_verb_and_name_several_disks(qmpsnap, chain):
+    (chain / "raw").write_bytes(bytes(512))
+    ended = qmpsnap("chain", "vdb", "-i", "vda=s1.qcow2", "-i", "vdb=raw", "--format", "vdb=raw", "--json")
+    assert [disk["layers"][0]["format"] for disk in ended.json["disks"]] == ["raw"]
+
+
+def test_images_go_before_a_socket_of_the_environment(qmpsnap, chain, monkeypatch):
+    monkeypatch.setenv("QMPSNAP_SOCKET", "/none")
+    assert qmpsnap("-i", "vda=s1.qcow2", "chain").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-s", "/none", "-i", "vda=s1.qcow2"),
+        ("-i", "s1.qcow2"),
+        ("-i", "=s1.qcow2"),
+        ("-i", "vda="),
+        ("-i", "vda=s1.qcow2", "-i", "vda=base.qcow2"),
+        ("-i", "vda=s1.qcow2", "--format", "raw"),
+        ("-s", "/none", "--format", "vda=raw"),
+        ("-s", "/none", "--allow-dir", "/"),
+        ("--allow-dir", "/"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(qmpsnap, chain, arguments):
+    ended = qmpsnap(*arguments, "chain")
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_backing_files_elsewhere_are_refused_with_the_option_that_allows_them(qmpsnap, chain):
+    (chain / "o").mkdir()
+    over = chain / "o" / "over.qcow2"
+    over.write_bytes(qcow2_bytes(backing="../s1.qcow2", backing_format="qcow2"))
+    refused = qmpsnap("-i", "vda=o/over.qcow2", "chain")
+    assert refused.code == 3
+    assert f"--allow-dir {chain}" in refused.err
+    assert qmpsnap("-i", "vda=o/over.qcow2", "--allow-dir", ".", "chain").code == 0
+
+
+def test_a_change_needs_the_daemon(qmpsnap, chain):
+    ended = qmpsnap("-i", "vda=s1.qcow2", "--json", "stream", "vda")
+    assert (ended.code, ended.json["error"]["type"]) == (4, "ConnectFailed")
+
+
+def test_commands_name_the_images_again(chain):
+    app = App(images=("vda=s1.qcow2",), formats=("vda=qcow2",), allow_dirs=("x",))
+    assert images_of(app) == {"vda": f"{chain}/s1.qcow2"}
+    assert words(app) == [
+        "-i", f"vda={chain}/s1.qcow2", "--format", "vda=qcow2", "--allow-dir", f"{chain}/x",
+    ]  # fmt: skip
+
+
+def test_process_that_is_stopped_in_the_middle_says_that_the_outcome_is_not_known():
+    error = signals.stopped("qmpsnap-commit-keep-00000000")
+    assert (error.changed.value, error.job_id) == ("unknown", "qmpsnap-commit-keep-00000000")
