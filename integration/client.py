@@ -1,8 +1,8 @@
 """A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
 
-An order is one JSON line {"socket", "case", "folder", "point", "delay"}: run the case there, and
-die by SIGKILL at that point of its steps, or so many seconds after it. The answer is one line: the child's
-exit status, -9 when it was killed, 0 when the operation has fewer points.
+An order is one JSON line {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
+there, and die by SIGKILL at that point of its steps, or so many seconds after it. The answer is one line:
+the child's exit status, -9 when it was killed, 0 when the operation has fewer points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import threading
 import traceback
 
 from integration.cases import CASES
-from integration.harness import kill_me, stepped
+from integration.harness import kill_me, stepped, stepped_offline
+from integration.known_images import QEMUS
 
 
 async def run(order):
@@ -25,7 +26,12 @@ async def run(order):
         elif point == order["point"]:
             kill_me()
 
-    async with stepped(order["socket"], at) as vm:
+    if order["images"]:
+        (qemu,) = [qemu for qemu in QEMUS if qemu.version == order["qemu"]]
+        machine = stepped_offline(qemu, order["images"], at)
+    else:
+        machine = stepped(order["socket"], at)
+    async with machine as vm:
         await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))
 
 

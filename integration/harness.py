@@ -25,16 +25,18 @@ from integration.known_images import MIB, Kept, content, make_images, overwritte
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record_file import from_json
 from qmpsnap.run import session as sessions
+from qmpsnap.run.daemon import DaemonTarget, start_daemon
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
+from qmpsnap.run.preflight import read_chains
 from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Stepped(LiveTarget):
-    """A live target that calls `at` right before and right after each step that it performs.
+class _Steps:
+    """What makes a target call `at` right before and right after each step that it performs.
 
     The points are counted from 0: even ones lie before a step, odd ones after it. What lies between a
     wait and the next step is the same point as before that step.
@@ -48,9 +50,17 @@ class Stepped(LiveTarget):
         super().__init__(*arguments, **options)
         self._at, self._steps = at, 0
         self._moved = True
+        self._entered = False  # steps that open images are none of the plan's
         self.states: list[int] = []
 
+    async def __aenter__(self):
+        target = await super().__aenter__()
+        self._entered = True
+        return target
+
     async def perform(self, step):
+        if not self._entered:
+            return await super().perform(step)
         number, self._steps = self._steps, self._steps + 1
         self._reach(2 * number)
         self._moved = True
@@ -72,6 +82,14 @@ class Stepped(LiveTarget):
 
     def _waits(self):
         self._moved = True
+
+
+class Stepped(_Steps, LiveTarget):
+    """A running QEMU whose steps are counted."""
+
+
+class SteppedDaemon(_Steps, DaemonTarget):
+    """A storage daemon whose steps are counted."""
 
 
 class _Watch:
@@ -99,6 +117,17 @@ async def stepped(socket, at=lambda _: None):
     )
     async with target:
         yield VM(target)
+
+
+@asynccontextmanager
+async def stepped_offline(qemu, disks, at=lambda _: None):
+    """As `stepped`, on the images of a machine that is off."""
+    program = str(qemu.directory / "qemu-storage-daemon")
+    chains = read_chains({disk: str(file) for disk, file in disks.items()})
+    async with start_daemon(program, "stepped") as process:
+        images = Images(str(qemu.directory / "qemu-img"))
+        async with SteppedDaemon(process, chains, images=images, name="stepped", at=at) as target:
+            yield VM(target)
 
 
 _INSIDE: dict[tuple, dict[str, Kept]] = {}
@@ -240,7 +269,8 @@ class Rig:
             inside = await self._inside(vm)
             assert inside in (self.case.inside, self.case.inside_after)
             done |= self._went_back() if self.case.goes_back else inside == self.case.inside_after
-            assert self.running.qmp("query-status")["running"] is self.case.runs
+            if self.running is not None:
+                assert self.running.qmp("query-status")["running"] is self.case.runs
         if not (done and self.case.halfway and names == sorted(self.case.halfway)):
             assert names == (sorted(self.case.after) if done else self.before)
         assert not (done and written)

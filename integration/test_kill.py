@@ -38,8 +38,10 @@ def clients():
     ) as server:
 
         def run(running, rig, name, point, delay=0):
+            """Without a running machine: on its images, those that the rig began with."""
+            images = {} if running else {disk: made.active for disk, made in rig.images.items()}
             order = {
-                "socket": running.socket,
+                "socket": running.socket if running else "", "images": images, "qemu": rig.qemu.version,
                 "case": name, "folder": str(rig.folder), "point": point,
                 "delay": delay,
             }  # fmt: skip

@@ -9,6 +9,7 @@ job's id and the graph tell is done.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.files import Ask
@@ -17,9 +18,9 @@ from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Later, Stage, Step
 from qmpsnap.plan import ownership, resume_guest, resume_inside
-from qmpsnap.plan.chain.layers import unused_nodes
+from qmpsnap.plan.chain.layers import flush_layer, unused_nodes
 from qmpsnap.plan.checks.disk import holders
-from qmpsnap.plan.commands.block import blockdev_add, blockdev_del, flush
+from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import write_record
@@ -169,8 +170,13 @@ def _flushed(
         scene: What is.
         only: Files of the layers that are there for certain, by disk; None: all.
     """
-    layers = [(disk, layer) for disk in disks for layer in scene.graph.disks[disk].layers]
-    return [flush(layer.node) for disk, layer in layers if only is None or layer.file in only.get(disk, ())]
+    chains = {disk: scene.graph.disks[disk].layers for disk in disks}
+    return [
+        flush_layer(scene, layer, below)
+        for disk, layers in chains.items()
+        for layer, below in zip_longest(layers, layers[1:])
+        if only is None or layer.file in only.get(disk, ())
+    ]
 
 
 def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:

@@ -94,7 +94,14 @@ def scene(
     """What a planner knows of the graph, with the records that may lie beside its disks."""
     places = state_questions(of, state_dir)
     ask = Ask(directories=with_parents(places), records=places)
-    return Scene(of, (files or FakeFiles(of)).look(ask), jobs, Features(frozenset()), NOW, state_dir)
+    return Scene(
+        of,
+        (files or FakeFiles(of)).look(ask),
+        jobs,
+        Features(frozenset({"human-monitor-command"})),
+        NOW,
+        state_dir,
+    )
 
 
 def encrypted(drawing: str) -> tuple[Graph, FakeFiles]:

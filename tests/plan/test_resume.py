@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import NotFound
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import FileFact
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.record import IntentRecord
@@ -53,7 +55,7 @@ def rested(
     first = files.look(resume.ask(of))
     records = tuple(one for one in first.records if isinstance(one, IntentRecord) and one.id == job_id)
     looked = files.look(resume.ask(of, records=records))
-    return resume.plan(job_id, Scene(of, looked, jobs, Features(frozenset()), NOW))
+    return resume.plan(job_id, Scene(of, looked, jobs, Features(frozenset({"human-monitor-command"})), NOW))
 
 
 def after(plan: Plan) -> Graph:
@@ -488,4 +490,19 @@ def test_resume_asks_no_operation_for_its_name(
     assert (same.vanished, same.invalid, same.moves) == (plan.vanished, plan.invalid, plan.moves)
     assert [step for step in same.resumes if step.command != "write-record"] == [
         step for step in plan.resumes if step.command != "write-record"
+    ]
+
+
+def test_resume_flushes_by_reopening_where_there_is_no_human_monitor() -> None:
+    done = planned(MIDDLE, TWO)
+    of = after(done)
+    disk = of.disks["vda"]
+    layers = tuple(replace(layer, file_node=f"{layer.node}-file") for layer in disk.layers)
+    of = replace(of, disks=Frozen({**of.disks, "vda": replace(disk, layers=layers)}))
+    looked = files_left_by(done, of).look(resume.ask(of))
+    features = Features(frozenset({"blockdev-reopen"}))
+    plan = resume.plan(left_by(done).id, Scene(of, looked, (), features, NOW))
+    flushes = [step.arguments["options"][0] for step in plan.steps if step.way == "flush"]
+    assert [(one["node-name"], one.get("backing")) for one in flushes] == [
+        (layer.node, below.node if below else None) for layer, below in zip_longest(layers, layers[1:])
     ]

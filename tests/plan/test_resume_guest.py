@@ -58,7 +58,10 @@ def rested(
 ) -> Plan:
     machine = a_machine(of, process=process, running=status == "running", status=status)
     looked = files.look(resume.ask(of, records=(record,)))
-    return resume.plan(record.id, GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+    return resume.plan(
+        record.id,
+        GuestScene(of, looked, (), Features(frozenset({"human-monitor-command"})), NOW, machine=machine),
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -147,7 +150,7 @@ def test_resume_takes_back_from_qemu_what_it_was_given_and_sets_it_as_it_was(
     machine = a_machine(
         of, process="1:1", capabilities={"events": True}, parameters={"max-bandwidth": 1 << 60}
     )
-    scene = GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine)
+    scene = GuestScene(of, looked, (), Features(frozenset({"human-monitor-command"})), NOW, machine=machine)
     sent = [step.command for step in resume.plan(record.id, scene).steps if step.on == "qmp"]
     back = ["migrate-set-parameters", "migrate-set-capabilities"]
     assert sent == ([] if mode == "in-place" else ["closefd", *back])

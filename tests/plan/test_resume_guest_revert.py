@@ -48,7 +48,10 @@ def rested(
 ) -> Plan:
     machine = a_machine(of, running=False, process=process, status=status)
     looked = files.look(resume.ask(of, records=(record,)))
-    return resume.plan(record.id, GuestScene(of, looked, (), Features(frozenset()), NOW, machine=machine))
+    return resume.plan(
+        record.id,
+        GuestScene(of, looked, (), Features(frozenset({"human-monitor-command"})), NOW, machine=machine),
+    )
 
 
 def tidied(plan: Plan, record: IntentRecord) -> bool:
@@ -201,7 +204,7 @@ def test_resume_of_overlays_for_another_qemu_removes_those_that_the_moment_does_
         files.records[:] = [replace(moment, branches=(record.overlays,))]
     files.records.append(record)
     looked = files.look(resume.ask(TWO, records=(record,)))
-    rest = resume.plan(record.id, Scene(TWO, looked, (), Features(frozenset()), NOW))
+    rest = resume.plan(record.id, Scene(TWO, looked, (), Features(frozenset({"human-monitor-command"})), NOW))
     orphans = tuple(remove_orphan(file, MOMENT.covered[disk]) for disk, file in record.overlays.items())
     keep, finish = keep_branch(MOMENT.directory, MOMENT.id, record.overlays), rest.steps[-1]
     assert rest.steps == ((keep, finish) if kept else (*orphans, finish))

@@ -64,7 +64,12 @@ def rested(
         files.records.append(record)
     machine = a_machine(of, running=status == "running", status=status)
     scene = GuestScene(
-        of, files.look(resume.ask(of)), (job,) if job else (), Features(frozenset()), NOW, machine=machine
+        of,
+        files.look(resume.ask(of)),
+        (job,) if job else (),
+        Features(frozenset({"human-monitor-command"})),
+        NOW,
+        machine=machine,
     )
     named = record.id if record is not None else job.id if job is not None else ""
     return resume.plan(named, scene)
