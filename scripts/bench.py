@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench_backups import backups
 from bench_checkpoints import checkpoints
 from bench_disks import graphs, snapshots
 from bench_itself import events, many, processes
@@ -21,7 +22,7 @@ from bench_machines import Bench
 from bench_rows import HEADER
 from bench_trees import trees
 
-GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, processes, many, events, trees)
+GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, backups, processes, many, events, trees)
 
 
 async def main() -> int:

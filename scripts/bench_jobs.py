@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qemu.qmp import EventListener, QMPClient
 
-__all__ = ["job_ends", "jobs"]
+__all__ = ["completed", "job_ends", "jobs"]
 
 
 async def job_ends(bench: Bench):

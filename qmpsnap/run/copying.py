@@ -96,27 +96,29 @@ async def _run(
         if tell is None:
             status = await process.wait()
         else:
-            async with alongside(_follow(process, tell, interval)):
+            async with alongside(_follow(process, tell, interval)) as following:
                 status = await process.wait()
+                await following
         if status != 0:
             raise _failed(words[0], name, process, status)
 
 
 @asynccontextmanager
-async def alongside(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
-    """Do something else while the block lasts; it ends with the block, and what it raises is lost."""
+async def alongside(work: Coroutine[object, object, None]) -> AsyncIterator[asyncio.Future[None]]:
+    """Do something else while the block lasts; it ends with the block, where it may be awaited before."""
     task = asyncio.ensure_future(work)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
 
 
 async def _follow(process: Process, tell: Tell, interval: float) -> None:
-    """Tell how much is done, as `qemu-img -p` prints it."""
-    while True:
-        await anyio.sleep(interval)
+    """Tell how much is done, as `qemu-img -p` prints it, until the process has ended."""
+    while process.returncode is None:
+        with anyio.move_on_after(interval):
+            await process.wait()
         done = _PERCENT.findall(process.output_tail)
         if done:
             await tell(float(done[-1]) / 100)

@@ -57,6 +57,27 @@ async def test_copy_names_every_layer_and_tells_how_far_it_is(
     assert seen[-1] == 0.375
 
 
+async def test_copy_awaits_its_caller_s_hook_and_fails_with_it(
+    tmp_path: Path, tool_that: Callable[[str], Path]
+) -> None:
+    tool_that("""printf '    (50.00/100%%)\r'; : >"$last"; sleep 0.05""")
+    told = []
+
+    async def slow(done: float) -> None:
+        await asyncio.sleep(0.2)
+        told.append(done)
+
+    file = str(tmp_path / "vda.qcow2")
+    await copy_disk(VIEW, file, remove="", tell=slow, interval=0.01)
+    assert told[0] == 0.5
+
+    async def broken(done: float) -> None:
+        raise ValueError(done)
+
+    with pytest.raises(ValueError, match=r"0\.5"):
+        await copy_disk(VIEW, file, remove="", tell=broken, interval=0.01)
+
+
 async def test_copy_that_fails_says_why(tmp_path: Path, tool_that: Callable[[str], Path]) -> None:
     tool_that("""printf '    (1.00/100%%)\\r'; echo 'qemu-img: error: No space left on device' >&2; exit 1""")
     with pytest.raises(CommandFailed, match="copy of vda: it failed: qemu-img: error: No space") as caught:
