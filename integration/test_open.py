@@ -18,7 +18,7 @@ import pytest
 from integration.cli import ROOT, Cli
 from integration.known_images import KIB, MIB, QEMUS, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, traced, wait_for
-from qmpsnap.errors import CommandFailed, GraphMismatch, NotInChain, TargetExists
+from qmpsnap.errors import Busy, CommandFailed, GraphMismatch, NotInChain, TargetExists
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -117,6 +117,9 @@ async def test_open_says_that_its_snapshot_was_deleted_meanwhile(images, machine
     with machine(*blockdev("vda", made.active)) as running:
         async with running.connect() as vm:
             await vm.snapshot("i1", inside=True)
+            async with vm.open("i1"):
+                with pytest.raises(Busy, match="'i1' of vda is being read"):
+                    await vm.delete("i1")
             with pytest.raises(GraphMismatch, match="'i1' was deleted from"):
                 async with vm.open("i1"):
                     running.qmp("blockdev-snapshot-delete-internal-sync", device="vda-node", name="i1")

@@ -38,6 +38,7 @@ class Ask(Struct, frozen=True):
         memories: Files of VM state.
         fresh: Overlays, each with its backing file: do they have data?
         states: Where our VM state files may be: directories, each with the prefix of their names.
+        readers: Files, each with the name of a moment in it: does a client of ours read that?
     """
 
     files: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Ask(Struct, frozen=True):
     memories: tuple[str, ...] = ()
     fresh: tuple[tuple[str, str], ...] = ()
     states: tuple[tuple[str, str], ...] = ()
+    readers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
@@ -147,6 +149,7 @@ class Files(Struct, frozen=True):
         renamed: Overlays of ours to which somebody has given other names, recognised by their marks: these
             names, by those that the records on the disk have. In `records` they have their present names.
         states: VM state files that our operations have created in the places asked for; sorted.
+        readers: Those of the files and moments asked for that a client of ours reads.
         open: For each path in QEMU's graph, which file QEMU really has open there;
             filled in even if the rest is empty. Empty without a QEMU.
         barred: For each file in QEMU's graph that QEMU's user could not write, the reason; such a file is not
@@ -167,6 +170,7 @@ class Files(Struct, frozen=True):
     images: Mapping[str, FileFact] = Frozen()
     renamed: Mapping[str, str] = Frozen()
     states: tuple[str, ...] = ()
+    readers: frozenset[tuple[str, str]] = frozenset()
     open: Mapping[str, OpenFile] = Frozen()
     barred: Mapping[str, str] = Frozen()
 

@@ -26,6 +26,7 @@ from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.record_search import ReadBefore, read_records
 from qmpsnap.run.safe_open import open_block
+from qmpsnap.run.view_lock import held
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
 _OF_THE_KERNEL = ("/proc/", "/sys/")  # to read there can have effects: a trace that is read is gone
@@ -71,6 +72,7 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
         memories=Frozen(memory_files.look(ask.memories)),
         fresh=frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None),
         states=tuple(states),
+        readers=frozenset(pair for pair in ask.readers if held(*pair)),
     )
 
 

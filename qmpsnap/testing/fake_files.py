@@ -45,6 +45,7 @@ class FakeFiles:
         unreadable: What a survey could not read, as "PATH: REASON".
         memories: VM state files, by path.
         open: What QEMU has open under a name, if that is unusual, by path.
+        readers: Files, each with the name of a moment in it that a client of ours reads.
     """
 
     def __init__(self, graph: Graph, *, shared: bool = True) -> None:
@@ -56,6 +57,7 @@ class FakeFiles:
         self.unreadable: tuple[str, ...] = ()
         self.memories: dict[str, MemoryFact] = {}
         self.open: dict[str, OpenFile] = {}
+        self.readers: frozenset[tuple[str, str]] = frozenset()
         self.follow(graph)
 
     @property
@@ -148,6 +150,7 @@ class FakeFiles:
             memories=Frozen({path: self._memory(path) for path in ask.memories}),
             fresh=frozenset(file for file, backing in ask.fresh if self._is_fresh(file, backing)),
             states=tuple(path for path in sorted(self.memories) if _among(path, ask.states)),
+            readers=self.readers.intersection(ask.readers),
             open=Frozen(dict(self.open)),
         )
 

@@ -11,6 +11,7 @@ from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.image_headers import file_header
 from qmpsnap.run.survey import look
+from qmpsnap.run.view_lock import hold
 from tests.headers import qcow2_bytes
 
 
@@ -34,6 +35,16 @@ def fact(path):
 
 def survey(place, *files):
     return look(Ask(files=tuple(map(str, files or [place / "base"])), survey=(str(place),)))
+
+
+def test_survey_tells_what_a_client_of_ours_reads(place):
+    file = str(place / "base")
+    reads = hold(file, "c1")
+    asked = Ask(readers=((file, "c1"), (file, "c2"), (f"{place}/none", "c1")))
+    assert look(asked).readers == {(file, "c1")}
+    assert reads is not None
+    os.close(reads)
+    assert look(asked).readers == frozenset()
 
 
 def test_fact_tells_a_regular_file_with_its_header(place):

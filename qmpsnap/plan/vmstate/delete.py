@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qmpsnap.errors import NotInChain, Unsupported
+from qmpsnap.errors import Busy, NotInChain, Unsupported
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.moments import Moment, MomentPart, find_moments
@@ -35,7 +35,7 @@ def plan(intent: Delete, scene: GuestScene) -> Plan:
         Unsupported: When it is on a read-only disk; when the machine's state was saved and it did not run
             since; or when the human monitor is asked for and a disk is in its way.
         NotInChain: When an image below an active layer has it: QEMU deletes in active layers alone.
-        Busy: When a job holds one of the chains.
+        Busy: When a job holds one of the chains, or a client of ours reads it.
     """
     moment = scene.moment(intent.name)
     refuse_migrated(scene.machine.guest)
@@ -77,6 +77,7 @@ def plan_off(intent: Delete, scene: Scene) -> Plan:
 def _refuse(moment: Moment, scene: Scene) -> None:
     """Refuse where a disk's image cannot lose it."""
     refuse_double(moment)
+    _refuse_read(moment, scene)
     refuse_left(moment, scene, do="delete it there", way="qemu-img snapshot -d {name} {file}")
     for part in moment.held:
         _check(part, moment, scene)
@@ -101,8 +102,21 @@ def ask_again(intent: Delete, graph: Graph, files: Files) -> Ask:
     """
     moments = find_moments(graph, files.records).named(intent.name)
     external = tuple(moment for moment in moments if moment.kind == "external")
-    left = ask_left(graph, files)
+    layers = (layer for disk in graph.disks.values() for layer in disk.layers if layer.local)
+    left = ask_left(graph, files) | Ask(readers=tuple((layer.file, intent.name) for layer in layers))
     return left | delete.ask(intent, graph, files, external) if external else left
+
+
+def _refuse_read(moment: Moment, scene: Scene) -> None:
+    """Refuse to delete what `open` serves: its readers would get newer data, and no lock of QEMU's helps."""
+    for part in moment.held:
+        if (part.file, moment.name) in scene.files.readers:
+            raise Busy(
+                f"{moment.name!r} of {part.disk} is being read (qmpsnap open)",
+                node="",
+                job_id="",
+                hint="end that command first",
+            )
 
 
 def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:

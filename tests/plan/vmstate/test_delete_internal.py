@@ -41,6 +41,14 @@ def test_delete_takes_it_from_each_disk_that_has_it_and_leaves_the_others() -> N
     assert inside == {"vda": (InternalSnapshot("2", "new"),), "vdb": ()}
 
 
+def test_delete_is_refused_while_a_client_of_ours_reads_it() -> None:
+    files = FakeFiles(TWO)
+    files.readers = frozenset({("/images/s1.qcow2", "old")})
+    with pytest.raises(Busy, match="'old' of vda is being read"):
+        planned(Delete("old"), TWO, files=files)
+    assert planned(Delete("new"), TWO, files=files).disks == ("vda",)
+
+
 def test_delete_leaves_disks_alone_that_have_it_not() -> None:
     assert planned(Delete("new"), TWO).disks == ("vda",)
 
