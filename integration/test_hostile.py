@@ -277,6 +277,7 @@ async def test_an_image_on_which_another_stands_is_only_branched_from(qemu, imag
         assert caught.value.by == (s1,)
         done = await vm.snapshot("branch")
     assert done.chains == {"vda": (done.active["vda"], base)}
+    assert [note for note in done.notes if "writes into" in note] == []
     assert qemu.read(s1) == whole
     with pytest.raises(StillNeeded, match="is the disk a, and is needed by"):
         async with wire.offline({"a": base, "b": s1}):

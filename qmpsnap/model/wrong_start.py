@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.record import MomentRecord, Record
 
 
@@ -32,6 +33,15 @@ class WrongStart(Struct, frozen=True):
             f"{self.disk} writes into {self.active}, the backing file of {', '.join(self.newest)}, "
             f"and so changes what {'that reads' if len(self.newest) == 1 else 'those read'}. "
             f"If this machine should run from a newer layer, quit it and start it from {which}"
+        )
+
+    @property
+    def while_off(self) -> str:
+        """The same for a machine that is off: nobody writes, but it may be the wrong layer."""
+        named = " or ".join(f"-i {quoted(self.disk)}={quoted(file)}" for file in self.newest)
+        return (
+            f"{self.active}, named for {self.disk}, is the backing file of {', '.join(self.newest)}: only a "
+            f"snapshot may branch from it. If the machine has a newer layer, name that: {named}"
         )
 
 

@@ -45,6 +45,7 @@ class StartCheck:
         """A line for each layer whose name is lost, and each disk that writes into a backing file.
 
         Checked at the first call, and logged once. A problem that is solved meanwhile is no longer listed.
+        With the machine off nobody writes, so that such a disk is listed and not logged.
 
         Args:
             graph: The graph as of now.
@@ -56,7 +57,7 @@ class StartCheck:
             )
             for line in self._lost:
                 _log.warning("layer.name_lost", vm=self._target.name, reason=line)
-            for one in self._found:
+            for one in self._found if self._target.guest is not None else ():
                 _log.warning(
                     "machine.started_below",
                     vm=self._target.name,
@@ -66,7 +67,9 @@ class StartCheck:
                 )
         elif self._lost:
             self._lost = lost_names(graph, await self._target.look(Ask(), graph))
-        self.found = self._lost + tuple(map(str, self.started_below(graph)))
+        off = self._target.guest is None
+        below = self.started_below(graph)
+        self.found = self._lost + tuple(one.while_off if off else str(one) for one in below)
         return self.found
 
     def started_below(self, graph: Graph) -> tuple[WrongStart, ...]:

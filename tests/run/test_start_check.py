@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from structlog.testing import capture_logs
 
 from qmpsnap.model.files import OpenFile
@@ -8,6 +10,9 @@ from qmpsnap.run.start_check import StartCheck
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.plan.scenes import NOW, STATE
+
+if TYPE_CHECKING:
+    import pytest
 
 BASE = "/images/base.qcow2"
 
@@ -27,6 +32,24 @@ async def test_warnings_are_logged_once_and_go_on_until_the_disk_writes_elsewher
     assert warning.endswith("quit it and start it from /images/s1.qcow2")
     assert not await started.warnings(graph(vda="base <- s9*"))
     assert not started.found
+
+
+async def test_of_a_machine_that_is_off_it_is_said_that_a_backing_file_was_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = graph(vda="base*")
+    target = FakeTarget(there)
+    target.files.put("/images/s1.qcow2", backing=BASE)
+    monkeypatch.setattr(target, "guest", None)
+    started = StartCheck(target, "")
+    with capture_logs() as logs:
+        (line,) = await started.warnings(there)
+    assert logs == []
+    assert line == (
+        f"{BASE}, named for vda, is the backing file of /images/s1.qcow2: only a snapshot may branch from "
+        "it. If the machine has a newer layer, name that: -i vda=/images/s1.qcow2"
+    )
+    assert [one.newest for one in started.started_below(there)] == [("/images/s1.qcow2",)]
 
 
 async def test_overlays_that_lie_elsewhere_are_found_by_their_records() -> None:

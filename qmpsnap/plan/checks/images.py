@@ -243,7 +243,8 @@ def refuse_below(kind: str, disks: Collection[str], found: Iterable[WrongStart])
                 f"still needed by {', '.join(wrong.newest)}: backed by {wrong.active}, which is named as the "
                 f"active layer of {wrong.disk}",
                 by=wrong.newest,
-                hint=f"name the newest layer: {newest}; or branch from it first: {command('snapshot')}",
+                hint=f"name the newest layer: {newest}; or branch from it first: "
+                + command("-i", f"{wrong.disk}={wrong.active}", "snapshot"),
             )
 
 
