@@ -158,7 +158,7 @@ def kept_inside(token: str) -> str:
 
 def is_kept_inside(name: str) -> bool:
     """Whether the name is one that `kept_inside` gives."""
-    return name.startswith(_KEPT_INSIDE)
+    return re.fullmatch(_KEPT_INSIDE + r"[0-9a-f]{8}", name) is not None
 
 
 def is_device_path(path: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.graph import Disk
-from qmpsnap.model.names import check_name
+from qmpsnap.model.names import check_name, is_kept_inside
 from qmpsnap.model.step import Stage
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use
 from qmpsnap.plan.checks.opened import refuse_lost
@@ -51,13 +51,23 @@ def plan(intent: Snapshot, scene: Scene) -> Plan:
 
 
 def check_inside_name(name: str) -> None:
-    """Check the name of what is to be kept inside images: QEMU looks for an id first, and ids are numbers."""
+    """Check the name of what is to be kept inside images: QEMU looks for an id first, and ids are numbers.
+
+    Raises:
+        BadName: When it is outside the grammar, a number, or one that a revert uses for itself.
+    """
     check_name(name)
     if name.isdecimal():
         raise BadName(
             f"{name!r} is a number, which QEMU would take for the id of an internal snapshot",
             name=name,
             hint=f"put a letter in front, as in s{name}",
+        )
+    if is_kept_inside(name):
+        raise BadName(
+            f"{name!r} is a name of our own: a revert with the machine off deletes such snapshots",
+            name=name,
+            hint="choose another name",
         )
 
 

@@ -124,3 +124,10 @@ def test_internal_asks_for_the_command() -> None:
 def test_snapshot_internal_is_not_named_by_a_number() -> None:
     with pytest.raises(BadName, match="the id of an internal snapshot"):
         planned(Snapshot("12", inside=True), graph(vda="base*"))
+
+
+def test_internal_refuses_the_name_of_what_a_revert_keeps_for_itself() -> None:
+    with pytest.raises(BadName, match="a name of our own"):
+        planned(Snapshot("qmpsnap-before-0123abcd", inside=True), graph(vda="base*"))
+    for name in ("qmpsnap-before-0123abcde", "qmpsnap-before-lunch"):
+        assert planned(Snapshot(name, inside=True), graph(vda="base*")).steps
