@@ -188,6 +188,19 @@ async def test_backup_is_complete_although_qemu_was_killed_meanwhile(qemu, image
     assert qemu.read(place / record.id / "vda.qcow2") == content(2)
 
 
+async def test_backup_and_look_inside_with_the_machine_off(qemu, images, tmp_path):
+    made = images("base <- s1")
+    async with qmpsnap.offline(vda=made.active) as vm:
+        await vm.snapshot("i1", inside=True)
+        chain = (await vm.snapshot("e1")).chains["vda"]
+        done = await vm.backup(tmp_path / "backups")
+        assert (done.chains["vda"], done.notes) == (chain, ())
+        for name in ("e1", "i1"):
+            async with vm.open(name) as view:
+                qemu.img("compare", "-f", "raw", "-F", "qcow2", view.uri, done.files["vda"])
+    assert qemu.read(done.files["vda"]) == qemu.read(chain[0]) == content(2)
+
+
 @ONE_QEMU
 def test_backups_on_the_command_line(qemu, images, machine, tmp_path):
     made = images("base <- s1")

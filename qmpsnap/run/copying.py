@@ -119,6 +119,8 @@ async def _follow(process: Process, tell: Tell, interval: float) -> None:
     while process.returncode is None:
         with anyio.move_on_after(interval):
             await process.wait()
+        if process.returncode:  # it failed
+            return
         done = _PERCENT.findall(process.output_tail)
         if done:
             await tell(float(done[-1]) / 100)
