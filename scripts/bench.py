@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench_backups import backups
 from bench_checkpoints import checkpoints
+from bench_deletes import deletes
 from bench_disks import graphs, snapshots
 from bench_itself import events, many, processes
 from bench_jobs import job_ends, jobs
@@ -22,7 +23,9 @@ from bench_machines import Bench
 from bench_rows import HEADER
 from bench_trees import trees
 
-GROUPS = (snapshots, checkpoints, graphs, job_ends, jobs, backups, processes, many, events, trees)
+GROUPS = (
+    snapshots, deletes, checkpoints, graphs, job_ends, jobs, backups, processes, many, events, trees,
+)  # fmt: skip
 
 
 async def main() -> int:

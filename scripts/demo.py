@@ -76,7 +76,12 @@ class Stage:
                 print(f"   {disk}  {_drawn(files)}")
                 print(f"   {'':{len(disk)}}  becomes {_drawn(done[-1].chains[disk])}")
         print(f"   {_took(done)}; {_standstill(done)}")
-        print(f"   meanwhile the guest wrote {wrote} blocks, none of them took longer than {_ms(max(gaps))}")
+        if wrote < 0:  # its memory, too, is that of the checkpoint
+            print(f"   {-wrote} writes of the guest and more are undone by it")
+        else:
+            print(
+                f"   meanwhile the guest wrote {wrote} blocks, none of them took longer than {_ms(max(gaps))}"
+            )
         for disk, file in done[-1].active.items():
             print(f"   from now on, start {disk} from {Path(file).name}")
         if done[-1].invalid:
@@ -158,10 +163,33 @@ async def play(stage: Stage, directory: Path) -> None:
                     qmpsnap.Commit("vda", top="s3", base="s1"))  # fmt: skip
     stage.moved("vda", "s4", str(directory / "vda.s1.qcow2"))
 
+    await branch(stage)
+
     target = directory / "elsewhere" / "vda-copy.qcow2"
     target.parent.mkdir()
     await stage.act("a mirror of the whole disk to another directory, and the disk pivots to it",
                     qmpsnap.Mirror("vda", str(target), ending="pivot"))  # fmt: skip
+
+
+async def branch(stage: Stage) -> None:
+    """Go back to a checkpoint, memory and all, and delete snapshots here and on the branch that was left."""
+    await stage.do(qmpsnap.Checkpoint("c1", "in-place"))
+    for name in ("b1", "b2"):
+        await stage.guest_writes(BETWEEN)
+        await stage.do(qmpsnap.Snapshot(name, ("vda",)))
+    await stage.act("G2: back to a checkpoint, the guest's memory and all disks; a branch begins",
+                    qmpsnap.Revert("c1"))  # fmt: skip
+    for name in ("c2", "c3"):
+        await stage.guest_writes(BETWEEN)
+        await stage.do(qmpsnap.Snapshot(name, ("vda",)))
+    await stage.give_up("vda", "c2")
+    await stage.act("T9, G3: one snapshot is deleted, and every other one keeps its bytes",
+                    qmpsnap.Delete("c2"))  # fmt: skip
+    await stage.act("one on the branch that was left: others are based on it, only the name goes",
+                    qmpsnap.Delete("b1"))  # fmt: skip
+    for moment in (await stage.vm.moments()).moments:
+        for part in moment.held:
+            stage.moved(part.disk, moment.name, part.file)
 
 
 async def check(stage: Stage, chains: dict[str, tuple[str, ...]], counts: dict[str, int]) -> None:
