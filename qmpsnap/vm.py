@@ -264,7 +264,7 @@ class VM:
         make = partial(self._planning.plan, intent)
         if wait:
             make = partial(self._idle.plan, make)
-        return await self._executor.do(make, hooks, wait=wait)
+        return await self._executor.do(make, hooks, check=self._planning.check, wait=wait)
 
     # -- the chain -------------------------------------------------------------------------------
 

@@ -93,6 +93,11 @@ class Plan:
         return start_of(self.steps)
 
     @property
+    def jobs(self) -> tuple[Step, ...]:
+        """The steps that start its jobs on chains, and those of `then`."""
+        return tuple(part.start for part in self.parts if part.start is not None)
+
+    @property
     def job_id(self) -> str:
         """Id of the plan's job, or ""."""
         return next((step.job_id for step in self.steps if step.job_id), "")

@@ -88,16 +88,23 @@ class Executor:
         count = self._turns.count + 1  # with our own beginning
         async with self._turns.of(plan, wait=wait):
             seen = seen if self._turns.count == count else None
-            return await self._run(plan, hooks, await check(plan) if check is not None else seen)
+            seen = await check(plan) if check is not None else seen
+            return await self._run(plan, hooks, seen, check=check)
 
     async def do(
-        self, make: Callable[[], Awaitable[Plan]], hooks: Hooks | None = None, *, wait: bool = False
+        self,
+        make: Callable[[], Awaitable[Plan]],
+        hooks: Hooks | None = None,
+        *,
+        check: Callable[[Plan], Awaitable[Graph | None]] | None = None,
+        wait: bool = False,
     ) -> Done:
         """Plan and run at once; planned once more when another plan of ours ran in between.
 
         Args:
             make: Reads the machine and plans.
             hooks: What the caller wants to be told, and its wish to leave.
+            check: As in `run`, for the parts that are run later.
             wait: As in `run`.
 
         Raises:
@@ -112,7 +119,7 @@ class Executor:
                     count = self._turns.count
                     plan = await make()
                 if not remade or claim.covers(claim_of(plan)):
-                    return await self._run(plan, hooks, plan.before, fresh=True)
+                    return await self._run(plan, hooks, plan.before, check=check, fresh=True)
             count += 1  # that we have ended, without anything done
 
     async def _made(self, make: Callable[[], Awaitable[Plan]], *, wait: bool) -> Plan:
@@ -144,7 +151,15 @@ class Executor:
                 except QmpsnapError as error:
                     _log.warning("overlay.left", file=file, reason=str(error))
 
-    async def _run(self, plan: Plan, hooks: Hooks | None, seen: Graph | None, *, fresh: bool = False) -> Done:
+    async def _run(
+        self,
+        plan: Plan,
+        hooks: Hooks | None,
+        seen: Graph | None,
+        *,
+        check: Callable[[Plan], Awaitable[Graph | None]] | None,
+        fresh: bool = False,
+    ) -> Done:
         """Run a plan, and what is to be run after it; the error of a later part says what was done before.
 
         Raises:
@@ -153,6 +168,8 @@ class Executor:
         done: Done | None = None
         for number, part in enumerate(plan.parts):
             try:
+                if number and check is not None and part.start is not None:  # much may have happened
+                    seen = await check(part)
                 more = await self._run_part(part, hooks, seen, fresh=fresh)
             except QmpsnapError as error:
                 if done is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
 import anyio
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
+from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import without_layers
@@ -31,6 +33,7 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import Sealed, remove_state_file
 from qmpsnap.run.os_errors import hint, reason, unusable
+from qmpsnap.run.survey import look
 
 _log = get_logger("qmpsnap.run")
 _BRANCHES = 64  # that a moment's record keeps even if their overlays are missing
@@ -146,6 +149,8 @@ class Host:
 
     async def _retire_file(self, step: Step, *, file: str, policy: Folded, to: str) -> None:
         proof = step.detail.get("proof")
+        if step.detail.get("alone"):
+            await _refuse_backed(file)
         await self._images.retire(file, policy, to, proof and convert(proof, Proof))
 
     async def _remove_file(self, _: Step, *, file: str) -> None:
@@ -289,6 +294,14 @@ class Host:
         if record is not None:
             return with_paths(with_names(record, self._names.get(record_id, {})), self._renamed)
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)
+
+
+async def _refuse_backed(file: str) -> None:
+    """Refuse to remove a layer on which somebody has based an image since it was planned."""
+    found = await in_thread(functools.partial(look, Ask(files=(file,), survey=(posixpath.dirname(file),))))
+    by = found.backed_by(file)
+    if by:
+        raise InvalidTarget(f"{file!r} stays: {', '.join(by)} is based on it by now", file=file)
 
 
 def _without_missing(branches: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:

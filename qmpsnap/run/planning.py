@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from qmpsnap.errors import InvalidTarget, Refused, TargetExists
+from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, TargetExists
 from qmpsnap.model.arguments import refuse
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
@@ -27,7 +27,7 @@ from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan import view as plan_view
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
-from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.intent import Delete, Intent, Prune
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.run.outcome import same
@@ -142,13 +142,17 @@ class Planning:
     async def check(self, plan: Plan) -> Graph | None:
         """Refuse a plan that the planner would refuse now; return the graph if it was read.
 
+        A deletion is not refused when an image is based on a layer by now: only the name would go. So it has
+        to be the same as it was.
+
         Files that are in the way and directories that are full are found by the steps, which are rolled back.
         Changed chains and run states are found by the operation: they are a GraphMismatch.
         """
         if plan.intent is None:
             return None
         try:
-            return (await self.plan(plan.intent)).before
+            now = await self.plan(plan.intent)
+            _refuse_other_jobs(plan, now)
         except (TargetExists, InvalidTarget):
             return None
         except Refused:
@@ -158,6 +162,7 @@ class Planning:
             ):
                 raise
             return graph
+        return now.before
 
     async def _files(self, intent: Intent, graph: Graph) -> tuple[Files, tuple[str, ...]]:
         """What the planner asks about the file system, and what is wrong with the machine's own files."""
@@ -209,6 +214,17 @@ class Planning:
             record
             for record in records
             if (record.id in ours or ownership.ran_here(record, process)) and (live or not record.live)
+        )
+
+
+def _refuse_other_jobs(plan: Plan, now: Plan) -> None:
+    """Refuse a deletion that would be another one by now."""
+    if isinstance(plan.intent, Delete | Prune) and now.jobs != plan.jobs:
+        notes = "; ".join(note for part in now.parts for note in part.notes)
+        raise StillNeeded(
+            f"the layers can no longer go as planned: {notes}",
+            by=(),
+            hint="make a new plan",
         )
 
 

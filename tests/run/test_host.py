@@ -152,6 +152,24 @@ async def test_host_retires_a_file(host: Host, base: str, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_host_keeps_a_layer_on_which_an_image_is_based_by_then(
+    host: Host, base: str, tmp_path: Path
+) -> None:
+    image = await Images().create_image(
+        str(tmp_path / "o.qcow2"),
+        size_bytes=1 << 20,
+        format="qcow2",
+        like=None,
+        backing=base,
+        backing_format="raw",
+    )
+    with pytest.raises(InvalidTarget, match="is based on it by now"):
+        await host.perform(retire_file(base, "remove", "", alone=True))
+    await Images().remove_created(image)
+    await host.perform(retire_file(base, "remove", "", alone=True))
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_host_removes_an_orphan_only_while_it_is_empty(host: Host, tmp_path: Path) -> None:
     orphan = tmp_path / "orphan"
     orphan.touch()

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Changed, Incomplete, Interrupted, JobFailed
+from qmpsnap.errors import Changed, Incomplete, Interrupted, JobFailed, StillNeeded
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.plan.intent import Delete
 from qmpsnap.run.executor import Executor
@@ -80,3 +80,31 @@ async def test_wish_to_stop_between_two_parts_leaves_the_first_one_done() -> Non
         await Executor(fake).run(plan, Hooks(cancel=cancel))
     assert caught.value.changed is Changed.YES
     assert [len(files) for files in fake.state.chains().values()] == [1, 2]
+
+
+async def test_plan_of_a_deletion_is_refused_when_an_image_is_based_on_the_layer_by_now() -> None:
+    fake = await taken()
+    vm = vm_of(fake)
+    plan = await vm.plan(Delete("one"))
+    fake.files.put("/images/other.qcow2", backing="/images/base.qcow2")
+    with pytest.raises(StillNeeded, match=r"no longer go as planned: .*/images/other.qcow2 is still based"):
+        await vm.run(plan)
+    assert fake.performed == []
+
+
+async def test_later_part_is_not_run_when_an_image_is_based_on_its_layer_by_then() -> None:
+    fake = await taken()
+    vm = vm_of(fake)
+    plan = await vm.plan(Delete("one"))
+    fake.before = lambda step: (
+        fake.files.put("/images/other.qcow2", backing="/images/data.qcow2")
+        if step == plan.steps[-1]
+        else None
+    )
+    with pytest.raises(Incomplete, match=r"still needed by /images/other.qcow2"):
+        await vm.run(plan)
+    assert [len(files) for files in fake.state.chains().values()] == [1, 2]
+    fake.before = None
+    done = await vm.delete("one")
+    assert "only its name goes" in done.notes[0]
+    assert (await vm.moments()).moments == ()

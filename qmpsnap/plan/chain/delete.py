@@ -241,7 +241,7 @@ def _removed(scene: Scene, file: str) -> Step | None:
     if fact is None or fact.kind != "regular" or fact.header is None or fact.header.backing is None:
         return None
     proof = Proof(fact.header.format, fact.header.backing, fact.device, fact.inode)
-    return retire_file(file, "remove", "", proof)
+    return retire_file(file, "remove", "", proof, alone=True)
 
 
 def _put_aside(deleting: Deleting, file: str) -> None:

@@ -86,13 +86,12 @@ def whole(deleting: Deleting, chosen: tuple[Moment, ...], scene: Scene) -> Plan:
         ]
         steps += _names(names, ended, more=index == len(deleting.parts) - 1)
         job = with_tidying(part.plan, tuple(steps))
-        job = replace(job, op=deleting.intent.kind, intent=deleting.intent, repeats=())
-        done.append(recorded_anew(job))
+        done.append(recorded_anew(replace(job, op=deleting.intent.kind, repeats=())))
     unnamed = tuple(record for record in deleting.gone if record.id not in last)
     if unnamed or deleting.removed or deleting.notes or not done:
         done.append(_without_jobs(deleting, chosen, unnamed, ended, more=not done))
-    first, *then = done
-    return replace(first, then=tuple(then))
+    first, *then = done  # these are checked as the commits and streams that they are, before each is run
+    return replace(first, intent=deleting.intent, then=tuple(then))
 
 
 def _ends(record: MomentRecord, part: Part) -> bool:

@@ -162,9 +162,21 @@ def remove_state(file: str, id: str, tag: str = "") -> Step:  # noqa: A002 - a r
     return Step(on="host", command="remove-state", arguments=arguments, final=True, writes=True, owed=True)
 
 
-def retire_file(file: str, policy: Folded, to: str, proof: Proof | None = None) -> Step:
-    """Rename a folded file, never onto another, or remove it; without proof it is not looked at first."""
+def retire_file(
+    file: str, policy: Folded, to: str, proof: Proof | None = None, *, alone: bool = False
+) -> Step:
+    """Rename a folded file, never onto another, or remove it; without proof it is not looked at first.
+
+    Args:
+        file: The file.
+        policy: What becomes of it.
+        to: Its new name, or "".
+        proof: What shows that it is the layer that is meant.
+        alone: Whether it stays if an image in its directory is based on it at that time.
+    """
     detail: dict[str, Any] = {} if proof is None else {"proof": to_builtins(proof)}
+    if alone:
+        detail["alone"] = True
     return Step(
         on="host",
         command="retire-file",

@@ -95,7 +95,7 @@ def test_layer_beneath_goes_up_into_the_overlay_when_that_copies_less() -> None:
     assert start.command == "block-stream"
     assert tidied(plan)[1:] == [
         keep_place(STATE, THREE.id, "vda", (A,)),
-        retire_file(A, "remove", "", Proof("qcow2", BASE)),
+        retire_file(A, "remove", "", Proof("qcow2", BASE), alone=True),
         keep_continued(STATE, ONE.id, "vda", B),
         finish_record(STATE, (), (TWO_.id,)),
         own(plan),
@@ -174,7 +174,7 @@ def test_last_moment_takes_the_links_with_it() -> None:
     plan = planned(Delete("left"), of, files=found)
     gone = moment("left", "/images/gone.qcow2", A, BASE).id
     assert plan.steps == (
-        retire_file(A, "remove", "", Proof("qcow2", BASE)),
+        retire_file(A, "remove", "", Proof("qcow2", BASE), alone=True),
         finish_record(STATE, (), (gone, ONE.id)),
     )
 
