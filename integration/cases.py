@@ -76,6 +76,15 @@ ON_READS = {**TWO_DISKS["reads"], "vda/base.ck": 2, "vdb/base.ck": 1}
 BACK = ("vda/base.ck-#.qcow2", "vdb/base.ck-#.qcow2")
 GONE = {"inside": KEPT["inside"], "inside_after": {"vdb": ("older",)}}
 
+
+async def _moments(vm, *names, back=""):
+    """Take these snapshots, and revert to one of them: what is above it is then a branch."""
+    for name in names:
+        await vm.snapshot(name)
+    if back:
+        await vm.revert(back)
+
+
 CASES = {
     "snapshot": Case(
         {"vda": "base <- s1", "vdb": "base"},
@@ -140,6 +149,21 @@ CASES = {
         ("vda/base.qcow2", "vda/s1.qcow2", "vda/s2.qcow2"),
         {"vda/base": 3, "vda/s2": 3},
         ("vda/base", "vda/s1"),
+    ),
+    "delete down": Case(
+        {"vda": "base <- s1"},
+        lambda _: Delete("m1"),
+        ("vda/base.qcow2", "vda/s1.qcow2", "vda/base.m2.qcow2"),
+        {"vda/base": 1, "vda/s1": 2, "vda/base.m2": 2},
+        writes_into=("vda/s1",),
+        prepare=lambda vm: _moments(vm, "m1", "m2"),
+    ),
+    "delete up": Case(
+        {"vda": "base"},
+        lambda _: Delete("m1"),
+        ("vda/base.qcow2", "vda/base.m1.qcow2", "vda/base.m2.qcow2", "vda/base.m2-#.qcow2"),
+        {"vda/base": 1, "vda/base.m1": 1, "vda/base.m2": 1},
+        prepare=lambda vm: _moments(vm, "m0", "m1", "m2", back="m2"),
     ),
     "mirror with pivot": Case(
         {"vda": "base <- s1"},

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from integration import states
-from integration.known_images import KIB
-from integration.machines import drive
+from integration.known_images import KIB, MIB
+from integration.machines import blockdev, drive, listing
+from qmpsnap.errors import Changed, InvalidTarget, JobFailed, NotFound
+from qmpsnap.plan.intent import Prune
 
 BLOCK, COUNT = 64 * KIB, 12
 
@@ -109,3 +113,114 @@ async def test_every_other_moment_reads_its_bytes_whatever_is_deleted(qemu, mach
         for disk, reads in tree.reads.items():
             for block, pattern in enumerate(reads):
                 running.read(disk, pattern, block * BLOCK, BLOCK)
+
+
+ODD = ("-dash", "with space", "semi;colon", "a/b", "x" * 300, "nope", "new\nline", 'quo"te')
+
+
+async def test_delete_of_a_name_that_nobody_has_changes_nothing(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            before = listing(tmp_path)
+            for name in ODD:
+                with pytest.raises(NotFound):
+                    await vm.delete(name)
+            assert listing(tmp_path) == before
+
+
+async def test_talks_chain_without_sn2_by_delete_commit_and_stream(machine, qemu, tmp_path):
+    """T9: base <- sn1 <- sn2 <- sn3 becomes base <- sn1 <- sn3, down and up."""
+    for way in ("down", "up", "commit", "stream"):
+        place = tmp_path / way
+        place.mkdir()
+        base = qemu.create(place / "base.qcow2", BLOCK * COUNT)
+        with machine(*drive("vda", base)) as running:
+            running.qmp("cont")
+            async with running.connect() as vm:
+                running.write("vda", 1, 0, BLOCK * 3)
+                for number, name in enumerate(("sn1", "sn2", "sn3"), 2):
+                    await vm.snapshot(name)
+                    count = 6 if (way, name) == ("up", "sn2") else 2
+                    running.write("vda", number, BLOCK * number, BLOCK * count)
+                files = (await vm.graph()).chains()["vda"]
+                match way:
+                    case "commit":
+                        await vm.commit("vda", top="sn2", base="sn1")
+                    case "stream":
+                        await vm.stream("vda", into="sn3", base="sn1")
+                    case _:
+                        done = await vm.delete("sn2")
+                        assert ("into " + files[1 if way == "up" else 2]) in done.notes[0]
+                chain = (await vm.graph()).chains()["vda"]
+                kept = 1 if way == "up" else 2
+                assert chain == (files[0], files[kept], files[3])
+                if way in {"up", "down"}:
+                    names = [moment.name for moment in (await vm.moments()).moments]
+                    assert names == ["sn1", "sn3"]
+                    assert not Path(files[3 - kept]).exists()
+            running.quit()
+        with machine(*drive("vda", chain[0])) as running:
+            for pattern, start, count in ((1, 0, 2), (2, 2, 1), (3, 3, 1), (4, 4, 2)):
+                running.read("vda", pattern, BLOCK * start, BLOCK * count)
+        for file in chain:
+            qemu.check(file)
+
+
+async def test_delete_without_space_leaves_every_other_moment_and_goes_on_with_space(machine, qemu, small):
+    place = small("3m")
+    base = qemu.create(place / "base.qcow2", MIB * 4)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            running.write("vda", 1, 0, BLOCK * 4)
+            await vm.snapshot("two")
+            running.write("vda", 2, MIB, BLOCK * 8)
+            filler = place / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            with pytest.raises((JobFailed, InvalidTarget)) as caught:
+                await vm.delete("two")
+            assert caught.value.changed is not Changed.UNKNOWN
+            names = [moment.name for moment in (await vm.moments()).moments]
+            assert names == ["one", "two"]
+            assert states.patterns(qemu, base, BLOCK)[:4] == [0] * 4
+            running.read("vda", 1, 0, BLOCK * 4)
+            running.read("vda", 2, MIB, BLOCK * 8)
+            filler.unlink()
+            await vm.delete("two")
+            assert [moment.name for moment in (await vm.moments()).moments] == ["one"]
+            running.read("vda", 1, 0, BLOCK * 4)
+            running.read("vda", 2, MIB, BLOCK * 8)
+
+
+async def test_prune_folds_a_chain_with_the_fewest_bytes_and_a_dry_run_says_so(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK * COUNT)
+    with machine(*blockdev("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for number in range(6):
+                await vm.snapshot(f"n{number}")
+                running.write("vda", number + 1, BLOCK * number, BLOCK * (6 if number == 1 else 1))
+            plan = await vm.plan(Prune(keep_last=2))
+            jobs = [part.start.command for part in plan.parts]
+            assert jobs == ["block-stream", "block-commit"]
+            assert len((await vm.graph()).chains()["vda"]) == 7
+            done = await vm.run(plan)
+            assert (len(done.chains["vda"]), done.changed) == (3, True)
+            assert [moment.name for moment in (await vm.moments()).moments] == ["n4", "n5"]
+            assert (await vm.prune(keep_last=2)).changed is False
+            done = await vm.prune(max_depth=1)
+            assert (await vm.moments()).moments == ()
+            chain = (await vm.graph()).chains()["vda"]
+            assert len(chain) == 1
+            for number in range(6):
+                running.read("vda", number + 1, BLOCK * number, BLOCK)
+        running.quit()
+    with machine(*blockdev("vda", chain[0])) as running:
+        for number in range(6):
+            running.read("vda", number + 1, BLOCK * number, BLOCK)

@@ -66,7 +66,8 @@ def _again(step: Step, record: IntentRecord, scene: Scene, used: Collection[str]
             # The chain is the record's word: the file's own header has to bear it out.
             below = {file: base for files in record.chains.values() for file, base in pairwise(files)}
             file, policy, to = arguments["file"], arguments["policy"], arguments["to"]
-            known = file in record.folded and file in below
+            # A stream leaves what it has copied as it was: somebody may have based an image on it.
+            known = file in below and (file in record.folded or _streamed(file, below, record, scene))
             return (retire_file(file, policy, to, Proof("", below[file])),) if known else ()
         case "finish-record":
             place = arguments["directory"]
@@ -92,6 +93,13 @@ def _again(step: Step, record: IntentRecord, scene: Scene, used: Collection[str]
             return (_recorded(step),) if known else ()
         case _:
             return ()
+
+
+def _streamed(file: str, chain: Collection[str], record: IntentRecord, scene: Scene) -> bool:
+    """Whether a stream has copied the layer, whose own bytes are as they were, and nothing is based on it."""
+    kept = {left for files in record.after.values() for left in files}
+    stream = record.start is not None and record.start.command == "block-stream"
+    return stream and file not in kept and not scene.files.backed_by(file, without=chain)
 
 
 def _recorded(step: Step) -> Step:

@@ -8,6 +8,7 @@ job's id and the graph tell is done.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from itertools import zip_longest
 
@@ -50,7 +51,19 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
     files = [file for record in records for chain in record.chains.values() for file in chain]
     files += [file for record in records for file in (*record.made, *record.overlays.values())]
     fresh = (pair for record in records for pair in backing_of(record).items())
-    return Ask(files=(*files, *states), records=places, memories=states, fresh=tuple(fresh))
+    removed = (
+        posixpath.dirname(step.arguments["file"])
+        for record in records
+        for step in record.steps
+        if step.command == "retire-file"
+    )
+    return Ask(
+        files=(*files, *states),
+        survey=tuple(removed),
+        records=places,
+        memories=states,
+        fresh=tuple(fresh),
+    )
 
 
 def plan(job_id: str, scene: Scene) -> Plan:

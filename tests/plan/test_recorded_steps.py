@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from qmpsnap.model.features import Features
 from qmpsnap.model.graph import Node
 from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
+from qmpsnap.model.step import Stage
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.files import Proof, remove_orphan, remove_state, retire_file
 from qmpsnap.plan.commands.migration import set_capabilities, set_parameters
@@ -18,7 +19,7 @@ from qmpsnap.plan.commands.records import (
     keep_place,
     link_records,
 )
-from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Snapshot, Stream
+from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Mirror, Snapshot, Stream
 from qmpsnap.plan.recorded_steps import backing_of, finish, free, removed, set_back, tidied
 from qmpsnap.plan.resume import ask
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -27,6 +28,8 @@ from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
 from tests.model.records import committing, stages, streaming
+from tests.plan.chain.test_delete import A, drawn
+from tests.plan.chain.test_delete import files as moment_files
 from tests.plan.moments import BASE, MOMENT, O1, S1, TWO, files_of
 from tests.plan.scenes import NOW, STATE, planned
 
@@ -138,7 +141,25 @@ def test_tidied_puts_folded_files_away_whose_headers_show_that_they_are_those(po
 
 def test_tidied_puts_no_file_away_that_was_not_folded() -> None:
     """As the layer that a revert with --discard gives up: whether others need it was asked long ago."""
-    assert again(retire_file(S1, "remove", "", Proof("qcow2", BASE))) == ()
+    step = retire_file(S1, "remove", "", Proof("qcow2", BASE))
+    record = replace(with_tidy(step), stages=(Stage("clean up", (step,), tidy=True),))
+    assert tidied(record, scene_of(TWO, record)) == ()
+
+
+@each("based", ["", "/images/x.qcow2"])
+def test_tidied_removes_a_layer_that_a_deletion_streamed_up_unless_it_is_needed(
+    based: str,
+) -> None:
+    of = drawn(b=9)
+    record = left(planned(Delete("two"), of, files=moment_files(of)))
+    files = moment_files(of)
+    files.records = [*files.records, record]
+    if based:
+        files.put(based, backing=A)
+    question = ask(of, records=(record,))
+    steps = tidied(record, dataclasses.replace(scene_of(of, record), files=files.look(question)))
+    removed = [step for step in steps if step.command == "retire-file"]
+    assert removed == ([] if based else [retire_file(A, "remove", "", Proof("", BASE))])
 
 
 def test_tidied_ends_the_moments_that_a_commit_lost_and_the_records_of_earlier_ones() -> None:
