@@ -80,7 +80,6 @@ async def test_moments_stay_when_the_one_that_they_came_from_is_deleted(images, 
             running.read("vda", *WRITE)
             await vm.delete("c2")
             assert listed(await vm.moments()) == []
-    assert not list(running.folder.rglob("moment-*"))
 
 
 @pytest.mark.parametrize("mode", ["stop", "in-place"])

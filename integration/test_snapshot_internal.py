@@ -227,7 +227,6 @@ async def test_internal_refuses_what_cannot_be_and_sends_nothing(qemu, images, m
                 "unknown disk": (Snapshot("i1", ("vdz",), inside=True), NotFound, "vdz"),
                 "twice": (Snapshot("i1", ("vda", "vda-node"), inside=True), AmbiguousName, "twice"),
                 "delete missing": (Delete("nope"), NotFound, "'nope'"),
-                "delete external": (Delete("ex"), Unsupported, "external"),
                 "delete below": (Delete("old"), NotInChain, "below the active layer of vdb"),
             }
             for case, (intent, error, text) in cases.items():

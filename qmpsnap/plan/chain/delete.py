@@ -25,7 +25,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.plan.chain import commit, stream
 from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
 from qmpsnap.plan.chain.folding import Run, merged, ways
-from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss
+from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss, refuse_read_only
 from qmpsnap.plan.checks.place import other_disks
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import keep_continued, rewritten
@@ -42,9 +42,15 @@ def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Mo
     for name in disks:
         if graph.disks[name].layers:
             question |= commit.ask(Commit(name, look_in=intent.look_in), graph, "")
-    kin = related_records(graph, files.records)
-    layers = {file for record in kin for disk in record.covered for file in record.read_from(disk)}
-    layers |= {file for record in kin for file in record.all_going_on}
+    # Also those of other machines on the same base image: their overlays may lie anywhere.
+    chains = {file for name in disks for file in graph.disks[name].files}
+    kin = {record.id for record in related_records(graph, files.records)}
+    layers: set[str] = set()
+    for record in files.records:
+        if isinstance(record, MomentRecord):
+            read = {file for disk in record.covered for file in record.read_from(disk)}
+            if record.id in kin or read & chains:
+                layers |= read | record.all_going_on
     aside = sorted(file for file in layers if file.startswith("/"))
     return question | Ask(files=tuple(aside), survey=tuple(map(posixpath.dirname, aside)))
 
@@ -63,7 +69,7 @@ def plan(
     Raises:
         Busy: When a job holds one of the chains.
         InvalidTarget: When it cannot be known what else stands on a layer.
-        Unsupported: When this QEMU cannot do it in any way.
+        Unsupported: When a disk is attached read-only.
     """
     chosen = tuple(moments)
     gone = tuple(moment.record for moment in chosen if moment.record is not None)
@@ -127,6 +133,7 @@ def sizes(disk: Disk) -> list[int]:
 def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
     """Plan the jobs by which these layers of a disk, or those above them, go."""
     disk = deleting.scene.graph.disks[name]
+    refuse_read_only(disk, "deletion")
     needed = []
     goes = set()
     for index, layer in enumerate(disk.layers):
@@ -139,6 +146,13 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
             deleting.notes.append(f"{layer.file} stays, only its name goes: {why} is still based on it")
         elif layer.file in wanted:
             goes.add(index)
+    base = len(disk.layers) - 1
+    top = next((index for index in range(base, 0, -1) if index not in goes), 0)
+    if base in goes and top in needed:  # to copy a base image up would free nothing: it stays
+        goes.remove(base)
+        by = standing(deleting.scene, disk, disk.layers[top])
+        why = f"{', '.join(dict.fromkeys(by))} is based on {disk.files[top]}"
+        deleting.notes.append(f"{disk.files[base]} stays, only its name goes: {why}")
     # As indexes change with each job, the layers are found again by their files.
     for run in merged(sizes(disk), goes, needed):
         _merge_run(deleting, name, disk, run, needed)

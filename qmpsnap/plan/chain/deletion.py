@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from qmpsnap.model.moments import Moment, related_records
-from qmpsnap.model.record import MomentRecord, Record
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import finish_record, keep_link, keep_lost
@@ -55,6 +55,11 @@ class Deleting:
     notes: list[str] = field(default_factory=list)
     removed: list[Step] = field(default_factory=list)
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps so far."""
+        return (*(step for part in self.parts for step in part.plan.steps), *self.removed)
+
 
 def with_tidying(job: Plan, steps: tuple[Step, ...]) -> Plan:
     """The plan with more steps in its last stage, before its record is removed."""
@@ -81,8 +86,8 @@ def whole(deleting: Deleting, chosen: tuple[Moment, ...], scene: Scene) -> Plan:
         steps = [step for record in names for step in _state(record)]
         steps += [
             keep_lost(record.directory, record.id, part.disk)
-            for record in deleting.gone
-            if _ends(record, part) and record not in names
+            for record in (*deleting.gone, *_links(scene))
+            if _ends(record, part) and (record not in ended or last.get(record.id, index) != index)
         ]
         steps += _names(names, ended, more=index == len(deleting.parts) - 1)
         job = with_tidying(part.plan, tuple(steps))
@@ -115,19 +120,49 @@ def _names(records: Iterable[MomentRecord], ended: Collection[MomentRecord], *, 
 
 
 def _ended(deleting: Deleting, scene: Scene) -> tuple[MomentRecord, ...]:
-    """Records that are not needed any more: without them every other moment is still found."""
-    before = related_records(scene.graph, scene.files.records)
-    live = {record.id for record in before if not record.deleted and record not in deleting.gone}
-    links = tuple(record for record in before if record.deleted)
-    after, rest = deleting.scene.graph, deleting.scene.files.records
-    pool: tuple[Record, ...] = (*deleting.gone, *rest)
-    ended = []
-    for record in (*deleting.gone, *links):
-        without = tuple(one for one in pool if one.id != record.id)
-        if live <= {one.id for one in related_records(after, without)}:
-            pool = without
-            ended.append(record)
-    return tuple(ended)
+    """Records that nothing is found by any more.
+
+    A record is kept while a layer goes on from it, be it in a chain, aside, or another machine's: other
+    moments are found by it, and so is what stands on the layer whose name alone has gone.
+    """
+    pending = [*deleting.gone, *_links(scene)]
+    users = [
+        record
+        for record in deleting.scene.files.records
+        if isinstance(record, MomentRecord) and not record.deleted
+    ]
+    while True:
+        read = {file for user in users for disk in user.covered for file in user.read_from(disk)}
+        linked = [record for record in pending if _leads(record, read, deleting, scene)]
+        if not linked:
+            return tuple(pending)
+        users += linked
+        pending = [record for record in pending if record not in linked]
+
+
+def _links(scene: Scene) -> list[MomentRecord]:
+    """Records of moments that were deleted before."""
+    return [record for record in related_records(scene.graph, scene.files.records) if record.deleted]
+
+
+def _leads(record: MomentRecord, read: Collection[str], deleting: Deleting, scene: Scene) -> bool:
+    """Whether a layer goes on from the moment, other than those that have been merged with its own."""
+    removed = {step.arguments["file"] for step in deleting.steps if step.command == "retire-file"}
+    before, after = (
+        {file for disk in graph.disks.values() for file in disk.files}
+        for graph in (scene.graph, deleting.scene.graph)
+    )
+    for disk in record.covered:
+        merged = disk in record.lost or any(
+            part.disk == disk and record.covered[disk] in part.files for part in deleting.parts
+        )
+        for file in record.goes_on(disk):
+            if file in removed or (merged and (file in before or file in after)):
+                continue
+            fact = scene.files.files.get(file)
+            if file in after or file in read or fact is None or fact.kind != "missing":
+                return True
+    return False
 
 
 def _without_jobs(

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy, InvalidTarget
+from qmpsnap.errors import Busy, InvalidTarget, Unsupported
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_continued, keep_link, keep_lost, keep_place
-from qmpsnap.plan.intent import Delete
+from qmpsnap.plan.intent import Delete, Prune
 from qmpsnap.plan.plan import Plan
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -143,7 +143,7 @@ def test_only_the_name_goes_where_something_else_is_based_on_the_layer(stands: s
     found.put(goes, backing=stands)
     plan = planned(Delete("two"), of, files=found)
     assert plan.chains_after == plan.chains_before == {"vda": (C, B, A, BASE)}
-    assert plan.steps == (finish_record(STATE, (), (TWO_.id,)),)
+    assert plan.steps == (keep_link(STATE, TWO_.id),)
     assert plan.notes[0].startswith(f"{A} stays, only its name goes: ")
 
 
@@ -166,7 +166,7 @@ def test_record_of_a_deleted_one_is_kept_while_others_are_found_by_it_alone() ->
     assert plan.steps == (keep_link(STATE, ONE.id),)
 
 
-def test_last_moment_takes_the_links_with_it() -> None:
+def test_links_stay_while_a_layer_goes_on_from_them() -> None:
     of = drawn("base <- r*")
     link = replace(ONE, branches=({"vda": "/images/r.qcow2"},), deleted=True)
     found = files(of, link, moment("left", "/images/gone.qcow2", A, BASE))
@@ -175,7 +175,7 @@ def test_last_moment_takes_the_links_with_it() -> None:
     gone = moment("left", "/images/gone.qcow2", A, BASE).id
     assert plan.steps == (
         retire_file(A, "remove", "", Proof("qcow2", BASE), alone=True),
-        finish_record(STATE, (), (gone, ONE.id)),
+        finish_record(STATE, (), (gone,)),
     )
 
 
@@ -263,7 +263,7 @@ def test_vm_state_goes_also_where_the_layers_stay() -> None:
     found.put("/images/x.qcow2", backing=S1)
     found.put("/images/y.qcow2", backing="/images/data.raw")
     plan = planned(Delete("c1"), TWO, files=found)
-    assert plan.steps == (remove_state(MEMORY, ID, ""), finish_record(STATE, (), (ID,)))
+    assert plan.steps == (remove_state(MEMORY, ID, ""), keep_link(STATE, ID))
     assert [stage.tidy for stage in plan.stages] == [False, True]
 
 
@@ -280,9 +280,55 @@ def test_delete_refuses_a_chain_that_a_job_holds() -> None:
         planned(Delete("two"), of, files=files(of), jobs=(job("theirs"),))
 
 
+def test_delete_refuses_a_disk_that_is_attached_read_only() -> None:
+    of = drawn()
+    of = replace(of, disks=Frozen(vda=replace(of.disks["vda"], read_only=True)))
+    with pytest.raises(Unsupported, match="read-only"):
+        planned(Delete("two"), of, files=files(of))
+
+
 def test_delete_refuses_where_it_cannot_be_known_what_is_based_on_a_layer() -> None:
     of = drawn()
     found = files(of)
     found.unreadable = ("/images: permission denied",)
     with pytest.raises(InvalidTarget, match="cannot search"):
         planned(Delete("two"), of, files=found)
+
+
+X = "/fast/x.qcow2"
+
+
+def test_branch_in_another_directory_is_known_by_a_deleted_moment() -> None:
+    of = drawn()
+    forked = replace(TWO_, branches=({"vda": X},))
+    found = files(of, ONE, forked, THREE)
+    found.put(X, backing=A)
+    first = planned(Delete("two"), of, files=found)
+    assert first.steps == (keep_link(STATE, TWO_.id),)
+    for step in first.steps:
+        found.perform(step)
+    second = planned(Delete("one"), of, files=found)
+    assert second.chains_after == second.chains_before
+    assert second.notes == (f"{BASE} stays, only its name goes: {X} is based on {A}",)
+    assert not [
+        step for step in second.steps if step.command == "retire-file" and step.arguments["file"] == A
+    ]
+
+
+def test_golden_image_is_not_written_into_under_another_machine_whose_moment_is_deleted() -> None:
+    of = drawn("base <- a*")
+    theirs = moment("theirs", X, BASE, deleted=True)
+    found = files(of, ONE, theirs)
+    found.put(X, backing=BASE)
+    plan = planned(Delete("one"), of, files=found)
+    assert plan.chains_after == plan.chains_before
+    assert plan.notes[0] == f"{BASE} stays, only its name goes: {X} is still based on it"
+
+
+def test_links_end_once_their_layers_are_merged() -> None:
+    of = drawn(a=9)
+    link = replace(TWO_, deleted=True)
+    plan = planned(Prune(keep_last=1), of, files=files(of, ONE, link, THREE))
+    ended = [one for part in plan.parts for step in part.steps for one in step.arguments.get("moments", ())]
+    assert set(ended) == {ONE.id, link.id}
+    assert plan.to_json()["after"] == {"vda": [C, A]}

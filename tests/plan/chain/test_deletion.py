@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Node
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.plan.chain.byte_model import BLOCKS, Bytes
@@ -43,7 +44,7 @@ class Tree:
         for name, disk in self.fake.state.disks.items():
             for block, value in writes.items():
                 self.images.data[disk.active.file][block] = self.reads[name][block] = value
-        self._sizes(sizes)
+        self._look(sizes)
         names = list(self.moments)
         name = names[number % len(names)] if names else ""
         match what:
@@ -66,19 +67,17 @@ class Tree:
                 self.moments[name] = _copied(self.reads)
         await self.check()
 
-    def _sizes(self, sizes: list[int]) -> None:
-        """Say how much each layer takes on the host: the cheaper way is by that."""
-        disks = {
-            name: replace(
-                disk,
-                layers=tuple(
-                    replace(layer, allocated=sizes[index % len(sizes)] * MIB)
-                    for index, layer in enumerate(disk.layers)
-                ),
-            )
-            for name, disk in self.fake.state.disks.items()
-        }
-        self.fake.state = replace(self.fake.state, disks=Frozen(disks))
+    def _look(self, sizes: list[int]) -> None:
+        """Let each layer take so much on the host, which decides the way; QEMU names all nodes."""
+        disks, nodes = {}, dict(self.fake.state.nodes)
+        for name, disk in self.fake.state.disks.items():
+            layers = []
+            for index, layer in enumerate(disk.layers):
+                node = layer.node or f"#{layer.file.rpartition('/')[2]}"
+                nodes.setdefault(node, Node(node, layer.format, layer.file, read_only=layer.read_only))
+                layers.append(replace(layer, node=node, allocated=sizes[index % len(sizes)] * MIB))
+            disks[name] = replace(disk, layers=tuple(layers))
+        self.fake.state = replace(self.fake.state, disks=Frozen(disks), nodes=Frozen(nodes))
 
     async def check(self) -> None:
         """Demand that each moment is listed with a layer that reads what it read, and the guest too."""

@@ -59,7 +59,7 @@ def test_chain_stays_longer_where_others_are_based_on_it() -> None:
     found.put("/images/x.qcow2", backing=A)
     found.put("/images/y.qcow2", backing=C)
     plan = planned(Prune(max_depth=1), of, files=found)
-    assert plan.to_json()["after"] == {"vda": [D, C, A]}
+    assert plan.to_json()["after"] == {"vda": [D, C, A, BASE]}
 
 
 def test_nameless_layers_of_earlier_deletions_are_merged() -> None:
