@@ -15,6 +15,7 @@ import pytest
 from integration import states
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev, drive, listing
+from integration.off import offline
 from qmpsnap.errors import Changed, InvalidTarget, JobFailed, NotFound
 from qmpsnap.plan.intent import Prune
 
@@ -224,3 +225,27 @@ async def test_prune_folds_a_chain_with_the_fewest_bytes_and_a_dry_run_says_so(m
     with machine(*blockdev("vda", chain[0])) as running:
         for number in range(6):
             running.read("vda", number + 1, BLOCK * number, BLOCK)
+
+
+async def test_delete_and_prune_of_a_machine_that_is_off(machine, qemu, tmp_path):
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK * 8)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for number, name in enumerate(("m1", "m2", "m3", "m4"), 1):
+                running.write("vda", number, BLOCK * number, BLOCK)
+                await vm.snapshot(name)
+            running.write("vda", 9, 0, BLOCK)
+            active = (await vm.graph()).chains()["vda"][0]
+    async with offline(qemu, {"vda": active}) as vm:
+        await vm.delete("m2")
+        await vm.prune(keep_last=1)
+        (left,) = (await vm.moments()).moments
+        active = (await vm.graph()).chains()["vda"][0]
+    assert left.name == "m4"
+    assert states.patterns(qemu, left.held[0].file, BLOCK) == [0, 1, 2, 3, 4, 0, 0, 0]
+    assert states.patterns(qemu, active, BLOCK) == [9, 1, 2, 3, 4, 0, 0, 0]
+    async with offline(qemu, {"vda": active}) as vm:
+        done = await vm.delete("m4")
+    assert len(done.chains["vda"]) == 1
+    assert states.patterns(qemu, done.chains["vda"][0], BLOCK) == [9, 1, 2, 3, 4, 0, 0, 0]

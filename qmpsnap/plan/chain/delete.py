@@ -15,12 +15,13 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from qmpsnap.errors import Refused, StillNeeded, Unsupported, WouldLose
+from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported, WouldLose
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.hints import command
 from qmpsnap.model.moments import Moment, related_records
 from qmpsnap.model.names import closes_unused
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.plan.chain import commit, stream
 from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
@@ -75,6 +76,7 @@ def plan(
     gone = tuple(moment.record for moment in chosen if moment.record is not None)
     if any(record.state is not None for record in gone):
         refuse_jobs(scene.jobs)
+    _refuse_unfinished(scene, {disk for moment in chosen for disk in moment.disks})
     rest = tuple(record for record in scene.files.records if record not in gone)
     known = replace(scene, files=structs.replace(scene.files, records=rest))
     deleting = Deleting(intent, known, gone)
@@ -93,6 +95,23 @@ def plan(
         if wanted:
             _merge(deleting, name, wanted)
     return whole(deleting, chosen, scene)
+
+
+def _refuse_unfinished(scene: Scene, disks: Collection[str]) -> None:
+    """Refuse while an operation whose client went away has changed a chain, and not yet its moments.
+
+    One that has changed none is no obstacle: a deletion that was stopped is begun again in that way.
+    """
+    for record in scene.files.records:
+        if isinstance(record, IntentRecord):
+            for disk, after in record.after.items():
+                if disk in disks and record.chains.get(disk) != after == scene.graph.disks[disk].files:
+                    raise Busy(
+                        f"{record.op} {record.id!r} of {disk} has not been finished",
+                        node="",
+                        job_id=record.id,
+                        hint=f"finish it first: {command('job', 'wait', record.id)}",
+                    )
 
 
 # -- which layers ----------------------------------------------------------------------------------

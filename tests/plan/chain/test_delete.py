@@ -332,3 +332,16 @@ def test_links_end_once_their_layers_are_merged() -> None:
     ended = [one for part in plan.parts for step in part.steps for one in step.arguments.get("moments", ())]
     assert set(ended) == {ONE.id, link.id}
     assert plan.to_json()["after"] == {"vda": [C, A]}
+
+
+def test_delete_refuses_what_an_unfinished_deletion_has_changed() -> None:
+    of = drawn(a=9)
+    plan = planned(Delete("two"), of, files=files(of))
+    assert plan.record is not None
+    after = plan.after
+    assert after is not None
+    found = files(after)
+    found.records.append(replace(plan.record, directory=STATE))
+    with pytest.raises(Busy, match="has not been finished") as caught:
+        planned(Delete("two"), after, files=found)
+    assert caught.value.hint == f"finish it first: qmpsnap job wait {plan.job_id}"
