@@ -79,9 +79,12 @@ async def test_copy_awaits_its_caller_s_hook_and_fails_with_it(
 
 
 async def test_copy_that_fails_says_why(tmp_path: Path, tool_that: Callable[[str], Path]) -> None:
+    async def heard(done: float) -> None:
+        assert done == 0.01  # or never, when it has failed before
+
     tool_that("""printf '    (1.00/100%%)\\r'; echo 'qemu-img: error: No space left on device' >&2; exit 1""")
     with pytest.raises(CommandFailed, match="copy of vda: it failed: qemu-img: error: No space") as caught:
-        await copy_disk(VIEW, str(tmp_path / "v"), remove="", tell=told_nothing, interval=9)
+        await copy_disk(VIEW, str(tmp_path / "v"), remove="", tell=heard, interval=9)
     assert caught.value.command == "qemu-img convert"
     assert caught.value.hint == "free some space there, or choose another place"
     tool_that("exit 3")
