@@ -113,12 +113,14 @@ def keep_continued(directory: str, id: str, disk: str, file: str) -> Step:  # no
 
 
 def rewritten(records: Iterable[Record], steps: Iterable[Step]) -> tuple[Record, ...]:
-    """The records after these steps, as far as they change the records of moments."""
+    """The records after these steps, as far as they change the records of moments, or end others."""
     kept = tuple(records)
     for step in steps:
         if step.command == "finish-record":
-            ended = step.arguments.get("moments", ())
-            kept = tuple(one for one in kept if not isinstance(one, MomentRecord) or one.id not in ended)
+            ids, moments = step.arguments["ids"], step.arguments.get("moments", ())
+            kept = tuple(
+                one for one in kept if one.id not in (moments if isinstance(one, MomentRecord) else ids)
+            )
         else:
             kept = tuple(
                 changed(one, step)

@@ -345,3 +345,35 @@ def test_delete_refuses_what_an_unfinished_deletion_has_changed() -> None:
     with pytest.raises(Busy, match="has not been finished") as caught:
         planned(Delete("two"), after, files=found)
     assert caught.value.hint == f"finish it first: qmpsnap job wait {plan.job_id}"
+
+
+def test_deletion_that_is_begun_again_loses_no_moment_on_the_disk_where_it_was_begun() -> None:
+    """The record of the first attempt is ended with the first disk, before the second one is looked at."""
+    vda = drawn(a=9).disks["vda"]
+    names = {BASE: "/images/data.qcow2", A: "/images/e.qcow2", B: "/images/f.qcow2", C: "/images/g.qcow2"}
+    layers = tuple(
+        replace(
+            layer,
+            node=f"{layer.node}-2",
+            file=names[layer.file],
+            backing=names[layer.backing] if layer.backing else None,
+        )
+        for layer in vda.layers
+    )
+    vdb = replace(vda, name="vdb", qdev="vdb", layers=layers, root=layers[0].node)
+    of, (g, f, e, data) = graph(vda, vdb), vdb.files
+    both = [
+        moment("two", B, A, BASE, overlays={"vda": B, "vdb": f}, covered={"vda": A, "vdb": e}),
+        moment("three", C, B, A, BASE, overlays={"vda": C, "vdb": g}, covered={"vda": B, "vdb": f}),
+    ]
+    below = {"two": (e, data), "three": (f, e, data)}
+    known = files(of, *(replace(one, chains={**one.chains, "vdb": below[one.name]}) for one in both))
+    first = planned(Delete("two"), of, files=known)
+    assert first.record is not None
+    known.records.append(replace(first.record, directory=STATE))
+    again = planned(Delete("two"), of, files=known)
+    steps = [step for part in (again, *again.then) for step in part.steps]
+    assert first.record.invalid == (A,)
+    assert finish_record(STATE, (first.record.id,)) in steps
+    assert [step.arguments["disk"] for step in steps if step.command == "keep-place"] == ["vda", "vdb"]
+    assert keep_lost(STATE, both[1].id, "vda") not in steps
