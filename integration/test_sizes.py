@@ -8,7 +8,7 @@ import os
 import pytest
 
 from integration.known_images import KIB, MIB
-from integration.machines import blockdev, listing, traced
+from integration.machines import blockdev, drive, listing, traced
 from qmpsnap.errors import GraphMismatch, Unsupported
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 
@@ -98,3 +98,24 @@ async def test_disk_that_was_resized_keeps_its_size(qemu, machine, tmp_path):
             await vm.commit("vda")
             running.read("vda", 9, MIB, 512)
             assert (await vm.graph()).disks["vda"].active.virtual_size == 2 * MIB
+
+
+async def test_disks_that_grew_are_done_one_after_the_other(qemu, machine, tmp_path):
+    size = MIB
+    disks = {name: qemu.create(tmp_path / f"{name}.qcow2", size) for name in ("vda", "vdb")}
+    for file in disks.values():
+        qemu.io(file, f"write -P 6 0 {size}")  # so that it receives
+    with machine(*(word for name, file in disks.items() for word in drive(name, file))) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("m")
+            for disk in disks:
+                running.qmp("block_resize", {"node-name": running.roots()[disk][0], "size": 2 * size})
+                running.write(disk, 7, size, 64 * KIB)
+            branch = qemu.create(tmp_path / "branch.qcow2", size, backing=disks["vdb"])
+            done = await vm.delete("m")
+            assert done.chains["vda"] == (disks["vda"],)
+            assert done.notes[-1].endswith(f"stays, only its name goes: {branch} is still based on it")
+            assert done.chains["vdb"][1:] == (disks["vdb"],)
+            assert (await vm.moments()).moments == ()
+        for disk in disks:
+            running.read(disk, 7, size, 64 * KIB)

@@ -120,8 +120,9 @@ def _rooted(disk: Disk, root: Root) -> tuple[Layer, ...]:
             secret=root.secret if index == 0 else "",
         )
         layers.append(layer)
-    # An old root below a mirror's copy stays writable.
-    layers[0] = replace(layers[0], node=root.node, read_only=False)
+    # An old root below a mirror's copy stays writable. A shorter layer grows before a commit fills it.
+    size = max(size, layers[0].virtual_size)
+    layers[0] = replace(layers[0], node=root.node, read_only=False, virtual_size=size)
     return tuple(layers)
 
 

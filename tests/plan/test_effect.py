@@ -66,6 +66,13 @@ def test_a_root_that_moves_later_changes_nothing_yet() -> None:
     assert (disk.files, disk.root, disk.active.read_only) == ((BASE,), "vda-base", False)
 
 
+def test_layer_that_becomes_the_active_one_has_at_least_the_size_of_that_which_it_replaces() -> None:
+    pivot = MoveRoot(Root.of(ALL.disks["vda"], 2))
+    for size, then in ((96 * MIB, 96 * MIB), (32 * MIB, 64 * MIB)):
+        before = graph(with_layer(ALL.disks["vda"], 0, virtual_size=size))
+        assert after_effect(before, pivot).disks["vda"].active.virtual_size == then
+
+
 def test_a_root_may_move_to_a_copy() -> None:
     disk = after_effect(ALL, MoveRoot(Root("vda", "copy", "/c", "raw", None, ()))).disks["vda"]
     assert disk.layers == (Layer("copy", "/c", "raw", 64 * MIB),)
