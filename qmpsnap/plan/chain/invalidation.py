@@ -92,6 +92,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
     stays, lost on this one. The records may not have that of the commit itself.
     """
     known = tuple(records)
+    good = healed(known, fold.disk, fold.folded)
     steps: list[Step] = []
     ended: list[MomentRecord] = []
     notes: list[str] = []
@@ -99,7 +100,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
     for record in known:
         if not isinstance(record, MomentRecord):
             continue
-        before = {*record.lost, *_spoilt(record, known)}
+        before = {*record.lost, *_spoilt(record, good)}
         new = [disk for disk in record.covered if disk not in before and fold.loses(record, disk)]
         if record.covered and {*record.covered} <= {*before, *new}:
             ended.append(record)

@@ -115,6 +115,16 @@ def test_fates_of_what_was_left_aside_are_to_be_lost_with_a_layer_that_it_is_rea
     assert (fate.ended == ()) is (covered == CHAIN[1])
 
 
+def test_fates_on_a_disk_do_not_judge_what_a_commit_left_unfinished_on_another() -> None:
+    begun = stages(committing("left", above=O1, base=S1))
+    chain = (O1, "/images/gone.qcow2", S1, BASE)
+    left = IntentRecord("left", "commit", NOW, {"vda": chain}, stages=begun, invalid=(S1,))
+    assert left.disk == "vda"
+    assert find_moments(TWO, (MOMENT, left)).moments[0].held[0].invalid
+    other = Fold("vdb", ("/images/x.qcow2", O2, "/images/data.raw"), ("/images/x.qcow2",), O2)
+    assert fates((MOMENT, left), other) == Fates()
+
+
 def test_fates_of_what_an_earlier_commit_has_spoilt_are_noted_only_once() -> None:
     """It was lost then. What is backed by that commit's top reads what it read."""
     begun = stages(committing("kept", base=CHAIN[-1]))
