@@ -5,9 +5,10 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import state_directory_choices
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_rules import is_plain
 from qmpsnap.plan.scene import Scene
 
@@ -52,6 +53,43 @@ def state_place(scene: Scene, disk: Disk) -> str:
         if where is not None and where.writable and where.free_bytes >= _RECORD_BYTES:
             return place
     return ""
+
+
+def refuse_unrecorded(scene: Scene, disk: Disk, files: Iterable[str]) -> None:
+    """Refuse to change layers that moments are read from where that cannot be written down first.
+
+    After a failure nobody would know that such a moment is lost, and it could be gone back to.
+
+    Args:
+        scene: The machine, with the records of its moments.
+        disk: The disk.
+        files: Layers that change, or leave the chain.
+
+    Raises:
+        InvalidTarget: Naming the moments.
+    """
+    if state_place(scene, disk):
+        return
+    layers = {*files}
+    names = [
+        repr(record.name)
+        for record in scene.files.records
+        if isinstance(record, MomentRecord)
+        and not record.deleted
+        and any(
+            name not in record.lost and not layers.isdisjoint(record.read_from(name))
+            for name in record.covered
+        )
+    ]
+    if names:
+        where = state_directories(disk, scene.state_dir)[0]
+        raise InvalidTarget(
+            f"no record can be written in {where}, and after a failure it would not be known whether "
+            f"{', '.join(names)} can still be read",
+            file=where,
+            hint=f"{_RECORD_BYTES // 1024} KiB must be free in a directory that can be written; "
+            "--state-dir names another one",
+        )
 
 
 def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:

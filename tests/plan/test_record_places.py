@@ -1,12 +1,30 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk
-from qmpsnap.plan.record_places import state_directories, state_place, state_questions, with_parents
+from qmpsnap.plan.intent import Commit, Delete
+from qmpsnap.plan.record_places import (
+    refuse_unrecorded,
+    state_directories,
+    state_place,
+    state_questions,
+    with_parents,
+)
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.scenes import STATE, scene, with_layer
+from tests.plan.moments import BASE, MOMENT, O1, TWO, files_of
+from tests.plan.scenes import STATE, planned, scene, with_layer
+
+if TYPE_CHECKING:
+    from qmpsnap.plan.intent import Intent
 
 ONE = graph(vda="base <- s1*")
 
@@ -63,6 +81,33 @@ def test_records_go_to_the_first_place_that_can_be_written(facts: tuple[DirFact,
 
 def test_records_go_nowhere_when_files_are_not_visible() -> None:
     assert state_place(scene(files=FakeFiles(ONE, shared=False)), ONE.disks["vda"]) == ""
+
+
+@each("lost", [(), ("vda",)])
+def test_layers_that_a_moment_is_read_from_do_not_change_without_a_record(lost: tuple[str, ...]) -> None:
+    files = files_of("")
+    files.records[:] = [replace(MOMENT, lost=lost)]
+    now, disk = scene(TWO, files=files), TWO.disks["vda"]
+    refuse_unrecorded(now, disk, [BASE])
+    files.directories = {
+        "/images": DirFact("/images", exists=True, writable=True, free_bytes=1 << 10),
+        STATE: DirFact(STATE, exists=True, writable=True, free_bytes=1 << 10),
+    }
+    full = scene(TWO, files=files)
+    refuse_unrecorded(full, disk, [O1])
+    with nullcontext() if lost else pytest.raises(InvalidTarget, match="whether 'c1' can still be read"):
+        refuse_unrecorded(full, disk, [BASE])
+
+
+@each("intent", [Commit("vda"), Delete("c1")])
+def test_nothing_is_merged_without_a_record_where_moments_are_known(intent: Intent) -> None:
+    files = files_of("")
+    files.directories = {
+        place: DirFact(place, exists=True, writable=False)
+        for place in ("/images", STATE, "/images/data.qmpsnap")
+    }
+    with pytest.raises(InvalidTarget, match="no record can be written"):
+        planned(intent, TWO, files=files)
 
 
 def test_state_questions_ask_for_every_disk_with_a_medium() -> None:

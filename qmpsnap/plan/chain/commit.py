@@ -33,7 +33,7 @@ from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.jobs import block_commit, copied_and_ended, copied_and_finalized, job_dismiss
 from qmpsnap.plan.intent import Commit
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import state_place
+from qmpsnap.plan.record_places import refuse_unrecorded, state_place
 from qmpsnap.plan.recording import finished, local, recorded
 from qmpsnap.plan.scene import Scene
 
@@ -68,7 +68,8 @@ def plan(intent: Commit, scene: Scene) -> Plan:
         Busy: When a job holds the chain.
         StillNeeded: When another image is backed by what would change; `.by` names each.
         WouldLose: When internal snapshots or persistent bitmaps would be lost.
-        InvalidTarget: When a directory to look in does not exist.
+        InvalidTarget: When a directory to look in does not exist, or no record can be written before a layer
+            changes that a snapshot is read from.
         Unsupported: When the chain has only one layer, `keep_overlay` goes without the active layer, the
             disk is read-only, or a folded layer is shorter than the base.
     """
@@ -84,6 +85,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     stopped = (*(layer.file for layer in disk.layers[top + 1 : base + 1]), *given_up)
     renames = {step.arguments["file"]: step.arguments["to"] for step in retire if step.arguments["to"]}
     place = state_place(scene, disk)
+    refuse_unrecorded(scene, disk, stopped)
     files = tuple(layer.file for layer in folded)
     repeats = repeated(scene.files.records, job, disk.name, top=files[0], invalid=local(stopped))
     earlier = finish(repeats) if place else ()

@@ -32,6 +32,7 @@ from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import keep_continued, rewritten
 from qmpsnap.plan.intent import Commit, Delete, Prune, Stream
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.record_places import refuse_unrecorded
 from qmpsnap.plan.scene import Scene
 
 
@@ -93,6 +94,7 @@ def plan(
     for name, disk in scene.graph.disks.items():
         wanted = {*layers.get(name, ()), *(file for file in disk.files[1:] if file in nameless)}
         if wanted:
+            refuse_unrecorded(scene, disk, wanted)
             _merge(deleting, name, wanted)
     return whole(deleting, chosen, scene)
 
