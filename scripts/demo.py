@@ -212,6 +212,31 @@ async def check(stage: Stage, chains: dict[str, tuple[str, ...]], counts: dict[s
             print(f"   {'':{len(disk)}}    {moment.name} in {Path(moment.file).name}")
 
 
+async def while_off(
+    qemu: Path, tools: Tools, chains: dict[str, tuple[str, ...]], counts: dict[str, int]
+) -> None:
+    """Take a snapshot of all disks without the machine, and merge one of the overlays back."""
+    active = {disk: files[0] for disk, files in chains.items()}
+    formats = {disk: "raw" for disk, file in active.items() if not file.endswith(".qcow2")}
+    print(
+        "\nthe machine is off: a snapshot of both disks, and the overlay of vda back into the layer beneath"
+    )
+    async with qmpsnap.offline(active, formats=formats, daemon=qemu / "qemu-storage-daemon") as vm:
+        taken = await vm.snapshot("off")
+        done = await vm.commit("vda", base=active["vda"])
+        after = (await vm.graph()).chains()
+    for disk, files in chains.items():
+        print(f"   {disk}  {_drawn(files)}")
+        print(f"   {'':{len(disk)}}  becomes {_drawn(taken.chains[disk])}")
+    print(f"   vda  becomes {_drawn(done.chains['vda'])}")
+    for disk, files in after.items():
+        if await tools.chain(files[0]) != files:
+            raise WrongBytes(f"the headers of {disk} do not say {files}")
+        await tools.sound(files[0])
+        await tools.equal(disk, files[0], counts[disk])
+        print(f"   {disk}: {qmpsnap.draw(files)} is equal to a replay of its {counts[disk]} writes")
+
+
 async def demonstrate(qemu: Path, directory: Path, *, show_plans: bool) -> int:
     """Boot, play, power off, check; return the number of writes."""
     disks = [
@@ -248,6 +273,7 @@ async def demonstrate(qemu: Path, directory: Path, *, show_plans: bool) -> int:
             await vm.wait_lost()
     print("\nthe guest has powered itself off; now every byte, with qemu-img and qemu-io")
     await check(stage, chains, counts)
+    await while_off(qemu, tools, chains, counts)
     return sum(counts.values())
 
 
