@@ -19,6 +19,7 @@ from qmpsnap.model.arguments import check, refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header
 from qmpsnap.model.image_chain import ImageChain, ImageFormat, ImageLayer
+from qmpsnap.model.names import invalid_names
 from qmpsnap.plan.checks.images import (
     LONGEST_CHAIN,
     backing_file,
@@ -217,7 +218,7 @@ class _Walk:
             descriptor = open_file(real)
         except (FileNotFoundError, NotADirectoryError) as error:
             of = f", the backing or data file of {named_by!r}," if named_by else ""
-            raise NotFound(f"{file!r}{of} does not exist") from error
+            raise NotFound(f"{file!r}{of} does not exist", hint=_folded(file)) from error
         except WrongKind as error:
             raise UnsafeImage(
                 f"{file!r} is refused: {error.strerror}",
@@ -238,6 +239,16 @@ def _real(path: str) -> str:
         return os.path.realpath(path)
     except OSError as error:
         raise unusable(path, error, "resolve") from error
+
+
+def _folded(file: str) -> str:
+    """What to do about a missing image that a commit has renamed, as one of a client that was killed."""
+    renamed = next((name for name in invalid_names(file) if os.path.lexists(name)), "")
+    return (
+        f"it was committed, and is {renamed!r} now: give the image that received its data, the base"
+        if renamed
+        else ""
+    )
 
 
 def _locked(file: str, key: FileId) -> bool:

@@ -406,6 +406,13 @@ def test_read_chains_refuses_a_data_file_of_two_images(place):
         read_chains({"vda": one, "vdb": two})
 
 
+def test_a_missing_image_that_a_commit_has_renamed_is_told_from_others(place):
+    (place / "s1.qcow2.invalid").touch()
+    with pytest.raises(NotFound) as caught:
+        read_chains({"vda": str(place / "s1.qcow2")})
+    assert f"is '{place}/s1.qcow2.invalid' now" in caught.value.hint
+
+
 def test_read_chains_refuses_what_is_not_there_or_not_readable(place):
     with pytest.raises(NotFound, match=r"gone.qcow2' does not exist"):
         read_chains({"vda": str(place / "gone.qcow2")})
