@@ -51,7 +51,11 @@ def list_() -> None:
         moments = [{**moment.to_json(), **_state_json(moment)} for moment in listing.moments]
         emit(json_line(**{**listing.to_json(), "moments": moments, "warnings": list(warnings)}))
         return
-    lines = table(_HEADER, map(_row, listing.moments), right=_RIGHT, indent="") if listing.moments else []
+    lines = (
+        table(_HEADER, (_row(moment, listing.tree) for moment in listing.moments), right=_RIGHT, indent="")
+        if listing.moments
+        else []
+    )
     lines += [
         f"{printable(disk)}: current snapshot {printable(name)}"
         for disk, name in listing.current.items()
@@ -77,7 +81,7 @@ def _state(moment: Moment) -> tuple[int | None, bool]:
         return None, isinstance(error, FileNotFoundError)
 
 
-def _row(moment: Moment) -> Row:
+def _row(moment: Moment, tree: Tree) -> Row:
     state_bytes, missing = _state(moment)
     cells = (
         moment.name,
@@ -88,10 +92,10 @@ def _row(moment: Moment) -> Row:
         size(state_bytes) if moment.mode else "",
         ", ".join(moment.disks),
     )
-    return Row(cells, tuple(_remarks(moment, state_missing=missing)))
+    return Row(cells, tuple(_remarks(moment, tree, state_missing=missing)))
 
 
-def _remarks(moment: Moment, *, state_missing: bool) -> list[str]:
+def _remarks(moment: Moment, tree: Tree, *, state_missing: bool) -> list[str]:
     remarks = []
     if moment.vm_state_file:
         what = "VM state MISSING" if state_missing else "VM state"
@@ -100,7 +104,10 @@ def _remarks(moment: Moment, *, state_missing: bool) -> list[str]:
         if part.invalid:
             remarks.append(f"INVALID on {part.disk}: a commit wrote into {relative(part.file)}")
         elif not part.in_chain and part.overlay:
-            remarks.append(f"no longer in the chain of {part.disk}: {relative(part.file)}")
+            holder = tree.at(part.file)
+            branched = holder is not None and holder.in_chain
+            gone = part.overlay if branched else part.file
+            remarks.append(f"no longer in the chain of {part.disk}: {relative(gone)}")
         elif not part.in_chain:
             remarks.append(f"not in the active layer of {part.disk}: {relative(part.file)}")
     return remarks

@@ -210,6 +210,25 @@ def test_list_prints_the_tree_as_json(machine, branches, tmp_path):
     assert [image["invalid"] for image in found[1:-2]] == [False, True, *[False] * 5]
 
 
+def test_list_names_the_overlay_of_a_branch_whose_layer_is_still_in_the_chain(machine, server, tmp_path):
+    base, one, two, aside = (str(tmp_path / f"{name}.qcow2") for name in ("base", "one", "two", "aside"))
+    disks(server, vda=(two, one, base))
+    for file, backing in ((base, None), (one, base), (two, one), (aside, one)):
+        create(file, backing)
+    (tmp_path / "base.qmpsnap").mkdir()
+    for number, (name, overlay, covered) in enumerate(
+        (("n1", one, base), ("n2", two, one), ("n3", aside, one))
+    ):
+        record = MomentRecord(
+            f"qmpsnap-snapshot-keep-0000000{number}", name, TAKEN, {"vda": overlay}, {"vda": covered}
+        )
+        (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    said = machine("--shared-fs", "yes", "list").out.split("vda: current")[0]
+    assert said.split().count("n3") == 1
+    assert said.split("n3")[1].split()[-8:] == ["no", "longer", "in", "the", "chain", "of", "vda:", aside]
+    assert said.count("no longer") == 1
+
+
 def test_list_draws_no_tree_of_images_that_stand_alone(machine, server):
     disks(server, vda=("/d/a.qcow2",), vdb=("/d/b.qcow2",))
     assert machine("--shared-fs", "yes", "list").out == "no snapshots or checkpoints\n"
