@@ -21,10 +21,10 @@ README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
 
-def typed(text, heading):
-    """The command lines of ours in the code below a heading, comments left out."""
-    block = text.split(f"## {heading}\n")[1].split("```")[1]
-    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+def typed(text, heading, block=0):
+    """The command lines of ours in a block of code below a heading, comments left out."""
+    code = text.split(f"## {heading}\n")[1].split("```")[2 * block + 1]
+    lines = [shlex.split(line, comments=True) for line in code.splitlines()]
     return [words[1:] for words in lines if words[:1] == ["qmpsnap"]]
 
 
@@ -40,6 +40,12 @@ def test_readme_s_commands_run_in_their_order(images, machine, tmp_path, way):
             ended = cli(*(word.replace("/fast/", f"{fast}/") for word in words))
             assert ended.code == 0, (words, ended)
         assert running.qmp("query-status")["status"] == "running"
+        active = cli("--json", "chain", "vda").json["disks"][0]["layers"][0]["file"]
+    commands = typed(README, "From the shell", block=1)
+    assert len(commands) == 2
+    for words in commands:
+        ended = cli(*(word.replace("vda.qcow2", active) for word in words))
+        assert ended.code == 0, (words, ended)
 
 
 # -- the tutorial -------------------------------------------------------------------------------------
