@@ -23,8 +23,8 @@ __all__ = ["backups"]
 async def backups(bench: Bench):
     """A backup of 1 GiB of data, against a snapshot, `cp --sparse=always` of its layer and a bare commit.
 
-    A copy that may still be lost, or may differ, is no backup: the side that has a bound also syncs its copy
-    and compares it. What that costs, the other row tells.
+    A copy that may still be lost, or may differ, is no backup: the second row is against a copy that is
+    synced and compared, too.
     """
     source = bench.fresh() / "source.qcow2"
     bench.image("create", "-q", "-f", "qcow2", source, "2G")
@@ -47,7 +47,7 @@ async def backups(bench: Bench):
                 else:
                     seconds.append(await bare_backup(socket, where, safe=side == "safe"))
             shutil.rmtree(where)
-    yield ratio("backup of 1 GiB, cp neither synced nor compared", took["ours"], took["bare"], None)
+    yield ratio("backup of 1 GiB, cp neither synced nor compared", took["ours"], took["bare"], 1.1)
     yield ratio("backup of 1 GiB, both synced and compared", took["ours"], took["safe"], 1.1)
 
 
