@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -18,7 +17,7 @@ from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from tests.each import each
 from tests.plan.scenes import NOW
-from tests.run.operations import vm_of
+from tests.run.operations import all_wait, vm_of
 
 pytestmark = pytest.mark.timeout(10)
 
@@ -35,7 +34,7 @@ def with_job(job_id: str = "theirs", status: JobStatus = JobStatus.RUNNING) -> F
 async def test_when_idle_plans_once_the_job_has_ended() -> None:
     fake = with_job()
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert not task.done()
     fake.let_go()
     plan = await task
@@ -74,7 +73,7 @@ async def test_when_idle_refuses_a_job_that_does_not_end_by_itself(
 async def test_when_idle_refuses_a_job_that_pauses_while_it_waits(status: JobStatus) -> None:
     fake = with_job()
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert not task.done()
     fake._set("theirs", status)
     with pytest.raises(Busy, match="does not end by itself"):
@@ -99,7 +98,7 @@ async def test_when_idle_waits_for_the_jobs_of_one_transaction() -> None:
     fake = with_job("first", JobStatus.WAITING)
     fake.start_job(Job("second", "backup", JobStatus.RUNNING), snapshot_save("second", "x", (("", "n"),)))
     task = asyncio.create_task(vm_of(fake).when_idle(SAVE))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert not task.done()
     fake._set("second", JobStatus.CONCLUDED)
     fake._set("first", JobStatus.CONCLUDED)

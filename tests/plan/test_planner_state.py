@@ -108,7 +108,7 @@ def stand(fake: FakeTarget, *, running: bool) -> None:
     fake.guest.perform(cont() if running else stop())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=45, deadline=None)
 @given(MACHINES, st.lists(INTENTS, max_size=8))
 def test_planner_refuses_or_goes_where_it_says_and_keeps_what_any_moment_reads(
     fake: FakeTarget, intents: list[Intent | bool]
@@ -139,7 +139,7 @@ def with_moments(*, depth: int, raw: bool, running: bool, old: bool) -> Walk:
     return walked
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.builds(
         with_moments, depth=st.integers(1, 3), raw=st.booleans(), running=st.booleans(), old=st.booleans()

@@ -139,3 +139,12 @@ async def check_nothing_is_left(fake: FakeTarget, *, started_commit: str = "") -
     assert await fake.jobs() == ()
     assert fake.watched == 0
     assert intents(fake) == ([started_commit] if started_commit else [])
+
+
+async def all_wait() -> None:
+    """Let every other task run until it waits for something that does not come.
+
+    `anyio.wait_all_tasks_blocked` does so too, but looks again only after a tenth of a second.
+    """
+    for _ in range(1000):
+        await asyncio.sleep(0)

@@ -23,6 +23,7 @@ from tests.run.operations import (
     FILES,
     INTENTS,
     MACHINE,
+    all_wait,
     inside,
     intents,
     known_plan,
@@ -262,7 +263,7 @@ async def test_executor_runs_plans_of_disjoint_disks_side_by_side(case: str, bes
     await until_it_waits(fake)
     (job,) = await vm.jobs.list()
     short = asyncio.create_task(vm.run(await vm.plan(BESIDE[beside])))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert not long.done()
     assert job.id in {one.id for one in await vm.jobs.list()}
     if beside == "mirror":
@@ -299,7 +300,7 @@ async def test_what_has_a_disk_in_common_with_a_copying_one_is_refused_or_waits(
         await getattr(vm, name)(moment, **more)
     assert (caught.value.job_id, fake.performed) == (job.id, before)
     waiting = asyncio.create_task(getattr(vm, name)(moment, wait=True, **more))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert (waiting.done(), fake.performed) == (False, before)
     fake.let_go()
     assert (await long).op == "mirror"
@@ -321,9 +322,9 @@ async def test_what_has_to_wait_is_not_overtaken_by_what_came_later() -> None:
 
     both = await vm.plan(Snapshot("n3", ("vdb",)))
     whole = asyncio.create_task(run("whole", replace(both, disks=("vda", "vdb"))))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     later = asyncio.create_task(run("later", await vm.plan(Snapshot("n2", ("vdb",), inside=True))))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert ended == []
     fake.let_go()
     await long
@@ -338,7 +339,7 @@ async def test_cancelling_one_operation_leaves_another_alone() -> None:
     one = asyncio.create_task(vm.stream("vda", base="base"))
     await until_it_waits(fake)
     other = asyncio.create_task(vm.mirror("vdb", "/images/other.qcow2", ending="finish"))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     assert len(await vm.jobs.list()) == 2
     one.cancel()
     await asyncio.wait({one})
@@ -403,7 +404,7 @@ async def test_executor_says_that_a_guest_may_be_paused_when_it_gives_up(
 
     fake.wait = never_ends  # type: ignore[method-assign]  # QEMU writes the memory, and writes it
     task = asyncio.create_task(Executor(fake, after_cancel=0.02).run(plan))
-    await anyio.wait_all_tasks_blocked()
+    await all_wait()
     task.cancel()
     with anyio.fail_after(2), caplog.at_level("WARNING", "qmpsnap"):
         await asyncio.wait({task})

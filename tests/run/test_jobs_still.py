@@ -58,9 +58,9 @@ async def test_until_still_waits_on_when_the_job_stood_for_a_moment_only(server,
 async def test_until_still_counts_the_moment_anew_after_each_turn(server, jobs, monitor):
     jobs.put(JOB, "paused")
     with monitor.watch(JOB) as watch:
-        async with waiting(watch.until_still(0.3)) as task:
+        async with waiting(watch.until_still(0.15)) as task:
             for _ in range(4):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
                 server.emit(*turns("running", "paused"))
                 await heard(monitor)
             assert not task.done()

@@ -542,7 +542,7 @@ def test_refuse_exchanged_refuses_a_process_that_has_another_file_open(place):
     opened_by_a_process([*chains[0].files, secret], refused(r"secret' was opened, to which no header led"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     fields=st.lists(
         st.tuples(st.integers(4, 200), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4
@@ -620,7 +620,7 @@ def maze(tmp_path_factory):
     return place
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(backing=NAMES, data=st.none() | NAMES, form=st.sampled_from(["raw", "qcow2"]))
 def test_read_chains_opens_nothing_outside_whatever_the_names(maze, backing, data, form):
     opened = []

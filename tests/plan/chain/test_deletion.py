@@ -106,7 +106,7 @@ async def _grow(steps: list[Step], drawings: dict[str, str]) -> Tree:
     return tree
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(STEPS)
 def test_every_other_moment_reads_what_it_read(
     steps: list[Step],
@@ -114,7 +114,7 @@ def test_every_other_moment_reads_what_it_read(
     asyncio.run(_grow(steps, {"vda": "base <- s1*"}))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(STEPS)
 def test_so_it_is_with_two_disks(steps: list[Step]) -> None:
     asyncio.run(_grow(steps, {"vda": "base*", "vdb": "data.raw <- d1*"}))
