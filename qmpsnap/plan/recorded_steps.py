@@ -67,8 +67,9 @@ def _again(step: Step, record: IntentRecord, scene: Scene, used: Collection[str]
             below = {file: base for files in record.chains.values() for file, base in pairwise(files)}
             file, policy, to = arguments["file"], arguments["policy"], arguments["to"]
             # A stream leaves what it has copied as it was: somebody may have based an image on it.
-            known = file in below and (file in record.folded or _streamed(file, below, record, scene))
-            return (retire_file(file, policy, to, Proof("", below[file])),) if known else ()
+            streamed = _streamed(file, below, record, scene)
+            known = file in below and (file in record.folded or streamed)
+            return (retire_file(file, policy, to, Proof("", below[file]), alone=streamed),) if known else ()
         case "finish-record":
             place = arguments["directory"]
             others = [one for one in arguments["ids"] if one != record.id]

@@ -159,7 +159,7 @@ def test_tidied_removes_a_layer_that_a_deletion_streamed_up_unless_it_is_needed(
     question = ask(of, records=(record,))
     steps = tidied(record, dataclasses.replace(scene_of(of, record), files=files.look(question)))
     removed = [step for step in steps if step.command == "retire-file"]
-    assert removed == ([] if based else [retire_file(A, "remove", "", Proof("", BASE))])
+    assert removed == ([] if based else [retire_file(A, "remove", "", Proof("", BASE), alone=True)])
 
 
 def test_tidied_ends_the_moments_that_a_commit_lost_and_the_records_of_earlier_ones() -> None:
