@@ -89,8 +89,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
 
     def __post_init__(self) -> None:
         FrozenStruct.__post_init__(self)
-        stages = (replace(one, steps=tuple(map(in_record, one.steps))) for one in self.stages)
-        force_setattr(self, "stages", tuple(stages))
+        force_setattr(self, "stages", in_record(self.stages))
 
     @property
     def file_name(self) -> str:

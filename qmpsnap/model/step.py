@@ -244,16 +244,6 @@ def start_of(steps: Iterable[Step]) -> Step | None:
     return next((step for step in steps if "job-id" in step.arguments and not step.on_state), None)
 
 
-def in_record(step: Step) -> Step:
-    """What a record keeps of a step, as it is read back from JSON.
-
-    How the step is done, and taken back, its command says once more.
-    """
-    return replace(
-        step, arguments=frozen(to_builtins(step.arguments)), detail=Frozen(), undo=(), on_failure=()
-    )
-
-
 class Stage(Struct, frozen=True, omit_defaults=True):
     """Steps after which the chains are read and compared.
 
@@ -280,3 +270,23 @@ class Stage(Struct, frozen=True, omit_defaults=True):
             else:
                 groups.append((step,))
         return tuple(groups)
+
+
+def in_record(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    """What a record keeps of the stages of a plan, as it is read back from JSON.
+
+    How a step is done, and taken back, its command says once more.
+    """
+    kept = tuple(stages)
+    plain = [to_builtins(step.arguments) for stage in kept for step in stage.steps]
+    arguments = iter([*map(frozen, plain)])
+    return tuple(
+        replace(
+            stage,
+            steps=tuple(
+                replace(step, arguments=next(arguments), detail=Frozen(), undo=(), on_failure=())
+                for step in stage.steps
+            ),
+        )
+        for stage in kept
+    )

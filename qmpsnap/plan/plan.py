@@ -139,7 +139,7 @@ class Plan:
     @property
     def excludes_jobs(self) -> bool:
         """Whether VM state is saved, or disks or memory become those of another time: no job may run."""
-        return any(step.loads or step.way in _SAVES for step in self.steps)
+        return any(step.loads or step.kind in _SAVES or step.command in _SAVES for step in self.steps)
 
     @property
     def record(self) -> IntentRecord | None:

@@ -43,7 +43,7 @@ def state_place(scene: Scene, disk: Disk) -> str:
     """
     if not scene.files.shared and not scene.state_dir:
         return ""
-    files = (file for one in scene.graph.disks.values() for file in one.files if file.startswith("/"))
+    files = [file for one in scene.graph.disks.values() for file in one.files if file.startswith("/")]
     if not all(map(is_plain, files)):
         return ""
     facts = scene.files.directories
