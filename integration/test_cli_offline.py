@@ -81,3 +81,24 @@ def test_interrupted_commit_leaves_no_daemon_and_job_wait_ends_it(qemu, images, 
     assert command(*image, "commit", "vda", "--top", "s1").code == 0
     assert json.loads(command(*image, "jobs", "--json").out)["interrupted"] == []
     assert qemu.read(made.active) == made.content[-1]
+
+
+@pytest.mark.parametrize("verb", ["stream", "commit"])
+def test_jobs_names_what_a_killed_client_has_left(qemu, images, command, tmp_path, verb):
+    made = images("base <- s1 <- s2")
+    image = ("-i", "vda=s2.qcow2")
+    process = command.start(*image, verb, "vda", "--speed", "64K", "--progress", stderr=subprocess.PIPE)
+    assert process.stderr.readline()  # the job is running
+    process.kill()
+    command.end(process)
+    wait_for(lambda: not daemons(tmp_path), "the daemon's end")
+    (left,) = command(*image, "jobs", "--json").json["interrupted"]
+    listed = command(*image, "jobs")
+    assert (listed.code, left["op"], left["disk"]) == (0, verb, "vda")
+    assert listed.out.startswith(f"{left['id']}: {verb} of vda, started ")
+    assert f"to finish it: {left['ways'][0]}" in listed.out
+    words = left["ways"][0].split()[1:]  # the commit again, or what is left of the stream
+    ended = command(*image, *words)
+    assert ended.code == (4 if verb == "stream" else 0), ended  # 4: the job was gone before its end
+    assert command(*image, "jobs", "--json").json["interrupted"] == []
+    assert qemu.read(made.active if verb == "stream" else made.files[0]) == made.content[-1]

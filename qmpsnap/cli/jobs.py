@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -27,8 +27,9 @@ _RIGHT = ("DONE", "LIMIT")
 )
 def jobs() -> None:
     """List the jobs of all clients, and operations that were interrupted."""
+    closed = bool(current_app().images)  # until something was interrupted: planning the rest needs them open
 
-    async def work(vm: VM, _: Signals) -> tuple[list[_Listed], list[_Left]]:
+    async def work(vm: VM, _: Signals) -> tuple[list[_Listed], list[IntentRecord], list[_Left]]:
         running = await vm.jobs.list()
         alive = {job.id for job in running}
         places: Mapping[str, JobPlace] = {}
@@ -41,21 +42,28 @@ def jobs() -> None:
             records = ()
         left = [record for record in records if record.id not in alive and not record.permanent]
         listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
-        return listed, [_Left(item, (await vm.jobs.plan(item.id)).vanished) for item in left]
+        return listed, left, [] if closed else await _planned(vm, left)
 
-    listed, interrupted = run(work, looks=True)
+    listed, left, interrupted = run(work, looks=True)
+    if closed and left:
+        interrupted = run(lambda vm, _: _planned(vm, left))
     if current_app().json:
         emit(
             json_line(
                 jobs=[job.to_json() for job in listed],
-                interrupted=[left.to_json() for left in interrupted],
+                interrupted=[item.to_json() for item in interrupted],
             )
         )
         return
     lines = table(_HEADER, [job.row() for job in listed], right=_RIGHT, indent="") if listed else []
-    for left in interrupted:
-        lines += left.text()
+    for item in interrupted:
+        lines += item.text()
     emit(*lines or ["no jobs"])
+
+
+async def _planned(vm: VM, records: Iterable[IntentRecord]) -> list[_Left]:
+    """What is left of each operation."""
+    return [_Left(record, (await vm.jobs.plan(record.id)).vanished) for record in records]
 
 
 @dataclass(frozen=True, slots=True)

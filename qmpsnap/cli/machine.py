@@ -44,8 +44,8 @@ def opened(
     if not app.socket:
         raise click.UsageError(
             "which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in "
-            f"${SOCKET_VARIABLE}; or, if it is off, its images with -i DISK=IMAGE."
-            "\nQEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
+            f"${SOCKET_VARIABLE}; or, if it is off, its images with -i DISK=IMAGE. "
+            "QEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
         )
     return qmpsnap.connect(
         app.socket,
