@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from integration.known_images import KIB
 from integration.machines import drive
 from integration.off import offline
+from integration.states import patterns
 from qmpsnap.cli.list import _tree
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
@@ -292,3 +293,88 @@ async def test_tree_is_the_same_when_the_machine_is_off(machine, qemu, tmp_path)
         assert [(one.name, one.kind, one.current, one.vm_state_file) for one in listing.moments] == [
             (one.name, one.kind, one.current, one.vm_state_file) for one in live.moments
         ]
+
+
+async def branched(machine, qemu, place):
+    """Three snapshots with overlays, two on one branch and one on another; returns the chain."""
+    base = qemu.create(place / "base.qcow2", 4 * BLOCK)
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in ((1, "one"), (2, "two")):
+                running.write("vda", pattern, pattern * BLOCK, BLOCK)
+                await vm.snapshot(name)
+            running.write("vda", 9, 0, BLOCK)
+            await vm.revert("one")
+            running.write("vda", 3, 3 * BLOCK, BLOCK)
+            await vm.snapshot("three")
+            running.write("vda", 8, 0, BLOCK)
+            return [Path(file) for file in (await vm.graph()).disks["vda"].files]
+
+
+READ = {"one": [0, 1, 0, 0], "two": [0, 1, 2, 0], "three": [0, 1, 0, 3]}
+
+
+def exchanged(chain):
+    """The files of the snapshot two and of the overlay that began there have each other's name."""
+    held, tip = chain[-1].with_name("base.one.qcow2"), chain[-1].with_name("base.two.qcow2")
+    aside = tip.rename(tip.with_name("aside"))
+    held.rename(tip)
+    aside.rename(held)
+    return {held: tip}, set()
+
+
+def renamed(chain):
+    between = chain[1].rename(chain[1].with_name("mid.qcow2"))
+    return {chain[0]: between}, set()
+
+
+def moved(chain):
+    """The directory has another name; the base image has no mark, so what it holds is missing."""
+    place = chain[0].parent.rename(chain[0].parent.with_name("moved"))
+    backing = {chain[0].name: chain[1].name, "base.two.qcow2": "base.one.qcow2"}
+    backing |= dict.fromkeys((chain[1].name, "base.one.qcow2"), "base.qcow2")
+    return {place / file: place / below for file, below in backing.items()}, {"one"}
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "reverts"),
+    [
+        (exchanged, ()),
+        (exchanged, ("two", "three")),
+        (renamed, ()),
+        (renamed, ("two", "three")),
+        (moved, ()),
+    ],
+)
+async def test_every_other_moment_stays_where_layers_were_renamed_and_one_is_deleted(
+    machine, qemu, tmp_path, by_hand, reverts
+):
+    place = tmp_path / "images"
+    place.mkdir()
+    chain = await branched(machine, qemu, place)
+    backing, missing = by_hand(chain)
+    for file, below in backing.items():
+        put_on(qemu, below, file)
+    active = next(path for path in tmp_path.rglob(chain[0].name))
+    read = dict(READ)
+    with machine(*drive("vda", active)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for name in ("one", "two", "three"):
+                listing = await vm.moments()
+                held = {moment.name: moment.held[0].file for moment in listing.moments}
+                assert held.keys() == read.keys()
+                for moment, file in held.items():
+                    if moment not in missing:
+                        assert patterns(qemu, file, BLOCK) == read[moment], moment
+                if name in reverts:
+                    await vm.revert(name)
+                    for block, pattern in enumerate(read[name]):
+                        running.read("vda", pattern, block * BLOCK, BLOCK)
+                await vm.delete(name)
+                del read[name]
+    tip = "base.one.qcow2" if by_hand is exchanged else "base.two.qcow2"
+    assert patterns(qemu, active.with_name(tip), BLOCK) == [9, 1, 2, 0]
+    for file, below in backing_files(qemu, active.parent).items():
+        assert below is None or Path(below).exists(), (file, below)

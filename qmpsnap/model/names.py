@@ -210,6 +210,16 @@ def invalid_names(file: str) -> tuple[str, ...]:
     return tuple(invalid_name(file, attempt=attempt) for attempt in range(1, _ATTEMPTS + 1))
 
 
+def missing_name(file: str, mark: str) -> str:
+    """A name that no file has, for a layer that is not found, and whose name another image has.
+
+    Args:
+        file: The name that it had.
+        mark: The mark in its header.
+    """
+    return f"{file}.missing-{mark[:8]}"
+
+
 def is_invalid_name(file: str) -> bool:
     """Whether the name marks a file that no longer holds a moment; a survey skips such files."""
     return _INVALID.fullmatch(file) is not None

@@ -6,7 +6,7 @@ Layers are named as QEMU's graph names them, which need not be a path.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from msgspec.structs import force_setattr, replace
@@ -211,8 +211,8 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         directory: Where the record lies; not part of what is written.
         formats: Format of each file of `chains`; none in records of before there were any.
         deleted: Whether the moment was deleted, and is kept for what began there: others stand on that.
-        marks: Marks in the headers of layers that go on from it, each with the file's inode (MARK-INODE), by
-            file; layers that are not ours have none.
+        marks: Marks in the headers of the layers that hold it, and of those that go on from it, each with the
+            file's inode (MARK-INODE), by file, also under names of before; others' layers have none.
         lost: Disks of which no file holds the moment any more: a commit has written into that.
     """
 
@@ -245,9 +245,19 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         return frozenset(file for disk in self.covered for file in self.goes_on(disk))
 
     @property
+    def leading(self) -> frozenset[str]:
+        """Layers that lead to it: those that go on from it, and those that hold it."""
+        return self.all_going_on.union(self.covered.values())
+
+    @property
     def files(self) -> frozenset[str]:
         """Every file that it names, but for its VM state."""
         return self.all_going_on.union(self.covered.values(), *self.chains.values())
+
+    def marked(self, files: Collection[str]) -> frozenset[str]:
+        """These files, and their marks as far as they are known: what tells a layer under any name."""
+        marks = (mark_of(self.marks[file]) for file in files if file in self.marks)
+        return frozenset((*files, *marks))
 
     def read_from(self, disk: str) -> tuple[str, ...]:
         """Files that the moment of a disk is read from, as far as they were written down; newest first."""
@@ -266,10 +276,10 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         """Last part of the path under which the record is kept.
 
         It has a key of each layer that leads to the moment (those that go on from it, and those that hold it)
-        and of each mark. Too many keys are "any".
+        and of its mark. Too many keys are "any".
         """
-        layers = (file for disk, held in self.covered.items() for file in (held, *self.goes_on(disk)))
-        keys = "".join(sorted({layer_key(name) for name in (*layers, *map(mark_of, self.marks.values()))}))
+        layers = self.marked(self.leading)
+        keys = "".join(sorted({layer_key(name) for name in layers}))
         return f"{self.prefix}{keys if len(keys) <= _KEYS else _ANY}.json"
 
     @property
@@ -317,31 +327,6 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
 def mark_of(marked: str) -> str:
     """The mark of "MARK-INODE"."""
     return marked.partition("-")[0]
-
-
-def with_paths(record: MomentRecord, renamed: Mapping[str, str]) -> MomentRecord:
-    """The record with files under the names that they have now.
-
-    Args:
-        record: The record.
-        renamed: Present names, by the names that the record has.
-    """
-    if renamed.keys().isdisjoint(record.files):
-        return record
-
-    def named(files: Mapping[str, str]) -> Mapping[str, str]:
-        return Frozen({disk: renamed.get(file, file) for disk, file in files.items()})
-
-    chains = {disk: tuple(renamed.get(file, file) for file in files) for disk, files in record.chains.items()}
-    return replace(
-        record,
-        overlays=named(record.overlays),
-        covered=named(record.covered),
-        branches=tuple(map(named, record.branches)),
-        continued=tuple(map(named, record.continued)),
-        chains=Frozen(chains),
-        marks=Frozen({renamed.get(file, file): mark for file, mark in record.marks.items()}),
-    )
 
 
 def unnamed(files: Iterable[str], records: Iterable[Record]) -> tuple[str, ...]:

@@ -224,16 +224,20 @@ def _rewrite(record: MomentRecord) -> None:
 
 
 def _marked(record: MomentRecord) -> MomentRecord:
-    """The record with the marks of the layers that go on from it; one that has gone keeps its mark."""
+    """The record with the marks of the layers that lead to it; one that has gone keeps its mark.
+
+    Names that these layers had before stay beside them: other records may have them.
+    """
     marks = {}
-    for file in sorted(record.all_going_on):
+    for file in sorted(record.leading):
         mark = record.marks.get(file, "")
         if not mark:
             with contextlib.suppress(OSError, ValueError):
                 mark = file_mark(file)
         if mark:
             marks[file] = mark
-    return replace(record, marks=Frozen(marks))
+    before = {file: mark for file, mark in record.marks.items() if mark in marks.values()}
+    return replace(record, marks=Frozen({**before, **marks}))
 
 
 def _lock(directory: str) -> int | None:
@@ -296,10 +300,15 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
             and not any(map(os.path.lexists, gone | state))
             and other.created < moment.created
             and (written & {*other.covered.values()} or datetime.fromisoformat(other.created) < month_ago)
-            and not (other.marks and marks_in(place).keys() & {*other.marks.values()})
+            and not _renamed_within(place, {other.marks[file] for file in gone if file in other.marks})
         ):
             _log.info("record.removed", name=other.name, directory=other.directory)
             _unlink(name, descriptor)
+
+
+def _renamed_within(place: str, marks: Collection[str]) -> bool:
+    """Whether a layer with one of these marks is in the directory."""
+    return bool(marks) and not marks_in(place).keys().isdisjoint(marks)
 
 
 def _make_directory(directory: str) -> bool:

@@ -19,9 +19,10 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.layer_renames import Renames, with_paths
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.moments import without_layers
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record, with_paths
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
@@ -55,7 +56,7 @@ class Host:
         self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
-        self._renamed: dict[str, str] = {}  # layers that have other names than in the records
+        self._renames = Renames()
         self.state_bytes = 0  # of the last file of VM state that was sealed
         self._actions: Mapping[str, Callable[..., Awaitable[None]]] = {
             "write-record": self._write_record,
@@ -193,7 +194,8 @@ class Host:
             if overlays not in moment.branches:
                 earlier = await in_thread(functools.partial(_without_missing, moment.branches))
                 branches = (*earlier, Frozen(overlays))
-                await self._catalog.rewrite(replace(moment, branches=branches))
+                fresh = _without_marks(moment, overlays.values())
+                await self._catalog.rewrite(replace(fresh, branches=branches))
 
     async def _keep_link(self, _: Step, *, directory: str, id: str) -> None:
         async with self._changing(directory):
@@ -225,16 +227,15 @@ class Host:
             moment = await self._moment(directory, id)
             continued = {disk: file}
             if continued not in moment.continued:
-                await self._catalog.rewrite(replace(moment, continued=(*moment.continued, Frozen(continued))))
+                moment = replace(moment, continued=(*moment.continued, Frozen(continued)))
+            await self._catalog.rewrite(_without_marks(moment, (file,)))
 
     async def _link_records(self, _: Step, *, place: str, directory: str) -> None:
         await self._catalog.link(place, directory)
 
-    def learn(
-        self, read: Iterable[Record], now: Iterable[Record], renamed: Mapping[str, str] = Frozen()
-    ) -> None:
+    def learn(self, read: Iterable[Record], now: Iterable[Record], renames: Renames) -> None:
         """Remember what disks and layers are called now that the records, as read, call otherwise."""
-        self._renamed.update(renamed)
+        self._renames |= renames
         for was, one in zip(read, now, strict=True):
             if isinstance(was, MomentRecord) and isinstance(one, MomentRecord) and was != one:
                 self._names[was.id] = dict(zip(was.covered, one.covered, strict=True))
@@ -292,7 +293,7 @@ class Host:
         """The record, with its disks and layers called as the plan calls them."""
         record = await self._catalog.find(directory, record_id, MomentRecord)
         if record is not None:
-            return with_paths(with_names(record, self._names.get(record_id, {})), self._renamed)
+            return with_paths(with_names(record, self._names.get(record_id, {})), self._renames)
         raise InvalidTarget(f"the moment {record_id} no longer exists in {directory}", file=directory)
 
 
@@ -302,6 +303,12 @@ async def _refuse_backed(file: str) -> None:
     by = found.backed_by(file)
     if by:
         raise InvalidTarget(f"{file!r} stays: {', '.join(by)} is based on it by now", file=file)
+
+
+def _without_marks(moment: MomentRecord, files: Collection[str]) -> MomentRecord:
+    """The record without the marks of these files: another layer may have had the name before."""
+    marks = {file: mark for file, mark in moment.marks.items() if file not in files}
+    return replace(moment, marks=Frozen(marks))
 
 
 def _without_missing(branches: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:

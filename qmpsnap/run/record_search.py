@@ -338,7 +338,7 @@ def _linked(listing: _Listing, descriptor: int) -> Iterator[str]:
 
 
 class _Reached:
-    """The files of a machine, and every layer of the moments that they lead to.
+    """The files of a machine, and every layer of the moments that they lead to, by its names and its mark.
 
     A moment whose layer another one shares is not reached by that: it may be another machine's.
     """
@@ -354,7 +354,8 @@ class _Reached:
         pending = []
         for record in records:
             if isinstance(record, MomentRecord):
-                going_on, held = record.all_going_on, frozenset(record.covered.values())
+                going_on = record.marked(record.all_going_on)
+                held = record.marked(record.covered.values())
                 for file in going_on:
                     self._by_going_on.setdefault(file, []).append(record)
                 for file in held:
@@ -368,8 +369,7 @@ class _Reached:
             if record.id in done:
                 continue
             done.add(record.id)
-            going_on = record.all_going_on
-            layers = going_on.union(record.covered.values(), *record.chains.values())
+            going_on, layers = record.marked(record.all_going_on), record.marked(record.files)
             for file in layers - self._layers:
                 pending += self._by_going_on.get(file, ())
             for file in going_on - self._going_on:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 
 from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
+from qmpsnap.model.layer_renames import find_renames, is_other, with_paths
 from qmpsnap.model.names import is_invalid_name
-from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed, with_paths
+from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.image_headers import file_header, file_mark, has_luks, marks_in
 from qmpsnap.run.memory_files import find_state_files
@@ -52,10 +53,11 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
     records, bad_records = read(near=near)
     if ask.records and (marks := survey.marks(unnamed(near, records))):
         records, bad_records = read(near=(*near, *marks))
-    for place in _places_of_missing(records, files):
+    there = survey.marks_of({file for file, _ in _marks(records)})
+    for place in _places_to_search(records, files, there):
         survey.search(place)
-    renamed = _renamed(records, survey.marked)
-    files |= {now: survey.fact(now) for was, now in renamed.items() if was in files}
+    renames = find_renames(records, survey.marked, there)
+    files |= {now: survey.fact(now) for now in renames.marks.values()}
     return Files(
         shared=True,
         files=Frozen(files),
@@ -65,9 +67,9 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
         images=Frozen(survey.images),
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=tuple(
-            with_paths(record, renamed) if isinstance(record, MomentRecord) else record for record in records
+            with_paths(record, renames) if isinstance(record, MomentRecord) else record for record in records
         ),
-        renamed=Frozen(renamed),
+        renamed=renames,
         bad_records=bad_records,
         memories=Frozen(memory_files.look(ask.memories)),
         fresh=frozenset(file for file, backing in ask.fresh if cleanup.fresh(file, backing) is not None),
@@ -76,30 +78,21 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
     )
 
 
-def _places_of_missing(records: Iterable[Record], files: Mapping[str, FileFact]) -> set[str]:
-    """Directories of overlays of ours that were asked for and are missing: they may have been renamed."""
-    return {
-        os.path.dirname(file)
-        for record in records
-        if isinstance(record, MomentRecord)
-        for file in record.marks
-        if file in files and not files[file].taken
-    }
+def _marks(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
+    return (pair for record in records if isinstance(record, MomentRecord) for pair in record.marks.items())
 
 
-def _renamed(records: Iterable[Record], marked: Mapping[str, Collection[str]]) -> dict[str, str]:
-    """Overlays of moments that have other names by now, by those in the records; no copy is taken for one.
+def _places_to_search(
+    records: Iterable[Record], files: Collection[str], there: Mapping[str, str]
+) -> set[str]:
+    """Directories in which layers may have other names by now.
 
-    Args:
-        records: The records.
-        marked: Files by their marks with their inodes.
+    They are those of layers that were asked for and are missing, and of those whose name another one has.
     """
     return {
-        file: next(iter(marked[mark]))
-        for record in records
-        if isinstance(record, MomentRecord)
-        for file, mark in record.marks.items()
-        if len(marked.get(mark, ())) == 1 and file not in marked[mark] and not os.path.lexists(file)
+        os.path.dirname(file)
+        for file, mark in _marks(records)
+        if (file in files and file not in there) or is_other(there.get(file, ""), mark)
     }
 
 
@@ -177,6 +170,20 @@ class _Survey:
                 with suppress(OSError, ValueError):
                     self._mark(self._name(file), file_mark(file))
         return tuple({mark_of(mark) for mark in self.marked})
+
+    def marks_of(self, files: Iterable[str]) -> dict[str, str]:
+        """The mark of each of these files that exists, with its inode; "" without one."""
+        known = {name: mark for mark, names in self.marked.items() for name in names}
+        there = {}
+        for file in files:
+            if file in known:
+                there[file] = known[file]
+            elif os.path.lexists(file):
+                there[file] = ""
+                with suppress(OSError, ValueError):
+                    there[file] = file_mark(file)
+                self._mark(self._name(file), there[file])
+        return there
 
     def search(self, place: str) -> None:
         """Read the marks of all images in a directory."""

@@ -3,7 +3,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of, unnamed, with_paths
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of, unnamed
 from qmpsnap.model.record_file import to_json
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.records import finish_record
@@ -132,25 +132,17 @@ def test_record_keeps_of_a_step_what_is_read_back_and_not_how_it_is_taken_back()
         make.arguments["file"] = "/etc/passwd"  # type: ignore[index]
 
 
-def test_with_paths_gives_every_file_its_present_name():
-    record = replace(REVERTED, continued=({"vda": "/d/c"},), marks={"/d/o": "0" * 32, "/d/r3": "1" * 32})
-    renamed = with_paths(
-        record, {"/d/o": "/n/o", "/d/a": "/n/a", "/d/r3": "/n/r", "/d/c": "/n/c", "/d/x": "/n/x"}
-    )
-    assert (renamed.overlays, renamed.covered) == (
-        {"vda": "/n/o", "vdb": "/d/p"},
-        {"vda": "/n/a", "vdb": "/d/b"},
-    )
-    assert renamed.chains == {"vda": ("/n/a", "/d/base"), "vdb": ("/d/b",)}
-    assert renamed.branches == ({"vda": "/d/r1", "vdb": "/d/r2"}, {"vda": "/n/r"})
-    assert renamed.continued == ({"vda": "/n/c"},)
-    assert renamed.marks == {"/n/o": "0" * 32, "/n/r": "1" * 32}
-    assert with_paths(record, {"/d/x": "/n/x"}) is record
-
-
-def test_a_mark_leads_to_the_record():
+def test_the_mark_of_a_layer_that_leads_there_does_so_too():
     plain = moment_of(SNAPSHOT)
-    assert plain.file_name != replace(plain, marks={"/d/o": "0" * 32}).file_name
+    overlay, covered, below = (
+        replace(plain, marks={file: f"{'0' * 32}-7"}).file_name for file in ("/d/o", "/d/a", "/d/base")
+    )
+    assert overlay == covered != plain.file_name == below
+
+
+def test_a_layer_is_told_by_its_name_and_its_mark():
+    record = replace(moment_of(SNAPSHOT), marks={"/d/o": f"{'0' * 32}-7"})
+    assert record.marked(("/d/o", "/d/a")) == {"/d/o", "/d/a", "0" * 32}
 
 
 def test_unnamed_files_are_those_that_no_record_names():

@@ -5,7 +5,8 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
-from qmpsnap.model.record import IntentRecord, moment_of
+from qmpsnap.model.empty_image import empty_qcow2
+from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.record_search import read_records
@@ -398,3 +399,30 @@ async def test_a_directory_is_made_again_that_another_client_removes_as_it_is_wr
     once(monkeypatch, "symlink", lambda: os.rmdir(f"{place}/copy.qmpsnap"))  # noqa: PTH106
     await catalog.link(f"{place}/copy.qmpsnap", directory)
     assert read_records([f"{place}/copy.qmpsnap"])[0] == (held(stored),)
+
+
+def overlay(file, mark):
+    image = empty_qcow2(virtual_size=1 << 20, backing="/d/base", backing_format="qcow2", mark=mark)
+    file.write_bytes(image.parts[0][1])
+    return f"{mark.hex()}-{file.stat().st_ino}"
+
+
+async def test_a_moment_has_the_marks_of_what_holds_it_and_of_what_goes_on_from_it(place, catalog):
+    held, began = overlay(place / "s1", b"1" * 16), overlay(place / "s2", b"2" * 16)
+    files = {name: f"{place}/{name}" for name in ("s1", "s2")}
+    taken = intent(chains={"vda": (files["s1"], "/d/base")}, overlays={"vda": files["s2"]})
+    moment = await catalog.to_moment(await catalog.write_intent(taken, str(place)))
+    assert moment.marks == {files["s1"]: held, files["s2"]: began}
+
+
+async def test_a_moment_that_is_rewritten_keeps_the_marks_of_its_layers_under_names_of_before(place, catalog):
+    mark = overlay(place / "new", b"1" * 16)
+    moment = await catalog.to_moment(await catalog.write_intent(intent(), str(place)))
+    gone = f"{'9' * 32}-9"
+    marks = {"/d/old": mark, "/d/o": f"{'8' * 32}-8", "/d/nothing": gone}
+    await catalog.rewrite(
+        replace(moment, covered={"vda": f"{place}/new"}, chains={}, formats={}, marks=marks)
+    )
+    ((now,), _) = read_records([str(place)])
+    assert isinstance(now, MomentRecord)
+    assert now.marks == {f"{place}/new": mark, "/d/old": mark, "/d/o": f"{'8' * 32}-8"}

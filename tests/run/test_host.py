@@ -7,7 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.header import parse_header
+from qmpsnap.model.layer_renames import Renames
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.plan.commands.files import (
@@ -23,7 +25,14 @@ from qmpsnap.plan.commands.files import (
     seal_memory,
     seal_store,
 )
-from qmpsnap.plan.commands.records import finish_record, keep_branch, keep_moment, write_record
+from qmpsnap.plan.commands.records import (
+    finish_record,
+    keep_branch,
+    keep_continued,
+    keep_lost,
+    keep_moment,
+    write_record,
+)
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
@@ -259,6 +268,46 @@ async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path)
     await host.perform(keep_branch(place, RECORD.id, {"vda": "/d/r2"}))
     branches = ({"vda": "/d/r1"}, {"vda": "/d/r2"})
     assert read_records((place,))[0] == (replace(MOMENT, branches=branches, directory=place),)
+
+
+@pytest.mark.parametrize("command", ["keep-branch", "keep-continued"])
+async def test_host_takes_the_mark_of_the_file_that_goes_on_there_now(
+    host: Host, tmp_path: Path, command: str
+) -> None:
+    """A file of the same name went on there before; it was removed since."""
+    place = await with_moment(host, tmp_path)
+    file = tmp_path / "s1"
+    was = replace(
+        MOMENT, directory=place, marks={str(file): f"{'9' * 32}-9"}, continued=({"vda": str(file)},)
+    )
+    await Catalog().rewrite(was)
+    image = empty_qcow2(virtual_size=1 << 20, backing="/d/base", backing_format="qcow2", mark=b"1" * 16)
+    (_, header), *_ = image.parts
+    file.write_bytes(header)
+    await host.perform(
+        keep_continued(place, RECORD.id, "vda", str(file))
+        if command == "keep-continued"
+        else keep_branch(place, RECORD.id, {"vda": str(file)})
+    )
+    ((now,), _) = read_records((place,))
+    assert isinstance(now, MomentRecord)
+    assert now.marks == {str(file): f"{(b'1' * 16).hex()}-{file.stat().st_ino}"}
+
+
+async def test_host_gives_a_layer_its_present_name_once(host: Host, tmp_path: Path) -> None:
+    """Two overlays have exchanged their names, and several steps change the record."""
+    place = await with_moment(host, tmp_path)
+    one, two = (f"{digit * 32}-{number}" for number, digit in enumerate("12", 1))
+    was = replace(MOMENT, directory=place, branches=({"vda": "/d/x"},), marks={"/d/o": one, "/d/x": two})
+    await Catalog().rewrite(was)
+    host.learn((), (), Renames({one: "/d/x", two: "/d/o"}, {"/d/o": "/d/x", "/d/x": "/d/o"}))
+    for _ in range(2):
+        await host.perform(keep_lost(place, RECORD.id, "vda"))
+        await host.perform(keep_continued(place, RECORD.id, "vda", "/d/c"))
+    ((now,), _) = read_records((place,))
+    assert isinstance(now, MomentRecord)
+    assert (now.overlays, now.branches) == ({"vda": "/d/x"}, ({"vda": "/d/o"},))
+    assert now.marks == {"/d/x": one, "/d/o": two}
 
 
 async def test_host_drops_the_oldest_branches_whose_overlays_are_missing_when_there_are_many(

@@ -52,6 +52,18 @@ def test_records_beside_are_found_when_another_program_took_the_base_image_away(
     assert found(tmp_path, "t0") == []
 
 
+def test_a_record_is_found_by_the_mark_of_a_layer_that_another_one_has_under_its_new_name(
+    tmp_path: Path,
+) -> None:
+    """As after `mv s1 mid`, once the record of the moment at which that layer began was changed."""
+    mark = f"{'1' * 32}-7"
+    one = moment(tmp_path, "one", "mid", "base", "base.qmpsnap")
+    two = moment(tmp_path, "two", "s2", "s1", "base.qmpsnap")
+    put(replace(one, branches=({"vda": f"{tmp_path}/r1"},), marks={f"{tmp_path}/mid": mark}))
+    put(replace(two, marks={f"{tmp_path}/s1": mark}))
+    assert found(tmp_path, "r1", ask="base.qmpsnap") == ["one", "two"]
+
+
 def test_records_of_operations_beside_are_not_read(tmp_path: Path) -> None:
     intent = IntentRecord("a", "snapshot", NOON, chains={"vda": (f"{tmp_path}/s2",)})
     put(replace(intent, directory=f"{tmp_path}/base.qmpsnap"))
@@ -171,3 +183,30 @@ async def test_a_record_stays_whose_overlay_was_renamed(tmp_path: Path, name: st
     await catalog.to_moment(await catalog.write_intent(intent, old.directory))
     records, _ = read_records([old.directory])
     assert ("old" in [record.name for record in records]) is stays
+
+
+async def test_a_record_goes_whose_moment_was_held_by_the_layer_that_the_guest_has_written(
+    tmp_path: Path,
+) -> None:
+    """Its mark is there, under its own name."""
+    mark = b"m" * 16
+    image = empty_qcow2(virtual_size=1 << 20, mark=mark)
+    (tmp_path / "s1").write_bytes(image.parts[0][1])
+    inode = (tmp_path / "s1").stat().st_ino
+    old = replace(
+        moment(tmp_path, "old", "gone1", "s1", "base.qmpsnap"),
+        created="2024-01-01T12:00:00+00:00",
+        marks={f"{tmp_path}/s1": f"{mark.hex()}-{inode}"},
+    )
+    put(old)
+    intent = IntentRecord(
+        "a",
+        "snapshot",
+        NOON,
+        name="new",
+        chains={"vda": (f"{tmp_path}/s1", f"{tmp_path}/base")},
+        stages=stages(*overlaying({"vda": f"{tmp_path}/s2"}, {"vda": f"{tmp_path}/s1"})),
+    )
+    catalog = Catalog()
+    await catalog.to_moment(await catalog.write_intent(intent, old.directory))
+    assert [record.name for record in read_records([old.directory])[0]] == ["new"]

@@ -4,12 +4,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Ask, BackingLink
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.model.record_file import to_json
-from qmpsnap.run.image_headers import file_header
+from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.run.image_headers import file_header, file_mark
 from qmpsnap.run.survey import look
 from qmpsnap.run.view_lock import hold
 from tests.headers import qcow2_bytes
@@ -295,7 +296,7 @@ def held(place, *chain, survey=False):
         if isinstance(record, MomentRecord)
     }
     return {name: tuple(Path(file).stem for file in pair) for name, pair in sorted(names.items())}, dict(
-        found.renamed
+        found.renamed.files
     )
 
 
@@ -331,3 +332,53 @@ def test_survey_renames_no_overlay_that_has_its_name_and_another(overlays):
 def test_survey_takes_no_file_that_a_commit_left_for_a_renamed_layer(overlays):
     (overlays / "s2.qcow2").rename(overlays / "s2.qcow2.invalid")
     assert held(overlays, "s1", "base", survey=True)[1] == {}
+
+
+def swap(place, one, other):
+    (place / f"{one}.qcow2").rename(place / "between")
+    (place / f"{other}.qcow2").rename(place / f"{one}.qcow2")
+    (place / "between").rename(place / f"{other}.qcow2")
+
+
+def test_survey_takes_no_overlay_for_the_one_that_had_its_name(overlays):
+    swap(overlays, "s1", "s2")
+    expected = {"at-s1": ("base", "s2"), "at-s2": ("s2", "s1")}
+    assert held(overlays, "s1", "s2", "base")[0] == expected
+    assert held(overlays, "base", survey=True)[0] == expected
+
+
+@pytest.mark.parametrize("survey", [False, True])
+def test_survey_misses_an_overlay_whose_name_another_image_has(overlays, survey):
+    shutil.copy(overlays / "s1.qcow2", overlays / "s2.qcow2")
+    missing = f"s2.qcow2.missing-{b'2222'.hex()}"
+    found, renamed = held(overlays, "s1", "base", survey=survey)
+    assert found["at-s1"] == ("base", "s1")
+    assert renamed == {f"{overlays}/s2.qcow2": f"{overlays}/{missing}"}
+    assert found["at-s2"] == ("s1", Path(missing).stem)
+
+
+def test_survey_finds_an_overlay_beside_the_image_that_has_its_name(overlays):
+    (overlays / "s2.qcow2").rename(overlays / "mid.qcow2")
+    shutil.copy(overlays / "s1.qcow2", overlays / "s2.qcow2")
+    assert held(overlays, "s1", "base")[0] == {"at-s1": ("base", "s1"), "at-s2": ("s1", "mid")}
+
+
+def test_survey_knows_the_layer_that_holds_a_snapshot_by_the_mark_in_its_own_record(overlays):
+    for file in (overlays / "base.qmpsnap").glob("moment-at-*"):
+        record = from_json(file.read_text(), directory=str(file.parent))
+        assert isinstance(record, MomentRecord)
+        file.unlink()
+        mark = file_mark(f"{overlays}/s1.qcow2")
+        if record.name == "at-s1":  # it is written anew, with the name that the layer has by then
+            now = replace(
+                record,
+                overlays={"vda": f"{overlays}/mid.qcow2"},
+                marks={f"{overlays}/mid.qcow2": mark},
+            )
+        else:
+            now = replace(record, marks={**record.marks, f"{overlays}/s1.qcow2": mark})
+        (file.parent / now.file_name).write_text(to_json(now))
+    (overlays / "s1.qcow2").rename(overlays / "mid.qcow2")
+    marked(overlays / "s2.qcow2", b"2" * 16, overlays / "mid.qcow2")
+    assert held(overlays, "s2", "mid", "base")[0] == {"at-s1": ("base", "mid"), "at-s2": ("mid", "s2")}
+    assert held(overlays, "mid", "base")[0] == {"at-s1": ("base", "mid"), "at-s2": ("mid", "s2")}
