@@ -17,7 +17,8 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev, drive, listing
 from integration.off import offline
 from qmpsnap.errors import Changed, InvalidTarget, JobFailed, NotFound
-from qmpsnap.plan.intent import Prune
+from qmpsnap.plan.intent import Delete, Prune
+from qmpsnap.run.outcome import Hooks
 
 BLOCK, COUNT = 64 * KIB, 12
 
@@ -249,3 +250,33 @@ async def test_delete_and_prune_of_a_machine_that_is_off(machine, qemu, tmp_path
         done = await vm.delete("m4")
     assert len(done.chains["vda"]) == 1
     assert states.patterns(qemu, done.chains["vda"][0], BLOCK) == [9, 1, 2, 3, 4, 0, 0, 0]
+
+
+async def test_delete_leaves_a_file_that_its_header_shows_to_be_another_one(machine, qemu, tmp_path):
+    """As where another client has merged the layer beneath since the deletion was planned."""
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK * COUNT)
+    file = tmp_path / "base.n3.qcow2"
+
+    def exchange(_):
+        file.write_bytes(file.read_bytes().replace(b"/base.n2.qcow2", b"/base.n1.qcow2", 1))
+
+    with machine(*drive("vda", base)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for number in range(4):
+                running.write("vda", number + 1, number * BLOCK, BLOCK)
+                await vm.snapshot(f"n{number}")
+            running.write("vda", 5, 4 * BLOCK, BLOCK)
+            done = await vm.run(await vm.plan(Delete("n3")), hooks=Hooks(on_pivot=exchange))
+            says = f"{file} stays: its header names '{tmp_path}/base.n1.qcow2' as its backing file"
+            assert [note for note in done.notes if note.startswith(says)]
+            assert (str(file) in done.invalid, file.exists()) == (True, True)
+            assert await vm.jobs.interrupted() == ()
+            found = (await vm.moments()).moments
+            assert [moment.name for moment in found] == ["n0", "n1", "n2"]
+            for moment, reads in zip(found, ([1], [1, 2], [1, 2, 3]), strict=True):
+                assert not moment.held[0].invalid
+                patterns = states.patterns(qemu, moment.held[0].file, BLOCK)
+                assert patterns == reads + [0] * (COUNT - len(reads))
+            for number in range(5):
+                running.read("vda", number + 1, number * BLOCK, BLOCK)

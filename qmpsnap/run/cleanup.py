@@ -20,10 +20,17 @@ from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.image_headers import descriptor_header
-from qmpsnap.run.safe_open import open_file
+from qmpsnap.run.safe_open import WrongKind, open_file
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
 _LOCK_FROM, _LOCK_BYTES = 100, 200
+
+
+class NotTheLayer(OSError):
+    """By its inode or its header the file is not the layer that was meant; to try again changes nothing."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(0, why)
 
 
 class Created(Struct, frozen=True):
@@ -51,7 +58,8 @@ def retire(file: str, policy: Folded, to: str, proof: Proof | None = None) -> No
 
     Raises:
         FileExistsError: When there is another file of the new name.
-        OSError: When it is another file, or the operation fails; the file stays.
+        NotTheLayer: When it is another file; it stays.
+        OSError: When the operation fails; the file stays.
     """
     if policy == "keep" or not os.path.lexists(file):
         return
@@ -74,20 +82,23 @@ def retire(file: str, policy: Folded, to: str, proof: Proof | None = None) -> No
 
 def _refuse_other(file: str, proof: Proof) -> None:
     """Refuse to touch a file that is not the expected layer."""
-    descriptor = open_file(file)
+    try:
+        descriptor = open_file(file)
+    except WrongKind as error:
+        raise NotTheLayer(str(error.strerror)) from error
     try:
         status = os.fstat(descriptor)
         if proof.inode and (status.st_dev, status.st_ino) != (proof.device, proof.inode):
-            raise OSError(0, "another file has its name by now")
+            raise NotTheLayer("another file has its name by now")
         header = descriptor_header(descriptor)
     except ValueError as error:
-        raise OSError(0, f"its header is broken: {error}") from error
+        raise NotTheLayer(f"its header is broken: {error}") from error
     finally:
         os.close(descriptor)
     if header is None or header.backing is None or (proof.format and header.format != proof.format):
-        raise OSError(0, "by its header it is not an overlay")
+        raise NotTheLayer("by its header it is not an overlay")
     if header.backing != proof.backing and not _leads_to(header.backing, file, proof.backing):
-        raise OSError(0, f"its header names {header.backing!r} as its backing file, not {proof.backing!r}")
+        raise NotTheLayer(f"its header names {header.backing!r} as its backing file, not {proof.backing!r}")
 
 
 def _leads_to(recorded: str, file: str, backing: str) -> bool:

@@ -30,6 +30,8 @@ class Journal:
         sent: Whether any command of the plan went out.
         forward: Whether a step went out after which there is no rollback.
         moved: Whether a chain, or bytes of a layer, changed.
+        stayed: Steps that were to put away a file which is not the layer that was meant, each with the
+            reason: the file stays for good.
         loaded: Whether the guest's memory is another by now, or is not to be trusted: a load had begun to
             move something when it failed, or has ended, or the guest was reset.
     """
@@ -43,6 +45,7 @@ class Journal:
         self.sent = adopts
         self.forward = self.state_job is not None  # QEMU carries it to its end, whatever is wished
         self.moved = adopts and plan.op != "mirror"
+        self.stayed: list[tuple[Step, str]] = []
         self.loaded = False
 
     def begin(self, step: Step) -> None:

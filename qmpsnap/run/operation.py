@@ -44,6 +44,7 @@ from qmpsnap.run.outcome import (
     outcome,
     same,
     vanished,
+    with_stayed,
 )
 from qmpsnap.run.planning import both
 from qmpsnap.run.read_back import check_files, look_back
@@ -179,15 +180,16 @@ class Operation:
         plan, graph = self._plan, self._journal.graph or self._plan.before
         _log.info("operation.done", vm=self._target.name, op=plan.op, elapsed=round(elapsed, 4))
         standstill = self._drained if self._target.guest is not None else None
-        done = self._journal.done
-        if any(step.pauses for step in done):
+        steps = self._journal.done
+        if any(step.pauses for step in steps):
             paused = any(
-                step.undo and (step.command == "stop" or step.kind == "stop-for-load") for step in done
+                step.undo and (step.command == "stop" or step.kind == "stop-for-load") for step in steps
             )
-            stays = paused and not any(step.command == "cont" for step in done)  # from then on
+            stays = paused and not any(step.command == "cont" for step in steps)  # from then on
             standstill = None if stays or stops is None else stops.seconds or 0.0
         size = self._bytes or self._journal.state_bytes or plan.state_bytes
-        return replace(outcome(plan, graph), standstill_s=standstill, elapsed_s=elapsed, bytes=size)
+        done = with_stayed(outcome(plan, graph), plan, self._journal.stayed)
+        return replace(done, standstill_s=standstill, elapsed_s=elapsed, bytes=size)
 
     async def _check_before(self) -> None:
         """Refuse what cannot be done any more, or is another thing by now, since the plan was made."""
@@ -361,7 +363,8 @@ class Operation:
             except LinkLost:
                 raise
             except QmpsnapError as error:
-                failed.append((step, error))
+                if not retirement.stays(step, error):
+                    failed.append((step, error))
         if failed:
             reasons = "; ".join(f"{step}: {error}" for step, error in failed)
             raise Incomplete(
@@ -369,7 +372,7 @@ class Operation:
                 done=[step.command for step in self._journal.done],
                 remaining=[str(step) for step, _ in failed],
                 hint=self._journal.later,
-                invalid=invalid_now(self._plan, [step for step, _ in failed]),
+                invalid=invalid_now(self._plan, [step for step, _ in (*failed, *self._journal.stayed)]),
             ) from failed[0][1]
 
     async def _on(self, watch: Watch) -> None:

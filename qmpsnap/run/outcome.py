@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import posixpath
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import Changed, GraphMismatch, Incomplete, JobFailed, QmpsnapError, Refused, TargetError
@@ -211,6 +211,14 @@ def invalid_now(plan: Plan, failed: Iterable[Step]) -> tuple[str, ...]:
     files = {step.arguments["file"]: step.arguments["to"] for step in failed if step.command == "retire-file"}
     kept = {to: file for file, to in files.items() if to}
     return (*(kept.get(file, file) for file in plan.invalid), *(file for file, to in files.items() if not to))
+
+
+def with_stayed(done: Done, plan: Plan, stayed: Collection[tuple[Step, str]]) -> Done:
+    """The result where these steps have left a file, each for a reason: that is noted."""
+    if not stayed:
+        return done
+    notes = tuple(f"{step.arguments['file']} stays: {why}" for step, why in stayed)
+    return replace(done, invalid=invalid_now(plan, [step for step, _ in stayed]), notes=(*done.notes, *notes))
 
 
 def vanished(plan: Plan) -> JobFailed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from qmpsnap.errors import InvalidTarget, StillNeeded
+from qmpsnap.errors import InvalidTarget, QmpsnapError, StillNeeded
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.step import DropNode, Step
 from qmpsnap.plan.checks.place import images_on
 from qmpsnap.plan.intent import Commit
+from qmpsnap.run.cleanup import NotTheLayer
 from qmpsnap.run.journal import Journal
+from qmpsnap.run.os_errors import reason
 from qmpsnap.run.target import Target
 
 _PUT_AWAY = frozenset({"retire-file", "remove-orphan"})
@@ -57,6 +59,16 @@ class Retirement:
                 f"{file} is still needed: it has become the backing file of {', '.join(by)}",
                 by=by,
             )
+
+    def stays(self, step: Step, error: QmpsnapError) -> bool:
+        """Whether the step has failed because the file is not the layer that was meant; it is noted then.
+
+        Such a file is left for good, as no later try could prove it to be the layer.
+        """
+        if not isinstance(error.__cause__, NotTheLayer):
+            return False
+        self._journal.stayed.append((step, reason(error.__cause__)))
+        return True
 
     def _ask(self) -> Ask:
         """Who is backed by the files: in the directories of the chains, and of what else QEMU has open."""

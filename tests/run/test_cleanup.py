@@ -8,7 +8,7 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.run import cleanup
-from qmpsnap.run.cleanup import Created
+from qmpsnap.run.cleanup import Created, NotTheLayer
 from qmpsnap.run.images import Images
 from tests.headers import qcow2_bytes
 
@@ -229,8 +229,9 @@ async def test_retire_does_not_touch_what_is_not_that_layer(place, policy, victi
             proof = Proof("vmdk", proof.backing)
     if victim not in {"exchanged", "fifo"}:
         proof = Proof(proof.format, proof.backing)
-    with pytest.raises(InvalidTarget, match=says):
+    with pytest.raises(InvalidTarget, match=says) as caught:
         await Images().retire(file, policy, f"{file}.invalid", proof)
+    assert isinstance(caught.value.__cause__, NotTheLayer)
     assert names(place) == ["base", "s1"]
 
 

@@ -19,6 +19,7 @@ from qmpsnap.errors import (
     TargetExists,
 )
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.run.cleanup import NotTheLayer
 from qmpsnap.run.outcome import Done
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
@@ -249,6 +250,39 @@ async def test_operation_that_could_not_put_a_file_away_is_brought_to_its_end_by
     done = await vm_of(fake).jobs.wait(plan.job_id)
     assert isinstance(done, Done)
     assert (set(done.invalid) <= set(fake.files.names), intents(fake)) == (True, [])
+
+
+def stranger() -> InvalidTarget:
+    """What a file of another image is refused with."""
+    error = InvalidTarget("no", file="/images/s2.qcow2")
+    error.__cause__ = NotTheLayer("by its header it is not an overlay")
+    return error
+
+
+async def test_operation_leaves_a_file_that_is_not_the_layer_and_ends_its_record() -> None:
+    fake = machine("commit-pivot")
+    plan = await plan_of("commit-pivot", fake)
+    fake.fail("retire-file", stranger())
+    done = await vm_of(fake).run(plan)
+    file = next(step.arguments["file"] for step in plan.steps if step.command == "retire-file")
+    assert done.notes == (*plan.notes, f"{file} stays: by its header it is not an overlay")
+    assert (file in done.invalid, f"{file}.invalid" in done.invalid) == (True, False)
+    assert set(done.invalid) <= set(fake.files.names)
+    assert intents(fake) == []
+
+
+async def test_a_file_that_is_not_the_layer_is_left_by_who_ends_the_operation_later() -> None:
+    fake = machine("commit-pivot")
+    plan = await plan_of("commit-pivot", fake)
+    fake.fail("retire-file", InvalidTarget("no", file="/images/s2.qcow2"))
+    with pytest.raises(Incomplete):
+        await vm_of(fake).run(plan)
+    fake.files.facts["/images/s1.qcow2"] = fake.files.facts.pop("/images/s1.qcow2.invalid")
+    fake.fail("retire-file", stranger())
+    done = await vm_of(fake).jobs.wait(plan.job_id)
+    assert isinstance(done, Done)
+    assert "stays: by its header it is not an overlay" in " ".join(done.notes)
+    assert intents(fake) == []
 
 
 @each("case", [case for case in CASES if known_plan(case).chains_after != known_plan(case).chains_before])
