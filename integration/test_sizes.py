@@ -114,7 +114,9 @@ async def test_disks_that_grew_are_done_one_after_the_other(qemu, machine, tmp_p
             branch = qemu.create(tmp_path / "branch.qcow2", size, backing=disks["vdb"])
             done = await vm.delete("m")
             assert done.chains["vda"] == (disks["vda"],)
-            assert done.notes[-1].endswith(f"stays, only its name goes: {branch} is still based on it")
+            assert done.notes[-1].endswith(
+                f"stays, only the snapshot's name is deleted: {branch} is still based on it"
+            )
             assert done.chains["vdb"][1:] == (disks["vdb"],)
             assert (await vm.moments()).moments == ()
         for disk in disks:

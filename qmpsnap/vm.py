@@ -526,11 +526,11 @@ class VM:
     ) -> Done:
         """Delete a snapshot or checkpoint, and keep every other one.
 
-        An internal one is deleted from each disk that has it. Of an external one, on each disk, the overlay
-        that began there is committed into the layer beneath, or that layer is streamed into the overlay:
-        whichever is possible and copies less. If anything else is based on that layer, only the name goes.
-        The VM state of a checkpoint goes with it. A file that nothing needs any more is removed; base images
-        stay.
+        An internal snapshot is deleted from each disk that has it. For an external snapshot, on each disk,
+        the overlay that began at it is committed into the layer beneath, or that layer is streamed into the
+        overlay, whichever is possible and copies less. If anything else is based on that layer, only the name
+        is deleted. The VM state of a checkpoint is removed with it. A file that nothing needs any more is
+        removed; base images stay.
 
         After success there is no snapshot of that name, and every other one reads the bytes that it read.
         The disks are done in turn: after a failure `changed` says whether one was done, and deleting again

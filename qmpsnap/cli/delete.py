@@ -29,7 +29,7 @@ def delete(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its field
 
     Of an external one, on each disk, the overlay that began there is committed into the layer beneath, or
     that layer is streamed into the overlay: whichever is possible and copies less; -n says which. If
-    anything else is based on that layer, only the name goes.
+    anything else is based on that layer, only the name is deleted.
 
     An internal one is deleted from each disk that has it.
     """

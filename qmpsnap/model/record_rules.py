@@ -1,7 +1,7 @@
-"""What a record has to be as a whole before its word moves anything: its parts must speak of one chain.
+"""Rules that a record has to meet before anything is done because of it: its parts must be consistent.
 
-A directory of records may have come with a bundle of images, so nothing is believed for standing there. A
-record that breaks a rule is named and passed over, as one that is cut is.
+A directory of records may have come from somebody else, together with images, so a record is not trusted. A
+record that breaks a rule is reported and skipped, like a truncated one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qmpsnap.model.names import invalid_names
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import DropLayers, Later, MoveRoot, PutOverlays, Step
 
-_PARAMETERS = ("max-bandwidth",)  # of a migration, that an operation sets and so puts back
+_PARAMETERS = ("max-bandwidth",)  # migration parameters that an operation sets, and later restores
 
 _SENT = frozenset({
     "transaction", "blockdev-add", "blockdev-del", "blockdev-reopen", "qom-set",
@@ -29,7 +29,7 @@ _SENT = frozenset({
     "remove-fd",
     "await-job", "await-migration", "await-closed", "check-roots", "check-active",
 })  # fmt: skip
-"""What an operation with a record sends to QEMU, or waits for. Nothing of it is sent as the record has it."""
+"""Commands and waits in the plan of a recorded operation. None of them is sent to QEMU as recorded."""
 
 
 class _Ended(Struct, forbid_unknown_fields=True):
@@ -50,7 +50,7 @@ class _Capabilities(TypedDict):
 _Node = TypedDict("_Node", {"node-name": str})
 
 
-class _Made(Struct):  # and more, which nobody reads again
+class _Made(Struct):  # other arguments are not read again
     file: AbsolutePath
 
 
@@ -78,19 +78,19 @@ _ACTIONS: Mapping[str, type[Struct]] = {
     "keep-continued": _of(**_KEPT, disk=Text, file=AbsolutePath),
     "link-records": _of(place=AbsolutePath, directory=AbsolutePath),
 }
-"""Actions on files that a record may hold, each with its arguments."""
+"""Actions on files that a record may contain, each with the types of its arguments."""
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path is absolute, and holds nothing that a terminal or a script would obey."""
+    """Whether a path is absolute, and without control characters, which a terminal could interpret."""
     return path.startswith("/") and not any(map(_controls, path))
 
 
 def check_intent(record: IntentRecord) -> None:
-    """Check that an operation's steps are known, and name files of its own chains, and what it makes of them.
+    """Check that an operation's steps are known, and name only its own chains and the files that it creates.
 
     Raises:
-        ValueError: Naming what does not belong there.
+        ValueError: When a part does not belong to the operation; the message names it.
     """
     state, overlays = record.state, record.overlays
     _plain("made", record.made)
@@ -122,7 +122,7 @@ def check_intent(record: IntentRecord) -> None:
             for disk, files in record.chains.items()
         }
         if dict(record.after) != left:
-            raise ValueError("'folded' is not what 'chains' has more than 'after'")
+            raise ValueError("'folded' is not the difference between 'chains' and 'after'")
         _one_fold(record)
 
 
@@ -133,7 +133,7 @@ def _step(step: Step, record: IntentRecord) -> None:
     if step.on == "host":
         _action(step, record)
     elif step.command not in _SENT:
-        raise ValueError(f"{step.command!r} is no step of ours")
+        raise ValueError(f"{step.command!r} is not a step of any operation")
     match step.command, step.effect:
         case "blockdev-del", _:
             take(_Node, step.arguments)
@@ -145,9 +145,7 @@ def _step(step: Step, record: IntentRecord) -> None:
         case _, MoveRoot(root=root) | Later(effect=MoveRoot(root=root)):
             _among("root", (root.disk,), record.chains)
             if not step.job_id and record.after.get(root.disk, ())[:1] != (root.file,):
-                raise ValueError(
-                    f"{step.command!r} moves {root.disk!r} to {root.file!r}, not as 'after' has it"
-                )
+                raise ValueError(f"{step.command!r} moves {root.disk!r} to {root.file!r}, unlike 'after'")
         case _, DropLayers(disk=disk):
             _among("disk", (disk,), record.chains)
         case _, PutOverlays(overlays=overlays):
@@ -158,24 +156,24 @@ def _step(step: Step, record: IntentRecord) -> None:
 
 def _action(step: Step, record: IntentRecord) -> None:
     if step.command not in _ACTIONS:
-        raise ValueError(f"{step.command!r} is no action of ours")
+        raise ValueError(f"{step.command!r} is not an action of any operation")
     take(_ACTIONS[step.command], step.arguments)
     arguments, state = step.arguments, record.state
     own = {file for chains in (record.chains, record.after) for files in chains.values() for file in files}
     match step.command:
         case "seal-memory" | "seal-store":
             if state is None or (arguments["partial"], arguments["file"]) != (state.partial, state.file):
-                raise ValueError(f"{step.command!r} is not of its own 'state'")
+                raise ValueError(f"{step.command!r} names other files than 'state'")
         case "retire-file":
             file, to = arguments["file"], arguments["to"]
             _among("retire-file", (file,), own)
             if to and to not in invalid_names(file):
-                raise ValueError(f"{file!r} gets the name {to!r}, which is none for a folded file")
+                raise ValueError(f"{file!r} gets the name {to!r}, which is not a name for a folded file")
             if (arguments["policy"] == "rename") is not bool(to):
-                raise ValueError(f"{file!r} is to be renamed without a name, or has one for nothing")
+                raise ValueError(f"{file!r} is to be renamed without a new name, or has one without need")
         case "keep-branch":
             if dict(arguments["overlays"]) != record.overlays:
-                raise ValueError("'keep-branch' is not of its own 'overlays'")
+                raise ValueError("'keep-branch' names other files than 'overlays'")
         case "keep-place":
             named = (*arguments["gone"], *([arguments["into"]] if arguments["into"] else []))
             _among("keep-place", (file for file in named if file.startswith("/")), own)
@@ -186,29 +184,29 @@ def _action(step: Step, record: IntentRecord) -> None:
 
 
 def _one_fold(record: IntentRecord) -> None:
-    """Check that the folded files lie together in the disk's chain; a base that is no file is not in it."""
+    """Check that the folded files are consecutive in the disk's chain, which lists only files."""
     chain, count = record.chains.get(record.disk, ()), len(record.folded)
     at = chain.index(record.folded[0]) if record.folded[0] in chain else len(chain)
     if chain[at : at + count] != record.folded:
-        raise ValueError(f"'folded' lies not together in the chain of {record.disk!r}")
+        raise ValueError(f"the files in 'folded' are not consecutive in the chain of {record.disk!r}")
 
 
 def check_moment(record: MomentRecord) -> None:
-    """Check that a moment names layers of its own chains, and overlays that are none of these.
+    """Check that a moment names layers of its own chains, and overlays that are not among these.
 
     Raises:
-        ValueError: Naming what does not belong there.
+        ValueError: When a part does not belong to the moment; the message names it.
     """
     _plain("covered", (file for file in record.covered.values() if file.startswith("/")))
     _state(record.state)
-    for one in (record.overlays, *record.branches, *record.continued):
-        _plain("overlays", one.values())
-        _among("overlays", one, record.covered)
-        _apart(one, record.chains)
+    for overlays in (record.overlays, *record.branches, *record.continued):
+        _plain("overlays", overlays.values())
+        _among("overlays", overlays, record.covered)
+        _apart(overlays, record.chains)
     _plain("marks", record.marks)
     for mark in record.marks.values():
         if not re.fullmatch(r"[0-9a-f]{32}-\d+", mark):
-            raise ValueError(f"'marks' holds {mark!r}, which is no mark")
+            raise ValueError(f"'marks' contains {mark!r}, which is not a mark")
     for disk, files in record.chains.items():
         if files and record.covered.get(disk) != files[0]:
             raise ValueError(
@@ -222,9 +220,9 @@ def _state(state: KeptState | None) -> None:
     if state is None:
         return
     _plain("state", (state.file,))
-    # What is loaded from a store, and tells whether it may be removed: no name that others give snapshots.
+    # The tag decides what is loaded and whether a store may be removed, so a user's snapshot name is refused.
     if state.tag and not re.fullmatch(r"qmpsnap-[0-9a-f]{8}", state.tag):
-        raise ValueError(f"'tag' is {state.tag!r}, which is none of ours")
+        raise ValueError(f"'tag' is {state.tag!r}, which is not a tag of qmpsnap's")
 
 
 def _controls(character: str) -> bool:
@@ -235,17 +233,19 @@ def _controls(character: str) -> bool:
 def _plain(key: str, paths: Iterable[str]) -> None:
     for path in paths:
         if not is_plain(path):
-            raise ValueError(f"{key!r} holds {path!r}, which is no plain path")
+            raise ValueError(
+                f"{key!r} contains {path!r}, which is not an absolute path without control characters"
+            )
 
 
 def _among(key: str, names: Iterable[str], allowed: Iterable[str]) -> None:
     allowed = set(allowed)
     for name in names:
         if name not in allowed:
-            raise ValueError(f"{key!r} holds {name!r}, which is not of its own chain")
+            raise ValueError(f"{key!r} contains {name!r}, which does not belong to the record's chains")
 
 
 def _apart(overlays: Mapping[str, str], chains: Mapping[str, tuple[str, ...]]) -> None:
     for disk, file in overlays.items():
         if file in chains.get(disk, ()):
-            raise ValueError(f"'overlays' holds {file!r}, a layer that was there before")
+            raise ValueError(f"'overlays' contains {file!r}, a layer that existed before the operation")

@@ -1,4 +1,4 @@
-"""A plan that writes itself down before anything happens, so that a stranger can finish or undo it."""
+"""Puts a step that writes the plan's record before all others, so that any client can finish or undo it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def recorded(
     state: KeptState | None = None,
     origin: Origin | None = None,
 ) -> Plan:
-    """The plan, with the step that writes its record before all others.
+    """The plan, with a step before all others that writes its record.
 
-    Its own stages remove the record, or make it the record of a moment, where the operation ends; a plan that
-    does neither leaves it.
+    The last stage of the plan removes the record, or turns it into the record of a moment. If it does
+    neither, the record stays.
 
     Args:
         plan: The plan; its notes are recorded too.
-        places: Directories that get the record; "" is no place, and without one there is no record.
-        id: The operation's id, which is that of its job.
+        places: Directories that get the record; "" is ignored. Without a directory there is no record.
+        id: The operation's id, which is also the id of its job.
         created: ISO 8601 time in UTC.
         name: The moment's name, or "".
         state: The file of VM state that is saved or loaded, or None.
-        origin: The guest as it was found, where it is paused or its memory becomes another; else None.
+        origin: State of the guest before the operation, if that pauses it or changes its memory; else None.
     """
     where = _places(places)
     if not where:
@@ -48,7 +48,9 @@ def recorded(
         chains=local_chains(plan.chains_before),
         after=local_chains(plan.chains_after),
         formats={
-            disk: tuple(one.format for one in plan.before.disks[disk].layers if one.file.startswith("/"))
+            disk: tuple(
+                layer.format for layer in plan.before.disks[disk].layers if layer.file.startswith("/")
+            )
             for disk in plan.disks
         },
         stages=plan.stages,
@@ -71,7 +73,7 @@ def recorded(
 
 
 def recorded_anew(plan: Plan) -> Plan:
-    """The plan with its record as it is to be now that stages or notes have been added."""
+    """The plan with a record that also has the stages and notes that were added after `recorded`."""
     own = [
         structs.replace(stage, steps=tuple(step for step in stage.steps if record_of(step) is None))
         for stage in plan.stages
@@ -92,17 +94,17 @@ def recorded_anew(plan: Plan) -> Plan:
 
 
 def finished(id: str, *places: str) -> tuple[Step, ...]:  # noqa: A002 - a record's word
-    """The steps that remove the record from each of the places; "" is no place."""
+    """The steps that remove the record from each of the directories; "" is ignored."""
     return tuple(finish_record(place, (id,)) for place in _places(places))
 
 
 def local(files: Iterable[str]) -> tuple[str, ...]:
-    """The files, without what is no file on the host: records name files alone."""
+    """Those of the names that are files on the host: records name nothing else."""
     return tuple(file for file in files if file.startswith("/"))
 
 
 def local_chains(chains: Chains) -> Chains:
-    """The same of chains."""
+    """The chains, each as `local` returns it."""
     return {disk: local(files) for disk, files in chains.items()}
 
 

@@ -1,9 +1,9 @@
-"""Plan of what is left of an operation whose client went away: go on to its end, or take back what shows.
+"""Plans that finish or roll back an operation whose client has gone.
 
-The record is the plan, and how far that came is told by what shows of it: a job, a chain, a file that is
-whole. The chains are as they were to become: what tidies up is left. The job is there: it is adopted, and
-brought to the end that its id names. Neither: what was made is taken back. Without a record only what the
-job's id and the graph tell is done.
+The record is the plan. What can be seen of it shows how far it came: a job, a chain, a complete file. If the
+chains are as the operation was to leave them, only the cleanup remains. If the job exists, it is adopted, and
+brought to the end that its id names. Otherwise what was created is removed. Without a record only the job's
+id and the graph are used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOT_STARTED = "the job had not started"
 
 
 def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str = "") -> Ask:
-    """What has to be known: every record of the machine's disks, and the files that they name."""
+    """What the planner has to know: every record of the machine's disks, and the files that they name."""
     places = (
         *state_questions(graph, state_dir),
         *(place for record in records for place in record_directories(record)),
@@ -67,19 +67,21 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
 
 
 def plan(job_id: str, scene: Scene) -> Plan:
-    """Plan what is left of the operation with that id.
+    """Plan the rest, or the rollback, of the operation with that id.
 
     Raises:
-        NotFound: When there is neither a job nor a record of that id, or the record is of another machine.
-        Busy: When its client is at work yet.
+        NotFound: When there is neither a job nor a record with that id, or the record is another machine's.
+        Busy: When its client is still at work.
         Unsupported: When a checkpoint would have to be deleted, and the machine's state does not allow it.
     """
     name = parse_job_id(job_id)
-    job = next((one for one in scene.jobs if one.id == job_id), None)
-    records = (one for one in scene.files.records if isinstance(one, IntentRecord) and one.id == job_id)
+    job = next((job for job in scene.jobs if job.id == job_id), None)
+    records = (
+        found for found in scene.files.records if isinstance(found, IntentRecord) and found.id == job_id
+    )
     record = next(records, None)
     if name is None or (job is None and record is None):
-        raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+        raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists the jobs that there are")
     if record is not None:
         _refuse_not_left(record, scene)
     if (
@@ -107,7 +109,7 @@ def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
     ):
         chains = "; ".join(f"{disk}: {' on '.join(files)}" for disk, files in record.chains.items())
         raise NotFound(
-            f"{record.id} belongs to another machine ({chains or 'without a file'}), and is not touched",
+            f"{record.id} belongs to another machine ({chains or 'without a file'}), and was not touched",
             hint="connect to that machine; if it is off, start it on the layers that it had",
         )
     if record.live:
@@ -124,7 +126,7 @@ def _disks(record: IntentRecord, scene: Scene) -> tuple[str, ...]:
 
 
 def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
-    """The job is there: bring it to the end that its id names, then put everything away."""
+    """Bring the job to the end that its id names, then clean up."""
     if record is not None:
         disks = _disks(record, scene)
     else:
@@ -139,7 +141,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
         end.append(job_complete(job.id) if name.ending is Ending.PIVOT else end_copy(job.id))
     elif job.status not in ENDED and job.type in {"stream", "commit"}:
         end.append(await_job(job.id, "pending"))
-        # Which layer it fills is not told; a flush of one that is not written does nothing.
+        # QEMU does not say which layer the job writes to; flushing any other layer does nothing.
         end += _flushed(disks, scene)
         end.append(job_finalize(job.id))
     end.append(await_job(job.id, "concluded"))
@@ -149,7 +151,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if record is not None and name.ending is Ending.KEEP and not record.permanent:
         end += _flushed(disks, scene, record.after)  # a header names another backing file now
     if record is not None and name.ending is Ending.COPY:
-        end += finish(record, scene)  # no chain tells that a copy is whole: the job does, until now
+        end += finish(record, scene)  # once the job is dismissed, nothing shows that the copy is complete
     if job.type != "stream":  # which dismisses itself
         end.append(job_dismiss(job.id))
     resumes: list[Step] = []
@@ -176,12 +178,12 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
 def _flushed(
     disks: tuple[str, ...], scene: Scene, only: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[Step]:
-    """Put on the disk what the layers have in QEMU's caches.
+    """Steps that write the layers' data from QEMU's caches to the disk.
 
     Args:
         disks: The disks.
-        scene: What is.
-        only: Files of the layers that are there for certain, by disk; None: all.
+        scene: The machine and its files.
+        only: Files of the layers to flush, by disk; None: all layers.
     """
     chains = {disk: scene.graph.disks[disk].layers for disk in disks}
     return [
@@ -204,7 +206,7 @@ def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene
 
 
 def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
-    """The job is gone: the chain tells whether it had succeeded."""
+    """The job no longer exists: the chain shows whether it has succeeded."""
     disks = _disks(record, scene)
     if record.permanent:
         return _plan(record.op, disks, scene, (), record=record, notes=("the overlay is kept",))
@@ -230,7 +232,7 @@ def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
 
 
 def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Plan:
-    """No disk has the copy: the job had not started, or nobody can tell any more whether it is whole."""
+    """No disk uses the copy: the job had not started, or it is unknown whether the copy is complete."""
     fact = scene.files.files.get(record.target)
     freed = tuple(map(blockdev_del, free(record, scene)))
     ended = tuple(reversed(finish(record, scene)))
@@ -258,7 +260,7 @@ def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
 
 
 def _written(record: IntentRecord, scene: Scene) -> bool:
-    """Whether the base was, or may have been, written since the record was made."""
+    """Whether the base was written, or may have been written, after the record."""
     facts = [scene.files.files.get(file) for file in record.invalid]
     return any(
         fact is None or not fact.modified or fact.modified >= record.started - _CLOCK_LAG for fact in facts
@@ -277,7 +279,7 @@ def _plan(
     resumes: tuple[Step, ...] = (),
     vanished: str = "",
 ) -> Plan:
-    """The plan; `record` where its job is there, or the chain shows what became of it."""
+    """The plan; with `record` where its job exists, or the chain shows the outcome."""
     return Plan(
         op=op,
         intent=None,

@@ -1,11 +1,18 @@
-"""Plan of what is left of an operation on overlays and VM state: the rest of its plan, or its rollback.
+"""Plans that finish or roll back an interrupted operation on overlays and VM state.
 
-What is left is done where that is safe. A moment is recorded whose overlays are on the disks. A file of VM
-state is completed by the QEMU that wrote it, for of another's nobody knows whether it is whole; what
-background-snapshot writes comes last, and is given up. New roots are set and memory is loaded once more while
-the guest has not run since: nothing is written in the overlays, and they are the active layers. Else a guest
-whose disks have moved is left as it stands, for its memory and its disks belong together; and where none has
-moved, all that was made is taken back. Either way the guest runs if it ran, and QEMU is set as it was.
+The operation is finished where that is safe:
+
+- If the disks use the overlays, the moment is recorded.
+- A file of VM state is completed only on the QEMU that wrote it; after a restart of QEMU nobody knows whether
+  the file is complete. An unfinished file of background-snapshot is discarded, because QEMU writes its last
+  part only at the end.
+- If a revert has moved some disks, and the guest has not run since (the overlays are empty, and they are the
+  active layers), the other disks are moved too, and the memory is loaded.
+- If a revert has moved disks, and the guest has run since, the machine stays as it is, because its memory and
+  its disks belong together.
+
+If no disk has moved, everything that was created is removed. In every case the guest resumes if it ran
+before, and QEMU's settings are restored.
 """
 
 from __future__ import annotations
@@ -38,10 +45,10 @@ from qmpsnap.plan.recorded_steps import finish, free, removed, same_qemu, set_ba
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import file_number, refuse_foreign, way_of
 
-# Run states in which nothing but we keep the guest from running.
+# Run states in which only our operation keeps the guest from running.
 _OURS = frozenset({"paused", "postmigrate"})
 
-# Operations whose end has another name than "is complete", and "was not complete".
+# Operations whose outcome has another wording than "is complete" and "was not complete".
 _ENDS = {
     "snapshot": ("snapshot {name!r} was taken", "snapshot {name!r} was not taken; its files are removed"),
     "save": ("{file} is complete", "{file} was not complete; its files are removed"),
@@ -55,7 +62,7 @@ _END = ("{op} {name!r} is complete", "{op} {name!r} was not complete; its files 
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
-    """Plan what is left of the operation of that record, which has no job on a chain."""
+    """Plan the rest, or the rollback, of the operation of that record, which has no job on a chain."""
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     if has_moment(record, scene.files.records):
         return _only_finish(record, scene, _said(record, done=True))
@@ -80,19 +87,19 @@ def _said(record: IntentRecord, *, done: bool) -> str:
 
 
 def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
-    """The record alone is left: its files and its overlays are a moment's, or another operation's."""
+    """Remove only the record: its files and overlays belong to a moment, or to another operation."""
     return _plan(record, scene, (), finish(record, scene), (note,))
 
 
 def _on(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
-    """All has happened; what tidies up is left."""
+    """The operation has succeeded; do its cleanup."""
     notes = (_said(record, done=True), *record.notes)
     plan = _plan(record, scene, _quiet(record, scene), tidied(record, scene), notes, moves=moved)
     return replace(plan, prepared=record.prepared, memory=record.memory)
 
 
 def _back(record: IntentRecord, scene: Scene) -> Plan:
-    """No disk has moved: the guest runs on, and what was made goes."""
+    """No disk has moved: resume the guest, and remove what was created."""
     tidy = (*set_back(record, scene), *removed(record, scene), *finish(record, scene))
     return _plan(record, scene, _quiet(record, scene), tidy, (_said(record, done=False),))
 
@@ -112,13 +119,13 @@ def _plan(
 
     Args:
         record: The operation.
-        scene: What is.
-        steps: What ends the operation.
-        tidy: What tidies up.
-        notes: What became of it.
+        scene: The machine and its files.
+        steps: Steps that end the operation.
+        tidy: Steps of the cleanup.
+        notes: Sentences about the outcome.
         moves: Disks whose root has moved.
-        whole: Whether the chains are then those that the operation was to end with, which are not there yet.
-        vanished: Why it is no success, or "".
+        whole: Whether the steps change the chains to those with which the operation was to end.
+        vanished: Why the operation has not succeeded, or "".
     """
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     return Plan(
@@ -138,11 +145,11 @@ def _plan(
     )
 
 
-# -- what is ended in any case ---------------------------------------------------------------------
+# -- what ends in any case -------------------------------------------------------------------------
 
 
 def _quiet(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
-    """What ends the job and the migration, lets the guest run on, and closes what no disk got."""
+    """The steps that end the job and the migration, resume the guest, and close unused nodes."""
     ends = _ends_job(record, scene)
     if isinstance(scene, GuestScene):
         ends = (*ends, *_ends_migration(record, scene), *(_goes_on(record, scene) if resumes else ()))
@@ -150,8 +157,8 @@ def _quiet(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple
 
 
 def _ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
-    """What ends the operation's job on VM state, which cannot be cancelled."""
-    job = next((one for one in scene.jobs if one.id == record.id), None)
+    """The steps that await and dismiss the operation's job on VM state, which cannot be cancelled."""
+    job = next((job for job in scene.jobs if job.id == record.id), None)
     if job is None:
         return ()
     wait = () if job.status in ENDED else (await_job(job.id, "concluded"),)
@@ -159,7 +166,7 @@ def _ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
 
 
 def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
-    """What ends the migration, and takes back the file that QEMU was given."""
+    """The steps that end the migration, and release the file that QEMU was given."""
     machine, state = scene.machine, record.state
     passed = any(step.kind == "pass-file" for step in record.steps)
     if state is None or not passed or not same_qemu(record, scene):
@@ -171,19 +178,19 @@ def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]
 
 
 def _goes_on(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
-    """What lets a guest run on that ran, and that only the operation keeps from it."""
+    """The step that resumes a guest that ran before, if only the operation keeps it paused."""
     machine = scene.machine
     if record.origin is None or not record.origin.running or not same_qemu(record, scene):
         return ()
-    # A migration that is cancelled lets nothing run by itself; neither does one that has ended.
+    # Neither a cancelled nor a completed migration resumes the guest by itself.
     halted = machine.status in _OURS or (machine.migrating and not machine.running)
-    # Nothing else of ours leaves it so before a disk has moved.
+    # Before a disk has moved, only a load leaves the guest in this state.
     loads = record.loads and record.state is not None
     halted |= loads and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
     return (cont(),) if halted else ()
 
 
-# -- VM state that is saved ------------------------------------------------------------------------
+# -- saving VM state -------------------------------------------------------------------------------
 
 
 def _saved(
@@ -192,7 +199,7 @@ def _saved(
     scene: GuestScene,
     taken: tuple[str, ...],
 ) -> Plan:
-    """Its file is complete, or can be completed; or it is given up, and overlays that disks have stay."""
+    """Keep or complete the file of VM state; else discard it, and leave overlays that disks use."""
     whole = _is_whole(record, state, scene)
     keeps = _can_be_kept(record, scene) if whole else bool(taken) and _can_be_sealed(record, state, scene)
     goes_on = not keeps or any(step.command == "cont" for step in record.steps)
@@ -211,8 +218,8 @@ def _saved(
         )
     if taken:
         notes += [
-            f"the overlay {file} of {disk} stays, because the guest writes to it: "
-            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])} commits it"
+            f"the overlay {file} of {disk} stays, because the guest writes to it; to commit it: "
+            f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])}"
             for disk, file in record.overlays.items()
         ]
     tidy = (
@@ -225,12 +232,12 @@ def _saved(
 
 
 def _all(record: IntentRecord, taken: tuple[str, ...]) -> tuple[str, ...]:
-    """The disks that have overlays: a transaction puts on all or none."""
+    """The disks that have overlays: a transaction adds all of them or none."""
     return tuple(record.overlays) if taken else ()
 
 
 def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
-    """Whether the file has its name, and is of this very operation."""
+    """Whether the file is complete: it has its final name, and was written by this operation."""
     fact = scene.files.memories.get(state.file)
     if fact is None or _may_be_foreign(scene, state.file):
         return False
@@ -238,12 +245,12 @@ def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
 
 
 def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:
-    """Whether the layers are there yet to which the memory belongs."""
+    """Whether the layers to which the memory belongs still exist."""
     return all(scene.files.files[record.chains[disk][0]].taken for disk in record.overlays)
 
 
 def _can_be_sealed(record: IntentRecord, state: KeptState, scene: GuestScene) -> bool:
-    """Whether an unfinished file is certainly whole, and nothing is in its way."""
+    """Whether an unfinished file is certainly complete, and its final name is free."""
     files = scene.files.files
     return (
         state.mode != "background"
@@ -255,7 +262,7 @@ def _can_be_sealed(record: IntentRecord, state: KeptState, scene: GuestScene) ->
 
 
 def _may_be_foreign(scene: Scene, file: str) -> bool:
-    """Whether somebody else may have put it there: who owns it is not written down before it is whole."""
+    """Whether another user may have created the file; its owner is not recorded until it is complete."""
     fact = scene.files.memories[file]
     return bool(fact.foreign(user=None if fact.exposed else fact.user))
 
@@ -274,19 +281,19 @@ def _seal(record: IntentRecord, state: KeptState) -> tuple[Step, ...]:
     return (await_closed(state.partial), sealed)
 
 
-# -- disks that have moved, and memory that is to follow -------------------------------------------
+# -- reverts that have moved a disk ----------------------------------------------------------------
 
 
 def _reverted(
     record: IntentRecord, scene: GuestScene, disks: tuple[str, ...], moved: tuple[str, ...]
 ) -> Plan:
-    """A disk has moved: all do, and the memory comes with them, unless the guest has run since."""
+    """A disk has moved: move the others and load the memory, unless the guest has run since."""
     stands = (
         not scene.machine.running
         and all(_is_active(disk, record, scene) for disk in moved)
         and all(record.overlays[disk] in scene.files.fresh for disk in moved)
     )
-    empty = all(record.overlays[disk] in scene.files.fresh for disk in disks)  # else it is not ours
+    empty = all(record.overlays[disk] in scene.files.fresh for disk in disks)  # else one is not ours
     goes = stands and empty and ran_here(record, scene.machine.process)
     steps = list(_ends_job(record, scene))
     if goes:
@@ -294,10 +301,10 @@ def _reverted(
         steps += _load(record, scene)
         if record.origin is not None and record.origin.running:
             steps.append(cont())
-    used = set() if goes else {one.node for disk in scene.graph.disks.values() for one in disk.layers}
+    used = set() if goes else {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
     notes = [_said(record, done=True)]
     if not goes:
-        notes.append("the guest has run since, or may have: it is left as it is, and no memory is loaded")
+        notes.append("the guest has run since, or may have run: it stays as it is, and no memory is loaded")
     whole = goes or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
     if set(moved) < set(disks) and not goes:
         others = ", ".join(disk for disk in disks if disk not in moved)
@@ -315,10 +322,10 @@ def _reverted(
 
 
 def _half_way(record: IntentRecord, scene: GuestScene) -> str:
-    """What is wrong where it is not known whether this is the QEMU that was to be reverted."""
+    """What to report if it is not known whether this is the QEMU process that was to be reverted; else ""."""
     now, was = scene.machine.process, record.origin.process if record.origin is not None else ""
     if now and was:
-        return ""  # another one, which was started on these disks
+        return ""  # another QEMU, which was started on these disks
     return (
         f"the disks are reverted to {record.name!r}; it is not known whether its memory was loaded, for QEMU "
         f"may have been restarted: {LOAD_FAILED}"
@@ -330,7 +337,7 @@ def _is_active(disk: str, record: IntentRecord, scene: Scene) -> bool:
 
 
 def _moves(record: IntentRecord, scene: GuestScene, disks: list[str]) -> list[Step]:
-    """What gives these disks, too, their new roots."""
+    """The steps that give these disks their new roots, too."""
     roots = {
         step.effect.root.disk: step.effect.root for step in record.steps if isinstance(step.effect, MoveRoot)
     }
@@ -357,7 +364,7 @@ def _move(new: Root, disk: Disk, scene: GuestScene) -> Step:
 
 
 def _node_of(root: Root, scene: Scene) -> str:
-    """node-name of the overlay where it is open, else the one that it gets."""
+    """node-name of the overlay if it is open, else the name that it will get."""
     for node in scene.graph.nodes.values():
         if node.file == root.file and is_owned_node(node.name):
             return node.name
@@ -365,15 +372,15 @@ def _node_of(root: Root, scene: Scene) -> str:
 
 
 def _load(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
-    """What gives the guest the memory that belongs to its disks, or a new beginning."""
+    """The steps that load the memory that belongs to the disks, or reset the guest where there is none."""
     state = record.state
     if state is None:
         return (system_reset(),)
-    nodes = (one for one in scene.graph.nodes.values() if one.file == state.file and one.driver == "qcow2")
-    open_now = next((one.name for one in nodes), "")
+    nodes = scene.graph.nodes.values()
+    open_now = next((node.name for node in nodes if node.file == state.file and node.driver == "qcow2"), "")
     node = open_now or node_name(digest(record.id, "store", avoid=scene.names), owned=True)
     load = done_and_dismissed(snapshot_load(record.id, state.tag, (("", node),), node))
-    if open_now:  # it goes with what is put away
+    if open_now:  # the cleanup closes it
         return load
     refuse_foreign(scene.files.memories[state.file], state)
     return (open_store(node, state.file), *load, blockdev_del(node))
@@ -382,6 +389,6 @@ def _load(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
 def _branch_kept(record: IntentRecord, scene: Scene) -> bool:
     """Whether the moment knows the overlays that were prepared."""
     return any(
-        isinstance(one, MomentRecord) and one.name == record.name and record.prepared in one.branches
-        for one in scene.files.records
+        isinstance(other, MomentRecord) and other.name == record.name and record.prepared in other.branches
+        for other in scene.files.records
     )

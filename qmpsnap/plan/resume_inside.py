@@ -1,8 +1,8 @@
-"""Plan of what is left of a checkpoint inside images, or of the way back to one, whose client went away.
+"""Plans that finish an interrupted checkpoint inside images, or an interrupted revert to one.
 
-QEMU carries a save, a load or a deletion that it was told to its end, and answers nobody until then. So what
-a later client finds has ended; only the guest may stand that ran, or a job wait to be dismissed. After QEMU
-itself was killed a checkpoint may be on some of its disks alone.
+QEMU completes a save, a load or a deletion once it has begun, and answers nobody until then. So a later
+client always finds it ended; all that can remain is a paused guest that ran before, or a job to dismiss. If
+QEMU itself was killed, a checkpoint may be on only some of its disks.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def is_inside(record: IntentRecord) -> bool:
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
-    """Plan what is left of an operation that has no job any more."""
+    """Plan the end of an operation whose job no longer exists."""
     return _revert(record, scene) if record.loads else _checkpoint(record, scene)
 
 
 def with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> Plan:
-    """It has ended, or is about to: dismiss it, and let a guest run on that it left standing for nothing.
+    """Dismiss a job that has ended or is about to, and resume a guest that a failed load left paused.
 
     Args:
-        name: The operation's id, taken apart.
+        name: The operation's id, parsed.
         job: Its job.
-        record: What was written down of it, if it was.
-        scene: What is; with the machine when there is a record.
+        record: Its record, or None.
+        scene: The machine and its files; with the guest if there is a record.
     """
     disks = _disks(record, scene)
     tag = record.name if record is not None else ""
@@ -64,7 +64,7 @@ def with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -
 
 
 def _revert(record: IntentRecord, scene: Scene) -> Plan:
-    """There is no job: how the guest stands tells what became of it."""
+    """The job no longer exists: the run state of the guest shows the outcome."""
     disks = _disks(record, scene)
     finish = _finish(record)
     if _stands_failed(scene) and _ran(record) and not _left_standing(record, scene):
@@ -90,7 +90,7 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
 
 
 def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
-    """It is on every disk, or on none; or QEMU was killed between two: then it is taken from those."""
+    """The checkpoint is on every disk, or on none; if QEMU was killed in between, delete it from those."""
     disks = _disks(record, scene)
     having = [disk for disk in disks if _has(disk, record.name)]
     if len(having) == len(record.chains):
@@ -100,18 +100,18 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         others = ", ".join(name for name in record.chains if not _is_as_then(name, record, scene))
         note = (
             f"checkpoint {record.name!r} is on {', '.join(disk.name for disk in having)}; it is not "
-            f"known whether it is complete, for {others} is missing, or is on another layer. It was kept: "
-            f"qmpsnap delete {record.name} removes it"
+            f"known whether it is complete, for {others} is missing, or is on another layer. It was kept; to "
+            f"delete it: qmpsnap delete {record.name}"
         )
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
     note = f"checkpoint {record.name!r} was not taken"
     if having and isinstance(scene, GuestScene):
-        refuse_migrated(scene.machine.guest)  # to delete it then ends QEMU
+        refuse_migrated(scene.machine.guest)  # the deletion would end QEMU then
     parts = tuple(
-        internal_delete(disk.name, disk.root, one.id, one.name)
+        internal_delete(disk.name, disk.root, snapshot.id, snapshot.name)
         for disk in having
-        for one in disk.active.snapshots
-        if one.name == record.name
+        for snapshot in disk.active.snapshots
+        if snapshot.name == record.name
     )
     return _plan(
         record.op,
@@ -124,7 +124,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
 
 
 def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
-    """Whether a guest that ran stands because this load failed: in the very QEMU that was told to load."""
+    """Whether a guest that ran is paused because this load failed, in the QEMU that was told to load."""
     if record is None or not isinstance(scene, GuestScene) or not ran_here(record, scene.machine.process):
         return False
     return _ran(record) and _stands_failed(scene)
@@ -135,7 +135,7 @@ def _stands_failed(scene: Scene) -> bool:
 
 
 def _is_as_then(name: str, record: IntentRecord, scene: Scene) -> bool:
-    """Whether the disk is there, and writes to the layer that it wrote to when the operation began."""
+    """Whether the disk exists, and writes to the layer to which it wrote when the operation began."""
     disk = scene.graph.disks.get(name)
     return disk is not None and bool(disk.layers) and disk.files[:1] == record.chains[name][:1]
 
@@ -145,11 +145,11 @@ def _ran(record: IntentRecord | None) -> bool:
 
 
 def _has(disk: Disk, name: str) -> bool:
-    return any(one.name == name for one in disk.active.snapshots)
+    return any(snapshot.name == name for snapshot in disk.active.snapshots)
 
 
 def _disks(record: IntentRecord | None, scene: Scene) -> tuple[Disk, ...]:
-    """The disks that took part; none where nobody wrote them down."""
+    """The disks of the operation; none without a record."""
     names = record.chains if record is not None else ()
     disks = (scene.graph.disks[name] for name in names if name in scene.graph.disks)
     return tuple(disk for disk in disks if disk.layers)

@@ -154,41 +154,45 @@ def with_step(record: IntentRecord, step: Step) -> IntentRecord:
 @each(
     ("record", "step", "says"),
     [
-        (COMMIT, retire_file(VICTIM, "remove", ""), "'retire-file' holds '/etc/shadow'"),
-        (COMMIT, retire_file("/d/s1", "rename", VICTIM), "is none for a folded file"),
-        (COMMIT, retire_file("/d/s1", "rename", "/etc/cron.d/s1.invalid"), "is none for a folded file"),
-        (COMMIT, retire_file("/d/s1", "rename", ""), "without a name"),
-        (COMMIT, retire_file("/d/s1", "remove", "/d/s1.invalid"), "has one for nothing"),
+        (COMMIT, retire_file(VICTIM, "remove", ""), "'retire-file' contains '/etc/shadow'"),
+        (COMMIT, retire_file("/d/s1", "rename", VICTIM), "is not a name for a folded file"),
+        (COMMIT, retire_file("/d/s1", "rename", "/etc/cron.d/s1.invalid"), "is not a name for a folded file"),
+        (COMMIT, retire_file("/d/s1", "rename", ""), "without a new name"),
+        (COMMIT, retire_file("/d/s1", "remove", "/d/s1.invalid"), "has one without need"),
         (COMMIT, retire_file("/d/s1", "shred", ""), "Invalid enum value 'shred'"),  # type: ignore[arg-type]
-        (COMMIT, create_file(VICTIM, ""), "'made' holds '/etc/shadow'"),
-        (COMMIT, remove_file(VICTIM), "'remove-file' is no action of ours"),
-        (COMMIT, Step(on="host", command="run", arguments={"argv": ["sh"]}), "'run' is no action of ours"),
-        (COMMIT, Step(on="qmp", command="quit"), "'quit' is no step of ours"),
-        (COMMIT, Step(on="wait", command="wait"), "'wait' is no step of ours"),
+        (COMMIT, create_file(VICTIM, ""), "'made' contains '/etc/shadow'"),
+        (COMMIT, remove_file(VICTIM), "'remove-file' is not an action of any operation"),
+        (
+            COMMIT,
+            Step(on="host", command="run", arguments={"argv": ["sh"]}),
+            "'run' is not an action of any operation",
+        ),
+        (COMMIT, Step(on="qmp", command="quit"), "'quit' is not a step of any operation"),
+        (COMMIT, Step(on="wait", command="wait"), "'wait' is not a step of any operation"),
         (COMMIT, Step(on="host", command="keep-lost"), "missing required field"),
         (
             COMMIT,
             Step(on="host", command="keep-link", arguments={"directory": "/d", "id": "m", "x": 1}),
             "unknown field `x`",
         ),
-        (COMMIT, keep_place(PLACE, "m", "vda", (VICTIM,)), "'keep-place' holds '/etc/shadow'"),
-        (COMMIT, keep_place(PLACE, "m", "vda", (), VICTIM), "'keep-place' holds '/etc/shadow'"),
-        (COMMIT, keep_continued(PLACE, "m", "vda", VICTIM), "'keep-continued' holds '/etc/shadow'"),
-        (COMMIT, keep_branch(PLACE, "m", {"vda": VICTIM}), "'keep-branch' is not of its own 'overlays'"),
+        (COMMIT, keep_place(PLACE, "m", "vda", (VICTIM,)), "'keep-place' contains '/etc/shadow'"),
+        (COMMIT, keep_place(PLACE, "m", "vda", (), VICTIM), "'keep-place' contains '/etc/shadow'"),
+        (COMMIT, keep_continued(PLACE, "m", "vda", VICTIM), "'keep-continued' contains '/etc/shadow'"),
+        (COMMIT, keep_branch(PLACE, "m", {"vda": VICTIM}), "'keep-branch' names other files than 'overlays'"),
         (COMMIT, job_dismiss("another"), "'job-dismiss' is on the job 'another'"),
-        (COMMIT, streaming(JOB, above="/x", base=None, disk="vdb"), "'disk' holds 'vdb'"),
-        (MIRROR, mirroring(COPYING, "/d/copy", disk="vdb"), "'root' holds 'vdb'"),
+        (COMMIT, streaming(JOB, above="/x", base=None, disk="vdb"), "'disk' contains 'vdb'"),
+        (MIRROR, mirroring(COPYING, "/d/copy", disk="vdb"), "'root' contains 'vdb'"),
         (MIRROR, Step(on="qmp", command="blockdev-del", arguments={"id": "x"}), "missing required field"),
-        (CHECKPOINT, seal_store(STATE.partial, VICTIM), "'seal-store' is not of its own 'state'"),
-        (CHECKPOINT, seal_store(VICTIM, STATE.file), "'seal-store' is not of its own 'state'"),
+        (CHECKPOINT, seal_store(STATE.partial, VICTIM), "'seal-store' names other files than 'state'"),
+        (CHECKPOINT, seal_store(VICTIM, STATE.file), "'seal-store' names other files than 'state'"),
         (
             CHECKPOINT,
             set_parameters({"tls-creds": "x"}, {}),
-            "'parameters' holds 'tls-creds', which is not of its own",
+            "'parameters' contains 'tls-creds', which does not belong",
         ),
         (CHECKPOINT, Step(on="qmp", command="migrate-set-capabilities"), "missing required field"),
-        (MOVED, set_root("/d/other"), "moves 'vda' to '/d/other', not as 'after' has it"),
-        (REVERT, set_root(VICTIM, "vdb"), "'overlays' holds 'vdb'"),
+        (MOVED, set_root("/d/other"), "moves 'vda' to '/d/other', unlike 'after'"),
+        (REVERT, set_root(VICTIM, "vdb"), "'overlays' contains 'vdb'"),
     ],
 )
 def test_a_record_with_a_step_that_is_not_its_own_is_none(
@@ -201,43 +205,55 @@ def test_a_record_with_a_step_that_is_not_its_own_is_none(
 @each(
     ("record", "changes", "says"),
     [
-        (COMMIT, {"folded": (VICTIM,)}, "'folded' holds '/etc/shadow'"),
-        (COMMIT, {"folded": ("/d/base",)}, "'folded' is not what"),
-        (COMMIT, {"folded": ("/d/s1", "/d/s2")}, "'folded' is not what"),
-        (COMMIT, {"stages": COMMIT.stages[1:]}, "'folded' lies not together in the chain of ''"),
+        (COMMIT, {"folded": (VICTIM,)}, "'folded' contains '/etc/shadow'"),
+        (COMMIT, {"folded": ("/d/base",)}, "'folded' is not the difference"),
+        (COMMIT, {"folded": ("/d/s1", "/d/s2")}, "'folded' is not the difference"),
+        (
+            COMMIT,
+            {"stages": COMMIT.stages[1:]},
+            "the files in 'folded' are not consecutive in the chain of ''",
+        ),
         (
             COMMIT,
             {"folded": ("/d/s2", "/d/base"), "after": {"vda": ("/d/s1",)}, "stages": COMMIT.stages[:1]},
-            "'folded' lies not together",
+            "the files in 'folded' are not consecutive",
         ),
         (COMMIT, {"id": COPYING}, f"is on the job '{JOB}'"),
-        (COMMIT, {"moves": ("vdb",)}, "'moves' holds 'vdb'"),
-        (COMMIT, {"after": {"vdb": ()}, "folded": ()}, "'after' holds 'vdb'"),
-        (MIRROR, {"stages": stages(mirroring(COPYING, "/d/x\rcopy"))}, "no plain path"),
-        (CHECKPOINT, {"chains": {"vdb": ("/d/base",)}}, "'overlays' holds 'vda'"),
-        (CHECKPOINT, {"chains": {"vda": ()}}, "'overlays' holds 'vda'"),
+        (COMMIT, {"moves": ("vdb",)}, "'moves' contains 'vdb'"),
+        (COMMIT, {"after": {"vdb": ()}, "folded": ()}, "'after' contains 'vdb'"),
+        (
+            MIRROR,
+            {"stages": stages(mirroring(COPYING, "/d/x\rcopy"))},
+            "not an absolute path without control",
+        ),
+        (CHECKPOINT, {"chains": {"vdb": ("/d/base",)}}, "'overlays' contains 'vda'"),
+        (CHECKPOINT, {"chains": {"vda": ()}}, "'overlays' contains 'vda'"),
         (
             CHECKPOINT,
             {"stages": stages(*overlaying({"vda": "/d/base"}, {"vda": "/d/base"}))},
-            "a layer that was there before",
+            "a layer that existed before",
         ),
         (
             CHECKPOINT,
             {"stages": stages(*overlaying({"vda": "/d/o\nqmpsnap"}, {"vda": "/d/base"}))},
-            "no plain path",
+            "not an absolute path without control",
         ),
-        (CHECKPOINT, {"prepared": {"vdb": "/d/o"}}, "'overlays' holds 'vdb'"),
-        (CHECKPOINT, {"state": replace(STATE, file="/d/\x1b[2Jm"), "stages": ()}, "no plain path"),
-        (CHECKPOINT, {"state": None}, "'made' holds '/d/m.0a1b2c3d.partial'"),
+        (CHECKPOINT, {"prepared": {"vdb": "/d/o"}}, "'overlays' contains 'vdb'"),
+        (
+            CHECKPOINT,
+            {"state": replace(STATE, file="/d/\x1b[2Jm"), "stages": ()},
+            "not an absolute path without control",
+        ),
+        (CHECKPOINT, {"state": None}, "'made' contains '/d/m.0a1b2c3d.partial'"),
         (CHECKPOINT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (REVERT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (REVERT, {"prepared": {"vda": "/d/r"}}, "'prepared' has overlays for another QEMU"),
         (MOMENT, {"covered": {"vda": VICTIM}}, "its chain begins '/d/base'"),
-        (MOMENT, {"covered": {}}, "'overlays' holds 'vda'"),
-        (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' holds 'vdb'"),
-        (MOMENT, {"branches": ({"vda": "/d/base"},)}, "a layer that was there before"),
+        (MOMENT, {"covered": {}}, "'overlays' contains 'vda'"),
+        (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' contains 'vdb'"),
+        (MOMENT, {"branches": ({"vda": "/d/base"},)}, "a layer that existed before"),
         (MOMENT, {"formats": {"vda": ("raw", "raw")}}, "'formats' of 'vda'"),
-        (MOMENT, {"covered": {"vda": "/d/\x9bbase"}}, "no plain path"),
+        (MOMENT, {"covered": {"vda": "/d/\x9bbase"}}, "not an absolute path without control"),
     ],
 )
 def test_a_record_that_names_what_is_not_its_own_is_none(
@@ -258,7 +274,7 @@ def test_a_state_whose_tag_is_not_of_its_token_is_none() -> None:
     """Else `delete` would remove any image that has an internal snapshot of the record's choice."""
     body = json.loads(to_json(MOMENT))
     body["state"] |= {"mode": "in-place", "tag": "before-upgrade"}
-    with pytest.raises(ValueError, match="'tag' is 'before-upgrade', which is none of ours"):
+    with pytest.raises(ValueError, match="'tag' is 'before-upgrade', which is not a tag of qmpsnap's"):
         from_json(json.dumps(body))
 
 
@@ -286,5 +302,5 @@ def test_is_plain(path: str, plain: bool) -> None:
 def test_a_mark_is_thirty_two_hex_digits_and_an_inode(mark: str) -> None:
     body = json.loads(to_json(MOMENT))
     body["marks"] = {"/d/o": mark}
-    with pytest.raises(ValueError, match=r"'marks' holds '.*', which is no mark"):
+    with pytest.raises(ValueError, match=r"'marks' contains '.*', which is not a mark"):
         from_json(json.dumps(body))

@@ -88,7 +88,7 @@ def test_resume_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:
     record, of = begun(on=graph(chain("base <- s1*", directory="/my images")))
     plan = rested(record, of, files_of(record, of, partial=False))
     fold = "qmpsnap commit vda --top '/my images/base.c1.qcow2' --base '/my images/s1.qcow2'"
-    assert f": {fold} commits it" in plan.notes[1]
+    assert f"to commit it: {fold}" in plan.notes[1]
 
 
 @pytest.mark.parametrize("mode", MODES)

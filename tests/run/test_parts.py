@@ -106,5 +106,5 @@ async def test_later_part_is_not_run_when_an_image_is_based_on_its_layer_by_then
     assert [len(files) for files in fake.state.chains().values()] == [1, 2]
     fake.before = None
     done = await vm.delete("one")
-    assert "only its name goes" in done.notes[0]
+    assert "only the snapshot's name is deleted" in done.notes[0]
     assert (await vm.moments()).moments == ()

@@ -1,10 +1,9 @@
-"""Plans of deletions of external moments: each moment goes, and every other one keeps its bytes.
+"""Plans that delete external moments; every other moment keeps its bytes.
 
-A moment of a disk is what its layer L reads, and an overlay O stands on that. Without the moment the two can
-be one: O's data goes down into L by a commit, or L's data goes up into O by a stream. What O read, and every
-layer above it, reads the same bytes afterwards; so does every layer below L. That loses only what L itself
-read, so it is done only if O alone stands on L. Otherwise the name goes, and L stays
-(docs/decisions/delete.md).
+A moment of a disk is what its layer L reads; an overlay O is based on L. To delete the moment, the two layers
+are merged: O is committed into L, or L is streamed into O. The merged layer reads what O read, and all layers
+above and below read the same bytes as before. Only what L itself read is lost, so the layers are merged only
+if nothing but O is based on L. Otherwise only the name is deleted, and L stays (docs/decisions/delete.md).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from qmpsnap.plan.scene import Scene
 
 
 def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Moment]) -> Ask:
-    """What has to be known of the layers of these moments, and of what stands on them."""
+    """What the planner has to know of the layers of these moments, and of the images based on them."""
     chosen = tuple(moments)
     disks = dict.fromkeys(name for moment in chosen for name in moment.disks if name in graph.disks)
     question = Ask()
@@ -60,17 +59,17 @@ def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Mo
 def plan(
     intent: Delete | Prune, moments: Iterable[Moment], scene: Scene, nameless: Collection[str] = ()
 ) -> Plan:
-    """Plan the deletion of moments: a job for each layer that goes, then the names; or refuse.
+    """Plan the deletion of moments: jobs that merge their layers, then the deletion of the names; or refuse.
 
     Args:
-        intent: What is asked for.
+        intent: The user's request.
         moments: External moments, the oldest first.
-        scene: The machine.
-        nameless: More layers that may go although they hold no moment.
+        scene: The machine and its files.
+        nameless: More layers to merge, which hold no moment.
 
     Raises:
         Busy: When a job holds one of the chains.
-        InvalidTarget: When it cannot be known what else stands on a layer.
+        InvalidTarget: When it cannot be determined what else is based on a layer.
         Unsupported: When a disk is attached read-only.
     """
     chosen = tuple(moments)
@@ -100,9 +99,9 @@ def plan(
 
 
 def _refuse_unfinished(scene: Scene, disks: Collection[str]) -> None:
-    """Refuse while an operation whose client went away has changed a chain, and not yet its moments.
+    """Refuse while an interrupted operation has changed a chain, but not yet the records of its moments.
 
-    One that has changed none is no obstacle: a deletion that was stopped is begun again in that way.
+    An interrupted operation that has changed no chain is no obstacle: the deletion can be started again.
     """
     for record in scene.files.records:
         if isinstance(record, IntentRecord):
@@ -120,25 +119,25 @@ def _refuse_unfinished(scene: Scene, disks: Collection[str]) -> None:
 
 
 def standing(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
-    """What is based on a layer beside the chain of the disk: disks, images, and moments that it is not."""
+    """What is based on a layer, apart from the disk's chain: other disks, images, and moments elsewhere."""
     images = scene.files.backed_by(layer.file, without=disk.files) if layer.file.startswith("/") else ()
     return [*other_disks(scene, disk, layer), *images, *_moments(scene, layer.file, disk.files)]
 
 
 def held(scene: Scene, layer: Layer) -> list[str]:
-    """Moments that are what the layer reads; they can be moved into another one that reads the same."""
+    """Moments that the layer holds; another layer that reads the same bytes could hold them as well."""
     return [f"the snapshot {record.name!r}" for record, file, _ in _reading(scene) if file == layer.file]
 
 
 def _moments(scene: Scene, file: str, chain: Collection[str] = ()) -> Iterator[str]:
-    """Moments that are read through a layer, from one that is not in the chain."""
+    """Moments that read from a layer, and are held by a layer outside the chain."""
     for record, own, below in _reading(scene):
         if own not in chain and file in below:
             yield f"the snapshot {record.name!r}"
 
 
 def _reading(scene: Scene) -> Iterator[tuple[MomentRecord, str, tuple[str, ...]]]:
-    """Every moment on each of its disks: the layer that it is, and all that this is read from."""
+    """For every moment and each of its disks: the layer that holds it, and the layers that this reads."""
     for record in scene.files.records:
         if isinstance(record, MomentRecord) and not record.deleted:
             for disk, own in record.covered.items():
@@ -147,12 +146,12 @@ def _reading(scene: Scene) -> Iterator[tuple[MomentRecord, str, tuple[str, ...]]
 
 
 def sizes(disk: Disk) -> list[int]:
-    """Bytes of each layer on the host, active first; what QEMU does not know counts in full."""
+    """Bytes of each layer on the host, active first; the virtual size where QEMU does not know them."""
     return [layer.virtual_size if layer.allocated is None else layer.allocated for layer in disk.layers]
 
 
 def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
-    """Plan the jobs by which these layers of a disk, or those above them, go."""
+    """Plan the jobs that merge each of these layers of a disk with the layer above it."""
     disk = deleting.scene.graph.disks[name]
     refuse_read_only(disk, "deletion")
     needed = []
@@ -164,23 +163,25 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
         by += held(deleting.scene, layer)
         if layer.file in wanted and by:
             why = ", ".join(dict.fromkeys(by))
-            deleting.notes.append(f"{layer.file} stays, only its name goes: {why} is still based on it")
+            deleting.notes.append(
+                f"{layer.file} stays, only the snapshot's name is deleted: {why} is still based on it"
+            )
         elif layer.file in wanted:
             goes.add(index)
     base = len(disk.layers) - 1
     top = next((index for index in range(base, 0, -1) if index not in goes), 0)
-    if base in goes and top in needed:  # to copy a base image up would free nothing: it stays
+    if base in goes and top in needed:  # copying a base image up would free nothing, as its file stays
         goes.remove(base)
         by = standing(deleting.scene, disk, disk.layers[top])
         why = f"{', '.join(dict.fromkeys(by))} is based on {disk.files[top]}"
-        deleting.notes.append(f"{disk.files[base]} stays, only its name goes: {why}")
-    # As indexes change with each job, the layers are found again by their files.
+        deleting.notes.append(f"{disk.files[base]} stays, only the snapshot's name is deleted: {why}")
+    # Indexes change with each job, so the jobs name the layers by their files.
     for run in merged(sizes(disk), goes, needed):
         _merge_run(deleting, name, disk, run, needed)
 
 
 def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Collection[int]) -> None:
-    """Plan the jobs of one run, the cheapest way that is possible; or note why there is none."""
+    """Plan the jobs of one run, in the cheapest way that is possible; else note why none is possible."""
     reasons: list[Refused] = []
     size = sizes(disk)
     every = list(ways(size, run.top, run.bottom, needed))
@@ -201,14 +202,14 @@ def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Coll
         return
     files = ", ".join(disk.files[run.top + 1 : run.bottom + 1])
     why = "; ".join(dict.fromkeys(reason.message for reason in reasons))
-    deleting.notes.append(f"{files} stays, only the name goes: {why}")
+    deleting.notes.append(f"{files} stays, only the name is deleted: {why}")
 
 
 # -- jobs ------------------------------------------------------------------------------------------
 
 
 def _jobs(deleting: Deleting, name: str, disk: Disk, run: Run) -> tuple[list[Part], Scene]:
-    """The jobs of a run, and what is predicted after them; or a refusal."""
+    """The jobs of a run, and the scene that is predicted after them; or refuse."""
     intent, scene = deleting.intent, deleting.scene
     into = disk.files[run.receiver]
     parts = []
@@ -234,20 +235,20 @@ def _jobs(deleting: Deleting, name: str, disk: Disk, run: Run) -> tuple[list[Par
 
 
 def _up(deleting: Deleting, disk: Disk, run: Run, gone: tuple[Layer, ...], scene: Scene) -> Plan:
-    """Plan the stream of these layers into the one above them, and what becomes of their files."""
+    """Plan the stream of these layers into the layer above them, and the removal of their files."""
     intent = deleting.intent
     into = disk.files[run.receiver]
     wish = Stream(disk.name, into=into, base=next(iter(disk.files[run.bottom + 1 :]), None))
     job = stream.plan(wish, scene)
     commit.refuse_needed(Commit(disk.name, look_in=intent.look_in), scene, disk, gone)
     retire: list[Step] = []
-    kept: list[str] = []
+    staying: list[str] = []
     if not intent.keep_files:
         refuse_loss(gone, allowed=False, hint="keep the file with --keep-files")
         for layer in gone:
             step = _dropped(scene, layer)
             if step is None:
-                kept.append(f"{layer.file} stays, although {disk.name} no longer needs it")
+                staying.append(f"{layer.file} stays, although {disk.name} no longer needs it")
             else:
                 retire.append(step)
     files = {layer.file for layer in gone}
@@ -257,11 +258,11 @@ def _up(deleting: Deleting, disk: Disk, run: Run, gone: tuple[Layer, ...], scene
         if isinstance(record, MomentRecord) and not files.isdisjoint(record.goes_on(disk.name))
     ]
     notes = tuple(note for note in job.notes if not note.endswith(f"no longer needed by {disk.name}"))
-    return with_tidying(replace(job, notes=(*notes, *kept)), (*retire, *goes_on))
+    return with_tidying(replace(job, notes=(*notes, *staying)), (*retire, *goes_on))
 
 
 def _dropped(scene: Scene, layer: Layer) -> Step | None:
-    """What removes the file of a layer that is in no chain any more; None where it stays."""
+    """The step that removes the file of a layer that is no longer in a chain; None if the file stays."""
     fact = scene.files.files.get(layer.file)
     if not closes_unused(layer.node) or layer.window or layer.file in scene.files.barred:
         return None
@@ -271,7 +272,7 @@ def _dropped(scene: Scene, layer: Layer) -> Step | None:
 
 
 def _removed(scene: Scene, file: str) -> Step | None:
-    """What removes an overlay that nothing needs; None for a base image, which has nothing to know it by."""
+    """The step that removes an overlay; None for a base image, whose header does not show whose it is."""
     fact = scene.files.files.get(file)
     if fact is None or fact.kind != "regular" or fact.header is None or fact.header.backing is None:
         return None
@@ -280,7 +281,7 @@ def _removed(scene: Scene, file: str) -> Step | None:
 
 
 def _put_aside(deleting: Deleting, file: str) -> None:
-    """Remove a layer that is in no chain, if nothing stands on it; else only the name goes."""
+    """Remove a layer that is in no chain if nothing is based on it; else delete only the name."""
     scene = deleting.scene
     removed = {step.arguments["file"] for step in deleting.removed}
     by = [image for image in scene.files.backed_by(file) if image not in removed]
@@ -293,11 +294,11 @@ def _put_aside(deleting: Deleting, file: str) -> None:
         deleting.removed.append(step)
     elif fact is None or fact.kind != "missing":
         why = f": {', '.join(dict.fromkeys(by))} is still based on it" if by else ""
-        deleting.notes.append(f"{file} stays, only its name goes{why}")
+        deleting.notes.append(f"{file} stays, only the snapshot's name is deleted{why}")
 
 
 def _after(scene: Scene, done: Plan) -> Scene:
-    """What is predicted after a part."""
+    """The scene that is predicted after a part."""
     assert done.after is not None  # noqa: S101 - it has an intent
     records = rewritten(scene.files.records, done.steps)
     return replace(scene, graph=done.after, files=structs.replace(scene.files, records=records))

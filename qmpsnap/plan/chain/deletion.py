@@ -1,7 +1,8 @@
-"""What becomes of the names of deleted moments, and when: with the last job that takes one away.
+"""Adds the changes to records to the jobs of a deletion: a moment's name is deleted with its last job.
 
-Of a moment on several disks each job notes that its disk has it no more, so that the same deletion goes on
-after a failure. A record is kept, as deleted, while other moments are found by it alone.
+If a moment is on several disks, each job notes in the record that its disk no longer has the moment. So the
+same deletion continues after a failure. A record stays, marked as deleted, as long as other moments can be
+found only through it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from qmpsnap.plan.scene import Scene
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A job by which moments go from a disk.
+    """A job that deletes moments from one disk.
 
     Attributes:
-        plan: The job, with all that belongs to it.
+        plan: The plan of the job.
         disk: The disk's name.
-        files: Layers whose moments are no more once it is done.
+        files: Layers whose moments no longer exist after the job.
     """
 
     plan: Plan
@@ -37,15 +38,15 @@ class Part:
 
 @dataclass(slots=True)
 class Deleting:
-    """What is known while the parts of a deletion are planned.
+    """A deletion while its parts are being planned.
 
     Attributes:
-        intent: What is asked for.
-        scene: The machine, as predicted after the parts so far; without the records of the moments that go.
-        gone: Records of these moments.
+        intent: The user's request.
+        scene: The machine as predicted after the parts so far, without the records of the deleted moments.
+        gone: Records of the deleted moments.
         parts: The jobs so far.
-        notes: What the caller should know of what is done without a job.
-        removed: Layers that are in no chain, and are put away.
+        notes: Notes for the user about changes without a job.
+        removed: Steps that remove layers that are in no chain.
     """
 
     intent: Delete | Prune
@@ -62,7 +63,7 @@ class Deleting:
 
 
 def with_tidying(job: Plan, steps: tuple[Step, ...]) -> Plan:
-    """The plan with more steps in its last stage, before its record is removed."""
+    """The plan with more cleanup steps, before the step that removes its record."""
     *stages, last = job.stages
     own = [
         step for step in last.steps if step.command == "finish-record" and job.job_id in step.arguments["ids"]
@@ -75,7 +76,7 @@ def with_tidying(job: Plan, steps: tuple[Step, ...]) -> Plan:
 
 
 def whole(deleting: Deleting, chosen: tuple[Moment, ...], scene: Scene) -> Plan:
-    """The jobs with what becomes of the names, as one plan."""
+    """One plan of all jobs, with the steps that change or remove the records of the moments."""
     ended = _ended(deleting, scene)
     last: dict[str, int] = {}
     for index, part in enumerate(deleting.parts):
@@ -95,7 +96,7 @@ def whole(deleting: Deleting, chosen: tuple[Moment, ...], scene: Scene) -> Plan:
     unnamed = tuple(record for record in deleting.gone if record.id not in last)
     if unnamed or deleting.removed or deleting.notes or not done:
         done.append(_without_jobs(deleting, chosen, unnamed, ended, more=not done))
-    first, *then = done  # these are checked as the commits and streams that they are, before each is run
+    first, *then = done  # before each part runs, it is checked as an ordinary commit or stream
     return replace(first, intent=deleting.intent, then=tuple(then))
 
 
@@ -109,7 +110,7 @@ def _state(record: MomentRecord) -> list[Step]:
 
 
 def _names(records: Iterable[MomentRecord], ended: Collection[MomentRecord], *, more: bool) -> list[Step]:
-    """What deletes these names; with `more`, also the records of earlier deletions that nobody needs."""
+    """Steps that delete these names; with `more`, also records of earlier deletions that nothing needs."""
     named = tuple(records)
     steps = [keep_link(record.directory, record.id) for record in named if record not in ended]
     finished = [record for record in ended if record in named or (more and record.deleted)]
@@ -120,10 +121,10 @@ def _names(records: Iterable[MomentRecord], ended: Collection[MomentRecord], *, 
 
 
 def _ended(deleting: Deleting, scene: Scene) -> tuple[MomentRecord, ...]:
-    """Records that nothing is found by any more.
+    """Records through which nothing is found any more.
 
-    A record is kept while a layer goes on from it, be it in a chain, aside, or another machine's: other
-    moments are found by it, and so is what stands on the layer whose name alone has gone.
+    A record stays while a layer continues from its moment, whether in a chain, in a branch, or in another
+    machine. Other moments are found through the record, and so are images on a layer that lost its name.
     """
     pending = [*deleting.gone, *_links(scene)]
     users = [
@@ -146,7 +147,7 @@ def _links(scene: Scene) -> list[MomentRecord]:
 
 
 def _leads(record: MomentRecord, read: Collection[str], deleting: Deleting, scene: Scene) -> bool:
-    """Whether a layer goes on from the moment, other than those that have been merged with its own."""
+    """Whether a layer continues from the moment, other than layers that were merged with the moment's own."""
     removed = {step.arguments["file"] for step in deleting.steps if step.command == "retire-file"}
     before, after = (
         {file for disk in graph.disks.values() for file in disk.files}
@@ -173,7 +174,7 @@ def _without_jobs(
     *,
     more: bool,
 ) -> Plan:
-    """What copies no data: the VM state, the layers aside, and the names of moments whose layers stay."""
+    """The part without a job: delete VM state, layers in no chain, and names of moments whose layers stay."""
     states = tuple(step for record in unnamed for step in _state(record))
     names = " and ".join(repr(record.name) for record in unnamed)
     disks = dict.fromkeys(disk for moment in chosen for disk in moment.disks)

@@ -1,9 +1,9 @@
-"""Which layers of a chain are merged into which of them, so that as few bytes as possible are copied.
+"""Chooses which layers of a chain are merged into which, so that as few bytes as possible are copied.
 
-A chain is numbered from 0, the active layer. The boundary above layer i, between i - 1 and i, is what layer i
-holds: a moment, or nothing that has a name. Where it goes, the two layers become one. Layers without a
-boundary between them are a run: one of them receives the data of all the others, those above it by a commit
-and those below it by a stream.
+The layers of a chain are numbered from 0, the active layer. Boundary i lies between layers i - 1 and i, and
+stands for the content of layer i: a moment, or content without a name. If boundary i is removed, the two
+layers are merged. Layers without a boundary between them form a run. One layer of a run receives the data of
+all others: those above it are committed into it, those below it are streamed into it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Layers that become one.
+    """Consecutive layers that are merged.
 
     Attributes:
-        top: Index of the newest.
-        bottom: Index of the oldest.
-        receiver: Index of the one that receives the data of the others.
-        copied: Bytes of those others on the host: no more than these are copied.
+        top: Index of the newest layer.
+        bottom: Index of the oldest layer.
+        receiver: Index of the layer that receives the data of the others.
+        copied: Bytes of the other layers on the host: the job copies no more than these.
     """
 
     top: int
@@ -30,31 +30,32 @@ class Run:
 
 
 def merged(sizes: Sequence[int], gone: Collection[int], needed: Collection[int] = ()) -> tuple[Run, ...]:
-    """The runs of a chain without some of its boundaries, each with the cheapest receiver; the newest first.
+    """The runs of a chain after boundaries are removed, newest first, each with its cheapest receiver.
 
     Args:
         sizes: Bytes of each layer on the host, active first.
-        gone: Boundaries that go, each by the index of the layer below it.
-        needed: Layers on which something else stands, which therefore stay: no data leaves them.
+        gone: Boundaries to remove, each by the index of the layer below it.
+        needed: Layers on which something else is based; they stay, so each is the receiver of its run.
     """
-    found = []
+    runs = []
     top = 0
     for index in range(1, len(sizes) + 1):
         if index not in gone:
             if index - top > 1:
-                found.append(next(ways(sizes, top, index - 1, needed)))
+                runs.append(next(ways(sizes, top, index - 1, needed)))
             top = index
-    return tuple(found)
+    return tuple(runs)
 
 
 def ways(sizes: Sequence[int], top: int, bottom: int, needed: Collection[int] = ()) -> Iterator[Run]:
-    """Every receiver that a run may have, the cheapest first; of equal ones the oldest layer.
+    """The run with each possible receiver, the cheapest first; of equal cost, the oldest receiver first.
 
     Args:
         sizes: As in `merged`.
         top: Index of the newest layer of the run.
-        bottom: Index of the oldest one.
-        needed: As in `merged`. Of a run only the top can be needed: what stands on any other is in its way.
+        bottom: Index of the oldest layer of the run.
+        needed: As in `merged`. Only the top layer of a run can be in it: the boundary above any other needed
+            layer stays.
     """
     total = sum(sizes[top : bottom + 1])
     receivers = [top] if top in needed else range(bottom, top - 1, -1)
@@ -69,30 +70,30 @@ def fewest(
     needed: Collection[int] = (),
     certain: Collection[int] = (),
 ) -> frozenset[int]:
-    """The boundaries to remove so that `depth` layers are left, or as few as can be, with least copied.
+    """The boundaries to remove so that at most `depth` layers, or as few as possible, remain.
 
-    Of ways that cost the same, that which removes fewer and older boundaries.
+    The solution copies the fewest bytes. Of solutions with equal cost, it removes fewer and older boundaries.
 
     Args:
         sizes: As in `merged`.
-        free: Boundaries that may go.
-        depth: How many layers may be left, at least 1.
+        free: Boundaries that may be removed.
+        depth: How many layers may remain, at least 1.
         needed: As in `merged`.
-        certain: Boundaries among the free ones that go in any case.
+        certain: Boundaries among the free ones that are removed in any case.
     """
     count = len(sizes)
     left = max(depth, count - len(set(free)))
     stays = [index not in certain for index in range(count + 1)]
-    # Of at most so many runs, from each layer on: bytes copied, boundaries removed, and where the first ends.
+    # best[n][i], for at most n runs from layer i on: bytes copied, boundaries removed, end of the first run.
     best: list[list[tuple[int, int, int] | None]] = [[None] * count + [(0, 0, count)]]
     for _ in range(left):
         rest = [way if stays[index] else None for index, way in enumerate(best[-1])]
         best.append([*(_cheapest(sizes, free, needed, start, rest) for start in range(count)), (0, 0, count)])
     removed: list[int] = []
     start = 0
-    while start < count and (found := best[left][start]) is not None:
-        removed += range(start + 1, found[2] + 1)
-        start, left = found[2] + 1, left - 1
+    while start < count and (run := best[left][start]) is not None:
+        removed += range(start + 1, run[2] + 1)
+        start, left = run[2] + 1, left - 1
     return frozenset(removed)
 
 
@@ -103,8 +104,8 @@ def _cheapest(
     start: int,
     rest: Sequence[tuple[int, int, int] | None],
 ) -> tuple[int, int, int] | None:
-    """The cheapest first run from a layer on, with the cheapest of what follows it; None: there is none."""
-    found: tuple[int, int, int] | None = None
+    """The first run from layer `start` on that is cheapest together with `rest`; None if there is none."""
+    cheapest: tuple[int, int, int] | None = None
     total = biggest = 0
     for end in range(start, len(sizes)):
         if end > start and end not in free:
@@ -115,6 +116,6 @@ def _cheapest(
             continue
         stays = sizes[start] if start in needed else biggest
         way = (after[0] + total - stays, after[1] + end - start, end)
-        if found is None or way[:2] < found[:2]:  # of equal ones the shorter run: older boundaries go
-            found = way
-    return found
+        if cheapest is None or way[:2] < cheapest[:2]:  # of equal cost, the shorter run: removes older ones
+            cheapest = way
+    return cheapest

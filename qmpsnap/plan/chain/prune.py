@@ -1,4 +1,4 @@
-"""Plan of a pruning: external moments are deleted by a rule, with as few bytes copied as that allows."""
+"""Plans that delete external moments by a rule, and copy as few bytes as the rule allows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from qmpsnap.plan.scene import Scene
 
 
 def ask_again(intent: Prune, graph: Graph, files: Files) -> Ask:
-    """What the planner wants to know once it knows the records: of every external moment's layers."""
+    """What the planner has to know, once it knows the records, of the layers of every external moment."""
     moments = find_moments(graph, files.records).moments
     return delete.ask(intent, graph, files, (moment for moment in moments if moment.kind == "external"))
 
 
 def plan(intent: Prune, scene: Scene) -> Plan:
-    """Plan the deletion of the moments that the rule does not keep; one without steps when it keeps all.
+    """Plan the deletion of the moments that the rule does not keep; no steps if it keeps all of them.
 
-    With `keep_last` the newest moments stay. With `max_depth` those go whose layers cost least to merge. A
-    layer that something else needs stays in either case, and a note says so. Layers whose moments were
-    deleted before, when something needed them, go with the others once nothing does.
+    With `keep_last` the newest moments stay. With `max_depth` the moments are deleted whose layers cost least
+    to merge. A layer that something else needs stays in either case, and a note says so. Layers whose moments
+    were deleted earlier, while something needed the layers, are merged too once nothing needs them.
 
     Raises:
-        NotFound, AmbiguousDisk: When a disk is not there, or a spelling means two.
+        NotFound, AmbiguousDisk: When a disk does not exist, or a spelling matches two.
         Busy, InvalidTarget: As in `delete.plan`.
     """
     disks = [find_disk(scene.graph, name) for name in intent.disks] or list(scene.graph.disks.values())
@@ -47,7 +47,7 @@ def plan(intent: Prune, scene: Scene) -> Plan:
 
 
 def _nameless(disks: Iterable[Disk], scene: Scene) -> frozenset[str]:
-    """Layers that hold only moments which were deleted before."""
+    """Layers that hold only moments that were deleted earlier."""
     records = [record for record in scene.files.records if isinstance(record, MomentRecord)]
     held = {
         (name, file)
@@ -62,7 +62,7 @@ def _nameless(disks: Iterable[Disk], scene: Scene) -> frozenset[str]:
 def _too_deep(
     depth: int, disks: Iterable[Disk], moments: list[Moment], scene: Scene
 ) -> tuple[list[Moment], frozenset[str]]:
-    """The moments, and the layers without one, that have to go from chains that are too deep."""
+    """The moments to delete, and the layers without a moment to merge, in chains that are too deep."""
     nameless = _nameless(disks, scene)
     names = {f"the snapshot {moment.name!r}" for moment in moments}
     chosen: list[Moment] = []
@@ -88,5 +88,5 @@ def _too_deep(
 
 
 def _others(scene: Scene, disk: Disk, layer: Layer, names: Collection[str]) -> bool:
-    """Whether anything is based on a layer, other than the chain and moments that could go with it."""
+    """Whether anything is based on a layer, except its chain and the moments named in `names`."""
     return any(what not in names for what in delete.standing(scene, disk, layer))

@@ -1,10 +1,10 @@
-"""Plans of a revert of a machine that is off: there is no memory that would have to match the disks.
+"""Plans that revert a machine that is off, whose disks need not match any memory.
 
-    to an external moment       new overlays on its layers, from which the machine is started then
-    to an internal one          the images themselves go back; what was written since is lost
+    to an external moment       new overlays on its layers, from which the machine is then started
+    to an internal moment       the images themselves are reverted; what was written since is lost
 
-Several images go back one after the other, since QEMU knows no transaction for it. Until the last one has,
-each keeps what it held in a snapshot inside it, so that a failure takes all of them back.
+Images are reverted one after the other, because QEMU has no transaction for it. Before the first one is
+reverted, a snapshot inside each image preserves its content, so that a failure can roll back all of them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from qmpsnap.plan.vmstate import revert
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
-    """What the planner wants to know once it knows the moments, as for a machine that runs."""
+    """What the planner has to know once it knows the moments: the same as for a machine that runs."""
     return revert.ask_again(intent, graph, files)
 
 
 def plan(intent: Revert, scene: Scene) -> Plan:
-    """Plan to go back to a moment with the machine off; or refuse.
+    """Plan to revert to a moment with the machine off; or refuse.
 
     Raises:
         NotFound, AmbiguousName: When no moment has the name, or two have it, or one image has it twice.
-        Unsupported: When layers are to be discarded, a way of loading memory is given, a writable disk is no
-            qcow2 image or has a dirty bitmap, or the storage daemon lacks a command.
-        NotInChain: When a layer does not hold it any more, or a writable disk that is not to be left does
-            not have it in its active layer.
-        Busy: When a job runs, or something else reads a disk that is to go back.
+        Unsupported: When layers are to be discarded, a way of loading memory is given, a writable disk is not
+            a qcow2 image or has a dirty bitmap, or the storage daemon lacks a command.
+        NotInChain: When a layer no longer holds the moment, or the active layer of a writable disk that is
+            not in `leave` does not contain it.
+        Busy: When a job runs, or something else reads a disk that is to be reverted.
         TargetExists, InvalidTarget: When an overlay cannot be created.
     """
     if intent.via is not None:
@@ -53,7 +53,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         )
     if intent.discard:
         raise Unsupported(
-            "with the machine off no layer is discarded by a revert",
+            "with the machine off a revert discards no layer",
             feature="discarding layers with the machine off",
             hint="omit --discard; a snapshot inside the images loses what was written since in any case",
         )
@@ -72,7 +72,7 @@ def _inside(intent: Revert, moment: Moment, scene: Scene) -> Plan:
     token = digest(
         "revert-off", intent.name, [(disk.name, disk.files) for disk in part.disks], avoid=_taken(part)
     )
-    kept = kept_inside(token)
+    backup = kept_inside(token)
     roots = tuple((disk.name, disk.root) for disk in part.disks)
     old = [
         (name, disk.name, disk.root)
@@ -80,17 +80,17 @@ def _inside(intent: Revert, moment: Moment, scene: Scene) -> Plan:
         for name in dict.fromkeys(snapshot.name for snapshot in disk.active.snapshots)
         if is_kept_inside(name)
     ]
-    steps = (step for disk in part.disks for step in revert_inside(disk, intent.name, kept))
+    steps = (step for disk in part.disks for step in revert_inside(disk, intent.name, backup))
     return Plan(
         op="revert-internal",
         intent=intent,
         disks=part.names,
         stages=(
-            Stage("keep what the images hold", (keep_inside(kept, roots),)),
+            Stage("keep what the images hold", (keep_inside(backup, roots),)),
             Stage(f"revert to {intent.name!r}", tuple(steps), verify=True),
             Stage(
                 "delete what was kept",
-                tuple(drop_inside(*place) for place in (*((kept, *root) for root in roots), *old)),
+                tuple(drop_inside(*place) for place in (*((backup, *root) for root in roots), *old)),
                 tidy=True,
             ),
         ),
@@ -131,5 +131,5 @@ def _notes(moment: Moment) -> tuple[str, ...]:
         return (lost,)
     return (
         lost,
-        f"the memory is not loaded; it is if the machine is started with -loadvm {quoted(moment.name)}",
+        f"the memory is not loaded; to load it, start the machine with -loadvm {quoted(moment.name)}",
     )

@@ -144,7 +144,7 @@ def test_only_the_name_goes_where_something_else_is_based_on_the_layer(stands: s
     plan = planned(Delete("two"), of, files=found)
     assert plan.chains_after == plan.chains_before == {"vda": (C, B, A, BASE)}
     assert plan.steps == (keep_link(STATE, TWO_.id),)
-    assert plan.notes[0].startswith(f"{A} stays, only its name goes: ")
+    assert plan.notes[0].startswith(f"{A} stays, only the snapshot's name is deleted: ")
 
 
 def test_overlay_on_which_a_branch_stands_receives() -> None:
@@ -193,7 +193,7 @@ def test_layer_aside_stays_while_anything_needs_it(by: str) -> None:
         found.put("/images/x.qcow2", backing=A)
     plan = planned(Delete("left"), of, files=found)
     assert "retire-file" not in {step.command for step in plan.steps}
-    assert plan.notes[0].startswith(f"{A} stays, only its name goes: ")
+    assert plan.notes[0].startswith(f"{A} stays, only the snapshot's name is deleted: ")
 
 
 def test_files_are_kept_when_that_is_asked_for() -> None:
@@ -213,7 +213,7 @@ def test_internal_snapshots_of_a_layer_are_not_lost_with_it() -> None:
     of = replace(of, disks=Frozen(vda=replace(disk, layers=layers)))
     plan = planned(Delete("two"), of, files=files(of))
     assert plan.chains_after == plan.chains_before
-    assert plan.notes[0].startswith(f"{A} stays, only the name goes: this would be lost")
+    assert plan.notes[0].startswith(f"{A} stays, only the name is deleted: this would be lost")
 
 
 TWO_DISKS = graph(*drawn(a=5).disks.values(), chain("data.raw <- d*", name="vdb"))
@@ -309,7 +309,7 @@ def test_branch_in_another_directory_is_known_by_a_deleted_moment() -> None:
         found.perform(step)
     second = planned(Delete("one"), of, files=found)
     assert second.chains_after == second.chains_before
-    assert second.notes == (f"{BASE} stays, only its name goes: {X} is based on {A}",)
+    assert second.notes == (f"{BASE} stays, only the snapshot's name is deleted: {X} is based on {A}",)
     assert not [
         step for step in second.steps if step.command == "retire-file" and step.arguments["file"] == A
     ]
@@ -322,7 +322,7 @@ def test_golden_image_is_not_written_into_under_another_machine_whose_moment_is_
     found.put(X, backing=BASE)
     plan = planned(Delete("one"), of, files=found)
     assert plan.chains_after == plan.chains_before
-    assert plan.notes[0] == f"{BASE} stays, only its name goes: {X} is still based on it"
+    assert plan.notes[0] == f"{BASE} stays, only the snapshot's name is deleted: {X} is still based on it"
 
 
 def test_links_end_once_their_layers_are_merged() -> None:

@@ -127,7 +127,7 @@ def test_revert_off_says_that_memory_is_not_loaded() -> None:
     there = graph(holding("vda", replace(ONE, vm_state_size=4096)))
     assert reverted(there).notes == (
         "what was written since is lost",
-        "the memory is not loaded; it is if the machine is started with -loadvm c1",
+        "the memory is not loaded; to load it, start the machine with -loadvm c1",
     )
 
 
@@ -135,7 +135,7 @@ def test_revert_off_says_that_memory_is_not_loaded() -> None:
     ("there", "intent", "error", "text"),
     [
         (TWO, Revert("c1", via="hmp"), Unsupported, "--via does not apply"),
-        (TWO, Revert("c1", discard=True), Unsupported, "no layer is discarded"),
+        (TWO, Revert("c1", discard=True), Unsupported, "a revert discards no layer"),
         (TWO, Revert("c9"), NotFound, "there is no snapshot 'c9'"),
         (ON_VDA, Revert("c1"), NotInChain, "is not inside the active layer of vdb"),
         (graph(holding("vda", ONE, layer=1)), Revert("c1"), NotInChain, "not inside the active layer of vda"),
