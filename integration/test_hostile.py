@@ -199,20 +199,20 @@ def test_no_tool_is_started_on_a_hostile_image(qemu, tmp_path, place):
 def exchanged_for_another(qemu, place, top):
     """Another image takes its name."""
     qemu.create(place / "other.qcow2")
-    return f"mv {place}/other.qcow2 {top}", "was exchanged"
+    return f"mv {place}/other.qcow2 {top}", "was replaced"
 
 
 def exchanged_for_a_link(qemu, place, top):
     """A link to an image elsewhere takes its name."""
     qemu.create(place.parent / "other" / "far.qcow2")
-    return f"ln -sf {place}/../other/far.qcow2 {top}", "was exchanged"
+    return f"ln -sf {place}/../other/far.qcow2 {top}", "was replaced"
 
 
 def given_a_data_file(qemu, place, top):
     """Whoever may write into it gives it a data file, at which no other check looks any more."""
     other = with_data_file(qemu, place, f"{place}/c.raw")
     (place / "c.raw").symlink_to("../other/canary")
-    return f"cat {other} > {top}", "canary' was opened, to which no header led"
+    return f"cat {other} > {top}", "canary' was opened, which no checked header names"
 
 
 @pytest.mark.parametrize("exchange", [exchanged_for_another, exchanged_for_a_link, given_a_data_file])

@@ -1,7 +1,7 @@
-"""Backups of a running machine: a snapshot, copies of the layers beneath it, and the overlays merged back.
+"""Backups of a running machine: take a snapshot, copy the layers beneath it, and merge the overlays back.
 
-What a client leaves that is killed in between is an ordinary snapshot, whose name says what it was for. The
-next backup merges it back first, and so does anybody else by `commit`.
+A client that is killed in between leaves an ordinary snapshot, whose name tells that it belongs to a backup.
+The next backup first merges its overlays back; `commit` does the same by hand.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ _MERGE_LIMIT: Final = 30.0  # seconds that a cancelled backup may take to merge 
 
 @dataclass(frozen=True, slots=True)
 class BackedUp(Done):
-    """The result of a backup; `bytes` are those of its images.
+    """The result of a backup; `bytes` is the size of its images.
 
     Attributes:
         backup: Its record: the images, their sizes and checksums.
-        directory: Where they are.
+        directory: Directory of the images.
     """
 
     backup: BackupRecord = _NONE
@@ -70,7 +70,7 @@ class BackedUp(Done):
 
     def to_json(self) -> dict[str, object]:
         """The result as `--json` prints it."""
-        # Not super(): a class with slots is made anew by its decorator.
+        # Not super(): the decorator creates a class with slots anew.
         return {
             **Done.to_json(self),
             "directory": self.directory,
@@ -94,7 +94,7 @@ class Backups:
         self._jobs = jobs
 
     async def plan(self, place: str, disks: Sequence[str]) -> Plan:
-        """The plan of the snapshot, with notes that say what follows it."""
+        """The plan of the snapshot, with notes on the copies and commits that follow."""
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
         plan = await self._planning.plan(Snapshot(moment_name(name), tuple(disks)))
@@ -112,7 +112,7 @@ class Backups:
         )
 
     async def run(self, place: str, disks: Sequence[str], *, speed: int, hooks: Hooks) -> BackedUp:
-        """Take one; see `VM.backup`."""
+        """Take a backup; see `VM.backup`."""
         started = anyio.current_time()
         notes = await self._merge_left(hooks)
         created = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -123,7 +123,7 @@ class Backups:
         async with AsyncExitStack() as stack:
             images = await in_thread(partial(backups.Partial, place, name, need_bytes=_need(covered)))
             stack.push_async_callback(in_thread, images.close)
-            for disk in covered:  # whoever finds the snapshot knows by this that we are at work
+            for disk in covered:  # the lock shows other clients that this backup is running
                 lock = await in_thread(partial(hold, disk.active.file, intent.name))
                 if lock is not None:
                     stack.callback(os.close, lock)
@@ -174,7 +174,7 @@ class Backups:
         return await self._executor.do(partial(self._planning.plan, intent), hooks)
 
     async def _undo(self, taken: Done, error: BaseException) -> None:
-        """Merge the overlays back after a failure, as far as that is possible in time; say what is left."""
+        """Merge the overlays back after a failure, within a time limit; note in the error what is left."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(_MERGE_LIMIT), suppress(QmpsnapError):
             left = dict(taken.chains)
             for disk, files in taken.chains.items():
@@ -186,7 +186,7 @@ class Backups:
             error.left = (*error.left, *(f"{files[0]}: {_merge_hint(disk)}" for disk, files in left.items()))
 
     async def _merge_left(self, hooks: Hooks) -> tuple[str, ...]:
-        """Merge back what backups have left whose client was killed; refuse while one is running."""
+        """Merge back the overlays of interrupted backups; refuse while another backup is running."""
         await self._finish_left()
         notes = []
         moments = await self._planning.moments()
@@ -205,17 +205,17 @@ class Backups:
         return tuple(filter(None, notes))
 
     async def _merge_part(self, name: str, part: MomentPart, hooks: Hooks) -> str:
-        """Merge back one overlay of an earlier backup; returns what the caller should know."""
+        """Merge back one overlay of an interrupted backup; return a note for the user, or ""."""
         if not part.in_chain or not part.overlay:
             return ""
         try:
             await self._fold(part.disk, part.overlay, part.file, replace(hooks, detach=None))
         except Refused as error:
-            return f"the overlay of an interrupted backup stays, {part.overlay}: {error.message}"
+            return f"{part.overlay}, the overlay of an interrupted backup, stays: {error.message}"
         return f"merged the overlay of an interrupted backup back into {part.file} ({name})"
 
     async def _finish_left(self) -> None:
-        """Finish the snapshot or the commit of a backup whose client was killed in the middle of it."""
+        """Finish a snapshot or a commit of a backup during which the client was killed."""
         overlays = {
             part.overlay
             for moment in (await self._planning.moments()).moments
@@ -238,7 +238,7 @@ class _Copies:
         moment: The moment's name.
         disks: Names of the disks.
         speed: Limit in bytes/s; 0: none.
-        hooks: What the caller wants to be told, and its wish to stop.
+        hooks: The caller's callbacks, and its request to stop.
     """
 
     planning: Planning
@@ -249,20 +249,20 @@ class _Copies:
     hooks: Hooks
 
     async def make(self) -> dict[str, BackupDisk]:
-        """Copy them all; compare each with the moment; return what the manifest says of each.
+        """Copy all disks, and compare each copy with the moment; return the manifest's entry of each.
 
         Raises:
-            Interrupted: When the caller's hooks say so.
-            CommandFailed: When one cannot be copied, or differs.
+            Interrupted: When the caller's hooks ask to stop.
+            CommandFailed: When a copy fails, or differs.
         """
-        made: dict[str, BackupDisk] = {}
+        copies: dict[str, BackupDisk] = {}
         with anyio.CancelScope() as scope:
             async with alongside(self._watch(scope)):
                 for view in await self.planning.views(self.moment, self.disks):
-                    made[view.disk] = await self._copy(view)
+                    copies[view.disk] = await self._copy(view)
         if scope.cancelled_caught:
             raise Interrupted("the backup was stopped, and nothing of it is left")
-        return made
+        return copies
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         if self.hooks.cancel is not None:
@@ -299,15 +299,15 @@ async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord,
 
 
 async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = None) -> BackupRecord:
-    """Check every image of a backup: its checksum, and that it is whole and stands alone.
+    """Check every image of a backup: its checksum, and that it is consistent and needs no other file.
 
     Args:
         directory: The directory of backups.
-        at: Which one, counted from 1 as they are listed; None: the newest.
+        at: Number of the backup, counted from 1 in the order of the list; None: the newest.
 
     Raises:
         NotFound: When there is no such backup.
-        InvalidTarget: When an image is missing, or its checksum is another.
+        InvalidTarget: When an image is missing, or its checksum differs.
         CommandFailed: When qemu-img finds an image damaged.
     """
     place, record = await _chosen(directory, at)
@@ -321,15 +321,15 @@ async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = N
 async def restore_backup(
     directory: str | os.PathLike[str], to: str | os.PathLike[str], *, at: int | None = None
 ) -> dict[str, str]:
-    """Copy the images of a backup out of it, each checked by its checksum.
+    """Copy the images of a backup out of it, and verify the checksum of each.
 
-    No file is replaced, and none has its name before it is whole and on the disk. After a failure the images
-    that were complete stay.
+    No file is replaced, and a file gets its name only once it is complete and synced. After a failure the
+    images that were complete stay.
 
     Args:
         directory: The directory of backups.
         to: Directory that receives `DISK.qcow2` of each disk; created if it does not exist.
-        at: Which backup, counted from 1 as they are listed; None: the newest.
+        at: Number of the backup, counted from 1 in the order of the list; None: the newest.
 
     Returns:
         Path of each disk's image, by the disk's name: start the machine from these.
@@ -337,7 +337,7 @@ async def restore_backup(
     Raises:
         NotFound: When there is no such backup.
         TargetExists: When a file exists; nothing was copied.
-        InvalidTarget: When one cannot be created, or an image in the backup is missing or damaged.
+        InvalidTarget: When a file cannot be created, or an image in the backup is missing or damaged.
     """
     place, record = await _chosen(directory, at)
     target = absolute("to", to)
@@ -365,11 +365,11 @@ def _image(disk: str) -> str:
 
 
 def _need(disks: Iterable[Disk]) -> int:
-    """Bytes that the images may take: what the layers take, and no more than the disks have."""
+    """Bytes that the images may take: at most what the layers take, and at most the size of each disk."""
     return sum(
         min(disk.active.virtual_size, sum(layer.allocated or 0 for layer in disk.layers)) for disk in disks
     )
 
 
 def _merge_hint(disk: str) -> str:
-    return f"the next backup merges the overlay back, or do it now: {command('commit', disk)}"
+    return f"the next backup merges the overlay back; to do it now: {command('commit', disk)}"

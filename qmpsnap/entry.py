@@ -146,28 +146,28 @@ async def offline(
     name: str = "",
     **disks: str | os.PathLike[str],
 ) -> AsyncIterator[VM]:
-    """Work on the images of a machine that is off: the same methods, as far as they need no guest.
+    """Work on the images of a machine that is off, with all methods that need no guest.
 
-    The headers of all images are checked first, by our own reader. Then a qemu-storage-daemon opens every
-    layer by its own format, and locks it: no machine can start on the images meanwhile. The daemon ends with
-    the block, also when this process is killed.
+    Our own reader first checks the headers of all images. Then a qemu-storage-daemon opens every layer with
+    its own format, and locks it: no machine can start on the images meanwhile. The daemon ends with the
+    block, and also if this process is killed.
 
     Args:
-        images: The active image of each disk, by the name that the disk is to have.
+        images: The active image of each disk, by the name that you choose for the disk.
         formats: "raw" or "qcow2" of a disk's active image; needed unless its name ends in ".qcow2". The
             format of each layer beneath is the one that the header above it records.
-        allow_dirs: Directories, with those below, in which backing files and data files may lie, besides
-            that of the active image.
-        read_only: Whether the images are only looked at, by their headers: no daemon is started and nothing
-            is locked, and whatever would change something is refused.
+        allow_dirs: Directories in which, and below which, backing files and data files may be, in addition to
+            the directory of the active image.
+        read_only: Whether only the headers of the images are read: no daemon is started, nothing is locked,
+            and every change is refused.
         daemon: The storage daemon's path, or its name on PATH.
         state_dir: Directory of records; None: beside each base image.
-        name: What the machine is called in logs and errors; "": "the machine".
-        disks: More images, those whose disks have names that are Python identifiers.
+        name: The machine's name in logs and errors; "": "the machine".
+        disks: More images, as keywords, for disk names that are Python identifiers.
 
     Raises:
         BadArgument: When an argument is invalid.
-        UnsafeImage: When a header, or a format that was not given, forbids to open an image.
+        UnsafeImage: When an image must not be opened, because of its header or an unknown format.
         ImageInUse: When a process has an image open for writing.
         NotFound, InvalidTarget, Unsupported, StillNeeded: When an image cannot be opened.
         ConnectFailed: When the daemon cannot be started.

@@ -194,12 +194,12 @@ class FileMoved(Refused):
 
 
 class ImageInUse(Refused):
-    """A process, or a loop device, writes to an image that was taken for that of a machine that is off.
+    """A process or a loop device has an image open for writing, so its machine is not off.
 
     Attributes:
         file: The image.
-        pid: The process; None when it is not known, as of another user, or in a container.
-        program: Its name, or that of the loop device; "" when it is not known.
+        pid: The process; None if it is not known, because of another user or a container for instance.
+        program: The name of the program, or the loop device; "" if it is not known.
     """
 
     def __init__(

@@ -173,26 +173,27 @@ class VM:
     ) -> AsyncIterator[View]:
         """Read a disk as it was at a snapshot of any kind, while the guest keeps running.
 
-        A process of ours serves it over NBD, on a unix socket that other users cannot reach, as long as the
-        block lasts. Nothing is sent to the machine. Its layers are locked meanwhile: a commit into one of
-        them is refused by QEMU, and the chain is unchanged. Cancelled or failed, nothing is left.
+        Until the end of the block a child process serves the disk over NBD, on a unix socket that other users
+        cannot reach. Nothing that changes the machine is sent to it. The layers are locked meanwhile: QEMU
+        refuses a commit into one of them, and the chain is unchanged. After a failure or cancel nothing is
+        left.
 
         Args:
             name: The snapshot's name.
-            disk: The disk in any spelling; None: the only one that the snapshot is of.
-            fuse: Directory in which the disk is also to be a file, `DISK.raw`; None: it is not.
+            disk: The disk in any spelling; None: the only disk of the snapshot.
+            fuse: Directory in which the disk is also available as a file, `DISK.raw`; None: no such file.
 
         Yields:
-            Where it can be read: `.uri`, `.socket`, `.file`.
+            The view, with the addresses `.uri`, `.socket` and `.file`.
 
         Raises:
-            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when it is of several
-                disks, and none was named.
+            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when the snapshot includes
+                several disks, and none was named.
             NotInChain: When no layer holds it any more.
             Busy: When a layer is being written to.
             FileMoved: When a layer's name does not lead to the file that QEMU has open.
-            Unsupported: When a layer is encrypted or no file, the images are not visible from here, or QEMU's
-                tools are not installed, or have no FUSE.
+            Unsupported: When a layer is encrypted or not a file, the images are not visible from here, or
+                QEMU's tools are not installed, or cannot use FUSE.
             TargetExists, InvalidTarget: When the file for FUSE exists, or cannot be created.
             ConnectFailed: When the layers cannot be opened.
             GraphMismatch: At the end of the block, when a snapshot inside an image was deleted meanwhile.
@@ -204,11 +205,11 @@ class VM:
             yield opened
 
     async def views(self, name: str, *, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
-        """How disks are read as they were at a snapshot, for `open_view`, which does not need the machine.
+        """How to read disks as they were at a snapshot; give it to `open_view`, which needs no connection.
 
         Args:
             name: The snapshot's name.
-            disks: Disks in any spelling; none: every disk that the snapshot is of.
+            disks: Disks in any spelling; none: every disk of the snapshot.
 
         Raises:
             Refused: As `open`.
@@ -468,29 +469,29 @@ class VM:
         speed: int = 0,
         hooks: Hooks | None = None,
     ) -> BackedUp:
-        """Copy disks away as of one instant, while the guest keeps running; each copy is an image of its own.
+        """Copy disks as of one instant into standalone images, while the guest keeps running.
 
         A snapshot is taken, the layers beneath it are copied, each copy is compared with them, and the
-        overlays are merged back. The backup gets its name in the directory when it is whole and on the disk.
+        overlays are merged back. The backup gets its name in the directory once it is complete and synced.
 
-        After success the chains are as before. After a failure, or cancelled before the copies were complete,
-        nothing of the backup is left, and the overlays are merged back; what could not be merged back is
-        named in `.left`. When our process or QEMU was killed, the next backup merges them back first.
+        After success the chains are as before. After a failure, or a cancel before the copies are complete,
+        the incomplete backup is removed, and the overlays are merged back; `.left` names those that could not
+        be merged back. If our process or QEMU was killed, the next backup merges them back first.
 
         Args:
             directory: The directory of backups; created if it does not exist.
             disks: Disks in any spelling; none: every writable disk with a medium.
             speed: Limit of the copies in bytes/s; 0: none.
-            hooks: See `VM`; told of the copies' progress, and of each root that moves.
+            hooks: See `VM`; called with the progress of the copies, and with each root that moves.
 
         Raises:
-            InvalidTarget: When there is no room, or the directory cannot be written.
+            InvalidTarget: When there is too little space, or the directory cannot be written.
             Busy: When a job holds one of the chains, or another backup is running.
-            Unsupported: When a layer is encrypted or no file, or the images are not visible from here.
+            Unsupported: When a layer is encrypted or not a file, or the images are not visible from here.
             CommandFailed: When a disk cannot be copied, or its copy differs.
-            Interrupted: When the hooks say so.
-            Refused, TargetError: As `snapshot` and `commit` do. When merging back fails, the backup is
-                complete, and the hint names it.
+            Interrupted: When the hooks ask to stop.
+            Refused, TargetError: As `snapshot` and `commit`. If merging back fails, the backup is complete,
+                and the hint names its directory.
 
         QAPI: transaction, blockdev-snapshot-sync, block-commit (block-core.json).
         """
@@ -501,7 +502,7 @@ class VM:
         return await self._backups.run(place, named, speed=speed, hooks=hooks or Hooks())
 
     async def plan_backup(self, directory: str | os.PathLike[str], *, disks: Sequence[str] = ()) -> Plan:
-        """What `backup` would do first, with notes that say what follows; nothing is sent.
+        """The plan of the snapshot that `backup` takes first, with notes on what follows; changes nothing.
 
         Args:
             directory, disks: As `backup`.
@@ -532,21 +533,22 @@ class VM:
         is deleted. The VM state of a checkpoint is removed with it. A file that nothing needs any more is
         removed; base images stay.
 
-        After success there is no snapshot of that name, and every other one reads the bytes that it read.
-        The disks are done in turn: after a failure `changed` says whether one was done, and deleting again
-        does the rest. Cancelled before a job's point of no return, that job is undone; after it, it is
-        finished. A commit that was stopped has written into the layer that held the deleted snapshot alone.
+        After success there is no snapshot of that name, and every other one reads the same bytes as before.
+        The disks are done in turn: after a failure `changed` says whether any disk was done, and the same
+        deletion again does the others. A cancel before a job's point of no return undoes that job; after that
+        point the job is finished. A commit that was stopped has written only into the layer that held the
+        deleted snapshot.
 
         Args:
             name: The snapshot's name; may be one outside our grammar.
-            via: How an internal one is deleted; see `VM`.
+            via: How an internal snapshot is deleted; see `VM`.
             keep_files: Whether files stay that nothing needs any more.
-            look_in: More directories that are searched for images based on its layers; the directories of
-                the chains always are.
+            look_in: More directories to search for images based on the snapshot's layers; the directories of
+                the chains are always searched.
             wait, hooks: See `VM`.
 
         Returns:
-            The chains of its disks; `active` if a root moved; `notes` what became of each layer.
+            The chains of its disks; `active` if a root moved; `notes` on each layer.
 
         Raises:
             NotFound: When no snapshot has the name.
@@ -577,24 +579,24 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Delete external snapshots and checkpoints until few are left, or until the chains are short.
+        """Delete external snapshots and checkpoints until few remain, or until the chains are short.
 
-        The layers of each chain that hold no kept snapshot are merged, each run of them into the one that has
-        most data, so that as few bytes as possible are copied. With `max_depth`, those go that cost least.
-        Everything else is as with `delete`, also what is kept because something is based on it.
+        Each run of layers without a remaining snapshot between them is merged into the layer that has the
+        most data, so that as few bytes as possible are copied. `max_depth` deletes the snapshots that cost
+        least. Everything else is as with `delete`: layers stay if something else is based on them.
 
         Args:
-            keep_last: How many are kept, the newest; or None.
-            max_depth: How many layers a chain may have; or None. One of the two is given.
+            keep_last: How many snapshots to keep, the newest; or None.
+            max_depth: How many layers a chain may have; or None. Give one of the two.
             disks: Disks, in any spelling, whose snapshots and chains count; empty: all.
             keep_files, look_in, wait, hooks: As in `delete`.
 
         Returns:
-            As `delete`; `changed` is False when there was nothing to do.
+            As `delete`; `changed` is False if there was nothing to do.
 
         Raises:
             BadArgument: When not exactly one of `keep_last` and `max_depth` is given, or it is below 1.
-            NotFound, AmbiguousDisk: When a disk is not there, or a spelling means two.
+            NotFound, AmbiguousDisk: When a disk does not exist, or a spelling matches two.
             Busy, InvalidTarget, JobFailed, Incomplete: As in `delete`.
 
         QAPI: block-commit, block-stream (block-core.json).
@@ -677,8 +679,8 @@ class VM:
           such overlays. After success the guest is as it was, and runs if it ran then; after a failed load
           QEMU has ended, and the overlays are unchanged. `reverted` does this and the step before.
 
-        Of a machine that is off (`offline`) "in-place" does for an external snapshot what "new" does. To an
-        internal one the images themselves are reverted, all or none of them, and no memory is loaded.
+        With the machine off (`offline`), "in-place" does for an external snapshot the same as "new". For an
+        internal snapshot the images themselves are reverted, all or none of them, and no memory is loaded.
 
         In place, the disks of an external snapshot write to new overlays on the layers that hold it, and what
         was written since is kept in the previous overlays; with an internal snapshot it is lost. After a

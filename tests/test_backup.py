@@ -94,7 +94,7 @@ async def test_backup_names_what_it_could_not_merge_back_after_a_failure(
     with pytest.raises(CommandFailed) as caught:
         await vm_of(fake).backup(tmp_path / "b", disks=["vda"])
     overlay = fake.state.disks["vda"].active.file
-    hint = "the next backup merges the overlay back, or do it now: qmpsnap commit vda"
+    hint = "the next backup merges the overlay back; to do it now: qmpsnap commit vda"
     assert (caught.value.changed.value, caught.value.left) == ("yes", (f"{overlay}: {hint}",))
 
 
@@ -145,7 +145,8 @@ async def test_backup_goes_on_although_an_old_overlay_is_needed(
         await vm.commit("vdb")
     done = await vm.backup(tmp_path / "b", disks=["vda"])
     (note,) = done.notes
-    assert note.startswith("the overlay of an interrupted backup stays, /images/data.backup-")
+    assert note.startswith("/images/data.backup-")
+    assert ", the overlay of an interrupted backup, stays: " in note
 
 
 async def test_backup_is_refused_before_anything_is_sent(

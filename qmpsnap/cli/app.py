@@ -64,8 +64,8 @@ class App:
         socket_by_variable: Whether it came from the environment.
         images: The active images of a machine that is off, each as DISK=IMAGE.
         formats: Formats of those images, each as DISK=FORMAT.
-        allow_dirs: Directories in which files may lie that their headers name.
-        storage_daemon: The program that opens them.
+        allow_dirs: Directories of files that the headers of those images may name.
+        storage_daemon: The program that opens those images.
         json: Whether results and errors are JSON.
         verbose: How often -v was given.
         shared_fs: Whether QEMU's files are visible here; None to detect it.
@@ -152,15 +152,16 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             metavar="DIR",
             multiple=True,
             type=click.Path(readable=False),
-            help="Directory in which an image's backing files may lie. May be repeated. "
-            "[default: that of each image given]",
+            help="Directory in which an image's backing files may be. May be repeated. "
+            "[default: the directory of each given image]",
         ),
         option(
             "--storage-daemon",
             metavar="PATH",
             envvar=None if again else DAEMON_VARIABLE,
             type=click.Path(readable=False),
-            help=f"What opens images. [default: ${DAEMON_VARIABLE}, else qemu-storage-daemon on PATH]",
+            help="The program that opens images. "
+            f"[default: ${DAEMON_VARIABLE}, else qemu-storage-daemon on PATH]",
         ),
         option("--json", is_flag=True, help="Results and errors as one JSON object. [default: text]"),
         option(

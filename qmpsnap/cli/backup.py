@@ -1,4 +1,4 @@
-"""`qmpsnap backup`: copy a running machine's disks away, and give them back."""
+"""`qmpsnap backup`: back up a machine's disks while it runs; list, verify and restore backups."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _at = click.option(
     "--at",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Which backup, by its number in `backup list`. [default: the newest]",
+    help="Number of the backup in `backup list`. [default: the newest]",
 )
 
 
 @click.group("backup", cls=Group, subcommand_metavar="VERB DIR", options_metavar="", no_args_is_help=False)
 def backup() -> None:
-    """Copy disks away from a running machine, and back."""
+    """Back up the disks of a running machine, and restore them."""
 
 
 def _add(function: Verb) -> Verb:
@@ -63,8 +63,8 @@ def _add(function: Verb) -> Verb:
 def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
     """Copy disks into DIR as of one instant, while the guest keeps running.
 
-    A snapshot is taken, the layers beneath it are copied and compared, and the overlays are merged back.
-    Each copy is a qcow2 image of its own.
+    Takes a snapshot, copies the layers beneath it, compares the copies with them, and merges the overlays
+    back. Each copy is a standalone qcow2 image.
     """
     app = current_app()
 
@@ -93,13 +93,13 @@ def list_(directory: str) -> None:
     async def work(_: Signals) -> tuple[BackupRecord, ...]:
         return await qmpsnap.list_backups(directory)
 
-    found = run_alone(work)
+    records = run_alone(work)
     if current_app().json:
-        emit(json_line(backups=[record.to_json() for record in found]))
+        emit(json_line(backups=[record.to_json() for record in records]))
         return
     rows = [
         Row((str(number), record.created, size(record.image_bytes), ", ".join(record.disks)))
-        for number, record in enumerate(found, 1)
+        for number, record in enumerate(records, 1)
     ]
     emit(*(table(("N", "CREATED", "SIZE", "DISKS"), rows, right=("N", "SIZE")) or ["no backups"]))
 
@@ -111,7 +111,7 @@ def list_(directory: str) -> None:
 @_directory
 @_at
 def verify(directory: str, at: int | None) -> None:
-    """Check the images of a backup: their checksums, and that each is whole and stands alone."""
+    """Check the images of a backup: their checksums, and that each is consistent and standalone."""
 
     async def work(_: Signals) -> BackupRecord:
         return await qmpsnap.verify_backup(directory, at=at)
@@ -133,7 +133,7 @@ def verify(directory: str, at: int | None) -> None:
 @click.argument("to", type=FILE)
 @_at
 def restore(directory: str, to: str, at: int | None) -> None:
-    """Copy the images of a backup to the directory TO, each checked by its checksum.
+    """Copy the images of a backup to the directory TO, and verify their checksums.
 
     No file is replaced. Start the machine from the copies.
     """

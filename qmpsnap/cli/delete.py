@@ -27,10 +27,10 @@ from qmpsnap.plan.intent import Delete
 def delete(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Delete the snapshot or checkpoint NAME, while the guest is running.
 
-    Of an external one, on each disk, the overlay that began there is committed into the layer beneath, or
-    that layer is streamed into the overlay: whichever is possible and copies less; -n says which. If
+    For an external snapshot, on each disk, the overlay that began at it is committed into the layer beneath,
+    or that layer is streamed into the overlay, whichever is possible and copies less; -n shows which. If
     anything else is based on that layer, only the name is deleted.
 
-    An internal one is deleted from each disk that has it.
+    An internal snapshot is deleted from each disk that has it.
     """
     change(Delete(**fields))

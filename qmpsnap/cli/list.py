@@ -31,11 +31,11 @@ _TREE = ("HOLDS", "ALLOCATED", "FILE")
 def list_() -> None:
     """List the snapshots and checkpoints of the disks, the oldest first, and draw the tree of their images.
 
-    In the tree each image stands below the one that it is backed by, with the snapshots that it holds; a
-    branch is indented. `*` marks the image that a guest writes to, with the name of the disk.
+    In the tree each image is below the one by which it is backed, with the snapshots that it holds; branches
+    are indented. `*` and the name of the disk mark the image that a guest writes to.
 
     Times are local; with --json they are UTC. OVERLAYS is the space that the overlays of a snapshot
-    take on the host, VM STATE the space of its VM state, in an image or in a file of its own, and MODE
+    take on the host. VM STATE is the space of its VM state, in an image or in a separate file. MODE tells
     how an external checkpoint was taken, which decides how to revert to it.
     """
 
@@ -119,7 +119,7 @@ def _state_json(moment: Moment) -> dict[str, object]:
 
 
 def _tree(tree: Tree) -> list[str]:
-    """The drawn tree; nothing where every image stands alone."""
+    """The lines of the tree; none if no image is backed by another."""
     if not any(image.backing is not None or image.missing for image in tree.images):
         return []
     places = Counter(posixpath.dirname(image.file) for image in tree.images if image.file.startswith("/"))

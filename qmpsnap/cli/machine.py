@@ -1,4 +1,4 @@
-"""Which machine a command is for: a running QEMU, by -s, or the images of one that is off, by -i."""
+"""The machine of a command: a running QEMU, given by -s, or the images of a machine that is off, by -i."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from qmpsnap.vm import VM
 def opened(
     app: App, *, looks: bool = False, with_files: bool = True, greeting_limit: float = 5.0
 ) -> AbstractAsyncContextManager[VM]:
-    """The machine, for the length of a block.
+    """The machine, connected or opened until the end of the block.
 
     Args:
         app: The options.
-        looks: Whether images are only looked at, by their headers.
-        with_files: Whether the files of a running QEMU matter.
+        looks: Whether only the headers of images are read.
+        with_files: Whether the command needs the files of a running QEMU.
         greeting_limit: Seconds that a running QEMU may take to greet.
 
     Raises:
-        click.UsageError: When none was given, or two were.
+        click.UsageError: When no machine was given, or two were.
     """
     if app.images and app.socket and not app.socket_by_variable:
         raise click.UsageError("give -s for a running machine, or -i for the images of one that is off")
@@ -40,11 +40,11 @@ def opened(
         )
     for option, given in (("--format", app.formats), ("--allow-dir", app.allow_dirs)):
         if given:
-            raise click.UsageError(f"{option} is for images of a machine that is off: give -i DISK=IMAGE")
+            raise click.UsageError(f"{option} applies to images of a machine that is off: give -i DISK=IMAGE")
     if not app.socket:
         raise click.UsageError(
             "which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in "
-            f"${SOCKET_VARIABLE}; or, if it is off, its images with -i DISK=IMAGE. "
+            f"${SOCKET_VARIABLE}; if it is off, give its images with -i DISK=IMAGE. "
             "QEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
         )
     return qmpsnap.connect(
@@ -56,22 +56,24 @@ def opened(
 
 
 def images_of(app: App) -> dict[str, str]:
-    """The image of each disk, as given by -i, its path made absolute.
+    """The absolute path of each disk's image, as given by -i.
 
     Raises:
-        click.UsageError: When an argument is not DISK=IMAGE, or two are for one disk.
+        click.UsageError: When an argument is not DISK=IMAGE, or two name the same disk.
     """
     pairs = _pairs("-i", app.images)
     return {disk: str(Path(file).absolute()) for disk, file in pairs.items()}
 
 
 def words(app: App) -> list[str]:
-    """The options that name this machine again."""
+    """The options that select this machine, for a further command."""
     if not app.images:
         return ["-s", app.socket]
-    found = [word for disk, file in images_of(app).items() for word in ("-i", f"{disk}={file}")]
-    found += [word for pair in app.formats for word in ("--format", pair)]
-    return found + [word for place in app.allow_dirs for word in ("--allow-dir", str(Path(place).absolute()))]
+    options = [word for disk, file in images_of(app).items() for word in ("-i", f"{disk}={file}")]
+    options += [word for pair in app.formats for word in ("--format", pair)]
+    return options + [
+        word for place in app.allow_dirs for word in ("--allow-dir", str(Path(place).absolute()))
+    ]
 
 
 def _pairs(option: str, given: Sequence[str]) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""`qmpsnap open`: disks as they were at a snapshot, to be read while the guest keeps running."""
+"""`qmpsnap open`: serve disks as they were at a snapshot, while the guest keeps running."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from qmpsnap.vm import VM
     multiple=True,
     type=DISK,
     metavar="DISK",
-    help="A disk to read. May be repeated. [default: every disk that the snapshot is of]",
+    help="A disk to read. May be repeated. [default: every disk of the snapshot]",
 )
 @click.option(
     "--fuse",
     type=FILE,
     metavar="DIR",
-    help="Directory in which each disk is also to be a file, DISK.raw. [default: NBD alone]",
+    help="Directory in which each disk is also available as a file, DISK.raw. [default: only NBD]",
 )
 def open_(name: str, disks: tuple[str, ...], fuse: str | None) -> None:
     """Serve the disks as they were at the snapshot NAME, read-only, until Ctrl-C.
 
-    Each is served over NBD on a unix socket that other users cannot reach; the address that is printed is
-    what qemu-img, nbdcopy and guestfish take. A commit into a layer that is read is refused meanwhile.
+    Each disk is served over NBD on a unix socket that other users cannot reach. qemu-img, nbdcopy and
+    guestfish accept the address that is printed. Meanwhile a commit into a layer that is read is refused.
     """
     as_json = current_app().json
 
     async def find(vm: VM, _: Signals) -> tuple[DiskView, ...]:
         return await vm.views(name, disks=disks)
 
-    found = run(find)  # the monitor has room for one client: it is left before the views are open for long
+    disk_views = run(find)  # disconnects here: the monitor serves one client, and views stay open for long
 
     async def serve(signals: Signals) -> None:
         async with AsyncExitStack() as stack:
             _show(
-                [await stack.enter_async_context(open_view(view, fuse=fuse)) for view in found],
+                [await stack.enter_async_context(open_view(view, fuse=fuse)) for view in disk_views],
                 as_json=as_json,
             )
             with signals.ends() as end:

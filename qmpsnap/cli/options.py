@@ -122,8 +122,8 @@ look_further = click.option(
     multiple=True,
     type=FILE,
     metavar="DIR",
-    help="Another directory to search for images backed by a layer that goes. [default: the directories of "
-    "the chains]",
+    help="Another directory to search for images backed by a layer that is to be merged. May be repeated. "
+    "[default: the directories of the chains]",
 )
 plain = click.option(
     "--plain", is_flag=True, help="Allow encrypted data to be written unencrypted. [default: refuse]"

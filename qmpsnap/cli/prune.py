@@ -24,7 +24,7 @@ from qmpsnap.plan.intent import Prune
     "--max-depth",
     type=click.IntRange(1),
     metavar="N",
-    help="Delete what costs least until no chain has more than N layers.",
+    help="Delete the cheapest snapshots until no chain has more than N layers.",
 )
 @click.option(
     "--disk",
@@ -32,7 +32,7 @@ from qmpsnap.plan.intent import Prune
     multiple=True,
     type=DISK,
     metavar="DISK",
-    help="Disk whose snapshots and chain count. [default: all]",
+    help="Consider only this disk's snapshots and chain. May be repeated. [default: all disks]",
 )
 @keep_files
 @look_further
@@ -40,10 +40,10 @@ from qmpsnap.plan.intent import Prune
 @wait
 @dry_run
 def prune(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
-    """Delete external snapshots and checkpoints by a rule, with as few bytes copied as possible.
+    """Delete external snapshots and checkpoints by a rule, and copy as few bytes as possible.
 
-    Give either --keep-last or --max-depth. What is needed by others stays, as with `delete`. Look at it with
-    -n first.
+    Give either --keep-last or --max-depth. Layers that something else needs stay, as with `delete`. Look at
+    the plan first with -n.
     """
     if (fields["keep_last"] is None) == (fields["max_depth"] is None):
         raise click.UsageError("give --keep-last N or --max-depth N, and not both")

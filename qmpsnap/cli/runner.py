@@ -41,8 +41,8 @@ def run(work: Callable[[VM, Signals], Awaitable[T]], *, looks: bool = False) -> 
     """Connect to the machine that -s names, or open the images of -i, do the work, disconnect.
 
     Args:
-        work: What is done.
-        looks: Whether it only looks: then images are not opened, but their headers are read.
+        work: The work to do with the machine.
+        looks: Whether the work changes nothing: then only the headers of images are read.
 
     Raises:
         Interrupted: When Ctrl-C or SIGTERM came before an operation had begun.

@@ -98,7 +98,7 @@ class Signals:
 
     @contextmanager
     def ends(self) -> Iterator[anyio.Event]:
-        """Let the first signal set the event that is yielded: the usual end of what lasts until then."""
+        """Yield an event that the first signal sets; until then the command does not end by itself."""
         self._end = anyio.Event()
         try:
             yield self._end
@@ -247,7 +247,7 @@ def stopped(name: str) -> Detached:
     error = Detached(
         f"stopped in the middle of {name}",
         job_id=name,
-        hint=f"qmpsnap job wait {name}, with the same images, finishes the operation or takes it back",
+        hint=f"to finish or roll back the operation, give the same images to: qmpsnap job wait {name}",
     )
     error.changed = Changed.UNKNOWN
     return error

@@ -1,4 +1,4 @@
-"""What lies in a directory of backups: one directory for each, with an image of each disk and a manifest.
+"""The content of a directory of backups: one directory for each, with an image of each disk and a manifest.
 
 DIR/20240501T120000Z-0a1b2c3d/vda.qcow2
                               manifest.json
@@ -36,7 +36,7 @@ class BackupDisk(FrozenStruct, frozen=True):
         image_bytes: Bytes of the image.
         crc32: Checksum of the image, as zlib.crc32 computes it.
         chain: Files that the disk was read from, newest first.
-        backing: Id of the backup that its image needs; "" where it stands alone, as a full one does.
+        backing: Id of the backup that its image needs; "" if the image is standalone, as in a full backup.
     """
 
     file: str
@@ -52,11 +52,11 @@ class BackupRecord(FrozenStruct, frozen=True):
     """A backup: its disks, all as of one instant.
 
     Attributes:
-        id: Its name, which is that of its directory.
-        created: ISO 8601 time in UTC of the instant.
+        id: The name of the backup and of its directory.
+        created: Time of the snapshot, ISO 8601 in UTC.
         disks: Each disk's image, by the disk's name.
-        kind: "full": every image stands alone.
-        version: Of this format.
+        kind: "full": every image is standalone.
+        version: Version of the manifest's format.
     """
 
     id: str

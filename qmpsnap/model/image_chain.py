@@ -1,4 +1,4 @@
-"""The chain of images of a disk whose machine is off, as the images' own headers have it."""
+"""The chain of images of a disk whose machine is off, as read from the headers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from msgspec import Struct
 from qmpsnap.model.header import Header
 
 ImageFormat = Literal["qcow2", "raw"]
-"""A format in which an image of a machine that is off is opened."""
+"""A format in which an image of a machine that is off can be opened."""
 
 
 class ImageLayer(Struct, frozen=True):
-    """An image that was checked, and how it has to be opened.
+    """An image that was checked, with what is needed to open it.
 
     Attributes:
-        file: Its absolute path, relative to which its header's names count.
+        file: Its absolute path; relative names in its header are resolved from its directory.
         format: Its format, which the caller gave or the overlay records.
-        virtual_size: Bytes of the disk that the guest sees.
+        virtual_size: Size of the disk in bytes.
         device: st_dev.
         inode: st_ino.
         header: The header of a qcow2 image.
@@ -37,12 +37,12 @@ class ImageLayer(Struct, frozen=True):
 
     @property
     def backing(self) -> str | None:
-        """The backing file's name as the header has it."""
+        """The name of the backing file in the header, or None."""
         return self.header.backing if self.header is not None else None
 
     @property
     def opened(self) -> tuple[tuple[str, tuple[int, int]], ...]:
-        """Each file that has to be opened for it, with its st_dev and st_ino."""
+        """Each file that has to be opened for the image, with its st_dev and st_ino."""
         own = (self.file, (self.device, self.inode))
         if self.data_file is None or self.data_id is None:
             return (own,)
@@ -53,8 +53,8 @@ class ImageChain(Struct, frozen=True):
     """The images of one disk.
 
     Attributes:
-        disk: Its name, which the caller chose.
-        layers: Active first; at least one.
+        disk: The disk's name, which the caller chose.
+        layers: The images, active first; never empty.
     """
 
     disk: str

@@ -1,4 +1,4 @@
-"""The graph of disks whose machine is off, by the headers of their images alone."""
+"""Builds the graph of disks whose machine is off, from the headers of their images alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qmpsnap.model.names import image_nodes
 
 
 class ImageFact(Struct, frozen=True):
-    """What an image's file tells beyond its header.
+    """Facts about an image that are not in its header.
 
     Attributes:
         allocated: Bytes on the host.
@@ -26,11 +26,11 @@ class ImageFact(Struct, frozen=True):
 
 
 def image_graph(chains: Iterable[ImageChain], facts: Mapping[str, ImageFact]) -> Graph:
-    """The disks and their chains; nodes are called as they would be if the images were opened.
+    """The disks and their chains; the nodes have the names that they would get if the images were opened.
 
     Args:
         chains: The images of each disk.
-        facts: What the file of each layer tells.
+        facts: Facts about each layer, by its file.
     """
     disks: dict[str, Disk] = {}
     nodes: dict[str, Node] = {}

@@ -1,4 +1,4 @@
-"""Which node each disk reads from where no device says it: in a storage daemon nothing is attached."""
+"""Tracks from which node each disk reads in a storage daemon, where no device tells it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qmpsnap.model.step import MoveRoot, PutOverlays, Root, Step
 
 
 class OpenImages(Struct, frozen=True):
-    """What was opened, and for which disk, followed from the steps that were done.
+    """The open images and the roots of the disks, as derived from the steps that were done.
 
     Attributes:
         roots: node-name of each disk's root, by the disk's name.
-        files: Path of each node that was opened by itself, by its node-name.
-        file_nodes: node-name of the file beneath each of them, where it was given one.
-        below: node-name of the layer beneath each of them when it was opened, or covered that.
-        pivots: Root that a disk gets when its job ends well, by the job's id.
+        files: Path of each node that a step opened, by its node-name.
+        file_nodes: node-name of the protocol node of each such node, if it was given a name.
+        below: node-name of the backing node of each such node, as of when it was opened or became an overlay.
+        pivots: Root that a disk gets if its job ends without an error, by the job's id.
     """
 
     roots: Mapping[str, str] = Frozen()
@@ -29,7 +29,7 @@ class OpenImages(Struct, frozen=True):
     pivots: Mapping[str, Root] = Frozen()
 
     def after(self, step: Step) -> OpenImages:
-        """What is open once the step is done; a job's pivot comes with `ended`."""
+        """The state after the step; the pivot of a job is only noted here, and takes effect in `ended`."""
         opened = self._added(step) if step.command == "blockdev-add" and not step.kind else self
         match step.effect:
             case PutOverlays(overlays):
@@ -46,16 +46,16 @@ class OpenImages(Struct, frozen=True):
                 return opened
 
     def ended(self, job_id: str, *, well: bool) -> OpenImages:
-        """What is open once that job has ended; a pivot moves the disk's root only if it ended well."""
+        """The state after the end of that job; its pivot moves the disk's root only if `well` is true."""
         if job_id not in self.pivots:
             return self
         root = self.pivots[job_id]
-        left = {other: pivot for other, pivot in self.pivots.items() if other != job_id}
+        pending = {other: pivot for other, pivot in self.pivots.items() if other != job_id}
         roots = {**self.roots, root.disk: root.node} if well else self.roots
-        return replace(self, roots=Frozen(roots), pivots=Frozen(left))
+        return replace(self, roots=Frozen(roots), pivots=Frozen(pending))
 
     def beneath(self, node: str) -> Iterator[str]:
-        """Nodes that were beneath a node when they were opened, the nearest first."""
+        """Nodes that were below a node when it was opened or became an overlay, the nearest first."""
         seen = {node}
         while (below := self.below.get(node)) is not None and below not in seen:
             yield below
@@ -63,7 +63,7 @@ class OpenImages(Struct, frozen=True):
             node = below
 
     def with_root(self, disk: str, node: str) -> OpenImages:
-        """The same, with a disk that reads from that node."""
+        """The same state, except that the disk reads from that node."""
         return replace(self, roots=Frozen({**self.roots, disk: node}))
 
     def _added(self, step: Step) -> OpenImages:

@@ -1,4 +1,4 @@
-"""The tree of a machine's images, and how it is drawn; `tree_growth` makes it."""
+"""The tree of a machine's images, and its drawing; `tree_growth` builds it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qmpsnap.model.frozen import JsonStruct
 from qmpsnap.model.names import is_invalid_name
 
 Owner = Literal["machine", "other", "unknown"]
-"""Whose an image is.
+"""Owner of an image.
 
-"machine": this machine's, by its chains and what its records lead to. "other": named by records to which no
-layer of this machine leads: another machine's, or another program has taken the layers away that led there.
-"unknown": in no record.
+"machine": this machine; its chains or records lead to the image. "other": only records name the image to
+which no layer of this machine leads; it belongs to another machine, or another program has removed the layers
+that led to it. "unknown": no record names the image.
 """
 
 
@@ -23,22 +23,23 @@ class TreeImage(JsonStruct, frozen=True):
 
     Attributes:
         file: Its path, as the graph or a record spells it, else its canonical path.
-        backing: `file` of the image that it is backed by; where that is no file, what the header records;
+        backing: `file` of the image by which it is backed; if that is not a file, what the header records;
             None for a base image.
-        disks: Disks of this machine that it is in the chain of, or was.
-        owner: Whose it is.
-        format: As QEMU calls it; of an image that it does not have open "qcow2", or "" without such a header.
-        virtual_size: Bytes that a guest sees; None where that is not known.
-        allocated: Bytes on the host; None where that is not known.
+        disks: Disks of this machine in whose chain it is, or was.
+        owner: The owner.
+        format: QEMU's name of the format; if QEMU does not have the image open, "qcow2", or "" without a
+            qcow2 header.
+        virtual_size: Size of the disk in bytes; None if it is not known.
+        allocated: Bytes on the host; None if they are not known.
         active: Whether this machine's guest writes to it.
         in_chain: Whether it is in the chain of one of this machine's disks.
-        missing: Whether there is no such file.
+        missing: Whether the file does not exist.
         invalid: Whether a commit has written into it, or has left it behind as FILE.invalid.
-        holds: Names of the external snapshots that are read from here.
-        began: Names of those at which it began, or from which it goes on.
-        inside: Names of the internal snapshots that the machine has here.
+        holds: Names of the external snapshots that are read from it.
+        began: Names of the external snapshots at which it began, or from which it continues.
+        inside: Names of the internal snapshots that the machine has in it.
         holds_other: Names of snapshots in records to which no layer of this machine leads.
-        holds_deleted: Names of deleted snapshots that it holds, and keeps because others are based on them.
+        holds_deleted: Names of deleted snapshots that it still holds, because others are based on it.
     """
 
     file: str
@@ -63,9 +64,9 @@ class TreeLine(JsonStruct, frozen=True):
     """One line of a drawn tree.
 
     Attributes:
-        stem: What is drawn before the image; it ends in "o", or in an asterisk where a guest writes to it.
-        image: The image; None for a line that stands for several.
-        hidden: How many images such a line stands for; their owner is "other".
+        stem: What is drawn before the image; ends in "*" if a guest writes to the image, else in "o".
+        image: The image; None for a line that stands for several images.
+        hidden: Number of images for which such a line stands; their owner is "other".
     """
 
     stem: str
@@ -74,10 +75,10 @@ class TreeLine(JsonStruct, frozen=True):
 
 
 class Tree(JsonStruct, frozen=True, dict=True):
-    """The images of a machine, and all that are backed by the same ones.
+    """The images of a machine, and all other images that share a backing file with them.
 
     Attributes:
-        images: Each after the one that it is backed by; the trees of this machine's disks in their order.
+        images: Each image after the one by which it is backed; the trees of the disks in the disks' order.
     """
 
     images: tuple[TreeImage, ...] = ()
@@ -88,29 +89,29 @@ class Tree(JsonStruct, frozen=True, dict=True):
 
     @cached_property
     def _overlays(self) -> dict[str, tuple[TreeImage, ...]]:
-        found: dict[str, list[TreeImage]] = {}
+        overlays: dict[str, list[TreeImage]] = {}
         for image in self.images:
             if image.backing is not None:
-                found.setdefault(image.backing, []).append(image)
-        return {file: tuple(images) for file, images in found.items()}
+                overlays.setdefault(image.backing, []).append(image)
+        return {file: tuple(images) for file, images in overlays.items()}
 
     def at(self, file: str) -> TreeImage | None:
         """The image in that file, or None."""
         return self._by_file.get(file)
 
     def on(self, file: str) -> tuple[TreeImage, ...]:
-        """The images that are directly backed by `file`; without what a commit has left behind."""
+        """The images that are directly backed by `file`, without any FILE.invalid that a commit has left."""
         return tuple(image for image in self._overlays.get(file, ()) if not is_invalid_name(image.file))
 
     def above(self, file: str) -> tuple[TreeImage, ...]:
-        """The images that are backed by `file`, directly or through others (itself excluded)."""
-        found: list[TreeImage] = []
+        """The images that are backed by `file`, directly or through others (without `file` itself)."""
+        backed: list[TreeImage] = []
         pending = [*self.on(file)]
         while pending:
             image = pending.pop(0)
-            found.append(image)
+            backed.append(image)
             pending += self.on(image.file)
-        return tuple(found)
+        return tuple(backed)
 
     def moments_reading(self, file: str) -> tuple[str, ...]:
         """Names of the external snapshots of this machine that are read from `file`, sorted."""
@@ -119,17 +120,17 @@ class Tree(JsonStruct, frozen=True, dict=True):
         return tuple(sorted({name for image in images for name in image.holds}))
 
     def drawn(self, *, others: int = 3) -> tuple[TreeLine, ...]:
-        """The lines of the tree, in ASCII: the base image above, the way to the active layer straight down.
+        """The lines of the tree, in ASCII: the base image first, and the active layer straight below it.
 
-        A branch that is not on this way is indented by two columns. Where neither of two branches is, the
-        larger one goes straight down, so that n images are indented at most log2(n) + 1 times.
+        Every other branch is indented by two columns. If no branch leads to an active layer, the largest
+        branch goes straight down, so that an image among n is indented at most log2(n) + 1 times.
 
         Args:
-            others: How many branches whose owner is "other" are drawn above one image; the rest is counted.
+            others: How many branches on one image to draw whose owner is "other"; the rest is counted.
         """
         weight: dict[str, int] = {}
         leading: set[str] = set()
-        for image in reversed(self.images):  # each comes before the one that it is backed by
+        for image in reversed(self.images):  # an overlay comes before its backing image
             weight[image.file] = weight.get(image.file, 0) + 1
             if image.active:
                 leading.add(image.file)
@@ -143,7 +144,7 @@ class Tree(JsonStruct, frozen=True, dict=True):
                 yield TreeLine(first + ("*" if image.active else "o"), image)
                 above = sorted(
                     self._overlays.get(image.file, ()),
-                    key=lambda one: (one.file in leading, weight[one.file]),
+                    key=lambda overlay: (overlay.file in leading, weight[overlay.file]),
                 )
                 if not above:
                     return

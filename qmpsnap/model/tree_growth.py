@@ -1,7 +1,7 @@
-"""Grows the tree of a machine's images: which is backed by which, and what each of them holds.
+"""Builds the tree of a machine's images: which image is backed by which, and what each of them holds.
 
-What is backed by what comes from QEMU's graph and from the images' headers, never from records; these
-only tell which snapshot a layer holds, and whose it is. Without any record the tree is complete, but has no
+The backing relation comes from QEMU's graph and from the headers of the images, never from records. Records
+only tell which snapshot a layer holds, and who owns it. Without any record the tree is complete, but has no
 names.
 """
 
@@ -22,16 +22,16 @@ from qmpsnap.model.tree import Owner, Tree, TreeImage
 
 
 def ask_around(graph: Graph) -> Ask:
-    """What has to be known to begin with: the chains' own files, and the images beside them."""
+    """What has to be known first: the files of the chains, and the images beside them."""
     files = tuple(file for disk in graph.disks.values() for file in disk.files if file.startswith("/"))
     return Ask(files=files, survey=_directories(files))
 
 
 def ask_further(graph: Graph, files: Files) -> Ask:
-    """What has to be known besides, once the records have been read.
+    """What has to be known next, once the records have been read.
 
-    These are layers that the chains have left, images in their directories, and the records of images that
-    none has named so far: other machines on the same base image keep theirs beside it.
+    These are layers that have left the chains, images in their directories, and records of images that no
+    record has named so far: other machines on the same base image have their records beside it.
 
     Args:
         graph: The graph.
@@ -56,8 +56,8 @@ def grow(graph: Graph, records: Iterable[Record], files: Files, moments: Iterabl
 
     Args:
         graph: QEMU's graph.
-        records: Records of this machine, and those of others that were read.
-        files: What was seen; `images` are the images of the directories in which layers lie.
+        records: Records of this machine, and the records of others that were read.
+        files: The answers about files; `images` are the images in the directories of the layers.
         moments: The machine's moments.
     """
     growing = _Growing(graph, records, files)
@@ -106,9 +106,9 @@ class _Growing:
     """Finds the images that are connected with those of the machine.
 
     Attributes:
-        spelled: Path of each image that the graph or a record names, by its canonical name.
+        spelled: Path of each image as the graph or a record spells it, by its canonical name.
         nodes: The images, by their canonical names.
-        order: These names, each after that of the image that it is backed by.
+        order: The canonical names, each after the name of the image by which it is backed.
     """
 
     def __init__(self, graph: Graph, records: Iterable[Record], files: Files) -> None:
@@ -131,11 +131,11 @@ class _Growing:
         self._assign()
 
     def key(self, path: str) -> str:
-        """The canonical name of a path, as far as that is known."""
+        """The canonical name of a path, or the path itself if that is not known."""
         return self._files.real(path)
 
     def seen(self, path: str) -> bool:
-        """Whether it was looked whether the file exists."""
+        """Whether the existence of the file was checked."""
         return not path.startswith("/") or path in self._files.images or path in self._files.files
 
     def _node(self, path: str) -> _Node:
@@ -144,7 +144,7 @@ class _Growing:
         return self.nodes.setdefault(key, _Node(key, self._facts.get(key)))
 
     def _plant(self) -> None:
-        """The images that the machine's chains and records name."""
+        """Add the images that the machine's chains and records name."""
         for disk in self._graph.disks.values():
             self._chain(disk)
         for record in self._own:
@@ -158,7 +158,7 @@ class _Growing:
             node.owner = "machine"
 
     def _there(self, path: str) -> bool:
-        """Whether the file exists, or nobody has looked."""
+        """Whether the file exists, or its existence was not checked."""
         return not self.seen(path) or self.key(path) in self._facts
 
     def _chain(self, disk: Disk) -> None:
@@ -169,7 +169,7 @@ class _Growing:
             node.backing, below = below, node.key
 
     def _connect(self) -> None:
-        """Add what is backed by these images, or backs them, in both directions."""
+        """Add all images that are backed by these images, or back them, directly or through others."""
         above: dict[str, list[str]] = {}
         for key, fact in self._facts.items():
             if fact.backing is not None and key not in self._layers:
@@ -188,7 +188,7 @@ class _Growing:
                     pending.append(key)
 
     def _ordered(self) -> Iterator[str]:
-        """The images, each after the one that it is backed by; one image of a loop has none then."""
+        """The images, each after the one by which it is backed; a loop is cut at one image."""
         above: dict[str, list[str]] = {}
         roots: dict[str, None] = {}
         for key, node in self.nodes.items():
@@ -210,13 +210,13 @@ class _Growing:
 
     def roots(self) -> dict[str, str]:
         """For each image the base image of its chain."""
-        found: dict[str, str] = {}
+        roots: dict[str, str] = {}
         for key in self.order:
-            found[key] = found.get(self.nodes[key].backing or "", key)
-        return found
+            roots[key] = roots.get(self.nodes[key].backing or "", key)
+        return roots
 
     def _assign(self) -> None:
-        """Say whose each image is: what backs one of the machine's is the machine's, too."""
+        """Set the owner of each image; an image that backs one of the machine's is the machine's, too."""
         self._pass_down("machine")
         own = {record.id for record in self._own}
         moments = (record for record in self._records if isinstance(record, MomentRecord))
@@ -244,7 +244,7 @@ class _Growing:
                 below.owner = owner
 
     def name(self, moments: Iterable[Moment]) -> None:
-        """Write down what each image holds."""
+        """Note in each image the names of the snapshots that it holds."""
         for moment in moments:
             for part in moment.held:
                 node = self.nodes.get(self.key(part.file))
@@ -261,7 +261,7 @@ class _Growing:
                         _add(node.began, record.name)
 
     def images(self) -> Iterator[TreeImage]:
-        """The images, each after the one that it is backed by."""
+        """The images, each after the one by which it is backed."""
         invalid = {
             self.key(file)
             for record in self._records

@@ -1,4 +1,4 @@
-"""What is read to see a disk as it was at a moment: its layers, each with its format."""
+"""The layers, with their formats, from which a disk is read as it was at a moment."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ViewLayer(JsonStruct, frozen=True):
 
 
 class DiskView(JsonStruct, frozen=True):
-    """How a disk is read as it was at a moment.
+    """How to read a disk as it was at a moment.
 
     Attributes:
         disk: The disk's name.
         moment: The moment's name.
         layers: The images, newest first; nothing else is opened, whatever their headers name.
-        virtual_size: Bytes that the guest saw.
-        allocated: Bytes that the layers take on the host, as far as that is known: no more is copied.
-        snapshot: The snapshot inside the newest layer that holds the moment; None: the layer itself does.
-        written: Whether the guest writes to the newest layer meanwhile, beside the snapshot inside it.
+        virtual_size: Size of the disk in bytes.
+        allocated: Bytes of the layers on the host, or None: a copy has at most as many.
+        snapshot: The snapshot inside the newest layer that holds the moment; None: the layer itself holds it.
+        written: Whether the guest may write to the newest layer, which has the snapshot inside.
     """
 
     disk: str

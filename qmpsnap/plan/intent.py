@@ -119,8 +119,8 @@ class Delete(_Checked):
         name: The moment's name.
         via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
             alone disk after disk.
-        keep_files: Whether files stay that nothing needs any more once an external one is deleted.
-        look_in: More directories that are searched for images that are backed by its layers.
+        keep_files: Whether files stay that nothing needs any more after an external moment is deleted.
+        look_in: More directories to search for images that are backed by the moment's layers.
     """
 
     name: Text
@@ -131,10 +131,10 @@ class Delete(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Prune(_Checked):
-    """External moments are deleted until few are left, or the chains are short; one of the two is given.
+    """Delete external moments until few remain (`keep_last`), or until the chains are short (`max_depth`).
 
     Attributes:
-        keep_last: How many moments are kept, the newest; or None.
+        keep_last: How many moments to keep, the newest; or None.
         max_depth: How many layers each chain may have; or None.
         disks: Disks, in any spelling, whose moments and chains count; empty: all.
         keep_files: As in Delete.

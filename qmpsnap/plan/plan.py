@@ -46,8 +46,8 @@ class Plan:
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
         vanished: Why the operation cannot be called a success although nothing is left to do, or "".
-        then: What is run after it, each with a job and a record of its own, on the chains that are predicted
-            of the one before. They are not one transaction: after a failure the earlier ones stay.
+        then: Plans that run after this one, each with its own job and record, made for the chains that the
+            plan before predicts. They are not one transaction: after a failure the earlier ones stay done.
     """
 
     op: str
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def parts(self) -> tuple[Plan, ...]:
-        """The plan and what is run after it, in order."""
+        """This plan and the plans that run after it, in order."""
         return (self, *self.then)
 
     @property

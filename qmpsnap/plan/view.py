@@ -1,7 +1,7 @@
-"""How a moment's disks are read without touching the machine: which images, in which formats; or a refusal.
+"""Finds the images and formats from which a moment's disks can be read without touching the machine.
 
-Nothing is sent to QEMU. The images are opened a second time, read-only, by a process of ours, and QEMU's
-image locks keep everybody from writing to them meanwhile.
+Nothing is sent to QEMU. A process that qmpsnap starts opens the images a second time, read-only. QEMU's image
+locks prevent others from writing to them meanwhile.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FORMATS = frozenset({"qcow2", "raw"})
 
 
 def ask(graph: Graph, *, state_dir: str = "") -> Ask:
-    """What has to be known first: the records, which say what moments there are."""
+    """What the planner has to know first: the records, which tell what moments there are."""
     places = state_questions(graph, state_dir)
     return Ask(directories=with_parents(places), records=places)
 
 
 def ask_again(name: str, graph: Graph, files: Files, *, state_dir: str = "") -> Ask:
-    """What has to be known besides, once the moments are known: the files that hold the one that is named."""
+    """What the planner has to know next, once the moments are known: the files that hold the named moment."""
     layers = [layer for disk in graph.disks.values() for layer in disk.layers]
     parts = [file for layer in layers for file in layer.parts if file.startswith("/")]
     records = [
@@ -45,20 +45,20 @@ def ask_again(name: str, graph: Graph, files: Files, *, state_dir: str = "") -> 
 
 
 def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]:
-    """How each of the disks is read as of the moment; or refuse.
+    """How to read each of the disks as it was at the moment; or refuse.
 
     Args:
         name: The moment's name.
-        disks: Disks in any spelling; none: every disk that the moment is of.
+        disks: Disks in any spelling; none: every disk that the moment includes.
         scene: The machine, and its files.
 
     Raises:
         NotFound, AmbiguousName: When no moment has the name, or two have it.
-        NotFound: When the moment is not of one of the disks.
+        NotFound: When the moment does not include one of the disks.
         NotInChain: When no layer holds it any more.
         Busy: When a layer is being written to.
         FileMoved: When a layer's name does not lead to the file that QEMU has open.
-        Unsupported: When a layer is encrypted or no file, or the files cannot be seen from here.
+        Unsupported: When a layer is encrypted or not a file, or the files are not visible from here.
     """
     moment = scene.moment(name)
     _refuse_unseen(scene)
@@ -67,13 +67,14 @@ def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]
     for disk in wanted:
         if disk not in held:
             raise NotFound(
-                f"{moment.name!r} is not of {disk}", hint=f"it is of: {', '.join(held) or 'no disk'}"
+                f"{moment.name!r} does not include {disk}",
+                hint=f"it includes: {', '.join(held) or 'no disk'}",
             )
     return tuple(_view(moment, scene.graph.disks[disk], scene) for disk in wanted)
 
 
 def readable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
-    """The disks, which can all be read from outside once the guest writes to another layer; or refuse.
+    """The disks, if all of them can be read from outside once the guest writes to another layer; or refuse.
 
     Args:
         disks: Disks by their names.
@@ -83,26 +84,26 @@ def readable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
         Refused: As `views`.
     """
     _refuse_unseen(scene)
-    found = tuple(scene.graph.disks[disk] for disk in disks)
-    for disk in found:
+    chosen = tuple(scene.graph.disks[disk] for disk in disks)
+    for disk in chosen:
         _refuse_layers(disk, disk.layers, scene)
-    return found
+    return chosen
 
 
-def only(found: Sequence[DiskView]) -> DiskView:
-    """The only view; refuse where there are more, and none was named.
+def only(candidates: Sequence[DiskView]) -> DiskView:
+    """The only view; refuse if there are more.
 
     Raises:
-        AmbiguousName: When the moment is of more than one disk.
+        AmbiguousName: When the moment includes more than one disk.
     """
-    if len(found) > 1:
-        names = [view.disk for view in found]
+    if len(candidates) > 1:
+        names = [view.disk for view in candidates]
         raise AmbiguousName(
-            f"{found[0].moment!r} is of more than one disk: {', '.join(names)}",
+            f"{candidates[0].moment!r} includes more than one disk: {', '.join(names)}",
             candidates=names,
             hint="name the disk",
         )
-    return found[0]
+    return candidates[0]
 
 
 def _view(moment: Moment, disk: Disk, scene: Scene) -> DiskView:
@@ -130,8 +131,8 @@ def _inside(moment: Moment, disk: Disk, scene: Scene) -> DiskView:
     for part in moment.held:
         if part.disk == disk.name and part.file in disk.files:
             index = disk.files.index(part.file)
-            found = (each for each in disk.layers[index].snapshots if each.id == part.id)
-            return _of_chain(moment, disk, index, scene, next(found))
+            snapshots = (each for each in disk.layers[index].snapshots if each.id == part.id)
+            return _of_chain(moment, disk, index, scene, next(snapshots))
     raise NotInChain(
         f"the snapshot {moment.name!r} of {disk.name} is inside {moment.held[0].file}, which is not in its "
         "chain now",
@@ -142,7 +143,7 @@ def _inside(moment: Moment, disk: Disk, scene: Scene) -> DiskView:
 def _of_chain(
     moment: Moment, disk: Disk, index: int, scene: Scene, snapshot: InternalSnapshot | None = None
 ) -> DiskView:
-    """The view through layers that QEMU has open, the newest at the index."""
+    """The view through layers that QEMU has open, from the one at this index down."""
     layers = disk.layers[index:]
     written = snapshot is not None and not layers[0].read_only
     _refuse_layers(disk, layers, scene)
@@ -164,17 +165,17 @@ def _of_chain(
 
 def _of_files(moment: Moment, disk: Disk, chain: Sequence[tuple[str, str]], scene: Scene) -> DiskView:
     """The view through layers that are in no chain now."""
-    found: list[ViewLayer] = []
+    layers: list[ViewLayer] = []
     for file, form in chain:
         fact = scene.files.files[file]
         if fact.luks or form not in _FORMATS:
             raise _unsupported(disk, file, "encrypted" if fact.luks else f"of format {form!r}")
         if fact.header is not None and fact.header.data_file is not None and form == "qcow2":
             raise _unsupported(disk, file, "an image with its data in another file, and in no chain now")
-        found.append(ViewLayer(file, form, _is_device(file, scene)))
+        layers.append(ViewLayer(file, form, _is_device(file, scene)))
     newest = scene.files.files[chain[0][0]]
     size = newest.header.virtual_size if newest.header is not None and chain[0][1] == "qcow2" else newest.size
-    return DiskView(disk.name, moment.name, tuple(found), virtual_size=size)
+    return DiskView(disk.name, moment.name, tuple(layers), virtual_size=size)
 
 
 def _refuse_unseen(scene: Scene) -> None:
@@ -182,7 +183,7 @@ def _refuse_unseen(scene: Scene) -> None:
         raise Unsupported(
             "the images are not visible from here, so they cannot be read",
             feature="reading images that are not visible",
-            hint="run on QEMU's host; if its files are visible all the same: --shared-fs yes",
+            hint="run qmpsnap on QEMU's host; if its files are visible here: --shared-fs yes",
         )
 
 
@@ -199,7 +200,7 @@ def _refuse_layer(disk: Disk, layer: Layer) -> None:
     if layer.encrypted:
         raise _unsupported(disk, layer.file, "encrypted")
     if not layer.local:
-        raise _unsupported(disk, layer.file, "no file of this host")
+        raise _unsupported(disk, layer.file, "not a file on this host")
     if layer.format not in _FORMATS:
         raise _unsupported(disk, layer.file, f"of format {layer.format!r}")
 
@@ -221,7 +222,7 @@ def _refuse_written(disk: Disk, layer: Layer, scene: Scene) -> None:
         job_id=jobs[0].id if jobs else "",
         hint=f"wait for the job: {command('job', 'wait', jobs[0].id)}"
         if jobs
-        else "a commit that kept its overlay leaves its base so until QEMU is started again",
+        else "after a commit that kept its overlay, QEMU has the base open for writing until it is restarted",
     )
 
 

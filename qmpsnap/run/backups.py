@@ -1,7 +1,7 @@
-"""A directory of backups: each is made under a name that no reader takes for one, and then renamed.
+"""A directory of backups: each has a name that readers ignore until it is complete, and is then renamed.
 
-Whoever makes one holds a lock on its directory, so that what a killed client has left can be told apart, and
-removed by the next.
+A client that makes a backup holds a lock on its directory. So the next client recognises what a killed client
+has left, and removes it.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -36,25 +36,25 @@ _ZEROES = bytes(_CHUNK)
 
 
 class Partial:
-    """A backup that is being made; nobody takes it for one. Blocking.
+    """A backup that is not complete; readers ignore it. Blocking.
 
     Attributes:
-        directory: Where its images go.
+        directory: Directory for its images.
     """
 
     def __init__(self, place: str, backup: str, *, need_bytes: int) -> None:
-        """Create its directory, and the one that it lies in.
+        """Create its directory, and the directory of backups if that does not exist.
 
         Raises:
-            InvalidTarget: When it cannot be created there, or there is no room.
+            InvalidTarget: When it cannot be created, or there is too little space.
         """
         self._place, self._backup = place, backup
         self.directory = os.path.join(place, backup + PARTIAL)
         try:
-            made = _make(place)
+            is_new = _make(place)
             space = os.statvfs(place)
             if space.f_bavail * space.f_frsize < need_bytes:
-                if made:
+                if is_new:
                     os.rmdir(place)  # noqa: PTH106
                 raise InvalidTarget(
                     f"{place} has {space.f_bavail * space.f_frsize} bytes free; the backup may need "
@@ -70,10 +70,10 @@ class Partial:
             raise unusable(self.directory, error, "create") from error
 
     def finish(self, record: BackupRecord) -> str:
-        """Write the manifest, sync, and give the backup its name; returns its directory.
+        """Write the manifest, sync, and give the backup its final name; return its directory.
 
         Raises:
-            InvalidTarget: When that cannot be done; it stays partial.
+            InvalidTarget: When that fails; the backup stays incomplete.
         """
         final = os.path.join(self._place, self._backup)
         try:
@@ -90,7 +90,7 @@ class Partial:
         return final
 
     def close(self) -> None:
-        """Remove it, unless it was finished."""
+        """Remove the backup, unless it was finished; unlock its directory."""
         if self.directory:
             remove_tree(self.directory)
             with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ class Partial:
 
 
 def find_backups(place: str) -> tuple[BackupRecord, ...]:
-    """Every backup in a directory, the oldest first; what is none is skipped. Blocking.
+    """Every backup in a directory, the oldest first; anything else there is skipped. Blocking.
 
     Raises:
         InvalidTarget: When the directory cannot be read, or holds a backup whose manifest is damaged.
@@ -108,43 +108,45 @@ def find_backups(place: str) -> tuple[BackupRecord, ...]:
         names = [name for name in os.listdir(place) if is_backup_id(name)]  # noqa: PTH208
     except OSError as error:
         raise unusable(place, error, "read") from error
-    found = [_read(place, name) for name in names]
-    return tuple(sorted(found, key=lambda record: (record.created, record.id)))
+    records = [_read(place, name) for name in names]
+    return tuple(sorted(records, key=lambda record: (record.created, record.id)))
 
 
 def choose(place: str, at: int | None) -> BackupRecord:
-    """One of the backups: the `at`-th, counted from 1 as they are listed; None: the newest. Blocking.
+    """The backup number `at`, counted from 1 in the order of the list; None: the newest. Blocking.
 
     Raises:
-        NotFound: When there is none.
+        NotFound: When there is no such backup.
         InvalidTarget: As `find_backups`.
     """
-    found = find_backups(place)
-    if not found or (at is not None and not 1 <= at <= len(found)):
-        what = "no backup" if not found else f"no backup number {at}"
-        raise NotFound(f"there is {what} in {place}", hint=f"there are {len(found)}, the oldest is number 1")
-    return found[-1 if at is None else at - 1]
+    records = find_backups(place)
+    if not records or (at is not None and not 1 <= at <= len(records)):
+        what = "no backup" if not records else f"no backup number {at}"
+        raise NotFound(
+            f"there is {what} in {place}", hint=f"there are {len(records)}; number 1 is the oldest"
+        )
+    return records[-1 if at is None else at - 1]
 
 
 def verify_image(file: str, disk: BackupDisk) -> None:
-    """Check an image of a backup by its checksum. Blocking.
+    """Verify the checksum of an image in a backup. Blocking.
 
     Raises:
-        InvalidTarget: When it is missing, or damaged.
+        InvalidTarget: When the image is missing, or damaged.
     """
     try:
-        found, count = checksum(file)
+        crc, size = checksum(file)
     except (OSError, ValueError) as error:
         raise unusable(file, error, "read") from error
-    if (found, count) != (disk.crc32, disk.image_bytes):
+    if (crc, size) != (disk.crc32, disk.image_bytes):
         raise _damaged(file)
 
 
 def checksum(file: str) -> tuple[int, int]:
-    """The CRC of a regular file's bytes, and their number. Blocking.
+    """The CRC of a regular file, and its size in bytes. Blocking.
 
     Raises:
-        OSError: When it cannot be read.
+        OSError: When the file cannot be read.
     """
     descriptor = open_file(file)
     try:
@@ -154,13 +156,13 @@ def checksum(file: str) -> tuple[int, int]:
 
 
 def restore_image(source: str, disk: BackupDisk, target: str) -> None:
-    """Copy an image out of a backup, and check it by its checksum. Blocking.
+    """Copy an image out of a backup, and verify its checksum. Blocking.
 
-    The target is created exclusively, under another name until it is whole and synced.
+    The target is created exclusively. It has another name until it is complete and synced.
 
     Raises:
         TargetExists: When the target exists.
-        InvalidTarget: When it cannot be created, or the image is damaged; nothing is left.
+        InvalidTarget: When the target cannot be created, or the image is damaged; no file is left.
     """
     if os.path.lexists(target):
         raise TargetExists(f"{target} exists already and was not touched", file=target)
@@ -177,11 +179,11 @@ def restore_image(source: str, disk: BackupDisk, target: str) -> None:
         raise unusable(target, error, "create") from error
     try:
         try:
-            found, count = _copy(source, descriptor)
+            crc, size = _copy(source, descriptor)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if (found, count) != (disk.crc32, disk.image_bytes):
+        if (crc, size) != (disk.crc32, disk.image_bytes):
             raise _damaged(source)
         rename_exclusively(partial, target)
         sync_directory(os.path.dirname(target))
@@ -194,7 +196,7 @@ def restore_image(source: str, disk: BackupDisk, target: str) -> None:
 
 
 def make_directory(place: str) -> None:
-    """Create a directory where it is missing. Blocking.
+    """Create a directory if it does not exist. Blocking.
 
     Raises:
         InvalidTarget: When it cannot be created.
@@ -213,7 +215,7 @@ def refuse_taken(files: Sequence[str]) -> None:
 
 
 def _copy(source: str, target: int) -> tuple[int, int]:
-    """Copy a file, zeroes as holes; return its checksum and its bytes."""
+    """Copy a file, with zeroes as holes; return its checksum and its size in bytes."""
 
     def put(data: memoryview, at: int) -> None:
         if data != memoryview(_ZEROES)[: len(data)]:
@@ -221,26 +223,26 @@ def _copy(source: str, target: int) -> tuple[int, int]:
 
     descriptor = open_file(source)
     try:
-        found, size = _each_chunk(descriptor, put)
+        crc, size = _each_chunk(descriptor, put)
     finally:
         os.close(descriptor)
     os.ftruncate(target, size)
-    return found, size
+    return crc, size
 
 
 def _each_chunk(descriptor: int, take: Callable[[memoryview, int], None]) -> tuple[int, int]:
-    """Read a file; return its checksum and its bytes."""
-    found, at, buffer = 0, 0, bytearray(_CHUNK)
+    """Call `take` with each chunk of a file and its offset; return the file's checksum and size in bytes."""
+    crc, at, buffer = 0, 0, bytearray(_CHUNK)
     while count := os.readv(descriptor, [buffer]):
         data = memoryview(buffer)[:count]
-        found = zlib.crc32(data, found)
+        crc = zlib.crc32(data, crc)
         take(data, at)
         at += count
-    return found, at
+    return crc, at
 
 
 def _damaged(file: str) -> InvalidTarget:
-    return InvalidTarget(f"{file} is damaged: its checksum is not that of the backup", file=file)
+    return InvalidTarget(f"{file} is damaged: its checksum differs from that in the manifest", file=file)
 
 
 def _write(descriptor: int, data: memoryview, at: int) -> None:
@@ -250,6 +252,7 @@ def _write(descriptor: int, data: memoryview, at: int) -> None:
 
 
 def _make(place: str) -> bool:
+    """Create a directory unless it exists; return whether it was created."""
     try:
         os.mkdir(place, 0o700)
     except FileExistsError:
@@ -261,7 +264,7 @@ def _make(place: str) -> bool:
 
 
 def _sweep(place: str) -> None:
-    """Remove what killed clients have left: directories of ours that nobody holds the lock of."""
+    """Remove what killed clients have left: incomplete backups of our user that nobody has locked."""
     for name in os.listdir(place):  # noqa: PTH208
         if not (name.endswith(PARTIAL) and is_backup_id(name.removesuffix(PARTIAL))):
             continue
@@ -283,7 +286,7 @@ def _read(place: str, name: str) -> BackupRecord:
         descriptor = open_file(file)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("it is no regular file")
+                raise ValueError("it is not a regular file")
             return read_manifest(os.pread(descriptor, MAX_MANIFEST_BYTES, 0), name)
         finally:
             os.close(descriptor)

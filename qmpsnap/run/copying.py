@@ -1,7 +1,7 @@
-"""Copies a disk as it was at a moment into an image of its own, compares the two, and checks images.
+"""Copies a disk as it was at a moment into a standalone image, compares the two, and checks images.
 
-qemu-img does that: it knows which clusters hold data, and reads each layer once. Every option of the source
-is written out, so that it follows no header and probes no format.
+qemu-img does the work, because it knows which clusters hold data, and reads each layer once. It gets every
+option of the source explicitly, so it follows no header and probes no format.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 _DIFFERENT = 1  # exit status of qemu-img compare
 
 Tell = Callable[[float], Awaitable[None]]
-"""Called with how much is done, from 0 to 1."""
+"""Called with the progress, from 0 to 1."""
 
 
 async def copy_disk(
     view: DiskView, file: str, *, speed: int = 0, remove: str, tell: Tell, interval: float
 ) -> None:
-    """Write the disk into a new qcow2 image, without its holes, and sync it.
+    """Copy the disk into a new, sparse qcow2 image, and sync it.
 
-    Cancelled or failed, a part of the file is left.
+    If the copy fails or is cancelled, an incomplete file is left.
 
     Args:
-        view: What is read.
-        file: The image; nothing has that name, in a directory that nobody else writes to.
+        view: The disk to read.
+        file: The image; the file must not exist, in a directory to which nobody else writes.
         speed: Limit in bytes/s; 0: none.
-        remove: Directory that is removed if our process is killed.
-        tell: Is told how much is done.
+        remove: Directory to remove if our process is killed.
+        tell: Called with the progress.
         interval: Seconds between two calls of `tell`.
 
     Raises:
@@ -60,17 +60,17 @@ async def compare_disk(view: DiskView, file: str, *, remove: str) -> None:
     """Compare the disk with a qcow2 image, byte for byte.
 
     Raises:
-        CommandFailed: When they differ, or cannot be read.
+        CommandFailed: When they differ, or one of them cannot be read.
     """
     words = ["compare", "-F", "qcow2", _named(read_options(view)), file]
     await _run(words, f"comparison of {view.disk}", remove=remove)
 
 
 async def check_image(file: str) -> None:
-    """Check that a qcow2 image is whole, and needs no other file.
+    """Check that a qcow2 image is consistent, and needs no other file.
 
     Raises:
-        CommandFailed: When it is not.
+        CommandFailed: When the check fails.
     """
     alone = DiskView("", "", (ViewLayer(file, "qcow2"),), 0)
     await _run(["check", "-q", _named(read_options(alone))], f"check of {file}")
@@ -105,7 +105,7 @@ async def _run(
 
 @asynccontextmanager
 async def alongside(work: Coroutine[object, object, None]) -> AsyncIterator[asyncio.Future[None]]:
-    """Do something else while the block lasts; it ends with the block, where it may be awaited before."""
+    """Run a coroutine beside the block; it is cancelled at the end of the block, unless it was awaited."""
     task = asyncio.ensure_future(work)
     try:
         yield task
@@ -115,7 +115,7 @@ async def alongside(work: Coroutine[object, object, None]) -> AsyncIterator[asyn
 
 
 async def _follow(process: Process, tell: Tell, interval: float) -> None:
-    """Tell how much is done, as `qemu-img -p` prints it, until the process has ended."""
+    """Report the progress that `qemu-img -p` prints, until the process has ended."""
     while process.returncode is None:
         with anyio.move_on_after(interval):
             await process.wait()

@@ -1,8 +1,8 @@
-"""Images of a machine that is off, opened in a qemu-storage-daemon of ours, as a target.
+"""A target for the images of a machine that is off, which qmpsnap opens in a qemu-storage-daemon.
 
-The daemon has QEMU's block layer and no devices, so which node a disk reads from is followed from the steps
-(`model/open_images.py`). It ends with its block, by `quit`, which closes the images; and with our process,
-however that ends.
+The daemon has QEMU's block layer but no devices, so the node from which a disk reads is derived from the
+steps (`model/open_images.py`). At the end of the block `quit` ends the daemon, which closes the images. The
+daemon also ends with our process, however that ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qmpsnap.run.session_target import SessionTarget
 
 _log = get_logger("qmpsnap.run")
 _GRAPH_TRIES = 20
-_QUIT_LIMIT = 30.0  # seconds; what is called done was on the disk before
+_QUIT_LIMIT = 30.0  # seconds; completed operations are on the disk before
 
 
 @asynccontextmanager
@@ -43,7 +43,7 @@ async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
 
     Args:
         program: Its path, or its name on PATH.
-        name: What it is called in errors and logs.
+        name: Its name in errors and logs.
 
     Raises:
         ConnectFailed: When it cannot be started, or ends before it greets.
@@ -52,7 +52,7 @@ async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
         async with start_qemu([program], name=name, monitor=DAEMON_MONITOR) as process:
             yield process
     except ConnectFailed as error:
-        error.hint = error.hint or "is qemu-storage-daemon installed? Its path can be given"
+        error.hint = error.hint or "is qemu-storage-daemon installed? You can give its path"
         raise
 
 
@@ -60,12 +60,12 @@ async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
 async def open_images(
     chains: Collection[ImageChain], *, program: str, name: str
 ) -> AsyncIterator[DaemonTarget]:
-    """Open the images of each disk, every layer by its own format, for the length of the block.
+    """Open the images of each disk until the end of the block, every layer with its own format.
 
     Args:
         chains: The images of each disk, which were checked.
-        program: The storage daemon; where it is a path, qemu-img lies beside it.
-        name: What the machine is called in errors and logs.
+        program: The storage daemon; if it is a path, qemu-img has to be beside it.
+        name: The machine's name in errors and logs.
 
     Raises:
         ConnectFailed: When the daemon cannot be started.
@@ -88,8 +88,8 @@ class DaemonTarget(SessionTarget):
     Args:
         process: The daemon, which has greeted.
         chains: The images of each disk, which were checked.
-        images: Makes and looks at image files.
-        name: What the machine is called in errors and logs.
+        images: Creates and inspects image files.
+        name: The machine's name in errors and logs.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class DaemonTarget(SessionTarget):
 
     @property
     def outlives_us(self) -> bool:
-        """The daemon ends with us, and no job goes on without it."""
+        """False: the daemon ends with our process, and its jobs end with it."""
         return False
 
     async def __aexit__(self, *exc: object) -> None:
-        """End the daemon: it closes the images, and has written all of them once it has ended."""
+        """End the daemon, which writes all data to the images and closes them."""
         with anyio.move_on_after(_QUIT_LIMIT, shield=True):
             with suppress(QmpsnapError):
-                await self.session.query("quit")  # its reply may be lost: the process tells when it has ended
+                await self.session.query("quit")  # the reply may be lost, so wait for the process
             await self._process.wait()
         await super().__aexit__(*exc)
 
@@ -137,11 +137,11 @@ class DaemonTarget(SessionTarget):
         """Nothing migrates images alone."""
 
     async def graph(self) -> Graph:
-        """Read the block graph; asked again when it moved meanwhile. QAPI: query-named-block-nodes.
+        """Read the block graph, again if it changed meanwhile. QAPI: query-named-block-nodes.
 
         Raises:
             LinkLost: When the daemon has ended.
-            Malformed: When the answer cannot be joined.
+            Malformed: When no graph can be built from the answer.
         """
         await self._concluded.check()
         for attempt in range(_GRAPH_TRIES):
@@ -155,15 +155,15 @@ class DaemonTarget(SessionTarget):
         raise Malformed("the block graph kept changing while it was read", hint="try again")
 
     async def perform(self, step: Step) -> float:
-        """Do the step, and note which root a disk has from then on: no device knows it."""
+        """Do the step, and note the root that a disk has afterwards, because no device knows it."""
         if step.command == "job-dismiss":
-            await self._follow_jobs()  # nobody knows afterwards how the job ended
+            await self._follow_jobs()  # a dismissed job no longer tells how it ended
         seconds = await super().perform(step)
         self._opened = self._opened.after(step)
         return seconds
 
     async def _follow_jobs(self) -> None:
-        """Move the roots of the disks whose jobs have ended well. QAPI: query-jobs."""
+        """Move the roots of the disks whose jobs have ended without an error. QAPI: query-jobs."""
         if not self._opened.pivots:
             return
         for job in await self.monitor.jobs():
@@ -172,12 +172,12 @@ class DaemonTarget(SessionTarget):
 
 
 def _not_opened(chain: ImageChain, layer: ImageLayer, error: CommandFailed) -> ImageInUse | InvalidTarget:
-    """Why a layer could not be opened; QEMU's image lock tells that another process has it open."""
+    """The error for a layer that could not be opened: in use if QEMU's image lock says so, else invalid."""
     if "lock" in error.desc and "Failed to get" in error.desc:
         return ImageInUse(
             f"{layer.file}, a layer of {chain.disk}, is in use by another process: {error.desc}",
             file=layer.file,
-            hint="is its machine running? Then connect to its monitor (-s); else wait until that has ended",
+            hint="if its machine is running, connect to the monitor (-s); else wait until that process ends",
         )
     return InvalidTarget(
         f"{layer.file}, a layer of {chain.disk}, cannot be opened: {error.desc}", file=layer.file

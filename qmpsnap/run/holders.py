@@ -1,7 +1,7 @@
-"""Who has a file open for writing, as /proc, QEMU's image locks and the kernel's loop devices tell.
+"""Finds out who has a file open for writing, from /proc, QEMU's image locks and the kernel's loop devices.
 
-Blocking. Of a process of another user, or in a container whose processes we do not see, only the lock
-tells, and not who holds it.
+Blocking. If the process belongs to another user, or runs in a container whose processes we do not see, only
+its lock is visible, but not which process holds it.
 """
 
 # Descriptors need os:
@@ -30,60 +30,62 @@ class Holder(Struct, frozen=True):
     """Who has a file open for writing: a process, or the kernel.
 
     Attributes:
-        pid: The process's id; None when only its lock is seen, and for the kernel.
-        program: The name of its program; of the kernel the loop device; "" when it is not known.
+        pid: The process's id; None if only its lock is visible, and for the kernel.
+        program: The name of its program, or for the kernel the loop device; "" if it is not known.
     """
 
     pid: int | None = None
     program: str = ""
 
     def __str__(self) -> str:
-        """Who it is, in words."""
+        """The holder as a phrase for messages."""
         if self.pid is not None:
             return f"process {self.pid} ({self.program or '?'})"
         return f"the loop device {self.program}" if self.program else "another process"
 
 
 def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
-    """For each of the files that somebody has open for writing: the first whom we see."""
-    found = loops(files)
+    """For each of the files that is open for writing: the first holder that we see."""
+    holders = loops(files)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         for key in written(pid, among=files):
-            found.setdefault(key, Holder(pid, _program(pid)))
-    return found
+            holders.setdefault(key, Holder(pid, _program(pid)))
+    return holders
 
 
 def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId, Holder]:
-    """For each of the files that a loop device writes to: that device, of which no process tells.
+    """For each of the files to which a loop device writes: that device, which no process shows.
 
     Args:
-        files: Look for these.
-        devices: Where the kernel tells of its block devices.
+        files: The files to look for.
+        devices: The kernel's directory of block devices.
     """
-    found: dict[FileId, Holder] = {}
+    holders: dict[FileId, Holder] = {}
     try:
         names = [name for name in os.listdir(devices) if name.startswith("loop")]
     except OSError:
-        return found
+        return holders
     for name in sorted(names):
         try:
             file = kernel_text(f"{devices}/{name}/loop/backing_file").removesuffix("\n")
             read_only = kernel_text(f"{devices}/{name}/ro").strip() == "1"
             status = os.stat(file)
-        except (OSError, ValueError):  # it is in use for nothing, or for a file without a name
+        except (OSError, ValueError):  # the device is unused, or its file has no name
             continue
         key = (status.st_dev, status.st_ino)
         if key in files and not read_only:
-            found.setdefault(key, Holder(program=f"/dev/{name}"))
-    return found
+            holders.setdefault(key, Holder(program=f"/dev/{name}"))
+    return holders
 
 
 def written(pid: int, *, among: Collection[FileId] | None = None) -> set[FileId]:
     """Files that a process has open for writing, even if another process opened them for it.
 
+    The result is empty if we may not inspect the process.
+
     Args:
-        pid: The process; empty when we may not look at it.
-        among: Look for these only; None: for all.
+        pid: The process's id.
+        among: Look only for these files; None: for all.
     """
     writable = set()
     try:
@@ -106,7 +108,7 @@ def written(pid: int, *, among: Collection[FileId] | None = None) -> set[FileId]
 
 
 def locked(descriptor: int) -> bool:
-    """Whether a QEMU process holds the lock of one that may write to the image or resize it."""
+    """Whether a process holds QEMU's image lock with the permission to write to the image or resize it."""
     return any(_held(descriptor, _PERMISSIONS + bit) for bit in (_WRITE, _RESIZE))
 
 
@@ -121,7 +123,7 @@ def _held(descriptor: int, byte: int) -> bool:
 
 
 def _program(pid: int) -> str:
-    """The first word of its command line, without the directory."""
+    """The first word of the process's command line, without the directory; "" if it cannot be read."""
     try:
         words = kernel_text(f"/proc/{pid}/cmdline").split("\0")
     except OSError:

@@ -1,8 +1,8 @@
-"""Looks at the images of a machine that is off, before any tool opens them.
+"""Checks the images of a machine that is off before any tool opens them. Blocking.
 
-Walks each disk's chain by our own header reader, which opens regular files only and for reading. A file
-is opened once its real path is known to be in an allowed directory, and what was opened has to be there
-still. `plan/checks/images.py` says what is refused. Blocking.
+Our own header reader walks the chain of each disk. It opens only regular files, and only for reading. It
+opens a file only if its real path is in an allowed directory, and then checks that the path still leads to
+the file that it has opened. `plan/checks/images.py` decides what is refused.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -53,20 +53,20 @@ def read_chains(
     Args:
         images: The active layer of each disk, by the name that the disk is to have.
         formats: "raw" or "qcow2" of an active layer, by disk; needed unless its name ends in ".qcow2".
-        allow_dirs: Directories with whose files, and those below, a header may be backed, besides the
-            files beside the active layer.
+        allow_dirs: Directories in which, and below which, a header may name files, in addition to the
+            directory of the active layer.
 
     Raises:
-        UnsafeImage: When a header, or a format that was not given, forbids to open an image.
+        UnsafeImage: When an image must not be opened, because of its header or an unknown format.
         StillNeeded: When the active layer of a disk is a lower layer of another one.
-        Unsupported: When an image has a format or a feature that is not read here.
+        Unsupported: When an image has a format or a feature that is not supported.
         NotFound: When an image does not exist.
-        InvalidTarget: When one cannot be read.
+        InvalidTarget: When an image cannot be read.
         BadArgument: When an argument is invalid.
     """
     for disk, word in formats.items():
         if disk not in images:
-            refuse("formats", disk, "there is no image of that disk")
+            refuse("formats", disk, "no image of that disk is given")
         check("format", word, ImageFormat)
     allowed = tuple(_real(path) for path in absolute_each("allow_dirs", allow_dirs))
     chains = tuple(
@@ -78,13 +78,13 @@ def read_chains(
 
 
 def refuse_unusable(chains: Iterable[ImageChain]) -> None:
-    """Refuse images that must not be opened to be changed; to be called right before they are.
+    """Refuse images that must not be changed; call this right before they are opened.
 
     Raises:
-        ImageInUse: When a process has one of them open for writing.
-        UnsafeImage: When one is marked as corrupt, or was not closed properly.
-        Unsupported: When one is encrypted, or has a name that QEMU cannot be told.
-        FileMoved: When a name leads to another file by now.
+        ImageInUse: When a process has an image open for writing.
+        UnsafeImage: When an image is marked as corrupt, or was not closed properly.
+        Unsupported: When an image is encrypted, or its name cannot be sent to QEMU.
+        FileMoved: When a name now leads to another file.
     """
     layers = [layer for chain in chains for layer in chain.layers]
     for layer in layers:
@@ -100,33 +100,31 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
             file=files[key],
             pid=holder.pid,
             program=holder.program,
-            hint="if a machine runs on it, use -s with its QMP socket",
+            hint="if a machine runs on it, give its QMP socket with -s",
         )
 
 
 def refuse_exchanged(chains: Iterable[ImageChain], pid: int) -> None:
-    """Refuse to go on with a process that has other files open than those that were checked.
+    """Refuse if the process has other files open than those that were checked.
 
-    To be called once the process has opened every image, and before it changes any.
+    Call this once the process has opened every image, before it changes any of them.
 
     Args:
         chains: What was checked.
         pid: The process.
 
     Raises:
-        FileMoved: When a name led to another file meanwhile, or the process has followed a name that was
-            not checked.
+        FileMoved: When a name led to another file than before, or the process has opened a file that was not
+            checked.
     """
     files = {key: file for chain in chains for layer in chain.layers for file, key in layer.opened}
     held = image_files(pid) or {}
     for key, file in files.items():
         if key not in held:
-            raise FileMoved(f"{file!r} was exchanged while it was being opened", file=file)
+            raise FileMoved(f"{file!r} was replaced while it was being opened", file=file)
     for key, path in held.items():
         if key not in files:
-            raise FileMoved(
-                f"{path!r} was opened, to which no header led that was checked", file=path, path=path
-            )
+            raise FileMoved(f"{path!r} was opened, which no checked header names", file=path, path=path)
 
 
 class _Walk:
@@ -195,14 +193,14 @@ class _Walk:
 
     @contextmanager
     def _opened(self, file: str, named_by: str = "") -> Iterator[int]:
-        """A file that may be part of the chain, open for reading; each only once."""
+        """Open a file of the chain for reading, until the end of the block; refuse a file that was seen."""
         descriptor = self._open(file, named_by)
         try:
             key = _id(os.fstat(descriptor))
             if key in self.seen:
                 raise UnsafeImage(
-                    f"{named_by!r} leads to {file!r}, which is {self.seen[key]!r} again: the chain of "
-                    f"{self.disk} is a loop",
+                    f"{named_by!r} leads to {file!r}, which is the same file as {self.seen[key]!r}: the "
+                    f"chain of {self.disk} is a loop",
                     file=named_by,
                 )
             self.seen[key] = file
@@ -214,7 +212,7 @@ class _Walk:
         real = _real(file)
         refuse_outside(real, file=file, own=self.own, allowed=self.allowed, named_by=named_by)
         try:
-            found = os.path.realpath(file, strict=True)  # the other one takes ".." behind what is not there
+            strict = os.path.realpath(file, strict=True)  # else ".." after a missing name counts
             descriptor = open_file(real)
         except (FileNotFoundError, NotADirectoryError) as error:
             of = f", the backing or data file of {named_by!r}," if named_by else ""
@@ -227,14 +225,14 @@ class _Walk:
             ) from error
         except (OSError, ValueError) as error:
             raise unusable(file, error, "open") from error
-        if not real == found == os.readlink(f"/proc/self/fd/{descriptor}"):
+        if not real == strict == os.readlink(f"/proc/self/fd/{descriptor}"):
             os.close(descriptor)
-            raise UnsafeImage(f"{file!r} was exchanged while it was being opened", file=named_by or file)
+            raise UnsafeImage(f"{file!r} was replaced while it was being opened", file=named_by or file)
         return descriptor
 
 
 def _real(path: str) -> str:
-    """The path without symbolic links, of which none may be exchanged meanwhile."""
+    """The path with all symbolic links resolved."""
     try:
         return os.path.realpath(path)
     except OSError as error:
@@ -242,10 +240,10 @@ def _real(path: str) -> str:
 
 
 def _folded(file: str) -> str:
-    """What to do about a missing image that a commit has renamed, as one of a client that was killed."""
+    """The hint for a missing image that a commit has renamed to FILE.invalid; "" if there is none."""
     renamed = next((name for name in invalid_names(file) if os.path.lexists(name)), "")
     return (
-        f"it was committed, and is {renamed!r} now: give the image that received its data, the base"
+        f"it was committed and renamed to {renamed!r}: give the image that received its data, the base"
         if renamed
         else ""
     )
@@ -258,7 +256,7 @@ def _locked(file: str, key: FileId) -> bool:
         raise unusable(file, error, "open") from error
     try:
         if _id(os.fstat(descriptor)) != key:
-            raise FileMoved(f"{file!r} was exchanged since it was checked", file=file)
+            raise FileMoved(f"{file!r} was replaced after it was checked", file=file)
         return locked(descriptor)
     finally:
         os.close(descriptor)

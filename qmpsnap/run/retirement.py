@@ -1,4 +1,4 @@
-"""Whether a file may be put away: nobody may need it by then, whatever was so when the plan was made."""
+"""Checks, right before a file is renamed or removed, that nothing has come to need it since the plan."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PUT_AWAY = frozenset({"retire-file", "remove-orphan"})
 
 
 class Retirement:
-    """The files that one run of a plan puts away; who needs them is looked at before the first of them goes.
+    """Checks the files that one run of a plan renames or removes; surveys the images once, before the first.
 
     Args:
         target: The machine.
-        journal: How far the operation has come, with the graph as read after it.
+        journal: The progress of the operation, with the graph that was read last.
     """
 
     def __init__(self, target: Target, journal: Journal) -> None:
@@ -32,23 +32,23 @@ class Retirement:
         self._files: Files | None = None
 
     async def refuse(self, step: Step, undone: Sequence[Step]) -> None:
-        """Refuse to put away a file that is needed; nothing is said of any other step.
+        """Refuse a step that renames or removes a file that is needed; accept every other step.
 
         Args:
             step: The step.
             undone: Steps of the cleanup that have failed.
 
         Raises:
-            StillNeeded: When an image is backed by the file that was not so as the operation began.
-            InvalidTarget: When it is to be removed, and its node could not be closed.
+            StillNeeded: When an image has become backed by the file since the operation began.
+            InvalidTarget: When the file is to be removed, and its node could not be closed.
         """
         graph = self._journal.graph
         if step.command not in _PUT_AWAY or graph is None:
             return
         file = step.arguments["file"]
-        kept = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
+        still_open = [failure.effect.node for failure in undone if isinstance(failure.effect, DropNode)]
         if step.arguments.get("policy") == "remove" and any(
-            graph.nodes[node].file == file for node in kept if node in graph.nodes
+            graph.nodes[node].file == file for node in still_open if node in graph.nodes
         ):
             raise InvalidTarget(f"{file} is still open in QEMU; it stays", file=file)
         if self._files is None:
@@ -71,7 +71,7 @@ class Retirement:
         return True
 
     def _ask(self) -> Ask:
-        """Who is backed by the files: in the directories of the chains, and of what else QEMU has open."""
+        """Ask what is backed by the files, in the directories of the chains and among QEMU's open images."""
         graph, plan = self._journal.graph or self._journal.plan.before, self._journal.plan
         opened = (node.file for node in graph.nodes.values() if node.backing)
         chains = (file for files in (*plan.chains_before.values(), *self._retired) for file in files)
@@ -81,12 +81,12 @@ class Retirement:
 
     @property
     def _retired(self) -> tuple[tuple[str, ...], ...]:
-        """Each file that is put away, under its names."""
+        """For each file that is renamed or removed: its name, and its new name."""
         steps = (step.arguments for step in self._journal.plan.steps if step.command in _PUT_AWAY)
         return tuple((step["file"], step.get("to") or step["file"]) for step in steps)
 
     @property
     def _expected(self) -> tuple[str, ...]:
-        """Files that may be backed by what is put away: they go themselves, or were given up."""
+        """Files that may be backed by such a file: they are renamed or removed, too, or are invalid."""
         plan = self._journal.plan
         return (*(name for names in self._retired for name in names), *plan.invalid, *plan.invalid_if_stopped)

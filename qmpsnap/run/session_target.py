@@ -1,6 +1,6 @@
-"""Images that a process has open behind one QMP session, as a target: what live and offline have in common.
+"""The common part of live and offline targets: a process that has images open, behind one QMP session.
 
-How its graph is read, and whether it has a guest, its subclasses know.
+Subclasses know how to read the graph, and whether there is a guest.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from qmpsnap.run.session import Event, Session
 from qmpsnap.run.target import Progress, Watch
 
 _log = get_logger("qmpsnap.run")
-_ASKS = "query-"  # how commands begin that change nothing
-_RELINK_LIMIT = 0.5  # seconds; whoever waits is told within one
+_ASKS = "query-"  # prefix of commands that change nothing
+_RELINK_LIMIT = 0.5  # seconds; a caller that waits gets its error within a second
 
 
 class SessionTarget(ABC):
-    """What has images open, behind one session; enter it before use.
+    """A process that has images open, behind one session; enter it before use.
 
     Args:
-        link: Makes a session; called again after the link was lost, when `again` is given.
-        again: Makes the session anew, or None where that cannot be done (a socket that was given).
-        shared_fs: Whether our file system is QEMU's; None: found out for each disk.
-        images: Makes and looks at image files.
-        name: How the machine is called in logs.
+        link: Makes a session; called again after the link was lost, if `again` is true.
+        again: Whether `link` can make a second session (it cannot with a socket that the caller gave).
+        shared_fs: Whether our file system is QEMU's; None: determine it for each disk.
+        images: Creates and inspects image files.
+        name: The machine's name in errors and logs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SessionTarget(ABC):
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()
         self._read_before = ReadBefore()
-        self._unread: set[str] = set()  # what is no record of ours, logged once
+        self._unread: set[str] = set()  # unreadable records that were logged
         self._given_up: set[int] = set()  # operations whose commands nobody waits for any more
         self._features: Features
         self.guest: LiveGuest | None = None
@@ -125,7 +125,7 @@ class SessionTarget(ABC):
 
     @property
     def name(self) -> str:
-        """How the machine is called in logs and errors."""
+        """The machine's name in logs and errors."""
         return self._name
 
     @property
@@ -135,12 +135,12 @@ class SessionTarget(ABC):
 
     @property
     def outlives_us(self) -> bool:
-        """Whether it goes on when our process ends, and with it a job that is left running."""
+        """Whether the process, with its jobs, continues when our process ends."""
         return True
 
     @property
     def process(self) -> str:
-        """Which QEMU it is: no other has the same; "" when that is not known."""
+        """An identifier of this QEMU process, which no other process has; "" if it is not known."""
         return identity(self.session.peer_pid)
 
     @abstractmethod
@@ -148,23 +148,23 @@ class SessionTarget(ABC):
         """Read the block graph, now."""
 
     async def features(self) -> Features:
-        """What this QEMU can do; asked once a session. QAPI: query-commands."""
+        """What this QEMU can do; queried once per session. QAPI: query-commands."""
         return self._features
 
     async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
         """Every job, of any client, now. QAPI: query-jobs, query-block-jobs.
 
         Args:
-            after_graph: Whether the graph has just been read. The events of every job that was begun before
-                have come then, and QEMU is not asked if they tell that there is none.
+            after_graph: Whether the graph has just been read. Then the events of all earlier jobs have
+                arrived, and if they show that there is no job, QEMU is not asked.
         """
         return () if after_graph and self.monitor.idle else await self.monitor.jobs()
 
     async def block_graph(self) -> BlockGraph:
-        """Who uses which node, jobs among them, now; nothing where QEMU does not say it.
+        """The present users of each node, including jobs; empty if QEMU does not tell them.
 
-        It is the one unstable command that is used, to show jobs: no operation depends on it, and a QEMU with
-        `-compat unstable-input=reject` refuses it. QAPI: x-debug-query-block-graph.
+        This is the only unstable command that qmpsnap uses, and only to show jobs. No operation depends on
+        it, and a QEMU with `-compat unstable-input=reject` refuses it. QAPI: x-debug-query-block-graph.
         """
         command = "x-debug-query-block-graph"
         if command not in (await self.features()).commands:
@@ -175,20 +175,20 @@ class SessionTarget(ABC):
             return BlockGraph()
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
-        """Answer what a planner asked, when our file system is QEMU's; else say that it is not.
+        """Answer a planner's questions about files, if our file system is QEMU's; else say that it is not.
 
-        A survey is made all the same where it may be QEMU's and that cannot be proved, as for a user who
-        may not look at QEMU's process: an image that stands on the chain there must not be missed.
+        If that cannot be proved, because the user may not inspect QEMU's process for instance, the survey is
+        made nevertheless: an image that is based on the chain must not be overlooked.
         """
         (files,) = await self.look_each((ask,), graph)
         return files
 
     async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
-        """As `look`, for several in one go."""
+        """As `look`, for several questions at once."""
         return [self._named(files, graph) for files in await in_thread(partial(self._look, asks, graph))]
 
     def _look(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
-        """All of it in one go, in a thread."""
+        """Answer all questions; blocking."""
         names, pid = open_names(graph), self._local_pid
         opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
         if self._shares(graph, opened):
@@ -207,7 +207,7 @@ class SessionTarget(ABC):
         ]
 
     def _named(self, files: Files, graph: Graph) -> Files:
-        """The same, with the disks in its records called as the graph calls them."""
+        """The answer, with the disks in its records named as in the graph."""
         for record in set(files.bad_records) - self._unread:
             _log.warning("record.left_unread", reason=record)
         self._unread.update(files.bad_records)
@@ -217,14 +217,14 @@ class SessionTarget(ABC):
 
     @property
     def _local_pid(self) -> int | None:
-        """QEMU's process where we may look at its files."""
+        """QEMU's pid if it is on this host (a unix socket), else None."""
         return self.session.peer_pid if self.session.is_unix else None
 
     def _shares(self, graph: Graph, opened: Opened) -> bool:
         """Whether we see the files that QEMU sees.
 
-        So when the process at the other end of the socket has files of the graph open and sees the file
-        system that we see; or when each active file, as we see it, is one that it has open.
+        This is so if the process at the other end of the socket has files of the graph open and sees our file
+        system, or if it has open each active file as we see it.
         """
         if self._shared_fs is not None:
             return self._shared_fs
@@ -237,32 +237,32 @@ class SessionTarget(ABC):
 
     @abstractmethod
     async def refuse_migrated(self) -> None:
-        """Raise while the images belong to another process, or are about to."""
+        """Raise if a migration has given the images to another process, or is about to."""
 
     def release_records(self, ids: Collection[str]) -> None:
-        """Unlock what is left of the records of these operations."""
+        """Unlock the remaining records of these operations."""
         self._catalog.let_go(ids)
 
     async def perform(self, step: Step) -> float:
-        """Do one step, a wait for a job excepted; return the seconds that it took.
+        """Do one step (except a wait for a job); return the seconds that it took.
 
         Raises:
             CommandFailed: When QEMU refuses it.
-            LinkLost: When the link goes; whether it happened is not known.
-            Refused: When a file of ours cannot be made or put away.
+            LinkLost: When the link is lost; it is unknown whether the step was done.
+            Refused: When a file cannot be created, renamed or removed.
         """
         started = time.perf_counter()
         await self._performer.perform(step)
         return time.perf_counter() - started
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        """Send one command that is no step of a plan; return the answer. Only a query is given up early."""
+        """Send one command that is not a step of a plan; return the answer. Only a query can be abandoned."""
         send = self.session.query if command.startswith(_ASKS) else self.session.change
         return await send(command, arguments)
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
-        """Listen to a job; to be entered before the command that starts it."""
+        """Listen to a job; enter this before the command that starts it."""
         with self.monitor.watch(job_id) as watch:
             yield watch
 
@@ -281,14 +281,14 @@ class SessionTarget(ABC):
         return session.close_reason
 
     async def abandon(self, owner: object) -> None:
-        """Wait no longer for what is in flight for this owner: it raises LinkLost, its outcome unknown."""
+        """Stop waiting for this owner's commands: they raise LinkLost, and their outcome is unknown."""
         self._given_up.add(id(owner))
         await self.session.abandon(owner)
 
     async def relink(self) -> bool:
-        """After the link was lost: connect again, once, in half a second; whether that succeeded.
+        """Try once, for half a second, to connect again after the link was lost; return whether it succeeded.
 
-        Of several operations that have lost it, the first one does, for all of them.
+        If several operations have lost the link, the first one reconnects for all of them.
         """
         if not self._again:
             return False

@@ -1,7 +1,7 @@
-"""Images of a machine that is off, as a target to look at: their headers are read, and nothing is opened.
+"""A read-only target for the images of a machine that is off, of which only the headers are read.
 
-No daemon is started and no image locked, so a machine may run on them; what it has not yet written is not
-seen.
+No daemon is started and no image is locked, so a machine may run on the images. What it has not yet written
+is not seen.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from qmpsnap.run.target import Progress, Watch
 
 
 class UnopenedTarget:
-    """Images that are looked at, by their headers.
+    """Images that are not opened: only their headers are read.
 
     Args:
         read: Reads the chain of each disk.
-        name: What the machine is called in errors and logs.
+        name: The machine's name in errors and logs.
     """
 
     pid = None
@@ -50,7 +50,7 @@ class UnopenedTarget:
         self._read = read
 
     async def graph(self) -> Graph:
-        """Read the headers, now.
+        """Read the headers, and build the graph from them.
 
         Raises:
             Refused: When an image is missing, or must not be opened.
@@ -75,10 +75,10 @@ class UnopenedTarget:
         return files
 
     async def look_each(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
-        """As `look`, for several in one go."""
+        """As `look`, for several questions at once."""
         near = [file for files in graph.chains().values() for file in files]
-        found = await in_thread(partial(_look_each, asks, near))
-        return [replace(files, records=with_current_names(files.records, graph)) for files in found]
+        answers = await in_thread(partial(_look_each, asks, near))
+        return [replace(files, records=with_current_names(files.records, graph)) for files in answers]
 
     async def jobs(self, *, after_graph: bool = False) -> tuple[Job, ...]:
         """Images alone have no jobs."""
@@ -86,28 +86,28 @@ class UnopenedTarget:
         return ()
 
     async def block_graph(self) -> BlockGraph:
-        """Nobody uses a node."""
+        """No node is in use."""
         return BlockGraph()
 
     async def features(self) -> Features:
-        """There is nothing that could change an image."""
+        """Refuse: the images are not opened, so nothing can change them."""
         self._refuse()
 
     async def refuse_migrated(self) -> None:
         """Nothing migrates images alone."""
 
     async def perform(self, step: Step) -> float:
-        """Nothing is done."""
+        """Refuse: the images are not opened."""
         del step
         self._refuse()
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        """There is no monitor."""
+        """Refuse: there is no monitor."""
         del command, arguments
         self._refuse()
 
     def release_records(self, ids: Collection[str]) -> None:
-        """None is held."""
+        """Do nothing: no record is locked."""
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -141,7 +141,7 @@ class UnopenedTarget:
 
     def _refuse(self) -> NoReturn:
         raise Unsupported(
-            f"the images of {self.name} are only looked at, by their headers",
+            f"the images of {self.name} are not opened: only their headers are read",
             feature="changing images that are not opened",
             hint="open them: qmpsnap.offline() without read_only",
         )

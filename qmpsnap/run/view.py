@@ -1,8 +1,8 @@
-"""Gives a disk as it was at a moment to whoever wants to read it: over NBD, or as a file by FUSE.
+"""Serves a disk as it was at a moment, over NBD or as a file by FUSE.
 
-A process of ours has the layers open, read-only and locked, and ends with its block. The socket lies in a
-directory of mode 0700. A snapshot inside an image is served by qemu-nbd, which alone can open one; everything
-else by a qemu-storage-daemon.
+A child process opens the layers, read-only and locked, and ends with the block. Its socket is in a directory
+of mode 0700. qemu-nbd serves a snapshot inside an image, because only qemu-nbd can open such a snapshot; a
+qemu-storage-daemon serves everything else.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -58,7 +58,7 @@ class View:
         export: Name of the NBD export: the disk's.
         virtual_size: Bytes of the disk.
         layers: Files that it is read from, newest first.
-        file: A file whose content is the disk's (FUSE); "" where none was asked for.
+        file: Path of a file with the content of the disk (FUSE); "" without `fuse`.
     """
 
     moment: str
@@ -86,19 +86,19 @@ class View:
 
 @asynccontextmanager
 async def open_view(view: DiskView, *, fuse: str | os.PathLike[str] | None = None) -> AsyncIterator[View]:
-    """Serve a disk as it was at a moment, until the block is left.
+    """Serve a disk as it was at a moment, until the end of the block.
 
-    Nothing is left then, nor after our own process was killed: no process, socket or file. The machine is not
-    touched; what would write into a layer that is read here is refused by QEMU meanwhile.
+    No process, socket or file is left afterwards, even if our own process is killed. The machine is not
+    touched. Until the end of the block QEMU refuses to write into a layer that is read here.
 
     Args:
-        view: What is read, from `VM.views`.
-        fuse: Directory in which the disk is also to be a file, `DISK.raw`; None: it is not.
+        view: What to read, from `VM.views`.
+        fuse: Directory in which the disk is also available as a file, `DISK.raw`; None: no such file.
 
     Raises:
-        Unsupported: When QEMU's tools are not installed, or have no FUSE here.
+        Unsupported: When QEMU's tools are not installed, or cannot use FUSE here.
         TargetExists, InvalidTarget: When the file exists, or cannot be created there.
-        ConnectFailed: When the layers cannot be opened; the message has the tool's.
+        ConnectFailed: When the layers cannot be opened; the message contains that of the tool.
         GraphMismatch: At the end of the block, when the snapshot inside an image was deleted meanwhile: what
             was read after that may be newer data.
     """
@@ -143,10 +143,10 @@ def _hold(view: DiskView) -> int | None:
 
 
 def _mount_point(view: DiskView, directory: str) -> str:
-    """An empty file that FUSE mounts over."""
+    """Create the empty file on which FUSE mounts the disk."""
     file = os.path.join(directory, f"{view.disk.replace('/', '-')}.raw")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) and find_program("fusermount3") is None:
-        raise _no_fuse("there is no /dev/fuse that may be used, and no fusermount3")
+        raise _no_fuse("/dev/fuse cannot be used, and there is no fusermount3")
     try:
         os.close(create_file(file))
     except FileExistsError as error:
@@ -158,9 +158,9 @@ def _mount_point(view: DiskView, directory: str) -> str:
 
 def _no_fuse(why: str) -> Unsupported:
     return Unsupported(
-        f"the disk cannot be a file here: {why}",
+        f"the disk cannot be exported as a file here: {why}",
         feature="FUSE export",
-        hint="omit --fuse, and read it over NBD",
+        hint="omit --fuse, and read the disk over NBD",
     )
 
 
@@ -170,7 +170,7 @@ def _unlink(file: str) -> None:
 
 
 def _daemon(view: DiskView, path: str, nodes: Sequence[dict[str, Any]], file: str) -> list[str]:
-    """The storage daemon that exports the last of the nodes."""
+    """The command line of the storage daemon that exports the last of the nodes."""
     words = [tool("qemu-storage-daemon")]
     for number, node in enumerate(nodes):
         words += ["--blockdev", json.dumps({"node-name": f"view{number}", **node})]
@@ -233,14 +233,14 @@ async def _failed(process: Process, view: DiskView, program: str, *, fuse: bool)
         return _no_fuse(words)
     return ConnectFailed(
         f"{view.disk} as it was at {view.moment!r} cannot be opened: {program} {words}",
-        hint="another process writes to one of its layers: see qmpsnap jobs, and fuser -v FILE"
+        hint="another process writes to one of its layers; to find it: qmpsnap jobs, or fuser -v FILE"
         if '" lock' in words
         else "",
     )
 
 
 async def _refuse_deleted(view: DiskView) -> None:
-    """Refuse to call well read what was read from a snapshot that is in the image no more."""
+    """Raise if the snapshot inside an image no longer exists: what was read may then be wrong."""
     if view.snapshot is None:
         return
     file, wanted = view.files[0], (view.snapshot.id, view.snapshot.name)

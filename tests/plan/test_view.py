@@ -97,7 +97,7 @@ def test_view_names_the_external_data_file() -> None:
     ("changes", "error", "text"),
     [
         ({"encrypted": True}, Unsupported, "is encrypted"),
-        ({"local": False}, Unsupported, "no file of this host"),
+        ({"local": False}, Unsupported, "not a file on this host"),
         ({"format": "vmdk"}, Unsupported, "of format 'vmdk'"),
         ({"window": True}, Unsupported, "is a part of"),
         ({"read_only": False}, Busy, "QEMU has it open for writing"),
@@ -132,7 +132,7 @@ def test_view_refuses_what_is_no_snapshot_and_no_disk_of_it() -> None:
     with pytest.raises(NotFound, match="there is no disk 'vdc'"):
         viewed("c1", "vdc")
     of = graph(*TWO.disks.values(), chain("other*", name="vdc"))
-    with pytest.raises(NotFound, match="'c1' is not of vdc"):
+    with pytest.raises(NotFound, match="'c1' does not include vdc"):
         viewed("c1", "vdc", of=of)
 
 

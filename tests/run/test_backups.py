@@ -95,7 +95,7 @@ def test_backups_are_listed_by_their_time_and_chosen_by_their_number(tmp_path: P
     assert [choose(str(tmp_path), at) for at in (None, 1, 2)] == [later, RECORD, later]
     with pytest.raises(NotFound, match="no backup number 3") as caught:
         choose(str(tmp_path), 3)
-    assert caught.value.hint == "there are 2, the oldest is number 1"
+    assert caught.value.hint == "there are 2; number 1 is the oldest"
 
 
 def test_backups_of_a_directory_without_any(tmp_path: Path) -> None:

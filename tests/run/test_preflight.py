@@ -410,7 +410,7 @@ def test_a_missing_image_that_a_commit_has_renamed_is_told_from_others(place):
     (place / "s1.qcow2.invalid").touch()
     with pytest.raises(NotFound) as caught:
         read_chains({"vda": str(place / "s1.qcow2")})
-    assert f"is '{place}/s1.qcow2.invalid' now" in caught.value.hint
+    assert f"renamed to '{place}/s1.qcow2.invalid'" in caught.value.hint
 
 
 def test_read_chains_refuses_what_is_not_there_or_not_readable(place):
@@ -424,7 +424,7 @@ def test_read_chains_refuses_what_is_not_there_or_not_readable(place):
 
 @each(
     ("formats", "text"),
-    [({"vdb": "raw"}, "no image of that disk"), ({"vda": "vmdk"}, "give 'qcow2' or 'raw'")],
+    [({"vdb": "raw"}, "no image of that disk is given"), ({"vda": "vmdk"}, "give 'qcow2' or 'raw'")],
 )
 def test_read_chains_refuses_formats_that_mean_nothing(place, formats, text):
     with pytest.raises(BadArgument, match=text):
@@ -441,7 +441,7 @@ def test_read_chains_refuses_a_file_that_is_exchanged_while_it_is_opened(place, 
         return open_file(file)
 
     monkeypatch.setattr("qmpsnap.run.preflight.open_file", exchanged)
-    with pytest.raises(UnsafeImage, match="was exchanged while it was being opened"):
+    with pytest.raises(UnsafeImage, match="was replaced while it was being opened"):
         read_chains({"vda": top})
 
 
@@ -497,7 +497,7 @@ def test_refuse_unusable_refuses_an_image_that_was_exchanged(place):
     chains = read_chains({"vda": chain_in(place)})
     (place / "mid.qcow2").rename(place / "old")
     image(place / "mid.qcow2")
-    with pytest.raises(FileMoved, match=r"mid.qcow2' was exchanged since it was checked"):
+    with pytest.raises(FileMoved, match=r"mid.qcow2' was replaced after it was checked"):
         refuse_unusable(chains)
 
 
@@ -538,8 +538,10 @@ def test_refuse_exchanged_refuses_a_process_that_has_another_file_open(place):
         return check
 
     secret = str(place.parent / "other" / "secret")
-    opened_by_a_process(chains[0].files[:-1], refused(r"base.raw' was exchanged"))
-    opened_by_a_process([*chains[0].files, secret], refused(r"secret' was opened, to which no header led"))
+    opened_by_a_process(chains[0].files[:-1], refused(r"base.raw' was replaced"))
+    opened_by_a_process(
+        [*chains[0].files, secret], refused(r"secret' was opened, which no checked header names")
+    )
 
 
 @settings(max_examples=60, deadline=None)

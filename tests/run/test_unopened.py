@@ -46,7 +46,7 @@ async def test_files_are_looked_at(target: UnopenedTarget, tmp_path: Path) -> No
 async def test_nothing_is_done(target: UnopenedTarget) -> None:
     step = Step(on="qmp", command="stop")
     for asked in (target.features(), target.perform(step), target.execute("stop")):
-        with pytest.raises(Unsupported, match="vm1 are only looked at"):
+        with pytest.raises(Unsupported, match="vm1 are not opened"):
             await asked
     with pytest.raises(Unsupported), target.watch("j"):
         pass

@@ -1,8 +1,8 @@
-"""Which images of a machine that is off are refused, before any tool opens them.
+"""Decides which images of a machine that is off are refused, before any tool opens them.
 
-A header is untrusted: whoever made the image chose what it names. So a layer is opened in a format that
-the caller gives or the overlay records, never in one that its content suggests, and a name leads to a plain
-file in a directory that the caller named.
+A header is untrusted: whoever created the image chose what it names. So a layer is opened in the format that
+the caller gives or the overlay records, never in one that its content suggests, and a name must lead to a
+plain file in a directory that the caller named.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def chosen_format(disk: str, file: str, header: Header | None, wanted: str | Non
         wanted: The format that the caller gave, if any.
 
     Raises:
-        UnsafeImage: When none was given and the name does not say it, or the header says something else.
+        UnsafeImage: When no format was given and the name does not show it, or the header contradicts it.
     """
     raw, qcow2 = (f"--format {quoted(disk)}={word}" for word in ("raw", "qcow2"))
     if wanted == "raw":
@@ -71,8 +71,8 @@ def recorded_format(layer: ImageLayer, backing: str) -> ImageFormat:
         backing: Path of its backing file.
 
     Raises:
-        UnsafeImage: When its header records none, which would mean probing.
-        Unsupported: When it records another one than raw or qcow2.
+        UnsafeImage: When the header records no format, so that QEMU would probe it.
+        Unsupported: When the header records a format other than raw or qcow2.
     """
     recorded = layer.header.backing_format if layer.header is not None else None
     if recorded is None:
@@ -84,7 +84,7 @@ def recorded_format(layer: ImageLayer, backing: str) -> ImageFormat:
         )
     if recorded not in {"raw", "qcow2"}:
         raise Unsupported(
-            f"{layer.file!r} records the format {recorded!r} for its backing file: of a machine that is off "
+            f"{layer.file!r} records the format {recorded!r} for its backing file: with the machine off "
             "only raw and qcow2 images are opened",
             feature="images of other formats",
             hint="start the machine, and use -s",
@@ -96,7 +96,7 @@ def backing_file(layer: ImageLayer) -> str | None:
     """The absolute path of a layer's backing file, if it has one; symlinks and ".." are not resolved.
 
     Raises:
-        UnsafeImage: When its header names something else than a file, or one within other options.
+        UnsafeImage: When the header names something other than a plain file.
     """
     if layer.backing is None:
         return None
@@ -136,7 +136,7 @@ def data_file(file: str, header: Header) -> str | None:
 
 
 def refuse_outside(real: str, *, file: str, own: str, allowed: Collection[str], named_by: str = "") -> None:
-    """Refuse a file that is in none of the directories in which the images of a disk may be.
+    """Refuse a file that is outside the directories in which the images of a disk may be.
 
     Args:
         real: Its path without symlinks.
@@ -161,10 +161,10 @@ def refuse_outside(real: str, *, file: str, own: str, allowed: Collection[str], 
 
 
 def refuse_header(file: str, header: Header) -> None:
-    """Refuse a header that no QEMU writes, or that needs more than we know.
+    """Refuse a header that no QEMU writes, or that has features that we do not know.
 
     Raises:
-        UnsafeImage: When its numbers are absurd.
+        UnsafeImage: When a number in it is out of range.
         Unsupported: When it has an unknown incompatible feature.
     """
     cluster = 1 << header.cluster_bits
@@ -187,7 +187,7 @@ def refuse_header(file: str, header: Header) -> None:
 
 
 def refuse_unusable_header(file: str, header: Header) -> None:
-    """Refuse an image that can be described, but must not be opened to be changed.
+    """Refuse an image that can be listed, but must not be opened for changes.
 
     Raises:
         UnsafeImage: When it is marked as corrupt, or was not closed properly.
@@ -210,10 +210,10 @@ def refuse_unusable_header(file: str, header: Header) -> None:
 
 
 def refuse_unspeakable(file: str) -> None:
-    """Refuse a name that is not UTF-8: QMP is, so that QEMU cannot be told to open it.
+    """Refuse a file name that is not UTF-8, because QMP cannot send it to QEMU.
 
     Raises:
-        Unsupported: When it is not.
+        Unsupported: When it is not UTF-8.
     """
     try:
         file.encode()
@@ -221,7 +221,7 @@ def refuse_unspeakable(file: str) -> None:
         raise Unsupported(
             f"the name {file!r} is not UTF-8, so QEMU cannot be told to open that file",
             feature="file names that are not UTF-8",
-            hint="rename it; an overlay on it has to name it anew (qemu-img rebase -u)",
+            hint="rename it, and change the name in the overlay on it (qemu-img rebase -u)",
         ) from error
 
 

@@ -46,28 +46,28 @@ def refuse_moved(scene: Scene, disk: Disk, layers: Iterable[Layer]) -> None:
 
 
 def refuse_inner(disk: Disk, layers: Iterable[Layer]) -> None:
-    """Refuse a layer that is made of another image, which has its own format and backing file.
+    """Refuse a layer whose node is on top of another image, which has its own format and backing file.
 
-    A header would name that image by the format of the layer. And a stream, a commit, or a mirror of such a
-    layer copies what is allocated in that image, and loses what it reads from its backing file, without an
-    error (docs/explanation/qemu.md).
+    An overlay's header would name that image with the format of the layer. And a stream, a commit, or a
+    mirror of such a layer copies only the data allocated in that image, and loses the data of its backing
+    file, without an error (docs/explanation/qemu.md).
     """
     for layer in layers:
         if layer.inner:
             several = layer.inner == layer.format
-            copy = f"copy the disk to a file of its own: {command('mirror', disk.name, 'FILE', '--pivot')}"
+            copy = f"copy the disk to a new file: {command('mirror', disk.name, 'FILE', '--pivot')}"
             raise Unsupported(
                 f"the node {layer.node!r} of {disk.name} is {layer.format} over images"
                 if several
                 else f"the node {layer.node!r} of {disk.name} is {layer.format} over an image of the format "
                 f"{layer.inner} ({layer.file})",
                 feature=f"{layer.format} over {layer.inner}",
-                hint=copy if several else f"start QEMU with that image as a node of its own: {layer.inner}",
+                hint=copy if several else f"start QEMU with that image as a separate {layer.inner} node",
             )
 
 
 def refuse_window(disk: Disk, layers: Sequence[Layer]) -> None:
-    """Refuse a layer that a file name and a format do not express as the backing file of an overlay."""
+    """Refuse a layer that a header cannot name as a backing file by its file name and format alone."""
     refuse_inner(disk, layers)
     for layer in layers:
         if layer.window:

@@ -306,7 +306,7 @@ def test_verbs_refuse_to_name_or_copy_a_layer_that_is_made_of_another_image(
         planned(intent, there)
     assert (no.value.feature, no.value.hint) == (
         "raw over qcow2",
-        "start QEMU with that image as a node of its own: qcow2",
+        "start QEMU with that image as a separate qcow2 node",
     )
 
 
