@@ -556,7 +556,7 @@ class VM:
             Unsupported: When the machine's state was saved and the guest has not run since.
             NotInChain: When it is inside an image below an active layer.
             Busy: When a job holds one of the chains.
-            InvalidTarget: When it cannot be known what else is based on a layer.
+            InvalidTarget: When it cannot be determined what else is based on a layer.
             JobFailed: When QEMU ends the job with an error.
             Incomplete: When it failed or was refused after one of several disks was done.
 

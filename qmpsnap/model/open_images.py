@@ -67,6 +67,7 @@ class OpenImages(Struct, frozen=True):
         return replace(self, roots=Frozen({**self.roots, disk: node}))
 
     def _added(self, step: Step) -> OpenImages:
+        """The state after a step that opens an image by `blockdev-add`."""
         node, file, below = (step.arguments.get(word, "") for word in ("node-name", "file", "backing"))
         file_nodes = {node: file["node-name"]} if "node-name" in file else {}
         return replace(

@@ -210,10 +210,11 @@ def check_moment(record: MomentRecord) -> None:
     for disk, files in record.chains.items():
         if files and record.covered.get(disk) != files[0]:
             raise ValueError(
-                f"'covered' of {disk!r} is {record.covered.get(disk)!r}, its chain begins {files[0]!r}"
+                f"'covered' of {disk!r} is {record.covered.get(disk)!r}, but its chain begins with "
+                f"{files[0]!r}"
             )
         if disk in record.formats and len(record.formats[disk]) != len(files):
-            raise ValueError(f"'formats' of {disk!r} are not as many as its chain has files")
+            raise ValueError(f"'formats' of {disk!r} has not as many entries as its chain has files")
 
 
 def _state(state: KeptState | None) -> None:

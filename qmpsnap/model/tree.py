@@ -140,6 +140,7 @@ class Tree(JsonStruct, frozen=True, dict=True):
                     leading.add(image.backing)
 
         def draw(image: TreeImage, first: str, further: str) -> Iterator[TreeLine]:
+            """Draw an image and all images on it; `first` begins its own line, `further` the lines below."""
             while True:
                 yield TreeLine(first + ("*" if image.active else "o"), image)
                 above = sorted(

@@ -237,6 +237,7 @@ class _Growing:
                 node.owner = "other"
 
     def _pass_down(self, owner: Owner) -> None:
+        """Give all images that back an image of this owner, and have no owner yet, to the owner."""
         for key in reversed(self.order):
             node = self.nodes[key]
             below = self.nodes.get(node.backing or "")

@@ -24,7 +24,7 @@ from qmpsnap.plan.scene import GuestScene, Scene
 
 
 def backing_of(record: IntentRecord) -> dict[str, str]:
-    """The backing file of each file that the operation creates; "": it has none."""
+    """The backing file of each file that the operation creates; "" for a file without one."""
     backing = {step.makes: str(step.arguments.get("backing") or "") for step in record.steps if step.makes}
     copy = record.start.copy if record.start is not None else None
     return backing if copy is None else {**backing, copy.file: backing.get(copy.file) or copy.backing or ""}

@@ -74,13 +74,13 @@ def recorded(
 
 def recorded_anew(plan: Plan) -> Plan:
     """The plan with a record that also has the stages and notes that were added after `recorded`."""
-    own = [
+    without_record = [
         structs.replace(stage, steps=tuple(step for step in stage.steps if record_of(step) is None))
         for stage in plan.stages
     ]
-    stages = tuple(stage for stage in own if stage.steps)
+    stages = tuple(stage for stage in without_record if stage.steps)
 
-    def anew(step: Step) -> Step:
+    def updated(step: Step) -> Step:
         record = record_of(step)
         if record is None:
             return step
@@ -89,7 +89,7 @@ def recorded_anew(plan: Plan) -> Plan:
 
     return replace(
         plan,
-        stages=tuple(structs.replace(stage, steps=tuple(map(anew, stage.steps))) for stage in plan.stages),
+        stages=tuple(structs.replace(stage, steps=tuple(map(updated, stage.steps))) for stage in plan.stages),
     )
 
 

@@ -130,7 +130,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if record is not None:
         disks = _disks(record, scene)
     else:
-        # With another job of its kind on another disk, only the outcome tells which of them it was.
+        # If another disk has a job of the same kind, only the outcome shows on which disk this job works.
         disks = tuple(
             disk.name for disk in scene.graph.disks.values() if disk.layers and job in holders(scene, disk)
         )
@@ -149,7 +149,7 @@ def _with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) 
     if name.ending is Ending.COPY:
         end += map(blockdev_del, target)
     if record is not None and name.ending is Ending.KEEP and not record.permanent:
-        end += _flushed(disks, scene, record.after)  # a header names another backing file now
+        end += _flushed(disks, scene, record.after)  # the job has changed the backing file in a header
     if record is not None and name.ending is Ending.COPY:
         end += finish(record, scene)  # once the job is dismissed, nothing shows that the copy is complete
     if job.type != "stream":  # which dismisses itself
@@ -195,7 +195,7 @@ def _flushed(
 
 
 def _gets_ready(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -> bool:
-    """Whether the job waits at READY: every mirror, and a commit of the active layer."""
+    """Whether the job becomes READY: every mirror does, and a commit of the active layer."""
     if job.type == "mirror" or name.ending is Ending.PIVOT or job.ready:
         return True
     if job.type != "commit":
@@ -219,14 +219,14 @@ def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
         return _plan(record.op, disks, scene, (done,), record=record, moves=record.moves)
     if record.target:
         return _copy_left(record, scene, disks)
-    ended = tuple(finish(record, scene))
+    remove_record = tuple(finish(record, scene))
     if record.invalid and _written(record, scene):
         vanished = "the job was gone before its end; it had written into its base"
         return _plan(record.op, disks, scene, (), record=record, vanished=vanished)
     if record.invalid:
-        not_begun = Stage(_NOT_STARTED, ended, tidy=True)
+        not_begun = Stage(_NOT_STARTED, remove_record, tidy=True)
         return _plan(record.op, disks, scene, (not_begun,), notes=(_NOT_STARTED,))
-    gone = Stage("the job is gone", ended, tidy=True)
+    gone = Stage("the job is gone", remove_record, tidy=True)
     vanished = "the job was gone before its end; no snapshot was lost"
     return _plan(record.op, disks, scene, (gone,), vanished=vanished)
 
@@ -234,8 +234,8 @@ def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
 def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Plan:
     """No disk uses the copy: the job had not started, or it is unknown whether the copy is complete."""
     fact = scene.files.files.get(record.target)
-    freed = tuple(map(blockdev_del, free(record, scene)))
-    ended = tuple(reversed(finish(record, scene)))
+    close_nodes = tuple(map(blockdev_del, free(record, scene)))
+    remove_record = tuple(reversed(finish(record, scene)))
     encrypted = fact is not None and fact.luks and record.target in scene.files.fresh
     if (
         record.made
@@ -247,13 +247,13 @@ def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
         orphan = (remove_orphan(record.target, backing),) if ours else ()
         stays = f"{record.target} stays: it is not known whose empty file it is"
         notes = (_NOT_STARTED,) if ours or fact.kind == "missing" else (_NOT_STARTED, stays)
-        steps = (*freed, *orphan, *ended)
+        steps = (*close_nodes, *orphan, *remove_record)
         return _plan(record.op, disks, scene, (Stage(_NOT_STARTED, steps, tidy=True),), notes=notes)
     return _plan(
         record.op,
         disks,
         scene,
-        (Stage("the job is gone", (*freed, *ended), tidy=True),),
+        (Stage("the job is gone", (*close_nodes, *remove_record), tidy=True),),
         vanished=f"the job is gone; it is not known whether {record.target} is a complete copy, so it was "
         "left there",
     )

@@ -65,7 +65,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     """Plan the rest, or the rollback, of the operation of that record, which has no job on a chain."""
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     if has_moment(record, scene.files.records):
-        return _only_finish(record, scene, _said(record, done=True))
+        return _only_finish(record, scene, _outcome(record, done=True))
     later = superseded_by(record, scene.files.records)
     if later is not None:
         note = f"a later operation uses the overlays of {record.id}: {later.id}"
@@ -77,10 +77,10 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
     if isinstance(scene, GuestScene) and record.state is not None and not record.loads:
         return _saved(record, record.state, scene, moved)
     done = _branch_kept(record, scene) if record.prepared else bool(moved)
-    return _on(record, scene, moved) if done else _back(record, scene)
+    return _complete(record, scene, moved) if done else _roll_back(record, scene)
 
 
-def _said(record: IntentRecord, *, done: bool) -> str:
+def _outcome(record: IntentRecord, *, done: bool) -> str:
     text = _ENDS.get(record.op, _END)[0 if done else 1]
     file = record.state.file if record.state is not None else ""
     return text.format(op=record.op, name=record.name, file=file)
@@ -91,17 +91,17 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
     return _plan(record, scene, (), finish(record, scene), (note,))
 
 
-def _on(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
+def _complete(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
     """The operation has succeeded; do its cleanup."""
-    notes = (_said(record, done=True), *record.notes)
-    plan = _plan(record, scene, _quiet(record, scene), tidied(record, scene), notes, moves=moved)
+    notes = (_outcome(record, done=True), *record.notes)
+    plan = _plan(record, scene, _end_and_resume(record, scene), tidied(record, scene), notes, moves=moved)
     return replace(plan, prepared=record.prepared, memory=record.memory)
 
 
-def _back(record: IntentRecord, scene: Scene) -> Plan:
+def _roll_back(record: IntentRecord, scene: Scene) -> Plan:
     """No disk has moved: resume the guest, and remove what was created."""
     tidy = (*set_back(record, scene), *removed(record, scene), *finish(record, scene))
-    return _plan(record, scene, _quiet(record, scene), tidy, (_said(record, done=False),))
+    return _plan(record, scene, _end_and_resume(record, scene), tidy, (_outcome(record, done=False),))
 
 
 def _plan(
@@ -148,11 +148,11 @@ def _plan(
 # -- what ends in any case -------------------------------------------------------------------------
 
 
-def _quiet(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
+def _end_and_resume(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
     """The steps that end the job and the migration, resume the guest, and close unused nodes."""
     ends = _ends_job(record, scene)
     if isinstance(scene, GuestScene):
-        ends = (*ends, *_ends_migration(record, scene), *(_goes_on(record, scene) if resumes else ()))
+        ends = (*ends, *_ends_migration(record, scene), *(_resume_guest(record, scene) if resumes else ()))
     return (*ends, *map(blockdev_del, free(record, scene)))
 
 
@@ -177,7 +177,7 @@ def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]
     return (*cancel, release_file(file_number(record.id[-8:]), way))
 
 
-def _goes_on(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
+def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
     """The step that resumes a guest that ran before, if only the operation keeps it paused."""
     machine = scene.machine
     if record.origin is None or not record.origin.running or not same_qemu(record, scene):
@@ -202,15 +202,15 @@ def _saved(
     """Keep or complete the file of VM state; else discard it, and leave overlays that disks use."""
     whole = _is_whole(record, state, scene)
     keeps = _can_be_kept(record, scene) if whole else bool(taken) and _can_be_sealed(record, state, scene)
-    goes_on = not keeps or any(step.command == "cont" for step in record.steps)
-    steps = _quiet(record, scene, resumes=goes_on)
+    lets_run = not keeps or any(step.command == "cont" for step in record.steps)
+    steps = _end_and_resume(record, scene, resumes=lets_run)
     if keeps:
         seal = () if whole else _seal(record, state)
-        note = _said(record, done=True)
+        note = _outcome(record, done=True)
         return _plan(
             record, scene, (*steps, *seal), tidied(record, scene), (note,), moves=_all(record, taken)
         )
-    notes = [_said(record, done=False)]
+    notes = [_outcome(record, done=False)]
     if taken and state.mode != "background" and not ran_here(record, scene.machine.process):
         notes[0] = (
             f"{record.op} {record.name!r} was not completed by the QEMU that wrote its memory, so the memory "
@@ -288,25 +288,27 @@ def _reverted(
     record: IntentRecord, scene: GuestScene, disks: tuple[str, ...], moved: tuple[str, ...]
 ) -> Plan:
     """A disk has moved: move the others and load the memory, unless the guest has run since."""
-    stands = (
+    not_run_since = (
         not scene.machine.running
         and all(_is_active(disk, record, scene) for disk in moved)
         and all(record.overlays[disk] in scene.files.fresh for disk in moved)
     )
     empty = all(record.overlays[disk] in scene.files.fresh for disk in disks)  # else one is not ours
-    goes = stands and empty and ran_here(record, scene.machine.process)
+    can_finish = not_run_since and empty and ran_here(record, scene.machine.process)
     steps = list(_ends_job(record, scene))
-    if goes:
+    if can_finish:
         steps += _moves(record, scene, [disk for disk in disks if disk not in moved])
         steps += _load(record, scene)
         if record.origin is not None and record.origin.running:
             steps.append(cont())
-    used = set() if goes else {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
-    notes = [_said(record, done=True)]
-    if not goes:
+    used = (
+        set() if can_finish else {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}
+    )
+    notes = [_outcome(record, done=True)]
+    if not can_finish:
         notes.append("the guest has run since, or may have run: it stays as it is, and no memory is loaded")
-    whole = goes or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
-    if set(moved) < set(disks) and not goes:
+    whole = can_finish or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
+    if set(moved) < set(disks) and not can_finish:
         others = ", ".join(disk for disk in disks if disk not in moved)
         notes[0] = f"the revert to {record.name!r} is incomplete: {others} was not reverted"
     return _plan(
@@ -317,7 +319,7 @@ def _reverted(
         tuple(notes),
         moves=disks if whole else (),
         whole=whole,
-        vanished=_half_way(record, scene) if stands and not goes else "",
+        vanished=_half_way(record, scene) if not_run_since and not can_finish else "",
     )
 
 
@@ -342,7 +344,7 @@ def _moves(record: IntentRecord, scene: GuestScene, disks: list[str]) -> list[St
         step.effect.root.disk: step.effect.root for step in record.steps if isinstance(step.effect, MoveRoot)
     }
     steps: list[Step] = []
-    asked: list[tuple[str, str, str]] = []
+    to_check: list[tuple[str, str, str]] = []
     for disk in (scene.graph.disks[name] for name in disks):
         root = roots[disk.name]
         node = _node_of(root, scene)
@@ -351,8 +353,8 @@ def _moves(record: IntentRecord, scene: GuestScene, disks: list[str]) -> list[St
         new = Root(disk.name, node, root.file, root.format, None, root.chain)
         steps.append(_move(new, disk, scene))
         if disk.root == disk.active.node:
-            asked.append((disk.name, disk.qdev, node))
-    return [*steps, check_roots(tuple(asked))] if asked else steps
+            to_check.append((disk.name, disk.qdev, node))
+    return [*steps, check_roots(tuple(to_check))] if to_check else steps
 
 
 def _move(new: Root, disk: Disk, scene: GuestScene) -> Step:

@@ -45,7 +45,7 @@ class Holder(Struct, frozen=True):
 
 
 def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
-    """For each of the files that is open for writing: the first holder that we see."""
+    """The first holder that we see of each file that is open for writing."""
     holders = loops(files)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         for key in written(pid, among=files):
@@ -54,7 +54,7 @@ def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
 
 
 def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId, Holder]:
-    """For each of the files to which a loop device writes: that device, which no process shows.
+    """The loop device of each file to which a loop device writes, as no process shows it.
 
     Args:
         files: The files to look for.

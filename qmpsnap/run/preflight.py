@@ -250,6 +250,7 @@ def _folded(file: str) -> str:
 
 
 def _locked(file: str, key: FileId) -> bool:
+    """Whether a QEMU process may write to the image, as its lock shows; refuse a file that was replaced."""
     try:
         descriptor = open_file(file, follow=True)
     except OSError as error:

@@ -136,6 +136,7 @@ async def open_view(view: DiskView, *, fuse: str | os.PathLike[str] | None = Non
 
 
 def _hold(view: DiskView) -> int | None:
+    """Mark the moment as being read, as `view_lock.hold` does."""
     try:
         return hold(view.files[0], view.moment)
     except OSError as error:
@@ -185,8 +186,9 @@ def _daemon(view: DiskView, path: str, nodes: Sequence[dict[str, Any]], file: st
 
 
 def _nbd(view: DiskView, path: str) -> list[str]:
+    """The command line of the qemu-nbd that exports a snapshot inside an image."""
     snapshot = view.snapshot
-    assert snapshot is not None  # noqa: S101 - asked before
+    assert snapshot is not None  # noqa: S101 - the caller has checked it
     words = [tool("qemu-nbd"), "--read-only", f"--socket={path}", "--persistent", "--shared=0"]
     words += [f"--export-name={view.disk}"]
     wanted = f"snapshot.id={_escaped(snapshot.id)},snapshot.name={_escaped(snapshot.name)}"

@@ -1,7 +1,8 @@
-"""Says to other clients of ours that a moment is being read, by a lock that goes with its holder. Blocking.
+"""Shows other qmpsnap clients that a moment is being read, by a lock that ends with its process. Blocking.
 
-It is a shared lock on one byte of the newest layer that is read, beyond those that QEMU uses (100 to 299).
-QEMU does not know it; its image locks do not keep anybody from deleting a snapshot inside an image.
+The lock is a shared lock on one byte of the newest layer that is read, beyond the bytes that QEMU locks (100
+to 299). It is needed because QEMU's image locks do not prevent the deletion of a snapshot inside an image.
+QEMU itself does not know this lock.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _FROM = 1 << 20
 
 
 def hold(file: str, moment: str) -> int | None:
-    """Say that the moment is being read, until the descriptor that is returned is closed.
+    """Mark the moment as being read, until the returned descriptor is closed.
 
     Returns:
-        The descriptor; None where the file system has no locks, or the file is a device.
+        The descriptor; None if the file system has no locks, or the file is a device.
 
     Raises:
-        OSError: When it cannot be opened.
+        OSError: When the file cannot be opened.
     """
     if not os.path.isfile(file):  # noqa: PTH113 - paths stay as QEMU spells them
         return None
@@ -38,7 +39,7 @@ def hold(file: str, moment: str) -> int | None:
 
 
 def held(file: str, moment: str) -> bool:
-    """Whether a client of ours says so."""
+    """Whether a qmpsnap client has marked the moment as being read."""
     try:
         descriptor = open_file(file, follow=True)
     except (OSError, ValueError):

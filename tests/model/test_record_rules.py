@@ -248,7 +248,7 @@ def test_a_record_with_a_step_that_is_not_its_own_is_none(
         (CHECKPOINT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (REVERT, {"origin": None}, "an operation on the guest without its 'origin'"),
         (REVERT, {"prepared": {"vda": "/d/r"}}, "'prepared' has overlays for another QEMU"),
-        (MOMENT, {"covered": {"vda": VICTIM}}, "its chain begins '/d/base'"),
+        (MOMENT, {"covered": {"vda": VICTIM}}, "but its chain begins with '/d/base'"),
         (MOMENT, {"covered": {}}, "'overlays' contains 'vda'"),
         (MOMENT, {"branches": ({"vdb": "/d/x"},)}, "'overlays' contains 'vdb'"),
         (MOMENT, {"branches": ({"vda": "/d/base"},)}, "a layer that existed before"),

@@ -43,7 +43,7 @@ def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Mo
     for name in disks:
         if graph.disks[name].layers:
             question |= commit.ask(Commit(name, look_in=intent.look_in), graph, "")
-    # Also those of other machines on the same base image: their overlays may lie anywhere.
+    # Also the layers of other machines on the same base image: their overlays may be in any directory.
     chains = {file for name in disks for file in graph.disks[name].files}
     kin = {record.id for record in related_records(graph, files.records)}
     layers: set[str] = set()

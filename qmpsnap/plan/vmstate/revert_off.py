@@ -55,7 +55,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         raise Unsupported(
             "with the machine off a revert discards no layer",
             feature="discarding layers with the machine off",
-            hint="omit --discard; a snapshot inside the images loses what was written since in any case",
+            hint="omit --discard; a revert to an internal snapshot always discards what was written since",
         )
     moment = scene.moment(intent.name)
     if moment.kind == "external":
@@ -114,9 +114,9 @@ def _refuse(intent: Revert, moment: Moment, part: Taking, scene: Scene) -> None:
         if disk.name not in have:
             raise NotInChain(
                 f"{intent.name!r} is not inside the active layer of {disk.name} ({disk.active.file})",
-                hint=f"leave its data as it is: --leave {quoted(disk.name)}",
+                hint=f"to leave the disk as it is: --leave {quoted(disk.name)}",
             )
-        refuse_data_file(disk, hint=f"leave the disk out: --leave {quoted(disk.name)}")
+        refuse_data_file(disk, hint=f"to leave the disk as it is: --leave {quoted(disk.name)}")
         refuse_in_use(scene, disk)
     refuse_unrevertable(moment, part, scene)
 
