@@ -214,7 +214,7 @@ def check_moment(record: MomentRecord) -> None:
                 f"{files[0]!r}"
             )
         if disk in record.formats and len(record.formats[disk]) != len(files):
-            raise ValueError(f"'formats' of {disk!r} has not as many entries as its chain has files")
+            raise ValueError(f"'formats' of {disk!r} does not have an entry for each file of its chain")
 
 
 def _state(state: KeptState | None) -> None:

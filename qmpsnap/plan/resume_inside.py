@@ -50,7 +50,7 @@ def with_job(name: JobId, job: Job, record: IntentRecord | None, scene: Scene) -
     names = tuple(disk.name for disk in disks)
     resumes: list[Step] = [write_record(record.directory, record)] if record is not None else []
     running = job.type == "snapshot-load" and (
-        _left_standing(record, scene) if job.status in ENDED else _ran(record)
+        _paused_by_this_load(record, scene) if job.status in ENDED else _ran(record)
     )
     resumes.append(adopt(job.type, job.id, name=tag, disks=names, running=running))
     return _plan(
@@ -67,13 +67,13 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
     """The job no longer exists: the run state of the guest shows the outcome."""
     disks = _disks(record, scene)
     finish = _finish(record)
-    if _stands_failed(scene) and _ran(record) and not _left_standing(record, scene):
+    if _load_has_failed(scene) and _ran(record) and not _paused_by_this_load(record, scene):
         note = (
             "a load failed, and the guest is paused; it is not known whether that was the revert to "
             f"{record.name!r}, for QEMU may have been restarted: the machine is left as it is"
         )
         return _plan(record.op, disks, scene, finish, notes=(note,))
-    if not _left_standing(record, scene):
+    if not _paused_by_this_load(record, scene):
         note = f"no load has failed; QEMU does not tell whether the machine was reverted to {record.name!r}"
         return _plan(record.op, disks, scene, finish, notes=(note,))
     if any(not _has(disk, record.name) for disk in disks):
@@ -123,14 +123,14 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
     )
 
 
-def _left_standing(record: IntentRecord | None, scene: Scene) -> bool:
+def _paused_by_this_load(record: IntentRecord | None, scene: Scene) -> bool:
     """Whether a guest that ran is paused because this load failed, in the QEMU that was told to load."""
     if record is None or not isinstance(scene, GuestScene) or not ran_here(record, scene.machine.process):
         return False
-    return _ran(record) and _stands_failed(scene)
+    return _ran(record) and _load_has_failed(scene)
 
 
-def _stands_failed(scene: Scene) -> bool:
+def _load_has_failed(scene: Scene) -> bool:
     return isinstance(scene, GuestScene) and scene.machine.status == FOR_A_LOAD
 
 

@@ -183,7 +183,7 @@ def _refuse_unseen(scene: Scene) -> None:
         raise Unsupported(
             "the images are not visible from here, so they cannot be read",
             feature="reading images that are not visible",
-            hint="run qmpsnap on QEMU's host; if its files are visible here: --shared-fs yes",
+            hint="run on QEMU's host; if its files are visible here: --shared-fs yes",
         )
 
 

@@ -110,8 +110,8 @@ def refuse_exchanged(chains: Iterable[ImageChain], pid: int) -> None:
     Call this once the process has opened every image, before it changes any of them.
 
     Args:
-        chains: What was checked.
-        pid: The process.
+        chains: The chains that were checked.
+        pid: The process's id.
 
     Raises:
         FileMoved: When a name led to another file than before, or the process has opened a file that was not
