@@ -1,7 +1,7 @@
-"""Layers that somebody has renamed: which name a layer of a record has now.
+"""Finds the present names of layers that were renamed after a record was written.
 
-Every overlay of ours has a mark in its header, and a record keeps the marks of its layers. A name alone does
-not tell a layer: it may have been given to another one since.
+Every overlay that qmpsnap creates has a mark in its header, and a record has the marks of its layers. A name
+alone does not identify a layer, because another layer may have got the name since.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from qmpsnap.model.record import MomentRecord, Record, mark_of
 
 
 class Renames(Struct, frozen=True):
-    """Layers that are not where records say.
+    """Present names of layers whose names differ from those in the records.
 
     Attributes:
-        marks: Present names, by the layers' marks with their inodes (MARK-INODE); for a layer that was not
-            found, and whose name another one has, a name that no file has.
-        files: The same by the names in the records, for records without the layer's mark.
+        marks: Present name of each layer, by its mark and inode (MARK-INODE). If a layer was not found, and
+            another layer has its name, this is a name that no file has.
+        files: The same names, by the names in the records, for records without the layer's mark.
     """
 
     marks: Mapping[str, str] = Frozen()
     files: Mapping[str, str] = Frozen()
 
     def __or__(self, later: Renames) -> Renames:
-        """Both; where they differ, what was seen later."""
+        """The union of both; `later` takes precedence."""
         return Renames(Frozen({**self.marks, **later.marks}), Frozen({**self.files, **later.files}))
 
 
 def find_renames(
     records: Iterable[Record], marked: Mapping[str, Collection[str]], there: Mapping[str, str]
 ) -> Renames:
-    """Where the layers of these records are that are not where the records say; no copy is taken for one.
+    """Find the layers of these records that have other names now; a copy is not recognised as the layer.
 
     Args:
         records: The records.
-        marked: Files by their marks with their inodes.
-        there: For each file of which a record has a mark, and that exists, what it has for a mark; "": none.
+        marked: Files by their marks and inodes (MARK-INODE).
+        there: The present mark and inode of each existing file for which a record has a mark; "": no mark.
     """
     marks: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -58,17 +58,18 @@ def find_renames(
 
 
 def is_other(found: str, mark: str) -> bool:
-    """Whether a file with the mark `found` is another layer than that with `mark`; not so without a mark.
+    """Whether the mark `found` of a file shows that it is another layer than the one with `mark`.
 
-    An image that was copied back, or rewritten by another program, has another inode, or no mark.
+    Inodes are not compared, and a file without a mark is not another layer: an image that was copied back has
+    another inode, and one that another program has rewritten has no mark.
     """
     return found != "" and mark_of(found) != mark_of(mark)
 
 
 def with_paths(record: MomentRecord, renames: Renames) -> MomentRecord:
-    """The record with layers under the names that they have now: by its own marks, as far as it has any.
+    """The record with the present names of its layers, which are found by its own marks where it has them.
 
-    The marks stay under the names of before, too, for the records that have no other sign of these layers.
+    The marks also stay under the earlier names, for records that identify these layers by nothing else.
     """
     if not renames.marks:
         return record

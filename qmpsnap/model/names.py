@@ -211,10 +211,10 @@ def invalid_names(file: str) -> tuple[str, ...]:
 
 
 def missing_name(file: str, mark: str) -> str:
-    """A name that no file has, for a layer that is not found, and whose name another image has.
+    """A name that no file has, for a layer that was not found because another image has its name.
 
     Args:
-        file: The name that it had.
+        file: The earlier name of the layer.
         mark: The mark in its header.
     """
     return f"{file}.missing-{mark[:8]}"

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import force_setattr
 
 from qmpsnap.model.document import AbsolutePath, Text
 from qmpsnap.model.frozen import Frozen, FrozenStruct

@@ -61,9 +61,9 @@ class Retirement:
             )
 
     def stays(self, step: Step, error: QmpsnapError) -> bool:
-        """Whether the step has failed because the file is not the layer that was meant; it is noted then.
+        """Whether the step has failed because the file is not the merged layer; if so, note it in the journal.
 
-        Such a file is left for good, as no later try could prove it to be the layer.
+        Such a file stays for good, because no later attempt could prove that it is the layer.
         """
         if not isinstance(error.__cause__, NotTheLayer):
             return False
