@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -151,6 +152,7 @@ async def test_backup_merges_back_what_a_killed_client_has_left(qemu, images, ma
         ended = cli("--json", "backup", "run", place)
         assert ended.code == 0, ended
         assert ended.json["chains"] == {name: list(one.chain) for name, one in made.items()}
+        assert ended.json["active"] == {name: one.active for name, one in made.items()}  # from the overlays
         assert len([note for note in ended.json["notes"] if "merged the overlay" in note]) == 2
         expected = {"vda": overwritten(content(2), (0xA1, 6 * MIB, 64 * KIB)), "vdb": content(2)}
         assert {name: qemu.read(file) for name, file in ended.json["files"].items()} == expected
@@ -202,6 +204,53 @@ async def test_backup_and_look_inside_with_the_machine_off(qemu, images, tmp_pat
 
 
 @ONE_QEMU
+def test_interrupted_backup_with_the_machine_off(qemu, images, tmp_path):
+    made = images("base <- s1")
+    (place := tmp_path / "backups").mkdir(mode=0o750)  # the user's, and empty
+    cli = Cli(SimpleNamespace(qemu=qemu, folder=tmp_path, socket=""))
+    of = f"vda={made.active}"
+    assert cli("-i", of, "snapshot", "e1").code == 0
+    (active,) = {str(path) for path in Path(made.active).parent.glob("*.e1.qcow2")}
+    of = f"vda={active}"
+
+    def started(*words):
+        process = cli.start(*words, "-i", of, "backup", "run", place, "--speed", "64K")
+        wait_for(lambda: any((path / "vda.qcow2").exists() for path in place.glob("*.partial")), "a copy")
+        return process
+
+    before = listing(tmp_path)
+    for words in ((), ("--json",)):
+        process = started(*words)
+        process.send_signal(signal.SIGINT)
+        ended = cli.end(process)
+        assert (ended.code, "from now on" in ended.err) == (130, False), ended
+        assert not words or "active" not in ended.json["error"]
+        assert (listing(tmp_path), place.stat().st_mode & 0o777) == (before, 0o750)
+    process = started()
+    process.kill()
+    cli.end(process)
+    wait_for(lambda: names(place) == [], "the removal of the half copy")
+    left = listing(tmp_path)
+    refused = cli("--json", "-i", of, "backup", "run", place)
+    (overlay,) = {str(path) for path in Path(active).parent.glob("*.backup-*.qcow2")}
+    assert (refused.code, refused.json["error"]["type"], refused.json["error"]["changed"]) == (
+        3,
+        "StillNeeded",
+        "no",
+    )
+    assert refused.json["error"]["hint"].startswith(f"name the newest layer: -i vda={overlay};")
+    assert listing(tmp_path) == left
+    done = cli("--json", "-i", f"vda={overlay}", "backup", "run", place)
+    assert done.code == 0, done
+    assert done.json["active"] == {"vda": active}
+    assert not Path(overlay).exists()
+    assert qemu.read(done.json["files"]["vda"]) == qemu.read(active) == content(2)
+    again = cli("--json", "-i", of, "backup", "run", place)
+    assert (again.code, again.json["active"]) == (0, {})
+    assert len(names(place)) == 2
+
+
+@ONE_QEMU
 def test_backups_on_the_command_line(qemu, images, machine, tmp_path):
     made = images("base <- s1")
     place, back = tmp_path / "backups", tmp_path / "back"
@@ -216,14 +265,15 @@ def test_backups_on_the_command_line(qemu, images, machine, tmp_path):
         process = cli.start("backup", "run", place, "--speed", "64K")
         wait_for(lambda: any((path / "vda.qcow2").exists() for path in place.glob("*.partial")), "a copy")
         process.send_signal(signal.SIGINT)
-        assert cli.end(process).code == 130
+        ended = cli.end(process)
+        assert (ended.code, "from now on" in ended.err) == (130, False), ended
         assert running.roots()["vda"][0] == "vda-node"
     (told,) = cli("--json", "backup", "list", place).json["backups"]
     assert told["disks"]["vda"]["virtual_size"] == 8 * MIB
     assert cli("backup", "list", place).out.split()[:4] == ["N", "CREATED", "SIZE", "DISKS"]
     assert cli("backup", "verify", place).code == 0
     restored = cli("backup", "restore", place, back)
-    assert restored.out == f"from now on, start vda from {back}/vda.qcow2\n"
+    assert restored.out == f"restored vda: {back}/vda.qcow2\n"
     assert qemu.read(back / "vda.qcow2") == content(2)
     again = cli("--json", "backup", "restore", place, back)
     assert (again.code, again.json["error"]["type"]) == (3, "TargetExists")

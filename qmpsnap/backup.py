@@ -18,7 +18,7 @@ from typing import Final
 
 import anyio
 
-from qmpsnap.errors import Busy, Changed, Interrupted, QmpsnapError, Refused
+from qmpsnap.errors import Busy, Changed, Incomplete, Interrupted, InvalidTarget, QmpsnapError, Refused
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.backup import (
@@ -41,12 +41,14 @@ from qmpsnap.run import backups
 from qmpsnap.run.copying import alongside, check_image, compare_disk, copy_disk
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.executor import Executor
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.planning import Planning, both
 from qmpsnap.run.progress import Meter
 from qmpsnap.run.view_lock import held, hold
 
+_log = get_logger("qmpsnap.backup")
 _NONE: Final = BackupRecord("", "")
 _MERGE_LIMIT: Final = 30.0  # seconds that a cancelled backup may take to merge its overlays back
 
@@ -97,6 +99,7 @@ class Backups:
         """The plan of the snapshot, with notes on the copies and commits that follow."""
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
+        await self._planning.refuse_below(disks)
         plan = await self._planning.plan(Snapshot(moment_name(name), tuple(disks)))
         await self._planning.readable(plan.disks)
         return replace(
@@ -114,6 +117,7 @@ class Backups:
     async def run(self, place: str, disks: Sequence[str], *, speed: int, hooks: Hooks) -> BackedUp:
         """Take a backup; see `VM.backup`."""
         started = anyio.current_time()
+        began = (await self._planning.refuse_below(disks)).chains()
         notes = await self._merge_left(hooks)
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
@@ -133,7 +137,7 @@ class Backups:
                 record = BackupRecord(name, created, await copies.make())
                 directory = await in_thread(partial(images.finish, record))
             except BaseException as error:
-                await self._undo(taken, error)
+                await self._undo(taken, error, hooks)
                 raise
             merged = await self._merge(taken, hooks, directory)
         return BackedUp(
@@ -141,9 +145,9 @@ class Backups:
             chains={disk: done.chains[disk] for disk, done in merged.items()},
             active=Frozen(
                 {
-                    disk: done.active[disk]
+                    disk: done.chains[disk][0]
                     for disk, done in merged.items()
-                    if disk in done.active and done.active[disk] != plan.chains_before[disk][0]
+                    if done.chains[disk][0] != began[disk][0]
                 }
             ),
             standstill_s=sum(done.standstill_s or 0.0 for done in (taken, *merged.values())),
@@ -156,15 +160,18 @@ class Backups:
         )
 
     async def _merge(self, taken: Done, hooks: Hooks | None, directory: str) -> dict[str, Done]:
-        """Commit each overlay into the layer that it covers."""
-        merged, failed = {}, None
+        """Commit each overlay into the layer that it covers; where one stays, the chains are changed."""
+        merged: dict[str, Done] = {}
+        failed: QmpsnapError | None = None
         for disk, files in taken.chains.items():
             try:
                 merged[disk] = await self._fold(disk, files[0], files[1], hooks)
             except QmpsnapError as error:
-                hints = (f"the backup is complete: {directory}", error.hint, _merge_hint(disk))
-                error.hint = "; ".join(filter(None, hints))
-                failed = failed or error
+                if failed is None:
+                    hints = (f"the backup is complete: {directory}", error.hint, _merge_hint(disk))
+                    failed = _unmerged(error)
+                    failed.hint = "; ".join(filter(None, hints))
+                failed.left = (*failed.left, f"{files[0]}: {_merge_hint(disk)}")
         if failed is not None:
             raise failed
         return merged
@@ -173,12 +180,12 @@ class Backups:
         intent = Commit(disk, top=overlay, base=base, folded="remove")
         return await self._executor.do(partial(self._planning.plan, intent), hooks)
 
-    async def _undo(self, taken: Done, error: BaseException) -> None:
+    async def _undo(self, taken: Done, error: BaseException, hooks: Hooks) -> None:
         """Merge the overlays back after a failure, within a time limit; note in the error what is left."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(_MERGE_LIMIT), suppress(QmpsnapError):
             left = dict(taken.chains)
             for disk, files in taken.chains.items():
-                await self._fold(disk, files[0], files[1], None)
+                await self._fold(disk, files[0], files[1], Hooks(on_pivot=hooks.on_pivot))
                 del left[disk]
             return
         if isinstance(error, QmpsnapError):
@@ -290,12 +297,16 @@ class _Copies:
 
 
 async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord, ...]:
-    """Every backup in a directory, the oldest first.
+    """Every backup in a directory, the oldest first. One with a damaged manifest is logged, and left out.
 
     Raises:
-        InvalidTarget: When the directory cannot be read, or holds a backup whose manifest is damaged.
+        InvalidTarget: When the directory cannot be read.
     """
-    return await in_thread(partial(backups.find_backups, absolute("directory", directory)))
+    damaged: list[InvalidTarget] = []
+    found = await in_thread(partial(backups.find_backups, absolute("directory", directory), damaged))
+    for error in damaged:
+        _log.warning("backup.damaged", reason=error.message)
+    return found
 
 
 async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = None) -> BackupRecord:
@@ -369,6 +380,15 @@ def _need(disks: Iterable[Disk]) -> int:
     return sum(
         min(disk.active.virtual_size, sum(layer.allocated or 0 for layer in disk.layers)) for disk in disks
     )
+
+
+def _unmerged(error: QmpsnapError) -> QmpsnapError:
+    """The error of an overlay that stays, so that the chain is not as before."""
+    if isinstance(error, Refused):
+        return Incomplete(f"the backup is complete, but its overlay stays: {error.message}")
+    if error.changed is Changed.NO:
+        error.changed = Changed.YES
+    return error
 
 
 def _merge_hint(disk: str) -> str:

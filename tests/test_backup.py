@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,6 +13,7 @@ import qmpsnap
 from qmpsnap.errors import (
     BadArgument,
     CommandFailed,
+    Incomplete,
     Interrupted,
     InvalidTarget,
     StillNeeded,
@@ -20,7 +22,7 @@ from qmpsnap.errors import (
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
-from qmpsnap.testing.fake import FakeTarget, refused
+from qmpsnap.testing.fake import FakeImages, FakeTarget, refused
 from tests.plan.scenes import encrypted
 from tests.run.operations import vm_of
 
@@ -108,9 +110,11 @@ async def test_backup_is_complete_when_an_overlay_cannot_be_merged_back(
         await vm_of(fake).backup(place)
     (record,) = await qmpsnap.list_backups(place)
     assert f"the backup is complete: {place}/{record.id}" in caught.value.hint
+    assert caught.value.changed.value == "yes"
     assert fake.state.chains()["vdb"] == CHAINS["vdb"]  # the other one was merged all the same
     again = await vm_of(fake).backup(place)
     assert again.chains == CHAINS
+    assert again.active == {"vda": CHAINS["vda"][0]}  # the overlay that it began on is gone
     assert again.notes == (
         f"merged the overlay of an interrupted backup back into {CHAINS['vda'][0]} (backup-{record.id})",
     )
@@ -119,6 +123,7 @@ async def test_backup_is_complete_when_an_overlay_cannot_be_merged_back(
 async def test_backup_that_is_stopped_merges_back(tmp_path: Path, tool_that: Callable[[str], None]) -> None:
     tool_that("exec sleep 60")
     fake, stop = FakeTarget(MACHINE), anyio.Event()
+    moved: dict[str, str] = {}
     async with anyio.create_task_group() as group:
 
         async def later() -> None:
@@ -128,9 +133,43 @@ async def test_backup_that_is_stopped_merges_back(tmp_path: Path, tool_that: Cal
 
         group.start_soon(later)
         with pytest.raises(Interrupted, match="nothing of it is left"):
-            await vm_of(fake).backup(tmp_path / "b", hooks=Hooks(cancel=stop))
+            await vm_of(fake).backup(tmp_path / "b", hooks=Hooks(cancel=stop, on_pivot=moved.update))
+    assert moved == {disk: chain[0] for disk, chain in CHAINS.items()}  # and not the overlays
     assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
     assert not (tmp_path / "b").exists()
+
+
+async def test_backup_that_cannot_be_merged_for_a_new_clone_says_what_changed(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake = FakeTarget(MACHINE)
+    clone = partial(fake.files.put, "/images/clone.qcow2", backing="/images/data.raw")
+    with pytest.raises(Incomplete, match=r"the backup is complete, .* overlay stays: still needed") as caught:
+        await vm_of(fake).backup(tmp_path / "b", disks=["vdb"], hooks=Hooks(on_pivot=lambda _: clone()))
+    overlay = fake.state.disks["vdb"].active.file
+    assert (caught.value.changed.value, caught.value.exit_code) == ("yes", 7)
+    assert [line.partition(":")[0] for line in caught.value.left] == [overlay]
+
+
+async def test_backup_of_an_older_layer_is_refused_with_the_machine_off_before_anything_is_made(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake = FakeImages(MACHINE)
+    overlay = f"/images/data.{LEFT}.qcow2"
+    fake.files.put(overlay, backing="/images/data.raw")
+    vm = vm_of(fake)
+    for disks in ((), ("vdb",)):
+        with pytest.raises(StillNeeded, match=f"still needed by {overlay}") as caught:
+            await vm.backup(tmp_path / "b", disks=disks)
+        assert caught.value.hint.startswith(f"name the newest layer: -i vdb={overlay}")
+        with pytest.raises(StillNeeded):
+            await vm.plan_backup(tmp_path / "b", disks=disks)
+    assert fake.performed == []
+    assert not (tmp_path / "b").exists()
+    done = await vm.backup(tmp_path / "b", disks=["vda"])
+    assert done.chains == {"vda": CHAINS["vda"]}
 
 
 async def test_backup_goes_on_although_an_old_overlay_is_needed(
@@ -189,3 +228,26 @@ async def test_backups_are_verified_and_restored_by_their_number(
     for wrong in (0, "1", True, 1.5):
         with pytest.raises(BadArgument, match="at is"):
             await qmpsnap.verify_backup(place, at=wrong)  # type: ignore[arg-type]
+
+
+async def test_damaged_backup_does_not_hide_the_others(
+    tmp_path: Path, tool_that: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    del tool_that
+    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
+    first, second = await vm.backup(place), await vm.backup(place)
+    manifest = place / first.backup.id / "manifest.json"
+    manifest.write_text("{")
+    assert await qmpsnap.list_backups(place) == (second.backup,)
+    assert str(manifest) in caplog.text
+    with pytest.raises(InvalidTarget, match="is not the manifest"):  # their numbers are not known
+        await qmpsnap.restore_backup(place, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+async def test_file_is_no_directory_of_backups(tmp_path: Path) -> None:
+    (file := tmp_path / "vda.qcow2").touch()
+    fake = FakeTarget(MACHINE)
+    with pytest.raises(InvalidTarget, match=f"'{file}' is not a directory"):
+        await vm_of(fake).backup(file)
+    assert fake.performed == []

@@ -8,7 +8,7 @@ import qmpsnap
 from qmpsnap.backup import BackedUp
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import DISK, FILE, SPEED, dry_run, progress
-from qmpsnap.cli.output import Row, emit, json_line, size, start_lines, table
+from qmpsnap.cli.output import Row, emit, json_line, size, table
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, run_alone, show_done, show_plan
 from qmpsnap.cli.signals import Signals
@@ -72,8 +72,9 @@ def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
         if app.dry_run:
             return await vm.plan_backup(directory, disks=disks)
         bar = reporter(asked=app.progress, as_json=app.json)
+        began = {name: disk.active.file for name, disk in (await vm.graph()).disks.items() if disk.layers}
         with signals.operation(None, bar):
-            return await vm.backup(directory, disks=disks, speed=speed, hooks=hooks(signals, bar))
+            return await vm.backup(directory, disks=disks, speed=speed, hooks=hooks(signals, bar, began))
 
     result = run(work)
     if isinstance(result, BackedUp):
@@ -145,4 +146,4 @@ def restore(directory: str, to: str, at: int | None) -> None:
     if current_app().json:
         emit(json_line(restored=files))
     else:
-        emit(*start_lines(files))
+        emit(*(f"restored {printable(disk)}: {printable(file)}" for disk, file in files.items()))

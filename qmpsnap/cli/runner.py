@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import click
@@ -27,6 +28,7 @@ from qmpsnap.vm import VM
 
 _NOT_SENT = "nothing was sent (-n)"
 T = TypeVar("T")
+_ANYWHERE: Mapping[str, str] = MappingProxyType({})
 _INTERVAL = 0.5  # seconds between two queries of a job's progress
 
 
@@ -120,12 +122,19 @@ def command(*verb: str, to_new: bool = False) -> str:
     return printable(shlex.join(["qmpsnap", *options, *verb]))
 
 
-def hooks(signals: Signals, bar: Bar | Lines | None) -> Hooks:
-    """The hooks through which an operation reports its progress, and our signals reach it."""
+def hooks(signals: Signals, bar: Bar | Lines | None, began: Mapping[str, str] = _ANYWHERE) -> Hooks:
+    """The hooks through which an operation reports its progress, and our signals reach it.
+
+    Args:
+        signals: Ctrl-C and SIGTERM.
+        bar: Shows the progress.
+        began: Active file of each disk before the operation, of one that may lead back to it.
+    """
     app = current_app()
 
     def pivoted(active: Mapping[str, str]) -> None:
-        app.moved = dict(active)
+        moved = {**app.moved, **active}
+        app.moved = {disk: file for disk, file in moved.items() if began.get(disk) != file}
 
     return Hooks(
         progress=bar.update if bar is not None else None,

@@ -51,10 +51,10 @@ class Partial:
         self._place, self._backup = place, backup
         self.directory = os.path.join(place, backup + PARTIAL)
         try:
-            is_new = _make(place)
+            self._is_new = _make(place)
             space = os.statvfs(place)
             if space.f_bavail * space.f_frsize < need_bytes:
-                if is_new:
+                if self._is_new:
                     os.rmdir(place)  # noqa: PTH106
                 raise InvalidTarget(
                     f"{place} has {space.f_bavail * space.f_frsize} bytes free; the backup may need "
@@ -90,16 +90,21 @@ class Partial:
         return final
 
     def close(self) -> None:
-        """Remove the backup, unless it was finished; unlock its directory."""
+        """Remove the backup, unless it was finished, and a directory that was created for it; unlock it."""
         if self.directory:
             remove_tree(self.directory)
-            with contextlib.suppress(OSError):
-                os.rmdir(self._place)  # noqa: PTH106 - only if nothing else is in it
+            if self._is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(self._place)  # noqa: PTH106 - only if nothing else is in it
         os.close(self._lock)
 
 
-def find_backups(place: str) -> tuple[BackupRecord, ...]:
+def find_backups(place: str, damaged: list[InvalidTarget] | None = None) -> tuple[BackupRecord, ...]:
     """Every backup in a directory, the oldest first; anything else there is skipped. Blocking.
+
+    Args:
+        place: The directory.
+        damaged: Receives the refusal of each backup whose manifest is damaged; None: it is raised.
 
     Raises:
         InvalidTarget: When the directory cannot be read, or holds a backup whose manifest is damaged.
@@ -108,7 +113,14 @@ def find_backups(place: str) -> tuple[BackupRecord, ...]:
         names = [name for name in os.listdir(place) if is_backup_id(name)]  # noqa: PTH208
     except OSError as error:
         raise unusable(place, error, "read") from error
-    records = [_read(place, name) for name in names]
+    records = []
+    for name in names:
+        try:
+            records.append(_read(place, name))
+        except InvalidTarget as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
     return tuple(sorted(records, key=lambda record: (record.created, record.id)))
 
 
@@ -257,7 +269,11 @@ def _make(place: str) -> bool:
         os.mkdir(place, 0o700)
     except FileExistsError:
         if not os.path.isdir(place):
-            raise
+            raise InvalidTarget(
+                f"{place!r} is not a directory",
+                file=place,
+                hint="name a directory, or one that does not exist yet",
+            ) from None
         return False
     sync_directory(os.path.dirname(place))
     return True

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, TargetExists
 from qmpsnap.model.arguments import refuse
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
@@ -103,6 +104,23 @@ class Planning:
     async def readable(self, disks: Sequence[str]) -> tuple[Disk, ...]:
         """The disks, which can be read from outside once they are covered; see `plan.view.readable`."""
         return plan_view.readable(disks, await self._reading(""))
+
+    async def refuse_below(self, disks: Sequence[str]) -> Graph:
+        """Refuse to write to older layers of a machine that is off; return the graph.
+
+        An overlay on such a layer could not be merged back into it: other images are backed by it.
+
+        Args:
+            disks: Disks in any spelling; none: all of them.
+
+        Raises:
+            StillNeeded: When the active layer of a disk is the backing file of other images.
+        """
+        graph = await self.graph()
+        if self._off:
+            names = {find_disk(graph, disk).name for disk in disks} or set(graph.disks)
+            refuse_below("backup", names, self._started.started_below(graph))
+        return graph
 
     async def _reading(self, name: str) -> Scene:
         """What has to be known to read a moment of that name."""

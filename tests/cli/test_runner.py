@@ -3,9 +3,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from qmpsnap.cli import runner
+from qmpsnap.cli.app import App, cli
+from qmpsnap.cli.signals import Signals
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 
 
@@ -128,3 +131,16 @@ def test_every_verb_waits_for_jobs_only_with_wait(qmpsnap, monkeypatch, words):
     qmpsnap(*words)
     qmpsnap(*words, "--wait")
     assert calls == ["plan", "when_idle"]
+
+
+async def test_roots_that_are_back_where_they_began_have_not_moved():
+    app = App()
+    with click.Context(cli, obj=app):
+        told = runner.hooks(Signals(app), None, {"vda": "a", "vdb": "b"}).on_pivot
+        assert told is not None
+        told({"vda": "a.new", "vdb": "b.new"})
+        assert app.moved == {"vda": "a.new", "vdb": "b.new"}
+        told({"vda": "a"})
+        assert app.moved == {"vdb": "b.new"}
+        told({"vdb": "b"})
+        assert app.moved == {}

@@ -52,12 +52,15 @@ def test_partial_is_no_backup_before_it_is_finished(tmp_path: Path) -> None:
     assert names(place) == [ID]
 
 
-def test_partial_that_is_given_up_is_removed_with_a_directory_that_holds_nothing_else(tmp_path: Path) -> None:
+def test_partial_that_is_given_up_is_removed_with_the_directory_that_it_made(tmp_path: Path) -> None:
     place = tmp_path / "b"
     partial = Partial(str(place), ID, need_bytes=1)
     (Path(partial.directory) / "vda.qcow2").touch()
     partial.close()
     assert names(tmp_path) == []
+    place.mkdir()  # the user's
+    Partial(str(place), ID, need_bytes=1).close()
+    assert (names(tmp_path), names(place)) == (["b"], [])
     made(place)
     Partial(str(place), LATER, need_bytes=1).close()
     assert names(place) == [ID]
@@ -162,6 +165,10 @@ def test_restore_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         restore_image(str(source), DISK, str(tmp_path / "none" / "vda.qcow2"))
     with pytest.raises(InvalidTarget, match="cannot create"):
         make_directory(str(tmp_path / "none" / "there"))
+    (tmp_path / "file").touch()
+    for refused in (make_directory, lambda place: Partial(place, ID, need_bytes=1)):
+        with pytest.raises(InvalidTarget, match=r"file' is not a directory"):
+            refused(str(tmp_path / "file"))
     make_directory(str(tmp_path))
 
 
