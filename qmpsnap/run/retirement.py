@@ -61,7 +61,7 @@ class Retirement:
             )
 
     def stays(self, step: Step, error: QmpsnapError) -> bool:
-        """Whether the step has failed because the file is not the merged layer; if so, note it in the journal.
+        """Whether the step has failed because the file is not the merged layer; note it in the journal then.
 
         Such a file stays for good, because no later attempt could prove that it is the layer.
         """
