@@ -163,14 +163,14 @@ async def test_connect_listens_from_the_answer_to_its_greeting_on(server):
 async def test_connect_gives_up_when_nothing_but_events_comes(server):
     server.answer("qmp_capabilities", Raw(EVENT * 100))
     with pytest.raises(ConnectFailed, match="no answer to our greeting"):
-        async with connect(server.path, greeting_limit=0.5):
+        async with connect(server.path, greeting_limit=0.1):
             pytest.fail("connected")
 
 
 async def test_connect_gives_up_when_capabilities_are_not_answered(server):
     server.answer("qmp_capabilities")
     with pytest.raises(ConnectFailed, match="no answer to our greeting"):
-        async with connect(server.path, greeting_limit=0.5):
+        async with connect(server.path, greeting_limit=0.1):
             pytest.fail("connected")
 
 
