@@ -110,18 +110,20 @@ class Terminal:
         self.seen = self.seen.partition(text)[2]
 
     def end(self):
-        out = ""
-        while select.select([self.ours, self.process.stdout], [], [], 20)[0]:
-            if select.select([self.process.stdout], [], [], 0)[0]:
-                if not (more := os.read(self.process.stdout.fileno(), 65536).decode()):
-                    break
-                out += more
-            else:
+        stdout = self.process.stdout.fileno()
+        out, unended = "", {self.ours, stdout}
+        while unended and (ready := select.select([*unended], [], [], 20)[0]):
+            for descriptor in ready:
                 try:
-                    self.seen += os.read(self.ours, 65536).decode()
-                except OSError:
-                    break
-        out += self.process.stdout.read()
+                    more = os.read(descriptor, 65536).decode()
+                except OSError:  # the terminal's other end is closed
+                    more = ""
+                if not more:
+                    unended.discard(descriptor)
+                elif descriptor == stdout:
+                    out += more
+                else:
+                    self.seen += more
         return Ended(self.process.wait(20), out, self.seen)
 
 
