@@ -157,18 +157,22 @@ def test_a_record_that_was_read_before_is_read_again_only_when_it_is_another_fil
     assert read() == ((), ())
 
 
+MARK = b"m" * 16
+
+
+def marked_image(file: Path) -> str:
+    """Create an image with that mark in its header; return what a record keeps of it."""
+    file.write_bytes(empty_qcow2(virtual_size=1 << 20, mark=MARK).parts[0][1])
+    return f"{MARK.hex()}-{file.stat().st_ino}"
+
+
 @pytest.mark.parametrize(("name", "stays"), [("renamed", True), ("renamed.invalid", False), ("", False)])
 async def test_a_record_stays_whose_overlay_was_renamed(tmp_path: Path, name: str, stays: bool) -> None:
-    mark = b"m" * 16
-    inode = 0
-    if name:
-        image = empty_qcow2(virtual_size=1 << 20, mark=mark)
-        (tmp_path / name).write_bytes(image.parts[0][1])
-        inode = (tmp_path / name).stat().st_ino
+    mark = marked_image(tmp_path / name) if name else f"{MARK.hex()}-0"
     old = replace(
         moment(tmp_path, "old", "gone1", "gone0", "base.qmpsnap"),
         created="2024-01-01T12:00:00+00:00",
-        marks={f"{tmp_path}/gone1": f"{mark.hex()}-{inode}"},
+        marks={f"{tmp_path}/gone1": mark},
     )
     put(old)
     intent = IntentRecord(
@@ -189,14 +193,11 @@ async def test_a_record_goes_whose_moment_was_held_by_the_layer_that_the_guest_h
     tmp_path: Path,
 ) -> None:
     """Its mark is there, under its own name."""
-    mark = b"m" * 16
-    image = empty_qcow2(virtual_size=1 << 20, mark=mark)
-    (tmp_path / "s1").write_bytes(image.parts[0][1])
-    inode = (tmp_path / "s1").stat().st_ino
+    mark = marked_image(tmp_path / "s1")
     old = replace(
         moment(tmp_path, "old", "gone1", "s1", "base.qmpsnap"),
         created="2024-01-01T12:00:00+00:00",
-        marks={f"{tmp_path}/s1": f"{mark.hex()}-{inode}"},
+        marks={f"{tmp_path}/s1": mark},
     )
     put(old)
     intent = IntentRecord(
