@@ -134,18 +134,12 @@ async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(q
     files = made(qemu, tmp_path)
     numbers = []
 
-    def launcher(active):
-        @asynccontextmanager
-        async def start():
-            name = f"n{len(numbers)}"
-            async with booted(qemu, tmp_path, active, name=name, extra=("-S", "-incoming", "defer")) as (
-                vm,
-                client,
-            ):
-                numbers.append(client)
-                yield vm
-
-        return start()
+    @asynccontextmanager
+    async def launcher(start):
+        name = f"n{len(numbers)}"
+        async with booted(qemu, tmp_path, start.disks, name=name, extra=start.arguments) as (vm, client):
+            numbers.append(client)
+            yield vm
 
     async with booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client):
         async with counting(tmp_path) as counter:

@@ -40,8 +40,12 @@ def two(images):
 
 
 @asynccontextmanager
-async def started(machine, way, active, begun=None, extra=INCOMING):
-    with machine(*way("vda", active["vda"]), *blockdev("vdb", active["vdb"]), extra=extra) as running:
+async def started(machine, way, start, begun=None, extra=None):
+    assert start.incoming
+    extra = start.arguments if extra is None else extra
+    with machine(
+        *way("vda", start.disks["vda"]), *blockdev("vdb", start.disks["vdb"]), extra=extra
+    ) as running:
         async with running.connect() as vm:
             if begun is not None:
                 begun.append(running)
@@ -64,7 +68,7 @@ async def test_reverted_gives_a_new_machine_at_the_moment_and_the_old_one_goes_o
             running.write("vda", *LATER)
             begun, files = [], []
             for number in range(3):
-                async with vm.reverted("c1", lambda active: started(machine, way, active, begun)) as new:
+                async with vm.reverted("c1", lambda start: started(machine, way, start, begun)) as new:
                     (other,) = begun[number:]
                     assert (status(other), status(running)) == ("running", "running")
                     assert (opened(other), settings(other)[2]) == ([], [])
@@ -134,8 +138,8 @@ async def test_reverted_leaves_no_overlay_when_the_launcher_fails(two, machine, 
             seen = []
 
             @asynccontextmanager
-            async def broken(active):
-                seen.extend(path.exists() for path in active.values())
+            async def broken(start):
+                seen.extend(Path(file).exists() for file in start.disks.values())
                 raise RuntimeError("no QEMU today")
                 yield
 
@@ -144,10 +148,10 @@ async def test_reverted_leaves_no_overlay_when_the_launcher_fails(two, machine, 
                     raise AssertionError
             assert (seen, listing(running.folder)) == ([True, True], before)
             with pytest.raises(Unsupported, match="not waiting"):
-                async with vm.reverted("c1", lambda active: started(machine, blockdev, active, extra=())):
+                async with vm.reverted("c1", lambda start: started(machine, blockdev, start, extra=())):
                     raise AssertionError
             assert listing(running.folder) == before
-            async with vm.reverted("c1", lambda active: started(machine, blockdev, active)) as new:
+            async with vm.reverted("c1", lambda start: started(machine, blockdev, start)) as new:
                 assert len((await new.graph()).chains()) == 2
 
 
@@ -239,12 +243,12 @@ async def test_a_stream_that_is_broken_inside_ends_the_new_qemu_and_nothing_else
             before = listing(running.folder)
             begun = []
             with pytest.raises(LinkLost):
-                async with vm.reverted("c1", lambda active: started(machine, blockdev, active, begun)):
+                async with vm.reverted("c1", lambda start: started(machine, blockdev, start, begun)):
                     raise AssertionError
             assert begun[0].process.poll() is not None
             assert (listing(running.folder), status(running)) == (before, "running")
             file.write_bytes(kept)
-            async with vm.reverted("c1", lambda active: started(machine, blockdev, active)):
+            async with vm.reverted("c1", lambda start: started(machine, blockdev, start)):
                 pass
 
 
@@ -260,7 +264,7 @@ async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two,
                 pass
 
             @asynccontextmanager
-            async def failing(_active):
+            async def failing(_start):
                 raise LaunchFailed
                 yield
 
@@ -282,8 +286,8 @@ async def test_reverted_leaves_no_overlay_when_it_is_cancelled_at_any_await(two,
             with anyio.CancelScope() as scope:
 
                 @asynccontextmanager
-                async def cancelled(active):
-                    assert all(path.exists() for path in active.values())
+                async def cancelled(start):
+                    assert all(Path(file).exists() for file in start.disks.values())
                     scope.cancel()
                     await anyio.sleep_forever()
                     yield
@@ -301,9 +305,9 @@ async def test_reverted_with_a_launcher_that_ends_the_old_machine(two, machine, 
         async with running.connect() as vm:
             await vm.checkpoint("c1", mode=mode)
 
-            def instead(active):
+            def instead(start):
                 running.quit()
-                return started(machine, blockdev, active)
+                return started(machine, blockdev, start)
 
             async with vm.reverted("c1", instead) as new:
                 assert [one.name for one in (await new.moments()).moments] == ["c1"]

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
+    from qmpsnap.model.start import GuestMemory, Start
     from qmpsnap.model.step import Stage
     from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
     from qmpsnap.model.view import DiskView, ViewLayer
@@ -87,11 +88,11 @@ if TYPE_CHECKING:
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress
     from qmpsnap.run.view import View, open_view
-    from qmpsnap.vm import VM
+    from qmpsnap.vm import VM, Launcher
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
-    "connect", "launch", "offline", "VM", "Jobs",
+    "connect", "launch", "offline", "VM", "Jobs", "Launcher", "Start", "GuestMemory",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
@@ -124,6 +125,7 @@ _HOMES = (
     "model.machine",
     "model.moments",
     "model.record",
+    "model.start",
     "model.tree",
     "model.view",
     "plan.plan",

@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import anyio
 
@@ -22,6 +21,7 @@ from qmpsnap.model.arguments import Speed, Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
+from qmpsnap.model.start import Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.plan.intent import (
     Checkpoint,
@@ -86,10 +86,12 @@ class VM:
         name: What the machine is called in logs.
         pid: QEMU's process if it is known, else None.
         jobs: Its jobs, and operations that an earlier client left unfinished.
+        launcher: Starts another QEMU like this one; None: it is not known how, and the caller has to say it.
     """
 
-    def __init__(self, target: Target, *, state_dir: str = "") -> None:
+    def __init__(self, target: Target, *, state_dir: str = "", launcher: Launcher | None = None) -> None:
         self.name = target.name
+        self.launcher = launcher
         self._target = target
         self._executor = Executor(target)
         self._planning = Planning(target, state_dir)
@@ -718,9 +720,7 @@ class VM:
         return await self._do(intent, hooks, wait=wait)
 
     @asynccontextmanager
-    async def reverted(
-        self, name: str, launcher: Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
-    ) -> AsyncIterator[VM]:
+    async def reverted(self, name: str, launcher: Launcher | None = None) -> AsyncIterator[VM]:
         """Revert to a checkpoint in a new QEMU, which exists inside the block.
 
         This one keeps running; if the two must not run side by side, `launcher` ends it. If the new one
@@ -728,8 +728,8 @@ class VM:
 
         Args:
             name: The checkpoint's name.
-            launcher: Given the file that each disk is to start from, starts a QEMU with `-S -incoming defer`,
-                otherwise like this one; for example `lambda active: qmpsnap.launch([...])`.
+            launcher: Starts a QEMU like this one, from what it is given:
+                `lambda start: qmpsnap.launch([..., *start.arguments])`. None: that of this machine.
 
         Yields:
             The new machine, its guest as it was at the checkpoint.
@@ -737,24 +737,29 @@ class VM:
         Raises:
             Refused, TargetError: As `revert` and the launcher do.
         """
-        if not callable(launcher):
-            refuse("launcher", launcher, "give a function that starts QEMU from the files")
+        start = self._launcher(launcher)
         plan = await self.plan(Revert(name, into="new"))
         try:
             done = await self._executor.run(plan)
         except anyio.get_cancelled_exc_class():  # the overlays may be complete nevertheless
             await self._executor.remove_overlays(plan)
             raise
-        active = {disk: Path(file) for disk, file in done.prepared.items()}
         loaded = False
         try:
-            async with launcher(active) as vm:
+            async with start(Start(disks=done.prepared, incoming=True)) as vm:
                 await vm.revert(name, into="incoming")
                 loaded = True
                 yield vm
         finally:
             if not loaded:
                 await self._executor.remove_overlays(plan)
+
+    def _launcher(self, given: Launcher | None) -> Launcher:
+        """The caller's launcher, or this machine's own."""
+        launcher = self.launcher if given is None else given
+        if not callable(launcher):
+            refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
+        return launcher
 
     async def save(
         self,
@@ -880,6 +885,10 @@ class VM:
         check("command", command, Text)
         _check_arguments(arguments)
         return await self._target.execute(command, arguments)
+
+
+Launcher = Callable[[Start], AbstractAsyncContextManager[VM]]
+"""Starts a QEMU like a machine, but with what it is called with; the QEMU ends with the block."""
 
 
 def _check_arguments(arguments: object) -> None:

@@ -18,13 +18,12 @@ from tests.run.operations import vm_of
 from tests.run.states import COMMON, MACHINE, fake_of, ready_on, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from qmpsnap.vm import VM
-
-    Launcher = Callable[[Mapping[str, Path]], AbstractAsyncContextManager[VM]]
+    from qmpsnap.model.start import Start
+    from qmpsnap.vm import VM, Launcher
 
 pytestmark = pytest.mark.timeout(10)
 
@@ -37,15 +36,16 @@ async def old() -> FakeTarget:
     return fake
 
 
-def new_on(old: FakeTarget, active: Mapping[str, Path]) -> FakeTarget:
-    drawn = ready_on({disk: str(file) for disk, file in active.items()})
+def new_on(old: FakeTarget, start: Start) -> FakeTarget:
+    assert start.incoming
+    drawn = ready_on(dict(start.disks))
     return FakeTarget(drawn, files=old.files, commands=COMMON, machine=waiting(a_machine(drawn)))
 
 
 def launching(old: FakeTarget, events: list[str], *, change: Callable[[FakeTarget], None]) -> Launcher:
     @asynccontextmanager
-    async def launch(active: Mapping[str, Path]) -> AsyncIterator[VM]:
-        fake = new_on(old, active)
+    async def launch(start: Start) -> AsyncIterator[VM]:
+        fake = new_on(old, start)
         change(fake)
         events.append("started")
         try:
@@ -83,8 +83,8 @@ async def test_reverted_keeps_the_overlays_when_the_block_raises(old: FakeTarget
 async def test_reverted_removes_the_overlays_when_the_launcher_raises(old: FakeTarget) -> None:
     before = old.files.names
 
-    def launch(active: Mapping[str, Path]) -> AbstractAsyncContextManager[VM]:
-        assert {str(file) for file in active.values()} <= set(old.files.names)
+    def launch(start: Start) -> AbstractAsyncContextManager[VM]:
+        assert {str(file) for file in start.disks.values()} <= set(old.files.names)
         raise FileNotFoundError("no such QEMU")
 
     with pytest.raises(FileNotFoundError, match="no such QEMU"):
@@ -130,10 +130,10 @@ async def test_reverted_removes_the_overlays_when_it_is_cancelled_while_qemu_sta
     begun = anyio.Event()
 
     @asynccontextmanager
-    async def launch(active: Mapping[str, Path]) -> AsyncIterator[VM]:
+    async def launch(start: Start) -> AsyncIterator[VM]:
         begun.set()
         await anyio.sleep_forever()
-        yield vm_of(new_on(old, active))
+        yield vm_of(new_on(old, start))
 
     async def go() -> None:
         async with vm_of(old).reverted("c1", launch):

@@ -1,0 +1,87 @@
+"""What a QEMU that is started for a caller's machine must be given, in addition to the machine itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from qmpsnap.model.frozen import Frozen
+
+RAM_ID: Final = "pc.ram"
+"""Id of the object that is the guest's memory.
+
+The memory of a pc or q35 machine that was started without an object has this name, and QEMU refuses a state
+with another one ("Unknown ramblock").
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestMemory:
+    """The guest's memory as a file that QEMU maps.
+
+    Attributes:
+        file: Path of the file; absolute.
+        size_bytes: Size of the guest's memory.
+        share: Whether what the guest writes goes into the file; else the file is only read, and each QEMU has
+            a copy of its own of what its guest changes (copy on write).
+        sealed: Whether QEMU opens the file read-only; not with `share`. QEMU 7.2 has no such option.
+    """
+
+    file: str
+    size_bytes: int
+    share: bool
+    sealed: bool = False
+
+    @property
+    def properties(self) -> Mapping[str, object]:
+        """The object, as `-object` takes it as JSON.
+
+        QAPI: MemoryBackendFileProperties (qom.json).
+        """
+        seal = {"readonly": True, "rom": "off"} if self.sealed else {}
+        return Frozen(
+            {
+                "qom-type": "memory-backend-file",
+                "id": RAM_ID,
+                "size": self.size_bytes,
+                "mem-path": self.file,
+                "share": self.share,
+                **seal,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a new QEMU differs from the machine that it repeats; what a launcher is called with.
+
+    Everything that it does not name (devices, CPU, size of the memory) has to be as in that machine, and
+    whatever only one process can have (sockets that listen, ports, a pid file) has to be the new QEMU's own.
+
+    Attributes:
+        disks: The image that each disk starts from, by the disk's name; each is a qcow2 image.
+        memory: The file that is the guest's memory; None: memory as that machine has it.
+        incoming: Whether QEMU waits for VM state, which is then loaded by us.
+        directory: A directory for the new QEMU's sockets and logs, which nobody else uses; "": none.
+    """
+
+    disks: Mapping[str, str] = field(default_factory=Frozen)
+    memory: GuestMemory | None = None
+    incoming: bool = False
+    directory: str = ""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """QEMU's arguments for the memory and the VM state, to be appended to the machine's own.
+
+        The machine's own must not name another memory object (`-machine memory-backend=`, `-mem-path`).
+        """
+        words: list[str] = []
+        if self.memory is not None:
+            words += ["-object", json.dumps(dict(self.memory.properties))]
+            words += ["-machine", f"memory-backend={RAM_ID}"]
+        if self.incoming:
+            words += ["-S", "-incoming", "defer"]
+        return tuple(words)

@@ -1,0 +1,34 @@
+"""What a launcher is called with, and the arguments that QEMU then gets."""
+
+from __future__ import annotations
+
+import json
+
+from qmpsnap.model.start import GuestMemory, Start
+
+
+def test_start_has_no_arguments_for_a_machine_that_boots():
+    assert Start(disks={"vda": "/vm/a.qcow2"}).arguments == ()
+
+
+def test_start_waits_for_vm_state():
+    assert Start(incoming=True).arguments == ("-S", "-incoming", "defer")
+
+
+def test_start_names_the_memory_as_a_machine_without_an_object_does():
+    memory = GuestMemory(file="/t/ram,1", size_bytes=1 << 28, share=True)
+    first, given, second, machine = Start(memory=memory).arguments
+    assert (first, second, machine) == ("-object", "-machine", "memory-backend=pc.ram")
+    assert json.loads(given) == {
+        "qom-type": "memory-backend-file",
+        "id": "pc.ram",
+        "size": 268435456,
+        "mem-path": "/t/ram,1",
+        "share": True,
+    }
+
+
+def test_start_opens_sealed_memory_read_only_without_making_it_a_rom():
+    memory = GuestMemory(file="/t/ram", size_bytes=1 << 28, share=False, sealed=True)
+    given = json.loads(Start(memory=memory, incoming=True).arguments[1])
+    assert (given["share"], given["readonly"], given["rom"]) == (False, True, "off")
