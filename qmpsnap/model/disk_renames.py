@@ -59,9 +59,12 @@ def _current_name(
     """The present name of the disk that the record calls `name`, or "" if no file identifies it."""
     below = (record.covered[name], *record.chains.get(name, ())[:-1])
     for where, files in ((chains, record.goes_on(name)), (begun, below)):
-        candidates = {disk for file in files for disk in where.get(file, ())}
-        if name in candidates:  # two devices on one node
-            return name
+        candidates: set[str] = set()
+        for file in files:
+            disks = where.get(file, ())
+            if name in disks:  # two devices on one node
+                return name
+            candidates.update(disks)
         if len(candidates) == 1:
             return candidates.pop()
     return ""

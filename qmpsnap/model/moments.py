@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -150,6 +150,7 @@ def find_moments(
     graph: Graph,
     records: Iterable[Record],
     *,
+    own: Sequence[MomentRecord] | None = None,
     records_seen: bool = True,
     states: Collection[str] = (),
     memories: Mapping[str, MemoryFact] = Frozen(),
@@ -162,19 +163,26 @@ def find_moments(
     A record belongs to these disks if one of its overlays is in a chain, or if it is related to
     such a record: a revert leaves layers aside to which another revert can return. Other records are skipped:
     machines that share a base image keep their records in one directory.
+
+    Args:
+        graph: The graph.
+        records: Records of these disks, and of others.
+        own: The same as `related_records` finds of them, if that is known.
+        records_seen: Whether records were looked for.
+        states: Files of VM state that were found.
+        memories: Of layers in no chain: the snapshots inside them.
     """
     known = tuple(records)
+    own = related_records(graph, known) if own is None else own
     changing = tuple(record for record in known if isinstance(record, IntentRecord) and record.invalid)
-    moments = [
-        _external(graph, record, changing) for record in related_records(graph, known) if not record.deleted
-    ]
+    moments = [_external(graph, record, changing) for record in own if not record.deleted]
     moments = [moment for moment in moments if moment.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, MomentPart]]] = {}
     for disk in graph.disks.values():
         for name, date, held in _internal(disk) if graph.first_of(disk) is disk else ():
             parts.setdefault(name, []).append((date, held))
     aside: dict[str, list[tuple[float, MomentPart]]] = {}
-    for name, file in left_layers(graph, known):
+    for name, file in left_layers(graph, own):
         for snapshot in memories[file].inside if file in memories else ():
             if snapshot.name not in parts:
                 part = MomentPart(
@@ -201,20 +209,23 @@ def find_moments(
     return Moments(tuple(moments), Frozen(current), records_seen, unneeded)
 
 
-def left_layers(graph: Graph, records: Iterable[Record]) -> tuple[tuple[str, str], ...]:
-    """Layers of the machine's moments that are in none of its chains, each with the name of its disk."""
+def left_layers(graph: Graph, own: Iterable[MomentRecord]) -> tuple[tuple[str, str], ...]:
+    """Layers of the machine's moments that are in none of its chains, each with the name of its disk.
+
+    Args:
+        graph: The graph.
+        own: The records of the machine's moments.
+    """
     present = {file for disk in graph.disks.values() for file in disk.files}
-    return tuple(
-        sorted(
-            (disk, file)
-            for disk, file in {
-                layer
-                for record in related_records(graph, records)
-                for layer in _layers(record) | _going_on(record)
-            }
-            if file not in present and disk in graph.disks
-        )
-    )
+    left = {
+        (disk, file)
+        for record in own
+        for disk, held in record.covered.items()
+        if disk in graph.disks
+        for file in (held, *record.chains.get(disk, ()), *record.goes_on(disk))
+        if file not in present
+    }
+    return tuple(sorted(left))
 
 
 def state_places(graph: Graph) -> tuple[tuple[str, str], ...]:
@@ -238,13 +249,13 @@ def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentReco
     to a layer of the moment, its overlay was committed into that layer.
     """
     known = tuple(record for record in records if isinstance(record, MomentRecord))
-    written = {(disk.name, disk.active.file) for disk in graph.disks.values() if disk.layers}
+    written = {disk.name: disk.active.file for disk in graph.disks.values() if disk.layers}
     by_going_on: dict[tuple[str, str], list[int]] = {}
     by_held: dict[tuple[str, str], list[int]] = {}
     for number, record in enumerate(known):
         for layer in _going_on(record):
             by_going_on.setdefault(layer, []).append(number)
-        for layer in _held(record):
+        for layer in record.covered.items():
             by_held.setdefault(layer, []).append(number)
     pending = [(disk.name, file) for disk in graph.disks.values() for file in disk.files]
     seen, found, going_on = set(pending), set[int](), set[tuple[str, str]]()
@@ -252,12 +263,13 @@ def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentReco
         layer = pending.pop()
         led = [*by_going_on.get(layer, ())]
         if layer in going_on:
-            led += (one for one in by_held.get(layer, ()) if _layers(known[one]).isdisjoint(written))
+            led += (one for one in by_held.get(layer, ()) if not _passes(known[one], written))
         for number in led:
             if number not in found:
                 found.add(number)
-                more, layers = _going_on(known[number]), _layers(known[number])
-                pending += (more - going_on) | (layers - seen)
+                more = {layer for layer in _going_on(known[number]) if layer not in going_on}
+                layers = {layer for layer in _layers(known[number]) if layer not in seen}
+                pending += more | layers
                 going_on |= more
                 seen |= more | layers
     return tuple(known[number] for number in sorted(found))
@@ -300,17 +312,24 @@ def without_layers(record: MomentRecord, disk: str, *, gone: Collection[str], in
     )
 
 
-def _going_on(record: MomentRecord) -> set[tuple[str, str]]:
-    return {(disk, file) for disk in record.covered for file in record.goes_on(disk)}
+def _going_on(record: MomentRecord) -> Iterator[tuple[str, str]]:
+    return ((disk, file) for disk in record.covered for file in record.goes_on(disk))
 
 
-def _held(record: MomentRecord) -> set[tuple[str, str]]:
-    return set(record.covered.items())
-
-
-def _layers(record: MomentRecord) -> set[tuple[str, str]]:
+def _layers(record: MomentRecord) -> Iterator[tuple[str, str]]:
     """Every layer that the moment is read from."""
-    return _held(record) | {(disk, file) for disk, files in record.chains.items() for file in files}
+    yield from record.covered.items()
+    for disk, files in record.chains.items():
+        for file in files:
+            yield disk, file
+
+
+def _passes(record: MomentRecord, written: Mapping[str, str]) -> bool:
+    """Whether the moment is read from a layer that its disk's guest writes to."""
+    return any(
+        record.covered.get(disk) == file or file in record.chains.get(disk, ())
+        for disk, file in written.items()
+    )
 
 
 def _external(graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, ...]) -> Moment:

@@ -233,11 +233,14 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
 
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""
-        return tuple(one[disk] for one in (self.overlays, *self.branches) if disk in one)
+        if not self.branches:
+            return (self.overlays[disk],) if disk in self.overlays else ()
+        return tuple([one[disk] for one in (self.overlays, *self.branches) if disk in one])
 
     def goes_on(self, disk: str) -> tuple[str, ...]:
         """Every layer of the disk that reads on from the moment: what began there, and what `continued`."""
-        return (*self.began(disk), *(one[disk] for one in self.continued if disk in one))
+        began = self.began(disk)
+        return (*began, *[one[disk] for one in self.continued if disk in one]) if self.continued else began
 
     @property
     def all_going_on(self) -> frozenset[str]:

@@ -27,44 +27,6 @@ def ask_around(graph: Graph) -> Ask:
     return Ask(files=files, survey=_directories(files))
 
 
-def ask_further(graph: Graph, files: Files) -> Ask:
-    """What has to be known next, once the records have been read.
-
-    These are layers that have left the chains, images in their directories, and records of images that no
-    record has named so far: other machines on the same base image have their records beside it.
-
-    Args:
-        graph: The graph.
-        files: The answer to `ask_around`, with the records of the machine.
-    """
-    growing = _Growing(graph, files.records, files)
-    named = (*growing.spelled.values(), *(node.key for node in growing.nodes.values() if node.fact is None))
-    unseen = tuple(file for file in named if not growing.seen(file))
-    strangers = tuple(node.key for node in growing.nodes.values() if node.owner == "unknown" and node.fact)
-    roots = growing.roots()
-    places = (place for key in strangers for place in state_directory_choices(roots[key], (roots[key], key)))
-    looked_in = {*files.looked_in}
-    return Ask(
-        files=(*unseen, *strangers),
-        survey=tuple(place for place in _directories(unseen) if place not in looked_in),
-        records=tuple(places),
-    )
-
-
-def grow(graph: Graph, records: Iterable[Record], files: Files, moments: Iterable[Moment]) -> Tree:
-    """The tree of the graph's disks.
-
-    Args:
-        graph: QEMU's graph.
-        records: Records of this machine, and the records of others that were read.
-        files: The answers about files; `images` are the images in the directories of the layers.
-        moments: The machine's moments.
-    """
-    growing = _Growing(graph, records, files)
-    growing.name(moments)
-    return Tree(tuple(growing.images()))
-
-
 def with_sizes(moments: Iterable[Moment], tree: Tree) -> tuple[Moment, ...]:
     """The moments, with the sizes of overlays that QEMU does not have open."""
     return tuple(
@@ -102,10 +64,16 @@ class _Node:
     deleted: list[str] = field(default_factory=list)
 
 
-class _Growing:
+class Growth:
     """Finds the images that are connected with those of the machine.
 
+    Args:
+        graph: QEMU's graph.
+        records: Records of this machine, and the records of others that were read.
+        files: The answers about files; `images` are the images in the directories of the layers.
+
     Attributes:
+        own: The records of this machine's moments.
         spelled: Path of each image as the graph or a record spells it, by its canonical name.
         nodes: The images, by their canonical names.
         order: The canonical names, each after the name of the image by which it is backed.
@@ -115,7 +83,7 @@ class _Growing:
         self._graph = graph
         self._files = files
         self._records = tuple(records)
-        self._own = related_records(graph, self._records)
+        self.own = related_records(graph, self._records)
         asked = {fact.real: fact for fact in files.files.values()}
         self._missing = {key for key, fact in asked.items() if fact.kind in {"missing", "symlink"}}
         self._facts = {
@@ -129,6 +97,31 @@ class _Growing:
         self._connect()
         self.order = tuple(self._ordered())
         self._assign()
+
+    def ask(self) -> Ask:
+        """What has to be known next, if `files` is the answer to `ask_around` with the machine's records.
+
+        These are layers that have left the chains, images in their directories, and records of images that no
+        record has named so far: other machines on the same base image have their records beside it.
+        """
+        named = (*self.spelled.values(), *(node.key for node in self.nodes.values() if node.fact is None))
+        unseen = tuple(file for file in named if not self.seen(file))
+        strangers = tuple(node.key for node in self.nodes.values() if node.owner == "unknown" and node.fact)
+        roots = self.roots()
+        places = (
+            place for key in strangers for place in state_directory_choices(roots[key], (roots[key], key))
+        )
+        looked_in = {*self._files.looked_in}
+        return Ask(
+            files=(*unseen, *strangers),
+            survey=tuple(place for place in _directories(unseen) if place not in looked_in),
+            records=tuple(places),
+        )
+
+    def tree(self, moments: Iterable[Moment]) -> Tree:
+        """The tree of the graph's disks, with the names of the machine's moments."""
+        self._name(moments)
+        return Tree(tuple(self._images()))
 
     def key(self, path: str) -> str:
         """The canonical name of a path, or the path itself if that is not known."""
@@ -147,7 +140,7 @@ class _Growing:
         """Add the images that the machine's chains and records name."""
         for disk in self._graph.disks.values():
             self._chain(disk)
-        for record in self._own:
+        for record in self.own:
             for name, held in record.covered.items():
                 if name in self._graph.disks:
                     going_on = (file for file in record.goes_on(name) if self._there(file))
@@ -218,7 +211,7 @@ class _Growing:
     def _assign(self) -> None:
         """Set the owner of each image; an image that backs one of the machine's is the machine's, too."""
         self._pass_down("machine")
-        own = {record.id for record in self._own}
+        own = {record.id for record in self.own}
         moments = (record for record in self._records if isinstance(record, MomentRecord))
         for record in moments:
             for file in _named(record) if record.id not in own else ():
@@ -244,14 +237,14 @@ class _Growing:
             if node.owner == owner and below is not None and below.owner == "unknown":
                 below.owner = owner
 
-    def name(self, moments: Iterable[Moment]) -> None:
+    def _name(self, moments: Iterable[Moment]) -> None:
         """Note in each image the names of the snapshots that it holds."""
         for moment in moments:
             for part in moment.held:
                 node = self.nodes.get(self.key(part.file))
                 if node is not None:
                     _add(node.holds if moment.kind == "external" else node.inside, moment.name)
-        for record in self._own:
+        for record in self.own:
             for disk, held in record.covered.items():
                 if record.deleted:
                     if (node := self.nodes.get(self.key(held))) is not None:
@@ -261,7 +254,7 @@ class _Growing:
                     if (node := self.nodes.get(self.key(file))) is not None:
                         _add(node.began, record.name)
 
-    def images(self) -> Iterator[TreeImage]:
+    def _images(self) -> Iterator[TreeImage]:
         """The images, each after the one by which it is backed."""
         invalid = {
             self.key(file)

@@ -62,6 +62,20 @@ def file_header(path: str) -> Header | None:
     return _of_regular(path, descriptor_header)
 
 
+def header_with_status(path: str) -> tuple[Header | None, os.stat_result]:
+    """Read the header of a regular file as `file_header`, and the status of that very file.
+
+    Raises:
+        WrongKind: When it is not a regular file.
+        ValueError, OSError: As `file_header`.
+    """
+    descriptor = open_file(path, follow=True)
+    try:
+        return descriptor_header(descriptor), os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def image_fact(layer: ImageLayer) -> ImageFact:
     """What the file of an image tells beyond its header: what it takes on the host, and internal snapshots.
 

@@ -22,7 +22,7 @@ from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord
-from qmpsnap.model.tree_growth import ask_around, ask_further, grow, with_sizes
+from qmpsnap.model.tree_growth import Growth, ask_around, with_sizes
 from qmpsnap.model.view import DiskView
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan import view as plan_view
@@ -72,24 +72,27 @@ class Planning:
         ask = replace(ask, states=state_places(graph))
         files, *started = await self._target.look_each((ask, *self._started.ask(graph)), graph)
         await self._started.warnings(graph, *started)
-        further = ask_further(graph, files) | ask_left(graph, files)
+        growth, more = Growth(graph, files.records, files), files
+        further = growth.ask() | ask_left(graph, files, growth.own)
         if further.records:
             further = replace(further, records=(*ask.records, *further.records))
-        more = await self._target.look(further, graph) if further != Ask() else files
-        records = more.records if further.records else files.records
+        if further != Ask():
+            more = await self._target.look(further, graph)
+            seen = replace(
+                files,
+                files=Frozen({**files.files, **more.files}),
+                images=Frozen({**files.images, **more.images}),
+            )
+            growth = Growth(graph, more.records if further.records else files.records, seen)
         moments = find_moments(
             graph,
-            records,
+            more.records if further.records else files.records,
+            own=growth.own,
             records_seen=files.shared,
             states=files.states,
             memories=more.memories,
         )
-        seen = replace(
-            files,
-            files=Frozen({**files.files, **more.files}),
-            images=Frozen({**files.images, **more.images}),
-        )
-        tree = grow(graph, records, seen, moments.moments)
+        tree = growth.tree(moments.moments)
         return replace(
             moments,
             moments=with_sizes(moments.moments, tree),

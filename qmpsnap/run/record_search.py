@@ -41,6 +41,9 @@ _DIRECTORIES = 64  # beyond how many no link is followed: those that it leads to
 
 _KEPT = 4096  # records that are kept in memory
 
+_Leading = tuple[MomentRecord, frozenset[str]]
+"""A moment's record, and the layers that go on from it, with their marks."""
+
 _R = TypeVar("_R", IntentRecord, MomentRecord)
 _T = TypeVar("_T")
 
@@ -346,30 +349,30 @@ class _Reached:
     def __init__(self, near: Collection[str]) -> None:
         self._layers = set(near)
         self._going_on: set[str] = set()
-        self._by_going_on: dict[str, list[MomentRecord]] = {}
-        self._by_held: dict[str, list[MomentRecord]] = {}
+        self._by_going_on: dict[str, list[_Leading]] = {}
+        self._by_held: dict[str, list[_Leading]] = {}
 
     def add(self, records: Iterable[Record]) -> set[str]:
         """Take more records into account; return the layers that are reached since."""
-        pending = []
+        pending: list[_Leading] = []
         for record in records:
             if isinstance(record, MomentRecord):
                 going_on = record.marked(record.all_going_on)
                 held = record.marked(record.covered.values())
                 for file in going_on:
-                    self._by_going_on.setdefault(file, []).append(record)
+                    self._by_going_on.setdefault(file, []).append((record, going_on))
                 for file in held:
-                    self._by_held.setdefault(file, []).append(record)
+                    self._by_held.setdefault(file, []).append((record, going_on))
                 if not (going_on.isdisjoint(self._layers) and held.isdisjoint(self._going_on)):
-                    pending.append(record)
+                    pending.append((record, going_on))
         more: set[str] = set()
         done: set[str] = set()
         while pending:
-            record = pending.pop()
+            record, going_on = pending.pop()
             if record.id in done:
                 continue
             done.add(record.id)
-            going_on, layers = record.marked(record.all_going_on), record.marked(record.files)
+            layers = record.marked(record.files)
             for file in layers - self._layers:
                 pending += self._by_going_on.get(file, ())
             for file in going_on - self._going_on:

@@ -5,7 +5,7 @@ inspected by the same rules. Blocking; `SessionTarget.look` runs it in a thread.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH110, PTH114, PTH116, PTH118, PTH120
+# ruff: noqa: PTH114, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from qmpsnap.model.layer_renames import find_renames, is_other, with_paths
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed
 from qmpsnap.run import cleanup, memory_files
-from qmpsnap.run.image_headers import file_header, file_mark, has_luks, marks_in
+from qmpsnap.run.image_headers import file_mark, has_luks, header_with_status, marks_in
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.record_search import ReadBefore, read_records
-from qmpsnap.run.safe_open import open_block
+from qmpsnap.run.safe_open import WrongKind, open_block
 from qmpsnap.run.view_lock import held
 
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "regular", stat.S_IFDIR: "directory", stat.S_IFBLK: "block"}
@@ -105,6 +105,7 @@ class _Survey:
         self.images: dict[str, FileFact] = {}
         self.marked: dict[str, set[str]] = {}
         self._names: dict[tuple[int, int], str] = {}
+        self._by_path: dict[str, str] = {}
         self._places: dict[str, str] = {}
         self._read: set[str] = set()
         self._pending: list[str] = []
@@ -120,10 +121,10 @@ class _Survey:
             kind: Kind = "symlink" if os.path.islink(path) else "other"
             return FileFact(kind, real=path, problem=reason(error), hint=hint(error))
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
-        header, backing, luks, problem = None, None, False, ""
+        header, backing, luks, problem, real = None, None, False, "", self._real(path)
         if kind == "regular":
             try:
-                header, backing = self._image(path)
+                header, backing = self._image(path, real)
                 luks = header.luks is not None if header is not None else has_luks(path)
             except (OSError, ValueError) as error:
                 problem = reason(error)
@@ -135,7 +136,7 @@ class _Survey:
             modified=status.st_mtime,
             modified_ns=status.st_mtime_ns,
             header=header,
-            real=self._name(path),
+            real=self._named(path, status, real),
             backing=backing,
             problem=problem,
             luks=luks,
@@ -154,13 +155,14 @@ class _Survey:
         for entry in entries:
             try:
                 regular = entry.is_file()
+                where = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
             except OSError:  # a symlink in a loop, or behind a directory that is closed to us
                 continue
             if regular and is_invalid_name(entry.name):
                 with suppress(OSError, ValueError):
-                    self._image(entry.path)
-            elif regular:
-                self._try_image(entry.path)
+                    self._image(entry.path, where)
+            elif regular and entry.path not in self._read:
+                self._try_image(entry.path, where)
         return real
 
     def marks(self, files: Iterable[str]) -> tuple[str, ...]:
@@ -198,29 +200,31 @@ class _Survey:
     def follow(self) -> None:
         """Read the backing files of images, down to the bases; each only once."""
         while self._pending:
-            self._try_image(self._pending.pop())
+            path = self._pending.pop()
+            if path not in self._read:
+                self._try_image(path, self._real(path))
 
-    def _try_image(self, path: str) -> None:
-        if path in self._read:
-            return
+    def _try_image(self, path: str, real: str) -> None:
         try:
-            if not self._name(path).startswith(_OF_THE_KERNEL):
-                self._image(path)
+            if not real.startswith(_OF_THE_KERNEL):
+                self._image(path, real)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError) as error:
             self.unreadable.append(f"{path}: {reason(error)}")
 
-    def _image(self, path: str) -> tuple[Header | None, str | None]:
+    def _image(self, path: str, real: str) -> tuple[Header | None, str | None]:
         self._read.add(path)
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        try:
+            header, status = header_with_status(path)
+        except WrongKind:
             return None, None
-        header = file_header(path)
+        name = self._named(path, status, real)
         backing = (
-            self._stand(path, header.backing) if header is not None and header.backing is not None else None
+            self._stand(path, real, name, header.backing)
+            if header is not None and header.backing is not None
+            else None
         )
-        name = self._name(path)
         if header is not None and header.mark and not is_invalid_name(name):
             self._mark(name, f"{header.mark}-{status.st_ino}")
         self.images[name] = FileFact(
@@ -237,27 +241,36 @@ class _Survey:
         )
         return header, backing
 
-    def _stand(self, path: str, recorded: str) -> str | None:
+    def _stand(self, path: str, real: str, image: str, recorded: str) -> str | None:
         # A relative name counts from where the image was opened: a symlink's directory, or the file's own.
-        opened_as = dict.fromkeys((path, self._real(path)))
+        opened_as = dict.fromkeys((path, real))
         named = [found for name in opened_as if (found := backing_path(recorded, of=name)) is not None]
-        there = [found for found in dict.fromkeys(named) if os.path.exists(found)] or named[:1]
-        image = self._name(path)
+        there = {found: name for found in named if (name := self._existing(found)) is not None}
+        there = there or {found: self._real(found) for found in named[:1]}
         if not is_invalid_name(image):
-            self.backing_links.update(BackingLink(image, self._name(found)) for found in there)
+            self.backing_links.update(BackingLink(image, name) for name in there.values())
             self._pending += there
-        return self._name(there[0]) if there else None
+        return next(iter(there.values()), None)
 
     def _name(self, path: str) -> str:
         """Return the canonical name of a file, which is the same for all its hard links."""
-        try:
-            status = os.stat(path)
-        except OSError:
-            return self._real(path)
-        key = (status.st_dev, status.st_ino)
-        name = self._names.get(key)
+        return self._existing(path) or self._real(path)
+
+    def _existing(self, path: str) -> str | None:
+        """The same, or None if the file does not exist; each path is looked at once."""
+        name = self._by_path.get(path)
         if name is None:
-            name = self._names[key] = self._real(path)
+            try:
+                status = os.stat(path)
+            except (OSError, ValueError):
+                return None
+            name = self._named(path, status, self._real(path))
+        return name
+
+    def _named(self, path: str, status: os.stat_result, real: str) -> str:
+        """The canonical name of a file with that status; if it has none so far, `real`."""
+        name = self._names.setdefault((status.st_dev, status.st_ino), real)
+        self._by_path[path] = name
         return name
 
     def _real(self, path: str) -> str:

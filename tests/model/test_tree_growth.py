@@ -9,7 +9,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
-from qmpsnap.model.tree_growth import ask_around, ask_further, grow, with_sizes
+from qmpsnap.model.tree_growth import Growth, ask_around, with_sizes
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.plan.scenes import STATE, with_layer
@@ -51,12 +51,12 @@ def tree(on: Graph, files: FakeFiles, *records: Record) -> Tree:
     """What a machine's tree is, asked as `VM.moments` asks."""
     files.records = list(records)
     first = files.look(ask_around(on) | Ask(records=(STATE,)))
-    more = files.look(ask_further(on, first) | Ask(records=(STATE,)))
+    more = files.look(Growth(on, first.records, first).ask() | Ask(records=(STATE,)))
     seen = replace(
         first, files=Frozen({**first.files, **more.files}), images=Frozen({**first.images, **more.images})
     )
     moments = find_moments(on, more.records, memories=more.memories)
-    return grow(on, more.records, seen, moments.moments)
+    return Growth(on, more.records, seen).tree(moments.moments)
 
 
 def drawn(found: Tree) -> list[str]:
@@ -249,7 +249,7 @@ def test_tree_asks_for_the_layers_and_records_that_it_has_not_seen() -> None:
     files.put("/else/s1.qcow2", backing=path("base"))
     files.records = [replace(moment("one", "base", "s1", "r1"), overlays={"vda": "/else/s1.qcow2"})]
     first = files.look(ask_around(on) | Ask(records=(STATE,)))
-    assert ask_further(on, first) == Ask(
+    assert Growth(on, first.records, first).ask() == Ask(
         files=("/else/s1.qcow2", path("clone")), survey=("/else",), records=(STATE, "/images/clone.qmpsnap")
     )
 

@@ -10,7 +10,7 @@ from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.files import Ask, BackingLink
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
-from qmpsnap.run.image_headers import file_header, file_mark
+from qmpsnap.run.image_headers import file_mark, header_with_status
 from qmpsnap.run.survey import look
 from qmpsnap.run.view_lock import hold
 from tests.headers import qcow2_bytes
@@ -68,9 +68,9 @@ def test_survey_reads_no_file_of_the_kernel_that_an_image_names(place, monkeypat
 
     def noted(path):
         read.append(path)
-        return file_header(path)
+        return header_with_status(path)
 
-    monkeypatch.setattr("qmpsnap.run.survey.file_header", noted)
+    monkeypatch.setattr("qmpsnap.run.survey.header_with_status", noted)
     look(Ask(survey=(str(place),)))
     assert sorted(read) == [f"{place}/{name}" for name in ("base", "other", "third", "top")]
 

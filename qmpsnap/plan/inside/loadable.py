@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Iterable
 
 from qmpsnap.errors import Busy, InvalidTarget, NotInChain, Unsupported
 from qmpsnap.model.files import Ask, FileFact, Files
 from qmpsnap.model.graph import Bitmap, Disk, Graph
 from qmpsnap.model.hints import command, frees, qmp, quoted
 from qmpsnap.model.moments import Moment, left_layers
+from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.checks.disk import unused_overlays
 from qmpsnap.plan.inside.taking import Taking
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -36,9 +38,15 @@ def ask_loadable(graph: Graph, name: str) -> Ask:
     return Ask(memories=images, directories=tuple(map(posixpath.dirname, images)))
 
 
-def ask_left(graph: Graph, files: Files) -> Ask:
-    """What has to be known of snapshots inside layers that are in no chain any more: their tables."""
-    left = (file for _, file in left_layers(graph, files.records) if file.startswith("/"))
+def ask_left(graph: Graph, files: Files, own: Iterable[MomentRecord]) -> Ask:
+    """What has to be known of snapshots inside layers that are in no chain any more: their tables.
+
+    Args:
+        graph: The graph.
+        files: The machine's files.
+        own: The records of its moments.
+    """
+    left = (file for _, file in left_layers(graph, own) if file.startswith("/"))
     return Ask(memories=tuple(file for file in left if not _holds_none(files.images.get(file))))
 
 

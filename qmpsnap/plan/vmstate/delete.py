@@ -7,7 +7,7 @@ from dataclasses import replace
 from qmpsnap.errors import Busy, NotInChain, Unsupported
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.moments import Moment, MomentPart, find_moments
+from qmpsnap.model.moments import Moment, MomentPart, find_moments, related_records
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.chain import delete
@@ -100,10 +100,11 @@ def ask_again(intent: Delete, graph: Graph, files: Files) -> Ask:
 
     Of an external moment its layers, and what stands on them; and what is inside layers that were left.
     """
-    moments = find_moments(graph, files.records).named(intent.name)
+    own = related_records(graph, files.records)
+    moments = find_moments(graph, files.records, own=own).named(intent.name)
     external = tuple(moment for moment in moments if moment.kind == "external")
     layers = (layer for disk in graph.disks.values() for layer in disk.layers if layer.local)
-    left = ask_left(graph, files) | Ask(readers=tuple((layer.file, intent.name) for layer in layers))
+    left = ask_left(graph, files, own) | Ask(readers=tuple((layer.file, intent.name) for layer in layers))
     return left | delete.ask(intent, graph, files, external) if external else left
 
 

@@ -20,7 +20,7 @@ from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
-from qmpsnap.model.moments import find_moments
+from qmpsnap.model.moments import find_moments, related_records
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage, Step
@@ -61,10 +61,11 @@ from qmpsnap.plan.vmstate.save import load_steps, whole_note
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     """What the planner wants to know once it knows the moments: about the files of the one that is named."""
-    moments = find_moments(graph, files.records).named(intent.name)
+    own = related_records(graph, files.records)
+    moments = find_moments(graph, files.records, own=own).named(intent.name)
     record = next((moment.record for moment in moments if moment.record is not None), None)
     if record is None:
-        return ask_loadable(graph, intent.name) | ask_left(graph, files)
+        return ask_loadable(graph, intent.name) | ask_left(graph, files, own)
     token = branch_token(record, graph)
     left = _left(intent, graph, files)
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
