@@ -1,7 +1,7 @@
 """A real Linux guest that runs commands and reports what it wrote.
 
-The guest is Debian's cloud kernel and an initramfs (`scripts/setup guest` puts the parts in place).
-Commands go over a virtio-serial port whose host end is a unix socket; one client at a time, and a
+The guest is Debian's cloud kernel and an initramfs; `python -m qmpsnap.testing.guest fetch` puts the parts in
+XX go over a virtio-serial port whose host end is a unix socket; one client at a time, and a
 later one can take over. What the guest runs is bounded in the guest, and the wait for it here.
 """
 
@@ -11,6 +11,7 @@ import base64
 import binascii
 import math
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from qmpsnap.errors import GuestFailed
+from qmpsnap.testing.guest_command import main
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 
 if TYPE_CHECKING:
@@ -285,3 +287,7 @@ def _succeeded(script: str, status: int, output: bytes) -> bytes:
 
 def _shortened(script: str) -> str:
     return script if len(script) <= 80 else script[:77] + "..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Final, Literal, assert_never
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.testing.fetching import cache_directory, guest_directory
 from qmpsnap.testing.initramfs import MODULES, PORT_NAME, build_initramfs, is_static_elf
 from qmpsnap.testing.writer import WRITER_SCRIPT
 
 __all__ = ["GuestDisk", "GuestImage", "accelerator", "find_guest_image", "guest_argv"]
 
-_HINT: Final = "run scripts/setup guest, or name a directory with vmlinuz and modules/*.ko in QMPSNAP_GUEST"
+_HINT: Final = (
+    "run python -m qmpsnap.testing.guest fetch, "
+    "or name a directory with vmlinuz and modules/*.ko in QMPSNAP_GUEST"
+)
 _BUSYBOXES: Final = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox")
 # Self-tests of the kernel's ciphers take a quarter of a second of the boot under TCG.
 _KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet cryptomgr.notests"
@@ -82,8 +86,7 @@ def find_guest_image() -> GuestImage:
     Raises:
         Unsupported: When a part is missing; the hint says how to get it.
     """
-    cache = _cache() / "guest"
-    parts = Path(os.environ.get("QMPSNAP_GUEST") or cache)
+    cache, parts = cache_directory() / "guest", guest_directory()
     kernel = parts / "vmlinuz"
     if not kernel.is_file():
         raise Unsupported(f"no guest kernel {kernel}", feature="guest", hint=_HINT)
@@ -175,9 +178,3 @@ def _busybox(parts: Path) -> bytes:
         if is_static_elf(program):
             return program
     raise Unsupported("no statically linked busybox", feature="guest", hint=_HINT)
-
-
-def _cache() -> Path:
-    if directory := os.environ.get("QMPSNAP_CACHE"):
-        return Path(directory)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpsnap"

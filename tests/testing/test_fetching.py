@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from qmpsnap.errors import InvalidTarget, Unsupported
+from qmpsnap.testing.fetching import cache_directory, fetch, guest_directory
+from qmpsnap.testing.guest_command import main
+
+STATIC_ELF = b"\x7fELF\x02".ljust(32, b"\0") + struct.pack("<Q", 64).ljust(32, b"\0")
+DEBIAN = {
+    "./boot/vmlinuz-6.1.0-cloud-amd64": b"kernel",
+    "./boot/System.map-6.1.0-cloud-amd64": b"no",
+    "./lib/modules/6.1.0/kernel/drivers/virtio/virtio.ko": b"virtio",
+    "./lib/modules/6.1.0/kernel/drivers/block/virtio_blk.ko.xz": lzma.compress(b"virtio_blk"),
+    "./lib/modules/6.1.0/kernel/drivers/scsi/scsi_mod.ko": b"scsi_mod",
+    "./lib/modules/6.1.0/kernel/sound/soundcore.ko": b"no",
+}
+BUSYBOX = {"./bin/busybox": STATIC_ELF, "./usr/share/doc/busybox-static/copyright": b"no"}
+# What each tool of Debian does, as far as it is used: packages are tar archives in $PACKAGES.
+TOOLS = {
+    "dpkg": "echo amd64",
+    "apt-cache": 'echo "  Depends: $KERNEL"; echo "  Depends: kmod"',
+    "apt-get": """
+[ "$LISTS" = yes ] || case "$*" in
+    *update*) LISTS=$UPDATE; echo "W: Failed to fetch: no network" >&2; [ "$UPDATE" = yes ]; exit ;;
+    *lists=*) ;;
+    *) echo "E: Unable to locate package" >&2; exit 100 ;;
+esac
+for word in "$@"; do [ ! -e "$PACKAGES/$word" ] || cp "$PACKAGES/$word" "$word.deb"; done
+""",
+    "dpkg-deb": '[ "$1" = --fsys-tarfile ] && cat "$2"',
+}
+
+
+def pack(file: Path, contents: dict[str, bytes]) -> None:
+    with tarfile.open(file, "w") as archive:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch) -> Path:
+    """A system with Debian's tools; returns where its packages are."""
+    programs, packages = tmp_path / "bin", tmp_path / "packages"
+    programs.mkdir()
+    packages.mkdir()
+    for name, script in TOOLS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    pack(packages / "linux-image-6.1.0-cloud-amd64", DEBIAN)
+    pack(packages / "busybox-static", BUSYBOX)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("PACKAGES", str(packages))
+    monkeypatch.setenv("KERNEL", "linux-image-6.1.0-cloud-amd64")
+    monkeypatch.setenv("LISTS", "yes")
+    monkeypatch.setenv("QMPSNAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("QMPSNAP_GUEST", raising=False)
+    return packages
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_fetch_takes_the_kernel_its_modules_and_busybox_out_of_the_packages(system):
+    directory = fetch()
+    assert directory == cache_directory() / "guest"
+    assert contents(directory) == {
+        ".complete": b"",
+        "vmlinuz": b"kernel",
+        "busybox": STATIC_ELF,
+        "modules/virtio.ko": b"virtio",
+        "modules/virtio_blk.ko": b"virtio_blk",
+        "modules/scsi_mod.ko": b"scsi_mod",
+    }
+    assert sorted(path.name for path in cache_directory().iterdir()) == ["guest", "guest.lock"]
+
+
+def test_fetch_does_nothing_when_the_guest_is_there_or_is_named(system, monkeypatch, tmp_path):
+    fetch()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert fetch() == cache_directory() / "guest"
+    monkeypatch.setenv("QMPSNAP_GUEST", str(tmp_path / "mine"))
+    assert fetch() == guest_directory() == tmp_path / "mine"
+
+
+def test_fetch_replaces_what_an_interrupted_one_left(system):
+    for name in ("guest", "guest.partial"):
+        (cache_directory() / name).mkdir(parents=True)
+        (cache_directory() / name / "vmlinuz").write_bytes(b"half")
+    assert contents(fetch())["vmlinuz"] == b"kernel"
+    assert not (cache_directory() / "guest.partial").exists()
+
+
+def test_fetch_downloads_lists_of_its_own_when_the_system_has_none(system, monkeypatch):
+    monkeypatch.setenv("LISTS", "no")
+    monkeypatch.setenv("UPDATE", "yes")
+    assert (fetch() / "vmlinuz").read_bytes() == b"kernel"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"LISTS": "no", "UPDATE": "no"}, "apt-get failed: W: Failed to fetch: no network"),
+        ({"KERNEL": "kmod"}, "apt knows neither linux-image-cloud-amd64 nor linux-image-virtual"),
+        ({"KERNEL": "linux-image-none"}, "the kernel's package holds no vmlinuz"),
+        ({"PATH": "/nonexistent"}, "there is no apt-get here"),
+    ],
+    ids=["network", "kernel", "vmlinuz", "system"],
+)
+def test_fetch_says_why_it_cannot_and_leaves_nothing(system, monkeypatch, variables, reason):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unsupported, match=reason) as refused:
+        fetch()
+    assert "QMPSNAP_GUEST" in refused.value.hint
+    assert [path.name for path in cache_directory().iterdir()] == ["guest.lock"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "script", "reason"),
+    [
+        ("dpkg", "echo arm64", "for x86-64, and the packages here are for arm64"),
+        ("dpkg-deb", "echo nonsense", "damaged"),
+        ("dpkg-deb", '[ "$1" = --fsys-tarfile ] && head -c 2000 "$2"', "damaged"),
+        ("dpkg-deb", '[ "$1" = --fsys-tarfile ] && cat "$2"; exit 2', "damaged"),
+    ],
+    ids=["architecture", "no-archive", "cut", "status"],
+)
+def test_fetch_refuses_what_the_tools_say(system, tmp_path, tool, script, reason):
+    (tmp_path / "bin" / tool).write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(Unsupported, match=reason):
+        fetch()
+    assert [path.name for path in cache_directory().iterdir()] == ["guest.lock"]
+
+
+def test_fetch_refuses_a_busybox_that_needs_libraries(system):
+    pack(system / "busybox-static", {"./bin/busybox": b"#!/bin/sh"})
+    with pytest.raises(Unsupported, match="no static busybox"):
+        fetch()
+
+
+def test_fetch_says_which_directory_cannot_be_written_to(system, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QMPSNAP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InvalidTarget, match="file/guest") as refused:
+        fetch()
+    assert "QMPSNAP_CACHE" in refused.value.hint
+
+
+def test_main_prints_where_the_guest_is(system, capsys):
+    assert main(["fetch"]) == 0
+    assert main(["where"]) == 0
+    guest = cache_directory() / "guest"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [str(guest), str(guest / "vmlinuz")]
+    assert Path(lines[2]).read_bytes().startswith(b"070701")
+
+
+def test_main_ends_with_the_code_of_the_error(system, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["fetch"]) == 3
+    assert "next: put vmlinuz" in capsys.readouterr().err
