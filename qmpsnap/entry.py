@@ -20,7 +20,7 @@ from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.preflight import read_chains
 from qmpsnap.run.process import start_qemu
-from qmpsnap.run.session import Session
+from qmpsnap.run.session import Recorder, Session, recording
 from qmpsnap.run.unopened import UnopenedTarget
 from qmpsnap.vm import VM
 
@@ -38,6 +38,7 @@ async def connect(
     reply_limit: float = 60.0,
     greeting_limit: float = 5.0,
     name: str = "",
+    record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[VM]:
     """Drive a running QEMU; the connection lasts as long as the block.
 
@@ -50,9 +51,11 @@ async def connect(
         reply_limit: Seconds that QEMU may take to answer a query.
         greeting_limit: Seconds that QEMU may take to greet.
         name: What the machine is called in logs; "": its address.
+        record: File to create, which gets every message of the session, its secrets masked; None: no file.
 
     Raises:
-        BadArgument: When an argument is invalid.
+        BadArgument: When an argument is invalid, or `record` is given with a QMPClient of yours.
+        TargetExists, InvalidTarget: When the record exists, or cannot be created.
         ConnectFailed: When there is no QMP server there, or no greeting in time.
     """
     _check_address(address)
@@ -67,21 +70,26 @@ async def connect(
     number("reply_limit", reply_limit)
     number("greeting_limit", greeting_limit)
     directory = absolute("state_dir", state_dir) if state_dir is not None else ""
+    if record is not None and not isinstance(address, str | tuple | socket.socket):
+        refuse("record", record, "a QMPClient of yours sends what we do not see: give an address")
 
-    def link() -> AbstractAsyncContextManager[Session]:
+    def link(recorder: Recorder | None) -> AbstractAsyncContextManager[Session]:
         if isinstance(address, str | tuple | socket.socket):
-            return sessions.connect(address, pid=pid, reply_limit=reply_limit, greeting_limit=greeting_limit)
+            return sessions.connect(
+                address, pid=pid, reply_limit=reply_limit, greeting_limit=greeting_limit, recorder=recorder
+            )
         return sessions.adopt(address, pid=pid, reply_limit=reply_limit)
 
-    target = LiveTarget(
-        link,
-        again=isinstance(address, str | tuple),
-        shared_fs=shared_fs,
-        images=Images(),
-        name=name or (address if isinstance(address, str) else "qemu"),
-    )
-    async with target:
-        yield VM(target, state_dir=directory)
+    with recording(_record(record)) as recorder:
+        target = LiveTarget(
+            partial(link, recorder),
+            again=isinstance(address, str | tuple),
+            shared_fs=shared_fs,
+            images=Images(),
+            name=name or (address if isinstance(address, str) else "qemu"),
+        )
+        async with target:
+            yield VM(target, state_dir=directory)
 
 
 @asynccontextmanager
@@ -93,6 +101,7 @@ async def launch(
     log: str | os.PathLike[str] | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
+    record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[VM]:
     """Start QEMU as a child and drive it; QEMU and all that it started end with the block.
 
@@ -106,31 +115,36 @@ async def launch(
         log: File that receives its output; the error has the end of it in any case, if QEMU dies.
         state_dir: Directory of records; None: beside each base image.
         name: What the machine is called in logs and errors; "": "qemu".
+        record: File to create, which gets every message of the session, its secrets masked; None: no file.
 
     Raises:
         BadArgument: When an argument is invalid.
+        TargetExists, InvalidTarget: When the record exists, or cannot be created.
         ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
             later LinkLost does, too.
     """
     check("name", name, str)
     called = name or "qemu"
     directory = "" if state_dir is None else absolute("state_dir", state_dir)
-    async with start_qemu(
+    starting = start_qemu(
         _words(argv),
         cwd=None if cwd is None else path_text("cwd", cwd),
         env=_environment(env),
         log=None if log is None else Path(path_text("log", log)),
         name=called,
-    ) as process:
-
-        def link() -> AbstractAsyncContextManager[Session]:
-            return sessions.connect(
-                process.socket, pid=process.pid, name=called, last_words=process.last_words
+    )
+    with recording(_record(record)) as recorder:
+        async with starting as process:
+            link = partial(
+                sessions.connect,
+                process.socket,
+                pid=process.pid,
+                name=called,
+                last_words=process.last_words,
+                recorder=recorder,
             )
-
-        target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called)
-        async with target:
-            yield VM(target, state_dir=directory)
+            async with LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called) as target:
+                yield VM(target, state_dir=directory)
 
 
 @asynccontextmanager
@@ -144,6 +158,7 @@ async def offline(
     daemon: str | os.PathLike[str] = "qemu-storage-daemon",
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
+    record: str | os.PathLike[str] | None = None,
     **disks: str | os.PathLike[str],
 ) -> AsyncIterator[VM]:
     """Work on the images of a machine that is off, with all methods that need no guest.
@@ -163,10 +178,13 @@ async def offline(
         daemon: The storage daemon's path, or its name on PATH.
         state_dir: Directory of records; None: beside each base image.
         name: The machine's name in logs and errors; "": "the machine".
+        record: File to create, which gets every message of the session with the daemon; None: no file. With
+            `read_only` there is no daemon, and nothing but the record's first line.
         disks: More images, as keywords, for disk names that are Python identifiers.
 
     Raises:
         BadArgument: When an argument is invalid.
+        TargetExists, InvalidTarget: When the record exists, or cannot be created.
         UnsafeImage: When an image must not be opened, because of its header or an unknown format.
         ImageInUse: When a process has an image open for writing.
         NotFound, InvalidTarget, Unsupported, StillNeeded: When an image cannot be opened.
@@ -182,12 +200,18 @@ async def offline(
         allow_dirs=absolute_each("allow_dirs", allow_dirs),
     )
     directory = "" if state_dir is None else absolute("state_dir", state_dir)
-    if read_only:
-        yield VM(UnopenedTarget(read, name=called), state_dir=directory)
-        return
     program = path_text("daemon", daemon)
-    async with open_images(await in_thread(read), program=program, name=called) as target:
-        yield VM(target, state_dir=directory)
+    with recording(_record(record)) as recorder:
+        if read_only:
+            yield VM(UnopenedTarget(read, name=called), state_dir=directory)
+            return
+        images_now = await in_thread(read)
+        async with open_images(images_now, program=program, name=called, recorder=recorder) as target:
+            yield VM(target, state_dir=directory)
+
+
+def _record(file: str | os.PathLike[str] | None) -> str | None:
+    return None if file is None else absolute("record", file)
 
 
 def _images(

@@ -290,6 +290,7 @@ CONNECT: Mapping[str, Any] = {
     "reply_limit": (0, *SECONDS),
     "greeting_limit": (0, *SECONDS),
     "name": (None, 1, b"vm"),
+    "record": ("", 1, b"/r", "/\0"),
 }
 LAUNCH: Mapping[str, Any] = {
     "argv": ("qemu", b"qemu", None, 1, [], [1], [""], [b"qemu"], ["a\0"]),
@@ -298,6 +299,7 @@ LAUNCH: Mapping[str, Any] = {
     "log": ("", 1, b"/", "/\0"),
     "state_dir": ("", 1, b"/d", "/\0"),
     "name": (None, 1, b"vm"),
+    "record": ("", 1, b"/r", "/\0"),
 }
 
 
@@ -342,6 +344,7 @@ OFFLINE: dict[str, tuple[object, ...]] = {
     "daemon": PATH,
     "state_dir": ("", 1, b"/d", "/\0"),
     "name": (None, 1, b"vm"),
+    "record": ("", 1, b"/r", "/\0"),
     "disks": ("", 1, b"/x", None),
 }
 

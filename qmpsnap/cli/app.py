@@ -70,6 +70,7 @@ class App:
         verbose: How often -v was given.
         shared_fs: Whether QEMU's files are visible here; None to detect it.
         state_dir: Directory of records; None for beside each base image.
+        record: File to create with every QMP message; None for no file.
         dry_run: Whether to print the plan only.
         wait: Whether to wait for jobs that are in the way.
         progress: Whether to print progress on stderr.
@@ -86,6 +87,7 @@ class App:
     verbose: int = 0
     shared_fs: bool | None = None
     state_dir: str | None = None
+    record: str | None = None
     dry_run: bool = False
     wait: bool = False
     progress: bool = False
@@ -177,6 +179,12 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             metavar="DIR",
             type=click.Path(readable=False),
             help="Directory of qmpsnap's records. [default: beside each base image]",
+        ),
+        option(
+            "--record",
+            metavar="FILE",
+            type=click.Path(readable=False),
+            help="Create this file, and write every QMP message to it; secrets are masked.",
         ),
     ]
 

@@ -81,6 +81,7 @@ def _ask(
     app = context.find_object(App)
     if app is None:
         return None
+    app.record = None  # the command itself creates it
     answer: list[T] = []
 
     async def ask_machine() -> None:

@@ -37,6 +37,7 @@ def opened(
             read_only=looks,
             daemon=app.storage_daemon,
             state_dir=app.state_dir or None,
+            record=app.record,
         )
     for option, given in (("--format", app.formats), ("--allow-dir", app.allow_dirs)):
         if given:
@@ -52,6 +53,7 @@ def opened(
         shared_fs=app.shared_fs if with_files else False,
         state_dir=app.state_dir or None,
         greeting_limit=greeting_limit,
+        record=app.record,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import AsyncIterator, Collection
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import anyio
@@ -29,7 +29,7 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.preflight import refuse_exchanged, refuse_unusable
 from qmpsnap.run.process import DAEMON_MONITOR, QemuProcess, start_qemu
-from qmpsnap.run.session import Session, connect
+from qmpsnap.run.session import Recorder, connect
 from qmpsnap.run.session_target import SessionTarget
 
 _log = get_logger("qmpsnap.run")
@@ -58,7 +58,7 @@ async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
 
 @asynccontextmanager
 async def open_images(
-    chains: Collection[ImageChain], *, program: str, name: str
+    chains: Collection[ImageChain], *, program: str, name: str, recorder: Recorder | None = None
 ) -> AsyncIterator[DaemonTarget]:
     """Open the images of each disk until the end of the block, every layer with its own format.
 
@@ -66,6 +66,7 @@ async def open_images(
         chains: The images of each disk, which were checked.
         program: The storage daemon; if it is a path, qemu-img has to be beside it.
         name: The machine's name in errors and logs.
+        recorder: Records the session with the daemon; None: nothing is recorded.
 
     Raises:
         ConnectFailed: When the daemon cannot be started.
@@ -77,7 +78,7 @@ async def open_images(
     images = Images(posixpath.join(beside, "qemu-img") if beside else "qemu-img")
     async with (
         start_daemon(program, name) as process,
-        DaemonTarget(process, chains, images=images, name=name) as target,
+        DaemonTarget(process, chains, images=images, name=name, recorder=recorder) as target,
     ):
         yield target
 
@@ -90,13 +91,26 @@ class DaemonTarget(SessionTarget):
         chains: The images of each disk, which were checked.
         images: Creates and inspects image files.
         name: The machine's name in errors and logs.
+        recorder: Records the session; None: nothing is recorded.
     """
 
     def __init__(
-        self, process: QemuProcess, chains: Collection[ImageChain], *, images: Images, name: str
+        self,
+        process: QemuProcess,
+        chains: Collection[ImageChain],
+        *,
+        images: Images,
+        name: str,
+        recorder: Recorder | None = None,
     ) -> None:
-        def link() -> AbstractAsyncContextManager[Session]:
-            return connect(process.socket, pid=process.pid, name=name, last_words=process.last_words)
+        link = partial(
+            connect,
+            process.socket,
+            pid=process.pid,
+            name=name,
+            last_words=process.last_words,
+            recorder=recorder,
+        )
 
         super().__init__(link, again=False, shared_fs=True, images=images, name=name)
         self._process = process

@@ -16,6 +16,7 @@ from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import settled
 from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
+from qmpsnap.run.session.recorder import Recorder
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
@@ -29,10 +30,14 @@ class Client(QMPClient):
     """A client that keeps no history, and formats messages only when they are logged.
 
     qemu.qmp formats every message for its debug log before it checks whether that is enabled.
+
+    Args:
+        recorder: Records each message; None: nothing is recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
         super().__init__(_NAME, _READ_LIMIT)
+        self._recorder = recorder
         self.events.event_filter = lambda _: False
         self._answered = False  # our greeting, which ends the negotiation
 
@@ -73,9 +78,13 @@ class Client(QMPClient):
             del self._pending[exec_id]
 
     def _cb_outbound(self, msg: Message) -> Message:
+        if self._recorder is not None:
+            self._recorder.sent(msg)
         return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
     def _cb_inbound(self, msg: Message) -> Message:
+        if self._recorder is not None:
+            self._recorder.received(msg)
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
 
@@ -113,7 +122,9 @@ class Tap(EventListener):
         return False
 
 
-async def reach(address: Address, pid: int | None, *, limit: float) -> tuple[socket.socket, Peer, Client]:
+async def reach(
+    address: Address, pid: int | None, *, limit: float, recorder: Recorder | None = None
+) -> tuple[socket.socket, Peer, Client]:
     """Connect and negotiate; retry when the first message was meant for the previous client.
 
     After a failure or cancellation no socket is left open, not even a given one.
@@ -122,6 +133,7 @@ async def reach(address: Address, pid: int | None, *, limit: float) -> tuple[soc
         address: The address; a connected socket is ours from now on.
         pid: QEMU's process id, where the kernel cannot tell.
         limit: Seconds that the whole call may take.
+        recorder: Records the session; None: nothing is recorded.
 
     Raises:
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
@@ -130,7 +142,7 @@ async def reach(address: Address, pid: int | None, *, limit: float) -> tuple[soc
     again = 0 if isinstance(address, socket.socket) else _AGAIN
     while True:
         try:
-            return await _greeted(address, pid, limit, ends)
+            return await _greeted(address, pid, limit, ends, recorder)
         except ConnectFailed as error:
             if not again or not _was_out_of_turn(error.__cause__):
                 raise
@@ -144,7 +156,7 @@ def first_line(error: BaseException) -> str:
 
 
 async def _greeted(
-    address: Address, pid: int | None, limit: float, ends: float
+    address: Address, pid: int | None, limit: float, ends: float, recorder: Recorder | None
 ) -> tuple[socket.socket, Peer, Client]:
     where = describe(address)
     sock: socket.socket | None = None
@@ -156,7 +168,7 @@ async def _greeted(
             hint="other clients are waiting for the monitor, or the host does not answer",
         )
     try:
-        peer, client = peer_of(sock, pid), Client()
+        peer, client = peer_of(sock, pid), Client(recorder)
         try:
             await _greet(client, sock, seconds=ends - anyio.current_time(), where=where)
         except TimeoutError:

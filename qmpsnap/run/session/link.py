@@ -27,6 +27,7 @@ from qmpsnap.run.session.change import Change, Limits, settled
 from qmpsnap.run.session.client import Tap, first_line, reach
 from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
+from qmpsnap.run.session.recorder import Recorder
 
 if TYPE_CHECKING:
     LastWords = Callable[[], Awaitable[str]]
@@ -342,6 +343,7 @@ async def connect(
     greeting_limit: float = 5.0,
     name: str = "",
     last_words: LastWords | None = None,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[Session]:
     """Connect to a QEMU's monitor for the length of a block.
 
@@ -356,13 +358,14 @@ async def connect(
         greeting_limit: Seconds that connecting may take, the greeting included.
         name: The machine's name in errors; "" for the address.
         last_words: For a QEMU that is our child: how it ended; "" while it runs.
+        recorder: Records each message; None: nothing is recorded.
 
     Raises:
         ConnectFailed: When nobody listens there, or no QMP comes within the limit.
     """
     where = name or describe(address)
     try:
-        sock, peer, client = await reach(address, pid, limit=greeting_limit)
+        sock, peer, client = await reach(address, pid, limit=greeting_limit, recorder=recorder)
     except ConnectFailed as error:
         if last_words is not None and (words := await last_words()):
             raise ConnectFailed(f"{where} no longer exists: QEMU {words}") from error

@@ -1,0 +1,120 @@
+"""Writes each message of a QMP session into a file: one JSON object a line, in the order of the wire.
+
+    {"qmpsnap": "record", "version": 1, "at": 1764465376.25}
+    {"time": 0.000512, "at": 1764465376.25, "from": "qemu", "message": {"QMP": {...}}}
+    {"time": 0.000741, "at": 1764465376.25, "from": "client", "message": {"execute": ...}}
+
+`time` counts seconds from the record's beginning by a clock that never jumps, and `at` is the time of day, in
+seconds since 1970. A file that cannot be written any more never disturbs the session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import TargetExists
+from qmpsnap.model.secrets import MASK, answers_secret, masked, without_passwords
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.safe_open import create_file
+
+if TYPE_CHECKING:
+    from qemu.qmp import Message
+
+_log = get_logger("qmpsnap.session")
+
+
+class Recorder:
+    """The record of one session, and of those that take its place after a lost link; made by `recording`.
+
+    Args:
+        file: Its path, for messages.
+        descriptor: The file, open for writing; None once it could not be written.
+    """
+
+    def __init__(self, file: str, descriptor: int) -> None:
+        self._file = file
+        self._descriptor: int | None = descriptor
+        self._started = time.monotonic()
+        self._secret: set[object] = set()  # ids of commands whose replies are secrets
+        self._write(b'{"qmpsnap": "record", "version": 1, "at": %.6f}\n' % time.time())
+
+    def sent(self, message: Message) -> None:
+        """Record a command, with its secrets masked."""
+        if "arguments" not in message:
+            self._line(b"client", bytes(message))  # which is sent next
+            return
+        if answers_secret(message):
+            self._secret.add(message.get("id"))
+        self._line(b"client", json.dumps(masked(message)).encode())
+
+    def received(self, message: Message) -> None:
+        """Record a greeting, a reply or an event; its bytes as they came, where they are ASCII."""
+        raw = bytes(message).strip()
+        if self._secret and (answered := message.get("id")) in list(self._secret) and "return" in message:
+            self._secret.discard(answered)
+            raw = json.dumps({**message, "return": MASK}).encode()
+        elif not raw.isascii():
+            raw = json.dumps(dict(message)).encode()
+        if b"://" in raw:
+            raw = without_passwords(raw.decode()).encode()
+        self._line(b"qemu", raw)
+
+    def close(self) -> None:
+        """Write nothing more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _line(self, side: bytes, message: bytes) -> None:
+        passed = time.monotonic() - self._started
+        self._write(
+            b'{"time": %.6f, "at": %.6f, "from": "%s", "message": %s}\n'
+            % (passed, time.time(), side, message)
+        )
+
+    def _write(self, data: bytes) -> None:
+        """Write a line in one piece, which a reader sees at once; a failure ends the record."""
+        if self._descriptor is None:
+            return
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):  # the disk is full now: the rest fails
+                os.write(self._descriptor, data[written:])
+        except OSError as error:
+            self.close()
+            _log.warning("record.stopped", file=self._file, reason=reason(error))
+
+
+@contextmanager
+def recording(file: str | None) -> Iterator[Recorder | None]:
+    """Create a record, which is written until the end of the block; None: there is none.
+
+    Args:
+        file: Its path; mode 0600.
+
+    Raises:
+        TargetExists: When there is anything of that name.
+        InvalidTarget: When it cannot be created.
+    """
+    if file is None:
+        yield None
+        return
+    try:
+        descriptor = create_file(file)
+    except FileExistsError as error:
+        raise TargetExists(
+            f"{file!r} exists", file=file, hint="choose another name for the record"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise unusable(file, error, "create") from error
+    recorder = Recorder(file, descriptor)
+    try:
+        yield recorder
+    finally:
+        recorder.close()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.model.secrets import answers_secret, masked, without_passwords
+
+
+def command(name, **arguments):
+    return {"execute": name, "arguments": arguments, "id": "1"}
+
+
+MASKED = [
+    (
+        command("object-add", **{"qom-type": "secret", "id": "s0", "data": "hunter2"}),
+        {"qom-type": "secret", "id": "s0", "data": "***"},
+    ),
+    (command("set_password", protocol="vnc", password="x"), {"protocol": "vnc", "password": "***"}),
+    (command("change-vnc-password", password="x"), {"password": "***"}),
+    (
+        command("blockdev-add", driver="https", url="https://u:pw@h/d", cookie="session=1"),
+        {"driver": "https", "url": "https://u:***@h/d", "cookie": "***"},
+    ),
+    (
+        command("transaction", actions=[{"type": "x", "data": {"password": "p", "node": "n"}}]),
+        {"actions": [{"type": "x", "data": {"password": "***", "node": "n"}}]},
+    ),
+    (command("send-key", keys=[{"type": "qcode", "data": "p"}]), {"keys": "***"}),
+    (command("input-send-event", events=[{"type": "key"}]), {"events": "***"}),
+    (command("ringbuf-write", device="c", data="p"), {"device": "c", "data": "***"}),
+    (
+        command("sev-inject-launch-secret", **{"packet-header": "h", "secret": "s"}),
+        {"packet-header": "h", "secret": "***"},
+    ),
+    (
+        command("qom-set", path="/objects/s0", property="data", value="p"),
+        {"path": "/objects/s0", "property": "data", "value": "***"},
+    ),
+    *(
+        (
+            command("human-monitor-command", **{"command-line": line}),
+            {"command-line": kept},
+        )
+        for line, kept in [
+            ("set_password vnc hunter2", "set_password ***"),
+            (" object_add secret,id=s,data=hunter2", "object_add ***"),
+            ("change vnc password hunter2", "change vnc ***"),
+            ("qom-set /objects/s0 data hunter2", "qom-set /objects/s0 data ***"),
+            ("sendkey h", "sendkey ***"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "arguments"), MASKED, ids=lambda value: value.get("execute", ""))
+def test_masked_replaces_secrets_and_nothing_else(message, arguments):
+    assert masked(message) == {**message, "arguments": arguments}
+    assert masked(masked(message)) == masked(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"execute": "stop"},
+        {"execute": "x", "arguments": ["not", "a", "mapping"]},
+        command("x-blockdev-amend", secret="id-of-an-object"),
+        command("blockdev-add", **{"key-secret": "s0", "password-secret": "s1", "tls-creds": "t0"}),
+        command("chardev-add", id="c", backend={"type": "ringbuf", "data": {"size": 64}}),
+        command("human-monitor-command", **{"command-line": "savevm set_password"}),
+        command("human-monitor-command", **{"command-line": "change ide0 /iso"}),
+        command("qom-set", path="/machine", property="size", value=1),
+        command("human-monitor-command"),
+    ],
+    ids=str,
+)
+def test_masked_keeps_what_is_no_secret(message):
+    assert masked(message) == message
+
+
+def test_answers_secret_knows_the_properties_of_secret_objects():
+    assert answers_secret(command("qom-get", path="/objects/s0", property="data"))
+    assert not answers_secret(command("qom-get", path="/machine", property="type"))
+    assert not answers_secret({"execute": "qom-get"})
+
+
+def test_without_passwords_keeps_urls_without_any():
+    for text in ("nbd://host:10809/x", "https://user@h/d", "ssh://h/a:b@c", "no url: a@b"):
+        assert without_passwords(text) == text
+    assert without_passwords('"ssh://u:p@h/" "ftp://a:b@c"') == '"ssh://u:***@h/" "ftp://a:***@c"'
