@@ -64,12 +64,14 @@ class Start:
         disks: The image that each disk starts from, by the disk's name; each is a qcow2 image.
         memory: The file that is the guest's memory; None: memory as that machine has it.
         incoming: Whether QEMU waits for VM state, which is then loaded by us.
+        paused: Whether the guest does not run until we resume it; with `incoming` it never does.
         directory: A directory for the new QEMU's sockets and logs, which nobody else uses; "": none.
     """
 
     disks: Mapping[str, str] = field(default_factory=Frozen)
     memory: GuestMemory | None = None
     incoming: bool = False
+    paused: bool = False
     directory: str = ""
 
     @property
@@ -82,6 +84,8 @@ class Start:
         if self.memory is not None:
             words += ["-object", json.dumps(dict(self.memory.properties))]
             words += ["-machine", f"memory-backend={RAM_ID}"]
+        if self.incoming or self.paused:
+            words += ["-S"]
         if self.incoming:
-            words += ["-S", "-incoming", "defer"]
+            words += ["-incoming", "defer"]
         return tuple(words)

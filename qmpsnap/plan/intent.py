@@ -21,6 +21,7 @@ from qmpsnap.model.arguments import (
     refuse,
 )
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.kept_state import KeptState
 
 OnError = Literal["report", "stop", "ignore"]
 """What a job does at an I/O error: end with it, pause until it is resumed, or try again."""
@@ -328,4 +329,53 @@ class Restore(_Checked):
     file: AbsolutePath
 
 
-Intent = Snapshot | Delete | Prune | Checkpoint | Revert | Save | Restore | Stream | Commit | Mirror
+@dataclass(frozen=True, slots=True)
+class Load(_Checked):
+    """A QEMU that was started for a checkpoint, on overlays of its own, loads its memory.
+
+    Attributes:
+        name: What errors call the checkpoint.
+        state: Its VM state.
+        disks: The overlay that each disk has to read, by the disk's name.
+        mapped: Whether QEMU maps the memory from a file, so that the state holds the devices alone.
+        resume: Whether the guest then runs.
+    """
+
+    name: Text
+    state: KeptState
+    disks: Mapping[Text, AbsolutePath] = field(default_factory=Frozen)
+    mapped: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "disks", Frozen(self.disks))
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDevices(_Checked):
+    """The devices' state is saved; the memory is in a file that QEMU maps. The guest stays paused.
+
+    Attributes:
+        name: What the state belongs to.
+        file: Path of the file; absolute.
+    """
+
+    name: Text
+    file: AbsolutePath
+
+
+Intent = (
+    Snapshot
+    | Delete
+    | Prune
+    | Checkpoint
+    | Revert
+    | Save
+    | Restore
+    | Load
+    | SaveDevices
+    | Stream
+    | Commit
+    | Mirror
+)

@@ -17,7 +17,7 @@ from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.vmstate import checkpoint, delete, revert, revert_off, save
+from qmpsnap.plan.vmstate import checkpoint, delete, load, revert, revert_off, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ PLANNERS: Mapping[str, Planner] = {
     "revert-new": Planner(revert.plan_prepare, "files", ask_again=revert.ask_again, guards=_MEMORY),
     "revert-incoming": Planner(revert.plan_incoming, "guest", ask_again=revert.ask_again, guards=_MEMORY),
     "save": Planner(save.plan_save, "guest", save.ask_save, guards=_MEMORY),
+    "load": Planner(load.plan, "guest", load.ask, guards=(_refuse_jobs,)),
+    "savedevices": Planner(load.plan_devices, "guest", load.ask_devices, guards=(_refuse_jobs,)),
     "restore": Planner(save.plan_restore, "guest", save.ask_restore, guards=_MEMORY),
 }
 """What plans each intent, by its kind: a new operation is a line here."""

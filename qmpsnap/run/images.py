@@ -46,6 +46,7 @@ class _Request(Struct, frozen=True):
     backing_format: str | None
     private: bool
     luks: LuksHeader | None
+    synced: bool
 
 
 class Images:
@@ -71,8 +72,9 @@ class Images:
         backing_format: str | None = None,
         private: bool = False,
         luks: LuksHeader | None = None,
+        synced: bool = True,
     ) -> Created:
-        """Create an empty image exclusively, ready for QEMU and synced.
+        """Create an empty image exclusively, ready for QEMU.
 
         On success its header is as requested, and it has owner, group, mode and label of `like`. After
         a failure or cancellation it does not exist.
@@ -87,13 +89,14 @@ class Images:
             backing_format: Its format; always given with `backing`.
             luks: The LUKS header that it gets, so that the same key encrypts its data, and every secret that
                 opens the other image opens it as well; None: it is not encrypted.
+            synced: Whether it is on the disk then; one that is thrown away need not be.
 
         Raises:
             TargetExists: When the name exists, even as a dangling symlink.
             InvalidTarget: When it cannot be created there, or not with that owner; the message says why.
             Unsupported: When the format is neither raw nor qcow2.
         """
-        request = _Request(file, format, size_bytes, like, backing, backing_format, private, luks)
+        request = _Request(file, format, size_bytes, like, backing, backing_format, private, luks, synced)
         made: list[Created] = []
         try:
             return await in_thread(lambda: _create(request, made))
@@ -208,8 +211,9 @@ def _create(request: _Request, made: list[Created]) -> Created:
         _verify(request, descriptor)
         if request.like is not None:
             _take_after(descriptor, request.like, private=request.private)
-        os.fsync(descriptor)
-        sync_directory(os.path.dirname(request.file))
+        if request.synced:
+            os.fsync(descriptor)
+            sync_directory(os.path.dirname(request.file))
     except (OSError, ValueError) as error:
         raise _left(unusable(request.file, error, "create"), made.pop()) from error
     except QmpsnapError as error:

@@ -120,19 +120,21 @@ def open_directory(directory: str, *, follow: bool = True) -> int:
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW) | _ALWAYS)
 
 
-def private_directory(longest: int) -> str:
+def private_directory(longest: int, *, prefix: str = "qmpsnap-", parent: str = "") -> str:
     """Create a directory of a new name, mode 0700, for what only this process may reach.
 
     Args:
         longest: Bytes that its path may have; where the usual place is deeper, it lies in /tmp.
+        prefix: What its name begins with.
+        parent: The directory in which it lies, however deep; "": the usual place for temporary files.
 
     Raises:
         OSError: When it cannot be made.
     """
-    directory = tempfile.mkdtemp(prefix="qmpsnap-")
-    if len(os.fsencode(directory)) > longest:
+    directory = tempfile.mkdtemp(prefix=prefix, dir=parent or None)
+    if not parent and len(os.fsencode(directory)) > longest:
         os.rmdir(directory)  # noqa: PTH106
-        directory = tempfile.mkdtemp(prefix="qmpsnap-", dir="/tmp")
+        directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
     return directory
 
 

@@ -15,6 +15,11 @@ def test_start_waits_for_vm_state():
     assert Start(incoming=True).arguments == ("-S", "-incoming", "defer")
 
 
+def test_start_keeps_the_guest_paused():
+    assert Start(paused=True).arguments == ("-S",)
+    assert Start(paused=True, incoming=True).arguments == ("-S", "-incoming", "defer")
+
+
 def test_start_names_the_memory_as_a_machine_without_an_object_does():
     memory = GuestMemory(file="/t/ram,1", size_bytes=1 << 28, share=True)
     first, given, second, machine = Start(memory=memory).arguments

@@ -29,6 +29,7 @@ from qmpsnap.plan.scene import GuestScene
 
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"
+_MAPPED = "x-ignore-shared"
 _SLACK = 160 << 20  # bytes beside a guest's memory: video memory, firmware, devices
 _LEAST = 1 << 20
 
@@ -197,7 +198,12 @@ def state_file(disk: Disk, name: str, ending: str) -> str:
 
 
 def refuse_memory_place(
-    scene: GuestScene, file: str, *, reserve_bytes: int = 0, option: str = "--memory FILE"
+    scene: GuestScene,
+    file: str,
+    *,
+    reserve_bytes: int = 0,
+    option: str = "--memory FILE",
+    mapped: bool = False,
 ) -> None:
     """Refuse when a file of VM state cannot be created under that path, or there may be no room for it.
 
@@ -206,12 +212,14 @@ def refuse_memory_place(
         file: The file.
         reserve_bytes: What will be reserved for it; 0: nothing.
         option: How the caller names another file.
+        mapped: Whether the memory is elsewhere, so that the file holds the devices alone.
     """
     if not file.startswith("/"):
         raise InvalidTarget(f"{file!r} is not an absolute path", file=file)
     refuse_there(scene, file)
     where = usable_directory(scene, file)
-    need = max(scene.machine.fingerprint.memory + _LEAST, reserve_bytes)
+    memory = 0 if mapped else scene.machine.fingerprint.memory
+    need = max(memory + _LEAST, reserve_bytes)
     if where.free_bytes < need:
         raise InvalidTarget(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may need {need}",
@@ -234,6 +242,7 @@ class Passage:
         file: The file.
         number: What QEMU knows it by.
         background: Whether the guest keeps running while its memory is written.
+        mapped: Whether the memory is in a file that QEMU maps, and is not part of the state.
         write: Whether QEMU writes the file.
         inode: Of a file that it reads: that of the one that was inspected.
     """
@@ -242,6 +251,7 @@ class Passage:
     file: str
     number: int
     background: bool = False
+    mapped: bool = False
     write: bool = True
     inode: int = 0
 
@@ -268,13 +278,19 @@ class Passage:
             Unsupported: When QEMU does not know one.
         """
         now = self.machine.capabilities
-        wanted = dict.fromkeys(now, False) | {"events": True, _BACKGROUND: self.background}
+        wanted = dict.fromkeys(now, False) | {
+            "events": True,
+            _BACKGROUND: self.background,
+            _MAPPED: self.mapped,
+        }
         if self.background and _BACKGROUND not in now:
             raise Unsupported(
                 "this QEMU cannot save memory while the guest runs",
                 feature=_BACKGROUND,
                 hint="use --mode stop",
             )
+        if self.mapped and _MAPPED not in now:
+            raise Unsupported("this QEMU cannot leave mapped memory out of its state", feature=_MAPPED)
         return {name: now[name] for name, on in wanted.items() if name in now and now[name] is not on}
 
     @property

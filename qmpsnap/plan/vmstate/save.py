@@ -161,7 +161,7 @@ def plan_restore(intent: Restore, scene: GuestScene) -> Plan:
 
 
 def load_steps(
-    machine: Machine, file: str, number: int, *, running: bool, inode: int
+    machine: Machine, file: str, number: int, *, running: bool, inode: int, mapped: bool = False
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """The steps that load a memory file into a QEMU that waits for it, and the cleanup; or refuse."""
     if not machine.incoming:
@@ -171,7 +171,7 @@ def load_steps(
             hint="start a new QEMU with -S -incoming defer",
         )
     need_open_files(machine)
-    passage = Passage(machine, file, number, write=False, inode=inode)
+    passage = Passage(machine, file, number, mapped=mapped, write=False, inode=inode)
     go_on = (cont(),) if running else ()
     steps = (
         *passage.capabilities,

@@ -14,11 +14,13 @@ from qmpsnap.plan.intent import (
     Commit,
     Delete,
     Intent,
+    Load,
     Mirror,
     Prune,
     Restore,
     Revert,
     Save,
+    SaveDevices,
     Snapshot,
     Stream,
 )
@@ -69,8 +71,9 @@ def files(
     return found
 
 
-def test_every_verb_is_tried_here_but_the_deletion_of_moments() -> None:
-    assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - {Delete, Prune}
+def test_every_verb_is_tried_here_but_the_deletion_of_moments_and_those_on_new_machines() -> None:
+    others = {Delete, Prune, Load, SaveDevices}
+    assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - others
 
 
 @each("shared", [True, False])

@@ -1,0 +1,136 @@
+"""A second QEMU that loads a checkpoint, does some work on its memory, and ends; its guest never runs."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from qmpsnap.errors import NotFound, Unsupported
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.start import GuestMemory, Start
+from qmpsnap.model.view import DiskView
+from qmpsnap.plan.intent import Load
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.images import Images
+from qmpsnap.run.scratch import Scratch
+
+if TYPE_CHECKING:
+    from qmpsnap.vm import VM, Launcher
+
+
+@asynccontextmanager
+async def loaded(
+    vm: VM,
+    name: str,
+    launcher: Launcher,
+    *,
+    memory: GuestMemory | None = None,
+    directory: str = "",
+) -> AsyncIterator[VM]:
+    """Start a QEMU like a machine, and load a checkpoint of that machine into it; both end with the block.
+
+    Its disks are new overlays on the layers of the checkpoint. They are thrown away at the end of the block,
+    as everything else of it, also after a failure or a cancellation. If our process is killed, the next call
+    removes them. The machine itself is not touched, and keeps running.
+
+    Args:
+        vm: The machine.
+        name: The checkpoint's name.
+        launcher: Starts the QEMU.
+        memory: The file that becomes its memory; None: memory as the machine has it.
+        directory: Directory for what is thrown away; "": that for temporary files.
+
+    Yields:
+        The QEMU, its guest paused as it was at the checkpoint.
+
+    Raises:
+        NotFound, AmbiguousName: When no checkpoint has the name, or two have it.
+        Unsupported: When it has no memory in a file of its own, or its layers cannot be opened from outside.
+        NotInChain: When a layer no longer holds it.
+        MachineDiffers: When the launcher starts another machine; `.differences` names how.
+        InvalidTarget: When its memory is missing, incomplete, or not the checkpoint's.
+        Refused, TargetError: As the launcher does.
+    """
+    state = await kept_state(vm, name)
+    views = await vm.views(name)
+    async with throwaway(views, directory) as (disks, place):
+        in_place = state.mode == "in-place"
+        start = Start(disks=disks, memory=memory, incoming=not in_place, paused=True, directory=place)
+        async with launcher(start) as helper:
+            await helper.run(await helper.plan(Load(name, state, disks)))
+            yield helper
+
+
+async def kept_state(vm: VM, name: str) -> KeptState:
+    """The VM state of a checkpoint, in a file of its own.
+
+    Raises:
+        NotFound: When no moment has the name.
+        Unsupported: When it has no such file.
+    """
+    moments = (await vm.moments()).named(name)
+    if not moments:
+        raise NotFound(f"there is no snapshot {name!r}", hint="qmpsnap list shows them")
+    states = [
+        moment.record.state
+        for moment in moments
+        if moment.record is not None and moment.record.state is not None
+    ]
+    if not states:
+        inside = moments[0].mode == "internal"
+        raise Unsupported(
+            f"{name!r} {'keeps its memory inside the images' if inside else 'has no memory'}: no other QEMU "
+            "can load it",
+            feature="loading such a snapshot into another QEMU",
+            hint=f"revert to it ({command('revert', name)}), then take a checkpoint of another mode"
+            if inside
+            else "take a checkpoint",
+        )
+    return states[0]
+
+
+@asynccontextmanager
+async def throwaway(
+    views: Sequence[DiskView], directory: str = ""
+) -> AsyncIterator[tuple[Frozen[str, str], str]]:
+    """New overlays on the layers of each disk, in a private directory that goes with the block.
+
+    Args:
+        views: How each disk is read.
+        directory: Where that directory lies; "": in that for temporary files.
+
+    Yields:
+        The overlay of each disk, by the disk's name, and the directory.
+
+    Raises:
+        InvalidTarget: When they cannot be created.
+    """
+    async with AsyncExitStack() as stack:
+        made = await in_thread(partial(Scratch, directory))
+        stack.push_async_callback(_close, made)
+        images, disks = Images(), {}
+        for number, view in enumerate(views):
+            file = posixpath.join(made.path, f"disk{number}.qcow2")
+            await images.create_image(
+                file,
+                size_bytes=view.virtual_size,
+                format="qcow2",
+                like=None,
+                backing=view.layers[0].file,
+                backing_format=view.layers[0].format,
+                synced=False,
+            )
+            disks[view.disk] = file
+        yield Frozen(disks), made.path
+
+
+async def _close(made: Scratch) -> None:
+    with anyio.CancelScope(shield=True):
+        await in_thread(made.close)

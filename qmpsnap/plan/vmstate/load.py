@@ -1,0 +1,158 @@
+"""Plans for a QEMU that was started for a checkpoint: load its memory; save the devices where that is mapped.
+
+Such a QEMU ends when it has done its work, or is a new machine: nothing is recorded, and nothing is owed. Its
+disks are new overlays, which nobody else knows.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from qmpsnap.errors import InvalidTarget, MachineDiffers, Unsupported
+from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.step import Stage, Step
+from qmpsnap.plan.commands.files import create_memory, seal_memory
+from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
+from qmpsnap.plan.commands.state import cont
+from qmpsnap.plan.intent import Load, SaveDevices
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.plan.vmstate.common import (
+    Passage,
+    file_number,
+    need_open_files,
+    refuse_foreign,
+    refuse_memory_place,
+    refuse_other,
+    undone,
+)
+from qmpsnap.plan.vmstate.in_place import load_store, refuse_store
+from qmpsnap.plan.vmstate.save import load_steps, whole_note
+
+_FRESH = frozenset({"prelaunch", "paused"})
+
+
+def ask(intent: Load, _graph: Graph, _state_dir: str) -> Ask:
+    """What the planner wants to know: the overlays, and the file of VM state."""
+    file = intent.state.file
+    return Ask(files=(*intent.disks.values(), file), memories=(file,))
+
+
+def ask_devices(intent: SaveDevices, _graph: Graph, _state_dir: str) -> Ask:
+    """What the planner wants to know: the file, and its directory."""
+    return Ask(files=(intent.file,), directories=(posixpath.dirname(intent.file),))
+
+
+def plan(intent: Load, scene: GuestScene) -> Plan:
+    """Plan to load a checkpoint's memory into a QEMU that was started for it; or refuse.
+
+    Raises:
+        MachineDiffers: When it is another machine, or a disk does not read its overlay.
+        Unsupported: When it does not wait for VM state, or has run already.
+        InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's.
+    """
+    machine, state = scene.machine, intent.state
+    refuse_other(machine, state.fingerprint, what=repr(intent.name))
+    _refuse_other_disks(intent, scene)
+    token = digest("load", intent.name, state.file, avoid=scene.names)
+    go_on = (cont(),) if intent.resume else ()
+    opened: tuple[Step, ...] = ()
+    if state.mode == "in-place":
+        if machine.status not in _FRESH:
+            raise Unsupported(
+                f"the machine is in the state {machine.status}, not paused before it has run",
+                feature="loading a checkpoint into a machine that has run",
+                hint="start a new QEMU with -S",
+            )
+        refuse_store(state, machine, scene, intent.name)
+        load, opened = load_store(state, token, scene)
+        steps, after = (*load, *go_on), undone(opened)
+    else:
+        note = whole_note(scene.files, state.file)
+        fact = scene.files.memories[state.file]
+        if state.token and not note.id.endswith(state.token):
+            raise InvalidTarget(f"{state.file} is not the VM state of {intent.name!r}", file=state.file)
+        refuse_foreign(fact, state)
+        steps, after = load_steps(
+            machine,
+            state.file,
+            file_number(token),
+            running=intent.resume,
+            inode=fact.inode,
+            mapped=intent.mapped,
+        )
+    return Plan(
+        op="load",
+        intent=intent,
+        disks=tuple(intent.disks),
+        stages=(
+            Stage("open the VM state", opened),
+            Stage(f"load the memory of {intent.name!r}", steps),
+            Stage("restore the settings", after, tidy=True),
+        ),
+        before=scene.graph,
+        run_state=machine.status,
+    )
+
+
+def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
+    """Plan to save the devices' state of a paused machine whose memory is mapped from a file; or refuse.
+
+    Raises:
+        Unsupported: When the guest is running, or QEMU cannot leave the memory out.
+        TargetExists, InvalidTarget: When the file cannot be created.
+    """
+    machine = scene.machine
+    if machine.running or machine.incoming:
+        raise Unsupported(
+            f"the machine is in the state {machine.status}, not paused with its memory loaded",
+            feature="saving the devices' state alone",
+        )
+    need_open_files(machine)
+    token = digest("devices", intent.file, avoid=scene.names)
+    id = job_id("save", "keep", token)  # noqa: A001 - a record's word
+    partial = f"{intent.file}.partial"
+    refuse_memory_place(scene, intent.file, option="", mapped=True)
+    passage = Passage(machine, partial, file_number(token), mapped=True)
+    seal = seal_memory(
+        partial,
+        intent.file,
+        id=id,
+        name=intent.name,
+        running=True,
+        fingerprint=machine.fingerprint,
+    )
+    return Plan(
+        op="save-devices",
+        intent=intent,
+        disks=tuple(disk.name for disk in scene.graph.disks.values() if disk.layers),
+        stages=(
+            Stage("create the file", (create_memory(partial), *passage.before)),
+            Stage(
+                "save the devices' state",
+                (migrate(passage.uri), *passage.released, await_migration("saved"), await_closed(partial)),
+            ),
+            Stage("complete the file", (seal,)),
+            Stage("restore the settings", passage.after, tidy=True),
+        ),
+        before=scene.graph,
+        run_state=machine.status,
+    )
+
+
+def _refuse_other_disks(intent: Load, scene: Scene) -> None:
+    """Refuse when a disk does not read the overlay that the launcher was given for it."""
+    differences = []
+    for name, file in intent.disks.items():
+        disk = scene.graph.disks.get(name)
+        found = disk.active.file if disk is not None and disk.layers else "nothing"
+        if not scene.files.same(file, found):
+            differences.append(f"its disk {name} reads {found}, not {file}")
+    if differences:
+        raise MachineDiffers(
+            f"the launcher did not use the images that it was given: {'; '.join(differences)}",
+            differences=differences,
+            hint="a launcher has to start each disk from the image in the Start that it is called with",
+        )

@@ -1,0 +1,95 @@
+"""Private directories for what lasts as long as a block: overlays, sockets and logs of a QEMU. Blocking.
+
+Its process holds a lock on the directory. So the next call recognises what a killed process has left, and
+removes it.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH118, PTH120, PTH208
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.safe_open import open_directory, private_directory, remove_tree
+
+_PREFIX: Final = "qmpsnap-run-"
+_LONGEST: Final = 60  # bytes: a socket in it has a name of 46 more (sun_path of unix(7))
+
+
+class Scratch:
+    """A directory of a new name, mode 0700, that goes with `close`, or after our process has died.
+
+    Attributes:
+        path: Its path; absolute.
+    """
+
+    def __init__(self, parent: str = "") -> None:
+        """Create it, and remove what killed processes have left beside it.
+
+        Args:
+            parent: The directory in which it lies; "": that for temporary files, or /tmp where the path
+                would be too long for sockets.
+
+        Raises:
+            InvalidTarget: When it cannot be created.
+        """
+        try:
+            self.path, self._lock = _create(parent)
+            _sweep(os.path.dirname(self.path))
+        except (OSError, ValueError) as error:
+            raise unusable(parent or "TMPDIR", error, "create a directory in") from error
+
+    def close(self) -> None:
+        """Remove it with all that is in it, and unlock it."""
+        remove_tree(self.path)
+        os.close(self._lock)
+
+
+@contextlib.contextmanager
+def scratch(parent: str = "") -> Iterator[str]:
+    """Path of a private directory, which is removed at the end of the block; as `Scratch`."""
+    made = Scratch(parent)
+    try:
+        yield made.path
+    finally:
+        made.close()
+
+
+def _create(parent: str) -> tuple[str, int]:
+    """A new directory and its lock."""
+    while True:
+        path = private_directory(_LONGEST, prefix=_PREFIX, parent=parent)
+        try:
+            lock = open_directory(path, follow=False)
+        except FileNotFoundError:  # swept away before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return path, lock
+        os.close(lock)
+
+
+def _sweep(place: str) -> None:
+    """Remove our directories whose processes are gone."""
+    for name in os.listdir(place):
+        if name.startswith(_PREFIX):
+            with contextlib.suppress(OSError):
+                _remove_left(os.path.join(place, name))
+
+
+def _remove_left(path: str) -> None:
+    lock = open_directory(path, follow=False)
+    try:
+        status = os.fstat(lock)
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == stat.S_IRWXU:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+    finally:
+        os.close(lock)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpsnap.errors import InvalidTarget
+from qmpsnap.run.scratch import Scratch
+
+_KILLED = """
+import os, sys
+from qmpsnap.run.scratch import Scratch
+made = Scratch(sys.argv[1])
+open(made.path + "/overlay", "w").close()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_scratch_is_private_and_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
+    made = Scratch(str(tmp_path))
+    (path,) = tmp_path.iterdir()
+    assert (made.path, stat.S_IMODE(path.stat().st_mode)) == (str(path), 0o700)
+    (path / "overlay").write_bytes(b"x")
+    made.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
+    mine = Scratch(str(tmp_path))
+    shared = tmp_path / "qmpsnap-run-shared"
+    shared.mkdir(mode=0o755)
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob("*/overlay"))) == 1
+    other = Scratch(str(tmp_path))
+    assert {*map(str, tmp_path.iterdir())} == {mine.path, other.path, str(shared)}
+    mine.close()
+    other.close()
+
+
+def test_scratch_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    (tmp_path / "theirs" / "file").touch()
+    (tmp_path / "qmpsnap-run-link").symlink_to("theirs")
+    Scratch(str(tmp_path)).close()
+    assert (tmp_path / "theirs" / "file").exists()
+
+
+def test_scratch_leaves_room_for_the_name_of_a_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    made = Scratch()
+    made.close()
+    assert Path(made.path).parent == Path("/tmp")
+
+
+def test_scratch_says_why_it_cannot_be_created(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTarget, match="no such file") as caught:
+        Scratch(str(tmp_path / "missing"))
+    assert caught.value.file == os.fspath(tmp_path / "missing")
