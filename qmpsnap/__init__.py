@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing's own would cost an import, see below
 
 if TYPE_CHECKING:
     from qmpsnap.backup import BackedUp, list_backups, restore_backup, verify_backup
-    from qmpsnap.entry import connect, launch, offline
+    from qmpsnap.entry import connect, offline
     from qmpsnap.errors import (
         AmbiguousName,
         BadArgument,
@@ -49,12 +49,14 @@ if TYPE_CHECKING:
         WouldLose,
     )
     from qmpsnap.jobs import Jobs
+    from qmpsnap.launched import Ended, LaunchedVM, launch
     from qmpsnap.model.backup import BackupDisk, BackupRecord
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Fingerprint, Status
+    from qmpsnap.model.machine_description import Accelerator, Bus, Machine, MachineDisk, Nic
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
     from qmpsnap.model.start import GuestMemory, Start
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
         Via,
     )
     from qmpsnap.plan.plan import Plan
+    from qmpsnap.run.channel import Console, Port
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress
@@ -92,7 +95,8 @@ if TYPE_CHECKING:
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
-    "connect", "launch", "offline", "VM", "Jobs", "Launcher", "Start", "GuestMemory",
+    "connect", "launch", "offline", "VM", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console",
+    "Port", "Launcher", "Start", "GuestMemory", "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
@@ -118,17 +122,20 @@ _HOMES = (
     "entry",
     "errors",
     "jobs",
+    "launched",
     "model.backup",
     "model.graph",
     "model.job",
     "model.job_place",
     "model.machine",
+    "model.machine_description",
     "model.moments",
     "model.record",
     "model.start",
     "model.tree",
     "model.view",
     "plan.plan",
+    "run.channel",
     "run.outcome",
     "run.session",
     "run.target",

@@ -1,16 +1,15 @@
-"""The ways to a machine: connect to a running QEMU, launch one, or open the images of one that is off."""
+"""The ways to a machine that exists: connect to a running QEMU, or open the images of one that is off."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmpsnap.model.arguments import Text, Word, check, number, path_text, refuse
+from qmpsnap.model.arguments import Text, check, number, path_text, refuse
 from qmpsnap.model.names import is_name
 from qmpsnap.run import session as sessions
 from qmpsnap.run.daemon import open_images
@@ -19,7 +18,6 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.preflight import read_chains
-from qmpsnap.run.process import start_qemu
 from qmpsnap.run.session import Recorder, Session, recording
 from qmpsnap.run.unopened import UnopenedTarget
 from qmpsnap.vm import VM
@@ -90,61 +88,6 @@ async def connect(
         )
         async with target:
             yield VM(target, state_dir=directory)
-
-
-@asynccontextmanager
-async def launch(
-    argv: Sequence[str | os.PathLike[str]],
-    *,
-    cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    log: str | os.PathLike[str] | None = None,
-    state_dir: str | os.PathLike[str] | None = None,
-    name: str = "",
-    record: str | os.PathLike[str] | None = None,
-) -> AsyncIterator[VM]:
-    """Start QEMU as a child and drive it; QEMU and all that it started end with the block.
-
-    QEMU also ends when this process is killed. Its monitor is a socket pair, which no other client can use:
-    for others give it a second monitor (`-qmp unix:PATH,...`).
-
-    Args:
-        argv: The program and its arguments, without a monitor for us.
-        cwd: Its working directory; None: ours.
-        env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
-        log: File that receives its output; the error has the end of it in any case, if QEMU dies.
-        state_dir: Directory of records; None: beside each base image.
-        name: What the machine is called in logs and errors; "": "qemu".
-        record: File to create, which gets every message of the session, its secrets masked; None: no file.
-
-    Raises:
-        BadArgument: When an argument is invalid.
-        TargetExists, InvalidTarget: When the record exists, or cannot be created.
-        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
-            later LinkLost does, too.
-    """
-    check("name", name, str)
-    called = name or "qemu"
-    directory = "" if state_dir is None else absolute("state_dir", state_dir)
-    starting = start_qemu(
-        _words(argv),
-        cwd=None if cwd is None else path_text("cwd", cwd),
-        env=_environment(env),
-        log=None if log is None else Path(path_text("log", log)),
-        name=called,
-    )
-    with recording(_record(record)) as recorder:
-        async with starting as process:
-            link = partial(
-                sessions.connect,
-                process.socket,
-                pid=process.pid,
-                name=called,
-                last_words=process.last_words,
-                recorder=recorder,
-            )
-            async with LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called) as target:
-                yield VM(target, state_dir=directory)
 
 
 @asynccontextmanager
@@ -234,27 +177,6 @@ def _images(
 def _formats(formats: Mapping[str, str] | None) -> dict[str, str]:
     check("formats", formats, Mapping[str, str] | None)
     return dict(formats or {})
-
-
-def _words(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
-    if isinstance(argv, str | bytes) or not hasattr(argv, "__iter__"):
-        refuse("argv", argv, "give the program and its arguments", hint="argv=shlex.split(...)")
-    words = [word.__fspath__() if hasattr(word, "__fspath__") else word for word in argv]
-    for word in words:
-        check("argv", word, Word)
-    if not words or not words[0]:
-        refuse("argv", argv, "give the program and its arguments")
-    return words
-
-
-def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
-    if env is None:
-        return None
-    check("env", env, Mapping[Word, Word])
-    for name in env:
-        if not name or "=" in name:
-            refuse("env", name, "no environment variable can have that name")
-    return dict(env)
 
 
 def _check_address(address: object) -> None:

@@ -73,6 +73,8 @@ def used_choices() -> dict[str, set[frozenset[object]]]:
             for field, annotation in get_type_hints(owner, known).items():
                 used[f"{owner.__name__}.{field}"] = choices(annotation)
             for method, function in inspect.getmembers(owner, inspect.isfunction):
+                if not function.__module__.startswith("qmpsnap"):
+                    continue  # inherited
                 for parameter, annotation in get_type_hints(function, known).items():
                     used[f"{owner.__name__}.{method}({parameter})"] = choices(annotation)
     return used

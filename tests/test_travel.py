@@ -120,6 +120,7 @@ def _public(name: str) -> Any:
 
 WITHOUT_JSON = {  # no results, or strings
     "VM", "Jobs", "Hooks", "Stage", "JobStatus", "IoStatus", "Changed", "Start", "GuestMemory",
+    "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console", "Port",
 }  # fmt: skip
 
 

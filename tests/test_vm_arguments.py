@@ -293,7 +293,10 @@ CONNECT: Mapping[str, Any] = {
     "record": ("", 1, b"/r", "/\0"),
 }
 LAUNCH: Mapping[str, Any] = {
-    "argv": ("qemu", b"qemu", None, 1, [], [1], [""], [b"qemu"], ["a\0"]),
+    "machine": ("qemu", b"qemu", None, 1, [], [1], [""], [b"qemu"], ["a\0"]),
+    "start": ((), {}, "/d", 1),
+    "qmp": ("", 1, b"/", "/\0"),
+    "console_log": ("", 1, b"/", "/\0", "/log of no console"),
     "cwd": ("", 1, b"/", "/\0"),
     "env": ("A=1", ["A=1"], 1, {"A": 1}, {"A": None}, {1: "a"}, {"": "a"}, {"A=B": "a"}, {"A": "\0"}),
     "log": ("", 1, b"/", "/\0"),
@@ -320,7 +323,7 @@ async def test_launch_refuses_a_wrong_argument_and_starts_nothing(tmp_path: Path
     for parameter, values in LAUNCH.items():
         for value in values:
             with pytest.raises(BadArgument, match=parameter):
-                async with qmpsnap.launch(**{"argv": ["touch", str(made)], parameter: value}):
+                async with qmpsnap.launch(**{"machine": ["touch", str(made)], parameter: value}):
                     pass
     await asyncio.sleep(0)
     assert not made.exists()

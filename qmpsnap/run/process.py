@@ -21,8 +21,8 @@ import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.model.printable import masked_all
+from qmpsnap.run.channel import open_log
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.safe_open import append_file
 
 _log = get_logger("qmpsnap.process")
 
@@ -93,6 +93,11 @@ class Process:
         if self.returncode is None:
             self._popen.terminate()
 
+    def kill(self) -> None:
+        """End it at once."""
+        if self.returncode is None:
+            self._popen.kill()
+
 
 class QemuProcess(Process):
     """A QEMU that is our child.
@@ -138,6 +143,7 @@ async def start_program(
         The process, just started.
     Raises:
         ConnectFailed: When the binary cannot be started.
+        InvalidTarget: When the log cannot be opened.
     """
     with ExitStack() as stack:
         output = stack.enter_context(closing(_Output(log)))
@@ -163,6 +169,7 @@ async def start_qemu(
     greeting_limit: float = 60.0,
     quit_limit: float = 10.0,
     monitor: Sequence[str] = QEMU_MONITOR,
+    inherited: Sequence[socket.socket] = (),
 ) -> AsyncIterator[QemuProcess]:
     """Start QEMU with a monitor on an inherited socket, and end it with the block, as `start_program`.
 
@@ -176,6 +183,7 @@ async def start_qemu(
         quit_limit: Seconds that QEMU has to end after SIGTERM.
         monitor: Arguments that give it the monitor: `QEMU_MONITOR`, or `DAEMON_MONITOR` for a
             qemu-storage-daemon.
+        inherited: Sockets whose numbers stand in `argv`; they are closed here once QEMU has them.
     Yields:
         The process, its monitor's greeting ready to be read.
     Raises:
@@ -194,10 +202,12 @@ async def start_qemu(
         ours.settimeout(0)
         number = theirs.fileno()
         words = [*argv, *(word.format(fd=number) for word in monitor)]
+        numbers = (number, *(sock.fileno() for sock in inherited))
         async with start_program(
-            words, name=name, cwd=cwd, env=env, log=log, pass_fds=(number,), quit_limit=quit_limit
+            words, name=name, cwd=cwd, env=env, log=log, pass_fds=numbers, quit_limit=quit_limit
         ) as started:
-            theirs.close()
+            for sock in (theirs, *inherited):
+                sock.close()
             process = QemuProcess(started, ours)
             await _await_greeting(process, argv[0], name=name, limit=greeting_limit)
             yield process
@@ -297,7 +307,7 @@ class _Output:
 
     def __init__(self, log: Path | None) -> None:
         self.tail = bytearray()
-        self._log = None if log is None else os.fdopen(append_file(os.fspath(log)), "ab", buffering=0)
+        self._log = None if log is None else os.fdopen(open_log(os.fspath(log)), "ab", buffering=0)
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._loop = asyncio.get_running_loop()

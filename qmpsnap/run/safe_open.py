@@ -60,6 +60,11 @@ def open_block(file: str) -> int:
     return _open(file, stat.S_IFBLK, write=False, follow=True, directory=None)
 
 
+def open_character(file: str) -> int:
+    """Open a character device for writing, through links; as `open_file`."""
+    return _open(file, stat.S_IFCHR, write=True, follow=True, directory=None)
+
+
 def _open(file: str, kind: int, *, write: bool, follow: bool, directory: int | None) -> int:
     before = os.stat(file, dir_fd=directory, follow_symlinks=follow)
     if stat.S_IFMT(before.st_mode) != kind:

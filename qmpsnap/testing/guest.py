@@ -24,7 +24,7 @@ from qmpsnap.testing.guest_command import main
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 
 if TYPE_CHECKING:
-    from anyio.abc import SocketStream
+    from anyio.abc import ByteStream
 
 __all__ = ["Guest", "GuestFailed", "Writer", "open_guest"]
 
@@ -38,7 +38,7 @@ _KILLED: Final = 128 + 9
 class Guest:
     """A guest that answers; created by `open_guest`."""
 
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._received = bytearray()
         self._lock = anyio.Lock()

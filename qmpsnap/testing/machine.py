@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, assert_never
+from typing import Final
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.machine_description import Machine, MachineDisk, escaped
+from qmpsnap.run.accelerator import accelerator
 from qmpsnap.testing.fetching import cache_directory, guest_directory
 from qmpsnap.testing.initramfs import MODULES, PORT_NAME, build_initramfs, is_static_elf
 from qmpsnap.testing.writer import WRITER_SCRIPT
 
-__all__ = ["GuestDisk", "GuestImage", "accelerator", "find_guest_image", "guest_argv"]
+__all__ = ["GuestDisk", "GuestImage", "accelerator", "find_guest_image", "guest_argv", "guest_machine"]
 
 _HINT: Final = (
     "run python -m qmpsnap.testing.guest fetch, "
@@ -35,46 +35,8 @@ class GuestImage:
     initrd: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestDisk:
-    """A disk of the guest.
-
-    Attributes:
-        name: qdev id and serial of the disk; nodes are called NAME-format and NAME-file.
-        file: The active layer.
-        bus: ide is a PATA disk on a PIIX3: the cloud kernel has no AHCI driver.
-        legacy: By `-drive`, with the drive id drive-NAME and without node names, instead of `-blockdev`.
-        device: More properties of the device, as in "werror=stop".
-    """
-
-    name: str
-    file: Path
-    format: str = "qcow2"
-    bus: Literal["virtio", "scsi", "ide"] = "virtio"
-    legacy: bool = False
-    device: str = ""
-
-
-def accelerator() -> Literal["kvm", "tcg"]:
-    """Return the accelerator that works here; QMPSNAP_ACCEL forces either.
-
-    /dev/kvm can exist and open where a guest then hangs before its first line (seen on hosts
-    without these CPU flags), so the flags are asked, too.
-    """
-    forced = os.environ.get("QMPSNAP_ACCEL", "")
-    match forced:
-        case "kvm" | "tcg":
-            return forced
-        case "":
-            pass
-        case _:
-            raise Unsupported(f"QMPSNAP_ACCEL is {forced!r}, not kvm or tcg", feature=forced)
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return "tcg"
-    return "kvm" if flags & {"vmx", "svm"} else "tcg"
+GuestDisk = MachineDisk
+"""A disk of the guest."""
 
 
 def find_guest_image() -> GuestImage:
@@ -101,9 +63,42 @@ def find_guest_image() -> GuestImage:
     return GuestImage(kernel, initrd)
 
 
+def guest_machine(
+    qemu: str | Path = "qemu-system-x86_64",
+    disks: Sequence[MachineDisk] = (),
+    *,
+    image: GuestImage | None = None,
+    memory_mib: int = 256,
+    machine: str = "q35",
+) -> Machine:
+    """Return a machine that boots the guest.
+
+    Args:
+        qemu: The system emulator.
+        disks: The guest sees those of a bus in this order.
+        image: What it boots; None: see `find_guest_image`.
+        memory_mib: Size of its memory in MiB.
+        machine: The machine type, q35 or pc.
+
+    Raises:
+        Unsupported: When a part of the guest is missing.
+    """
+    image = image or find_guest_image()
+    return Machine(
+        qemu=qemu,
+        machine=machine,
+        memory_mib=memory_mib,
+        disks=disks,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        append=_KERNEL_ARGUMENTS,
+        ports=(PORT_NAME,),
+    )
+
+
 def guest_argv(
     qemu: str | Path,
-    disks: Sequence[GuestDisk],
+    disks: Sequence[MachineDisk],
     *,
     image: GuestImage,
     port: Path,
@@ -111,62 +106,22 @@ def guest_argv(
     console: Path | None = None,
     machine: str = "q35",
 ) -> list[str]:
-    """Return the command line of a machine that boots the guest, to be started by `qmpsnap.launch`.
+    """Return the command line of `guest_machine`, with the guest's port as a unix socket.
 
     Args:
-        qemu: The system emulator.
-        disks: The guest sees those of a bus in this order.
-        image: See `find_guest_image`.
+        qemu: As there, like `disks`, `image`, `memory_mib` and `machine`.
+        disks: See there.
+        image: See there.
         port: Path of the unix socket that QEMU makes for the guest's port; at most 107 bytes.
-        memory_mib: Size of its memory in MiB.
+        memory_mib: See there.
         console: File for the kernel's messages.
-        machine: The machine type, q35 or pc.
+        machine: See there.
     """
-    argv = [str(qemu), "-machine", machine, "-accel", accelerator(), "-m", str(memory_mib)]
-    argv += ["-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", _KERNEL_ARGUMENTS]
-    argv += ["-serial", "null" if console is None else f"file:{console}"]
-    argv += ["-device", "virtio-serial-pci", "-chardev"]
-    argv += [f"socket,id=guest-port,path={_escaped(port)},server=on,wait=off"]
-    argv += ["-device", f"virtserialport,chardev=guest-port,id=guest-port,name={PORT_NAME}"]
-    buses = {disk.bus for disk in disks}
-    if "scsi" in buses:
-        argv += ["-device", "virtio-scsi-pci,id=scsi"]
-    if "ide" in buses and machine != "pc":
-        argv += ["-device", "piix3-ide,id=pata"]
-    places = [
-        f"{'ide' if machine == 'pc' else 'pata'}.{bus},unit={unit}" for bus in (0, 1) for unit in (0, 1)
-    ]
-    for disk in disks:
-        argv += _disk_arguments(disk, places.pop(0) if disk.bus == "ide" else "")
-    return argv
-
-
-def _disk_arguments(disk: GuestDisk, ide_place: str) -> list[str]:
-    match disk.bus:
-        case "virtio":
-            driver = "virtio-blk-pci"
-        case "scsi":
-            driver = "scsi-hd,bus=scsi.0"
-        case "ide":
-            driver = f"ide-hd,bus={ide_place}"
-        case _:
-            assert_never(disk.bus)
-    device = f"{driver},id={disk.name},serial={disk.name}"
-    device += f",{disk.device}" if disk.device else ""
-    if disk.legacy:
-        drive = f"if=none,id=drive-{disk.name},file={_escaped(disk.file)},format={disk.format}"
-        return ["-drive", drive, "-device", f"{device},drive=drive-{disk.name}"]
-    nodes = {
-        "driver": disk.format,
-        "node-name": f"{disk.name}-format",
-        "file": {"driver": "file", "filename": str(disk.file), "node-name": f"{disk.name}-file"},
-    }
-    return ["-blockdev", json.dumps(nodes), "-device", f"{device},drive={disk.name}-format"]
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace(",", ",,")
+    described = guest_machine(qemu, disks, image=image, memory_mib=memory_mib, machine=machine)
+    return replace(described, accel=accelerator()).argv(
+        console="null" if console is None else f"file,path={escaped(console)}",
+        ports={PORT_NAME: f"socket,path={escaped(port)},server=on,wait=off"},
+    )
 
 
 def _busybox(parts: Path) -> bytes:

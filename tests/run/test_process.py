@@ -11,8 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from qmpsnap.entry import launch
 from qmpsnap.errors import ConnectFailed, Unsupported
+from qmpsnap.launched import launch
 from qmpsnap.run.process import start_qemu
 
 GREETING = b'{"QMP": {}}'

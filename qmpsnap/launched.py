@@ -1,0 +1,338 @@
+"""QEMU as a child: started from a description or a command line, with its monitor, console and ports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import anyio
+
+from qmpsnap.errors import QmpsnapError, Unsupported
+from qmpsnap.model.arguments import Word, check, number, path_text, refuse
+from qmpsnap.model.machine_description import Machine, words
+from qmpsnap.model.start import Start
+from qmpsnap.run import session as sessions
+from qmpsnap.run.accelerator import accelerator
+from qmpsnap.run.channel import Console, Pair, Port, fits_address, listener, pairs
+from qmpsnap.run.images import Images
+from qmpsnap.run.live import LiveTarget
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.paths import absolute
+from qmpsnap.run.process import QemuProcess, start_qemu
+from qmpsnap.run.session import Event, recording
+from qmpsnap.run.target import Target
+from qmpsnap.vm import VM, Launcher
+
+_log = get_logger("qmpsnap.process")
+_QUIT_LIMIT: Final = 10.0  # seconds; QEMU flushes its disks
+_CONSOLE: Final = "the console"  # no port's name: it has a space
+
+Ended = Literal["powered-off", "quit", "killed"]
+"""How a QEMU ended: by its guest, when it was told to, or by force."""
+
+
+class LaunchedVM(VM):
+    """A machine that `launch` has started.
+
+    Attributes:
+        argv: The command line of its QEMU, without the monitor that is used here.
+        qmp: Path of a monitor for other clients; "": none.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        process: QemuProcess,
+        *,
+        argv: Sequence[str],
+        console: Console | None,
+        ports: Mapping[str, Port],
+        qmp: str,
+        state_dir: str,
+        launcher: Launcher | None,
+    ) -> None:
+        super().__init__(target, state_dir=state_dir, launcher=launcher)
+        self.argv: Final = tuple(argv)
+        self.qmp: Final = qmp
+        self._process = process
+        self._console = console
+        self._ports = ports
+
+    @property
+    def console(self) -> Console:
+        """Its serial console.
+
+        Raises:
+            Unsupported: When it has none here, as after a start from a command line.
+        """
+        if self._console is None:
+            raise Unsupported(
+                f"{self.name} has no console here",
+                feature="console",
+                hint="describe the machine with qmpsnap.Machine(console=True)",
+            )
+        return self._console
+
+    def port(self, name: str) -> Port:
+        """The stream to a virtio-serial port of the guest; the same at each call.
+
+        Raises:
+            Unsupported: When `Machine.ports` does not name it.
+        """
+        if name not in self._ports:
+            have = ", ".join(map(repr, self._ports)) or "none"
+            raise Unsupported(f"{self.name} has no port {name!r}; its ports: {have}", feature=name)
+        return self._ports[name]
+
+    @property
+    def exit_status(self) -> int | None:
+        """QEMU's exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    @property
+    def output(self) -> str:
+        """The last 16 KiB that QEMU itself has printed."""
+        return self._process.output_tail
+
+    async def wait_ended(self) -> int:
+        """Return QEMU's exit status as soon as it has ended."""
+        return await self._process.wait()
+
+    async def poweroff(
+        self, *, limit: float = 30.0, ask: Callable[[], Awaitable[object]] | None = None
+    ) -> Ended:
+        """Power the machine off, by its guest if that is running; else QEMU quits, or is killed.
+
+        QEMU has ended when this returns; the next call on this machine raises LinkLost.
+
+        Args:
+            limit: Seconds that the guest has.
+            ask: Asks the guest to power off; None: the power button (ACPI), which many small guests ignore.
+
+        Returns:
+            How it ended; "powered-off" also when it had ended before.
+
+        QAPI: system_powerdown, quit (machine.json, control.json).
+        """
+        number("limit", limit, zero=True)
+        told = anyio.Event()
+        reasons: list[bool] = []  # of each SHUTDOWN, whether it was the guest
+
+        def note(event: Event) -> None:
+            if event.name == "SHUTDOWN":
+                reasons.append(bool(event.data.get("guest")))
+                told.set()
+
+        with self.events(note):
+            with anyio.move_on_after(limit):
+                if self.exit_status is None and await self._asked(ask):
+                    await self._until(told)
+            if self.exit_status is None:
+                with anyio.move_on_after(_QUIT_LIMIT):
+                    with suppress(QmpsnapError):
+                        await self.execute("quit")
+                    await self.wait_ended()
+        if self.exit_status is None:
+            self._process.kill()
+            await self.wait_ended()
+            return "killed"
+        return "quit" if reasons and not reasons[0] else "powered-off"
+
+    async def _asked(self, ask: Callable[[], Awaitable[object]] | None) -> bool:
+        """Whether the guest runs, and was asked to power off."""
+        try:
+            if not (await self.status()).running:
+                return False
+            await (ask() if ask is not None else self.execute("system_powerdown"))
+        except QmpsnapError as error:
+            _log.warning("guest.not_asked", vm=self.name, error=error.message)
+            return False
+        return True
+
+    async def _until(self, told: anyio.Event) -> None:
+        """Return when the guest is off, or QEMU has ended."""
+        async with anyio.create_task_group() as tasks:
+
+            async def ended() -> None:
+                await self.wait_ended()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(ended)
+            await told.wait()
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def launch(
+    machine: Machine | Sequence[str | os.PathLike[str]],
+    *,
+    start: Start | None = None,
+    qmp: str | os.PathLike[str] | None = None,
+    console_log: str | os.PathLike[str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    name: str = "",
+    record: str | os.PathLike[str] | None = None,
+) -> AsyncIterator[LaunchedVM]:
+    """Start QEMU as a child and drive it; QEMU and all that it started end with the block.
+
+    QEMU also ends when this process is killed. Its monitor, its console and its ports are socket pairs, which
+    no other client can use: `qmp` gives it one more monitor, for others.
+
+    Args:
+        machine: A description, or the program and its arguments, without a monitor for us.
+        start: How this QEMU differs from that; None: not at all. In its directory it has its sockets and
+            logs, unless you name others: `qmp`, `console.log`, `qemu.log`.
+        qmp: Path of a unix socket for other clients, at most 107 bytes long; it is created, mode 0600, and
+            removed at the end.
+        console_log: File that what the guest writes on its console is appended to.
+        cwd: Its working directory; None: ours.
+        env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
+        log: File that its output is appended to; the error has the end of it in any case, if QEMU dies.
+        state_dir: Directory of records; None: beside each base image.
+        name: What the machine is called in logs and errors; "": "qemu".
+        record: File to create, which gets every message of the session, its secrets masked; None: no file.
+
+    Raises:
+        BadArgument: When an argument is invalid.
+        TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, or a log
+            cannot be opened.
+        Unsupported: When the machine cannot be started as `start` says.
+        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
+            later LinkLost does, too.
+    """
+    check("name", name, str)
+    if start is not None and not isinstance(start, Start):
+        refuse("start", start, "give a qmpsnap.Start")
+    called = name or "qemu"
+    state = "" if state_dir is None else absolute("state_dir", state_dir)
+    places = _places(start, qmp=qmp, console_log=console_log, log=log)
+    described = _described(machine)
+    if console_log is not None and _CONSOLE not in _channels(described):
+        refuse("console_log", console_log, "there is no console here: describe it with qmpsnap.Machine")
+    directory, environment = None if cwd is None else path_text("cwd", cwd), _environment(env)
+
+    def again(start: Start) -> AbstractAsyncContextManager[VM]:
+        return launch(
+            described, start=start, cwd=directory, env=environment, state_dir=state_dir, name=called
+        )
+
+    channels = _channels(described)
+    async with AsyncExitStack() as stack:
+        recorder = stack.enter_context(recording(None if record is None else absolute("record", record)))
+        ends = stack.enter_context(pairs(channels))
+        listening = stack.enter_context(listener(places.qmp))
+        console = await stack.enter_async_context(_console(ends, places.console_log))
+        argv = _argv(described, start, ends)
+        inherited = [pair.theirs for pair in ends.values()]
+        if listening is not None:
+            argv += ["-chardev", f"socket,id=qmpsnap-qmp,fd={listening.fileno()},server=on,wait=off"]
+            argv += ["-qmp", "chardev:qmpsnap-qmp"]
+            inherited.append(listening)
+        async with start_qemu(
+            argv,
+            cwd=directory,
+            env=environment,
+            log=Path(places.log) if places.log else None,
+            name=called,
+            inherited=inherited,
+        ) as process:
+            link = partial(
+                sessions.connect,
+                process.socket,
+                pid=process.pid,
+                name=called,
+                last_words=process.last_words,
+                recorder=recorder,
+            )
+            target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called)
+            async with target:
+                yield LaunchedVM(
+                    target,
+                    process,
+                    argv=argv,
+                    console=console,
+                    ports={name: Port(pair.ours) for name, pair in ends.items() if name != _CONSOLE},
+                    qmp=places.qmp,
+                    state_dir=state,
+                    launcher=again,
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Files and sockets of one QEMU; "" for none."""
+
+    qmp: str
+    console_log: str
+    log: str
+
+
+def _places(
+    start: Start | None,
+    *,
+    qmp: str | os.PathLike[str] | None,
+    console_log: str | os.PathLike[str] | None,
+    log: str | os.PathLike[str] | None,
+) -> _Places:
+    place = start.directory if start is not None else ""
+    of_its_own = {name: f"{place}/{name}" if place else "" for name in ("qmp", "console.log", "qemu.log")}
+    if not fits_address(of_its_own["qmp"]):
+        of_its_own["qmp"] = ""
+    return _Places(
+        qmp=of_its_own["qmp"] if qmp is None else absolute("qmp", qmp),
+        console_log=of_its_own["console.log"]
+        if console_log is None
+        else absolute("console_log", console_log),
+        log=of_its_own["qemu.log"] if log is None else path_text("log", log),
+    )
+
+
+def _described(machine: object) -> Machine | list[str]:
+    """The description, with what depends on this host and this process; or the words of the command line."""
+    if not isinstance(machine, Machine):
+        argv = list(words("machine", machine))  # type: ignore[arg-type]  # which it checks
+        if not argv or not argv[0]:
+            refuse("machine", machine, "give a Machine, or the program and its arguments")
+        return argv
+    disks = tuple(replace(disk, file=absolute("file", disk.file)) for disk in machine.disks)
+    return replace(machine, disks=disks, accel=machine.accel or accelerator())
+
+
+def _channels(machine: Machine | list[str]) -> list[str]:
+    if not isinstance(machine, Machine):
+        return []
+    return [*([_CONSOLE] if machine.console else []), *machine.ports]
+
+
+def _argv(machine: Machine | list[str], start: Start | None, ends: Mapping[str, Pair]) -> list[str]:
+    if isinstance(machine, Machine):
+        leading = {name: pair.chardev for name, pair in ends.items()}
+        return machine.argv(start, console=leading.pop(_CONSOLE, "null"), ports=leading)
+    return [*machine, *(start.arguments if start is not None else ())]
+
+
+@asynccontextmanager
+async def _console(ends: Mapping[str, Pair], log: str) -> AsyncIterator[Console | None]:
+    if _CONSOLE not in ends:
+        yield None
+        return
+    async with Console(ends[_CONSOLE].ours, log) as console:
+        yield console
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    if env is None:
+        return None
+    check("env", env, Mapping[Word, Word])
+    for name in env:
+        if not name or "=" in name:
+            refuse("env", name, "no environment variable can have that name")
+    return dict(env)

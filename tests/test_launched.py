@@ -1,0 +1,87 @@
+"""What a machine has that was launched; a program takes QEMU's place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpsnap.errors import ConnectFailed, InvalidTarget, Unsupported
+from qmpsnap.launched import launch
+from qmpsnap.model.machine_description import Machine, MachineDisk
+from qmpsnap.model.start import Start
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.timeout(30)
+
+# Writes its arguments on its console, and ends.
+TELLS = """#!{python} -IS
+import re, socket, sys
+words = sys.argv[1:]
+console = next(word for word in words if word.startswith("socket,id=console,"))
+socket.socket(fileno=int(console.rpartition("fd=")[2])).send(b"hello")
+sys.exit("\\n".join(word for word in words if word.startswith("{{")))
+"""
+
+
+def program(directory: Path, text: str) -> Path:
+    path = directory / "qemu"
+    path.write_text(text.format(python=sys.executable))
+    path.chmod(0o700)
+    return path
+
+
+async def failure(machine: Machine, **options: object) -> ConnectFailed:
+    with pytest.raises(ConnectFailed) as caught:
+        async with launch(machine, **options):  # type: ignore[arg-type]
+            pass
+    return caught.value
+
+
+async def test_launch_makes_the_disks_absolute_and_logs_the_console(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    machine = Machine(qemu=program(tmp_path, TELLS), disks=[MachineDisk("vda", "a b")])
+    error = await failure(machine, name="vm1", start=Start(directory=str(tmp_path)))
+    assert f'"filename": "{tmp_path}/a b"' in error.message
+    assert (tmp_path / "console.log").read_text() == "hello"
+    assert "filename" in (tmp_path / "qemu.log").read_text()
+    assert not (tmp_path / "qmp").exists()
+
+
+CANNOT: Mapping[str, str] = {
+    "missing": "No such file or directory",
+    "a directory": "Permission denied",
+    "not executable": "Permission denied",
+    "no program": "Exec format error",
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+async def test_launch_says_why_there_is_no_qemu(tmp_path, what):
+    path = tmp_path / "q"
+    if what == "a directory":
+        path.mkdir()
+    elif what != "missing":
+        path.write_text("nothing")
+        path.chmod(0o600 if what == "not executable" else 0o700)
+    before = set(Path("/proc/self/fd").iterdir())
+    error = await failure(Machine(qemu=path))
+    assert error.message == f"qemu: cannot start '{path}': {CANNOT[what]}"
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("parameter", ["log", "console_log"])
+async def test_launch_says_which_log_it_cannot_open(tmp_path, parameter):
+    with pytest.raises(InvalidTarget, match=r"cannot open the log '.*missing/log': No such file"):
+        async with launch(Machine(), **{parameter: tmp_path / "missing/log"}):
+            pass
+
+
+async def test_launch_refuses_an_unknown_disk_of_a_start(tmp_path):
+    with pytest.raises(Unsupported, match="'vdz'"):
+        async with launch(Machine(qemu=tmp_path / "q"), start=Start(disks={"vdz": "/z"})):
+            pass
