@@ -230,20 +230,37 @@ async def test_prune_folds_a_chain_with_the_fewest_bytes_and_a_dry_run_says_so(m
 
 async def test_delete_and_prune_of_a_machine_that_is_off(machine, qemu, tmp_path):
     base = qemu.create(tmp_path / "base.qcow2", BLOCK * 8)
-    with machine(*drive("vda", base)) as running:
+    other = qemu.create(tmp_path / "other.qcow2", BLOCK * 8)
+    with machine(*drive("vda", base), *drive("vdb", other)) as running:
         running.qmp("cont")
         async with running.connect() as vm:
             for number, name in enumerate(("m1", "m2", "m3", "m4"), 1):
                 running.write("vda", number, BLOCK * number, BLOCK)
+                running.write("vdb", number, 0, BLOCK)
                 await vm.snapshot(name)
             running.write("vda", 9, 0, BLOCK)
-            active = (await vm.graph()).chains()["vda"][0]
-    async with offline(qemu, {"vda": active}) as vm:
-        await vm.delete("m2")
-        await vm.prune(keep_last=1)
+            chains = (await vm.graph()).chains()
+            active, vdb = (chains[disk][0] for disk in ("vda", "vdb"))
+    async with offline(qemu, {"vda": active}) as vm:  # without vdb, whose snapshots stay
+        gone = await vm.delete("m2")
+        assert [
+            note
+            for note in gone.notes
+            if f"'m2' is deleted from vda only, and stays on vdb ({chains['vdb'][3]})" in note
+        ]
+        pruned = await vm.prune(keep_last=1)
         (left,) = (await vm.moments()).moments
         active = (await vm.graph()).chains()["vda"][0]
-    assert left.name == "m4"
+    assert (left.name, gone.deleted, pruned.deleted) == ("m4", ("m2",), ("m1", "m3"))
+    async with offline(qemu, {"vda": active, "vdb": vdb}) as vm:
+        assert [(one.name, one.disks) for one in (await vm.moments()).moments] == [
+            ("m1", ("vdb",)), ("m2", ("vdb",)), ("m3", ("vdb",)), ("m4", ("vda", "vdb"))
+        ]  # fmt: skip
+        assert (await vm.graph()).chains()["vdb"] == chains["vdb"]
+        await vm.delete("m2")
+        held = {moment.name: moment.held[-1].file for moment in (await vm.moments()).moments}
+    read = {name: states.patterns(qemu, file, BLOCK)[0] for name, file in held.items()}
+    assert read == {"m1": 1, "m3": 3, "m4": 4}
     assert states.patterns(qemu, left.held[0].file, BLOCK) == [0, 1, 2, 3, 4, 0, 0, 0]
     assert states.patterns(qemu, active, BLOCK) == [9, 1, 2, 3, 4, 0, 0, 0]
     async with offline(qemu, {"vda": active}) as vm:

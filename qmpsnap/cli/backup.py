@@ -8,12 +8,13 @@ import qmpsnap
 from qmpsnap.backup import BackedUp
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import DISK, FILE, SPEED, dry_run, progress
-from qmpsnap.cli.output import Row, emit, json_line, size, table
+from qmpsnap.cli.output import Row, emit, json_line, table
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, run_alone, show_done, show_plan
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.backup import BackupRecord
 from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
 from qmpsnap.plan.plan import Plan
 from qmpsnap.vm import VM
 

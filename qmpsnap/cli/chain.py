@@ -8,13 +8,14 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, size, table, to_stderr
+from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk, Layer, draw
 from qmpsnap.model.hints import command
 from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
 from qmpsnap.vm import VM
 
 _LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query

@@ -9,12 +9,13 @@ import click
 
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
-from qmpsnap.cli.output import emit, json_line, size
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done
 from qmpsnap.vm import VM

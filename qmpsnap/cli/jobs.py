@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, json_line, relative, size, table, to_stderr, wrap
+from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
@@ -16,6 +16,7 @@ from qmpsnap.model.job import ENDED, IoStatus, Job
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.units import size
 from qmpsnap.vm import VM
 
 _HEADER = ("ID", "TYPE", "STATE", "DONE", "LIMIT", "WHOSE")

@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, json_line, relative, size, table, to_stderr
+from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment, Moments
 from qmpsnap.model.printable import printable
 from qmpsnap.model.tree import Tree, TreeImage, TreeLine
+from qmpsnap.model.units import size
 from qmpsnap.vm import VM
 
 _HEADER = ("NAME", "KIND", "TAKEN", "OVERLAYS", "MODE", "VM STATE", "DISKS")

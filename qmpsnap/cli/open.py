@@ -8,9 +8,10 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, MOMENT
-from qmpsnap.cli.output import emit, json_line, size
+from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, run_alone
 from qmpsnap.cli.signals import Signals
+from qmpsnap.model.units import size
 from qmpsnap.model.view import DiskView
 from qmpsnap.run.view import View, open_view
 from qmpsnap.vm import VM

@@ -16,7 +16,6 @@ VERSION = 1
 _NARROWEST = 40  # columns; a terminal may report 0
 _LEAST = 12  # minimal width of a table's last column
 _BENEATH = "    "
-_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Unwritable(Exception):
@@ -87,20 +86,6 @@ def _plain(value: object) -> object:
         return dict(value)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return str(value)
-
-
-def size(number: int | None) -> str:
-    """Bytes in units of 1024, three digits: "1.5 GiB"; "?" for None or a negative number."""
-    if number is None or number < 0:
-        return "?"
-    if number < 1024:
-        return f"{number} B"
-    value, unit = float(number), ""
-    for unit in _UNITS:  # noqa: B007 - the last one is used
-        value /= 1024
-        if value < 999.5:
-            break
-    return f"{value:.3g} {unit}"
 
 
 def duration(seconds: float | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qmpsnap.cli.output import duration, json_line, size, to_stderr
+from qmpsnap.cli.output import duration, json_line, to_stderr
 from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:

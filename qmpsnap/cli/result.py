@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from qmpsnap.cli.output import chain_lines, duration, size, start_lines
+from types import MappingProxyType
+
+from qmpsnap.cli.output import chain_lines, duration, start_lines
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
+from qmpsnap.plan.plan import NOTHING_TO_DELETE
 from qmpsnap.run.outcome import Done
 
+_VERBS = MappingProxyType(
+    {
+        "snapshot-internal": "snapshot --internal",
+        "checkpoint-internal": "checkpoint --mode internal",
+        "revert-prepare": "revert",
+        "revert-internal": "revert",
+    }
+)
 _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
 
 
-def result_lines(done: Done) -> list[str]:
-    """Lines that describe the result: first what it took, last from which files to start the machine."""
-    text = [f"{done.op}: {', '.join(_facts(done))}"]
+def result_lines(done: Done, name: str = "") -> list[str]:
+    """Lines that describe the result: first what it took, last from which files to start the machine.
+
+    Args:
+        done: The result.
+        name: The snapshot to which disks were reverted, or "".
+    """
+    if not done.changed and done.op == "prune":
+        return [f"{NOTHING_TO_DELETE}; nothing was changed", *_notes(done)]
+    verb = _VERBS.get(done.op, done.op)
+    text = [
+        f"{verb} to {printable(name)}: {', '.join(_facts(done))}"
+        if name
+        else f"{verb}: {', '.join(_facts(done))}"
+    ]
+    text += [f"deleted: {', '.join(map(printable, done.deleted))}"] if done.deleted else []
     text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
     text += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
     text += [
         f"unused node, not created by qmpsnap; remove it with: {printable(command)}" for command in done.left
     ]
-    text += [f"note: {printable(note)}" for note in done.notes]
-    return [*text, *start_lines(done.active)]
+    return [*text, *_notes(done), *start_lines(done.active)]
+
+
+def _notes(done: Done) -> list[str]:
+    return [f"note: {printable(note)}" for note in done.notes]
 
 
 def _facts(done: Done) -> list[str]:
@@ -32,7 +60,7 @@ def _facts(done: Done) -> list[str]:
             facts.append(f"the guest was paused for {duration(done.standstill_s)}")
         return facts
     if done.bytes:
-        facts.append(f"{size(done.bytes)} copied")
+        facts.append(f"{size(done.bytes)} processed")
     if done.standstill_s is not None:
         facts.append(f"the guest's I/O was paused for {duration(done.standstill_s)}")
     return facts

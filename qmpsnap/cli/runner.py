@@ -21,7 +21,7 @@ from qmpsnap.cli.result import result_lines
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Interrupted
 from qmpsnap.model.printable import printable
-from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.intent import Intent, Revert
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.vm import VM
@@ -101,7 +101,7 @@ def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ())
 
     result = run(work)
     if isinstance(result, qmpsnap.Done):
-        show_done(result, then)
+        show_done(result, then, intent.name if isinstance(intent, Revert) else "")
     else:
         show_plan(result)
 
@@ -176,9 +176,9 @@ def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
     emit(*text, _NOT_SENT)
 
 
-def show_done(done: Done, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:
-    """Print the result of an operation; `then` gives more lines of the text."""
+def show_done(done: Done, then: Callable[[Done], Iterable[str]] = lambda _: (), name: str = "") -> None:
+    """Print the result of an operation, of a revert to `name`; `then` gives more lines of the text."""
     if current_app().json:
         emit(json_line(**done.to_json(), job_id=done.job_id))
     else:
-        emit(*result_lines(done), *then(done))
+        emit(*result_lines(done, name), *then(done))

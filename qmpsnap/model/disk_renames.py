@@ -90,4 +90,5 @@ def with_names(record: MomentRecord, names: Mapping[str, str]) -> MomentRecord:
         branches=tuple(moved(branch) for branch in record.branches),
         continued=tuple(map(moved, record.continued)),
         lost=tuple(new_names.get(name, name) for name in record.lost),
+        deleted_from=tuple(new_names.get(name, name) for name in record.deleted_from),
     )

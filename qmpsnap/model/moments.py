@@ -275,6 +275,19 @@ def related_records(graph: Graph, records: Iterable[Record]) -> tuple[MomentReco
     return tuple(known[number] for number in sorted(found))
 
 
+def recognised_disks(graph: Graph, records: Iterable[Record]) -> frozenset[str]:
+    """Disks of the graph whose chain has a layer that a related moment names for that disk.
+
+    The others are not known to be the disks of that name in the records: an empty drive, or a drive with
+    another medium.
+    """
+    related = related_records(graph, records)
+    known = {layer for record in related for layers in (_layers, _going_on) for layer in layers(record)}
+    return frozenset(
+        disk.name for disk in graph.disks.values() if any((disk.name, file) in known for file in disk.files)
+    )
+
+
 def written_into(files: Collection[str], records: Iterable[Record]) -> str:
     """The file of `files` that an unfinished commit, or one that kept its overlay, has changed; else "".
 
@@ -312,6 +325,14 @@ def without_layers(record: MomentRecord, disk: str, *, gone: Collection[str], in
     )
 
 
+def deleted_from(record: MomentRecord, disks: Collection[str] = ()) -> MomentRecord:
+    """The record after the moment was deleted from these disks, or from all; its VM state fits none then."""
+    gone = tuple(dict.fromkeys((*record.deleted_from, *disks)))
+    if not disks or not record.covered.keys() - gone:
+        return replace(record, state=None, deleted=True)
+    return replace(record, state=None, deleted_from=gone)
+
+
 def _going_on(record: MomentRecord) -> Iterator[tuple[str, str]]:
     return ((disk, file) for disk in record.covered for file in record.goes_on(disk))
 
@@ -337,7 +358,7 @@ def _external(graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, 
     current = False
     for disk in graph.disks.values():
         covered = record.covered.get(disk.name, "")
-        if not covered:
+        if not covered or disk.name in record.deleted_from:
             continue
         begun = [file for file in record.goes_on(disk.name) if file in disk.files]
         overlay = begun[0] if begun else record.overlays.get(disk.name, "")

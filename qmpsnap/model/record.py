@@ -214,6 +214,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         marks: Marks in the headers of the layers that hold it, and of those that go on from it, each with the
             file's inode (MARK-INODE), by file, also under names of before; others' layers have none.
         lost: Disks of which no file holds the moment any more: a commit has written into that.
+        deleted_from: Disks from which the moment was deleted while it stays on others.
     """
 
     id: Text
@@ -230,6 +231,13 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     deleted: bool = False
     lost: tuple[Text, ...] = ()
     marks: Mapping[str, Text] = Frozen()
+    deleted_from: tuple[Text, ...] = ()
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """Disks that the moment is of: those from which it was not deleted."""
+        gone = self.covered if self.deleted else self.deleted_from
+        return tuple(disk for disk in self.covered if disk not in gone)
 
     def began(self, disk: str) -> tuple[str, ...]:
         """Every overlay of the disk that began at the moment, the oldest first."""

@@ -38,6 +38,12 @@ class _Ended(Struct, forbid_unknown_fields=True):
     moments: tuple[Text, ...] = ()
 
 
+class _Unnamed(Struct, forbid_unknown_fields=True):
+    directory: AbsolutePath
+    id: Text
+    disks: tuple[Text, ...] = ()
+
+
 class _Capability(TypedDict):
     capability: str
     state: bool
@@ -72,7 +78,7 @@ _ACTIONS: Mapping[str, type[Struct]] = {
     "finish-record": _Ended,
     "keep-moment": _of(**_KEPT, name=Text),
     "keep-branch": _of(**_KEPT, overlays=dict[str, AbsolutePath]),
-    "keep-link": _of(**_KEPT),
+    "keep-link": _Unnamed,
     "keep-lost": _of(**_KEPT, disk=Text),
     "keep-place": _of(**_KEPT, disk=Text, gone=tuple[Text, ...], into=Text),
     "keep-continued": _of(**_KEPT, disk=Text, file=AbsolutePath),

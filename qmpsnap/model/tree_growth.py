@@ -144,7 +144,7 @@ class Growth:
             for name, held in record.covered.items():
                 if name in self._graph.disks:
                     going_on = (file for file in record.goes_on(name) if self._there(file))
-                    wanted = () if record.deleted and not self._there(held) else (held,)
+                    wanted = () if name not in record.disks and not self._there(held) else (held,)
                     for file in (*wanted, *going_on):
                         _add(self._node(file).disks, name)
         for node in self.nodes.values():
@@ -214,11 +214,14 @@ class Growth:
         own = {record.id for record in self.own}
         moments = (record for record in self._records if isinstance(record, MomentRecord))
         for record in moments:
-            for file in _named(record) if record.id not in own else ():
+            if record.id in own:
+                continue
+            held = {record.covered[disk] for disk in record.disks}
+            for file in _named(record):
                 node = self.nodes.get(self.key(file))
                 if node is None:
                     continue
-                if file in record.covered.values() and not record.deleted:
+                if file in held:
                     _add(node.other, record.name)
                 if node.owner == "unknown":
                     node.owner = "other"
@@ -246,8 +249,8 @@ class Growth:
                     _add(node.holds if moment.kind == "external" else node.inside, moment.name)
         for record in self.own:
             for disk, held in record.covered.items():
-                if record.deleted:
-                    if (node := self.nodes.get(self.key(held))) is not None:
+                if disk not in record.disks:
+                    if disk not in record.lost and (node := self.nodes.get(self.key(held))) is not None:
                         _add(node.deleted, record.name)
                     continue
                 for file in record.goes_on(disk):

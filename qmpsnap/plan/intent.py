@@ -36,7 +36,7 @@ Sync = Literal["full", "top", "none"]
 """What a mirror copies: all that the disk reads, the active layer alone, or new writes only."""
 
 Via = Literal["hmp", "jobs"]
-"""How a checkpoint inside images is taken, loaded or deleted: through the human monitor, or by jobs.
+"""How a checkpoint inside images is taken, loaded or deleted, through the human monitor or by jobs.
 
 Through the human monitor when every writable disk takes part; by jobs when one is left out, and under a
 throttle, where a revert through the human monitor crashes QEMU.

@@ -16,6 +16,7 @@ from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
 
+NOTHING_TO_DELETE = "nothing to delete"
 _SAVES = frozenset({"migrate", "snapshot-save", "savevm"})
 
 
@@ -45,6 +46,7 @@ class Plan:
         memory: The file of VM state that it is to load, or "".
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
+        deleted: Names of the snapshots that are deleted.
         vanished: Why the operation cannot be called a success although nothing is left to do, or "".
         then: Plans that run after this one, each with its own job and record, made for the chains that the
             plan before predicts. They are not one transaction: after a failure the earlier ones stay done.
@@ -68,6 +70,7 @@ class Plan:
     state_bytes: int = 0
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
+    deleted: tuple[str, ...] = ()
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
     then: tuple[Plan, ...] = ()
@@ -186,6 +189,7 @@ class Plan:
             },
             "after": {disk: list(files) for part in self.parts for disk, files in part.chains_after.items()},
             "invalid": [file for part in self.parts for file in part.invalid],
+            "deleted": [name for part in self.parts for name in part.deleted],
             "notes": [note for part in self.parts for note in part.notes],
         }
 
@@ -194,14 +198,18 @@ class Plan:
         lines: list[str] = []
         number = 0
         for part in self.parts:
-            lines += _chain_lines(part)
+            if part.steps or part is self:
+                lines += _chain_lines(part)
             for stage in part.stages:
                 lines.append(f"{stage.title}:")
                 for step in stage.steps:
                     number += 1
                     lines.append(f"  {number}. {_line(step)}")
+            lines += [f"deletes {', '.join(part.deleted)}"] if part.deleted else []
             lines += [f"afterwards invalid: {file}" for file in part.invalid]
             lines += [f"note: {note}" for note in part.notes]
+        if not number and self.op == "prune":
+            lines.insert(0, NOTHING_TO_DELETE)
         return "\n".join(map(printable, lines))  # a name in it makes no line of its own
 
 

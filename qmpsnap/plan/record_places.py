@@ -75,10 +75,8 @@ def refuse_unrecorded(scene: Scene, disk: Disk, files: Iterable[str]) -> None:
         repr(record.name)
         for record in scene.files.records
         if isinstance(record, MomentRecord)
-        and not record.deleted
         and any(
-            name not in record.lost and not layers.isdisjoint(record.read_from(name))
-            for name in record.covered
+            name not in record.lost and not layers.isdisjoint(record.read_from(name)) for name in record.disks
         )
     ]
     if names:

@@ -21,7 +21,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.layer_renames import Renames, with_paths
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import without_layers
+from qmpsnap.model.moments import deleted_from, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.files import Proof
@@ -197,10 +197,10 @@ class Host:
                 fresh = _without_marks(moment, overlays.values())
                 await self._catalog.rewrite(replace(fresh, branches=branches))
 
-    async def _keep_link(self, _: Step, *, directory: str, id: str) -> None:
+    async def _keep_link(self, _: Step, *, directory: str, id: str, disks: tuple[str, ...] = ()) -> None:
         async with self._changing(directory):
             moment = await self._moment(directory, id)
-            await self._catalog.rewrite(replace(moment, state=None, deleted=True))
+            await self._catalog.rewrite(deleted_from(moment, disks))
 
     async def _keep_lost(self, _: Step, *, directory: str, id: str, disk: str) -> None:
         async with self._changing(directory):

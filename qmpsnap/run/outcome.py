@@ -48,6 +48,7 @@ class Done:
         job_id: Id that the job had, or "".
         prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
+        deleted: Names of the snapshots that were deleted.
     """
 
     op: str
@@ -63,6 +64,7 @@ class Done:
     changed: bool = True
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
+    deleted: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The result as `--json` prints it."""
@@ -76,6 +78,7 @@ class Done:
             "bytes": self.bytes,
             "left": list(self.left),
             "invalid": list(self.invalid),
+            "deleted": list(self.deleted),
             "notes": list(self.notes),
             **({"prepared": dict(self.prepared), "memory": self.memory} if self.prepared else {}),
         }
@@ -127,6 +130,7 @@ def outcome(plan: Plan, graph: Graph) -> Done:
         active=moved_roots(plan, graph),
         left=left_nodes(plan, graph),
         invalid=plan.invalid,
+        deleted=plan.deleted,
         notes=plan.notes,
         job_id=plan.job_id,
         prepared=plan.prepared,
@@ -147,6 +151,7 @@ def joined(first: Done, then: Done) -> Done:
         bytes=first.bytes + then.bytes,
         left=tuple(dict.fromkeys((*first.left, *then.left))),
         invalid=(*first.invalid, *then.invalid),
+        deleted=(*first.deleted, *then.deleted),
         notes=tuple(dict.fromkeys((*first.notes, *then.notes))),
         job_id=then.job_id,
         changed=first.changed or then.changed,

@@ -5,11 +5,18 @@ from qmpsnap.run.outcome import Done
 from tests.each import each
 
 
-@each("op", ["checkpoint", "checkpoint-internal"])
-def test_lines_of_a_checkpoint_say_how_much_state_and_how_long_the_guest_stood(op):
+@each(
+    ("op", "verb"),
+    [
+        ("checkpoint", "checkpoint"),
+        ("checkpoint-internal", "checkpoint --mode internal"),
+        ("revert-internal", "revert"),
+    ],
+)
+def test_lines_of_a_checkpoint_say_how_much_state_and_how_long_the_guest_stood(op, verb):
     done = Done(op, {}, standstill_s=0.25, elapsed_s=0.5, bytes=91 << 20)
     assert result_lines(done) == [
-        f"{op}: done in 500 ms, VM state of 91 MiB, the guest was paused for 250 ms"
+        f"{verb}: done in 500 ms, VM state of 91 MiB, the guest was paused for 250 ms"
     ]
 
 
@@ -21,7 +28,7 @@ def test_lines_of_a_checkpoint_of_a_paused_guest_tell_of_no_standstill():
 def test_lines_of_a_job_say_what_was_copied_and_how_long_io_stood():
     done = Done("mirror", {}, standstill_s=0.0, elapsed_s=0.5, bytes=91 << 20)
     assert result_lines(done) == [
-        "mirror: done in 500 ms, 91 MiB copied, the guest's I/O was paused for 0 ms"
+        "mirror: done in 500 ms, 91 MiB processed, the guest's I/O was paused for 0 ms"
     ]
 
 
@@ -42,3 +49,26 @@ def test_lines_tell_everything_that_the_result_knows():
 
 def test_lines_of_a_stopped_operation_tell_of_no_time():
     assert result_lines(Done("stream", {})) == ["stream: stopped"]
+
+
+@each(
+    ("done", "lines"),
+    [
+        (
+            Done("prune", {"vda": ("/d/a",)}, elapsed_s=0.5, deleted=("one", "two")),
+            ["prune: done in 500 ms", "deleted: one, two", "vda: [a*]"],
+        ),
+        (Done("prune", {"vda": ("/d/a",)}, changed=False), ["nothing to delete; nothing was changed"]),
+        (
+            Done("prune", {}, changed=False, notes=("vda still has 2 layers, not 1",)),
+            ["nothing to delete; nothing was changed", "note: vda still has 2 layers, not 1"],
+        ),
+    ],
+)
+def test_lines_of_a_deletion_name_what_was_deleted_or_say_that_nothing_was(done, lines):
+    assert result_lines(done) == lines
+
+
+def test_lines_of_a_revert_name_the_snapshot():
+    done = Done("revert-prepare", {}, elapsed_s=0.5)
+    assert result_lines(done, "one") == ["revert to one: done in 500 ms"]

@@ -42,7 +42,7 @@ def test_revert_refuses_two_ways_at_once(qmpsnap, words):
 def test_revert_says_where_each_disk_writes_from_now_on(printed):
     done = Done("revert", CHAINS, {"vda": "/d/top"}, 0.09, 0.1)
     assert printed(done, "revert", "c1").out.splitlines() == [
-        "revert: done in 100 ms, the guest was paused for 90 ms",
+        "revert to c1: done in 100 ms, the guest was paused for 90 ms",
         "vda: [base] <- [top*]",
         "vdb: [b*]",
         "from now on, start vda from /d/top",

@@ -26,6 +26,7 @@ def moment(name: str, disk: str, overlay: str, *below: str) -> MomentRecord:
         chains={disk: below},
         formats={disk: ("qcow2",) * len(below)},
         lost=(disk,),
+        deleted_from=(disk,),
     )
 
 

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import Moment, MomentPart, find_moments, state_places
+from qmpsnap.model.moments import Moment, MomentPart, deleted_from, find_moments, state_places
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
@@ -165,6 +165,14 @@ def test_moments_that_were_deleted_are_not_listed_and_link_the_others() -> None:
     found = find_moments(graph(vda="base <- r1*"), (replace(BRANCH, deleted=True), LATER))
     assert [one.name for one in found.moments] == ["later"]
     assert found.current == {"vda": None}
+
+
+def test_moments_that_were_deleted_from_one_disk_are_on_the_other() -> None:
+    both = replace(FIRST, overlays={"vda": S1, "vdb": "/d"}, covered={"vda": BASE, "vdb": "/b"})
+    (moment,) = find_moments(graph(vda="base <- s1*", vdb="b <- d*"), (deleted_from(both, ["vda"]),)).moments
+    assert moment.disks == ("vdb",)
+    assert find_moments(graph(vda="base <- s1*"), (deleted_from(both, ["vda"]),)).moments == ()
+    assert deleted_from(deleted_from(both, ["vda"]), ["vdb"]).deleted
 
 
 def test_moments_are_none_of_the_family_whose_layer_the_guest_writes_to() -> None:

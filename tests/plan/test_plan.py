@@ -69,6 +69,7 @@ def test_plan_is_printed_as_json_step_by_step() -> None:
         "before": {"vda": ["/images/s2.qcow2", "/images/s1.qcow2", "/images/base.qcow2"]},
         "after": {"vda": ["/images/s2.qcow2", "/images/base.qcow2"]},
         "invalid": ["/images/s1.qcow2.invalid"],
+        "deleted": [],
         "notes": [],
     }
 

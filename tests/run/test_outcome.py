@@ -228,6 +228,7 @@ def test_done_is_printed_as_json() -> None:
         "bytes": 0,
         "left": [],
         "invalid": [],
+        "deleted": [],
         "notes": ["n"],
     }
 

@@ -16,12 +16,14 @@ from msgspec import structs
 
 from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported, WouldLose
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import command
-from qmpsnap.model.moments import Moment, related_records
+from qmpsnap.model.moments import Moment, deleted_from, recognised_disks, related_records
 from qmpsnap.model.names import closes_unused
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import Step
+from qmpsnap.model.units import size
 from qmpsnap.plan.chain import commit, stream
 from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
 from qmpsnap.plan.chain.folding import Run, merged, ways
@@ -77,25 +79,43 @@ def plan(
     if any(record.state is not None for record in gone):
         refuse_jobs(scene.jobs)
     _refuse_unfinished(scene, {disk for moment in chosen for disk in moment.disks})
-    rest = tuple(record for record in scene.files.records if record not in gone)
-    known = replace(scene, files=structs.replace(scene.files, records=rest))
-    deleting = Deleting(intent, known, gone)
+    here = recognised_disks(scene.graph, scene.files.records)
+    staying = {record.id: disks for record in gone if (disks := _elsewhere(record, here, scene))}
+    others = [record for record in scene.files.records if record not in gone]
+    others += [
+        deleted_from(record, [disk for disk in record.disks if disk in here])
+        for record in gone
+        if record.id in staying
+    ]
+    known = replace(scene, files=structs.replace(scene.files, records=tuple(others)))
+    deleting = Deleting(intent, known, gone, Frozen(staying))
     layers: dict[str, list[str]] = {}
     for moment in reversed(chosen):
         for part in moment.held:
             disk = scene.graph.disks[part.disk]
-            if moment.record is None or part.disk in moment.record.lost or not disk.layers:
-                continue  # an earlier deletion that was stopped has done this disk
+            if moment.record is None or part.disk in moment.record.lost or part.disk not in here:
+                continue  # an earlier deletion that was stopped has done this disk, or it stays there
             if part.file in disk.files[1:]:
                 layers.setdefault(part.disk, []).append(part.file)
             elif not any(part.file in other.files for other in scene.graph.disks.values()):
-                _put_aside(deleting, part.file)
+                _put_aside(deleting, part.disk, part.file)
     for name, disk in scene.graph.disks.items():
         wanted = {*layers.get(name, ()), *(file for file in disk.files[1:] if file in nameless)}
         if wanted:
             refuse_unrecorded(scene, disk, wanted)
             _merge(deleting, name, wanted)
     return whole(deleting, chosen, scene)
+
+
+def _elsewhere(record: MomentRecord, here: Collection[str], scene: Scene) -> tuple[str, ...]:
+    """Disks of the moment that are not here, and whose images may exist: it stays on them."""
+    return tuple(
+        disk
+        for disk in record.disks
+        if disk not in here
+        and disk not in record.lost
+        and ((fact := scene.files.files.get(record.covered[disk])) is None or fact.kind != "missing")
+    )
 
 
 def _refuse_unfinished(scene: Scene, disks: Collection[str]) -> None:
@@ -124,6 +144,14 @@ def standing(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
     return [*other_disks(scene, disk, layer), *images, *_moments(scene, layer.file, disk.files)]
 
 
+def based(by: Iterable[str], *, on: str = "it") -> list[str]:
+    """What is based on a layer, as a clause; none if nothing is."""
+    *some, last = dict.fromkeys(by) or ("",)
+    if not last:
+        return []
+    return [f"{', '.join(some)} and {last} are based on {on}" if some else f"{last} is based on {on}"]
+
+
 def held(scene: Scene, layer: Layer) -> list[str]:
     """Moments that the layer holds; another layer that reads the same bytes could hold them as well."""
     return [f"the snapshot {record.name!r}" for record, file, _ in _reading(scene) if file == layer.file]
@@ -139,10 +167,10 @@ def _moments(scene: Scene, file: str, chain: Collection[str] = ()) -> Iterator[s
 def _reading(scene: Scene) -> Iterator[tuple[MomentRecord, str, tuple[str, ...]]]:
     """For every moment and each of its disks: the layer that holds it, and the layers that this reads."""
     for record in scene.files.records:
-        if isinstance(record, MomentRecord) and not record.deleted:
-            for disk, own in record.covered.items():
+        if isinstance(record, MomentRecord):
+            for disk in record.disks:
                 if disk not in record.lost:
-                    yield record, own, record.read_from(disk)
+                    yield record, record.covered[disk], record.read_from(disk)
 
 
 def sizes(disk: Disk) -> list[int]:
@@ -160,12 +188,9 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
         by = standing(deleting.scene, disk, layer)
         if by:
             needed.append(index)
-        by += held(deleting.scene, layer)
-        if layer.file in wanted and by:
-            why = ", ".join(dict.fromkeys(by))
-            deleting.notes.append(
-                f"{layer.file} stays, only the snapshot's name is deleted: {why} is still based on it"
-            )
+        holds = held(deleting.scene, layer)
+        if layer.file in wanted and (by or holds):
+            deleting.stays(name, layer.file, "; ".join((*based(by), *(f"{what} is in it" for what in holds))))
         elif layer.file in wanted:
             goes.add(index)
     base = len(disk.layers) - 1
@@ -173,8 +198,8 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
     if base in goes and top in needed:  # copying a base image up would free nothing, as its file stays
         goes.remove(base)
         by = standing(deleting.scene, disk, disk.layers[top])
-        why = f"{', '.join(dict.fromkeys(by))} is based on {disk.files[top]}"
-        deleting.notes.append(f"{disk.files[base]} stays, only the snapshot's name is deleted: {why}")
+        why = f"{disk.files[top]} cannot be merged into it, because {''.join(based(by, on='that'))}"
+        deleting.stays(name, disk.files[base], why)
     # Indexes change with each job, so the jobs name the layers by their files.
     for run in merged(sizes(disk), goes, needed):
         _merge_run(deleting, name, disk, run, needed)
@@ -183,8 +208,7 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
 def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Collection[int]) -> None:
     """Plan the jobs of one run, in the cheapest way that is possible; else note why none is possible."""
     reasons: list[Refused] = []
-    size = sizes(disk)
-    every = list(ways(size, run.top, run.bottom, needed))
+    every = list(ways(sizes(disk), run.top, run.bottom, needed))
     for way in every:
         try:
             parts, scene = _jobs(deleting, name, disk, way)
@@ -192,17 +216,19 @@ def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Coll
             reasons.append(error)
             continue
         into = disk.files[way.receiver]
-        cost = f"{name}: at most {way.copied} bytes are copied into {into}"
-        others = [f"{other.copied} into {disk.files[other.receiver]}" for other in every if other != way]
-        note = f"{cost}, instead of {' or '.join(others)}" if others else cost
+        note = f"{name}: at most {size(way.copied)} to copy into {into}"
+        others = [
+            f"{size(other.copied)} into {disk.files[other.receiver]}" for other in every if other != way
+        ]
+        note += f"; in another way it would be {' or '.join(others)}" if others else ""
         first = parts[0]
         parts[0] = replace(first, plan=replace(first.plan, notes=(note, *first.plan.notes)))
         deleting.parts += parts
         deleting.scene = scene
         return
-    files = ", ".join(disk.files[run.top + 1 : run.bottom + 1])
     why = "; ".join(dict.fromkeys(reason.message for reason in reasons))
-    deleting.notes.append(f"{files} stays, only the name is deleted: {why}")
+    for file in disk.files[run.top + 1 : run.bottom + 1]:
+        deleting.stays(name, file, why)
 
 
 # -- jobs ------------------------------------------------------------------------------------------
@@ -280,21 +306,21 @@ def _removed(scene: Scene, file: str) -> Step | None:
     return retire_file(file, "remove", "", proof, alone=True)
 
 
-def _put_aside(deleting: Deleting, file: str) -> None:
+def _put_aside(deleting: Deleting, disk: str, file: str) -> None:
     """Remove a layer that is in no chain if nothing is based on it; else delete only the name."""
     scene = deleting.scene
     removed = {step.arguments["file"] for step in deleting.removed}
     by = [image for image in scene.files.backed_by(file) if image not in removed]
-    by += [f"node {node.name}" for node in scene.graph.nodes.values() if node.file == file]
     by += _moments(scene, file)
+    nodes = (node.name for node in scene.graph.nodes.values() if node.file == file)
+    opened = [f"QEMU has it open as {name!r}" for name in nodes]
     fact = scene.files.files.get(file)
     inside = fact is not None and fact.header is not None and fact.header.snapshot_count
-    step = None if by or inside or deleting.intent.keep_files else _removed(scene, file)
+    step = None if by or opened or inside or deleting.intent.keep_files else _removed(scene, file)
     if step is not None:
         deleting.removed.append(step)
     elif fact is None or fact.kind != "missing":
-        why = f": {', '.join(dict.fromkeys(by))} is still based on it" if by else ""
-        deleting.notes.append(f"{file} stays, only the snapshot's name is deleted{why}")
+        deleting.stays(disk, file, "; ".join((*based(by), *opened)))
 
 
 def _after(scene: Scene, done: Plan) -> Scene:

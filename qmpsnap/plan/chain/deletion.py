@@ -7,7 +7,7 @@ found only through it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qmpsnap.model.moments import Moment, related_records
@@ -44,6 +44,7 @@ class Deleting:
         intent: The user's request.
         scene: The machine as predicted after the parts so far, without the records of the deleted moments.
         gone: Records of the deleted moments.
+        staying: Disks that are not here, on which a moment stays, by the id of its record.
         parts: The jobs so far.
         notes: Notes for the user about changes without a job.
         removed: Steps that remove layers that are in no chain.
@@ -52,6 +53,7 @@ class Deleting:
     intent: Delete | Prune
     scene: Scene
     gone: tuple[MomentRecord, ...]
+    staying: Mapping[str, tuple[str, ...]]
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     removed: list[Step] = field(default_factory=list)
@@ -60,6 +62,14 @@ class Deleting:
     def steps(self) -> tuple[Step, ...]:
         """All steps so far."""
         return (*(step for part in self.parts for step in part.plan.steps), *self.removed)
+
+    def stays(self, disk: str, file: str, why: str) -> None:
+        """Note that a layer stays although its moments are deleted; one without a moment needs no note."""
+        names = [repr(record.name) for record in self.gone if record.covered.get(disk) == file]
+        if names:
+            verb = "are" if len(names) > 1 else "is"
+            note = f"{' and '.join(names)} {verb} no longer listed, but {file} stays"
+            self.notes.append(f"{note}: {why}" if why else note)
 
 
 def with_tidying(job: Plan, steps: tuple[Step, ...]) -> Plan:
@@ -90,10 +100,12 @@ def whole(deleting: Deleting, chosen: tuple[Moment, ...], scene: Scene) -> Plan:
             for record in (*deleting.gone, *_links(scene))
             if _ends(record, part) and (record not in ended or last.get(record.id, index) != index)
         ]
-        steps += _names(names, ended, more=index == len(deleting.parts) - 1)
-        job = with_tidying(part.plan, tuple(steps))
-        done.append(recorded_anew(replace(job, op=deleting.intent.kind, repeats=())))
+        steps += _names(deleting, names, ended, more=index == len(deleting.parts) - 1)
+        new = tuple(step for step in steps if step not in part.plan.steps)
+        job = with_tidying(part.plan, new)
+        done.append(recorded_anew(replace(job, op=deleting.intent.kind, repeats=(), deleted=_listed(names))))
     unnamed = tuple(record for record in deleting.gone if record.id not in last)
+    deleting.notes += _partly(deleting)
     if unnamed or deleting.removed or deleting.notes or not done:
         done.append(_without_jobs(deleting, chosen, unnamed, ended, more=not done))
     first, *then = done  # before each part runs, it is checked as an ordinary commit or stream
@@ -109,15 +121,50 @@ def _state(record: MomentRecord) -> list[Step]:
     return [] if state is None else [remove_state(state.file, record.id, state.tag)]
 
 
-def _names(records: Iterable[MomentRecord], ended: Collection[MomentRecord], *, more: bool) -> list[Step]:
+def _listed(records: Iterable[MomentRecord]) -> tuple[str, ...]:
+    return tuple(record.name for record in records)
+
+
+def _partly(deleting: Deleting) -> list[str]:
+    """Notes on moments that stay on disks which are not here."""
+    by_disks: dict[tuple[tuple[str, ...], tuple[str, ...]], list[MomentRecord]] = {}
+    for record in deleting.gone:
+        if record.id in deleting.staying:
+            away = deleting.staying[record.id]
+            here = tuple(disk for disk in record.disks if disk not in away and disk not in record.lost)
+            by_disks.setdefault((here, away), []).append(record)
+    return [
+        f"{' and '.join(map(repr, _listed(records)))} {'is' if len(records) == 1 else 'are'} deleted from "
+        f"{', '.join(here)} only, and {'stays' if len(records) == 1 else 'stay'} on {', '.join(away)} "
+        f"({', '.join(records[-1].covered[disk] for disk in away)}), which "
+        f"{'is' if len(away) == 1 else 'are'} not among the disks here; to delete "
+        f"{'it' if len(records) == 1 else 'them'} there, too, name the image while the machine is off: "
+        f"{' '.join(f'-i {disk}=IMAGE' for disk in away)}"
+        for (here, away), records in by_disks.items()
+    ]
+
+
+def _names(
+    deleting: Deleting, records: Iterable[MomentRecord], ended: Collection[MomentRecord], *, more: bool
+) -> list[Step]:
     """Steps that delete these names; with `more`, also records of earlier deletions that nothing needs."""
     named = tuple(records)
-    steps = [keep_link(record.directory, record.id) for record in named if record not in ended]
+    steps = [
+        keep_link(record.directory, record.id, _from(record, deleting))
+        for record in named
+        if record not in ended
+    ]
     finished = [record for record in ended if record in named or (more and record.deleted)]
     for place in dict.fromkeys(record.directory for record in finished):
         ids = tuple(record.id for record in finished if record.directory == place)
         steps.append(finish_record(place, (), ids))
     return steps
+
+
+def _from(record: MomentRecord, deleting: Deleting) -> tuple[str, ...]:
+    """Disks from which the moment is deleted while it stays on others; none: it is deleted from all."""
+    away = deleting.staying.get(record.id, ())
+    return tuple(disk for disk in record.disks if disk not in away) if away else ()
 
 
 def _ended(deleting: Deleting, scene: Scene) -> tuple[MomentRecord, ...]:
@@ -126,7 +173,7 @@ def _ended(deleting: Deleting, scene: Scene) -> tuple[MomentRecord, ...]:
     A record stays while a layer continues from its moment, whether in a chain, in a branch, or in another
     machine. Other moments are found through the record, and so are images on a layer that lost its name.
     """
-    pending = [*deleting.gone, *_links(scene)]
+    pending = [*(record for record in deleting.gone if record.id not in deleting.staying), *_links(scene)]
     users = [
         record
         for record in deleting.scene.files.records
@@ -176,17 +223,18 @@ def _without_jobs(
 ) -> Plan:
     """The part without a job: delete VM state, layers in no chain, and names of moments whose layers stay."""
     states = tuple(step for record in unnamed for step in _state(record))
-    names = " and ".join(repr(record.name) for record in unnamed)
+    names = " and ".join(repr(record.name) for record in unnamed if record.state is not None)
     disks = dict.fromkeys(disk for moment in chosen for disk in moment.disks)
-    tidy = (*deleting.removed, *_names(unnamed, ended, more=more))
+    tidy = (*deleting.removed, *_names(deleting, unnamed, ended, more=more))
     return Plan(
         op=deleting.intent.kind,
         intent=deleting.intent,
         disks=tuple(disks),
         stages=(
             Stage(f"delete the VM state of {names}", states),
-            Stage("delete its name", tidy if chosen else (), tidy=True),
+            Stage("delete the name", tidy if chosen else (), tidy=True),
         ),
         before=deleting.scene.graph,
         notes=tuple(deleting.notes),
+        deleted=_listed(unnamed),
     )

@@ -108,11 +108,12 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
             steps += _kept_lost(record, {*before, *new})
             if fold.disk not in {*before, *new} and fold.top in _read(record, fold.disk):
                 steps.append(keep_place(record.directory, record.id, fold.disk, fold.folded, fold.base))
-                if record.covered[fold.disk] == fold.top and not record.deleted:
+                if record.covered[fold.disk] == fold.top and fold.disk in record.disks:
                     notes.append(f"the snapshot {record.name!r} of {fold.disk} is then held by {fold.base}")
-        if new and not record.deleted:
+        named = [disk for disk in new if disk in record.disks]
+        if named:
             lost.append(record.name)
-            notes.append(_loss(record, new, ends=record in ended))
+            notes.append(_loss(record, named, ends=record in ended))
     steps += _states(ended)
     return Fates(tuple(steps), tuple(ended), tuple(notes), tuple(dict.fromkeys(lost)))
 

@@ -30,6 +30,7 @@ def layer_index(scene: Scene, disk: Disk, spelling: str) -> int:
         for record in scene.files.records
         if isinstance(record, MomentRecord)
         and not record.deleted
+        and disk.name not in record.deleted_from
         and record.overlays.get(disk.name) in disk.files
     }
     return find_layer(disk, spelling, moments=moments)

@@ -50,7 +50,7 @@ def left_behind(scene: Scene, disk: Disk, files: tuple[str, ...]) -> tuple[str, 
     names = [
         record.name
         for record in sorted(related_records(scene.graph, scene.files.records), key=_time)
-        if record.covered.get(disk.name) in files and not record.deleted
+        if disk.name in record.disks and record.covered[disk.name] in files
     ]
     return (f"the snapshots {', '.join(names)} stay in layers that {disk.name} leaves",) if names else ()
 
@@ -97,7 +97,7 @@ def _linked(moments: tuple[MomentRecord, ...], disk: Disk, scene: Scene) -> tupl
     away: dict[str, list[str]] = {}
     for record in moments:
         if disk.name in record.covered and record.directory not in places:
-            away.setdefault(record.directory, []).extend([] if record.deleted else [record.name])
+            away.setdefault(record.directory, []).extend([record.name] if disk.name in record.disks else [])
     place = state_place(scene, disk)
     if place:
         return [link_records(place, directory) for directory in away], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
@@ -42,8 +43,10 @@ def plan(intent: Prune, scene: Scene) -> Plan:
     ]
     if intent.keep_last is not None:
         return delete.plan(intent, moments[: -intent.keep_last], scene, _nameless(disks, scene))
-    chosen, nameless = _too_deep(intent.max_depth or 1, disks, moments, scene)
-    return delete.plan(intent, chosen, scene, nameless)
+    depth = intent.max_depth or 1
+    chosen, nameless = _too_deep(depth, disks, moments, scene)
+    plan = delete.plan(intent, chosen, scene, nameless)
+    return _with_reasons(plan, _still_too_deep(plan, depth, disks, moments, scene))
 
 
 def _nameless(disks: Iterable[Disk], scene: Scene) -> frozenset[str]:
@@ -53,9 +56,9 @@ def _nameless(disks: Iterable[Disk], scene: Scene) -> frozenset[str]:
         (name, file)
         for record in records
         for name, file in record.covered.items()
-        if record.deleted and name not in record.lost
+        if name not in record.disks and name not in record.lost
     }
-    held -= {pair for record in records if not record.deleted for pair in record.covered.items()}
+    held -= {(name, record.covered[name]) for record in records for name in record.disks}
     return frozenset(file for disk in disks for file in disk.files[1:] if (disk.name, file) in held)
 
 
@@ -85,6 +88,40 @@ def _too_deep(
             elif file not in held:
                 gone.add(file)
     return sorted(chosen, key=moments.index), frozenset(gone)
+
+
+def _still_too_deep(
+    plan: Plan, depth: int, disks: Iterable[Disk], moments: list[Moment], scene: Scene
+) -> tuple[str, ...]:
+    """Why chains stay deeper than that, each with the layers that stay below its active one."""
+    nameless = _nameless(disks, scene)
+    names = {f"the snapshot {moment.name!r}" for moment in moments}
+    held = {(part.disk, part.file) for moment in moments for part in moment.held}
+    notes = []
+    for disk in disks:
+        after = plan.parts[-1].after
+        files = after.disks[disk.name].files if after is not None else disk.files
+        if len(files) <= depth:
+            continue
+        reasons = []
+        for layer in disk.layers[1:]:
+            if layer.file in files:
+                by = [what for what in delete.standing(scene, disk, layer) if what not in names]
+                if by:
+                    reasons += delete.based(by, on=layer.file)
+                elif (disk.name, layer.file) not in held and layer.file not in nameless:
+                    reasons.append(f"{layer.file} holds no snapshot that could be deleted")
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        notes.append(f"{disk.name} still has {len(files)} layers, not {depth}{why}")
+    return tuple(notes)
+
+
+def _with_reasons(plan: Plan, notes: tuple[str, ...]) -> Plan:
+    """The plan with these notes in its last part."""
+    if not plan.then:
+        return replace(plan, notes=(*plan.notes, *notes))
+    *parts, last = plan.then
+    return replace(plan, then=(*parts, replace(last, notes=(*last.notes, *notes))))
 
 
 def _others(scene: Scene, disk: Disk, layer: Layer, names: Collection[str]) -> bool:

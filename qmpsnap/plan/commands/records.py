@@ -8,7 +8,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.moments import without_layers
+from qmpsnap.model.moments import deleted_from, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.step import Step
 
@@ -61,9 +61,18 @@ def keep_branch(directory: str, id: str, overlays: Mapping[str, str]) -> Step:  
     return Step(on="host", command="keep-branch", arguments=arguments, owed=True)
 
 
-def keep_link(directory: str, id: str) -> Step:  # noqa: A002 - as above
-    """Delete a moment, but keep in its record which overlays began there: others are backed by it."""
-    return Step(on="host", command="keep-link", arguments=Frozen(directory=directory, id=id))
+def keep_link(directory: str, id: str, disks: tuple[str, ...] = ()) -> Step:  # noqa: A002 - as above
+    """Delete a moment, but keep in its record which overlays began there: others are backed by it.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        disks: Disks from which the moment is deleted while it stays on others; none: all.
+    """
+    arguments: dict[str, Any] = {"directory": directory, "id": id}
+    if disks:
+        arguments["disks"] = disks
+    return Step(on="host", command="keep-link", arguments=Frozen(arguments))
 
 
 def keep_lost(directory: str, id: str, disk: str) -> Step:  # noqa: A002 - as above
@@ -138,7 +147,7 @@ def changed(moment: MomentRecord, step: Step) -> MomentRecord:
         case "keep-branch":
             return replace(moment, branches=_with(moment.branches, arguments["overlays"]))
         case "keep-link":
-            return replace(moment, state=None, deleted=True)
+            return deleted_from(moment, arguments.get("disks", ()))
         case "keep-lost":
             return replace(moment, lost=tuple(dict.fromkeys((*moment.lost, arguments["disk"]))))
         case "keep-continued":

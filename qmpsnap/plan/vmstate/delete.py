@@ -92,6 +92,7 @@ def _plan(intent: Delete, moment: Moment, steps: tuple[Step, ...], scene: Scene)
         stages=(Stage(f"delete {intent.name!r} inside the images", steps, verify=True),),
         before=scene.graph,
         notes=(f"its VM state of {size} bytes is deleted too",) if size else (),
+        deleted=(moment.name,),
     )
 
 

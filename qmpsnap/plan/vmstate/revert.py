@@ -199,7 +199,7 @@ def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: Gu
 def _covered_disks(record: MomentRecord, scene: Scene, left: Collection[str]) -> list[Disk]:
     """The disks of the moment that are reverted; every other writable one has to be named in `left`."""
     for disk in scene.graph.disks.values():
-        if disk.writable and disk.name not in record.covered and disk.name not in left:
+        if disk.writable and disk.name not in record.disks and disk.name not in left:
             raise NotInChain(
                 f"{disk.name} is writable but not part of {record.name!r}",
                 hint=f"it can be left out: --leave {quoted(disk.name)}",
@@ -220,7 +220,7 @@ def _left(intent: Revert, graph: Graph, files: Files) -> set[str]:
 
 def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> list[Disk]:
     """The disks of the moment, without those in `left`."""
-    names = [name for name in record.covered if name not in left]
+    names = [name for name in record.disks if name not in left]
     for name in names:
         if name not in scene.graph.disks:
             raise NotFound(

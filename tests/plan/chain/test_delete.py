@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, InvalidTarget, Unsupported
+from qmpsnap.model.files import FileFact
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
@@ -83,7 +84,7 @@ def test_overlay_goes_down_into_the_layer_beneath_when_that_copies_less() -> Non
         finish_record(STATE, (), (TWO_.id,)),
         own(plan),
     ]
-    assert plan.notes[0] == f"vda: at most {MIB} bytes are copied into {A}, instead of {9 * MIB} into {B}"
+    assert plan.notes[0] == f"vda: at most 1 MiB to copy into {A}; in another way it would be 9 MiB into {B}"
 
 
 def test_layer_beneath_goes_up_into_the_overlay_when_that_copies_less() -> None:
@@ -100,7 +101,7 @@ def test_layer_beneath_goes_up_into_the_overlay_when_that_copies_less() -> None:
         finish_record(STATE, (), (TWO_.id,)),
         own(plan),
     ]
-    assert plan.notes == (f"vda: at most {MIB} bytes are copied into {B}, instead of {9 * MIB} into {A}",)
+    assert plan.notes == (f"vda: at most 1 MiB to copy into {B}; in another way it would be 9 MiB into {A}",)
 
 
 def test_layer_that_went_up_is_read_only_again() -> None:
@@ -144,7 +145,9 @@ def test_only_the_name_goes_where_something_else_is_based_on_the_layer(stands: s
     plan = planned(Delete("two"), of, files=found)
     assert plan.chains_after == plan.chains_before == {"vda": (C, B, A, BASE)}
     assert plan.steps == (keep_link(STATE, TWO_.id),)
-    assert plan.notes[0].startswith(f"{A} stays, only the snapshot's name is deleted: ")
+    why = f"{goes} and the snapshot 'other' are based on it"
+    assert plan.notes == (f"'two' is no longer listed, but {A} stays: {why}",)
+    assert plan.deleted == ("two",)
 
 
 def test_overlay_on_which_a_branch_stands_receives() -> None:
@@ -153,7 +156,7 @@ def test_overlay_on_which_a_branch_stands_receives() -> None:
     found.put("/images/branch.qcow2", backing=B)
     plan = planned(Delete("two"), of, files=found)
     assert plan.chains_after == {"vda": (C, B, BASE)}
-    assert plan.notes == (f"vda: at most {9 * MIB} bytes are copied into {B}",)
+    assert plan.notes == (f"vda: at most 9 MiB to copy into {B}",)
 
 
 def test_record_of_a_deleted_one_is_kept_while_others_are_found_by_it_alone() -> None:
@@ -179,21 +182,32 @@ def test_links_stay_while_a_layer_goes_on_from_them() -> None:
     )
 
 
-@each("by", ["image", "node", "moment"])
-def test_layer_aside_stays_while_anything_needs_it(by: str) -> None:
+@each(
+    ("by", "why"),
+    [
+        ("image", "/images/x.qcow2 is based on it"),
+        ("node", "QEMU has it open as 'n'"),
+        ("moment", "the snapshot 'more' is based on it"),
+        (
+            "image, node, moment",
+            "/images/x.qcow2 and the snapshot 'more' are based on it; QEMU has it open as 'n'",
+        ),
+    ],
+)
+def test_layer_aside_stays_while_anything_needs_it(by: str, why: str) -> None:
     of = drawn("base <- r*")
     records = [replace(ONE, branches=({"vda": "/images/r.qcow2"},)), moment("left", "/x", A, BASE)]
-    if by == "moment":
+    if "moment" in by:
         records.append(moment("more", "/y", "/z", A, BASE))
-    if by == "node":
+    if "node" in by:
         of = replace(of, nodes=Frozen({**of.nodes, "n": Node("n", "qcow2", A)}))
     found = files(of, *records)
     found.put(A, backing=BASE)
-    if by == "image":
+    if "image" in by:
         found.put("/images/x.qcow2", backing=A)
     plan = planned(Delete("left"), of, files=found)
     assert "retire-file" not in {step.command for step in plan.steps}
-    assert plan.notes[0].startswith(f"{A} stays, only the snapshot's name is deleted: ")
+    assert plan.notes == (f"'left' is no longer listed, but {A} stays: {why}",)
 
 
 def test_files_are_kept_when_that_is_asked_for() -> None:
@@ -213,7 +227,7 @@ def test_internal_snapshots_of_a_layer_are_not_lost_with_it() -> None:
     of = replace(of, disks=Frozen(vda=replace(disk, layers=layers)))
     plan = planned(Delete("two"), of, files=files(of))
     assert plan.chains_after == plan.chains_before
-    assert plan.notes[0].startswith(f"{A} stays, only the name is deleted: this would be lost")
+    assert plan.notes[0].startswith(f"'two' is no longer listed, but {A} stays: this would be lost")
 
 
 TWO_DISKS = graph(*drawn(a=5).disks.values(), chain("data.raw <- d*", name="vdb"))
@@ -238,6 +252,63 @@ def test_deletion_goes_on_with_the_disks_that_are_left() -> None:
     plan = planned(Delete("two"), TWO_DISKS, files=files(TWO_DISKS, ONE, replace(BOTH, lost=("vda",)), THREE))
     assert [part.disks for part in plan.parts] == [("vdb",)]
     assert finish_record(STATE, (), (BOTH.id,)) in plan.steps
+
+
+HERE = graph(*drawn(a=5).disks.values())
+AWAY = graph(*HERE.disks.values(), chain("other.qcow2 <- more*", name="vdb"))
+EMPTY = graph(*HERE.disks.values(), replace(chain("data.raw*", name="vdb"), layers=(), root=""))
+
+
+@each(("of", "what"), [(HERE, "unplugged"), (AWAY, "another medium"), (EMPTY, "no medium")])
+def test_moment_stays_on_a_disk_that_is_not_here(of: Graph, what: str) -> None:
+    found = files(of, ONE, BOTH, THREE)
+    found.put("/images/data.raw", format="raw")
+    plan = planned(Delete("two"), of, files=found)
+    assert plan.to_json()["after"]["vda"] == [C, A, BASE], what  # type: ignore[index]
+    assert keep_link(STATE, BOTH.id, ("vda",)) in plan.steps
+    assert "two" in plan.deleted
+    (note,) = (note for part in plan.parts for note in part.notes if "only" in note)
+    assert note.startswith("'two' is deleted from vda only, and stays on vdb (/images/data.raw)")
+    assert not any("no longer listed" in note for part in plan.parts for note in part.notes)
+    for step in (step for part in plan.parts for step in part.steps if step.on == "host"):
+        found.perform(step)
+    (left,) = (record for record in found.records if record.id == BOTH.id)
+    assert (left.disks, left.lost) == (("vdb",), ("vda",))  # type: ignore[union-attr]
+
+
+def test_name_goes_wholly_where_the_other_disks_image_is_missing() -> None:
+    found = files(HERE, ONE, BOTH, THREE)
+    found.facts["/images/data.raw"] = FileFact("missing")
+    plan = planned(Delete("two"), HERE, files=found)
+    assert finish_record(STATE, (), (BOTH.id,)) in plan.steps
+    assert not any("only" in note for part in plan.parts for note in part.notes)
+
+
+def test_rest_of_a_moment_is_deleted_from_the_other_disk() -> None:
+    of = graph(chain("data.raw <- d*", name="vdb"))
+    left = replace(BOTH, lost=("vda",), deleted_from=("vda",), directory="/images/data.qmpsnap")
+    found = files(of, left)
+    plan = planned(Delete("two"), of, files=found)
+    assert plan.to_json()["after"] == {"vdb": ["/images/data.raw"]}
+    assert finish_record(left.directory, (), (BOTH.id,)) in plan.steps
+
+
+def test_vm_state_goes_with_the_first_of_the_disks() -> None:
+    of = graph(TWO.disks["vda"])
+    found = files_of("stop")
+    found.put("/images/x.qcow2", backing=S1)
+    plan = planned(Delete("c1"), of, files=found)
+    assert plan.steps == (remove_state(MEMORY, ID, ""), keep_link(STATE, ID, ("vda",)))
+
+
+def test_prune_leaves_the_disks_that_are_not_here() -> None:
+    found = files(HERE, ONE, BOTH, replace(THREE, created="2024-05-02T12:00:00.000000+00:00"))
+    found.put("/images/data.raw", format="raw")
+    plan = planned(Prune(keep_last=1), HERE, files=found)
+    steps = [step for part in plan.parts for step in part.steps]
+    assert keep_link(STATE, BOTH.id, ("vda",)) in steps
+    assert finish_record(STATE, (), (ONE.id,)) in steps
+    assert [name for part in plan.parts for name in part.deleted] == ["one", "two"]
 
 
 def test_deletion_that_a_failed_commit_has_begun_is_done_again() -> None:
@@ -309,7 +380,8 @@ def test_branch_in_another_directory_is_known_by_a_deleted_moment() -> None:
         found.perform(step)
     second = planned(Delete("one"), of, files=found)
     assert second.chains_after == second.chains_before
-    assert second.notes == (f"{BASE} stays, only the snapshot's name is deleted: {X} is based on {A}",)
+    why = f"{A} cannot be merged into it, because {X} is based on that"
+    assert second.notes == (f"'one' is no longer listed, but {BASE} stays: {why}",)
     assert not [
         step for step in second.steps if step.command == "retire-file" and step.arguments["file"] == A
     ]
@@ -322,7 +394,7 @@ def test_golden_image_is_not_written_into_under_another_machine_whose_moment_is_
     found.put(X, backing=BASE)
     plan = planned(Delete("one"), of, files=found)
     assert plan.chains_after == plan.chains_before
-    assert plan.notes[0] == f"{BASE} stays, only the snapshot's name is deleted: {X} is still based on it"
+    assert plan.notes == (f"'one' is no longer listed, but {BASE} stays: {X} is based on it",)
 
 
 def test_links_end_once_their_layers_are_merged() -> None:

@@ -5,7 +5,6 @@ from msgspec.structs import replace
 from qmpsnap.errors import BadArgument
 from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.plan.intent import Prune
-from qmpsnap.testing.drawing import MIB
 from tests.each import each
 from tests.plan.chain.test_delete import BASE, A, B, C, drawn, files, moment
 from tests.plan.scenes import STATE, planned
@@ -28,7 +27,7 @@ def test_all_but_the_newest_go_and_the_biggest_layer_receives_what_is_above_and_
         "block-commit",
     ]
     assert plan.to_json()["after"] == {"vda": [D, C, A]}
-    assert plan.notes[0].startswith(f"vda: at most {5 * MIB} bytes are copied into {A}")
+    assert plan.notes[0].startswith(f"vda: at most 5 MiB to copy into {A}")
     assert plan.op == "prune"
 
 
@@ -96,3 +95,22 @@ def test_prune_takes_one_rule(fields: dict[str, int]) -> None:
         assert error.parameter == "keep_last"  # noqa: PT017 - each row is tried
     else:
         raise AssertionError("it was taken")
+
+
+def test_layers_without_a_snapshot_that_something_needs_get_no_note() -> None:
+    of = drawn(FIVE)
+    found = files(of, replace(FOUR[0], deleted=True), *FOUR[1:])
+    found.put("/images/x.qcow2", backing=BASE)
+    plan = planned(Prune(keep_last=3), of, files=found)
+    assert (plan.steps, plan.notes, str(plan)) == ((), (), "nothing to delete")
+
+
+def test_chain_that_stays_too_deep_says_which_layers_stay_and_why() -> None:
+    of = drawn(FIVE)
+    found = files(of, FOUR[2], FOUR[3])
+    found.put("/images/x.qcow2", backing=B)
+    plan = planned(Prune(max_depth=2), of, files=found)
+    assert plan.parts[-1].notes[-1] == (
+        f"vda still has 4 layers, not 2: /images/x.qcow2 is based on {B}; "
+        f"{A} holds no snapshot that could be deleted; {BASE} holds no snapshot that could be deleted"
+    )

@@ -53,6 +53,7 @@ def test_the_record_of_a_revert_inside_images_is_removed_in_any_run_state() -> N
             "owed",
         ),
         (keep_link("/r", "i"), "keep-link", {"id": "i"}, ""),
+        (keep_link("/r", "i", ("vda",)), "keep-link", {"id": "i", "disks": ["vda"]}, ""),
         (keep_lost("/r", "i", "vda"), "keep-lost", {"id": "i", "disk": "vda"}, "owed"),
         (
             keep_place("/r", "i", "vda", ("/s1",), "/b"),
