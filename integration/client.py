@@ -1,8 +1,9 @@
 """A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
 
 An order is one JSON line {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
-there, and die by SIGKILL at that point of its steps, or so many seconds after it. The answer is one line:
-the child's exit status, -9 when it was killed, 0 when the operation has fewer points.
+there, or if there is no such case, take a backup into a directory of that name, and die by SIGKILL at that
+point of its steps, or so many seconds after it. The answer is one line: the child's exit status, -9 when it
+was killed, 0 when the operation has fewer points.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import traceback
 
 from integration.cases import CASES
-from integration.harness import kill_me, stepped, stepped_offline
+from integration.harness import copies_counted, kill_me, stepped, stepped_offline
 from integration.known_images import QEMUS
 
 
@@ -32,7 +33,11 @@ async def run(order):
     else:
         machine = stepped(order["socket"], at)
     async with machine as vm:
-        await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))
+        if order["case"] in CASES:
+            await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))
+        else:
+            with copies_counted(vm._target):
+                await vm.backup(f"{order['folder']}/{order['case']}")
 
 
 def main():

@@ -24,6 +24,7 @@ from integration.cases import LATER, Case
 from integration.known_images import MIB, Kept, content, make_images, overwritten
 from integration.machines import Machine, blockdev, listing
 from qmpsnap.model.record_file import from_json
+from qmpsnap.run import backups, copying
 from qmpsnap.run import session as sessions
 from qmpsnap.run.daemon import DaemonTarget, start_daemon
 from qmpsnap.run.images import Images
@@ -61,13 +62,18 @@ class _Steps:
     async def perform(self, step):
         if not self._entered:
             return await super().perform(step)
+        with self.counted():
+            return await super().perform(step)
+
+    @contextmanager
+    def counted(self):
+        """Count what the block does as one step."""
         number, self._steps = self._steps, self._steps + 1
         self._reach(2 * number)
         self._moved = True
-        seconds = await super().perform(step)
+        yield
         self._moved = True  # another step may have gone on side by side
         self._reach(2 * number + 1)
-        return seconds
 
     def _reach(self, point):
         if self._moved:
@@ -90,6 +96,26 @@ class Stepped(_Steps, LiveTarget):
 
 class SteppedDaemon(_Steps, DaemonTarget):
     """A storage daemon whose steps are counted."""
+
+
+@contextmanager
+def copies_counted(target):
+    """Count as steps of a target what a backup does to files: each copy and comparison, and the last name."""
+    run, finish = copying._run, backups.Partial.finish
+
+    async def copied(*arguments, **options):
+        with target.counted():
+            await run(*arguments, **options)
+
+    def finished(*arguments):
+        with target.counted():
+            return finish(*arguments)
+
+    copying._run, backups.Partial.finish = copied, finished
+    try:
+        yield
+    finally:
+        copying._run, backups.Partial.finish = run, finish
 
 
 class _Watch:

@@ -18,35 +18,32 @@ from typing import Final
 
 import anyio
 
-from qmpsnap.errors import Busy, Changed, Incomplete, Interrupted, InvalidTarget, QmpsnapError, Refused
+from qmpsnap.errors import Busy, Changed, Incomplete, InvalidTarget, QmpsnapError, Refused
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.backup import (
-    BackupDisk,
     BackupRecord,
     backup_id,
     is_backup_moment,
+    is_backup_overlay,
     moment_name,
 )
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import command
-from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.moments import MomentPart
-from qmpsnap.model.names import disk_part, job_id
-from qmpsnap.model.view import DiskView
 from qmpsnap.plan.intent import Commit, Snapshot
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run import backups
-from qmpsnap.run.copying import alongside, check_image, compare_disk, copy_disk
+from qmpsnap.run.backup_copies import Copies, image_name
+from qmpsnap.run.copying import check_image
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.paths import absolute
-from qmpsnap.run.planning import Planning, both
-from qmpsnap.run.progress import Meter
-from qmpsnap.run.view_lock import held, hold
+from qmpsnap.run.planning import Planning, Seen
+from qmpsnap.run.view_lock import Locks, held
 
 _log = get_logger("qmpsnap.backup")
 _NONE: Final = BackupRecord("", "")
@@ -99,15 +96,14 @@ class Backups:
         """The plan of the snapshot, with notes on the copies and commits that follow."""
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
-        await self._planning.refuse_below(disks)
-        plan = await self._planning.plan(Snapshot(moment_name(name), tuple(disks)))
-        await self._planning.readable(plan.disks)
+        plan = await self._plan(name, disks)
+        await self._planning.coverable(plan)
         return replace(
             plan,
             notes=(
                 *plan.notes,
                 *(
-                    f"then {disk} is copied to {posixpath.join(place, name, _image(disk))}, and compared"
+                    f"then {disk} is copied to {posixpath.join(place, name, image_name(disk))}, and compared"
                     for disk in plan.disks
                 ),
                 f"then each overlay is committed and removed: {command('commit', 'DISK')} --folded remove",
@@ -117,29 +113,36 @@ class Backups:
     async def run(self, place: str, disks: Sequence[str], *, speed: int, hooks: Hooks) -> BackedUp:
         """Take a backup; see `VM.backup`."""
         started = anyio.current_time()
-        began = (await self._planning.refuse_below(disks)).chains()
-        notes = await self._merge_left(hooks)
+        began, notes = await self._merge_left(disks, hooks)
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
-        intent = Snapshot(moment_name(name), tuple(disks))
-        plan = await self._planning.plan(intent)
-        covered = await self._planning.readable(plan.disks)
         async with AsyncExitStack() as stack:
-            images = await in_thread(partial(backups.Partial, place, name, need_bytes=_need(covered)))
+            images, locks = backups.Partial(place, name), Locks(moment_name(name))
             stack.push_async_callback(in_thread, images.close)
-            for disk in covered:  # the lock shows other clients that this backup is running
-                lock = await in_thread(partial(hold, disk.active.file, intent.name))
-                if lock is not None:
-                    stack.callback(os.close, lock)
-            taken = await self._executor.run(plan, hooks, check=self._planning.check)
-            copies = _Copies(self._planning, images, intent.name, plan.disks, speed, hooks)
+            stack.callback(locks.close)
+            plans: list[Plan] = []
+            directory = ""
+
+            async def prepare() -> Plan:
+                plan = await self._plan(name, disks)
+                covered = await self._planning.coverable(plan)
+                await in_thread(partial(images.create, need_bytes=_need(covered)))
+                # The locks show other clients that this backup is running.
+                await in_thread(partial(locks.hold, tuple(disk.active.file for disk in covered)))
+                plans.append(plan)
+                return plan
+
             try:
+                taken = await self._executor.do(prepare, hooks)
+                copies = Copies(self._planning, images, locks.moment, plans[-1].disks, speed, hooks)
                 record = BackupRecord(name, created, await copies.make())
                 directory = await in_thread(partial(images.finish, record))
+                merged = await self._merge(taken, hooks, directory)
             except BaseException as error:
-                await self._undo(taken, error, hooks)
+                said = directory and isinstance(error, QmpsnapError)  # what stays
+                if plans and not said:
+                    await self._undo(plans[-1], error, hooks)
                 raise
-            merged = await self._merge(taken, hooks, directory)
         return BackedUp(
             op="backup",
             chains={disk: done.chains[disk] for disk, done in merged.items()},
@@ -180,24 +183,45 @@ class Backups:
         intent = Commit(disk, top=overlay, base=base, folded="remove")
         return await self._executor.do(partial(self._planning.plan, intent), hooks)
 
-    async def _undo(self, taken: Done, error: BaseException, hooks: Hooks) -> None:
+    async def _undo(self, plan: Plan, error: BaseException, hooks: Hooks) -> None:
         """Merge the overlays back after a failure, within a time limit; note in the error what is left."""
+        left: dict[str, str] = {}
         with anyio.CancelScope(shield=True), anyio.move_on_after(_MERGE_LIMIT), suppress(QmpsnapError):
-            left = dict(taken.chains)
-            for disk, files in taken.chains.items():
-                await self._fold(disk, files[0], files[1], Hooks(on_pivot=hooks.on_pivot))
-                del left[disk]
-            return
-        if isinstance(error, QmpsnapError):
+            chains = (await self._planning.graph()).chains()
+            pairs = {disk: _covering(plan, disk) for disk in plan.disks}
+            left = {disk: overlay for disk, (overlay, _) in pairs.items() if overlay in chains.get(disk, ())}
+            for disk, overlay in (*left.items(),):
+                with suppress(QmpsnapError):
+                    await self._fold(disk, overlay, pairs[disk][1], Hooks(on_pivot=hooks.on_pivot))
+                    del left[disk]
+        if left and isinstance(error, QmpsnapError):
             error.changed = Changed.YES
-            error.left = (*error.left, *(f"{files[0]}: {_merge_hint(disk)}" for disk, files in left.items()))
+            error.left = (*error.left, *(f"{file}: {_merge_hint(disk)}" for disk, file in left.items()))
 
-    async def _merge_left(self, hooks: Hooks) -> tuple[str, ...]:
-        """Merge back the overlays of interrupted backups; refuse while another backup is running."""
-        await self._finish_left()
-        notes = []
-        moments = await self._planning.moments()
-        for moment in moments.moments:
+    async def _plan(self, name: str, disks: Sequence[str]) -> Plan:
+        """The plan of a backup's snapshot.
+
+        Raises:
+            StillNeeded: When the machine is off, and other images are backed by an active layer.
+        """
+        plan = await self._planning.plan(Snapshot(moment_name(name), tuple(disks)))
+        self._planning.refuse_below(plan.disks, plan.before)
+        return plan
+
+    async def _merge_left(
+        self, disks: Sequence[str], hooks: Hooks
+    ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+        """Merge back the overlays of interrupted backups; refuse while another backup is running.
+
+        Returns:
+            The chains before, and notes for the user.
+        """
+        seen = await self._planning.seen()
+        self._planning.refuse_below(disks, seen.graph)
+        chains, notes = seen.graph.chains(), []
+        if await self._finish_left(seen):
+            seen = await self._planning.seen()
+        for moment in seen.moments.moments:
             if moment.kind != "external" or not is_backup_moment(moment.name):
                 continue
             for part in moment.held:
@@ -209,7 +233,7 @@ class Backups:
                         hint="wait until it ends",
                     )
                 notes.append(await self._merge_part(moment.name, part, hooks))
-        return tuple(filter(None, notes))
+        return chains, tuple(filter(None, notes))
 
     async def _merge_part(self, name: str, part: MomentPart, hooks: Hooks) -> str:
         """Merge back one overlay of an interrupted backup; return a note for the user, or ""."""
@@ -221,79 +245,17 @@ class Backups:
             return f"{part.overlay}, the overlay of an interrupted backup, stays: {error.message}"
         return f"merged the overlay of an interrupted backup back into {part.file} ({name})"
 
-    async def _finish_left(self) -> None:
-        """Finish a snapshot or a commit of a backup during which the client was killed."""
-        overlays = {
-            part.overlay
-            for moment in (await self._planning.moments()).moments
-            if is_backup_moment(moment.name)
-            for part in moment.held
-        }
-        for record in await self._jobs.interrupted():
-            if is_backup_moment(record.name) or (record.op == "commit" and record.top in overlays):
-                with suppress(Refused):
-                    await self._jobs.wait(record.id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Copies:
-    """Copies the disks of a moment into a backup, one after the other.
-
-    Attributes:
-        planning: Makes the views.
-        partial: The backup.
-        moment: The moment's name.
-        disks: Names of the disks.
-        speed: Limit in bytes/s; 0: none.
-        hooks: The caller's callbacks, and its request to stop.
-    """
-
-    planning: Planning
-    partial: backups.Partial
-    moment: str
-    disks: tuple[str, ...]
-    speed: int
-    hooks: Hooks
-
-    async def make(self) -> dict[str, BackupDisk]:
-        """Copy all disks, and compare each copy with the moment; return the manifest's entry of each.
-
-        Raises:
-            Interrupted: When the caller's hooks ask to stop.
-            CommandFailed: When a copy fails, or differs.
-        """
-        copies: dict[str, BackupDisk] = {}
-        with anyio.CancelScope() as scope:
-            async with alongside(self._watch(scope)):
-                for view in await self.planning.views(self.moment, self.disks):
-                    copies[view.disk] = await self._copy(view)
-        if scope.cancelled_caught:
-            raise Interrupted("the backup was stopped, and nothing of it is left")
-        return copies
-
-    async def _watch(self, scope: anyio.CancelScope) -> None:
-        if self.hooks.cancel is not None:
-            await self.hooks.cancel.wait()
-            scope.cancel()
-
-    async def _copy(self, view: DiskView) -> BackupDisk:
-        directory = self.partial.directory
-        file = posixpath.join(directory, _image(view.disk))
-        total = view.allocated if view.allocated is not None else view.virtual_size
-        meter, name = Meter(), job_id("backup", "keep", self.moment[-8:])
-
-        async def tell(done: float) -> None:
-            job = Job(name, "backup", JobStatus.RUNNING, round(done * total), total, self.speed)
-            await self.hooks.tell(meter.look(job))
-
-        await copy_disk(
-            view, file, speed=self.speed, remove=directory, tell=tell, interval=self.hooks.interval
-        )
-        (crc, size), _ = await both(
-            partial(in_thread, partial(backups.checksum, file)),
-            partial(compare_disk, view, file, remove=directory),
-        )
-        return BackupDisk(_image(view.disk), "qcow2", view.virtual_size, size, crc, view.files)
+    async def _finish_left(self, seen: Seen) -> bool:
+        """Finish what clients that were killed have left of backups; whether there was any."""
+        left = [
+            record
+            for record in await self._planning.unfinished(seen.graph, seen.records)
+            if is_backup_moment(record.name) or (record.op == "commit" and is_backup_overlay(record.top))
+        ]
+        for record in left:
+            with suppress(Refused):
+                await self._jobs.wait(record.id)
+        return bool(left)
 
 
 async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord, ...]:
@@ -371,8 +333,11 @@ async def _chosen(directory: str | os.PathLike[str], at: int | None) -> tuple[st
     return posixpath.join(place, record.id), record
 
 
-def _image(disk: str) -> str:
-    return f"{disk_part(disk)}.qcow2"
+def _covering(plan: Plan, disk: str) -> tuple[str, str]:
+    """The overlay that a snapshot's plan puts on a disk, and the layer that it covers."""
+    assert plan.after is not None  # noqa: S101 - a snapshot's is predicted
+    overlay, covered, *_ = plan.after.disks[disk].files
+    return overlay, covered
 
 
 def _need(disks: Iterable[Disk]) -> int:

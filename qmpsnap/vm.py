@@ -476,10 +476,10 @@ class VM:
         A snapshot is taken, the layers beneath it are copied, each copy is compared with them, and the
         overlays are merged back. The backup gets its name in the directory once it is complete and synced.
 
-        After success the chains are as before. After a failure, or a cancel before the copies are complete,
-        the incomplete backup is removed, and the overlays are merged back; `.left` names those that could not
-        be merged back. If our process or QEMU was killed, the next backup merges them back first;
-        with the machine off, open the overlays for that.
+        After success the chains are as before. After a failure or a cancel the overlays are merged back,
+        within 30 s; `.left` names those that could not be merged back. A backup that is not complete is
+        removed. If our process or QEMU was killed, the next backup merges the overlays back first; with the
+        machine off, open the overlays for that.
 
         Args:
             directory: The directory of backups; created if it does not exist.
@@ -493,8 +493,8 @@ class VM:
             Unsupported: When a layer is encrypted or not a file, or the images are not visible from here.
             CommandFailed: When a disk cannot be copied, or its copy differs.
             Interrupted: When the hooks ask to stop.
-            StillNeeded: When the machine is off, and other images are backed by an active layer.
-            Incomplete: When other images are backed by that layer by then, so that an overlay stays.
+            StillNeeded: When other images are backed by an active layer.
+            Incomplete: When other images are backed by it since, so that an overlay stays.
             Refused, TargetError: As `snapshot` and `commit`. If merging back fails, the backup is complete,
                 and the hint names its directory.
 

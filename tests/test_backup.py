@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from qmpsnap.model.graph import Graph
+
 MACHINE = graph(vda="base <- s1*", vdb="data.raw*")
 CHAINS = MACHINE.chains()
 COPIES = """case $1 in convert) for last; do :; done; echo copy >"$last";; esac"""
@@ -150,6 +152,77 @@ async def test_backup_that_cannot_be_merged_for_a_new_clone_says_what_changed(
     overlay = fake.state.disks["vdb"].active.file
     assert (caught.value.changed.value, caught.value.exit_code) == ("yes", 7)
     assert [line.partition(":")[0] for line in caught.value.left] == [overlay]
+
+
+async def test_backup_of_a_layer_that_backs_another_image_is_refused_before_anything_is_made(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake = FakeTarget(MACHINE)
+    vm = vm_of(fake)
+    await vm.graph()
+    fake.files.put("/images/clone.qcow2", backing="/images/data.raw")
+    for disks in ((), ("vdb",)):
+        with pytest.raises(
+            StillNeeded, match=r"still needed by /images/clone.qcow2: backed by /images/data.raw"
+        ):
+            await vm.backup(tmp_path / "b", disks=disks)
+        with pytest.raises(StillNeeded):
+            await vm.plan_backup(tmp_path / "b", disks=disks)
+    assert fake.performed == []
+    assert not (tmp_path / "b").exists()
+    await vm.snapshot("stays", disks=["vdb"])
+    assert set((await vm.backup(tmp_path / "b")).files) == {"vda", "vdb"}
+
+
+async def test_backup_that_is_cancelled_while_it_merges_back_merges_all(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake, place = FakeTarget(MACHINE), tmp_path / "b"
+    moved: list[Mapping[str, str]] = []
+    with anyio.CancelScope() as scope:
+
+        def follow(active: Mapping[str, str]) -> None:
+            moved.append(active)
+            if len(moved) == 2:  # after the snapshot, the first merge
+                scope.cancel()
+
+        await vm_of(fake).backup(place, hooks=Hooks(on_pivot=follow))
+    assert scope.cancelled_caught
+    assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
+    (record,) = await qmpsnap.list_backups(place)
+    assert set(record.disks) == {"vda", "vdb"}
+
+
+async def test_backup_that_is_cancelled_during_its_snapshot_merges_back(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    fake = FakeTarget(MACHINE)
+    with anyio.CancelScope() as scope:
+        await vm_of(fake).backup(tmp_path / "b", hooks=Hooks(on_pivot=lambda _: scope.cancel()))
+    assert scope.cancelled_caught
+    assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
+    assert not (tmp_path / "b").exists()
+
+
+async def test_backup_reads_the_graph_twice_before_its_snapshot(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    """Once for what earlier clients have left, and once for the plan."""
+    del tool_that
+    fake = FakeTarget(MACHINE)
+    vm, read, look = vm_of(fake), [], fake.graph
+
+    async def graph() -> Graph:
+        if not fake.performed:
+            read.append("graph")
+        return await look()
+
+    fake.graph = graph  # type: ignore[method-assign]
+    await vm.backup(tmp_path / "b")
+    assert len(read) == 2
 
 
 async def test_backup_of_an_older_layer_is_refused_with_the_machine_off_before_anything_is_made(

@@ -7,6 +7,7 @@ DIR/20240501T120000Z-0a1b2c3d.partial/    while it is being made
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -24,6 +25,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.qcow2")
 _MOMENT = "backup-"
+_OVERLAY = re.compile(rf".*\.{_MOMENT}{_ID.pattern}\.qcow2", re.DOTALL)
 
 
 class BackupDisk(FrozenStruct, frozen=True):
@@ -99,6 +101,12 @@ def moment_name(backup: str) -> str:
 def is_backup_moment(name: str) -> bool:
     """Whether a snapshot's name says that it was taken for a backup."""
     return name.startswith(_MOMENT) and is_backup_id(name.removeprefix(_MOMENT))
+
+
+def is_backup_overlay(file: str) -> bool:
+    """Whether an overlay's name says that it began at such a snapshot."""
+    name = posixpath.basename(file)
+    return _OVERLAY.fullmatch(name) is not None
 
 
 def to_manifest(record: BackupRecord) -> bytes:

@@ -38,24 +38,33 @@ _ZEROES = bytes(_CHUNK)
 class Partial:
     """A backup that is not complete; readers ignore it. Blocking.
 
+    Args:
+        place: The directory of backups.
+        backup: The backup's id.
+
     Attributes:
         directory: Directory for its images.
     """
 
-    def __init__(self, place: str, backup: str, *, need_bytes: int) -> None:
-        """Create its directory, and the directory of backups if that does not exist.
+    def __init__(self, place: str, backup: str) -> None:
+        self._place, self._backup = place, backup
+        self.directory = os.path.join(place, backup + PARTIAL)
+        self._is_new = False
+        self._lock: int | None = None
+
+    def create(self, *, need_bytes: int) -> None:
+        """Create its directory, unless it was created, and the directory of backups if that does not exist.
 
         Raises:
             InvalidTarget: When it cannot be created, or there is too little space.
         """
-        self._place, self._backup = place, backup
-        self.directory = os.path.join(place, backup + PARTIAL)
+        if self._lock is not None:
+            return
+        place = self._place
         try:
             self._is_new = _make(place)
             space = os.statvfs(place)
             if space.f_bavail * space.f_frsize < need_bytes:
-                if self._is_new:
-                    os.rmdir(place)  # noqa: PTH106
                 raise InvalidTarget(
                     f"{place} has {space.f_bavail * space.f_frsize} bytes free; the backup may need "
                     f"{need_bytes}",
@@ -92,11 +101,13 @@ class Partial:
     def close(self) -> None:
         """Remove the backup, unless it was finished, and a directory that was created for it; unlock it."""
         if self.directory:
-            remove_tree(self.directory)
+            if self._lock is not None:
+                remove_tree(self.directory)
             if self._is_new:
                 with contextlib.suppress(OSError):
                     os.rmdir(self._place)  # noqa: PTH106 - only if nothing else is in it
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def find_backups(place: str, damaged: list[InvalidTarget] | None = None) -> tuple[BackupRecord, ...]:

@@ -21,9 +21,10 @@ from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import IntentRecord, Record
 from qmpsnap.model.tree_growth import Growth, ask_around, with_sizes
 from qmpsnap.model.view import DiskView
+from qmpsnap.plan import backup as plan_backup
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan import view as plan_view
 from qmpsnap.plan.checks.images import refuse_below
@@ -34,6 +35,21 @@ from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.run.outcome import same
 from qmpsnap.run.start_check import StartCheck
 from qmpsnap.run.target import Target, guest_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at a machine.
+
+    Attributes:
+        graph: The graph.
+        moments: The moments that its disks hold.
+        records: The records that were found, with those of other machines in the same directories.
+    """
+
+    graph: Graph
+    moments: Moments
+    records: tuple[Record, ...]
 
 
 class Planning:
@@ -67,6 +83,10 @@ class Planning:
 
     async def moments(self) -> Moments:
         """Every moment that the disks hold, as of now, and the tree of their images."""
+        return (await self.seen()).moments
+
+    async def seen(self) -> Seen:
+        """The graph, its moments, and the records, all as of now."""
         graph = await self._target.graph()
         ask = resume.ask(graph, state_dir=self._state_dir) | ask_around(graph)
         ask = replace(ask, states=state_places(graph))
@@ -93,37 +113,40 @@ class Planning:
             memories=more.memories,
         )
         tree = growth.tree(moments.moments)
-        return replace(
+        moments = replace(
             moments,
             moments=with_sizes(moments.moments, tree),
             tree=tree,
             unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
+        return Seen(graph, moments, files.records)
 
     async def views(self, name: str, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
         """How each of the disks is read as it was at a moment; see `plan.view.views` for what it refuses."""
         return plan_view.views(name, disks, await self._reading(name))
 
-    async def readable(self, disks: Sequence[str]) -> tuple[Disk, ...]:
-        """The disks, which can be read from outside once they are covered; see `plan.view.readable`."""
-        return plan_view.readable(disks, await self._reading(""))
+    async def coverable(self, plan: Plan) -> tuple[Disk, ...]:
+        """The disks of a snapshot's plan that was made just now; see `plan.backup.coverable`."""
+        files = await self._target.look(plan_backup.ask(plan.disks, plan.before), plan.before)
+        jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
+        scene = self._scene(plan.before, files, jobs, features, None)
+        return plan_backup.coverable(plan.disks, scene)
 
-    async def refuse_below(self, disks: Sequence[str]) -> Graph:
-        """Refuse to write to older layers of a machine that is off; return the graph.
+    def refuse_below(self, disks: Sequence[str], graph: Graph) -> None:
+        """Refuse to write to older layers of a machine that is off.
 
         An overlay on such a layer could not be merged back into it: other images are backed by it.
 
         Args:
             disks: Disks in any spelling; none: all of them.
+            graph: The graph as it was last read.
 
         Raises:
             StillNeeded: When the active layer of a disk is the backing file of other images.
         """
-        graph = await self.graph()
         if self._off:
             names = {find_disk(graph, disk).name for disk in disks} or set(graph.disks)
             refuse_below("backup", names, self._started.started_below(graph))
-        return graph
 
     async def _reading(self, name: str) -> Scene:
         """What has to be known to read a moment of that name."""
@@ -223,9 +246,15 @@ class Planning:
         """Records of operations whose client went away; see `Jobs.interrupted`."""
         graph = graph or await self._target.graph()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
+        return await self.unfinished(graph, files.records, live=live)
+
+    async def unfinished(
+        self, graph: Graph, found: Sequence[Record], *, live: bool = False
+    ) -> tuple[IntentRecord, ...]:
+        """Those of the records that are of operations on this machine, as `interrupted`."""
         # A record that lies in two places is one.
-        records = {record.id: record for record in files.records if isinstance(record, IntentRecord)}.values()
-        ours = {record.id for record in records if ownership.stands_here(record, graph, files.records)}
+        records = {record.id: record for record in found if isinstance(record, IntentRecord)}.values()
+        ours = {record.id for record in records if ownership.stands_here(record, graph, found)}
         process = ""
         if len(ours) < len(records):
             ours |= {job.id for job in await self._target.jobs()}

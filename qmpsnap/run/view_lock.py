@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 
 from qmpsnap.run.safe_open import open_file
 
@@ -51,6 +52,33 @@ def held(file: str, moment: str) -> bool:
     finally:
         os.close(descriptor)
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+class Locks:
+    """Marks one moment in several files as being read; `close` ends that.
+
+    Attributes:
+        moment: The moment's name.
+    """
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+        self._held: dict[str, int] = {}
+
+    def hold(self, files: Iterable[str]) -> None:
+        """Mark it in these files, too.
+
+        Raises:
+            OSError: When one cannot be opened.
+        """
+        for file in files:
+            if file not in self._held and (descriptor := hold(file, self.moment)) is not None:
+                self._held[file] = descriptor
+
+    def close(self) -> None:
+        """Remove the marks."""
+        while self._held:
+            os.close(self._held.popitem()[1])
 
 
 def _flock(kind: int, moment: str) -> bytes:

@@ -11,11 +11,12 @@ from qmpsnap.model.backup import (
     backup_id,
     is_backup_id,
     is_backup_moment,
+    is_backup_overlay,
     moment_name,
     read_manifest,
     to_manifest,
 )
-from qmpsnap.model.names import check_name
+from qmpsnap.model.names import check_name, overlay_files
 from tests.each import each
 
 ID = "20240501T120000Z-0a1b2c3d"
@@ -33,6 +34,21 @@ def test_moment_of_a_backup_is_a_valid_name_and_is_known_again() -> None:
     assert check_name(moment_name(ID)) == f"backup-{ID}"
     assert is_backup_moment(moment_name(ID))
     assert not any(map(is_backup_moment, (ID, "backup-mine", "backup-")))
+
+
+def test_overlay_of_a_backup_is_known_by_its_name() -> None:
+    bases = ("base.qcow2", f"{'x' * 250}.img", "raw")
+    disks = {str(n): ("/images/s1.qcow2", f"/images/{base}") for n, base in enumerate((*bases, *bases))}
+    made = overlay_files(disks, moment_name(ID)).values()
+    assert len(set(made)) == len(disks)
+    assert all(map(is_backup_overlay, made))
+    others = (
+        "",
+        "/b/base.backup-mine.qcow2",
+        f"/backup-{ID}.qcow2/s1.qcow2",
+        f"/b/base.backup-{ID}.qcow2.invalid",
+    )
+    assert not any(map(is_backup_overlay, others))
 
 
 def test_manifest_is_read_as_it_was_written() -> None:

@@ -32,9 +32,20 @@ def names(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
+def created(place: Path, backup: str, *, need_bytes: int = 1) -> Partial:
+    """An incomplete backup; if its directory cannot be created, it is closed."""
+    partial = Partial(str(place), backup)
+    try:
+        partial.create(need_bytes=need_bytes)
+    except InvalidTarget:
+        partial.close()
+        raise
+    return partial
+
+
 def made(place: Path, record: BackupRecord = RECORD) -> Path:
     """A backup with its image."""
-    partial = Partial(str(place), record.id, need_bytes=1)
+    partial = created(place, record.id)
     (Path(partial.directory) / "vda.qcow2").write_bytes(DATA)
     directory = partial.finish(record)
     partial.close()
@@ -43,7 +54,7 @@ def made(place: Path, record: BackupRecord = RECORD) -> Path:
 
 def test_partial_is_no_backup_before_it_is_finished(tmp_path: Path) -> None:
     place = tmp_path / "b"
-    partial = Partial(str(place), ID, need_bytes=1)
+    partial = created(place, ID)
     assert (partial.directory, find_backups(str(place))) == (f"{place}/{ID}.partial", ())
     assert Path(partial.directory).stat().st_mode & 0o777 == 0o700
     assert partial.finish(RECORD) == f"{place}/{ID}"
@@ -54,23 +65,36 @@ def test_partial_is_no_backup_before_it_is_finished(tmp_path: Path) -> None:
 
 def test_partial_that_is_given_up_is_removed_with_the_directory_that_it_made(tmp_path: Path) -> None:
     place = tmp_path / "b"
-    partial = Partial(str(place), ID, need_bytes=1)
+    partial = created(place, ID)
     (Path(partial.directory) / "vda.qcow2").touch()
     partial.close()
     assert names(tmp_path) == []
     place.mkdir()  # the user's
-    Partial(str(place), ID, need_bytes=1).close()
+    created(place, ID).close()
     assert (names(tmp_path), names(place)) == (["b"], [])
     made(place)
-    Partial(str(place), LATER, need_bytes=1).close()
+    created(place, LATER).close()
     assert names(place) == [ID]
+
+
+def test_partial_is_created_once_and_removes_nothing_that_it_has_not_created(tmp_path: Path) -> None:
+    (tmp_path / f"{ID}.partial").mkdir()
+    partial = Partial(str(tmp_path), ID)
+    partial.close()
+    assert names(tmp_path) == [f"{ID}.partial"]
+    partial.create(need_bytes=1)
+    (Path(partial.directory) / "vda.qcow2").touch()
+    partial.create(need_bytes=1)
+    assert names(Path(partial.directory)) == ["vda.qcow2"]
+    partial.close()
+    assert names(tmp_path) == []
 
 
 def test_partial_is_refused_without_room_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InvalidTarget, match="bytes free; the backup may need"):
-        Partial(str(tmp_path / "b"), ID, need_bytes=1 << 60)
+        created(tmp_path / "b", ID, need_bytes=1 << 60)
     with pytest.raises(InvalidTarget, match="there is no directory"):
-        Partial(str(tmp_path / "none" / "b"), ID, need_bytes=1)
+        created(tmp_path / "none" / "b", ID)
     assert names(tmp_path) == []
 
 
@@ -83,7 +107,7 @@ def test_partial_removes_what_killed_clients_have_left_and_nothing_else(tmp_path
     others.symlink_to("elsewhere")
     lock = os.open(used, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    Partial(str(tmp_path), ID, need_bytes=1).close()
+    created(tmp_path, ID).close()
     os.close(lock)
     assert names(tmp_path) == sorted([used.name, others.name, "elsewhere", "mine.partial"])
     assert (tmp_path / "elsewhere" / "vda.qcow2").exists()
@@ -166,7 +190,7 @@ def test_restore_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InvalidTarget, match="cannot create"):
         make_directory(str(tmp_path / "none" / "there"))
     (tmp_path / "file").touch()
-    for refused in (make_directory, lambda place: Partial(place, ID, need_bytes=1)):
+    for refused in (make_directory, lambda place: Partial(place, ID).create(need_bytes=1)):
         with pytest.raises(InvalidTarget, match=r"file' is not a directory"):
             refused(str(tmp_path / "file"))
     make_directory(str(tmp_path))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.run.view_lock import held, hold
+from qmpsnap.run.view_lock import Locks, held, hold
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,18 @@ def test_hold_says_that_one_moment_is_read_until_its_descriptor_is_closed(tmp_pa
     assert held(file, "c1")
     os.close(second)
     assert not held(file, "c1")
+
+
+def test_locks_mark_several_files_until_they_are_closed(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("f", "g")]
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    locks = Locks("c1")
+    locks.hold(files[:1])
+    locks.hold([*files, str(tmp_path)])
+    assert [held(file, "c1") for file in files] == [True, True]
+    locks.close()
+    assert [held(file, "c1") for file in files] == [False, False]
 
 
 def test_hold_of_what_is_no_file_says_nothing(tmp_path: Path) -> None:

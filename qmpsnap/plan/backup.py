@@ -1,0 +1,55 @@
+"""Refuses a backup of disks that cannot be read from outside, or whose overlays could not be merged back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qmpsnap.errors import StillNeeded
+from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.hints import command
+from qmpsnap.plan.chain import commit
+from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.scene import Scene
+from qmpsnap.plan.view import readable
+
+
+def ask(disks: Sequence[str], graph: Graph) -> Ask:
+    """What has to be known first: what kind each file is, and what a commit into the active layers asks.
+
+    Args:
+        disks: Disks by their names.
+        graph: The graph.
+    """
+    layers = (layer for disk in disks for layer in graph.disks[disk].layers)
+    question = Ask(files=tuple(file for layer in layers for file in layer.parts if file.startswith("/")))
+    for disk in disks:
+        question |= commit.ask(Commit(disk), graph, "")
+    return question
+
+
+def coverable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
+    """The disks, if they can be covered by overlays, copied, and have the overlays merged back; or refuse.
+
+    Args:
+        disks: Disks by their names.
+        scene: The machine, and its files.
+
+    Raises:
+        StillNeeded: When another image is backed by an active layer; `.by` names each.
+        InvalidTarget: When such images cannot be searched for.
+        Refused: As `plan.view.readable`.
+    """
+    chosen = readable(disks, scene)
+    for disk in chosen:
+        try:
+            commit.refuse_needed(Commit(disk.name), scene, disk, (disk.active,))
+        except StillNeeded as error:
+            raise StillNeeded(
+                f"still needed by {', '.join(error.by)}: backed by {disk.active.file}, into which the "
+                f"overlay of a backup of {disk.name} could not be merged back",
+                by=error.by,
+                hint=f"take a snapshot that stays: {command('snapshot', '--disk', disk.name)}; a backup then "
+                "merges its overlay into that one's",
+            ) from error
+    return chosen
