@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Format,
         Intent,
         Into,
+        MakeStore,
         Mirror,
         Mode,
         OnError,
@@ -97,7 +98,8 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console",
     "Port", "Launcher", "Start", "GuestMemory", "Accelerator", "Bus", "Ended",
-    "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "Revert", "Save", "Restore", "Delete", "Prune",
+    "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
+    "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",

@@ -6,7 +6,6 @@ import posixpath
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import anyio
 
@@ -16,24 +15,22 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.start import GuestMemory, Start
 from qmpsnap.model.view import DiskView
+from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.scratch import Scratch
 
-if TYPE_CHECKING:
-    from qmpsnap.vm import VM, Launcher
-
 
 @asynccontextmanager
 async def loaded(
-    vm: VM,
+    vm: OneMachine,
     name: str,
-    launcher: Launcher,
+    launcher: Starter[M],
     *,
     memory: GuestMemory | None = None,
     directory: str = "",
-) -> AsyncIterator[VM]:
+) -> AsyncIterator[M]:
     """Start a QEMU like a machine, and load a checkpoint of that machine into it; both end with the block.
 
     Its disks are new overlays on the layers of the checkpoint. They are thrown away at the end of the block,
@@ -68,7 +65,7 @@ async def loaded(
             yield helper
 
 
-async def kept_state(vm: VM, name: str) -> KeptState:
+async def kept_state(vm: OneMachine, name: str) -> KeptState:
     """The VM state of a checkpoint, in a file of its own.
 
     Raises:

@@ -55,6 +55,7 @@ from qmpsnap.run.planning import Planning
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
+from qmpsnap.store import has_store, make_store, with_store
 
 
 class VM:
@@ -618,6 +619,7 @@ class VM:
         memory: str | os.PathLike[str] | None = None,
         leave: Sequence[str] = (),
         via: Via | None = None,
+        launcher: Launcher | None = None,
         wait: bool = False,
         plain: bool = False,
         hooks: Hooks | None = None,
@@ -636,12 +638,15 @@ class VM:
         Args:
             name: The checkpoint's name.
             mode: "stop": the guest is paused while its memory is written; to revert takes a new QEMU.
-                "background": the guest keeps running meanwhile; to revert takes a new QEMU. "in-place": the
-                guest is paused; any QEMU can revert, including this one. "internal": all goes into the disks'
-                own images.
+                "background": the guest keeps running meanwhile; with a launcher its store is made at once, as
+                by `make_store`, and any QEMU can revert, including this one; else, and when that fails, to
+                revert takes a new QEMU, and `.notes` says why. "in-place": the guest is paused; any QEMU can
+                revert. "internal": all goes into the disks' own images.
             memory: File for the VM state, not with "internal"; None: beside the first disk's active layer.
             leave: With "internal" alone: writable disks to leave out, in any spelling.
             via: With "internal" alone; see `VM`, as for `wait`, `plain`, `hooks`.
+            launcher: With "background" alone: starts a QEMU like this one, as for `reverted`; None: that of
+                this machine, if it has one.
 
         Returns:
             The chains, the standstill by QEMU's own clock, and the bytes of VM state.
@@ -658,8 +663,49 @@ class VM:
         QAPI: migrate (migration.json), snapshot-save, transaction, blockdev-snapshot-sync. HMP: savevm.
         """
         file = "" if memory is None else absolute("memory", memory)
-        intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via)
-        return await self._do(intent, hooks, wait=wait)
+        if launcher is not None and mode != "background":
+            refuse("launcher", launcher, f"it is for the mode 'background', and this is {mode!r}")
+        start = self._launcher(launcher) if launcher is not None else self.launcher
+        store = mode == "background" and start is not None
+        intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via, store)
+        done = await self._do(intent, hooks, wait=wait)
+        return await with_store(self, done, name, start, hooks) if mode == "background" else done
+
+    async def make_store(
+        self, name: str, *, launcher: Launcher | None = None, hooks: Hooks | None = None
+    ) -> Done:
+        """Write the memory of a checkpoint into a store, so that this QEMU, too, can revert to it.
+
+        It is for checkpoints of the modes "background" and "stop", which then are of the mode "in-place"; the
+        memory file is removed. A second QEMU, the helper, is started for that, on overlays that are thrown
+        away, and its guest never runs. This machine is not touched: its guest keeps running, or stays paused.
+
+        After a failure the checkpoint is as it was, and no file is left. Cancelled before the helper writes
+        the store, likewise; cancelled after that, it is finished. If our process is killed, the checkpoint is
+        as it was, or has its store; the next call removes what is left.
+
+        Args:
+            name: The checkpoint's name.
+            launcher: Starts a QEMU like this one, as for `reverted`. None: that of this machine.
+            hooks: See `VM`.
+
+        Raises:
+            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when it was deleted
+                meanwhile.
+            Unsupported: When it has no memory, or is inside the images.
+            NotInChain: When a layer no longer holds it.
+            TargetExists: When it has a store, or the store's file exists.
+            InvalidTarget: When the store cannot be created, or there may be no room for it; when the memory
+                file is missing, incomplete, or another's.
+            MachineDiffers: When the launcher starts another machine; `.differences` names how.
+            JobFailed: When the helper cannot write the store.
+            ConnectFailed: When the helper has ended before it was complete.
+
+        QAPI: blockdev-add, snapshot-save, sent to the helper (block-core.json, migration.json).
+        """
+        start = self._launcher(launcher)
+        check_hooks(hooks)
+        return await make_store(self, name, start, hooks)
 
     async def revert(
         self,
@@ -681,8 +727,9 @@ class VM:
         - `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
           `.prepared` has the overlay of each disk, `.memory` the file to load, or "".
         - `into` "incoming" loads the memory into this QEMU, which was started with `-S -incoming defer` on
-          such overlays. After success the guest is as it was, and runs if it ran then; after a failed load
-          QEMU has ended, and the overlays are unchanged. `reverted` does this and the step before.
+          such overlays; with `-S` alone, if the memory is in a store ("in-place"). After success the guest is
+          as it was, and runs if it ran then; after a failed load QEMU has ended, or is paused, and the
+          overlays are unchanged. `reverted` does this and the step before.
 
         With the machine off (`offline`), "in-place" does for an external snapshot the same as "new". For an
         internal snapshot the images themselves are reverted, all or none of them, and no memory is loaded.
@@ -739,6 +786,7 @@ class VM:
         """
         start = self._launcher(launcher)
         plan = await self.plan(Revert(name, into="new"))
+        stored = await has_store(self, name)
         try:
             done = await self._executor.run(plan)
         except anyio.get_cancelled_exc_class():  # the overlays may be complete nevertheless
@@ -746,7 +794,7 @@ class VM:
             raise
         loaded = False
         try:
-            async with start(Start(disks=done.prepared, incoming=True)) as vm:
+            async with start(Start(disks=done.prepared, incoming=not stored, paused=True)) as vm:
                 await vm.revert(name, into="incoming")
                 loaded = True
                 yield vm

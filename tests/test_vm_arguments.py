@@ -116,10 +116,15 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "memory": tuple(one for one in PATH if one is not None),
             "leave": (*NAMES, ["vda"]),
             "via": ("hmp", "x", 1),
+            "launcher": (print, 1, "x"),
             "wait": FLAG,
             "plain": FLAG,
             **RUNS,
         },
+    ),
+    "make_store": (
+        {"name": "old", "launcher": print},
+        {"name": MOMENT, "launcher": CALLED, **RUNS},
     ),
     "revert": (
         {"name": "old"},

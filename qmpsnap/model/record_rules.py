@@ -6,6 +6,7 @@ record that breaks a rule is reported and skipped, like a truncated one.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
@@ -77,6 +78,7 @@ _ACTIONS: Mapping[str, type[Struct]] = {
     "remove-state": _of(file=AbsolutePath, id=Text, tag=Text),
     "finish-record": _Ended,
     "keep-moment": _of(**_KEPT, name=Text),
+    "keep-store": _of(**_KEPT, by=Text, instead_of=AbsolutePath),
     "keep-branch": _of(**_KEPT, overlays=dict[str, AbsolutePath]),
     "keep-link": _Unnamed,
     "keep-lost": _of(**_KEPT, disk=Text),
@@ -177,6 +179,12 @@ def _action(step: Step, record: IntentRecord) -> None:
                 raise ValueError(f"{file!r} gets the name {to!r}, which is not a name for a folded file")
             if (arguments["policy"] == "rename") is not bool(to):
                 raise ValueError(f"{file!r} is to be renamed without a new name, or has one without need")
+        case "keep-store":
+            instead = arguments["instead_of"]
+            if arguments["by"] != record.id or state is None or state.mode != "in-place":
+                raise ValueError("'keep-store' is of another operation than this, or one without a store")
+            if posixpath.dirname(instead) != posixpath.dirname(state.file) or instead == state.file:
+                raise ValueError(f"'keep-store' replaces {instead!r}, which is not beside its store")
         case "keep-branch":
             if dict(arguments["overlays"]) != record.overlays:
                 raise ValueError("'keep-branch' names other files than 'overlays'")

@@ -247,6 +247,8 @@ class Checkpoint(_Checked):
         plain: Whether encrypted data may be stored unencrypted.
         leave: With "internal" alone: writable disks that take no part, in any spelling.
         via: With "internal" alone: how; None: by the rule of `Via`.
+        store: With "background" alone: whether its store is made next (`MakeStore`). The memory of a paused
+            guest then is saved by "in-place", into a store.
     """
 
     name: NewName
@@ -255,6 +257,7 @@ class Checkpoint(_Checked):
     plain: bool = False
     leave: tuple[Text, ...] = ()
     via: Via | None = None
+    store: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -262,11 +265,24 @@ class Checkpoint(_Checked):
             _refuse(self, ("memory",), "the mode 'internal' saves the memory in an image")
         else:
             _refuse(self, ("leave", "via"), f"it is for the mode 'internal', and this is {self.mode!r}")
+        if self.mode != "background":
+            _refuse(self, ("store",), f"it is for the mode 'background', and this is {self.mode!r}")
 
     @property
     def kind(self) -> str:
         """Which planner plans it."""
         return "checkpoint-internal" if self.mode == "internal" else "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeStore(_Checked):
+    """The memory of a checkpoint is written into a store, so that the same QEMU can revert to it.
+
+    Attributes:
+        name: The checkpoint's name.
+    """
+
+    name: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +386,7 @@ Intent = (
     | Delete
     | Prune
     | Checkpoint
+    | MakeStore
     | Revert
     | Save
     | Restore

@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         op: "snapshot", "snapshot-internal", "delete", "checkpoint", "checkpoint-internal", "revert",
-            "revert-prepare", "revert-internal", "save", "restore", "stream", "commit" or "mirror".
+            "revert-prepare", "revert-internal", "store", "save", "restore", "stream", "commit" or "mirror".
         intent: What was asked for; None when an interrupted operation is resumed.
         disks: Names of the disks that the plan touches.
         stages: In order; one without steps is left out.

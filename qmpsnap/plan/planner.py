@@ -17,7 +17,7 @@ from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.vmstate import checkpoint, delete, load, revert, revert_off, save
+from qmpsnap.plan.vmstate import checkpoint, delete, load, revert, revert_new, revert_off, save, store
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,10 @@ PLANNERS: Mapping[str, Planner] = {
     "prune": Planner(prune.plan, "disks", ask_again=prune.ask_again),
     "checkpoint": Planner(checkpoint.plan, "guest", checkpoint.ask, guards=(_refuse_jobs,)),
     "checkpoint-internal": Planner(checkpoint_internal.plan, "guest", guards=(_refuse_migrated,)),
+    "makestore": Planner(store.plan, "guest", ask_again=store.ask_again),
     "revert": Planner(revert.plan, "guest", ask_again=revert.ask_again),
-    "revert-new": Planner(revert.plan_prepare, "files", ask_again=revert.ask_again, guards=_MEMORY),
-    "revert-incoming": Planner(revert.plan_incoming, "guest", ask_again=revert.ask_again, guards=_MEMORY),
+    "revert-new": Planner(revert_new.plan_prepare, "files", ask_again=revert.ask_again, guards=_MEMORY),
+    "revert-incoming": Planner(revert_new.plan_incoming, "guest", ask_again=revert.ask_again, guards=_MEMORY),
     "save": Planner(save.plan_save, "guest", save.ask_save, guards=_MEMORY),
     "load": Planner(load.plan, "guest", load.ask, guards=(_refuse_jobs,)),
     "savedevices": Planner(load.plan_devices, "guest", load.ask_devices, guards=(_refuse_jobs,)),

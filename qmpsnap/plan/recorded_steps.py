@@ -94,7 +94,7 @@ def _again(step: Step, record: IntentRecord, scene: Scene, used: Collection[str]
                 other.directory == arguments["directory"] for other in _moments(scene)
             )
             return (_recorded(step),) if known else ()
-        case "keep-branch" | "keep-link" | "keep-lost" | "keep-place" | "keep-continued":
+        case "keep-store" | "keep-branch" | "keep-link" | "keep-lost" | "keep-place" | "keep-continued":
             known = _ids(scene, MomentRecord, arguments["directory"], (arguments["id"],)) != ()
             return (_recorded(step),) if known else ()
         case _:

@@ -51,6 +51,10 @@ _OURS = frozenset({"paused", "postmigrate"})
 # Operations whose outcome has another wording than "is complete" and "was not complete".
 _ENDS = {
     "snapshot": ("snapshot {name!r} was taken", "snapshot {name!r} was not taken; its files are removed"),
+    "store": (
+        "{name!r} reverts in place: its store is complete",
+        "the store of {name!r} was not complete, and is removed; {name!r} reverts in a new QEMU, as before",
+    ),
     "save": ("{file} is complete", "{file} was not complete; its files are removed"),
     "revert": (
         "the machine is reverted to {name!r}",

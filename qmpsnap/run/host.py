@@ -74,6 +74,7 @@ class Host:
             "seal-memory": self._seal_memory,
             "seal-store": self._seal_store,
             "remove-state": self._remove_state,
+            "keep-store": self._keep_store,
             "keep-branch": self._keep_branch,
             "keep-link": self._keep_link,
             "keep-lost": self._keep_lost,
@@ -172,7 +173,24 @@ class Host:
             file, functools.partial(memory_files.seal_store, partial, file, made=self.made(partial))
         )
 
+    async def _keep_store(self, _: Step, *, directory: str, id: str, by: str, instead_of: str) -> None:
+        made = (await self._with_identity(await self._intent(directory, by))).state
+        assert made is not None  # noqa: S101 - record_rules
+        async with self._changing(directory):
+            moment = await self._catalog.find(directory, id, MomentRecord)
+            if moment is None or moment.state is None:
+                _log.warning("store.unwanted", file=made.file, reason="the checkpoint was deleted meanwhile")
+                await self._remove(made.file, by, made.tag)
+                return
+            if moment.state.file == instead_of:
+                await self._catalog.rewrite(replace(await self._moment(directory, id), state=made))
+        await self._remove(instead_of, id, "")
+
     async def _remove_state(self, _: Step, *, file: str, id: str, tag: str) -> None:
+        await self._remove(file, id, tag)
+
+    async def _remove(self, file: str, id: str, tag: str) -> None:
+        """Remove a file of VM state if it is that of the operation."""
         try:
             removed = await in_thread(functools.partial(remove_state_file, file, id, tag))
             left = not removed and await in_thread(functools.partial(os.path.lexists, file))

@@ -191,6 +191,8 @@ class FakeFiles:
                 self.records = [record for record in self.records if not _finishes(step, record)]
             case "link-records":
                 self.links.add((arguments["place"], arguments["directory"]))
+            case "keep-store":
+                self._keep_store(step)
             case "keep-moment":
                 self._keep(arguments["directory"], arguments["id"])
             case "create-overlay":
@@ -230,6 +232,14 @@ class FakeFiles:
         after = changed(moment, step)
         assert step.command in _ON_MOMENTS, f"there is no action {step.command!r}"  # noqa: S101
         self.records[self.records.index(moment)] = after
+
+    def _keep_store(self, step: Step) -> None:
+        arguments = step.arguments
+        moment = self._moment(arguments["directory"], arguments["id"])
+        (made,) = [one.state for one in self.records if one.id == arguments["by"]]
+        self.records[self.records.index(moment)] = replace(moment, state=made)
+        self.facts.pop(arguments["instead_of"], None)
+        self.memories.pop(arguments["instead_of"], None)
 
     def _keep(self, directory: str, id: str) -> None:  # noqa: A002 - a record's word
         for index, record in enumerate(self.records):

@@ -20,6 +20,7 @@ from qmpsnap.plan.commands.files import (
     Proof,
     create_file,
     create_memory,
+    create_store,
     remove_file,
     retire_file,
     seal_memory,
@@ -33,6 +34,7 @@ from qmpsnap.plan.commands.records import (
     keep_continued,
     keep_moment,
     keep_place,
+    keep_store,
     link_records,
 )
 from qmpsnap.plan.commands.state import system_reset
@@ -91,6 +93,23 @@ MIRROR = IntentRecord(
         ),
     ),
 )
+MAKING = "qmpsnap-store-keep-0a1b2c3d"
+MADE = replace(STATE, mode="in-place", file="/d/m.vmstate.qcow2", tag="qmpsnap-0a1b2c3d")
+STORE = IntentRecord(
+    id=MAKING,
+    op="store",
+    created=TIME,
+    chains={"vda": ("/d/o", "/d/base")},
+    after={"vda": ("/d/o", "/d/base")},
+    stages=stages(
+        create_store(MADE.partial, "/d/base"),
+        seal_store(MADE.partial, MADE.file),
+        tidy=(keep_store(PLACE, "m", by=MAKING, instead_of="/d/m"), finish_record(PLACE, (MAKING,))),
+    ),
+    name="c1",
+    state=MADE,
+    origin=Origin(False, "1-2"),
+)
 OVERLAYING = overlaying({"vda": "/d/o"}, {"vda": "/d/base"})
 SEALING = seal_memory(
     STATE.partial, STATE.file, id=TAKING, name="c1", running=True, fingerprint=STATE.fingerprint
@@ -141,7 +160,7 @@ MOVED = replace(REVERT, stages=REVERT.stages[:1])
 MOMENT = moment_of(CHECKPOINT)
 
 
-@each("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, REVERT, MOMENT])
+@each("record", [COMMIT, NO_FILE, MIRROR, CHECKPOINT, STORE, REVERT, MOMENT])
 def test_a_record_of_ours_is_one(record: IntentRecord | MomentRecord) -> None:
     assert from_json(to_json(record)) == record
 
@@ -185,6 +204,10 @@ def with_step(record: IntentRecord, step: Step) -> IntentRecord:
         (MIRROR, Step(on="qmp", command="blockdev-del", arguments={"id": "x"}), "missing required field"),
         (CHECKPOINT, seal_store(STATE.partial, VICTIM), "'seal-store' names other files than 'state'"),
         (CHECKPOINT, seal_store(VICTIM, STATE.file), "'seal-store' names other files than 'state'"),
+        (STORE, keep_store(PLACE, "m", by=TAKING, instead_of="/d/m"), "'keep-store' is of another operation"),
+        (CHECKPOINT, keep_store(PLACE, "m", by=TAKING, instead_of="/d/n"), "or one without a store"),
+        (STORE, keep_store(PLACE, "m", by=MAKING, instead_of=VICTIM), "which is not beside its store"),
+        (STORE, keep_store(PLACE, "m", by=MAKING, instead_of=MADE.file), "which is not beside its store"),
         (
             CHECKPOINT,
             set_parameters({"tls-creds": "x"}, {}),

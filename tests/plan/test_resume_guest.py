@@ -9,15 +9,19 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.memory import MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, Origin, moment_of
 from qmpsnap.plan import resume
-from qmpsnap.plan.commands.records import finish_record, keep_moment
+from qmpsnap.plan.commands.files import remove_state
+from qmpsnap.plan.commands.records import finish_record, keep_moment, keep_store
 from qmpsnap.plan.commands.state import cont
-from qmpsnap.plan.intent import Checkpoint, FileMode, Save
+from qmpsnap.plan.intent import Checkpoint, FileMode, MakeStore, Save
 from qmpsnap.plan.scene import GuestScene
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
-from tests.plan.scenes import NOW, planned
+from tests.plan.moments import ID, MEMORY, TWO
+from tests.plan.moments import files_of as moment_files
+from tests.plan.moments import kept as moment_kept
+from tests.plan.scenes import NOW, STATE, planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -168,3 +172,34 @@ def test_resume_of_a_save_lets_the_guest_run_that_it_did_not_save(*, whole: bool
         f"/images/vm.state {'is' if whole else 'was not'} complete" + ("" if whole else REMOVED),
     )
     assert rest.steps[-1] == finish_record(record.directory, (record.id,))
+
+
+@pytest.mark.parametrize("status", ["running", "paused"])
+@pytest.mark.parametrize("way", ["nothing", "partial", "whole", "recorded"])
+def test_resume_of_a_store_keeps_it_only_if_it_is_whole_and_leaves_the_guest_alone(
+    way: str, status: str
+) -> None:
+    files = moment_files("background")
+    plan = planned(MakeStore("c1"), TWO, files=files)
+    assert plan.record is not None
+    record = replace(plan.record, directory=STATE)
+    assert record.state is not None
+    files.records.append(record)
+    if way == "partial":
+        files.put(record.state.partial)
+    if way in {"whole", "recorded"}:
+        files.put(record.state.file)
+        files.memories[record.state.file] = MemoryFact(record.state.file, 1, tags=(record.state.tag,))
+    if way == "recorded":
+        files.records[0] = replace(moment_kept("background"), state=record.state)
+    rest = rested(record, TWO, files, status=status)
+    finish = finish_record(STATE, (record.id,))
+    if way in {"whole", "recorded"}:
+        keep = keep_store(STATE, ID, by=record.id, instead_of=MEMORY)
+        assert rest.steps == (keep, finish)
+        assert rest.notes == ("'c1' reverts in place: its store is complete",)
+    else:
+        assert rest.steps == (remove_state(record.state.partial, record.id), finish)
+        assert rest.notes == (
+            "the store of 'c1' was not complete, and is removed; 'c1' reverts in a new QEMU, as before",
+        )

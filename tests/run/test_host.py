@@ -9,9 +9,10 @@ from msgspec.structs import replace
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.header import parse_header
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.layer_renames import Renames
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Origin, moment_of
 from qmpsnap.plan.commands.files import (
     create_file,
     create_image,
@@ -29,8 +30,10 @@ from qmpsnap.plan.commands.records import (
     finish_record,
     keep_branch,
     keep_continued,
+    keep_link,
     keep_lost,
     keep_moment,
+    keep_store,
     write_record,
 )
 from qmpsnap.run.catalog import Catalog
@@ -259,6 +262,67 @@ async def test_host_says_what_cannot_be_sealed(host: Host, tmp_path: Path) -> No
         await host.perform(
             seal_memory(gone, str(tmp_path / "m"), id="id", name="c1", running=True, fingerprint=KEPT)
         )
+
+
+async def with_store(host: Host, base: str, tmp_path: Path) -> tuple[str, IntentRecord, Path]:
+    """A directory with the records of a checkpoint and of its store that is being made; that; the stream."""
+    place, stream = str(tmp_path / "base.qmpsnap"), tmp_path / "m.memory"
+    state = KeptState("stop", str(stream), "", True, KEPT, "00000001")
+    stream.touch(mode=0o600)
+    taken = replace(RECORD, state=state, origin=Origin(True))
+    await host.perform(write_record(place, taken))
+    await host.perform(
+        seal_memory(str(stream), f"{stream}.tmp", id=RECORD.id, name="n1", running=True, fingerprint=KEPT)
+    )
+    Path(f"{stream}.tmp").rename(stream)
+    await host.perform(keep_moment(place, RECORD.id, "n1"))
+    made = replace(state, mode="in-place", file=str(tmp_path / "m.vmstate.qcow2"), tag="qmpsnap-0a1b2c3d")
+    making = replace(taken, id="qmpsnap-store-keep-0a1b2c3d", op="store", stages=(), state=made)
+    await host.perform(write_record(place, making))
+    await host.perform(create_store(made.partial, base))
+    await host.perform(seal_store(made.partial, made.file))
+    return place, making, stream
+
+
+async def test_host_names_the_store_in_the_record_before_it_removes_the_stream(
+    host: Host, base: str, tmp_path: Path
+) -> None:
+    place, making, stream = await with_store(host, base, tmp_path)
+    made = making.state
+    assert made is not None
+    for _ in range(2):  # twice does no harm
+        await host.perform(keep_store(place, RECORD.id, by=making.id, instead_of=str(stream)))
+        (moment,) = (one for one in read_records((place,))[0] if isinstance(one, MomentRecord))
+        status = Path(made.file).stat()
+        assert moment.state == replace(made, inode=status.st_ino, user=status.st_uid)
+        assert not stream.exists()
+
+
+async def test_host_keeps_a_stream_that_is_of_another_operation_by_its_note(
+    host: Host, base: str, tmp_path: Path
+) -> None:
+    place, making, stream = await with_store(host, base, tmp_path)
+    other = tmp_path / "n.memory"
+    other.touch(mode=0o600)
+    await host.perform(
+        seal_memory(str(other), str(other) + "2", id="x", name="c", running=True, fingerprint=KEPT)
+    )
+    Path(f"{other}2").rename(stream)
+    await host.perform(keep_store(place, RECORD.id, by=making.id, instead_of=str(stream)))
+    assert stream.exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "deleted"])
+async def test_host_makes_no_store_of_a_checkpoint_that_was_deleted_meanwhile(
+    host: Host, base: str, tmp_path: Path, how: str
+) -> None:
+    place, making, stream = await with_store(host, base, tmp_path)
+    delete = keep_link(place, RECORD.id) if how == "deleted" else finish_record(place, (), (RECORD.id,))
+    await host.perform(delete)
+    await host.perform(keep_store(place, RECORD.id, by=making.id, instead_of=str(stream)))
+    assert [one.state for one in read_records((place,))[0] if isinstance(one, MomentRecord)] == (
+        [None] if how == "deleted" else []
+    )
 
 
 async def test_host_adds_a_branch_to_its_moment_once(host: Host, tmp_path: Path) -> None:

@@ -49,6 +49,21 @@ def keep_moment(directory: str, id: str, name: str) -> Step:  # noqa: A002 - a r
     return Step(on="host", command="keep-moment", arguments=Frozen(directory=directory, id=id, name=name))
 
 
+def keep_store(directory: str, id: str, *, by: str, instead_of: str) -> Step:  # noqa: A002 - as above
+    """Name in a moment's record the store that an operation has made, and remove the stream that it replaces.
+
+    If the moment was deleted meanwhile, the store is removed.
+
+    Args:
+        directory: Where the record lies.
+        id: That of the moment's record.
+        by: The operation's id, under which its own record names the store.
+        instead_of: The stream.
+    """
+    arguments = Frozen(directory=directory, id=id, by=by, instead_of=instead_of)
+    return Step(on="host", command="keep-store", arguments=arguments, owed=True)
+
+
 def keep_branch(directory: str, id: str, overlays: Mapping[str, str]) -> Step:  # noqa: A002 - as above
     """Add to a moment's record the overlays that began there by a revert.
 

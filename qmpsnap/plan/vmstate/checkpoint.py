@@ -81,7 +81,9 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     machine = scene.machine
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that
-    mode = "stop" if intent.mode == "background" and not machine.running else intent.mode
+    mode = intent.mode
+    if mode == "background" and not machine.running:
+        mode = "in-place" if intent.store else "stop"
     refuse_unsavable(scene, migrates=mode != "in-place", instead=_INSTEAD[scene.files.shared])
     if not scene.files.shared:
         raise Unsupported(
@@ -112,7 +114,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     if mode == "in-place":
         notes += revert_notes(intent.name, new.disks, machine)
     if mode != intent.mode:
-        notes.append("the guest is paused, so its memory is saved as with --mode stop")
+        notes.append(f"the guest is paused, so its memory is saved as with --mode {mode}")
     if mode == "stop" and not machine.running:
         notes.append(_POSTMIGRATE)
     checkpoint = Plan(

@@ -21,6 +21,11 @@ from qmpsnap.plan.vmstate.common import refuse_foreign, refuse_other
 def refuse_store(state: KeptState, machine: Machine, scene: Scene, name: str) -> None:
     """Refuse when the VM state cannot be loaded into this machine."""
     refuse_other(machine, state.fingerprint, what=repr(name), hint="make the machine what it was then")
+    refuse_broken(state, scene, name)
+
+
+def refuse_broken(state: KeptState, scene: Scene, name: str) -> None:
+    """Refuse when the store is missing or broken, or is not that of the checkpoint."""
     fact = scene.files.files[state.file]
     if fact.kind != "regular" or fact.header is None or fact.header.format != "qcow2":
         raise InvalidTarget(

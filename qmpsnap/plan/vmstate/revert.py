@@ -1,8 +1,7 @@
-"""Plans of a revert to an external moment.
+"""Plans of a revert to an external moment in the same QEMU; in a new one: `revert_new`.
 
     in place, disks alone       new roots, then the guest is reset: its memory belongs to other disks
     in place, with memory       new roots, then the VM state is loaded from its store
-    into a new QEMU             overlays for it to start from; it is then loaded with the memory
 
 What was written since is kept in the layers that are left aside.
 """
@@ -12,16 +11,15 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection
 
-from qmpsnap.errors import InvalidTarget, MachineDiffers, NotFound, NotInChain, Unsupported
+from qmpsnap.errors import NotFound, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command, frees, quoted
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
-from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.moments import find_moments, related_records
-from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.names import job_id
 from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.disk import refuse_busy, refuse_jobs, refuse_migrated
@@ -47,16 +45,11 @@ from qmpsnap.plan.vmstate.branch import (
     record_of,
 )
 from qmpsnap.plan.vmstate.common import (
-    file_number,
-    refuse_changed,
-    refuse_foreign,
     refuse_no_load,
-    refuse_other,
     refuse_state,
     undone,
 )
 from qmpsnap.plan.vmstate.in_place import load_store, pause, refuse_store, stale_notes
-from qmpsnap.plan.vmstate.save import load_steps, whole_note
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
@@ -67,7 +60,7 @@ def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     if record is None:
         return ask_loadable(graph, intent.name) | ask_left(graph, files, own)
     token = branch_token(record, graph)
-    left = _left(intent, graph, files)
+    left = left_out(intent, graph, files)
     disks = [graph.disks[name] for name in record.covered if name in graph.disks and name not in left]
     made = tuple(new_files(disks, intent.name, token).values())
     fresh = tuple((disk.active.file, record.covered[disk.name]) for disk in disks if disk.layers)
@@ -94,7 +87,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
         TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
         WouldLose: When a layer that is to be discarded holds internal snapshots.
     """
-    left = _left(intent, scene.graph, scene.files)
+    left = left_out(intent, scene.graph, scene.files)
     writable = [disk for disk in scene.graph.writable() if disk.name not in left]
     refuse_lost(scene, writable)
     for disk in writable:
@@ -147,7 +140,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                 (
                     *undone(store),
                     *(step for branch in new for step in branch.frees),
-                    keep_branch(record.directory, record.id, _overlays(new)),
+                    keep_branch(record.directory, record.id, new_overlays(new)),
                     *(
                         retire_file(branch.was.file, "remove", "", _proof(branch, scene))
                         for branch in removed
@@ -204,13 +197,13 @@ def _covered_disks(record: MomentRecord, scene: Scene, left: Collection[str]) ->
                 f"{disk.name} is writable but not part of {record.name!r}",
                 hint=f"it can be left out: --leave {quoted(disk.name)}",
             )
-    disks = _disks_of(record, scene, left)
+    disks = disks_of(record, scene, left)
     for disk in disks:
         refuse_busy(scene, disk)
     return disks
 
 
-def _left(intent: Revert, graph: Graph, files: Files) -> set[str]:
+def left_out(intent: Revert, graph: Graph, files: Files) -> set[str]:
     """Names of the disks to leave out; one that was unplugged goes by the name that the moment has for it."""
     records = (record for record in files.records if isinstance(record, MomentRecord))
     gone = {name for record in records if record.name == intent.name for name in record.covered}
@@ -218,7 +211,7 @@ def _left(intent: Revert, graph: Graph, files: Files) -> set[str]:
     return {name if name in gone else find_disk(graph, name).name for name in intent.leave}
 
 
-def _disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> list[Disk]:
+def disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> list[Disk]:
     """The disks of the moment, without those in `left`."""
     names = [name for name in record.disks if name not in left]
     for name in names:
@@ -242,7 +235,8 @@ def _check(new: tuple[Branch, ...]) -> tuple[Step, ...]:
     return (check_roots(roots),) if roots else ()
 
 
-def _overlays(new: tuple[Branch, ...]) -> dict[str, str]:
+def new_overlays(new: tuple[Branch, ...]) -> dict[str, str]:
+    """The overlay of each disk, by the disk's name."""
     return {branch.disk.name: branch.root.file for branch in new}
 
 
@@ -266,153 +260,3 @@ def _notes(
     )
     left = (f"not reverted: {', '.join(intent.leave)}",) if intent.leave else ()
     return (*((reset,) if state is None else stale_notes(machine, intent.name)), *stay, NOT_TOLD, *left)
-
-
-def plan_prepare(intent: Revert, scene: Scene) -> Plan:
-    """Plan overlays on a moment's layers, for a new QEMU to start from; the machine keeps running. Or refuse.
-
-    Raises:
-        NotFound, AmbiguousName: When no moment has the name, or two have it.
-        NotFound: When the machine lacks a disk of it.
-        Unsupported: When it is inside the images, or is reverted in place.
-        NotInChain: When a layer does not hold it any more.
-        Busy: When a job is running, which may be writing into a layer.
-        TargetExists, InvalidTarget: When an overlay cannot be created, or the memory file is incomplete or
-            belongs to another moment.
-    """
-    for disk in scene.graph.writable():
-        refuse_window(disk, disk.layers)
-    moment = scene.moment(intent.name)
-    record = record_of(moment)
-    if record.state is not None and record.state.mode == "in-place":
-        raise Unsupported(
-            f"{intent.name!r} is reverted in place, also in another QEMU",
-            feature="overlays for a QEMU that loads VM state in place",
-            hint=f"start QEMU as it is now, with -S, then: {command('revert', intent.name)}",
-        )
-    if record.state is not None:
-        _own_note(record, record.state, scene)
-    token = branch_token(record, scene.graph)
-    left = _left(intent, scene.graph, scene.files)
-    new = branches(moment, _disks_of(record, scene, left), token, scene, in_place=False)
-    made = _overlays(new)
-    operation_id = job_id("revert", "keep", token)
-    plan = Plan(
-        op="revert-prepare",
-        intent=intent,
-        disks=tuple(made),
-        stages=(
-            Stage(
-                "create the overlays",
-                tuple(branch.make for branch in new),
-            ),
-            Stage(
-                "record them",
-                (
-                    keep_branch(record.directory, record.id, made),
-                    *finished(operation_id, record.directory),
-                ),
-                tidy=True,
-            ),
-        ),
-        before=scene.graph,
-        prepared=made,
-        memory=record.state.file if record.state is not None else "",
-    )
-    return recorded(plan, record.directory, id=operation_id, created=scene.now, name=intent.name)
-
-
-def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
-    """Plan to load a checkpoint's memory into a QEMU that was started on prepared overlays; or refuse.
-
-    Raises:
-        NotFound, AmbiguousName: When no moment of these disks has the name, or two have it.
-        Unsupported: When the machine does not wait for VM state, or the moment has none for it.
-        NotInChain: When a disk is not backed by the checkpoint's layer.
-        MachineDiffers: When the machine is another, an overlay has data already, or a layer that holds the
-            moment has been written to since.
-        Busy: When a job is running.
-        InvalidTarget: When the memory file is missing, incomplete, or belongs to another moment.
-    """
-    moment = scene.moment(intent.name)
-    record = record_of(moment)
-    state = record.state
-    if state is None or state.mode == "in-place":
-        raise Unsupported(
-            f"{intent.name!r} has no memory that a new QEMU could load",
-            feature="VM state for a new QEMU",
-            hint=f"{command('revert', intent.name)} reverts in place",
-        )
-    note = _own_note(record, state, scene)
-    machine = scene.machine
-    token = digest("incoming", intent.name, note.id, avoid=scene.names)
-    inode = scene.files.memories[state.file].inode
-    load, after = load_steps(machine, state.file, file_number(token), running=state.running, inode=inode)
-    refuse_other(machine, note.fingerprint, what=repr(intent.name))
-    _refuse_not_prepared(record, scene)
-    _refuse_written(record, note, scene)
-    disks = tuple(name for name in record.covered if name in scene.graph.disks)
-    return Plan(
-        op="revert",
-        intent=intent,
-        disks=disks,
-        stages=(
-            Stage(f"load the memory of {intent.name!r}", load, verify=True),
-            Stage("restore the settings", after, tidy=True),
-        ),
-        before=scene.graph,
-        run_state=machine.status,
-        state_bytes=note.stream_bytes,
-    )
-
-
-def _own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
-    """The note of the moment's memory file, which has to be complete and this moment's."""
-    note = whole_note(scene.files, state.file)
-    if note.id != record.id:
-        raise InvalidTarget(
-            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
-            file=state.file,
-        )
-    refuse_foreign(scene.files.memories[state.file], state)
-    return note
-
-
-def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
-    for name, covered in record.covered.items():
-        if name in record.lost:
-            raise NotInChain(f"{covered} no longer holds {record.name!r}: a commit has written into it")
-        disk = scene.graph.disks.get(name)
-        if disk is None or len(disk.files) < 2 or disk.files[1] != covered:
-            reads = f"reads {' on '.join(disk.files)}" if disk is not None else "is not there"
-            raise NotInChain(
-                f"{name} {reads}, and not an overlay on {covered}, which holds {record.name!r}",
-                hint=f"{command('revert', record.name, '--prepare')} creates the overlays to start from",
-            )
-        if disk.active.file not in scene.files.fresh:
-            raise MachineDiffers(
-                f"{disk.active.file} already has data, which the memory of {record.name!r} does not match",
-                differences=[f"{disk.active.file} is not empty"],
-                hint=f"{command('revert', record.name, '--prepare')} creates a new one",
-            )
-
-
-def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
-    """Refuse when a file of the layers that hold the moment has been written to since.
-
-    A stream into one of them writes it, too, but takes nothing from the moment, only the layers below. So
-    files are compared where the layers are still the same.
-    """
-    differences: list[str] = []
-    for name in record.covered:
-        disk = scene.graph.disks[name]
-        then = [layer for layer in note.layers if layer.disk == name]
-        now = [file for layer in disk.layers[1:] for file in layer.parts if file.startswith("/")]
-        if [layer.file for layer in then] != now:
-            continue
-        for layer in then:
-            fact = scene.files.files.get(layer.file)
-            state = (layer.size, layer.modified)
-            if fact is not None and fact.taken and (fact.size, fact.modified_ns) != state:
-                differences.append(f"{layer.file} of {name} has been written to since")
-    refuse_changed(differences, f"the layers have changed since {record.name!r}")

@@ -25,7 +25,7 @@ from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
-from qmpsnap.plan.vmstate import revert
+from qmpsnap.plan.vmstate import revert, revert_new
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
@@ -59,7 +59,7 @@ def plan(intent: Revert, scene: Scene) -> Plan:
         )
     moment = scene.moment(intent.name)
     if moment.kind == "external":
-        return revert.plan_prepare(intent, scene)
+        return revert_new.plan_prepare(intent, scene)
     return _inside(intent, moment, scene)
 
 

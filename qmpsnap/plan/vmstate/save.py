@@ -13,7 +13,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
-from qmpsnap.model.record import Origin
+from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
 from qmpsnap.plan.commands.files import create_memory, seal_memory
@@ -195,6 +195,18 @@ def whole_note(files: Files, file: str) -> MemoryNote:
             hint="nothing was sent to QEMU",
         )
     return fact.note
+
+
+def own_note(record: MomentRecord, state: KeptState, scene: Scene) -> MemoryNote:
+    """The note of the moment's memory file, which has to be complete and this moment's."""
+    note = whole_note(scene.files, state.file)
+    if note.id != record.id:
+        raise InvalidTarget(
+            f"{state.file} is the memory of {note.name or 'a saved machine'!r}, not of {record.name!r}",
+            file=state.file,
+        )
+    refuse_foreign(scene.files.memories[state.file], state)
+    return note
 
 
 def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:

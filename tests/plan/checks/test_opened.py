@@ -15,6 +15,7 @@ from qmpsnap.plan.intent import (
     Delete,
     Intent,
     Load,
+    MakeStore,
     Mirror,
     Prune,
     Restore,
@@ -72,7 +73,7 @@ def files(
 
 
 def test_every_verb_is_tried_here_but_the_deletion_of_moments_and_those_on_new_machines() -> None:
-    others = {Delete, Prune, Load, SaveDevices}
+    others = {Delete, Prune, Load, SaveDevices, MakeStore}
     assert {type(intent) for intent in VERBS} == {*get_args(Intent)} - others
 
 

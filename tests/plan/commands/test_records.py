@@ -13,6 +13,7 @@ from qmpsnap.plan.commands.records import (
     keep_lost,
     keep_moment,
     keep_place,
+    keep_store,
     record_of,
     write_record,
 )
@@ -50,6 +51,12 @@ def test_the_record_of_a_revert_inside_images_is_removed_in_any_run_state() -> N
             keep_branch("/r", "i", {"vda": "/o"}),
             "keep-branch",
             {"id": "i", "overlays": {"vda": "/o"}},
+            "owed",
+        ),
+        (
+            keep_store("/r", "i", by="j", instead_of="/m"),
+            "keep-store",
+            {"id": "i", "by": "j", "instead_of": "/m"},
             "owed",
         ),
         (keep_link("/r", "i"), "keep-link", {"id": "i"}, ""),

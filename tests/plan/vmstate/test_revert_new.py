@@ -20,14 +20,14 @@ from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
-from tests.plan.moments import MEMORY, TWO, files_of, kept, kinds
+from tests.plan.moments import MEMORY, STORE, TWO, files_of, kept, kinds
 from tests.plan.scenes import job, planned, with_layer
 
 if TYPE_CHECKING:
     from qmpsnap.testing.fake_files import FakeFiles
 
 
-@each("mode", ["", "stop", "background"])
+@each("mode", ["", "stop", "background", "in-place"])
 def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
     plan = planned(Revert("c1", into="new"), TWO, files=files_of(mode))
     assert kinds(*plan.steps) == [
@@ -39,16 +39,23 @@ def test_prepare_makes_overlays_and_leaves_the_machine_alone(mode: str) -> None:
 
 
 def test_prepare_names_the_memory_that_a_new_qemu_is_to_load() -> None:
-    names = {
-        mode: planned(Revert("c1", into="new"), TWO, files=files_of(mode)).memory for mode in ("", "stop")
+    plans = {
+        mode: planned(Revert("c1", into="new"), TWO, files=files_of(mode))
+        for mode in ("", "stop", "in-place")
     }
-    assert names == {"": "", "stop": MEMORY}
+    assert {mode: plan.memory for mode, plan in plans.items()} == {"": "", "stop": MEMORY, "in-place": ""}
+    (note,) = plans["in-place"].notes
+    assert note == (
+        f"its memory is in the store {STORE}: start the same machine with -S, without -incoming; "
+        "qmpsnap revert c1 --into-incoming then loads it"
+    )
 
 
-def test_prepare_refuses_what_reverts_in_place_in_any_qemu() -> None:
-    with pytest.raises(Unsupported, match="is reverted in place") as caught:
-        planned(Revert("c1", into="new"), TWO, files=files_of("in-place"))
-    assert caught.value.hint == "start QEMU as it is now, with -S, then: qmpsnap revert c1"
+def test_prepare_refuses_a_store_that_is_missing() -> None:
+    files = files_of("in-place")
+    files.facts.pop(STORE)
+    with pytest.raises(InvalidTarget, match="the VM state of 'c1' is gone or broken"):
+        planned(Revert("c1", into="new"), TWO, files=files)
 
 
 def test_prepare_refuses_a_memory_file_that_is_not_whole() -> None:
@@ -112,6 +119,22 @@ def test_incoming_leaves_a_guest_paused_that_was_paused() -> None:
     assert not [step for step in plan.steps if step.command == "cont"]
 
 
+@each("running", [True, False])
+def test_incoming_loads_a_store_into_a_qemu_that_is_paused_before_it_has_run(*, running: bool) -> None:
+    files = prepared("in-place")
+    (record,) = files.records
+    state = kept("in-place", READY).state
+    assert state is not None
+    files.records[:] = [replace(record, state=replace(state, running=running))]
+    plan = planned(INCOMING, READY, files=files, machine=a_machine(READY, status="prelaunch", running=False))
+    assert kinds(*plan.steps) == [
+        *("blockdev-add", "snapshot-load", "await-job", "job-dismiss"),
+        *(["cont"] if running else []),
+        "blockdev-del",
+    ]
+    assert plan.after == READY
+
+
 def touched() -> FakeFiles:
     files = prepared()
     files.touch("/images/r2.qcow2")
@@ -137,7 +160,21 @@ INCOMING_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refu
     "running": (READY, prepared(), {"status": "running"}, Unsupported, "not waiting for VM state"),
     "tcp": (READY, prepared(), {"passes_files": False}, Unsupported, "unix socket"),
     "no memory": (READY, prepared(""), {}, Unsupported, "no memory that a new QEMU could load"),
-    "in place": (READY, prepared("in-place"), {}, Unsupported, "no memory that a new QEMU could load"),
+    "a store in a QEMU that waits": (READY, prepared("in-place"), {}, Unsupported, "in the state inmigrate"),
+    "a store in one that has run": (
+        READY,
+        prepared("in-place"),
+        {"status": "paused"},
+        Unsupported,
+        "in the state paused, and the memory of 'c1' is in a store",
+    ),
+    "a store in another machine": (
+        READY,
+        prepared("in-place"),
+        {"status": "prelaunch", "fingerprint": BIGGER},
+        MachineDiffers,
+        "bytes of memory",
+    ),
     "cut": (READY, cut(), {}, InvalidTarget, "it was cut"),
     "of another": (READY, noted(id="other", name="c9"), {}, InvalidTarget, "memory of 'c9', not of 'c1'"),
     "other machine": (READY, noted(fingerprint=BIGGER), {}, MachineDiffers, "268435456 bytes of memory"),

@@ -1,0 +1,131 @@
+"""Plan of a store for a checkpoint whose memory is a stream: afterwards the same QEMU can revert to it.
+
+QEMU reads a stream only as it starts. So a second QEMU, the helper, is started like the machine and loads the
+stream, and this plan is run on the helper, whose guest never runs: it saves its VM state into a new store. Of
+the machine itself nothing is changed but the record of the checkpoint, which then names the store.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from qmpsnap.errors import TargetExists, Unsupported
+from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.moments import Moment, find_moments
+from qmpsnap.model.names import digest, fit_name, job_id, node_name
+from qmpsnap.model.record import MomentRecord, Origin
+from qmpsnap.model.step import Stage
+from qmpsnap.plan.commands.block import blockdev_del, open_store
+from qmpsnap.plan.commands.files import create_store, seal_store
+from qmpsnap.plan.commands.jobs import done_and_dismissed
+from qmpsnap.plan.commands.records import keep_store
+from qmpsnap.plan.commands.state import snapshot_save
+from qmpsnap.plan.intent import MakeStore
+from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.recording import finished, recorded
+from qmpsnap.plan.scene import GuestScene
+from qmpsnap.plan.vmstate.branch import record_of, refuse_invalid
+from qmpsnap.plan.vmstate.common import refuse_memory_place
+from qmpsnap.plan.vmstate.save import own_note
+
+_STREAM = ".memory"
+
+
+def ask_again(intent: MakeStore, graph: Graph, files: Files) -> Ask:
+    """What the planner wants to know once it knows the moments: about the memory, and the store's place."""
+    records = [moment.record for moment in find_moments(graph, files.records).named(intent.name)]
+    streams = tuple(
+        record.state.file for record in records if record is not None and record.state is not None
+    )
+    stores = tuple(map(_store_file, streams))
+    return Ask(files=(*streams, *stores), directories=tuple(map(posixpath.dirname, stores)), memories=streams)
+
+
+def plan(intent: MakeStore, scene: GuestScene) -> Plan:
+    """Plan the store, to be written by a helper QEMU that has loaded the checkpoint; or refuse.
+
+    Raises:
+        NotFound, AmbiguousName: When no moment has the name, or two have it.
+        Unsupported: When it has no memory, or is inside the images.
+        NotInChain: When a layer does not hold the moment any more.
+        TargetExists: When it has a store already, or the store's file exists.
+        InvalidTarget: When the memory file is missing, incomplete or another's, or the store cannot be
+            created, or there may be no room for it.
+    """
+    moment = scene.moment(intent.name)
+    record = record_of(moment)
+    old = _stream_of(moment, record)
+    note = own_note(record, old, scene)
+    disks = tuple(name for name in record.covered if name in scene.graph.disks)
+    for name in disks:
+        refuse_invalid(record, scene.graph.disks[name], scene)
+    like = next((file for file in record.covered.values() if file.startswith("/")), "")
+    file = _store_file(old.file)
+    refuse_memory_place(scene, file, option="checkpoint --memory FILE")
+    token = digest("store", record.id, old.file, avoid=scene.names)
+    state = KeptState("in-place", file, f"qmpsnap-{token}", old.running, note.fingerprint, token)
+    operation_id = job_id("store", "keep", token)
+    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
+    made = Plan(
+        op="store",
+        intent=intent,
+        disks=disks,
+        stages=(
+            Stage("create the store", (create_store(state.partial, like),)),
+            Stage(
+                "write the VM state into it, by a helper QEMU that has loaded it",
+                (
+                    open_store(node, state.partial),
+                    *done_and_dismissed(snapshot_save(operation_id, state.tag, (("", node),))),
+                    blockdev_del(node),
+                ),
+            ),
+            Stage("complete the store", (seal_store(state.partial, state.file),)),
+            Stage(
+                "record the store, and remove what it replaces",
+                (
+                    keep_store(record.directory, record.id, by=operation_id, instead_of=old.file),
+                    *finished(operation_id, record.directory),
+                ),
+                tidy=True,
+            ),
+        ),
+        before=scene.graph,
+    )
+    return recorded(
+        made,
+        record.directory,
+        id=operation_id,
+        created=scene.now,
+        name=intent.name,
+        state=state,
+        # Nobody who finishes it is to resume the guest, which it leaves alone.
+        origin=Origin(running=False, process=scene.machine.process),
+    )
+
+
+def _stream_of(moment: Moment, record: MomentRecord) -> KeptState:
+    """The VM state of the moment, if it is a stream; or refuse."""
+    state = record.state
+    if state is None:
+        raise Unsupported(
+            f"{moment.name!r} has no memory: it is a snapshot of disks alone",
+            feature="a store for a snapshot without memory",
+            hint=f"{command('revert', moment.name)} reverts in place, and resets the guest",
+        )
+    if state.mode == "in-place":
+        raise TargetExists(
+            f"{moment.name!r} has a store already: {state.file}",
+            file=state.file,
+            hint=f"{command('revert', moment.name)} reverts in place",
+        )
+    return state
+
+
+def _store_file(stream: str) -> str:
+    """Where the store goes: beside the stream, which has the room that the caller chose."""
+    directory, slash, name = stream.rpartition("/")
+    return f"{directory}{slash}{fit_name(name.removesuffix(_STREAM), '.vmstate.qcow2')}"

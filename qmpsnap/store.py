@@ -1,0 +1,86 @@
+"""The store of a checkpoint, made by a helper QEMU: afterwards the machine reverts in place.
+
+The plan is the machine's, and is run on the helper, the one process to which something is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anyio
+
+from qmpsnap.errors import ConnectFailed, LinkLost, NotFound, QmpsnapError
+from qmpsnap.helper import loaded
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.one_machine import M, OneMachine, Starter
+from qmpsnap.plan.intent import MakeStore
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.outcome import Done, Hooks, joined
+
+_log = get_logger("qmpsnap.store")
+
+
+async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hooks | None) -> Done:
+    """Write the memory of a checkpoint into a store; see `VM.make_store`."""
+    intent = MakeStore(name)  # checks the name
+    await _clear(vm, name)
+    plan = await vm.plan(intent)
+    try:
+        async with loaded(vm, name, launcher) as helper:
+            graph = await helper.graph()
+            here = replace(plan, intent=None, disks=(), before=graph, after=graph)
+            done = await helper.run(here, hooks)
+    except LinkLost as error:
+        await _clear(vm, name)
+        raise ConnectFailed(
+            f"the helper QEMU ended before the store of {name!r} was complete: {error}",
+            hint=f"{name!r} is as it was, and reverts in a new QEMU",
+        ) from error
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            await _clear(vm, name)
+        raise
+    if not await has_store(vm, name):
+        raise NotFound(
+            f"{name!r} was deleted while its store was made", hint="qmpsnap list shows what there is"
+        )
+    chains = Frozen(plan.chains_before)
+    return replace(done, chains=chains, standstill_s=None, notes=(*done.notes, _in_place(name)))
+
+
+async def with_store(
+    vm: OneMachine, done: Done, name: str, launcher: Starter[M] | None, hooks: Hooks | None
+) -> Done:
+    """The result of a checkpoint that was just taken, after its store was made where that is possible.
+
+    The checkpoint is complete, whatever becomes of its store; the notes say how it reverts, and why.
+    """
+    if launcher is None:
+        why = "no launcher is known"
+    else:
+        try:
+            if await has_store(vm, name):  # the guest was paused
+                return done
+            return joined(done, await make_store(vm, name, launcher, hooks))
+        except QmpsnapError as error:
+            why = f"its store was not made: {error}"
+        except Exception as error:  # noqa: BLE001 - of the caller's launcher; the checkpoint is there
+            why = f"the launcher has failed: {type(error).__name__}: {error}"
+        _log.warning("store.failed", vm=vm.name, checkpoint=name, reason=why)
+    return replace(done, notes=(*done.notes, f"{name!r} reverts in a new QEMU: {why}"))
+
+
+async def has_store(vm: OneMachine, name: str) -> bool:
+    """Whether the memory of the checkpoint is in a store."""
+    return "in-place" in {moment.mode for moment in (await vm.moments()).named(name)}
+
+
+def _in_place(name: str) -> str:
+    return f"{name!r} reverts in place: its memory is in a store"
+
+
+async def _clear(vm: OneMachine, name: str) -> None:
+    """Finish or remove what an earlier client, or a helper that has ended, left of the checkpoint's store."""
+    for record in await vm.jobs.interrupted():
+        if (record.op, record.name) == ("store", name):
+            await vm.jobs.wait(record.id)

@@ -1,0 +1,175 @@
+"""The store of a checkpoint, made by a helper on a fake machine: complete, or nothing of it is left."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.errors import (
+    BadArgument,
+    Changed,
+    ConnectFailed,
+    JobFailed,
+    LinkLost,
+    MachineDiffers,
+    NotFound,
+    QmpsnapError,
+)
+from qmpsnap.plan.intent import MakeStore
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_machine import a_machine
+from tests.each import each
+from tests.run.operations import vm_of
+from tests.run.states import COMMON, fake_of, ready_on, waiting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from qmpsnap.model.start import Start
+    from qmpsnap.vm import VM, Launcher
+
+pytestmark = pytest.mark.timeout(10)
+IN_PLACE = "'c1' reverts in place: its memory is in a store"
+
+
+def nothing(_: FakeTarget) -> None:
+    """Change nothing."""
+
+
+def ends(fake: FakeTarget) -> None:
+    fake.fail("snapshot-save", LinkLost("QEMU ended"), happened=True)
+
+
+def is_full(fake: FakeTarget) -> None:
+    fake.job_error = "No space left on device"
+
+
+def is_another(fake: FakeTarget) -> None:
+    fake.guest.now = replace(fake.guest.now, fingerprint=replace(fake.guest.now.fingerprint, memory=7))
+
+
+def launching(old: FakeTarget, change: Callable[[FakeTarget], None] = nothing) -> Launcher:
+    @asynccontextmanager
+    async def launch(start: Start) -> AsyncIterator[VM]:
+        drawn = ready_on(dict(start.disks))
+        for disk, file in start.disks.items():
+            old.files.put(file, backing=drawn.disks[disk].files[1])
+        fake = FakeTarget(drawn, files=old.files, commands=COMMON, machine=waiting(a_machine(drawn)))
+        try:
+            change(fake)
+            yield vm_of(fake)
+        finally:
+            for file in start.disks.values():
+                del old.files.facts[file]
+
+    return launch
+
+
+async def seen(vm: VM) -> tuple[str, str]:
+    """How the checkpoint reverts, and where its memory is."""
+    (moment,) = (await vm.moments()).moments
+    return moment.mode, moment.vm_state_file
+
+
+async def test_background_checkpoint_gets_its_store_where_a_launcher_is_known() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    vm.launcher = launching(fake)
+    done = await vm.checkpoint("c1", mode="background")
+    assert (done.op, done.notes) == ("checkpoint", (IN_PLACE,))
+    assert await seen(vm) == ("in-place", "/images/base.c1.vmstate.qcow2")
+    assert [file for file in fake.files.names if "memory" in file or "partial" in file] == []
+    assert await vm.jobs.interrupted() == ()
+
+
+def raises(_: FakeTarget) -> None:
+    raise FileNotFoundError("no such QEMU")
+
+
+FAILURES = [
+    (ends, ConnectFailed, "the helper QEMU ended before the store of 'c1' was complete"),
+    (is_full, JobFailed, "No space left on device"),
+    (is_another, MachineDiffers, "belongs to another machine"),
+    (raises, FileNotFoundError, "no such QEMU"),
+]
+
+
+@each(("change", "error", "text"), FAILURES)
+async def test_make_store_leaves_the_checkpoint_as_it_was_when_the_helper_fails(
+    change: Callable[[FakeTarget], None], error: type[Exception], text: str
+) -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    await vm.checkpoint("c1", mode="background")
+    before = (fake.files.names, await seen(vm))
+    with pytest.raises(error, match=text) as caught:
+        await vm.make_store("c1", launcher=launching(fake, change))
+    if isinstance(caught.value, QmpsnapError):
+        assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
+    assert (fake.files.names, await seen(vm)) == before
+    assert await vm.jobs.interrupted() == ()
+    await vm.make_store("c1", launcher=launching(fake))
+    assert (await seen(vm))[0] == "in-place"
+
+
+@each(("change", "error", "text"), FAILURES)
+async def test_background_checkpoint_is_complete_and_says_why_it_has_no_store(
+    change: Callable[[FakeTarget], None], error: type[Exception], text: str
+) -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    done = await vm.checkpoint("c1", mode="background", launcher=launching(fake, change))
+    (note,) = done.notes
+    assert note.startswith("'c1' reverts in a new QEMU: ")
+    assert text in note
+    assert issubclass(error, QmpsnapError) is ("the launcher has failed" not in note)
+    assert await seen(vm) == ("background", "/images/base.c1.memory")
+
+
+async def test_background_checkpoint_says_that_no_launcher_is_known() -> None:
+    fake = fake_of()
+    done = await vm_of(fake).checkpoint("c1", mode="background")
+    assert done.notes == ("'c1' reverts in a new QEMU: no launcher is known",)
+
+
+async def test_background_checkpoint_of_a_paused_guest_is_saved_into_a_store_without_a_helper() -> None:
+    fake = fake_of(running=False)
+    vm = vm_of(fake)
+    vm.launcher = launching(fake, raises)
+    done = await vm.checkpoint("c1", mode="background")
+    assert done.notes == ("the guest is paused, so its memory is saved as with --mode in-place",)
+    assert (await seen(vm))[0] == "in-place"
+
+
+async def test_make_store_first_removes_what_a_killed_client_left() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    await vm.checkpoint("c1", mode="background")
+    plan = await vm.plan(MakeStore("c1"))
+    for step in plan.steps[:2]:
+        fake.files.perform(step)
+    (left,) = await vm.jobs.interrupted()
+    assert left.op == "store"
+    await vm.make_store("c1", launcher=launching(fake))
+    assert await vm.jobs.interrupted() == ()
+    assert [file for file in fake.files.names if "partial" in file] == []
+
+
+async def test_make_store_says_that_the_checkpoint_was_deleted_meanwhile() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    await vm.checkpoint("c1", mode="background")
+
+    def deletes(helper: FakeTarget) -> None:
+        helper.before = lambda step: fake.files.records.clear() if step.command == "finish-record" else None
+
+    with pytest.raises(NotFound, match="deleted while its store was made"):
+        await vm.make_store("c1", launcher=launching(fake, deletes))
+
+
+async def test_checkpoint_of_another_mode_takes_no_launcher() -> None:
+    with pytest.raises(BadArgument, match="it is for the mode 'background', and this is 'stop'"):
+        await vm_of(fake_of()).checkpoint("c1", launcher=launching(fake_of()))
