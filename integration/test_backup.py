@@ -270,8 +270,9 @@ def test_backups_on_the_command_line(qemu, images, machine, tmp_path):
         assert running.roots()["vda"][0] == "vda-node"
     (told,) = cli("--json", "backup", "list", place).json["backups"]
     assert told["disks"]["vda"]["virtual_size"] == 8 * MIB
-    assert cli("backup", "list", place).out.split()[:4] == ["N", "CREATED", "SIZE", "DISKS"]
-    assert cli("backup", "verify", place).code == 0
+    listed = cli("backup", "list", place).out.split()
+    assert (listed[:5], listed[-2:]) == (["N", "TAKEN", "SIZE", "DIRECTORY", "DISKS"], [told["id"], "vda"])
+    assert cli("backup", "verify", place).out.startswith(f"{told['id']}, taken 20")
     restored = cli("backup", "restore", place, back)
     assert restored.out == f"restored vda: {back}/vda.qcow2\n"
     assert qemu.read(back / "vda.qcow2") == content(2)

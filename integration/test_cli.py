@@ -106,7 +106,7 @@ def test_what_moves_a_root_says_what_to_start_from(vda):
     assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on, start vda from {overlay}")
     ended = cli("commit", "vda")
     assert (ended.code, ended.out.splitlines()[-1]) == (0, f"from now on, start vda from {made.files[0]}")
-    assert f"invalid, no longer holds its snapshot: {overlay}.invalid" in ended.out
+    assert f"invalid, no longer holds its snapshot (you can remove it): {overlay}.invalid" in ended.out
 
 
 def test_snapshot_without_a_name_takes_the_time_s(vda):

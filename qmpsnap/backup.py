@@ -18,7 +18,7 @@ from typing import Final
 
 import anyio
 
-from qmpsnap.errors import Busy, Changed, Incomplete, InvalidTarget, QmpsnapError, Refused
+from qmpsnap.errors import Busy, Changed, Incomplete, QmpsnapError, Refused
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.backup import (
@@ -153,7 +153,9 @@ class Backups:
                     if done.chains[disk][0] != began[disk][0]
                 }
             ),
-            standstill_s=sum(done.standstill_s or 0.0 for done in (taken, *merged.values())),
+            standstill_s=None
+            if taken.standstill_s is None
+            else taken.standstill_s + sum(done.standstill_s or 0.0 for done in merged.values()),
             elapsed_s=anyio.current_time() - started,
             bytes=record.image_bytes,
             left=tuple(node for done in merged.values() for node in done.left),
@@ -264,11 +266,7 @@ async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord,
     Raises:
         InvalidTarget: When the directory cannot be read.
     """
-    damaged: list[InvalidTarget] = []
-    found = await in_thread(partial(backups.find_backups, absolute("directory", directory), damaged))
-    for error in damaged:
-        _log.warning("backup.damaged", reason=error.message)
-    return found
+    return await in_thread(partial(backups.find_backups, absolute("directory", directory)))
 
 
 async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = None) -> BackupRecord:

@@ -9,7 +9,8 @@ import anyio
 from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
-from qmpsnap.model.job import Job, parse_job_id
+from qmpsnap.model.hints import command
+from qmpsnap.model.job import VERBS, Job, JobVerb, parse_job_id
 from qmpsnap.model.job_place import JobPlace, job_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.plan import Plan
@@ -143,16 +144,18 @@ class Jobs:
 
     async def pause(self, job_id: str, *, foreign: bool = False) -> None:
         """Pause a job until it is resumed. QAPI: job-pause."""
-        await self._verb("job-pause", job_id, foreign=foreign)
+        await self._taking(JobVerb.PAUSE, job_id, foreign=foreign)
+        await self._target.execute("job-pause", {"id": job_id})
 
     async def resume(self, job_id: str, *, foreign: bool = False) -> None:
         """Resume a job that was paused by a user or by an I/O error. QAPI: job-resume."""
-        await self._verb("job-resume", job_id, foreign=foreign)
+        await self._taking(JobVerb.RESUME, job_id, foreign=foreign)
+        await self._target.execute("job-resume", {"id": job_id})
 
     async def set_speed(self, job_id: str, speed: int, *, foreign: bool = False) -> None:
         """Limit a block job to `speed` bytes/s; 0: no limit. QAPI: block-job-set-speed."""
         check("speed", speed, Speed)
-        await self.get(job_id, foreign=foreign)
+        await self._taking(JobVerb.SET_SPEED, job_id, foreign=foreign)
         await self._target.execute("block-job-set-speed", {"device": job_id, "speed": speed})
 
     async def cancel(self, job_id: str, *, foreign: bool = False) -> Done | None:
@@ -206,9 +209,16 @@ class Jobs:
                 raise
             return None
 
-    async def _verb(self, command: str, job_id: str, *, foreign: bool) -> None:
-        await self.get(job_id, foreign=foreign)
-        await self._target.execute(command, {"id": job_id})
+    async def _taking(self, verb: JobVerb, job_id: str, *, foreign: bool) -> None:
+        """Refuse what QEMU does not take in the job's state."""
+        job = await self.get(job_id, foreign=foreign)
+        if job.status not in VERBS[verb]:
+            raise Busy(
+                f"job {job_id!r} no longer copies anything: it is {job.status}",
+                node="",
+                job_id=job_id,
+                hint=f"finish it: {command('job', 'wait', job_id)}" if job.mine else "",
+            )
 
 
 def _check(job_id: str, *, foreign: bool = False) -> None:

@@ -151,3 +151,19 @@ async def test_jobs_leave_another_s_job_alone_unless_foreign(name: str) -> None:
     assert fake.sent == []
     await verb("theirs", foreign=True)
     assert fake.sent == [(f"job-{name}", {"id": "theirs"})]
+
+
+@each(
+    ("status", "taken"), [(JobStatus.RUNNING, True), (JobStatus.PENDING, False), (JobStatus.CONCLUDED, False)]
+)
+async def test_jobs_that_no_longer_copy_are_not_paused(status: JobStatus, *, taken: bool) -> None:
+    fake = with_job(OURS, status)
+    jobs = vm_of(fake).jobs
+    for verb in (jobs.pause, jobs.resume, lambda job_id: jobs.set_speed(job_id, 5)):
+        if taken:
+            await verb(OURS)
+            continue
+        with pytest.raises(Busy, match=f"no longer copies anything: it is {status}") as caught:
+            await verb(OURS)
+        assert caught.value.hint == f"finish it: qmpsnap job wait {OURS}"
+    assert len(fake.sent) == 3 * taken

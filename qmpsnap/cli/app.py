@@ -139,7 +139,8 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             metavar="DISK=IMAGE",
             multiple=True,
             type=ImageOption(),
-            help="A disk of a machine that is off, and its active image. May be repeated.",
+            help="A disk of a machine that is off, and its active image; goes before "
+            f"${SOCKET_VARIABLE}. May be repeated.",
         ),
         option(
             "--format",
@@ -153,7 +154,7 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             "allow_dirs",
             metavar="DIR",
             multiple=True,
-            type=click.Path(readable=False),
+            type=click.Path(exists=True, file_okay=False, readable=False),
             help="Directory in which an image's backing files may be. May be repeated. "
             "[default: the directory of each given image]",
         ),
@@ -332,7 +333,8 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     options_metavar="[-s PATH|tcp:HOST:PORT | -i DISK=IMAGE] [--json] [-v]",
     epilog="These options may also follow the verb. Verbs that change something take -n (--dry-run): "
     "it prints the exact QMP and sends none of it. "
-    "Exit: 0 done, 2 usage, 3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
+    "Exit: 0 done, 1 result not printed, or a bug, 2 usage, "
+    "3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
     "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",
 )
 def cli() -> None:

@@ -8,7 +8,7 @@ import qmpsnap
 from qmpsnap.backup import BackedUp
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import DISK, FILE, SPEED, dry_run, progress
-from qmpsnap.cli.output import Row, emit, json_line, table
+from qmpsnap.cli.output import Row, emit, json_line, local, table
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, run_alone, show_done, show_plan
 from qmpsnap.cli.signals import Signals
@@ -29,7 +29,7 @@ _at = click.option(
 
 @click.group("backup", cls=Group, subcommand_metavar="VERB DIR", options_metavar="", no_args_is_help=False)
 def backup() -> None:
-    """Back up the disks of a running machine, and restore them."""
+    """Back up the disks of a machine, and restore them."""
 
 
 def _add(function: Verb) -> Verb:
@@ -41,7 +41,7 @@ def _add(function: Verb) -> Verb:
 @verb(
     "run",
     example="qmpsnap -s /run/vm1/qmp.sock backup run /backups/vm1 --disk vda --disk vdb",
-    short_help="Copy disks as of one instant, while the guest keeps running.",
+    short_help="Copy disks as of one instant; a running guest keeps running.",
 )
 @_directory
 @click.option(
@@ -62,7 +62,7 @@ def _add(function: Verb) -> Verb:
 @progress
 @dry_run
 def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
-    """Copy disks into DIR as of one instant, while the guest keeps running.
+    """Copy disks into DIR as of one instant, while the guest keeps running, or with the machine off.
 
     Takes a snapshot, copies the layers beneath it, compares the copies with them, and merges the overlays
     back. Each copy is a standalone qcow2 image.
@@ -90,7 +90,10 @@ def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
 @verb("list", example="qmpsnap backup list /backups/vm1", short_help="List the backups in a directory.")
 @_directory
 def list_(directory: str) -> None:
-    """List the backups in DIR, the oldest first."""
+    """List the backups in DIR, the oldest first. Times are local; with --json they are UTC.
+
+    A backup with a damaged manifest is left out, and named on stderr.
+    """
 
     async def work(_: Signals) -> tuple[BackupRecord, ...]:
         return await qmpsnap.list_backups(directory)
@@ -100,10 +103,12 @@ def list_(directory: str) -> None:
         emit(json_line(backups=[record.to_json() for record in records]))
         return
     rows = [
-        Row((str(number), record.created, size(record.image_bytes), ", ".join(record.disks)))
+        Row(
+            (str(number), local(record.created), size(record.image_bytes), record.id, ", ".join(record.disks))
+        )
         for number, record in enumerate(records, 1)
     ]
-    emit(*(table(("N", "CREATED", "SIZE", "DISKS"), rows, right=("N", "SIZE")) or ["no backups"]))
+    emit(*(table(("N", "TAKEN", "SIZE", "DIRECTORY", "DISKS"), rows, right=("N", "SIZE")) or ["no backups"]))
 
 
 @_add
@@ -122,7 +127,8 @@ def verify(directory: str, at: int | None) -> None:
     if current_app().json:
         emit(json_line(verified=record.to_json()))
     else:
-        emit(f"backup of {record.created}: {', '.join(map(printable, record.disks))} verified")
+        disks = ", ".join(map(printable, record.disks))
+        emit(f"{record.id}, taken {local(record.created)}: {disks} verified")
 
 
 @_add

@@ -25,11 +25,13 @@ from qmpsnap.plan.intent import Delete
 @wait
 @dry_run
 def delete(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
-    """Delete the snapshot or checkpoint NAME, while the guest is running.
+    """Delete the snapshot or checkpoint NAME, while the guest runs or with the machine off.
 
     For an external snapshot, on each disk, the overlay that began at it is committed into the layer beneath,
     or that layer is streamed into the overlay, whichever is possible and copies less; -n shows which. If
     anything else is based on that layer, only the name is deleted.
+
+    On a disk that the machine does not have (not given with -i, unplugged), an external snapshot stays.
 
     An internal snapshot is deleted from each disk that has it.
     """

@@ -15,6 +15,7 @@ import anyio
 import click
 
 from qmpsnap.cli.app import verb
+from qmpsnap.cli.machine import refuse_off
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.report import INTERRUPTED
 from qmpsnap.cli.runner import current_app, run
@@ -33,6 +34,7 @@ from qmpsnap.vm import VM
 def events() -> None:
     """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130)."""
     app = current_app()
+    refuse_off(app, "events")
 
     async def work(vm: VM, _: Signals) -> str:
         closed = anyio.Event()

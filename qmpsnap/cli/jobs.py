@@ -12,7 +12,7 @@ from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
 from qmpsnap.model.hints import command
-from qmpsnap.model.job import ENDED, IoStatus, Job
+from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
@@ -117,6 +117,8 @@ def _ago(created: str) -> str:
 def _state(job: Job) -> str:
     if job.stopped_by_error:
         return "paused: no space" if job.io_status is IoStatus.NOSPACE else "paused: I/O error"
+    if job.status is JobStatus.PENDING and job.mine:
+        return "pending: job wait"
     return str(job.status)
 
 

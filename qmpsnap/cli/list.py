@@ -5,11 +5,10 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 from qmpsnap.cli.app import verb
-from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr
+from qmpsnap.cli.output import Row, emit, json_line, local, relative, table, to_stderr
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.hints import quoted
@@ -87,7 +86,7 @@ def _row(moment: Moment, tree: Tree) -> Row:
     cells = (
         moment.name,
         moment.kind,
-        f"{datetime.fromisoformat(moment.created).astimezone():%Y-%m-%d %H:%M:%S}",
+        local(moment.created),
         size(moment.allocated) if moment.kind == "external" else "",
         moment.mode if moment.kind == "external" else "",
         size(state_bytes) if moment.mode else "",

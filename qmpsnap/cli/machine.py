@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -10,7 +11,10 @@ import click
 
 import qmpsnap
 from qmpsnap.cli.app import SOCKET_VARIABLE, App
+from qmpsnap.errors import Unsupported
 from qmpsnap.vm import VM
+
+_TCP = re.compile(r"tcp:.+:\d{1,5}")
 
 
 def opened(
@@ -30,9 +34,16 @@ def opened(
     if app.images and app.socket and not app.socket_by_variable:
         raise click.UsageError("give -s for a running machine, or -i for the images of one that is off")
     if app.images:
+        images, formats = images_of(app), _pairs("--format", app.formats)
+        for disk, form in formats.items():
+            if disk not in images:
+                raise click.BadParameter(
+                    f"{disk}={form} is of a disk without an image: give -i {disk}=IMAGE",
+                    param_hint="--format",
+                )
         return qmpsnap.offline(
-            images_of(app),
-            formats=_pairs("--format", app.formats),
+            images,
+            formats=formats,
             allow_dirs=app.allow_dirs,
             read_only=looks,
             daemon=app.storage_daemon,
@@ -48,6 +59,8 @@ def opened(
             f"${SOCKET_VARIABLE}; if it is off, give its images with -i DISK=IMAGE. "
             "QEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
         )
+    if app.socket.startswith("tcp:") and not _TCP.fullmatch(app.socket):
+        raise click.BadParameter(f"{app.socket!r} is not of the form tcp:HOST:PORT", param_hint="-s")
     return qmpsnap.connect(
         app.socket,
         shared_fs=app.shared_fs if with_files else False,
@@ -55,6 +68,20 @@ def opened(
         greeting_limit=greeting_limit,
         record=app.record,
     )
+
+
+def refuse_off(app: App, verb: str) -> None:
+    """Refuse a verb that speaks to a running QEMU, where images of a machine that is off are given.
+
+    Raises:
+        Unsupported: When there are images.
+    """
+    if app.images:
+        raise Unsupported(
+            f"{verb} needs a running QEMU, and -i names the images of a machine that is off",
+            feature=f"{verb} with the machine off",
+            hint="start the machine, and give its monitor: -s PATH",
+        )
 
 
 def images_of(app: App) -> dict[str, str]:

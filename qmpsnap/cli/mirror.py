@@ -9,13 +9,14 @@ import click
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, job_options
 from qmpsnap.cli.runner import change
+from qmpsnap.model.printable import printable
 from qmpsnap.plan.intent import Mirror
 
 
 @verb(
     "mirror",
     example="qmpsnap -s /run/vm1/qmp.sock mirror vda /fast/vda.qcow2 --pivot",
-    short_help="Copy a disk while the guest is running (blockcopy).",
+    short_help="Copy a disk, and follow what the guest writes (blockcopy).",
 )
 @click.argument("disk", type=DISK)
 @click.argument("target", type=FILE)
@@ -47,10 +48,11 @@ from qmpsnap.plan.intent import Mirror
 )
 @job_options
 def mirror(*, pivot: bool, finish: bool, **fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
-    """Copy DISK to the file TARGET while the guest is running (alias blockcopy).
+    """Copy DISK to the file TARGET, while the guest runs or with the machine off (alias blockcopy).
 
     Choose how it ends: --pivot or --finish.
     """
     if pivot == finish:
         raise click.UsageError("choose how the mirror ends: --pivot or --finish")
-    change(Mirror(ending="pivot" if pivot else "finish", **fields))
+    intent = Mirror(ending="pivot" if pivot else "finish", **fields)
+    change(intent, lambda _: [f"the copy is {printable(intent.target)}"] if finish else [])

@@ -20,7 +20,7 @@ from qmpsnap.vm import VM
 @verb(
     "open",
     example="qmpsnap -s /run/vm1/qmp.sock open before-upgrade --disk vda",
-    short_help="Read disks as they were at a snapshot, while the guest keeps running.",
+    short_help="Read disks as they were at a snapshot; a running guest keeps running.",
 )
 @click.argument("name", type=MOMENT)
 @click.option(

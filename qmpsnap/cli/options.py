@@ -29,7 +29,8 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
         """The name as it is; a relative path (no other kind of name looks like one) is made absolute."""
-        del param, ctx
+        if not value:
+            self.fail(f"the {self.name} is empty", param, ctx)
         name, equals, file = str(value).partition("=")  # a disk may bring its FILE along
         if "/" in name and not name.startswith("/"):
             name = str(Path(name).absolute())
@@ -55,8 +56,9 @@ class _Name(_Live):
     """A name that is neither a path nor a disk's; taken as it is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's
-        """Accept any text, whether the machine knows it or not."""
-        del param, ctx
+        """Accept any text that is not empty, whether the machine knows it or not."""
+        if not value:
+            self.fail(f"the {self.name} is empty", param, ctx)
         return str(value)
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from qmpsnap.model.printable import printable
 
@@ -30,6 +31,9 @@ def emit(*lines: str) -> bool:
     Raises:
         Unwritable: When stdout cannot be written, for instance on a full disk.
     """
+    if sys.stdout is None:  # the descriptor was closed when we were started
+        to_stderr("qmpsnap: stdout is closed; the result is:", *lines)
+        raise Unwritable
     try:
         for line in lines:
             print(printable(line))  # noqa: T201 - this is where results are printed
@@ -50,12 +54,20 @@ def _discard_stdout() -> None:
 
 
 def to_stderr(*lines: str) -> None:
-    """Write lines to stderr, each as one line; on a terminal they are wrapped between words."""
+    """Write lines to stderr, each as one line; on a terminal they are wrapped between words.
+
+    Without anybody to read them they are dropped: the exit code gives the outcome all the same.
+    """
+    if sys.stderr is None:
+        return
     printed: Iterable[str] = map(printable, lines)
-    if sys.stderr.isatty():
-        printed = (part for line in printed for part in wrap(line))
-    for line in printed:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
+    try:
+        if sys.stderr.isatty():
+            printed = (part for line in printed for part in wrap(line))
+        for line in printed:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - and this where all else is
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def json_line(**fields: object) -> str:
@@ -86,6 +98,11 @@ def _plain(value: object) -> object:
         return dict(value)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return str(value)
+
+
+def local(created: str) -> str:
+    """An ISO 8601 time in the local time zone, to the second."""
+    return f"{datetime.fromisoformat(created).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def duration(seconds: float | None) -> str:

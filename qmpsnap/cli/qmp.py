@@ -7,6 +7,7 @@ import json
 import click
 
 from qmpsnap.cli.app import verb
+from qmpsnap.cli.machine import refuse_off
 from qmpsnap.cli.options import COMMAND, dry_run
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
@@ -29,6 +30,7 @@ def qmp(command: str, arguments: str | None) -> None:
     human monitor are text in its answer, so the exit code is 0 all the same.
     """
     parsed = _object(arguments)
+    refuse_off(current_app(), "qmp")
     if current_app().dry_run:
         show_steps((command, parsed, "qmp"))
         return

@@ -137,7 +137,7 @@ def _usage_error(app: App, arguments: Sequence[str], error: click.ClickException
         body = {"type": "UsageError", "message": message, "changed": "no", "hint": hint}
         emit(json_line(error=body))
     else:
-        to_stderr(f"qmpsnap: {message}", f"  next: {hint}")
+        to_stderr(f"qmpsnap: {message}", "  nothing was changed", f"  next: {hint}")
     return _USAGE
 
 

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from qmpsnap.cli.output import chain_lines, duration, start_lines
 from qmpsnap.model.graph import draw
+from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.plan.plan import NOTHING_TO_DELETE
@@ -39,7 +40,9 @@ def result_lines(done: Done, name: str = "") -> list[str]:
     ]
     text += [f"deleted: {', '.join(map(printable, done.deleted))}"] if done.deleted else []
     text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
-    text += [f"invalid, no longer holds its snapshot: {printable(file)}" for file in done.invalid]
+    for file in done.invalid:
+        what = "you can remove it" if is_invalid_name(file) else "do not use it"
+        text.append(f"invalid, no longer holds its snapshot ({what}): {printable(file)}")
     text += [
         f"unused node, not created by qmpsnap; remove it with: {printable(command)}" for command in done.left
     ]

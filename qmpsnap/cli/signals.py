@@ -140,8 +140,7 @@ class Signals:
             to_stderr(f"stopping and rolling back; interrupt again to leave job {self._job_id} running")
         elif self._job_id:
             to_stderr(
-                "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop "
-                "here"
+                "stopping: what was begun is rolled back, or else finished; interrupt again to leave it"
             )
         else:
             to_stderr("stopping and rolling back")

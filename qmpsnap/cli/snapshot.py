@@ -44,7 +44,7 @@ from qmpsnap.plan.intent import Snapshot
 def snapshot(
     name: str | None, disks: tuple[str, ...], *, use_existing: bool, internal: bool, plain: bool
 ) -> None:
-    """Put a new overlay on each disk, all at one instant, while the guest is running.
+    """Put a new overlay on each disk, all at one instant; a running guest keeps running.
 
     With --internal the snapshot is taken inside the images instead.
 

@@ -56,8 +56,9 @@ class Scene:
         named = moments.named(name)
         if not named:
             names = ", ".join(dict.fromkeys(repr(moment.name) for moment in moments.moments))
+            there = f"there are: {names}" if names else "there are no snapshots"
             unread = "".join(f"; not read: {reason}" for reason in self.files.bad_records)
-            raise NotFound(f"there is no snapshot {name!r}", hint=f"there are: {names or 'none'}{unread}")
+            raise NotFound(f"there is no snapshot {name!r}", hint=f"{there}{unread}")
         if len(named) > 1:
             kinds = ", ".join(moment.kind for moment in named)
             raise AmbiguousName(

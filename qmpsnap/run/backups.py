@@ -28,10 +28,13 @@ from qmpsnap.model.backup import (
     to_manifest,
 )
 from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
 
+_log = get_logger("qmpsnap.backup")
 _CHUNK = 1 << 20
+_TIME = len("20240501T120000Z")
 _ZEROES = bytes(_CHUNK)
 
 
@@ -110,29 +113,30 @@ class Partial:
             os.close(self._lock)
 
 
-def find_backups(place: str, damaged: list[InvalidTarget] | None = None) -> tuple[BackupRecord, ...]:
-    """Every backup in a directory, the oldest first; anything else there is skipped. Blocking.
-
-    Args:
-        place: The directory.
-        damaged: Receives the refusal of each backup whose manifest is damaged; None: it is raised.
+def find_backups(place: str) -> tuple[BackupRecord, ...]:
+    """Every backup in a directory, the oldest first; one with a damaged manifest is logged. Blocking.
 
     Raises:
-        InvalidTarget: When the directory cannot be read, or holds a backup whose manifest is damaged.
+        InvalidTarget: When the directory cannot be read.
     """
+    records, _ = _find(place)
+    return records
+
+
+def _find(place: str) -> tuple[tuple[BackupRecord, ...], tuple[InvalidTarget, ...]]:
+    """The backups, and the refusal of each that has a damaged manifest; anything else is skipped."""
     try:
         names = [name for name in os.listdir(place) if is_backup_id(name)]  # noqa: PTH208
     except OSError as error:
         raise unusable(place, error, "read") from error
-    records = []
-    for name in names:
+    records, damaged = [], []
+    for name in sorted(names):
         try:
             records.append(_read(place, name))
         except InvalidTarget as error:
-            if damaged is None:
-                raise
+            _log.warning("backup.damaged", reason=error.message)
             damaged.append(error)
-    return tuple(sorted(records, key=lambda record: (record.created, record.id)))
+    return tuple(sorted(records, key=lambda record: (record.created, record.id))), tuple(damaged)
 
 
 def choose(place: str, at: int | None) -> BackupRecord:
@@ -140,15 +144,28 @@ def choose(place: str, at: int | None) -> BackupRecord:
 
     Raises:
         NotFound: When there is no such backup.
-        InvalidTarget: As `find_backups`.
+        InvalidTarget: When the directory cannot be read, or the newest backup has a damaged manifest.
     """
-    records = find_backups(place)
-    if not records or (at is not None and not 1 <= at <= len(records)):
-        what = "no backup" if not records else f"no backup number {at}"
+    records, damaged = _find(place)
+    if not records and damaged:
+        raise damaged[-1]
+    if not records:
+        raise NotFound(f"there is no backup in {place}")
+    if at is None:
+        newest = max((error.file.split("/")[-2] for error in damaged), default="")
+        if newest[:_TIME] > records[-1].id[:_TIME]:
+            raise InvalidTarget(
+                f"the newest backup, {newest}, has a damaged manifest",
+                file=os.path.join(place, newest, MANIFEST),
+                hint=f"the newest of the others is number {len(records)}: --at {len(records)} (at=)",
+            )
+        return records[-1]
+    if not 1 <= at <= len(records):
         raise NotFound(
-            f"there is {what} in {place}", hint=f"there are {len(records)}; number 1 is the oldest"
+            f"there is no backup number {at} in {place}",
+            hint=f"they are numbered from 1, the oldest, to {len(records)}",
         )
-    return records[-1 if at is None else at - 1]
+    return records[at - 1]
 
 
 def verify_image(file: str, disk: BackupDisk) -> None:

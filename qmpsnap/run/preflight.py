@@ -219,7 +219,7 @@ class _Walk:
             raise NotFound(f"{file!r}{of} does not exist", hint=_folded(file)) from error
         except WrongKind as error:
             raise UnsafeImage(
-                f"{file!r} is refused: {error.strerror}",
+                f"{file!r} cannot be an image: {error.strerror}",
                 file=named_by or file,
                 hint="images of a machine that is off are regular files",
             ) from error

@@ -52,11 +52,28 @@ def test_images_go_before_a_socket_of_the_environment(qmpsnap, chain, monkeypatc
         ("-s", "/none", "--format", "vda=raw"),
         ("-s", "/none", "--allow-dir", "/"),
         ("--allow-dir", "/"),
+        ("-i", "vda=s1.qcow2", "--format", "vdb=raw"),
+        ("-i", "vda=s1.qcow2", "--allow-dir", "/none"),
+        ("-s", "tcp:host"),
+        ("-s", "tcp:host:port"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(qmpsnap, chain, arguments):
     ended = qmpsnap(*arguments, "chain")
     assert (ended.code, ended.out) == (2, "")
+
+
+@pytest.mark.parametrize("words", [("events",), ("qmp", "stop"), ("qmp", "stop", "-n")], ids=" ".join)
+def test_what_speaks_to_a_running_qemu_is_refused(qmpsnap, chain, words):
+    ended = qmpsnap("-i", "vda=s1.qcow2", *words)
+    assert (ended.code, ended.out) == (3, "")
+    assert f"{words[0]} needs a running QEMU" in ended.err
+
+
+@pytest.mark.parametrize("words", [("job", "wait", ""), ("delete", ""), ("stream", ""), ("qmp", "")])
+def test_an_empty_name_is_a_usage_error(qmpsnap, chain, words):
+    ended = qmpsnap("-i", "vda=s1.qcow2", *words)
+    assert (ended.code, "is empty" in ended.err) == (2, True)
 
 
 def test_backing_files_elsewhere_are_refused_with_the_option_that_allows_them(qmpsnap, chain):

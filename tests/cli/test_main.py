@@ -8,6 +8,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 import qmpsnap
+from qmpsnap.cli.main import run
 from tests.each import each
 
 
@@ -65,6 +66,19 @@ def test_a_full_disk_under_stdout_is_said(server):
     assert ended.stderr == (
         "qmpsnap: cannot write to stdout (No space left on device); the result is:\nno disks\n"
     )
+
+
+def test_a_refusal_that_nobody_reads_keeps_its_exit_code(server):
+    words = [sys.executable, "-m", "qmpsnap", "-s", server.path, "job", "wait", "none"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        assert subprocess.run(words, stderr=full, check=False).returncode == 3
+
+
+def test_without_stdout_or_stderr_the_other_one_is_used(monkeypatch, server):
+    monkeypatch.setattr("sys.stdout", None)
+    assert run(["-s", server.path, "chain"]) == 1
+    monkeypatch.setattr("sys.stderr", None)
+    assert run(["-s", server.path, "job", "wait", "none"]) == 3
 
 
 # Runs the command. As it imports one of the modules it forks for each signal, and sends that to the fork.

@@ -35,12 +35,13 @@ def test_lines_of_a_job_say_what_was_copied_and_how_long_io_stood():
 def test_lines_tell_everything_that_the_result_knows():
     done = Done(
         "commit", {"vda": ("/d/b", "/d/a")}, {"vda": "/d/b"}, None, 0.5,
-        left=("qmpsnap qmp blockdev-del X",), invalid=("/d/c.invalid",), notes=("a note",),
+        left=("qmpsnap qmp blockdev-del X",), invalid=("/d/c.invalid", "/d/e"), notes=("a note",),
     )  # fmt: skip
     assert result_lines(done) == [
         "commit: done in 500 ms",
         "vda: [a] <- [b*]",
-        "invalid, no longer holds its snapshot: /d/c.invalid",
+        "invalid, no longer holds its snapshot (you can remove it): /d/c.invalid",
+        "invalid, no longer holds its snapshot (do not use it): /d/e",
         "unused node, not created by qmpsnap; remove it with: qmpsnap qmp blockdev-del X",
         "note: a note",
         "from now on, start vda from /d/b",

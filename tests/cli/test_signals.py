@@ -45,7 +45,7 @@ async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
         (copy, f"stopping and rolling back; interrupt again to leave job {copy.job_id} running\n"),
         (
             state,
-            "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop here\n",
+            "stopping: what was begun is rolled back, or else finished; interrupt again to leave it\n",
         ),
         (await plan_for(STOP), "stopping and rolling back\n"),
     ):

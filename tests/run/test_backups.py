@@ -122,7 +122,7 @@ def test_backups_are_listed_by_their_time_and_chosen_by_their_number(tmp_path: P
     assert [choose(str(tmp_path), at) for at in (None, 1, 2)] == [later, RECORD, later]
     with pytest.raises(NotFound, match="no backup number 3") as caught:
         choose(str(tmp_path), 3)
-    assert caught.value.hint == "there are 2; number 1 is the oldest"
+    assert caught.value.hint == "they are numbered from 1, the oldest, to 2"
 
 
 def test_backups_of_a_directory_without_any(tmp_path: Path) -> None:
@@ -136,12 +136,26 @@ def test_backup_with_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     file = made(tmp_path) / "manifest.json"
     file.write_bytes(b"{")
     with pytest.raises(InvalidTarget, match="is not the manifest of a backup") as caught:
-        find_backups(str(tmp_path))
+        choose(str(tmp_path), None)
     assert caught.value.file == str(file)
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(InvalidTarget, match="it is a FIFO"):
-        find_backups(str(tmp_path))
+        choose(str(tmp_path), None)
+
+
+def test_backup_with_a_damaged_manifest_hides_no_other(tmp_path: Path) -> None:
+    later = replace(RECORD, id=LATER, created="2024-05-01T12:00:00.2+00:00")
+    old = made(tmp_path)
+    made(tmp_path, later)
+    aside = old.rename(tmp_path / "20240401T120000Z-00000000")
+    (aside / "manifest.json").write_bytes(b"{")
+    assert find_backups(str(tmp_path)) == (later,)
+    assert [choose(str(tmp_path), at) for at in (None, 1)] == [later, later]
+    aside.rename(tmp_path / "20240601T120000Z-00000000")
+    with pytest.raises(InvalidTarget, match="the newest backup, 20240601T120000Z-00000000, has") as caught:
+        choose(str(tmp_path), None)
+    assert caught.value.hint.endswith("is number 1: --at 1 (at=)")
 
 
 def test_restore_gives_the_image_back_with_its_holes(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _kept_lost(record: MomentRecord, disks: set[str]) -> list[Step]:
 
 
 def _loss(record: MomentRecord, disks: list[str], *, ends: bool) -> str:
-    where = ", ".join(f"{disk} ({record.covered[disk]} receives other data)" for disk in disks)
+    where = ", ".join(f"{disk} (newer data goes into {record.covered[disk]})" for disk in disks)
     state = f", and its VM state {record.state.file} with it" if ends and record.state is not None else ""
     return f"the snapshot {record.name!r} is lost on {where}{state}"
 

@@ -50,6 +50,8 @@ def refuse_there(scene: Scene, file: str, *, hint: str = "choose another name") 
     fact = scene.files.files[file]
     if fact.unseen:
         raise InvalidTarget(f"cannot create {file}: {fact.problem}", file=file, hint=fact.hint)
+    if fact.kind == "directory":
+        raise TargetExists(f"{file} is a directory", file=file, hint="name a file, which may be in it")
     if fact.taken:
         raise TargetExists(f"{file} exists already and was not touched", file=file, hint=hint)
 

@@ -149,7 +149,7 @@ def refuse_foreign(fact: MemoryFact, state: KeptState | None = None) -> None:
         raise InvalidTarget(
             f"{fact.path} is not loaded: {why}",
             file=fact.path,
-            hint="check who made it; nothing was sent to QEMU",
+            hint="check who made it",
         )
 
 

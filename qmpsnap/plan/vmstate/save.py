@@ -187,12 +187,11 @@ def whole_note(files: Files, file: str) -> MemoryNote:
     """The note of a memory file; refuse one that is missing, cut, or not ours."""
     fact = files.memories[file]
     if not fact.exists:
-        raise InvalidTarget(f"{file} does not exist", file=file, hint="nothing was sent to QEMU")
+        raise InvalidTarget(f"{file} does not exist", file=file)
     if fact.note is None:
         raise InvalidTarget(
             f"{file} is not a complete memory file of qmpsnap: {fact.problem}",
             file=file,
-            hint="nothing was sent to QEMU",
         )
     return fact.note
 

@@ -138,13 +138,21 @@ async def _dial_tcp(host: str, port: int) -> socket.socket:
 
 
 def _why(where: str, error: OSError | None) -> str:
+    if isinstance(error, ConnectionRefusedError) and not where.startswith("tcp:") and not _is_socket(where):
+        return f"cannot connect to {where}: it is not a socket"
     return f"cannot connect to {where}: {(error and error.strerror) or error or 'no address found'}"
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
 
 
 def _what_next(error: OSError | None, path: str = "") -> str:
     match error:
-        case ConnectionRefusedError() if path and not Path(path).is_socket():
-            return "it is not a socket"
+        case ConnectionRefusedError() if not path:
+            return "nobody listens there: QEMU has probably ended, or its monitor is elsewhere"
+        case ConnectionRefusedError() if not _is_socket(path):
+            return "give the PATH of -qmp unix:PATH,server=on,wait=off"
         case FileNotFoundError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():

@@ -89,12 +89,12 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
 def test_fates_are_described_in_words() -> None:
     assert fates(EVERY, fold(2, 3)).notes == (
         "the snapshot 'n1' of vda is then held by /s0",
-        "the snapshot 'n2' is lost on vda (/s0 receives other data)",
+        "the snapshot 'n2' is lost on vda (newer data goes into /s0)",
     )
     state = KeptState("stop", "/memory", "", True, a_machine(TWO).fingerprint)
     fate = fates((named(3, state=state),), fold(3, 4))
     assert fate.notes == (
-        "the snapshot 'n3' is lost on vda (/base receives other data), and its VM state /memory with it",
+        "the snapshot 'n3' is lost on vda (newer data goes into /base), and its VM state /memory with it",
     )
     assert fate.steps == (remove_state("/memory", "m3"),)
 

@@ -49,6 +49,7 @@ class Everywhere(dict[str, FileFact]):
         ("other", TOO_LONG, InvalidTarget, TOO_LONG),
         ("other", "permission denied", InvalidTarget, "permission denied"),
         ("other", "", Refused, "exist"),  # a device, or a socket
+        ("directory", "", Refused, "exist|is a directory"),
         ("symlink", "no such file or directory", Refused, "exist"),
     ],
 )

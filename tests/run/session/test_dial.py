@@ -58,8 +58,17 @@ async def test_dial_names_path_and_reason_when_nobody_listens(tmp_path):
 async def test_dial_names_the_reason_when_tcp_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(ConnectFailed, match=f"tcp:127.0.0.1:{port}"):
+    with pytest.raises(ConnectFailed, match=f"tcp:127.0.0.1:{port}") as caught:
         await dial(("127.0.0.1", port))
+    assert caught.value.hint.startswith("nobody listens there")
+
+
+@each("name", ["vda.qcow2", ""])
+async def test_dial_says_what_is_no_socket(tmp_path, name):
+    (tmp_path / "vda.qcow2").touch()
+    with pytest.raises(ConnectFailed, match="it is not a socket") as caught:
+        await dial(str(tmp_path / name))
+    assert caught.value.hint.startswith("give the PATH of -qmp")
 
 
 async def test_dial_names_path_and_reason_when_permission_is_denied(tmp_path):
