@@ -14,6 +14,7 @@ import click
 import pytest
 
 import qmpsnap
+from qmpsnap import pytest_plugin
 from qmpsnap.cli.app import App, cli
 from tests.each import each
 
@@ -139,7 +140,7 @@ def test_each_option_that_a_text_names_is_one_of_a_verb(all_texts: tuple[Text, .
     inner = [one for verb in verbs if isinstance(verb, click.Group) for one in verb.commands.values()]
     known = {
         name for verb in (*verbs, *inner, cli) if verb is not None for one in verb.params for name in one.opts
-    } | {"--help", "--version"}
+    } | {"--help", "--version", *(f"--qmpsnap-{name}" for name in pytest_plugin._OPTIONS)}
     wrong = [
         f"{one.place}: {option}: {one.text}"
         for one in all_texts

@@ -66,6 +66,7 @@ class Start:
         incoming: Whether QEMU waits for VM state, which is then loaded by us.
         paused: Whether the guest does not run until we resume it; with `incoming` it never does.
         directory: A directory for the new QEMU's sockets and logs, which nobody else uses; "": none.
+        monitors: Paths of unix sockets at which QEMU has to listen for more QMP clients, one client each.
     """
 
     disks: Mapping[str, str] = field(default_factory=Frozen)
@@ -73,10 +74,11 @@ class Start:
     incoming: bool = False
     paused: bool = False
     directory: str = ""
+    monitors: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """QEMU's arguments for the memory and the VM state, to be appended to the machine's own.
+        """QEMU's arguments for memory, VM state and monitors, to be appended to the machine's own.
 
         The machine's own must not name another memory object (`-machine memory-backend=`, `-mem-path`).
         """
@@ -88,4 +90,6 @@ class Start:
             words += ["-S"]
         if self.incoming:
             words += ["-incoming", "defer"]
+        for path in self.monitors:
+            words += ["-qmp", f"unix:{path.replace(',', ',,')},server=on,wait=off"]
         return tuple(words)

@@ -213,6 +213,16 @@ async def start_qemu(
             yield process
 
 
+@contextmanager
+def removed_at_death(*paths: str) -> Iterator[None]:
+    """Have paths of ours removed, with all in them, if our own process dies inside the block.
+
+    Else they are the caller's to remove.
+    """
+    with _guard(paths):
+        yield
+
+
 def _spawn(
     argv: Sequence[str],
     name: str,

@@ -37,3 +37,9 @@ def test_start_opens_sealed_memory_read_only_without_making_it_a_rom():
     memory = GuestMemory(file="/t/ram", size_bytes=1 << 28, share=False, sealed=True)
     given = json.loads(Start(memory=memory, incoming=True).arguments[1])
     assert (given["share"], given["readonly"], given["rom"]) == (False, True, "off")
+
+
+def test_start_has_a_monitor_for_each_further_client():
+    assert Start(monitors=("/t/qmp1", "/t/a,b")).arguments == (
+        "-qmp", "unix:/t/qmp1,server=on,wait=off", "-qmp", "unix:/t/a,,b,server=on,wait=off",
+    )  # fmt: skip

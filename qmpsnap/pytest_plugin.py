@@ -1,0 +1,329 @@
+"""The pytest plugin: a guest in a known state for each test, without a boot for each.
+
+Nothing heavy is imported before a fixture is asked for. See docs/howto/pytest.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from qmpsnap.testing.shared.faces import Face
+    from qmpsnap.testing.shared.pool import InUse, Pool
+    from qmpsnap.testing.shared.standing import Reset
+
+_RESETS: Final = ("memory", "disks", "boot", "none")
+_IN_USE: Final = pytest.StashKey["InUse"]()
+_POOL: Final = pytest.StashKey["Pool"]()
+_WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
+
+
+@dataclass(frozen=True)
+class QmpsnapOptions:
+    """What the command line, else the ini file, says.
+
+    Attributes:
+        qemu: The system emulator: its path, its directory, or "" for the one on PATH.
+        accel: kvm or tcg; "": kvm where it works.
+        memory_mib: Size of the guest's memory in MiB; 0: the machine's own.
+        reset: How machines are put back; "": the fastest way that works for each.
+        boot_limit: Seconds that a guest may take until it is ready.
+        keep: Whether the overlays of a failed test are kept, too.
+        artifacts: Where the folders of failed tests are made; "": in pytest's own temporary directory.
+    """
+
+    qemu: str
+    accel: str
+    memory_mib: int
+    reset: str
+    boot_limit: float
+    keep: bool
+    artifacts: str
+
+
+_OPTIONS: Final = {
+    "qemu": "QEMU: a path, or the directory of qemu-system-x86_64",
+    "accel": "accelerator: kvm or tcg (default: kvm where it works)",
+    "memory": "MiB of the guest's memory",
+    "reset": f"how a machine is put back: {', '.join(_RESETS)} (default: the fastest that works)",
+    "boot-limit": "seconds that a guest may take until it is ready (default: 120)",
+    "artifacts": "directory for what is kept of failed tests",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, each also for the ini file."""
+    group = parser.getgroup("qmpsnap", "qmpsnap: guests in a known state")
+    for name, text in _OPTIONS.items():
+        group.addoption(f"--qmpsnap-{name}", default=None, help=text)
+        parser.addini(f"qmpsnap_{name.replace('-', '_')}", text, default="")
+    group.addoption("--qmpsnap-keep", action="store_true", help="keep the overlays of failed tests, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line(
+        "markers",
+        "qmpsnap(reset='memory'|'disks'|'boot'|'none'): how the machine of vm and guest is put back before "
+        "the test; default: the fastest way that works for the machine",
+    )
+
+
+# -- fixtures that a test-suite overrides ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def qmpsnap_options(pytestconfig: pytest.Config) -> QmpsnapOptions:
+    """The plugin's options: qemu, accel, memory_mib, reset, boot_limit, keep, artifacts."""
+    return _options(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks() -> Mapping[str, str]:
+    """The disks of the default machine, or of a launcher: {"vda": "base.qcow2"}. Override it.
+
+    The images are never written to: each QEMU has overlays on them. The value is a path that ends in .qcow2,
+    or (path, format).
+    """
+    return {}
+
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine() -> object:
+    """The machine that tests share: a qmpsnap.Machine, or a launcher. Override it.
+
+    Default: qmpsnap's own guest, with the disks of qmpsnap_disks.
+    """
+    return None
+
+
+@pytest.fixture(scope="session")
+def qmpsnap_ready() -> str | Callable[[Any], Awaitable[object]] | None:
+    """When the guest is ready: text on its console, or a coroutine function that gets the VM. Override it.
+
+    Default: when the agent of qmpsnap's own guest answers; at once, if the machine is no such guest.
+    """
+    return None
+
+
+# -- fixtures that tests use -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def qmpsnap_pool(pytestconfig: pytest.Config, qmpsnap_options: QmpsnapOptions) -> Iterator[Pool]:
+    """Own all machines of this session (of this worker, under xdist), which end with it."""
+    from qmpsnap.testing.shared.pool import Pool  # noqa: PLC0415
+
+    reset = cast("Reset | None", qmpsnap_options.reset or None)
+    with Pool(reset=reset, boot_limit=qmpsnap_options.boot_limit) as pool:
+        pytestconfig.stash[_POOL] = pool
+        yield pool
+
+
+@pytest.fixture
+def qmpsnap_in_use(
+    request: pytest.FixtureRequest,
+    qmpsnap_pool: Pool,
+    qmpsnap_options: QmpsnapOptions,
+    qmpsnap_machine: object,
+    qmpsnap_disks: Mapping[str, object],
+    qmpsnap_ready: object,
+) -> Iterator[InUse]:
+    """Put the machine in its first state, and lend it to the test."""
+    from qmpsnap.testing.shared.source import Overrides, source_of  # noqa: PLC0415
+
+    options = qmpsnap_options
+    overrides = Overrides(qemu=options.qemu, accel=options.accel, memory_mib=options.memory_mib)
+    source = source_of(qmpsnap_machine, qmpsnap_disks, qmpsnap_ready, overrides=overrides)
+    key = id(qmpsnap_machine), id(qmpsnap_disks)
+    in_use = qmpsnap_pool.begin(key, source, _wanted(request.node), test=request.node.nodeid)
+    request.node.stash[_IN_USE] = in_use
+    yield in_use
+    in_use.close()
+
+
+@pytest.fixture
+def vm(qmpsnap_in_use: InUse) -> Face[Any]:
+    """The machine as a qmpsnap.VM, in its first state; in a plain test its methods block."""
+    return qmpsnap_in_use.vm
+
+
+@pytest.fixture
+def guest(qmpsnap_in_use: InUse) -> Face[Any]:
+    """Commands in the guest: `await guest.run("uname -a")`; in a plain test without await."""
+    return qmpsnap_in_use.guest
+
+
+@pytest.fixture
+def qmpsnap_socket(qmpsnap_in_use: InUse) -> str:
+    """Path of a QMP socket of the machine, for one more client, such as the command line."""
+    return qmpsnap_in_use.monitor()
+
+
+@pytest.fixture
+def qmpsnap_directory(qmpsnap_in_use: InUse) -> Path:
+    """Directory of the machine's QEMU: console.log, qemu.log, images, and a socket for each of its ports."""
+    return qmpsnap_in_use.directory
+
+
+def _wanted(item: pytest.Item) -> Reset | None:
+    marker = item.get_closest_marker("qmpsnap")
+    if marker is None:
+        return None
+    if marker.args or marker.kwargs.keys() - {"reset"}:
+        raise pytest.UsageError(f"{item.nodeid}: the marker takes reset= and nothing else")
+    return cast("Reset | None", _checked_reset(marker.kwargs.get("reset")))
+
+
+def _checked_reset(reset: object) -> object:
+    if reset is not None and reset not in _RESETS:
+        raise pytest.UsageError(f"reset={reset!r}: give one of {', '.join(_RESETS)}")
+    return reset
+
+
+def _options(config: pytest.Config) -> QmpsnapOptions:
+    given = {name: _given(config, name) for name in _OPTIONS}
+    if given["accel"] not in {"", "kvm", "tcg"}:
+        raise pytest.UsageError(f"the accelerator is {given['accel']!r}: give kvm or tcg")
+    _checked_reset(given["reset"] or None)
+    try:
+        memory, limit = int(given["memory"] or 0), float(given["boot-limit"] or 120)
+    except ValueError as error:
+        raise pytest.UsageError(f"the memory and the boot limit are numbers: {error}") from None
+    return QmpsnapOptions(
+        qemu=given["qemu"],
+        accel=given["accel"],
+        memory_mib=memory,
+        reset=given["reset"],
+        boot_limit=limit,
+        keep=config.getoption("--qmpsnap-keep"),
+        artifacts=given["artifacts"],
+    )
+
+
+def _given(config: pytest.Config, name: str) -> str:
+    return str(config.getoption(f"--qmpsnap-{name}") or config.getini(f"qmpsnap_{name.replace('-', '_')}"))
+
+
+# -- coroutines get the real thing in their own event loop -------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a coroutine test of any plugin have its own connection, opened in its own loop."""
+    function = getattr(item, "obj", None)
+    if _IN_USE not in item.stash or not inspect.iscoroutinefunction(function):
+        return (yield)
+    test = cast("pytest.Function", item)
+    test.obj = _with_real(function)
+    try:
+        return (yield)
+    finally:
+        test.obj = function
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """The same for coroutine fixtures that ask for vm or guest."""
+    fixture = cast("Any", fixturedef)
+    function = fixture.func
+    if not {"vm", "guest"} & set(fixturedef.argnames) or not (
+        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    ):
+        return (yield)
+    owner = getattr(function, "__self__", None)
+    bound = function
+    if owner is not None and isinstance(request.instance, type(owner)):
+        bound = function.__func__.__get__(request.instance)
+    fixture.func = _with_real(bound)
+    try:
+        return (yield)
+    finally:
+        fixture.func = function
+
+
+def _with_real(function: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def generator(**given: object) -> AsyncIterator[object]:
+            from qmpsnap.testing.shared.faces import real  # noqa: PLC0415
+
+            async with real(given) as arguments:
+                async for value in function(**arguments):
+                    yield value
+
+        return generator
+
+    @functools.wraps(function)
+    async def coroutine(**given: object) -> object:
+        from qmpsnap.testing.shared.faces import real  # noqa: PLC0415
+
+        async with real(given) as arguments:
+            return await function(**arguments)
+
+    return coroutine
+
+
+# -- reports -----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what tells how a test failed, and name the folder in its report."""
+    report = yield
+    if report.failed and report.when == "call" and _IN_USE in item.stash:
+        options = _options(item.config)
+        root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
+        folder = Path(root).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid)[-100:]
+        try:
+            item.stash[_IN_USE].keep(folder, overlays=options.keep)
+            text = "\n".join(str(path) for path in sorted(folder.iterdir()))
+        except Exception as error:  # noqa: BLE001 - the test's own failure is what has to be seen
+            text = f"nothing could be kept: {error}"
+        report.sections.append(("qmpsnap", text))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's account to the process that prints the report."""
+    if (pool := session.config.stash.get(_POOL, None)) is not None:
+        accounts = [asdict(account) for account in pool.accounts]
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["qmpsnap"] = accounts
+        else:
+            session.config.stash[_WORKERS] = accounts
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - a class of xdist, which may not be installed
+    """Collect a worker's account."""
+    accounts = getattr(node, "workeroutput", {}).get("qmpsnap", [])
+    node.config.stash.setdefault(_WORKERS, []).extend(accounts)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how the machines were put back, and why any was booted anew."""
+    accounts = config.stash.get(_WORKERS, [])
+    if not accounts:
+        return
+    terminalreporter.section("qmpsnap")
+    for account in accounts:
+        for line in _told(**account):
+            terminalreporter.line(line)
+
+
+def _told(*, reset: str, boots: list[float], resets: list[float], again: list[str]) -> list[str]:
+    typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
+    first = f"reset: {reset or 'none was needed'}; {len(boots)} boot(s), {len(resets)} reset(s){typical}"
+    return [first, *(f"booted anew before {line}" for line in again)]

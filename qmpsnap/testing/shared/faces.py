@@ -1,0 +1,145 @@
+"""What a test gets of a shared machine: blocking in a plain test, the real thing in an async one.
+
+Calls of a plain test run in the plugin's event loop. A coroutine gets a connection of its own in its own
+loop, whichever plugin runs that: a connection belongs to the loop that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+T = TypeVar("T")
+_OURS: Final = "qmpsnap."
+
+
+def call(portal: BlockingPortal, function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in the portal's loop; when the wait is interrupted, the call is cancelled."""
+    future = portal.start_task_soon(function, *arguments)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+class Blocking:
+    """The same object with methods that block: `vm.snapshot("one")` where a coroutine awaits it.
+
+    Context managers of it are used by `with`, and asynchronous iterators by `for`. Whatever is returned that
+    has coroutine methods of its own blocks, too.
+    """
+
+    def __init__(self, portal: BlockingPortal, get: Callable[[], object]) -> None:
+        self._portal = portal
+        self._get = get
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        value = getattr(self._get(), name)
+        if not inspect.ismethod(value):
+            return _blocking(self._portal, value)
+
+        def method(*arguments: object, **options: object) -> Any:
+            async def run() -> object:
+                result = value(*arguments, **options)
+                return await result if inspect.isawaitable(result) else result
+
+            return _blocking(self._portal, call(self._portal, run))
+
+        method.__doc__ = value.__doc__
+        return method
+
+    def __repr__(self) -> str:
+        return f"<blocking {self._get()!r}>"
+
+
+def _blocking(portal: BlockingPortal, value: Any) -> Any:
+    if isinstance(value, AbstractAsyncContextManager):
+        return _entered(portal, value)
+    if isinstance(value, AsyncIterator):
+        return _each(portal, value)
+    kind = type(value)
+    if kind.__module__.startswith(_OURS) and any(
+        inspect.iscoroutinefunction(member) for member in vars(kind).values()
+    ):
+        return Blocking(portal, lambda: value)
+    return value
+
+
+@contextmanager
+def _entered(portal: BlockingPortal, manager: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
+    with portal.wrap_async_context_manager(manager) as value:
+        yield _blocking(portal, value)
+
+
+def _each(portal: BlockingPortal, iterator: AsyncIterator[Any]) -> Iterator[Any]:
+    end = object()
+    while (value := call(portal, anext, iterator, end)) is not end:
+        yield _blocking(portal, value)
+
+
+class Face(Blocking, Generic[T]):
+    """Something of the shared machine, for one test.
+
+    Used directly it blocks. `here` gives the real one to a coroutine.
+
+    Args:
+        portal: The plugin's event loop.
+        open: Opens one connection, in the loop that runs.
+    """
+
+    def __init__(self, portal: BlockingPortal, open: Callable[[], AbstractAsyncContextManager[T]]) -> None:  # noqa: A002
+        super().__init__(portal, self._opened)
+        self._open = open
+        self._entered: tuple[AbstractContextManager[T], T] | None = None
+        self._inside: dict[asyncio.AbstractEventLoop, T] = {}
+
+    def _opened(self) -> T:
+        if self._entered is None:
+            manager = self._portal.wrap_async_context_manager(self._open())
+            self._entered = manager, manager.__enter__()
+        return self._entered[1]
+
+    def close(self) -> None:
+        """Close what plain code has opened."""
+        if self._entered is not None:
+            (manager, _), self._entered = self._entered, None
+            manager.__exit__(None, None, None)
+
+    @asynccontextmanager
+    async def here(self) -> AsyncIterator[T]:
+        """The real one, in the loop that runs; all who ask inside the block of the first share it."""
+        loop = asyncio.get_running_loop()
+        if loop in self._inside:
+            yield self._inside[loop]
+            return
+        async with self._open() as opened:
+            self._inside[loop] = opened
+            try:
+                yield opened
+            finally:
+                del self._inside[loop]
+
+
+@asynccontextmanager
+async def real(given: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+    """The arguments of a coroutine, with the real thing for each `Face`."""
+    name, face = next(((name, value) for name, value in given.items() if isinstance(value, Face)), ("", None))
+    if face is None:
+        yield given
+        return
+    async with cast("Face[object]", face).here() as value, real({**given, name: value}) as rest:
+        yield rest

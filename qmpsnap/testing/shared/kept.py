@@ -1,0 +1,88 @@
+"""What is kept of a machine whose test failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.model.graph import Graph
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.process import start_program
+from qmpsnap.testing.shared.machine import CONSOLE_LOG, Booted
+from qmpsnap.testing.shared.standing import pictures
+
+_PATIENCE_S: Final = 5.0  # a QEMU that hangs must not hold up the report
+_LOGS: Final = (CONSOLE_LOG, "qemu.log")
+
+
+async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
+    """Copy what tells how a test failed; nothing is raised when the machine does not answer.
+
+    - `console.log`: what the guest wrote to its console, of the whole boot.
+    - `qemu.log`: what QEMU printed.
+    - `qmp*.jsonl`: the QMP messages of each connection that the test had.
+    - `chain-before`, `chain-after`: the chain of each disk when the test began, and now.
+    - `state`: the run state, or why there is none.
+    - `overlays/`: copies of the images above the machine's own, backed by each other and by those.
+
+    Args:
+        booted: The machine.
+        folder: The folder, which is created; what is there is replaced.
+        overlays: Whether images are copied, for which the guest is paused.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "chain-before").write_text(booted.chains)
+    graph: Graph | None = None
+    try:
+        with anyio.fail_after(_PATIENCE_S):
+            status = await booted.vm.status()
+            graph = await booted.vm.graph()
+            if overlays:
+                await booted.vm.execute("stop")
+        (folder / "state").write_text(f"{status.state}\n")
+        (folder / "chain-after").write_text(pictures(graph))
+    except (QmpsnapError, TimeoutError) as error:
+        why = str(error) or "QEMU does not answer"
+        (folder / "state").write_text(f"{why}\n")
+    for path in (*(booted.directory / name for name in _LOGS), *booted.directory.glob("qmp*.jsonl")):
+        with contextlib.suppress(OSError):
+            shutil.copyfile(path, folder / path.name)
+    if overlays and graph is not None:
+        await _copy_overlays(booted.directory, graph, folder / "overlays")
+
+
+async def _copy_overlays(directory: Path, graph: Graph, folder: Path) -> None:
+    """Copy each layer that lies in the directory, and let the copies be backed by each other."""
+    folder.mkdir(exist_ok=True)
+    for disk in graph.disks.values():
+        for layer in reversed(disk.layers):
+            if not layer.file.startswith(f"{directory}{os.sep}"):
+                continue
+            copy = folder / Path(layer.file).name
+            await in_thread(partial(_copy_sparsely, layer.file, copy))
+            backing = layer.backing or ""
+            if backing.startswith(f"{directory}{os.sep}"):
+                await _rebase(copy, Path(backing).name, layer.backing_format or "qcow2")
+
+
+def _copy_sparsely(source: str, copy: Path) -> None:
+    with Path(source).open("rb") as reader, copy.open("wb") as writer:
+        while chunk := reader.read(1 << 20):
+            if chunk.strip(b"\0"):
+                writer.write(chunk)
+            else:
+                writer.seek(len(chunk), os.SEEK_CUR)
+        writer.truncate()
+
+
+async def _rebase(copy: Path, backing: str, backing_format: str) -> None:
+    words = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", backing, "-F", backing_format, str(copy)]
+    async with start_program(words, name="qemu-img", cwd=copy.parent) as process:
+        await process.wait()

@@ -1,0 +1,118 @@
+"""Clears a shared machine of what a test left in its QEMU, and in its directory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+import anyio
+from msgspec.structs import replace
+
+from qmpsnap.errors import CommandFailed, QmpsnapError, Unsupported
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.testing.shared.standing import Standing, in_chains, names_of
+from qmpsnap.vm import VM
+
+_PATIENCE_S: Final = 10.0  # for jobs to end after they were cancelled
+# `cont` resumes a guest in one of these; in the others it is off, or QEMU is in the middle of something.
+_RESUMABLE: Final = frozenset({"paused", "prelaunch", "io-error", "watchdog", "suspended", "debug"})
+_QUERIES: Final[Sequence[tuple[str, str, Mapping[str, str], str]]] = (
+    ("devices", "qom-list", {"path": "/machine/peripheral"}, "name"),
+    ("devices without an id", "qom-list", {"path": "/machine/peripheral-anon"}, "name"),
+    ("objects", "qom-list", {"path": "/objects"}, "name"),
+    ("chardevs", "query-chardev", {}, "label"),
+    ("exports", "query-block-exports", {}, "id"),
+    ("jobs", "query-jobs", {}, "id"),
+)
+
+
+async def read_standing(vm: VM) -> Standing:
+    """Read what must be the same before each test."""
+    parts = {kind: names_of(key, await vm.execute(command, given)) for kind, command, given, key in _QUERIES}
+    return Standing.of(await vm.graph(), parts)
+
+
+async def resume(vm: VM) -> None:
+    """Let a paused guest run.
+
+    Raises:
+        Unsupported: When it cannot: it is off, or it panicked.
+    """
+    status = await vm.status()
+    if status.running:
+        return
+    if status.state not in _RESUMABLE:
+        raise Unsupported(f"the guest cannot be resumed: its state is {status.state}", feature=status.state)
+    await vm.execute("cont")
+
+
+async def end_jobs(vm: VM) -> None:
+    """Cancel every job and migration, and wait until none is left.
+
+    Raises:
+        TimeoutError: When one does not end.
+    """
+    with contextlib.suppress(CommandFailed):
+        await vm.execute("migrate_cancel")
+    with anyio.fail_after(_PATIENCE_S):
+        while jobs := cast("list[Mapping[str, str]]", await vm.execute("query-jobs")):
+            for job in jobs:
+                with contextlib.suppress(CommandFailed):  # it may have ended meanwhile
+                    if job["status"] == "concluded":
+                        await vm.execute("job-dismiss", {"id": job["id"]})
+                    elif job["type"] == "mirror":  # job-cancel lets a mirror at READY complete
+                        await vm.execute("block-job-cancel", {"device": job["id"], "force": True})
+                    else:
+                        await vm.execute("job-cancel", {"id": job["id"]})
+            await anyio.sleep(0.01)  # a job of somebody else may have no event that we would get
+
+
+async def drop_nodes(vm: VM, known: Collection[str]) -> None:
+    """Close each block node that is in no disk's chain and was not there before."""
+    for _ in range(8):  # a node that another one is based on goes after that
+        graph = await vm.graph()
+        more = [name for name in graph.nodes.keys() - in_chains(graph) - set(known) if name[0] != "#"]
+        gone = 0
+        for name in more:
+            with contextlib.suppress(QmpsnapError):
+                await vm.execute("blockdev-del", {"node-name": name})
+                gone += 1
+        if not gone:
+            return
+
+
+def record_now(directory: Path, name: str, *, active: Collection[str]) -> dict[Path, bytes]:
+    """The record of a snapshot after a revert to it, by its file; branches of earlier reverts are left out.
+
+    Args:
+        directory: The directory of the records.
+        name: The snapshot's name.
+        active: The layers that disks write to now.
+    """
+    for path in directory.glob("moment-*.json"):
+        record = from_json(path.read_text(), directory=str(directory))
+        if isinstance(record, MomentRecord) and record.name == name:
+            branches = tuple(branch for branch in record.branches if set(branch.values()) <= set(active))
+            files = {file for branch in (record.overlays, *branches) for file in branch.values()}
+            marks = {file: mark for file, mark in record.marks.items() if file in files}
+            record = replace(record, branches=branches, continued=(), marks=marks)
+            return {directory / record.file_name: to_json(record).encode()}
+    return {}
+
+
+def put_back_records(directory: Path, records: Mapping[Path, bytes]) -> None:
+    """Let the directory hold these records, as they were, and no other one."""
+    remove_more(directory, records)
+    for path, content in records.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+def remove_more(directory: Path, keep: Collection[Path]) -> None:
+    """Remove each file below the directory that is not to be kept; sockets stay."""
+    for path in directory.rglob("*"):
+        if path not in keep and (path.is_symlink() or path.is_file()):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""The private directory of a shared machine, and the overlays that its disks start from."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.images import Images
+from qmpsnap.run.preflight import read_chains
+from qmpsnap.run.process import removed_at_death
+from qmpsnap.run.safe_open import open_file
+from qmpsnap.run.scratch import scratch
+
+_FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
+# QEMU (block/file-posix.c): a read lock on byte 200 + n says that permission n is not shared. 1 is to write,
+# 3 is to resize.
+_NOT_SHARED: Final = (201, 203)
+
+
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """A directory with a short path, for us alone; it is removed with the block, or when our process dies."""
+    with scratch() as path, removed_at_death(path):
+        yield Path(path)
+
+
+@contextmanager
+def unwritable(files: Collection[str]) -> Iterator[None]:
+    """Let no QEMU write to the images: each one, ours too, is refused the lock for it.
+
+    Where the file system has no locks, nothing is held.
+    """
+    with ExitStack() as stack:
+        for file in files:
+            with contextlib.suppress(OSError):
+                descriptor = open_file(file, follow=True)
+                stack.callback(os.close, descriptor)
+                for byte in _NOT_SHARED:
+                    fcntl.fcntl(
+                        descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+                    )
+        yield
+
+
+async def read_bases(disks: Mapping[str, str], formats: Mapping[str, str]) -> tuple[Base, ...]:
+    """Read the headers of the images that a machine's disks are based on.
+
+    Raises:
+        Refused: When one is not usable; see `qmpsnap.offline`.
+    """
+    chains = await in_thread(partial(read_chains, disks, formats=formats))
+    return tuple(
+        Base(chain.disk, chain.files, chain.active.format, chain.active.virtual_size) for chain in chains
+    )
+
+
+class Base:
+    """An image that a disk is based on.
+
+    Attributes:
+        disk: The disk's name.
+        files: The image, and those beneath it.
+        format: The image's format.
+        size_bytes: What the guest sees.
+    """
+
+    def __init__(self, disk: str, files: tuple[str, ...], format: str, size_bytes: int) -> None:  # noqa: A002
+        self.disk: Final = disk
+        self.files: Final = files
+        self.format: Final = format
+        self.size_bytes: Final = size_bytes
+
+
+async def overlay_each(bases: Collection[Base], directory: Path) -> dict[str, str]:
+    """Create an empty overlay on each image; return their paths by disk."""
+    made: dict[str, str] = {}
+    for base in bases:
+        file = str(directory / f"{base.disk}.qcow2")
+        await Images().create_image(
+            file,
+            size_bytes=base.size_bytes,
+            format="qcow2",
+            like=None,
+            backing=base.files[0],
+            backing_format=base.format,
+        )
+        made[base.disk] = file
+    return made

@@ -1,0 +1,198 @@
+"""The shared machines of a pytest session, in an event loop in a thread of their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import anyio
+import anyio.from_thread
+
+from qmpsnap.entry import connect
+from qmpsnap.errors import GuestFailed
+from qmpsnap.testing.guest import Guest, open_guest
+from qmpsnap.testing.initramfs import PORT_NAME
+from qmpsnap.testing.shared.faces import Face, call
+from qmpsnap.testing.shared.kept import keep
+from qmpsnap.testing.shared.machine import (
+    RECORDS,
+    Account,
+    Booted,
+    Ready,
+    SharedMachine,
+    console_text,
+    monitors,
+    shared_machine,
+)
+from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
+from qmpsnap.testing.shared.standing import Reset
+from qmpsnap.vm import VM, Launcher
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+
+class Source:
+    """A machine as a test-suite gives it.
+
+    Attributes:
+        launcher: Starts it.
+        disks: The image of each disk.
+        formats: "raw" or "qcow2" of each image; needed unless its name ends in ".qcow2".
+        ready: When it is ready: text on its console, or a coroutine function that returns then and gets the
+            VM; None: when the agent of our own guest answers, if it is our guest.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        disks: Mapping[str, str],
+        formats: Mapping[str, str],
+        ready: str | Callable[[VM], Awaitable[object]] | None,
+    ) -> None:
+        self.launcher: Final = launcher
+        self.disks: Final = disks
+        self.formats: Final = formats
+        self.ready: Final = ready
+
+
+class Pool:
+    """All shared machines of this process; use it in a `with` block.
+
+    Args:
+        reset: How machines are put back; None: the fastest way that works for each.
+        boot_limit: Seconds that a guest may take to be ready.
+    """
+
+    def __init__(self, *, reset: Reset | None = None, boot_limit: float = 120.0) -> None:
+        self._reset = reset
+        self._boot_limit = boot_limit
+        self._stack = ExitStack()
+        self._machines: dict[object, SharedMachine] = {}
+        self._portal: BlockingPortal
+        self._directory: Path
+
+    def __enter__(self) -> Self:
+        self._directory = self._stack.enter_context(private_directory())
+        self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal("asyncio"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """What was done with each machine."""
+        return tuple(machine.account for machine in self._machines.values())
+
+    def begin(self, key: object, source: Source, wanted: Reset | None, *, test: str) -> InUse:
+        """Put a machine in its first state for a test.
+
+        Args:
+            key: What tells the machine from others.
+            source: Where it comes from, if it is not there yet.
+            wanted: How it is put back; None: the session's way.
+            test: The test's name, for the report.
+        """
+        machine = self._machines.get(key) or self._add(key, source)
+        booted: Booted = call(self._portal, lambda: machine.begin(wanted, test=test))
+        return InUse(self._portal, machine, booted)
+
+    def _add(self, key: object, source: Source) -> SharedMachine:
+        directory = self._directory / str(len(self._machines) + 1)
+        directory.mkdir()
+        bases = call(self._portal, read_bases, source.disks, source.formats)
+        self._stack.enter_context(unwritable([file for base in bases for file in base.files]))
+        machine = self._stack.enter_context(
+            self._portal.wrap_async_context_manager(
+                shared_machine(
+                    source.launcher,
+                    bases,
+                    directory,
+                    ready=_ready(source.ready, self._boot_limit),
+                    reset=self._reset,
+                    boot_limit=self._boot_limit,
+                )
+            )
+        )
+        self._machines[key] = machine
+        return machine
+
+
+class InUse:
+    """A machine while one test uses it.
+
+    Attributes:
+        vm: Its VM.
+        guest: Commands in it.
+        directory: Sockets, logs and images of its QEMU.
+    """
+
+    def __init__(self, portal: BlockingPortal, machine: SharedMachine, booted: Booted) -> None:
+        self._portal = portal
+        self._machine = machine
+        self._booted = booted
+        self._free = list(monitors(booted.directory)[1:])
+        self._opened = 0
+        self.directory: Final = booted.directory
+        self.vm: Final = Face[VM](portal, self._connect)
+        self.guest: Final = Face[Guest](portal, self._open_guest)
+
+    def monitor(self) -> str:
+        """Path of a monitor that nobody uses.
+
+        Raises:
+            GuestFailed: When there is none left.
+        """
+        if not self._free:
+            raise GuestFailed("all monitors of the machine are in use", script="")
+        return self._free.pop()
+
+    def close(self) -> None:
+        """Close the connections that plain code has opened."""
+        try:
+            self.guest.close()
+        finally:
+            self.vm.close()
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[VM]:
+        monitor = self.monitor()
+        try:
+            self._opened += 1
+            record = self.directory / f"qmp-{self._opened}.jsonl"
+            async with connect(monitor, state_dir=self.directory / RECORDS, record=record) as vm:
+                yield vm
+        finally:
+            self._free.append(monitor)
+
+    def _open_guest(self) -> AbstractAsyncContextManager[Guest]:
+        port = self.directory / PORT_NAME
+        if not port.exists():
+            raise GuestFailed(f"the machine has no agent of ours at {port}", script="")
+        return open_guest(port, limit=30)
+
+    # -- what is kept of a failed test -----------------------------------------------------------------
+
+    def keep(self, folder: Path, *, overlays: bool) -> None:
+        """Copy what tells how a test failed into a folder, which is created."""
+        call(self._portal, lambda: keep(self._booted, folder, overlays=overlays))
+
+
+def _ready(given: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:
+    async def ready(vm: VM, directory: Path, since: int) -> None:
+        if callable(given):
+            result: Any = given(vm)
+            if inspect.isawaitable(result):
+                await result
+        elif given:
+            while given not in console_text(directory, since):  # noqa: ASYNC110 - a file has no event for us
+                await anyio.sleep(0.02)
+        elif (directory / PORT_NAME).exists():
+            async with open_guest(directory / PORT_NAME, limit=limit):
+                pass
+
+    return ready

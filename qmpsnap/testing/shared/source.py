@@ -1,0 +1,121 @@
+"""What a test-suite may give as its machine, and what that means."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, cast
+
+from qmpsnap.errors import Unsupported
+from qmpsnap.launched import launch
+from qmpsnap.model.arguments import path_text, refuse
+from qmpsnap.model.machine_description import Accelerator, Machine, MachineDisk, escaped
+from qmpsnap.model.start import Start
+from qmpsnap.run.accelerator import accelerator
+from qmpsnap.testing.machine import guest_machine
+from qmpsnap.testing.shared.machine import CONSOLE_LOG
+from qmpsnap.testing.shared.pool import Source
+from qmpsnap.vm import VM, Launcher
+
+_QEMU: Final = "qemu-system-x86_64"
+_MEMORY_MIB: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What the command line or the ini file says of every described machine.
+
+    Attributes:
+        qemu: The system emulator, its directory, or "" for the machine's own.
+        accel: kvm or tcg; "": the machine's own.
+        memory_mib: Size of its memory in MiB; 0: the machine's own.
+    """
+
+    qemu: str = ""
+    accel: str = ""
+    memory_mib: int = 0
+
+    def of(self, machine: Machine) -> Machine:
+        """The machine with what is overridden."""
+        accel = cast("Accelerator | None", self.accel or None)
+        return replace(
+            machine,
+            qemu=find_qemu(self.qemu or str(machine.qemu)),
+            accel=accel or machine.accel or accelerator(),
+            memory_mib=self.memory_mib or machine.memory_mib,
+        )
+
+
+def source_of(machine: object, disks: Mapping[str, object], ready: object, *, overrides: Overrides) -> Source:
+    """Return what the fixtures of a test-suite describe.
+
+    Args:
+        machine: What qmpsnap_machine returned: a Machine, a launcher, or None for our own guest.
+        disks: What qmpsnap_disks returned, for the two latter: by disk a path, or a path and a format.
+        ready: What qmpsnap_ready returned; see `Source`.
+        overrides: What the options say.
+
+    Raises:
+        BadArgument: When one is of no use.
+        Unsupported: When there is no such QEMU, or no kernel for our guest.
+    """
+    if not (ready is None or isinstance(ready, str) or callable(ready)):
+        refuse("qmpsnap_ready", ready, "return text, a coroutine function, or None")
+    given = _disks(disks)
+    if machine is None:
+        machine = guest_machine(disks=given, memory_mib=_MEMORY_MIB)
+    elif isinstance(machine, Machine) and given:
+        refuse("qmpsnap_disks", disks, "a Machine names its own disks")
+    if isinstance(machine, Machine):
+        given, launcher = machine.disks, described(overrides.of(machine))
+    elif callable(machine):
+        launcher = cast("Launcher", machine)
+    else:
+        refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine or a launcher")
+    files = {disk.name: path_text("file", disk.file) for disk in given}
+    return Source(launcher, files, {disk.name: disk.format for disk in given}, ready)
+
+
+def described(machine: Machine) -> Launcher:
+    """A launcher whose QEMUs have the log of the console, and a socket for each port, in their directory."""
+
+    def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
+        place = Path(start.directory)
+        argv = machine.argv(
+            start,
+            console=f"file,path={escaped(place / CONSOLE_LOG)}",
+            ports={name: f"socket,path={escaped(place / name)},server=on,wait=off" for name in machine.ports},
+        )
+        return launch(argv, log=place / "qemu.log")
+
+    return launcher
+
+
+def _disks(given: Mapping[str, object]) -> Sequence[MachineDisk]:
+    disks = []
+    for name, value in given.items():
+        file, kind = value if isinstance(value, tuple) else (value, "qcow2")
+        disks.append(MachineDisk(name=name, file=file, format=kind))
+    return disks
+
+
+def find_qemu(given: str) -> str:
+    """Return the path of a system emulator.
+
+    Args:
+        given: Its path, its name on PATH, or its directory.
+
+    Raises:
+        Unsupported: When there is none.
+    """
+    found = shutil.which(f"{given}/{_QEMU}" if Path(given).is_dir() else given)
+    if found is None:
+        raise Unsupported(
+            f"there is no QEMU {given!r}",
+            feature="qemu",
+            hint="install qemu-system-x86, or name a QEMU with --qmpsnap-qemu",
+        )
+    return found

@@ -1,0 +1,45 @@
+"""What a test left in the machine's directory."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.testing.shared.leftovers import put_back_records, record_now
+from tests.plan.moments import MOMENT
+
+
+def written(directory, record):
+    file = directory / record.file_name
+    file.write_text(to_json(record))
+    return file
+
+
+def test_put_back_records_lets_the_directory_hold_these_alone(tmp_path):
+    kept, changed, gone = (tmp_path / name for name in ("kept", "changed", "gone"))
+    for path in (kept, changed):
+        path.write_text("new")
+    (tmp_path / "more").write_text("x")
+    (tmp_path / "link").symlink_to("/nowhere")
+    put_back_records(tmp_path, {kept: b"new", changed: b"old", gone: b"back"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "kept": "new",
+        "changed": "old",
+        "gone": "back",
+    }
+
+
+def test_record_now_has_the_last_branch_alone(tmp_path):
+    old, new = ({disk: f"/vm/{disk}-{age}.qcow2" for disk in MOMENT.overlays} for age in ("old", "new"))
+    written(tmp_path, replace(MOMENT, branches=(old, new)))
+    written(tmp_path, replace(MOMENT, id=f"{MOMENT.id}-2", name="another"))
+    ((path, content),) = record_now(tmp_path, MOMENT.name, active=new.values()).items()
+    record = from_json(content.decode())
+    assert isinstance(record, MomentRecord)
+    assert (path.parent, path.name) == (tmp_path, record.file_name)
+    assert (record.name, record.branches) == (MOMENT.name, (new,))
+
+
+def test_record_now_is_empty_when_the_snapshot_has_no_record(tmp_path):
+    assert record_now(tmp_path, "none", active=[]) == {}

@@ -1,0 +1,82 @@
+"""What a test-suite may give as its machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.errors import BadArgument, Unsupported
+from qmpsnap.model.machine_description import Machine, MachineDisk
+from qmpsnap.model.start import Start
+from qmpsnap.testing.shared import source
+from qmpsnap.testing.shared.source import Overrides, find_qemu, source_of
+from tests.each import each
+
+
+@pytest.fixture
+def qemu(tmp_path):
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_machine_names_its_disks(qemu):
+    disks = [MachineDisk(name="vda", file="/i/a.qcow2"), MachineDisk(name="vdb", file="/i/b", format="raw")]
+    found = source_of(
+        Machine(qemu="nowhere", disks=disks), {}, "login:", overrides=Overrides(qemu=str(qemu.parent))
+    )
+    assert found.disks == {"vda": "/i/a.qcow2", "vdb": "/i/b"}
+    assert found.formats == {"vda": "qcow2", "vdb": "raw"}
+    assert found.ready == "login:"
+
+
+def test_launcher_s_disks_are_named_beside_it():
+    def launcher(start): ...
+
+    found = source_of(launcher, {"vda": "/i/a.qcow2", "vdb": ("/i/b", "raw")}, None, overrides=Overrides())
+    assert found.launcher is launcher
+    assert (found.disks, found.formats) == (
+        {"vda": "/i/a.qcow2", "vdb": "/i/b"},
+        {"vda": "qcow2", "vdb": "raw"},
+    )
+
+
+@each(
+    ("machine", "disks", "ready", "words"),
+    [
+        (Machine(), {"vda": "/a.qcow2"}, None, "a Machine names its own disks"),
+        (7, {}, None, "return a qmpsnap.Machine or a launcher"),
+        (["qemu-system-x86_64"], {}, None, "return a qmpsnap.Machine or a launcher"),
+        (len, {"vda": 7}, None, "file"),
+        (len, {}, 7, "return text, a coroutine function, or None"),
+    ],
+)
+def test_anything_else_is_refused(machine, disks, ready, words):
+    with pytest.raises(BadArgument, match=words):
+        source_of(machine, disks, ready, overrides=Overrides())
+
+
+def test_overrides_are_applied_and_nothing_else(qemu):
+    machine = Machine(qemu=str(qemu), accel="tcg", memory_mib=512, cpus=2)
+    assert Overrides().of(machine) == machine
+    changed = Overrides(accel="kvm", memory_mib=64).of(machine)
+    assert changed == Machine(qemu=str(qemu), accel="kvm", memory_mib=64, cpus=2)
+
+
+def test_missing_qemu_names_the_way_out():
+    with pytest.raises(Unsupported, match="there is no QEMU '/nowhere/qemu'") as caught:
+        find_qemu("/nowhere/qemu")
+    assert "--qmpsnap-qemu" in caught.value.hint
+
+
+def test_described_machine_has_its_console_and_ports_in_the_directory(monkeypatch):
+    started = []
+    monkeypatch.setattr(source, "launch", lambda argv, *, log: started.append((argv, str(log))))
+    machine = Machine(qemu="/q", accel="tcg", ports=("org.x.0",))
+    source.described(machine)(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
+    ((argv, log),) = started
+    assert log == "/d,1/qemu.log"
+    assert "file,id=console,path=/d,,1/console.log" in argv
+    assert "socket,id=port0,path=/d,,1/org.x.0,server=on,wait=off" in argv
+    assert argv[-2:] == ["-qmp", "unix:/d,,1/qmp0,server=on,wait=off"]
