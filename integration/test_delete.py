@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration import states
-from integration.known_images import KIB, MIB
+from integration.known_images import KIB, MIB, content
 from integration.machines import blockdev, drive, listing
 from integration.off import offline
 from qmpsnap.errors import Changed, InvalidTarget, JobFailed, NotFound
@@ -169,6 +169,49 @@ async def test_talks_chain_without_sn2_by_delete_commit_and_stream(machine, qemu
                 running.read("vda", pattern, BLOCK * start, BLOCK * count)
         for file in chain:
             qemu.check(file)
+
+
+@pytest.mark.parametrize("way", ["commit", "stream"])
+async def test_t9_by_commit_down_and_stream_up_with_the_machine_off(qemu, images, way):
+    """T9 offline: base <- sn1 <- sn2 <- sn3 becomes base <- sn1 <- sn3."""
+    base, sn1, sn2, sn3 = images("base <- sn1 <- sn2 <- sn3").files
+    async with offline(qemu, {"vda": sn3}) as vm:
+        if way == "commit":
+            await vm.commit("vda", top="sn2", base="sn1")
+        else:
+            await vm.stream("vda", into="sn3", base="sn1")
+        assert (await vm.graph()).chains()["vda"] == (sn3, sn1, base)
+    qemu.check_chain(sn3, sn1, base)
+    # What the commit has written into sn1 is sn2's; after the stream both are as before.
+    assert [qemu.read(file) for file in (sn3, base)] == [content(4), content(1)]
+    assert qemu.read(sn1) == content(3 if way == "commit" else 2)
+    assert Path(sn2).exists() == (way == "stream") != Path(f"{sn2}.invalid").exists()
+    assert way == "commit" or qemu.read(sn2) == content(3)
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+async def test_t9_by_deletion_with_the_machine_off(qemu, tmp_path, way):
+    """T9 offline: sn2 goes, and sn1 and sn3 stay; its overlay goes down, or what is beneath it goes up."""
+    base = qemu.create(tmp_path / "base.qcow2", BLOCK * COUNT)
+    async with offline(qemu, {"vda": base}) as vm:
+        for name in ("sn1", "sn2", "sn3"):
+            await vm.snapshot(name)
+        files = (await vm.graph()).chains()["vda"][::-1]
+    reads = [[0] * COUNT]
+    for number, file in enumerate(files):
+        size = 6 if (way, number) == ("up", 2) else 2  # it goes where less is copied
+        qemu.io(file, f"write -q -P {number + 1} {BLOCK * number} {BLOCK * size}")
+        reads.append([*reads[-1][:number], *[number + 1] * size, *reads[-1][number + size :]])
+    async with offline(qemu, {"vda": files[3]}) as vm:
+        await vm.delete("sn2")
+        chain = (await vm.graph()).chains()["vda"]
+        assert [moment.name for moment in (await vm.moments()).moments] == ["sn1", "sn3"]
+    dropped, kept = files[1:3] if way == "up" else files[2:0:-1]
+    assert chain == (files[3], kept, base)
+    qemu.check_chain(*chain)
+    # sn1 is what base holds, sn3 what the layer between holds.
+    assert [states.patterns(qemu, file, BLOCK) for file in chain] == [reads[4], reads[3], reads[1]]
+    assert not Path(dropped).exists()
 
 
 async def test_delete_without_space_leaves_every_other_moment_and_goes_on_with_space(machine, qemu, small):
