@@ -8,16 +8,15 @@ belongs to the open file: it goes with the client, however that ends.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH102, PTH106, PTH118, PTH120
+# ruff: noqa: PTH118, PTH120
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -26,13 +25,14 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record, elsewhere, moment_of
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
 from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 from qmpsnap.run.image_headers import file_mark, marks_in
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.os_errors import reason, unusable
-from qmpsnap.run.record_search import find_record, link_name, names_of, open_trusted, others_near
+from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.record_directories import link, link_all, remove_empty, sync_all, unlink_all, within
+from qmpsnap.run.record_search import find_record, names_of, open_trusted, others_near
 from qmpsnap.run.safe_open import create_file
 
 _log = get_logger("qmpsnap.run")
@@ -40,7 +40,6 @@ _log = get_logger("qmpsnap.run")
 _SAMPLE = 8  # records of other machines that are looked at with each that is written
 _MONTH = timedelta(days=30)
 _LOCK_SECONDS = 5.0
-_ENTRIES = 8  # how often a directory is made that others remove meanwhile
 
 R = TypeVar("R", IntentRecord, MomentRecord)
 
@@ -147,7 +146,7 @@ class Catalog:
             InvalidTarget: When it cannot be written.
         """
         try:
-            await in_thread(partial(_link, place, to))
+            await in_thread(lambda: sync_all(link(place, to)))
         except (OSError, ValueError) as error:
             raise unusable(place, error, "write") from error
 
@@ -163,14 +162,19 @@ class Catalog:
 
 def _write(record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int]) -> None:
     check(record)
-    _within(record.directory, partial(_write_into, record, instead_of, locks))
-    if isinstance(record, MomentRecord):
-        _link_all(record)
+    changed: set[str] = set()
+    within(record.directory, partial(_write_into, record, instead_of, locks, changed), changed)
+    sync_all(changed)
 
 
 def _write_into(
-    record: Record, instead_of: Record | None, locks: dict[tuple[str, str], int], descriptor: int
+    record: Record,
+    instead_of: Record | None,
+    locks: dict[tuple[str, str], int],
+    changed: set[str],
+    descriptor: int,
 ) -> None:
+    """Write a record; add to `changed` the other directories that are to be synced afterwards."""
     locked = _put(descriptor, record)
     if locked is not None:  # here, for what a cancelled call returns is lost
         locks[record.directory, record.id] = locked
@@ -178,36 +182,11 @@ def _write_into(
         _sweep(record, descriptor)
     if instead_of is not None:
         _unlink(instead_of.file_name, descriptor)
+    if isinstance(record, MomentRecord):
+        changed |= link_all(record)
     sync_directory(descriptor)
     if instead_of is not None:
         _unlock(instead_of, locks)
-
-
-def _within(directory: str, write: Callable[[int], None]) -> None:
-    """Write into a directory of records, which is made where it is missing: its descriptor is passed.
-
-    Whoever finishes the last record removes the directory, even while it is open here: then it is made again.
-    """
-    made = False
-    for _ in range(_ENTRIES):
-        try:
-            descriptor = open_trusted(directory)
-        except FileNotFoundError:
-            made = _make_directory(directory) or made
-            continue
-        try:
-            write(descriptor)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            if made:
-                _remove_empty(directory)
-            raise
-        else:
-            return
-        finally:
-            os.close(descriptor)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
 
 
 def _rewrite(record: MomentRecord) -> None:
@@ -259,28 +238,6 @@ def _lock(directory: str) -> int | None:
             return descriptor
 
 
-def _link_all(record: MomentRecord) -> None:
-    """Link what leads to the record in the first of its places that can be written, if any can."""
-    for places in elsewhere(record):
-        for place in places:
-            try:
-                _link(place, record.directory)
-            except (OSError, ValueError) as error:
-                _log.warning("record.not_linked", place=place, to=record.directory, reason=reason(error))
-            else:
-                break
-
-
-def _link(place: str, to: str) -> None:
-    _within(place, partial(_link_to, to))
-
-
-def _link_to(to: str, descriptor: int) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.symlink(to, link_name(to), dir_fd=descriptor)
-        sync_directory(descriptor)
-
-
 def _sweep(moment: MomentRecord, descriptor: int) -> None:
     """Remove records that nothing needs: of the moments that this one's layers held before, and some others.
 
@@ -309,15 +266,6 @@ def _sweep(moment: MomentRecord, descriptor: int) -> None:
 def _renamed_within(place: str, marks: Collection[str]) -> bool:
     """Whether a layer with one of these marks is in the directory."""
     return bool(marks) and not marks_in(place).keys().isdisjoint(marks)
-
-
-def _make_directory(directory: str) -> bool:
-    try:
-        os.mkdir(directory, 0o755)
-    except FileExistsError:
-        return False
-    sync_directory(os.path.dirname(directory))
-    return True
 
 
 def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | None:
@@ -350,10 +298,8 @@ def _remove(record: Record, locks: dict[tuple[str, str], int]) -> None:
             sync_directory(descriptor)
         finally:
             os.close(descriptor)
-        if _remove_empty(record.directory) and isinstance(record, MomentRecord):
-            for places in elsewhere(record):
-                for place in places:
-                    _unlink_from(place, record.directory)
+        if remove_empty(record.directory) and isinstance(record, MomentRecord):
+            unlink_all(record)
     _unlock(record, locks)
 
 
@@ -364,32 +310,9 @@ def _unlock(record: Record, locks: dict[tuple[str, str], int]) -> None:
         os.close(locked)
 
 
-def _unlink_from(place: str, to: str) -> None:
-    """Remove a link to a directory that is no more."""
-    try:
-        descriptor = open_trusted(place)
-    except (OSError, ValueError):
-        return
-    try:
-        _unlink(link_name(to), descriptor)
-        if os.path.lexists(to):  # another client has made it again, and has taken our link for its own
-            _link_to(to, descriptor)
-    finally:
-        os.close(descriptor)
-    _remove_empty(place)
-
-
 def _unlink(name: str, descriptor: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=descriptor)
-
-
-def _remove_empty(directory: str) -> bool:
-    try:
-        os.rmdir(directory)
-    except OSError:
-        return False
-    return True
 
 
 def _unusable(record: Record, error: OSError | ValueError, verb: str) -> InvalidTarget:
