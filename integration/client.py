@@ -2,8 +2,9 @@
 
 An order is one JSON line {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
 there, or if there is no such case, take a backup into a directory of that name, and die by SIGKILL at that
-point of its steps, or so many seconds after it. The answer is one line: the child's exit status, -9 when it
-was killed, 0 when the operation has fewer points.
+point of its steps, or so many seconds after it. One with "store" instead of "case" makes the store of the
+checkpoint of that name; the point is then the number of a step that its helper has done. The answer is one
+line: the child's exit status, -9 when it was killed, 0 when the operation has fewer points.
 """
 
 from __future__ import annotations
@@ -15,23 +16,28 @@ import sys
 import threading
 import traceback
 
+import qmpsnap
 from integration.cases import CASES
 from integration.harness import copies_counted, kill_me, stepped, stepped_offline
+from integration.helpers import launcher
 from integration.known_images import QEMUS
 
 
 async def run(order):
     def at(point):
-        if point == order["point"] and order["delay"]:
+        if point == order["point"] and order.get("delay"):
             threading.Timer(order["delay"], kill_me).start()
         elif point == order["point"]:
             kill_me()
 
-    if order["images"]:
-        (qemu,) = [qemu for qemu in QEMUS if qemu.version == order["qemu"]]
-        machine = stepped_offline(qemu, order["images"], at)
-    else:
-        machine = stepped(order["socket"], at)
+    (qemu,) = [qemu for qemu in QEMUS if qemu.version == order["qemu"]]
+    if "store" in order:
+        async with qmpsnap.connect(order["socket"]) as vm:
+            helper = launcher(qemu, at=lambda _, __, number: at(number))
+            await vm.make_store(order["store"], launcher=helper)
+        return
+    images = order["images"]
+    machine = stepped_offline(qemu, images, at) if images else stepped(order["socket"], at)
     async with machine as vm:
         if order["case"] in CASES:
             await vm.run(await vm.plan(CASES[order["case"]].intent(order["folder"])))

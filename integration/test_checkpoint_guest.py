@@ -131,6 +131,7 @@ async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qe
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", ["stop", "background"])
 async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(qemu, tmp_path, mode):
+    """And of a background checkpoint in the same QEMU, once it has a store."""
     files = made(qemu, tmp_path)
     numbers = []
 
@@ -142,6 +143,7 @@ async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(q
             yield vm
 
     async with booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client):
+        vm.launcher = None  # else it would have a store at once
         async with counting(tmp_path) as counter:
             await counter.set(1)
             await counter.start()
@@ -177,9 +179,24 @@ async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(q
         await client.execute("cont")
         async with counting(tmp_path) as counter:
             assert await counter.get() == at(1000)
+            if mode == "background":
+                await vm.make_store("c1", launcher=launcher)
+                await _revert_in_place(vm, counter, low)
         assert low <= high
     for chain in taken.chains.values():
         qemu.check(chain[0])
+
+
+async def _revert_in_place(vm, counter, low):
+    """Again and again; the guest counted to 1000 since."""
+    for revert in range(3):
+        if revert == 1:
+            await vm.snapshot("on-top")
+        await vm.revert("c1")
+        assert low <= await counter.now() < 1000
+        await counter.more(5)
+    assert await counter.stop() == ""
+    assert len(set((await counter.get()).values())) == 1
 
 
 @pytest.mark.timeout(240)

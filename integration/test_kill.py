@@ -28,8 +28,8 @@ STREAMS = {"stream", "delete up"}
 
 
 @contextmanager
-def clients():
-    """Start what forks the clients; the result runs a case up to a point, and says how the client ended."""
+def orders():
+    """Start what forks the clients; the result gives one an order, and says how the client ended."""
     with subprocess.Popen(
         [sys.executable, "-m", "integration.client"],
         cwd=ROOT,
@@ -38,20 +38,33 @@ def clients():
         stdout=subprocess.PIPE,
     ) as server:
 
-        def run(running, rig, name, point, delay=0):
-            """Without a running machine: on its images, those that the rig began with."""
-            images = {} if running else {disk: made.active for disk, made in rig.images.items()}
-            order = {
-                "socket": running.socket if running else "", "images": images, "qemu": rig.qemu.version,
-                "case": name, "folder": str(rig.folder), "point": point,
-                "delay": delay,
-            }  # fmt: skip
+        def give(**order):
             server.stdin.write(json.dumps(order) + "\n")
             server.stdin.flush()
             return int(server.stdout.readline())
 
-        yield run
+        yield give
         server.stdin.close()
+
+
+@contextmanager
+def clients():
+    """The same; the result runs a case up to a point."""
+    with orders() as give:
+
+        def run(running, rig, name, point, delay=0):
+            """Without a running machine: on its images, those that the rig began with."""
+            return give(
+                socket=running.socket if running else "",
+                images={} if running else {disk: made.active for disk, made in rig.images.items()},
+                qemu=rig.qemu.version,
+                case=name,
+                folder=str(rig.folder),
+                point=point,
+                delay=delay,
+            )
+
+        yield run
 
 
 async def end(vm):

@@ -23,7 +23,9 @@ _log = get_logger("qmpsnap.store")
 async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hooks | None) -> Done:
     """Write the memory of a checkpoint into a store; see `VM.make_store`."""
     intent = MakeStore(name)  # checks the name
-    await _clear(vm, name)
+    finished = await _clear(vm, name)
+    if finished is not None and await has_store(vm, name):
+        return finished
     plan = await vm.plan(intent)
     try:
         async with loaded(vm, name, launcher) as helper:
@@ -79,8 +81,14 @@ def _in_place(name: str) -> str:
     return f"{name!r} reverts in place: its memory is in a store"
 
 
-async def _clear(vm: OneMachine, name: str) -> None:
-    """Finish or remove what an earlier client, or a helper that has ended, left of the checkpoint's store."""
+async def _clear(vm: OneMachine, name: str) -> Done | None:
+    """Finish or remove what an earlier client, or a helper that has ended, left of the checkpoint's store.
+
+    Returns:
+        The result; None if nothing was left.
+    """
     for record in await vm.jobs.interrupted():
         if (record.op, record.name) == ("store", name):
-            await vm.jobs.wait(record.id)
+            done = await vm.jobs.wait(record.id)
+            return done if isinstance(done, Done) else None
+    return None

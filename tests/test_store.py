@@ -18,6 +18,7 @@ from qmpsnap.errors import (
     NotFound,
     QmpsnapError,
 )
+from qmpsnap.model.memory import MemoryFact
 from qmpsnap.plan.intent import MakeStore
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
@@ -156,6 +157,23 @@ async def test_make_store_first_removes_what_a_killed_client_left() -> None:
     await vm.make_store("c1", launcher=launching(fake))
     assert await vm.jobs.interrupted() == ()
     assert [file for file in fake.files.names if "partial" in file] == []
+
+
+async def test_make_store_finishes_what_a_killed_client_had_completed() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    await vm.checkpoint("c1", mode="background")
+    plan = await vm.plan(MakeStore("c1"))
+    for step in plan.steps:
+        if step.on == "host" and step.command not in {"keep-store", "finish-record"}:
+            fake.files.perform(step)
+    assert plan.record is not None
+    assert plan.record.state is not None
+    file, tag = plan.record.state.file, plan.record.state.tag
+    fake.files.memories[file] = MemoryFact(file, 1, tags=(tag,))
+    done = await vm.make_store("c1", launcher=launching(fake, raises))
+    assert (done.op, done.notes) == ("store", ("'c1' reverts in place: its store is complete",))
+    assert await seen(vm) == ("in-place", file)
 
 
 async def test_make_store_says_that_the_checkpoint_was_deleted_meanwhile() -> None:
