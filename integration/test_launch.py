@@ -1,9 +1,13 @@
 """A QEMU that is our child: how it ended is in every error."""
 
+# A row that is broken into its arguments says less than one that is long:
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 
 import pytest
@@ -63,3 +67,52 @@ async def test_machine_without_a_cpu_can_be_worked_on(qemu, tmp_path):
     async with qmpsnap.launch([*argv, "-incoming", "defer"]) as vm:
         await vm.restore(tmp_path / "m")
         assert (await vm.status()).state in {"paused", "prelaunch"}
+
+
+LINES = {
+    "pc": "-M pc a.qcow2 -cdrom b.raw -hdb c.qcow2 -fda d.raw -drive file=e.qcow2 -drive if=virtio,file=f.qcow2 "
+    "-vnc :97 -qmp unix:q,server,nowait -serial unix:s,server,nowait -pidfile pid "
+    "-net nic -net user,hostfwd=tcp:127.0.0.1:45998-:22",
+    "q35": "-M q35 a.qcow2 -hdb c.qcow2 -drive if=pflash,format=raw,readonly=on,file=b.raw "
+    "-drive if=pflash,format=raw,file=d.raw -drive if=none,id=x,file=e.qcow2 -device virtio-scsi-pci -device scsi-hd,drive=x "
+    "-chardev socket,id=c,path=s,server=on,wait=off,logfile=log -serial chardev:c -monitor unix:m,server,nowait",
+    "without ids": "-M q35 -nodefaults -device virtio-rng-pci -drive if=virtio,file=a.qcow2 "
+    "-blockdev qcow2,node-name=n1,file.driver=file,file.filename=c.qcow2 -device virtio-blk-pci,drive=n1 "
+    "-blockdev qcow2,node-name=n2,file.driver=file,file.filename=e.qcow2 "
+    """-device '{"driver":"virtio-blk-pci","drive":"n2"}' -drive if=none,id=dd,file=f.qcow2 -device virtio-blk-pci,drive=dd""",
+    "nodes": "-M q35,pflash0=p0,pflash1=p1,memory-backend=mm -object memory-backend-file,id=mm,size=64M,mem-path=mem,share=on "
+    "-blockdev raw,node-name=p0,read-only=on,file.driver=file,file.filename=b.raw "
+    "-blockdev raw,node-name=p1,file.driver=file,file.filename=d.raw "
+    "-blockdev file,node-name=f2,filename=c.qcow2 -blockdev qcow2,node-name=q2,read-only=on,file=f2 "
+    "-blockdev file,node-name=f1,filename=a.qcow2 -blockdev qcow2,node-name=q1,file=f1,backing=q2 "
+    "-object throttle-group,id=tg -blockdev throttle,throttle-group=tg,node-name=t1,file=q1 -device virtio-blk-pci,id=vda,drive=t1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+async def test_another_qemu_of_a_command_line_runs_beside_the_first_on_images_of_its_own(
+    qemu, tmp_path, line
+):
+    """What is known of QEMU's names of drives, and what only one process can have, on the real one."""
+    for name in "acef":
+        qemu.create(tmp_path / f"{name}.qcow2")
+    for name in "bd":
+        qemu.create(tmp_path / f"{name}.raw", form="raw", size=1 << 20)
+    argv = [qemu.system, "-m", "64", "-display", "none", "-S", *shlex.split(line)]
+    (tmp_path / "own").mkdir()
+    async with qmpsnap.launch(argv, cwd=tmp_path) as vm:
+        await vm.snapshot("n1")
+        disks = {}
+        for name, disk in (await vm.graph()).disks.items():
+            if len(disk.layers) > 1:
+                below = disk.layers[1]
+                disks[name] = str(tmp_path / f"{name}.own")
+                qemu.img("create", "-q", "-f", "qcow2", "-b", below.file, "-F", below.format, disks[name])
+        assert len(disks) > 1
+        start = qmpsnap.Start(disks=disks, directory=str(tmp_path / "own"), paused=True)
+        async with vm.launcher(start) as other:
+            graph = await other.graph()
+            assert {name: graph.disks[name].active.file for name in disks} == disks
+            assert (tmp_path / "own/qmp").is_socket()
+            assert (tmp_path / "own/s").is_socket() == ("path=s" in line or "unix:s" in line)
+    assert not (tmp_path / "own/qmp").exists()

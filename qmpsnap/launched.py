@@ -14,6 +14,7 @@ import anyio
 
 from qmpsnap.errors import QmpsnapError, Unsupported
 from qmpsnap.model.arguments import Word, check, number, path_text, refuse
+from qmpsnap.model.command_line.rewrite import for_start
 from qmpsnap.model.machine_description import Machine, words
 from qmpsnap.model.start import Start
 from qmpsnap.run import session as sessions
@@ -188,8 +189,9 @@ async def launch(
 
     Args:
         machine: A description, or the program and its arguments, without a monitor for us.
-        start: How this QEMU differs from that; None: not at all. In its directory it has its sockets and
-            logs, unless you name others: `qmp`, `console.log`, `qemu.log`.
+        start: How this QEMU differs from that, and may run beside it: what only one process can have is made
+            its own or left out. Its sockets and logs are in its directory (`qmp`, `console.log`, `qemu.log`,
+            unless you name others). None: not at all.
         qmp: Path of a unix socket for other clients, at most 107 bytes long; it is created, mode 0600, and
             removed at the end.
         console_log: File that what the guest writes on its console is appended to.
@@ -204,7 +206,7 @@ async def launch(
         BadArgument: When an argument is invalid.
         TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, or a log
             cannot be opened.
-        Unsupported: When the machine cannot be started as `start` says.
+        Unsupported: When the machine cannot be started as `start` says; the message names the argument.
         ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
             later LinkLost does, too.
     """
@@ -316,7 +318,7 @@ def _argv(machine: Machine | list[str], start: Start | None, ends: Mapping[str, 
     if isinstance(machine, Machine):
         leading = {name: pair.chardev for name, pair in ends.items()}
         return machine.argv(start, console=leading.pop(_CONSOLE, "null"), ports=leading)
-    return [*machine, *(start.arguments if start is not None else ())]
+    return list(machine) if start is None else for_start(machine, start)
 
 
 @asynccontextmanager

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol, assert_never
 
-from qmpsnap.errors import Unsupported
 from qmpsnap.model.arguments import AtLeastOne, Text, Word, check, path_text, refuse, texts
+from qmpsnap.model.command_line.rewrite import for_start
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.start import Start
 
@@ -173,17 +173,11 @@ class Machine:
             ports: The same for ports, by name; "null" for those that are not named.
 
         Raises:
-            Unsupported: When the start names an unknown disk.
+            Unsupported: When the start names an unknown disk, or the machine has what only one QEMU can have.
         """
-        start = start or Start()
-        return [
-            *self._board(),
-            *self._channels(console, ports or Frozen()),
-            *self._disk_arguments(start),
-            *self._network(),
-            *map(str, self.arguments),
-            *start.arguments,
-        ]
+        argv = [*self._board(), *self._disk_arguments(), *self._network(), *map(str, self.arguments)]
+        channels = self._channels(console, ports or Frozen())
+        return [*(argv if start is None else for_start(argv, start)), *channels]
 
     def _board(self) -> list[str]:
         argv = [str(self.qemu), "-machine", self.machine, "-accel", self.accel or "tcg"]
@@ -207,9 +201,8 @@ class Machine:
             argv += ["-device", f"virtserialport,chardev=port{number},id=port{number},name={escaped(name)}"]
         return argv
 
-    def _disk_arguments(self, start: Start) -> list[str]:
+    def _disk_arguments(self) -> list[str]:
         argv: list[str] = []
-        disks = _started(self.disks, start)
         buses = {disk.bus for disk in self.disks}
         on_board = self.machine.startswith("pc") and "q35" not in self.machine
         if "scsi" in buses:
@@ -218,7 +211,7 @@ class Machine:
             argv += ["-device", "piix3-ide,id=pata"]
         bus = "ide" if on_board else "pata"
         places = [f"{bus}.{channel},unit={unit}" for channel in (0, 1) for unit in (0, 1)]
-        for disk in disks:
+        for disk in self.disks:
             argv += _disk(disk, places.pop(0) if disk.bus == "ide" else "")
         return argv
 
@@ -249,22 +242,6 @@ def words(parameter: str, given: Iterable[PathText]) -> tuple[str, ...]:
     for word in found:
         check(parameter, word, Word)
     return found
-
-
-def _started(disks: Sequence[MachineDisk], start: Start) -> list[MachineDisk]:
-    """The disks on the images of a start, each of which is qcow2."""
-    known = {disk.name for disk in disks}
-    for name in start.disks:
-        if name not in known:
-            raise Unsupported(
-                f"{name!r} is not among the disks of the machine's description",
-                feature=name,
-                hint="describe it in Machine.disks, or give launcher=",
-            )
-    return [
-        replace(disk, file=start.disks[disk.name], format="qcow2") if disk.name in start.disks else disk
-        for disk in disks
-    ]
 
 
 def _disk(disk: MachineDisk, ide_place: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""QEMU's command lines: read, and rewritten for another QEMU like the first."""

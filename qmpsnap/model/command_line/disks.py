@@ -1,0 +1,180 @@
+"""Which argument of a command line is which disk, by the name that it has here; other images for disks.
+
+QEMU's names for drives without an id come from blockdev.c (drive_new); they were tried on 7.2, 10.0 and 11.1,
+as were the numbers of devices without an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from qmpsnap.errors import Unsupported
+from qmpsnap.model.command_line.blockdev import nodes_of, with_image
+from qmpsnap.model.command_line.options import (
+    Option,
+    Pairs,
+    is_json,
+    last,
+    machine_key,
+    read_keys,
+    write_keys,
+)
+
+_SHORT: Final[Mapping[str, Pairs]] = {
+    "": [("index", "0"), ("media", "disk")],
+    **{f"-hd{letter}": [("index", str(n)), ("media", "disk")] for n, letter in enumerate("abcd")},
+    "-cdrom": [("index", "2"), ("media", "cdrom")],
+    "-fda": [("if", "floppy"), ("index", "0")],
+    "-fdb": [("if", "floppy"), ("index", "1")],
+    "-pflash": [("if", "pflash")],
+    "-mtdblock": [("if", "mtd")],
+    "-sd": [("if", "sd")],
+}
+_UNITS: Final = {"ide": 2, "scsi": 7}  # of a bus; elsewhere there is one bus
+# What an image of another format cannot have.
+_OF_THE_IMAGE: Final = frozenset({"file", "format", "driver", "offset", "size", "backing", "data-file"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Drive:
+    option: int  # its place in the command line
+    keys: Pairs
+    id: str
+
+
+def disks_of(options: Sequence[Option]) -> dict[str, int | str]:
+    """Each disk of a command line, by its name.
+
+    Returns:
+        The place of its option among `options`, or the name of its root node.
+
+    Raises:
+        Unsupported: When an option cannot be read.
+    """
+    drives = {drive.id: drive for drive in _drives(options)}
+    nodes = nodes_of(options)
+    found: dict[str, int | str] = {}
+    for name, root in _devices(options, drives):
+        if root in drives:
+            found.setdefault(name or root, drives[root].option)
+        elif root in nodes and name:
+            found.setdefault(name, root)
+    for name, drive in drives.items():
+        if drive.option not in found.values():
+            found.setdefault(name, drive.option)
+    for number in (0, 1):
+        root = machine_key(options, f"pflash{number}")
+        if root in nodes:
+            found[f"system.flash{number}"] = root
+    return found
+
+
+def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
+    """The options with other images, each of them a qcow2 image, for disks.
+
+    Args:
+        options: The options.
+        images: Path of the image of each disk, by the disk's name.
+
+    Raises:
+        Unsupported: When no option is known to be that disk, or it cannot be read.
+    """
+    if not images:
+        return list(options)
+    disks = disks_of(options)
+    changed = list(options)
+    roots: dict[str, str] = {}
+    for disk, image in images.items():
+        match disks.get(disk):
+            case None:
+                raise Unsupported(
+                    f"no argument of QEMU's command line is known to be the disk {disk!r}",
+                    feature=disk,
+                    hint="give its device an id, or give launcher=",
+                )
+            case int(place):
+                changed[place] = _drive_with(options[place], image)
+            case str(root):
+                roots[root] = image
+    return with_image(changed, roots) if roots else changed
+
+
+def _drive_with(option: Option, image: str) -> Option:
+    kept = [(key, value) for key, value in _keys(option) if key.partition(".")[0] not in _OF_THE_IMAGE]
+    return Option("-drive", write_keys([("file", image), ("format", "qcow2"), *kept]))
+
+
+def _keys(option: Option) -> Pairs:
+    """The option as a -drive has it."""
+    if option.name == "-drive":
+        return read_keys(option)
+    return [("file", option.value or ""), *_SHORT[option.name]]
+
+
+def _drives(options: Sequence[Option]) -> Iterator[_Drive]:
+    machine = machine_key(options, "type")
+    units = {**_UNITS, "ide": 1 if "q35" in machine else 2}
+    default = "virtio" if machine.startswith("virt") else "ide"
+    taken: set[tuple[str, int, int]] = set()
+    for number, option in enumerate(options):
+        if option.name != "-drive" and option.name not in _SHORT:
+            continue
+        keys = _keys(option)
+        bus = last(keys, "if", default)
+        place = _place(option, keys, units.get(bus, 0), {(b, u) for kind, b, u in taken if kind == bus})
+        if bus != "none":
+            taken.add((bus, *place))
+        medium = ""
+        if bus in _UNITS:
+            medium = "-cd" if last(keys, "media") == "cdrom" else "-hd"
+        of_bus = f"{place[0]}" if units.get(bus) else ""
+        yield _Drive(number, keys, last(keys, "id") or f"{bus}{of_bus}{medium}{place[1]}")
+
+
+def _place(option: Option, keys: Pairs, units: int, taken: set[tuple[int, int]]) -> tuple[int, int]:
+    """Bus and unit of a drive, given or the first that are free."""
+    index, bus, unit = (_number(option, last(keys, key)) for key in ("index", "bus", "unit"))
+    if index is not None:
+        return divmod(index, units) if units else (0, index)
+    if unit is not None:
+        return bus or 0, unit
+    place = (bus or 0, 0)
+    while place in taken:
+        place = (place[0], place[1] + 1)
+        if units and place[1] >= units:
+            place = (place[0] + 1, 0)
+    return place
+
+
+def _number(option: Option, text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 5:
+        option.refuse(f"{text!r} is no number of a drive")
+    return int(text)
+
+
+def _devices(options: Sequence[Option], drives: Mapping[str, _Drive]) -> Iterator[tuple[str, str]]:
+    """Each device with a drive: its name, "" for that of its drive; and its drive or root node.
+
+    QEMU numbers those without an id: first those that are no JSON, then those that `if=virtio` makes, then
+    those that are JSON.
+    """
+    plain = [option for option in options if option.name in {"-device", "-virtfs"}]
+    count = 0
+    for json in (False, True):
+        for option in plain:
+            if is_json(option.value or "") is not json:
+                continue
+            keys = read_keys(option, "driver") if option.name == "-device" else []
+            name, root = last(keys, "id"), last(keys, "drive")
+            if not name:
+                name, count = f"device[{count}]", count + 1
+                if root in drives:
+                    name = ""
+            if root:
+                yield name, root
+        if not json:
+            count += sum(last(drive.keys, "if") == "virtio" for drive in drives.values())

@@ -1,0 +1,227 @@
+"""What only one process can have: made another QEMU's own, left out, or refused."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from qmpsnap.model.command_line.network import network
+from qmpsnap.model.command_line.options import Option, Pairs, last, read_keys, write_keys
+
+_ADDRESS_BYTES: Final = 107  # of a unix socket's path
+_OF_LAUNCH: Final = ("qmp", "console.log", "qemu.log")  # names that `launch` uses in the directory
+
+_LEFT_OUT: Final = frozenset(
+    {"-pidfile", "-daemonize", "-qmp", "-qmp-pretty", "-mon", "-gdb", "-s", "-incoming", "-loadvm"}
+    | {"-writeconfig", "-dump-vmstate"}
+)
+_REFUSED: Final[Mapping[str, str]] = {
+    "-add-fd": "its descriptor is the first one's",
+    "-readconfig": "what that file says is not known here",
+    "-tpmdev": "a TPM serves one machine",
+}
+# Character devices that each process can have.
+_OWN_CHARDEVS: Final = frozenset(
+    {"null", "vc", "ringbuf", "memory", "pty", "stdio", "msmouse", "wctablet", "braille", "testdev"}
+    | {"qemu-vdagent", "dbus", "spicevmc", "spiceport"}
+)
+_DEVICES: Final[Mapping[str, str]] = {
+    "vfio": "a device of the host serves one machine",
+    "usb-host": "a device of the host serves one machine",
+    "vhost-user": "what serves it serves one machine",
+    "vhost-vsock": "its address is for one machine",
+    "vhost-scsi": "its address is for one machine",
+    "ivshmem": "its memory is shared with others",
+}
+_OBJECTS: Final[Mapping[str, str]] = {
+    "vhost-user-backend": "what serves it serves one machine",
+    "cryptodev-vhost-user": "what serves it serves one machine",
+    "rng-egd": "what serves it serves one machine",
+    "dbus-vmstate": "what serves it serves one machine",
+    "x-remote-object": "what serves it serves one machine",
+    "x-vfio-user-server": "a socket is for one process",
+    "input-linux": "a device of the host serves one machine",
+}
+
+
+class Own:
+    """Makes options another QEMU's own.
+
+    Args:
+        directory: Directory of that QEMU, for its sockets and logs; "": none.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._taken = set(_OF_LAUNCH)
+        self._changes: Mapping[str, Callable[[Option], Option | None]] = {
+            "-monitor": lambda _: Option("-monitor", "none"),
+            "-serial": self._serial,
+            "-parallel": self._serial,
+            "-debugcon": self._serial,
+            "-chardev": self._chardev,
+            "-netdev": network,
+            "-nic": network,
+            "-net": network,
+            "-vnc": lambda _: Option("-vnc", "none"),
+            "-display": _display,
+            "-spice": self._spice,
+            "-D": self._log,
+            "-trace": self._trace,
+            "-object": self._object,
+            "-device": _device,
+            "-icount": _icount,
+            "-set": _set,
+            "-audiodev": _audiodev,
+            "-fsdev": _proxy,
+            "-virtfs": _proxy,
+        }
+
+    def of(self, option: Option) -> Option | None:
+        """The option that another QEMU has instead; None: it has none.
+
+        Raises:
+            Unsupported: When it can have none, and the machine would not be the same without.
+        """
+        if option.name in _LEFT_OUT:
+            return None
+        if option.name in _REFUSED:
+            option.refuse(_REFUSED[option.name])
+        change = self._changes.get(option.name)
+        return option if change is None else change(option)
+
+    def _file(self, old: str) -> str:
+        """A name for a file in the directory; "": there is no directory."""
+        if not self._directory:
+            return ""
+        name, number = posixpath.basename(old) or "file", 1
+        fresh = name
+        while fresh in self._taken:
+            number += 1
+            fresh = f"{number}-{name}"
+        self._taken.add(fresh)
+        return f"{self._directory}/{fresh}"
+
+    def _socket(self, old: str) -> str:
+        """The same for a socket; "" also where its path would be too long."""
+        path = self._file(old)
+        return path if len(path.encode(errors="surrogateescape")) <= _ADDRESS_BYTES else ""
+
+    def _serial(self, option: Option) -> Option:
+        """A port that the guest has in any case: it leads to a file or socket of its own, or nowhere."""
+        text = option.value or ""
+        kind, _, rest = text.removeprefix("mon:").partition(":")
+        path = rest.partition(",")[0]
+        if kind == "file" and (file := self._file(path)):
+            return Option(option.name, f"file:{file}")
+        if (
+            kind == "unix"
+            and _listens(read_keys(Option("", rest), "path"))
+            and (socket := self._socket(path))
+        ):
+            return Option(option.name, f"unix:{socket},server=on,wait=off")
+        if kind in {"file", "unix", "pipe", "tcp", "telnet", "websocket", "udp"} or kind.startswith("/dev/"):
+            return Option(option.name, "null")
+        return option
+
+    def _chardev(self, option: Option) -> Option:
+        keys = read_keys(option, "backend")
+        kind = last(keys, "backend")
+        named = [(key, value) for key, value in keys if key in {"id", "mux"}]
+        if log := last(keys, "logfile"):
+            keys = [(key, value) for key, value in keys if key not in {"logfile", "logappend"}]
+            named += [("logfile", file)] if (file := self._file(log)) else []
+        if kind == "file" and (file := self._file(last(keys, "path"))):
+            return _chardev("file", [*named, ("path", file)])
+        if kind == "socket" and _listens(keys) and (socket := self._socket(last(keys, "path"))):
+            return _chardev("socket", [*named, ("path", socket), ("server", "on"), ("wait", "off")])
+        if kind not in _OWN_CHARDEVS:
+            return _chardev("null", named)
+        path = {"path"} if kind == "pty" else set()
+        if not log and not path & {key for key, _ in keys}:
+            return option
+        rest = [(key, value) for key, value in keys if key not in {"backend", "id", "mux", *path}]
+        return _chardev(kind, [*named, *rest])
+
+    def _spice(self, option: Option) -> Option:
+        socket = self._socket("spice")
+        if not socket:
+            option.refuse("its port is for one process, and there is no directory for a socket")
+        drop = ("port", "tls-", "addr", "unix", "x509-", "password", "disable-ticketing", "ipv", "sasl")
+        keys = [(key, value) for key, value in read_keys(option) if not key.startswith(drop)]
+        keys += [("unix", "on"), ("addr", socket), ("disable-ticketing", "on")]
+        return Option("-spice", write_keys(keys))
+
+    def _log(self, option: Option) -> Option | None:
+        file = self._file(option.value or "")
+        return Option("-D", file) if file else None
+
+    def _trace(self, option: Option) -> Option | None:
+        keys = read_keys(option, "enable")
+        file = self._file(last(keys, "file")) if last(keys, "file") else ""
+        keys = [(key, value) for key, value in keys if key != "file"] + ([("file", file)] if file else [])
+        return Option("-trace", write_keys(keys, "enable")) if keys else None
+
+    def _object(self, option: Option) -> Option | None:
+        keys = read_keys(option, "qom-type")
+        kind = last(keys, "qom-type")
+        if kind in _OBJECTS:
+            option.refuse(_OBJECTS[kind])
+        if kind in {"monitor-qmp", "monitor-hmp"}:
+            return None
+        if kind == "filter-dump":
+            file = self._file(last(keys, "file"))
+            named = [(key, value) for key, value in keys if key != "file"]
+            return Option("-object", write_keys([*named, ("file", file)], "qom-type")) if file else None
+        return option
+
+
+def _listens(keys: Pairs) -> bool:
+    return last(keys, "server") in {"on", "yes", "true"} and last(keys, "path") != ""
+
+
+def _chardev(kind: str, keys: Pairs) -> Option:
+    return Option("-chardev", write_keys([("backend", kind), *keys], "backend"))
+
+
+def _display(option: Option) -> Option:
+    keys = dict(read_keys(option, "type"))
+    return Option("-display", "none") if keys.get("type") == "spice-app" or "vnc" in keys else option
+
+
+def _device(option: Option) -> Option:
+    keys = read_keys(option, "driver")
+    driver = last(keys, "driver")
+    for prefix, why in _DEVICES.items():
+        if driver.startswith(prefix):
+            option.refuse(why)
+    for key, _ in keys:
+        if key.endswith("fd"):
+            option.refuse(f"the descriptor {key} is the first one's")
+    return option
+
+
+def _icount(option: Option) -> Option:
+    if last(read_keys(option, "shift"), "rr") in {"record", "replay"}:
+        option.refuse("a run is recorded by one process")
+    return option
+
+
+def _set(option: Option) -> Option:
+    if (option.value or "").partition(".")[0] in {"drive", "chardev", "netdev", "net"}:
+        option.refuse("it changes an argument that another QEMU has differently")
+    return option
+
+
+def _audiodev(option: Option) -> Option:
+    keys = read_keys(option, "driver")
+    if last(keys, "driver") != "wav":
+        return option
+    return Option("-audiodev", write_keys([("driver", "none"), ("id", last(keys, "id"))], "driver"))
+
+
+def _proxy(option: Option) -> Option:
+    if last(read_keys(option, "driver"), "driver") == "proxy":
+        option.refuse("what serves it serves one machine")
+    return option
