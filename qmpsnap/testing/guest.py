@@ -21,6 +21,7 @@ import anyio
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened, succeeded
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ _EOT: Final = "\x04"
 _BOOT_ID: Final = "cat /proc/sys/kernel/random/boot_id"
 # On top of the guest's own limit: a stopped machine and a slow host take time, too.
 _GRACE_S: Final = 15.0
-_KILLED: Final = 128 + 9
 
 
-class Guest:
+class Guest(Shell):
     """A guest that answers; created by `open_guest`."""
 
     def __init__(self, stream: ByteStream) -> None:
@@ -43,37 +43,18 @@ class Guest:
         self._received = bytearray()
         self._lock = anyio.Lock()
 
-    async def run(self, script: str, *, limit: float = 30.0) -> str:
-        """Run a shell script in the guest and return its output.
-
-        stdin is empty, stderr goes where stdout goes; scripts run one after the other. A cancelled call
-        leaves the script running; the next call waits for its end.
-
-        Args:
-            script: For busybox's sh; without NUL and EOT.
-            limit: Seconds of the guest's time after which the script is killed (rounded up). Background
-                processes that it started live on.
-
-        Returns:
-            Its output, without the newline at the end.
-
-        Raises:
-            GuestFailed: When the exit status is not 0, or the guest does not answer.
-        """
-        output = (await self.run_bytes(script, limit=limit)).decode(errors="replace")
-        return output.removesuffix("\n")
-
-    async def run_bytes(self, script: str, *, limit: float = 30.0) -> bytes:
-        """Run a shell script as `run` does, and return its output as it is."""
-        status, output = await self._ask(script, limit=max(1, math.ceil(limit)), patience=limit + _GRACE_S)
-        return _succeeded(script, status, output)
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+        """Run a shell script as `Shell.execute` says; the shell is busybox's."""
+        check_script(script)
+        seconds = max(1, math.ceil(limit))
+        return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
 
     async def quick(self, script: str) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
-        return _succeeded(script, *await self._ask(script, limit=0, patience=_GRACE_S)).decode()
+        return succeeded(script, await self._ask(script, limit=0, patience=_GRACE_S)).decode()
 
     async def wait_ready(self, *, limit: float = 120.0) -> str:
         """Return the guest's boot id as soon as it answers."""
@@ -157,33 +138,33 @@ class Guest:
             while True:
                 # A question is lost when the guest is reset while it is running: it is asked again.
                 try:
-                    status, output = await self._ask(_BOOT_ID, limit=0, patience=1)
+                    ran = await self._ask(_BOOT_ID, limit=0, patience=1)
                 except GuestFailed as error:
                     if error.status is None and not isinstance(error.__cause__, TimeoutError):
                         raise
                     continue
-                boot = output.decode().strip()
-                if status == 0 and boot != not_this:
+                boot = ran.output.decode().strip()
+                if ran.status == 0 and boot != not_this:
                     return boot
                 await anyio.sleep(0.02)
         raise GuestFailed(f"the guest was not ready after {limit:g} s", script="")
 
-    async def _ask(self, script: str, *, limit: int, patience: float) -> tuple[int, bytes]:
+    async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
         text = script.strip(" ")
-        if _EOT in text or "\0" in text:
-            raise ValueError("a script for the guest holds neither NUL nor EOT")
         token = secrets.token_hex(4)
-        request = f"{_EOT}{token} {limit} {len(text.encode())} {text}{_EOT}"
+        # A byte more than what is asked for tells whether there is more.
+        request = f"{_EOT}{token} {limit} {most + 1} {len(text.encode())} {text}{_EOT}"
         async with self._lock:
             try:
                 with anyio.fail_after(patience):
                     await self._stream.send(request.encode())
-                    return await self._answer(token)
+                    status, output = await self._answer(token)
             except TimeoutError as error:
-                message = f"the guest did not answer within {patience:g} s to {_shortened(script)!r}"
+                message = f"the guest did not answer within {patience:g} s to {shortened(script)!r}"
                 raise GuestFailed(message, script=script) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
                 raise GuestFailed("the guest's port was closed: is QEMU gone?", script=script) from error
+        return Ran(status, output[:most], cut=len(output) > most)
 
     async def _answer(self, token: str) -> tuple[int, bytes]:
         """Read the answer of that token, past what is left of earlier ones."""
@@ -274,19 +255,6 @@ async def open_guest(port: Path | str, *, limit: float = 120.0) -> AsyncIterator
         guest = Guest(stream)
         await guest.wait_ready(limit=limit)
         yield guest
-
-
-def _succeeded(script: str, status: int, output: bytes) -> bytes:
-    if status == 0:
-        return output
-    text = output.decode(errors="replace").strip()
-    how = "was killed at its limit" if status == _KILLED else f"ended with status {status}"
-    message = f"in the guest, {_shortened(script)!r} {how}: {text[-500:] or 'it printed nothing'}"
-    raise GuestFailed(message, script=script, status=status, output=text)
-
-
-def _shortened(script: str) -> str:
-    return script if len(script) <= 80 else script[:77] + "..."
 
 
 if __name__ == "__main__":

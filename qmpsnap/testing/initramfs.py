@@ -52,10 +52,11 @@ done 2> /dev/null
 while :; do setsid sh /bin/agent; usleep 100000; done
 """
 
-# One request: EOT, then "ID LIMIT LENGTH SCRIPT" EOT. One answer: "ID begin", base64 lines, "ID STATUS".
-# LIMIT 0 is for short scripts of ours, a quarter of the price: they have no limit, and print one line.
-# A request that lost its end (the host went away) has the wrong length and is dropped. While no host is
-# there a read returns at once and a write waits; the kernel has no event for the shell: hence the sleep.
+# One request: EOT, then "ID LIMIT MOST LENGTH SCRIPT" EOT. One answer: "ID begin", base64 lines, "ID STATUS".
+# At most MOST bytes of output are sent. LIMIT 0 is for short scripts of ours, a quarter of the price: they
+# have no limit, and print one line. A request that lost its end (the host went away) has the wrong length and
+# is dropped. While no host is there a read returns at once and a write waits; the kernel has no event for the
+# shell: hence the sleep.
 _AGENT: Final = r"""
 eot=$(printf '\004')
 for port in /sys/class/virtio-ports/*; do
@@ -65,7 +66,7 @@ done
 [ "$name" = PORT_NAME ] || exit
 exec 3<> /dev/${port##*/}
 while :; do
-    IFS=' ' read -r -d "$eot" id limit length script <&3 || { usleep 20000; continue; }
+    IFS=' ' read -r -d "$eot" id limit most length script <&3 || { usleep 20000; continue; }
     [ "${#script}" = "$length" ] || continue
     if [ "$limit" = 0 ]; then
         answer=$(eval "$script" 2>&1)
@@ -74,7 +75,7 @@ while :; do
     fi
     timeout -s KILL "$limit" sh -c "$script" > /tmp/.answer 2>&1 < /dev/null 3>&-
     status=$?
-    { echo "$id begin"; base64 /tmp/.answer; echo "$id $status"; } >&3
+    { echo "$id begin"; head -c "$most" /tmp/.answer | base64; echo "$id $status"; } >&3
 done
 """.replace("PORT_NAME", PORT_NAME)
 

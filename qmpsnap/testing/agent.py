@@ -1,0 +1,157 @@
+"""Commands in any guest that runs the QEMU guest agent."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import chain, repeat
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream
+
+from qmpsnap.errors import CommandFailed, GuestFailed
+from qmpsnap.run.agent import Agent
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened
+from qmpsnap.testing.witness import Witness
+from qmpsnap.vm import VM
+
+__all__ = ["PORT_NAME", "AgentShell", "open_agent"]
+
+PORT_NAME: Final = "org.qemu.guest_agent.0"
+_GRACE_S: Final = 15.0
+_POLLS_S: Final = (0.01, 0.02, 0.05, 0.1)  # and 0.2 from then on: the agent has no event for an end
+# $1: limit, $2: bytes, $3: script. What the agent itself collects it cuts at 16 MiB.
+_WRAPPER: Final = """\
+file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) || exit 126
+timeout -s KILL "$1" sh -c "$3" > "$file" 2>&1 < /dev/null
+status=$?
+head -c "$2" "$file"
+rm -f "$file"
+exit $status
+"""
+
+
+class AgentShell(Shell):
+    """A shell through the guest agent; created by `open_agent`.
+
+    The guest may forbid guest-exec (Red Hat's do by default): `run` then raises GuestFailed, which says so.
+
+    Attributes:
+        agent: The agent, for its other commands.
+    """
+
+    def __init__(self, agent: Agent, *, vm: VM | None = None, port_id: str = "") -> None:
+        self.agent: Final = agent
+        self._witness = Witness(vm, port_id=port_id)
+        self._lock = anyio.Lock()
+
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+        """Run a shell script as `Shell.execute` says, as the user whom the agent runs as: root.
+
+        QGA: guest-exec, guest-exec-status.
+        """
+        check_script(script)
+        seconds = max(1, math.ceil(limit))
+        words = ["-c", _WRAPPER, "sh", str(seconds), str(most + 1), script]
+        arguments = {"path": "/bin/sh", "arg": words, "capture-output": True}
+        patience = seconds + _GRACE_S
+        async with self._lock:
+            with self._witness.watch(script):
+                try:
+                    with anyio.fail_after(patience):
+                        started = await self.ask("guest-exec", arguments)
+                        ended = await self._wait(_number(started, "pid"))
+                except TimeoutError as error:
+                    message = f"the guest did not end within {patience:g} s {shortened(script)!r}"
+                    raise await self._witness.explain(message, script) from error
+        signal = ended.get("signal")
+        status = 128 + signal if isinstance(signal, int) else _number(ended, "exitcode")
+        output = _decoded(ended.get("out-data", ""))
+        return Ran(status, output[:most], cut=len(output) > most)
+
+    async def ask(self, command: str, arguments: Mapping[str, object] | None = None) -> Mapping[str, object]:
+        """Send a command to the agent that returns an object.
+
+        Raises:
+            GuestFailed: When the agent refuses it, does not answer, or returns something else.
+        """
+        try:
+            answer = await self.agent.execute(command, arguments)
+        except CommandFailed as error:
+            raise GuestFailed(error.message, script=command) from error
+        if not isinstance(answer, dict):
+            raise GuestFailed(f"the agent returns no object for {command}", script=command)
+        return answer
+
+    async def set_clock(self) -> None:
+        """Set the guest's clock as `Shell.set_clock` does, where guest-exec is forbidden, too.
+
+        QGA: guest-set-time.
+        """
+        try:
+            await self.ask("guest-set-time", {"time": time.time_ns()})
+        except GuestFailed:  # it needs hwclock in the guest
+            await super().set_clock()
+
+    async def _wait(self, pid: int) -> Mapping[str, object]:
+        for pause in chain(_POLLS_S, repeat(0.2)):
+            status = await self.ask("guest-exec-status", {"pid": pid})
+            if status.get("exited"):
+                return status
+            await anyio.sleep(pause)
+        raise AssertionError  # the pauses do not end
+
+
+@asynccontextmanager
+async def open_agent(
+    port: ByteStream | str | os.PathLike[str],
+    *,
+    limit: float = 120.0,
+    vm: VM | None = None,
+    port_id: str = "",
+) -> AsyncIterator[AgentShell]:
+    """Connect to a guest's agent, and wait until it answers.
+
+    The agent is part of the guest: what it says proves nothing about the guest.
+
+    Args:
+        port: A stream, such as `LaunchedVM.port("org.qemu.guest_agent.0")`, or the path of its unix socket.
+        limit: Seconds until it must answer; a guest that boots included.
+        vm: The machine, if it is known; errors say more then, and come sooner.
+        port_id: Id of the port's device; with `vm`, an agent that ends is then noticed at once.
+
+    Raises:
+        GuestFailed: When it does not answer.
+        OSError: When there is no such socket.
+    """
+    stream = port if isinstance(port, ByteStream) else await anyio.connect_unix(os.fspath(port))
+    try:
+        agent = Agent(stream)
+        try:
+            with anyio.fail_after(limit):
+                await agent.wait_ready()
+        except TimeoutError as error:
+            raise await Witness(vm).explain(f"the guest agent was not ready after {limit:g} s", "") from error
+        yield AgentShell(agent, vm=vm, port_id=port_id)
+    finally:
+        if stream is not port:
+            await stream.aclose()
+
+
+def _number(answer: Mapping[str, object], name: str) -> int:
+    if not isinstance(number := answer.get(name), int):
+        raise GuestFailed(f"the agent's answer has no {name}", script="")
+    return number
+
+
+def _decoded(data: object) -> bytes:
+    try:
+        return base64.b64decode(str(data), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise GuestFailed("the output that the agent returns is no base64", script="") from error

@@ -1,0 +1,286 @@
+"""A shell on a guest's serial console: of any Linux guest that has a login prompt or a root shell there.
+
+What is typed on a console is echoed, prompts and kernel messages come in between, and lines are cut at 4095
+bytes. So a small loop is started in the login shell, without echo and without a prompt: it takes scripts as
+base64, keeps their output in a file, and sends that in parts with a checksum; a part that a kernel message
+has cut in two is asked for again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream
+
+from qmpsnap.errors import GuestFailed
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened
+from qmpsnap.testing.witness import Witness, without_codes
+from qmpsnap.vm import VM
+
+__all__ = ["ConsoleShell", "open_console"]
+
+_TAIL_BYTES: Final = 64 * 1024
+_PART_BYTES: Final = 48 * 1024
+_TRIES: Final = 4
+_GRACE_S: Final = 15.0
+_QUIET_S: Final = 0.6
+_PANIC_S: Final = 1.0
+_PANIC: Final = b"Kernel panic - not syncing"
+_READY: Final = "qmpsnap: ready"
+_LOGIN: Final = re.compile(r"login: ?$")
+_PASSWORD: Final = re.compile(r"[Pp]assword: ?$")
+_PROMPT: Final = re.compile(r"[#$%>] ?$")
+
+# An empty line ends what an earlier client has left half typed, and is answered.
+_LOOP: Final = r"""
+file= last=
+part() {
+    echo "$1 part $(dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | sha256sum)"
+    dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | base64
+    echo "$1 over"
+}
+while read -r word id limit most length; do
+    case $word in
+        '') echo; echo "READY" ;;
+        again) echo; echo "$last" ;;
+        part) part "$id" "$limit" ;;
+        bye) break ;;
+        run)
+            text=
+            while IFS= read -r line && [ -n "$line" ]; do text=$text$line; done
+            [ "${#text}" = "$length" ] || { echo "$id broken"; continue; }
+            rm -f "$file"
+            file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) ||
+                { echo "$id nowhere"; continue; }
+            timeout -s KILL "$limit" sh -c "$(echo "$text" | base64 -d)" > "$file" 2>&1 < /dev/null
+            last="$id ended $? $(head -c "$most" "$file" | wc -c)"
+            echo; echo "$last"
+            part "$id" 0 ;;
+    esac
+done
+rm -f "$file"
+""".replace("PART", str(_PART_BYTES)).replace("READY", _READY)
+
+
+class ConsoleShell(Shell):
+    """A shell on a console; created by `open_console`."""
+
+    def __init__(self, stream: ByteStream, vm: VM | None) -> None:
+        self._screen = _Screen(stream)
+        self._witness = Witness(vm, lambda: self._screen.text)
+        self._lock = anyio.Lock()
+
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+        """Run a shell script as `Shell.execute` says, as the user who is logged in."""
+        check_script(script)
+        async with self._lock:
+            with self._witness.watch(script):
+                try:
+                    return await self._execute(script, limit=max(1, math.ceil(limit)), most=most)
+                except TimeoutError as error:
+                    message = (
+                        f"the console did not answer within {limit + _GRACE_S:g} s to {shortened(script)!r}"
+                    )
+                    raise await self._witness.explain(message, script) from error
+                except _Ended as error:
+                    raise await self._witness.explain(str(error), script) from error
+        raise AssertionError  # the watch raises when it ends the wait
+
+    async def log_in(self, *, user: str, password: str, limit: float) -> None:
+        """Wait for a prompt, log in, and start the loop."""
+        with self._witness.watch("the login"):
+            try:
+                with anyio.fail_after(limit):
+                    await self._log_in(user, password)
+            except TimeoutError as error:
+                message = f"there was no shell on the console within {limit:g} s"
+                raise await self._witness.explain(message, "") from error
+            except _Ended as error:
+                raise await self._witness.explain(str(error), "") from error
+
+    async def leave(self) -> None:
+        """End the loop: the console has its login shell again."""
+        with anyio.move_on_after(1, shield=True), suppress(_Ended):
+            await self._screen.type("bye\n")
+
+    async def _log_in(self, user: str, password: str) -> None:
+        asked = entered = False
+        await self._screen.type("\n")
+        while True:
+            text = without_codes(await self._screen.until_quiet(_QUIET_S))
+            lines = text.splitlines() or [""]
+            if _READY in lines[-3:]:
+                return
+            if entered and "incorrect" in text:
+                message = f"the guest does not let {user!r} log in on its console"
+                raise await self._witness.explain(message, "")
+            if _LOGIN.search(lines[-1]):
+                asked, entered = True, False
+                await self._screen.type(f"{user}\n")
+            elif _PASSWORD.search(lines[-1]):
+                entered = asked
+                await self._screen.type(f"{password if asked else ''}\n")
+            elif _PROMPT.search(lines[-1]):
+                await self._start()
+            else:
+                await anyio.sleep(_QUIET_S)
+                await self._screen.type("\n")
+
+    async def _start(self) -> None:
+        loop = base64.b64encode(_LOOP.encode()).decode()
+        start = f'sh -c "$(echo {loop} | base64 -d)"'
+        await self._screen.type(f" stty -echo -opost 2> /dev/null; {start}; stty echo opost 2> /dev/null\n")
+        with anyio.move_on_after(2):  # what it echoes is no prompt
+            await self._screen.line()
+        await self._screen.type("\n")
+
+    async def _execute(self, script: str, *, limit: int, most: int) -> Ran:
+        token = secrets.token_hex(4)
+        text = base64.encodebytes(script.encode()).decode()
+        length = len(text) - text.count("\n")
+        await self._screen.type(f"run {token} {limit} {most + 1} {length}\n{text}\n")
+        answer: list[str] = []
+        with anyio.move_on_after(limit + _GRACE_S / 3):
+            answer = await self._answer(token)
+        if not answer:  # a kernel message may have cut it in two
+            await self._screen.type("again\n")
+            with anyio.fail_after(_GRACE_S * 2 / 3):
+                answer = await self._answer(token)
+        if answer[0] != "ended":
+            raise GuestFailed(f"the guest's shell cannot take the script: {answer[0]}", script=script)
+        status, size = int(answer[1]), int(answer[2])
+        output = b"".join([await self._part(token, number) for number in range(-(-size // _PART_BYTES))])
+        return Ran(status, output[:most], cut=size > most)
+
+    async def _answer(self, token: str) -> list[str]:
+        """Words of the line that begins with a token."""
+        while not (line := await self._screen.line()).startswith(f"{token} "):
+            pass
+        return line.split()[1:]
+
+    async def _part(self, token: str, number: int) -> bytes:
+        for attempt in range(_TRIES):
+            if number or attempt:  # the first one comes by itself
+                await self._screen.type(f"part {token} {number}\n")
+            with anyio.move_on_after(2 * _GRACE_S):
+                if (data := await self._read_part(token)) is not None:
+                    return data
+        raise GuestFailed(f"part {number} of the output came damaged {_TRIES} times", script="")
+
+    async def _read_part(self, token: str) -> bytes | None:
+        """Read one part; None: it came damaged."""
+        while (words := await self._answer(token))[:1] != ["part"]:
+            pass
+        encoded: list[str] = []
+        while (line := await self._screen.line()) != f"{token} over":
+            encoded.append(line)
+        try:
+            data = base64.b64decode("".join(encoded), validate=True)
+        except binascii.Error:
+            return None
+        return data if words[1:2] == [hashlib.sha256(data).hexdigest()] else None
+
+
+class _Ended(Exception):
+    """The console will print nothing more."""
+
+
+class _Screen:
+    """What a console prints, line by line; and its end, for messages."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._tail = bytearray()
+        self._new = bytearray()
+
+    @property
+    def text(self) -> str:
+        """The last 64 KiB."""
+        return self._tail.decode(errors="replace")
+
+    async def type(self, text: str) -> None:
+        """Type a text."""
+        try:
+            await self._stream.send(text.encode())
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise _Ended("the console was closed: is QEMU gone?") from error
+
+    async def line(self) -> str:
+        """The next line, without its end."""
+        while (end := self._new.find(b"\n")) < 0:
+            await self._receive()
+        line = self._new[:end].decode(errors="replace")
+        del self._new[: end + 1]
+        return line.strip("\r")
+
+    async def until_quiet(self, seconds: float) -> str:
+        """All that is printed until nothing more comes for some seconds, at least once anything."""
+        while True:
+            with anyio.move_on_after(seconds) as silence:
+                await self._receive()
+            if silence.cancelled_caught:
+                text = self._new.decode(errors="replace")
+                self._new.clear()
+                return text
+
+    async def _receive(self) -> None:
+        try:
+            data = await self._stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise _Ended("the console was closed: is QEMU gone?") from error
+        self._new += data
+        self._tail += data
+        del self._new[: -2 * _TAIL_BYTES], self._tail[:-_TAIL_BYTES]
+        if _PANIC in self._tail[-len(data) - len(_PANIC) :]:
+            with anyio.move_on_after(_PANIC_S):  # the rest of what it says
+                while True:
+                    self._tail += await self._stream.receive()
+            raise _Ended("the guest has panicked")
+
+
+@asynccontextmanager
+async def open_console(
+    console: ByteStream | str | os.PathLike[str],
+    *,
+    user: str = "root",
+    password: str = "",
+    limit: float = 180.0,
+    vm: VM | None = None,
+) -> AsyncIterator[ConsoleShell]:
+    """Log in on a guest's serial console, and run commands there.
+
+    At the end of the block the console has its login shell again, and a stream stays open; so the next call
+    is as quick as a prompt.
+
+    Args:
+        console: A stream, such as `LaunchedVM.console`, or the path of its unix socket.
+        user: Who logs in, if it asks.
+        password: Of that user, if it asks.
+        limit: Seconds until there must be a shell; a guest that boots included.
+        vm: The machine, if it is known; errors say more then, and come sooner.
+
+    Raises:
+        GuestFailed: When there is none, or the guest does not let the user in; with the console's last lines.
+        OSError: When there is no such socket.
+    """
+    stream = console if isinstance(console, ByteStream) else await anyio.connect_unix(os.fspath(console))
+    try:
+        shell = ConsoleShell(stream, vm)
+        await shell.log_in(user=user, password=password, limit=limit)
+        try:
+            yield shell
+        finally:
+            await shell.leave()
+    finally:
+        if stream is not console:
+            await stream.aclose()

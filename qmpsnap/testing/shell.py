@@ -1,0 +1,266 @@
+"""What every way into a guest can do: run a command, and copy files in and out.
+
+There are three ways: `Guest` over a port of ours, `ConsoleShell` over any guest's serial console, and
+`AgentShell` over the QEMU guest agent. All need a POSIX shell in the guest, with `base64`, `dd`, `mktemp`,
+`sha256sum` and `timeout`, as coreutils and busybox have them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+import shlex
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from qmpsnap.errors import GuestFailed, InvalidTarget, TargetExists
+from qmpsnap.model.arguments import check, refuse
+from qmpsnap.run.disk import in_thread
+
+__all__ = ["Ran", "Shell"]
+
+MIB: Final = 1 << 20
+KILLED: Final = 128 + 9
+# A script is an argument of the guest's shell, and Linux allows 128 KiB for each; base64 adds a third.
+_CHUNK_BYTES: Final = 64 * 1024
+_SCRIPT_BYTES: Final = 100 * 1024
+_CHUNK_LIMIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a script ended in the guest.
+
+    Attributes:
+        status: Its exit status; 128 + N when signal N ended it, so 137 when it was killed at its limit.
+        output: What it printed on stdout and stderr, in order, as it is.
+        cut: Whether it printed more than was asked for; `output` is the beginning then.
+    """
+
+    status: int
+    output: bytes
+    cut: bool = False
+
+
+class Shell(ABC):
+    """A guest's shell; scripts run one after the other, each in a shell of its own."""
+
+    @abstractmethod
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+        """Run a shell script in the guest, and return how it ended, whatever its status is.
+
+        stdin is empty. A cancelled call leaves the script running; the next call waits for its end.
+
+        Args:
+            script: For the guest's sh; at most 100 KiB, without NUL and EOT.
+            limit: Seconds of the guest's time after which the script is killed (rounded up). Background
+                processes that it started live on.
+            most: Bytes of its output that are returned, at most 8 MiB. All of it goes into a temporary file
+                in the guest first.
+
+        Raises:
+            GuestFailed: When the guest does not answer, or cannot run it.
+        """
+
+    async def run(self, script: str, *, limit: float = 30.0) -> str:
+        """Run a shell script in the guest, and return its output without the newline at the end.
+
+        Args:
+            script: See `execute`.
+            limit: See `execute`.
+
+        Raises:
+            GuestFailed: When its status is not 0, when it printed more than 1 MiB, or when the guest does not
+                answer.
+        """
+        return (await self.run_bytes(script, limit=limit)).decode(errors="replace").removesuffix("\n")
+
+    async def run_bytes(self, script: str, *, limit: float = 30.0, most: int = MIB) -> bytes:
+        """Run a shell script as `run` does, and return its output as it is."""
+        return succeeded(script, await self.execute(script, limit=limit, most=most))
+
+    async def set_clock(self) -> None:
+        """Set the guest's clock to that of this host; to the second where its `date` knows no fraction.
+
+        Raises:
+            GuestFailed: When it cannot be set: that takes root.
+        """
+        now = time.time()
+        await self.run(f"date -u -s @{now:.3f} 2> /dev/null || date -u -s @{now:.0f}")
+
+    async def read_file(self, path: str, *, most: int = 16 * MIB) -> bytes:
+        """Return the content of a file in the guest.
+
+        Args:
+            path: Its path in the guest.
+            most: Bytes that it may have.
+
+        Raises:
+            GuestFailed: When it cannot be read, is larger, or changes meanwhile.
+        """
+        return b"".join([part async for part in self._parts(path, most)])
+
+    async def write_file(self, path: str, data: bytes, *, mode: int = 0o644, replace: bool = False) -> None:
+        """Create a file in the guest; it gets its name when all of it is there, and checked.
+
+        Args:
+            path: Its path in the guest.
+            data: Its content.
+            mode: Its permissions.
+            replace: Whether a file of that name is replaced.
+
+        Raises:
+            GuestFailed: When a file has the name, or it cannot be written; nothing is left then, unless the
+                guest no longer answers.
+        """
+        name = shlex.quote(path)
+        unfinished = shlex.quote(f"{path}.{secrets.token_hex(4)}.partial")
+        free = "" if replace else f"if [ -e {name} ] || [ -L {name} ]; then echo it exists; exit 1; fi\n"
+        await self.run(f"{free}umask 077 && : > {unfinished}")
+        try:
+            for at in range(0, len(data), _CHUNK_BYTES):
+                lines = base64.encodebytes(data[at : at + _CHUNK_BYTES]).decode()
+                await self.run(f"base64 -d >> {unfinished} <<'E'\n{lines}E\n", limit=_CHUNK_LIMIT_S)
+            await self.run(
+                f"set -- $(sha256sum < {unfinished})\n"
+                f'[ "$1" = {hashlib.sha256(data).hexdigest()} ] || {{ echo not written as sent; exit 1; }}\n'
+                f"{free}chmod {mode:o} {unfinished} && sync && mv -f {unfinished} {name}",
+                limit=_CHUNK_LIMIT_S,
+            )
+        except GuestFailed:
+            with suppress(GuestFailed):
+                await self.run(f"rm -f {unfinished}")
+            raise
+
+    async def copy_in(
+        self, source: str | os.PathLike[str], path: str, *, replace: bool = False, most: int = 256 * MIB
+    ) -> None:
+        """Copy a file of the host into the guest, with its permissions.
+
+        Args:
+            source: The file here.
+            path: Its path in the guest.
+            replace: Whether a file of that name is replaced.
+            most: Bytes that it may have.
+
+        Raises:
+            OSError: When the source cannot be read.
+            InvalidTarget: When it is larger.
+            GuestFailed: As `write_file`.
+        """
+        mode, data = await in_thread(partial(_read, Path(source), most))
+        await self.write_file(path, data, mode=mode, replace=replace)
+
+    async def copy_out(
+        self, path: str, target: str | os.PathLike[str], *, replace: bool = False, most: int = 256 * MIB
+    ) -> None:
+        """Copy a file of the guest to the host; it gets its name when all of it is there, and checked.
+
+        Args:
+            path: Its path in the guest.
+            target: The file here; created with the permissions of any new file.
+            replace: Whether a file of that name is replaced.
+            most: Bytes that it may have.
+
+        Raises:
+            TargetExists: When the target exists.
+            InvalidTarget: When it cannot be created.
+            GuestFailed: As `read_file`; no file is left.
+        """
+        file = Path(target)
+        if not replace and os.path.lexists(file):
+            raise TargetExists(f"{str(file)!r} exists", file=str(file))
+        unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with unfinished.open("xb") as writing:
+                async for part in self._parts(path, most):
+                    writing.write(part)
+            _name(unfinished, file, replace=replace)
+        except OSError as error:
+            message = f"{str(file)!r} cannot be created: {error.strerror or error}"
+            raise InvalidTarget(message, file=str(file)) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    async def _parts(self, path: str, most: int) -> AsyncIterator[bytes]:
+        """Read a file part by part; raise at the end when the parts are not the file."""
+        name = shlex.quote(path)
+        words = (await self.run(f"[ -f {name} ] || {{ echo no such file; exit 1; }}\nwc -c < {name}")).split()
+        size = int(words[-1]) if words and words[-1].isdecimal() else -1
+        if not 0 <= size <= most:
+            raise GuestFailed(
+                f"in the guest, {path!r} has {size} bytes: at most {most} were asked for", script=""
+            )
+        digest = hashlib.sha256()
+        for number in range(-(-size // _CHUNK_BYTES)):
+            part = await self.run_bytes(
+                f"dd if={name} bs={_CHUNK_BYTES} skip={number} count=1 2> /dev/null", limit=_CHUNK_LIMIT_S
+            )
+            digest.update(part)
+            yield part
+        found = (await self.run(f"sha256sum < {name}", limit=_CHUNK_LIMIT_S)).split()
+        if found[:1] != [digest.hexdigest()]:
+            raise GuestFailed(f"in the guest, {path!r} was changed while it was read", script="")
+
+
+def succeeded(script: str, ran: Ran) -> bytes:
+    """The output of a script that ended well.
+
+    Raises:
+        GuestFailed: When it did not, or its output is cut.
+    """
+    text = ran.output.decode(errors="replace").strip()
+    if ran.status == 0 and not ran.cut:
+        return ran.output
+    how = "was killed at its limit" if ran.status == KILLED else f"ended with status {ran.status}"
+    if ran.status == 0:
+        how = f"printed more than {len(ran.output)} bytes"
+    message = f"in the guest, {shortened(script)!r} {how}: {text[-500:] or 'it printed nothing'}"
+    raise GuestFailed(message, script=script, status=ran.status, output=text)
+
+
+def shortened(script: str) -> str:
+    """The beginning of a script, for a message."""
+    return script if len(script) <= 80 else script[:77] + "..."
+
+
+def check_script(script: str) -> None:
+    """Refuse a script that cannot be sent.
+
+    Raises:
+        BadArgument: When it is too long, or holds NUL or EOT.
+    """
+    check("script", script, str)
+    if len(script.encode()) > _SCRIPT_BYTES:
+        refuse("script", shortened(script), f"a script for the guest has at most {_SCRIPT_BYTES} bytes")
+    if "\0" in script or "\x04" in script:
+        refuse("script", shortened(script), "a script for the guest holds neither NUL nor EOT")
+
+
+def _read(source: Path, most: int) -> tuple[int, bytes]:
+    """Permissions and content of a file here."""
+    with source.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise InvalidTarget(f"{str(source)!r} is larger than {most} bytes", file=str(source))
+    return mode, data
+
+
+def _name(unfinished: Path, file: Path, *, replace: bool) -> None:
+    if replace:
+        unfinished.replace(file)
+        return
+    try:
+        file.hardlink_to(unfinished)
+    except FileExistsError as error:
+        raise TargetExists(f"{str(file)!r} exists", file=str(file)) from error

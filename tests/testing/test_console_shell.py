@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from qmpsnap.errors import GuestFailed
+from qmpsnap.testing import console_shell
+from qmpsnap.testing.console_shell import open_console
+from qmpsnap.testing.shell import Ran
+from tests.testing.shells import on_a_terminal
+
+SH = ("sh", "-i")
+LOGIN = """
+printf '\\033[1;32mDebian\\033[0m GNU/Linux vm ttyS0\\r\\n\\r\\n'
+while :; do
+    printf 'vm login: '; read -r user; [ -n "$user" ] || continue
+    printf 'Password: '; read -r password; echo
+    [ "$user $password" != 'root secret' ] || exec sh -i
+    echo 'Login incorrect'
+done
+"""
+
+
+async def enter(console, **options) -> None:
+    async with open_console(console, **options):
+        pass
+
+
+async def _drop(item: bytes) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(console_shell, "_QUIET_S", 0.03)
+    monkeypatch.setattr(console_shell, "_PANIC_S", 0.05)
+
+
+async def test_console_runs_scripts_and_returns_what_they_print(tmp_path):
+    with on_a_terminal(*SH, PS1="me@vm:~$ ") as console:
+        async with open_console(console) as shell:
+            printed = Ran(3, b"\0\xff\r\n\x03no\n")
+            assert await shell.execute("printf '\\000\\377\\r\\n\\003'; echo no >&2; exit 3") == printed
+            cut = Ran(0, bytes(60_000), cut=True)
+            assert await shell.execute("head -c 100000 /dev/zero", most=60_000) == cut
+            assert await shell.run("") == ""
+            await shell.write_file(str(tmp_path / "file"), bytes(range(256)))
+            assert await shell.read_file(str(tmp_path / "file")) == bytes(range(256))
+
+
+async def test_console_has_its_login_shell_again_at_the_end():
+    with on_a_terminal("bash", "--norc", "-i") as console:
+        async with open_console(console) as shell:
+            assert await shell.run("echo once") == "once"
+        await console.send(b"echo $0 $((6 * 7)) $-\n")
+        with anyio.fail_after(5):
+            while b"bash 42 " not in await console.receive():
+                pass
+        async with open_console(console) as shell:
+            assert await shell.run("echo again") == "again"
+
+
+async def test_console_logs_in():
+    with on_a_terminal("sh", "-c", LOGIN) as console:
+        async with open_console(console, password="secret") as shell:
+            assert await shell.run("echo in") == "in"
+
+
+async def test_console_says_when_the_guest_does_not_let_the_user_in():
+    with (
+        on_a_terminal("sh", "-c", LOGIN) as console,
+        pytest.raises(GuestFailed, match="does not let 'root' log in") as failed,
+    ):
+        await enter(console, password="wrong")
+    assert failed.value.output.endswith("Login incorrect\nvm login:")
+    assert failed.value.output.startswith("Debian GNU/Linux vm ttyS0")
+
+
+async def test_console_goes_on_where_another_client_left_in_the_middle():
+    with on_a_terminal(*SH) as console:
+        async with open_console(console) as shell:
+            assert await shell.run("echo first") == "first"
+            await console.send(b"run 12 30 10 400\nZWNobyBoYWxmCg==\n")
+            console.send = _drop  # as when our process is killed
+        del console.send
+        async with open_console(console) as shell:
+            assert await shell.run("echo next") == "next"
+
+
+async def test_console_that_stays_silent_ends_the_wait_with_its_last_lines():
+    with (
+        on_a_terminal("sh", "-c", "echo booting; exec sleep 9") as console,
+        pytest.raises(GuestFailed, match=r"no shell on the console within 0\.3 s") as failed,
+    ):
+        await enter(console, limit=0.3)
+    assert failed.value.output == "booting"
+
+
+async def test_console_that_ends_ends_the_wait():
+    with (
+        on_a_terminal("sh", "-c", "echo bye") as console,
+        pytest.raises(GuestFailed, match="the console was closed"),
+    ):
+        await enter(console)
+
+
+async def test_console_knows_a_panic():
+    with on_a_terminal(*SH) as console:
+        async with open_console(console) as shell:
+            with pytest.raises(GuestFailed, match="has panicked") as failed:
+                await shell.run("echo '[ 1.0] Kernel panic - not syncing: test' > /dev/tty; sleep 9")
+    assert "Kernel panic - not syncing: test" in failed.value.output
+
+
+async def test_console_asks_again_for_what_a_kernel_message_has_cut_in_two():
+    with on_a_terminal(*SH) as console:
+        receive = console.receive
+        cut: list[bytes] = []
+
+        async def receive_cut(max_bytes: int = 65536) -> bytes:
+            data: bytes = await receive(max_bytes)
+            if not cut and b"ZGF0YQ" in data:
+                cut.append(data)
+                return data.replace(b"ZGF0YQ", b"ZG[    1.234] eth0: link up\r\nF0YQ")
+            return data
+
+        console.receive = receive_cut
+        async with open_console(console) as shell:
+            assert await shell.run("echo data") == "data"
+        assert cut

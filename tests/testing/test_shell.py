@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+
+from qmpsnap.errors import BadArgument, GuestFailed, InvalidTarget, TargetExists
+from qmpsnap.testing.shell import Ran
+from tests.testing.shells import HostShell
+
+CONTENTS = [b"", b"\0\xff\r\n", bytes(range(256)) * 260]
+IDS = ["empty", "binary", "parts"]
+
+
+@pytest.mark.parametrize("data", CONTENTS, ids=IDS)
+async def test_copies_are_the_file_byte_for_byte(tmp_path, data):
+    shell, source, inside, back = HostShell(), *(tmp_path / name for name in ("a", "b 'b", "c"))
+    source.write_bytes(data)
+    source.chmod(0o750)
+    await shell.copy_in(source, str(inside))
+    await shell.copy_out(str(inside), back)
+    assert (inside.read_bytes(), inside.stat().st_mode & 0o777) == (data, 0o750)
+    assert back.read_bytes() == data == await shell.read_file(str(inside))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b 'b", "c"]
+
+
+async def test_write_file_replaces_a_file_only_when_asked(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(GuestFailed, match="it exists"):
+        await HostShell().write_file(str(file), b"new")
+    assert file.read_text() == "old"
+    await HostShell().write_file(str(file), b"new", replace=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
+
+
+async def test_copy_out_replaces_a_file_only_when_asked(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("new")
+    target.symlink_to("nowhere")
+    with pytest.raises(TargetExists):
+        await HostShell().copy_out(str(source), target)
+    await HostShell().copy_out(str(source), target, replace=True)
+    assert (target.is_symlink(), target.read_text()) == (False, "new")
+
+
+async def test_copy_out_leaves_nothing_when_the_file_changes_meanwhile(tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 70_000)
+
+    def change(ran: Ran) -> Ran:
+        source.write_bytes(source.read_bytes() + b"y")
+        return ran
+
+    with pytest.raises(GuestFailed, match="was changed while it was read"):
+        await HostShell(change).copy_out(str(source), tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [("99", "has 99 bytes: at most 10"), ("-1", "has -1"), ("x", "has -1"), ("", "has -1")],
+)
+async def test_read_file_reads_no_more_than_asked_for(size, reason):
+    with pytest.raises(GuestFailed, match=reason):
+        await HostShell(lambda _: Ran(0, size.encode())).read_file("/etc/passwd", most=10)
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/file", "/dev/null", "/"])
+async def test_read_file_reads_files_alone(path):
+    with pytest.raises(GuestFailed, match="no such file"):
+        await HostShell().read_file(path)
+
+
+async def test_copy_in_refuses_a_file_that_is_too_large(tmp_path):
+    (tmp_path / "source").write_bytes(b"123")
+    with pytest.raises(InvalidTarget, match="larger than 2 bytes"):
+        await HostShell().copy_in(tmp_path / "source", str(tmp_path / "target"), most=2)
+
+
+async def test_copy_out_says_where_it_cannot_write(tmp_path):
+    (tmp_path / "source").touch()
+    with pytest.raises(InvalidTarget, match="No such file"):
+        await HostShell().copy_out(str(tmp_path / "source"), tmp_path / "none/target")
+
+
+async def test_write_file_leaves_nothing_when_it_was_not_written_as_sent(tmp_path):
+    def damage(ran: Ran) -> Ran:
+        for path in tmp_path.iterdir():
+            path.write_bytes(b"other")
+        return ran
+
+    with pytest.raises(GuestFailed, match="not written as sent"):
+        await HostShell(damage).write_file(str(tmp_path / "file"), b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ran", "reason"),
+    [
+        (Ran(3, b"no\n"), "'true' ended with status 3: no"),
+        (Ran(3, b""), "it printed nothing"),
+        (Ran(137, b""), "was killed at its limit"),
+        (Ran(0, b"begin", cut=True), "printed more than 5 bytes"),
+    ],
+)
+async def test_run_raises_unless_all_went_well(ran, reason):
+    with pytest.raises(GuestFailed, match=reason) as failed:
+        await HostShell(lambda _: ran).run("true")
+    assert (failed.value.script, failed.value.status) == ("true", ran.status)
+
+
+@pytest.mark.parametrize("script", ["echo \0", "echo \x04", "x" * 200_000, b"true"])
+async def test_run_refuses_what_cannot_be_sent(script):
+    with pytest.raises(BadArgument):
+        await HostShell().run(script)
