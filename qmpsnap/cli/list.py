@@ -32,7 +32,8 @@ def list_() -> None:
     """List the snapshots and checkpoints of the disks, the oldest first, and draw the tree of their images.
 
     In the tree each image is below the one by which it is backed, with the snapshots that it holds; branches
-    are indented. `*` and the name of the disk mark the image that a guest writes to.
+    are indented, and an empty line separates trees. `*` and the name of the disk mark the image that a guest
+    writes to.
 
     Times are local; with --json they are UTC. OVERLAYS is the space that the overlays of a snapshot
     take on the host. VM STATE is the space of its VM state, in an image or in a separate file. MODE tells
@@ -124,7 +125,12 @@ def _tree(tree: Tree) -> list[str]:
         return []
     places = Counter(posixpath.dirname(image.file) for image in tree.images if image.file.startswith("/"))
     place = places.most_common(1)[0][0] if places else ""
-    lines = table(_TREE, (_tree_row(line, place) for line in tree.drawn()), right=_TREE[1:2], indent="")
+    rows: list[Row] = []
+    for line in tree.drawn():
+        if rows and line.image is not None and tree.at(line.image.backing or "") is None:
+            rows.append(Row(("", "", "")))  # a tree of its own begins
+        rows.append(_tree_row(line, place))
+    lines = table(_TREE, rows, right=_TREE[1:2], indent="")
     return ["", *([f"images in {printable(place)}:"] if place else []), *lines]
 
 

@@ -39,7 +39,8 @@ def result_lines(done: Done, name: str = "") -> list[str]:
         else f"{verb}: {', '.join(_facts(done))}"
     ]
     text += [f"deleted: {', '.join(map(printable, done.deleted))}"] if done.deleted else []
-    text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
+    if not done.prepared:  # else they are unchanged, and not those to start from
+        text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
     for file in done.invalid:
         what = "you can remove it" if is_invalid_name(file) else "do not use it"
         text.append(f"invalid, no longer holds its snapshot ({what}): {printable(file)}")

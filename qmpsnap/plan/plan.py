@@ -218,7 +218,9 @@ def _chain_lines(plan: Plan) -> list[str]:
     lines = []
     for disk in plan.disks:
         lines.append(f"{disk}: {draw(plan.chains_before[disk])}")
-        if disk in plan.chains_after:
+        if disk in plan.prepared:
+            lines.append(f"{'':{len(disk)}}  stays; afterwards, start from {plan.prepared[disk]}")
+        elif disk in plan.chains_after:
             lines.append(f"{'':{len(disk)}}  becomes {draw(plan.chains_after[disk])}")
     return lines
 

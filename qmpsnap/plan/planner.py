@@ -56,7 +56,7 @@ _MEMORY = (_refuse_lost, _refuse_jobs)
 PLANNERS: Mapping[str, Planner] = {
     "snapshot": Planner(snapshot.plan, "disks", overlays.ask),
     "snapshot-internal": Planner(snapshot_internal.plan, "disks"),
-    "stream": Planner(stream.plan, "disks"),
+    "stream": Planner(stream.plan, "disks", stream.ask),
     "commit": Planner(commit.plan, "disks", commit.ask),
     "mirror": Planner(mirror.plan, "disks", mirror.ask),
     "delete": Planner(delete.plan, "guest", ask_again=delete.ask_again),

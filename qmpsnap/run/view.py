@@ -38,7 +38,7 @@ from qmpsnap.run.paths import absolute
 from qmpsnap.run.process import Process, start_program
 from qmpsnap.run.safe_open import create_file, find_program, private_directory, remove_tree
 from qmpsnap.run.tools import tool
-from qmpsnap.run.view_lock import hold
+from qmpsnap.run.view_lock import Locks
 
 _GREETING = b"NBDMAGIC"
 _LONGEST_SOCKET = 107  # bytes; sun_path of unix(7)
@@ -104,9 +104,7 @@ async def open_view(view: DiskView, *, fuse: str | os.PathLike[str] | None = Non
     """
     place = None if fuse is None else absolute("fuse", fuse)
     async with AsyncExitStack() as stack:
-        lock = await in_thread(partial(_hold, view))
-        if lock is not None:
-            stack.callback(os.close, lock)
+        await in_thread(partial(_hold, view, stack))
         directory = private_directory(_LONGEST_SOCKET - len("/fuse"))
         stack.callback(remove_tree, directory)
         path = os.path.join(directory, "nbd")
@@ -135,12 +133,15 @@ async def open_view(view: DiskView, *, fuse: str | os.PathLike[str] | None = Non
         await _refuse_deleted(view)
 
 
-def _hold(view: DiskView) -> int | None:
-    """Mark the moment as being read, as `view_lock.hold` does."""
-    try:
-        return hold(view.files[0], view.moment)
-    except OSError as error:
-        raise unusable(view.files[0], error, "read") from error
+def _hold(view: DiskView, stack: AsyncExitStack) -> None:
+    """Mark the moment as being read until the stack is closed, and each layer to which no guest writes."""
+    for moment, files in ((view.moment, view.files[:1]), ("", view.files[1 if view.written else 0 :])):
+        locks = Locks(moment)
+        stack.callback(locks.close)
+        try:
+            locks.hold(files)
+        except OSError as error:
+            raise unusable(view.files[0], error, "read") from error
 
 
 def _mount_point(view: DiskView, directory: str) -> str:

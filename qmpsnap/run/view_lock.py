@@ -2,7 +2,8 @@
 
 The lock is a shared lock on one byte of the newest layer that is read, beyond the bytes that QEMU locks (100
 to 299). It is needed because QEMU's image locks do not prevent the deletion of a snapshot inside an image.
-QEMU itself does not know this lock.
+Another byte, that of the moment "", is locked in each layer that is read and that no guest writes to: a
+planner refuses to write into it, as QEMU would. QEMU itself does not know these locks.
 """
 
 from __future__ import annotations

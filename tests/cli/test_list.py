@@ -54,6 +54,7 @@ def test_list_shows_both_kinds_the_oldest_first(machine, both, tmp_path):
         "HOLDS    ALLOCATED  FILE",
         "o sn         1 MiB  base.qcow2",
         "* (vda)      1 MiB  top.qcow2 (inside: i1, i2)",
+        "",
         "* (vdb)      1 MiB  /d/b.qcow2 (inside: i1)",
     ]
 
@@ -87,9 +88,9 @@ def test_list_prints_json_with_every_part(machine, both):
 
 def test_list_warns_when_external_ones_cannot_be_known(machine, both):
     ended = machine("--shared-fs", "no", "list")
-    rows, tree = ended.out.split("\n\n")
+    rows, tree = ended.out.split("\n\n", 1)
     assert [line.split()[0] for line in rows.splitlines()] == ["NAME", "i1", "i2"]
-    assert [line.split()[0] for line in tree.splitlines()[2:]] == ["o", "*", "*"]
+    assert [line.split()[0] for line in tree.splitlines()[2:] if line] == ["o", "*", "*"]
     assert ended.err.startswith("warning: QEMU's files are not visible from here")
 
 
@@ -188,6 +189,7 @@ def test_list_draws_branches_and_says_whose_they_are(machine, branches, tmp_path
         "|-o other2.qcow2 (another machine's, or left)",
         "|-                  (2 more of other machines, or left)",
         "* (vda) top.qcow2 (inside: i1, i2)",
+        "",
         "* (vdb) /d/b.qcow2 (inside: i1)",
     ]
     assert max(map(len, tree)) <= 80

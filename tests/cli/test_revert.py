@@ -51,7 +51,7 @@ def test_revert_says_where_each_disk_writes_from_now_on(printed):
 
 def test_revert_of_a_machine_that_is_off_says_what_to_start(printed):
     done = Done("revert-prepare", CHAINS, elapsed_s=0.1, prepared=OVERLAYS)
-    assert printed(done, "revert", "c1").out.splitlines()[3:] == [
+    assert printed(done, "revert", "c1").out.splitlines()[1:] == [
         "start vda from /d/base.c1-2",
         "start vdb from /d/b.c1-2",
     ]
@@ -60,7 +60,7 @@ def test_revert_of_a_machine_that_is_off_says_what_to_start(printed):
 def test_prepare_says_what_to_start_and_what_to_type_then(printed):
     done = Done("revert-prepare", CHAINS, elapsed_s=0.1, prepared=OVERLAYS, memory="/d/c1.vmstate")
     words = ("--state-dir", "/var/lib/r s", "--shared-fs", "yes", "revert", "c1", "--prepare")
-    assert printed(done, *words).out.splitlines()[3:] == [
+    assert printed(done, *words).out.splitlines()[1:] == [
         "start vda from /d/base.c1-2",
         "start vdb from /d/b.c1-2",
         "the VM state is in /d/c1.vmstate: start the same machine with -S -incoming defer",

@@ -142,6 +142,12 @@ def test_plan_without_a_predicted_graph_expects_what_a_record_said() -> None:
     assert "becomes [base*]" in str(plan)
 
 
+def test_plan_of_overlays_to_start_from_names_them_and_no_chain_that_is_not_changed() -> None:
+    plan = Plan("revert-prepare", None, ("vda",), (), TWO, TWO, prepared={"vda": "/images/new.qcow2"})
+    before, then = str(plan).splitlines()
+    assert (before[:5], then) == ("vda: ", "     stays; afterwards, start from /images/new.qcow2")
+
+
 def test_the_same_intent_gives_the_same_plan() -> None:
     for intent in (Snapshot("n1"), Stream("vda"), Commit("vda"), Mirror("vda", "/c", "pivot")):
         assert planned(intent, TWO) == planned(intent, TWO)

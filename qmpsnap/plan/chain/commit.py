@@ -25,7 +25,14 @@ from qmpsnap.plan.chain.layers import (
     recorded_like,
     refuse_commit_of_shorter,
 )
-from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use, refuse_loss, refuse_read_only
+from qmpsnap.plan.checks.disk import (
+    ask_viewed,
+    refuse_empty,
+    refuse_in_use,
+    refuse_loss,
+    refuse_read_only,
+    refuse_viewed,
+)
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_inner, refuse_moved, refuse_reopen, temporary
 from qmpsnap.plan.checks.place import images_on, other_disks, refuse_barred, refuse_unsearched
@@ -52,7 +59,7 @@ def ask(intent: Commit, graph: Graph, _state_dir: str) -> Ask:
         for node in graph.nodes.values()
         if (node.backing or node.driver == "raw") and node.file.startswith("/")
     )
-    return Ask(
+    return ask_viewed(disk.layers) | Ask(
         files=(*local, *intent.invalidate, *names, *nodes),
         directories=searched,
         survey=searched,
@@ -65,7 +72,7 @@ def plan(intent: Commit, scene: Scene) -> Plan:
     Raises:
         NotFound: When there is no such disk.
         NotInChain: When a layer is not in its chain, or `base` is not below `top`.
-        Busy: When a job holds the chain.
+        Busy: When a job holds the chain, or a client of ours reads a moment from the base.
         StillNeeded: When another image is backed by what would change; `.by` names each.
         WouldLose: When internal snapshots or persistent bitmaps would be lost.
         InvalidTarget: When a directory to look in does not exist, or no record can be written before a layer
@@ -151,6 +158,7 @@ def _top_and_base(intent: Commit, scene: Scene) -> tuple[Disk, int, int]:
     if top:  # the header of the layer above is written
         refuse_reopen(scene, disk, disk.layers[top - 1])
     refuse_in_use(scene, disk)
+    refuse_viewed(scene, [receiver.file])
     refuse_loss(folded[1:] if intent.keep_overlay else folded, allowed=intent.discard_internal)
     return disk, top, base
 

@@ -27,7 +27,7 @@ from qmpsnap.model.units import size
 from qmpsnap.plan.chain import commit, stream
 from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
 from qmpsnap.plan.chain.folding import Run, merged, ways
-from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss, refuse_read_only
+from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss, refuse_read_only, refuse_viewed
 from qmpsnap.plan.checks.place import other_disks
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import keep_continued, rewritten
@@ -55,7 +55,8 @@ def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Mo
             if record.id in kin or read & chains:
                 layers |= read | record.all_going_on
     aside = sorted(file for file in layers if file.startswith("/"))
-    return question | Ask(files=tuple(aside), survey=tuple(map(posixpath.dirname, aside)))
+    reads = tuple((file, "") for file in aside)
+    return question | Ask(files=tuple(aside), survey=tuple(map(posixpath.dirname, aside)), readers=reads)
 
 
 def plan(
@@ -70,7 +71,7 @@ def plan(
         nameless: More layers to merge, which hold no moment.
 
     Raises:
-        Busy: When a job holds one of the chains.
+        Busy: When a job holds one of the chains, or a client of ours reads a moment through a layer.
         InvalidTarget: When it cannot be determined what else is based on a layer.
         Unsupported: When a disk is attached read-only.
     """
@@ -207,6 +208,7 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
 
 def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Collection[int]) -> None:
     """Plan the jobs of one run, in the cheapest way that is possible; else note why none is possible."""
+    refuse_viewed(deleting.scene, disk.files[run.top : run.bottom + 1])
     reasons: list[Refused] = []
     every = list(ways(sizes(disk), run.top, run.bottom, needed))
     for way in every:
@@ -316,6 +318,7 @@ def _put_aside(deleting: Deleting, disk: str, file: str) -> None:
     opened = [f"QEMU has it open as {name!r}" for name in nodes]
     fact = scene.files.files.get(file)
     inside = fact is not None and fact.header is not None and fact.header.snapshot_count
+    refuse_viewed(scene, [file])
     step = None if by or opened or inside or deleting.intent.keep_files else _removed(scene, file)
     if step is not None:
         deleting.removed.append(step)

@@ -6,7 +6,8 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.graph import Disk
+from qmpsnap.model.files import Ask
+from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.step import DropLayers, Stage
 from qmpsnap.plan.chain.invalidation import streamed
@@ -18,7 +19,7 @@ from qmpsnap.plan.chain.layers import (
     refuse_stream_of_shorter,
 )
 from qmpsnap.plan.chain.lineage import kept_found
-from qmpsnap.plan.checks.disk import refuse_busy, refuse_empty, refuse_read_only
+from qmpsnap.plan.checks.disk import ask_viewed, refuse_busy, refuse_empty, refuse_read_only, refuse_viewed
 from qmpsnap.plan.checks.encryption import refuse_clear_data
 from qmpsnap.plan.checks.opened import refuse_inner, refuse_lost, refuse_reopen
 from qmpsnap.plan.commands.block import read_only_again
@@ -31,13 +32,18 @@ from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import Scene
 
 
+def ask(intent: Stream, graph: Graph, _state_dir: str) -> Ask:
+    """What the planner wants to know: whether a layer below the active one is being read."""
+    return Ask() if intent.into is None else ask_viewed(find_disk(graph, intent.disk).layers)
+
+
 def plan(intent: Stream, scene: Scene) -> Plan:
     """Plan one block-stream; or refuse.
 
     Raises:
         NotFound: When there is no such disk.
         NotInChain: When a layer is not in its chain, or `base` is not below `into`.
-        Busy: When a job holds the chain.
+        Busy: When a job holds the chain, or a client of ours reads a moment from the layer.
         Unsupported: When the layer cannot take data, there is nothing below it to copy, the disk is
             read-only, or a layer is so short that old bytes would be read again.
     """
@@ -104,6 +110,7 @@ def _into_and_base(intent: Stream, scene: Scene, disk: Disk) -> tuple[int, int]:
         )
     refuse_read_only(disk, "stream")
     refuse_busy(scene, disk)
+    refuse_viewed(scene, [receiver.file])
     if base == into + 1:
         below = f"just above {disk.layers[base].file}" if base < len(disk.layers) else "the base image"
         raise Unsupported(f"there is nothing to stream: {receiver.file} is {below}", feature="empty stream")

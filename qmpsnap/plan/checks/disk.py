@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qmpsnap.errors import Busy, Unsupported, WouldLose
+from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer, Node
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED, Job
@@ -132,6 +133,23 @@ def refuse_in_use(scene: Scene, disk: Disk) -> None:
             job_id="",
             hint=f"remove it first: {frees(node.name)}",
         )
+
+
+def ask_viewed(layers: Iterable[Layer]) -> Ask:
+    """What `refuse_viewed` has to know."""
+    return Ask(readers=tuple((layer.file, "") for layer in layers if layer.local))
+
+
+def refuse_viewed(scene: Scene, files: Iterable[str]) -> None:
+    """Refuse to write into a layer, or to remove it, while a client of ours reads a moment through it."""
+    for file in files:
+        if (file, "") in scene.files.readers:
+            raise Busy(
+                f"a snapshot is being read from {file} (qmpsnap open)",
+                node="",
+                job_id="",
+                hint="end that command first",
+            )
 
 
 def unused_overlays(graph: Graph, disk: Disk) -> Iterator[Node]:

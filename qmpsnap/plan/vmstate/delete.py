@@ -7,6 +7,7 @@ from dataclasses import replace
 from qmpsnap.errors import Busy, NotInChain, Unsupported
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment, MomentPart, find_moments, related_records
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.step import Stage, Step
@@ -125,9 +126,11 @@ def _check(part: MomentPart, moment: Moment, scene: Scene) -> None:
     """Refuse when QEMU cannot delete this disk's part."""
     disk = scene.graph.disks[part.disk]
     if not part.in_chain:
+        when = "once the machine is off" if isinstance(scene, GuestScene) else "delete it there"
+        way = f"qemu-img snapshot -d {quoted(moment.name)} {quoted(part.file)}"
         raise NotInChain(
             f"{moment.name!r} is inside {part.file}, which is below the active layer of {disk.name}",
-            hint="it can be deleted there once the machine is off: qemu-img snapshot -d",
+            hint=f"{when}: {way}",
         )
     if disk.read_only:
         raise Unsupported(f"disk {disk.name!r} is read-only", feature="deletion on a read-only disk")

@@ -218,7 +218,8 @@ def disks_of(record: MomentRecord, scene: Scene, left: Collection[str] = ()) -> 
         if name not in scene.graph.disks:
             raise NotFound(
                 f"the machine has no disk {name!r}, which is part of {record.name!r}",
-                hint=f"plug it in, or leave it out: --leave {quoted(name)}",
+                hint=f"plug it in (with the machine off: -i {name}=IMAGE), "
+                f"or leave it out: --leave {quoted(name)}",
             )
     if not names:
         raise NotFound("there is no disk to revert")

@@ -27,6 +27,8 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate import revert, revert_new
 
+_COPY = "qemu-img convert -l snapshot.name={name} -O qcow2 {file} {file}.copy"
+
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
     """What the planner has to know once it knows the moments: the same as for a machine that runs."""
@@ -106,10 +108,16 @@ def _refuse(intent: Revert, moment: Moment, part: Taking, scene: Scene) -> None:
         moment,
         scene,
         do="copy it out",
-        way="qemu-img convert -l snapshot.name={name} -O qcow2 {file} {file}.copy",
+        way=_COPY,
     )
-    refuse_id(intent.name, part)
     have = {held.disk for held in moment.held if held.in_chain}
+    if not have:
+        below = [held.file for held in moment.held]
+        raise NotInChain(
+            f"{moment.name!r} is inside {', '.join(below)}, below the active layer",
+            hint=f"copy it out: {'; '.join(_copied_out(moment.name, file) for file in below)}",
+        )
+    refuse_id(intent.name, part)
     for disk in part.disks:
         if disk.name not in have:
             raise NotInChain(
@@ -119,6 +127,10 @@ def _refuse(intent: Revert, moment: Moment, part: Taking, scene: Scene) -> None:
         refuse_data_file(disk, hint=f"to leave the disk as it is: --leave {quoted(disk.name)}")
         refuse_in_use(scene, disk)
     refuse_unrevertable(moment, part, scene)
+
+
+def _copied_out(name: str, file: str) -> str:
+    return _COPY.format(name=quoted(name), file=quoted(file))
 
 
 def _taken(part: Taking) -> frozenset[str]:

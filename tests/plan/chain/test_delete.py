@@ -10,7 +10,7 @@ from qmpsnap.model.graph import Graph, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_continued, keep_link, keep_lost, keep_place
-from qmpsnap.plan.intent import Delete, Prune
+from qmpsnap.plan.intent import Commit, Delete, Prune, Stream
 from qmpsnap.plan.plan import Plan
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -349,6 +349,51 @@ def test_delete_refuses_a_chain_that_a_job_holds() -> None:
     of = replace(of, nodes=Frozen({**of.nodes, "f": Node("f", "mirror_top", C)}))
     with pytest.raises(Busy, match="'theirs'"):
         planned(Delete("two"), of, files=files(of), jobs=(job("theirs"),))
+
+
+@each(
+    ("read", "refused"),
+    [(A, ["one", "two"]), (B, ["two", "three"]), (BASE, ["one"]), ("/images/left.qcow2", ["left"])],
+)
+def test_delete_refuses_layers_that_a_client_of_ours_reads(read: str, refused: list[str]) -> None:
+    of = drawn()
+    left = "/images/left.qcow2"
+    found = files(of, ONE, TWO_, THREE)
+    found.readers = frozenset({(read, "")})
+    if read == left:
+        found.records[0] = replace(ONE, branches=({"vda": left},))
+        found.records.append(moment("left", "/x", left, BASE))
+        found.put(left, backing=BASE)
+    for name in [str(record.name) for record in found.records]:
+        if name not in refused:
+            planned(Delete(name), of, files=found)
+            continue
+        with pytest.raises(Busy, match=f"a snapshot is being read from {read}"):
+            planned(Delete(name), of, files=found)
+
+
+@each(
+    ("intent", "read", "refused"),
+    [
+        (Commit("vda"), BASE, True),
+        (Commit("vda", base="a"), BASE, False),
+        (Commit("vda", top="b", base="a"), A, True),
+        (Stream("vda"), A, False),
+        (Stream("vda", into="b"), B, True),
+        (Stream("vda", into="b"), A, False),
+    ],
+)
+def test_jobs_do_not_write_into_layers_that_a_client_of_ours_reads(
+    intent: Commit | Stream, read: str, *, refused: bool
+) -> None:
+    of = drawn()
+    found = files(of)
+    found.readers = frozenset({(read, "")})
+    if refused:
+        with pytest.raises(Busy, match=f"being read from {read}"):
+            planned(intent, of, files=found)
+    else:
+        planned(intent, of, files=found)
 
 
 def test_delete_refuses_a_disk_that_is_attached_read_only() -> None:

@@ -141,5 +141,8 @@ def test_delete_off_takes_it_from_each_image_with_its_vm_state() -> None:
 def test_delete_off_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(Unsupported, match="--via does not apply"):
         planned(Delete("old", via="hmp"), TWO, off=True)
-    with pytest.raises(NotInChain, match="below the active layer"):
-        planned(Delete("old"), graph(holding("vda", OLD, layer=1)), off=True)
+    below = graph(holding("vda", OLD, layer=1))
+    for off, when in ((True, "delete it there"), (False, "once the machine is off")):
+        with pytest.raises(NotInChain, match="below the active layer") as caught:
+            planned(Delete("old"), below, off=off)
+        assert caught.value.hint == f"{when}: qemu-img snapshot -d old /images/base.qcow2"

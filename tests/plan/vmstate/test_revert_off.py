@@ -138,7 +138,12 @@ def test_revert_off_says_that_memory_is_not_loaded() -> None:
         (TWO, Revert("c1", discard=True), Unsupported, "a revert discards no layer"),
         (TWO, Revert("c9"), NotFound, "there is no snapshot 'c9'"),
         (ON_VDA, Revert("c1"), NotInChain, "is not inside the active layer of vdb"),
-        (graph(holding("vda", ONE, layer=1)), Revert("c1"), NotInChain, "not inside the active layer of vda"),
+        (
+            graph(holding("vda", ONE, layer=1)),
+            Revert("c1"),
+            NotInChain,
+            "below the active layer\nnext: copy it out: qemu-img convert -l ",
+        ),
         (graph(holding("vda", ONE, ONE)), Revert("c1"), AmbiguousName, "more than one internal snapshot"),
         (
             graph(holding("vda", ONE, InternalSnapshot("c1", "c2"))),
