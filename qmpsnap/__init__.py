@@ -92,12 +92,14 @@ if TYPE_CHECKING:
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress
     from qmpsnap.run.view import View, open_view
+    from qmpsnap.template import Template, open_template
     from qmpsnap.vm import VM, Launcher
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console",
-    "Port", "Launcher", "Start", "GuestMemory", "Accelerator", "Bus", "Ended",
+    "Port", "Launcher", "Start", "GuestMemory", "Template", "open_template",
+    "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
@@ -142,6 +144,7 @@ _HOMES = (
     "run.session",
     "run.target",
     "run.view",
+    "template",
     "vm",
 )
 

@@ -13,6 +13,7 @@ from qmpsnap.errors import NotFound, Unsupported
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.names import disk_part
 from qmpsnap.model.start import GuestMemory, Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
@@ -95,13 +96,14 @@ async def kept_state(vm: OneMachine, name: str) -> KeptState:
 
 @asynccontextmanager
 async def throwaway(
-    views: Sequence[DiskView], directory: str = ""
+    views: Sequence[DiskView], directory: str = "", *, keep: str = ""
 ) -> AsyncIterator[tuple[Frozen[str, str], str]]:
     """New overlays on the layers of each disk, in a private directory that goes with the block.
 
     Args:
         views: How each disk is read.
         directory: Where that directory lies; "": in that for temporary files.
+        keep: A directory that gets the overlays instead, and stays; "": none.
 
     Yields:
         The overlay of each disk, by the disk's name, and the directory.
@@ -113,8 +115,8 @@ async def throwaway(
         made = await in_thread(partial(Scratch, directory))
         stack.push_async_callback(_close, made)
         images, disks = Images(), {}
-        for number, view in enumerate(views):
-            file = posixpath.join(made.path, f"disk{number}.qcow2")
+        for view in views:
+            file = posixpath.join(keep or made.path, f"{disk_part(view.disk)}.qcow2")
             await images.create_image(
                 file,
                 size_bytes=view.virtual_size,
@@ -122,7 +124,7 @@ async def throwaway(
                 like=None,
                 backing=view.layers[0].file,
                 backing_format=view.layers[0].format,
-                synced=False,
+                synced=bool(keep),
             )
             disks[view.disk] = file
         yield Frozen(disks), made.path

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.start import Start
 from qmpsnap.model.view import DiskView
@@ -22,6 +23,9 @@ class OneMachine(Protocol):
     name: str
     jobs: Jobs
 
+    def records_in(self, directory: str) -> None:
+        """Keep records in this directory, unless the machine was opened with another one."""
+
     async def graph(self) -> Graph:
         """Every disk with its chain, and every node, as QEMU has them now."""
 
@@ -30,6 +34,12 @@ class OneMachine(Protocol):
 
     async def views(self, name: str, *, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
         """How to read disks as they were at a snapshot."""
+
+    async def status(self) -> Status:
+        """Whether the guest is running, and its run state, as of now."""
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Send any QMP command as it is; return what QEMU returns."""
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done."""

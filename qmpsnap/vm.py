@@ -17,7 +17,7 @@ import anyio
 from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.jobs import Jobs
-from qmpsnap.model.arguments import Speed, Text, check, refuse, texts
+from qmpsnap.model.arguments import NewName, Speed, Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
@@ -56,6 +56,7 @@ from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
 from qmpsnap.store import has_store, make_store, with_store
+from qmpsnap.template import Template, freeze, template_of
 
 
 class VM:
@@ -104,6 +105,13 @@ class VM:
     def pid(self) -> int | None:
         """QEMU's process if it is known, else None."""
         return self._target.pid
+
+    def records_in(self, directory: str | os.PathLike[str]) -> None:
+        """Keep records in this directory from now on, unless the machine was opened with a `state_dir`.
+
+        A clone's are in its private directory: beside the base image they would outlive it.
+        """
+        self._planning.records_in(absolute("directory", directory))
 
     # -- see ---------------------------------------------------------------------------------------
 
@@ -801,6 +809,52 @@ class VM:
         finally:
             if not loaded:
                 await self._executor.remove_overlays(plan)
+
+    async def freeze_template(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        of: str | None = None,
+        launcher: Launcher | None = None,
+    ) -> Template[VM]:
+        """Freeze the guest as it is now, or was at a checkpoint, in a directory from which clones start.
+
+        A checkpoint is taken by the way that pauses the guest for the shortest time, and it keeps running, or
+        stays paused. A helper QEMU then loads that checkpoint, and leaves the memory in a file that clones
+        share. The checkpoint stays an ordinary one, to which this machine can be reverted.
+
+        The template is made under another name, synced, and renamed. Beside each layer of the disks lies an
+        empty image that is based on it, so that a commit or a deletion finds that it is still needed. After a
+        failure or a cancellation the template is removed, and a checkpoint that was taken is deleted again.
+
+        Args:
+            directory: The directory, which must not exist. It needs room for the guest's memory; on a tmpfs
+                clones start faster.
+            name: Name of the checkpoint and of the template; None: that of the directory.
+            of: An existing checkpoint of which the template is made; None: one is taken.
+            launcher: Starts the helper QEMU, and later the clones; None: that of this machine.
+
+        Raises:
+            BadName: When the name is outside the grammar.
+            TargetExists: When the directory exists, or a snapshot has the name.
+            InvalidTarget: When it cannot be created there, or there is too little space.
+            NotFound: When no checkpoint is called `of`.
+            Unsupported: When the guest's memory cannot be saved, or is inside the images; when a layer is
+                encrypted or not a file.
+            MachineDiffers: When the launcher starts another machine; `.differences` names how.
+            Refused, TargetError: As `checkpoint` and the launcher do.
+        """
+        place = absolute("directory", directory)
+        start = self._launcher(launcher)
+        check("of", of, Text | None)
+        if of is not None:
+            if name is not None:
+                refuse("name", name, "the template has that of the checkpoint")
+            return await template_of(self, of, place, start)
+        called = os.path.basename(place) if name is None else name  # noqa: PTH119
+        check("name", called, NewName)
+        return await freeze(self, place, called, start)
 
     def _launcher(self, given: Launcher | None) -> Launcher:
         """The caller's launcher, or this machine's own."""

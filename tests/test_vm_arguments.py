@@ -126,6 +126,11 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"name": "old", "launcher": print},
         {"name": MOMENT, "launcher": CALLED, **RUNS},
     ),
+    "freeze_template": (
+        {"directory": "/t", "launcher": print},
+        {"directory": PATH, "name": ("", *NEW[2:]), "of": MAYBE, "launcher": CALLED},
+    ),
+    "records_in": ({"directory": "/t"}, {"directory": PATH}),
     "revert": (
         {"name": "old"},
         {

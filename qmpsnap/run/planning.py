@@ -65,6 +65,12 @@ class Planning:
         self._state_dir = state_dir
         self._started = StartCheck(target, state_dir)
 
+    def records_in(self, directory: str) -> None:
+        """Keep records in this directory, unless the caller has named another one."""
+        if not self._state_dir:
+            self._state_dir = directory
+            self._started = StartCheck(self._target, directory)
+
     @property
     def _off(self) -> bool:
         """Whether the images are open without a machine that runs on them."""

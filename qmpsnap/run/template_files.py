@@ -1,0 +1,269 @@
+"""The directory of a template: made under another name, and renamed when it is complete. Blocking.
+
+Whoever makes one holds a lock on its directory. So the next one of that name recognises what a killed process
+has left, and removes it.
+"""
+
+# Descriptors need os, and paths stay as QEMU spells them:
+# ruff: noqa: PTH102, PTH106, PTH108, PTH116, PTH118, PTH120
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+
+from qmpsnap.errors import InvalidTarget, NotFound, TargetExists
+from qmpsnap.model.template import (
+    MAX_RECORD_BYTES,
+    MEMORY,
+    RECORD,
+    STATE,
+    FileState,
+    TemplateRecord,
+    differences,
+    from_text,
+    partial_directory,
+    to_text,
+)
+from qmpsnap.run.disk import sync_directory
+from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
+
+_SLACK = 1 << 24  # bytes: the devices' state, and the record
+_READ_ONLY, _PRIVATE = 0o400, 0o600
+
+
+class Partial:
+    """A template that is not complete.
+
+    Attributes:
+        path: Its directory until then.
+        memory: The file of the memory, a hole of its size.
+        state: The file for the devices' state, which does not exist.
+    """
+
+    def __init__(self, directory: str, memory_bytes: int) -> None:
+        """Create its directory, and the file of the memory.
+
+        Args:
+            directory: The directory that it will be; absolute.
+            memory_bytes: Size of the guest's memory.
+
+        Raises:
+            TargetExists: When there is anything of that name, or another process makes it now.
+            InvalidTarget: When it cannot be created, or there may be too little space.
+        """
+        self._directory = directory
+        self.path = partial_directory(directory)
+        self.memory, self.state = (os.path.join(self.path, name) for name in (MEMORY, STATE))
+        if os.path.lexists(directory):
+            raise TargetExists(f"{directory!r} exists already", file=directory, hint="choose another name")
+        try:
+            self._lock = self._create()
+            try:
+                self._make_memory(memory_bytes)
+            except BaseException:
+                self.close()
+                raise
+        except (OSError, ValueError) as error:
+            raise unusable(directory, error, "create") from error
+
+    def _create(self) -> int:
+        """Create the directory, after removing one that a killed process left; return its lock."""
+        for _ in range(2):
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                self._sweep()
+                continue
+            lock = open_directory(self.path, follow=False)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def _sweep(self) -> None:
+        left = open_directory(self.path, follow=False)
+        try:
+            if os.fstat(left).st_uid != os.geteuid():
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(self.path)
+        except BlockingIOError as error:
+            raise TargetExists(
+                f"another process is making {self._directory!r} now", file=self._directory, hint="wait for it"
+            ) from error
+        finally:
+            os.close(left)
+
+    def _make_memory(self, size_bytes: int) -> None:
+        space = os.statvfs(self.path)
+        free = space.f_bavail * space.f_frsize
+        if free < size_bytes + _SLACK:
+            raise InvalidTarget(
+                f"{os.path.dirname(self.path)} has {free} bytes free; the guest's memory needs {size_bytes}",
+                file=self._directory,
+                hint="free some space there, or choose another directory",
+            )
+        descriptor = create_file(self.memory, mode=_PRIVATE)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+
+    def seal(self, *, sealed: bool) -> tuple[FileState, FileState]:
+        """Sync both files, make them read-only, and say what they are: the memory, and the devices' state.
+
+        Args:
+            sealed: Whether the memory's file is made read-only too: QEMU 7.2 opens it for writing.
+
+        Raises:
+            InvalidTarget: When that fails.
+        """
+        try:
+            for file, mode in ((self.memory, _READ_ONLY if sealed else _PRIVATE), (self.state, _READ_ONLY)):
+                descriptor = open_file(file)
+                try:
+                    os.fchmod(descriptor, mode)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            memory, state = look((self.memory, self.state)).values()
+        except (OSError, ValueError) as error:
+            raise unusable(self._directory, error, "complete") from error
+        if memory is None or state is None:
+            raise InvalidTarget(f"{self.path!r} is gone while it was being made", file=self._directory)
+        return memory, state
+
+    def finish(self, record: TemplateRecord) -> None:
+        """Write the record, sync, and give the template its name.
+
+        Raises:
+            TargetExists: When there is anything of that name by now.
+            InvalidTarget: When that fails; it stays incomplete.
+        """
+        try:
+            with os.fdopen(create_file(os.path.join(self.path, RECORD), mode=_READ_ONLY), "wb") as file:
+                file.write(to_text(record).encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(self.path)
+            if os.path.lexists(self._directory):
+                raise TargetExists(f"{self._directory!r} exists by now", file=self._directory)
+            os.rename(self.path, self._directory)  # noqa: PTH104 - replaces no directory that holds anything
+            sync_directory(os.path.dirname(self._directory))
+        except (OSError, ValueError) as error:
+            raise unusable(self._directory, error, "complete") from error
+        self.path = ""
+
+    def close(self) -> None:
+        """Remove it, unless it is complete; unlock it."""
+        if self.path:
+            remove_tree(self.path)
+        os.close(self._lock)
+
+
+def read_template(directory: str) -> TemplateRecord:
+    """The record of a template.
+
+    Raises:
+        NotFound: When there is no template.
+        InvalidTarget: When it may be somebody else's, or is damaged.
+    """
+    file = os.path.join(directory, RECORD)
+    try:
+        place = open_directory(directory, follow=False)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"there is no template {directory!r}") from error
+    except (OSError, ValueError) as error:
+        raise unusable(directory, error, "read") from error
+    try:
+        _refuse_foreign(directory, os.fstat(place))
+        descriptor = open_file(RECORD, directory=place)
+        with os.fdopen(descriptor, "rb") as opened:
+            _refuse_foreign(file, os.fstat(opened.fileno()))
+            text = opened.read(MAX_RECORD_BYTES + 1)
+        if len(text) > MAX_RECORD_BYTES:
+            raise ValueError("it is too long")  # noqa: TRY301 - handled like every other damage
+        return from_text(text)
+    except FileNotFoundError as error:
+        raise NotFound(f"{directory!r} is not a template: it has no {RECORD}") from error
+    except (OSError, ValueError) as error:
+        raise InvalidTarget(
+            f"{file!r} is not the record of a template: {reason(error)}", file=file
+        ) from error
+    finally:
+        os.close(place)
+
+
+def _refuse_foreign(path: str, status: os.stat_result) -> None:
+    """Refuse what others could have written: it decides what clones run, and which files they read."""
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        who = f"it belongs to the user {status.st_uid}" if status.st_uid else "others may write to it"
+        raise InvalidTarget(f"{path!r} is not used: {who}", file=path, hint="make a template of your own")
+
+
+def create_directory(directory: str) -> None:
+    """Create a directory of a new name, mode 0700.
+
+    Raises:
+        TargetExists: When there is anything of that name.
+        InvalidTarget: When it cannot be created.
+    """
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError as error:
+        raise TargetExists(f"{directory!r} exists already", file=directory) from error
+    except (OSError, ValueError) as error:
+        raise unusable(directory, error, "create") from error
+
+
+def look(files: Iterable[str]) -> dict[str, FileState | None]:
+    """What the files are now, by path; None: there is no such file."""
+    found: dict[str, FileState | None] = {}
+    for file in files:
+        try:
+            status = os.stat(file)
+        except (OSError, ValueError):
+            found[file] = None
+            continue
+        if stat.S_ISBLK(status.st_mode):  # its size and times say nothing
+            found[file] = FileState(status.st_ino, 0, 0)
+        else:
+            found[file] = FileState(status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def refuse_changed(directory: str, record: TemplateRecord) -> None:
+    """Refuse a template of which any file is another, or was written to.
+
+    Raises:
+        InvalidTarget: Naming each file.
+    """
+    then = record.files(directory)
+    problems = differences(then, look(then))
+    if problems:
+        raise InvalidTarget(
+            f"no clone of {record.name!r} can be started: {'; '.join(problems)}",
+            file=directory,
+            hint="remove the template, and make a new one",
+        )
+
+
+def remove_files(directory: str) -> None:
+    """Remove the files of a template, the record last, and its directory if nothing else is in it.
+
+    Raises:
+        InvalidTarget: When one cannot be removed; the template can be removed again.
+    """
+    try:
+        for name in (MEMORY, STATE, RECORD):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+        sync_directory(os.path.dirname(directory))
+    except OSError as error:
+        raise unusable(directory, error, "remove") from error

@@ -1,0 +1,441 @@
+"""Templates and their clones: many running machines from one guest whose memory they share copy-on-write."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, Generic
+
+import anyio
+
+from qmpsnap.errors import (
+    Busy,
+    Changed,
+    CommandFailed,
+    InvalidTarget,
+    MachineDiffers,
+    NotFound,
+    QmpsnapError,
+    Unsupported,
+)
+from qmpsnap.helper import kept_state, loaded, throwaway
+from qmpsnap.model.arguments import refuse
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
+from qmpsnap.model.start import RAM_ID, GuestMemory, Start
+from qmpsnap.model.template import (
+    MEMORY,
+    FileState,
+    TemplateDisk,
+    TemplateLayer,
+    TemplateRecord,
+    keeper_files,
+)
+from qmpsnap.model.view import DiskView
+from qmpsnap.one_machine import M, OneMachine, Starter
+from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Load, SaveDevices
+from qmpsnap.run import template_files
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.images import Images
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.memory_files import remove_state_file
+from qmpsnap.run.outcome import Done
+from qmpsnap.run.paths import absolute
+from qmpsnap.run.safe_open import remove_tree
+from qmpsnap.run.view_lock import held, hold
+
+_log = get_logger("qmpsnap.template")
+_UNDO_LIMIT: Final = 30.0  # seconds that merging an overlay back may take once the caller has left
+
+
+class Template(Generic[M]):
+    """A guest that was frozen in a directory, from which clones are started.
+
+    Its files are never written again, nor may the layers of its disks be: if one of them was, no clone is
+    started. An empty image beside each layer shows other operations that the layer is needed.
+
+    Attributes:
+        directory: The directory; absolute.
+        record: What the machine and the files were.
+        launcher: Starts a QEMU like that machine; None: each call has to say it.
+        taken: The result of the checkpoint that was taken for it, with the guest's standstill; else None.
+        unkept: Layers beside which no image could be created, each as "FILE: REASON".
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        record: TemplateRecord,
+        launcher: Starter[M] | None,
+        *,
+        taken: Done | None = None,
+        unkept: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.record = record
+        self.launcher = launcher
+        self.taken = taken
+        self.unkept = tuple(unkept)
+
+    @property
+    def name(self) -> str:
+        """Its name: that of the checkpoint that it was made of."""
+        return self.record.name
+
+    @asynccontextmanager
+    async def clone(
+        self,
+        *,
+        launcher: Starter[M] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        keep: str | os.PathLike[str] | None = None,
+    ) -> AsyncIterator[M]:
+        """Start a new machine whose guest goes on from where the template's stopped; it ends with the block.
+
+        Any number may run at once. Each has its own copy of what it changes: of the memory, page by page,
+        and of the disks, in new overlays. What all have in common (MAC addresses, the clock, random numbers,
+        names) is for the caller to change.
+
+        The overlays lie in a private directory, which is removed with the block, also after a failure or a
+        cancellation; the next clone removes it if our process was killed.
+
+        Args:
+            launcher: Starts the QEMU; None: that of the template.
+            directory: Where that directory lies; None: in that for temporary files.
+            keep: A new directory that gets the overlays instead, and stays; None: none.
+
+        Yields:
+            The machine, its guest running.
+
+        Raises:
+            InvalidTarget: When a file of the template was changed, or an overlay cannot be created.
+            MachineDiffers: When the launcher starts another machine, or without the memory that it was given.
+            Refused, TargetError: As the launcher does.
+        """
+        start = self._launcher(launcher)
+        place = "" if directory is None else absolute("directory", directory)
+        kept = "" if keep is None else absolute("keep", keep)
+        record, up = self.record, anyio.Event()
+        async with AsyncExitStack() as stack:
+            memory = self._memory()
+            lock = await in_thread(partial(_hold, memory.file, record.name))
+            if lock is not None:
+                stack.callback(os.close, lock)
+            await in_thread(partial(template_files.refuse_changed, self.directory, record))
+            if kept:
+                await in_thread(partial(template_files.create_directory, kept))
+                stack.push_async_callback(_drop, kept, up)
+            disks, own = await stack.enter_async_context(throwaway(record.views(), place, keep=kept))
+            given = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
+            vm = await stack.enter_async_context(start(given))
+            vm.records_in(posixpath.join(kept or own, "records"))
+            await refuse_other_memory(vm, memory)
+            state = record.kept_state(self.directory)
+            load = Load(record.name, state, disks, mapped=True, resume=True)
+            await vm.run(await vm.plan(load))
+            up.set()
+            yield vm
+
+    async def remove(self) -> None:
+        """Remove the template, and the images that show that its layers are needed.
+
+        Raises:
+            Busy: When a clone of it is running.
+            InvalidTarget: When a file cannot be removed; it can be called again.
+        """
+        memory = posixpath.join(self.directory, MEMORY)
+        if await in_thread(partial(held, memory, self.record.name)):
+            raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
+        await _remove_keepers(self.record.keepers)
+        await in_thread(partial(template_files.remove_files, self.directory))
+
+    def to_json(self) -> dict[str, object]:
+        """The template as `--json` prints it."""
+        return {
+            "name": self.name,
+            "directory": self.directory,
+            "created": self.record.created,
+            "memory_bytes": self.record.fingerprint.memory,
+            "disks": {
+                name: [layer.file for layer in disk.layers] for name, disk in self.record.disks.items()
+            },
+            "keepers": dict(self.record.keepers),
+            "unkept": list(self.unkept),
+            "standstill_s": self.taken.standstill_s if self.taken is not None else None,
+        }
+
+    def _memory(self) -> GuestMemory:
+        return GuestMemory(
+            file=posixpath.join(self.directory, MEMORY),
+            size_bytes=self.record.fingerprint.memory,
+            share=False,
+            sealed=self.record.sealed,
+        )
+
+    def _launcher(self, given: Starter[M] | None) -> Starter[M]:
+        launcher = self.launcher if given is None else given
+        if launcher is None or not callable(launcher):
+            refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
+        return launcher
+
+
+async def open_template(
+    directory: str | os.PathLike[str], *, launcher: Starter[M] | None = None
+) -> Template[M]:
+    """Open a template that exists.
+
+    Args:
+        directory: Its directory.
+        launcher: Starts a QEMU like the machine that it was made of; None: each `clone` has to say it.
+
+    Raises:
+        NotFound: When there is none.
+        InvalidTarget: When others could have written it, or its record is damaged.
+    """
+    place = absolute("directory", directory)
+    record = await in_thread(partial(template_files.read_template, place))
+    return Template(place, record, launcher)
+
+
+async def freeze(
+    vm: OneMachine, directory: str, name: str, launcher: Starter[M], *, scratch: str = ""
+) -> Template[M]:
+    """Take a checkpoint of a machine by the shortest way, and make a template of it.
+
+    See `VM.freeze_template`.
+
+    Args:
+        vm: The machine.
+        directory: The directory; absolute.
+        name: Name of the checkpoint and of the template.
+        launcher: Starts the helper QEMU.
+        scratch: Directory for what is thrown away.
+    """
+    taken = await take(vm, name)
+    try:
+        made = await template_of(vm, name, directory, launcher, scratch=scratch)
+    except BaseException as error:
+        await take_back(vm, name, taken, error)
+        raise
+    made.taken = taken
+    return made
+
+
+async def take(vm: OneMachine, name: str) -> Done:
+    """Take a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was."""
+    if (await vm.status()).running:
+        with suppress(Unsupported):  # of such memory, or over such a monitor
+            return await vm.run(await vm.plan(Checkpoint(name, "background")))
+    return await vm.run(await vm.plan(Checkpoint(name, "in-place")))
+
+
+async def take_back(vm: OneMachine, name: str, taken: Done, error: BaseException | None = None) -> None:
+    """Delete a checkpoint that was taken for a template, so that the disks write to the files of before.
+
+    Within a time limit; nothing is raised, as the machine may have ended. What stays is noted in the error.
+
+    Args:
+        vm: The machine.
+        name: The checkpoint's name.
+        taken: Its result.
+        error: What failed; None: nothing.
+    """
+    with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_UNDO_LIMIT):
+            try:
+                await _merge_back(vm, name, taken)
+            except QmpsnapError as reason:
+                _log.warning("checkpoint.left", vm=vm.name, moment=name, reason=str(reason))
+            else:
+                return
+    if isinstance(error, QmpsnapError):
+        error.changed = Changed.YES
+        error.left = (*error.left, f"the checkpoint {name!r}: {command('delete', name)}")
+
+
+async def _merge_back(vm: OneMachine, name: str, taken: Done) -> None:
+    """Commit each overlay that is still active, which ends the moment, and remove its VM state."""
+    graph, moments = await vm.graph(), (await vm.moments()).named(name)
+    for disk, files in taken.chains.items():
+        if disk in graph.disks and graph.disks[disk].files[:2] == files[:2]:
+            commit = Commit(disk, top=files[0], base=files[1], folded="remove")
+            await vm.run(await vm.plan(commit))
+    try:
+        await vm.run(await vm.plan(Delete(name)))
+    except NotFound:
+        for record in (moment.record for moment in moments):
+            if record is not None and record.state is not None:
+                state = record.state
+                await in_thread(partial(remove_state_file, state.file, record.id, state.tag))
+
+
+async def template_of(
+    vm: OneMachine, name: str, directory: str, launcher: Starter[M], *, scratch: str = ""
+) -> Template[M]:
+    """Make a template of a checkpoint that exists; the machine is not touched. See `VM.freeze_template`."""
+    state = await kept_state(vm, name)
+    views = await vm.views(name)
+    made = await in_thread(partial(template_files.Partial, directory, state.fingerprint.memory))
+    keepers: dict[str, str] = {}
+    try:
+        unkept = await _keep(views, name, keepers)
+        disks = await in_thread(partial(_disks, views))
+        memory = GuestMemory(file=made.memory, size_bytes=state.fingerprint.memory, share=True)
+        async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
+            await refuse_other_memory(helper, memory)
+            await helper.run(await helper.plan(SaveDevices(name, made.state)))
+            sealed = await _seals(helper)
+        memory_state, devices_state = await in_thread(partial(made.seal, sealed=sealed))
+        record = TemplateRecord(
+            name=name,
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+            fingerprint=state.fingerprint,
+            memory=memory_state,
+            state=devices_state,
+            sealed=sealed,
+            disks=disks,
+            keepers=keepers,
+        )
+        await in_thread(partial(_refuse_written, views, disks))
+        await in_thread(partial(made.finish, record))
+    except BaseException:
+        with anyio.CancelScope(shield=True), suppress(QmpsnapError):
+            await _remove_keepers(keepers)
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_thread(made.close)
+    return Template(directory, record, launcher, unkept=unkept)
+
+
+async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
+    """Refuse a machine whose memory is not the file that its launcher was given, mapped as it has to be.
+
+    Raises:
+        MachineDiffers: Naming what is different.
+
+    QAPI: qom-get (qom.json).
+    """
+    wanted: Mapping[tuple[str, str], object] = {
+        ("/machine", "memory-backend"): RAM_ID,
+        (f"/objects/{RAM_ID}", "mem-path"): memory.file,
+        (f"/objects/{RAM_ID}", "share"): memory.share,
+    }
+    problems = []
+    for (path, name), value in wanted.items():
+        try:
+            found = await vm.execute("qom-get", {"path": path, "property": name})
+        except CommandFailed as error:
+            found = error.desc
+        if found not in {value, f"/objects/{value}"}:
+            problems.append(f"{name} of {path} is {found!r}, not {value!r}")
+    if problems:
+        raise MachineDiffers(
+            f"the launcher did not use the memory that it was given: {'; '.join(problems)}",
+            differences=problems,
+            hint="append the arguments of the Start to the command line: [..., *start.arguments]",
+        )
+
+
+async def _seals(vm: OneMachine) -> bool:
+    """Whether this QEMU can map a file that it may only read, without making it a ROM."""
+    answer = await vm.execute("qom-list-properties", {"typename": "memory-backend-file"})
+    return isinstance(answer, list) and any(
+        isinstance(row, dict) and row.get("name") == "rom" for row in answer
+    )
+
+
+async def _keep(views: Iterable[DiskView], name: str, made: dict[str, str]) -> tuple[str, ...]:
+    """Create an empty image on each layer; return the layers on which none could be created.
+
+    Args:
+        views: How each disk is read.
+        name: The template's name.
+        made: Receives each image with its layer.
+    """
+    images, token, unkept = Images(), secrets.token_hex(4), []
+    layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
+    for file, keeper in keeper_files(layers, name, token).items():
+        layer, view = layers[file]
+        made[keeper] = file
+        try:
+            await images.create_image(
+                keeper,
+                size_bytes=view.virtual_size,
+                format="qcow2",
+                like=file,
+                backing=file,
+                backing_format=layer.format,
+            )
+        except InvalidTarget as error:
+            del made[keeper]
+            unkept.append(f"{file}: {error.message}")
+    return tuple(unkept)
+
+
+async def _remove_keepers(keepers: Mapping[str, str]) -> None:
+    images = Images()
+    for file, layer in keepers.items():
+        await images.remove_orphan(file, layer)
+
+
+def _disks(views: Sequence[DiskView]) -> Frozen[str, TemplateDisk]:
+    """What the layers of the disks are now. Blocking.
+
+    Raises:
+        InvalidTarget: When one is gone.
+    """
+    return Frozen(
+        {
+            view.disk: TemplateDisk(
+                tuple(
+                    TemplateLayer(
+                        layer.file,
+                        "raw" if layer.format == "raw" else "qcow2",
+                        _state(layer.file),
+                        Frozen({layer.data_file: _state(layer.data_file)} if layer.data_file else {}),
+                    )
+                    for layer in view.layers
+                ),
+                view.virtual_size,
+            )
+            for view in views
+        }
+    )
+
+
+def _refuse_written(views: Sequence[DiskView], disks: Mapping[str, TemplateDisk]) -> None:
+    """Refuse when a layer is no longer what it was. Blocking."""
+    if _disks(views) != disks:
+        raise InvalidTarget(
+            "a layer was written to while the template was made",
+            file=views[0].layers[0].file,
+            hint="end the job that writes to it, and try again",
+        )
+
+
+def _state(file: str) -> FileState:
+    found = template_files.look((file,))[file]
+    if found is None:
+        raise InvalidTarget(f"the layer {file!r} is gone", file=file)
+    return found
+
+
+async def _drop(directory: str, up: anyio.Event) -> None:
+    """Remove the overlays of a clone that never ran."""
+    if not up.is_set():
+        with anyio.CancelScope(shield=True):
+            await in_thread(partial(remove_tree, directory))
+
+
+def _hold(file: str, name: str) -> int | None:
+    """Mark the template as being in use; None where that is not possible, or it is gone."""
+    try:
+        return hold(file, name)
+    except OSError:
+        return None

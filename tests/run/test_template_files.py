@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from qmpsnap.errors import InvalidTarget, NotFound, TargetExists
+from qmpsnap.run.template_files import (
+    Partial,
+    create_directory,
+    read_template,
+    refuse_changed,
+    remove_files,
+)
+from tests.each import each
+from tests.model.test_template import RECORD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qmpsnap.model.template import TemplateRecord
+
+SIZE = 1 << 20
+_KILLED = """
+import os, sys
+from qmpsnap.run.template_files import Partial
+Partial(sys.argv[1], 1 << 20)
+os.kill(os.getpid(), 9)
+"""
+
+
+def made(place: Path, *, sealed: bool = True) -> TemplateRecord:
+    """A complete template without disks."""
+    partial = Partial(str(place), SIZE)
+    with open(partial.state, "xb") as file:  # noqa: PTH123
+        file.write(b"state")
+    memory, state = partial.seal(sealed=sealed)
+    record = replace(RECORD, memory=memory, state=state, disks={}, keepers={})
+    partial.finish(record)
+    partial.close()
+    return record
+
+
+def modes(place: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()}
+
+
+def test_template_has_its_name_once_it_is_complete(tmp_path: Path) -> None:
+    record = made(tmp_path / "t1")
+    assert [path.name for path in tmp_path.iterdir()] == ["t1"]
+    assert modes(tmp_path / "t1") == {"memory": 0o400, "state": 0o400, "template.json": 0o400}
+    assert (tmp_path / "t1" / "memory").stat().st_size == SIZE
+    assert read_template(str(tmp_path / "t1")) == record
+    refuse_changed(str(tmp_path / "t1"), record)
+
+
+def test_template_whose_memory_qemu_opens_for_writing_stays_writable(tmp_path: Path) -> None:
+    made(tmp_path / "t1", sealed=False)
+    assert modes(tmp_path / "t1")["memory"] == 0o600
+
+
+def test_template_that_is_not_complete_is_removed(tmp_path: Path) -> None:
+    partial = Partial(str(tmp_path / "t1"), SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == [".t1.partial"]
+    with pytest.raises(TargetExists, match="another process is making"):
+        Partial(str(tmp_path / "t1"), SIZE)
+    partial.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_template_that_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "t1")], check=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".t1.partial"]
+    made(tmp_path / "t1")
+    assert [path.name for path in tmp_path.iterdir()] == ["t1"]
+
+
+def test_template_is_not_made_where_there_is_anything(tmp_path: Path) -> None:
+    (tmp_path / "t1").symlink_to("nowhere")
+    with pytest.raises(TargetExists):
+        Partial(str(tmp_path / "t1"), SIZE)
+    with pytest.raises(TargetExists):
+        create_directory(str(tmp_path / "t1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["t1"]
+
+
+def test_template_is_refused_where_there_is_too_little_space(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTarget, match="bytes free; the guest's memory needs"):
+        Partial(str(tmp_path / "t1"), 1 << 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+@each("name", ["memory", "state"])
+def test_template_is_refused_once_a_file_was_written_to(name: str, tmp_path: Path) -> None:
+    place = tmp_path / f"of-{name}"
+    record = made(place)
+    file = place / name
+    file.chmod(0o600)
+    with file.open("r+b") as opened:
+        opened.write(b"x")
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(InvalidTarget, match=f"{name} has been written to"):
+        refuse_changed(str(place), record)
+    file.unlink()
+    with pytest.raises(InvalidTarget, match=f"{name} is gone"):
+        refuse_changed(str(place), record)
+
+
+def test_template_of_somebody_else_is_not_read(tmp_path: Path) -> None:
+    made(tmp_path / "t1")
+    (tmp_path / "t1").chmod(0o770)
+    with pytest.raises(InvalidTarget, match="others may write to it"):
+        read_template(str(tmp_path / "t1"))
+    (tmp_path / "t1").chmod(0o700)
+    (tmp_path / "t1" / "template.json").chmod(0o622)
+    with pytest.raises(InvalidTarget, match="others may write to it"):
+        read_template(str(tmp_path / "t1"))
+
+
+def test_what_is_no_template_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no template"):
+        read_template(str(tmp_path / "t1"))
+    with pytest.raises(NotFound, match=r"no template\.json"):
+        read_template(str(tmp_path))
+    (tmp_path / "template.json").write_text("{}")
+    with pytest.raises(InvalidTarget, match="version none"):
+        read_template(str(tmp_path))
+    (tmp_path / "template.json").write_bytes(b" " * (2 << 20))
+    with pytest.raises(InvalidTarget, match="too long"):
+        read_template(str(tmp_path))
+
+
+def test_remove_leaves_what_is_not_the_template_s(tmp_path: Path) -> None:
+    made(tmp_path / "t1")
+    (tmp_path / "t1" / "notes").touch()
+    with pytest.raises(InvalidTarget, match="not empty"):
+        remove_files(str(tmp_path / "t1"))
+    assert [path.name for path in (tmp_path / "t1").iterdir()] == ["notes"]
+    (tmp_path / "t1" / "notes").unlink()
+    remove_files(str(tmp_path / "t1"))
+    assert list(tmp_path.iterdir()) == []
