@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,44 +20,171 @@ from integration.known_images import QEMUS
 
 pytestmark = pytest.mark.timeout(300)
 
+# In an order that is the same for all workers, and is not that of the file.
 CONFTEST = """
+import random
 import pytest
 
 @pytest.fixture(scope="session")
 def qmpsnap_disks():
     return {"vda": "BASE"}
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"
+
+def pytest_collection_modifyitems(items):
+    if len(items) > 4:
+        random.Random(len(items)).shuffle(items)
 """
 
 # What each test leaves behind, and finds nothing of: a file in memory, a block on the disk, a snapshot.
 TRACES = """
+import os
+import signal
+import pytest
+
 READ = "ls /run; dd if=/dev/vda bs=4 count=1 2> /dev/null"
-FIRST = "base"
 
 def write(number):
     return f"touch /run/trace{number}; echo -n x{number:03} | dd of=/dev/vda conv=notrunc 2> /dev/null; sync"
+
+def names(moments):
+    return [moment.name for moment in moments.moments if moment.name[:8] != "qmpsnap-"]
 """
 
 FIFTY = (
     TRACES
     + """
-import pytest
-
-@pytest.mark.parametrize("number", range(0, COUNT, 2))
+@pytest.mark.parametrize("number", range(0, 50, 2))
 def test_plain(vm, guest, number):
-    assert guest.run(READ) == FIRST
+    assert guest.run(READ) == "base"
     guest.run(write(number))
     vm.snapshot("mine")
-    assert [moment.name for moment in vm.moments().moments if moment.name[:8] != "qmpsnap-"] == ["mine"]
+    assert names(vm.moments()) == ["mine"]
 
-@pytest.mark.parametrize("number", range(1, COUNT, 2))
+@pytest.mark.parametrize("number", range(1, 50, 2))
 async def test_async(vm, guest, number):
-    assert await guest.run(READ) == FIRST
+    assert await guest.run(READ) == "base"
     await guest.run(write(number))
     await vm.snapshot("mine")
-    moments = await vm.moments()
-    assert [moment.name for moment in moments.moments if moment.name[:8] != "qmpsnap-"] == ["mine"]
+    assert names(await vm.moments()) == ["mine"]
 """
 )
+
+# Each leaves its machine in another state; `first_state` of the next one would see it.
+ROUGH = (
+    TRACES
+    + """
+@pytest.fixture(autouse=True)
+def first_state(vm, guest):
+    assert guest.run(READ) == "base"
+    assert vm.status().running
+    guest.run(write(1))
+
+def test_pauses_it(vm):
+    vm.stop()
+
+def test_hangs_it(guest):
+    guest.run("(usleep 100000; kill -STOP $PPID) > /dev/null 2>&1 &")
+
+def test_leaves_a_job(vm):
+    vm.execute("blockdev-add", {"driver": "null-co", "node-name": "lone", "size": 64 << 20})
+    root = vm.graph().disks["vda"].root
+    job = {"job-id": "j", "device": root, "target": "lone", "sync": "full", "speed": 1000}
+    vm.execute("blockdev-mirror", job)
+
+def test_takes_snapshots_of_all_kinds(vm):
+    vm.snapshot("a")
+    vm.snapshot("b")
+    vm.snapshot("inside", inside=True)
+    vm.checkpoint("c", mode="in-place")
+    vm.revert("b")
+
+def test_fills_the_disk(guest):
+    guest.run("dd if=/dev/zero of=/dev/vda bs=1M 2> /dev/null; true", limit=60)
+
+def test_cannot_commit_into_the_image(vm):
+    with pytest.raises(Exception, match='Failed to get "write" lock'):
+        vm.commit("vda")
+
+@pytest.mark.anyio
+async def test_runs_under_anyio(vm, guest):
+    await guest.run(write(2))
+    assert "vda" in (await vm.graph()).disks
+
+@pytest.mark.asyncio
+async def test_runs_under_pytest_asyncio(vm, taken):
+    assert taken is vm
+    assert names(await vm.moments()) == ["taken"]
+
+@pytest.fixture
+def taken(asynchronously_taken):
+    return asynchronously_taken
+"""
+)
+STRICT = """
+import pytest_asyncio
+
+@pytest_asyncio.fixture
+async def asynchronously_taken(vm):
+    await vm.snapshot("taken")
+    yield vm
+    assert (await vm.status()).running
+"""
+
+# After each of these a new QEMU has to boot.
+WORSE = (
+    TRACES
+    + """
+@pytest.fixture(autouse=True)
+def first_state(vm, guest):
+    assert guest.run(READ) == "base"
+    guest.run(write(1))
+
+@pytest.mark.qmpsnap(reset="boot")
+def test_boots(guest):
+    assert float(guest.run("cut -d ' ' -f 1 /proc/uptime")) < 30
+
+def test_kills_it(vm):
+    os.kill(vm.pid, signal.SIGKILL)
+    with pytest.raises(Exception, match="lost .*/qmp"):
+        vm.graph()
+
+def test_adds_an_object(vm):
+    vm.execute("object-add", {"qom-type": "iothread", "id": "io9"})
+
+def test_fails(vm):
+    vm.snapshot("seen")
+    assert vm.status().running is None
+"""
+)
+
+# A machine without a guest: QEMU alone is there at once.
+BARE = """
+import pytest, qmpsnap, time
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine():
+    return qmpsnap.Machine(disks=[qmpsnap.MachineDisk(name="vda", file="BASE")])
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
+"""
+WAITS = """
+def test_waits(vm):
+    print("begun", vm.pid, flush=True)
+    time.sleep(60)
+"""
+NEVER = """
+@pytest.fixture(scope="session")
+def qmpsnap_ready():
+    return "login:"
+
+def test_first(vm): ...
+def test_second(guest): ...
+"""
 
 
 @dataclass
@@ -72,7 +203,7 @@ class Ended:
 class Suite:
     """A suite in a directory, and the QEMU that it runs on."""
 
-    def __init__(self, qemu, folder):
+    def __init__(self, qemu, folder, temporary):
         self.qemu, self.folder = qemu, folder
         self.base = Path(qemu.create(folder / "base.qcow2", size="64M"))
         letters = [f"write -P {letter} {place} 1" for place, letter in enumerate(b"base")]
@@ -81,13 +212,12 @@ class Suite:
         self.tests = folder / "tests"
         self.tests.mkdir()
         (self.tests / "conftest.py").write_text(CONFTEST.replace("BASE", str(self.base)))
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        self.temporary = temporary
 
     def start(self, text, *options):
-        (self.tests / "test_it.py").write_text(text)
+        (self.tests / "test_it.py").write_text(text.replace("BASE", str(self.base)))
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={self.tests}"]
-        words += ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+        words += ["-o", "asyncio_default_fixture_loop_scope=function"]
         words += [f"--qmpsnap-qemu={self.qemu.directory}", f"--basetemp={self.folder / 'basetemp'}"]
         return subprocess.Popen(
             [*words, *options, str(self.tests)],
@@ -123,17 +253,82 @@ def command_of(process):
 
 
 @pytest.fixture
-def suite(qemu, tmp_path):
-    return Suite(qemu, tmp_path)
+def temporary():
+    """A directory whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
 
 
 @pytest.fixture
-def suite_on_the_oldest(tmp_path):
-    return Suite(QEMUS[0], tmp_path)
+def suite(qemu, tmp_path, temporary):
+    return Suite(qemu, tmp_path, temporary)
 
 
-def test_tests_see_nothing_of_each_other(suite):
-    ended = suite.run(FIFTY.replace("COUNT", "6"))
-    assert (ended.code, ended.counts["passed"]) == (0, 6)
-    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 5 reset\(s\)", ended.out)
+@pytest.fixture
+def one_suite(tmp_path, temporary):
+    """On one QEMU: what differs between them is in the other tests."""
+    return Suite(QEMUS[0], tmp_path, temporary)
+
+
+def test_next_test_finds_the_first_state_whatever_one_did(suite):
+    ended = suite.run(ROUGH + STRICT)
+    assert (ended.code, ended.counts["passed"]) == (0, 8)
+    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 7 reset\(s\)", ended.out)
     assert suite.left() == NOTHING
+
+
+def test_fifty_tests_of_two_workers_see_nothing_of_each_other(one_suite):
+    ended = one_suite.run(FIFTY, "-n", "2", "-o", "asyncio_mode=auto")
+    assert (ended.code, ended.counts["passed"]) == (0, 50)
+    assert len(re.findall(r"reset: memory, a trial took \S+ s; 1 boot\(s\)", ended.out)) == 2
+    assert one_suite.left() == NOTHING
+
+
+def test_machine_that_cannot_be_put_back_is_booted_anew_and_a_failure_is_kept(one_suite):
+    artifacts = one_suite.folder / "kept"
+    ended = one_suite.run(WORSE, f"--qmpsnap-artifacts={artifacts}", "--qmpsnap-keep")
+    assert (ended.counts["failed"], ended.counts["passed"]) == (1, 3)
+    assert "differs: objects (new: io9)" in ended.out
+    assert "booted anew before test_it.py::test_adds_an_object: lost " in ended.out
+    (folder,) = artifacts.iterdir()
+    assert folder.name == "test_it.py-test_fails"
+    assert str(folder / "chain-after") in ended.out
+    assert (folder / "chain-after").read_text().endswith(" <- [base.seen*]\n")
+    assert "seen" not in (folder / "chain-before").read_text()
+    assert "init runs" in (folder / "console.log").read_text()
+    assert (folder / "state").read_text() == "running\n"
+    assert "blockdev-snapshot-sync" in (folder / "qmp-1.jsonl").read_text()
+    top = json.loads(one_suite.qemu.img("info", "--output=json", folder / "overlays" / "base.seen.qcow2"))
+    assert Path(folder / "overlays" / top["backing-filename"]).exists()
+    assert one_suite.left() == NOTHING
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_when_pytest_is_ended_by_a_signal(one_suite, number):
+    with one_suite.start(BARE + WAITS, "-s") as process:
+        for line in process.stdout:
+            if "begun " in line:
+                break
+        assert one_suite.left()[1], "the machine has no directory"
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    end = time.monotonic() + 10
+    while one_suite.left() != NOTHING and time.monotonic() < end:
+        time.sleep(0.05)
+    assert one_suite.left() == NOTHING
+
+
+def test_guest_that_is_never_ready_fails_the_first_test_slowly_and_the_others_at_once(one_suite):
+    ended = one_suite.run(BARE + NEVER, "--qmpsnap-boot-limit=1")
+    assert ended.counts == {"errors": 2} | {word: n for word, n in ended.counts.items() if word != "errors"}
+    assert "the guest was not ready after 1 s" in ended.out
+    assert "the machine could not be booted before: the guest was not ready after 1 s" in ended.out
+    assert "to its console" in ended.out
+    assert one_suite.left() == NOTHING
+
+
+def test_missing_qemu_is_an_error_that_names_the_way_out(one_suite):
+    ended = one_suite.run(BARE + WAITS, "--qmpsnap-qemu=/nowhere/qemu")
+    assert ended.counts["error"] == 1
+    assert "there is no QEMU '/nowhere/qemu'" in ended.out
+    assert "name a QEMU with --qmpsnap-qemu" in ended.out

@@ -98,7 +98,7 @@ def qmpsnap_disks() -> Mapping[str, str]:
 
 @pytest.fixture(scope="session")
 def qmpsnap_machine() -> object:
-    """The machine that tests share: a qmpsnap.Machine, or a launcher. Override it.
+    """The machine that tests share: a qmpsnap.Machine, a command line, or a launcher. Override it.
 
     Default: qmpsnap's own guest, with the disks of qmpsnap_disks.
     """

@@ -17,6 +17,8 @@ from contextlib import (
 )
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
+import anyio.to_thread
+
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
@@ -99,11 +101,20 @@ class Face(Blocking, Generic[T]):
     Args:
         portal: The plugin's event loop.
         open: Opens one connection, in the loop that runs.
+        through: For a thing that takes one connection alone: makes what coroutines get, which uses the one in
+            the plugin's loop. None: they get a connection of their own.
     """
 
-    def __init__(self, portal: BlockingPortal, open: Callable[[], AbstractAsyncContextManager[T]]) -> None:  # noqa: A002
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        open: Callable[[], AbstractAsyncContextManager[T]],  # noqa: A002
+        *,
+        through: Callable[[T], T] | None = None,
+    ) -> None:
         super().__init__(portal, self._opened)
         self._open = open
+        self._through = through
         self._entered: tuple[AbstractContextManager[T], T] | None = None
         self._inside: dict[asyncio.AbstractEventLoop, T] = {}
 
@@ -122,6 +133,9 @@ class Face(Blocking, Generic[T]):
     @asynccontextmanager
     async def here(self) -> AsyncIterator[T]:
         """The real one, in the loop that runs; all who ask inside the block of the first share it."""
+        if self._through is not None:
+            yield self._through(await anyio.to_thread.run_sync(self._opened))
+            return
         loop = asyncio.get_running_loop()
         if loop in self._inside:
             yield self._inside[loop]

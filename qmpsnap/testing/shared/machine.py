@@ -48,6 +48,7 @@ CONSOLE_LOG: Final = "console.log"
 """Name of the file, in the directory of a QEMU, that gets what the guest writes to its console."""
 
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
+_TRIED: Final[tuple[Reset, ...]] = ("memory", "disks")
 _CONSOLE_LINES = 15
 
 
@@ -113,7 +114,7 @@ class SharedMachine:
         reset: Reset | None = None,
         boot_limit: float = 120.0,
     ) -> None:
-        self.account: Final = Account()
+        self.account: Final = Account(reset=f"{reset}, as chosen" if reset else "")
         self._launcher = launcher
         self._bases = bases
         self._directory = directory
@@ -165,44 +166,42 @@ class SharedMachine:
             return booted
 
     async def _begin(self, wanted: Reset | None, test: str) -> Booted:
+        if wanted is None:
+            return await self._choose()
         booted = self._booted
-        if booted is None:
-            return await self._first(wanted)
-        if not booted.used:
+        if booted is not None and not booted.used and wanted in {booted.mode, "boot", "none"}:
             return booted
-        if wanted == "boot":
-            return await self._boot("boot")
-        mode = wanted or booted.mode
+        if booted is None or wanted == "boot" or wanted not in {"none", booted.mode}:
+            return await self._boot("boot" if wanted == "none" else wanted)
+        started = time.monotonic()
         try:
-            if mode not in {"none", booted.mode}:
-                return await self._boot(mode)  # it was not prepared for this
-            started = time.monotonic()
-            await self._put_back(booted, mode)
-            self.account.resets.append(time.monotonic() - started)
+            await self._put_back(booted, wanted)
         except _FAILURES as error:
             self.account.again.append(f"{test}: {_line(error)}" if test else _line(error))
-            return await self._boot(mode if mode != "none" else booted.mode)
+            return await self._boot(booted.mode)
+        self.account.resets.append(time.monotonic() - started)
         return booted
 
-    async def _first(self, wanted: Reset | None) -> Booted:
-        if wanted is not None:
-            self.account.reset = f"{wanted}, as chosen"
-            return await self._boot(wanted)
-        booted, reasons = await self._boot("none"), []
-        for mode in ("memory", "disks"):
+    async def _choose(self) -> Booted:
+        """Boot, and choose the fastest way that puts the machine back."""
+        reasons: list[str] = []
+        for mode in _TRIED:
             try:
-                if mode == "disks":
-                    booted = await self._boot("disks")
-                else:
-                    await self._prepare(booted, "memory")
-                started = time.monotonic()
+                booted = await self._boot(mode)
+            except GuestFailed:
+                raise
+            except _FAILURES as error:
+                reasons.append(f"not {mode}: {_line(error)}")
+                continue
+            started = time.monotonic()
+            try:
                 await self._put_back(booted, mode)
-                seconds = time.monotonic() - started
             except _FAILURES as error:
                 reasons.append(f"not {mode}: {_line(error)}")
                 continue
             self._reset = mode
-            self.account.reset = "; ".join([f"{mode}, a trial took {seconds:.2f} s", *reasons])
+            trial = f"{mode}, a trial took {time.monotonic() - started:.2f} s"
+            self.account.reset = "; ".join([trial, *reasons])
             return booted
         self._reset = "boot"
         self.account.reset = "; ".join(["boot", *reasons])
@@ -228,7 +227,9 @@ class SharedMachine:
                 await booted.vm.cont()
             await self._await_ready(booted)
             if mode == "memory":
-                await self._prepare(booted, "memory")
+                memory = booted.directory / "ready.vmstate.qcow2"
+                await booted.vm.checkpoint(READY, mode="in-place", memory=memory)
+                await self._note(booted)
             elif mode == "disks":
                 await self._note(booted)
         except BaseException:
@@ -263,13 +264,6 @@ class SharedMachine:
         except (TimeoutError, QmpsnapError) as error:
             text = _line(error) if str(error) else f"the guest was not ready after {self._boot_limit:g} s"
             raise GuestFailed(f"{text}\n{self.last_lines(booted)}", script="") from error
-
-    async def _prepare(self, booted: Booted, mode: Reset) -> None:
-        """Take what the machine is put back to."""
-        memory = booted.directory / "ready.vmstate.qcow2"
-        await booted.vm.checkpoint(READY, mode="in-place", memory=memory)
-        booted.mode = mode
-        await self._note(booted)
 
     async def _note(self, booted: Booted) -> None:
         booted.standing = await leftovers.read_standing(booted.vm)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -29,6 +31,7 @@ from qmpsnap.testing.shared.machine import (
 )
 from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
 from qmpsnap.testing.shared.standing import Reset
+from qmpsnap.testing.shell import MIB, Ran
 from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
@@ -139,7 +142,7 @@ class InUse:
         self._opened = 0
         self.directory: Final = booted.directory
         self.vm: Final = Face[VM](portal, self._connect)
-        self.guest: Final = Face[Guest](portal, self._open_guest)
+        self.guest: Final = Face[Guest](portal, self._open_guest, through=partial(_GuestThere, portal))
 
     def monitor(self) -> str:
         """Path of a monitor that nobody uses.
@@ -180,6 +183,19 @@ class InUse:
     def keep(self, folder: Path, *, overlays: bool) -> None:
         """Copy what tells how a test failed into a folder, which is created."""
         call(self._portal, lambda: keep(self._booted, folder, overlays=overlays))
+
+
+class _GuestThere(Guest):
+    """Our guest for any event loop: its port takes one client, which is in the plugin's loop."""
+
+    def __init__(self, portal: BlockingPortal, guest: Guest) -> None:
+        super().__init__(guest._stream)  # noqa: SLF001 - the same guest
+        self._portal = portal
+        self._there = guest
+
+    async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
+        ask = partial(self._there._ask, script, limit=limit, patience=patience, most=most)  # noqa: SLF001
+        return await asyncio.wrap_future(self._portal.start_task_soon(ask))
 
 
 def _ready(given: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -53,8 +54,9 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
     """Return what the fixtures of a test-suite describe.
 
     Args:
-        machine: What qmpsnap_machine returned: a Machine, a launcher, or None for our own guest.
-        disks: What qmpsnap_disks returned, for the two latter: by disk a path, or a path and a format.
+        machine: What qmpsnap_machine returned: a Machine, a command line, a launcher, or None for our own
+            guest.
+        disks: What qmpsnap_disks returned, for all but a Machine: by disk a path, or a path and a format.
         ready: What qmpsnap_ready returned; see `Source`.
         overrides: What the options say.
 
@@ -73,8 +75,10 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
         given, launcher = machine.disks, described(overrides.of(machine))
     elif callable(machine):
         launcher = cast("Launcher", machine)
+    elif isinstance(machine, list | tuple):
+        launcher = partial(_launched, machine)
     else:
-        refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine or a launcher")
+        refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine, a command line, or a launcher")
     files = {disk.name: path_text("file", disk.file) for disk in given}
     return Source(launcher, files, {disk.name: disk.format for disk in given}, ready)
 
@@ -92,6 +96,10 @@ def described(machine: Machine) -> Launcher:
         return launch(argv, log=place / "qemu.log")
 
     return launcher
+
+
+def _launched(argv: Sequence[str], start: Start) -> AbstractAsyncContextManager[VM]:
+    return launch(argv, start=start)
 
 
 def _disks(given: Mapping[str, object]) -> Sequence[MachineDisk]:

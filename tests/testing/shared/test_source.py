@@ -46,8 +46,8 @@ def test_launcher_s_disks_are_named_beside_it():
     ("machine", "disks", "ready", "words"),
     [
         (Machine(), {"vda": "/a.qcow2"}, None, "a Machine names its own disks"),
-        (7, {}, None, "return a qmpsnap.Machine or a launcher"),
-        (["qemu-system-x86_64"], {}, None, "return a qmpsnap.Machine or a launcher"),
+        (7, {}, None, "return a qmpsnap.Machine, a command line, or a launcher"),
+        ("qemu-system-x86_64", {}, None, "return a qmpsnap.Machine, a command line, or a launcher"),
         (len, {"vda": 7}, None, "file"),
         (len, {}, 7, "return text, a coroutine function, or None"),
     ],
