@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ import qmpsnap
 from integration.cli import ROOT
 from integration.known_images import MIB
 from integration.machines import blockdev
+from integration.off import offline
 from qmpsnap.errors import Changed, FileMoved, ImageInUse, Refused, StillNeeded, UnsafeImage, Unsupported
 
 pytestmark = pytest.mark.timeout(60)
@@ -282,6 +284,23 @@ async def test_an_image_on_which_another_stands_is_only_branched_from(qemu, imag
     with pytest.raises(StillNeeded, match="is the disk a, and is needed by"):
         async with wire.offline({"a": base, "b": s1}):
             pytest.fail("it was opened")
+
+
+@pytest.mark.parametrize("cut", ["L2 table", "L1 table", "refcount table"])
+async def test_a_truncated_image_is_read_and_not_changed(qemu, images, cut):
+    """QEMU takes a lost L1 or L2 table for an empty image, and a stream without refcounts never ends."""
+    base, top = images("base <- s1").files
+    with Path(top).open("r+b") as file:
+        (l1,) = struct.unpack(">Q", os.pread(file.fileno(), 8, 40))
+        (l2,) = struct.unpack(">Q", os.pread(file.fileno(), 8, l1))
+        size = {"L2 table": l2 & ((1 << 56) - 512), "L1 table": l1, "refcount table": MIB // 16}[cut]
+        file.truncate(size)
+    async with offline(qemu, {"vda": top}, read_only=True) as vm:
+        assert (await vm.graph()).chains()["vda"] == (top, base)
+    with pytest.raises(UnsafeImage, match=f"is truncated: its file ends before its {cut}"):
+        async with offline(qemu, {"vda": top}):
+            pass
+    assert Path(top).stat().st_size == size
 
 
 async def test_an_image_that_is_corrupt_or_encrypted_is_read_and_not_changed(qemu, tmp_path, place):

@@ -58,6 +58,11 @@ def qcow2_bytes(  # as many as the header has fields
     return head + extensions + name
 
 
+def with_tables(header: bytes) -> bytes:
+    """A file of that header whose tables are empty, up to their end."""
+    return header.ljust((3 << 16) + 512, b"\0")
+
+
 def patched(data: bytes, offset: int, layout: str, *values: int) -> bytes:
     """The data with these values packed at that offset."""
     changed = bytearray(data)

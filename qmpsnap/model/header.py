@@ -19,6 +19,9 @@ from qmpsnap.model.graph import InternalSnapshot
 QCOW_MAGIC = b"QFI\xfb"
 MAX_HEADER_BYTES = 2 << 20  # the largest cluster of qcow2; backing name and extensions lie in the first one
 
+_LONGEST_REFCOUNTS = 8 << 20  # bytes; block/qcow2.h: QCOW_MAX_REFTABLE_SIZE
+_TABLE_OFFSET = 0x00FF_FFFF_FFFF_FE00  # docs/interop/qcow2.rst: bits 9 to 55 of an entry
+
 _LONGEST_NAME = 1023  # block/qcow2.c: qcow2_do_open refuses longer ones
 _LONGEST_FORMAT = 15  # block/qcow2.c: bs->backing_format has 16 bytes
 
@@ -283,6 +286,44 @@ def snapshot_table(header: bytes) -> tuple[int, int]:
     if offset >= 1 << 63:
         raise ValueError("its snapshot table lies beyond the end of any file")
     return int(offset), int(count)
+
+
+def refcount_table(header: bytes) -> tuple[int, int]:
+    """Offset of the refcount table, and its size in bytes.
+
+    Args:
+        header: The first bytes of a qcow2 image, whose header was read.
+
+    Raises:
+        ValueError: When no file has such a table.
+    """
+    offset, clusters = _unpack(header, ">QI", 48)
+    length = clusters << _unpack(header, ">I", 20)[0]
+    if offset >= 1 << 63 or length > _LONGEST_REFCOUNTS:
+        raise ValueError(f"a refcount table of {length} bytes at {offset}")
+    return offset, length
+
+
+def lost_table(header: Header, size: int, *, refcounts: bytes, refcounts_bytes: int, l1: bytes) -> str:
+    """The table that lies beyond the end of an image's file, because the file is truncated; "" if none does.
+
+    Whether the file has all of the data can be read only in the L2 tables, which can be large.
+
+    Args:
+        header: The image's header.
+        size: Bytes of its file.
+        refcounts: The refcount table, as far as the file has it.
+        refcounts_bytes: Bytes that it has to have.
+        l1: The L1 table, as far as the file has it.
+    """
+    if len(refcounts) < refcounts_bytes:
+        return "refcount table"
+    if len(l1) < 8 * header.l1_entries:
+        return "L1 table"
+    for what, table in (("refcount block", refcounts), ("L2 table", l1)):
+        if any(entry & _TABLE_OFFSET >= size for (entry,) in struct.iter_unpack(">Q", table)):
+            return what
+    return ""
 
 
 def snapshots_inside(table: bytes, count: int) -> tuple[tuple[InternalSnapshot, int | None], ...]:

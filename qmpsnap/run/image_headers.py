@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from qmpsnap.model.graph import InternalSnapshot
@@ -13,8 +13,10 @@ from qmpsnap.model.header import (
     MAX_HEADER_BYTES,
     QCOW_MAGIC,
     Header,
+    lost_table,
     luks_place,
     parse_header,
+    refcount_table,
     snapshot_table,
     snapshots_inside,
 )
@@ -83,17 +85,44 @@ def image_fact(layer: ImageLayer) -> ImageFact:
         ValueError: When it is another file by now, or its snapshot table is invalid.
         OSError: When it cannot be opened or read.
     """
-    descriptor = open_file(layer.file, follow=True)
-    try:
-        status = os.fstat(descriptor)
-        if (status.st_dev, status.st_ino) != (layer.device, layer.inode):
-            raise ValueError("another file has its name by now")
+    with _layer(layer) as (descriptor, status):
         snapshots: tuple[InternalSnapshot, ...] = ()
         if layer.header is not None and layer.header.snapshot_count:
             offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
             table = os.pread(descriptor, _MAX_TABLE_BYTES, offset)
             snapshots = tuple(snapshot for snapshot, _ in snapshots_inside(table, count))
         return ImageFact(status.st_blocks * _BLOCK, snapshots)
+
+
+def truncated_table(layer: ImageLayer) -> str:
+    """The table of a qcow2 image that lies beyond the end of its file; "" if none does. See `lost_table`.
+
+    Raises:
+        ValueError: When it is another file by now, or its refcount table is invalid.
+        OSError: When it cannot be opened or read.
+    """
+    if layer.header is None:
+        return ""
+    with _layer(layer) as (descriptor, status):
+        offset, length = refcount_table(os.pread(descriptor, HEADER_BYTES, 0))
+        return lost_table(
+            layer.header,
+            status.st_size,
+            refcounts=os.pread(descriptor, length, offset),
+            refcounts_bytes=length,
+            l1=os.pread(descriptor, 8 * layer.header.l1_entries, layer.header.l1_offset),
+        )
+
+
+@contextmanager
+def _layer(layer: ImageLayer) -> Iterator[tuple[int, os.stat_result]]:
+    """Open the file of a layer that was read before; its descriptor and status."""
+    descriptor = open_file(layer.file, follow=True)
+    try:
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != (layer.device, layer.inode):
+            raise ValueError("another file has its name by now")
+        yield descriptor, status
     finally:
         os.close(descriptor)
 

@@ -29,12 +29,13 @@ from qmpsnap.plan.checks.images import (
     refuse_header,
     refuse_outside,
     refuse_shared,
+    refuse_truncated,
     refuse_unspeakable,
     refuse_unusable_header,
 )
 from qmpsnap.run.descriptors import image_files
 from qmpsnap.run.holders import FileId, Holder, locked, writers
-from qmpsnap.run.image_headers import descriptor_header
+from qmpsnap.run.image_headers import descriptor_header, truncated_table
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.safe_open import WrongKind, open_file
@@ -82,7 +83,7 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
 
     Raises:
         ImageInUse: When a process has an image open for writing.
-        UnsafeImage: When an image is marked as corrupt, or was not closed properly.
+        UnsafeImage: When an image is marked as corrupt, was not closed properly, or is truncated.
         Unsupported: When an image is encrypted, or its name cannot be sent to QEMU.
         FileMoved: When a name now leads to another file.
     """
@@ -102,6 +103,8 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
             program=holder.program,
             hint="if a machine runs on it, give its QMP socket with -s",
         )
+    for layer in layers:  # now that nobody writes to it
+        refuse_truncated(layer.file, _lost(layer))
 
 
 def refuse_exchanged(chains: Iterable[ImageChain], pid: int) -> None:
@@ -247,6 +250,16 @@ def _folded(file: str) -> str:
         if renamed
         else ""
     )
+
+
+def _lost(layer: ImageLayer) -> str:
+    """The table of the image that lies beyond the end of its file, or ""."""
+    try:
+        return truncated_table(layer)
+    except ValueError as error:
+        raise UnsafeImage(f"{layer.file!r} cannot be read: {error}", file=layer.file) from error
+    except OSError as error:
+        raise unusable(layer.file, error, "read") from error
 
 
 def _locked(file: str, key: FileId) -> bool:

@@ -7,14 +7,15 @@ import pytest
 from qmpsnap.cli import signals
 from qmpsnap.cli.app import App
 from qmpsnap.cli.machine import images_of, words
-from tests.headers import qcow2_bytes
+from tests.headers import qcow2_bytes, with_tables
 
 
 @pytest.fixture
 def chain(tmp_path, monkeypatch):
     """A chain of two images in the current directory."""
-    (tmp_path / "base.qcow2").write_bytes(qcow2_bytes())
-    (tmp_path / "s1.qcow2").write_bytes(qcow2_bytes(backing="base.qcow2", backing_format="qcow2"))
+    (tmp_path / "base.qcow2").write_bytes(with_tables(qcow2_bytes()))
+    overlay = with_tables(qcow2_bytes(backing="base.qcow2", backing_format="qcow2"))
+    (tmp_path / "s1.qcow2").write_bytes(overlay)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QMPSNAP_STORAGE_DAEMON", "/none")
     return tmp_path

@@ -11,7 +11,7 @@ from qmpsnap.errors import CommandFailed, ConnectFailed, ImageInUse, InvalidTarg
 from qmpsnap.model.image_chain import ImageChain, ImageLayer
 from qmpsnap.run.daemon import _not_opened, open_images, start_daemon
 from qmpsnap.run.preflight import read_chains
-from tests.headers import qcow2_bytes
+from tests.headers import qcow2_bytes, with_tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def daemon(tmp_path: Path) -> str:
 
 
 async def test_daemon_is_ended_by_quit(tmp_path: Path, daemon: str) -> None:
-    (tmp_path / "a.qcow2").write_bytes(qcow2_bytes())
+    (tmp_path / "a.qcow2").write_bytes(with_tables(qcow2_bytes()))
     chains = read_chains({"vda": str(tmp_path / "a.qcow2")})
     async with open_images(chains, program=daemon, name="vm1") as target:
         assert (target.guest, target.outlives_us, await target.jobs()) == (None, False, ())

@@ -12,7 +12,7 @@ from qmpsnap.errors import ImageInUse
 from qmpsnap.run.holders import Holder, locked, loops, writers, written
 from qmpsnap.run.preflight import read_chains, refuse_unusable
 from tests.each import each
-from tests.headers import qcow2_bytes
+from tests.headers import qcow2_bytes, with_tables
 
 
 def key(path):
@@ -75,7 +75,7 @@ def test_locked_tells_the_lock_of_a_process_that_may_write(tmp_path, byte, write
 
 def test_an_image_is_in_use_even_if_only_its_lock_is_seen(tmp_path):
     file = tmp_path / "disk.qcow2"
-    file.write_bytes(qcow2_bytes())
+    file.write_bytes(with_tables(qcow2_bytes()))
     chains = read_chains({"vda": str(file)})
     with file.open("rb") as held:
         lock(held.fileno(), 101)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 import time
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZE = 1 << 20
+TABLES = (3 << 16) + 8  # bytes up to the end of the L1 table of an empty image
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def image(path, backing=None, form="qcow2", **fields):
     data = qcow2_bytes(
         backing=backing, backing_format=form if backing else None, **{"virtual_size": SIZE, **fields}
     )
-    path.write_bytes(data)
+    path.write_bytes(data.ljust(TABLES, b"\0"))
     return str(path)
 
 
@@ -244,7 +246,7 @@ def header_with(offset, layout, *values):
     """A chain whose base has those values in its header."""
 
     def make(place):
-        data = qcow2_bytes(virtual_size=SIZE).ljust(512, b"\0")
+        data = qcow2_bytes(virtual_size=SIZE).ljust(TABLES, b"\0")
         (place / "base.qcow2").write_bytes(patched(data, offset, layout, *values))
         return image(place / "top.qcow2", "base.qcow2")
 
@@ -460,6 +462,44 @@ def test_refuse_unusable_refuses_what_can_be_read_but_not_changed(place, make, k
     with pytest.raises(kind, match=text) as caught:
         refuse_unusable(chains)
     assert hint in caught.value.hint
+
+
+@each(
+    ("size", "entries", "lost"),
+    [
+        (TABLES - 1, {}, "L1 table"),
+        (3 << 16, {}, "L1 table"),
+        ((2 << 16) - 1, {}, "refcount table"),
+        (512, {}, "refcount table"),
+        (TABLES, {1 << 16: 4 << 16}, "refcount block"),
+        (TABLES, {(1 << 16) + 8: 1 << 40}, "refcount block"),
+        (TABLES, {3 << 16: 4 << 16}, "L2 table"),
+        (TABLES, {3 << 16: 1 << 63 | 4 << 16}, "L2 table"),  # bit 63: used once
+        (TABLES, {3 << 16: 1 << 63 | 2 << 16, 1 << 16: 2 << 16}, ""),
+    ],
+)
+def test_refuse_unusable_refuses_an_image_that_ends_before_one_of_its_tables(place, size, entries, lost):
+    for name in ("top.qcow2", "base.qcow2"):
+        base = image(place / "base.qcow2")
+        top = image(place / "top.qcow2", "base.qcow2")
+        with (place / name).open("r+b") as file:
+            for offset, value in entries.items():
+                file.seek(offset)
+                file.write(struct.pack(">Q", value))
+            file.truncate(size)
+        chains = read_chains({"vda": top})
+        if not lost:
+            refuse_unusable(chains)
+            continue
+        with pytest.raises(UnsafeImage, match=f"is truncated: its file ends before its {lost}") as caught:
+            refuse_unusable(chains)
+        assert caught.value.file == (top if name == "top.qcow2" else base)
+
+
+def test_refuse_unusable_refuses_an_image_whose_refcount_table_is_larger_than_any(place):
+    chains = read_chains({"vda": str(header_with(56, ">I", 1 << 8)(place))})
+    with pytest.raises(UnsafeImage, match="a refcount table of 16777216 bytes"):
+        refuse_unusable(chains)
 
 
 def test_refuse_unusable_takes_images_that_nobody_writes_to(place):

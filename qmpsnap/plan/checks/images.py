@@ -209,6 +209,27 @@ def refuse_unusable_header(file: str, header: Header) -> None:
         )
 
 
+def refuse_truncated(file: str, lost: str) -> None:
+    """Refuse an image whose file ends before one of its tables.
+
+    QEMU reads such a table as zeroes. Without its L1 table, or an L2 table, a disk reads what the layers
+    beneath hold, and a stream succeeds; without its refcounts a storage daemon hangs in a stream (all three).
+
+    Args:
+        file: The image.
+        lost: What lies beyond the end, as `lost_table` tells; "" for nothing.
+
+    Raises:
+        UnsafeImage: When something does.
+    """
+    if lost:
+        raise UnsafeImage(
+            f"{file!r} is truncated: its file ends before its {lost}",
+            file=file,
+            hint="use another copy of it; qemu-img check says what else is missing",
+        )
+
+
 def refuse_unspeakable(file: str) -> None:
     """Refuse a file name that is not UTF-8, because QMP cannot send it to QEMU.
 
