@@ -5,6 +5,9 @@ there, or if there is no such case, take a backup into a directory of that name,
 point of its steps, or so many seconds after it. One with "store" instead of "case" makes the store of the
 checkpoint of that name; the point is then the number of a step that its helper has done. The answer is one
 line: the child's exit status, -9 when it was killed, 0 when the operation has fewer points.
+
+An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, and counts the
+steps of one machine, the victim.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import AsyncExitStack
 
 import qmpsnap
 from integration.cases import CASES
@@ -30,6 +34,9 @@ async def run(order):
         elif point == order["point"]:
             kill_me()
 
+    if "group" in order:
+        await run_group(order, at)
+        return
     (qemu,) = [qemu for qemu in QEMUS if qemu.version == order["qemu"]]
     if "store" in order:
         async with qmpsnap.connect(order["socket"]) as vm:
@@ -44,6 +51,21 @@ async def run(order):
         else:
             with copies_counted(vm._target):
                 await vm.backup(f"{order['folder']}/{order['case']}")
+
+
+async def run_group(order, at):
+    async with AsyncExitStack() as stack:
+        machines = {
+            name: await stack.enter_async_context(
+                stepped(sock, at if name == order["victim"] else lambda _: None)
+            )
+            for name, sock in order["group"].items()
+        }
+        group = qmpsnap.Group(machines)
+        intent = (
+            qmpsnap.Snapshot("s") if order["intent"] == "disks" else qmpsnap.Checkpoint("s", order["intent"])
+        )
+        await group.run(await group.plan(intent))
 
 
 def main():

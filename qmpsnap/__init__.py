@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Unsupported,
         WouldLose,
     )
+    from qmpsnap.group import Group, GroupDone, GroupIntent, GroupMoment
     from qmpsnap.jobs import Jobs
     from qmpsnap.launched import Ended, LaunchedVM, launch
     from qmpsnap.model.backup import BackupDisk, BackupRecord
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.machine_description import Accelerator, Bus, Machine, MachineDisk, Nic
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
-    from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
+    from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
     from qmpsnap.model.start import GuestMemory, Start
     from qmpsnap.model.step import Stage
     from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
@@ -97,17 +98,18 @@ if TYPE_CHECKING:
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
-    "connect", "launch", "offline", "VM", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console",
-    "Port", "Launcher", "Start", "GuestMemory", "Template", "open_template",
+    "connect", "launch", "offline", "VM", "Group", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM",
+    "Console", "Port", "Launcher", "Start", "GuestMemory", "Template", "open_template",
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
+    "GroupIntent", "GroupMoment", "GroupDone",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
-    "MomentRecord", "IntentRecord", "Origin",
+    "MomentRecord", "IntentRecord", "Origin", "Member",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
     "draw",
     "QmpsnapError", "Changed",
@@ -125,6 +127,7 @@ _HOMES = (
     "backup",
     "entry",
     "errors",
+    "group",
     "jobs",
     "launched",
     "model.backup",

@@ -26,12 +26,13 @@ from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint, Status
 from qmpsnap.model.moments import Moments
-from qmpsnap.model.record import MomentRecord, Origin
+from qmpsnap.model.record import Member, MomentRecord, Origin
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session.event import read_event
 from qmpsnap.run.view import View
 from tests.each import each
+from tests.group.machines import Two
 from tests.run.operations import CASES, intents, machine, plan_of, vm_of
 from tests.run.states import fake_of
 
@@ -44,6 +45,7 @@ FINGERPRINT = Fingerprint("pc", 1 << 28, ("qemu64",), {"vda": "virtio-blk"}, {"v
 STATE = KeptState("stop", "/images/m", "", True, FINGERPRINT)
 MOMENT = MomentRecord("i", "c1", "2026-01-01T00:00:00+00:00", {"vda": "/images/s1"}, state=STATE)
 ORIGIN = Origin(True, "p")
+MEMBER = Member("g", "a", ("a", "b"))
 LAYER_PARTS = (
     InternalSnapshot("1", "s", 2, 1.5),
     Bitmap("b", True),
@@ -73,6 +75,8 @@ async def results() -> list[Any]:
     vm = vm_of(fake_of())
     moments = [await vm.checkpoint("c1"), listing := await vm.moments()]
     graph = await vm.graph()
+    group = Two.made().group
+    found += [await group.checkpoint("c1"), *await group.moments(), MEMBER]
     found += [
         *moments,
         listing.tree,
@@ -119,7 +123,7 @@ def _public(name: str) -> Any:
 
 
 WITHOUT_JSON = {  # no results, or strings
-    "VM", "Jobs", "Hooks", "Stage", "JobStatus", "IoStatus", "Changed", "Start", "GuestMemory",
+    "VM", "Group", "Jobs", "Hooks", "Stage", "JobStatus", "IoStatus", "Changed", "Start", "GuestMemory",
     "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console", "Port",
 }  # fmt: skip
 

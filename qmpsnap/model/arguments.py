@@ -66,7 +66,8 @@ def check(parameter: str, value: object, hint: object) -> None:
             check(parameter, key, inner[0])
             check(parameter, item, inner[1])
     elif type(value) is not hint and (hint is not str or not isinstance(value, str)):
-        refuse(parameter, value, f"give {_SPELLED[hint]}")
+        spelled = _SPELLED.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+        refuse(parameter, value, f"give {spelled}")
 
 
 def _word(parameter: str, value: object, words: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from qmpsnap.model.frozen import Frozen, JsonStruct
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import is_device_path, stem
-from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Record
 from qmpsnap.model.tree import Tree
 
 MomentKind = Literal["external", "internal"]
@@ -79,6 +79,11 @@ class Moment(Struct, frozen=True):
         return "internal" if self.vm_state_size else ""
 
     @property
+    def member(self) -> Member | None:
+        """Which machine of a group this is, where it is a moment of several machines; else None."""
+        return self.record.member if self.record is not None else None
+
+    @property
     def vm_state_file(self) -> str:
         """The file that holds its VM state; "" for an internal one, or without VM state."""
         state = self.record.state if self.record is not None else None
@@ -107,6 +112,7 @@ class Moment(Struct, frozen=True):
             "mode": self.mode,
             "vm_state_file": self.vm_state_file,
             "held": [part.to_json() for part in self.held],
+            **({"member": self.member.to_json()} if self.member is not None else {}),
         }
 
 

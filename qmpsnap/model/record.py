@@ -42,6 +42,20 @@ class Origin(FrozenStruct, frozen=True):
     process: Text = ""
 
 
+class Member(FrozenStruct, frozen=True):
+    """Which machine of a group it is, at whose common instant a moment is taken.
+
+    Attributes:
+        id: That of the group's moment, the same on each of its machines.
+        name: What this machine is called in the group.
+        of: Names of all machines of the group, this one included.
+    """
+
+    id: Text
+    name: Text
+    of: tuple[Text, ...]
+
+
 class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     """An operation that was begun: its plan, by which a stranger finishes or undoes it.
 
@@ -63,6 +77,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
         notes: What the operation's result tells its caller, for whoever ends it.
         prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
+        member: Which machine of a group it is, where a moment of all of them is taken; else None.
         directory: Where the record lies; not part of what is written.
         live: Whether its client is at work yet; not part of what is written.
     """
@@ -84,6 +99,7 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     notes: tuple[Text, ...] = ()
     prepared: Mapping[str, AbsolutePath] = Frozen()
     memory: Text = ""
+    member: Member | None = None
     directory: str = ""
     live: bool = False
 
@@ -215,6 +231,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
             file's inode (MARK-INODE), by file, also under names of before; others' layers have none.
         lost: Disks of which no file holds the moment any more: a commit has written into that.
         deleted_from: Disks from which the moment was deleted while it stays on others.
+        member: Which machine of a group it is, where it is a moment of all of them; else None.
     """
 
     id: Text
@@ -231,6 +248,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     deleted: bool = False
     lost: tuple[Text, ...] = ()
     marks: Mapping[str, Text] = Frozen()
+    member: Member | None = None
     deleted_from: tuple[Text, ...] = ()
 
     @property
@@ -330,6 +348,7 @@ def moment_of(intent: IntentRecord) -> MomentRecord:
         covered=covered,
         chains={disk: intent.chains[disk] for disk in covered},
         state=intent.state,
+        member=intent.member,
         directory=intent.directory,
         formats={disk: intent.formats[disk] for disk in covered if disk in intent.formats},
     )

@@ -15,8 +15,8 @@ from msgspec import Struct, defstruct
 
 from qmpsnap.model.document import AbsolutePath, Text, take
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.names import invalid_names
-from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.names import invalid_names, is_name
+from qmpsnap.model.record import IntentRecord, Member, MomentRecord
 from qmpsnap.model.step import DropLayers, Later, MoveRoot, PutOverlays, Step
 
 _PARAMETERS = ("max-bandwidth",)  # migration parameters that an operation sets, and later restores
@@ -101,6 +101,7 @@ def check_intent(record: IntentRecord) -> None:
         ValueError: When a part does not belong to the operation; the message names it.
     """
     state, overlays = record.state, record.overlays
+    _member(record.member)
     _plain("made", record.made)
     _plain("overlays", overlays.values())
     _plain("folded", record.folded)
@@ -211,6 +212,7 @@ def check_moment(record: MomentRecord) -> None:
     Raises:
         ValueError: When a part does not belong to the moment; the message names it.
     """
+    _member(record.member)
     _plain("covered", (file for file in record.covered.values() if file.startswith("/")))
     _state(record.state)
     for overlays in (record.overlays, *record.branches, *record.continued):
@@ -229,6 +231,11 @@ def check_moment(record: MomentRecord) -> None:
             )
         if disk in record.formats and len(record.formats[disk]) != len(files):
             raise ValueError(f"'formats' of {disk!r} does not have an entry for each file of its chain")
+
+
+def _member(member: Member | None) -> None:
+    if member is not None and not (member.name in member.of and all(map(is_name, member.of))):
+        raise ValueError("'member' names machines that are none of a group, or not this one")
 
 
 def _state(state: KeptState | None) -> None:

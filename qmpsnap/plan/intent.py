@@ -22,6 +22,7 @@ from qmpsnap.model.arguments import (
 )
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.record import Member
 
 OnError = Literal["report", "stop", "ignore"]
 """What a job does at an I/O error: end with it, pause until it is resumed, or try again."""
@@ -89,6 +90,7 @@ class Snapshot(_Checked):
         use_existing: Whether the caller has created the files.
         plain: Whether encrypted data may be stored unencrypted.
         inside: Whether it is taken inside the images; no chain changes, and there are no files.
+        member: Which machine of a group it is; the guest is then paused at the instant. None: of no group.
     """
 
     name: NewName
@@ -97,19 +99,29 @@ class Snapshot(_Checked):
     use_existing: bool = False
     plain: bool = False
     inside: bool = False
+    member: Member | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "files", Frozen(self.files))
         if self.inside:
             _refuse(
-                self, ("files", "use_existing"), "it is for overlays, and this snapshot is inside the images"
+                self,
+                ("files", "use_existing", "member"),
+                "it is for overlays, and this snapshot is inside the images",
             )
+
+    @property
+    def label(self) -> str:
+        """What the overlays' files are named after: the machines of a group may share their base image."""
+        return _label(self)
 
     @property
     def kind(self) -> str:
         """Which planner plans it."""
-        return "snapshot-internal" if self.inside else "snapshot"
+        if self.inside:
+            return "snapshot-internal"
+        return "snapshot" if self.member is None else "snapshot-paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +261,7 @@ class Checkpoint(_Checked):
         via: With "internal" alone: how; None: by the rule of `Via`.
         store: With "background" alone: whether its store is made next (`MakeStore`). The memory of a paused
             guest then is saved by "in-place", into a store.
+        member: Not with "internal": which machine of a group it is. None: of no group.
     """
 
     name: NewName
@@ -258,11 +271,12 @@ class Checkpoint(_Checked):
     leave: tuple[Text, ...] = ()
     via: Via | None = None
     store: bool = False
+    member: Member | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.mode == "internal":
-            _refuse(self, ("memory",), "the mode 'internal' saves the memory in an image")
+            _refuse(self, ("memory", "member"), "the mode 'internal' saves the memory in an image")
         else:
             _refuse(self, ("leave", "via"), f"it is for the mode 'internal', and this is {self.mode!r}")
         if self.mode != "background":
@@ -272,6 +286,11 @@ class Checkpoint(_Checked):
     def kind(self) -> str:
         """Which planner plans it."""
         return "checkpoint-internal" if self.mode == "internal" else "checkpoint"
+
+    @property
+    def label(self) -> str:
+        """What its files are named after, as of a snapshot."""
+        return _label(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +331,10 @@ class Revert(_Checked):
     def kind(self) -> str:
         """Which planner plans it."""
         return "revert" if self.into == "in-place" else f"revert-{self.into}"
+
+
+def _label(intent: Snapshot | Checkpoint) -> str:
+    return intent.name if intent.member is None else f"{intent.member.name}.{intent.name}"
 
 
 def _refuse(intent: object, parameters: Iterable[str], why: str) -> None:

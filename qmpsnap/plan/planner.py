@@ -55,6 +55,7 @@ _MEMORY = (_refuse_lost, _refuse_jobs)
 
 PLANNERS: Mapping[str, Planner] = {
     "snapshot": Planner(snapshot.plan, "disks", overlays.ask),
+    "snapshot-paused": Planner(snapshot.plan_paused, "guest", overlays.ask, guards=(_refuse_migrated,)),
     "snapshot-internal": Planner(snapshot_internal.plan, "disks"),
     "stream": Planner(stream.plan, "disks", stream.ask),
     "commit": Planner(commit.plan, "disks", commit.ask),

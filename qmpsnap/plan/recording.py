@@ -9,7 +9,7 @@ from msgspec import structs
 
 from qmpsnap.model.graph import Chains
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.record import IntentRecord, Origin
+from qmpsnap.model.record import IntentRecord, Member, Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.commands.records import finish_record, record_of, write_record
 from qmpsnap.plan.plan import Plan
@@ -23,6 +23,7 @@ def recorded(
     name: str = "",
     state: KeptState | None = None,
     origin: Origin | None = None,
+    member: Member | None = None,
 ) -> Plan:
     """The plan, with a step before all others that writes its record.
 
@@ -37,6 +38,7 @@ def recorded(
         name: The moment's name, or "".
         state: The file of VM state that is saved or loaded, or None.
         origin: State of the guest before the operation, if that pauses it or changes its memory; else None.
+        member: Which machine of a group it is, if a moment of all of them is taken; else None.
     """
     where = _places(places)
     if not where:
@@ -64,6 +66,7 @@ def recorded(
         notes=plan.notes,
         prepared=plan.prepared,
         memory=plan.memory,
+        member=member,
     )
     write = tuple(write_record(place, record) for place in where)
     first, *more = plan.stages

@@ -45,6 +45,13 @@ class Caller:
         except Exception as error:  # noqa: BLE001 - raised when all is in order
             self._complain(error)
 
+    async def tell_step(self, step: Step) -> None:
+        """Report a step that is about to be done; never raises."""
+        try:
+            await self._hooks.tell_step(step)
+        except Exception as error:  # noqa: BLE001 - raised when all is in order
+            self._complain(error)
+
     async def wait(
         self, step: Step, watch: Watch, target: Target, *, may_leave: bool, quiet: bool = False
     ) -> Job | None:

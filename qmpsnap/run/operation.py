@@ -223,6 +223,8 @@ class Operation:
                 await self._tidy(stage)
                 continue
             for steps in stage.groups:
+                for step in steps:
+                    await self._caller.tell_step(step)
                 if self.stop.is_set() and not self._journal.forward:
                     raise _Stop
                 if len(steps) > 1:

@@ -94,6 +94,8 @@ class Hooks:
         on_pivot: Called with the new active file of each disk, once the root has moved.
         detach: Set by the caller to leave the job running; the call raises Detached.
         cancel: Set by the caller to stop; the call raises Interrupted once all is undone.
+        before: Called with each step just before it is done, but for those that put away what is left; the
+            step waits for it, and so does a guest that is paused by then.
     """
 
     progress: Callable[[Progress], Awaitable[None] | None] | None = None
@@ -101,6 +103,7 @@ class Hooks:
     on_pivot: Callable[[Mapping[str, str]], Awaitable[None] | None] | None = None
     detach: anyio.Event | None = None
     cancel: anyio.Event | None = None
+    before: Callable[[Step], Awaitable[None] | None] | None = None
 
     def __post_init__(self) -> None:
         number("interval", self.interval, zero=True)
@@ -108,6 +111,11 @@ class Hooks:
     async def tell(self, progress: Progress) -> None:
         """Report the progress."""
         if self.progress is not None and inspect.isawaitable(call := self.progress(progress)):
+            await call
+
+    async def tell_step(self, step: Step) -> None:
+        """Report a step that is about to be done."""
+        if self.before is not None and inspect.isawaitable(call := self.before(step)):
             await call
 
     async def tell_pivot(self, active: Mapping[str, str]) -> None:

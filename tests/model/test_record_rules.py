@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record import IntentRecord, MomentRecord, Origin, moment_of
+from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin, moment_of
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.model.record_rules import is_plain
 from qmpsnap.model.step import Stage, Step
@@ -327,3 +327,11 @@ def test_a_mark_is_thirty_two_hex_digits_and_an_inode(mark: str) -> None:
     body["marks"] = {"/d/o": mark}
     with pytest.raises(ValueError, match=r"'marks' contains '.*', which is not a mark"):
         from_json(json.dumps(body))
+
+
+def test_record_of_a_group_that_does_not_name_its_own_machine_is_none() -> None:
+    intent = replace(CHECKPOINT, member=Member("1f", "web", ("web", "db")))
+    assert from_json(to_json(intent)) == intent
+    for member in (Member("1f", "web", ("db",)), Member("1f", "w\x1b", ("w\x1b",)), Member("1f", "", ("",))):
+        with pytest.raises(ValueError, match="member"):
+            from_json(to_json(replace(CHECKPOINT, member=member)))

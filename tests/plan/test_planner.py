@@ -237,7 +237,8 @@ def test_planner_keeps_its_promises_in_every_plan(intent: Intent, machine: Machi
 
 
 def test_every_intent_has_a_planner() -> None:
-    variants = {"snapshot-internal", "checkpoint-internal", "revert-new", "revert-incoming"}
+    variants = {"snapshot-internal", "snapshot-paused", "checkpoint-internal"}
+    variants |= {"revert-new", "revert-incoming"}
     assert {*planner.PLANNERS} == {kind.__name__.lower() for kind in get_args(Intent)} | variants
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from qmpsnap.errors import JobFailed, LinkLost, Malformed, MigrationFailed, QmpsnapError
 from qmpsnap.plan.commands.jobs import await_job
 from qmpsnap.plan.commands.migration import await_migration
-from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.intent import Commit, Snapshot
 from qmpsnap.run.caller import Caller
+from qmpsnap.run.executor import Executor
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
@@ -145,3 +147,28 @@ class Endless(FakeTarget):
         if step.command == "await-migration":
             await anyio.sleep_forever()
         return await super().perform(step)
+
+
+async def test_caller_is_told_of_each_step_before_it_is_done_and_waited_for() -> None:
+    told: list[str] = []
+    fake = FakeTarget(TWO)
+
+    async def before(step: Step) -> None:
+        await anyio.lowlevel.checkpoint()
+        told.append(step.command)
+        assert step not in fake.performed
+
+    await Executor(fake).run(planned(Snapshot("n1"), TWO), Hooks(before=before))
+    assert told == ["write-record", "create-overlay", "transaction"]
+
+
+async def test_caller_that_fails_before_a_step_has_the_operation_rolled_back() -> None:
+    def before(step: Step) -> None:
+        if step.command == "transaction":
+            raise ZeroDivisionError
+
+    fake = FakeTarget(TWO)
+    files = set(fake.files.names)
+    with pytest.raises(ZeroDivisionError):
+        await Executor(fake).run(planned(Snapshot("n1"), TWO), Hooks(before=before))
+    assert (fake.state, set(fake.files.names)) == (TWO, files)

@@ -103,7 +103,7 @@ def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tu
                 else f"put an overlay in a file on it first: {first}",
             )
     ends = {disk.name: (disk.active.file, disk.base.file) for disk in chosen if disk.name not in files}
-    files |= _free_files(ends, intent.name, files.values(), graph)
+    files |= _free_files(ends, intent.label, files.values(), graph)
     left_out = [] if intent.disks else graph.left_out(chosen)
     return [(disk, files[disk.name]) for disk in chosen], left_out
 

@@ -58,7 +58,7 @@ _INSTEAD = {
 
 def ask(intent: Checkpoint, graph: Graph, state_dir: str) -> Ask:
     """What the planner wants to know: about the overlays, and the files that may take the VM state."""
-    question = overlays.ask(Snapshot(intent.name, plain=intent.plain), graph, state_dir, can_name=False)
+    question = overlays.ask(_disks(intent), graph, state_dir, can_name=False)
     files = tuple(_file(intent, mode, graph) for mode in ("stop", "in-place"))
     return question | Ask(files=files, directories=tuple(map(posixpath.dirname, files)))
 
@@ -75,9 +75,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     """
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
-    new = overlays.prepare(
-        "checkpoint", Snapshot(intent.name, plain=intent.plain), scene, can_name=False, encrypts=True
-    )
+    new = overlays.prepare("checkpoint", _disks(intent), scene, can_name=False, encrypts=True)
     machine = scene.machine
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that
@@ -129,8 +127,20 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     )
     origin = Origin(machine.running, machine.process)
     return recorded(
-        checkpoint, new.place, id=new.id, created=scene.now, name=intent.name, state=state, origin=origin
+        checkpoint,
+        new.place,
+        id=new.id,
+        created=scene.now,
+        name=intent.name,
+        state=state,
+        origin=origin,
+        member=intent.member,
     )
+
+
+def _disks(intent: Checkpoint) -> Snapshot:
+    """The disks' part of it."""
+    return Snapshot(intent.name, plain=intent.plain, member=intent.member)
 
 
 def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
@@ -140,7 +150,7 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
     first = next((disk for disk in graph.disks.values() if disk.writable), None)
     if first is None:
         return ""  # refused for want of a disk
-    return state_file(first, intent.name, "vmstate.qcow2" if mode == "in-place" else "memory")
+    return state_file(first, intent.label, "vmstate.qcow2" if mode == "in-place" else "memory")
 
 
 def _stream(

@@ -2,23 +2,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from msgspec.structs import replace
 
+from qmpsnap.errors import Unsupported
 from qmpsnap.model.graph import Io
 from qmpsnap.model.names import job_id
-from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.record import IntentRecord, Member, Origin, moment_of
 from qmpsnap.model.step import Overlay, Stage
 from qmpsnap.plan.commands.block import open_overlay, snapshot_sync
 from qmpsnap.plan.commands.files import LuksHeader, create_overlay
 from qmpsnap.plan.commands.records import keep_moment, write_record
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.testing.drawing import MIB, graph
+from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_machine import a_machine
 from tests.plan.scenes import NOW, STATE, encrypted, overlays_of, planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.step import Step
-    from qmpsnap.testing.fake_files import FakeFiles
 
 ONE = graph(vda="base <- s1*")
 N1 = "/images/base.n1.qcow2"
@@ -123,3 +127,23 @@ def test_snapshot_of_an_encrypted_disk_has_an_encrypted_overlay_that_is_opened_b
     assert [layer.secret for layer in plan.after.disks["vda"].layers] == ["sec0"] * 3
     plain = planned(Snapshot("n1", plain=True), of, files=files)
     assert overlays_of(plain.steps[2])[0].secret == ""
+
+
+def test_snapshot_of_a_group_pauses_a_running_guest_and_names_the_machine() -> None:
+    member = Member("1f", "web", ("web", "db"))
+    for running in (True, False):
+        plan = planned(Snapshot("n1", member=member), ONE, machine=a_machine(ONE, running=running))
+        record = plan.record
+        assert record is not None
+        assert (record.member, record.origin) == (member, Origin(running, a_machine(ONE).process))
+        assert moment_of(record).member == member
+        commands = [step.command for step in plan.stages[1].steps]
+        assert commands == ["stop", "transaction", *(["cont"] if running else [])]
+        assert plan.chains_after["vda"][0] == "/images/base.web.n1.qcow2"
+        assert plan.stages[1].steps[0].undo == ((cont(),) if running else ())
+
+
+def test_snapshot_of_a_group_is_refused_where_no_record_can_be_written() -> None:
+    files = FakeFiles(ONE, shared=False)
+    with pytest.raises(Unsupported, match="no writable directory for records"):
+        planned(Snapshot("n1", member=Member("1f", "web", ("web",))), ONE, files=files)

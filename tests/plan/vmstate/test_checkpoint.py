@@ -10,7 +10,7 @@ from qmpsnap.errors import Busy, InvalidTarget, NotFound, Refused, TargetExists,
 from qmpsnap.model.files import DirFact
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.record import MomentRecord, Origin
+from qmpsnap.model.record import Member, MomentRecord, Origin
 from qmpsnap.plan.commands.block import open_store
 from qmpsnap.plan.commands.files import create_store
 from qmpsnap.plan.commands.state import stop
@@ -270,3 +270,16 @@ def test_checkpoint_leaves_out_and_names_disks_that_cannot_change() -> None:
     read_only = replace(chain("iso.raw*", name="vdr"), read_only=True)
     plan = planned(Checkpoint("c1"), graph(read_only, vda="base <- s1*"))
     assert (plan.disks, plan.notes) == (("vda",), ("left out: vdr (read-only)",))
+
+
+def test_checkpoint_of_a_group_names_the_machine_in_its_record_and_its_files() -> None:
+    member = Member("1f", "web", ("web", "db"))
+    plan = planned(Checkpoint("c1", "in-place", member=member), TWO)
+    record = plan.record
+    assert record is not None
+    assert record.member == member
+    assert record.state is not None
+    assert record.state.file == "/images/base.web.c1.vmstate.qcow2"
+    assert {files[0] for files in plan.chains_after.values()} == {
+        f"/images/{name}.web.c1.qcow2" for name in ("base", "data")
+    }

@@ -1,0 +1,291 @@
+"""What embedders hold of a group: a method for each operation, as of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from secrets import token_hex
+from typing import TypeVar
+
+from qmpsnap.errors import Busy, NotFound, QmpsnapError
+from qmpsnap.group.moments import GroupMoment, joined
+from qmpsnap.group.together import GroupDone, Stops, Together, of_machine
+from qmpsnap.model.arguments import Text, check, refuse
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.machine import Status
+from qmpsnap.model.moments import Moments
+from qmpsnap.model.names import is_name
+from qmpsnap.model.record import Member
+from qmpsnap.plan.intent import Checkpoint, Delete, FileMode, Revert, Snapshot
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.session.change import settled
+from qmpsnap.vm import VM
+
+T = TypeVar("T")
+GroupIntent = Snapshot | Checkpoint | Revert | Delete
+"""What can be planned for a group."""
+
+_AFTER_CANCEL = 30.0  # seconds
+
+
+class Group:
+    """Several machines of which moments are taken at one instant.
+
+    A paused guest takes part, and stays paused. All machines are planned first: when one refuses, nothing is
+    sent to any. The errors are those of `VM`; the message begins with the machine's name.
+
+    Args:
+        machines: The machines, each by a name of its own; the same names every time.
+
+    Raises:
+        BadArgument: When there is no machine, one is given twice, or a name is outside the grammar.
+    """
+
+    def __init__(self, machines: Mapping[str, VM]) -> None:
+        if not isinstance(machines, Mapping) or not machines:
+            refuse("machines", machines, "give a mapping of names to machines")
+        for name, vm in machines.items():
+            check("machines", name, Text)
+            if not is_name(name):
+                refuse("machines", name, "name it by letters, digits, '_', '.' and '-', at most 64")
+            if not isinstance(vm, VM):
+                refuse("machines", vm, "give what connect() or launch() returned")
+            if sum(other is vm for other in machines.values()) > 1:
+                refuse("machines", name, "the same machine is given twice")
+        self.machines: Mapping[str, VM] = Frozen(machines)
+
+    # -- see ---------------------------------------------------------------------------------------
+
+    async def moments(self) -> tuple[GroupMoment, ...]:
+        """The moments that were taken of groups and that these machines have, the oldest first.
+
+        One that is not `complete` was taken of more machines, or its operation was interrupted, or it was
+        deleted on some of them.
+        """
+        return joined(await self._each(_moments))
+
+    # -- plan and run ------------------------------------------------------------------------------
+
+    async def plan(self, intent: GroupIntent) -> Mapping[str, Plan]:
+        """What would be done on each machine; nothing that changes anything is sent.
+
+        Args:
+            intent: A snapshot or checkpoint, of which each machine becomes a member; a revert or deletion, of
+                a moment that was taken of this group.
+
+        Raises:
+            NotFound: When no such moment was taken of this group, or it is incomplete (a revert).
+            Busy: When an earlier operation of the group was interrupted; `recover` finishes it.
+            Refused: As `VM.plan`.
+        """
+        if not isinstance(intent, GroupIntent):
+            refuse("intent", intent, "give a Snapshot, Checkpoint, Revert or Delete")
+        await self._refuse_interrupted()
+        match intent:
+            case Revert():
+                await self._find(intent.name)
+                intents: Mapping[str, GroupIntent] = dict.fromkeys(self.machines, intent)
+            case Delete():
+                found = await self._held(intent.name)
+                intents = dict.fromkeys(found, intent)
+            case _:
+                group, of = token_hex(8), tuple(self.machines)
+                intents = {name: replace(intent, member=Member(group, name, of)) for name in of}
+        plans = await self._each(lambda vm, name: vm.plan(intents[name]), intents)
+        return Frozen(plans)
+
+    async def run(self, plans: Mapping[str, Plan]) -> GroupDone:
+        """Run the plans that `plan` made, together.
+
+        Snapshots and checkpoints are all or nothing: after a failure or a cancellation the machines that had
+        come further delete their part again, on running guests. A revert is rolled back while no disk has
+        moved; after that each machine is reverted, or is as its error says. A deletion that failed can be
+        repeated.
+
+        Raises:
+            BadArgument: When the plans are not those of this group.
+            Incomplete: When some machines were changed and others were not, and it could not be taken back;
+                `.done` and `.remaining` name them.
+            QmpsnapError: What the first machine that failed raises; the others are as before.
+        """
+        if not plans or not set(plans) <= set(self.machines):
+            refuse("plans", tuple(plans), "give what plan() of this group returned")
+        together = Together({name: self.machines[name] for name in plans}, plans)
+        task = asyncio.create_task(together.run(), name="qmpsnap: group")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            together.meeting.call_off()
+            await settled(task, limit=_AFTER_CANCEL)
+            if not task.done():
+                task.cancel()
+                await settled(task, limit=_AFTER_CANCEL)
+            if task.done() and not task.cancelled():
+                task.exception()
+            raise
+
+    async def snapshot(self, name: str) -> GroupDone:
+        """Put overlays on every writable disk of each machine, while all guests are paused.
+
+        Args:
+            name: The name of the moment, on each machine.
+
+        Raises:
+            QmpsnapError: As `VM.snapshot`, `plan` and `run`.
+
+        QAPI: stop, transaction, cont.
+        """
+        return await self.run(await self.plan(Snapshot(name)))
+
+    async def checkpoint(self, name: str, *, mode: FileMode = "in-place") -> GroupDone:
+        """Take a checkpoint of each machine, all at one instant.
+
+        Args:
+            name: The name of the moment, on each machine.
+            mode: As in `VM.checkpoint`; the default is the one that `revert` can go back to.
+
+        Raises:
+            QmpsnapError: As `VM.checkpoint`, `plan` and `run`.
+
+        QAPI: stop, snapshot-save, migrate, transaction, cont.
+        """
+        return await self.run(await self.plan(Checkpoint(name, mode)))
+
+    async def revert(self, name: str, *, discard: bool = False) -> GroupDone:
+        """Revert each machine in place; no guest runs again before all are reverted.
+
+        Args:
+            name: A moment of this group, which is complete.
+            discard: Whether the layers that the guests have written to until now are removed.
+
+        Raises:
+            QmpsnapError: As `VM.revert`, `plan` and `run`.
+        """
+        return await self.run(await self.plan(Revert(name, discard=discard)))
+
+    async def delete(self, name: str) -> GroupDone:
+        """Delete a moment of the group from each machine that has it; also one that is incomplete.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            QmpsnapError: As `VM.delete`, `plan` and `run`.
+        """
+        return await self.run(await self.plan(Delete(name)))
+
+    async def recover(self) -> tuple[str, ...]:
+        """Finish what an interrupted operation of the group has left, and delete moments that are incomplete.
+
+        On each machine the operation is completed or rolled back, and a guest that it has paused runs again.
+        A moment that was taken of other machines, too, stays.
+
+        Returns:
+            Names of the moments that were deleted because some machines do not have them.
+
+        Raises:
+            Busy: When the operation's client is still at work.
+            QmpsnapError: What the first machine that failed raises.
+        """
+        await self._each(_finish)
+        names = set(self.machines)
+        broken = [
+            moment for moment in await self.moments() if not moment.complete and names >= set(moment.of)
+        ]
+        for moment in broken:
+            for machine in moment.held:
+                await self.machines[machine].delete(moment.name)
+        return tuple(moment.name for moment in broken)
+
+    # -- the guests --------------------------------------------------------------------------------
+
+    async def stop(self) -> GroupDone:
+        """Pause all guests at once; after a failure those that were running run again.
+
+        Raises:
+            QmpsnapError: As `VM.stop`.
+        """
+        await self._each(lambda vm, _: vm.check_stop())
+        before = await self._each(lambda vm, _: vm.status())
+        running = [name for name in self.machines if before[name].running]
+        with Stops(self.machines) as stops:
+            try:
+                await self._each(lambda vm, _: vm.execute("stop"), running)
+            except BaseException:
+                again = (self.machines[name].execute("cont") for name in running)
+                await settled(asyncio.ensure_future(asyncio.gather(*again, return_exceptions=True)))
+                raise
+        return GroupDone(Frozen(), stops.spread_s)
+
+    async def cont(self) -> Mapping[str, Status]:
+        """Resume all guests at once; return their run states after that.
+
+        Raises:
+            QmpsnapError: As `VM.cont`; nothing is sent when one may not be resumed.
+        """
+        await self._each(lambda vm, _: vm.check_cont())
+        await self._each(lambda vm, _: vm.execute("cont"))
+        return Frozen(await self._each(lambda vm, _: vm.status()))
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _each(
+        self, work: Callable[[VM, str], Awaitable[T]], names: Iterable[str] | None = None
+    ) -> dict[str, T]:
+        """Do work on each machine side by side; once all have ended, raise what the first of them raised."""
+        chosen = tuple(self.machines if names is None else names)
+        calls = (work(self.machines[name], name) for name in chosen)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for name, result in zip(chosen, results, strict=True):
+            if isinstance(result, QmpsnapError):
+                raise of_machine(name, result)
+            if isinstance(result, BaseException):
+                raise result
+        return dict(zip(chosen, results, strict=True))  # type: ignore[arg-type]  # no exception is left
+
+    async def _held(self, name: str) -> tuple[str, ...]:
+        """The machines that have a moment of that name, as members of a group."""
+        named = [moment for moment in await self.moments() if moment.name == name]
+        if not named:
+            raise NotFound(f"no moment {name!r} was taken of this group", hint="Group.moments() lists them")
+        return tuple(machine for machine in self.machines if any(machine in one.held for one in named))
+
+    async def _find(self, name: str) -> None:
+        """Check that the group has a complete moment of that name."""
+        named = [moment for moment in await self.moments() if moment.name == name]
+        whole = [moment for moment in named if moment.complete and set(moment.of) == set(self.machines)]
+        if whole:
+            return
+        for moment in named:
+            lacking = [other for other in moment.of if other not in moment.held]
+            more = f"it was taken of {', '.join(moment.of)}, and not of this group"
+            why = f"{', '.join(lacking)} does not have it" if lacking else more
+            raise NotFound(
+                f"the moment {name!r} of the group is incomplete: {why}",
+                hint="Group.recover() or Group.delete() deletes what there is of it",
+            )
+        await self._held(name)
+
+    async def _refuse_interrupted(self) -> None:
+        left = await self._each(lambda vm, _: vm.jobs.interrupted(live=True))
+        for name, records in left.items():
+            for record in records:
+                if record.member is not None:
+                    state = "is running" if record.live else "was interrupted"
+                    raise Busy(
+                        f"{name}: {record.op} {record.name!r} of the group {state}",
+                        node="",
+                        job_id=record.id,
+                        hint="wait until its client ends" if record.live else "Group.recover() finishes it",
+                    )
+
+
+async def _moments(vm: VM, _name: str) -> Moments:
+    return await vm.moments()
+
+
+async def _finish(vm: VM, _name: str) -> None:
+    for record in await vm.jobs.interrupted():
+        if record.member is not None:
+            await vm.jobs.wait(record.id)

@@ -1,0 +1,176 @@
+"""Runs the plans of a group's machines together; after a failure takes back what was done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from qmpsnap.errors import Changed, Incomplete, Interrupted, QmpsnapError
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
+from qmpsnap.plan.intent import Checkpoint, Snapshot
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.meeting import Meeting
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.session import Event
+from qmpsnap.vm import VM
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDone:
+    """The result of an operation on a group.
+
+    Attributes:
+        machines: The result of each machine.
+        spread_s: Seconds between the first guest's pause and the last one's, by the clocks of the QEMUs'
+            hosts; None when fewer than two guests were running.
+    """
+
+    machines: Mapping[str, Done]
+    spread_s: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The same in JSON's types."""
+        machines = {name: done.to_json() for name, done in self.machines.items()}
+        return {"machines": machines, "spread_s": self.spread_s}
+
+
+class Stops:
+    """Notes when each guest is paused, while the block lasts."""
+
+    def __init__(self, machines: Mapping[str, VM]) -> None:
+        self._machines = machines
+        self._times: dict[str, float] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for name, vm in self._machines.items():
+            self._stack.enter_context(vm.events(partial(self._note, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _note(self, name: str, event: Event) -> None:
+        if event.name == "STOP":
+            self._times.setdefault(name, event.timestamp)
+
+    @property
+    def spread_s(self) -> float | None:
+        """Seconds between the first pause and the last; None when fewer than two guests were paused."""
+        times = self._times.values()
+        return max(times) - min(times) if len(times) > 1 else None
+
+
+class Together:
+    """One run of a group's plans.
+
+    Args:
+        machines: The machines that have a plan.
+        plans: The plan of each.
+
+    Attributes:
+        meeting: Where they wait for each other; to call it off stops what can be stopped.
+    """
+
+    def __init__(self, machines: Mapping[str, VM], plans: Mapping[str, Plan]) -> None:
+        self.meeting = Meeting(machines)
+        self._machines = machines
+        self._plans = plans
+        self._done: dict[str, Done] = {}
+        self._errors: dict[str, QmpsnapError] = {}
+
+    async def run(self) -> GroupDone:
+        """Run them; see `Group.run`."""
+        with Stops(self._machines) as stops:
+            await asyncio.gather(*map(self._one, self._plans))
+        if self._errors:
+            await self._raise()
+        return GroupDone(Frozen(self._done), stops.spread_s)
+
+    async def _one(self, name: str) -> None:
+        meeting, reached = self.meeting, partial(self.meeting.reach, name)
+        hooks = Hooks(cancel=meeting.off, before=partial(meeting.before, name), on_pivot=lambda _: reached())
+        try:
+            self._done[name] = await self._machines[name].run(self._plans[name], hooks)
+        except QmpsnapError as error:
+            self._errors[name] = error
+            meeting.call_off()
+        except BaseException:
+            meeting.call_off()
+            raise
+        finally:
+            reached()
+
+    async def _raise(self) -> None:
+        """Take back what was done where that is possible, and raise what the first machine has raised.
+
+        Raises:
+            Incomplete: When it cannot be taken back.
+            QmpsnapError: What the first machine that failed has raised.
+        """
+        name, error = next(
+            ((name, error) for name, error in self._errors.items() if not isinstance(error, Interrupted)),
+            next(iter(self._errors.items())),
+        )
+        intent = self._plans[name].intent
+        if not isinstance(intent, Snapshot | Checkpoint):
+            if not self._done and all(one.changed is Changed.NO for one in self._errors.values()):
+                raise of_machine(name, error)
+            raise Incomplete(
+                f"{self._plans[name].op} is done on {', '.join(self._done) or 'none'}, and failed on "
+                f"{', '.join(self._errors)}: {name}: {error.message}",
+                done=tuple(self._done),
+                remaining=tuple(f"{name}: {one.message}" for name, one in self._errors.items()),
+                hint=error.hint or "do the same once more",
+            ) from error
+        remaining = []
+        for machine, vm in self._machines.items():
+            try:
+                await take_back(vm, self._plans[machine])
+            except QmpsnapError as failure:
+                remaining.append(f"{machine}: {command('delete', intent.name)} ({failure.message})")
+        if remaining:
+            raise Incomplete(
+                f"{name}: {error.message}; and it could not be taken back everywhere: {'; '.join(remaining)}",
+                done=tuple(self._done),
+                remaining=tuple(remaining),
+                hint="Group.recover() tries again",
+            ) from error
+        error.changed, error.left = Changed.NO, ()
+        if isinstance(error, Incomplete):  # what it says of the rest holds no more
+            error.done, error.remaining, error.hint = (), (), ""
+        error.hint = "all machines are as before" + (f"; {error.hint}" if error.hint else "")
+        raise of_machine(name, error)
+
+
+async def take_back(vm: VM, plan: Plan) -> None:
+    """Take back what a machine's part of a moment has changed, as far as it has come.
+
+    The overlays are folded into the layers that they cover, whatever would copy less: the machine writes to
+    these again, as before.
+
+    Raises:
+        QmpsnapError: When that fails.
+    """
+    if any(record.id == plan.operation_id for record in await vm.jobs.interrupted()):
+        await vm.jobs.wait(plan.operation_id)
+    chains = (await vm.graph()).chains(*plan.disks)
+    for disk, (overlay, below, *_) in plan.chains_after.items():
+        if chains[disk][:2] == (overlay, below):
+            await vm.commit(disk, top=overlay, base=below, folded="remove")
+    intent = plan.intent
+    assert isinstance(intent, Snapshot | Checkpoint)  # noqa: S101 - it makes a moment
+    if any(moment.member == intent.member for moment in (await vm.moments()).named(intent.name)):
+        await vm.delete(intent.name)
+
+
+def of_machine(name: str, error: QmpsnapError) -> QmpsnapError:
+    """The error, whose message begins with the machine's name."""
+    error.message = f"{name}: {error.message}"
+    error.args = (error.message, *error.args[1:])
+    return error
