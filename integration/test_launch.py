@@ -13,7 +13,9 @@ import signal
 import pytest
 
 import qmpsnap
+from integration.cli import ROOT
 from integration.machines import CHEAP, blockdev
+from qmpsnap.helper import loaded
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -116,3 +118,20 @@ async def test_another_qemu_of_a_command_line_runs_beside_the_first_on_images_of
             assert (tmp_path / "own/qmp").is_socket()
             assert (tmp_path / "own/s").is_socket() == ("path=s" in line or "unix:s" in line)
     assert not (tmp_path / "own/qmp").exists()
+
+
+async def test_script_of_the_guide_starts_another_qemu_that_loads_a_checkpoint(qemu, tmp_path, monkeypatch):
+    script = tmp_path / "start vm1"
+    script.write_text((ROOT / "docs/howto/another-qemu.md").read_text().split("```sh\n")[1].split("```")[0])
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{qemu.directory}:{os.environ['PATH']}")
+    disk = qemu.create(tmp_path / "vda.qcow2")
+    monkeypatch.setenv("QMPSNAP_DISK_vda", disk)
+    launcher = qmpsnap.launcher_of([script])
+    async with qmpsnap.launch([script, "-S"]) as vm:
+        await vm.checkpoint("c1")
+        async with vm.reverted("c1", launcher) as new:
+            assert new.launcher is launcher
+            assert (await new.graph()).disks["vda"].layers[1].file == disk
+        async with loaded(vm, "c1", launcher) as helper:
+            assert len((await helper.graph()).disks["vda"].layers) == 2

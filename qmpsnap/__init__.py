@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from qmpsnap.group import Group, GroupDone, GroupIntent, GroupMoment
     from qmpsnap.jobs import Jobs
-    from qmpsnap.launched import Ended, LaunchedVM, launch
+    from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
     from qmpsnap.model.backup import BackupDisk, BackupRecord
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.job import IoStatus, Job, JobStatus
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
 # From most to least important.
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Group", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM",
-    "Console", "Port", "Launcher", "Start", "GuestMemory", "Template", "open_template",
+    "Console", "Port", "Launcher", "launcher_of", "Start", "GuestMemory", "Template", "open_template",
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",

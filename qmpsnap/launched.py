@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -266,6 +268,80 @@ async def launch(
                     state_dir=state,
                     launcher=again,
                 )
+
+
+def launcher_of(
+    command: str | Sequence[str | os.PathLike[str]],
+    *,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    name: str = "",
+) -> Launcher:
+    """A launcher that runs a command, such as a script; the command starts QEMU by exec.
+
+    It gets arguments that QEMU needs beside the machine's own, to be passed on ("$@" in a shell), and these
+    variables: the image of each disk as QMPSNAP_DISK_NAME, NAME being the disk's name with "_" for all but
+    ASCII letters and digits; and QMPSNAP_DIRECTORY, a directory for its sockets and logs, "" for none.
+
+    Args:
+        command: The command with its first arguments; text is split as a shell does it.
+        cwd: Its working directory; None: ours.
+        env: Its environment, to which those variables are added; None: ours.
+        state_dir: Directory of records; None: beside each base image.
+        name: What its machines are called in logs and errors; "": "qemu".
+
+    Raises:
+        BadArgument: When an argument is invalid.
+        Unsupported: By the launcher, when two disks have the same variable.
+    """
+    given = list(words("command", _shell_words(command)))
+    if not given or not given[0]:
+        refuse("command", command, "give a command")
+    check("name", name, str)
+    directory, environment = None if cwd is None else path_text("cwd", cwd), _environment(env)
+    state = None if state_dir is None else absolute("state_dir", state_dir)
+
+    @asynccontextmanager
+    async def launcher(start: Start) -> AsyncIterator[VM]:
+        places = _places(start, qmp=None, console_log=None, log=None)
+        variables = {**(os.environ if environment is None else environment), **_variables(start)}
+        async with launch(
+            [*given, *start.arguments],
+            qmp=places.qmp or None,
+            log=places.log or None,
+            cwd=directory,
+            env=variables,
+            state_dir=state,
+            name=name,
+        ) as vm:
+            vm.launcher = launcher
+            yield vm
+
+    return launcher
+
+
+def _shell_words(command: str | Sequence[str | os.PathLike[str]]) -> Sequence[str | os.PathLike[str]]:
+    if not isinstance(command, str):
+        return command
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        refuse("command", command, f"a shell could not read it: {error}")
+
+
+def _variables(start: Start) -> dict[str, str]:
+    variables = {"QMPSNAP_DIRECTORY": start.directory}
+    for disk, image in start.disks.items():
+        variable = "QMPSNAP_DISK_" + re.sub(r"[^A-Za-z0-9]", "_", disk)
+        if variable in variables:
+            raise Unsupported(
+                f"the disk {disk!r} and another one would both be {variable}",
+                feature=disk,
+                hint="give one of them another id, or give launcher=",
+            )
+        variables[variable] = image
+    return variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

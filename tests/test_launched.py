@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.errors import ConnectFailed, InvalidTarget, Unsupported
-from qmpsnap.launched import launch
+from qmpsnap.errors import BadArgument, ConnectFailed, InvalidTarget, Unsupported
+from qmpsnap.launched import launch, launcher_of
 from qmpsnap.model.machine_description import Machine, MachineDisk
 from qmpsnap.model.start import Start
+from tests.each import each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from qmpsnap.vm import Launcher
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -85,3 +88,55 @@ async def test_launch_refuses_an_unknown_disk_of_a_start(tmp_path):
     with pytest.raises(Unsupported, match="'vdz'"):
         async with launch(Machine(qemu=tmp_path / "q"), start=Start(disks={"vdz": "/z"})):
             pass
+
+
+SAYS = """#!/bin/sh
+env | grep ^QMPSNAP_ | sort
+printf '%s ' "$@"
+exit 1
+"""
+
+
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "start vm"
+    path.write_text(SAYS)
+    path.chmod(0o700)
+    return path
+
+
+async def said(launcher: Launcher, start: Start) -> str:
+    with pytest.raises(ConnectFailed) as caught:
+        async with launcher(start):
+            pass
+    return caught.value.message.partition("ended with status 1: ")[2]
+
+
+async def test_launcher_of_a_command_passes_images_and_arguments_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("QMPSNAP_OURS", "1")
+    (tmp_path / "d").mkdir()
+    start = Start(disks={"vda": "/n a", "device[0]": "/n0"}, incoming=True, directory=str(tmp_path / "d"))
+    words = await said(launcher_of(f"'{script(tmp_path)}' -m 64", env={"QMPSNAP_X": "2"}), start)
+    assert words.partition(" -chardev socket,id=qmpsnap-qmp,fd=")[0] == "; ".join(
+        (
+            f"QMPSNAP_DIRECTORY={tmp_path}/d",
+            "QMPSNAP_DISK_device_0_=/n0",
+            "QMPSNAP_DISK_vda=/n a",
+            "QMPSNAP_X=2",
+            "-m 64 -S -incoming defer",
+        )
+    )
+    assert "QMPSNAP_DISK_vda" in (tmp_path / "d/qemu.log").read_text()
+    inherited = await said(launcher_of([script(tmp_path)]), Start())
+    assert "QMPSNAP_DIRECTORY=; QMPSNAP_OURS=1; -chardev socket,id=qmpsnap,fd=" in inherited
+
+
+async def test_launcher_of_a_command_refuses_two_disks_of_one_variable(tmp_path):
+    with pytest.raises(Unsupported, match="QMPSNAP_DISK_a_b"):
+        async with launcher_of([script(tmp_path)])(Start(disks={"a-b": "/1", "a.b": "/2"})):
+            pass
+
+
+@each("command", ["", [], [""], None, 1, b"x", "a 'b", ["a", 1], "a\0"])
+def test_launcher_of_refuses_what_is_no_command(command):
+    with pytest.raises(BadArgument, match="command"):
+        launcher_of(command)

@@ -71,6 +71,7 @@ class App:
         shared_fs: Whether QEMU's files are visible here; None to detect it.
         state_dir: Directory of records; None for beside each base image.
         record: File to create with every QMP message; None for no file.
+        launcher: Command that starts another QEMU of the machine; None when none is known.
         dry_run: Whether to print the plan only.
         wait: Whether to wait for jobs that are in the way.
         progress: Whether to print progress on stderr.
@@ -88,6 +89,7 @@ class App:
     shared_fs: bool | None = None
     state_dir: str | None = None
     record: str | None = None
+    launcher: str | None = None
     dry_run: bool = False
     wait: bool = False
     progress: bool = False
@@ -186,6 +188,12 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             metavar="FILE",
             type=click.Path(readable=False),
             help="Create this file, and write every QMP message to it; secrets are masked.",
+        ),
+        option(
+            "--launcher",
+            metavar="COMMAND",
+            help="Command that starts another QEMU like this one, where one is needed; it gets the images "
+            "as $QMPSNAP_DISK_NAME, and more arguments for QEMU.",
         ),
     ]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import click
 
 import qmpsnap
 from qmpsnap.cli.app import SOCKET_VARIABLE, App
-from qmpsnap.errors import Unsupported
-from qmpsnap.vm import VM
+from qmpsnap.errors import BadArgument, Unsupported
+from qmpsnap.vm import VM, Launcher
 
 _TCP = re.compile(r"tcp:.+:\d{1,5}")
 
@@ -20,7 +20,7 @@ _TCP = re.compile(r"tcp:.+:\d{1,5}")
 def opened(
     app: App, *, looks: bool = False, with_files: bool = True, greeting_limit: float = 5.0
 ) -> AbstractAsyncContextManager[VM]:
-    """The machine, connected or opened until the end of the block.
+    """The machine, connected or opened until the end of the block, with the launcher that was given.
 
     Args:
         app: The options.
@@ -31,6 +31,25 @@ def opened(
     Raises:
         click.UsageError: When no machine was given, or two were.
     """
+    machine = _opened(app, looks=looks, with_files=with_files, greeting_limit=greeting_limit)
+    if app.launcher is None:
+        return machine
+    try:
+        return _launching(machine, qmpsnap.launcher_of(app.launcher))
+    except BadArgument as error:
+        raise click.BadParameter(error.message, param_hint="--launcher") from error
+
+
+@asynccontextmanager
+async def _launching(machine: AbstractAsyncContextManager[VM], launcher: Launcher) -> AsyncIterator[VM]:
+    async with machine as vm:
+        vm.launcher = launcher
+        yield vm
+
+
+def _opened(
+    app: App, *, looks: bool, with_files: bool, greeting_limit: float
+) -> AbstractAsyncContextManager[VM]:
     if app.images and app.socket and not app.socket_by_variable:
         raise click.UsageError("give -s for a running machine, or -i for the images of one that is off")
     if app.images:

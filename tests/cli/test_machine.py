@@ -6,7 +6,9 @@ import pytest
 
 from qmpsnap.cli import signals
 from qmpsnap.cli.app import App
-from qmpsnap.cli.machine import images_of, words
+from qmpsnap.cli.machine import images_of, opened, words
+from qmpsnap.errors import ConnectFailed
+from qmpsnap.model.start import Start
 from tests.headers import qcow2_bytes, with_tables
 
 
@@ -57,6 +59,8 @@ def test_images_go_before_a_socket_of_the_environment(qmpsnap, chain, monkeypatc
         ("-i", "vda=s1.qcow2", "--allow-dir", "/none"),
         ("-s", "tcp:host"),
         ("-s", "tcp:host:port"),
+        ("-i", "vda=s1.qcow2", "--launcher", ""),
+        ("-i", "vda=s1.qcow2", "--launcher", "start 'vm"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(qmpsnap, chain, arguments):
@@ -90,6 +94,17 @@ def test_backing_files_elsewhere_are_refused_with_the_option_that_allows_them(qm
 def test_a_change_needs_the_daemon(qmpsnap, chain):
     ended = qmpsnap("-i", "vda=s1.qcow2", "--json", "stream", "vda")
     assert (ended.code, ended.json["error"]["type"]) == (4, "ConnectFailed")
+
+
+async def test_launcher_that_is_given_is_the_machines(chain):
+    app = App(images=("vda=s1.qcow2",), launcher="start-vm1 -x")
+    async with opened(app, looks=True) as vm:
+        assert vm.launcher is not None
+        with pytest.raises(ConnectFailed, match="cannot start 'start-vm1'"):
+            async with vm.launcher(Start()):
+                pass
+    async with opened(App(images=("vda=s1.qcow2",)), looks=True) as vm:
+        assert vm.launcher is None
 
 
 def test_commands_name_the_images_again(chain):
