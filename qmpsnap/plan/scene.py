@@ -25,6 +25,7 @@ class Scene:
         features: What this QEMU can do.
         now: Time of planning, UTC, ISO 8601, for records.
         state_dir: Where records go when the caller says so, else "".
+        process: Which process has the images open, if an operation is resumed; else "".
     """
 
     graph: Graph
@@ -33,6 +34,7 @@ class Scene:
     features: Features
     now: str
     state_dir: str = ""
+    process: str = ""
 
     @property
     def names(self) -> frozenset[str]:
