@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qemu.qmp import QMPClient
 
-__all__ = ["MIB", "Bench", "bare_client"]
+__all__ = ["MIB", "Bench", "bare_client", "listens"]
 
 MIB = 1024 * 1024
 LISTENS = 1 << 16  # flag of a listening socket in /proc/net/unix

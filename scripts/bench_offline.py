@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench_jobs import completed
+from bench_machines import bare_client, listens
 from bench_rows import ratio
 
 import qmpsnap
@@ -24,7 +26,10 @@ DEPTH = 50  # layers of the chain that is looked at
 
 
 async def offline(bench: Bench):
-    """Merges of 1 GiB, from the start of the daemon to its end, and a look at a chain."""
+    """Merges of 1 GiB, from the start of the daemon to its end, and a look at a chain.
+
+    A stream is compared with the job that it is as well: block-stream, in a daemon that is given the images.
+    """
     runs = max(3, bench.runs // 10)
     for op, words in (("commit", ("commit", "-q", "-d")), ("stream", ("rebase", "-q", "-b", ""))):
         made = bench.fresh()
@@ -32,7 +37,7 @@ async def offline(bench: Bench):
         overlay = ("-b", made / "base.qcow2", "-F", "qcow2", made / "s1.qcow2")
         bench.image("create", "-q", "-f", "qcow2", *overlay)
         bench.fill(made / ("s1.qcow2" if op == "commit" else "base.qcow2"), f"write -P 7 0 {SIZE}")
-        took: dict[str, list[float]] = {"ours": [], "bare": []}
+        took: dict[str, list[float]] = {"ours": [], "bare": []} | ({"job": []} if op == "stream" else {})
         for _ in range(runs):
             for side, seconds in took.items():
                 where = bench.fresh()
@@ -46,11 +51,16 @@ async def offline(bench: Bench):
                 if side == "ours":
                     await ours(bench, op, where)
                 else:
-                    bench.image(*words, "-f", "qcow2", where / "s1.qcow2")
+                    if side == "bare":
+                        bench.image(*words, "-f", "qcow2", where / "s1.qcow2")
+                    else:
+                        await bare_stream(bench, where)
                     subprocess.run(["sync", *where.glob("*.qcow2")], check=True)
                 seconds.append(time.perf_counter() - started)
                 shutil.rmtree(where)
         yield ratio(f"offline {op} of 1 GiB, against qemu-img and sync", took["ours"], took["bare"], 1.15)
+        if op == "stream":
+            yield ratio("offline stream of 1 GiB, against the job and sync", took["ours"], took["job"], 1.15)
         shutil.rmtree(made)
     async for row in looks(bench):
         yield row
@@ -60,6 +70,24 @@ async def ours(bench: Bench, op: str, where: Path) -> None:
     daemon = bench.qemu / "qemu-storage-daemon"
     async with qmpsnap.offline(vda=where / "s1.qcow2", daemon=daemon) as vm:
         await (vm.commit("vda") if op == "commit" else vm.stream("vda"))
+
+
+async def bare_stream(bench: Bench, where: Path) -> None:
+    """Start a daemon on the two images, let block-stream run to its end, and quit."""
+    socket, words = where / "qmp.sock", []
+    for name, backing in (("base", ""), ("s1", "backing=base,")):
+        file = f"file.driver=file,file.filename={where / name}.qcow2"
+        words += ["--blockdev", f"driver=qcow2,node-name={name},{backing}{file}"]
+    words += ["--chardev", f"socket,id=c,path={socket},server=on,wait=off", "--monitor", "chardev=c"]
+    with subprocess.Popen([bench.qemu / "qemu-storage-daemon", *words]) as process:
+        while not listens(socket):
+            time.sleep(0.002)
+        async with bare_client(str(socket)) as client:
+            with client.listener("BLOCK_JOB_COMPLETED") as listener:
+                await client.execute("block-stream", {"job-id": "bare", "device": "s1"})
+                await completed(client, listener)
+            await client.execute("quit")
+        process.wait()
 
 
 async def looks(bench: Bench):
