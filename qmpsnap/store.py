@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import anyio
 
-from qmpsnap.errors import ConnectFailed, LinkLost, NotFound, QmpsnapError
+from qmpsnap.errors import Changed, ConnectFailed, Interrupted, LinkLost, NotFound, QmpsnapError
 from qmpsnap.helper import loaded
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import MakeStore
+from qmpsnap.plan.vmstate.checkpoint import STORE_NEXT
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Done, Hooks, joined
 
@@ -56,7 +58,11 @@ async def with_store(
     """The result of a checkpoint that was just taken, after its store was made where that is possible.
 
     The checkpoint is complete, whatever becomes of its store; the notes say how it reverts, and why.
+
+    Raises:
+        Interrupted: When the caller asked to stop while the store was made; the checkpoint is complete.
     """
+    done = replace(done, notes=tuple(note for note in done.notes if note != STORE_NEXT))
     if launcher is None:
         why = "no launcher is known"
     else:
@@ -64,12 +70,19 @@ async def with_store(
             if await has_store(vm, name):  # the guest was paused
                 return done
             return joined(done, await make_store(vm, name, launcher, hooks))
+        except Interrupted as error:
+            error.message += f"; {name!r} is complete, and reverts in a new QEMU"
+            error.args = (error.message, *error.args[1:])
+            error.changed = Changed.YES
+            raise
         except QmpsnapError as error:
             why = f"its store was not made: {error}"
         except Exception as error:  # noqa: BLE001 - of the caller's launcher; the checkpoint is there
             why = f"the launcher has failed: {type(error).__name__}: {error}"
         _log.warning("store.failed", vm=vm.name, checkpoint=name, reason=why)
-    return replace(done, notes=(*done.notes, f"{name!r} reverts in a new QEMU: {why}"))
+    convert = command("checkpoint", "--convert", name, "--launcher", "COMMAND")
+    note = f"{name!r} reverts in a new QEMU: {why}; to make it revert in place: {convert}"
+    return replace(done, notes=(*done.notes, note))
 
 
 async def has_store(vm: OneMachine, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -12,6 +13,7 @@ from qmpsnap.errors import (
     BadArgument,
     Changed,
     ConnectFailed,
+    Interrupted,
     JobFailed,
     LinkLost,
     MachineDiffers,
@@ -20,6 +22,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.plan.intent import MakeStore
+from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -133,7 +136,11 @@ async def test_background_checkpoint_is_complete_and_says_why_it_has_no_store(
 async def test_background_checkpoint_says_that_no_launcher_is_known() -> None:
     fake = fake_of()
     done = await vm_of(fake).checkpoint("c1", mode="background")
-    assert done.notes == ("'c1' reverts in a new QEMU: no launcher is known",)
+    (note,) = done.notes
+    assert note == (
+        "'c1' reverts in a new QEMU: no launcher is known; to make it revert in place: "
+        "qmpsnap checkpoint --convert c1 --launcher COMMAND"
+    )
 
 
 async def test_background_checkpoint_of_a_paused_guest_is_saved_into_a_store_without_a_helper() -> None:
@@ -143,6 +150,22 @@ async def test_background_checkpoint_of_a_paused_guest_is_saved_into_a_store_wit
     done = await vm.checkpoint("c1", mode="background")
     assert done.notes == ("the guest is paused, so its memory is saved as with --mode in-place",)
     assert (await seen(vm))[0] == "in-place"
+
+
+async def test_background_checkpoint_is_complete_when_its_caller_stops_the_conversion() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    hooks = Hooks(cancel=anyio.Event())
+
+    def stops(_: FakeTarget) -> None:
+        assert hooks.cancel is not None
+        hooks.cancel.set()
+
+    vm.launcher = launching(fake, stops)
+    with pytest.raises(Interrupted, match="'c1' is complete, and reverts in a new QEMU") as caught:
+        await vm.checkpoint("c1", mode="background", hooks=hooks)
+    assert (caught.value.changed, await vm.jobs.interrupted()) == (Changed.YES, ())
+    assert await seen(vm) == ("background", "/images/base.c1.memory")
 
 
 async def test_make_store_first_removes_what_a_killed_client_left() -> None:

@@ -6,8 +6,12 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
-from qmpsnap.cli.runner import change
-from qmpsnap.plan.intent import Checkpoint, Mode, Via
+from qmpsnap.cli.runner import change, current_app
+from qmpsnap.plan.intent import Checkpoint, MakeStore, Mode, Via
+from qmpsnap.plan.plan import Plan
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.store import with_store
+from qmpsnap.vm import VM
 
 
 @verb(
@@ -36,13 +40,26 @@ from qmpsnap.plan.intent import Checkpoint, Mode, Via
     metavar="DISK",
     help="With --mode internal: a writable disk to leave out. May be repeated. [default: none]",
 )
+@click.option(
+    "--convert",
+    is_flag=True,
+    help="Let an existing checkpoint of the modes stop and background revert in the same QEMU; needs "
+    "--launcher. [default: take a new one]",
+)
 @via
 @wait
 @progress
 @plain
 @dry_run
 def checkpoint(
-    name: str, *, mode: Mode, memory: str | None, leave: tuple[str, ...], via: Via | None, plain: bool
+    name: str,
+    *,
+    mode: Mode,
+    memory: str | None,
+    leave: tuple[str, ...],
+    convert: bool,
+    via: Via | None,
+    plain: bool,
 ) -> None:
     """Save the guest's memory, devices and disks as of one instant, under NAME.
 
@@ -51,7 +68,9 @@ def checkpoint(
                 To revert takes a new QEMU.
     background  The guest keeps running while its memory is written; it is
                 paused for some tens of milliseconds. To revert takes a new
-                QEMU. A guest that is paused is saved as with stop.
+                QEMU; with --launcher a second QEMU converts the memory then,
+                and the same QEMU can revert, too. A guest that is paused is
+                saved as with stop, with --launcher as with in-place.
     in-place    The guest is paused as with stop. The same QEMU can revert.
     internal    Memory and disks go into the disks' own images: every writable
                 disk must be qcow2. The guest is paused. The same QEMU can
@@ -63,4 +82,27 @@ def checkpoint(
         raise click.UsageError("--mode internal saves the memory in an image: omit --memory")
     if mode != "internal" and (leave or via is not None):
         raise click.UsageError(f"--leave and --via go with --mode internal, not with {mode}")
-    change(Checkpoint(name, mode, memory or "", plain, leave, via))
+    launches = current_app().launcher is not None
+    if convert:
+        given = click.get_current_context().get_parameter_source("mode")
+        if given is not click.core.ParameterSource.DEFAULT or memory is not None or plain:
+            raise click.UsageError(
+                "--convert is for a checkpoint that exists: omit --mode, --memory, --plain"
+            )
+        if not launches:
+            raise click.UsageError("--convert starts another QEMU: say how, with --launcher COMMAND")
+        change(MakeStore(name), do=_make_store)
+        return
+    store = launches and mode == "background"
+
+    async def take(vm: VM, plan: Plan, hooks: Hooks) -> Done:
+        done = await vm.run(plan, hooks)
+        return await with_store(vm, done, name, vm.launcher, hooks) if mode == "background" else done
+
+    change(Checkpoint(name, mode, memory or "", plain, leave, via, store), do=take)
+
+
+async def _make_store(vm: VM, plan: Plan, hooks: Hooks) -> Done:
+    """Make the store; it is planned again, for a helper QEMU that was started by then."""
+    assert isinstance(plan.intent, MakeStore)  # noqa: S101 - as given above
+    return await vm.make_store(plan.intent.name, hooks=hooks)

@@ -56,12 +56,13 @@ def revert(
 ) -> None:
     """Revert to the snapshot or checkpoint NAME.
 
-    In the same QEMU: to checkpoints that are internal or were taken with --mode in-place, and to
-    snapshots of disks, after which the guest is reset (QEMU ends then if it was started with -no-reboot).
+    In the same QEMU: to checkpoints that are internal, were taken with --mode in-place, or were converted
+    (checkpoint --convert), and to snapshots of disks, after which the guest is reset (QEMU ends then if it
+    was started with -no-reboot).
     A running guest continues to run, a paused one stays paused.
 
-    In a new QEMU: to checkpoints taken with --mode stop or background. First --prepare, then start the new
-    QEMU from the files that it prints, then --into-incoming on the new one.
+    In a new QEMU: to checkpoints of the modes stop, background and in-place. First --prepare, then start the
+    new QEMU from the files that it prints, then --into-incoming on the new one.
 
     With the machine off: to a snapshot of disks by overlays, from which it is started then; to an internal
     one by reverting the images, all or none of them. No memory is loaded.

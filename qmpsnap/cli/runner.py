@@ -82,12 +82,22 @@ def run_alone(work: Callable[[Signals], Awaitable[T]]) -> T:
     return asyncio.run(interruptible())
 
 
-def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ()) -> None:
+async def _run(vm: VM, plan: Plan, given: Hooks) -> Done:
+    return await vm.run(plan, given)
+
+
+def change(
+    intent: Intent,
+    then: Callable[[Done], Iterable[str]] = lambda _: (),
+    *,
+    do: Callable[[VM, Plan, Hooks], Awaitable[Done]] = _run,
+) -> None:
     """Plan the intent and run it, or with -n print the plan.
 
     Args:
         intent: The intent.
         then: Gives more lines for the end of the text: what to do next.
+        do: How it is run.
     """
     app = current_app()
 
@@ -97,7 +107,7 @@ def change(intent: Intent, then: Callable[[Done], Iterable[str]] = lambda _: ())
             return plan
         bar = reporter(asked=app.progress, as_json=app.json) if plan.job_id or plan.moves_memory else None
         with signals.operation(plan, bar):
-            return await vm.run(plan, hooks(signals, bar))
+            return await do(vm, plan, hooks(signals, bar))
 
     result = run(work)
     if isinstance(result, qmpsnap.Done):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.plan.intent import Checkpoint
+from qmpsnap.plan.intent import Checkpoint, MakeStore
 
 
 def test_checkpoint_has_the_promised_defaults(intent):
@@ -15,6 +15,16 @@ def test_checkpoint_has_the_promised_defaults(intent):
 def test_checkpoint_asks_for_the_mode_and_the_file(intent, mode):
     asked = intent("checkpoint", "c1", "--mode", mode, "--memory", "m")
     assert asked == Checkpoint("c1", mode, f"{Path.cwd()}/m")
+
+
+def test_checkpoint_in_the_background_gets_a_store_where_a_launcher_is_given(intent):
+    words = ("checkpoint", "c1", "--launcher", "start-vm")
+    assert intent(*words, "--mode", "background") == Checkpoint("c1", "background", store=True)
+    assert intent(*words, "--mode", "in-place") == Checkpoint("c1", "in-place")
+
+
+def test_checkpoint_that_exists_is_converted(intent):
+    assert intent("checkpoint", "--convert", "c1", "--launcher", "start-vm") == MakeStore("c1")
 
 
 def test_checkpoint_internal_is_an_intent_of_its_own(intent):
@@ -35,6 +45,9 @@ def test_checkpoint_internal_is_an_intent_of_its_own(intent):
             "--leave and --via go with --mode internal, not with in-place",
         ),
         (("--mode", "live"), "'live' is not one of"),
+        (("--convert",), "--convert starts another QEMU: say how, with --launcher COMMAND"),
+        (("--convert", "--mode", "stop"), "--convert is for a checkpoint that exists: omit --mode"),
+        (("--convert", "--memory", "m", "--launcher", "x"), "--convert is for a checkpoint that exists"),
     ],
 )
 def test_checkpoint_refuses_options_of_another_mode(qmpsnap, words, expected):

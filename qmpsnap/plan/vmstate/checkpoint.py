@@ -48,6 +48,8 @@ _POSTMIGRATE = (
     "to another file (--mode in-place has no such limit)"
 )
 
+STORE_NEXT = "then a helper QEMU writes its memory into a store, from which this QEMU can revert"
+
 # What can be taken of a machine whose monitor takes no open files, by whether QEMU's files are visible.
 _INSTEAD = {
     True: ", or use --mode in-place",
@@ -113,6 +115,8 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         notes += revert_notes(intent.name, new.disks, machine)
     if mode != intent.mode:
         notes.append(f"the guest is paused, so its memory is saved as with --mode {mode}")
+    if mode == "background" and intent.store:
+        notes.append(STORE_NEXT)
     if mode == "stop" and not machine.running:
         notes.append(_POSTMIGRATE)
     checkpoint = Plan(
@@ -165,7 +169,7 @@ def _stream(
     kept: tuple[Step, ...] = ()
     if background:
         writing = await_migration("writing", may_stop=passage.may_stop)
-        steps = (*pause, take, save, *passage.released, writing, *go_on)
+        steps = (*pause, take, save, writing, *go_on, *passage.released)
         kept = (await_migration("kept", may_stop=passage.may_stop),)
     else:
         steps = (*pause, save, *passage.released, await_migration("saved"), take, *go_on)

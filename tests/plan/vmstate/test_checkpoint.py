@@ -56,11 +56,31 @@ def test_checkpoint_that_may_be_plain_encrypts_its_overlays_nevertheless(mode: F
 def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
     plan = planned(Checkpoint("c1", "background"), TWO)
     assert kinds(plan)[8:16] == [
-        *("stop", "transaction", "migrate", "remove-fd", "await-migration", "cont"),
+        *("stop", "transaction", "migrate", "await-migration", "cont", "remove-fd"),
         *("await-migration", "await-closed"),
     ]
     waits = [step.arguments["until"] for step in plan.steps if step.command == "await-migration"]
     assert waits == ["settled", "writing", "kept"]
+
+
+@each(
+    ("running", "command", "note"),
+    [
+        (
+            True,
+            "create-memory",
+            "then a helper QEMU writes its memory into a store, from which this QEMU can revert",
+        ),
+        (False, "create-store", "the guest is paused, so its memory is saved as with --mode in-place"),
+    ],
+)
+def test_checkpoint_with_a_store_needs_no_helper_where_the_guest_is_paused(
+    command: str, note: str, *, running: bool
+) -> None:
+    machine = a_machine(TWO, running=running)
+    plan = planned(Checkpoint("c1", "background", store=True), TWO, machine=machine)
+    assert command in kinds(plan)
+    assert note in plan.notes
 
 
 def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
