@@ -47,6 +47,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "cont": ("guest", "cont"),
         "stop": ("guest", "stop"),
         "qmp": ("qmp", "qmp"),
+        "replay": ("replay", "replay"),
         "completion": ("completion", "completion"),
     }
 )

@@ -1,0 +1,91 @@
+"""Records of sessions with real QEMUs replay to the same results, on the command line, too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace as dataclasses_replace
+from pathlib import Path
+
+import pytest
+
+import qmpsnap
+from integration.cli import Cli
+from integration.known_images import KIB, QEMUS
+from integration.machines import blockdev
+from qmpsnap.testing.replay import replay
+
+
+def lasting(result):
+    """A result without its times, which are others each time."""
+    return dataclasses_replace(result, elapsed_s=0.0, standstill_s=None)
+
+
+async def story(vm):
+    """What is recorded and replayed: chains, a snapshot, a commit with a pivot, a checkpoint, a revert."""
+    results = [(await vm.graph()).chains()]
+    results.append(lasting(await vm.snapshot("n1", files={"vda": results[0]["vda"][0] + ".n1"})))
+    results.append(lasting(await vm.commit("vda", base=results[0]["vda"][0])))
+    results.append(lasting(await vm.checkpoint("c1", mode="internal")))
+    results.append(lasting(await vm.revert("c1")))
+    with pytest.raises(qmpsnap.CommandFailed) as caught:
+        await vm.execute("block_resize", {"device": "no-such-device", "size": 1})
+    return [*results, caught.value.desc, await vm.status()]
+
+
+async def test_record_replays_to_the_same_results(qemu, images, machine, tmp_path):
+    record = tmp_path / "session"
+    active = images("base <- s1").active
+    with machine(*blockdev("vda", active)) as running:
+        running.write("vda", 0xA1, 0, 64 * KIB)
+        running.qmp("cont")
+        async with running.connect(shared_fs=False, record=record) as vm:
+            first = await story(vm)
+    async with replay(record, tmp_path / "s") as server:
+        async with qmpsnap.connect(server.path, shared_fs=False, name="test") as vm:
+            again = await story(vm)
+        assert server.refused == []
+    assert again == first
+
+
+async def test_record_cut_anywhere_replays_up_to_there(images, machine, tmp_path, qemu, everything):
+    if qemu is not QEMUS[0]:
+        pytest.skip("the record's end is the same whatever QEMU wrote it")
+    record = tmp_path / "session"
+    with machine(*blockdev("vda", images("base <- s1").active)) as running:
+        async with running.connect(shared_fs=False, record=record) as vm:
+            await vm.snapshot("n1", files={"vda": tmp_path / "n1"})
+    data = record.read_bytes()
+    cuts = range(1000, len(data), 97 if everything else len(data) // 9)
+    for number, cut in enumerate(cuts):
+        part = tmp_path / f"part-{number}"
+        part.write_bytes(data[:cut])
+        with pytest.raises((qmpsnap.LinkLost, qmpsnap.ConnectFailed, qmpsnap.Malformed)):
+            async with (
+                replay(part, tmp_path / "s") as server,
+                qmpsnap.connect(server.path, shared_fs=False) as vm,
+            ):
+                await vm.snapshot("n1", files={"vda": tmp_path / "n1"})
+
+
+def test_command_line_records_and_replays(qemu, images, machine, tmp_path):
+    if qemu is not QEMUS[0]:
+        pytest.skip("the command line is the same on every QEMU")
+    record = tmp_path / "session"
+    with machine(*blockdev("vda", images("base <- s1").active)) as running:
+        cli = Cli(running)
+        first = cli("--json", "--shared-fs", "no", "--record", str(record), "chain")
+        assert first.code == 0
+        assert cli("--record", str(record), "chain").code == 3  # it is never overwritten
+    assert record.stat().st_mode & 0o777 == 0o600
+    command = [sys.executable, "-m", "qmpsnap"]
+    words = [*command, "--json", "replay", record, "--listen", tmp_path / "s"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert json.loads(server.stdout.readline())["socket"] == str(tmp_path / "s")
+        asked = [*command, "-s", tmp_path / "s", "--json", "--shared-fs", "no", "chain"]
+        again = subprocess.run(asked, capture_output=True, text=True, check=True)
+        assert json.loads(again.stdout) == first.json
+        assert server.stdout.read() == ""
+        assert server.wait(10) == 0
+    assert not Path(tmp_path / "s").exists()

@@ -1,0 +1,52 @@
+"""`qmpsnap replay`: serve the record of a session as a QMP server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.options import FILE
+from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.runner import current_app, run_alone
+from qmpsnap.cli.signals import Signals
+from qmpsnap.model.printable import printable
+from qmpsnap.testing.replay import replay as served
+
+
+@verb(
+    "replay",
+    example="qmpsnap replay session.jsonl --listen /tmp/vm1.sock",
+    short_help="Serve a recorded session as a QMP server.",
+)
+@click.argument("file", type=FILE)
+@click.option(
+    "--listen",
+    "path",
+    type=FILE,
+    metavar="PATH",
+    help="The socket to create. [default: FILE.sock]",
+)
+def replay(file: str, path: str | None) -> None:
+    """Serve the record FILE, which --record has made, on a unix socket.
+
+    Clients get the recorded replies and events, each client the next session of the record; a command that
+    is not the recorded one gets an error that says what was expected. Ends when the last session was played,
+    or by Ctrl-C.
+    """
+    as_json = current_app().json
+
+    async def serve(signals: Signals) -> tuple[str, ...]:
+        async with served(file, path or f"{file}.sock") as server:
+            emit(json_line(socket=server.path) if as_json else f"listening on {printable(server.path)}")
+            with signals.ends() as end:
+                ended = asyncio.ensure_future(end.wait())
+                played = asyncio.ensure_future(server.played.wait())
+                await asyncio.wait({ended, played}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (ended, played):
+                    task.cancel()
+            return tuple(server.refused)
+
+    for refusal in run_alone(serve):
+        emit(json_line(refused=refusal) if as_json else f"refused: {printable(refusal)}")
