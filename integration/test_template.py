@@ -77,6 +77,11 @@ async def test_ten_clones_of_a_guest_go_on_each_for_itself(qemu, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
         await vm.delete("t1")
         assert [name for name in listing(folder) if "t1" in name and not name.endswith("qcow2")] == []
+        async with vm.fork(2, directory=tmp_path) as children:
+            async for child in children:
+                assert await counter(child.vm).get() == {"RAM": "8", "vda": "8"}
+                await counter(child.vm).set(20 + child.number)
+        assert await counter(vm).get() == {"RAM": "8", "vda": "8"}
 
 
 def launcher(qemu, *extra, arguments=None):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Unsupported,
         WouldLose,
     )
+    from qmpsnap.fork import Child, Children
     from qmpsnap.group import Group, GroupDone, GroupIntent, GroupMoment
     from qmpsnap.jobs import Jobs
     from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Group", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM",
     "Console", "Port", "Launcher", "launcher_of", "Start", "GuestMemory", "Template", "open_template",
+    "Children", "Child",
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
@@ -148,6 +150,7 @@ _HOMES = (
     "run.target",
     "run.view",
     "template",
+    "fork",
     "vm",
 )
 

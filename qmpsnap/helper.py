@@ -18,7 +18,7 @@ from qmpsnap.model.start import GuestMemory, Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
-from qmpsnap.run.disk import in_thread
+from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.scratch import Scratch
 
@@ -112,7 +112,7 @@ async def throwaway(
         InvalidTarget: When they cannot be created.
     """
     async with AsyncExitStack() as stack:
-        made = await in_thread(partial(Scratch, directory))
+        made = await made_in_thread(partial(Scratch, directory), Scratch.close)
         stack.push_async_callback(_close, made)
         images, disks = Images(), {}
         for view in views:

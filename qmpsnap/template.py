@@ -40,7 +40,7 @@ from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Load, SaveDevices
 from qmpsnap.run import template_files
-from qmpsnap.run.disk import in_thread
+from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import remove_state_file
@@ -123,12 +123,12 @@ class Template(Generic[M]):
         record, up = self.record, anyio.Event()
         async with AsyncExitStack() as stack:
             memory = self._memory()
-            lock = await in_thread(partial(_hold, memory.file, record.name))
-            if lock is not None:
-                stack.callback(os.close, lock)
+            lock = await made_in_thread(partial(_hold, memory.file, record.name), _release)
+            stack.callback(_release, lock)
             await in_thread(partial(template_files.refuse_changed, self.directory, record))
             if kept:
-                await in_thread(partial(template_files.create_directory, kept))
+                create = partial(template_files.create_directory, kept)
+                await made_in_thread(create, lambda _: remove_tree(kept))
                 stack.push_async_callback(_drop, kept, up)
             disks, own = await stack.enter_async_context(throwaway(record.views(), place, keep=kept))
             given = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
@@ -275,22 +275,38 @@ async def _merge_back(vm: OneMachine, name: str, taken: Done) -> None:
 
 
 async def template_of(
-    vm: OneMachine, name: str, directory: str, launcher: Starter[M], *, scratch: str = ""
+    vm: OneMachine,
+    name: str,
+    directory: str,
+    launcher: Starter[M],
+    *,
+    scratch: str = "",
+    lasting: bool = True,
 ) -> Template[M]:
-    """Make a template of a checkpoint that exists; the machine is not touched. See `VM.freeze_template`."""
+    """Make a template of a checkpoint that exists; the machine is not touched. See `VM.freeze_template`.
+
+    Args:
+        vm: The machine.
+        name: The checkpoint's name.
+        directory: The directory; absolute.
+        launcher: Starts the helper QEMU.
+        scratch: Directory for what is thrown away.
+        lasting: Whether it has to outlive a power cut: then all is on the disk.
+    """
     state = await kept_state(vm, name)
     views = await vm.views(name)
-    made = await in_thread(partial(template_files.Partial, directory, state.fingerprint.memory))
+    partly = template_files.Partial
+    made = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
     keepers: dict[str, str] = {}
     try:
-        unkept = await _keep(views, name, keepers)
+        unkept = await _keep(views, name, keepers, synced=lasting)
         disks = await in_thread(partial(_disks, views))
         memory = GuestMemory(file=made.memory, size_bytes=state.fingerprint.memory, share=True)
         async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
             await refuse_other_memory(helper, memory)
             await helper.run(await helper.plan(SaveDevices(name, made.state)))
             sealed = await _seals(helper)
-        memory_state, devices_state = await in_thread(partial(made.seal, sealed=sealed))
+        memory_state, devices_state = await in_thread(partial(made.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -350,13 +366,16 @@ async def _seals(vm: OneMachine) -> bool:
     )
 
 
-async def _keep(views: Iterable[DiskView], name: str, made: dict[str, str]) -> tuple[str, ...]:
+async def _keep(
+    views: Iterable[DiskView], name: str, made: dict[str, str], *, synced: bool
+) -> tuple[str, ...]:
     """Create an empty image on each layer; return the layers on which none could be created.
 
     Args:
         views: How each disk is read.
         name: The template's name.
         made: Receives each image with its layer.
+        synced: Whether they have to be on the disk.
     """
     images, token, unkept = Images(), secrets.token_hex(4), []
     layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
@@ -371,6 +390,7 @@ async def _keep(views: Iterable[DiskView], name: str, made: dict[str, str]) -> t
                 like=file,
                 backing=file,
                 backing_format=layer.format,
+                synced=synced,
             )
         except InvalidTarget as error:
             del made[keeper]
@@ -439,3 +459,8 @@ def _hold(file: str, name: str) -> int | None:
         return hold(file, name)
     except OSError:
         return None
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)

@@ -16,8 +16,9 @@ import anyio
 
 from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
+from qmpsnap.fork import Children, fork
 from qmpsnap.jobs import Jobs
-from qmpsnap.model.arguments import NewName, Speed, Text, check, refuse, texts
+from qmpsnap.model.arguments import AtLeastOne, NewName, Speed, Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
@@ -855,6 +856,49 @@ class VM:
         called = os.path.basename(place) if name is None else name  # noqa: PTH119
         check("name", called, NewName)
         return await freeze(self, place, called, start)
+
+    @asynccontextmanager
+    async def fork(
+        self,
+        count: int,
+        *,
+        of: str | None = None,
+        launcher: Launcher | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> AsyncIterator[Children[VM]]:
+        """Start machines whose guests go on from where this one is now, or was at a checkpoint.
+
+        This one is paused for the moment of a checkpoint, then keeps running, or stays paused. The children
+        share the memory that they do not change, and have overlays of their own; each is told of as soon as
+        it runs. One that cannot be started tells why, and the others live.
+
+        At the end of the block all children end, and everything that was made for them is removed. The
+        overlay that this machine's disks got is merged back, so that they write to the files of before; where
+        that is not possible, because the machine has ended for instance, the checkpoint stays: its name
+        begins with `fork-`.
+
+        Args:
+            count: How many, 1 or more.
+            of: An existing checkpoint; None: one is taken.
+            launcher: Starts each child, and a helper QEMU; None: that of this machine.
+            directory: Directory for what is thrown away, with room for the memory, the checkpoint excepted;
+                a tmpfs is faster. None: that for temporary files.
+
+        Yields:
+            The children: `async for child in children`, each with `child.vm`, which raises its error.
+
+        Raises:
+            NotFound: When no checkpoint is called `of`.
+            InvalidTarget: When there is too little space.
+            Unsupported: As `freeze_template`.
+            Refused, TargetError: As `checkpoint` and the launcher do, before the first child.
+        """
+        start = self._launcher(launcher)
+        check("count", count, AtLeastOne)
+        check("of", of, Text | None)
+        place = "" if directory is None else absolute("directory", directory)
+        async with fork(self, count, start, of=of or "", directory=place) as children:
+            yield children
 
     def _launcher(self, given: Launcher | None) -> Launcher:
         """The caller's launcher, or this machine's own."""

@@ -124,7 +124,7 @@ def _public(name: str) -> Any:
 
 WITHOUT_JSON = {  # no results, or strings
     "VM", "Group", "Jobs", "Hooks", "Stage", "JobStatus", "IoStatus", "Changed", "Start", "GuestMemory",
-    "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console", "Port",
+    "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console", "Port", "Child", "Children",
 }  # fmt: skip
 
 

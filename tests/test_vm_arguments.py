@@ -130,6 +130,15 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"directory": "/t", "launcher": print},
         {"directory": PATH, "name": ("", *NEW[2:]), "of": MAYBE, "launcher": CALLED},
     ),
+    "fork": (
+        {"count": 1, "launcher": print},
+        {
+            "count": COUNT,
+            "of": MAYBE,
+            "launcher": CALLED,
+            "directory": tuple(one for one in PATH if one is not None),
+        },
+    ),
     "records_in": ({"directory": "/t"}, {"directory": PATH}),
     "revert": (
         {"name": "old"},

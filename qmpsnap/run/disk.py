@@ -40,6 +40,18 @@ async def in_thread(work: Callable[[], T]) -> T:
         raise
 
 
+async def made_in_thread(make: Callable[[], T], drop: Callable[[T], None]) -> T:
+    """Make something by blocking work in a thread; a cancelled call drops it again, also by blocking work."""
+    made: list[T] = []
+    try:
+        await in_thread(lambda: made.append(make()))
+    except BaseException:
+        for one in made:
+            drop(one)
+        raise
+    return made[0]
+
+
 def sync_directory(directory: str | int) -> None:
     """Sync a directory, given by path or descriptor, so that its names survive a power loss."""
     descriptor = open_directory(directory) if isinstance(directory, str) else directory

@@ -114,11 +114,12 @@ class Partial:
         finally:
             os.close(descriptor)
 
-    def seal(self, *, sealed: bool) -> tuple[FileState, FileState]:
-        """Sync both files, make them read-only, and say what they are: the memory, and the devices' state.
+    def seal(self, *, sealed: bool, synced: bool = True) -> tuple[FileState, FileState]:
+        """Make both files read-only, and say what they are: the memory, and the devices' state.
 
         Args:
             sealed: Whether the memory's file is made read-only too: QEMU 7.2 opens it for writing.
+            synced: Whether they have to be on the disk.
 
         Raises:
             InvalidTarget: When that fails.
@@ -128,7 +129,8 @@ class Partial:
                 descriptor = open_file(file)
                 try:
                     os.fchmod(descriptor, mode)
-                    os.fsync(descriptor)
+                    if synced:
+                        os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
             memory, state = look((self.memory, self.state)).values()

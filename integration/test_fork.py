@@ -1,0 +1,104 @@
+"""Forks: what a parent is like while children run, and that nothing is left of them however they end."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+import qmpsnap
+from integration.known_images import KIB, MIB, content, overwritten
+from integration.machines import CHEAP, blockdev, listing
+from qmpsnap.errors import ConnectFailed, NotFound
+
+pytestmark = pytest.mark.timeout(60)
+WRITE, CHILD = (0xA1, 6 * MIB, 64 * KIB), (0xB0, 7 * MIB, 64 * KIB)
+
+
+async def write(vm, pattern, offset, length):
+    line = f'qemu-io -d /machine/peripheral/vda/virtio-backend "write -P {pattern} {offset} {length}"'
+    assert await vm.execute("human-monitor-command", {"command-line": line}) == ""
+
+
+@asynccontextmanager
+async def parent(qemu, active):
+    argv = [qemu.system, *CHEAP, *blockdev("vda", active)]
+    async with qmpsnap.launch([word for word in map(str, argv) if word != "-S"]) as vm:
+        await vm.cont()
+        yield vm
+
+
+async def test_children_go_on_from_a_running_or_paused_machine_and_leave_nothing(qemu, images, tmp_path):
+    vda = images("base <- s1")
+    async with parent(qemu, vda.active) as vm:
+        await write(vm, *WRITE)
+        before, chains = listing(tmp_path), (await vm.graph()).chains()
+        for runs in (True, False):
+            if not runs:
+                await vm.stop()
+            files = []
+            async with vm.fork(3, directory=tmp_path) as children:
+                assert children.standstill_s < 1
+                async for child in children:
+                    assert (await child.vm.status()).running
+                    await write(child.vm, CHILD[0] + child.number, *CHILD[1:])
+                    files.append((await child.vm.graph()).disks["vda"].active.file)
+                assert len({*files}) == 3
+                assert (await vm.status()).running is runs
+                await write(vm, 0xA3, 5 * MIB, 4 * KIB)
+            assert (listing(tmp_path), (await vm.graph()).chains()) == (before, chains)
+            assert (await vm.status()).running is runs
+            assert await vm.jobs.list() == ()
+    assert qemu.read(vda.active) == overwritten(overwritten(content(2), WRITE), (0xA3, 5 * MIB, 4 * KIB))
+    qemu.check_chain(*vda.files[::-1])
+
+
+async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, images, tmp_path):
+    vda = images("base")
+    async with parent(qemu, vda.active) as vm:
+        before, begun = listing(tmp_path), []
+
+        def third_is_bad(start):
+            begun.append(start)
+            return qmpsnap.launch(["/missing"]) if len(begun) == 3 else vm.launcher(start)
+
+        await vm.checkpoint("c1", mode="in-place")
+        with_moment = listing(tmp_path)
+        async with vm.fork(3, of="c1", launcher=third_is_bad, directory=tmp_path) as children:
+            known = [child async for child in children]
+            (bad,) = [child for child in known if child.error is not None]
+            with pytest.raises(ConnectFailed, match="/missing"):
+                _ = bad.vm
+            alive = [(await child.vm.status()).running for child in known if child is not bad]
+            assert (alive, children.standstill_s) == ([True, True], None)
+        assert listing(tmp_path) == with_moment
+        await vm.delete("c1")
+        with pytest.raises(NotFound):
+            async with vm.fork(1, of="none", directory=tmp_path):
+                raise AssertionError
+        with pytest.raises(ConnectFailed):
+            async with vm.fork(1, launcher=lambda _: qmpsnap.launch(["/missing"]), directory=tmp_path):
+                raise AssertionError
+        assert [name for name in listing(tmp_path) if "fork" in name or "run-" in name] == []
+        assert set(before) - set(listing(tmp_path)) == set()
+
+
+@pytest.mark.parametrize("how", ["early", "error", "cancelled"])
+async def test_fork_that_is_left_early_leaves_nothing(qemu, images, tmp_path, how):
+    vda = images("base")
+    async with parent(qemu, vda.active) as vm:
+        before = listing(tmp_path)
+        with contextlib.suppress(ZeroDivisionError), anyio.CancelScope() as scope:
+            async with vm.fork(3, directory=tmp_path) as children:
+                async for _ in children:
+                    break
+                if how == "error":
+                    raise ZeroDivisionError
+                if how == "cancelled":
+                    scope.cancel()
+                    await anyio.sleep_forever()
+        assert listing(tmp_path) == before
+        assert (await vm.graph()).chains() == {"vda": tuple(vda.files)}
+        assert (await vm.status()).running

@@ -1,0 +1,175 @@
+"""Forks: running machines that go on from where another one is, while that keeps running."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Generic
+
+import anyio
+
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.one_machine import M, OneMachine, Starter
+from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.scratch import Scratch
+from qmpsnap.template import Template, take, take_back, template_of
+
+_log = get_logger("qmpsnap.fork")
+_PREFIX: Final = "fork-"
+
+
+@dataclass(frozen=True, slots=True)
+class Child(Generic[M]):
+    """One of the machines of a fork.
+
+    Attributes:
+        number: 0 for the first.
+        machine: The machine, its guest running; None: it could not be started.
+        error: Why it could not be started; None: it runs.
+    """
+
+    number: int
+    machine: M | None = None
+    error: QmpsnapError | None = None
+
+    @property
+    def vm(self) -> M:
+        """The machine, its guest running.
+
+        Raises:
+            QmpsnapError: Why it could not be started.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.machine is not None  # noqa: S101 - one of the two is there
+        return self.machine
+
+
+class Children(Generic[M]):
+    """The machines of a fork, in the order in which they begin to run; `async for child in children`.
+
+    Attributes:
+        count: How many there are.
+        standstill_s: Seconds for which the guest was paused; None: it was a checkpoint of before.
+    """
+
+    def __init__(self, count: int, standstill_s: float | None) -> None:
+        self.count = count
+        self.standstill_s = standstill_s
+        self._known: list[Child[M]] = []
+        self._news = anyio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Child[M]]:
+        """Each machine, as soon as it runs or has failed."""
+        seen = 0
+        while seen < self.count:
+            news = self._news
+            for child in self._known[seen:]:
+                seen += 1
+                yield child
+            if seen < self.count:
+                await news.wait()
+
+    def tell(self, child: Child[M]) -> None:
+        """Add the next one."""
+        self._known.append(child)
+        self._news.set()
+        self._news = anyio.Event()
+
+
+class _Fork(Generic[M]):
+    """Starts and ends the children."""
+
+    def __init__(self, template: Template[M], children: Children[M], place: str) -> None:
+        self._template = template
+        self._children = children
+        self._place = place
+        self._over = anyio.Event()
+        self._starting: set[anyio.CancelScope] = set()
+        self._turns = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+
+    async def live(self, number: int) -> None:
+        """Start a child, and end it when all end; its failure is its own."""
+        try:
+            async with AsyncExitStack() as stack:
+                with anyio.CancelScope() as scope:
+                    self._starting.add(scope)
+                    async with self._turns:
+                        clone = self._template.clone(directory=self._place)
+                        machine = await stack.enter_async_context(clone)
+                self._starting.discard(scope)
+                if not scope.cancelled_caught:
+                    self._children.tell(Child(number, machine))
+                    await self._over.wait()
+        except QmpsnapError as error:
+            if self._over.is_set():
+                _log.warning("child.ended", number=number, reason=str(error))
+            else:
+                self._children.tell(Child(number, error=error))
+
+    def end(self) -> None:
+        """Let all children end."""
+        self._over.set()
+        for scope in self._starting:
+            scope.cancel()
+
+
+@asynccontextmanager
+async def fork(
+    vm: OneMachine, count: int, launcher: Starter[M], *, of: str = "", directory: str = ""
+) -> AsyncIterator[Children[M]]:
+    """Start machines that go on from where this one is, or was at a checkpoint; see `VM.fork`.
+
+    Args:
+        vm: The machine.
+        count: How many.
+        launcher: Starts each of them, and the helper.
+        of: The checkpoint; "": one is taken, and deleted at the end.
+        directory: Directory for what is thrown away; "": that for temporary files.
+    """
+    async with AsyncExitStack() as stack:
+        place = await made_in_thread(partial(Scratch, directory), Scratch.close)
+        stack.push_async_callback(_shielded, place)
+        name, standstill = of, None
+        if not of:
+            name = f"{_PREFIX}{secrets.token_hex(4)}"
+            taken = await take(vm, name)
+            standstill = taken.standstill_s
+            stack.push_async_callback(take_back, vm, name, taken)
+        where = posixpath.join(place.path, "template")
+        template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
+        stack.push_async_callback(_remove, template)
+        children: Children[M] = Children(count, standstill)
+        running = _Fork(template, children, place.path)
+        failed: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(running.live, number)
+            try:
+                yield children
+            except Exception as error:  # noqa: BLE001 - the group would wrap what the block raised
+                failed = error
+            finally:
+                running.end()
+        if failed is not None:
+            raise failed
+
+
+async def _shielded(place: Scratch) -> None:
+    with anyio.CancelScope(shield=True):
+        await in_thread(place.close)
+
+
+async def _remove(template: Template[M]) -> None:
+    """Remove the template, which nobody uses any more."""
+    with anyio.CancelScope(shield=True):
+        try:
+            await template.remove()
+        except QmpsnapError as error:
+            _log.warning("template.left", directory=template.directory, reason=str(error))
