@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qmpsnap.testing.shared.pool import InUse, Pool
     from qmpsnap.testing.shared.standing import Reset
 
-_RESETS: Final = ("memory", "disks", "boot", "none")
+_RESETS: Final = ("memory", "clone", "disks", "boot", "none")
 _IN_USE: Final = pytest.StashKey["InUse"]()
 _POOL: Final = pytest.StashKey["Pool"]()
 _WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
@@ -72,8 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker."""
     config.addinivalue_line(
         "markers",
-        "qmpsnap(reset='memory'|'disks'|'boot'|'none'): how the machine of vm and guest is put back before "
-        "the test; default: the fastest way that works for the machine",
+        "qmpsnap(reset='memory'|'clone'|'disks'|'boot'|'none'): how the machine of vm and guest is put back "
+        "before the test; default: the fastest way that works for the machine",
     )
 
 

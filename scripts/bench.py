@@ -21,11 +21,13 @@ from bench_itself import events, many, processes
 from bench_jobs import job_ends, jobs
 from bench_machines import Bench
 from bench_offline import offline
+from bench_plugin import plugin
 from bench_rows import HEADER
 from bench_trees import trees
 
 GROUPS = (
     snapshots, deletes, checkpoints, graphs, job_ends, jobs, backups, processes, many, events, trees, offline,
+    plugin,
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def test_options_of_the_command_line_go_before_those_of_the_ini_file():
     ("option", "words"),
     [
         ({"accel": "hvf"}, "give kvm or tcg"),
-        ({"reset": "fast"}, "give one of memory, disks, boot, none"),
+        ({"reset": "fast"}, "give one of memory, clone, disks, boot, none"),
         ({"memory": "much"}, "are numbers"),
         ({"boot_limit": "soon"}, "are numbers"),
     ],

@@ -78,7 +78,6 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
         prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
         member: Which machine of a group it is, where a moment of all of them is taken; else None.
-        process: Which QEMU its client was connected to; "" where that was not known.
         directory: Where the record lies; not part of what is written.
         live: Whether its client is at work yet; not part of what is written.
     """
@@ -101,7 +100,6 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     prepared: Mapping[str, AbsolutePath] = Frozen()
     memory: Text = ""
     member: Member | None = None
-    process: Text = ""
     directory: str = ""
     live: bool = False
 

@@ -41,7 +41,7 @@ def from_json(text: str, *, directory: str = "") -> Record:
     match record:
         case IntentRecord():
             for name in IntentRecord.__struct_fields__:  # what is owed is not known by half
-                if name not in {*body, *_ELSEWHERE, "process"}:  # which older ones do not have
+                if name not in {*body, *_ELSEWHERE}:
                     raise ValueError(f"{name!r} is missing")
             check_intent(record)
         case MomentRecord():  # older ones have fewer fields

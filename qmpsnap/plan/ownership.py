@@ -102,18 +102,6 @@ def ran_here(record: IntentRecord, process: str) -> bool:
     return bool(process) and record.origin is not None and record.origin.process == process
 
 
-def began_here(record: IntentRecord, process: str) -> bool:
-    """Whether the record's client was certainly connected to this very QEMU.
-
-    The chains do not show this any more once another client has reverted the disks.
-
-    Args:
-        record: The record.
-        process: Which QEMU it is; "" where that is not known.
-    """
-    return bool(process) and (record.process == process or ran_here(record, process))
-
-
 def stands_here(record: IntentRecord, graph: Graph, records: Collection[Record]) -> bool:
     """Whether a chain of now shows that the record is of this machine.
 

@@ -101,11 +101,11 @@ def plan(job_id: str, scene: Scene) -> Plan:
 
 
 def _refuse_not_left(record: IntentRecord, scene: Scene) -> None:
-    process = scene.machine.process if isinstance(scene, GuestScene) else scene.process
+    process = scene.machine.process if isinstance(scene, GuestScene) else ""
     if not (
         any(job.id == record.id for job in scene.jobs)
         or ownership.stands_here(record, scene.graph, scene.files.records)
-        or ownership.began_here(record, process)
+        or ownership.ran_here(record, process)
     ):
         chains = "; ".join(f"{disk}: {' on '.join(files)}" for disk, files in record.chains.items())
         raise NotFound(

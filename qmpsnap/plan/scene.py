@@ -25,7 +25,6 @@ class Scene:
         features: What this QEMU can do.
         now: Time of planning, UTC, ISO 8601, for records.
         state_dir: Where records go when the caller says so, else "".
-        process: Which process has the images open, if an operation is resumed; else "".
     """
 
     graph: Graph
@@ -34,7 +33,6 @@ class Scene:
     features: Features
     now: str
     state_dir: str = ""
-    process: str = ""
 
     @property
     def names(self) -> frozenset[str]:

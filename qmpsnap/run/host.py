@@ -47,13 +47,11 @@ class Host:
     Args:
         images: Makes and removes image files.
         catalog: Writes and removes records.
-        process: Tells which process has the images open, or "".
     """
 
-    def __init__(self, images: Images, catalog: Catalog, process: Callable[[], str] = str) -> None:
+    def __init__(self, images: Images, catalog: Catalog) -> None:
         self._images = images
         self._catalog = catalog
-        self._process = process
         self._made: dict[str, Created] = {}
         self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
@@ -95,8 +93,7 @@ class Host:
         await self._actions[step.command](step, **step.arguments)
 
     async def _write_record(self, step: Step, *, directory: str, **_: str) -> None:
-        record = replace(step.detail["record"], process=self._process())
-        await self._catalog.write_intent(record, directory)
+        await self._catalog.write_intent(step.detail["record"], directory)
 
     async def _finish_record(
         self, _: Step, *, directory: str, ids: Collection[str], moments: Collection[str] = ()

@@ -246,8 +246,7 @@ class Planning:
         on_guest = any(record.origin for record in records)
         machine = await guest_of(self._target).machine(graph) if on_guest else None
         jobs, features = await self._target.jobs(), await self._target.features()
-        scene = self._scene(graph, files, jobs, features, machine)
-        return resume.plan(job_id, dataclasses.replace(scene, process=self._target.process))
+        return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
 
     async def interrupted(self, graph: Graph | None, *, live: bool) -> tuple[IntentRecord, ...]:
         """Records of operations whose client went away; see `Jobs.interrupted`."""
@@ -265,11 +264,12 @@ class Planning:
         process = ""
         if len(ours) < len(records):
             ours |= {job.id for job in await self._target.jobs()}
-            process = self._target.process
+            if any(record.origin and record.origin.process for record in records if record.id not in ours):
+                process = self._target.process
         return tuple(
             record
             for record in records
-            if (record.id in ours or ownership.began_here(record, process)) and (live or not record.live)
+            if (record.id in ours or ownership.ran_here(record, process)) and (live or not record.live)
         )
 
 

@@ -82,7 +82,7 @@ class SessionTarget(ABC):
         self._again = again
         self._shared_fs = shared_fs
         self._catalog = Catalog()
-        self._host = Host(images, self._catalog, lambda: self.process)
+        self._host = Host(images, self._catalog)
         self._name = name
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()

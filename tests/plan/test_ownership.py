@@ -74,25 +74,14 @@ def test_record_of_a_disk_that_is_not_there_shows_nothing() -> None:
 @each(("then", "now", "ours"), [("1:1", "1:1", True), ("1:1", "2:2", False), ("", "", False)])
 def test_record_is_of_the_very_qemu_only_when_both_are_known(then: str, now: str, *, ours: bool) -> None:
     assert ownership.ran_here(replace(OF_A, origin=Origin(True, process=then)), now) is ours
-    assert ownership.began_here(replace(OF_A, origin=Origin(True, process=then)), now) is ours
-    assert ownership.began_here(replace(OF_A, process=then), now) is ours
 
 
-def test_resume_takes_the_record_of_this_qemu_although_another_client_has_reverted_its_disks() -> None:
-    record = replace(STREAM, process="1:1")
-    assert finish_record(STATE, (ID,)) in rested(record, "base <- b*", process="1:1")  # type: ignore[operator]
-    with pytest.raises(NotFound, match="another machine"):
-        rested(record, "base <- b*", process="2:2")
-
-
-def rested(
-    record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...] = (), process: str = ""
-) -> object:
+def rested(record: IntentRecord, now: str, *others: Record, jobs: tuple[Job, ...] = ()) -> object:
     of = graph(vda=now)
     files = FakeFiles(of)
     files.records += [record, *others]
     looked = files.look(resume.ask(of, records=(record,)))
-    return resume.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW, process=process)).steps
+    return resume.plan(record.id, Scene(of, looked, jobs, Features(frozenset()), NOW)).steps
 
 
 @each("record", [OF_A, STREAM, PIVOTED, COPIED])

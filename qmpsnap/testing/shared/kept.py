@@ -15,7 +15,7 @@ from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.process import start_program
-from qmpsnap.testing.shared.machine import CONSOLE_LOG, Booted
+from qmpsnap.testing.shared.reset import CONSOLE_LOG, Booted
 from qmpsnap.testing.shared.standing import pictures
 
 _PATIENCE_S: Final = 5.0  # a QEMU that hangs must not hold up the report

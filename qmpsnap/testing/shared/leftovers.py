@@ -11,6 +11,7 @@ import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import CommandFailed, QmpsnapError, Unsupported
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.testing.shared.standing import Standing, in_chains, names_of
@@ -29,10 +30,10 @@ _QUERIES: Final[Sequence[tuple[str, str, Mapping[str, str], str]]] = (
 )
 
 
-async def read_standing(vm: VM) -> Standing:
-    """Read what must be the same before each test."""
+async def read_standing(vm: VM, graph: Graph) -> Standing:
+    """Read what must be the same before each test, in addition to the graph, which was just read."""
     parts = {kind: names_of(key, await vm.execute(command, given)) for kind, command, given, key in _QUERIES}
-    return Standing.of(await vm.graph(), parts)
+    return Standing.of(graph, parts)
 
 
 async def resume(vm: VM) -> None:
@@ -70,9 +71,9 @@ async def end_jobs(vm: VM) -> None:
             await anyio.sleep(0.01)  # a job of somebody else may have no event that we would get
 
 
-async def drop_nodes(vm: VM, known: Collection[str]) -> None:
-    """Close each block node that is in no disk's chain and was not there before."""
-    for _ in range(8):  # a node that another one is based on goes after that
+async def drop_nodes(vm: VM, known: Collection[str]) -> Graph:
+    """Close each block node that is in no disk's chain and was not there before; return what is left."""
+    while True:
         graph = await vm.graph()
         more = [name for name in graph.nodes.keys() - in_chains(graph) - set(known) if name[0] != "#"]
         gone = 0
@@ -81,7 +82,7 @@ async def drop_nodes(vm: VM, known: Collection[str]) -> None:
                 await vm.execute("blockdev-del", {"node-name": name})
                 gone += 1
         if not gone:
-            return
+            return graph  # a node that another one is based on goes after that
 
 
 def record_now(directory: Path, name: str, *, active: Collection[str]) -> dict[Path, bytes]:

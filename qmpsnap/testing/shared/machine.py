@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
 from qmpsnap.entry import connect
-from qmpsnap.errors import GuestFailed, MachineDiffers, QmpsnapError
+from qmpsnap.errors import GuestFailed, QmpsnapError
 from qmpsnap.model.start import Start
-from qmpsnap.testing.shared import leftovers
+from qmpsnap.template import Template
+from qmpsnap.testing.shared import reset as resets
 from qmpsnap.testing.shared.place import Base, overlay_each
-from qmpsnap.testing.shared.standing import Reset, Standing, differences, pictures
+from qmpsnap.testing.shared.reset import RECORDS, Booted, console_size, console_text
+from qmpsnap.testing.shared.standing import Reset, pictures
 from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
 MONITORS: Final = 4
 """How many monitors each QEMU has: the first is ours, the others are for tests."""
 
-READY: Final = "qmpsnap-ready"
-"""Name of the checkpoint of the guest that has booted; of the disks alone, `START`."""
-
-START: Final = "qmpsnap-start"
-
-RECORDS: Final = "records"
-"""Name of the directory there that has the records of its snapshots."""
-
 Ready = Callable[[VM, Path, int], Awaitable[None]]
 """Returns once the guest is ready.
 
@@ -44,35 +38,9 @@ It gets the machine, the directory of its sockets and logs, and how many bytes o
 than this start.
 """
 
-CONSOLE_LOG: Final = "console.log"
-"""Name of the file, in the directory of a QEMU, that gets what the guest writes to its console."""
-
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
-_TRIED: Final[tuple[Reset, ...]] = ("memory", "disks")
+_TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
 _CONSOLE_LINES = 15
-
-
-@dataclass
-class Booted:
-    """A QEMU that runs.
-
-    Attributes:
-        vm: Our own connection to it.
-        directory: Its sockets, logs and images.
-        mode: How it can be put back.
-        leave, ended: Set to let it end, and once it has.
-    """
-
-    vm: VM
-    directory: Path
-    mode: Reset
-    leave: anyio.Event
-    ended: anyio.Event
-    standing: Standing | None = None
-    files: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    records: dict[Path, bytes] = field(default_factory=dict)
-    used: bool = False
-    chains: str = ""
 
 
 @dataclass
@@ -122,6 +90,8 @@ class SharedMachine:
         self._reset = reset
         self._boot_limit = boot_limit
         self._booted: Booted | None = None
+        self._template: Template[VM] | None = None
+        self._starts = 0
         self._failed = ""
         self._lock = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -173,12 +143,12 @@ class SharedMachine:
             return booted
         if booted is None or wanted == "boot" or wanted not in {"none", booted.mode}:
             return await self._boot("boot" if wanted == "none" else wanted)
-        started = time.monotonic()
+        started, mode = time.monotonic(), booted.mode
         try:
-            await self._put_back(booted, wanted)
+            booted = await self._put_back(booted, wanted)
         except _FAILURES as error:
             self.account.again.append(f"{test}: {_line(error)}" if test else _line(error))
-            return await self._boot(booted.mode)
+            return await self._boot(mode)
         self.account.resets.append(time.monotonic() - started)
         return booted
 
@@ -195,13 +165,16 @@ class SharedMachine:
                 continue
             started = time.monotonic()
             try:
-                await self._put_back(booted, mode)
+                booted = await self._put_back(booted, mode)
             except _FAILURES as error:
                 reasons.append(f"not {mode}: {_line(error)}")
                 continue
+            seconds = time.monotonic() - started
+            if seconds > self.account.boots[-1]:
+                reasons.append(f"not {mode}: {seconds:.2f} s, slower than a boot")
+                continue
             self._reset = mode
-            trial = f"{mode}, a trial took {time.monotonic() - started:.2f} s"
-            self.account.reset = "; ".join([trial, *reasons])
+            self.account.reset = "; ".join([f"{mode}, a trial took {seconds:.2f} s", *reasons])
             return booted
         self._reset = "boot"
         self.account.reset = "; ".join(["boot", *reasons])
@@ -212,45 +185,77 @@ class SharedMachine:
     async def _boot(self, mode: Reset) -> Booted:
         await self._end()
         started = time.monotonic()
-        directory = self._directory / str(len(self.account.boots) + 1)
-        for path in (directory, directory / RECORDS):
-            path.mkdir()
+        self._starts += 1
+        directory = self._directory / str(self._starts)
+        directory.mkdir()
         disks = await overlay_each(self._bases, directory)
         start = Start(
             disks=disks, directory=str(directory), monitors=monitors(directory), paused=mode == "disks"
         )
-        booted: Booted = await self._group.start(self._hold, start, mode)
-        self._booted = booted
         try:
+            booted = await self._start(self._launcher(start), [directory], mode)
             if mode == "disks":
-                await booted.vm.snapshot(START)
-                await booted.vm.cont()
+                await resets.keep_disks(booted)
             await self._await_ready(booted)
-            if mode == "memory":
-                memory = booted.directory / "ready.vmstate.qcow2"
-                await booted.vm.checkpoint(READY, mode="in-place", memory=memory)
-                await self._note(booted)
-            elif mode == "disks":
-                await self._note(booted)
+            if mode == "clone":
+                self._template = await booted.vm.freeze_template(
+                    directory / "template", name=resets.READY, launcher=self._launcher
+                )
+                booted = await self._clone()
+            elif mode == "memory":
+                await resets.keep_memory(booted)
+            if mode in {"memory", "disks"}:
+                await resets.note(booted)
+            booted.chains = pictures(await booted.vm.graph())
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._end()
             raise
         self.account.boots.append(time.monotonic() - started)
-        booted.chains = pictures(await booted.vm.graph())
         return booted
 
-    async def _hold(self, start: Start, mode: Reset, *, task_status: TaskStatus[Booted]) -> None:
+    async def _clone(self) -> Booted:
+        """End the QEMU that runs, and start a clone of the template."""
+        await self._end()
+        if self._template is None:
+            raise GuestFailed("there is no template", script="")
+        places: list[Path] = []
+
+        def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
+            places.append(Path(start.directory))
+            return self._launcher(replace(start, monitors=monitors(places[0])))
+
+        clone = self._template.clone(launcher=launcher, directory=self._directory)
+        booted = await self._start(clone, places, "clone")
+        booted.chains = pictures(await booted.vm.graph())
+        await self._await_ready(booted)
+        return booted
+
+    async def _start(
+        self, machine: AbstractAsyncContextManager[object], places: list[Path], mode: Reset
+    ) -> Booted:
+        booted: Booted = await self._group.start(self._hold, machine, places, mode)
+        self._booted = booted
+        return booted
+
+    async def _hold(
+        self,
+        machine: AbstractAsyncContextManager[object],
+        places: list[Path],
+        mode: Reset,
+        *,
+        task_status: TaskStatus[Booted],
+    ) -> None:
         """Own a QEMU from its start to its end: both are in one task."""
         leave, ended, begun = anyio.Event(), anyio.Event(), False
         try:
-            async with (
-                self._launcher(start),
-                connect(start.monitors[0], state_dir=Path(start.directory) / RECORDS) as vm,
-            ):
-                begun = True
-                task_status.started(Booted(vm, Path(start.directory), mode, leave, ended))
-                await leave.wait()
+            async with machine:
+                (place,) = places
+                (place / RECORDS).mkdir(exist_ok=True)
+                async with connect(monitors(place)[0], state_dir=place / RECORDS) as vm:
+                    begun = True
+                    task_status.started(Booted(vm, place, mode, leave, ended))
+                    await leave.wait()
         except _FAILURES:
             if not begun:
                 raise
@@ -265,58 +270,23 @@ class SharedMachine:
             text = _line(error) if str(error) else f"the guest was not ready after {self._boot_limit:g} s"
             raise GuestFailed(f"{text}\n{self.last_lines(booted)}", script="") from error
 
-    async def _note(self, booted: Booted) -> None:
-        booted.standing = await leftovers.read_standing(booted.vm)
-        active = {Path(disk.active.file) for disk in (await booted.vm.graph()).disks.values() if disk.layers}
-        booted.records = _records(booted.directory)
-        booted.files = {path: _stamp(path) for path in _files(booted.directory) if path not in active}
-
     async def _end(self) -> None:
         booted, self._booted = self._booted, None
         if booted is not None:
             booted.leave.set()
             await booted.ended.wait()
 
-    # -- reset -----------------------------------------------------------------------------------------
-
-    async def _put_back(self, booted: Booted, mode: Reset) -> None:
+    async def _put_back(self, booted: Booted, mode: Reset) -> Booted:
         """Put the machine back; when this fails, it is to be booted anew."""
         if mode == "none":
             await booted.vm.status()
-            return
-        if mode == "boot" or booted.standing is None:
-            raise MachineDiffers("it was not prepared for a reset", differences=())
-        self._check_files(booted)
+            return booted
+        if mode == "clone":
+            return await self._clone()
         since = console_size(booted.directory) if mode == "disks" else 0
-        await leftovers.end_jobs(booted.vm)
-        leftovers.put_back_records(booted.directory / RECORDS, booted.records)
-        await leftovers.resume(booted.vm)
-        name = READY if mode == "memory" else START
-        await booted.vm.revert(name)
-        await leftovers.drop_nodes(booted.vm, booted.standing.nodes)
-        await leftovers.resume(booted.vm)
-        found = differences(booted.standing, await leftovers.read_standing(booted.vm))
-        if found:
-            names = [str(difference) for difference in found]
-            raise MachineDiffers(f"after the reset it differs: {'; '.join(names)}", differences=names)
-        graph = await booted.vm.graph()
-        active = {disk.active.file for disk in graph.disks.values() if disk.layers}
-        booted.records = leftovers.record_now(booted.directory / RECORDS, name, active=active)
-        leftovers.put_back_records(booted.directory / RECORDS, booted.records)
-        keep = booted.files.keys() | booted.records.keys() | {Path(file) for file in active}
-        leftovers.remove_more(booted.directory, keep)
-        booted.chains = pictures(graph)
+        await resets.put_back(booted)
         await self._await_ready(booted, since=since)
-
-    def _check_files(self, booted: Booted) -> None:
-        """Refuse when a layer that the reset needs was written to: its moment is lost."""
-        assert booted.standing is not None  # noqa: S101
-        layers = {Path(file) for files in booted.standing.chains.values() for file in files}
-        for path in booted.files.keys() & layers:
-            if not path.exists() or _stamp(path) != booted.files[path]:
-                raise MachineDiffers(
-                    f"{path.name} was changed, which the reset needs", differences=[str(path)]
-                )
+        return booted
 
     def last_lines(self, booted: Booted) -> str:
         """The end of what the guest wrote to its console."""
@@ -346,33 +316,6 @@ async def shared_machine(
 def monitors(directory: Path) -> tuple[str, ...]:
     """Paths of the monitors of a QEMU."""
     return tuple(str(directory / f"qmp{number}") for number in range(MONITORS))
-
-
-def console_text(directory: Path, since: int = 0) -> str:
-    """What the guest wrote to its console after the first bytes; "" if there is no log of it."""
-    try:
-        return (directory / CONSOLE_LOG).read_bytes()[since:].decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def console_size(directory: Path) -> int:
-    """Bytes in the log of the console."""
-    log = directory / CONSOLE_LOG
-    return log.stat().st_size if log.exists() else 0
-
-
-def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
-
-
-def _records(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in _files(directory / RECORDS)}
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _line(error: BaseException) -> str:

@@ -19,17 +19,9 @@ from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.shared.faces import Face, call
 from qmpsnap.testing.shared.kept import keep
-from qmpsnap.testing.shared.machine import (
-    RECORDS,
-    Account,
-    Booted,
-    Ready,
-    SharedMachine,
-    console_text,
-    monitors,
-    shared_machine,
-)
+from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine, monitors, shared_machine
 from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
+from qmpsnap.testing.shared.reset import RECORDS, Booted, console_text
 from qmpsnap.testing.shared.standing import Reset
 from qmpsnap.testing.shell import MIB, Ran
 from qmpsnap.vm import VM, Launcher

@@ -17,8 +17,8 @@ from qmpsnap.model.machine_description import Accelerator, Machine, MachineDisk,
 from qmpsnap.model.start import Start
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.testing.machine import guest_machine
-from qmpsnap.testing.shared.machine import CONSOLE_LOG
 from qmpsnap.testing.shared.pool import Source
+from qmpsnap.testing.shared.reset import CONSOLE_LOG
 from qmpsnap.vm import VM, Launcher
 
 _QEMU: Final = "qemu-system-x86_64"

@@ -10,10 +10,11 @@ from msgspec import Struct
 from qmpsnap.model.frozen import FrozenStruct
 from qmpsnap.model.graph import Graph, draw
 
-Reset = Literal["memory", "disks", "boot", "none"]
+Reset = Literal["memory", "clone", "disks", "boot", "none"]
 """How a machine is put back before a test.
 
 - "memory": memory and disks go back in the running QEMU.
+- "clone": a new QEMU goes on from the memory and the disks of a template.
 - "disks": the disks go back in the running QEMU, and the guest is reset.
 - "boot": a new QEMU boots on fresh overlays.
 - "none": the machine stays as the previous test left it.

@@ -1,0 +1,134 @@
+"""Puts a machine that runs back in its first state, exactly, or says that it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qmpsnap.errors import MachineDiffers
+from qmpsnap.testing.shared import leftovers
+from qmpsnap.testing.shared.standing import Reset, Standing, differences, pictures
+from qmpsnap.vm import VM
+
+if TYPE_CHECKING:
+    import anyio
+
+READY: Final = "qmpsnap-ready"
+"""Name of the checkpoint of the guest that has booted; of the disks alone, before it ran, `START`."""
+
+START: Final = "qmpsnap-start"
+
+CONSOLE_LOG: Final = "console.log"
+"""Name of the file, in the directory of a QEMU, that gets what the guest writes to its console."""
+
+RECORDS: Final = "records"
+"""Name of the directory there that has the records of its snapshots."""
+
+
+@dataclass
+class Booted:
+    """A QEMU that runs.
+
+    Attributes:
+        vm: Our own connection to it.
+        directory: Its sockets, logs and images.
+        mode: How it can be put back.
+        leave, ended: Set to let it end, and once it has.
+        standing: What must be the same after a reset; None: it is not put back.
+        files: Files that a reset needs, with size and time of the last change (ns).
+        records: The records that a reset needs, with their content.
+        used: Whether a test has had it.
+        chains: A picture of the chains when the test began.
+    """
+
+    vm: VM
+    directory: Path
+    mode: Reset
+    leave: anyio.Event
+    ended: anyio.Event
+    standing: Standing | None = None
+    files: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    records: dict[Path, bytes] = field(default_factory=dict)
+    used: bool = False
+    chains: str = ""
+
+
+async def keep_disks(booted: Booted) -> None:
+    """Keep the disks of a guest that has not run yet, and let it run."""
+    await booted.vm.snapshot(START)
+    await booted.vm.cont()
+
+
+async def keep_memory(booted: Booted) -> None:
+    """Keep memory and disks of a guest that is ready."""
+    await booted.vm.checkpoint(READY, mode="in-place", memory=booted.directory / "ready.vmstate.qcow2")
+
+
+async def note(booted: Booted) -> None:
+    """Note what the machine is to be after each reset."""
+    graph = await booted.vm.graph()
+    booted.standing = await leftovers.read_standing(booted.vm, graph)
+    active = {Path(disk.active.file) for disk in graph.disks.values() if disk.layers}
+    booted.records = {path: path.read_bytes() for path in _files(booted.directory / RECORDS)}
+    booted.files = {path: _stamp(path) for path in _files(booted.directory) if path not in active}
+
+
+async def put_back(booted: Booted) -> None:
+    """Put the machine back; its guest runs then, but may have to boot.
+
+    Raises:
+        MachineDiffers: When it would not be, or is not, as it was at first.
+        QmpsnapError, OSError, TimeoutError: When it cannot be put back.
+    """
+    if booted.standing is None:
+        raise MachineDiffers("it was not prepared for a reset", differences=())
+    vm, records = booted.vm, booted.directory / RECORDS
+    _check_files(booted, booted.standing)
+    await leftovers.end_jobs(vm)
+    leftovers.put_back_records(records, booted.records)
+    await leftovers.resume(vm)
+    name = READY if booted.mode == "memory" else START
+    await vm.revert(name)
+    graph = await leftovers.drop_nodes(vm, booted.standing.nodes)
+    await leftovers.resume(vm)
+    found = [str(one) for one in differences(booted.standing, await leftovers.read_standing(vm, graph))]
+    if found:
+        raise MachineDiffers(f"after the reset it differs: {'; '.join(found)}", differences=found)
+    active = {disk.active.file for disk in graph.disks.values() if disk.layers}
+    booted.records = leftovers.record_now(records, name, active=active)
+    leftovers.put_back_records(records, booted.records)
+    keep = booted.files.keys() | booted.records.keys() | {Path(file) for file in active}
+    leftovers.remove_more(booted.directory, keep)
+    booted.chains = pictures(graph)
+
+
+def _check_files(booted: Booted, standing: Standing) -> None:
+    """Refuse when a layer that the reset needs was written to: its moment is lost."""
+    layers = {Path(file) for files in standing.chains.values() for file in files}
+    for path in booted.files.keys() & layers:
+        if not path.exists() or _stamp(path) != booted.files[path]:
+            raise MachineDiffers(f"{path.name} was changed, which the reset needs", differences=[str(path)])
+
+
+def console_text(directory: Path, since: int = 0) -> str:
+    """What the guest wrote to its console after the first bytes; "" if there is no log of it."""
+    try:
+        return (directory / CONSOLE_LOG).read_bytes()[since:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def console_size(directory: Path) -> int:
+    """Bytes in the log of the console."""
+    log = directory / CONSOLE_LOG
+    return log.stat().st_size if log.exists() else 0
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
