@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ _QUIT_LIMIT: Final = 10.0  # seconds; QEMU flushes its disks
 _CONSOLE: Final = "the console"  # no port's name: it has a space
 
 Ended = Literal["powered-off", "quit", "killed"]
-"""How a QEMU ended: by its guest, when it was told to, or by force."""
+"""How a QEMU ended: by its guest, as it was asked to, or by force."""
 
 
 class LaunchedVM(VM):
@@ -109,7 +109,7 @@ class LaunchedVM(VM):
     async def poweroff(
         self, *, limit: float = 30.0, ask: Callable[[], Awaitable[object]] | None = None
     ) -> Ended:
-        """Power the machine off, by its guest if that is running; else QEMU quits, or is killed.
+        """Power the machine off, by its guest if that is running; else end QEMU, by SIGTERM or by force.
 
         QEMU has ended when this returns; the next call on this machine raises LinkLost.
 
@@ -120,7 +120,7 @@ class LaunchedVM(VM):
         Returns:
             How it ended; "powered-off" also when it had ended before.
 
-        QAPI: system_powerdown, quit (machine.json, control.json).
+        QAPI: system_powerdown (machine.json).
         """
         number("limit", limit, zero=True)
         told = anyio.Event()
@@ -136,9 +136,8 @@ class LaunchedVM(VM):
                 if self.exit_status is None and await self._asked(ask):
                     await self._until(told)
             if self.exit_status is None:
+                self._process.terminate()
                 with anyio.move_on_after(_QUIT_LIMIT):
-                    with suppress(QmpsnapError):
-                        await self.execute("quit")
                     await self.wait_ended()
         if self.exit_status is None:
             self._process.kill()

@@ -36,6 +36,7 @@ Bus = Literal["virtio", "scsi", "ide"]
 # A node is called NAME-format, and a node's name has at most 31 bytes.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,23}")
 _MAC: Final = re.compile(r"[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}")
+_OURS: Final = re.compile(r"scsi|pata|(port|nic)\d+")  # ids of the other devices
 _IDE_DISKS: Final = 4
 _PORTS: Final = 30  # a virtio-serial device has 31, the first of which is a console's
 
@@ -155,6 +156,9 @@ class Machine:
         check("rng", self.rng, bool)
         _check_distinct("disks", [disk.name for disk in self.disks])
         _check_distinct("ports", self.ports)
+        for disk in self.disks:
+            if _OURS.fullmatch(disk.name):
+                refuse("disks", disk.name, "another device of the machine has that id")
         if len(self.ports) > _PORTS:
             refuse("ports", self.ports, f"give at most {_PORTS}")
         if sum(disk.bus == "ide" for disk in self.disks) > _IDE_DISKS:

@@ -128,7 +128,7 @@ MACHINE: Mapping[str, Any] = {
     "accel": ("", "xen", 1),
     "memory_mib": (0, -1, 1.5, "256", None, True),
     "cpus": (0, -1, 1.5, "1", None, True),
-    "disks": (None, "vda", {"vda": "/a"}, [("vda", "/a")], [VDA, VDA], VDA),
+    "disks": (None, "vda", {"vda": "/a"}, [("vda", "/a")], [VDA, VDA], VDA, [MachineDisk("nic0", "/a")]),
     "kernel": (None, 1, b"/k", "/\0"),
     "initrd": (None, 1, b"/k", "/\0"),
     "append": (None, 1, b"quiet", "a\0"),
