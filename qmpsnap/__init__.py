@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from qmpsnap.run.target import Progress
     from qmpsnap.run.view import View, open_view
     from qmpsnap.template import Template, open_template
-    from qmpsnap.vm import VM, Launcher
+    from qmpsnap.vm import VM, Launcher, Wake
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
@@ -105,7 +105,7 @@ __all__ = [  # noqa: RUF022
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
-    "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into",
+    "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into", "Wake",
     "GroupIntent", "GroupMoment", "GroupDone",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",

@@ -85,6 +85,11 @@ async def with_store(
     return replace(done, notes=(*done.notes, note))
 
 
+async def has_memory(vm: OneMachine, name: str) -> bool:
+    """Whether the snapshot is a checkpoint: it holds memory, too."""
+    return any(moment.mode for moment in (await vm.moments()).named(name))
+
+
 async def has_store(vm: OneMachine, name: str) -> bool:
     """Whether the memory of the checkpoint is in a store."""
     return "in-place" in {moment.mode for moment in (await vm.moments()).named(name)}

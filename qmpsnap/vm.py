@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 
@@ -56,8 +56,9 @@ from qmpsnap.run.planning import Planning
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
-from qmpsnap.store import has_store, make_store, with_store
+from qmpsnap.store import has_memory, has_store, make_store, with_store
 from qmpsnap.template import Template, freeze, template_of
+from qmpsnap.waking import check_wake, woken
 
 
 class VM:
@@ -726,6 +727,7 @@ class VM:
         into: Into = "in-place",
         wait: bool = False,
         hooks: Hooks | None = None,
+        wake: Wake | None = None,
     ) -> Done:
         """Revert to a snapshot of any kind.
 
@@ -755,6 +757,8 @@ class VM:
             discard: Whether the layers that the guest has written to until now are removed.
             via: How an internal checkpoint is loaded; see `VM`, as for `wait` and `hooks`.
             into: See above; `leave`, `discard` and `via` are for "in-place" alone.
+            wake: Called once the guest runs again with the checkpoint's memory: its clock and its random seed
+                are those of the checkpoint, too. Not called where the guest stays paused, or boots.
 
         Raises:
             NotFound, AmbiguousName: When no snapshot has the name, or two have it.
@@ -767,16 +771,22 @@ class VM:
                 usable.
             JobFailed, CommandFailed: When QEMU cannot load the memory; `changed` says whether the disks were
                 reverted.
+            Incomplete: When `wake` fails; the revert is done.
 
         QAPI: blockdev-add, qom-set, blockdev-reopen, snapshot-load, system_reset, migrate-incoming.
 
         HMP: loadvm.
         """
-        intent = Revert(name, texts("leave", leave), discard, via, into)
-        return await self._do(intent, hooks, wait=wait)
+        check_wake(wake)
+        done = await self._do(Revert(name, texts("leave", leave), discard, via, into), hooks, wait=wait)
+        if wake is not None and into != "new" and await has_memory(self, name):
+            await woken(self, wake, what=f"the revert to {name!r}")
+        return done
 
     @asynccontextmanager
-    async def reverted(self, name: str, launcher: Launcher | None = None) -> AsyncIterator[VM]:
+    async def reverted(
+        self, name: str, launcher: Launcher | None = None, *, wake: Wake | None = None
+    ) -> AsyncIterator[VM]:
         """Revert to a checkpoint in a new QEMU, which exists inside the block.
 
         This one keeps running; if the two must not run side by side, `launcher` ends it. If the new one
@@ -786,13 +796,16 @@ class VM:
             name: The checkpoint's name.
             launcher: Starts a QEMU like this one, from what it is given:
                 `lambda start: qmpsnap.launch([..., *start.arguments])`. None: that of this machine.
+            wake: As for `revert`; called with the new machine.
 
         Yields:
             The new machine, its guest as it was at the checkpoint.
 
         Raises:
             Refused, TargetError: As `revert` and the launcher do.
+            Incomplete: When `wake` fails; the new QEMU has ended, and its overlays stay.
         """
+        check_wake(wake)
         start = self._launcher(launcher)
         plan = await self.plan(Revert(name, into="new"))
         stored = await has_store(self, name)
@@ -806,6 +819,7 @@ class VM:
             async with start(Start(disks=done.prepared, incoming=not stored, paused=True)) as vm:
                 await vm.revert(name, into="incoming")
                 loaded = True
+                await woken(vm, wake, what=f"the revert to {name!r}")
                 yield vm
         finally:
             if not loaded:
@@ -1035,6 +1049,9 @@ class VM:
 
 Launcher = Callable[[Start], AbstractAsyncContextManager[VM]]
 """Starts a QEMU like a machine, but with what it is called with; the QEMU ends with the block."""
+
+Wake = Callable[[VM], Awaitable[None]]
+"""Sets what is stale in a guest (clock, random seed) that runs again with the memory of a checkpoint."""
 
 
 def _check_arguments(arguments: object) -> None:

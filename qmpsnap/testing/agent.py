@@ -101,7 +101,10 @@ class AgentShell(Shell):
 
     async def _wait(self, pid: int) -> Mapping[str, object]:
         for pause in chain(_POLLS_S, repeat(0.2)):
-            status = await self.ask("guest-exec-status", {"pid": pid})
+            try:
+                status = await self.ask("guest-exec-status", {"pid": pid})
+            except GuestFailed as error:
+                raise GuestFailed(f"{error.message}: was the agent started again?", script="") from error
             if status.get("exited"):
                 return status
             await anyio.sleep(pause)

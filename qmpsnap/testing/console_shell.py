@@ -35,6 +35,7 @@ _TRIES: Final = 4
 _GRACE_S: Final = 15.0
 _QUIET_S: Final = 0.6
 _PANIC_S: Final = 1.0
+_TYPED: Final = 500  # some shells take 1023 characters in a line that is typed
 _PANIC: Final = b"Kernel panic - not syncing"
 _READY: Final = "qmpsnap: ready"
 _LOGIN: Final = re.compile(r"login: ?$")
@@ -79,6 +80,7 @@ class ConsoleShell(Shell):
         self._screen = _Screen(stream)
         self._witness = Witness(vm, lambda: self._screen.text)
         self._lock = anyio.Lock()
+        self._refused = 0
 
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
         """Run a shell script as `Shell.execute` says, as the user who is logged in."""
@@ -104,6 +106,8 @@ class ConsoleShell(Shell):
                     await self._log_in(user, password)
             except TimeoutError as error:
                 message = f"there was no shell on the console within {limit:g} s"
+                if self._refused:
+                    message += f", and {user!r} was not let in {self._refused} times"
                 raise await self._witness.explain(message, "") from error
             except _Ended as error:
                 raise await self._witness.explain(str(error), "") from error
@@ -114,21 +118,19 @@ class ConsoleShell(Shell):
             await self._screen.type("bye\n")
 
     async def _log_in(self, user: str, password: str) -> None:
-        asked = entered = False
+        asked = False
+        self._refused = 0
         await self._screen.type("\n")
         while True:
             text = without_codes(await self._screen.until_quiet(_QUIET_S))
             lines = text.splitlines() or [""]
             if _READY in lines[-3:]:
                 return
-            if entered and "incorrect" in text:
-                message = f"the guest does not let {user!r} log in on its console"
-                raise await self._witness.explain(message, "")
+            self._refused += asked and "incorrect" in text
             if _LOGIN.search(lines[-1]):
-                asked, entered = True, False
+                asked = True
                 await self._screen.type(f"{user}\n")
             elif _PASSWORD.search(lines[-1]):
-                entered = asked
                 await self._screen.type(f"{password if asked else ''}\n")
             elif _PROMPT.search(lines[-1]):
                 await self._start()
@@ -138,10 +140,13 @@ class ConsoleShell(Shell):
 
     async def _start(self) -> None:
         loop = base64.b64encode(_LOOP.encode()).decode()
-        start = f'sh -c "$(echo {loop} | base64 -d)"'
-        await self._screen.type(f" stty -echo -opost 2> /dev/null; {start}; stty echo opost 2> /dev/null\n")
-        with anyio.move_on_after(2):  # what it echoes is no prompt
-            await self._screen.line()
+        lines = [f" loop=${{loop}}{loop[at : at + _TYPED]}" for at in range(0, len(loop), _TYPED)]
+        start = 'sh -c "$(echo $loop | base64 -d)"'
+        quiet, loud = "stty -echo -opost 2> /dev/null", "stty echo opost 2> /dev/null"
+        for line in (" loop=", *lines, f" {quiet}; {start}; {loud}"):
+            await self._screen.type(f"{line}\n")
+            # Some shells lose what is typed before their next prompt.
+            await self._screen.until_quiet(_QUIET_S / 2)
         await self._screen.type("\n")
 
     async def _execute(self, script: str, *, limit: int, most: int) -> Ran:
@@ -266,7 +271,8 @@ async def open_console(
         console: A stream, such as `LaunchedVM.console`, or the path of its unix socket.
         user: Who logs in, if it asks.
         password: Of that user, if it asks.
-        limit: Seconds until there must be a shell; a guest that boots included.
+        limit: Seconds until there must be a shell; a guest that boots included. A login that fails is tried
+            again until then: a cloud image prints its prompt before cloud-init has set the password.
         vm: The machine, if it is known; errors say more then, and come sooner.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The guest's kernel, modules and busybox: downloaded by apt and unpacked into the cache, installed nowhere.
+"""The guest's kernel, modules, busybox and agent: downloaded by apt into the cache, installed nowhere.
 
 On Debian and Ubuntu nothing else is needed, no root either. Whoever has another system puts the same files
 into a directory, and names it in QMPSNAP_GUEST:
@@ -6,6 +6,8 @@ into a directory, and names it in QMPSNAP_GUEST:
     vmlinuz         a Linux kernel for x86-64
     modules/*.ko    of `initramfs.MODULES` those that the kernel has not built in, not compressed
     busybox         linked statically, with its own shell
+
+The QEMU guest agent is a part of its own, for guests that are to have one.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ from __future__ import annotations
 import fcntl
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from qmpsnap.errors import InvalidTarget, Unsupported
-from qmpsnap.testing.initramfs import MODULES, is_static_elf
+from qmpsnap.testing.initramfs import LOADER, MODULES, is_static_elf
 
-__all__ = ["cache_directory", "fetch", "guest_directory"]
+__all__ = ["agent_directory", "cache_directory", "fetch", "fetch_agent", "guest_directory"]
 
 _KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")  # Debian's, Ubuntu's
 _NEEDED: Final = (
@@ -32,6 +35,7 @@ _NEEDED: Final = (
     "they are built in) and a static busybox into a directory, and name it in QMPSNAP_GUEST"
 )
 _APT: Final = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20")
+_LIBRARY: Final = re.compile(r"lib.+\.so\.[0-9.]+")
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst")
 
 
@@ -47,6 +51,11 @@ def guest_directory() -> Path:
     return Path(os.environ.get("QMPSNAP_GUEST") or cache_directory() / "guest")
 
 
+def agent_directory() -> Path:
+    """Where the guest agent is: guest-agent/ in the cache."""
+    return cache_directory() / "guest-agent"
+
+
 def fetch() -> Path:
     """Put the guest's parts into the cache, unless they are there; return their directory.
 
@@ -59,14 +68,29 @@ def fetch() -> Path:
             has apt's reason, the hint what to do without it.
         InvalidTarget: When the cache cannot be written to.
     """
-    directory = guest_directory()
-    if os.environ.get("QMPSNAP_GUEST") or (directory / ".complete").exists():
+    if os.environ.get("QMPSNAP_GUEST"):
+        return guest_directory()
+    return _fetched(guest_directory(), _take_guest)
+
+
+def fetch_agent() -> Path:
+    """Put the QEMU guest agent and its libraries into the cache, as `fetch` does; return their directory.
+
+    Raises:
+        Unsupported, InvalidTarget: As `fetch`.
+    """
+    return _fetched(agent_directory(), _take_agent)
+
+
+def _fetched(directory: Path, take: Callable[[Path, Path], None]) -> Path:
+    """Make a directory of the cache, unless it is there: `take` fills it, and has another one to work in."""
+    if (directory / ".complete").exists():
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(directory.with_name("guest.lock")):
+        with _alone(directory.with_name(f"{directory.name}.lock")):
             if not (directory / ".complete").exists():
-                _make(directory)
+                _make(directory, take)
     except OSError as error:
         raise InvalidTarget(
             f"the guest cannot be put into {str(directory)!r}: {error.strerror or error}",
@@ -76,23 +100,39 @@ def fetch() -> Path:
     return directory
 
 
-def _make(directory: Path) -> None:
+def _make(directory: Path, take: Callable[[Path, Path], None]) -> None:
     _check_system()
-    partial = directory.with_name("guest.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        parts, work = partial / "guest", partial / "work"
-        (parts / "modules").mkdir(parents=True)
+        parts, work = unfinished / "parts", unfinished / "work"
+        parts.mkdir(parents=True)
         work.mkdir()
-        for package in _download(work):
-            _take(package, parts)
-        _check_parts(parts)
+        take(work, parts)
         (parts / ".complete").touch()
-        if directory.exists():  # of an older qmpsnap, or of nobody who ended: it is not complete
+        if directory.exists():  # of an older qmpsnap that was interrupted: it is not complete
             shutil.rmtree(directory)
         parts.rename(directory)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _take_guest(work: Path, parts: Path) -> None:
+    (parts / "modules").mkdir()
+    for package in _download(work, _guest_packages):
+        _take(package, parts, _guest_part)
+    if not (parts / "vmlinuz").is_file():
+        raise _missing("the kernel's package holds no vmlinuz")
+    if not (parts / "busybox").is_file() or not is_static_elf((parts / "busybox").read_bytes()):
+        raise _missing("the package busybox-static holds no static busybox")
+
+
+def _take_agent(work: Path, parts: Path) -> None:
+    for package in _download(work, _agent_packages):
+        _take(package, parts, _agent_part)
+    for name in ("qemu-ga", LOADER):
+        if not (parts / name).exists():
+            raise _missing(f"the packages of the guest agent hold no {name}")
 
 
 @contextmanager
@@ -119,40 +159,51 @@ def _check_system() -> None:
         raise _missing(f"the guest is for x86-64, and the packages here are for {architecture}")
 
 
-def _download(work: Path) -> list[Path]:
-    """Download the packages; with the system's lists of packages, else with lists of our own."""
+def _download(work: Path, packages: Callable[[Sequence[str]], list[str]]) -> list[Path]:
+    """Download packages; with the system's lists of packages, else with lists of our own."""
     try:
-        return _download_by(work, ())
+        return _download_by(work, packages, ())
     except Unsupported:
         lists = work / "lists"
         (lists / "partial").mkdir(parents=True)
         (work / "archives/partial").mkdir(parents=True)
         own = ("-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={work}")
         _tool(["apt-get", "-qq", *_APT, *own, "-o", "APT::Update::Error-Mode=any", "update"])
-        return _download_by(work, own)
+        return _download_by(work, packages, own)
 
 
-def _download_by(work: Path, options: Sequence[str]) -> list[Path]:
+def _download_by(
+    work: Path, packages: Callable[[Sequence[str]], list[str]], options: Sequence[str]
+) -> list[Path]:
     place = work / f"packages-{len(options)}"
     place.mkdir()
-    _tool(["apt-get", "-qq", *_APT, *options, "download", *_kernel(options), "busybox-static"], cwd=place)
+    _tool(["apt-get", "-qq", *_APT, *options, "download", *packages(options)], cwd=place)
     return sorted(place.glob("*.deb"))
 
 
-def _kernel(options: Sequence[str]) -> list[str]:
-    """Names of the packages that hold the newest kernel and its modules."""
+def _guest_packages(options: Sequence[str]) -> list[str]:
+    """Names of the packages that hold the newest kernel, its modules, and busybox."""
     for name in _KERNELS:
-        found: list[str] = []
-        asked = [name]
-        while asked:
-            words = _tool(["apt-cache", *options, "depends", "--important", asked.pop()], check=False).split()
-            needed = (word for word in words if word.startswith(("linux-image-", "linux-modules-")))
-            new = [word for word in dict.fromkeys(needed) if word != name and word not in found]
-            found += new
-            asked += new
-        if found:
-            return found
+        if found := _needed_by(name, ("linux-image-", "linux-modules-"), options):
+            return [*found, "busybox-static"]
     raise _missing(f"apt knows neither {_KERNELS[0]} nor {_KERNELS[1]}")
+
+
+def _agent_packages(options: Sequence[str]) -> list[str]:
+    return ["qemu-guest-agent", *_needed_by("qemu-guest-agent", ("lib",), options)]
+
+
+def _needed_by(name: str, prefixes: tuple[str, ...], options: Sequence[str]) -> list[str]:
+    """Packages with one of these prefixes that a package depends on, and they in turn."""
+    found: list[str] = []
+    asked = [name]
+    while asked:
+        words = _tool(["apt-cache", *options, "depends", "--important", asked.pop()], check=False).split()
+        needed = [word for word in dict.fromkeys(words) if word.startswith(prefixes)]
+        new = [word for word in needed if word != name and word not in found]
+        found += new
+        asked += new
+    return found
 
 
 def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) -> str:
@@ -176,8 +227,8 @@ def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) 
 # -- what is in them -------------------------------------------------------------------------------
 
 
-def _take(package: Path, parts: Path) -> None:
-    """Copy what the guest needs out of a package."""
+def _take(package: Path, parts: Path, part: Callable[[Path], str | None]) -> None:
+    """Copy files of a package to where `part` says; None: nowhere."""
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as unpacking:
@@ -185,7 +236,11 @@ def _take(package: Path, parts: Path) -> None:
         try:
             with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
                 for member in archive:
-                    if member.isfile() and (target := _target(Path(member.name))) is not None:
+                    if (target := part(Path(member.name))) is None or os.path.lexists(parts / target):
+                        continue
+                    if member.issym():
+                        (parts / target).symlink_to(Path(member.linkname).name)
+                    elif member.isfile():
                         with (parts / target).open("wb") as file:
                             _copy(archive.extractfile(member), file, suffix=Path(member.name).suffix)
         except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
@@ -194,8 +249,12 @@ def _take(package: Path, parts: Path) -> None:
         raise _missing(f"the package {package.name} is damaged")
 
 
-def _target(path: Path) -> str | None:
-    """Where a file of a package is copied to: None: nowhere."""
+def _agent_part(path: Path) -> str | None:
+    """The agent, the loader and every library, all in one directory."""
+    return path.name if path.name in {"qemu-ga", LOADER} or _LIBRARY.fullmatch(path.name) else None
+
+
+def _guest_part(path: Path) -> str | None:
     if path.name.startswith("vmlinuz-"):
         return "vmlinuz"
     if path.name == "busybox" and path.parent.name == "bin":
@@ -225,13 +284,6 @@ def _without_zstd(data: bytes) -> bytes:
     if done.returncode:
         raise _missing(f"zstd failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
-
-
-def _check_parts(parts: Path) -> None:
-    if not (parts / "vmlinuz").is_file():
-        raise _missing("the kernel's package holds no vmlinuz")
-    if not (parts / "busybox").is_file() or not is_static_elf((parts / "busybox").read_bytes()):
-        raise _missing("the package busybox-static holds no static busybox")
 
 
 def _missing(message: str) -> Unsupported:

@@ -12,7 +12,7 @@ import binascii
 import math
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,9 @@ import anyio
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
 from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened, succeeded
+from qmpsnap.testing.witness import Witness
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
+from qmpsnap.vm import VM
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
@@ -36,10 +38,19 @@ _GRACE_S: Final = 15.0
 
 
 class Guest(Shell):
-    """A guest that answers; created by `open_guest`."""
+    """A guest that answers, behind its port; also created by `open_guest`.
 
-    def __init__(self, stream: ByteStream) -> None:
+    Args:
+        stream: The port: `LaunchedVM.port(PORT_NAME)`, or a connected socket.
+        vm: The machine, if it is known; errors say more then, and come sooner.
+        console: Returns the end of what the guest has printed on its console, for errors.
+    """
+
+    def __init__(
+        self, stream: ByteStream, *, vm: VM | None = None, console: Callable[[], str] | None = None
+    ) -> None:
         self._stream = stream
+        self._witness = Witness(vm, console)
         self._received = bytearray()
         self._lock = anyio.Lock()
 
@@ -47,7 +58,9 @@ class Guest(Shell):
         """Run a shell script as `Shell.execute` says; the shell is busybox's."""
         check_script(script)
         seconds = max(1, math.ceil(limit))
-        return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
+        with self._witness.watch(script):
+            return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
+        raise AssertionError  # the watch raises when it ends the wait
 
     async def quick(self, script: str) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
@@ -147,7 +160,7 @@ class Guest(Shell):
                 if ran.status == 0 and boot != not_this:
                     return boot
                 await anyio.sleep(0.02)
-        raise GuestFailed(f"the guest was not ready after {limit:g} s", script="")
+        raise await self._witness.explain(f"the guest was not ready after {limit:g} s", "")
 
     async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
         text = script.strip(" ")
@@ -161,7 +174,7 @@ class Guest(Shell):
                     status, output = await self._answer(token)
             except TimeoutError as error:
                 message = f"the guest did not answer within {patience:g} s to {shortened(script)!r}"
-                raise GuestFailed(message, script=script) from error
+                raise await self._witness.explain(message, script) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
                 raise GuestFailed("the guest's port was closed: is QEMU gone?", script=script) from error
         return Ran(status, output[:most], cut=len(output) > most)
@@ -239,7 +252,13 @@ class Writer:
 
 
 @asynccontextmanager
-async def open_guest(port: Path | str, *, limit: float = 120.0) -> AsyncIterator[Guest]:
+async def open_guest(
+    port: Path | str,
+    *,
+    limit: float = 120.0,
+    vm: VM | None = None,
+    console: Callable[[], str] | None = None,
+) -> AsyncIterator[Guest]:
     """Connect to a guest's port, and wait until it has booted.
 
     The port is free for the next client when the block is left.
@@ -247,12 +266,15 @@ async def open_guest(port: Path | str, *, limit: float = 120.0) -> AsyncIterator
     Args:
         port: The unix socket of the guest's port (see `guest_argv`).
         limit: Seconds until the guest must answer.
+        vm: See `Guest`, as for `console`.
+        console: See there.
+
     Raises:
         GuestFailed: When it does not.
         OSError: When there is no such socket.
     """
     async with await anyio.connect_unix(port) as stream:
-        guest = Guest(stream)
+        guest = Guest(stream, vm=vm, console=console)
         await guest.wait_ready(limit=limit)
         yield guest
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from qmpsnap.errors import QmpsnapError
-from qmpsnap.testing.fetching import fetch
+from qmpsnap.testing.fetching import fetch, fetch_agent
 from qmpsnap.testing.machine import find_guest_image
 
 __all__ = ["main"]
 
 _EPILOG = """\
-fetch   put kernel, modules and busybox into the cache, by apt (Debian, Ubuntu); nothing is installed
+fetch   put kernel, modules, busybox and the QEMU guest agent into the cache, by apt (Debian, Ubuntu);
+        nothing is installed
 where   print the paths of the kernel and of the initramfs, which is made if need be
 """
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = parser.parse_args(arguments).verb
     try:
         if verb == "fetch":
-            sys.stdout.write(f"{fetch()}\n")
+            sys.stdout.write(f"{fetch()}\n{fetch_agent()}\n")
         else:
             image = find_guest_image()
             sys.stdout.write(f"{image.kernel}\n{image.initrd}\n")

@@ -9,9 +9,10 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["MODULES", "PORT_NAME", "build_initramfs", "is_static_elf"]
+__all__ = ["LOADER", "MODULES", "PORT_NAME", "build_initramfs", "is_static_elf"]
 
 PORT_NAME: Final = "qmpsnap.guest"
+LOADER: Final = "ld-linux-x86-64.so.2"
 
 # In insmod order. The last five are loaded only when the machine has such a controller.
 MODULES: Final = (
@@ -49,6 +50,7 @@ for device in /sys/bus/pci/devices/*; do
         *bc01sc01*) load scsi_common scsi_mod sd_mod libata ata_piix ;;
     esac
 done 2> /dev/null
+[ ! -e /agent/qemu-ga ] || setsid sh /bin/qemu-agent > /dev/null 2>&1 < /dev/null &
 while :; do setsid sh /bin/agent; usleep 100000; done
 """
 
@@ -79,11 +81,28 @@ while :; do
 done
 """.replace("PORT_NAME", PORT_NAME)
 
+# The agent of QEMU, if its files are there; its libraries are in the same directory.
+_QEMU_AGENT: Final = r"""
+for port in /sys/class/virtio-ports/*; do
+    read -r name < $port/name
+    [ "$name" != org.qemu.guest_agent.0 ] || break
+done
+[ "$name" = org.qemu.guest_agent.0 ] || exit
+while :; do
+    LD_LIBRARY_PATH=/agent /agent/LOADER /agent/qemu-ga -m virtio-serial -p /dev/${port##*/} -t /run
+    usleep 100000
+done
+""".replace("LOADER", LOADER)
+
 _DIRECTORIES: Final = ("bin", "dev", "lib", "mnt", "proc", "run", "sys", "tmp")
 
 
 def build_initramfs(
-    *, busybox: bytes, modules: Mapping[str, bytes], programs: Mapping[str, str] | None = None
+    *,
+    busybox: bytes,
+    modules: Mapping[str, bytes],
+    programs: Mapping[str, str] | None = None,
+    agent: Mapping[str, bytes | str] | None = None,
 ) -> bytes:
     """Return an initramfs (newc cpio, not compressed) that boots to the agent.
 
@@ -93,6 +112,8 @@ def build_initramfs(
         busybox: A statically linked busybox with its own shell.
         modules: Kernel modules by name, as in `MODULES`; those that are built in may be left out.
         programs: More shell scripts for /bin, by name.
+        agent: The QEMU guest agent, the loader and its libraries, by name; text is what a symbolic link leads
+            to. None: the guest has none.
     Returns:
         The archive.
     """
@@ -107,6 +128,14 @@ def build_initramfs(
     for name in MODULES:
         if name in modules:
             archive.add(f"lib/{name}.ko", stat.S_IFREG | 0o644, modules[name])
+    if agent:
+        archive.add("agent", stat.S_IFDIR | 0o755)
+        archive.add("bin/qemu-agent", stat.S_IFREG | 0o755, _QEMU_AGENT.encode())
+    for name, content in sorted((agent or {}).items()):
+        if isinstance(content, str):
+            archive.add(f"agent/{name}", stat.S_IFLNK | 0o777, content.encode())
+        else:
+            archive.add(f"agent/{name}", stat.S_IFREG | 0o755, content)
     archive.add("init", stat.S_IFREG | 0o755, _INIT.encode())
     return archive.finish()
 

@@ -12,7 +12,7 @@ from typing import Final
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.machine_description import Machine, MachineDisk, escaped
 from qmpsnap.run.accelerator import accelerator
-from qmpsnap.testing.fetching import cache_directory, guest_directory
+from qmpsnap.testing.fetching import agent_directory, cache_directory, guest_directory
 from qmpsnap.testing.initramfs import MODULES, PORT_NAME, build_initramfs, is_static_elf
 from qmpsnap.testing.writer import WRITER_SCRIPT
 
@@ -39,11 +39,14 @@ GuestDisk = MachineDisk
 """A disk of the guest."""
 
 
-def find_guest_image() -> GuestImage:
+def find_guest_image(*, agent: bool = False) -> GuestImage:
     """Return the guest's kernel and initramfs, which is built when it is not there yet.
 
     The parts are looked for in $QMPSNAP_GUEST, else in guest/ of $QMPSNAP_CACHE (~/.cache/qmpsnap);
     the initramfs is kept in the latter, named by its content.
+
+    Args:
+        agent: Whether the guest has the QEMU guest agent, too, which answers at a port of its usual name.
 
     Raises:
         Unsupported: When a part is missing; the hint says how to get it.
@@ -53,7 +56,12 @@ def find_guest_image() -> GuestImage:
     if not kernel.is_file():
         raise Unsupported(f"no guest kernel {kernel}", feature="guest", hint=_HINT)
     modules = {path.stem: path.read_bytes() for path in parts.glob("modules/*.ko") if path.stem in MODULES}
-    archive = build_initramfs(busybox=_busybox(parts), modules=modules, programs={"writer": WRITER_SCRIPT})
+    archive = build_initramfs(
+        busybox=_busybox(parts),
+        modules=modules,
+        programs={"writer": WRITER_SCRIPT},
+        agent=_agent() if agent else None,
+    )
     initrd = cache / f"initrd-{hashlib.sha256(archive).hexdigest()[:16]}"
     if not initrd.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -122,6 +130,17 @@ def guest_argv(
         console="null" if console is None else f"file,path={escaped(console)}",
         ports={PORT_NAME: f"socket,path={escaped(port)},server=on,wait=off"},
     )
+
+
+def _agent() -> dict[str, bytes | str]:
+    directory = agent_directory()
+    if not (directory / ".complete").is_file():
+        raise Unsupported(f"no guest agent in {directory}", feature="guest agent", hint=_HINT)
+    return {
+        path.name: str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in directory.iterdir()
+        if path.name != ".complete"
+    }
 
 
 def _busybox(parts: Path) -> bytes:

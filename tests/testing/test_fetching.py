@@ -5,12 +5,13 @@ import lzma
 import os
 import struct
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from qmpsnap.errors import InvalidTarget, Unsupported
-from qmpsnap.testing.fetching import cache_directory, fetch, guest_directory
+from qmpsnap.testing.fetching import cache_directory, fetch, fetch_agent, guest_directory
 from qmpsnap.testing.guest_command import main
 
 STATIC_ELF = b"\x7fELF\x02".ljust(32, b"\0") + struct.pack("<Q", 64).ljust(32, b"\0")
@@ -22,11 +23,31 @@ DEBIAN = {
     "./lib/modules/6.1.0/kernel/drivers/scsi/scsi_mod.ko": b"scsi_mod",
     "./lib/modules/6.1.0/kernel/sound/soundcore.ko": b"no",
 }
+AGENT = {
+    "./usr/sbin/qemu-ga": b"agent",
+    "./usr/share/doc/qemu-guest-agent/copyright": b"no",
+}
+LIBC: dict[str, bytes | str] = {
+    "./lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": b"loader",
+    "./lib/x86_64-linux-gnu/libc.so.6": b"libc",
+    "./lib/x86_64-linux-gnu/gconv/UTF-16.so": b"no",
+    "./lib64/ld-linux-x86-64.so.2": "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+}
+GLIB: dict[str, bytes | str] = {
+    "./usr/lib/x86_64-linux-gnu/libglib-2.0.so.0.7400.6": b"glib",
+    "./usr/lib/x86_64-linux-gnu/libglib-2.0.so.0": "libglib-2.0.so.0.7400.6",
+}
 BUSYBOX = {"./bin/busybox": STATIC_ELF, "./usr/share/doc/busybox-static/copyright": b"no"}
 # What each tool of Debian does, as far as it is used: packages are tar archives in $PACKAGES.
 TOOLS = {
     "dpkg": "echo amd64",
-    "apt-cache": 'echo "  Depends: $KERNEL"; echo "  Depends: kmod"',
+    "apt-cache": """
+case "$*" in
+    *qemu-guest-agent) echo "  Depends: init-system-helpers"; echo "  Depends: libglib" ;;
+    *libglib) echo "  Depends: libc6"; echo "  Depends: zlib1g" ;;
+    *linux-image*) echo "  Depends: $KERNEL"; echo "  Depends: kmod" ;;
+esac
+""",
     "apt-get": """
 [ "$LISTS" = yes ] || case "$*" in
     *update*) LISTS=$UPDATE; echo "W: Failed to fetch: no network" >&2; [ "$UPDATE" = yes ]; exit ;;
@@ -39,12 +60,17 @@ for word in "$@"; do [ ! -e "$PACKAGES/$word" ] || cp "$PACKAGES/$word" "$word.d
 }
 
 
-def pack(file: Path, contents: dict[str, bytes]) -> None:
+def pack(file: Path, contents: Mapping[str, bytes | str]) -> None:
+    """Write a package; text is where a symbolic link leads."""
     with tarfile.open(file, "w") as archive:
         for name, data in contents.items():
             member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+            if isinstance(data, str):
+                member.type, member.linkname = tarfile.SYMTYPE, data
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture
@@ -58,6 +84,9 @@ def system(tmp_path: Path, monkeypatch) -> Path:
         (programs / name).chmod(0o755)
     pack(packages / "linux-image-6.1.0-cloud-amd64", DEBIAN)
     pack(packages / "busybox-static", BUSYBOX)
+    pack(packages / "qemu-guest-agent", AGENT)
+    pack(packages / "libc6", LIBC)
+    pack(packages / "libglib", GLIB)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("PACKAGES", str(packages))
     monkeypatch.setenv("KERNEL", "linux-image-6.1.0-cloud-amd64")
@@ -85,6 +114,26 @@ def test_fetch_takes_the_kernel_its_modules_and_busybox_out_of_the_packages(syst
         "modules/scsi_mod.ko": b"scsi_mod",
     }
     assert sorted(path.name for path in cache_directory().iterdir()) == ["guest", "guest.lock"]
+
+
+def test_fetch_agent_takes_the_agent_and_every_library_that_it_needs(system):
+    directory = fetch_agent()
+    assert directory == cache_directory() / "guest-agent"
+    assert contents(directory) == {
+        ".complete": b"",
+        "qemu-ga": b"agent",
+        "ld-linux-x86-64.so.2": b"loader",
+        "libc.so.6": b"libc",
+        "libglib-2.0.so.0.7400.6": b"glib",
+        "libglib-2.0.so.0": b"glib",
+    }
+    assert (directory / "libglib-2.0.so.0").readlink() == Path("libglib-2.0.so.0.7400.6")
+
+
+def test_fetch_agent_refuses_packages_without_it(system):
+    pack(system / "qemu-guest-agent", {})
+    with pytest.raises(Unsupported, match="hold no qemu-ga"):
+        fetch_agent()
 
 
 def test_fetch_does_nothing_when_the_guest_is_there_or_is_named(system, monkeypatch, tmp_path):
@@ -164,8 +213,8 @@ def test_main_prints_where_the_guest_is(system, capsys):
     assert main(["where"]) == 0
     guest = cache_directory() / "guest"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [str(guest), str(guest / "vmlinuz")]
-    assert Path(lines[2]).read_bytes().startswith(b"070701")
+    assert lines[:3] == [str(guest), str(guest.with_name("guest-agent")), str(guest / "vmlinuz")]
+    assert Path(lines[3]).read_bytes().startswith(b"070701")
 
 
 def test_main_ends_with_the_code_of_the_error(system, capsys, monkeypatch):

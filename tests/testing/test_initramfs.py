@@ -76,3 +76,11 @@ def test_is_static_elf_is_false_when_a_loader_is_needed():
 
 def test_is_static_elf_is_false_for_a_script():
     assert not is_static_elf(b"#!/bin/sh\n")
+
+
+def test_build_initramfs_holds_the_agent_when_it_is_given():
+    agent: dict[str, bytes | str] = {"qemu-ga": b"agent", "libc.so.6": "libc-2.36.so"}
+    found = unpack(build_initramfs(busybox=b"", modules={}, agent=agent))
+    assert found["agent/qemu-ga"] == (stat.S_IFREG | 0o755, b"agent")
+    assert found["agent/libc.so.6"] == (stat.S_IFLNK | 0o777, b"libc-2.36.so")
+    assert not any("agent/" in name for name in unpack(build_initramfs(busybox=b"", modules={})))

@@ -57,3 +57,12 @@ def test_find_guest_image_says_what_to_run_when_the_kernel_is_missing(guest_part
     with pytest.raises(Unsupported, match="no guest kernel") as missing:
         find_guest_image()
     assert "qmpsnap.testing.guest fetch" in missing.value.hint
+
+
+def test_find_guest_image_says_what_to_run_when_the_agent_is_missing(guest_parts):
+    with pytest.raises(Unsupported, match="no guest agent") as missing:
+        find_guest_image(agent=True)
+    assert "qmpsnap.testing.guest fetch" in missing.value.hint
+    (guest_parts.with_name("guest-agent")).mkdir()
+    (guest_parts.with_name("guest-agent") / ".complete").touch()
+    assert find_guest_image(agent=True).initrd.exists()

@@ -1,0 +1,130 @@
+"""The ways into a guest: its own port, its console and the agent do the same; and what is stale is set."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import anyio
+import pytest
+
+import qmpsnap
+from integration.known_images import QEMUS
+from qmpsnap.errors import Changed, GuestFailed, Incomplete
+from qmpsnap.testing import guest as guests
+from qmpsnap.testing.agent import PORT_NAME as AGENT_PORT
+from qmpsnap.testing.agent import open_agent
+from qmpsnap.testing.console_shell import open_console
+from qmpsnap.testing.guest import Guest
+from qmpsnap.testing.initramfs import PORT_NAME
+from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_machine
+from qmpsnap.testing.shell import Ran
+from qmpsnap.testing.wake import wake_by_agent, wake_guest
+
+CONSOLE_SHELL = "(while :; do setsid -c sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1; done) > /dev/null 2>&1 &"
+
+
+@asynccontextmanager
+async def booted(qemu, place):
+    qemu.img("create", "-q", "-f", "qcow2", place / "vda.qcow2", "16M")
+    disks = [GuestDisk(name="vda", file=place / "vda.qcow2")]
+    machine = guest_machine(qemu.system, disks, image=find_guest_image(agent=True))
+    async with qmpsnap.launch(replace(machine, ports=(PORT_NAME, AGENT_PORT))) as vm:
+        guest = Guest(vm.port(PORT_NAME), vm=vm, console=lambda: vm.console.tail)
+        await guest.wait_ready()
+        yield vm, guest
+
+
+@asynccontextmanager
+async def way(kind, vm, guest):
+    match kind:
+        case "port":
+            yield guest
+        case "agent":
+            async with open_agent(vm.port(AGENT_PORT), vm=vm, port_id="port1") as shell:
+                yield shell
+        case "console":
+            async with open_console(vm.console, vm=vm) as shell:
+                yield shell
+
+
+async def use(shell, place, kind: str, size: int) -> None:
+    """All that a shell can do, on the guest's /tmp."""
+    assert await shell.run("id -u; echo no >&2") == "0\nno"
+    assert await shell.execute("printf '\\000\\377\\r\\n\\004'; exit 3") == Ran(3, b"\0\xff\r\n\x04")
+    assert await shell.execute("yes | head -c 100000", most=10) == Ran(0, b"y\n" * 5, cut=True)
+    with pytest.raises(GuestFailed, match="killed at its limit"):
+        await shell.run("sleep 60", limit=1)
+    with anyio.move_on_after(0.05):
+        await shell.run("usleep 300000; echo late")
+    assert await shell.run("echo next") == "next"
+    source, back, inside = place / f"{kind}.in", place / f"{kind}.out", f"/tmp/a {kind}'s"
+    source.write_bytes((bytes(range(256)) * (size // 256 + 1))[:size])
+    source.chmod(0o750)
+    await shell.copy_in(source, inside)
+    await shell.copy_out(inside, back)
+    assert back.read_bytes() == source.read_bytes()
+    assert await shell.run(f'stat -c %a "{inside}"; ls /tmp | grep -c partial; true') == "750\n0"
+    with pytest.raises(GuestFailed, match="it exists"):
+        await shell.write_file(inside, b"")
+    await shell.write_file(inside, b"new", replace=True)
+    assert await shell.read_file(inside) == b"new"
+
+
+async def stale(guest) -> tuple[str, int]:
+    """A random number of the guest's kernel, and how far its clock is from ours."""
+    number, now = (await guest.run("cat /proc/sys/kernel/random/uuid; date +%s")).split()
+    return number, abs(int(now) - round(time.time()))
+
+
+WAYS = ("port", "agent", "console")
+
+
+def ways(qemu) -> tuple[str, ...]:
+    """They end in the guest: each QEMU but the first takes one of them."""
+    return WAYS if qemu == QEMUS[0] else (WAYS[QEMUS.index(qemu) % len(WAYS)],)
+
+
+async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qemu, tmp_path, monkeypatch):
+    async with booted(qemu, tmp_path) as (vm, guest):
+        await guest.run(CONSOLE_SHELL)
+        for kind in ways(qemu):
+            async with way(kind, vm, guest) as shell:
+                await use(shell, tmp_path, kind, 5_000 if kind == "console" else 100_000)
+
+        await guest.run("date -s @946684800; head -c 1 /dev/urandom > /dev/null")
+        await vm.checkpoint("old", mode="in-place")
+        await vm.revert("old")
+        assert (await stale(guest))[1] > 10**8
+        found = []
+        for hook in (wake_guest, wake_by_agent):
+            await vm.revert("old", wake=hook)
+            found.append(await stale(guest))
+        assert len({number for number, _ in found}) == 2
+        assert max(distance for _, distance in found) <= 3
+
+        async def fail(_) -> None:
+            await guest.run("echo broken; exit 1")
+
+        with pytest.raises(Incomplete, match=r"the revert to 'old' is done .*: broken") as failed:
+            await vm.revert("old", wake=fail)
+        assert (failed.value.changed, (await vm.status()).running) == (Changed.YES, True)
+
+        monkeypatch.setattr(guests, "_GRACE_S", 0.5)
+        await vm.stop()
+        with pytest.raises(GuestFailed, match="the machine does not run, its state is 'paused'"):
+            await guest.run("true", limit=1)
+        await vm.revert("old", wake=fail)  # it stays paused: nobody could answer
+        await vm.cont()
+        monkeypatch.undo()
+
+        async with way("agent", vm, guest) as agent, anyio.create_task_group() as tasks:
+            kill = "kill -9 $(ps | grep '[q]emu-agent' | awk '{print $1}'); killall -9 ld-linux-x86-64.so.2"
+            tasks.start_soon(guest.run, f"usleep 300000; {kill}")
+            with anyio.fail_after(10), pytest.raises(GuestFailed, match="has closed its port"):
+                await agent.run("sleep 60", limit=60)
+        async with way("console", vm, guest) as console:
+            with anyio.fail_after(20), pytest.raises(GuestFailed, match="has panicked") as failed:
+                await console.run("echo c > /proc/sysrq-trigger; sleep 60", limit=60)
+        assert "Kernel panic - not syncing: sysrq triggered crash" in failed.value.output
