@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from qmpsnap.errors import Unsupported
+from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.model.machine_description import Machine, MachineDisk, escaped
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.testing.fetching import agent_directory, cache_directory, guest_directory
@@ -50,6 +51,7 @@ def find_guest_image(*, agent: bool = False) -> GuestImage:
 
     Raises:
         Unsupported: When a part is missing; the hint says how to get it.
+        InvalidTarget: When the initramfs cannot be written into the cache.
     """
     cache, parts = cache_directory() / "guest", guest_directory()
     kernel = parts / "vmlinuz"
@@ -64,10 +66,7 @@ def find_guest_image(*, agent: bool = False) -> GuestImage:
     )
     initrd = cache / f"initrd-{hashlib.sha256(archive).hexdigest()[:16]}"
     if not initrd.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, prefix="initrd-", delete=False) as file:
-            file.write(archive)
-        Path(file.name).rename(initrd)
+        _keep(initrd, archive)
     return GuestImage(kernel, initrd)
 
 
@@ -130,6 +129,23 @@ def guest_argv(
         console="null" if console is None else f"file,path={escaped(console)}",
         ports={PORT_NAME: f"socket,path={escaped(port)},server=on,wait=off"},
     )
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Create a file of the cache, which has its name when it is complete."""
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.rename(file)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise InvalidTarget(
+            f"{str(file)!r} cannot be created: {error.strerror or error}",
+            file=str(file),
+            hint="QMPSNAP_CACHE names another directory for it",
+        ) from error
 
 
 def _agent() -> dict[str, bytes | str]:

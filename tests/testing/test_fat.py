@@ -10,6 +10,20 @@ from qmpsnap.testing.fat import build_fat
 SECTOR = 512
 
 
+def next_short(image: bytes, at: int) -> bytes:
+    """The short name to which a part of a long one belongs."""
+    while image[at + 11] == 0x0F:
+        at += 32
+    return image[at : at + 11]
+
+
+def checksum_of(short: bytes) -> int:
+    total = 0
+    for byte in short:
+        total = (total >> 1 | (total & 1) << 7) + byte & 0xFF
+    return total
+
+
 def unpack(image: bytes) -> tuple[str, dict[str, bytes]]:
     """Read a FAT12 file system by the letter of its description: label, and name -> content."""
     bytes_per, per_cluster, reserved, fats, entries, sectors, _, fat_sectors = struct.unpack_from(
@@ -37,6 +51,7 @@ def unpack(image: bytes) -> tuple[str, dict[str, bytes]]:
             case 0x08:
                 label = entry[:11].decode().rstrip()
             case 0x0F:
+                assert entry[13] == checksum_of(next_short(image, at))
                 text = (entry[1:11] + entry[14:26] + entry[28:32]).decode("utf-16-le")
                 long = text.partition("\0")[0].rstrip("\uffff") + long
             case _:

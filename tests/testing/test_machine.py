@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import resource
 import struct
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import Unsupported
+from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.testing.machine import GuestDisk, GuestImage, find_guest_image, guest_argv
 
 IMAGE = GuestImage(Path("/g/vmlinuz"), Path("/g/initrd"))
@@ -66,3 +67,15 @@ def test_find_guest_image_says_what_to_run_when_the_agent_is_missing(guest_parts
     (guest_parts.with_name("guest-agent")).mkdir()
     (guest_parts.with_name("guest-agent") / ".complete").touch()
     assert find_guest_image(agent=True).initrd.exists()
+
+
+def test_find_guest_image_leaves_nothing_when_the_disk_is_full(guest_parts):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InvalidTarget, match="too large") as refused:
+            find_guest_image()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "QMPSNAP_CACHE" in refused.value.hint
+    assert sorted(path.name for path in guest_parts.iterdir()) == ["busybox", "modules", "vmlinuz"]

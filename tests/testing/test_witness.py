@@ -58,6 +58,7 @@ async def test_watch_ends_the_wait_when_the_guest_ends(event, reason):
         with witness.watch("true"):
             for each in (
                 Event("VSERPORT_CHANGE", {"id": "other", "open": False}, 0.0),
+                Event("VSERPORT_CHANGE", {"id": "ga", "open": True}, 0.0),
                 Event("STOP", {}, 0.0),
             ):
                 sinks[0](each)
