@@ -37,7 +37,8 @@ async def run(order):
     if "group" in order:
         await run_group(order, at)
         return
-    (qemu,) = [qemu for qemu in QEMUS if qemu.version == order["qemu"]]
+    # PATH may begin with one of the matrix, which is then in it twice.
+    qemu = next(qemu for qemu in QEMUS if qemu.version == order["qemu"])
     if "store" in order:
         async with qmpsnap.connect(order["socket"]) as vm:
             helper = launcher(qemu, at=lambda _, __, number: at(number))

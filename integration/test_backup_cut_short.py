@@ -13,9 +13,10 @@ import anyio
 import pytest
 
 import qmpsnap
-from integration.harness import copies_counted, stepped
+from integration.harness import copies_counted, stepped, stepped_offline
 from integration.known_images import KIB, MIB, QEMUS, overwritten
-from integration.machines import drive, listing
+from integration.machines import drive, listing, wait_for
+from integration.off import daemons, offline
 from integration.test_kill import clients
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,7 +32,7 @@ def sampled(points, qemu, *, everything):
 
 
 class Scene:
-    """A machine with two disks, whose guest writes between the interruptions.
+    """A machine with two disks, whose guest writes between the interruptions; None if it is off.
 
     Attributes:
         reads: What each disk reads.
@@ -67,18 +68,22 @@ class Scene:
             assert set(record.disks) == set(self.made)
             await qmpsnap.verify_backup(self.place, at=number)
         assert not any(path.suffix == ".partial" for path in self.place.iterdir())
-        self.running.check_nothing_left()
+        if self.running:
+            self.running.check_nothing_left()
         shutil.rmtree(self.place)
 
+    def newest(self):
+        """The image of each disk for the next client, an overlay that was left, if any."""
+        left = {disk: sorted(self.place.parent.glob(f"{disk}/*.backup-*.qcow2")) for disk in self.made}
+        return {disk: str(left[disk][-1]) if left[disk] else one.active for disk, one in self.made.items()}
 
-async def points(running, place):
-    """The points of a backup at which the world differs."""
-    async with stepped(running.socket) as vm:
-        with copies_counted(vm._target):
-            await vm.backup(place)
-        found = vm._target.states
+
+async def points(vm, place):
+    """The points of a backup at which the world differs; the VM is one whose steps are counted."""
+    with copies_counted(vm._target):
+        await vm.backup(place)
     shutil.rmtree(place)
-    return found
+    return vm._target.states
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +103,9 @@ async def test_backup_after_a_killed_one_leaves_nothing_of_it(scene, qemu, every
     running, place = scene.running, scene.place
     rig = SimpleNamespace(qemu=qemu, folder=place.parent)
     with clients() as run:
-        for point in sampled(await points(running, place), qemu, everything=everything):
+        async with stepped(running.socket) as vm:
+            found = await points(vm, place)
+        for point in sampled(found, qemu, everything=everything):
             assert run(running, rig, place.name, point) == -9
             assert running.qmp("query-status")["status"] == "running"
             scene.write()
@@ -108,7 +115,9 @@ async def test_backup_after_a_killed_one_leaves_nothing_of_it(scene, qemu, every
 
 async def test_cancelled_backup_leaves_nothing_or_is_complete(scene, qemu, everything):
     running, place = scene.running, scene.place
-    for point in sampled(await points(running, place), qemu, everything=everything):
+    async with stepped(running.socket) as vm:
+        found = await points(vm, place)
+    for point in sampled(found, qemu, everything=everything):
         scope = anyio.CancelScope()
 
         def at(now, scope=scope, point=point):
@@ -124,3 +133,18 @@ async def test_cancelled_backup_leaves_nothing_or_is_complete(scene, qemu, every
             assert scene.files() == scene.before
             scene.write()
             await scene.check_next(vm, qemu)
+
+
+@pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
+async def test_backup_of_a_machine_that_is_off_after_a_killed_one(qemu, images, tmp_path, everything):
+    made = {disk: images(drawing, folder=disk) for disk, drawing in DRAWN.items()}
+    scene = Scene(None, made, tmp_path / "backups")
+    rig = SimpleNamespace(qemu=qemu, folder=tmp_path, images=made)
+    async with stepped_offline(qemu, scene.newest()) as vm:
+        found = await points(vm, scene.place)
+    with clients() as run:
+        for point in found if everything else found[1::4]:
+            assert run(None, rig, scene.place.name, point) == -9
+            wait_for(lambda: not daemons(tmp_path), "the daemon's end")
+            async with offline(qemu, scene.newest()) as vm:
+                await scene.check_next(vm, qemu)
