@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench_backups import backups
 from bench_checkpoints import checkpoints
+from bench_clones import clones
 from bench_deletes import deletes
 from bench_disks import graphs, snapshots
 from bench_itself import events, many, processes
@@ -26,8 +27,8 @@ from bench_rows import HEADER
 from bench_trees import trees
 
 GROUPS = (
-    snapshots, deletes, checkpoints, graphs, job_ends, jobs, backups, processes, many, events, trees, offline,
-    plugin,
+    snapshots, deletes, checkpoints, clones, graphs, job_ends, jobs, backups, processes, many, events, trees,
+    offline, plugin,
 )  # fmt: skip
 
 

@@ -34,8 +34,23 @@ def opened(
     machine = _opened(app, looks=looks, with_files=with_files, greeting_limit=greeting_limit)
     if app.launcher is None:
         return machine
+    return _launching(machine, _launcher(app.launcher))
+
+
+def launcher_given(app: App, verb: str) -> Launcher:
+    """The launcher of `--launcher`, which this verb needs.
+
+    Raises:
+        click.UsageError: When none was given, or the command cannot be one.
+    """
+    if app.launcher is None:
+        raise click.UsageError(f"{verb} starts other QEMUs: say how, with --launcher COMMAND")
+    return _launcher(app.launcher)
+
+
+def _launcher(command: str) -> Launcher:
     try:
-        return _launching(machine, qmpsnap.launcher_of(app.launcher))
+        return qmpsnap.launcher_of(command)
     except BadArgument as error:
         raise click.BadParameter(error.message, param_hint="--launcher") from error
 

@@ -318,7 +318,12 @@ class Passage:
     @property
     def before(self) -> tuple[Step, ...]:
         """What comes before the guest is paused."""
-        return (await_migration("settled"), *self.capabilities, *self.parameters, self.passed)
+        return (await_migration("settled"), *self.sets, self.passed)
+
+    @property
+    def sets(self) -> tuple[Step, ...]:
+        """The steps that change QEMU's settings."""
+        return (*self.capabilities, *self.parameters)
 
     @property
     def released(self) -> tuple[Step, ...]:

@@ -114,6 +114,7 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
     token = digest("devices", intent.file, avoid=scene.names)
     id = job_id("save", "keep", token)  # noqa: A001 - a record's word
     partial = f"{intent.file}.partial"
+    # A QEMU that has only loaded a state has no thread of a migration whose end would have to be waited for.
     refuse_memory_place(scene, intent.file, option="", mapped=True)
     passage = Passage(machine, partial, file_number(token), mapped=True)
     seal = seal_memory(
@@ -129,7 +130,7 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
         intent=intent,
         disks=tuple(disk.name for disk in scene.graph.disks.values() if disk.layers),
         stages=(
-            Stage("create the file", (create_memory(partial), *passage.before)),
+            Stage("create the file", (create_memory(partial), *passage.sets, passage.passed)),
             Stage(
                 "save the devices' state",
                 (migrate(passage.uri), *passage.released, await_migration("saved"), await_closed(partial)),

@@ -1,0 +1,64 @@
+"""template, clone and fork on the command line, with a launcher that is a shell script."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from integration.cli import Cli
+from integration.machines import CHEAP, blockdev, listing
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def script(qemu, folder):
+    words = [shlex.quote(str(word)) for word in (qemu.system, *CHEAP, *blockdev("vda", "IMAGE"))]
+    text = " ".join(words).replace("IMAGE", "'\"$QMPSNAP_DISK_vda\"'")
+    file = folder / "start.sh"
+    file.write_text(f'#!/bin/sh\nexec {text} "$@"\n')
+    file.chmod(0o755)
+    return file
+
+
+def end_by_ctrl_c(process, *codes):
+    """Let it end, with one of these exit codes."""
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in codes, err
+
+
+def greets(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        return b'"QMP"' in client.recv(4096)
+
+
+def test_template_clone_and_fork_run_until_ctrl_c(qemu, images, machine, tmp_path):
+    vda, start = images("base"), script(qemu, tmp_path)
+    with machine(*blockdev("vda", vda.active)) as running:
+        running.qmp("cont")
+        cli = Cli(running)
+        plan = cli("--launcher", start, "template", "-n", "t1", tmp_path / "t1")
+        assert (plan.code, "background-snapshot" in plan.out) == (0, True)
+        before = listing(tmp_path)
+        with cli.start("--launcher", start, "--json", "fork", "2") as process:
+            children = [json.loads(process.stdout.readline()) for _ in range(2)]
+            assert {child["number"] for child in children} == {0, 1}
+            assert all(greets(child["qmp"]) for child in children)
+            end_by_ctrl_c(process, 0, 130)  # 130 before it waits for Ctrl-C
+        assert listing(tmp_path) == before
+        made = cli("--launcher", start, "--json", "template", "t1", tmp_path / "t1")
+        assert (made.code, made.json["name"]) == (0, "t1"), made.err
+        assert cli("--launcher", start, "template", "t1", tmp_path / "t1").code == 3
+    with cli.start("--launcher", start, "clone", tmp_path / "t1") as process:
+        number, _, path = process.stdout.readline().strip().partition(", ")
+        assert number.startswith("0: pid ")
+        assert greets(path)
+        assert process.stdout.readline() == "running until Ctrl-C\n"
+        end_by_ctrl_c(process, 0)
+        assert not Path(path).exists()

@@ -1,0 +1,149 @@
+"""`qmpsnap template`, `clone` and `fork`: many machines that go on from one guest."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import click
+
+import qmpsnap
+from qmpsnap.cli.app import verb
+from qmpsnap.cli.machine import launcher_given
+from qmpsnap.cli.options import FILE, MOMENT, dry_run
+from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.runner import current_app, run, run_alone, show_plan, show_steps
+from qmpsnap.cli.signals import Signals
+from qmpsnap.fork import Child
+from qmpsnap.model.printable import printable
+from qmpsnap.model.units import size
+from qmpsnap.plan.intent import Checkpoint
+from qmpsnap.plan.plan import Plan
+from qmpsnap.template import Template
+from qmpsnap.vm import VM
+
+_END = "running until Ctrl-C"
+
+
+@verb(
+    "template",
+    example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh template booted /srv/templates/web",
+    short_help="Freeze the guest in a directory, from which clones start.",
+)
+@click.argument("name", type=MOMENT)
+@click.argument("directory", metavar="DIR", type=FILE)
+@dry_run
+def template(name: str, directory: str) -> None:
+    """Make a template of the checkpoint NAME in the new directory DIR; without such a checkpoint take one.
+
+    A checkpoint is taken by the way that pauses the guest for the shortest time, and the guest keeps
+    running. The layers of the disks are needed as long as the template is there. To remove it: remove DIR,
+    and the images NAME-....template.qcow2 beside the layers.
+    """
+    app = current_app()
+    launcher_given(app, "template")
+
+    async def work(vm: VM, _: Signals) -> Template[VM] | Plan | None:
+        exists = bool((await vm.moments()).named(name))
+        if app.dry_run:
+            return None if exists else await vm.plan(Checkpoint(name, "background"))
+        if exists:
+            return await vm.freeze_template(directory, of=name)
+        return await vm.freeze_template(directory, name=name)
+
+    made = run(work)
+    if made is None:
+        show_steps(("start-helper", {"checkpoint": name, "memory": f"{directory}/memory"}, "host"))
+    elif isinstance(made, Plan):
+        show_plan(made)
+    elif app.json:
+        emit(json_line(op="template", **made.to_json()))
+    else:
+        memory = size(made.record.fingerprint.memory)
+        emit(f"{printable(directory)}: template of {name!r}, {memory} of memory")
+        if made.taken is not None and made.taken.standstill_s is not None:
+            emit(f"the guest was paused for {made.taken.standstill_s * 1000:.0f} ms")
+        emit(*(f"no image keeps the layer {printable(layer)}" for layer in made.unkept))
+
+
+@verb(
+    "clone",
+    example="qmpsnap --launcher ./start.sh clone /srv/templates/web",
+    short_help="Start a machine from a template.",
+)
+@click.argument("directory", metavar="DIR", type=FILE)
+@click.option(
+    "--keep",
+    type=FILE,
+    metavar="NEWDIR",
+    help="New directory for the overlays, which stay there. [default: they are removed at the end]",
+)
+def clone(directory: str, keep: str | None) -> None:
+    """Start a machine whose guest goes on from where the template's stopped; it runs until Ctrl-C.
+
+    It listens for QMP on the socket that is printed. Its disks are new overlays.
+    """
+    app = current_app()
+    launcher = launcher_given(app, "clone")
+
+    async def serve(signals: Signals) -> None:
+        async with AsyncExitStack() as stack:
+            opened = await qmpsnap.open_template(directory, launcher=launcher)
+            vm = await stack.enter_async_context(opened.clone(keep=keep))
+            _tell(0, vm, as_json=app.json)
+            await _until_ctrl_c(signals, as_json=app.json)
+
+    run_alone(serve)
+
+
+@verb(
+    "fork",
+    example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh fork 5",
+    short_help="Start machines that go on from where this one is.",
+)
+@click.argument("count", metavar="N", type=click.IntRange(min=1))
+@click.option("--of", type=MOMENT, metavar="NAME", help="A checkpoint to go on from. [default: now]")
+def fork(count: int, of: str | None) -> None:
+    """Start N machines whose guests go on from where this one is; they run until Ctrl-C.
+
+    Each is printed as soon as it runs, with the socket on which it listens for QMP. This machine keeps
+    running, or stays paused. At the end its disks write to the files of before.
+    """
+    app = current_app()
+    launcher_given(app, "fork")
+
+    async def serve(vm: VM, signals: Signals) -> None:
+        async with vm.fork(count, of=of) as children:
+            failed: qmpsnap.QmpsnapError | None = None
+            async for child in children:
+                failed = failed or child.error
+                _tell_child(child, as_json=app.json)
+            if failed is not None and count == 1:
+                raise failed
+            await _until_ctrl_c(signals, as_json=app.json)
+
+    run(serve)
+
+
+def _tell_child(child: Child[VM], *, as_json: bool) -> None:
+    if child.machine is not None:
+        _tell(child.number, child.machine, as_json=as_json)
+    elif as_json:
+        emit(json_line(number=child.number, error=str(child.error)))
+    else:
+        emit(f"{child.number}: not started: {printable(str(child.error))}")
+
+
+def _tell(number: int, vm: VM, *, as_json: bool) -> None:
+    """Print where a machine can be reached."""
+    socket = vm.qmp if isinstance(vm, qmpsnap.LaunchedVM) else ""
+    if as_json:
+        emit(json_line(number=number, pid=vm.pid, qmp=socket))
+    else:
+        emit(f"{number}: pid {vm.pid}, {printable(socket) or 'no socket'}")
+
+
+async def _until_ctrl_c(signals: Signals, *, as_json: bool) -> None:
+    if not as_json:
+        emit(_END)
+    with signals.ends() as end:
+        await end.wait()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import qmpsnap as library
+from qmpsnap.cli.clones import _tell_child
+from qmpsnap.fork import Child
+
+
+@pytest.mark.parametrize("words", [("template", "t1", "/t"), ("clone", "/t"), ("fork", "2")])
+def test_verb_without_a_launcher_is_a_usage_error(qmpsnap, words):
+    ended = qmpsnap("-s", "/none", *words)
+    assert ended.code == 2
+    assert f"{words[0]} starts other QEMUs: say how, with --launcher COMMAND" in ended.err
+
+
+def test_launcher_that_no_shell_could_read_is_a_usage_error(qmpsnap):
+    ended = qmpsnap("--launcher", "sh -c 'x", "clone", "/t")
+    assert (ended.code, "--launcher" in ended.err) == (2, True)
+
+
+def test_clone_of_what_is_no_template_is_refused(qmpsnap, tmp_path):
+    ended = qmpsnap("--launcher", "true", "clone", tmp_path / "none")
+    assert (ended.code, "there is no template" in ended.err) == (3, True)
+
+
+def test_child_that_was_not_started_says_why(capsys):
+    child: Child[library.VM] = Child(1, error=library.ConnectFailed("no QEMU\x1b today"))
+    _tell_child(child, as_json=False)
+    text = capsys.readouterr().out
+    assert text.startswith("1: not started: no QEMU")
+    assert "\x1b" not in text
+    _tell_child(child, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "version": 1,
+        "number": 1,
+        "error": "no QEMU\x1b today",
+    }
