@@ -175,6 +175,13 @@ async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_sto
                 assert file in states(running)
                 left = await vm.jobs.interrupted()
                 assert {record.op for record in left} <= {"store"}
+                if mode == "background" and len(found) % 4 == 3:
+                    await vm.delete(name)
+                    for record in left:
+                        await vm.jobs.wait(record.id)
+                    assert states(running) == []
+                    found.append("deleted")
+                    continue
                 if mode == "background":
                     await vm.make_store(name, launcher=launcher(qemu))
                 for record in await vm.jobs.interrupted():

@@ -27,7 +27,7 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
     intent = MakeStore(name)  # checks the name
     finished = await _clear(vm, name)
     if finished is not None and await has_store(vm, name):
-        return finished
+        return replace(finished, notes=(*finished.notes, _in_place(name)))
     plan = await vm.plan(intent)
     try:
         async with loaded(vm, name, launcher) as helper:

@@ -195,7 +195,7 @@ async def test_make_store_finishes_what_a_killed_client_had_completed() -> None:
     file, tag = plan.record.state.file, plan.record.state.tag
     fake.files.memories[file] = MemoryFact(file, 1, tags=(tag,))
     done = await vm.make_store("c1", launcher=launching(fake, raises))
-    assert (done.op, done.notes) == ("store", ("'c1' reverts in place: its store is complete",))
+    assert (done.op, done.notes) == ("store", ("the store of 'c1' is complete", IN_PLACE))
     assert await seen(vm) == ("in-place", file)
 
 

@@ -143,6 +143,12 @@ def has_moment(record: IntentRecord, records: Collection[Record]) -> bool:
     return any(isinstance(one, MomentRecord) and one.id == record.id for one in records)
 
 
+def has_checkpoint(record: IntentRecord, records: Collection[Record]) -> bool:
+    """Whether the checkpoint whose store the operation makes, if it makes one, still has memory."""
+    wanted = {step.arguments["id"] for step in record.steps if step.command == "keep-store"}
+    return wanted <= {one.id for one in records if isinstance(one, MomentRecord) and one.state is not None}
+
+
 def superseded_by(record: IntentRecord, records: Collection[Record]) -> Record | None:
     """A later record with one of the same overlays: that is then what is in the chain.
 

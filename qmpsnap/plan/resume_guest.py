@@ -39,7 +39,7 @@ from qmpsnap.plan.commands.files import remove_state, seal_memory, seal_store
 from qmpsnap.plan.commands.jobs import await_job, done_and_dismissed, job_dismiss
 from qmpsnap.plan.commands.migration import await_closed, migrate_cancel, release_file
 from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
-from qmpsnap.plan.ownership import has_moment, ran_here, superseded_by
+from qmpsnap.plan.ownership import has_checkpoint, has_moment, ran_here, superseded_by
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.recorded_steps import finish, free, removed, same_qemu, set_back, tidied
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -51,10 +51,7 @@ _OURS = frozenset({"paused", "postmigrate"})
 # Operations whose outcome has another wording than "is complete" and "was not complete".
 _ENDS = {
     "snapshot": ("snapshot {name!r} was taken", "snapshot {name!r} was not taken; its files are removed"),
-    "store": (
-        "{name!r} reverts in place: its store is complete",
-        "the store of {name!r} was not complete, and is removed; {name!r} reverts in a new QEMU, as before",
-    ),
+    "store": ("the store of {name!r} is complete", "the store of {name!r} was not complete, and is removed"),
     "save": ("{file} is complete", "{file} was not complete; its files are removed"),
     "revert": (
         "the machine is reverted to {name!r}",
@@ -249,8 +246,9 @@ def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
 
 
 def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:
-    """Whether the layers to which the memory belongs still exist."""
-    return all(scene.files.files[record.chains[disk][0]].taken for disk in record.overlays)
+    """Whether the layers, or the checkpoint, to which the memory belongs still exist."""
+    layers = (scene.files.files[record.chains[disk][0]] for disk in record.overlays)
+    return has_checkpoint(record, scene.files.records) and all(layer.taken for layer in layers)
 
 
 def _can_be_sealed(record: IntentRecord, state: KeptState, scene: GuestScene) -> bool:

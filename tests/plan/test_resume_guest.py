@@ -175,7 +175,7 @@ def test_resume_of_a_save_lets_the_guest_run_that_it_did_not_save(*, whole: bool
 
 
 @pytest.mark.parametrize("status", ["running", "paused"])
-@pytest.mark.parametrize("way", ["nothing", "partial", "whole", "recorded"])
+@pytest.mark.parametrize("way", ["nothing", "partial", "whole", "recorded", "deleted", "only a link"])
 def test_resume_of_a_store_keeps_it_only_if_it_is_whole_and_leaves_the_guest_alone(
     way: str, status: str
 ) -> None:
@@ -192,14 +192,20 @@ def test_resume_of_a_store_keeps_it_only_if_it_is_whole_and_leaves_the_guest_alo
         files.memories[record.state.file] = MemoryFact(record.state.file, 1, tags=(record.state.tag,))
     if way == "recorded":
         files.records[0] = replace(moment_kept("background"), state=record.state)
+    if way in {"deleted", "only a link"}:
+        files.put(record.state.file)
+        files.memories[record.state.file] = MemoryFact(record.state.file, 1, tags=(record.state.tag,))
+        link = replace(moment_kept("background"), state=None, deleted=True)
+        files.records[:1] = [] if way == "deleted" else [link]
     rest = rested(record, TWO, files, status=status)
     finish = finish_record(STATE, (record.id,))
-    if way in {"whole", "recorded"}:
+    if way in {"deleted", "only a link"}:
+        removed = remove_state(record.state.file, record.id, record.state.tag)
+        assert rest.steps == (remove_state(record.state.partial, record.id), removed, finish)
+    elif way in {"whole", "recorded"}:
         keep = keep_store(STATE, ID, by=record.id, instead_of=MEMORY)
         assert rest.steps == (keep, finish)
-        assert rest.notes == ("'c1' reverts in place: its store is complete",)
+        assert rest.notes == ("the store of 'c1' is complete",)
     else:
         assert rest.steps == (remove_state(record.state.partial, record.id), finish)
-        assert rest.notes == (
-            "the store of 'c1' was not complete, and is removed; 'c1' reverts in a new QEMU, as before",
-        )
+        assert rest.notes == ("the store of 'c1' was not complete, and is removed",)
