@@ -152,6 +152,8 @@ def leftovers(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _nothing_left(request, leftovers, tmp_path):
+    if "qmpsnap_in_use" in request.fixturenames:  # the plugin's QEMU lives on
+        request.getfixturevalue("qmpsnap_in_use")
     before, children = _descriptors(), {pid for pid, _ in _children("")}
     yield
     gc.collect()
@@ -167,8 +169,10 @@ def _nothing_left(request, leftovers, tmp_path):
 
 
 def _loop_descriptors(request):
-    """Sockets of a test's event loop, when that ends after us."""
-    return 2 if any("runner" in name for name in request.fixturenames) else 0
+    """Sockets of a test's event loop, and to the plugin's guest, when they end after us."""
+    return 2 * any("runner" in name for name in request.fixturenames) + 2 * (
+        "qmpsnap_in_use" in request.fixturenames
+    )
 
 
 @pytest.fixture(autouse=True)

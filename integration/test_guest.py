@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,52 +85,6 @@ def count_in(writer, file: Path, *, low: int, high: int) -> int:
         return writer.writes.count_in(image, low=low, high=high)
 
 
-async def test_run_returns_what_the_guest_printed_and_raises_when_it_fails(qemu, tmp_path):
-    async with machine(qemu, tmp_path) as vm, open_guest(vm.port) as guest:
-        assert await guest.run("echo one; echo two >&2") == "one\ntwo"
-        assert await guest.run("printf %s 'sp  ace \"q\" $HOME \\n é'") == 'sp  ace "q" $HOME \\n é'
-        program = await guest.run_bytes("head -c 100000 /bin/busybox")
-        assert (len(program), program[:4]) == (100000, b"\x7fELF")
-        summed = await guest.run("head -c 100000 /bin/busybox | sha256sum")
-        assert summed.split()[0] == hashlib.sha256(program).hexdigest()
-        assert await guest.run("") == ""
-        assert await guest.quick("echo $((6 * 7))") == "42"
-        with pytest.raises(GuestFailed, match="ended with status 3: no") as failed:
-            await guest.run("echo no; exit 3")
-        assert (failed.value.status, failed.value.output) == (3, "no")
-        with pytest.raises(GuestFailed, match="killed at its limit"):
-            await guest.run("sleep 60", limit=1)
-        with pytest.raises(ValueError, match="EOT"):
-            await guest.run("echo \x04")
-        assert await guest.run("echo still here") == "still here"
-
-
-async def test_guest_answers_the_next_client_when_one_left_in_the_middle_of_an_answer(qemu, tmp_path):
-    async with machine(qemu, tmp_path) as vm:
-        async with open_guest(vm.port) as guest:
-            with anyio.move_on_after(0.1) as left:
-                await guest.run("head -c 1000000 /dev/zero; sleep 1")
-            assert left.cancelled_caught
-            assert await guest.run("echo same client") == "same client"
-            with anyio.move_on_after(0.1):
-                await guest.run("sleep 1; head -c 1000000 /dev/zero")
-        for _ in range(3):
-            async with open_guest(vm.port) as guest:
-                assert await guest.run("echo next client") == "next client"
-
-
-async def test_guest_answers_when_the_machine_stood_still_in_the_middle(qemu, tmp_path):
-    async with machine(qemu, tmp_path) as vm, open_guest(vm.port) as guest:
-        monitor = Monitor(vm.process)
-        await monitor.execute("qmp_capabilities")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(partial(guest.run, "usleep 300000; echo slept"))
-            await monitor.execute("stop")
-            await anyio.sleep(0.5)
-            await monitor.execute("cont")
-        assert await guest.run("echo on") == "on"
-
-
 async def test_guest_is_there_again_after_a_reset_and_gone_after_poweroff(qemu, tmp_path):
     async with machine(qemu, tmp_path, disk(tmp_path)) as vm, open_guest(vm.port) as guest:
         await guest.run("echo written > /dev/vda; sync; echo lost > /tmp/file")
@@ -210,18 +162,6 @@ async def test_writer_is_at_a_count_between_two_when_its_disk_is_snapshotted(qem
     )
     assert count_in(writer, await raw(qemu, overlay, tmp_path / "r1"), low=end, high=end) == end
     assert count_in(other, vm.disks[1], low=other_end, high=other_end) == other_end
-
-
-async def test_writer_is_refused_when_the_disk_is_missing_or_has_one(qemu, tmp_path):
-    async with machine(qemu, tmp_path, disk(tmp_path)) as vm, open_guest(vm.port) as guest:
-        with pytest.raises(GuestFailed, match="no such disk"):
-            await guest.start_writer("/dev/vdz", blocks=4)
-        writer = await guest.start_writer("/dev/vda")
-        with pytest.raises(GuestFailed, match="a writer is there"):
-            await guest.start_writer("/dev/vda")
-        await writer.stop()
-        again = await guest.start_writer("/dev/vda", seed=2)
-        await again.stop()
 
 
 async def test_stop_raises_when_a_write_had_failed(qemu, tmp_path):

@@ -193,6 +193,39 @@ def test_first(vm): ...
 def test_second(guest): ...
 """
 
+GOES_ON = """
+@pytest.mark.qmpsnap(reset="none")
+@pytest.mark.parametrize("number", range(3))
+def test_goes_on(vm, number):
+    assert [moment.name for moment in vm.moments().moments] == [f"s{earlier}" for earlier in range(number)]
+    vm.snapshot(f"s{number}")
+"""
+MANY = """
+import contextlib, os, pathlib, pytest, qmpsnap
+
+pytestmark = pytest.mark.qmpsnap(reset="boot")
+
+@pytest.fixture(params=[16, 17, 18, 19, 20, 16])
+def qmpsnap_machine(request):
+    return qmpsnap.Machine(memory_mib=request.param)
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
+
+def running():
+    count = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            line = path.read_text(errors="replace")
+            count += os.environ["TMPDIR"] in line and "qemu-system" in line
+    return count
+
+def test_machine(vm):
+    assert vm.status().running
+    assert running() <= 4
+"""
+
 
 @dataclass
 class Ended:
@@ -347,6 +380,19 @@ def test_guest_that_is_never_ready_fails_the_first_test_slowly_and_the_others_at
     assert "the guest was not ready after 1 s" in ended.out
     assert "the machine could not be booted before: the guest was not ready after 1 s" in ended.out
     assert "to its console" in ended.out
+    assert one_suite.left() == NOTHING
+
+
+def test_no_more_than_four_machines_run_at_once(one_suite):
+    ended = one_suite.run(MANY)
+    assert (ended.code, ended.counts["passed"]) == (0, 6)
+    assert ended.out.count("1 boot(s), 0 reset(s)") == 6
+    assert one_suite.left() == NOTHING
+
+
+def test_machine_stays_as_it_is_when_nothing_is_to_be_put_back(one_suite):
+    ended = one_suite.run(BARE + GOES_ON)
+    assert (ended.code, ended.counts["passed"]) == (0, 3)
     assert one_suite.left() == NOTHING
 
 

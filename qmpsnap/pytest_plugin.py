@@ -143,7 +143,7 @@ def qmpsnap_in_use(
     options = qmpsnap_options
     overrides = Overrides(qemu=options.qemu, accel=options.accel, memory_mib=options.memory_mib)
     source = source_of(qmpsnap_machine, qmpsnap_disks, qmpsnap_ready, overrides=overrides)
-    key = id(qmpsnap_machine), id(qmpsnap_disks)
+    key = qmpsnap_machine, qmpsnap_disks, qmpsnap_ready
     in_use = qmpsnap_pool.begin(key, source, _wanted(request.node), test=request.node.nodeid)
     request.node.stash[_IN_USE] = in_use
     yield in_use
@@ -282,7 +282,7 @@ def _with_real(function: Callable[..., Any]) -> Callable[..., Any]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep what tells how a test failed, and name the folder in its report."""
     report = yield
-    if report.failed and report.when == "call" and _IN_USE in item.stash:
+    if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
         folder = Path(root).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid)[-100:]

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,6 +29,9 @@ from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
+
+
+_AT_ONCE: Final = 4  # machines; the one that was not used for longest ends for another one
 
 
 class Source:
@@ -66,7 +70,9 @@ class Pool:
         self._reset = reset
         self._boot_limit = boot_limit
         self._stack = ExitStack()
-        self._machines: dict[object, SharedMachine] = {}
+        self._machines: list[_Owned] = []
+        self._accounts: list[Account] = []
+        self._added = 0
         self._portal: BlockingPortal
         self._directory: Path
 
@@ -76,45 +82,63 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with self._stack:
+            while self._machines:
+                self._machines.pop().stack.close()
 
     @property
     def accounts(self) -> tuple[Account, ...]:
         """What was done with each machine."""
-        return tuple(machine.account for machine in self._machines.values())
+        return tuple(self._accounts)
 
     def begin(self, key: object, source: Source, wanted: Reset | None, *, test: str) -> InUse:
         """Put a machine in its first state for a test.
 
         Args:
-            key: What tells the machine from others.
+            key: What tells the machine from others; equal ones are the same machine.
             source: Where it comes from, if it is not there yet.
             wanted: How it is put back; None: the session's way.
             test: The test's name, for the report.
         """
-        machine = self._machines.get(key) or self._add(key, source)
+        owned = next((owned for owned in self._machines if owned.key == key), None)
+        if owned is None:
+            while len(self._machines) >= _AT_ONCE:
+                self._machines.pop(0).stack.close()
+            owned = self._add(key, source)
+        else:
+            self._machines.remove(owned)
+        self._machines.append(owned)
+        machine = owned.machine
         booted: Booted = call(self._portal, lambda: machine.begin(wanted, test=test))
         return InUse(self._portal, machine, booted)
 
-    def _add(self, key: object, source: Source) -> SharedMachine:
-        directory = self._directory / str(len(self._machines) + 1)
+    def _add(self, key: object, source: Source) -> _Owned:
+        self._added += 1
+        directory = self._directory / str(self._added)
         directory.mkdir()
         bases = call(self._portal, read_bases, source.disks, source.formats)
-        self._stack.enter_context(unwritable([file for base in bases for file in base.files]))
-        machine = self._stack.enter_context(
-            self._portal.wrap_async_context_manager(
-                shared_machine(
-                    source.launcher,
-                    bases,
-                    directory,
-                    ready=_ready(source.ready, self._boot_limit),
-                    reset=self._reset,
-                    boot_limit=self._boot_limit,
-                )
+        with ExitStack() as stack:
+            stack.enter_context(unwritable([file for base in bases for file in base.files]))
+            shared = shared_machine(
+                source.launcher,
+                bases,
+                directory,
+                ready=_ready(source.ready, self._boot_limit),
+                reset=self._reset,
+                boot_limit=self._boot_limit,
             )
-        )
-        self._machines[key] = machine
-        return machine
+            machine = stack.enter_context(self._portal.wrap_async_context_manager(shared))
+            self._accounts.append(machine.account)
+            return _Owned(key, machine, stack.pop_all())
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """A machine of ours, what tells it from others, and what ends it."""
+
+    key: object
+    machine: SharedMachine
+    stack: ExitStack
 
 
 class InUse:
@@ -131,7 +155,6 @@ class InUse:
         self._machine = machine
         self._booted = booted
         self._free = list(monitors(booted.directory)[1:])
-        self._opened = 0
         self.directory: Final = booted.directory
         self.vm: Final = Face[VM](portal, self._connect)
         self.guest: Final = Face[Guest](portal, self._open_guest, through=partial(_GuestThere, portal))
@@ -157,8 +180,8 @@ class InUse:
     async def _connect(self) -> AsyncIterator[VM]:
         monitor = self.monitor()
         try:
-            self._opened += 1
-            record = self.directory / f"qmp-{self._opened}.jsonl"
+            earlier = len(list(self.directory.glob("qmp-*.jsonl")))
+            record = self.directory / f"qmp-{earlier + 1}.jsonl"
             async with connect(monitor, state_dir=self.directory / RECORDS, record=record) as vm:
                 yield vm
         finally:
