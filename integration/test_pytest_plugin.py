@@ -142,10 +142,6 @@ def first_state(vm, guest):
     assert guest.run(READ) == "base"
     guest.run(write(1))
 
-@pytest.mark.qmpsnap(reset="boot")
-def test_boots(guest):
-    assert float(guest.run("cut -d ' ' -f 1 /proc/uptime")) < 30
-
 @pytest.mark.qmpsnap(reset="clone")
 @pytest.mark.parametrize("number", range(2))
 async def test_is_a_clone(vm, number):
@@ -155,7 +151,7 @@ async def test_is_a_clone(vm, number):
 
 def test_kills_it(vm):
     os.kill(vm.pid, signal.SIGKILL)
-    with pytest.raises(Exception, match="lost .*/qmp"):
+    with pytest.raises(Exception, match="lost the test's machine "):
         vm.graph()
 
 def test_adds_an_object(vm):
@@ -328,9 +324,9 @@ def test_machine_that_cannot_be_put_back_is_booted_anew_and_a_failure_is_kept(on
     artifacts = one_suite.folder / "kept"
     kept = f"--qmpsnap-artifacts={artifacts}", "--qmpsnap-keep"
     ended = one_suite.run(WORSE, *kept, "-o", "asyncio_mode=auto")
-    assert (ended.counts["failed"], ended.counts["passed"]) == (1, 5)
+    assert (ended.counts["failed"], ended.counts["passed"]) == (1, 4)
     assert "differs: objects (new: io9)" in ended.out
-    assert "booted anew before test_it.py::test_adds_an_object: lost " in ended.out
+    assert "booted anew before test_it.py::test_adds_an_object: lost the machine " in ended.out
     (folder,) = artifacts.iterdir()
     assert folder.name == "test_it.py-test_fails"
     assert str(folder / "chain-after") in ended.out

@@ -48,7 +48,7 @@ async def connect(
         pid: QEMU's process id, if the socket does not give it.
         reply_limit: Seconds that QEMU may take to answer a query.
         greeting_limit: Seconds that QEMU may take to greet.
-        name: What the machine is called in logs; "": its address.
+        name: What the machine is called in logs and errors; "": its address.
         record: File to create, which gets every message of the session, its secrets masked; None: no file.
 
     Raises:
@@ -74,7 +74,12 @@ async def connect(
     def link(recorder: Recorder | None) -> AbstractAsyncContextManager[Session]:
         if isinstance(address, str | tuple | socket.socket):
             return sessions.connect(
-                address, pid=pid, reply_limit=reply_limit, greeting_limit=greeting_limit, recorder=recorder
+                address,
+                pid=pid,
+                reply_limit=reply_limit,
+                greeting_limit=greeting_limit,
+                name=name,
+                recorder=recorder,
             )
         return sessions.adopt(address, pid=pid, reply_limit=reply_limit)
 

@@ -252,7 +252,7 @@ class SharedMachine:
             async with machine:
                 (place,) = places
                 (place / RECORDS).mkdir(exist_ok=True)
-                async with connect(monitors(place)[0], state_dir=place / RECORDS) as vm:
+                async with connect(monitors(place)[0], state_dir=place / RECORDS, name="the machine") as vm:
                     begun = True
                     task_status.started(Booted(vm, place, mode, leave, ended))
                     await leave.wait()

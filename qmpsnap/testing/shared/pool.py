@@ -182,7 +182,8 @@ class InUse:
         try:
             earlier = len(list(self.directory.glob("qmp-*.jsonl")))
             record = self.directory / f"qmp-{earlier + 1}.jsonl"
-            async with connect(monitor, state_dir=self.directory / RECORDS, record=record) as vm:
+            records, name = self.directory / RECORDS, "the test's machine"
+            async with connect(monitor, state_dir=records, record=record, name=name) as vm:
                 yield vm
         finally:
             self._free.append(monitor)
