@@ -166,6 +166,7 @@ class SharedMachine:
             started = time.monotonic()
             try:
                 booted = await self._put_back(booted, mode)
+                await self._await_ready(booted)
             except _FAILURES as error:
                 reasons.append(f"not {mode}: {_line(error)}")
                 continue
@@ -285,7 +286,8 @@ class SharedMachine:
             return await self._clone()
         since = console_size(booted.directory) if mode == "disks" else 0
         await resets.put_back(booted)
-        await self._await_ready(booted, since=since)
+        if mode == "disks":  # with its memory the guest goes on as one that is ready
+            await self._await_ready(booted, since=since)
         return booted
 
     def last_lines(self, booted: Booted) -> str:
