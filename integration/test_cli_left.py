@@ -67,7 +67,7 @@ def test_a_second_interrupt_in_the_midst_of_a_job_on_vm_state_says_how_the_guest
     job = freeze_at_the_job(running)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
-        "stopping: rolling back, or finishing what cannot be rolled back; interrupt again to stop here\n"
+        "stopping: what was begun is rolled back, or else finished; interrupt again to leave it\n"
     )
     process.send_signal(signal.SIGINT)
     ended = cli.end(process)

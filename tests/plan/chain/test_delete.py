@@ -8,6 +8,7 @@ from qmpsnap.model.files import FileFact
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph, InternalSnapshot, Node
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.plan.commands.files import Proof, remove_state, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_continued, keep_link, keep_lost, keep_place
 from qmpsnap.plan.intent import Commit, Delete, Prune, Stream
@@ -266,6 +267,8 @@ def test_moment_stays_on_a_disk_that_is_not_here(of: Graph, what: str) -> None:
     plan = planned(Delete("two"), of, files=found)
     assert plan.to_json()["after"]["vda"] == [C, A, BASE], what  # type: ignore[index]
     assert keep_link(STATE, BOTH.id, ("vda",)) in plan.steps
+    assert plan.record is not None
+    assert from_json(to_json(plan.record)) == plan.record, "a later client finishes it"
     assert "two" in plan.deleted
     (note,) = (note for part in plan.parts for note in part.notes if "only" in note)
     assert note.startswith("'two' is deleted from vda only, and stays on vdb (/images/data.raw)")
