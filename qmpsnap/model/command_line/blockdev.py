@@ -24,6 +24,7 @@ _ANY_NODE: Final = frozenset(
 )
 _ANY_FILE: Final = _ANY_NODE | {"aio", "locking", "aio-max-batch", "drop-cache"}
 _FILES: Final = frozenset({"file", "host_device"})
+_DEEPEST: Final = 50
 _CHAIN: Final = ("file", "backing", "data-file")
 
 
@@ -34,6 +35,11 @@ def nodes_of(options: Sequence[Option]) -> dict[str, Node]:
         Unsupported: When one cannot be read.
     """
     return {str(node.get("node-name", "")): node for _, node in _read(options)}
+
+
+def is_written(nodes: Mapping[str, Node], root: str) -> bool:
+    """Whether a device on the node may write to it."""
+    return nodes[root].get("read-only") not in {True, "on", "yes", "true"}
 
 
 def with_image(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
@@ -75,6 +81,8 @@ def _nested(option: Option) -> Node:
     node: Node = {}
     for key, value in read_keys(option, "driver"):
         *path, final = key.split(".")
+        if len(path) > _DEEPEST:
+            option.refuse("it is nested too deeply")
         inner = node
         for part in path:
             step = inner.setdefault(part, {})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qmpsnap.errors import Unsupported
-from qmpsnap.model.command_line.blockdev import nodes_of, with_image
+from qmpsnap.model.command_line.blockdev import is_written, nodes_of, with_image
 from qmpsnap.model.command_line.options import (
     Option,
     Pairs,
@@ -33,6 +33,7 @@ _SHORT: Final[Mapping[str, Pairs]] = {
     "-sd": [("if", "sd")],
 }
 _UNITS: Final = {"ide": 2, "scsi": 7}  # of a bus; elsewhere there is one bus
+_ON: Final = frozenset({"on", "yes", "true"})
 # What an image of another format cannot have.
 _OF_THE_IMAGE: Final = frozenset({"file", "format", "driver", "offset", "size", "backing", "data-file"})
 
@@ -79,10 +80,9 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
         images: Path of the image of each disk, by the disk's name.
 
     Raises:
-        Unsupported: When no option is known to be that disk, or it cannot be read.
+        Unsupported: When no option is known to be that disk, or it cannot be read; or when a disk that is
+            written to has no other image: two QEMUs would write to the same one.
     """
-    if not images:
-        return list(options)
     disks = disks_of(options)
     changed = list(options)
     roots: dict[str, str] = {}
@@ -98,7 +98,31 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
                 changed[place] = _drive_with(options[place], image)
             case str(root):
                 roots[root] = image
+    replaced = {disks[disk] for disk in images}
+    for disk, written in disks.items():
+        if written not in replaced and _is_written(options, written):
+            raise Unsupported(
+                f"two QEMUs would write to the same image of the disk {disk!r}",
+                feature=disk,
+                hint="give another image for it in Start.disks, or give launcher=",
+            )
     return with_image(changed, roots) if roots else changed
+
+
+def _is_written(options: Sequence[Option], place: int | str) -> bool:
+    """Whether a guest may write to the image of that option, or of that root node."""
+    if isinstance(place, str):
+        readers = [read_keys(option, "driver") for option in options if option.name == "-device"]
+        return is_written(nodes_of(options), place) and not any(
+            last(keys, "drive") == place and last(keys, "driver").endswith("-cd") for keys in readers
+        )
+    keys = _keys(options[place])
+    unwritten = (
+        last(keys, "readonly") in _ON or last(keys, "read-only") in _ON or last(keys, "snapshot") in _ON
+    )
+    in_snapshot_mode = any(option.name == "-snapshot" for option in options)
+    is_image = any(key.partition(".")[0] == "file" for key, _ in keys)
+    return is_image and not unwritten and not in_snapshot_mode and last(keys, "media") != "cdrom"
 
 
 def _drive_with(option: Option, image: str) -> Option:

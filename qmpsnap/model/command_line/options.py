@@ -19,6 +19,7 @@ _WITHOUT_VALUE: Final = frozenset(
     | {"mem-prealloc", "usb", "alt-grab", "ctrl-grab", "no-quit", "audio-help", "xen-attach", "perfmap"}
     | {"xen-domid-restrict", "async-teardown", "jitdump", "semihosting", "enable-fips", "curses", "sdl"}
 )
+_DEEPEST: Final = 200  # brackets of JSON in one value; a node has a few
 _PROGRAM: Final = re.compile(r"qemu-system-[\w.-]+|qemu-kvm")
 
 Pairs = list[tuple[str, str]]
@@ -96,8 +97,11 @@ def read_json(option: Option) -> dict[str, object]:
     Raises:
         Unsupported: When it is not.
     """
+    text = option.value or ""
+    if text.count("{") + text.count("[") > _DEEPEST:
+        option.refuse("it is nested too deeply")
     try:
-        data = json.loads(option.value or "")
+        data = json.loads(text)
     except (ValueError, RecursionError):
         option.refuse("it is no JSON")
     if not isinstance(data, dict):

@@ -39,14 +39,14 @@ LINES = {
     ),
     "two hard disks of a pc": (
         "-M pc -hda a -hdb b,c -hdd d",
-        "ide0-hd1 ide1-hd1",
-        "-M pc -hda a -drive file=/n0,format=qcow2,index=1,media=disk "
+        "ide0-hd1 ide1-hd1 ide0-hd0",
+        "-M pc -drive file=/n2,format=qcow2,index=0,media=disk -drive file=/n0,format=qcow2,index=1,media=disk "
         "-drive file=/n1,format=qcow2,index=3,media=disk",
     ),
     "the same on q35, whose buses have one disk": (
         "-M q35 -hda a -hdb b",
-        "ide1-hd0",
-        "-M q35 -hda a -drive file=/n0,format=qcow2,index=1,media=disk",
+        "ide1-hd0 ide0-hd0",
+        "-M q35 -drive file=/n1,format=qcow2,index=0,media=disk -drive file=/n0,format=qcow2,index=1,media=disk",
     ),
     "Arch wiki: virtio": (
         "-enable-kvm -cpu host -drive file=d.raw,format=raw,if=virtio,cache=none,aio=native -nic user,model=virtio",
@@ -54,15 +54,15 @@ LINES = {
         "-enable-kvm -cpu host -drive file=/n0,format=qcow2,if=virtio,cache=none,aio=native -nic user,model=virtio",
     ),
     "drives in a row, one of them with an id": (
-        "-drive file=a -drive file=b -drive if=virtio,file=c -drive if=virtio,id=x,file=d -drive if=virtio,file=e",
+        "-drive file=a,readonly=on -drive file=b -drive if=virtio,file=c,snapshot=on -drive if=virtio,id=x,file=d -drive if=virtio,file=e",
         "ide0-hd1 x virtio2",
-        "-drive file=a -drive file=/n0,format=qcow2 -drive if=virtio,file=c "
+        "-drive file=a,readonly=on -drive file=/n0,format=qcow2 -drive if=virtio,file=c,snapshot=on "
         "-drive file=/n1,format=qcow2,if=virtio,id=x -drive file=/n2,format=qcow2,if=virtio",
     ),
     "an index that is given, and a CD in between": (
-        "-M q35 -drive file=a -drive file=b,media=cdrom -drive if=virtio,index=3,file=c -drive if=virtio,file=d",
+        "-M q35 -drive file=a,read-only=on -drive file=b,media=cdrom -drive if=virtio,index=3,file=c -drive if=virtio,file=d",
         "virtio3 virtio0",
-        "-M q35 -drive file=a -drive file=b,media=cdrom -drive file=/n0,format=qcow2,if=virtio,index=3 "
+        "-M q35 -drive file=a,read-only=on -drive file=b,media=cdrom -drive file=/n0,format=qcow2,if=virtio,index=3 "
         "-drive file=/n1,format=qcow2,if=virtio",
     ),
     "a comma in a path, options of a raw image": (
@@ -135,11 +135,11 @@ LINES = {
         "-device virtio-blk-pci,drive=t,id=vda",
     ),
     "devices without an id are numbered: plain ones, if=virtio, JSON": (
-        "-device virtio-rng-pci -drive if=virtio,file=v -blockdev raw,node-name=a,file.driver=file,file.filename=a "
+        "-device virtio-rng-pci -drive if=virtio,file=v,readonly=on -blockdev raw,node-name=a,file.driver=file,file.filename=a "
         "-device virtio-blk-pci,drive=a -blockdev raw,node-name=b,file.driver=file,file.filename=b "
         """-device '{"driver":"virtio-blk-pci","drive":"b"}'""",
         "device[1] device[3]",
-        "-device virtio-rng-pci -drive if=virtio,file=v -blockdev qcow2,node-name=a,file.driver=file,file.filename=/n0 "
+        "-device virtio-rng-pci -drive if=virtio,file=v,readonly=on -blockdev qcow2,node-name=a,file.driver=file,file.filename=/n0 "
         "-device virtio-blk-pci,drive=a -blockdev qcow2,node-name=b,file.driver=file,file.filename=/n1 "
         """-device {"driver":"virtio-blk-pci","drive":"b"}""",
     ),
@@ -251,6 +251,40 @@ def test_disk_that_no_argument_is_known_to_be_is_refused(line: str) -> None:
     assert refused.value.feature == "d0"
 
 
+WRITTEN = {
+    "-hda a -hdb b": "ide0-hd1",
+    "-drive if=pflash,file=vars -drive if=virtio,file=b": "pflash0",
+    "-drive if=virtio,file=b,readonly=off -snapshot -no-reboot": "",
+    "-drive if=virtio,file=b,file.locking=off": "virtio0",
+    "-blockdev raw,node-name=a,file.driver=file,file.filename=a -device ide-hd,drive=a,id=d0": "d0",
+    "-blockdev raw,node-name=a,read-only=on,file.driver=file,file.filename=a -device ide-hd,drive=a,id=d0": "",
+    "-blockdev raw,node-name=a,file.driver=file,file.filename=a -device scsi-cd,drive=a,id=d0": "",
+    """-blockdev '{"driver":"raw","node-name":"a","read-only":true,"file":"f"}' -device ide-hd,drive=a,id=d0""": "",
+    "-drive if=none,id=empty -device scsi-cd,drive=empty": "",
+}
+
+
+@each(("line", "disk"), WRITTEN.items())
+def test_image_that_both_qemus_would_write_to_is_refused(line: str, disk: str) -> None:
+    if not disk:
+        assert rewritten(line) == line.replace("'", "")
+        return
+    other = {"ide0-hd0": "/n"} if "-hda" in line else {}
+    with pytest.raises(Unsupported, match="two QEMUs would write") as refused:
+        rewritten(line, other)
+    assert refused.value.feature == disk
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["-device " + '{"a":' * 300 + "1" + "}" * 300, "-blockdev " + "a." * 3000 + "b=1"],
+    ids=["JSON", "keys"],
+)
+def test_value_that_is_nested_too_deeply_is_refused(line: str) -> None:
+    with pytest.raises(Unsupported, match="nested too deeply"):
+        for_start(["qemu-system-x86_64", *line.split(" ", 1)], Start(disks={"vda": "/n"}))
+
+
 def test_libvirts_chain_is_replaced_whole():
     """As `virsh domxml-to-native` prints it: storage and format apart, and the base beneath."""
     nodes = [
@@ -336,7 +370,7 @@ def test_socket_whose_path_would_be_too_long_leads_nowhere():
     ],
 )
 def test_what_qemu_is_started_by_stays(program: list[str]) -> None:
-    assert for_start([*program, "-hda", "x", "-pidfile", "p"], Start()) == [*program, "-hda", "x"]
+    assert for_start([*program, "-cdrom", "x", "-pidfile", "p"], Start()) == [*program, "-cdrom", "x"]
 
 
 def test_two_dashes_are_as_good_as_one():
