@@ -23,6 +23,7 @@ from qmpsnap.testing.machine import GuestDisk, find_guest_image, guest_machine
 from qmpsnap.testing.shell import Ran
 from qmpsnap.testing.wake import wake_by_agent, wake_guest
 
+pytestmark = pytest.mark.timeout(300)  # one boot, and all that a guest can do
 CONSOLE_SHELL = "(while :; do setsid -c sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1; done) > /dev/null 2>&1 &"
 
 
@@ -79,6 +80,26 @@ async def stale(guest) -> tuple[str, int]:
     return number, abs(int(now) - round(time.time()))
 
 
+async def children_are_woken(vm, place) -> None:
+    """Each child draws numbers of its own, and one that cannot be woken says why."""
+    called = []
+
+    async def hook(child) -> None:
+        called.append(child)
+        last = len(called) == 3
+        await wake_guest(child)
+        if last:
+            await Guest(child.port(PORT_NAME)).run("echo broken; exit 1")
+
+    async with vm.fork(3, directory=place, wake=hook) as children:
+        known = [child async for child in children]
+        alive = [child.vm for child in known if child.error is None]
+        found = [await stale(Guest(child.port(PORT_NAME))) for child in alive]
+    assert len({number for number, _ in found}) == 2
+    assert max(distance for _, distance in found) <= 3
+    assert [child.error.output for child in known if child.error is not None] == ["broken"]
+
+
 WAYS = ("port", "agent", "console")
 
 
@@ -111,6 +132,9 @@ async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qe
         with pytest.raises(Incomplete, match=r"the revert to 'old' is done .*: broken") as failed:
             await vm.revert("old", wake=fail)
         assert (failed.value.changed, (await vm.status()).running) == (Changed.YES, True)
+
+        if qemu == QEMUS[0]:
+            await children_are_woken(vm, tmp_path)
 
         monkeypatch.setattr(guests, "_GRACE_S", 0.5)
         await vm.stop()

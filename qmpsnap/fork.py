@@ -19,6 +19,7 @@ from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.template import Template, take, take_back, template_of
+from qmpsnap.waking import Waker
 
 _log = get_logger("qmpsnap.fork")
 _PREFIX: Final = "fork-"
@@ -86,8 +87,11 @@ class Children(Generic[M]):
 class _Fork(Generic[M]):
     """Starts and ends the children."""
 
-    def __init__(self, template: Template[M], children: Children[M], place: str) -> None:
+    def __init__(
+        self, template: Template[M], children: Children[M], place: str, wake: Waker[M] | None
+    ) -> None:
         self._template = template
+        self._wake = wake
         self._children = children
         self._place = place
         self._over = anyio.Event()
@@ -101,7 +105,7 @@ class _Fork(Generic[M]):
                 with anyio.CancelScope() as scope:
                     self._starting.add(scope)
                     async with self._turns:
-                        clone = self._template.clone(directory=self._place)
+                        clone = self._template.clone(directory=self._place, wake=self._wake)
                         machine = await stack.enter_async_context(clone)
                 self._starting.discard(scope)
                 if not scope.cancelled_caught:
@@ -122,7 +126,13 @@ class _Fork(Generic[M]):
 
 @asynccontextmanager
 async def fork(
-    vm: OneMachine, count: int, launcher: Starter[M], *, of: str = "", directory: str = ""
+    vm: OneMachine,
+    count: int,
+    launcher: Starter[M],
+    *,
+    of: str = "",
+    directory: str = "",
+    wake: Waker[M] | None = None,
 ) -> AsyncIterator[Children[M]]:
     """Start machines that go on from where this one is, or was at a checkpoint; see `VM.fork`.
 
@@ -132,6 +142,7 @@ async def fork(
         launcher: Starts each of them, and the helper.
         of: The checkpoint; "": one is taken, and deleted at the end.
         directory: Directory for what is thrown away; "": that for temporary files.
+        wake: Called with each of them once its guest runs; None: nothing is.
     """
     async with AsyncExitStack() as stack:
         place = await made_in_thread(partial(Scratch, directory), Scratch.close)
@@ -146,7 +157,7 @@ async def fork(
         template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
         stack.push_async_callback(_remove, template)
         children: Children[M] = Children(count, standstill)
-        running = _Fork(template, children, place.path)
+        running = _Fork(template, children, place.path, wake)
         failed: Exception | None = None
         async with anyio.create_task_group() as tasks:
             for number in range(count):

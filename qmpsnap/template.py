@@ -48,6 +48,7 @@ from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.run.view_lock import held, hold
+from qmpsnap.waking import Waker, check_wake
 
 _log = get_logger("qmpsnap.template")
 _UNDO_LIMIT: Final = 30.0  # seconds that merging an overlay back may take once the caller has left
@@ -94,12 +95,13 @@ class Template(Generic[M]):
         launcher: Starter[M] | None = None,
         directory: str | os.PathLike[str] | None = None,
         keep: str | os.PathLike[str] | None = None,
+        wake: Waker[M] | None = None,
     ) -> AsyncIterator[M]:
         """Start a new machine whose guest goes on from where the template's stopped; it ends with the block.
 
         Any number may run at once. Each has its own copy of what it changes: of the memory, page by page,
         and of the disks, in new overlays. What all have in common (MAC addresses, the clock, random numbers,
-        names) is for the caller to change.
+        names) is for the caller to change, by `wake` for instance.
 
         The overlays lie in a private directory, which is removed with the block, also after a failure or a
         cancellation; the next clone removes it if our process was killed.
@@ -108,6 +110,7 @@ class Template(Generic[M]):
             launcher: Starts the QEMU; None: that of the template.
             directory: Where that directory lies; None: in that for temporary files.
             keep: A new directory that gets the overlays instead, and stays; None: none.
+            wake: Called with the machine once its guest runs. If it raises an error, so does this.
 
         Yields:
             The machine, its guest running.
@@ -118,6 +121,7 @@ class Template(Generic[M]):
             Refused, TargetError: As the launcher does.
         """
         start = self._launcher(launcher)
+        check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
         kept = "" if keep is None else absolute("keep", keep)
         record, up = self.record, anyio.Event()
@@ -139,6 +143,8 @@ class Template(Generic[M]):
             load = Load(record.name, state, disks, mapped=True, resume=True)
             await vm.run(await vm.plan(load))
             up.set()
+            if wake is not None:
+                await wake(vm)
             yield vm
 
     async def remove(self) -> None:

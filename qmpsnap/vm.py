@@ -879,6 +879,7 @@ class VM:
         of: str | None = None,
         launcher: Launcher | None = None,
         directory: str | os.PathLike[str] | None = None,
+        wake: Wake | None = None,
     ) -> AsyncIterator[Children[VM]]:
         """Start machines whose guests go on from where this one is now, or was at a checkpoint.
 
@@ -897,6 +898,8 @@ class VM:
             launcher: Starts each child, and a helper QEMU; None: that of this machine.
             directory: Directory for what is thrown away, with room for the memory, the checkpoint excepted;
                 a tmpfs is faster. None: that for temporary files.
+            wake: Called with each child once its guest runs, for its clock and its random seed are those of
+                the parent. If it raises one of qmpsnap's errors, that is the child's, which ends.
 
         Yields:
             The children: `async for child in children`, each with `child.vm`, which raises its error.
@@ -910,8 +913,9 @@ class VM:
         start = self._launcher(launcher)
         check("count", count, AtLeastOne)
         check("of", of, Text | None)
+        check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
-        async with fork(self, count, start, of=of or "", directory=place) as children:
+        async with fork(self, count, start, of=of or "", directory=place, wake=wake) as children:
             yield children
 
     def _launcher(self, given: Launcher | None) -> Launcher:

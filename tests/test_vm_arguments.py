@@ -137,6 +137,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "of": MAYBE,
             "launcher": CALLED,
             "directory": tuple(one for one in PATH if one is not None),
+            "wake": ("date", 3),
         },
     ),
     "records_in": ({"directory": "/t"}, {"directory": PATH}),
