@@ -22,7 +22,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Literal
 
 from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.testing.initramfs import LOADER, MODULES, is_static_elf
@@ -59,9 +59,10 @@ def agent_directory() -> Path:
 def fetch() -> Path:
     """Put the guest's parts into the cache, unless they are there; return their directory.
 
-    It takes some ten seconds and 30 MB of download the first time. The directory gets its name when it is
-    complete; of a call that was interrupted the next one removes what is left. Of two at once the second
-    waits for the first. Where QMPSNAP_GUEST names a directory nothing is done. Blocks.
+    It takes some ten seconds and 30 MB of download the first time, and once more when a new version looks for
+    more modules. The directory gets its name when it is complete; of a call that was interrupted the next one
+    removes what is left. Of two at once the second waits for the first. Where QMPSNAP_GUEST names a directory
+    nothing is done. Blocks.
 
     Raises:
         Unsupported: When this system has no apt for x86-64, or apt cannot download the packages; the message
@@ -70,7 +71,7 @@ def fetch() -> Path:
     """
     if os.environ.get("QMPSNAP_GUEST"):
         return guest_directory()
-    return _fetched(guest_directory(), _take_guest)
+    return _fetched(guest_directory(), "\n".join(MODULES), _take_guest)
 
 
 def fetch_agent() -> Path:
@@ -79,18 +80,26 @@ def fetch_agent() -> Path:
     Raises:
         Unsupported, InvalidTarget: As `fetch`.
     """
-    return _fetched(agent_directory(), _take_agent)
+    return _fetched(agent_directory(), "", _take_agent)
 
 
-def _fetched(directory: Path, take: Callable[[Path, Path], None]) -> Path:
-    """Make a directory of the cache, unless it is there: `take` fills it, and has another one to work in."""
-    if (directory / ".complete").exists():
+def _fetched(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> Path:
+    """Make a directory of the cache, unless it is there: `take` fills it, and has another one to work in.
+
+    Its file .complete holds `contents`, by which one of an older version is known.
+    """
+    if _state(directory, contents) == "complete":
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _alone(directory.with_name(f"{directory.name}.lock")):
-            if not (directory / ".complete").exists():
-                _make(directory, take)
+            state = _state(directory, contents)
+            try:
+                if state != "complete":
+                    _make(directory, contents, take)
+            except Unsupported:
+                if state == "missing":
+                    raise  # else the older one stays, which lacks a module that most do without
     except OSError as error:
         raise InvalidTarget(
             f"the guest cannot be put into {str(directory)!r}: {error.strerror or error}",
@@ -100,7 +109,16 @@ def _fetched(directory: Path, take: Callable[[Path, Path], None]) -> Path:
     return directory
 
 
-def _make(directory: Path, take: Callable[[Path, Path], None]) -> None:
+def _state(directory: Path, contents: str) -> Literal["missing", "older", "complete"]:
+    """Whether the directory is there, with all that this version looks for."""
+    try:
+        found = (directory / ".complete").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    return "complete" if found == contents else "older"
+
+
+def _make(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> None:
     _check_system()
     unfinished = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -109,9 +127,9 @@ def _make(directory: Path, take: Callable[[Path, Path], None]) -> None:
         parts.mkdir(parents=True)
         work.mkdir()
         take(work, parts)
-        (parts / ".complete").touch()
-        if directory.exists():  # of an older qmpsnap that was interrupted: it is not complete
-            shutil.rmtree(directory)
+        (parts / ".complete").write_text(contents)
+        if directory.exists():  # of an older qmpsnap, or of a call that was interrupted: it is not complete
+            directory.rename(unfinished / "old")
         parts.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

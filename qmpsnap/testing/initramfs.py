@@ -14,7 +14,7 @@ __all__ = ["LOADER", "MODULES", "PORT_NAME", "build_initramfs", "is_static_elf"]
 PORT_NAME: Final = "qmpsnap.guest"
 LOADER: Final = "ld-linux-x86-64.so.2"
 
-# In insmod order. The last five are loaded only when the machine has such a controller.
+# In insmod order. Those from scsi_common on are loaded only when the machine has such a controller or card.
 MODULES: Final = (
     "virtio_ring",
     "virtio",
@@ -29,6 +29,9 @@ MODULES: Final = (
     "virtio_scsi",
     "libata",
     "ata_piix",
+    "failover",
+    "net_failover",
+    "virtio_net",
 )
 
 # The line that it prints first, on the console, tells whoever measures a boot that the kernel is done.
@@ -48,6 +51,7 @@ for device in /sys/bus/pci/devices/*; do
     case $kind in
         pci:v00001AF4d00001004*|pci:v00001AF4d00001048*) load scsi_common scsi_mod sd_mod virtio_scsi ;;
         *bc01sc01*) load scsi_common scsi_mod sd_mod libata ata_piix ;;
+        pci:v00001AF4d00001000*|pci:v00001AF4d00001041*) load failover net_failover virtio_net ;;
     esac
 done 2> /dev/null
 [ ! -e /agent/qemu-ga ] || setsid sh /bin/qemu-agent > /dev/null 2>&1 < /dev/null &

@@ -13,6 +13,7 @@ import pytest
 from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.testing.fetching import cache_directory, fetch, fetch_agent, guest_directory
 from qmpsnap.testing.guest_command import main
+from qmpsnap.testing.initramfs import MODULES
 
 STATIC_ELF = b"\x7fELF\x02".ljust(32, b"\0") + struct.pack("<Q", 64).ljust(32, b"\0")
 DEBIAN = {
@@ -106,7 +107,7 @@ def test_fetch_takes_the_kernel_its_modules_and_busybox_out_of_the_packages(syst
     directory = fetch()
     assert directory == cache_directory() / "guest"
     assert contents(directory) == {
-        ".complete": b"",
+        ".complete": "\n".join(MODULES).encode(),
         "vmlinuz": b"kernel",
         "busybox": STATIC_ELF,
         "modules/virtio.ko": b"virtio",
@@ -150,6 +151,18 @@ def test_fetch_replaces_what_an_interrupted_one_left(system):
         (cache_directory() / name / "vmlinuz").write_bytes(b"half")
     assert contents(fetch())["vmlinuz"] == b"kernel"
     assert not (cache_directory() / "guest.partial").exists()
+
+
+def test_fetch_replaces_one_with_fewer_modules_and_keeps_it_where_it_cannot(system, monkeypatch):
+    fetch()
+    directory = cache_directory() / "guest"
+    for name, content in ((".complete", "virtio"), ("vmlinuz", "old")):
+        (directory / name).write_text(content)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert contents(fetch())["vmlinuz"] == b"old"
+    monkeypatch.setenv("PATH", path)
+    assert contents(fetch())["vmlinuz"] == b"kernel"
 
 
 def test_fetch_downloads_lists_of_its_own_when_the_system_has_none(system, monkeypatch):
