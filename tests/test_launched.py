@@ -45,11 +45,17 @@ async def failure(machine: Machine, **options: object) -> ConnectFailed:
     return caught.value
 
 
-async def test_launch_makes_the_disks_absolute_and_logs_the_console(tmp_path, monkeypatch):
+async def test_launch_makes_the_disks_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    machine = Machine(qemu=program(tmp_path, TELLS), disks=[MachineDisk("vda", "a b")])
-    error = await failure(machine, name="vm1", start=Start(directory=str(tmp_path)))
+    error = await failure(Machine(qemu=program(tmp_path, TELLS), disks=[MachineDisk("vda", "a b")]))
     assert f'"filename": "{tmp_path}/a b"' in error.message
+
+
+async def test_launch_puts_logs_into_the_directory_of_the_start(tmp_path):
+    machine = Machine(qemu=program(tmp_path, TELLS), disks=[MachineDisk("vda", "a b")])
+    start = Start(disks={"vda": f"{tmp_path}/other"}, directory=str(tmp_path))
+    error = await failure(machine, name="vm1", start=start)
+    assert f'"filename": "{tmp_path}/other"' in error.message
     assert (tmp_path / "console.log").read_text() == "hello"
     assert "filename" in (tmp_path / "qemu.log").read_text()
     assert not (tmp_path / "qmp").exists()
