@@ -11,7 +11,7 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing
-from qmpsnap.errors import ConnectFailed, NotFound
+from qmpsnap.errors import ConnectFailed, NotFound, Unsupported
 
 pytestmark = pytest.mark.timeout(60)
 WRITE, CHILD = (0xA1, 6 * MIB, 64 * KIB), (0xB0, 7 * MIB, 64 * KIB)
@@ -83,6 +83,22 @@ async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, i
                 raise AssertionError
         assert [name for name in listing(tmp_path) if "fork" in name or "run-" in name] == []
         assert set(before) - set(listing(tmp_path)) == set()
+
+
+async def test_clone_is_forked_too_although_qemu_cannot_follow_the_writes_to_its_memory(
+    qemu, images, tmp_path
+):
+    vda = images("base")
+    async with parent(qemu, vda.active) as vm, vm.fork(1, directory=tmp_path) as children:
+        async for child in children:
+            before = (await child.vm.graph()).chains()
+            with pytest.raises(Unsupported, match="mapped from a file") as caught:
+                await child.vm.checkpoint("c1", mode="background")
+            assert "in-place" in caught.value.hint
+            async with child.vm.fork(1, directory=tmp_path) as grandchildren:
+                async for grandchild in grandchildren:
+                    assert (await grandchild.vm.status()).running
+            assert (await child.vm.graph()).chains() == before
 
 
 @pytest.mark.parametrize("how", ["early", "error", "cancelled"])
