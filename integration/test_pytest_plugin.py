@@ -268,13 +268,14 @@ class Suite:
         return Ended(process.returncode, out)
 
     def left(self):
-        """Processes and files that the run has left, and whether the image was written to."""
+        """Processes and files that the run has left, also beside the image, and whether that is the same."""
         processes = [
             entry.name
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit() and str(self.temporary) in command_of(entry)
         ]
         files = [str(path) for path in self.temporary.rglob("*") if "pytest-of" not in str(path)]
+        files += [str(path) for path in self.folder.glob("*.q*") if path != self.base]
         return processes, files, self.base.read_bytes() == self.bytes
 
 
@@ -356,8 +357,9 @@ def test_guide_s_conftest_and_tests_pass(one_suite):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_when_pytest_is_ended_by_a_signal(one_suite, number):
-    with one_suite.start(BARE + WAITS, "-s") as process:
+@pytest.mark.parametrize("reset", ["memory", "clone"])
+def test_nothing_is_left_when_pytest_is_ended_by_a_signal(one_suite, number, reset):
+    with one_suite.start(BARE + WAITS, "-s", f"--qmpsnap-reset={reset}") as process:
         for line in process.stdout:
             if "begun " in line:
                 break

@@ -209,7 +209,13 @@ async def open_template(
 
 
 async def freeze(
-    vm: OneMachine, directory: str, name: str, launcher: Starter[M], *, scratch: str = ""
+    vm: OneMachine,
+    directory: str,
+    name: str,
+    launcher: Starter[M],
+    *,
+    scratch: str = "",
+    keepers: bool = True,
 ) -> Template[M]:
     """Take a checkpoint of a machine by the shortest way, and make a template of it.
 
@@ -221,10 +227,11 @@ async def freeze(
         name: Name of the checkpoint and of the template.
         launcher: Starts the helper QEMU.
         scratch: Directory for what is thrown away.
+        keepers: As for `template_of`.
     """
     taken = await take(vm, name)
     try:
-        made = await template_of(vm, name, directory, launcher, scratch=scratch)
+        made = await template_of(vm, name, directory, launcher, scratch=scratch, keepers=keepers)
     except BaseException as error:
         await take_back(vm, name, taken, error)
         raise
@@ -288,6 +295,7 @@ async def template_of(
     *,
     scratch: str = "",
     lasting: bool = True,
+    keepers: bool = True,
 ) -> Template[M]:
     """Make a template of a checkpoint that exists; the machine is not touched. See `VM.freeze_template`.
 
@@ -298,14 +306,16 @@ async def template_of(
         launcher: Starts the helper QEMU.
         scratch: Directory for what is thrown away.
         lasting: Whether it has to outlive a power cut: then all is on the disk.
+        keepers: Whether an empty image beside each layer shows that it is needed; without them the caller
+            keeps others from changing the layers.
     """
     state = await kept_state(vm, name)
     views = await vm.views(name)
     partly = template_files.Partial
     made = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
-    keepers: dict[str, str] = {}
+    kept: dict[str, str] = {}
     try:
-        unkept = await _keep(views, name, keepers, synced=lasting)
+        unkept = await _keep(views, name, kept, synced=lasting) if keepers else ()
         disks = await in_thread(partial(_disks, views))
         memory = GuestMemory(file=made.memory, size_bytes=state.fingerprint.memory, share=True)
         async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
@@ -321,13 +331,13 @@ async def template_of(
             state=devices_state,
             sealed=sealed,
             disks=disks,
-            keepers=keepers,
+            keepers=kept,
         )
         await in_thread(partial(_refuse_written, views, disks))
         await in_thread(partial(made.finish, record))
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
-            await _remove_keepers(keepers)
+            await _remove_keepers(kept)
         raise
     finally:
         with anyio.CancelScope(shield=True):

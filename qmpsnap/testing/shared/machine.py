@@ -18,7 +18,7 @@ import anyio
 from qmpsnap.entry import connect
 from qmpsnap.errors import GuestFailed, QmpsnapError
 from qmpsnap.model.start import Start
-from qmpsnap.template import Template
+from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
 from qmpsnap.testing.shared.place import Base, overlay_each
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_size, console_text
@@ -199,8 +199,9 @@ class SharedMachine:
                 await resets.keep_disks(booted)
             await self._await_ready(booted)
             if mode == "clone":
-                self._template = await booted.vm.freeze_template(
-                    directory / "template", name=resets.READY, launcher=self._launcher
+                # The images are locked, and nothing of ours may stay beside them.
+                self._template = await freeze(
+                    booted.vm, str(directory / "template"), resets.READY, self._launcher, keepers=False
                 )
                 booted = await self._clone()
             elif mode == "memory":
