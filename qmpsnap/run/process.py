@@ -317,7 +317,8 @@ class _Output:
 
     def __init__(self, log: Path | None) -> None:
         self.tail = bytearray()
-        self._log = None if log is None else os.fdopen(open_log(os.fspath(log)), "ab", buffering=0)
+        self._file = "" if log is None else os.fspath(log)
+        self._log = os.fdopen(open_log(self._file), "ab", buffering=0) if self._file else None
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._loop = asyncio.get_running_loop()
@@ -338,8 +339,7 @@ class _Output:
             if not chunk:
                 self._close_reader()
                 return
-            if self._log is not None:
-                self._log.write(chunk)
+            self._append(chunk)
             self.tail += chunk
             del self.tail[:-_TAIL_BYTES]
 
@@ -347,8 +347,22 @@ class _Output:
         self.close_writer()
         self.read()
         self._close_reader()
+        self._close_log()
+
+    def _append(self, chunk: bytes) -> None:
+        """Append to the log; after a failure, as on a full disk, the log is closed."""
+        if self._log is None:
+            return
+        try:
+            self._log.write(chunk)
+        except OSError as error:
+            _log.warning("process.log_failed", file=self._file, error=error.strerror)
+            self._close_log()
+
+    def _close_log(self) -> None:
         if self._log is not None:
             self._log.close()
+            self._log = None
 
     def _close_reader(self) -> None:
         if self._reader >= 0:

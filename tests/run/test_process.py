@@ -194,6 +194,17 @@ async def test_output_tail_is_the_end_of_what_was_written_and_the_log_holds_all(
     assert (tmp_path / "log").stat().st_size == 300_000 + 1 + len("the end\n")
 
 
+async def test_output_is_kept_when_the_disk_of_the_log_is_full(caplog):
+    talkative = fake_qemu("print('the end', flush=True); " + SERVE)
+    async with start_qemu(talkative, log=Path("/dev/full")) as process:
+        pass
+    assert process.output_tail == "the end"
+    (failed,) = [
+        record for record in map(vars, caplog.records) if record.get("event") == "process.log_failed"
+    ]
+    assert (failed["file"], failed["error"]) == ("/dev/full", "No space left on device")
+
+
 def test_start_qemu_kills_the_process_and_its_children_when_we_are_killed():
     ours = textwrap.dedent(f"""
         import anyio
