@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from contextlib import asynccontextmanager
 
 import anyio
@@ -11,7 +12,7 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing
-from qmpsnap.errors import ConnectFailed, NotFound, Unsupported
+from qmpsnap.errors import ConnectFailed, Incomplete, NotFound, Unsupported
 
 pytestmark = pytest.mark.timeout(60)
 WRITE, CHILD = (0xA1, 6 * MIB, 64 * KIB), (0xB0, 7 * MIB, 64 * KIB)
@@ -83,6 +84,30 @@ async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, i
                 raise AssertionError
         assert [name for name in listing(tmp_path) if "fork" in name or "run-" in name] == []
         assert set(before) - set(listing(tmp_path)) == set()
+
+
+async def end_in_a_fork(vm, directory):
+    async with vm.fork(1, directory=directory):
+        await write(vm, *WRITE)
+        await vm.execute("quit")
+        await vm.wait_ended()
+
+
+async def test_parent_that_ends_in_the_block_is_an_error_that_names_what_to_start_it_from(
+    qemu, images, tmp_path
+):
+    vda = images("base")
+    async with parent(qemu, vda.active) as vm:
+        with pytest.raises(Incomplete, match="could not be merged back") as caught:
+            await end_in_a_fork(vm, tmp_path)
+    (overlay,) = [file for file in listing(tmp_path) if re.search(r"fork-\w+\.qcow2$", file)]
+    assert f"vda to {tmp_path / overlay}" in caught.value.message
+    assert qemu.read(tmp_path / overlay) == overwritten(content(1), WRITE)
+    assert qemu.read(vda.active) == content(1)
+    async with parent(qemu, tmp_path / overlay) as vm:
+        (moment,) = (await vm.moments()).moments
+        await vm.delete(moment.name)
+        assert len((await vm.graph()).disks["vda"].files) == 1
 
 
 async def test_clone_is_forked_too_although_qemu_cannot_follow_the_writes_to_its_memory(

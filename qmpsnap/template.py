@@ -17,6 +17,7 @@ from qmpsnap.errors import (
     Busy,
     Changed,
     CommandFailed,
+    Incomplete,
     InvalidTarget,
     MachineDiffers,
     NotFound,
@@ -250,22 +251,35 @@ async def take(vm: OneMachine, name: str) -> Done:
 async def take_back(vm: OneMachine, name: str, taken: Done, error: BaseException | None = None) -> None:
     """Delete a checkpoint that was taken for a template, so that the disks write to the files of before.
 
-    Within a time limit; nothing is raised, as the machine may have ended. What stays is noted in the error.
+    Within a time limit. What stays, because the machine has ended for example, is noted in the error.
 
     Args:
         vm: The machine.
         name: The checkpoint's name.
         taken: Its result.
         error: What failed; None: nothing.
+
+    Raises:
+        Incomplete: When it stays, and nothing else has failed.
     """
+    why = f"it took longer than {_UNDO_LIMIT:g} s"
     with anyio.CancelScope(shield=True):
         with anyio.move_on_after(_UNDO_LIMIT):
             try:
                 await _merge_back(vm, name, taken)
             except QmpsnapError as reason:
+                why = reason.message
                 _log.warning("checkpoint.left", vm=vm.name, moment=name, reason=str(reason))
             else:
                 return
+    if error is None:
+        files = ", ".join(f"{disk} to {file}" for disk, file in taken.active.items())
+        raise Incomplete(
+            f"the checkpoint {name!r} could not be merged back: {why}; since then the disks have written to "
+            f"layers of their own: {files}",
+            remaining=(command("delete", name),),
+            hint="start the machine from these files; qmpsnap list shows them",
+        )
     if isinstance(error, QmpsnapError):
         error.changed = Changed.YES
         error.left = (*error.left, f"the checkpoint {name!r}: {command('delete', name)}")

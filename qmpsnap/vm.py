@@ -909,6 +909,8 @@ class VM:
             InvalidTarget: When there is too little space.
             Unsupported: As `freeze_template`.
             Refused, TargetError: As `checkpoint` and the launcher do, before the first child.
+            Incomplete: At the end of the block, when the checkpoint stays and the block has raised nothing;
+                it names the files that the machine is to be started from.
         """
         start = self._launcher(launcher)
         check("count", count, AtLeastOne)
