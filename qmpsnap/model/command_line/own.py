@@ -73,7 +73,8 @@ class Own:
             "-device": _device,
             "-icount": _icount,
             "-set": _set,
-            "-audiodev": _audiodev,
+            "-audio": _audio,
+            "-audiodev": _audio,
             "-fsdev": _proxy,
             "-virtfs": _proxy,
         }
@@ -214,11 +215,12 @@ def _set(option: Option) -> Option:
     return option
 
 
-def _audiodev(option: Option) -> Option:
+def _audio(option: Option) -> Option:
     keys = read_keys(option, "driver")
     if last(keys, "driver") != "wav":
         return option
-    return Option("-audiodev", write_keys([("driver", "none"), ("id", last(keys, "id"))], "driver"))
+    named = [(key, value) for key, value in keys if key in {"id", "model"}]
+    return Option(option.name, write_keys([("driver", "none"), *named], "driver"))
 
 
 def _proxy(option: Option) -> Option:

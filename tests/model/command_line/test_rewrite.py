@@ -187,9 +187,9 @@ LINES = {
         "-spice image-compression=off,unix=on,addr=/d/spice,disable-ticketing=on -vga qxl -chardev spicevmc,id=v,name=vdagent",
     ),
     "displays": (
-        "-display vnc=:1 -display spice-app -display gtk,gl=on -audiodev wav,id=a,path=/w.wav -object filter-dump,id=f,netdev=n,file=/x.pcap",
+        "-display vnc=:1 -display spice-app -display gtk,gl=on -audiodev wav,id=a,path=/w.wav -audio wav,model=hda,path=/w.wav -object filter-dump,id=f,netdev=n,file=/x.pcap",
         "",
-        "-display none -display none -display gtk,gl=on -audiodev none,id=a -object filter-dump,id=f,netdev=n,file=/d/x.pcap",
+        "-display none -display none -display gtk,gl=on -audiodev none,id=a -audio none,model=hda -object filter-dump,id=f,netdev=n,file=/d/x.pcap",
     ),
     "networks that others can be in": (
         "-netdev socket,id=a,mcast=230.0.0.1:4000,localaddr=127.0.0.1 -netdev bridge,id=b,br=br0 -netdev tap,id=c,script=no "
