@@ -160,6 +160,7 @@ async def test_template_keeps_its_layers_and_is_refused_once_one_was_written_to(
                 with pytest.raises(StillNeeded, match=r"t1-\w{8}\.template\.qcow2"):
                     await vm.commit(disk)
             assert (await vm.plan(qmpsnap.Delete("t1"))).jobs == ()
+            active = (await vm.graph()).disks["vda"].files[0]
     frozen = sums(template)
     template = await qmpsnap.open_template(place)
     for start, text in [
@@ -183,7 +184,12 @@ async def test_template_keeps_its_layers_and_is_refused_once_one_was_written_to(
             raise AssertionError
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "t1", "kept"}
     await template.remove()
-    assert [name for name in listing(tmp_path) if "template" in name] == []
+    assert [path for path in template.record.keepers if Path(path).exists()] == []
+    kept = [name for name in listing(tmp_path) if "template" in name]
+    assert len(kept) == len(template.record.keepers)  # each layer is needed by the clone that was kept
+    async with qmpsnap.offline(vda=active, daemon=qemu.directory / "qemu-storage-daemon") as vm:
+        with pytest.raises(StillNeeded, match=r"t1-\w{8}\.template\.qcow2"):
+            await vm.commit("vda")
 
 
 _KILLED = """

@@ -110,7 +110,8 @@ class Template(Generic[M]):
         Args:
             launcher: Starts the QEMU; None: that of the template.
             directory: Where that directory lies; None: in that for temporary files.
-            keep: A new directory that gets the overlays instead, and stays; None: none.
+            keep: A new directory that gets the overlays instead, and stays; None: none. An empty image beside
+                each layer stays, too: it shows that the layer is needed, also once the template is removed.
             wake: Called with the machine once its guest runs. If it raises an error, so does this.
 
         Yields:
@@ -134,7 +135,9 @@ class Template(Generic[M]):
             if kept:
                 create = partial(template_files.create_directory, kept)
                 await made_in_thread(create, lambda _: remove_tree(kept))
-                stack.push_async_callback(_drop, kept, up)
+                keepers: dict[str, str] = {}
+                stack.push_async_callback(_drop, kept, keepers, up)
+                await _keep(record.views(), record.name, keepers, synced=True)
             disks, own = await stack.enter_async_context(throwaway(record.views(), place, keep=kept))
             given = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
             vm = await stack.enter_async_context(start(given))
@@ -476,11 +479,12 @@ def _state(file: str) -> FileState:
     return found
 
 
-async def _drop(directory: str, up: anyio.Event) -> None:
-    """Remove the overlays of a clone that never ran."""
+async def _drop(directory: str, keepers: Mapping[str, str], up: anyio.Event) -> None:
+    """Remove the overlays of a clone that never ran, and the images that show that its layers are needed."""
     if not up.is_set():
         with anyio.CancelScope(shield=True):
             await in_thread(partial(remove_tree, directory))
+            await _remove_keepers(keepers)
 
 
 def _hold(file: str, name: str) -> int | None:
