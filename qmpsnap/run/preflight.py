@@ -11,6 +11,7 @@ the file that it has opened. `plan/checks/images.py` decides what is refused.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -41,6 +42,7 @@ from qmpsnap.run.paths import absolute, absolute_each
 from qmpsnap.run.safe_open import WrongKind, open_file
 
 _SECTOR = 512  # bytes; QEMU rounds a raw image's size up to whole ones
+_ENDING_LIMIT = 0.5  # seconds; a QEMU that was killed keeps its locks for a moment
 
 
 def read_chains(
@@ -94,8 +96,7 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
     files = {key: file for layer in layers for file, key in layer.opened}
     for file in files.values():
         refuse_unspeakable(file)
-    holders = {key: Holder() for key, file in files.items() if _locked(file, key)} | writers(files)
-    for key, holder in holders.items():
+    for key, holder in _holders(files).items():
         raise ImageInUse(
             f"{files[key]!r} is in use: {holder} has it open for writing",
             file=files[key],
@@ -260,6 +261,16 @@ def _lost(layer: ImageLayer) -> str:
         raise UnsafeImage(f"{layer.file!r} cannot be read: {error}", file=layer.file) from error
     except OSError as error:
         raise unusable(layer.file, error, "read") from error
+
+
+def _holders(files: Mapping[FileId, str]) -> dict[FileId, Holder]:
+    """Who may write to which file; waits for a process that is ending, of which only the lock is seen."""
+    until = time.monotonic() + _ENDING_LIMIT
+    while True:
+        holders = {key: Holder() for key, file in files.items() if _locked(file, key)} | writers(files)
+        if Holder() not in holders.values() or time.monotonic() > until:
+            return holders
+        time.sleep(0.02)  # there is no event for a lock that goes
 
 
 def _locked(file: str, key: FileId) -> bool:
