@@ -13,6 +13,7 @@ import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing
 from qmpsnap.errors import ConnectFailed, Incomplete, NotFound, Unsupported
+from qmpsnap.run.session_target import SessionTarget
 
 pytestmark = pytest.mark.timeout(60)
 WRITE, CHILD = (0xA1, 6 * MIB, 64 * KIB), (0xB0, 7 * MIB, 64 * KIB)
@@ -108,6 +109,39 @@ async def test_parent_that_ends_in_the_block_is_an_error_that_names_what_to_star
         (moment,) = (await vm.moments()).moments
         await vm.delete(moment.name)
         assert len((await vm.graph()).disks["vda"].files) == 1
+
+
+@pytest.mark.parametrize("what", ["fork", "template"])
+async def test_call_that_is_cancelled_while_it_takes_its_checkpoint_leaves_none(
+    qemu, images, tmp_path, what, monkeypatch
+):
+    """Before its transaction, as its memory is being written, and when that is complete."""
+    vda, perform = images("base"), SessionTarget.perform
+    async with parent(qemu, vda.active) as vm:
+        await write(vm, *WRITE)
+        before, chains, data = listing(tmp_path), (await vm.graph()).chains(), overwritten(content(1), WRITE)
+        for number, command in enumerate(("transaction", "migrate", "await-migration", "seal-memory")):
+            with anyio.CancelScope() as scope:
+
+                async def cancels(target, step, command=command, scope=scope):
+                    if step.command == command:
+                        scope.cancel()
+                    return await perform(target, step)
+
+                monkeypatch.setattr(SessionTarget, "perform", cancels)
+                if what == "template":
+                    await vm.freeze_template(tmp_path / "t1")
+                else:
+                    async with vm.fork(1, directory=tmp_path):
+                        raise AssertionError
+            assert scope.cancelled_caught
+            assert (listing(tmp_path), (await vm.graph()).chains()) == (before, chains)
+            assert ((await vm.moments()).moments, (await vm.status()).running) == ((), True)
+            later = (0xA3 + number, 5 * MIB, 4 * KIB)
+            await write(vm, *later)
+            data = overwritten(data, later)
+    assert qemu.read(vda.active) == data
+    qemu.check_chain(*vda.files[::-1])
 
 
 async def test_clone_is_forked_too_although_qemu_cannot_follow_the_writes_to_its_memory(

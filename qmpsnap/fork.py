@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from qmpsnap.errors import QmpsnapError
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.outcome import Done
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.template import Template, take, take_back, template_of
 from qmpsnap.waking import Waker
@@ -151,9 +150,9 @@ async def fork(
         name, standstill = of, None
         if not of:
             name = f"{_PREFIX}{secrets.token_hex(4)}"
-            taken = await take(vm, name)
+            plan, taken = await take(vm, name)
             standstill = taken.standstill_s
-            stack.push_async_exit(_taking_back(vm, name, taken))
+            stack.push_async_exit(lambda _, error, __: take_back(vm, name, plan, error))
         where = posixpath.join(place.path, "template")
         template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
         stack.push_async_callback(_remove, template)
@@ -171,15 +170,6 @@ async def fork(
                 running.end()
         if failed is not None:
             raise failed
-
-
-def _taking_back(vm: OneMachine, name: str, taken: Done) -> Callable[..., Awaitable[None]]:
-    """What a stack calls at its end, with what was raised."""
-
-    async def leave(_kind: object, error: BaseException | None, _trace: object) -> None:
-        await take_back(vm, name, taken, error)
-
-    return leave
 
 
 async def _shielded(place: Scratch) -> None:

@@ -5,6 +5,7 @@ The plan is the machine's, and is run on the helper, the one process to which so
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import anyio
@@ -25,6 +26,7 @@ _log = get_logger("qmpsnap.store")
 async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hooks | None) -> Done:
     """Write the memory of a checkpoint into a store; see `VM.make_store`."""
     intent = MakeStore(name)  # checks the name
+    begun = time.monotonic()
     finished = await _clear(vm, name)
     if finished is not None and await has_store(vm, name):
         return replace(finished, notes=(*finished.notes, _in_place(name)))
@@ -48,8 +50,10 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
         raise NotFound(
             f"{name!r} was deleted while its store was made", hint="qmpsnap list shows what there is"
         )
-    chains = Frozen(plan.chains_before)
-    return replace(done, chains=chains, standstill_s=None, notes=(*done.notes, _in_place(name)))
+    chains, elapsed = Frozen(plan.chains_before), time.monotonic() - begun
+    return replace(
+        done, chains=chains, standstill_s=None, elapsed_s=elapsed, notes=(*done.notes, _in_place(name))
+    )
 
 
 async def with_store(
@@ -60,8 +64,17 @@ async def with_store(
     The checkpoint is complete, whatever becomes of its store; the notes say how it reverts, and why.
 
     Raises:
-        Interrupted: When the caller asked to stop while the store was made; the checkpoint is complete.
+        Interrupted: When the caller asked to stop before the store was made; the checkpoint is complete.
     """
+    begun = time.monotonic()
+    noted = await _with_store(vm, done, name, launcher, hooks)
+    return replace(noted, elapsed_s=done.elapsed_s + time.monotonic() - begun)
+
+
+async def _with_store(
+    vm: OneMachine, done: Done, name: str, launcher: Starter[M] | None, hooks: Hooks | None
+) -> Done:
+    convert = command("checkpoint", "--convert", name, "--launcher", "COMMAND")
     done = replace(done, notes=tuple(note for note in done.notes if note != STORE_NEXT))
     if launcher is None:
         why = "no launcher is known"
@@ -69,18 +82,22 @@ async def with_store(
         try:
             if await has_store(vm, name):  # the guest was paused
                 return done
-            return joined(done, await make_store(vm, name, launcher, hooks))
+            _refuse_stopped(hooks)
+            stored = await make_store(vm, name, launcher, hooks)
+            return replace(joined(done, stored), bytes=stored.bytes or done.bytes)
         except Interrupted as error:
-            error.message += f"; {name!r} is complete, and reverts in a new QEMU"
-            error.args = (error.message, *error.args[1:])
-            error.changed = Changed.YES
-            raise
+            raise Interrupted(
+                f"stopped as requested; the checkpoint {name!r} is complete, without a store: it reverts in "
+                "a new QEMU",
+                changed=Changed.YES,
+                left=error.left,
+                hint=convert,
+            ) from error
         except QmpsnapError as error:
             why = f"its store was not made: {error}"
         except Exception as error:  # noqa: BLE001 - of the caller's launcher; the checkpoint is there
             why = f"the launcher has failed: {type(error).__name__}: {error}"
         _log.warning("store.failed", vm=vm.name, checkpoint=name, reason=why)
-    convert = command("checkpoint", "--convert", name, "--launcher", "COMMAND")
     note = f"{name!r} reverts in a new QEMU: {why}; to make it revert in place: {convert}"
     return replace(done, notes=(*done.notes, note))
 
@@ -93,6 +110,12 @@ async def has_memory(vm: OneMachine, name: str) -> bool:
 async def has_store(vm: OneMachine, name: str) -> bool:
     """Whether the memory of the checkpoint is in a store."""
     return "in-place" in {moment.mode for moment in (await vm.moments()).named(name)}
+
+
+def _refuse_stopped(hooks: Hooks | None) -> None:
+    """Start no helper for a caller who has asked to stop by now."""
+    if hooks is not None and hooks.cancel is not None and hooks.cancel.is_set():
+        raise Interrupted("stopped as requested")
 
 
 def _in_place(name: str) -> str:

@@ -642,8 +642,10 @@ class VM:
         snapshot. A running guest keeps running, a paused one stays paused. After a failure nothing is listed
         and no file of ours is left, except for overlays that were put on before the failure ("background"
         writes its memory after them): they stay, because the guest writes to them, and `.left` names each,
-        with the commit that folds it. Cancelled, it is rolled back in the same way; "in-place" is finished
-        once the memory is being written.
+        with the commit that folds it. Cancelled, it is rolled back in the same way, with these exceptions:
+        "in-place" is finished once the memory is being written, and so is "background" once its overlays are
+        there, where QEMU's migration cannot be stopped (7.2; a later one is stopped, and the overlays stay).
+        Cancelled while its store is made, a checkpoint is complete, and reverts in a new QEMU.
 
         Args:
             name: The checkpoint's name.
@@ -841,7 +843,9 @@ class VM:
 
         The template is made under another name, synced, and renamed. Beside each layer of the disks lies an
         empty image that is based on it, so that a commit or a deletion finds that it is still needed. After a
-        failure or a cancellation the template is removed, and a checkpoint that was taken is deleted again.
+        failure or a cancellation the template is removed, and a checkpoint that was taken, also in part, is
+        deleted again. If that is not possible, the error names it in `.left`; a cancellation then becomes an
+        `Interrupted`.
 
         Args:
             directory: The directory, which must not exist. It needs room for the guest's memory; on a tmpfs
@@ -890,7 +894,9 @@ class VM:
         At the end of the block all children end, and everything that was made for them is removed. The
         overlay that this machine's disks got is merged back, so that they write to the files of before; where
         that is not possible, because the machine has ended for instance, the checkpoint stays: its name
-        begins with `fork-`.
+        begins with `fork-`. The same is done after a failure or a cancellation, also of the
+        checkpoint itself. One that stays is then named in the error's `.left`; a cancellation becomes an
+        `Interrupted` that names it.
 
         Args:
             count: How many, 1 or more.

@@ -22,7 +22,8 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.plan.intent import MakeStore
-from qmpsnap.run.outcome import Hooks
+from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.store import with_store
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from qmpsnap.model.start import Start
+    from qmpsnap.model.step import Step
     from qmpsnap.vm import VM, Launcher
 
 pytestmark = pytest.mark.timeout(10)
@@ -162,10 +164,40 @@ async def test_background_checkpoint_is_complete_when_its_caller_stops_the_conve
         hooks.cancel.set()
 
     vm.launcher = launching(fake, stops)
-    with pytest.raises(Interrupted, match="'c1' is complete, and reverts in a new QEMU") as caught:
+    with pytest.raises(Interrupted, match="'c1' is complete, without a store") as caught:
         await vm.checkpoint("c1", mode="background", hooks=hooks)
     assert (caught.value.changed, await vm.jobs.interrupted()) == (Changed.YES, ())
+    assert caught.value.hint == "qmpsnap checkpoint --convert c1 --launcher COMMAND"
     assert await seen(vm) == ("background", "/images/base.c1.memory")
+
+
+async def test_background_checkpoint_whose_caller_stops_it_too_late_starts_no_helper() -> None:
+    fake = fake_of(old=True)
+    vm = vm_of(fake)
+    hooks = Hooks(cancel=anyio.Event())
+    begun: list[FakeTarget] = []
+
+    def stops(step: Step) -> None:
+        if step.command == "seal-memory":
+            assert hooks.cancel is not None
+            hooks.cancel.set()
+
+    fake.before = stops
+    vm.launcher = launching(fake, begun.append)
+    with pytest.raises(Interrupted, match="'c1' is complete, without a store"):
+        await vm.checkpoint("c1", mode="background", hooks=hooks)
+    assert begun == []
+    assert await seen(vm) == ("background", "/images/base.c1.memory")
+
+
+async def test_checkpoint_with_a_store_has_its_bytes_and_the_time_of_both_operations() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    taken = Done("checkpoint", {}, elapsed_s=1.0, bytes=5000)
+    await vm.checkpoint("c1", mode="background")
+
+    done = await with_store(vm, taken, "c1", launching(fake), None)
+    assert (done.bytes, 1 < done.elapsed_s < 2) == (4 << 20, True)  # the fake store's
 
 
 async def test_make_store_first_removes_what_a_killed_client_left() -> None:

@@ -80,6 +80,7 @@ class App:
         wait: Whether to wait for jobs that are in the way.
         progress: Whether to print progress on stderr.
         moved: Disks whose root has moved so far, each with its new active file.
+        ended: Whether an operation has ended.
     """
 
     socket: str = ""
@@ -98,6 +99,7 @@ class App:
     wait: bool = False
     progress: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
 
 
 _SHARED = MappingProxyType({"yes": True, "no": False, "auto": None})

@@ -42,13 +42,14 @@ def template(name: str, directory: str) -> None:
     app = current_app()
     launcher_given(app, "template")
 
-    async def work(vm: VM, _: Signals) -> Template[VM] | Plan | None:
+    async def work(vm: VM, signals: Signals) -> Template[VM] | Plan | None:
         exists = bool((await vm.moments()).named(name))
         if app.dry_run:
             return None if exists else await vm.plan(Checkpoint(name, "background"))
-        if exists:
-            return await vm.freeze_template(directory, of=name)
-        return await vm.freeze_template(directory, name=name)
+        with signals.undone():
+            if exists:
+                return await vm.freeze_template(directory, of=name)
+            return await vm.freeze_template(directory, name=name)
 
     made = run(work)
     if made is None:
@@ -112,14 +113,15 @@ def fork(count: int, of: str | None) -> None:
     launcher_given(app, "fork")
 
     async def serve(vm: VM, signals: Signals) -> None:
-        async with vm.fork(count, of=of) as children:
-            failed: qmpsnap.QmpsnapError | None = None
-            async for child in children:
-                failed = failed or child.error
-                _tell_child(child, as_json=app.json)
-            if failed is not None and count == 1:
-                raise failed
-            await _until_ctrl_c(signals, as_json=app.json)
+        with signals.undone():
+            async with vm.fork(count, of=of) as children:
+                failed: qmpsnap.QmpsnapError | None = None
+                async for child in children:
+                    failed = failed or child.error
+                    _tell_child(child, as_json=app.json)
+                if failed is not None and count == 1:
+                    raise failed
+                await _until_ctrl_c(signals, as_json=app.json)
 
     run(serve)
 

@@ -47,6 +47,9 @@ def run_group(arguments: Sequence[str]) -> int:
             return _USAGE
         return _usage_error(app, arguments, error)
     except (click.Abort, KeyboardInterrupt):
+        if app.ended:
+            late = "interrupted after the operation had ended, before its result was printed"
+            return _reported(app, Interrupted(late, changed=Changed.YES if app.moved else Changed.UNKNOWN))
         return _reported(app, Interrupted("stopped before anything was sent"))
     except Unwritable:
         return _UNWRITABLE
@@ -84,7 +87,7 @@ def report(app: App, error: QmpsnapError) -> int:
     to_stderr(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
     to_stderr(*(f"  left behind: {printable(item)}" for item in error.left))
     to_stderr(*(f"  {line}" for line in start_lines(app.moved)))
-    to_stderr(f"  {_changed(error)}")
+    to_stderr(f"  {_changed(error, moved=bool(app.moved))}")
     if hint := _hint(error):
         to_stderr(f"  next: {printable(hint)}")
     if isinstance(error, Detached):
@@ -92,7 +95,8 @@ def report(app: App, error: QmpsnapError) -> int:
     return code
 
 
-def _changed(error: QmpsnapError) -> str:
+def _changed(error: QmpsnapError, *, moved: bool = False) -> str:
+    """Whether anything was changed; `moved`: whether a disk has another active file by now."""
     match error.changed:
         case Changed.NO:
             return "nothing was changed"
@@ -104,7 +108,7 @@ def _changed(error: QmpsnapError) -> str:
             return "the guest's data is unchanged, but the layers listed above were written to"
         case Changed.YES if isinstance(error, Interrupted) and error.left:
             return "the chains were changed; what is left behind is listed above"
-        case Changed.YES if isinstance(error, Interrupted):
+        case Changed.YES if isinstance(error, Interrupted) and not moved:
             return "the chains are unchanged; a layer was written to, but its contents are the same"
         case Changed.YES:
             return "the chains, or data in their layers, were changed"

@@ -28,6 +28,7 @@ from qmpsnap.cli.progress import Bar, Lines
 from qmpsnap.cli.report import report
 from qmpsnap.errors import Changed, Detached, Interrupted, LinkLost, QmpsnapError
 from qmpsnap.model.printable import printable
+from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.plan import Plan
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,6 +53,7 @@ class Signals:
         self._interrupts = 0
         self._running = False  # an operation is running
         self._ended = False  # it has ended: there is nothing left to interrupt
+        self._undone = False  # what was begun is undone when the task is cancelled
         self._asking = False
         self._end: anyio.Event | None = None
         self._plan: Plan | None = None
@@ -89,7 +91,7 @@ class Signals:
         try:
             yield
         finally:
-            self._ended = True
+            self._ended = self._app.ended = True
             if self._asking:
                 self._stop_asking()
                 to_stderr("", "the job has ended meanwhile")
@@ -105,6 +107,17 @@ class Signals:
         finally:
             self._end = None
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Handle signals for work that undoes what it has begun when it is cancelled, within a time limit."""
+        self._undone = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.interrupted:
+                raise
+            raise Interrupted("stopped as requested, and rolled back") from None
+
     @property
     def _job_id(self) -> str:
         return self._plan.job_id if self._plan is not None else ""
@@ -114,6 +127,11 @@ class Signals:
         # The daemon that has the images of a machine that is off ends with us.
         return self._plan is not None and self._plan.can_be_left and not self._app.images
 
+    @property
+    def _takes_in_background(self) -> bool:
+        intent = self._plan.intent if self._plan is not None else None
+        return isinstance(intent, Checkpoint) and intent.mode == "background"
+
     def _on_signal(self, number: signal.Signals) -> None:
         if self._ended:
             return
@@ -121,6 +139,9 @@ class Signals:
         if self._end is not None:
             self._end.set()
         elif not self._running:
+            if self._interrupts > 1 and self._undone:
+                to_stderr("what was begun is being rolled back: please wait")
+                return
             if self._interrupts > 1 or self._task is None:
                 self._exit(Interrupted("stopped before anything was changed"))
             self._task.cancel()
@@ -138,6 +159,8 @@ class Signals:
             return
         if self._can_be_left:
             to_stderr(f"stopping and rolling back; interrupt again to leave job {self._job_id} running")
+        elif self._takes_in_background:
+            to_stderr("stopping: what was begun is rolled back, or else finished")
         elif self._job_id:
             to_stderr(
                 "stopping: what was begun is rolled back, or else finished; interrupt again to leave it"

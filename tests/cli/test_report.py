@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from qmpsnap import errors
-from qmpsnap.cli.app import App
+from qmpsnap.cli.app import App, cli
 from qmpsnap.cli.output import json_line
-from qmpsnap.cli.report import report
+from qmpsnap.cli.report import report, run_group
 from qmpsnap.errors import Changed
 
 JOB = "qmpsnap-commit-pivot-0a1b2c3d"
@@ -70,6 +70,37 @@ def test_report_names_what_is_still_to_do(capsys):
 def test_report_says_what_to_start_from_when_the_root_had_moved(capsys):
     app = App(moved={"vda": "/new"})
     assert "  from now on, start vda from /new" in text(capsys, errors.LinkLost("lost"), app)[2]
+
+
+def test_report_of_a_stop_after_the_root_had_moved_says_that_the_chain_was_changed(capsys):
+    error = errors.Interrupted("the checkpoint 'c1' is complete", changed=Changed.YES, hint="convert it")
+    assert text(capsys, error, App(moved={"vda": "/new"}))[2] == [
+        "qmpsnap: the checkpoint 'c1' is complete",
+        "  from now on, start vda from /new",
+        "  the chains, or data in their layers, were changed",
+        "  next: convert it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("moved", "changed"),
+    [
+        ({"vda": "/new"}, "the chains, or data in their layers, were changed"),
+        ({}, "it is not known whether anything was changed"),
+    ],
+)
+def test_interrupt_after_an_operation_had_ended_is_told_from_one_before_it(
+    capsys, monkeypatch, moved, changed
+):
+    def late(**given):
+        given["obj"].ended, given["obj"].moved = True, moved
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", late)
+    assert run_group(["chain"]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted after the operation had ended" in err
+    assert changed in err
 
 
 def test_report_prints_the_job_s_id_when_it_was_left(capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from qmpsnap.cli.app import App
 from qmpsnap.cli.signals import Signals, detached, no_answer
-from qmpsnap.errors import Changed
+from qmpsnap.errors import Changed, Interrupted
 from qmpsnap.plan.intent import Checkpoint, Commit, Save
 from tests.each import each
 from tests.run.operations import vm_of
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(10)
 COPY = Commit("vda")
 IN_PLACE = Checkpoint("c1", "in-place")
 STOP = Checkpoint("c1", "stop")
+BACKGROUND = Checkpoint("c1", "background")
 
 
 async def plan_for(intent: Intent, *, running: bool = True) -> Plan:
@@ -48,6 +49,7 @@ async def test_first_interrupt_cancels_and_says_what_a_second_one_does(
             "stopping: what was begun is rolled back, or else finished; interrupt again to leave it\n",
         ),
         (await plan_for(STOP), "stopping and rolling back\n"),
+        (await plan_for(BACKGROUND), "stopping: what was begun is rolled back, or else finished\n"),
     ):
         with Signals(App()) as signals, signals.operation(plan):
             await interrupt()
@@ -69,6 +71,24 @@ async def test_second_interrupt_without_a_job_goes_on_waiting(capsys: pytest.Cap
         await interrupt()
         assert not signals.detach.is_set()
     assert "there is no job to leave running; waiting for QEMU's answer" in capsys.readouterr().err
+
+
+async def test_interrupt_of_what_undoes_itself_waits_for_that(capsys: pytest.CaptureFixture[str]) -> None:
+    undone: list[str] = []
+
+    async def work() -> None:
+        with Signals(App()) as signals, signals.undone():
+            try:
+                await interrupt()
+                await asyncio.sleep(1)
+            finally:
+                await interrupt()
+                undone.append("all")
+
+    with pytest.raises(Interrupted, match="stopped as requested, and rolled back") as caught:
+        await asyncio.create_task(work())
+    assert (caught.value.changed, undone) == (Changed.NO, ["all"])
+    assert capsys.readouterr().err == "what was begun is being rolled back: please wait\n"
 
 
 async def test_interrupt_ends_what_lasts_until_it_comes() -> None:
