@@ -117,6 +117,8 @@ class Signals:
             if not self.interrupted:
                 raise
             raise Interrupted("stopped as requested, and rolled back") from None
+        finally:
+            self._app.ended = True
 
     @property
     def _job_id(self) -> str:
