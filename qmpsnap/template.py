@@ -52,7 +52,7 @@ from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.run.view_lock import held, hold
-from qmpsnap.waking import Waker, check_wake
+from qmpsnap.waking import ENDED, Waker, check_wake, woken
 
 _log = get_logger("qmpsnap.template")
 _UNDO_LIMIT: Final = 30.0  # seconds that merging an overlay back may take once the caller has left
@@ -115,7 +115,7 @@ class Template(Generic[M]):
             directory: Where that directory lies; None: in that for temporary files.
             keep: A new directory that gets the overlays instead, and stays; None: none. An empty image beside
                 each layer stays, too: it shows that the layer is needed, also once the template is removed.
-            wake: Called with the machine once its guest runs. If it raises an error, so does this.
+            wake: Called with the machine once its guest runs.
 
         Yields:
             The machine, its guest running.
@@ -124,6 +124,7 @@ class Template(Generic[M]):
             InvalidTarget: When a file of the template was changed, or an overlay cannot be created.
             MachineDiffers: When the launcher starts another machine, or without the memory that it was given.
             Refused, TargetError: As the launcher does.
+            Incomplete: When `wake` fails; the machine has ended.
         """
         start = self._launcher(launcher)
         check_wake(wake)
@@ -150,8 +151,7 @@ class Template(Generic[M]):
             load = Load(record.name, state, disks, mapped=True, resume=True)
             await vm.run(await vm.plan(load))
             up.set()
-            if wake is not None:
-                await wake(vm)
+            await woken(vm, wake, what=f"the start of a clone of {record.name!r}", hint=ENDED)
             yield vm
 
     async def remove(self) -> None:

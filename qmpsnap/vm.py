@@ -58,7 +58,7 @@ from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
 from qmpsnap.store import has_memory, has_store, make_store, with_store
 from qmpsnap.template import Template, freeze, template_of
-from qmpsnap.waking import check_wake, woken
+from qmpsnap.waking import ENDED, check_wake, woken
 
 
 class VM:
@@ -821,7 +821,7 @@ class VM:
             async with start(Start(disks=done.prepared, incoming=not stored, paused=True)) as vm:
                 await vm.revert(name, into="incoming")
                 loaded = True
-                await woken(vm, wake, what=f"the revert to {name!r}")
+                await woken(vm, wake, what=f"the revert to {name!r}", hint=ENDED)
                 yield vm
         finally:
             if not loaded:
@@ -905,7 +905,7 @@ class VM:
             directory: Directory for what is thrown away, with room for the memory, the checkpoint excepted;
                 a tmpfs is faster. None: that for temporary files.
             wake: Called with each child once its guest runs, for its clock and its random seed are those of
-                the parent. If it raises one of qmpsnap's errors, that is the child's, which ends.
+                the parent. If it raises an error, the child ends, and its error is an Incomplete.
 
         Yields:
             The children: `async for child in children`, each with `child.vm`, which raises its error.

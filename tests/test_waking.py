@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from qmpsnap.errors import BadArgument, Changed, GuestFailed, Incomplete
@@ -40,11 +42,28 @@ async def test_woken_says_what_is_done_when_the_hook_fails():
     assert isinstance(error.__cause__, GuestFailed)
 
 
-async def test_woken_lets_other_errors_of_the_hook_pass():
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (ZeroDivisionError(), "failed: ZeroDivisionError"),
+        (TimeoutError("too late"), "failed: TimeoutError: too late"),
+        (ExceptionGroup("both", [ValueError("1")]), "failed: ExceptionGroup: both"),
+    ],
+)
+async def test_woken_says_the_same_of_any_error_of_the_hook(raised, words):
     async def wake(_: VM) -> None:
-        raise ZeroDivisionError
+        raise raised
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(Incomplete, match=words) as failed:
+        await woken(machine(), wake, what="the revert to 'a'")
+    assert (failed.value.changed, failed.value.__cause__) == (Changed.YES, raised)
+
+
+async def test_woken_lets_a_cancellation_pass():
+    async def wake(_: VM) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
         await woken(machine(), wake, what="the revert to 'a'")
 
 
