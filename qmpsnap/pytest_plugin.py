@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -69,7 +70,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
+    """Declare the marker, and refuse options that mean nothing."""
+    _options(config)
     config.addinivalue_line(
         "markers",
         "qmpsnap(reset='memory'|'clone'|'disks'|'boot'|'none'): how the machine of vm and guest is put back "
@@ -180,28 +182,32 @@ def _wanted(item: pytest.Item) -> Reset | None:
         return None
     if marker.args or marker.kwargs.keys() - {"reset"}:
         raise pytest.UsageError(f"{item.nodeid}: the marker takes reset= and nothing else")
-    return cast("Reset | None", _checked_reset(marker.kwargs.get("reset")))
+    return cast("Reset | None", _checked_reset(marker.kwargs.get("reset"), f"{item.nodeid}: reset"))
 
 
-def _checked_reset(reset: object) -> object:
+def _checked_reset(reset: object, where: str) -> object:
     if reset is not None and reset not in _RESETS:
-        raise pytest.UsageError(f"reset={reset!r}: give one of {', '.join(_RESETS)}")
+        raise pytest.UsageError(f"{where} is {reset!r}: give one of {', '.join(_RESETS)}")
     return reset
 
 
 def _options(config: pytest.Config) -> QmpsnapOptions:
     given = {name: _given(config, name) for name in _OPTIONS}
     if given["accel"] not in {"", "kvm", "tcg"}:
-        raise pytest.UsageError(f"the accelerator is {given['accel']!r}: give kvm or tcg")
-    _checked_reset(given["reset"] or None)
+        raise pytest.UsageError(f"--qmpsnap-accel is {given['accel']!r}: give kvm or tcg")
+    _checked_reset(given["reset"] or None, "--qmpsnap-reset")
+    if not re.fullmatch(r"\d*", given["memory"], re.ASCII):
+        raise pytest.UsageError(f"--qmpsnap-memory is {given['memory']!r}: give a number of MiB")
     try:
-        memory, limit = int(given["memory"] or 0), float(given["boot-limit"] or 120)
-    except ValueError as error:
-        raise pytest.UsageError(f"the memory and the boot limit are numbers: {error}") from None
+        limit = float(given["boot-limit"] or 120)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise pytest.UsageError(f"--qmpsnap-boot-limit is {given['boot-limit']!r}: give a number of seconds")
     return QmpsnapOptions(
         qemu=given["qemu"],
         accel=given["accel"],
-        memory_mib=memory,
+        memory_mib=int(given["memory"] or 0),
         reset=given["reset"],
         boot_limit=limit,
         keep=config.getoption("--qmpsnap-keep"),

@@ -41,15 +41,17 @@ def test_options_of_the_command_line_go_before_those_of_the_ini_file():
 @each(
     ("option", "words"),
     [
-        ({"accel": "hvf"}, "give kvm or tcg"),
-        ({"reset": "fast"}, "give one of memory, clone, disks, boot, none"),
-        ({"memory": "much"}, "are numbers"),
-        ({"boot_limit": "soon"}, "are numbers"),
+        ({"accel": "hvf"}, "--qmpsnap-accel is 'hvf': give kvm or tcg"),
+        ({"reset": "fast"}, "--qmpsnap-reset is 'fast': give one of memory, clone, disks, boot, none"),
+        ({"memory": "much"}, "--qmpsnap-memory is 'much': give a number of MiB"),
+        ({"memory": "-1"}, "--qmpsnap-memory is '-1'"),
+        ({"boot_limit": "soon"}, "--qmpsnap-boot-limit is 'soon': give a number of seconds"),
+        ({"boot_limit": "nan"}, "--qmpsnap-boot-limit is 'nan'"),
     ],
 )
 def test_options_that_mean_nothing_are_a_usage_error(option, words):
     with pytest.raises(pytest.UsageError, match=words):
-        options(**option)
+        pytest_plugin.pytest_configure(cast("pytest.Config", Config(**option)))
 
 
 @each(
