@@ -16,11 +16,11 @@ from integration.machines import CHEAP, blockdev, listing
 pytestmark = pytest.mark.timeout(90)
 
 
-def script(qemu, folder):
+def script(qemu, folder, *, run="exec"):
     words = [shlex.quote(str(word)) for word in (qemu.system, *CHEAP, *blockdev("vda", "IMAGE"))]
     text = " ".join(words).replace("IMAGE", "'\"$QMPSNAP_DISK_vda\"'")
-    file = folder / "start.sh"
-    file.write_text(f'#!/bin/sh\nexec {text} "$@"\n')
+    file = folder / f"start-{run}.sh"
+    file.write_text(f'#!/bin/sh\n{run} {text} "$@"\n')
     file.chmod(0o755)
     return file
 
@@ -45,8 +45,9 @@ def test_template_clone_and_fork_run_until_ctrl_c(qemu, images, machine, tmp_pat
         cli = Cli(running)
         plan = cli("--launcher", start, "template", "-n", "t1", tmp_path / "t1")
         assert (plan.code, "background-snapshot" in plan.out) == (0, True)
+        wrapper = script(qemu, tmp_path, run="command")  # a shell with QEMU as its child
         before = listing(tmp_path)
-        with cli.start("--launcher", start, "--json", "fork", "2") as process:
+        with cli.start("--launcher", wrapper, "--json", "fork", "2") as process:
             children = [json.loads(process.stdout.readline()) for _ in range(2)]
             assert {child["number"] for child in children} == {0, 1}
             assert all(greets(child["qmp"]) for child in children)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -250,7 +251,7 @@ async def launch(
             link = partial(
                 sessions.connect,
                 process.socket,
-                pid=process.pid,
+                pid=process.qemu_pid,
                 name=called,
                 last_words=process.last_words,
                 recorder=recorder,
@@ -277,7 +278,7 @@ def launcher_of(
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
 ) -> Launcher:
-    """A launcher that runs a command, such as a script; the command starts QEMU by exec.
+    """A launcher that runs a command, such as a script, which best starts QEMU by exec.
 
     It gets arguments that QEMU needs beside the machine's own, to be passed on ("$@" in a shell), and these
     variables: the image of each disk as QMPSNAP_DISK_NAME, NAME being the disk's name with "_" for all but
@@ -291,7 +292,7 @@ def launcher_of(
         name: What its machines are called in logs and errors; "": "qemu".
 
     Raises:
-        BadArgument: When an argument is invalid.
+        BadArgument: When an argument is invalid; when there is no such command, or it cannot be executed.
         Unsupported: By the launcher, when two disks have the same variable.
     """
     given = list(words("command", _shell_words(command)))
@@ -299,6 +300,7 @@ def launcher_of(
         refuse("command", command, "give a command")
     check("name", name, str)
     directory, environment = None if cwd is None else path_text("cwd", cwd), _environment(env)
+    _refuse_missing(command, given[0], directory, environment)
     state = None if state_dir is None else absolute("state_dir", state_dir)
 
     @asynccontextmanager
@@ -327,6 +329,16 @@ def _shell_words(command: str | Sequence[str | os.PathLike[str]]) -> Sequence[st
         return shlex.split(command)
     except ValueError as error:
         refuse("command", command, f"a shell could not read it: {error}")
+
+
+def _refuse_missing(
+    command: object, program: str, cwd: str | None, environment: Mapping[str, str] | None
+) -> None:
+    """Refuse a program that cannot be started, while nothing is changed yet."""
+    path = program if "/" not in program else os.path.join(cwd or "", program)  # noqa: PTH118
+    search = os.pathsep.join(os.get_exec_path(environment))
+    if shutil.which(path, path=search) is None:
+        refuse("command", command, f"{program!r} does not exist, or cannot be executed")
 
 
 def _variables(start: Start) -> dict[str, str]:

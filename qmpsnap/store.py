@@ -97,7 +97,7 @@ async def _with_store(
             why = f"its store was not made: {error}"
         except Exception as error:  # noqa: BLE001 - of the caller's launcher; the checkpoint is there
             why = f"the launcher has failed: {type(error).__name__}: {error}"
-        _log.warning("store.failed", vm=vm.name, checkpoint=name, reason=why)
+        _log.info("store.failed", vm=vm.name, checkpoint=name, reason=why)
     note = f"{name!r} reverts in a new QEMU: {why}; to make it revert in place: {convert}"
     return replace(done, notes=(*done.notes, note))
 

@@ -142,6 +142,16 @@ async def test_launcher_of_a_command_refuses_two_disks_of_one_variable(tmp_path)
             pass
 
 
+def test_launcher_of_refuses_a_command_that_cannot_be_executed(tmp_path):
+    (tmp_path / "plain").write_text("#!/bin/sh\n")
+    own = script(tmp_path)
+    for command in ("./nothere", "./plain", "qmpsnap-nothere", str(tmp_path)):
+        with pytest.raises(BadArgument, match="does not exist, or cannot be executed"):
+            launcher_of(command, cwd=tmp_path)
+    launcher_of("sh -c true")
+    launcher_of([f"./{own.name}"], cwd=tmp_path)
+
+
 @each("command", ["", [], [""], None, 1, b"x", "a 'b", ["a", 1], "a\0"])
 def test_launcher_of_refuses_what_is_no_command(command):
     with pytest.raises(BadArgument, match="command"):

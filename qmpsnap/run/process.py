@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -31,6 +32,8 @@ _GUARD: Final = "read -r _; kill -KILL 0"
 _CAREFUL_GUARD: Final = 'read -r _; trap "" TERM; kill -TERM 0; sleep 1; rm -rf -- "$@"; kill -KILL 0'
 _TAIL_BYTES: Final = 16 * 1024
 _LAST_LINES: Final = 5  # of what QEMU printed, in an error's message
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_CREDENTIALS_BYTES: Final = socket.CMSG_SPACE(_CREDENTIALS.size)
 _MOMENT: Final = 0.4  # seconds; whoever waits for a lost link is told within one
 QEMU_MONITOR: Final = ("-chardev", "socket,id=qmpsnap,fd={fd}", "-qmp", "chardev:qmpsnap")
 """Arguments that give QEMU a monitor on a descriptor."""
@@ -42,7 +45,7 @@ DAEMON_MONITOR: Final = ("--chardev", "socket,id=qmpsnap,fd={fd}", "--monitor", 
 class Process:
     """A program that is our child.
 
-    `pid` is that of the program itself (or of the wrapper that it was started by, if that does not exec).
+    `pid` is that of the program, which may be a wrapper that has started another one.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], output: _Output) -> None:
@@ -102,12 +105,43 @@ class Process:
 class QemuProcess(Process):
     """A QEMU that is our child.
 
-    `socket` is our end of its monitor: connected, the greeting not yet read.
+    `socket` is our end of its monitor: connected, the greeting not yet read. `qemu_pid` is the process that
+    has greeted: QEMU itself, also when the program that we have started is a wrapper without exec.
     """
 
     def __init__(self, process: Process, sock: socket.socket) -> None:
         super().__init__(process._popen, process._output)  # noqa: SLF001 - the same process
         self.socket: Final = sock
+        self.qemu_pid = process.pid
+        self._qemu: int | None = None  # a pidfd, if QEMU is not the program that we have started
+
+    def know(self, qemu_pid: int) -> None:
+        """Note which process has greeted."""
+        if qemu_pid not in {0, self.pid}:  # 0: it is in another namespace of processes
+            self.qemu_pid, self._qemu = qemu_pid, os.pidfd_open(qemu_pid)
+
+    def terminate(self) -> None:
+        """Ask QEMU to end, as SIGTERM does: it flushes its disks and quits; then a wrapper ends, too."""
+        if self._qemu is None:
+            super().terminate()
+        else:
+            try:
+                signal.pidfd_send_signal(self._qemu, signal.SIGTERM)
+            except ProcessLookupError:
+                super().terminate()
+
+    async def end_wrapped(self, limit: float) -> None:
+        """End QEMU before its wrapper, which would leave it behind; nothing if there is no wrapper."""
+        if self._qemu is None:
+            return
+        try:
+            self.terminate()
+            with anyio.move_on_after(limit, shield=True):
+                await anyio.wait_readable(self._qemu)
+                await self.wait()
+        finally:
+            os.close(self._qemu)
+            self._qemu = None
 
 
 @asynccontextmanager
@@ -200,6 +234,7 @@ async def start_qemu(
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):
         ours.settimeout(0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the greeting tells who has sent it
         number = theirs.fileno()
         words = [*argv, *(word.format(fd=number) for word in monitor)]
         numbers = (number, *(sock.fileno() for sock in inherited))
@@ -210,7 +245,10 @@ async def start_qemu(
                 sock.close()
             process = QemuProcess(started, ours)
             await _await_greeting(process, argv[0], name=name, limit=greeting_limit)
-            yield process
+            try:
+                yield process
+            finally:
+                await process.end_wrapped(quit_limit)
 
 
 @contextmanager
@@ -252,7 +290,7 @@ def _spawn(
 
 
 async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit: float) -> None:
-    """Return when the monitor has something to read, and leave it there."""
+    """Return when the monitor has something to read, and leave it there; note who has sent it."""
     with anyio.move_on_after(limit) as scope:
         await anyio.wait_readable(process.socket)
     if scope.cancelled_caught:
@@ -261,9 +299,13 @@ async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit
             hint="does an argument make it wait for a client (wait=on) or a device?",
         )
     try:
-        first = process.socket.recv(1, socket.MSG_PEEK)
+        first, ancillary, _, _ = process.socket.recvmsg(1, _CREDENTIALS_BYTES, socket.MSG_PEEK)
     except OSError:
-        first = b""
+        first, ancillary = b"", []
+    process.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    for _, kind, data in ancillary:
+        if kind == socket.SCM_CREDENTIALS:
+            process.know(_CREDENTIALS.unpack(data)[0])
     if not first:
         words = await process.last_words() or "closed its monitor"
         raise ConnectFailed(f"{name} has not greeted: {binary!r} {words}")

@@ -37,6 +37,20 @@ def fake_qemu(behaviour: str) -> list[str]:
     return [sys.executable, "-ISc", FAKE + behaviour]
 
 
+async def test_qemu_below_a_wrapper_is_known_and_ends_first():
+    behaviour = (
+        "signal.signal(signal.SIGTERM, lambda *_: (print('flushed', flush=True), os._exit(0)));"
+        "print('child', os.getpid(), flush=True); greet(); time.sleep(60)"
+    )
+    wrapper = ["/bin/sh", "-c", '"$@"; echo status $?', "wrapper", *fake_qemu(behaviour)]
+    async with start_qemu(wrapper) as process:
+        assert process.socket.recv(100) == GREETING
+        assert process.qemu_pid == child_in(process.output_tail) != process.pid
+    assert process.output_tail.splitlines()[1:] == ["flushed", "status 0"]
+    async with start_qemu(fake_qemu(SERVE)) as process:
+        assert process.qemu_pid == process.pid
+
+
 def exists(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
