@@ -55,6 +55,9 @@ def test_template_clone_and_fork_run_until_ctrl_c(qemu, images, machine, tmp_pat
         assert listing(tmp_path) == before
         made = cli("--launcher", start, "--json", "template", "t1", tmp_path / "t1")
         assert (made.code, made.json["name"]) == (0, "t1"), made.err
+        active = running.qmp("query-block")[0]["inserted"]["file"]
+        assert (made.json["taken"], made.json["active"]) == (True, {"vda": active})
+        assert made.json["chains"]["vda"][0] == active
         assert cli("--launcher", start, "template", "t1", tmp_path / "t1").code == 3
     with cli.start("--launcher", start, "clone", tmp_path / "t1") as process:
         number, _, path = process.stdout.readline().strip().partition(", ")

@@ -168,8 +168,12 @@ class Template(Generic[M]):
         await in_thread(partial(template_files.remove_files, self.directory))
 
     def to_json(self) -> dict[str, object]:
-        """The template as `--json` prints it."""
+        """The template as `--json` prints it; `taken`, `chains` and `active` are of the checkpoint."""
+        taken = self.taken.to_json() if self.taken is not None else {}
         return {
+            "taken": self.taken is not None,
+            "chains": taken.get("chains", {}),
+            "active": taken.get("active", {}),
             "name": self.name,
             "directory": self.directory,
             "created": self.record.created,

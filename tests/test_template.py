@@ -54,6 +54,9 @@ def test_template_spells_itself_as_json() -> None:
         "memory_bytes": 64 << 20,
         "disks": {"vda": ["/d/s1.qcow2", "/d/base.qcow2"]},
         "keepers": {KEEPER: "/d/s1.qcow2"},
+        "taken": False,
+        "chains": {},
+        "active": {},
         "unkept": ["/d/base.qcow2: no"],
         "standstill_s": None,
     }

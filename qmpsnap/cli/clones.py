@@ -10,10 +10,11 @@ import qmpsnap
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.machine import launcher_given
 from qmpsnap.cli.options import FILE, MOMENT, dry_run
-from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.output import chain_lines, emit, json_line, start_lines
 from qmpsnap.cli.runner import current_app, run, run_alone, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
 from qmpsnap.fork import Child
+from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.plan.intent import Checkpoint
@@ -59,11 +60,7 @@ def template(name: str, directory: str) -> None:
     elif app.json:
         emit(json_line(op="template", **made.to_json()))
     else:
-        memory = size(made.record.fingerprint.memory)
-        emit(f"{printable(directory)}: template of {name!r}, {memory} of memory")
-        if made.taken is not None and made.taken.standstill_s is not None:
-            emit(f"the guest was paused for {made.taken.standstill_s * 1000:.0f} ms")
-        emit(*(f"no image keeps the layer {printable(layer)}" for layer in made.unkept))
+        emit(*_template_lines(made))
 
 
 @verb(
@@ -124,6 +121,21 @@ def fork(count: int, of: str | None) -> None:
                 await _until_ctrl_c(signals, as_json=app.json)
 
     run(serve)
+
+
+def _template_lines(made: Template[VM]) -> list[str]:
+    """What was made, and of which checkpoint; last from which files to start the machine."""
+    memory = size(made.record.fingerprint.memory)
+    text = [f"{printable(made.directory)}: template of {made.name!r}, {memory} of memory"]
+    done = made.taken
+    if done is None:
+        text.append(f"the checkpoint {made.name!r} existed; this machine was not touched")
+    else:
+        paused = f"; the guest was paused for {done.standstill_s * 1000:.0f} ms" if done.standstill_s else ""
+        text.append(f"the checkpoint {made.name!r} did not exist, and was taken{paused}")
+        text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
+    text += [f"no image keeps the layer {printable(layer)}" for layer in made.unkept]
+    return [*text, *(start_lines(done.active) if done is not None else ())]
 
 
 def _tell_child(child: Child[VM], *, as_json: bool) -> None:

@@ -5,8 +5,12 @@ import json
 import pytest
 
 import qmpsnap as library
-from qmpsnap.cli.clones import _tell_child
+from qmpsnap.cli.clones import _tell_child, _template_lines
 from qmpsnap.fork import Child
+from qmpsnap.model.graph import draw
+from qmpsnap.run.outcome import Done
+from qmpsnap.template import Template
+from tests.model.test_template import RECORD
 
 
 @pytest.mark.parametrize("words", [("template", "t1", "/t"), ("clone", "/t"), ("fork", "2")])
@@ -24,6 +28,27 @@ def test_launcher_that_no_shell_could_read_is_a_usage_error(qmpsnap):
 def test_clone_of_what_is_no_template_is_refused(qmpsnap, tmp_path):
     ended = qmpsnap("--launcher", "true", "clone", tmp_path / "none")
     assert (ended.code, "there is no template" in ended.err) == (3, True)
+
+
+def test_template_says_whether_its_checkpoint_was_taken_and_where_the_disks_are():
+    made: Template[library.VM] = Template("/t", RECORD, None)
+    head = f"/t: template of {RECORD.name!r}, 64 MiB of memory"
+    existed = f"the checkpoint {RECORD.name!r} existed; this machine was not touched"
+    assert _template_lines(made) == [head, existed]
+    chains, active = {"vda": ("/d/new.qcow2", "/d/base.qcow2")}, {"vda": "/d/new.qcow2"}
+    made.taken = Done("checkpoint", chains, active=active, standstill_s=0.015)
+    assert _template_lines(made) == [
+        head,
+        f"the checkpoint {RECORD.name!r} did not exist, and was taken; the guest was paused for 15 ms",
+        f"vda: {draw(chains['vda'])}",
+        "from now on, start vda from /d/new.qcow2",
+    ]
+    told = made.to_json()
+    assert (told["taken"], told["chains"], told["active"]) == (
+        True,
+        {"vda": ["/d/new.qcow2", "/d/base.qcow2"]},
+        active,
+    )
 
 
 def test_child_that_was_not_started_says_why(capsys):
