@@ -63,6 +63,19 @@ async def test_guest_answers_when_the_machine_stood_still_in_the_middle(vm, gues
     assert await guest.run("echo on") == "on"
 
 
+def test_plain_test_forks_its_machine(vm):
+    before = vm.graph().chains()
+    with vm.fork(2) as children:
+        assert [child.vm.status().running for child in children] == [True, True]
+    assert vm.graph().chains() == before
+
+
+async def test_machine_is_reverted_in_another_qemu(vm):
+    await vm.checkpoint("here", mode="stop")
+    async with vm.reverted("here") as other:
+        assert (other.pid, (await other.status()).running) != (vm.pid, False)
+
+
 async def test_writer_is_refused_when_the_disk_is_missing_or_has_one(guest):
     with pytest.raises(GuestFailed, match="no such disk"):
         await guest.start_writer("/dev/vdz", blocks=4)

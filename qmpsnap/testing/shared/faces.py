@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import anyio.to_thread
 
+from qmpsnap.fork import Child, Children
+
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
@@ -64,6 +66,9 @@ class Blocking:
         method.__doc__ = value.__doc__
         return method
 
+    def __iter__(self) -> Iterator[Any]:
+        return _each(self._portal, aiter(cast("AsyncIterator[Any]", self._get())))
+
     def __repr__(self) -> str:
         return f"<blocking {self._get()!r}>"
 
@@ -73,6 +78,8 @@ def _blocking(portal: BlockingPortal, value: Any) -> Any:
         return _entered(portal, value)
     if isinstance(value, AsyncIterator):
         return _each(portal, value)
+    if isinstance(value, Child | Children):
+        return Blocking(portal, lambda: value)
     kind = type(value)
     if kind.__module__.startswith(_OURS) and any(
         inspect.iscoroutinefunction(member) for member in vars(kind).values()

@@ -83,7 +83,7 @@ class SharedMachine:
         boot_limit: float = 120.0,
     ) -> None:
         self.account: Final = Account(reset=f"{reset}, as chosen" if reset else "")
-        self._launcher = launcher
+        self.launcher: Final = launcher
         self._bases = bases
         self._directory = directory
         self._ready = ready
@@ -194,14 +194,14 @@ class SharedMachine:
             disks=disks, directory=str(directory), monitors=monitors(directory), paused=mode == "disks"
         )
         try:
-            booted = await self._start(self._launcher(start), [directory], mode)
+            booted = await self._start(self.launcher(start), [directory], mode)
             if mode == "disks":
                 await resets.keep_disks(booted)
             await self._await_ready(booted)
             if mode == "clone":
                 # The images are locked, and nothing of ours may stay beside them.
                 self._template = await freeze(
-                    booted.vm, str(directory / "template"), resets.READY, self._launcher, keepers=False
+                    booted.vm, str(directory / "template"), resets.READY, self.launcher, keepers=False
                 )
                 booted = await self._clone()
             elif mode == "memory":
@@ -225,7 +225,7 @@ class SharedMachine:
 
         def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
             places.append(Path(start.directory))
-            return self._launcher(replace(start, monitors=monitors(places[0])))
+            return self.launcher(replace(start, monitors=monitors(places[0])))
 
         clone = self._template.clone(launcher=launcher, directory=self._directory)
         booted = await self._start(clone, places, "clone")

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,6 +16,8 @@ import anyio.from_thread
 
 from qmpsnap.entry import connect
 from qmpsnap.errors import GuestFailed
+from qmpsnap.model.start import Start
+from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.shared.faces import Face, call
@@ -184,9 +186,20 @@ class InUse:
             record = self.directory / f"qmp-{earlier + 1}.jsonl"
             records, name = self.directory / RECORDS, "the test's machine"
             async with connect(monitor, state_dir=records, record=record, name=name) as vm:
+                vm.launcher = self._another
                 yield vm
         finally:
             self._free.append(monitor)
+
+    @asynccontextmanager
+    async def _another(self, start: Start) -> AsyncIterator[VM]:
+        """Start a QEMU like the machine, for a fork for example; its sockets and logs are in a directory."""
+        with ExitStack() as stack:
+            place = start.directory or stack.enter_context(scratch())
+            async with self._machine.launcher(replace(start, directory=place)) as vm:
+                if not start.directory:  # it goes on with the machine's own images, and their records
+                    vm.records_in(str(self.directory / RECORDS))
+                yield vm
 
     def _open_guest(self) -> AbstractAsyncContextManager[Guest]:
         port = self.directory / PORT_NAME

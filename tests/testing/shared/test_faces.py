@@ -9,6 +9,8 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from qmpsnap.errors import QmpsnapError
+from qmpsnap.fork import Child, Children
 from qmpsnap.testing.shared.faces import Face, real
 
 
@@ -45,6 +47,13 @@ class Thing:
         yield Job()
         self.name = "left"
 
+    @asynccontextmanager
+    async def fork(self):
+        children = Children(2, None)
+        children.tell(Child(1, Job()))
+        children.tell(Child(0, error=QmpsnapError("no")))
+        yield children
+
     async def count(self):
         for number in range(3):
             yield number
@@ -76,6 +85,13 @@ def test_face_blocks_in_plain_code_and_opens_one_connection(portal):
     assert face.double.__doc__ == "Return more of it."
     assert face.job().wait() == "done"
     assert list(face.count()) == [0, 1, 2]
+    with face.fork() as children:
+        first, second = children
+        assert (first.number, first.vm.wait(), first.error) == (1, "done", None)
+        with pytest.raises(QmpsnapError, match="no"):
+            second.vm  # noqa: B018 - it raises
+    with pytest.raises(TypeError):
+        iter(face)
     with face.opened() as job:
         assert job.wait() == "done"
     assert face.name == "left"
