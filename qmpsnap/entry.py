@@ -1,4 +1,4 @@
-"""The ways to a machine that exists: connect to a running QEMU, or open the images of one that is off."""
+"""Connects to a running QEMU, or opens the images of a machine that is off."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ async def connect(
         pid: QEMU's process id, if the socket does not give it.
         reply_limit: Seconds that QEMU may take to answer a query.
         greeting_limit: Seconds that QEMU may take to greet.
-        name: What the machine is called in logs and errors; "": its address.
-        record: File to create, which gets every message of the session, its secrets masked; None: no file.
+        name: Name of the machine in logs and errors; "": its address.
+        record: File to create, to which each message of the session is written, with secrets masked; None: no
+            file.
 
     Raises:
         BadArgument: When an argument is invalid, or `record` is given with a QMPClient of yours.
@@ -69,7 +70,7 @@ async def connect(
     number("greeting_limit", greeting_limit)
     directory = absolute("state_dir", state_dir) if state_dir is not None else ""
     if record is not None and not isinstance(address, str | tuple | socket.socket):
-        refuse("record", record, "a QMPClient of yours sends what we do not see: give an address")
+        refuse("record", record, "what a QMPClient of yours sends cannot be recorded: give an address")
 
     def link(recorder: Recorder | None) -> AbstractAsyncContextManager[Session]:
         if isinstance(address, str | tuple | socket.socket):
@@ -126,8 +127,8 @@ async def offline(
         daemon: The storage daemon's path, or its name on PATH.
         state_dir: Directory of records; None: beside each base image.
         name: The machine's name in logs and errors; "": "the machine".
-        record: File to create, which gets every message of the session with the daemon; None: no file. With
-            `read_only` there is no daemon, and nothing but the record's first line.
+        record: File to create, to which every message of the session with the daemon is written; None: no
+            file. With `read_only` there is no daemon, and the record has only its first line.
         disks: More images, as keywords, for disk names that are Python identifiers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Forks: running machines that go on from where another one is, while that keeps running."""
+"""Forks: machines that go on from the present state of another one, which is not changed by that."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Child(Generic[M]):
 
     Attributes:
         number: 0 for the first.
-        machine: The machine, its guest running; None: it could not be started.
+        machine: The machine, whose guest runs; None: it could not be started.
         error: Why it could not be started; None: it runs.
     """
 
@@ -41,10 +41,10 @@ class Child(Generic[M]):
 
     @property
     def vm(self) -> M:
-        """The machine, its guest running.
+        """The machine, whose guest runs.
 
         Raises:
-            QmpsnapError: Why it could not be started.
+            QmpsnapError: When it could not be started; the error says why.
         """
         if self.error is not None:
             raise self.error
@@ -57,31 +57,31 @@ class Children(Generic[M]):
 
     Attributes:
         count: How many there are.
-        standstill_s: Seconds for which the guest was paused; None: it was a checkpoint of before.
+        standstill_s: Seconds for which the guest was paused; None: the fork is from an earlier checkpoint.
     """
 
     def __init__(self, count: int, standstill_s: float | None) -> None:
         self.count = count
         self.standstill_s = standstill_s
-        self._known: list[Child[M]] = []
-        self._news = anyio.Event()
+        self._children: list[Child[M]] = []
+        self._changed = anyio.Event()
 
     async def __aiter__(self) -> AsyncIterator[Child[M]]:
-        """Each machine, as soon as it runs or has failed."""
-        seen = 0
-        while seen < self.count:
-            news = self._news
-            for child in self._known[seen:]:
-                seen += 1
+        """Yield each machine as soon as it runs or could not be started."""
+        index = 0
+        while index < self.count:
+            changed = self._changed
+            for child in self._children[index:]:
+                index += 1
                 yield child
-            if seen < self.count:
-                await news.wait()
+            if index < self.count:
+                await changed.wait()
 
     def tell(self, child: Child[M]) -> None:
-        """Add the next one."""
-        self._known.append(child)
-        self._news.set()
-        self._news = anyio.Event()
+        """Add the next child."""
+        self._children.append(child)
+        self._changed.set()
+        self._changed = anyio.Event()
 
 
 class _Fork(Generic[M]):
@@ -99,7 +99,7 @@ class _Fork(Generic[M]):
         self._turns = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
 
     async def live(self, number: int) -> None:
-        """Start a child, and end it when all end; its failure is its own."""
+        """Start a child, and keep it until all end; if it fails, only its own result says so."""
         try:
             async with AsyncExitStack() as stack:
                 with anyio.CancelScope() as scope:
@@ -118,7 +118,7 @@ class _Fork(Generic[M]):
                 self._children.tell(Child(number, error=error))
 
     def end(self) -> None:
-        """Let all children end."""
+        """End all children."""
         self._over.set()
         for scope in self._starting:
             scope.cancel()
@@ -134,19 +134,19 @@ async def fork(
     directory: str = "",
     wake: Waker[M] | None = None,
 ) -> AsyncIterator[Children[M]]:
-    """Start machines that go on from where this one is, or was at a checkpoint; see `VM.fork`.
+    """Start machines that go on from the present state of this one, or from a checkpoint; see `VM.fork`.
 
     Args:
         vm: The machine.
-        count: How many.
-        launcher: Starts each of them, and the helper.
-        of: The checkpoint; "": one is taken, and deleted at the end.
-        directory: Directory for what is thrown away; "": that for temporary files.
-        wake: Called with each of them once its guest runs; None: nothing is.
+        count: Number of machines to start.
+        launcher: Starts each of them, and the helper QEMU.
+        of: The checkpoint's name; "": a checkpoint is taken, and deleted at the end.
+        directory: Directory for the temporary files; "": the system's.
+        wake: Called with each of them once its guest runs; None: no function.
     """
     async with AsyncExitStack() as stack:
         place = await made_in_thread(partial(Scratch, directory), Scratch.close)
-        stack.push_async_callback(_shielded, place)
+        stack.push_async_callback(_close_shielded, place)
         name, standstill = of, None
         if not of:
             name = f"{_PREFIX}{secrets.token_hex(4)}"
@@ -157,28 +157,28 @@ async def fork(
         template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
         stack.push_async_callback(_remove, template)
         children: Children[M] = Children(count, standstill)
-        running = _Fork(template, children, place.path, wake)
-        failed: Exception | None = None
+        starter = _Fork(template, children, place.path, wake)
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             for number in range(count):
-                tasks.start_soon(running.live, number)
+                tasks.start_soon(starter.live, number)
             try:
                 yield children
-            except Exception as error:  # noqa: BLE001 - the group would wrap what the block raised
-                failed = error
+            except Exception as error:  # noqa: BLE001 - the task group would wrap what the block raised
+                failure = error
             finally:
-                running.end()
-        if failed is not None:
-            raise failed
+                starter.end()
+        if failure is not None:
+            raise failure
 
 
-async def _shielded(place: Scratch) -> None:
+async def _close_shielded(place: Scratch) -> None:
     with anyio.CancelScope(shield=True):
         await in_thread(place.close)
 
 
 async def _remove(template: Template[M]) -> None:
-    """Remove the template, which nobody uses any more."""
+    """Remove the template, which no child uses any more."""
     with anyio.CancelScope(shield=True):
         try:
             await template.remove()

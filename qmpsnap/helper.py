@@ -1,4 +1,4 @@
-"""A second QEMU that loads a checkpoint, does some work on its memory, and ends; its guest never runs."""
+"""A second QEMU that loads a checkpoint and works on its memory; its guest never runs."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ async def loaded(
     memory: GuestMemory | None = None,
     directory: str = "",
 ) -> AsyncIterator[M]:
-    """Start a QEMU like a machine, and load a checkpoint of that machine into it; both end with the block.
+    """Start a second QEMU of a machine, and load a checkpoint of the machine into it; it ends with the block.
 
-    Its disks are new overlays on the layers of the checkpoint. They are thrown away at the end of the block,
-    as everything else of it, also after a failure or a cancellation. If our process is killed, the next call
-    removes them. The machine itself is not touched, and keeps running.
+    Its disks are new overlays on the layers of the checkpoint. They and its other files are removed at the
+    end of the block, also after a failure or a cancellation; if our process is killed, the next call removes
+    them. The machine itself is not changed, and keeps running.
 
     Args:
         vm: The machine.
         name: The checkpoint's name.
         launcher: Starts the QEMU.
         memory: The file that becomes its memory; None: memory as the machine has it.
-        directory: Directory for what is thrown away; "": that for temporary files.
+        directory: Directory for the temporary files; "": the system's.
 
     Yields:
         The QEMU, its guest paused as it was at the checkpoint.
 
     Raises:
-        NotFound, AmbiguousName: When no checkpoint has the name, or two have it.
-        Unsupported: When it has no memory in a file of its own, or its layers cannot be opened from outside.
+        NotFound, AmbiguousName: When no checkpoint has the name, or more than one has it.
+        Unsupported: When its memory is not in a separate file, or its layers cannot be opened by another
+            QEMU.
         NotInChain: When a layer no longer holds it.
         MachineDiffers: When the launcher starts another machine; `.differences` names how.
         InvalidTarget: When its memory is missing, incomplete, or not the checkpoint's.
@@ -67,11 +68,11 @@ async def loaded(
 
 
 async def kept_state(vm: OneMachine, name: str) -> KeptState:
-    """The VM state of a checkpoint, in a file of its own.
+    """Return where the VM state of a checkpoint is, which must be in a separate file.
 
     Raises:
         NotFound: When no moment has the name.
-        Unsupported: When it has no such file.
+        Unsupported: When it has no VM state, or has it inside the images.
     """
     moments = (await vm.moments()).named(name)
     if not moments:
@@ -98,12 +99,12 @@ async def kept_state(vm: OneMachine, name: str) -> KeptState:
 async def throwaway(
     views: Sequence[DiskView], directory: str = "", *, keep: str = ""
 ) -> AsyncIterator[tuple[Frozen[str, str], str]]:
-    """New overlays on the layers of each disk, in a private directory that goes with the block.
+    """Create overlays on the layers of each disk, in a private directory that is removed with the block.
 
     Args:
         views: How each disk is read.
-        directory: Where that directory lies; "": in that for temporary files.
-        keep: A directory that gets the overlays instead, and stays; "": none.
+        directory: Where that directory is created; "": among the system's temporary files.
+        keep: A directory in which the overlays are created instead, and which stays; "": none.
 
     Yields:
         The overlay of each disk, by the disk's name, and the directory.
@@ -112,11 +113,11 @@ async def throwaway(
         InvalidTarget: When they cannot be created.
     """
     async with AsyncExitStack() as stack:
-        made = await made_in_thread(partial(Scratch, directory), Scratch.close)
-        stack.push_async_callback(_close, made)
+        scratch = await made_in_thread(partial(Scratch, directory), Scratch.close)
+        stack.push_async_callback(_close, scratch)
         images, disks = Images(), {}
         for view in views:
-            file = posixpath.join(keep or made.path, f"{disk_part(view.disk)}.qcow2")
+            file = posixpath.join(keep or scratch.path, f"{disk_part(view.disk)}.qcow2")
             await images.create_image(
                 file,
                 size_bytes=view.virtual_size,
@@ -127,9 +128,9 @@ async def throwaway(
                 synced=bool(keep),
             )
             disks[view.disk] = file
-        yield Frozen(disks), made.path
+        yield Frozen(disks), scratch.path
 
 
-async def _close(made: Scratch) -> None:
+async def _close(scratch: Scratch) -> None:
     with anyio.CancelScope(shield=True):
-        await in_thread(made.close)
+        await in_thread(scratch.close)

@@ -69,10 +69,10 @@ class LaunchedVM(VM):
 
     @property
     def console(self) -> Console:
-        """Its serial console.
+        """The serial console of the machine.
 
         Raises:
-            Unsupported: When it has none here, as after a start from a command line.
+            Unsupported: When `launch` was given a command line, or the description has no console.
         """
         if self._console is None:
             raise Unsupported(
@@ -110,13 +110,14 @@ class LaunchedVM(VM):
     async def poweroff(
         self, *, limit: float = 30.0, ask: Callable[[], Awaitable[object]] | None = None
     ) -> Ended:
-        """Power the machine off, by its guest if that is running; else end QEMU, by SIGTERM or by force.
+        """Ask a running guest to power off; if it does not, or is paused, end QEMU by SIGTERM, then kill it.
 
         QEMU has ended when this returns; the next call on this machine raises LinkLost.
 
         Args:
-            limit: Seconds that the guest has.
-            ask: Asks the guest to power off; None: the power button (ACPI), which many small guests ignore.
+            limit: Seconds that the guest may take to power off.
+            ask: A function that asks the guest to power off; None: press the power button (ACPI), which many
+                small guests ignore.
 
         Returns:
             How it ended; "powered-off" also when it had ended before.
@@ -124,18 +125,18 @@ class LaunchedVM(VM):
         QAPI: system_powerdown (machine.json).
         """
         number("limit", limit, zero=True)
-        told = anyio.Event()
+        shutdown = anyio.Event()
         reasons: list[bool] = []  # of each SHUTDOWN, whether it was the guest
 
         def note(event: Event) -> None:
             if event.name == "SHUTDOWN":
                 reasons.append(bool(event.data.get("guest")))
-                told.set()
+                shutdown.set()
 
         with self.events(note):
             with anyio.move_on_after(limit):
-                if self.exit_status is None and await self._asked(ask):
-                    await self._until(told)
+                if self.exit_status is None and await self._ask_guest(ask):
+                    await self._wait_off(shutdown)
             if self.exit_status is None:
                 self._process.terminate()
                 with anyio.move_on_after(_QUIT_LIMIT):
@@ -146,8 +147,8 @@ class LaunchedVM(VM):
             return "killed"
         return "quit" if reasons and not reasons[0] else "powered-off"
 
-    async def _asked(self, ask: Callable[[], Awaitable[object]] | None) -> bool:
-        """Whether the guest runs, and was asked to power off."""
+    async def _ask_guest(self, ask: Callable[[], Awaitable[object]] | None) -> bool:
+        """Ask the guest to power off; return False if it is not running or cannot be asked."""
         try:
             if not (await self.status()).running:
                 return False
@@ -157,16 +158,16 @@ class LaunchedVM(VM):
             return False
         return True
 
-    async def _until(self, told: anyio.Event) -> None:
+    async def _wait_off(self, shutdown: anyio.Event) -> None:
         """Return when the guest is off, or QEMU has ended."""
         async with anyio.create_task_group() as tasks:
 
-            async def ended() -> None:
+            async def wait_process() -> None:
                 await self.wait_ended()
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(ended)
-            await told.wait()
+            tasks.start_soon(wait_process)
+            await shutdown.wait()
             tasks.cancel_scope.cancel()
 
 
@@ -184,57 +185,63 @@ async def launch(
     name: str = "",
     record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[LaunchedVM]:
-    """Start QEMU as a child and drive it; QEMU and all that it started end with the block.
+    """Start QEMU as a child process and connect to it; it ends with the block, as does all that it started.
 
     QEMU also ends when this process is killed. Its monitor, its console and its ports are socket pairs, which
-    no other client can use: `qmp` gives it one more monitor, for others.
+    no other process can use; `qmp` gives it a second monitor for other clients.
 
     Args:
-        machine: A description, or the program and its arguments, without a monitor for us.
-        start: How this QEMU differs from that, and may run beside it: what only one process can have is made
-            its own or left out. Its sockets and logs are in its directory (`qmp`, `console.log`, `qemu.log`,
-            unless you name others). None: not at all.
+        machine: A description, or the program and its arguments; `launch` adds its own monitor.
+        start: How this QEMU differs from another one of the same machine, so that both can run at once:
+            sockets and logs that only one process can have go into `start.directory` (`qmp`, `console.log`,
+            `qemu.log`, unless you name others), or are left out. None: it does not differ.
         qmp: Path of a unix socket for other clients, at most 107 bytes long; it is created, mode 0600, and
             removed at the end.
-        console_log: File that what the guest writes on its console is appended to.
+        console_log: File to which the console's output is appended.
         cwd: Its working directory; None: ours.
         env: Its whole environment; None: ours. `{**os.environ, "NAME": "value"}` adds to ours.
-        log: File that its output is appended to; the error has the end of it in any case, if QEMU dies.
+        log: File to which QEMU's output is appended; with or without it, the error has the last of that
+            output if QEMU dies.
         state_dir: Directory of records; None: beside each base image.
         name: What the machine is called in logs and errors; "": "qemu".
-        record: File to create, which gets every message of the session, its secrets masked; None: no file.
+        record: File to create, to which every message of the session is written, with secrets masked; None:
+            no file.
 
     Raises:
         BadArgument: When an argument is invalid.
         TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, or a log
             cannot be opened.
         Unsupported: When the machine cannot be started as `start` says; the message names the argument.
-        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. Every
-            later LinkLost does, too.
+        ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. So does
+            every later LinkLost.
     """
     check("name", name, str)
     if start is not None and not isinstance(start, Start):
         refuse("start", start, "give a qmpsnap.Start")
-    called = name or "qemu"
+    machine_name = name or "qemu"
     state = "" if state_dir is None else absolute("state_dir", state_dir)
     places = _places(start, qmp=qmp, console_log=console_log, log=log)
-    described = _described(machine)
-    if console_log is not None and _CONSOLE not in _channels(described):
-        refuse("console_log", console_log, "there is no console here: describe it with qmpsnap.Machine")
+    description = _describe(machine)
+    if console_log is not None and _CONSOLE not in _channels(description):
+        refuse(
+            "console_log",
+            console_log,
+            "it has no console here: describe it with qmpsnap.Machine(console=True)",
+        )
     directory, environment = None if cwd is None else path_text("cwd", cwd), _environment(env)
 
-    def again(start: Start) -> AbstractAsyncContextManager[VM]:
+    def launch_another(start: Start) -> AbstractAsyncContextManager[VM]:
         return launch(
-            described, start=start, cwd=directory, env=environment, state_dir=state_dir, name=called
+            description, start=start, cwd=directory, env=environment, state_dir=state_dir, name=machine_name
         )
 
-    channels = _channels(described)
+    channels = _channels(description)
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(recording(None if record is None else absolute("record", record)))
         ends = stack.enter_context(pairs(channels))
         listening = stack.enter_context(listener(places.qmp))
         console = await stack.enter_async_context(_console(ends, places.console_log))
-        argv = _argv(described, start, ends)
+        argv = _argv(description, start, ends)
         inherited = [pair.theirs for pair in ends.values()]
         if listening is not None:
             argv += ["-chardev", f"socket,id=qmpsnap-qmp,fd={listening.fileno()},server=on,wait=off"]
@@ -245,18 +252,18 @@ async def launch(
             cwd=directory,
             env=environment,
             log=Path(places.log) if places.log else None,
-            name=called,
+            name=machine_name,
             inherited=inherited,
         ) as process:
             link = partial(
                 sessions.connect,
                 process.socket,
                 pid=process.qemu_pid,
-                name=called,
+                name=machine_name,
                 last_words=process.last_words,
                 recorder=recorder,
             )
-            target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=called)
+            target = LiveTarget(link, again=False, shared_fs=None, images=Images(), name=machine_name)
             async with target:
                 yield LaunchedVM(
                     target,
@@ -266,7 +273,7 @@ async def launch(
                     ports={name: Port(pair.ours) for name, pair in ends.items() if name != _CONSOLE},
                     qmp=places.qmp,
                     state_dir=state,
-                    launcher=again,
+                    launcher=launch_another,
                 )
 
 
@@ -280,9 +287,10 @@ def launcher_of(
 ) -> Launcher:
     """A launcher that runs a command, such as a script, which best starts QEMU by exec.
 
-    It gets arguments that QEMU needs beside the machine's own, to be passed on ("$@" in a shell), and these
-    variables: the image of each disk as QMPSNAP_DISK_NAME, NAME being the disk's name with "_" for all but
-    ASCII letters and digits; and QMPSNAP_DIRECTORY, a directory for its sockets and logs, "" for none.
+    The command is called with further arguments, which it has to pass on to QEMU ("$@" in a shell), and with
+    these variables: QMPSNAP_DISK_NAME, the image of the disk NAME (each character of NAME that is not an
+    ASCII letter or digit becomes "_"); and QMPSNAP_DIRECTORY, a directory for its sockets and logs, "" for
+    none.
 
     Args:
         command: The command with its first arguments; text is split as a shell does it.
@@ -295,12 +303,12 @@ def launcher_of(
         BadArgument: When an argument is invalid; when there is no such command, or it cannot be executed.
         Unsupported: By the launcher, when two disks have the same variable.
     """
-    given = list(words("command", _shell_words(command)))
-    if not given or not given[0]:
+    argv = list(words("command", _shell_words(command)))
+    if not argv or not argv[0]:
         refuse("command", command, "give a command")
     check("name", name, str)
     directory, environment = None if cwd is None else path_text("cwd", cwd), _environment(env)
-    _refuse_missing(command, given[0], directory, environment)
+    _refuse_missing(command, argv[0], directory, environment)
     state = None if state_dir is None else absolute("state_dir", state_dir)
 
     @asynccontextmanager
@@ -308,7 +316,7 @@ def launcher_of(
         places = _places(start, qmp=None, console_log=None, log=None)
         variables = {**(os.environ if environment is None else environment), **_variables(start)}
         async with launch(
-            [*given, *start.arguments],
+            [*argv, *start.arguments],
             qmp=places.qmp or None,
             log=places.log or None,
             cwd=directory,
@@ -347,7 +355,7 @@ def _variables(start: Start) -> dict[str, str]:
         variable = "QMPSNAP_DISK_" + re.sub(r"[^A-Za-z0-9]", "_", disk)
         if variable in variables:
             raise Unsupported(
-                f"the disk {disk!r} and another one would both be {variable}",
+                f"the disk {disk!r} and another one would both be in {variable}",
                 feature=disk,
                 hint="give one of them another id, or give launcher=",
             )
@@ -357,7 +365,7 @@ def _variables(start: Start) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Places:
-    """Files and sockets of one QEMU; "" for none."""
+    """The files and sockets of a QEMU; "" for none."""
 
     qmp: str
     console_log: str
@@ -384,8 +392,8 @@ def _places(
     )
 
 
-def _described(machine: object) -> Machine | list[str]:
-    """The description, with what depends on this host and this process; or the words of the command line."""
+def _describe(machine: object) -> Machine | list[str]:
+    """Return the description with absolute paths and an accelerator, or the words of the command line."""
     if not isinstance(machine, Machine):
         argv = list(words("machine", machine))  # type: ignore[arg-type]  # which it checks
         if not argv or not argv[0]:

@@ -1,4 +1,4 @@
-"""What the modules beneath `VM` ask of a machine, which is a `VM`: they cannot import what imports them."""
+"""The methods of `VM` that the modules below it use: they cannot import `VM`, which imports them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from qmpsnap.run.outcome import Done, Hooks
 
 
 class OneMachine(Protocol):
-    """One machine; each member is as in `VM`."""
+    """A machine; each method is that of `VM`."""
 
     name: str
     jobs: Jobs
 
     def records_in(self, directory: str) -> None:
-        """Keep records in this directory, unless the machine was opened with another one."""
+        """Write records to this directory, unless the machine was opened with another one."""
 
     async def graph(self) -> Graph:
-        """Every disk with its chain, and every node, as QEMU has them now."""
+        """Return every disk with its chain, and every node, as QEMU has them now."""
 
     async def moments(self) -> Moments:
-        """Every snapshot of the disks, as of now."""
+        """Return every snapshot of the disks, as of now."""
 
     async def views(self, name: str, *, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
-        """How to read disks as they were at a snapshot."""
+        """Return how to read disks as they were at a snapshot."""
 
     async def status(self) -> Status:
-        """Whether the guest is running, and its run state, as of now."""
+        """Return whether the guest is running, and its run state, as of now."""
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Send any QMP command as it is; return what QEMU returns."""
 
     async def plan(self, intent: Intent) -> Plan:
-        """What would be done."""
+        """Plan an intent."""
 
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan."""
@@ -51,4 +51,4 @@ class OneMachine(Protocol):
 M = TypeVar("M", bound=OneMachine)
 
 Starter = Callable[[Start], AbstractAsyncContextManager[M]]
-"""Starts another machine like one; `Launcher` is one that starts a `VM`."""
+"""Starts another QEMU of a machine; `Launcher` is the type for a `VM`."""

@@ -1,6 +1,6 @@
-"""The pytest plugin: a guest in a known state for each test, without a boot for each.
+"""The pytest plugin: each test gets a guest in a known state, without booting it.
 
-Nothing heavy is imported before a fixture is asked for. See docs/howto/pytest.md.
+Heavy modules are imported only when a test uses a fixture. See docs/howto/pytest.md.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
 
 @dataclass(frozen=True)
 class QmpsnapOptions:
-    """What the command line, else the ini file, says.
+    """The options of the command line, or else of the ini file.
 
     Attributes:
         qemu: The system emulator: its path, its directory, or "" for the one on PATH.
         accel: kvm or tcg; "": kvm where it works.
         memory_mib: Size of the guest's memory in MiB; 0: the machine's own.
-        reset: How machines are put back; "": the fastest way that works for each.
+        reset: How machines are reset; "": the fastest way that works for each.
         boot_limit: Seconds that a guest may take until it is ready.
         keep: Whether the overlays of a failed test are kept, too.
-        artifacts: Where the folders of failed tests are made; "": in pytest's own temporary directory.
+        artifacts: Directory for the folders of failed tests; "": pytest's own temporary directory.
     """
 
     qemu: str
@@ -54,9 +54,9 @@ _OPTIONS: Final = {
     "qemu": "QEMU: a path, or the directory of qemu-system-x86_64",
     "accel": "accelerator: kvm or tcg (default: kvm where it works)",
     "memory": "MiB of the guest's memory",
-    "reset": f"how a machine is put back: {', '.join(_RESETS)} (default: the fastest that works)",
+    "reset": f"how a machine is reset: {', '.join(_RESETS)} (default: the fastest that works)",
     "boot-limit": "seconds that a guest may take until it is ready (default: 120)",
-    "artifacts": "directory for what is kept of failed tests",
+    "artifacts": "directory for the logs of failed tests",
 }
 
 
@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _options(config)
     config.addinivalue_line(
         "markers",
-        "qmpsnap(reset='memory'|'clone'|'disks'|'boot'|'none'): how the machine of vm and guest is put back "
+        "qmpsnap(reset='memory'|'clone'|'disks'|'boot'|'none'): how the machine of vm and guest is reset "
         "before the test; default: the fastest way that works for the machine",
     )
 
@@ -90,9 +90,9 @@ def qmpsnap_options(pytestconfig: pytest.Config) -> QmpsnapOptions:
 
 @pytest.fixture(scope="session")
 def qmpsnap_disks() -> Mapping[str, str]:
-    """The disks of the default machine, or of a launcher: {"vda": "base.qcow2"}. Override it.
+    """The disks of the default machine, a command line or a launcher: {"vda": "base.qcow2"}. Override it.
 
-    The images are never written to: each QEMU has overlays on them. The value is a path that ends in .qcow2,
+    The images are never written to: each QEMU has overlays on them. Each value is a path that ends in .qcow2,
     or (path, format).
     """
     return {}
@@ -109,9 +109,9 @@ def qmpsnap_machine() -> object:
 
 @pytest.fixture(scope="session")
 def qmpsnap_ready() -> str | Callable[[Any], Awaitable[object]] | None:
-    """When the guest is ready: text on its console, or a coroutine function that gets the VM. Override it.
+    """Text on the console of a guest that is ready, or a coroutine function that waits for it. Override it.
 
-    Default: when the agent of qmpsnap's own guest answers; at once, if the machine is no such guest.
+    Default: when qmpsnap's own guest answers; at once, if the machine runs another guest.
     """
     return None
 
@@ -121,7 +121,7 @@ def qmpsnap_ready() -> str | Callable[[Any], Awaitable[object]] | None:
 
 @pytest.fixture(scope="session")
 def qmpsnap_pool(pytestconfig: pytest.Config, qmpsnap_options: QmpsnapOptions) -> Iterator[Pool]:
-    """Own all machines of this session (of this worker, under xdist), which end with it."""
+    """Own all machines of this session (under xdist, of this worker); they end with it."""
     from qmpsnap.testing.shared.pool import Pool  # noqa: PLC0415
 
     reset = cast("Reset | None", qmpsnap_options.reset or None)
@@ -146,7 +146,7 @@ def qmpsnap_in_use(
     overrides = Overrides(qemu=options.qemu, accel=options.accel, memory_mib=options.memory_mib)
     source = source_of(qmpsnap_machine, qmpsnap_disks, qmpsnap_ready, overrides=overrides)
     key = qmpsnap_machine, qmpsnap_disks, qmpsnap_ready
-    in_use = qmpsnap_pool.begin(key, source, _wanted(request.node), test=request.node.nodeid)
+    in_use = qmpsnap_pool.begin(key, source, _reset_of(request.node), test=request.node.nodeid)
     request.node.stash[_IN_USE] = in_use
     yield in_use
     in_use.close()
@@ -160,13 +160,13 @@ def vm(qmpsnap_in_use: InUse) -> Face[Any]:
 
 @pytest.fixture
 def guest(qmpsnap_in_use: InUse) -> Face[Any]:
-    """Commands in the guest: `await guest.run("uname -a")`; in a plain test without await."""
+    """Runs commands in the guest: `await guest.run("uname -a")`; in a plain test without await."""
     return qmpsnap_in_use.guest
 
 
 @pytest.fixture
 def qmpsnap_socket(qmpsnap_in_use: InUse) -> str:
-    """Path of a QMP socket of the machine, for one more client, such as the command line."""
+    """Path of a QMP socket of the machine for another client, such as the command line."""
     return qmpsnap_in_use.monitor()
 
 
@@ -176,7 +176,7 @@ def qmpsnap_directory(qmpsnap_in_use: InUse) -> Path:
     return qmpsnap_in_use.directory
 
 
-def _wanted(item: pytest.Item) -> Reset | None:
+def _reset_of(item: pytest.Item) -> Reset | None:
     marker = item.get_closest_marker("qmpsnap")
     if marker is None:
         return None
@@ -192,7 +192,7 @@ def _checked_reset(reset: object, where: str) -> object:
 
 
 def _options(config: pytest.Config) -> QmpsnapOptions:
-    given = {name: _given(config, name) for name in _OPTIONS}
+    given = {name: _value(config, name) for name in _OPTIONS}
     if given["accel"] not in {"", "kvm", "tcg"}:
         raise pytest.UsageError(f"--qmpsnap-accel is {given['accel']!r}: give kvm or tcg")
     _checked_reset(given["reset"] or None, "--qmpsnap-reset")
@@ -215,16 +215,16 @@ def _options(config: pytest.Config) -> QmpsnapOptions:
     )
 
 
-def _given(config: pytest.Config, name: str) -> str:
+def _value(config: pytest.Config, name: str) -> str:
     return str(config.getoption(f"--qmpsnap-{name}") or config.getini(f"qmpsnap_{name.replace('-', '_')}"))
 
 
-# -- coroutines get the real thing in their own event loop -------------------------------------------------
+# -- coroutines get a real VM in their own event loop ------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a coroutine test of any plugin have its own connection, opened in its own loop."""
+    """Give a coroutine test, whichever plugin runs it, a connection that is opened in its own loop."""
     function = getattr(item, "obj", None)
     if _IN_USE not in item.stash or not inspect.iscoroutinefunction(function):
         return (yield)
@@ -240,7 +240,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """The same for coroutine fixtures that ask for vm or guest."""
+    """Give coroutine fixtures that use vm or guest a connection in the same way."""
     fixture = cast("Any", fixturedef)
     function = fixture.func
     if not {"vm", "guest"} & set(fixturedef.argnames) or not (
@@ -262,20 +262,20 @@ def _with_real(function: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
-        async def generator(**given: object) -> AsyncIterator[object]:
+        async def generator(**fixtures: object) -> AsyncIterator[object]:
             from qmpsnap.testing.shared.faces import real  # noqa: PLC0415
 
-            async with real(given) as arguments:
+            async with real(fixtures) as arguments:
                 async for value in function(**arguments):
                     yield value
 
         return generator
 
     @functools.wraps(function)
-    async def coroutine(**given: object) -> object:
+    async def coroutine(**fixtures: object) -> object:
         from qmpsnap.testing.shared.faces import real  # noqa: PLC0415
 
-        async with real(given) as arguments:
+        async with real(fixtures) as arguments:
             return await function(**arguments)
 
     return coroutine
@@ -286,7 +286,7 @@ def _with_real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep what tells how a test failed, and name the folder in its report."""
+    """Keep the logs and messages of a failed test, and name the folder in its report."""
     report = yield
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
@@ -295,14 +295,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         try:
             item.stash[_IN_USE].keep(folder, overlays=options.keep)
             text = "\n".join(str(path) for path in sorted(folder.iterdir()))
-        except Exception as error:  # noqa: BLE001 - the test's own failure is what has to be seen
+        except Exception as error:  # noqa: BLE001 - the test's own failure must stay visible
             text = f"nothing could be kept: {error}"
         report.sections.append(("qmpsnap", text))
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand a worker's account to the process that prints the report."""
+    """Send a worker's account to the process that prints the report."""
     if (pool := session.config.stash.get(_POOL, None)) is not None:
         accounts = [asdict(account) for account in pool.accounts]
         if hasattr(session.config, "workeroutput"):
@@ -319,17 +319,17 @@ def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - a class of xdist, 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how the machines were put back, and why any was booted anew."""
+    """Report how the machines were reset, and why any was booted again."""
     accounts = config.stash.get(_WORKERS, [])
     if not accounts:
         return
     terminalreporter.section("qmpsnap")
     for account in accounts:
-        for line in _told(**account):
+        for line in _report_lines(**account):
             terminalreporter.line(line)
 
 
-def _told(*, reset: str, boots: list[float], resets: list[float], again: list[str]) -> list[str]:
+def _report_lines(*, reset: str, boots: list[float], resets: list[float], again: list[str]) -> list[str]:
     typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
     first = f"reset: {reset or 'none was needed'}; {len(boots)} boot(s), {len(resets)} reset(s){typical}"
     return [first, *(f"booted anew before {line}" for line in again)]

@@ -1,6 +1,6 @@
-"""The store of a checkpoint, made by a helper QEMU: afterwards the machine reverts in place.
+"""Makes a store of a checkpoint by a helper QEMU, so that the machine can revert in place.
 
-The plan is the machine's, and is run on the helper, the one process to which something is sent.
+The plan is made for the machine, but run on the helper; no command that changes anything goes to the machine.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
     try:
         async with loaded(vm, name, launcher) as helper:
             graph = await helper.graph()
-            here = replace(plan, intent=None, disks=(), before=graph, after=graph)
-            done = await helper.run(here, hooks)
+            helper_plan = replace(plan, intent=None, disks=(), before=graph, after=graph)
+            done = await helper.run(helper_plan, hooks)
     except LinkLost as error:
         await _clear(vm, name)
         raise ConnectFailed(
             f"the helper QEMU ended before the store of {name!r} was complete: {error}",
-            hint=f"{name!r} is as it was, and reverts in a new QEMU",
+            hint=f"{name!r} is unchanged, and reverts in a new QEMU",
         ) from error
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True):
@@ -59,9 +59,9 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
 async def with_store(
     vm: OneMachine, done: Done, name: str, launcher: Starter[M] | None, hooks: Hooks | None
 ) -> Done:
-    """The result of a checkpoint that was just taken, after its store was made where that is possible.
+    """Make the store of a checkpoint that was just taken, if possible; return the checkpoint's result.
 
-    The checkpoint is complete, whatever becomes of its store; the notes say how it reverts, and why.
+    The checkpoint is complete even if its store cannot be made; the notes say how it reverts, and why.
 
     Raises:
         Interrupted: When the caller asked to stop before the store was made; the checkpoint is complete.
@@ -103,7 +103,7 @@ async def _with_store(
 
 
 async def has_memory(vm: OneMachine, name: str) -> bool:
-    """Whether the snapshot is a checkpoint: it holds memory, too."""
+    """Whether the snapshot is a checkpoint, that is, holds memory, too."""
     return any(moment.mode for moment in (await vm.moments()).named(name))
 
 
@@ -123,7 +123,7 @@ def _in_place(name: str) -> str:
 
 
 async def _clear(vm: OneMachine, name: str) -> Done | None:
-    """Finish or remove what an earlier client, or a helper that has ended, left of the checkpoint's store.
+    """Finish or remove an incomplete store of the checkpoint, as left by an earlier client or a helper.
 
     Returns:
         The result; None if nothing was left.

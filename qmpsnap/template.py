@@ -1,4 +1,4 @@
-"""Templates and their clones: many running machines from one guest whose memory they share copy-on-write."""
+"""Templates and their clones: running machines that share the memory of a frozen guest copy-on-write."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ from qmpsnap.run.view_lock import held, hold
 from qmpsnap.waking import ENDED, Waker, check_wake, woken
 
 _log = get_logger("qmpsnap.template")
-_UNDO_LIMIT: Final = 30.0  # seconds that merging an overlay back may take once the caller has left
+_UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
 class Template(Generic[M]):
-    """A guest that was frozen in a directory, from which clones are started.
+    """A directory with the memory and devices of a guest, from which clones are started.
 
-    Its files are never written again, nor may the layers of its disks be: if one of them was, no clone is
-    started. An empty image beside each layer shows other operations that the layer is needed.
+    Neither its files nor the layers of its disks may be written to: if one was, no clone is started. An empty
+    image beside each layer shows other operations that the layer is needed.
 
     Attributes:
         directory: The directory; absolute.
-        record: What the machine and the files were.
-        launcher: Starts a QEMU like that machine; None: each call has to say it.
+        record: Which machine it was, and the size and time of each file.
+        launcher: Starts a QEMU of that machine; None: each call needs its own.
         taken: The result of the checkpoint that was taken for it, with the guest's standstill; else None.
         unkept: Layers beside which no image could be created, each as "FILE: REASON".
     """
@@ -89,7 +89,7 @@ class Template(Generic[M]):
 
     @property
     def name(self) -> str:
-        """Its name: that of the checkpoint that it was made of."""
+        """The template's name: that of the checkpoint from which it was made."""
         return self.record.name
 
     @asynccontextmanager
@@ -103,9 +103,9 @@ class Template(Generic[M]):
     ) -> AsyncIterator[M]:
         """Start a new machine whose guest goes on from where the template's stopped; it ends with the block.
 
-        Any number may run at once. Each has its own copy of what it changes: of the memory, page by page,
-        and of the disks, in new overlays. What all have in common (MAC addresses, the clock, random numbers,
-        names) is for the caller to change, by `wake` for instance.
+        Any number of clones may run at once. Each has its own copy of what it changes: of the memory, page by
+        page, and of the disks, in new overlays. What they have in common (MAC addresses, the clock, random
+        numbers, names) the caller has to change, for instance with `wake`.
 
         The overlays lie in a private directory, which is removed with the block, also after a failure or a
         cancellation; the next clone removes it if our process was killed.
@@ -122,30 +122,33 @@ class Template(Generic[M]):
 
         Raises:
             InvalidTarget: When a file of the template was changed, or an overlay cannot be created.
-            MachineDiffers: When the launcher starts another machine, or without the memory that it was given.
+            MachineDiffers: When the launcher starts another machine, or does not use the memory of the
+                `Start`.
             Refused, TargetError: As the launcher does.
             Incomplete: When `wake` fails; the machine has ended.
         """
         start = self._launcher(launcher)
         check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
-        kept = "" if keep is None else absolute("keep", keep)
+        keep_directory = "" if keep is None else absolute("keep", keep)
         record, up = self.record, anyio.Event()
         async with AsyncExitStack() as stack:
             memory = self._memory()
             lock = await made_in_thread(partial(_hold, memory.file, record.name), _release)
             stack.callback(_release, lock)
             await in_thread(partial(template_files.refuse_changed, self.directory, record))
-            if kept:
-                create = partial(template_files.create_directory, kept)
-                await made_in_thread(create, lambda _: remove_tree(kept))
+            if keep_directory:
+                create = partial(template_files.create_directory, keep_directory)
+                await made_in_thread(create, lambda _: remove_tree(keep_directory))
                 keepers: dict[str, str] = {}
-                stack.push_async_callback(_drop, kept, keepers, up)
+                stack.push_async_callback(_drop, keep_directory, keepers, up)
                 await _keep(record.views(), record.name, keepers, synced=True)
-            disks, own = await stack.enter_async_context(throwaway(record.views(), place, keep=kept))
+            disks, own = await stack.enter_async_context(
+                throwaway(record.views(), place, keep=keep_directory)
+            )
             given = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
             vm = await stack.enter_async_context(start(given))
-            vm.records_in(posixpath.join(kept or own, "records"))
+            vm.records_in(posixpath.join(keep_directory or own, "records"))
             await refuse_other_memory(vm, memory)
             state = record.kept_state(self.directory)
             load = Load(record.name, state, disks, mapped=True, resume=True)
@@ -159,7 +162,7 @@ class Template(Generic[M]):
 
         Raises:
             Busy: When a clone of it is running.
-            InvalidTarget: When a file cannot be removed; it can be called again.
+            InvalidTarget: When a file cannot be removed; call it again then.
         """
         memory = posixpath.join(self.directory, MEMORY)
         if await in_thread(partial(held, memory, self.record.name)):
@@ -208,11 +211,11 @@ async def open_template(
 
     Args:
         directory: Its directory.
-        launcher: Starts a QEMU like the machine that it was made of; None: each `clone` has to say it.
+        launcher: Starts a QEMU of the machine from which it was made; None: each `clone` needs its own.
 
     Raises:
         NotFound: When there is none.
-        InvalidTarget: When others could have written it, or its record is damaged.
+        InvalidTarget: When other users may write to it, or its record is damaged.
     """
     place = absolute("directory", directory)
     record = await in_thread(partial(template_files.read_template, place))
@@ -228,7 +231,7 @@ async def freeze(
     scratch: str = "",
     keepers: bool = True,
 ) -> Template[M]:
-    """Take a checkpoint of a machine by the shortest way, and make a template of it.
+    """Take a checkpoint of a machine with the shortest standstill, and make a template of it.
 
     See `VM.freeze_template`.
 
@@ -242,12 +245,12 @@ async def freeze(
     """
     plan, taken = await take(vm, name)
     try:
-        made = await template_of(vm, name, directory, launcher, scratch=scratch, keepers=keepers)
+        frozen = await template_of(vm, name, directory, launcher, scratch=scratch, keepers=keepers)
     except BaseException as error:
         await take_back(vm, name, plan, error)
         raise
-    made.taken = taken
-    return made
+    frozen.taken = taken
+    return frozen
 
 
 async def take(vm: OneMachine, name: str) -> tuple[Plan, Done]:
@@ -353,7 +356,7 @@ async def template_of(
     lasting: bool = True,
     keepers: bool = True,
 ) -> Template[M]:
-    """Make a template of a checkpoint that exists; the machine is not touched. See `VM.freeze_template`.
+    """Make a template of an existing checkpoint; the machine is not changed. See `VM.freeze_template`.
 
     Args:
         vm: The machine.
@@ -368,17 +371,17 @@ async def template_of(
     state = await kept_state(vm, name)
     views = await vm.views(name)
     partly = template_files.Partial
-    made = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
+    unfinished = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
     kept: dict[str, str] = {}
     try:
         unkept = await _keep(views, name, kept, synced=lasting) if keepers else ()
         disks = await in_thread(partial(_disks, views))
-        memory = GuestMemory(file=made.memory, size_bytes=state.fingerprint.memory, share=True)
+        memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
         async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
             await refuse_other_memory(helper, memory)
-            await helper.run(await helper.plan(SaveDevices(name, made.state)))
+            await helper.run(await helper.plan(SaveDevices(name, unfinished.state)))
             sealed = await _seals(helper)
-        memory_state, devices_state = await in_thread(partial(made.seal, sealed=sealed, synced=lasting))
+        memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -390,38 +393,38 @@ async def template_of(
             keepers=kept,
         )
         await in_thread(partial(_refuse_written, views, disks))
-        await in_thread(partial(made.finish, record))
+        await in_thread(partial(unfinished.finish, record))
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
             await _remove_keepers(kept)
         raise
     finally:
         with anyio.CancelScope(shield=True):
-            await in_thread(made.close)
+            await in_thread(unfinished.close)
     return Template(directory, record, launcher, unkept=unkept)
 
 
 async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
-    """Refuse a machine whose memory is not the file that its launcher was given, mapped as it has to be.
+    """Refuse a machine unless its memory is the given file, shared or private as given.
 
     Raises:
-        MachineDiffers: Naming what is different.
+        MachineDiffers: When it is not; the message names the properties that differ.
 
     QAPI: qom-get (qom.json).
     """
-    wanted: Mapping[tuple[str, str], object] = {
+    expected: Mapping[tuple[str, str], object] = {
         ("/machine", "memory-backend"): RAM_ID,
         (f"/objects/{RAM_ID}", "mem-path"): memory.file,
         (f"/objects/{RAM_ID}", "share"): memory.share,
     }
     problems = []
-    for (path, name), value in wanted.items():
+    for (path, name), value in expected.items():
         try:
-            found = await vm.execute("qom-get", {"path": path, "property": name})
+            actual = await vm.execute("qom-get", {"path": path, "property": name})
         except CommandFailed as error:
-            found = error.desc
-        if found not in {value, f"/objects/{value}"}:
-            problems.append(f"{name} of {path} is {found!r}, not {value!r}")
+            actual = error.desc
+        if actual not in {value, f"/objects/{value}"}:
+            problems.append(f"{name} of {path} is {actual!r}, not {value!r}")
     if problems:
         raise MachineDiffers(
             f"the launcher did not use the memory that it was given: {'; '.join(problems)}",
@@ -441,13 +444,13 @@ async def _seals(vm: OneMachine) -> bool:
 async def _keep(
     views: Iterable[DiskView], name: str, made: dict[str, str], *, synced: bool
 ) -> tuple[str, ...]:
-    """Create an empty image on each layer; return the layers on which none could be created.
+    """Create an empty image that is based on each layer; return the layers for which that failed.
 
     Args:
         views: How each disk is read.
         name: The template's name.
         made: Receives each image with its layer.
-        synced: Whether they have to be on the disk.
+        synced: Whether they are synced to the disk.
     """
     images, token, unkept = Images(), secrets.token_hex(4), []
     layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
@@ -477,7 +480,7 @@ async def _remove_keepers(keepers: Mapping[str, str]) -> None:
 
 
 def _disks(views: Sequence[DiskView]) -> Frozen[str, TemplateDisk]:
-    """What the layers of the disks are now. Blocking.
+    """Return size, time and inode of the layers of the disks, as of now. Blocking.
 
     Raises:
         InvalidTarget: When one is gone.
@@ -502,7 +505,7 @@ def _disks(views: Sequence[DiskView]) -> Frozen[str, TemplateDisk]:
 
 
 def _refuse_written(views: Sequence[DiskView], disks: Mapping[str, TemplateDisk]) -> None:
-    """Refuse when a layer is no longer what it was. Blocking."""
+    """Refuse if a layer was written to or replaced. Blocking."""
     if _disks(views) != disks:
         raise InvalidTarget(
             "a layer was written to while the template was made",
@@ -512,10 +515,10 @@ def _refuse_written(views: Sequence[DiskView], disks: Mapping[str, TemplateDisk]
 
 
 def _state(file: str) -> FileState:
-    found = template_files.look((file,))[file]
-    if found is None:
+    state = template_files.look((file,))[file]
+    if state is None:
         raise InvalidTarget(f"the layer {file!r} is gone", file=file)
-    return found
+    return state
 
 
 async def _drop(directory: str, keepers: Mapping[str, str], up: anyio.Event) -> None:
@@ -527,7 +530,7 @@ async def _drop(directory: str, keepers: Mapping[str, str], up: anyio.Event) -> 
 
 
 def _hold(file: str, name: str) -> int | None:
-    """Mark the template as being in use; None where that is not possible, or it is gone."""
+    """Mark the template as in use; return None if that is not possible, or the template is gone."""
     try:
         return hold(file, name)
     except OSError:

@@ -90,7 +90,7 @@ class VM:
         name: What the machine is called in logs.
         pid: QEMU's process if it is known, else None.
         jobs: Its jobs, and operations that an earlier client left unfinished.
-        launcher: Starts another QEMU like this one; None: it is not known how, and the caller has to say it.
+        launcher: Starts another QEMU of this machine; None: methods that need another QEMU need a `launcher`.
     """
 
     def __init__(self, target: Target, *, state_dir: str = "", launcher: Launcher | None = None) -> None:
@@ -109,9 +109,9 @@ class VM:
         return self._target.pid
 
     def records_in(self, directory: str | os.PathLike[str]) -> None:
-        """Keep records in this directory from now on, unless the machine was opened with a `state_dir`.
+        """Write records to this directory from now on, unless the machine was opened with a `state_dir`.
 
-        A clone's are in its private directory: beside the base image they would outlive it.
+        Those of a clone are in its private directory; beside the base image they would outlive the clone.
         """
         self._planning.records_in(absolute("directory", directory))
 
@@ -505,7 +505,8 @@ class VM:
             CommandFailed: When a disk cannot be copied, or its copy differs.
             Interrupted: When the hooks ask to stop.
             StillNeeded: When other images are backed by an active layer.
-            Incomplete: When other images are backed by it since, so that an overlay stays.
+            Incomplete: When other images have been based on an active layer meanwhile, so that an overlay
+                stays.
             Refused, TargetError: As `snapshot` and `commit`. If merging back fails, the backup is complete,
                 and the hint names its directory.
 
@@ -650,15 +651,15 @@ class VM:
         Args:
             name: The checkpoint's name.
             mode: "stop": the guest is paused while its memory is written; to revert takes a new QEMU.
-                "background": the guest keeps running meanwhile; with a launcher its store is made at once, as
-                by `make_store`, and any QEMU can revert, including this one; else, and when that fails, to
-                revert takes a new QEMU, and `.notes` says why. "in-place": the guest is paused; any QEMU can
-                revert. "internal": all goes into the disks' own images.
+                "background": the guest keeps running meanwhile; with a launcher a store is made at once, as
+                by `make_store`, and any QEMU can revert, including this one. Without a launcher, or if that
+                fails, to revert takes a new QEMU, and `.notes` says why. "in-place": the guest is paused; any
+                QEMU can revert. "internal": all goes into the disks' own images.
             memory: File for the VM state, not with "internal"; None: beside the first disk's active layer.
             leave: With "internal" alone: writable disks to leave out, in any spelling.
             via: With "internal" alone; see `VM`, as for `wait`, `plain`, `hooks`.
-            launcher: With "background" alone: starts a QEMU like this one, as for `reverted`; None: that of
-                this machine, if it has one.
+            launcher: Only for "background": starts another QEMU of this machine, as for `reverted`; None:
+                `self.launcher`, if there is one.
 
         Returns:
             The chains, the standstill by QEMU's own clock, and the bytes of VM state.
@@ -676,7 +677,7 @@ class VM:
         """
         file = "" if memory is None else absolute("memory", memory)
         if launcher is not None and mode != "background":
-            refuse("launcher", launcher, f"it is for the mode 'background', and this is {mode!r}")
+            refuse("launcher", launcher, f"it is only for the mode 'background', not for {mode!r}")
         start = self._launcher(launcher) if launcher is not None else self.launcher
         store = mode == "background" and start is not None
         intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via, store)
@@ -688,17 +689,17 @@ class VM:
     ) -> Done:
         """Write the memory of a checkpoint into a store, so that this QEMU, too, can revert to it.
 
-        It is for checkpoints of the modes "background" and "stop", which then are of the mode "in-place"; the
-        memory file is removed. A second QEMU, the helper, is started for that, on overlays that are thrown
-        away, and its guest never runs. This machine is not touched: its guest keeps running, or stays paused.
+        It is for checkpoints of the modes "background" and "stop", which then have the mode "in-place"; the
+        memory file is removed. A second QEMU, the helper, writes the store; it has temporary overlays, and
+        its guest never runs. This machine is not changed: its guest keeps running, or stays paused.
 
-        After a failure the checkpoint is as it was, and no file is left. Cancelled before the helper writes
-        the store, likewise; cancelled after that, it is finished. If our process is killed, the checkpoint is
-        as it was, or has its store; the next call removes what is left.
+        After a failure the checkpoint is as before, and no file is left; so it is if the call is cancelled
+        before the helper begins to write the store. If it is cancelled later, the store is finished. If our
+        process is killed, the checkpoint is as before, or has its store; the next call removes what is left.
 
         Args:
             name: The checkpoint's name.
-            launcher: Starts a QEMU like this one, as for `reverted`. None: that of this machine.
+            launcher: Starts another QEMU of this machine, as for `reverted`. None: `self.launcher`.
             hooks: See `VM`.
 
         Raises:
@@ -711,7 +712,7 @@ class VM:
                 file is missing, incomplete, or another's.
             MachineDiffers: When the launcher starts another machine; `.differences` names how.
             JobFailed: When the helper cannot write the store.
-            ConnectFailed: When the helper has ended before it was complete.
+            ConnectFailed: When the helper ends before the store is complete.
 
         QAPI: blockdev-add, snapshot-save, sent to the helper (block-core.json, migration.json).
         """
@@ -759,8 +760,9 @@ class VM:
             discard: Whether the layers that the guest has written to until now are removed.
             via: How an internal checkpoint is loaded; see `VM`, as for `wait` and `hooks`.
             into: See above; `leave`, `discard` and `via` are for "in-place" alone.
-            wake: Called once the guest runs again with the checkpoint's memory: its clock and its random seed
-                are those of the checkpoint, too. Not called where the guest stays paused, or boots.
+            wake: Called once the guest runs again with the checkpoint's memory, to correct its clock and
+                random seed, which are those of the checkpoint, too. Not called if the guest stays paused, or
+                boots.
 
         Raises:
             NotFound, AmbiguousName: When no snapshot has the name, or two have it.
@@ -796,8 +798,8 @@ class VM:
 
         Args:
             name: The checkpoint's name.
-            launcher: Starts a QEMU like this one, from what it is given:
-                `lambda start: qmpsnap.launch([..., *start.arguments])`. None: that of this machine.
+            launcher: Starts another QEMU of this machine from a `Start`:
+                `lambda start: qmpsnap.launch([..., *start.arguments])`. None: `self.launcher`.
             wake: As for `revert`; called with the new machine.
 
         Yields:
@@ -835,11 +837,11 @@ class VM:
         of: str | None = None,
         launcher: Launcher | None = None,
     ) -> Template[VM]:
-        """Freeze the guest as it is now, or was at a checkpoint, in a directory from which clones start.
+        """Make a template of the guest as it is now, or was at a checkpoint; clones start from it.
 
-        A checkpoint is taken by the way that pauses the guest for the shortest time, and it keeps running, or
-        stays paused. A helper QEMU then loads that checkpoint, and leaves the memory in a file that clones
-        share. The checkpoint stays an ordinary one, to which this machine can be reverted.
+        First a checkpoint is taken in the mode that pauses the guest for the shortest time; a running guest
+        runs on, a paused one stays paused. A helper QEMU then loads the checkpoint, and writes its memory to
+        a file that clones share. The checkpoint stays, and this machine can be reverted to it.
 
         The template is made under another name, synced, and renamed. Beside each layer of the disks lies an
         empty image that is based on it, so that a commit or a deletion finds that it is still needed. After a
@@ -851,13 +853,13 @@ class VM:
             directory: The directory, which must not exist. It needs room for the guest's memory; on a tmpfs
                 clones start faster.
             name: Name of the checkpoint and of the template; None: that of the directory.
-            of: An existing checkpoint of which the template is made; None: one is taken.
-            launcher: Starts the helper QEMU, and later the clones; None: that of this machine.
+            of: Name of an existing checkpoint, of which the template is made; None: a checkpoint is taken.
+            launcher: Starts the helper QEMU, and later the clones; None: `self.launcher`.
 
         Raises:
             BadName: When the name is outside the grammar.
             TargetExists: When the directory exists, or a snapshot has the name.
-            InvalidTarget: When it cannot be created there, or there is too little space.
+            InvalidTarget: When the directory cannot be created, or there is too little space.
             NotFound: When no checkpoint is called `of`.
             Unsupported: When the guest's memory cannot be saved, or is inside the images; when a layer is
                 encrypted or not a file.
@@ -885,11 +887,12 @@ class VM:
         directory: str | os.PathLike[str] | None = None,
         wake: Wake | None = None,
     ) -> AsyncIterator[Children[VM]]:
-        """Start machines whose guests go on from where this one is now, or was at a checkpoint.
+        """Start machines whose guests go on from the present state of this one, or from a checkpoint.
 
-        This one is paused for the moment of a checkpoint, then keeps running, or stays paused. The children
-        share the memory that they do not change, and have overlays of their own; each is told of as soon as
-        it runs. One that cannot be started tells why, and the others live.
+        This machine is paused for the standstill of a checkpoint, then keeps running; a paused one stays
+        paused. The children share the memory that they do not change, and each has its own overlays. The
+        iterator yields each child as soon as it runs. A child that cannot be started has an error instead;
+        the others run.
 
         At the end of the block all children end, and everything that was made for them is removed. The
         overlay that this machine's disks got is merged back, so that they write to the files of before; where
@@ -927,7 +930,7 @@ class VM:
             yield children
 
     def _launcher(self, given: Launcher | None) -> Launcher:
-        """The caller's launcher, or this machine's own."""
+        """Return the caller's launcher, or else that of this machine."""
         launcher = self.launcher if given is None else given
         if not callable(launcher):
             refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
@@ -1060,10 +1063,10 @@ class VM:
 
 
 Launcher = Callable[[Start], AbstractAsyncContextManager[VM]]
-"""Starts a QEMU like a machine, but with what it is called with; the QEMU ends with the block."""
+"""Starts another QEMU of a machine, as the `Start` says; the QEMU ends with the block."""
 
 Wake = Callable[[VM], Awaitable[None]]
-"""Sets what is stale in a guest (clock, random seed) that runs again with the memory of a checkpoint."""
+"""Corrects clock, random seed and the like of a guest that runs again with the memory of a checkpoint."""
 
 
 def _check_arguments(arguments: object) -> None:

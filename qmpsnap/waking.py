@@ -1,4 +1,4 @@
-"""The hook that is called once a guest runs again with memory of another time."""
+"""The hook that is called once a guest runs again with the memory of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENDED: Final = "the machine has ended; mend the hook, and start it again"
 """A hint for a machine that ends when its hook fails."""
 
 Waker = Callable[[M], Awaitable[None]]
-"""Called with a machine whose guest has gone back in time, or is one of several now; sets what is stale."""
+"""Called with a machine whose guest was reverted or cloned; corrects its clock, random seed and the like."""
 
 
 def check_wake(wake: object) -> None:
-    """Refuse anything but a function or None, before anything is sent."""
+    """Refuse anything but a function or None; called before anything is sent."""
     if wake is not None and not callable(wake):
         refuse("wake", wake, "give an async function that takes a qmpsnap.VM")
 

@@ -65,7 +65,7 @@ def test_options_that_mean_nothing_are_a_usage_error(option, words):
     ],
 )
 def test_report_says_what_was_done(account, lines):
-    assert pytest_plugin._told(**asdict(account)) == lines
+    assert pytest_plugin._report_lines(**asdict(account)) == lines
 
 
 async def test_coroutines_keep_what_plugins_look_at():

@@ -244,5 +244,5 @@ async def test_make_store_says_that_the_checkpoint_was_deleted_meanwhile() -> No
 
 
 async def test_checkpoint_of_another_mode_takes_no_launcher() -> None:
-    with pytest.raises(BadArgument, match="it is for the mode 'background', and this is 'stop'"):
+    with pytest.raises(BadArgument, match="it is only for the mode 'background', not for 'stop'"):
         await vm_of(fake_of()).checkpoint("c1", launcher=launching(fake_of()))

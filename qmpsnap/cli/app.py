@@ -198,7 +198,7 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
         option(
             "--launcher",
             metavar="COMMAND",
-            help="Command that starts another QEMU like this one, where one is needed; it gets the images "
+            help="Command that starts a second QEMU of the machine, if a verb needs it; it gets the images "
             "as $QMPSNAP_DISK_NAME, and more arguments for QEMU.",
         ),
     ]

@@ -43,8 +43,8 @@ from qmpsnap.vm import VM
 @click.option(
     "--convert",
     is_flag=True,
-    help="Let an existing checkpoint of the modes stop and background revert in the same QEMU; needs "
-    "--launcher. [default: take a new one]",
+    help="Convert an existing checkpoint of the mode stop or background, so that the same QEMU can revert; "
+    "needs --launcher. [default: take a new checkpoint]",
 )
 @via
 @wait
@@ -84,13 +84,13 @@ def checkpoint(
         raise click.UsageError(f"--leave and --via go with --mode internal, not with {mode}")
     launches = current_app().launcher is not None
     if convert:
-        given = click.get_current_context().get_parameter_source("mode")
-        if given is not click.core.ParameterSource.DEFAULT or memory is not None or plain:
+        source = click.get_current_context().get_parameter_source("mode")
+        if source is not click.core.ParameterSource.DEFAULT or memory is not None or plain:
             raise click.UsageError(
                 "--convert is for a checkpoint that exists: omit --mode, --memory, --plain"
             )
         if not launches:
-            raise click.UsageError("--convert starts another QEMU: say how, with --launcher COMMAND")
+            raise click.UsageError("--convert starts another QEMU: give --launcher COMMAND")
         change(MakeStore(name), do=_make_store)
         return
     store = launches and mode == "background"
@@ -103,6 +103,6 @@ def checkpoint(
 
 
 async def _make_store(vm: VM, plan: Plan, hooks: Hooks) -> Done:
-    """Make the store; it is planned again, for a helper QEMU that was started by then."""
+    """Make the store; it is planned again when the helper QEMU has been started."""
     assert isinstance(plan.intent, MakeStore)  # noqa: S101 - as given above
     return await vm.make_store(plan.intent.name, hooks=hooks)

@@ -28,17 +28,17 @@ _END = "running until Ctrl-C"
 @verb(
     "template",
     example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh template booted /srv/templates/web",
-    short_help="Freeze the guest in a directory, from which clones start.",
+    short_help="Save the guest as a template, from which clones start.",
 )
 @click.argument("name", type=MOMENT)
 @click.argument("directory", metavar="DIR", type=FILE)
 @dry_run
 def template(name: str, directory: str) -> None:
-    """Make a template of the checkpoint NAME in the new directory DIR; without such a checkpoint take one.
+    """Make a template of the checkpoint NAME in the new directory DIR; take the checkpoint if none exists.
 
-    A checkpoint is taken by the way that pauses the guest for the shortest time, and the guest keeps
-    running. The layers of the disks are needed as long as the template is there. To remove it: remove DIR,
-    and the images NAME-....template.qcow2 beside the layers.
+    The checkpoint is taken in the mode that pauses the guest for the shortest time, and the guest keeps
+    running. The layers of the disks must not change as long as the template exists. To remove the template,
+    remove DIR, and the images NAME-....template.qcow2 beside the layers.
     """
     app = current_app()
     launcher_given(app, "template")
@@ -52,15 +52,15 @@ def template(name: str, directory: str) -> None:
                 return await vm.freeze_template(directory, of=name)
             return await vm.freeze_template(directory, name=name)
 
-    made = run(work)
-    if made is None:
+    result = run(work)
+    if result is None:
         show_steps(("start-helper", {"checkpoint": name, "memory": f"{directory}/memory"}, "host"))
-    elif isinstance(made, Plan):
-        show_plan(made)
+    elif isinstance(result, Plan):
+        show_plan(result)
     elif app.json:
-        emit(json_line(op="template", **made.to_json()))
+        emit(json_line(op="template", **result.to_json()))
     else:
-        emit(*_template_lines(made))
+        emit(*_template_lines(result))
 
 
 @verb(
@@ -76,7 +76,7 @@ def template(name: str, directory: str) -> None:
     help="New directory for the overlays, which stay there. [default: they are removed at the end]",
 )
 def clone(directory: str, keep: str | None) -> None:
-    """Start a machine whose guest goes on from where the template's stopped; it runs until Ctrl-C.
+    """Start a machine whose guest goes on from the state in the template DIR; it runs until Ctrl-C.
 
     It listens for QMP on the socket that is printed. Its disks are new overlays.
     """
@@ -85,8 +85,8 @@ def clone(directory: str, keep: str | None) -> None:
 
     async def serve(signals: Signals) -> None:
         async with AsyncExitStack() as stack:
-            opened = await qmpsnap.open_template(directory, launcher=launcher)
-            vm = await stack.enter_async_context(opened.clone(keep=keep))
+            source = await qmpsnap.open_template(directory, launcher=launcher)
+            vm = await stack.enter_async_context(source.clone(keep=keep))
             _tell(0, vm, as_json=app.json)
             await _until_ctrl_c(signals, as_json=app.json)
 
@@ -96,15 +96,17 @@ def clone(directory: str, keep: str | None) -> None:
 @verb(
     "fork",
     example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh fork 5",
-    short_help="Start machines that go on from where this one is.",
+    short_help="Start machines that go on from the state of this one.",
 )
 @click.argument("count", metavar="N", type=click.IntRange(min=1))
-@click.option("--of", type=MOMENT, metavar="NAME", help="A checkpoint to go on from. [default: now]")
+@click.option(
+    "--of", type=MOMENT, metavar="NAME", help="Checkpoint to go on from. [default: the state of now]"
+)
 def fork(count: int, of: str | None) -> None:
-    """Start N machines whose guests go on from where this one is; they run until Ctrl-C.
+    """Start N machines whose guests go on from the state of this one; they run until Ctrl-C.
 
     Each is printed as soon as it runs, with the socket on which it listens for QMP. This machine keeps
-    running, or stays paused. At the end its disks write to the files of before.
+    running, or stays paused. At the end its disks write to the same files as before.
     """
     app = current_app()
     launcher_given(app, "fork")

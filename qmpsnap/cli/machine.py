@@ -20,7 +20,7 @@ _TCP = re.compile(r"tcp:.+:\d{1,5}")
 def opened(
     app: App, *, looks: bool = False, with_files: bool = True, greeting_limit: float = 5.0
 ) -> AbstractAsyncContextManager[VM]:
-    """The machine, connected or opened until the end of the block, with the launcher that was given.
+    """Connect to the machine, or open its images, for the block; with the launcher that was given.
 
     Args:
         app: The options.
@@ -38,13 +38,13 @@ def opened(
 
 
 def launcher_given(app: App, verb: str) -> Launcher:
-    """The launcher of `--launcher`, which this verb needs.
+    """Return the launcher of `--launcher`, which this verb needs.
 
     Raises:
-        click.UsageError: When none was given, or the command cannot be one.
+        click.UsageError: When the option is missing, or its command is invalid.
     """
     if app.launcher is None:
-        raise click.UsageError(f"{verb} starts other QEMUs: say how, with --launcher COMMAND")
+        raise click.UsageError(f"{verb} starts other QEMUs: give --launcher COMMAND")
     return _launcher(app.launcher)
 
 

@@ -12,7 +12,7 @@ from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run_alone
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.printable import printable
-from qmpsnap.testing.replay import replay as served
+from qmpsnap.testing.replay import replay as serve_record
 
 
 @verb(
@@ -31,14 +31,14 @@ from qmpsnap.testing.replay import replay as served
 def replay(file: str, path: str | None) -> None:
     """Serve the record FILE, which --record has made, on a unix socket.
 
-    Clients get the recorded replies and events, each client the next session of the record; a command that
-    is not the recorded one gets an error that says what was expected. Ends when the last session was played,
-    or by Ctrl-C.
+    Each client gets the recorded replies and events of the next session. A command that differs from the
+    recorded one gets an error that says which was expected. Ends when the last session has been played, or by
+    Ctrl-C.
     """
     as_json = current_app().json
 
     async def serve(signals: Signals) -> tuple[str, ...]:
-        async with served(file, path or f"{file}.sock") as server:
+        async with serve_record(file, path or f"{file}.sock") as server:
             emit(json_line(socket=server.path) if as_json else f"listening on {printable(server.path)}")
             with signals.ends() as end:
                 ended = asyncio.ensure_future(end.wait())

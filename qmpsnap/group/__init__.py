@@ -4,9 +4,9 @@
     await group.checkpoint("before-upgrade")
     await group.revert("before-upgrade")
 
-All are planned before anything is sent to any. The guests are paused together, and none runs again before the
-moment of each is taken. Each moment records the group's machines, so that one which lacks some of them is
-recognised: it is listed as incomplete, and no group is reverted to it.
+All machines are planned before anything is changed on any. The guests are paused together, and none runs
+again before the moment of each is taken. Each moment records the group's machines, so that a moment that some
+of them lack is recognised: it is listed as incomplete, and no group can be reverted to it.
 """
 
 from qmpsnap.group.facade import Group, GroupIntent

@@ -1,4 +1,4 @@
-"""What embedders hold of a group: a method for each operation, as of one machine."""
+"""The interface of a group: a method for each operation, as `VM` has for one machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import TypeVar
 
 from qmpsnap.errors import Busy, NotFound, QmpsnapError
-from qmpsnap.group.moments import GroupMoment, joined
+from qmpsnap.group.moments import GroupMoment, join
 from qmpsnap.group.together import GroupDone, Stops, Together, of_machine
 from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.model.frozen import Frozen
@@ -32,11 +32,12 @@ _AFTER_CANCEL = 30.0  # seconds
 class Group:
     """Several machines of which moments are taken at one instant.
 
-    A paused guest takes part, and stays paused. All machines are planned first: when one refuses, nothing is
-    sent to any. The errors are those of `VM`; the message begins with the machine's name.
+    A paused guest takes part, and stays paused. An operation is planned for all machines first: if it is
+    refused for one, nothing is changed on any. The errors are those of `VM`; the message begins with the
+    machine's name.
 
     Args:
-        machines: The machines, each by a name of its own; the same names every time.
+        machines: The machines by their names; give each machine the same name every time.
 
     Raises:
         BadArgument: When there is no machine, one is given twice, or a name is outside the grammar.
@@ -48,7 +49,7 @@ class Group:
         for name, vm in machines.items():
             check("machines", name, Text)
             if not is_name(name):
-                refuse("machines", name, "name it by letters, digits, '_', '.' and '-', at most 64")
+                refuse("machines", name, "use letters, digits, '_', '.' and '-', at most 64")
             if not isinstance(vm, VM):
                 refuse("machines", vm, "give what connect() or launch() returned")
             if sum(other is vm for other in machines.values()) > 1:
@@ -58,21 +59,21 @@ class Group:
     # -- see ---------------------------------------------------------------------------------------
 
     async def moments(self) -> tuple[GroupMoment, ...]:
-        """The moments that were taken of groups and that these machines have, the oldest first.
+        """List the moments of groups that these machines have, the oldest first.
 
-        One that is not `complete` was taken of more machines, or its operation was interrupted, or it was
-        deleted on some of them.
+        A moment that is not `complete` was taken of other machines, too, or its operation was interrupted, or
+        it was deleted on some of them.
         """
-        return joined(await self._each(_moments))
+        return join(await self._each(_moments))
 
     # -- plan and run ------------------------------------------------------------------------------
 
     async def plan(self, intent: GroupIntent) -> Mapping[str, Plan]:
-        """What would be done on each machine; nothing that changes anything is sent.
+        """Plan an operation for each machine; nothing is changed.
 
         Args:
-            intent: A snapshot or checkpoint, of which each machine becomes a member; a revert or deletion, of
-                a moment that was taken of this group.
+            intent: A snapshot or checkpoint, of which each machine becomes a member; a revert to a
+                moment of this group, or the deletion of such a moment.
 
         Raises:
             NotFound: When no such moment was taken of this group, or it is incomplete (a revert).
@@ -87,8 +88,8 @@ class Group:
                 await self._find(intent.name)
                 intents: Mapping[str, GroupIntent] = dict.fromkeys(self.machines, intent)
             case Delete():
-                found = await self._held(intent.name)
-                intents = dict.fromkeys(found, intent)
+                holders = await self._holders(intent.name)
+                intents = dict.fromkeys(holders, intent)
             case _:
                 group, of = token_hex(8), tuple(self.machines)
                 intents = {name: replace(intent, member=Member(group, name, of)) for name in of}
@@ -98,16 +99,16 @@ class Group:
     async def run(self, plans: Mapping[str, Plan]) -> GroupDone:
         """Run the plans that `plan` made, together.
 
-        Snapshots and checkpoints are all or nothing: after a failure or a cancellation the machines that had
-        come further delete their part again, on running guests. A revert is rolled back while no disk has
-        moved; after that each machine is reverted, or is as its error says. A deletion that failed can be
-        repeated.
+        Snapshots and checkpoints are all or nothing: after a failure or a cancellation the machines that have
+        a complete moment delete it again, while their guests run. A revert is rolled back if no disk has
+        moved yet; else each machine is reverted, or in the state that its error describes. A deletion that
+        failed can be repeated.
 
         Raises:
             BadArgument: When the plans are not those of this group.
-            Incomplete: When some machines were changed and others were not, and it could not be taken back;
-                `.done` and `.remaining` name them.
-            QmpsnapError: What the first machine that failed raises; the others are as before.
+            Incomplete: When some machines were changed and others were not, and the change could not be taken
+                back; `.done` and `.remaining` name them.
+            QmpsnapError: The error of the first machine that failed; the others are as before.
         """
         if not plans or not set(plans) <= set(self.machines):
             refuse("plans", tuple(plans), "give what plan() of this group returned")
@@ -143,7 +144,7 @@ class Group:
 
         Args:
             name: The name of the moment, on each machine.
-            mode: As in `VM.checkpoint`; the default is the one that `revert` can go back to.
+            mode: As in `VM.checkpoint`; `revert` can return to a checkpoint of the default mode.
 
         Raises:
             QmpsnapError: As `VM.checkpoint`, `plan` and `run`.
@@ -165,7 +166,7 @@ class Group:
         return await self.run(await self.plan(Revert(name, discard=discard)))
 
     async def delete(self, name: str) -> GroupDone:
-        """Delete a moment of the group from each machine that has it; also one that is incomplete.
+        """Delete a moment of the group from each machine that has it; the moment may be incomplete.
 
         Args:
             name: Its name.
@@ -176,7 +177,7 @@ class Group:
         return await self.run(await self.plan(Delete(name)))
 
     async def recover(self) -> tuple[str, ...]:
-        """Finish what an interrupted operation of the group has left, and delete moments that are incomplete.
+        """Finish an interrupted operation of the group, and delete incomplete moments.
 
         On each machine the operation is completed or rolled back, and a guest that it has paused runs again.
         A moment that was taken of other machines, too, stays.
@@ -186,7 +187,7 @@ class Group:
 
         Raises:
             Busy: When the operation's client is still at work.
-            QmpsnapError: What the first machine that failed raises.
+            QmpsnapError: The error of the first machine that failed.
         """
         await self._each(_finish)
         names = set(self.machines)
@@ -233,7 +234,7 @@ class Group:
     async def _each(
         self, work: Callable[[VM, str], Awaitable[T]], names: Iterable[str] | None = None
     ) -> dict[str, T]:
-        """Do work on each machine side by side; once all have ended, raise what the first of them raised."""
+        """Do work on all machines concurrently; when all have ended, raise the first error, if any."""
         chosen = tuple(self.machines if names is None else names)
         calls = (work(self.machines[name], name) for name in chosen)
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -244,32 +245,34 @@ class Group:
                 raise result
         return dict(zip(chosen, results, strict=True))  # type: ignore[arg-type]  # no exception is left
 
-    async def _held(self, name: str) -> tuple[str, ...]:
-        """The machines that have a moment of that name, as members of a group."""
-        named = [moment for moment in await self.moments() if moment.name == name]
-        if not named:
-            raise NotFound(f"no moment {name!r} was taken of this group", hint="Group.moments() lists them")
-        return tuple(machine for machine in self.machines if any(machine in one.held for one in named))
+    async def _holders(self, name: str) -> tuple[str, ...]:
+        """Return the machines that have a moment of that name of the group."""
+        moments = [moment for moment in await self.moments() if moment.name == name]
+        if not moments:
+            raise NotFound(f"this group has no moment {name!r}", hint="Group.moments() lists them")
+        return tuple(
+            machine for machine in self.machines if any(machine in moment.held for moment in moments)
+        )
 
     async def _find(self, name: str) -> None:
         """Check that the group has a complete moment of that name."""
-        named = [moment for moment in await self.moments() if moment.name == name]
-        whole = [moment for moment in named if moment.complete and set(moment.of) == set(self.machines)]
-        if whole:
+        moments = [moment for moment in await self.moments() if moment.name == name]
+        complete = [moment for moment in moments if moment.complete and set(moment.of) == set(self.machines)]
+        if complete:
             return
-        for moment in named:
-            lacking = [other for other in moment.of if other not in moment.held]
-            more = f"it was taken of {', '.join(moment.of)}, and not of this group"
-            why = f"{', '.join(lacking)} does not have it" if lacking else more
+        for moment in moments:
+            missing = [other for other in moment.of if other not in moment.held]
+            other_group = f"it was taken of {', '.join(moment.of)}, and not of this group"
+            why = f"it is missing on {', '.join(missing)}" if missing else other_group
             raise NotFound(
                 f"the moment {name!r} of the group is incomplete: {why}",
-                hint="Group.recover() or Group.delete() deletes what there is of it",
+                hint="Group.recover() or Group.delete() deletes its remaining parts",
             )
-        await self._held(name)
+        await self._holders(name)
 
     async def _refuse_interrupted(self) -> None:
-        left = await self._each(lambda vm, _: vm.jobs.interrupted(live=True))
-        for name, records in left.items():
+        interrupted = await self._each(lambda vm, _: vm.jobs.interrupted(live=True))
+        for name, records in interrupted.items():
             for record in records:
                 if record.member is not None:
                     state = "is running" if record.live else "was interrupted"

@@ -17,8 +17,8 @@ class GroupMoment:
     Attributes:
         name: Its name.
         id: Its id, the same on each machine.
-        of: Names of the machines that it was taken of.
-        held: The moment of each machine of the group that has it.
+        of: Names of all machines of which it was taken.
+        held: The moment of each machine of this group that has it, by name.
     """
 
     name: str
@@ -28,27 +28,29 @@ class GroupMoment:
 
     @property
     def complete(self) -> bool:
-        """Whether each machine that it was taken of has it."""
+        """Whether each machine of which it was taken still has it."""
         return set(self.held) == set(self.of)
 
     def to_json(self) -> dict[str, object]:
-        """The same in JSON's types."""
+        """Return the moment in JSON's types."""
         held = {name: moment.to_json() for name, moment in self.held.items()}
-        whole = {"name": self.name, "id": self.id, "of": list(self.of), "complete": self.complete}
-        return {**whole, "held": held}
+        moments = {"name": self.name, "id": self.id, "of": list(self.of), "complete": self.complete}
+        return {**moments, "held": held}
 
 
-def joined(listings: Mapping[str, Moments]) -> tuple[GroupMoment, ...]:
-    """The moments that were taken of groups, the oldest first, from what each machine lists."""
-    found: dict[tuple[str, str], dict[str, Moment]] = {}
+def join(listings: Mapping[str, Moments]) -> tuple[GroupMoment, ...]:
+    """Join the moments that each machine lists to moments of groups, the oldest first."""
+    parts: dict[tuple[str, str], dict[str, Moment]] = {}
     of: dict[tuple[str, str], Member] = {}
     for name, listing in listings.items():
         for moment in listing.moments:
             if moment.member is not None and moment.member.name == name:
                 key = (moment.name, moment.member.id)
-                found.setdefault(key, {})[name] = moment
+                parts.setdefault(key, {})[name] = moment
                 of[key] = moment.member
-    whole = [
-        GroupMoment(name, group, of[name, group].of, Frozen(held)) for (name, group), held in found.items()
+    moments = [
+        GroupMoment(name, group, of[name, group].of, Frozen(held)) for (name, group), held in parts.items()
     ]
-    return tuple(sorted(whole, key=lambda one: (min(part.created for part in one.held.values()), one.name)))
+    return tuple(
+        sorted(moments, key=lambda moment: (min(part.created for part in moment.held.values()), moment.name))
+    )

@@ -1,4 +1,4 @@
-"""Runs the plans of a group's machines together; after a failure takes back what was done."""
+"""Runs the plans of a group's machines together; after a failure it takes back what was done."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GroupDone:
     spread_s: float | None = None
 
     def to_json(self) -> dict[str, object]:
-        """The same in JSON's types."""
+        """Return the result in JSON's types."""
         machines = {name: done.to_json() for name, done in self.machines.items()}
         return {"machines": machines, "spread_s": self.spread_s}
 
@@ -67,14 +67,15 @@ class Stops:
 
 
 class Together:
-    """One run of a group's plans.
+    """A run of a group's plans.
 
     Args:
         machines: The machines that have a plan.
         plans: The plan of each.
 
     Attributes:
-        meeting: Where they wait for each other; to call it off stops what can be stopped.
+        meeting: Where they wait for each other; calling it off stops the operations that can still be
+            stopped.
     """
 
     def __init__(self, machines: Mapping[str, VM], plans: Mapping[str, Plan]) -> None:
@@ -85,14 +86,14 @@ class Together:
         self._errors: dict[str, QmpsnapError] = {}
 
     async def run(self) -> GroupDone:
-        """Run them; see `Group.run`."""
+        """Run the plans; see `Group.run`."""
         with Stops(self._machines) as stops:
-            await asyncio.gather(*map(self._one, self._plans))
+            await asyncio.gather(*map(self._run_one, self._plans))
         if self._errors:
             await self._raise()
         return GroupDone(Frozen(self._done), stops.spread_s)
 
-    async def _one(self, name: str) -> None:
+    async def _run_one(self, name: str) -> None:
         meeting, reached = self.meeting, partial(self.meeting.reach, name)
         hooks = Hooks(cancel=meeting.off, before=partial(meeting.before, name), on_pivot=lambda _: reached())
         try:
@@ -107,11 +108,11 @@ class Together:
             reached()
 
     async def _raise(self) -> None:
-        """Take back what was done where that is possible, and raise what the first machine has raised.
+        """Take back what was done, if possible, and raise the error of the first machine that failed.
 
         Raises:
             Incomplete: When it cannot be taken back.
-            QmpsnapError: What the first machine that failed has raised.
+            QmpsnapError: The error of the first machine that failed.
         """
         name, error = next(
             ((name, error) for name, error in self._errors.items() if not isinstance(error, Interrupted)),
@@ -119,14 +120,14 @@ class Together:
         )
         intent = self._plans[name].intent
         if not isinstance(intent, Snapshot | Checkpoint):
-            if not self._done and all(one.changed is Changed.NO for one in self._errors.values()):
+            if not self._done and all(failure.changed is Changed.NO for failure in self._errors.values()):
                 raise of_machine(name, error)
             raise Incomplete(
                 f"{self._plans[name].op} is done on {', '.join(self._done) or 'none'}, and failed on "
                 f"{', '.join(self._errors)}: {name}: {error.message}",
                 done=tuple(self._done),
-                remaining=tuple(f"{name}: {one.message}" for name, one in self._errors.items()),
-                hint=error.hint or "do the same once more",
+                remaining=tuple(f"{name}: {failure.message}" for name, failure in self._errors.items()),
+                hint=error.hint or "repeat the operation",
             ) from error
         remaining = []
         for machine, vm in self._machines.items():
@@ -142,17 +143,17 @@ class Together:
                 hint="Group.recover() tries again",
             ) from error
         error.changed, error.left = Changed.NO, ()
-        if isinstance(error, Incomplete):  # what it says of the rest holds no more
+        if isinstance(error, Incomplete):  # its remaining steps and its hint no longer apply
             error.done, error.remaining, error.hint = (), (), ""
         error.hint = "all machines are as before" + (f"; {error.hint}" if error.hint else "")
         raise of_machine(name, error)
 
 
 async def take_back(vm: VM, plan: Plan) -> None:
-    """Take back what a machine's part of a moment has changed, as far as it has come.
+    """Take back whatever an operation on a machine has done so far.
 
-    The overlays are folded into the layers that they cover, whatever would copy less: the machine writes to
-    these again, as before.
+    The overlays are merged into the layers that they cover, even if the other direction would copy less: the
+    machine then writes to these layers again, as before.
 
     Raises:
         QmpsnapError: When that fails.
@@ -170,7 +171,7 @@ async def take_back(vm: VM, plan: Plan) -> None:
 
 
 def of_machine(name: str, error: QmpsnapError) -> QmpsnapError:
-    """The error, whose message begins with the machine's name."""
+    """Return the error with the machine's name before its message."""
     error.message = f"{name}: {error.message}"
     error.args = (error.message, *error.args[1:])
     return error

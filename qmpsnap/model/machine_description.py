@@ -1,7 +1,4 @@
-"""A machine in a few words, and the command line of a QEMU that is this machine.
-
-Only this file writes a machine's command line.
-"""
+"""The description of a machine, and its QEMU command line, which only this file writes."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ class PathLike(Protocol):
     """A path that is an object, as those of pathlib."""
 
     def __fspath__(self) -> str:
-        """Return it as text."""
+        """Return the path as text."""
 
 
 PathText = str | PathLike
@@ -75,10 +72,10 @@ class Nic:
     """A network card of a machine.
 
     Attributes:
-        netdev: Where it leads, as `-netdev` takes it, without an id: "user",
+        netdev: Its backend, as `-netdev` takes it, without an id: "user",
             "socket,mcast=230.0.0.1:4000,localaddr=127.0.0.1".
         mac: Its address; "": QEMU's choice, the same in every QEMU.
-        device: The card.
+        device: The card's device model.
     """
 
     netdev: str = "user"
@@ -108,7 +105,7 @@ class Machine:
         accel: What runs the guest's code. None: `launch` takes kvm where it works, else tcg.
         memory_mib: Size of its memory in MiB.
         cpus: Number of its processors.
-        disks: The guest sees those of a bus in this order.
+        disks: Its disks; the guest sees those on the same bus in this order.
         kernel: What it boots, if not a disk; "": none.
         initrd: The kernel's initramfs; "": none.
         append: The kernel's command line.
@@ -169,15 +166,15 @@ class Machine:
     def argv(
         self, start: Start | None = None, *, console: str = "null", ports: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Return the command line of a QEMU that is this machine, without a monitor.
+        """Return the QEMU command line of this machine, without a monitor.
 
         Args:
-            start: How this QEMU differs; None: not at all.
-            console: Where the serial port leads, as `-chardev` takes it, without an id.
-            ports: The same for ports, by name; "null" for those that are not named.
+            start: How this QEMU differs from another one of the machine; None: it does not.
+            console: Backend of the serial port, as `-chardev` takes it, without an id.
+            ports: Backend of each port, by its name; "null" for those not given.
 
         Raises:
-            Unsupported: When the start names an unknown disk, or the machine has what only one QEMU can have.
+            Unsupported: When the start names an unknown disk, or only one QEMU can have an argument.
         """
         argv = [*self._board(), *self._disk_arguments(), *self._network(), *map(str, self.arguments)]
         channels = self._channels(console, ports or Frozen())
@@ -242,10 +239,10 @@ def words(parameter: str, given: Iterable[PathText]) -> tuple[str, ...]:
     """
     if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
         refuse(parameter, given, "give separate words", hint=f"{parameter}=shlex.split(...)")
-    found = tuple(word if isinstance(word, str) else path_text(parameter, word) for word in given)
-    for word in found:
+    argv = tuple(word if isinstance(word, str) else path_text(parameter, word) for word in given)
+    for word in argv:
         check(parameter, word, Word)
-    return found
+    return argv
 
 
 def _disk(disk: MachineDisk, ide_place: str) -> list[str]:
@@ -281,18 +278,16 @@ def _chardev(backend: str, name: str) -> str:
 def _each(parameter: str, given: object, kind: type) -> tuple[object, ...]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         refuse(parameter, given, f"give a list of {kind.__name__}")
-    found = tuple(given)
-    for item in found:
+    items = tuple(given)
+    for item in items:
         if not isinstance(item, kind):
             refuse(parameter, item, f"give a {kind.__name__}")
-    return found
+    return items
 
 
 def _check_name(parameter: str, name: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        refuse(
-            parameter, name, "start with a letter, then letters, digits, '_', '.' and '-', at most 24 in all"
-        )
+        refuse(parameter, name, "use a letter, then letters, digits, '_', '.' and '-', at most 24 characters")
 
 
 def _check_distinct(parameter: str, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which members of QMP messages are secrets: they are masked wherever messages are written down.
+"""Masks the members of QMP messages that are secrets, wherever messages are written to a file.
 
 The tables were read from the schemas of QEMU 7.2, 10.0 and 11.1 (query-qmp-schema). Members such as
 `key-secret`, `password-secret`, `passwordid` and `tls-creds` are ids of objects, and no secrets.
@@ -31,15 +31,15 @@ _OF_COMMAND: Mapping[str, frozenset[str]] = MappingProxyType(
 # QOM properties with a secret: of a secret object, and of a VNC or SPICE server.
 _PROPERTIES = frozenset({"data", "password"})
 
-# Commands of the human monitor whose words hold, or may hold, one of these.
+# Commands of the human monitor whose arguments contain, or may contain, a secret.
 _SPOKEN = re.compile(
     r"\s*(set_password|object_add|sendkey|ringbuf_write|qom-set\s+\S+\s+(?:data|password)|change\s+vnc)\b\s*"
 )
 _IN_A_URL = re.compile(r"(://[^/@:\s\"]*:)[^/@\s\"]+@")
 
 
-def masked(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A command as it is written down: with each secret replaced by the mask; masked twice it is the same.
+def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a command with each secret replaced by the mask; to mask it again changes nothing.
 
     Args:
         message: {"execute": ..., "arguments": {...}}; other members are kept.
@@ -49,12 +49,12 @@ def masked(message: Mapping[str, Any]) -> dict[str, Any]:
         return dict(message)
     command = message.get("execute", message.get("exec-oob"))
     names = _ANYWHERE | _OF_COMMAND.get(str(command), frozenset())
-    kept = {name: _masked(value, name, names) for name, value in arguments.items()}
+    members = {name: _mask(value, name, names) for name, value in arguments.items()}
     if command == "human-monitor-command":
-        kept["command-line"] = _spoken(str(kept.get("command-line", "")))
-    elif command == "qom-set" and kept.get("property") in _PROPERTIES:
-        kept["value"] = MASK
-    return {**message, "arguments": kept}
+        members["command-line"] = _mask_spoken(str(members.get("command-line", "")))
+    elif command == "qom-set" and members.get("property") in _PROPERTIES:
+        members["value"] = MASK
+    return {**message, "arguments": members}
 
 
 def answers_secret(message: Mapping[str, Any]) -> bool:
@@ -68,24 +68,24 @@ def answers_secret(message: Mapping[str, Any]) -> bool:
 
 
 def without_passwords(text: str) -> str:
-    """Text with the password masked in each URL, as in https://user:password@host/."""
+    """Return text with the password masked in each URL, as in https://user:password@host/."""
     return _IN_A_URL.sub(rf"\1{MASK}@", text) if "://" in text else text
 
 
-def _masked(value: object, name: str, names: frozenset[str]) -> object:
+def _mask(value: object, name: str, names: frozenset[str]) -> object:
     if name in names and not (name == "data" and isinstance(value, Mapping)):
         return MASK
     match value:
         case str():
             return without_passwords(value)
         case Mapping():
-            return {key: _masked(inner, key, names) for key, inner in value.items()}
+            return {key: _mask(inner, key, names) for key, inner in value.items()}
         case list() | tuple():
-            return [_masked(inner, "", names) for inner in value]
+            return [_mask(inner, "", names) for inner in value]
         case _:
             return value
 
 
-def _spoken(line: str) -> str:
+def _mask_spoken(line: str) -> str:
     found = _SPOKEN.match(line)
     return f"{found[1]} {MASK}" if found is not None else line

@@ -1,4 +1,4 @@
-"""Reads the record of QMP sessions that `record=` has written. It may come from anybody, and be cut short."""
+"""Reads a record of QMP sessions that `record=` has written. It is untrusted, and may be cut short."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct, field
 
 from qmpsnap.errors import Malformed
 
-_DEEPEST = "it is nested too deep"
+_DEEPEST = "it is nested too deeply"
 
 
 class Entry(Struct, frozen=True):
-    """One message of a session.
+    """A message of a session.
 
     Attributes:
         side: Who sent it.
@@ -25,7 +25,7 @@ class Entry(Struct, frozen=True):
 
     @property
     def command(self) -> str:
-        """The command's name; "" where the client sent none."""
+        """The command's name; "" if the message is not a command."""
         return str(self.message.get("execute", self.message.get("exec-oob", "")))
 
     @property
@@ -59,7 +59,7 @@ def read_record(data: bytes, *, file: str = "the record") -> SessionRecord:
         file: What it is called in errors.
 
     Raises:
-        Malformed: When it is no record, or a line of it is not as it must be; the message has its number.
+        Malformed: When it is not a record, or a line is invalid; the message has the line's number.
     """
     *lines, rest = data.split(b"\n")
     first, *more = lines or [b""]
@@ -69,11 +69,15 @@ def read_record(data: bytes, *, file: str = "the record") -> SessionRecord:
         entry = _decode(line, Entry, f"{file}, line {number}")
         if entry.side == "qemu" and "QMP" in entry.message:
             sessions.append([entry])
-        elif sessions:  # what comes before a greeting was meant for an earlier client
+        elif sessions:  # messages before a greeting were for an earlier client
             sessions[-1].append(entry)
     if not sessions:
-        raise Malformed(f"{file} holds no session: nobody greeted", hint="was QEMU reached at all?")
-    return SessionRecord(tuple(map(tuple, sessions)), cut=bool(rest) or bool(_unanswered(sessions[-1])))
+        raise Malformed(
+            f"{file} holds no session: it has no greeting", hint="check that QEMU could be reached"
+        )
+    return SessionRecord(
+        tuple(map(tuple, sessions)), cut=bool(rest) or bool(_commands_without_reply(sessions[-1]))
+    )
 
 
 def _decode(line: bytes, kind: Any, what: str) -> Any:  # noqa: ANN401 - one of two structs
@@ -85,13 +89,13 @@ def _decode(line: bytes, kind: Any, what: str) -> Any:  # noqa: ANN401 - one of 
         raise Malformed(f"{what}: {_DEEPEST}") from error
 
 
-def _unanswered(session: list[Entry]) -> list[str]:
-    """Commands without a reply, by their ids."""
+def _commands_without_reply(session: list[Entry]) -> list[str]:
+    """Return the commands that have no reply."""
     waiting: dict[str, str] = {}
     for entry in session:
-        name = repr(entry.message.get("id"))
+        key = repr(entry.message.get("id"))
         if entry.side == "client":
-            waiting[name] = entry.command
+            waiting[key] = entry.command
         elif "return" in entry.message or "error" in entry.message:
-            waiting.pop(name, None)
+            waiting.pop(key, None)
     return list(waiting.values())

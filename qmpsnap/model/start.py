@@ -1,4 +1,4 @@
-"""What a QEMU that is started for a caller's machine must be given, in addition to the machine itself."""
+"""How a second QEMU of a machine must differ from the first; what a launcher is given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GuestMemory:
 
     @property
     def properties(self) -> Mapping[str, object]:
-        """The object, as `-object` takes it as JSON.
+        """The memory object, as `-object` takes it in JSON.
 
         QAPI: MemoryBackendFileProperties (qom.json).
         """
@@ -55,18 +55,18 @@ class GuestMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """How a new QEMU differs from the machine that it repeats; what a launcher is called with.
+    """How a new QEMU must differ from the first QEMU of the machine; the argument of a launcher.
 
-    Everything that it does not name (devices, CPU, size of the memory) has to be as in that machine, and
-    whatever only one process can have (sockets that listen, ports, a pid file) has to be the new QEMU's own.
+    Everything else (devices, CPU, size of the memory) must be as in the first. Whatever only one process can
+    have (listening sockets, ports, a pid file) must be different.
 
     Attributes:
         disks: The image that each disk starts from, by the disk's name; each is a qcow2 image.
-        memory: The file that is the guest's memory; None: memory as that machine has it.
-        incoming: Whether QEMU waits for VM state, which is then loaded by us.
-        paused: Whether the guest does not run until we resume it; with `incoming` it never does.
+        memory: The file that is the guest's memory; None: memory as in the first QEMU.
+        incoming: Whether QEMU waits for VM state, which qmpsnap then loads.
+        paused: Whether the guest stays paused until qmpsnap resumes it; with `incoming` it always does.
         directory: A directory for the new QEMU's sockets and logs, which nobody else uses; "": none.
-        monitors: Paths of unix sockets at which QEMU has to listen for more QMP clients, one client each.
+        monitors: Paths of unix sockets on which QEMU has to listen for further QMP clients, one client each.
     """
 
     disks: Mapping[str, str] = field(default_factory=Frozen)
@@ -80,7 +80,7 @@ class Start:
     def arguments(self) -> tuple[str, ...]:
         """QEMU's arguments for memory, VM state and monitors, to be appended to the machine's own.
 
-        The machine's own must not name another memory object (`-machine memory-backend=`, `-mem-path`).
+        Those of the machine must not name another memory object (`-machine memory-backend=`, `-mem-path`).
         """
         words: list[str] = []
         if self.memory is not None:

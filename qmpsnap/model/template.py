@@ -34,7 +34,7 @@ _KEEPER: Final = ".template.qcow2"
 
 
 class FileState(FrozenStruct, frozen=True):
-    """What shows that a file is the one that it was, and was not written to since.
+    """Shows that a file is still the same, and was not written to.
 
     Attributes:
         inode: st_ino.
@@ -48,13 +48,13 @@ class FileState(FrozenStruct, frozen=True):
 
 
 class TemplateLayer(FrozenStruct, frozen=True):
-    """One image that a disk is read from.
+    """An image of a disk's chain.
 
     Attributes:
         file: Its path.
         format: "raw" or "qcow2".
-        was: What shows that it is the same.
-        parts: More files of it (an external data file), each with what shows that it is the same.
+        was: Its state when the template was made.
+        parts: Its further files (an external data file), each with its state at that time.
     """
 
     file: AbsolutePath
@@ -67,7 +67,7 @@ class TemplateDisk(FrozenStruct, frozen=True):
     """A disk of the machine.
 
     Attributes:
-        layers: The images that it is read from, newest first.
+        layers: The images of its chain, newest first.
         virtual_size: Bytes of the disk.
     """
 
@@ -81,10 +81,10 @@ class TemplateRecord(FrozenStruct, frozen=True):
     Attributes:
         name: Its name.
         created: ISO 8601 time in UTC.
-        fingerprint: The machine, which every clone has to be.
+        fingerprint: Describes the machine; every clone must match it.
         memory: The memory's file.
         state: The file of the devices' state.
-        sealed: Whether QEMU opens the memory read-only, so that its file is readable only.
+        sealed: Whether QEMU opens the memory file read-only, so that its mode can be read-only, too.
         disks: The disks, by name.
         keepers: Each empty image that shows that a layer is needed, with that layer.
     """
@@ -99,12 +99,12 @@ class TemplateRecord(FrozenStruct, frozen=True):
     keepers: Mapping[AbsolutePath, AbsolutePath] = Frozen()
 
     def kept_state(self, directory: str) -> KeptState:
-        """The devices' state, as it is loaded."""
+        """Return the devices' state, for loading."""
         file = posixpath.join(directory, STATE)
         return KeptState("stop", file, "", running=True, fingerprint=self.fingerprint, inode=self.state.inode)
 
     def views(self) -> tuple[DiskView, ...]:
-        """How each disk is read."""
+        """Return how each disk is read."""
         return tuple(
             DiskView(
                 name,
@@ -116,46 +116,49 @@ class TemplateRecord(FrozenStruct, frozen=True):
         )
 
     def files(self, directory: str) -> dict[str, FileState]:
-        """What has to be as it was, by path."""
-        found = {posixpath.join(directory, MEMORY): self.memory, posixpath.join(directory, STATE): self.state}
+        """Return the states of the files that must not change, by path."""
+        states = {
+            posixpath.join(directory, MEMORY): self.memory,
+            posixpath.join(directory, STATE): self.state,
+        }
         for disk in self.disks.values():
             for layer in disk.layers:
-                found |= {layer.file: layer.was, **layer.parts}
-        return found
+                states |= {layer.file: layer.was, **layer.parts}
+        return states
 
 
 def differences(then: Mapping[str, FileState], now: Mapping[str, FileState | None]) -> tuple[str, ...]:
-    """Why a template cannot be used any more, a phrase for each file; none: it can.
+    """Return why a template can no longer be used, a phrase for each file; none if it can.
 
     Args:
-        then: What the files were, by path.
-        now: What they are; None: there is no such file.
+        then: The states of the files when the template was made, by path.
+        now: Their present states; None: there is no such file.
     """
-    found = []
+    reasons = []
     for file, was in then.items():
         state = now.get(file)
         if state is None:
-            found.append(f"{file} is gone")
+            reasons.append(f"{file} is gone")
         elif state.inode != was.inode:
-            found.append(f"{file} is another file")
+            reasons.append(f"{file} is another file")
         elif state != was:
-            found.append(f"{file} has been written to")
-    return tuple(found)
+            reasons.append(f"{file} has been written to")
+    return tuple(reasons)
 
 
 def partial_directory(directory: str) -> str:
-    """Where a template is made until it is complete."""
+    """Return the directory in which a template lies until it is complete."""
     place, name = posixpath.split(directory)
     return posixpath.join(place, fit_name(f".{name}", ".partial"))
 
 
 def keeper_files(layers: Iterable[str], name: str, token: str) -> dict[str, str]:
-    """Path of the image that shows that a layer is needed, by layer.
+    """Return by layer the path of the image that shows that the layer is needed.
 
     Args:
         layers: Paths of the layers.
         name: The template's name.
-        token: Eight hex digits, which no other template has.
+        token: Eight hex digits that are unique to the template.
     """
     return {
         layer: posixpath.join(posixpath.dirname(layer), fit_name(stem(layer), f".{name}-{token}{_KEEPER}"))
@@ -169,10 +172,10 @@ def to_text(record: TemplateRecord) -> str:
 
 
 def from_text(text: bytes) -> TemplateRecord:
-    """The record that `to_text` wrote, which anybody may have changed.
+    """Parse a record that `to_text` wrote; it is untrusted.
 
     Raises:
-        ValueError: When it is none, or of another version, or a field is missing or wrong.
+        ValueError: When it is not a record, has another version, or a field is missing or wrong.
     """
     body = load(text)
     body.pop("version")

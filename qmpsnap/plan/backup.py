@@ -15,7 +15,7 @@ from qmpsnap.plan.view import readable
 
 
 def ask(disks: Sequence[str], graph: Graph) -> Ask:
-    """What has to be known first: what kind each file is, and what a commit into the active layers asks.
+    """Return what the planner asks: the kind of each file, and what a commit into the active layers asks.
 
     Args:
         disks: Disks by their names.
@@ -29,7 +29,7 @@ def ask(disks: Sequence[str], graph: Graph) -> Ask:
 
 
 def coverable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
-    """The disks, if they can be covered by overlays, copied, and have the overlays merged back; or refuse.
+    """Return the disks, if each can be copied beneath an overlay that can be merged back; or refuse.
 
     Args:
         disks: Disks by their names.
@@ -46,10 +46,10 @@ def coverable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
             commit.refuse_needed(Commit(disk.name), scene, disk, (disk.active,))
         except StillNeeded as error:
             raise StillNeeded(
-                f"still needed by {', '.join(error.by)}: backed by {disk.active.file}, into which the "
-                f"overlay of a backup of {disk.name} could not be merged back",
+                f"still needed by {', '.join(error.by)}: backed by {disk.active.file}, so the "
+                f"overlay of a backup of {disk.name} could not be merged back into it",
                 by=error.by,
                 hint=f"take a snapshot that stays: {command('snapshot', '--disk', disk.name)}; a backup then "
-                "merges its overlay into that one's",
+                "merges its overlay into that of the snapshot",
             ) from error
     return chosen

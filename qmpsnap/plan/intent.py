@@ -90,7 +90,8 @@ class Snapshot(_Checked):
         use_existing: Whether the caller has created the files.
         plain: Whether encrypted data may be stored unencrypted.
         inside: Whether it is taken inside the images; no chain changes, and there are no files.
-        member: Which machine of a group it is; the guest is then paused at the instant. None: of no group.
+        member: The machine's membership in a group, whose guests are then paused at one instant. None: no
+            group.
     """
 
     name: NewName
@@ -113,7 +114,7 @@ class Snapshot(_Checked):
 
     @property
     def label(self) -> str:
-        """What the overlays' files are named after: the machines of a group may share their base image."""
+        """The name that the overlays' files contain: the machines of a group may share their base image."""
         return _label(self)
 
     @property
@@ -259,9 +260,9 @@ class Checkpoint(_Checked):
         plain: Whether encrypted data may be stored unencrypted.
         leave: With "internal" alone: writable disks that take no part, in any spelling.
         via: With "internal" alone: how; None: by the rule of `Via`.
-        store: With "background" alone: whether its store is made next (`MakeStore`). The memory of a paused
-            guest then is saved by "in-place", into a store.
-        member: Not with "internal": which machine of a group it is. None: of no group.
+        store: Only for "background": whether its store is made next (`MakeStore`). The memory of a paused
+            guest is then saved into a store at once, as by "in-place".
+        member: Not with "internal": the machine's membership in a group. None: no group.
     """
 
     name: NewName
@@ -289,7 +290,7 @@ class Checkpoint(_Checked):
 
     @property
     def label(self) -> str:
-        """What its files are named after, as of a snapshot."""
+        """The name that its files contain, as for a snapshot."""
         return _label(self)
 
 
@@ -370,14 +371,14 @@ class Restore(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class Load(_Checked):
-    """A QEMU that was started for a checkpoint, on overlays of its own, loads its memory.
+    """A QEMU that was started for a checkpoint, on overlays of its own, loads the memory of the checkpoint.
 
     Attributes:
-        name: What errors call the checkpoint.
+        name: Name of the checkpoint, for errors.
         state: Its VM state.
         disks: The overlay that each disk has to read, by the disk's name.
-        mapped: Whether QEMU maps the memory from a file, so that the state holds the devices alone.
-        resume: Whether the guest then runs.
+        mapped: Whether QEMU maps the memory from a file, so that the state holds only the devices.
+        resume: Whether the guest is then resumed.
     """
 
     name: Text
@@ -393,10 +394,10 @@ class Load(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class SaveDevices(_Checked):
-    """The devices' state is saved; the memory is in a file that QEMU maps. The guest stays paused.
+    """The devices' state of a QEMU that maps its memory from a file is saved. The guest stays paused.
 
     Attributes:
-        name: What the state belongs to.
+        name: Name of the checkpoint to which the state belongs.
         file: Path of the file; absolute.
     """
 

@@ -1,7 +1,7 @@
-"""The QEMU guest agent behind a virtio-serial port: commands and their answers.
+"""The QEMU guest agent at a virtio-serial port: sends commands and reads their answers.
 
-The agent is the guest: what it says proves nothing, and all that is read from it is bounded, in bytes and in
-time.
+The agent is part of the guest: its answers prove nothing, and all that is read from it is bounded, in bytes
+and in time.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class Agent:
     ) -> object:
         """Send a command; return what the agent returns.
 
-        After a command that was not answered in time, or was cancelled, what is left of it is skipped before
-        the next one.
+        If an earlier command was cancelled or not answered in time, its late answer is skipped first.
 
         Args:
             command: As in "guest-info".
@@ -57,7 +56,7 @@ class Agent:
 
         Raises:
             CommandFailed: When it answers with an error.
-            GuestFailed: When it does not answer in time, or not as an agent does, or its port was closed.
+            GuestFailed: When it does not answer in time, its answer is malformed, or its port was closed.
 
         QGA: any command (qga/qapi-schema.json).
         """
@@ -67,16 +66,16 @@ class Agent:
                 with anyio.fail_after(limit):
                     if not self._synced:
                         await self._sync()
-                    self._synced = False  # unless this one is answered
+                    self._synced = False  # until this command is answered
                     await self._send(json.dumps(request).encode() + b"\n")
-                    answer = _parsed(await self._line(), command)
+                    answer = _parse(await self._line(), command)
                     self._synced = True
             except TimeoutError as error:
                 raise GuestFailed(
                     f"the agent did not answer {command} within {limit:g} s", script=command
                 ) from error
-        if isinstance(failed := answer.get("error"), dict):
-            desc, kind = str(failed.get("desc", "")), str(failed.get("class", ""))
+        if isinstance(refusal := answer.get("error"), dict):
+            desc, kind = str(refusal.get("desc", "")), str(refusal.get("class", ""))
             raise CommandFailed(
                 f"the agent refuses {command}: {desc}",
                 command=command,
@@ -93,7 +92,7 @@ class Agent:
             self._synced = False
 
     async def _sync(self) -> None:
-        """Skip what is left of earlier commands. QGA: guest-sync-delimited."""
+        """Skip late answers to earlier commands. QGA: guest-sync-delimited."""
         while True:
             number = secrets.randbelow(1 << 31)
             request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
@@ -119,7 +118,7 @@ class Agent:
         try:
             await self._stream.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _closed() from error
+            raise _closed_error() from error
 
     async def _line(self) -> bytes:
         searched = 0
@@ -131,13 +130,13 @@ class Agent:
             try:
                 self._received += await self._stream.receive()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                raise _closed() from error
+                raise _closed_error() from error
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return line
 
 
-def _parsed(line: bytes, command: str) -> dict[str, object]:
+def _parse(line: bytes, command: str) -> dict[str, object]:
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -149,5 +148,5 @@ def _parsed(line: bytes, command: str) -> dict[str, object]:
     return answer
 
 
-def _closed() -> GuestFailed:
+def _closed_error() -> GuestFailed:
     return GuestFailed("the agent's port was closed: is QEMU gone?", script="")

@@ -26,7 +26,7 @@ class Copies:
     """Copies the disks of a moment into a backup, one after the other.
 
     Attributes:
-        planning: Makes the views.
+        planning: Provides the views of the disks.
         partial: The backup.
         moment: The moment's name.
         disks: Names of the disks.

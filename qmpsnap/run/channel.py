@@ -1,6 +1,6 @@
-"""Byte streams to a QEMU that is our child: its console and its ports, each an end of a socket pair.
+"""Byte streams to the console and the ports of a QEMU that is our child, each over a socket pair.
 
-QEMU inherits the other end. So no path is needed, and nothing can collide or be too long.
+QEMU inherits the other end. So no socket needs a path, which could exist already or be too long.
 """
 
 # Descriptors need os, and paths stay as the caller spells them:
@@ -46,13 +46,13 @@ class Pair:
 
     @property
     def chardev(self) -> str:
-        """QEMU's end, as `-chardev` takes it, without an id."""
+        """Return QEMU's end, as `-chardev` takes it, without an id."""
         return f"socket,fd={self.theirs.fileno()}"
 
 
 @contextmanager
 def pairs(names: Sequence[str]) -> Iterator[dict[str, Pair]]:
-    """Socket pairs, closed with the block."""
+    """Create a socket pair for each name; all are closed with the block."""
     with ExitStack() as stack:
         yield {name: Pair(stack) for name in names}
 
@@ -70,13 +70,13 @@ def open_log(file: str) -> int:
 
 
 def fits_address(path: str) -> bool:
-    """Whether a unix socket can have that path."""
+    """Return whether the path is short enough for a unix socket."""
     return len(os.fsencode(path)) <= _ADDRESS_BYTES
 
 
 @contextmanager
 def listener(path: str) -> Iterator[socket.socket | None]:
-    """A unix socket that listens at a path, for this user alone; removed with the block. "": none.
+    """Create a unix socket that listens at a path, for this user only; "": none. It ends with the block.
 
     Raises:
         TargetExists: When there is anything of that name.
@@ -94,14 +94,14 @@ def listener(path: str) -> Iterator[socket.socket | None]:
             if error.errno == errno.EADDRINUSE:
                 raise TargetExists(f"{path!r} exists", file=path) from error
             raise InvalidTarget(f"cannot create the socket {path!r}: {error.strerror}", file=path) from error
-        made = os.stat(path).st_ino
+        inode = os.stat(path).st_ino
         try:
             os.chmod(path, 0o600)  # before anybody can connect
             sock.listen()
             yield sock
         finally:
             with suppress(OSError):  # QEMU has removed it if it ended well
-                if os.lstat(path).st_ino == made:
+                if os.lstat(path).st_ino == inode:
                     os.unlink(path)
 
 
@@ -152,10 +152,10 @@ class Port(ByteStream):
 class Console(ByteStream):
     """The guest's serial console. It is always read, so that the guest never waits for us.
 
-    What was read is kept until it is received or waited for, but not more than the last 256 KiB of it.
+    Output is kept until `receive` or `wait_for` takes it, but at most the last 256 KiB.
 
     Attributes:
-        log: File that all of it is appended to; "": none.
+        log: File to which all output is appended; "": none.
     """
 
     def __init__(self, sock: socket.socket, log: str = "") -> None:
@@ -171,11 +171,11 @@ class Console(ByteStream):
 
     @property
     def tail(self) -> str:
-        """The last 64 KiB that the guest wrote, received or not."""
+        """The last 64 KiB that the guest wrote, whether received or not."""
         return self._tail.decode(errors="replace").replace("\r\n", "\n")
 
     async def wait_for(self, text: str, *, limit: float) -> str:
-        """Wait until the guest has written a text; return all up to its end, which is then received.
+        """Wait until the guest has written a text; receive and return all output up to its end.
 
         Args:
             text: As the guest writes it: lines end in CR and LF as a rule.
@@ -184,18 +184,18 @@ class Console(ByteStream):
         Raises:
             GuestFailed: When it does not come within the limit, or QEMU ends; the message has the last lines.
         """
-        wanted, searched = text.encode(), 0
+        pattern, searched = text.encode(), 0
         with anyio.move_on_after(limit):
             while True:
-                if (at := self._unread.find(wanted, searched)) >= 0:
-                    return self._take(at + len(wanted)).decode(errors="replace")
+                if (at := self._unread.find(pattern, searched)) >= 0:
+                    return self._take(at + len(pattern)).decode(errors="replace")
                 if self._ended:
-                    raise self._failed(f"the console ended before {text!r}")
+                    raise self._error(f"the console ended before {text!r}")
                 before = len(self._unread)
                 await self._news.wait()
                 grown = len(self._unread) > before and before < _UNREAD_BYTES
-                searched = max(before - len(wanted), 0) if grown else 0
-        raise self._failed(f"no {text!r} on the console within {limit:g} s")
+                searched = max(before - len(pattern), 0) if grown else 0
+        raise self._error(f"no {text!r} on the console within {limit:g} s")
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
         """Return what the guest has written since, at least one byte.
@@ -222,7 +222,7 @@ class Console(ByteStream):
         self._socket.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        """Read what there is, and close it; called when QEMU has ended."""
+        """Read the remaining output, and close the console; called when QEMU has ended."""
         self.close()
 
     def close(self) -> None:
@@ -232,17 +232,17 @@ class Console(ByteStream):
         self._socket.close()
         self._close_log()
 
-    def _failed(self, message: str) -> GuestFailed:
+    def _error(self, message: str) -> GuestFailed:
         lines = "\n".join(self.tail.splitlines()[-_LAST_LINES:])
         return GuestFailed(f"{message}; its last lines: {lines or 'none'}", script="", output=lines)
 
     def _take(self, size: int) -> bytes:
-        taken = bytes(self._unread[:size])
+        chunk = bytes(self._unread[:size])
         del self._unread[:size]
-        return taken
+        return chunk
 
     def _read(self) -> None:
-        """Read what there is, at most 1 MiB; the rest comes with the next call."""
+        """Read the output that is ready, at most 1 MiB; the next call reads the rest."""
         for _ in range(16):
             if self._ended:
                 return
@@ -258,9 +258,9 @@ class Console(ByteStream):
         self._tell()
 
     def _keep(self, chunk: bytes) -> None:
-        for kept, size in ((self._tail, _TAIL_BYTES), (self._unread, _UNREAD_BYTES)):
-            kept.extend(chunk)
-            del kept[:-size]
+        for buffer, size in ((self._tail, _TAIL_BYTES), (self._unread, _UNREAD_BYTES)):
+            buffer.extend(chunk)
+            del buffer[:-size]
         if self._file >= 0:
             try:
                 os.write(self._file, chunk)

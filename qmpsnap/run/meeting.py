@@ -1,4 +1,4 @@
-"""Where the operations of several machines wait for each other, so that all go on at one instant."""
+"""Lets the operations of several machines wait for each other, so that all continue at the same instant."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from qmpsnap.model.step import MoveRoot, PutOverlays, Step
 
 
 class Point(IntEnum):
-    """Where an operation waits until every other one has come as far."""
+    """A point at which an operation waits until all others have reached it."""
 
     PAUSE = 0  # everything is created; the guest is about to be paused
-    MOVE = 1  # the guest is paused; the disks or the memory are about to become others
-    RESUME = 2  # that is done; the guest is about to run again
+    MOVE = 1  # the guest is paused; its disks or its memory are about to be replaced
+    RESUME = 2  # they have been replaced; the guest is about to run again
 
 
 class Meeting:
-    """The operations of a group's machines, each of which is told by its hooks what it is about to do.
+    """The operations of a group's machines; the hooks of each call `before` before each step.
 
     Args:
         names: The machines.
 
     Attributes:
-        off: Set when one has failed, or the caller stops; nobody waits any more then. As `Hooks.cancel` of
-            each operation it rolls back those that can be.
+        off: Set when an operation has failed, or the caller stops; then none waits any more. It is the
+            `Hooks.cancel` of each operation, which rolls back if it still can.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -35,14 +35,14 @@ class Meeting:
         self._open = {point: anyio.Event() for point in Point}
 
     async def before(self, name: str, step: Step) -> None:
-        """Wait before a step at which the others have to be waited for."""
+        """Wait for the other machines if the step comes after a point."""
         point = point_of(step)
         if point is not None:
             self.reach(name, point)
             await self._open[point].wait()
 
     def reach(self, name: str, point: Point = Point.RESUME) -> None:
-        """Take note that a machine has come as far as the point, or does not come to it at all."""
+        """Note that a machine has reached the point, or will never reach it."""
         for earlier in Point:
             if earlier <= point:
                 self._missing[earlier].discard(name)
@@ -50,14 +50,14 @@ class Meeting:
                     self._open[earlier].set()
 
     def call_off(self) -> None:
-        """Let nobody wait any more, and stop what can be stopped."""
+        """End all waits, and stop the operations that can still be stopped."""
         self.off.set()
-        for opened in self._open.values():
-            opened.set()
+        for event in self._open.values():
+            event.set()
 
 
 def point_of(step: Step) -> Point | None:
-    """At which point an operation is that is about to do the step; None: at none."""
+    """Return the point that an operation has reached when it is about to do the step; None: no point."""
     if step.command == "stop" or step.kind == "stop-for-load":
         return Point.PAUSE
     if isinstance(step.effect, PutOverlays | MoveRoot) or step.loads:

@@ -1,7 +1,7 @@
-"""Makes directories of records where they are missing, links them, and removes empty ones. Blocking.
+"""Creates missing directories of records, links them, and removes empty ones. Blocking.
 
-What was changed is to be synced at the end, each directory once: syncing one writes all that is pending in a
-file system's journal, so that the others cost little.
+The changed directories have to be synced at the end, each once: the first sync writes all that is pending in
+the file system's journal, so that the others cost little.
 """
 
 # Paths stay as QEMU spells them:
@@ -21,29 +21,31 @@ from qmpsnap.run.os_errors import reason
 from qmpsnap.run.record_search import link_name, open_trusted
 
 _log = get_logger("qmpsnap.run")
-_ENTRIES = 8  # how often a directory is made that others remove meanwhile
+_ENTRIES = 8  # how often a directory is created again if others remove it meanwhile
 
 
 def within(directory: str, write: Callable[[int], None], changed: set[str]) -> None:
-    """Call `write` with the descriptor of a directory of records, which is made where it is missing.
+    """Call `write` with the descriptor of a directory of records, which is created if it is missing.
 
-    Whoever finishes the last record removes the directory, even while it is open here: then it is made again.
+    Another client that finishes the last record removes the directory, even while it is open here; it is then
+    created again.
 
     Args:
         directory: The directory.
         write: Writes into it; it may be called again after a FileNotFoundError.
-        changed: Receives the parent of a directory that was made: it is to be synced.
+        changed: Receives the parent of a directory that was created; it has to be synced.
 
     Raises:
-        OSError, ValueError: What `write` raises, or when the directory cannot be made, or is not trusted.
+        OSError, ValueError: As `write` raises them, or when the directory cannot be created or is not
+            trusted.
     """
-    made = False
+    is_new = False
     for _ in range(_ENTRIES):
         try:
             descriptor = open_trusted(directory)
         except FileNotFoundError:
             if _make_directory(directory):
-                made = True
+                is_new = True
                 changed.add(os.path.dirname(directory))
             continue
         try:
@@ -51,7 +53,7 @@ def within(directory: str, write: Callable[[int], None], changed: set[str]) -> N
         except FileNotFoundError:
             continue
         except OSError:
-            if made:
+            if is_new:
                 remove_empty(directory)
             raise
         else:
@@ -62,10 +64,10 @@ def within(directory: str, write: Callable[[int], None], changed: set[str]) -> N
 
 
 def link_all(record: MomentRecord) -> set[str]:
-    """Link what leads to the record in the first of its places that can be written, if any can.
+    """Create the links to the record in the first of its places that is writable, if any is.
 
     Returns:
-        The directories that are to be synced.
+        The directories that have to be synced.
     """
     changed: set[str] = set()
     for places in elsewhere(record):
@@ -80,10 +82,10 @@ def link_all(record: MomentRecord) -> set[str]:
 
 
 def link(place: str, to: str) -> set[str]:
-    """Make one directory of records lead to another; idempotent.
+    """Link a directory of records to another one; nothing changes if the link exists.
 
     Returns:
-        The directories that are to be synced.
+        The directories that have to be synced.
 
     Raises:
         OSError, ValueError: When it cannot be written.
@@ -99,7 +101,7 @@ def link(place: str, to: str) -> set[str]:
 
 
 def unlink_all(record: MomentRecord) -> None:
-    """Remove the links to the record's directory, which is no more."""
+    """Remove the links to the record's directory, which has been removed."""
     for places in elsewhere(record):
         for place in places:
             _unlink_from(place, record.directory)
@@ -113,7 +115,7 @@ def _unlink_from(place: str, to: str) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link_name(to), dir_fd=descriptor)
-        if os.path.lexists(to):  # another client has made it again, and has taken our link for its own
+        if os.path.lexists(to):  # another client has created it again, and uses our link
             _symlink(to, descriptor)
             sync_directory(descriptor)
     finally:
@@ -122,7 +124,7 @@ def _unlink_from(place: str, to: str) -> None:
 
 
 def sync_all(directories: Iterable[str]) -> None:
-    """Sync these directories; one that has been removed meanwhile has nothing to keep.
+    """Sync these directories; one that has been removed meanwhile need not be synced.
 
     Raises:
         OSError: When one cannot be synced.
@@ -133,7 +135,7 @@ def sync_all(directories: Iterable[str]) -> None:
 
 
 def remove_empty(directory: str) -> bool:
-    """Remove a directory if nothing is in it; whether it was removed."""
+    """Remove a directory if it is empty; return whether it was removed."""
     try:
         os.rmdir(directory)
     except OSError:
@@ -142,7 +144,7 @@ def remove_empty(directory: str) -> bool:
 
 
 def _symlink(to: str, descriptor: int) -> bool:
-    """Make the link in an open directory; whether it was not there."""
+    """Create the link in an open directory; return False if it exists."""
     try:
         os.symlink(to, link_name(to), dir_fd=descriptor)
     except FileExistsError:

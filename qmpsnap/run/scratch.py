@@ -1,7 +1,7 @@
-"""Private directories for what lasts as long as a block: overlays, sockets and logs of a QEMU. Blocking.
+"""Private directories for files that last as long as a block: overlays, sockets and logs of a QEMU. Blocking.
 
-Its process holds a lock on the directory. So the next call recognises what a killed process has left, and
-removes it.
+Our process holds a lock on the directory. So the next call recognises directories of killed processes, and
+removes them.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -24,17 +24,17 @@ _LONGEST: Final = 60  # bytes: a socket in it has a name of 46 more (sun_path of
 
 
 class Scratch:
-    """A directory of a new name, mode 0700, that goes with `close`, or after our process has died.
+    """A new directory, mode 0700; `close` removes it, or the next call if our process has died.
 
     Attributes:
         path: Its path; absolute.
     """
 
     def __init__(self, parent: str = "") -> None:
-        """Create it, and remove what killed processes have left beside it.
+        """Create it, and remove the directories of killed processes beside it.
 
         Args:
-            parent: The directory in which it lies; "": that for temporary files, or /tmp where the path
+            parent: The directory in which it is created; "": that for temporary files, or /tmp if the path
                 would be too long for sockets.
 
         Raises:
@@ -54,12 +54,12 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch(parent: str = "") -> Iterator[str]:
-    """Path of a private directory, which is removed at the end of the block; as `Scratch`."""
-    made = Scratch(parent)
+    """Create a `Scratch` directory for the block, and yield its path."""
+    directory = Scratch(parent)
     try:
-        yield made.path
+        yield directory.path
     finally:
-        made.close()
+        directory.close()
 
 
 def _create(parent: str) -> tuple[str, int]:
@@ -68,7 +68,7 @@ def _create(parent: str) -> tuple[str, int]:
         path = private_directory(_LONGEST, prefix=_PREFIX, parent=parent)
         try:
             lock = open_directory(path, follow=False)
-        except FileNotFoundError:  # swept away before it was locked
+        except FileNotFoundError:  # another process removed it before it was locked
             continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
@@ -81,10 +81,10 @@ def _sweep(place: str) -> None:
     for name in os.listdir(place):
         if name.startswith(_PREFIX):
             with contextlib.suppress(OSError):
-                _remove_left(os.path.join(place, name))
+                _remove_abandoned(os.path.join(place, name))
 
 
-def _remove_left(path: str) -> None:
+def _remove_abandoned(path: str) -> None:
     lock = open_directory(path, follow=False)
     try:
         status = os.fstat(lock)

@@ -1,7 +1,7 @@
 """The directory of a template: made under another name, and renamed when it is complete. Blocking.
 
-Whoever makes one holds a lock on its directory. So the next one of that name recognises what a killed process
-has left, and removes it.
+A process that makes a template holds a lock on its directory. So the next template of that name recognises a
+directory that a killed process has left, and removes it.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -42,7 +42,7 @@ class Partial:
 
     Attributes:
         path: Its directory until then.
-        memory: The file of the memory, a hole of its size.
+        memory: The memory file, sparse and of the memory's size.
         state: The file for the devices' state, which does not exist.
     """
 
@@ -50,7 +50,7 @@ class Partial:
         """Create its directory, and the file of the memory.
 
         Args:
-            directory: The directory that it will be; absolute.
+            directory: The template's final directory; absolute.
             memory_bytes: Size of the guest's memory.
 
         Raises:
@@ -86,18 +86,18 @@ class Partial:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _sweep(self) -> None:
-        left = open_directory(self.path, follow=False)
+        descriptor = open_directory(self.path, follow=False)
         try:
-            if os.fstat(left).st_uid != os.geteuid():
+            if os.fstat(descriptor).st_uid != os.geteuid():
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(self.path)
         except BlockingIOError as error:
             raise TargetExists(
                 f"another process is making {self._directory!r} now", file=self._directory, hint="wait for it"
             ) from error
         finally:
-            os.close(left)
+            os.close(descriptor)
 
     def _make_memory(self, size_bytes: int) -> None:
         space = os.statvfs(self.path)
@@ -115,11 +115,11 @@ class Partial:
             os.close(descriptor)
 
     def seal(self, *, sealed: bool, synced: bool = True) -> tuple[FileState, FileState]:
-        """Make both files read-only, and say what they are: the memory, and the devices' state.
+        """Make both files read-only, and return their states: the memory's and the devices'.
 
         Args:
             sealed: Whether the memory's file is made read-only too: QEMU 7.2 opens it for writing.
-            synced: Whether they have to be on the disk.
+            synced: Whether they are synced to the disk.
 
         Raises:
             InvalidTarget: When that fails.
@@ -137,7 +137,7 @@ class Partial:
         except (OSError, ValueError) as error:
             raise unusable(self._directory, error, "complete") from error
         if memory is None or state is None:
-            raise InvalidTarget(f"{self.path!r} is gone while it was being made", file=self._directory)
+            raise InvalidTarget(f"{self.path!r} was removed while it was being made", file=self._directory)
         return memory, state
 
     def finish(self, record: TemplateRecord) -> None:
@@ -145,7 +145,7 @@ class Partial:
 
         Raises:
             TargetExists: When there is anything of that name by now.
-            InvalidTarget: When that fails; it stays incomplete.
+            InvalidTarget: When that fails; the template stays incomplete.
         """
         try:
             with os.fdopen(create_file(os.path.join(self.path, RECORD), mode=_READ_ONLY), "wb") as file:
@@ -154,7 +154,7 @@ class Partial:
                 os.fsync(file.fileno())
             sync_directory(self.path)
             if os.path.lexists(self._directory):
-                raise TargetExists(f"{self._directory!r} exists by now", file=self._directory)
+                raise TargetExists(f"{self._directory!r} exists now", file=self._directory)
             os.rename(self.path, self._directory)  # noqa: PTH104 - replaces no directory that holds anything
             sync_directory(os.path.dirname(self._directory))
         except (OSError, ValueError) as error:
@@ -169,11 +169,11 @@ class Partial:
 
 
 def read_template(directory: str) -> TemplateRecord:
-    """The record of a template.
+    """Read the record of a template.
 
     Raises:
         NotFound: When there is no template.
-        InvalidTarget: When it may be somebody else's, or is damaged.
+        InvalidTarget: When other users may have written it, or it is damaged.
     """
     file = os.path.join(directory, RECORD)
     try:
@@ -185,9 +185,9 @@ def read_template(directory: str) -> TemplateRecord:
     try:
         _refuse_foreign(directory, os.fstat(place))
         descriptor = open_file(RECORD, directory=place)
-        with os.fdopen(descriptor, "rb") as opened:
-            _refuse_foreign(file, os.fstat(opened.fileno()))
-            text = opened.read(MAX_RECORD_BYTES + 1)
+        with os.fdopen(descriptor, "rb") as stream:
+            _refuse_foreign(file, os.fstat(stream.fileno()))
+            text = stream.read(MAX_RECORD_BYTES + 1)
         if len(text) > MAX_RECORD_BYTES:
             raise ValueError("it is too long")  # noqa: TRY301 - handled like every other damage
         return from_text(text)
@@ -202,14 +202,14 @@ def read_template(directory: str) -> TemplateRecord:
 
 
 def _refuse_foreign(path: str, status: os.stat_result) -> None:
-    """Refuse what others could have written: it decides what clones run, and which files they read."""
+    """Refuse a file that other users may write to: it decides what clones run, and which files they read."""
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = f"it belongs to the user {status.st_uid}" if status.st_uid else "others may write to it"
         raise InvalidTarget(f"{path!r} is not used: {who}", file=path, hint="make a template of your own")
 
 
 def create_directory(directory: str) -> None:
-    """Create a directory of a new name, mode 0700.
+    """Create a directory, mode 0700, which must not exist.
 
     Raises:
         TargetExists: When there is anything of that name.
@@ -224,26 +224,26 @@ def create_directory(directory: str) -> None:
 
 
 def look(files: Iterable[str]) -> dict[str, FileState | None]:
-    """What the files are now, by path; None: there is no such file."""
-    found: dict[str, FileState | None] = {}
+    """Return the present states of the files, by path; None: there is no such file."""
+    states: dict[str, FileState | None] = {}
     for file in files:
         try:
             status = os.stat(file)
         except (OSError, ValueError):
-            found[file] = None
+            states[file] = None
             continue
         if stat.S_ISBLK(status.st_mode):  # its size and times say nothing
-            found[file] = FileState(status.st_ino, 0, 0)
+            states[file] = FileState(status.st_ino, 0, 0)
         else:
-            found[file] = FileState(status.st_ino, status.st_size, status.st_mtime_ns)
-    return found
+            states[file] = FileState(status.st_ino, status.st_size, status.st_mtime_ns)
+    return states
 
 
 def refuse_changed(directory: str, record: TemplateRecord) -> None:
-    """Refuse a template of which any file is another, or was written to.
+    """Refuse a template if any of its files was replaced or written to.
 
     Raises:
-        InvalidTarget: Naming each file.
+        InvalidTarget: The message names each such file.
     """
     then = record.files(directory)
     problems = differences(then, look(then))
@@ -259,7 +259,7 @@ def remove_files(directory: str) -> None:
     """Remove the files of a template, the record last, and its directory if nothing else is in it.
 
     Raises:
-        InvalidTarget: When one cannot be removed; the template can be removed again.
+        InvalidTarget: When a file cannot be removed; try again then.
     """
     try:
         for name in (MEMORY, STATE, RECORD):

@@ -17,7 +17,7 @@ from anyio.abc import ByteStream
 
 from qmpsnap.errors import CommandFailed, GuestFailed
 from qmpsnap.run.agent import Agent
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten
 from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM
 
@@ -25,7 +25,12 @@ __all__ = ["PORT_NAME", "AgentShell", "open_agent"]
 
 PORT_NAME: Final = "org.qemu.guest_agent.0"
 _GRACE_S: Final = 15.0
-_POLLS_S: Final = (0.01, 0.02, 0.05, 0.1)  # and 0.2 from then on: the agent has no event for an end
+_POLLS_S: Final = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+)  # and 0.2 from then on: the agent sends no event when a process ends
 # $1: limit, $2: bytes, $3: script. What the agent itself collects it cuts at 16 MiB.
 _WRAPPER: Final = """\
 file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) || exit 126
@@ -40,7 +45,8 @@ exit $status
 class AgentShell(Shell):
     """A shell through the guest agent; created by `open_agent`.
 
-    The guest may forbid guest-exec (Red Hat's do by default): `run` then raises GuestFailed, which says so.
+    The guest may forbid guest-exec (Red Hat's guests do by default); `run` then raises a GuestFailed that
+    says so.
 
     Attributes:
         agent: The agent, for its other commands.
@@ -52,7 +58,7 @@ class AgentShell(Shell):
         self._lock = anyio.Lock()
 
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
-        """Run a shell script as `Shell.execute` says, as the user whom the agent runs as: root.
+        """Run a shell script as `Shell.execute` says, as the user of the agent, usually root.
 
         QGA: guest-exec, guest-exec-status.
         """
@@ -68,15 +74,15 @@ class AgentShell(Shell):
                         started = await self.ask("guest-exec", arguments)
                         ended = await self._wait(_number(started, "pid"))
                 except TimeoutError as error:
-                    message = f"the guest did not end within {patience:g} s {shortened(script)!r}"
+                    message = f"the guest did not finish {shorten(script)!r} within {patience:g} s"
                     raise await self._witness.explain(message, script) from error
         signal = ended.get("signal")
         status = 128 + signal if isinstance(signal, int) else _number(ended, "exitcode")
-        output = _decoded(ended.get("out-data", ""))
+        output = _decode(ended.get("out-data", ""))
         return Ran(status, output[:most], cut=len(output) > most)
 
     async def ask(self, command: str, arguments: Mapping[str, object] | None = None) -> Mapping[str, object]:
-        """Send a command to the agent that returns an object.
+        """Send the agent a command that returns an object.
 
         Raises:
             GuestFailed: When the agent refuses it, does not answer, or returns something else.
@@ -125,9 +131,9 @@ async def open_agent(
 
     Args:
         port: A stream, such as `LaunchedVM.port("org.qemu.guest_agent.0")`, or the path of its unix socket.
-        limit: Seconds until it must answer; a guest that boots included.
-        vm: The machine, if it is known; errors say more then, and come sooner.
-        port_id: Id of the port's device; with `vm`, an agent that ends is then noticed at once.
+        limit: Seconds until it must answer, including the time in which the guest boots.
+        vm: The machine, if it is known; errors then come sooner, and say more.
+        port_id: Id of the port's device; if it is given with `vm`, the end of the agent is noticed at once.
 
     Raises:
         GuestFailed: When it does not answer.
@@ -153,8 +159,8 @@ def _number(answer: Mapping[str, object], name: str) -> int:
     return number
 
 
-def _decoded(data: object) -> bytes:
+def _decode(data: object) -> bytes:
     try:
         return base64.b64decode(str(data), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise GuestFailed("the output that the agent returns is no base64", script="") from error
+        raise GuestFailed("the output that the agent returns is not base64", script="") from error

@@ -1,7 +1,7 @@
-"""A distribution's cloud image as a machine: any disk image whose guest runs cloud-init.
+"""Machines that boot a distribution's cloud image, or any disk image whose guest runs cloud-init.
 
-A cloud image has no password. At its first boot cloud-init sets one, and whatever else it is asked for, from
-a small disk with the label CIDATA (its data source NoCloud). That disk is written here.
+A cloud image has no password. At the first boot cloud-init reads a small disk with the label CIDATA (its data
+source NoCloud), and sets the password and whatever else is written there. This module writes that disk.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def build_seed(
     network: bool = False,
     more: Mapping[str, object] | None = None,
 ) -> bytes:
-    """Return a disk from which cloud-init sets up a guest; the same arguments give the same bytes.
+    """Return the content of a disk from which cloud-init sets up a guest; it depends only on the arguments.
 
     Args:
-        password: Of root, on the console; "": none is set.
+        password: Password of root, for the console; "": none is set.
         keys: Public SSH keys of root.
         hostname: The guest's host name.
-        commands: For the guest's sh, run at the end of the first boot, one after the other.
+        commands: Commands for the guest's sh, run in order at the end of the first boot.
         network: Whether the guest sets up its network cards (by DHCP); without a card that only takes time.
-        more: More of cloud-init's user data, as in {"packages": ["jq"]}; it goes before what is above.
+        more: Further user data of cloud-init, as in {"packages": ["jq"]}; it overrides the other arguments.
 
     Raises:
-        BadArgument: When an argument is invalid, or it all needs more than 1.4 MB.
+        BadArgument: When an argument is invalid, or all together need more than 1.4 MB.
     """
     check("password", password, str)
     check("hostname", hostname, Text)
@@ -71,7 +71,7 @@ def build_seed(
 
 
 def write_seed(file: str | os.PathLike[str], seed: bytes) -> None:
-    """Create the file of a seed, which only this user can read: it may hold a password.
+    """Create the file of a seed; only this user can read it, because it may hold a password.
 
     Args:
         file: The file to create.
@@ -87,13 +87,13 @@ def write_seed(file: str | os.PathLike[str], seed: bytes) -> None:
     except FileExistsError as error:
         raise TargetExists(f"{str(path)!r} exists", file=str(path)) from error
     except OSError as error:
-        raise _not_created(path, error) from error
+        raise _creation_error(path, error) from error
     try:
-        with os.fdopen(descriptor, "wb") as writing:
-            writing.write(seed)
+        with os.fdopen(descriptor, "wb") as output:
+            output.write(seed)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise _not_created(path, error) from error
+        raise _creation_error(path, error) from error
 
 
 def cloud_machine(
@@ -105,15 +105,15 @@ def cloud_machine(
     cpus: int = 1,
     qemu: str | os.PathLike[str] = "qemu-system-x86_64",
 ) -> Machine:
-    """Return a machine that boots a cloud image, with its console, a port for its guest agent, and a seed.
+    """Return a machine that boots a cloud image, with a console, a port for its guest agent, and a seed.
 
-    The guest writes to the image: give an overlay on it, where it is to stay as it is. The seed's disk is
-    read-only, and so no part of any snapshot. `dataclasses.replace` changes what else is to be another.
+    The guest writes to the image; if the image must not change, give an overlay on it. The seed's disk is
+    read-only, so no snapshot includes it. Change other attributes with `dataclasses.replace`.
 
     Args:
         image: The disk that it boots from.
         seed: File of a seed; see `write_seed`.
-        format: Of the image.
+        format: Format of the image.
         memory_mib: Size of its memory in MiB.
         cpus: Number of its processors.
         qemu: The system emulator.
@@ -130,5 +130,5 @@ def cloud_machine(
     )
 
 
-def _not_created(path: Path, error: OSError) -> InvalidTarget:
+def _creation_error(path: Path, error: OSError) -> InvalidTarget:
     return InvalidTarget(f"{str(path)!r} cannot be created: {error.strerror or error}", file=str(path))

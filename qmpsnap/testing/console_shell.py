@@ -1,9 +1,9 @@
-"""A shell on a guest's serial console: of any Linux guest that has a login prompt or a root shell there.
+"""A shell on the serial console of any Linux guest that has a login prompt or a root shell there.
 
-What is typed on a console is echoed, prompts and kernel messages come in between, and lines are cut at 4095
-bytes. So a small loop is started in the login shell, without echo and without a prompt: it takes scripts as
-base64, keeps their output in a file, and sends that in parts with a checksum; a part that a kernel message
-has cut in two is asked for again.
+A console echoes what is typed, mixes the output with prompts and kernel messages, and cuts lines at 4095
+bytes. So a small loop is started in the login shell, without echo and without a prompt: it reads scripts as
+base64, writes their output to a file, and sends that in parts, each with a checksum. If a kernel message
+damages a part, the part is requested again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from qmpsnap.errors import GuestFailed
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten
 from qmpsnap.testing.witness import Witness, without_codes
 from qmpsnap.vm import VM
 
@@ -42,7 +42,7 @@ _LOGIN: Final = re.compile(r"login: ?$")
 _PASSWORD: Final = re.compile(r"[Pp]assword: ?$")
 _PROMPT: Final = re.compile(r"[#$%>] ?$")
 
-# An empty line ends what an earlier client has left half typed, and is answered.
+# An empty line ends a line that an earlier client has typed in part, and is answered.
 _LOOP: Final = r"""
 file= last=
 part() {
@@ -90,9 +90,7 @@ class ConsoleShell(Shell):
                 try:
                     return await self._execute(script, limit=max(1, math.ceil(limit)), most=most)
                 except TimeoutError as error:
-                    message = (
-                        f"the console did not answer within {limit + _GRACE_S:g} s to {shortened(script)!r}"
-                    )
+                    message = f"the console did not answer {shorten(script)!r} within {limit + _GRACE_S:g} s"
                     raise await self._witness.explain(message, script) from error
                 except _Ended as error:
                     raise await self._witness.explain(str(error), script) from error
@@ -107,7 +105,7 @@ class ConsoleShell(Shell):
             except TimeoutError as error:
                 message = f"there was no shell on the console within {limit:g} s"
                 if self._refused:
-                    message += f", and {user!r} was not let in {self._refused} times"
+                    message += f"; refused logins of {user!r}: {self._refused}"
                 raise await self._witness.explain(message, "") from error
             except _Ended as error:
                 raise await self._witness.explain(str(error), "") from error
@@ -118,7 +116,7 @@ class ConsoleShell(Shell):
             await self._screen.type("bye\n")
 
     async def _log_in(self, user: str, password: str) -> None:
-        asked = False
+        user_sent = False
         self._refused = 0
         await self._screen.type("\n")
         while True:
@@ -126,12 +124,12 @@ class ConsoleShell(Shell):
             lines = text.splitlines() or [""]
             if _READY in lines[-3:]:
                 return
-            self._refused += asked and "incorrect" in text
+            self._refused += user_sent and "incorrect" in text
             if _LOGIN.search(lines[-1]):
-                asked = True
+                user_sent = True
                 await self._screen.type(f"{user}\n")
             elif _PASSWORD.search(lines[-1]):
-                await self._screen.type(f"{password if asked else ''}\n")
+                await self._screen.type(f"{password if user_sent else ''}\n")
             elif _PROMPT.search(lines[-1]):
                 await self._start()
             else:
@@ -168,22 +166,22 @@ class ConsoleShell(Shell):
         return Ran(status, output[:most], cut=size > most)
 
     async def _answer(self, token: str) -> list[str]:
-        """Words of the line that begins with a token."""
+        """Return the words of the line that begins with a token."""
         while not (line := await self._screen.line()).startswith(f"{token} "):
             pass
         return line.split()[1:]
 
     async def _part(self, token: str, number: int) -> bytes:
         for attempt in range(_TRIES):
-            if number or attempt:  # the first one comes by itself
+            if number or attempt:  # the loop sends the first part unasked
                 await self._screen.type(f"part {token} {number}\n")
             with anyio.move_on_after(2 * _GRACE_S):
                 if (data := await self._read_part(token)) is not None:
                     return data
-        raise GuestFailed(f"part {number} of the output came damaged {_TRIES} times", script="")
+        raise GuestFailed(f"part {number} of the output was damaged {_TRIES} times", script="")
 
     async def _read_part(self, token: str) -> bytes | None:
-        """Read one part; None: it came damaged."""
+        """Read a part; return None if it is damaged."""
         while (words := await self._answer(token))[:1] != ["part"]:
             pass
         encoded: list[str] = []
@@ -201,7 +199,7 @@ class _Ended(Exception):
 
 
 class _Screen:
-    """What a console prints, line by line; and its end, for messages."""
+    """What a console prints, line by line; its end is kept for messages."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -229,7 +227,7 @@ class _Screen:
         return line.strip("\r")
 
     async def until_quiet(self, seconds: float) -> str:
-        """All that is printed until nothing more comes for some seconds, at least once anything."""
+        """Return what is printed until the console is quiet for some seconds; wait for some output."""
         while True:
             with anyio.move_on_after(seconds) as silence:
                 await self._receive()
@@ -264,19 +262,20 @@ async def open_console(
 ) -> AsyncIterator[ConsoleShell]:
     """Log in on a guest's serial console, and run commands there.
 
-    At the end of the block the console has its login shell again, and a stream stays open; so the next call
-    is as quick as a prompt.
+    At the end of the block the login shell is back on the console; a stream is not closed. So the next call
+    finds a prompt at once.
 
     Args:
         console: A stream, such as `LaunchedVM.console`, or the path of its unix socket.
-        user: Who logs in, if it asks.
-        password: Of that user, if it asks.
-        limit: Seconds until there must be a shell; a guest that boots included. A login that fails is tried
-            again until then: a cloud image prints its prompt before cloud-init has set the password.
-        vm: The machine, if it is known; errors say more then, and come sooner.
+        user: Name of the user, if the guest asks for a login.
+        password: That user's password, if the guest asks for it.
+        limit: Seconds until there must be a shell, including the time in which the guest boots. A login that
+            fails is tried again until then: a cloud image prints its prompt before cloud-init has set the
+            password.
+        vm: The machine, if it is known; errors then come sooner, and say more.
 
     Raises:
-        GuestFailed: When there is none, or the guest does not let the user in; with the console's last lines.
+        GuestFailed: When there is no shell, or the login fails; the message has the console's last lines.
         OSError: When there is no such socket.
     """
     stream = console if isinstance(console, ByteStream) else await anyio.connect_unix(os.fspath(console))

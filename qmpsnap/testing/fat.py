@@ -1,7 +1,7 @@
-"""A small FAT file system with a few files in its root, as bytes. Pure; no tool, no root is needed.
+"""Builds a small FAT file system with a few files, as bytes. Pure: it needs no tool and no root.
 
-It is a FAT12 file system of 1.44 MB, as on a floppy disk, with long names (VFAT): what every firmware and
-kernel mounts. The same files give the same bytes.
+It is a FAT12 file system of 1.44 MB, as on a floppy disk, with long names (VFAT), which every firmware and
+kernel can mount. The same files give the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_fat(files: Mapping[str, bytes], *, label: str) -> bytes:
         root += _long_name(name, short) + _entry(short, attributes=0x20, first=first, size=len(content))
     if len(fat) - 2 > _CLUSTERS or len(root) > _ROOT_ENTRIES * 32:
         refuse("files", list(files), "they need more than 1.4 MB")
-    table = _packed(fat).ljust(_FAT_SECTORS * _SECTOR, b"\0")
+    table = _pack(fat).ljust(_FAT_SECTORS * _SECTOR, b"\0")
     image = _boot_sector(label) + 2 * table + bytes(root).ljust(_ROOT_ENTRIES * 32, b"\0") + data
     return image.ljust(_SECTORS * _SECTOR, b"\0")
 
@@ -70,7 +70,7 @@ def _entry(name: bytes, *, attributes: int, first: int = 0, size: int = 0) -> by
 
 
 def _long_name(name: str, short: bytes) -> bytes:
-    """The entries before that of the short name, last part first; each has 13 characters of UTF-16."""
+    """Return the entries that precede the short name's, last part first; each holds 13 UTF-16 units."""
     checksum = 0
     for byte in short:
         checksum = ((checksum & 1) << 7 | checksum >> 1) + byte & 0xFF
@@ -85,7 +85,7 @@ def _long_name(name: str, short: bytes) -> bytes:
     return b"".join(reversed(entries))
 
 
-def _packed(fat: list[int]) -> bytes:
-    """Twelve bits for each entry."""
+def _pack(fat: list[int]) -> bytes:
+    """Pack the entries of the table into twelve bits each."""
     bits = sum(entry << 12 * number for number, entry in enumerate(fat))
     return bits.to_bytes(-(-12 * len(fat) // 8), "little")

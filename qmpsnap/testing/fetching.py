@@ -1,13 +1,12 @@
 """The guest's kernel, modules, busybox and agent: downloaded by apt into the cache, installed nowhere.
 
-On Debian and Ubuntu nothing else is needed, no root either. Whoever has another system puts the same files
-into a directory, and names it in QMPSNAP_GUEST:
+This works on Debian and Ubuntu, without root. On another system put the same files into a directory, and name
+it in QMPSNAP_GUEST:
 
-    vmlinuz         a Linux kernel for x86-64
-    modules/*.ko    of `initramfs.MODULES` those that the kernel has not built in, not compressed
-    busybox         linked statically, with its own shell
+    vmlinuz         a Linux kernel for x86-64 modules/*.ko those of `initramfs.MODULES` that are not built
+    into the kernel, not compressed busybox         linked statically, with its own shell
 
-The QEMU guest agent is a part of its own, for guests that are to have one.
+The QEMU guest agent is fetched separately, for guests that need it.
 """
 
 from __future__ import annotations
@@ -40,38 +39,38 @@ _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst")
 
 
 def cache_directory() -> Path:
-    """Where the guest is kept: $QMPSNAP_CACHE, else qmpsnap/ in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the directory of the cache: $QMPSNAP_CACHE, else qmpsnap/ in $XDG_CACHE_HOME or ~/.cache."""
     if directory := os.environ.get("QMPSNAP_CACHE"):
         return Path(directory)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmpsnap"
 
 
 def guest_directory() -> Path:
-    """Where the guest's parts are looked for: $QMPSNAP_GUEST, else guest/ in the cache."""
+    """Return the directory of the guest's parts: $QMPSNAP_GUEST, else guest/ in the cache."""
     return Path(os.environ.get("QMPSNAP_GUEST") or cache_directory() / "guest")
 
 
 def agent_directory() -> Path:
-    """Where the guest agent is: guest-agent/ in the cache."""
+    """Return the directory of the guest agent: guest-agent/ in the cache."""
     return cache_directory() / "guest-agent"
 
 
 def fetch() -> Path:
     """Put the guest's parts into the cache, unless they are there; return their directory.
 
-    It takes some ten seconds and 30 MB of download the first time, and once more when a new version looks for
-    more modules. The directory gets its name when it is complete; of a call that was interrupted the next one
-    removes what is left. Of two at once the second waits for the first. Where QMPSNAP_GUEST names a directory
-    nothing is done. Blocks.
+    The first call takes some ten seconds and downloads 30 MB; so does the first call of a new version that
+    needs more modules. The directory gets its name when it is complete; what an interrupted call has left is
+    removed by the next call. A second call at the same time waits for the first. If QMPSNAP_GUEST names a
+    directory, nothing is done. Blocks.
 
     Raises:
         Unsupported: When this system has no apt for x86-64, or apt cannot download the packages; the message
-            has apt's reason, the hint what to do without it.
+            has apt's reason, and the hint says what to do without apt.
         InvalidTarget: When the cache cannot be written to.
     """
     if os.environ.get("QMPSNAP_GUEST"):
         return guest_directory()
-    return _fetched(guest_directory(), "\n".join(MODULES), _take_guest)
+    return _ensure(guest_directory(), "\n".join(MODULES), _take_guest)
 
 
 def fetch_agent() -> Path:
@@ -80,13 +79,13 @@ def fetch_agent() -> Path:
     Raises:
         Unsupported, InvalidTarget: As `fetch`.
     """
-    return _fetched(agent_directory(), "", _take_agent)
+    return _ensure(agent_directory(), "", _take_agent)
 
 
-def _fetched(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> Path:
-    """Make a directory of the cache, unless it is there: `take` fills it, and has another one to work in.
+def _ensure(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> Path:
+    """Create a directory of the cache, unless it exists: `take` fills it, and gets one for temporary files.
 
-    Its file .complete holds `contents`, by which one of an older version is known.
+    Its file .complete holds `contents`, which tells whether an older version of qmpsnap created it.
     """
     if _state(directory, contents) == "complete":
         return directory
@@ -99,7 +98,7 @@ def _fetched(directory: Path, contents: str, take: Callable[[Path, Path], None])
                     _make(directory, contents, take)
             except Unsupported:
                 if state == "missing":
-                    raise  # else the older one stays, which lacks a module that most do without
+                    raise  # else the older guest stays; it lacks only modules that few tests need
     except OSError as error:
         raise InvalidTarget(
             f"the guest cannot be put into {str(directory)!r}: {error.strerror or error}",
@@ -110,12 +109,12 @@ def _fetched(directory: Path, contents: str, take: Callable[[Path, Path], None])
 
 
 def _state(directory: Path, contents: str) -> Literal["missing", "older", "complete"]:
-    """Whether the directory is there, with all that this version looks for."""
+    """Return whether the directory exists, and holds all that this version needs."""
     try:
-        found = (directory / ".complete").read_text()
+        recorded = (directory / ".complete").read_text()
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    return "complete" if found == contents else "older"
+    return "complete" if recorded == contents else "older"
 
 
 def _make(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> None:
@@ -128,7 +127,7 @@ def _make(directory: Path, contents: str, take: Callable[[Path, Path], None]) ->
         work.mkdir()
         take(work, parts)
         (parts / ".complete").write_text(contents)
-        if directory.exists():  # of an older qmpsnap, or of a call that was interrupted: it is not complete
+        if directory.exists():  # from an older qmpsnap, or an interrupted call: it is not complete
             directory.rename(unfinished / "old")
         parts.rename(directory)
     finally:
@@ -140,9 +139,9 @@ def _take_guest(work: Path, parts: Path) -> None:
     for package in _download(work, _guest_packages):
         _take(package, parts, _guest_part)
     if not (parts / "vmlinuz").is_file():
-        raise _missing("the kernel's package holds no vmlinuz")
+        raise _error("the kernel's package contains no vmlinuz")
     if not (parts / "busybox").is_file() or not is_static_elf((parts / "busybox").read_bytes()):
-        raise _missing("the package busybox-static holds no static busybox")
+        raise _error("the package busybox-static contains no static busybox")
 
 
 def _take_agent(work: Path, parts: Path) -> None:
@@ -150,7 +149,7 @@ def _take_agent(work: Path, parts: Path) -> None:
         _take(package, parts, _agent_part)
     for name in ("qemu-ga", LOADER):
         if not (parts / name).exists():
-            raise _missing(f"the packages of the guest agent hold no {name}")
+            raise _error(f"the packages of the guest agent contain no {name}")
 
 
 @contextmanager
@@ -169,16 +168,16 @@ def _alone(lock: Path) -> Iterator[None]:
 def _check_system() -> None:
     for program in ("apt-get", "apt-cache", "dpkg", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise _missing(
+            raise _error(
                 f"the guest is fetched by Debian's and Ubuntu's tools, and there is no {program} here"
             )
     architecture = _tool(["dpkg", "--print-architecture"]).strip()
     if architecture != "amd64":
-        raise _missing(f"the guest is for x86-64, and the packages here are for {architecture}")
+        raise _error(f"the guest is for x86-64, and the packages here are for {architecture}")
 
 
 def _download(work: Path, packages: Callable[[Sequence[str]], list[str]]) -> list[Path]:
-    """Download packages; with the system's lists of packages, else with lists of our own."""
+    """Download packages by the system's package lists, or else by lists that are downloaded first."""
     try:
         return _download_by(work, packages, ())
     except Unsupported:
@@ -200,11 +199,11 @@ def _download_by(
 
 
 def _guest_packages(options: Sequence[str]) -> list[str]:
-    """Names of the packages that hold the newest kernel, its modules, and busybox."""
+    """Return the names of the packages that hold the newest kernel, its modules, and busybox."""
     for name in _KERNELS:
-        if found := _needed_by(name, ("linux-image-", "linux-modules-"), options):
-            return [*found, "busybox-static"]
-    raise _missing(f"apt knows neither {_KERNELS[0]} nor {_KERNELS[1]}")
+        if packages := _needed_by(name, ("linux-image-", "linux-modules-"), options):
+            return [*packages, "busybox-static"]
+    raise _error(f"apt knows neither {_KERNELS[0]} nor {_KERNELS[1]}")
 
 
 def _agent_packages(options: Sequence[str]) -> list[str]:
@@ -212,16 +211,16 @@ def _agent_packages(options: Sequence[str]) -> list[str]:
 
 
 def _needed_by(name: str, prefixes: tuple[str, ...], options: Sequence[str]) -> list[str]:
-    """Packages with one of these prefixes that a package depends on, and they in turn."""
-    found: list[str] = []
-    asked = [name]
-    while asked:
-        words = _tool(["apt-cache", *options, "depends", "--important", asked.pop()], check=False).split()
+    """Return the packages with one of these prefixes on which a package depends, directly or indirectly."""
+    packages: list[str] = []
+    pending = [name]
+    while pending:
+        words = _tool(["apt-cache", *options, "depends", "--important", pending.pop()], check=False).split()
         needed = [word for word in dict.fromkeys(words) if word.startswith(prefixes)]
-        new = [word for word in needed if word != name and word not in found]
-        found += new
-        asked += new
-    return found
+        new = [word for word in needed if word != name and word not in packages]
+        packages += new
+        pending += new
+    return packages
 
 
 def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) -> str:
@@ -238,7 +237,7 @@ def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) 
     if check and done.returncode:
         # The reason comes first, and then what apt concludes from it.
         first = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[0]
-        raise _missing(f"{words[0]} failed: {first}")
+        raise _error(f"{words[0]} failed: {first}")
     return done.stdout
 
 
@@ -246,7 +245,7 @@ def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) 
 
 
 def _take(package: Path, parts: Path, part: Callable[[Path], str | None]) -> None:
-    """Copy files of a package to where `part` says; None: nowhere."""
+    """Copy each file of a package to the path that `part` returns for it; None: do not copy it."""
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as unpacking:
@@ -262,13 +261,13 @@ def _take(package: Path, parts: Path, part: Callable[[Path], str | None]) -> Non
                         with (parts / target).open("wb") as file:
                             _copy(archive.extractfile(member), file, suffix=Path(member.name).suffix)
         except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-            raise _missing(f"the package {package.name} is damaged: {error}") from error
+            raise _error(f"the package {package.name} is damaged: {error}") from error
     if unpacking.returncode:
-        raise _missing(f"the package {package.name} is damaged")
+        raise _error(f"the package {package.name} is damaged")
 
 
 def _agent_part(path: Path) -> str | None:
-    """The agent, the loader and every library, all in one directory."""
+    """Return the path of a part of the agent: the program, the loader or a library, all in one directory."""
     return path.name if path.name in {"qemu-ga", LOADER} or _LIBRARY.fullmatch(path.name) else None
 
 
@@ -297,12 +296,12 @@ def _copy(source: IO[bytes] | None, target: IO[bytes], *, suffix: str) -> None:
 
 def _without_zstd(data: bytes) -> bytes:
     if shutil.which("zstd") is None:
-        raise _missing("the kernel's modules are compressed, and there is no zstd here")
+        raise _error("the kernel's modules are compressed, and there is no zstd here")
     done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=False)
     if done.returncode:
-        raise _missing(f"zstd failed: {done.stderr.decode(errors='replace').strip()}")
+        raise _error(f"zstd failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
 
 
-def _missing(message: str) -> Unsupported:
+def _error(message: str) -> Unsupported:
     return Unsupported(f"no guest could be fetched: {message}", feature="guest", hint=_NEEDED)

@@ -21,7 +21,7 @@ import anyio
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shortened, succeeded
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, output_of, shorten
 from qmpsnap.testing.witness import Witness
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 from qmpsnap.vm import VM
@@ -38,12 +38,12 @@ _GRACE_S: Final = 15.0
 
 
 class Guest(Shell):
-    """A guest that answers, behind its port; also created by `open_guest`.
+    """Our own guest, which answers on its port; also created by `open_guest`.
 
     Args:
         stream: The port: `LaunchedVM.port(PORT_NAME)`, or a connected socket.
-        vm: The machine, if it is known; errors say more then, and come sooner.
-        console: Returns the end of what the guest has printed on its console, for errors.
+        vm: The machine, if it is known; errors then come sooner, and say more.
+        console: Returns the last output on the guest's console, for errors.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Guest(Shell):
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
-        return succeeded(script, await self._ask(script, limit=0, patience=_GRACE_S)).decode()
+        return output_of(script, await self._ask(script, limit=0, patience=_GRACE_S)).decode()
 
     async def wait_ready(self, *, limit: float = 120.0) -> str:
         """Return the guest's boot id as soon as it answers."""
@@ -173,7 +173,7 @@ class Guest(Shell):
                     await self._stream.send(request.encode())
                     status, output = await self._answer(token)
             except TimeoutError as error:
-                message = f"the guest did not answer within {patience:g} s to {shortened(script)!r}"
+                message = f"the guest did not answer {shorten(script)!r} within {patience:g} s"
                 raise await self._witness.explain(message, script) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
                 raise GuestFailed("the guest's port was closed: is QEMU gone?", script=script) from error

@@ -1,4 +1,4 @@
-"""`python -m qmpsnap.testing.guest`: for whoever has no checkout, and for scripts."""
+"""The command `python -m qmpsnap.testing.guest`, for users without a checkout and for scripts."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@
             await vm.snapshot("one")
     assert server.refused == []
 
-Commands are expected in the recorded order, and get the recorded replies; events come at their places.
-Secrets, which are masked in the record, match any other. A query that comes once more gets the reply that it
-had last, and one that is left out is passed over. Any other command is answered with an error that says what
+Commands are expected in the recorded order, and get the recorded replies; events come at their places. A
+secret, which is masked in the record, matches any value. A repeated query gets its last reply again, and a
+query that the client omits is skipped. Any other command is answered with an error that says which command
 was expected.
 
-Files are not recorded. What a client looks at on the disk is what lies there now; with `shared_fs=False`,
-both when it is recorded and when it is replayed, it does not look.
+Files are not recorded: a client sees the files of now. With `shared_fs=False`, both for the record and for
+the replay, it reads no files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.arguments import number
-from qmpsnap.model.secrets import masked
+from qmpsnap.model.secrets import mask_secrets
 from qmpsnap.model.session_record import Entry, SessionRecord, read_record
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.paths import absolute
@@ -42,8 +42,8 @@ class Replay:
 
     Attributes:
         path: The socket.
-        refused: Commands that were not the expected ones, each with what was expected.
-        played: Set once every session was played to its end.
+        refused: The commands that were refused, each with what was expected in its place.
+        played: An event that is set once every session has been played to its end.
     """
 
     def __init__(self, path: str, record: SessionRecord, patience: float) -> None:
@@ -58,7 +58,7 @@ class Replay:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client (for asyncio's server): each gets the next session; after the last, none."""
+        """Serve a client (for asyncio's server): it gets the next session, or after the last none."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio's server runs us in one
         self._serving.add(task)
@@ -71,7 +71,7 @@ class Replay:
                     playing = _Session(session, reader, writer, self.refused, cut=cut)
                     await playing.play(self._patience)
         except (ConnectionError, ValueError, RecursionError, asyncio.CancelledError):
-            pass  # the client went, or sent what is no JSON, or the server ends
+            pass  # the client went, or sent no JSON, or the server ends
         finally:
             self._serving.discard(task)
             writer.transport.abort()
@@ -90,13 +90,13 @@ class Replay:
 
 
 class _Session:
-    """One recorded session, played to one client.
+    """A recorded session, which is played to a client.
 
     Args:
         entries: Its messages.
         reader, writer: The client.
-        refused: Gets what is refused.
-        cut: Whether the record ends in the middle of it: the connection is closed then.
+        refused: List to which refused commands are added.
+        cut: Whether the record ends in the middle of the session: the connection is then closed.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class _Session:
         cut: bool,
     ) -> None:
         self._entries = entries
-        self._asked = {repr(one.message.get("id")): one for one in entries if one.side == "client"}
+        self._commands = {repr(entry.message.get("id")): entry for entry in entries if entry.side == "client"}
         self._reader, self._writer = reader, writer
         self._refused = refused
         self._cut = cut
         self._at = 0
         self._pending: list[dict[str, Any]] = []
-        self._ids: dict[str, object] = {}  # of the client, by the recorded one
-        self._skipped: set[str] = set()  # recorded ids of queries that were left out
-        self._last: dict[str, dict[str, Any]] = {}  # reply of each query, by what was asked
+        self._ids: dict[str, object] = {}  # the client's id of a command, by the recorded id
+        self._skipped: set[str] = set()  # recorded ids of queries that the client omitted
+        self._last: dict[str, dict[str, Any]] = {}  # last reply to each query, by its command and arguments
         self._text = ""
         self._closed = False
 
@@ -131,10 +131,10 @@ class _Session:
                     return
                 self._refuse_rest("the record has ended")
             if not await self._hear(patience if self._pending else None):
-                self._give_way()
+                self._resolve()
 
     def _advance(self) -> None:
-        """Send what QEMU sent until the client has to say something, and take what it has said."""
+        """Send what QEMU sent, and read the client's commands, up to a command that has not come yet."""
         while self._at < len(self._entries):
             entry = self._entries[self._at]
             if entry.side == "client" and not self._take(entry):
@@ -154,46 +154,46 @@ class _Session:
     def _send(self, message: dict[str, Any]) -> None:
         recorded = repr(message.get("id"))
         if "return" in message or "error" in message:
-            asked = self._asked.get(recorded)
-            if asked is not None and asked.asks:
-                self._last[_key(asked.message)] = message
+            command = self._commands.get(recorded)
+            if command is not None and command.asks:
+                self._last[_key(command.message)] = message
             if recorded in self._skipped:
                 return
-            message = _answering(message, self._ids.get(recorded))
+            message = _with_id(message, self._ids.get(recorded))
         self._write(message)
 
-    def _give_way(self) -> None:
-        """Nothing more comes, and what has come is not what is expected: pass over queries, or refuse."""
+    def _resolve(self) -> None:
+        """Skip a query, repeat a reply, or refuse a command: the expected command has not come in time."""
         expected = self._entries[self._at] if self._at < len(self._entries) else None
         ahead = self._entries[self._at :]
         command = self._pending[0]
-        if expected is not None and expected.asks and any(_equal(command, one.message) for one in ahead):
+        if expected is not None and expected.asks and any(_equal(command, entry.message) for entry in ahead):
             self._skipped.add(repr(expected.message.get("id")))
             self._at += 1
         elif (last := self._last.get(_key(command))) is not None:
             self._pending.pop(0)
-            self._write(_answering(last, command.get("id")))
+            self._write(_with_id(last, command.get("id")))
         else:
-            self._refuse(self._pending.pop(0), f"expected {_spelled(expected.message)}" if expected else "")
+            self._refuse(self._pending.pop(0), f"expected {_spell(expected.message)}" if expected else "")
 
     def _refuse_rest(self, why: str) -> None:
         for command in self._pending:
             if (last := self._last.get(_key(command))) is not None:
-                self._write(_answering(last, command.get("id")))
+                self._write(_with_id(last, command.get("id")))
             else:
                 self._refuse(command, why)
         self._pending.clear()
 
     def _refuse(self, command: dict[str, Any], why: str) -> None:
-        text = f"the record has no {_spelled(command)} here: {why}"
+        text = f"the record has no {_spell(command)} here: {why}"
         self._refused.append(text)
-        self._write(_answering({"error": {"class": "GenericError", "desc": text}}, command.get("id")))
+        self._write(_with_id({"error": {"class": "GenericError", "desc": text}}, command.get("id")))
 
     def _write(self, message: dict[str, Any]) -> None:
         self._writer.write(json.dumps(message).encode() + b"\r\n")
 
     async def _hear(self, patience: float | None) -> bool:
-        """Read on, and keep the commands that are complete; False when nothing came in time."""
+        """Read commands, and keep those that are complete; return False if nothing came in time."""
         try:
             async with asyncio.timeout(patience):
                 data = await self._reader.read(1 << 20)
@@ -209,7 +209,7 @@ class _Session:
                 break  # not all of it has come
             self._text = self._text[length:].lstrip()
             if isinstance(command, dict):
-                self._pending.append(masked(command))
+                self._pending.append(mask_secrets(command))
         return True
 
 
@@ -222,7 +222,8 @@ async def replay(
     Args:
         file: The record, made by `record=` or `--record`.
         path: The socket to create.
-        patience: Seconds by which a command may come before others that the client sends at the same time.
+        patience: Seconds to wait for an expected command while another one, sent at the same time, came
+            first.
 
     Raises:
         Malformed: When the file is not a record, or a line of it is not as it must be.
@@ -230,8 +231,8 @@ async def replay(
     """
     name, place = absolute("file", file), absolute("path", path)
     try:
-        with os.fdopen(open_file(name, follow=True), "rb") as opened:
-            data = opened.read()
+        with os.fdopen(open_file(name, follow=True), "rb") as stream:
+            data = stream.read()
     except OSError as error:
         raise unusable(name, error, "open") from error
     server = Replay(place, read_record(data, file=name), number("patience", patience))
@@ -249,27 +250,27 @@ async def replay(
 
 
 def _key(message: dict[str, Any]) -> str:
-    """What is asked, without the id."""
+    """Return the command and its arguments, without the id."""
     return json.dumps(
         [message.get("execute"), message.get("exec-oob"), message.get("arguments") or {}], sort_keys=True
     )
 
 
 def _equal(command: dict[str, Any], recorded: dict[str, Any]) -> bool:
-    """Whether a command is the recorded one; qmp_capabilities is, whatever it enables."""
+    """Whether a command equals the recorded one; two qmp_capabilities always do, whatever they enable."""
     if command.get("execute") == recorded.get("execute") == "qmp_capabilities":
         return True
     return _key(command) == _key(recorded)
 
 
-def _answering(message: dict[str, Any], command_id: object) -> dict[str, Any]:
-    """The reply with the client's own id; without one, if it gave none."""
+def _with_id(message: dict[str, Any], command_id: object) -> dict[str, Any]:
+    """Return the reply with the client's id, or without an id if the client gave none."""
     plain = {key: value for key, value in message.items() if key != "id"}
     return plain if command_id is None else {**plain, "id": command_id}
 
 
-def _spelled(message: dict[str, Any]) -> str:
-    """A command for people, in one line that is not too long."""
+def _spell(message: dict[str, Any]) -> str:
+    """Spell a command for people, in a short line."""
     arguments = json.dumps(message.get("arguments") or {})
     text = f"{message.get('execute', message.get('exec-oob'))} {arguments}"
     return text if len(text) <= 400 else f"{text[:400]}..."

@@ -1,6 +1,6 @@
-"""What every way into a guest can do: run a command, and copy files in and out.
+"""A shell in a guest: it runs commands, and copies files in and out.
 
-There are three ways: `Guest` over a port of ours, `ConsoleShell` over any guest's serial console, and
+There are three: `Guest` over the port of our own guest, `ConsoleShell` over any guest's serial console, and
 `AgentShell` over the QEMU guest agent. All need a POSIX shell in the guest, with `base64`, `dd`, `mktemp`,
 `sha256sum` and `timeout`, as coreutils and busybox have them.
 """
@@ -42,8 +42,8 @@ class Ran:
 
     Attributes:
         status: Its exit status; 128 + N when signal N ended it, so 137 when it was killed at its limit.
-        output: What it printed on stdout and stderr, in order, as it is.
-        cut: Whether it printed more than was asked for; `output` is the beginning then.
+        output: What it printed on stdout and stderr, in order, unchanged.
+        cut: Whether it printed more than the caller asked for; `output` is then only the beginning.
     """
 
     status: int
@@ -62,10 +62,10 @@ class Shell(ABC):
 
         Args:
             script: For the guest's sh; at most 100 KiB, without NUL and EOT.
-            limit: Seconds of the guest's time after which the script is killed (rounded up). Background
-                processes that it started live on.
-            most: Bytes of its output that are returned, at most 8 MiB. All of it goes into a temporary file
-                in the guest first.
+            limit: Seconds of the guest's time after which the script is killed (rounded up). Its background
+                processes are not killed.
+            most: Bytes of its output that are returned, at most 8 MiB. In the guest, all of the output is
+                first written to a temporary file.
 
         Raises:
             GuestFailed: When the guest does not answer, or cannot run it.
@@ -85,14 +85,14 @@ class Shell(ABC):
         return (await self.run_bytes(script, limit=limit)).decode(errors="replace").removesuffix("\n")
 
     async def run_bytes(self, script: str, *, limit: float = 30.0, most: int = MIB) -> bytes:
-        """Run a shell script as `run` does, and return its output as it is."""
-        return succeeded(script, await self.execute(script, limit=limit, most=most))
+        """Run a shell script as `run` does, and return its output unchanged, as bytes."""
+        return output_of(script, await self.execute(script, limit=limit, most=most))
 
     async def set_clock(self) -> None:
-        """Set the guest's clock to that of this host; to the second where its `date` knows no fraction.
+        """Set the guest's clock to this host's; only to the second if the guest's `date` takes no fraction.
 
         Raises:
-            GuestFailed: When it cannot be set: that takes root.
+            GuestFailed: When it cannot be set, for example because the user is not root.
         """
         now = time.time()
         await self.run(f"date -u -s @{now:.3f} 2> /dev/null || date -u -s @{now:.0f}")
@@ -102,7 +102,7 @@ class Shell(ABC):
 
         Args:
             path: Its path in the guest.
-            most: Bytes that it may have.
+            most: Largest size of the file, in bytes.
 
         Raises:
             GuestFailed: When it cannot be read, is larger, or changes meanwhile.
@@ -110,17 +110,17 @@ class Shell(ABC):
         return b"".join([part async for part in self._parts(path, most)])
 
     async def write_file(self, path: str, data: bytes, *, mode: int = 0o644, replace: bool = False) -> None:
-        """Create a file in the guest; it gets its name when all of it is there, and checked.
+        """Create a file in the guest; it gets its name when it is complete and its checksum is correct.
 
         Args:
             path: Its path in the guest.
             data: Its content.
             mode: Its permissions.
-            replace: Whether a file of that name is replaced.
+            replace: Whether an existing file of that name is replaced.
 
         Raises:
-            GuestFailed: When a file has the name, or it cannot be written; nothing is left then, unless the
-                guest no longer answers.
+            GuestFailed: When the file exists and must not be replaced, or cannot be written; no part of it is
+                left then, unless the guest no longer answers.
         """
         name = shlex.quote(path)
         unfinished = shlex.quote(f"{path}.{secrets.token_hex(4)}.partial")
@@ -149,8 +149,8 @@ class Shell(ABC):
         Args:
             source: The file here.
             path: Its path in the guest.
-            replace: Whether a file of that name is replaced.
-            most: Bytes that it may have.
+            replace: Whether an existing file of that name is replaced.
+            most: Largest size of the file, in bytes.
 
         Raises:
             OSError: When the source cannot be read.
@@ -163,13 +163,13 @@ class Shell(ABC):
     async def copy_out(
         self, path: str, target: str | os.PathLike[str], *, replace: bool = False, most: int = 256 * MIB
     ) -> None:
-        """Copy a file of the guest to the host; it gets its name when all of it is there, and checked.
+        """Copy a file of the guest to the host; it gets its name when complete and its checksum is correct.
 
         Args:
             path: Its path in the guest.
             target: The file here; created with the permissions of any new file.
-            replace: Whether a file of that name is replaced.
-            most: Bytes that it may have.
+            replace: Whether an existing file of that name is replaced.
+            most: Largest size of the file, in bytes.
 
         Raises:
             TargetExists: When the target exists.
@@ -181,9 +181,9 @@ class Shell(ABC):
             raise TargetExists(f"{str(file)!r} exists", file=str(file))
         unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
         try:
-            with unfinished.open("xb") as writing:
+            with unfinished.open("xb") as output:
                 async for part in self._parts(path, most):
-                    writing.write(part)
+                    output.write(part)
             _name(unfinished, file, replace=replace)
         except OSError as error:
             message = f"{str(file)!r} cannot be created: {error.strerror or error}"
@@ -192,7 +192,7 @@ class Shell(ABC):
             unfinished.unlink(missing_ok=True)
 
     async def _parts(self, path: str, most: int) -> AsyncIterator[bytes]:
-        """Read a file part by part; raise at the end when the parts are not the file."""
+        """Yield a file in parts; raise at the end if their checksum is not that of the file."""
         name = shlex.quote(path)
         words = (await self.run(f"[ -f {name} ] || {{ echo no such file; exit 1; }}\nwc -c < {name}")).split()
         size = int(words[-1]) if words and words[-1].isdecimal() else -1
@@ -207,16 +207,16 @@ class Shell(ABC):
             )
             digest.update(part)
             yield part
-        found = (await self.run(f"sha256sum < {name}", limit=_CHUNK_LIMIT_S)).split()
-        if found[:1] != [digest.hexdigest()]:
+        checksum = (await self.run(f"sha256sum < {name}", limit=_CHUNK_LIMIT_S)).split()
+        if checksum[:1] != [digest.hexdigest()]:
             raise GuestFailed(f"in the guest, {path!r} was changed while it was read", script="")
 
 
-def succeeded(script: str, ran: Ran) -> bytes:
-    """The output of a script that ended well.
+def output_of(script: str, ran: Ran) -> bytes:
+    """Return the output of a script whose status is 0.
 
     Raises:
-        GuestFailed: When it did not, or its output is cut.
+        GuestFailed: When its status is not 0, or its output is cut.
     """
     text = ran.output.decode(errors="replace").strip()
     if ran.status == 0 and not ran.cut:
@@ -224,12 +224,12 @@ def succeeded(script: str, ran: Ran) -> bytes:
     how = "was killed at its limit" if ran.status == KILLED else f"ended with status {ran.status}"
     if ran.status == 0:
         how = f"printed more than {len(ran.output)} bytes"
-    message = f"in the guest, {shortened(script)!r} {how}: {text[-500:] or 'it printed nothing'}"
+    message = f"in the guest, {shorten(script)!r} {how}: {text[-500:] or 'it printed nothing'}"
     raise GuestFailed(message, script=script, status=ran.status, output=text)
 
 
-def shortened(script: str) -> str:
-    """The beginning of a script, for a message."""
+def shorten(script: str) -> str:
+    """Return the beginning of a script, for a message."""
     return script if len(script) <= 80 else script[:77] + "..."
 
 
@@ -241,13 +241,13 @@ def check_script(script: str) -> None:
     """
     check("script", script, str)
     if len(script.encode()) > _SCRIPT_BYTES:
-        refuse("script", shortened(script), f"a script for the guest has at most {_SCRIPT_BYTES} bytes")
+        refuse("script", shorten(script), f"a script for the guest has at most {_SCRIPT_BYTES} bytes")
     if "\0" in script or "\x04" in script:
-        refuse("script", shortened(script), "a script for the guest holds neither NUL nor EOT")
+        refuse("script", shorten(script), "a script for the guest must not contain NUL or EOT")
 
 
 def _read(source: Path, most: int) -> tuple[int, bytes]:
-    """Permissions and content of a file here."""
+    """Return permissions and content of a file on this host."""
     with source.open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
         data = file.read(most + 1)

@@ -1,13 +1,13 @@
-"""What is stale in a guest after a revert, a clone or a fork, and how it is set.
+"""Corrects what is out of date in a guest after a revert, a clone or a fork.
 
-The memory is that of the checkpoint, and so are the clock, the state of the kernel's random number generator,
-the host name and the address of each network card. Two guests from one checkpoint would draw the same random
-numbers: the same keys, UUIDs and ports.
+The guest's memory is that of the checkpoint, and so are its clock, the state of the kernel's random number
+generator, the host name and the address of each network card. Two guests from the same checkpoint would draw
+the same random numbers: the same keys, UUIDs and ports.
 
-A write to /dev/urandom alone does not help at once: the kernel mixes it into a pool, from which it takes a
-new key only after a minute or more (Linux 5.18 and later; seen on 6.1: two guests with different writes still
-draw the same numbers). The ioctl RNDRESEEDCRNG takes the key now. No shell has a command for it, so a program
-of 272 bytes is copied into the guest: it has the seed in it, runs once, and is removed.
+To write to /dev/urandom is not enough: the kernel mixes the bytes into a pool, from which it takes a new key
+only after a minute or more (Linux 5.18 and later; on 6.1 two guests with different writes still drew the same
+numbers). The ioctl RNDRESEEDCRNG takes the new key at once. No shell has a command for it, so a program of
+272 bytes, which contains the seed, is copied into the guest, run once, and removed.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ async def wake(
     hostname: str = "",
     macs: Mapping[str, str] | None = None,
 ) -> None:
-    """Set what is stale in a guest; each part that is asked for, in this order.
+    """Set the guest's random seed, clock, host name and MAC addresses, as asked for, in this order.
 
     Args:
         shell: A shell in the guest, of root.
-        clock: Whether its clock is set to this host's.
+        clock: Whether its clock is set to that of this host.
         seed: Whether its random number generator gets 64 random bytes of this host and takes a new key at
-            once. On x86-64; elsewhere say False, and reseed it by means of its own.
+            once. Only on x86-64; for other guests give False, and reseed the generator in another way.
         hostname: Its new host name; "": the same.
-        macs: New address of a network card, by the card's name in the guest. The card goes down and up: its
-            routes are to be set again.
+        macs: New MAC addresses, by the network card's name in the guest. The card goes down and up, so its
+            routes have to be set again.
 
     Raises:
-        GuestFailed: When one of them cannot be set; those before it are set.
+        GuestFailed: When one of them cannot be set; those before it have been set.
     """
     if seed:
         program = base64.b64encode(seeder(secrets.token_bytes(_SEED_BYTES))).decode()
@@ -92,7 +92,7 @@ async def wake_guest(vm: VM) -> None:
         Unsupported: When the machine was not started by `launch` from a description with that port.
         GuestFailed: As `wake`.
     """
-    await wake(Guest(_launched(vm).port(PORT_NAME)))
+    await wake(Guest(_require_launched(vm).port(PORT_NAME)))
 
 
 async def wake_by_agent(vm: VM) -> None:
@@ -102,12 +102,12 @@ async def wake_by_agent(vm: VM) -> None:
         Unsupported: When the machine was not started by `launch` from a description with the agent's port.
         GuestFailed: As `wake`.
     """
-    async with open_agent(_launched(vm).port(AGENT_PORT), vm=vm) as shell:
+    async with open_agent(_require_launched(vm).port(AGENT_PORT), vm=vm) as shell:
         await wake(shell)
 
 
 def seeder(seed: bytes) -> bytes:
-    """A program for Linux on x86-64 that seeds the kernel's random number generator; its status is errno.
+    """Return a Linux program for x86-64 that seeds the kernel's random number generator; its status is errno.
 
     On /dev/urandom it calls ioctl RNDADDENTROPY with the seed, then RNDRESEEDCRNG (random(4)).
 
@@ -128,7 +128,7 @@ def seeder(seed: bytes) -> bytes:
 
 
 def _code(path: int, pool: int) -> bytes:
-    """The instructions, with the path and the pool at these distances from their beginning."""
+    """Return the instructions; the path and the pool are at these distances from their beginning."""
     return bytes.fromhex(
         "b802000000"  # eax = open
         f"488d3d{_distance(path, 12)}"  # rdi = path
@@ -137,7 +137,7 @@ def _code(path: int, pool: int) -> bytes:
         "be03520840"  # esi = RNDADDENTROPY
         f"488d15{_distance(pool, 33)}"  # rdx = pool
         "b810000000 0f05"  # eax = ioctl(...)
-        "85c0 750c"  # on to the end, unless it is 0
+        "85c0 750c"  # jump to the end unless it is 0
         "be07520000"  # esi = RNDRESEEDCRNG
         "b810000000 0f05"  # eax = ioctl(...)
         "f7d8 89c7"  # the end: edi = -eax
@@ -146,11 +146,11 @@ def _code(path: int, pool: int) -> bytes:
 
 
 def _distance(target: int, following: int) -> str:
-    """From the instruction that follows to its target, as the processor takes it."""
+    """Encode the distance from the following instruction to a target, as the processor expects it."""
     return struct.pack("<i", target - following).hex()
 
 
-def _launched(vm: VM) -> LaunchedVM:
+def _require_launched(vm: VM) -> LaunchedVM:
     if not isinstance(vm, LaunchedVM):
         raise Unsupported(
             f"{vm.name} was not started here, so its ports are not known",

@@ -1,4 +1,4 @@
-"""What shows from outside of a guest that does not answer: its machine, and its console."""
+"""Explains from outside why a guest does not answer: by its machine, and by its console."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import anyio
 
 from qmpsnap.errors import GuestFailed, QmpsnapError
 from qmpsnap.run.session import Event
-from qmpsnap.testing.shell import shortened
+from qmpsnap.testing.shell import shorten
 from qmpsnap.vm import VM
 
 __all__ = ["Witness", "last_lines", "without_codes"]
@@ -28,10 +28,10 @@ class Witness:
     """Explains why a guest does not answer.
 
     Args:
-        vm: The machine, if it is known: a stopped one is named as the reason, and a guest that panics or
-            shuts down ends the wait at once.
-        console: Returns the end of what the guest has printed on its console; the error has its last lines.
-        port_id: Id of the guest's port, if its machine says by an event that nobody has it open any more.
+        vm: The machine, if it is known: if it is paused, the error says so, and if the guest panics or shuts
+            down, the wait ends at once.
+        console: Returns the last output on the guest's console; the error has its last lines.
+        port_id: Id of the guest's port, if QEMU sends an event when the guest closes the port.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Witness:
 
     @contextmanager
     def watch(self, script: str) -> Iterator[None]:
-        """End the block's wait when the guest has ended.
+        """End the wait of the block when the guest ends.
 
         Raises:
             GuestFailed: When it has; the message says how, and has the console's last lines.
@@ -61,11 +61,11 @@ class Witness:
         with anyio.CancelScope() as scope, self._vm.events(look):
             yield
         if scope.cancelled_caught:
-            message = f"the guest {ends[0]} during {shortened(script)!r}{self._printed()}"
+            message = f"the guest {ends[0]} during {shorten(script)!r}{self._printed()}"
             raise GuestFailed(message, script=script, output=self._tail())
 
     async def explain(self, message: str, script: str) -> GuestFailed:
-        """The error of a guest that does not answer: the message, and what machine and console say."""
+        """Return the error of a guest that does not answer, with the machine's state and the console."""
         state = ""
         if self._vm is not None:
             try:
@@ -94,11 +94,11 @@ class Witness:
 
 
 def last_lines(text: str) -> str:
-    """The last lines of what a console has printed, without its control codes."""
+    """Return the last lines of a console's output, without control codes."""
     lines = [line.rstrip() for line in without_codes(text).splitlines()]
     return "\n".join([line for line in lines if line][-_LINES:])
 
 
 def without_codes(text: str) -> str:
-    """A console's text without the codes that move the cursor and colour the text; lines end in LF."""
+    """Return a console's text without the codes that move the cursor and colour the text; lines end in LF."""
     return _CODES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")

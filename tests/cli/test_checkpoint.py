@@ -45,7 +45,7 @@ def test_checkpoint_internal_is_an_intent_of_its_own(intent):
             "--leave and --via go with --mode internal, not with in-place",
         ),
         (("--mode", "live"), "'live' is not one of"),
-        (("--convert",), "--convert starts another QEMU: say how, with --launcher COMMAND"),
+        (("--convert",), "--convert starts another QEMU: give --launcher COMMAND"),
         (("--convert", "--mode", "stop"), "--convert is for a checkpoint that exists: omit --mode"),
         (("--convert", "--memory", "m", "--launcher", "x"), "--convert is for a checkpoint that exists"),
     ],

@@ -17,7 +17,7 @@ from tests.model.test_template import RECORD
 def test_verb_without_a_launcher_is_a_usage_error(qmpsnap, words):
     ended = qmpsnap("-s", "/none", *words)
     assert ended.code == 2
-    assert f"{words[0]} starts other QEMUs: say how, with --launcher COMMAND" in ended.err
+    assert f"{words[0]} starts other QEMUs: give --launcher COMMAND" in ended.err
 
 
 def test_launcher_that_no_shell_could_read_is_a_usage_error(qmpsnap):
@@ -35,7 +35,8 @@ def test_template_says_whether_its_checkpoint_was_taken_and_where_the_disks_are(
     head = f"/t: template of {RECORD.name!r}, 64 MiB of memory"
     existed = f"the checkpoint {RECORD.name!r} existed; this machine was not touched"
     assert _template_lines(made) == [head, existed]
-    chains, active = {"vda": ("/d/new.qcow2", "/d/base.qcow2")}, {"vda": "/d/new.qcow2"}
+    chains: dict[str, tuple[str, ...]] = {"vda": ("/d/new.qcow2", "/d/base.qcow2")}
+    active = {"vda": "/d/new.qcow2"}
     made.taken = Done("checkpoint", chains, active=active, standstill_s=0.015)
     assert _template_lines(made) == [
         head,

@@ -69,7 +69,7 @@ async def test_revert_refuses_a_moment_that_some_machines_do_not_have():
     two = Two.made()
     await two.group.snapshot("s")
     await vm_of(two.b).delete("s")
-    with pytest.raises(NotFound, match="incomplete: b does not have it"):
+    with pytest.raises(NotFound, match="incomplete: it is missing on b"):
         await two.group.revert("s")
     assert [(one.complete, list(one.held)) for one in await two.group.moments()] == [(False, ["a"])]
     await two.group.delete("s")
@@ -80,11 +80,11 @@ async def test_revert_refuses_a_moment_that_was_taken_of_other_machines_too():
     two = Two.made()
     await two.group.snapshot("s")
     alone = Group({"a": vm_of(two.a)})
-    with pytest.raises(NotFound, match="incomplete: b does not have it"):
+    with pytest.raises(NotFound, match="incomplete: it is missing on b"):
         await alone.revert("s")
     assert await alone.recover() == ()  # it is not the moment of this group alone
     renamed = Group({"b": vm_of(two.a), "a": vm_of(two.b)})
-    with pytest.raises(NotFound, match="no moment 's' was taken of this group"):
+    with pytest.raises(NotFound, match="this group has no moment 's'"):
         await renamed.revert("s")
     assert await two.listed() == [("s", True)]
 
@@ -94,7 +94,7 @@ async def test_revert_and_delete_refuse_a_moment_of_single_machines():
     for fake in two.machines:
         await vm_of(fake).snapshot("s")
     for call in (two.group.revert, two.group.delete):
-        with pytest.raises(NotFound, match="no moment 's' was taken of this group"):
+        with pytest.raises(NotFound, match="this group has no moment 's'"):
             await call("s")
 
 

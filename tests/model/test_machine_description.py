@@ -105,7 +105,7 @@ def test_argv_of_a_start_has_its_images_as_qcow2_and_its_arguments_at_the_end():
 
 
 def test_argv_refuses_a_disk_that_the_description_does_not_have():
-    with pytest.raises(Unsupported, match="known to be the disk 'vdb'") as refused:
+    with pytest.raises(Unsupported, match="recognised as the disk 'vdb'") as refused:
         Machine(disks=[MachineDisk("vda", "/a")]).argv(Start(disks={"vdb": "/b"}))
     assert "launcher=" in refused.value.hint
 

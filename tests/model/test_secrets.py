@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpsnap.model.secrets import answers_secret, masked, without_passwords
+from qmpsnap.model.secrets import answers_secret, mask_secrets, without_passwords
 
 
 def command(name, **arguments):
@@ -53,8 +53,8 @@ MASKED = [
 
 @pytest.mark.parametrize(("message", "arguments"), MASKED, ids=lambda value: value.get("execute", ""))
 def test_masked_replaces_secrets_and_nothing_else(message, arguments):
-    assert masked(message) == {**message, "arguments": arguments}
-    assert masked(masked(message)) == masked(message)
+    assert mask_secrets(message) == {**message, "arguments": arguments}
+    assert mask_secrets(mask_secrets(message)) == mask_secrets(message)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_masked_replaces_secrets_and_nothing_else(message, arguments):
     ids=str,
 )
 def test_masked_keeps_what_is_no_secret(message):
-    assert masked(message) == message
+    assert mask_secrets(message) == message
 
 
 def test_answers_secret_knows_the_properties_of_secret_objects():

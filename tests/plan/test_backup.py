@@ -38,7 +38,7 @@ def test_disk_is_refused_whose_overlay_could_not_be_merged_back(active: tuple[st
     disk, file = active
     files = FakeFiles(MACHINE)
     files.put(OTHER, backing=file)
-    with pytest.raises(StillNeeded, match=f"backed by {file}, into which") as caught:
+    with pytest.raises(StillNeeded, match=f"backed by {file}, so the overlay of a backup") as caught:
         covered("vda", "vdb", files=files)
     assert (caught.value.by, caught.value.changed.value) == ((OTHER,), "no")
     assert caught.value.hint.startswith(f"take a snapshot that stays: qmpsnap snapshot --disk {disk};")

@@ -62,7 +62,7 @@ async def test_execute_bounds_time_and_output_in_the_guest():
         ([], {}, "returns no object"),
         ({}, {}, "has no pid"),
         ({"pid": 7}, ended(), "has no exitcode"),
-        ({"pid": 7}, ended(exitcode=0, **{"out-data": "?"}), "no base64"),
+        ({"pid": 7}, ended(exitcode=0, **{"out-data": "?"}), "not base64"),
     ],
 )
 async def test_execute_takes_no_other_answer(started, status, reason):

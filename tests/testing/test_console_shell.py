@@ -69,7 +69,7 @@ async def test_console_logs_in():
 async def test_console_says_when_the_guest_does_not_let_the_user_in():
     with (
         on_a_terminal("sh", "-c", LOGIN) as console,
-        pytest.raises(GuestFailed, match=r"'root' was not let in \d+ times") as failed,
+        pytest.raises(GuestFailed, match=r"refused logins of 'root': \d+") as failed,
     ):
         await enter(console, password="wrong", limit=0.6)
     assert "Login incorrect\nvm login:" in failed.value.output

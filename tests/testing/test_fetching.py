@@ -133,7 +133,7 @@ def test_fetch_agent_takes_the_agent_and_every_library_that_it_needs(system):
 
 def test_fetch_agent_refuses_packages_without_it(system):
     pack(system / "qemu-guest-agent", {})
-    with pytest.raises(Unsupported, match="hold no qemu-ga"):
+    with pytest.raises(Unsupported, match="contain no qemu-ga"):
         fetch_agent()
 
 
@@ -176,7 +176,7 @@ def test_fetch_downloads_lists_of_its_own_when_the_system_has_none(system, monke
     [
         ({"LISTS": "no", "UPDATE": "no"}, "apt-get failed: W: Failed to fetch: no network"),
         ({"KERNEL": "kmod"}, "apt knows neither linux-image-cloud-amd64 nor linux-image-virtual"),
-        ({"KERNEL": "linux-image-none"}, "the kernel's package holds no vmlinuz"),
+        ({"KERNEL": "linux-image-none"}, "the kernel's package contains no vmlinuz"),
         ({"PATH": "/nonexistent"}, "there is no apt-get here"),
     ],
     ids=["network", "kernel", "vmlinuz", "system"],

@@ -1,1 +1,1 @@
-"""QEMU's command lines: read, and rewritten for another QEMU like the first."""
+"""Reads QEMU's command lines, and rewrites them for another QEMU of the same machine."""

@@ -1,4 +1,4 @@
-"""The nodes that -blockdev makes, and another image in place of one of them."""
+"""Reads the nodes of -blockdev options, and replaces images beneath them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHAIN: Final = ("file", "backing", "data-file")
 
 
 def nodes_of(options: Sequence[Option]) -> dict[str, Node]:
-    """The nodes that -blockdev names at the top, by their names.
+    """Return the top node of each -blockdev option, by its node name.
 
     Raises:
         Unsupported: When one cannot be read.
@@ -43,7 +43,7 @@ def is_written(nodes: Mapping[str, Node], root: str) -> bool:
 
 
 def with_image(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
-    """The options with qcow2 images in place of those beneath some root nodes; filters stay.
+    """Return the options with other images, in qcow2, beneath some root nodes; filters stay.
 
     Nodes of the old chain that nothing else uses any more are left out.
 
@@ -56,16 +56,20 @@ def with_image(options: Sequence[Option], images: Mapping[str, str]) -> list[Opt
     """
     read = dict(_read(options))
     nodes = {str(node.get("node-name", "")): node for node in read.values()}
-    before = _used(options, nodes)
+    before = _references(options, nodes)
     for root, image in images.items():
         _replace(nodes, nodes[root], image)
-    gone: set[str] = set()
-    while unused := before - gone - _used(options, {n: node for n, node in nodes.items() if n not in gone}):
-        gone |= unused
+    dropped: set[str] = set()
+    while (
+        unused := before
+        - dropped
+        - _references(options, {n: node for n, node in nodes.items() if n not in dropped})
+    ):
+        dropped |= unused
     return [
         Option(option.name, _text(option, read[number])) if number in read else option
         for number, option in enumerate(options)
-        if number not in read or read[number].get("node-name") not in gone
+        if number not in read or read[number].get("node-name") not in dropped
     ]
 
 
@@ -73,11 +77,11 @@ def _read(options: Sequence[Option]) -> Iterator[tuple[int, Node]]:
     for number, option in enumerate(options):
         if option.name == "-blockdev":
             text = option.value or ""
-            yield number, read_json(option) if is_json(text) else _nested(option)
+            yield number, read_json(option) if is_json(text) else _nest(option)
 
 
-def _nested(option: Option) -> Node:
-    """`a.b=c` as JSON has it."""
+def _nest(option: Option) -> Node:
+    """Return `a.b=c` as nested options, as in JSON."""
     node: Node = {}
     for key, value in read_keys(option, "driver"):
         *path, final = key.split(".")
@@ -96,30 +100,30 @@ def _nested(option: Option) -> Node:
 def _text(option: Option, node: Node) -> str:
     if is_json(option.value or ""):
         return json.dumps(node)
-    return write_keys(_dotted(node), "driver")
+    return write_keys(_flatten(node), "driver")
 
 
-def _dotted(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
 
 
-def _used(options: Sequence[Option], nodes: Mapping[str, Node]) -> set[str]:
-    """The nodes that a node or another option names."""
-    named = {text for node in nodes.values() for key, text in _dotted(node) if key != "node-name"}
+def _references(options: Sequence[Option], nodes: Mapping[str, Node]) -> set[str]:
+    """Return the names of the nodes to which a node or another option refers."""
+    names = {text for node in nodes.values() for key, text in _flatten(node) if key != "node-name"}
     for option in options:
         if option.name in {"-device", "-machine", "-M", "-object"}:
-            named |= {value for _, value in read_keys(option, "")}
-    return named & set(nodes)
+            names |= {value for _, value in read_keys(option, "")}
+    return names & set(nodes)
 
 
 def _replace(nodes: Mapping[str, Node], root: Node, image: str) -> None:
-    """Put the image in the place of the first node that is no filter."""
+    """Replace the first node that is not a filter by the image."""
     node = root
-    for _ in range(len(nodes) + 1):  # as deep as they can be without a circle
+    for _ in range(len(nodes) + 1):  # the deepest chain without a cycle
         below = node.get("file")
         if node.get("driver") not in _FILTERS:
             break
@@ -127,10 +131,10 @@ def _replace(nodes: Mapping[str, Node], root: Node, image: str) -> None:
             node = nodes[below]
         elif isinstance(below, dict):
             node = below
-    known = node.get("driver") in _FORMATS
-    file = node.get("file") if known else None
+    is_format = node.get("driver") in _FORMATS
+    file = node.get("file") if is_format else None
     old = nodes.get(file) if isinstance(file, str) else file
-    kept = {
+    options = {
         key: value
         for key, value in node.items()
         if key in _ANY_NODE or (node.get("driver") == "qcow2" and key not in {"driver", *_CHAIN})
@@ -144,4 +148,4 @@ def _replace(nodes: Mapping[str, Node], root: Node, image: str) -> None:
         file if isinstance(file, str) and file in nodes else (old or {"driver": "file", "filename": image})
     )
     node.clear()
-    node.update({"driver": "qcow2", **kept, "file": child})
+    node.update({"driver": "qcow2", **options, "file": child})

@@ -1,7 +1,7 @@
-"""Which argument of a command line is which disk, by the name that it has here; other images for disks.
+"""Finds the argument of each disk of a command line, by the disk's name in qmpsnap, and replaces its image.
 
-QEMU's names for drives without an id come from blockdev.c (drive_new); they were tried on 7.2, 10.0 and 11.1,
-as were the numbers of devices without an id.
+QEMU's names for drives without an id are those of blockdev.c (drive_new). They and the numbers of devices
+without an id were tried on 7.2, 10.0 and 11.1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHORT: Final[Mapping[str, Pairs]] = {
 }
 _UNITS: Final = {"ide": 2, "scsi": 7}  # of a bus; elsewhere there is one bus
 _ON: Final = frozenset({"on", "yes", "true"})
-# What an image of another format cannot have.
+# Keys that only an image of the former format can have.
 _OF_THE_IMAGE: Final = frozenset({"file", "format", "driver", "offset", "size", "backing", "data-file"})
 
 
@@ -46,42 +46,42 @@ class _Drive:
 
 
 def disks_of(options: Sequence[Option]) -> dict[str, int | str]:
-    """Each disk of a command line, by its name.
+    """Find each disk of a command line.
 
     Returns:
-        The place of its option among `options`, or the name of its root node.
+        By the disk's name, the index of its option in `options`, or the name of its root node.
 
     Raises:
         Unsupported: When an option cannot be read.
     """
     drives = {drive.id: drive for drive in _drives(options)}
     nodes = nodes_of(options)
-    found: dict[str, int | str] = {}
+    disks: dict[str, int | str] = {}
     for name, root in _devices(options, drives):
         if root in drives:
-            found.setdefault(name or root, drives[root].option)
+            disks.setdefault(name or root, drives[root].option)
         elif root in nodes and name:
-            found.setdefault(name, root)
+            disks.setdefault(name, root)
     for name, drive in drives.items():
-        if drive.option not in found.values():
-            found.setdefault(name, drive.option)
+        if drive.option not in disks.values():
+            disks.setdefault(name, drive.option)
     for number in (0, 1):
         root = machine_key(options, f"pflash{number}")
         if root in nodes:
-            found[f"system.flash{number}"] = root
-    return found
+            disks[f"system.flash{number}"] = root
+    return disks
 
 
 def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
-    """The options with other images, each of them a qcow2 image, for disks.
+    """Return the options with another image, in qcow2, for each of these disks.
 
     Args:
         options: The options.
         images: Path of the image of each disk, by the disk's name.
 
     Raises:
-        Unsupported: When no option is known to be that disk, or it cannot be read; or when a disk that is
-            written to has no other image: two QEMUs would write to the same one.
+        Unsupported: When the option of a disk is not found or cannot be read; or when a writable disk gets no
+            other image, so that two QEMUs would write to the same one.
     """
     disks = disks_of(options)
     changed = list(options)
@@ -90,7 +90,7 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
         match disks.get(disk):
             case None:
                 raise Unsupported(
-                    f"no argument of QEMU's command line is known to be the disk {disk!r}",
+                    f"no argument of QEMU's command line is recognised as the disk {disk!r}",
                     feature=disk,
                     hint="give its device an id, or give launcher=",
                 )
@@ -99,8 +99,8 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
             case str(root):
                 roots[root] = image
     replaced = {disks[disk] for disk in images}
-    for disk, written in disks.items():
-        if written not in replaced and _is_written(options, written):
+    for disk, where in disks.items():
+        if where not in replaced and _is_written(options, where):
             raise Unsupported(
                 f"two QEMUs would write to the same image of the disk {disk!r}",
                 feature=disk,
@@ -110,28 +110,28 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
 
 
 def _is_written(options: Sequence[Option], place: int | str) -> bool:
-    """Whether a guest may write to the image of that option, or of that root node."""
+    """Return whether the guest may write to the image of an option, or of a root node."""
     if isinstance(place, str):
         readers = [read_keys(option, "driver") for option in options if option.name == "-device"]
         return is_written(nodes_of(options), place) and not any(
             last(keys, "drive") == place and last(keys, "driver").endswith("-cd") for keys in readers
         )
     keys = _keys(options[place])
-    unwritten = (
+    is_read_only = (
         last(keys, "readonly") in _ON or last(keys, "read-only") in _ON or last(keys, "snapshot") in _ON
     )
     in_snapshot_mode = any(option.name == "-snapshot" for option in options)
     is_image = any(key.partition(".")[0] == "file" for key, _ in keys)
-    return is_image and not unwritten and not in_snapshot_mode and last(keys, "media") != "cdrom"
+    return is_image and not is_read_only and not in_snapshot_mode and last(keys, "media") != "cdrom"
 
 
 def _drive_with(option: Option, image: str) -> Option:
-    kept = [(key, value) for key, value in _keys(option) if key.partition(".")[0] not in _OF_THE_IMAGE]
-    return Option("-drive", write_keys([("file", image), ("format", "qcow2"), *kept]))
+    keys = [(key, value) for key, value in _keys(option) if key.partition(".")[0] not in _OF_THE_IMAGE]
+    return Option("-drive", write_keys([("file", image), ("format", "qcow2"), *keys]))
 
 
 def _keys(option: Option) -> Pairs:
-    """The option as a -drive has it."""
+    """Return the keys of the option as if it were a -drive."""
     if option.name == "-drive":
         return read_keys(option)
     return [("file", option.value or ""), *_SHORT[option.name]]
@@ -141,15 +141,15 @@ def _drives(options: Sequence[Option]) -> Iterator[_Drive]:
     machine = machine_key(options, "type")
     units = {**_UNITS, "ide": 1 if "q35" in machine else 2}
     default = "virtio" if machine.startswith("virt") else "ide"
-    taken: set[tuple[str, int, int]] = set()
+    places: set[tuple[str, int, int]] = set()
     for number, option in enumerate(options):
         if option.name != "-drive" and option.name not in _SHORT:
             continue
         keys = _keys(option)
         bus = last(keys, "if", default)
-        place = _place(option, keys, units.get(bus, 0), {(b, u) for kind, b, u in taken if kind == bus})
+        place = _place(option, keys, units.get(bus, 0), {(b, u) for kind, b, u in places if kind == bus})
         if bus != "none":
-            taken.add((bus, *place))
+            places.add((bus, *place))
         medium = ""
         if bus in _UNITS:
             medium = "-cd" if last(keys, "media") == "cdrom" else "-hd"
@@ -157,15 +157,15 @@ def _drives(options: Sequence[Option]) -> Iterator[_Drive]:
         yield _Drive(number, keys, last(keys, "id") or f"{bus}{of_bus}{medium}{place[1]}")
 
 
-def _place(option: Option, keys: Pairs, units: int, taken: set[tuple[int, int]]) -> tuple[int, int]:
-    """Bus and unit of a drive, given or the first that are free."""
+def _place(option: Option, keys: Pairs, units: int, others: set[tuple[int, int]]) -> tuple[int, int]:
+    """Return bus and unit of a drive: as given, or the first free ones."""
     index, bus, unit = (_number(option, last(keys, key)) for key in ("index", "bus", "unit"))
     if index is not None:
         return divmod(index, units) if units else (0, index)
     if unit is not None:
         return bus or 0, unit
     place = (bus or 0, 0)
-    while place in taken:
+    while place in others:
         place = (place[0], place[1] + 1)
         if units and place[1] >= units:
             place = (place[0] + 1, 0)
@@ -176,15 +176,15 @@ def _number(option: Option, text: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > 5:
-        option.refuse(f"{text!r} is no number of a drive")
+        option.refuse(f"{text!r} is not the number of a drive")
     return int(text)
 
 
 def _devices(options: Sequence[Option], drives: Mapping[str, _Drive]) -> Iterator[tuple[str, str]]:
-    """Each device with a drive: its name, "" for that of its drive; and its drive or root node.
+    """Yield each device with a drive: its name, "" for that of its drive; and its drive or root node.
 
-    QEMU numbers those without an id: first those that are no JSON, then those that `if=virtio` makes, then
-    those that are JSON.
+    QEMU numbers the devices without an id: first those not in JSON, then those of `if=virtio`, then those in
+    JSON.
     """
     plain = [option for option in options if option.name in {"-device", "-virtfs"}]
     count = 0

@@ -1,4 +1,4 @@
-"""The guest's memory on a command line, and another file in its place."""
+"""Replaces the guest's memory on a command line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _BACKENDS: Final = "memory-backend-"
 
 
 def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], tuple[str, ...]]:
-    """The options with the memory of a start, and the start's arguments, to be appended.
+    """Return the options with the memory of a `Start`, and the arguments that have to be appended.
 
-    A file that another QEMU shares with its guest is never shared with this one.
+    A memory file that the first QEMU maps shared is never shared with this one.
 
     Raises:
-        Unsupported: When the machine has more than one memory, or an option cannot be read.
+        Unsupported: When the machine has more than one memory object, or an option cannot be read.
     """
     backend = machine_key(options, "memory-backend")
     changed: list[Option] = []
-    found = False
+    is_replaced = False
     for option in options:
         keys = read_keys(option, "qom-type") if option.name == "-object" else []
         name = last(keys, "id")
@@ -32,19 +32,19 @@ def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], 
             and "memdev" in dict(read_keys(option, "type"))
             and start.memory is not None
         ):
-            option.refuse("its memory is several objects, not one file")
+            option.refuse("its memory consists of several objects, not of one file")
         elif option.name in {"-mem-path", "-mem-prealloc"} and start.memory is not None:
             continue
         elif not last(keys, "qom-type").startswith(_BACKENDS):
             changed.append(option)
         elif start.memory is not None and name == backend:
-            found = True
+            is_replaced = True
             changed.append(_object(start.memory, name))
         elif last(keys, "qom-type") == "memory-backend-file" and last(keys, "share") in {"on", "yes", "true"}:
             changed.append(_private(option, name, last(keys, "size"), is_main=name == backend))
         else:
             changed.append(option)
-    if found:
+    if is_replaced:
         start = replace(start, memory=None)
     return changed, start.arguments
 
@@ -54,7 +54,7 @@ def _object(memory: GuestMemory, name: str) -> Option:
 
 
 def _private(option: Option, name: str, size: str, *, is_main: bool) -> Option:
-    """Memory of its own in place of a file that is shared; what the guest has in it comes with its state."""
+    """Return private memory in place of a shared file; its content is loaded with the VM state."""
     if not is_main:
-        option.refuse("its guest would write to the same file")
+        option.refuse("two guests would write to the same file")
     return Option("-object", f"memory-backend-memfd,id={name},size={size},share=on")

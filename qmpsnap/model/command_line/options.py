@@ -1,4 +1,4 @@
-"""A command line as options, and an option's value as keys: `key=value,...`, or JSON."""
+"""Splits a command line into options, and an option's value, `key=value,...` or JSON, into keys."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option.
+    """An option of a command line.
 
     Attributes:
-        name: Its name with one dash, as in "-drive"; "": an image's name without an option.
-        value: Its value; None: it has none.
+        name: Its name with a single dash, as in "-drive"; "": the value is an image's path without an option.
+        value: Its value; None: it takes none.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Option:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The option as words of a command line."""
+        """Return the option as words of a command line."""
         name = (self.name,) if self.name else ()
         return name if self.value is None else (*name, self.value)
 
@@ -48,7 +48,7 @@ class Option:
         """Raise that another QEMU cannot have this option.
 
         Raises:
-            Unsupported: Naming it.
+            Unsupported: Always; the message names the option.
         """
         text = " ".join(self.words)
         raise Unsupported(
@@ -59,7 +59,7 @@ class Option:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Option]]:
-    """Split a command line into the program, with what it is started by, and its options."""
+    """Split a command line into the program, with any wrapper before it, and its options."""
     first = next((n for n, word in enumerate(argv) if _PROGRAM.fullmatch(posixpath.basename(word))), 0)
     options: list[Option] = []
     words = iter(argv[first + 1 :])
@@ -73,11 +73,11 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Option]]:
 
 
 def read_keys(option: Option, implied: str = "") -> Pairs:
-    """The keys of an option's value; those of JSON that is nested are joined by dots.
+    """Return the keys of an option's value; nested keys of JSON are joined by dots.
 
     Args:
         option: The option.
-        implied: The key of a first value without one; "": there is none.
+        implied: The key of a first value without a key; "": there is no such key.
 
     Raises:
         Unsupported: When it cannot be read.
@@ -92,7 +92,7 @@ def is_json(text: str) -> bool:
 
 
 def read_json(option: Option) -> dict[str, object]:
-    """An option's value, which is JSON.
+    """Parse an option's value, which is JSON.
 
     Raises:
         Unsupported: When it is not.
@@ -103,14 +103,14 @@ def read_json(option: Option) -> dict[str, object]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        option.refuse("it is no JSON")
+        option.refuse("it is not JSON")
     if not isinstance(data, dict):
-        option.refuse("it is no JSON object")
+        option.refuse("it is not a JSON object")
     return data
 
 
 def write_keys(keys: Iterable[tuple[str, str]], implied: str = "") -> str:
-    """The keys as an option's value; the inverse of `read_keys`."""
+    """Return the keys as an option's value; the inverse of `read_keys`."""
     words = []
     for number, (key, value) in enumerate(keys):
         doubled = value.replace(",", ",,")
@@ -119,25 +119,25 @@ def write_keys(keys: Iterable[tuple[str, str]], implied: str = "") -> str:
 
 
 def last(keys: Iterable[tuple[str, str]], key: str, default: str = "") -> str:
-    """The value of a key; where it is given more than once, the last counts, as for QEMU."""
+    """Return the value of a key; of several values the last counts, as in QEMU."""
     return dict(keys).get(key, default)
 
 
 def machine_key(options: Iterable[Option], key: str) -> str:
-    """A key of the machine, as -machine gives it; "": it does not.
+    """Return a property of the machine, as -machine gives it; "" if it does not.
 
     Raises:
         Unsupported: When an option cannot be read.
     """
-    found = ""
+    value = ""
     for option in options:
         if option.name in {"-machine", "-M"}:
-            found = last(read_keys(option, "type"), key, found)
-    return found
+            value = last(read_keys(option, "type"), key, value)
+    return value
 
 
-def keeping(option: Option, implied: str, keep: Callable[[str], bool]) -> Option:
-    """The option with those keys alone that are kept; of nested ones the first part counts.
+def keep_only(option: Option, implied: str, keep: Callable[[str], bool]) -> Option:
+    """Return the option with only the keys in `keep`; of a nested key the first part counts.
 
     Raises:
         Unsupported: When it cannot be read.
@@ -152,7 +152,7 @@ def keeping(option: Option, implied: str, keep: Callable[[str], bool]) -> Option
 
 
 def _split_keys(text: str, implied: str) -> Pairs:
-    """QEMU's util/qemu-option.c: a key without a value is on, and off if it begins with "no"."""
+    """Split as QEMU's util/qemu-option.c: a key without a value is on, or off if it begins with "no"."""
     pairs: Pairs = []
     for number, part in enumerate(_parts(text)):
         key, equals, value = part.partition("=")
@@ -168,7 +168,7 @@ def _split_keys(text: str, implied: str) -> Pairs:
 
 
 def _parts(text: str) -> list[str]:
-    """Split at single commas; two are one comma in a value."""
+    """Split at single commas; a doubled comma belongs to a value."""
     return [part.replace("\0", ",,") for part in text.replace(",,", "\0").split(",")]
 
 

@@ -1,4 +1,4 @@
-"""What only one process can have: made another QEMU's own, left out, or refused."""
+"""Replaces, leaves out or refuses the options that only one process can use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LEFT_OUT: Final = frozenset(
     | {"-writeconfig", "-dump-vmstate"}
 )
 _REFUSED: Final[Mapping[str, str]] = {
-    "-add-fd": "its descriptor is the first one's",
-    "-readconfig": "what that file says is not known here",
-    "-tpmdev": "a TPM serves one machine",
+    "-add-fd": "its descriptor belongs to the first QEMU",
+    "-readconfig": "the options in that file are not known here",
+    "-tpmdev": "a TPM can serve only one machine",
 }
 # Character devices that each process can have.
 _OWN_CHARDEVS: Final = frozenset(
@@ -27,26 +27,26 @@ _OWN_CHARDEVS: Final = frozenset(
     | {"qemu-vdagent", "dbus", "spicevmc", "spiceport"}
 )
 _DEVICES: Final[Mapping[str, str]] = {
-    "vfio": "a device of the host serves one machine",
-    "usb-host": "a device of the host serves one machine",
-    "vhost-user": "what serves it serves one machine",
-    "vhost-vsock": "its address is for one machine",
-    "vhost-scsi": "its address is for one machine",
-    "ivshmem": "its memory is shared with others",
+    "vfio": "a device of the host can serve only one machine",
+    "usb-host": "a device of the host can serve only one machine",
+    "vhost-user": "its backend can serve only one machine",
+    "vhost-vsock": "only one machine can have its address",
+    "vhost-scsi": "only one machine can have its address",
+    "ivshmem": "its memory is shared with other processes",
 }
 _OBJECTS: Final[Mapping[str, str]] = {
-    "vhost-user-backend": "what serves it serves one machine",
-    "cryptodev-vhost-user": "what serves it serves one machine",
-    "rng-egd": "what serves it serves one machine",
-    "dbus-vmstate": "what serves it serves one machine",
-    "x-remote-object": "what serves it serves one machine",
-    "x-vfio-user-server": "a socket is for one process",
-    "input-linux": "a device of the host serves one machine",
+    "vhost-user-backend": "its backend can serve only one machine",
+    "cryptodev-vhost-user": "its backend can serve only one machine",
+    "rng-egd": "its backend can serve only one machine",
+    "dbus-vmstate": "its backend can serve only one machine",
+    "x-remote-object": "its backend can serve only one machine",
+    "x-vfio-user-server": "only one process can have its socket",
+    "input-linux": "a device of the host can serve only one machine",
 }
 
 
 class Own:
-    """Makes options another QEMU's own.
+    """Changes options so that a second QEMU can have them beside the first.
 
     Args:
         directory: Directory of that QEMU, for its sockets and logs; "": none.
@@ -80,10 +80,10 @@ class Own:
         }
 
     def of(self, option: Option) -> Option | None:
-        """The option that another QEMU has instead; None: it has none.
+        """Return the option that the second QEMU gets instead; None: none.
 
         Raises:
-            Unsupported: When it can have none, and the machine would not be the same without.
+            Unsupported: When the second QEMU cannot have it, and the machine would differ without it.
         """
         if option.name in _LEFT_OUT:
             return None
@@ -93,7 +93,7 @@ class Own:
         return option if change is None else change(option)
 
     def _file(self, old: str) -> str:
-        """A name for a file in the directory; "": there is no directory."""
+        """Return a new path in the directory; "" if there is no directory."""
         if not self._directory:
             return ""
         name, number = posixpath.basename(old) or "file", 1
@@ -105,12 +105,12 @@ class Own:
         return f"{self._directory}/{fresh}"
 
     def _socket(self, old: str) -> str:
-        """The same for a socket; "" also where its path would be too long."""
+        """Return a new path for a socket; "" if there is no directory, or the path would be too long."""
         path = self._file(old)
         return path if len(path.encode(errors="surrogateescape")) <= _ADDRESS_BYTES else ""
 
     def _serial(self, option: Option) -> Option:
-        """A port that the guest has in any case: it leads to a file or socket of its own, or nowhere."""
+        """Return a serial port, which the guest always has, with a new file or socket, or unconnected."""
         text = option.value or ""
         kind, _, rest = text.removeprefix("mon:").partition(":")
         path = rest.partition(",")[0]
@@ -129,26 +129,26 @@ class Own:
     def _chardev(self, option: Option) -> Option:
         keys = read_keys(option, "backend")
         kind = last(keys, "backend")
-        named = [(key, value) for key, value in keys if key in {"id", "mux"}]
+        common = [(key, value) for key, value in keys if key in {"id", "mux"}]
         if log := last(keys, "logfile"):
             keys = [(key, value) for key, value in keys if key not in {"logfile", "logappend"}]
-            named += [("logfile", file)] if (file := self._file(log)) else []
+            common += [("logfile", file)] if (file := self._file(log)) else []
         if kind == "file" and (file := self._file(last(keys, "path"))):
-            return _chardev("file", [*named, ("path", file)])
+            return _chardev("file", [*common, ("path", file)])
         if kind == "socket" and _listens(keys) and (socket := self._socket(last(keys, "path"))):
-            return _chardev("socket", [*named, ("path", socket), ("server", "on"), ("wait", "off")])
+            return _chardev("socket", [*common, ("path", socket), ("server", "on"), ("wait", "off")])
         if kind not in _OWN_CHARDEVS:
-            return _chardev("null", named)
+            return _chardev("null", common)
         path = {"path"} if kind == "pty" else set()
         if not log and not path & {key for key, _ in keys}:
             return option
         rest = [(key, value) for key, value in keys if key not in {"backend", "id", "mux", *path}]
-        return _chardev(kind, [*named, *rest])
+        return _chardev(kind, [*common, *rest])
 
     def _spice(self, option: Option) -> Option:
         socket = self._socket("spice")
         if not socket:
-            option.refuse("its port is for one process, and there is no directory for a socket")
+            option.refuse("only one process can have its port, and there is no directory for a socket")
         drop = ("port", "tls-", "addr", "unix", "x509-", "password", "disable-ticketing", "ipv", "sasl")
         keys = [(key, value) for key, value in read_keys(option) if not key.startswith(drop)]
         keys += [("unix", "on"), ("addr", socket), ("disable-ticketing", "on")]
@@ -173,8 +173,8 @@ class Own:
             return None
         if kind == "filter-dump":
             file = self._file(last(keys, "file"))
-            named = [(key, value) for key, value in keys if key != "file"]
-            return Option("-object", write_keys([*named, ("file", file)], "qom-type")) if file else None
+            common = [(key, value) for key, value in keys if key != "file"]
+            return Option("-object", write_keys([*common, ("file", file)], "qom-type")) if file else None
         return option
 
 
@@ -199,19 +199,19 @@ def _device(option: Option) -> Option:
             option.refuse(why)
     for key, _ in keys:
         if key.endswith("fd"):
-            option.refuse(f"the descriptor {key} is the first one's")
+            option.refuse(f"the descriptor {key} belongs to the first QEMU")
     return option
 
 
 def _icount(option: Option) -> Option:
     if last(read_keys(option, "shift"), "rr") in {"record", "replay"}:
-        option.refuse("a run is recorded by one process")
+        option.refuse("only one process can record or replay a run")
     return option
 
 
 def _set(option: Option) -> Option:
     if (option.value or "").partition(".")[0] in {"drive", "chardev", "netdev", "net"}:
-        option.refuse("it changes an argument that another QEMU has differently")
+        option.refuse("it changes an argument that is different in another QEMU")
     return option
 
 
@@ -225,5 +225,5 @@ def _audio(option: Option) -> Option:
 
 def _proxy(option: Option) -> Option:
     if last(read_keys(option, "driver"), "driver") == "proxy":
-        option.refuse("what serves it serves one machine")
+        option.refuse("its backend can serve only one machine")
     return option

@@ -1,4 +1,4 @@
-"""The command line of another QEMU like a first one."""
+"""Rewrites a command line for another QEMU of the same machine."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qmpsnap.model.start import Start
 def for_start(argv: Sequence[str], start: Start) -> list[str]:
     """Rewrite a command line for another QEMU, which may run beside the first.
 
-    Its disks and its memory are those of the start. What only one process can have is made its own in the
-    start's directory (sockets, logs), or left out (monitors, forwarded ports, pid files).
+    Its disks and its memory are those of the start. What only one process can have is replaced by a file in
+    the start's directory (sockets, logs), or left out (monitors, forwarded ports, pid files).
 
     Args:
-        argv: The program, also with what it is started by, as in `ip netns exec`; and its arguments.
+        argv: The program, maybe after a wrapper such as `ip netns exec`, and its arguments.
         start: How the new QEMU differs.
 
     Raises:
-        Unsupported: When an argument is for one process only and its guest would miss it; the message
-            names the argument.
+        Unsupported: When only one process can use an argument, and the guest would notice its absence; the
+            message names the argument.
     """
     program, options = split(argv)
     options = with_images(options, start.disks)
     options, more = with_memory(options, start)
     own = Own(start.directory)
-    kept = [other for option in options if (other := own.of(option)) is not None]
-    return [*program, *(word for option in kept for word in option.words), *more]
+    rewritten = [other for option in options if (other := own.of(option)) is not None]
+    return [*program, *(word for option in rewritten for word in option.words), *more]

@@ -1,7 +1,7 @@
-"""Plans for a QEMU that was started for a checkpoint: load its memory; save the devices where that is mapped.
+"""Plans for a QEMU that was started for a checkpoint: load its memory, or save the devices without memory.
 
-Such a QEMU ends when it has done its work, or is a new machine: nothing is recorded, and nothing is owed. Its
-disks are new overlays, which nobody else knows.
+Such a QEMU ends when it has done its work, or is a new machine. So no record is written, and after a failure
+nothing has to be finished. Its disks are new overlays, which nobody else uses.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _FRESH = frozenset({"prelaunch", "paused"})
 
 
 def ask(intent: Load, _graph: Graph, _state_dir: str) -> Ask:
-    """What the planner wants to know: the overlays, and the file of VM state."""
+    """Return what the planner asks: about the overlays, and the file of VM state."""
     file = intent.state.file
     return Ask(files=(*intent.disks.values(), file), memories=(file,))
 
 
 def ask_devices(intent: SaveDevices, _graph: Graph, _state_dir: str) -> Ask:
-    """What the planner wants to know: the file, and its directory."""
+    """Return what the planner asks: about the file, and its directory."""
     return Ask(files=(intent.file,), directories=(posixpath.dirname(intent.file),))
 
 
@@ -58,7 +58,7 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
     _refuse_other_disks(intent, scene)
     token = digest("load", intent.name, state.file, avoid=scene.names)
     go_on = (cont(),) if intent.resume else ()
-    opened: tuple[Step, ...] = ()
+    open_steps: tuple[Step, ...] = ()
     if state.mode == "in-place":
         if machine.status not in _FRESH:
             raise Unsupported(
@@ -67,8 +67,8 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
                 hint="start a new QEMU with -S",
             )
         refuse_store(state, machine, scene, intent.name)
-        load, opened = load_store(state, token, scene)
-        steps, after = (*load, *go_on), undone(opened)
+        load, open_steps = load_store(state, token, scene)
+        steps, after = (*load, *go_on), undone(open_steps)
     else:
         note = whole_note(scene.files, state.file)
         fact = scene.files.memories[state.file]
@@ -88,7 +88,7 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
         intent=intent,
         disks=tuple(intent.disks),
         stages=(
-            Stage("open the VM state", opened),
+            Stage("open the VM state", open_steps),
             Stage(f"load the memory of {intent.name!r}", steps),
             Stage("restore the settings", after, tidy=True),
         ),
@@ -114,7 +114,7 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
     token = digest("devices", intent.file, avoid=scene.names)
     id = job_id("save", "keep", token)  # noqa: A001 - a record's word
     partial = f"{intent.file}.partial"
-    # A QEMU that has only loaded a state has no thread of a migration whose end would have to be waited for.
+    # A QEMU that has only loaded a state has no migration thread, so there is no end to wait for.
     refuse_memory_place(scene, intent.file, option="", mapped=True)
     passage = Passage(machine, partial, file_number(token), mapped=True)
     seal = seal_memory(
@@ -144,16 +144,16 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
 
 
 def _refuse_other_disks(intent: Load, scene: Scene) -> None:
-    """Refuse when a disk does not read the overlay that the launcher was given for it."""
+    """Refuse if the root of a disk is not the overlay that the launcher was given for it."""
     differences = []
     for name, file in intent.disks.items():
         disk = scene.graph.disks.get(name)
-        found = disk.active.file if disk is not None and disk.layers else "nothing"
-        if not scene.files.same(file, found):
-            differences.append(f"its disk {name} reads {found}, not {file}")
+        actual = disk.active.file if disk is not None and disk.layers else "nothing"
+        if not scene.files.same(file, actual):
+            differences.append(f"its disk {name} reads {actual}, not {file}")
     if differences:
         raise MachineDiffers(
             f"the launcher did not use the images that it was given: {'; '.join(differences)}",
             differences=differences,
-            hint="a launcher has to start each disk from the image in the Start that it is called with",
+            hint="a launcher must start each disk from its image in the Start with which it is called",
         )

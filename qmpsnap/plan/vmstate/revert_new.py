@@ -1,6 +1,6 @@
 """Plans of a revert to an external moment in a new QEMU.
 
-Overlays are created for it to start from; then it is loaded with the memory, a stream or that in a store.
+First overlays are created, from which it is started; then it loads the memory from a stream or a store.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     token = branch_token(record, scene.graph)
     left = left_out(intent, scene.graph, scene.files)
     new = branches(moment, disks_of(record, scene, left), token, scene, in_place=False)
-    made = new_overlays(new)
+    overlays = new_overlays(new)
     operation_id = job_id("revert", "keep", token)
     plan = Plan(
         op="revert-prepare",
         intent=intent,
-        disks=tuple(made),
+        disks=tuple(overlays),
         stages=(
             Stage(
                 "create the overlays",
@@ -60,14 +60,14 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
             Stage(
                 "record them",
                 (
-                    keep_branch(record.directory, record.id, made),
+                    keep_branch(record.directory, record.id, overlays),
                     *finished(operation_id, record.directory),
                 ),
                 tidy=True,
             ),
         ),
         before=scene.graph,
-        prepared=made,
+        prepared=overlays,
         memory=memory,
         notes=notes,
     )
@@ -99,12 +99,12 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
         )
     machine = scene.machine
     token = digest("incoming", intent.name, record.id, avoid=scene.names)
-    opened: tuple[Step, ...] = ()
+    open_steps: tuple[Step, ...] = ()
     if state.mode == "in-place":
         _refuse_begun(machine, intent.name)
         refuse_store(state, machine, scene, intent.name)
-        load, opened = load_store(state, token, scene)
-        load, after = (*load, *((cont(),) if state.running else ())), undone(opened)
+        load, open_steps = load_store(state, token, scene)
+        load, after = (*load, *((cont(),) if state.running else ())), undone(open_steps)
         _refuse_not_prepared(record, scene)
         size = scene.files.files[state.file].size
     else:
@@ -121,7 +121,7 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
         intent=intent,
         disks=disks,
         stages=(
-            Stage("open the store", opened),
+            Stage("open the store", open_steps),
             Stage(f"load the memory of {intent.name!r}", load, verify=True),
             Stage("restore the settings", after, tidy=True),
         ),
@@ -132,7 +132,7 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
 
 
 def _memory_of(record: MomentRecord, scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """The stream that the new QEMU is to load, or ""; and a note where the memory is in a store."""
+    """Return the stream that the new QEMU has to load, or ""; and a note if the memory is in a store."""
     state = record.state
     if state is None:
         return "", ()
@@ -179,8 +179,8 @@ def _refuse_not_prepared(record: MomentRecord, scene: Scene) -> None:
 def _refuse_written(record: MomentRecord, note: MemoryNote, scene: Scene) -> None:
     """Refuse when a file of the layers that hold the moment has been written to since.
 
-    A stream into one of them writes it, too, but takes nothing from the moment, only the layers below. So
-    files are compared where the layers are still the same.
+    A `stream` into a layer writes to its file, too, but the moment stays: only the layers below are removed.
+    So files are compared only if the layers are still the same.
     """
     differences: list[str] = []
     for name in record.covered:

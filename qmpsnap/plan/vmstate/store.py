@@ -1,8 +1,8 @@
 """Plan of a store for a checkpoint whose memory is a stream: afterwards the same QEMU can revert to it.
 
-QEMU reads a stream only as it starts. So a second QEMU, the helper, is started like the machine and loads the
-stream, and this plan is run on the helper, whose guest never runs: it saves its VM state into a new store. Of
-the machine itself nothing is changed but the record of the checkpoint, which then names the store.
+QEMU reads a stream only at its start. So a second QEMU of the machine, the helper, is started and loads the
+stream. This plan is run on the helper, whose guest never runs: it saves its VM state into a new store. Of the
+machine itself nothing changes but the record of the checkpoint, which then names the store.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STREAM = ".memory"
 
 
 def ask_again(intent: MakeStore, graph: Graph, files: Files) -> Ask:
-    """What the planner wants to know once it knows the moments: about the memory, and the store's place."""
+    """Return what the planner asks once it knows the moments: about the memory file and the store's file."""
     records = [moment.record for moment in find_moments(graph, files.records).named(intent.name)]
     streams = tuple(
         record.state.file for record in records if record is not None and record.state is not None
@@ -69,7 +69,7 @@ def plan(intent: MakeStore, scene: GuestScene) -> Plan:
     state = KeptState("in-place", file, f"qmpsnap-{token}", old.running, note.fingerprint, token)
     operation_id = job_id("store", "keep", token)
     node = node_name(digest(token, "store", avoid=scene.names), owned=True)
-    made = Plan(
+    result = Plan(
         op="store",
         intent=intent,
         disks=disks,
@@ -96,19 +96,19 @@ def plan(intent: MakeStore, scene: GuestScene) -> Plan:
         before=scene.graph,
     )
     return recorded(
-        made,
+        result,
         record.directory,
         id=operation_id,
         created=scene.now,
         name=intent.name,
         state=state,
-        # Nobody who finishes it is to resume the guest, which it leaves alone.
+        # Whoever finishes the operation must not resume the guest: the operation has not paused it.
         origin=Origin(running=False, process=scene.machine.process),
     )
 
 
 def _stream_of(moment: Moment, record: MomentRecord) -> KeptState:
-    """The VM state of the moment, if it is a stream; or refuse."""
+    """Return the VM state of the moment if it is a stream; or refuse."""
     state = record.state
     if state is None:
         raise Unsupported(
@@ -126,6 +126,6 @@ def _stream_of(moment: Moment, record: MomentRecord) -> KeptState:
 
 
 def _store_file(stream: str) -> str:
-    """Where the store goes: beside the stream, which has the room that the caller chose."""
+    """Return the store's path: beside the stream, in the directory that the caller chose."""
     directory, slash, name = stream.rpartition("/")
     return f"{directory}{slash}{fit_name(name.removesuffix(_STREAM), '.vmstate.qcow2')}"

@@ -79,12 +79,12 @@ class Client(QMPClient):
 
     def _cb_outbound(self, msg: Message) -> Message:
         if self._recorder is not None:
-            self._recorder.sent(msg)
+            self._recorder.record_sent(msg)
         return super()._cb_outbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
     def _cb_inbound(self, msg: Message) -> Message:
         if self._recorder is not None:
-            self._recorder.received(msg)
+            self._recorder.record_received(msg)
         return super()._cb_inbound(msg) if self.logger.isEnabledFor(logging.DEBUG) else msg
 
 

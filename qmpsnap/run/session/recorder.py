@@ -4,8 +4,8 @@
     {"time": 0.000512, "at": 1764465376.25, "from": "qemu", "message": {"QMP": {...}}}
     {"time": 0.000741, "at": 1764465376.25, "from": "client", "message": {"execute": ...}}
 
-`time` counts seconds from the record's beginning by a clock that never jumps, and `at` is the time of day, in
-seconds since 1970. A file that cannot be written any more never disturbs the session.
+`time` is in seconds since the record's beginning, by a monotonic clock, and `at` is the time of day, in
+seconds since 1970. If the file can no longer be written, the session goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists
-from qmpsnap.model.secrets import MASK, answers_secret, masked, without_passwords
+from qmpsnap.model.secrets import MASK, answers_secret, mask_secrets, without_passwords
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
@@ -30,11 +30,11 @@ _log = get_logger("qmpsnap.session")
 
 
 class Recorder:
-    """The record of one session, and of those that take its place after a lost link; made by `recording`.
+    """The record of a session and of its reconnections after a lost link; made by `recording`.
 
     Args:
         file: Its path, for messages.
-        descriptor: The file, open for writing; None once it could not be written.
+        descriptor: The file, open for writing; None after a write has failed.
     """
 
     def __init__(self, file: str, descriptor: int) -> None:
@@ -44,20 +44,20 @@ class Recorder:
         self._secret: set[object] = set()  # ids of commands whose replies are secrets
         self._write(b'{"qmpsnap": "record", "version": 1, "at": %.6f}\n' % time.time())
 
-    def sent(self, message: Message) -> None:
+    def record_sent(self, message: Message) -> None:
         """Record a command, with its secrets masked."""
         if "arguments" not in message:
             self._line(b"client", bytes(message))  # which is sent next
             return
         if answers_secret(message):
             self._secret.add(message.get("id"))
-        self._line(b"client", json.dumps(masked(message)).encode())
+        self._line(b"client", json.dumps(mask_secrets(message)).encode())
 
-    def received(self, message: Message) -> None:
-        """Record a greeting, a reply or an event; its bytes as they came, where they are ASCII."""
+    def record_received(self, message: Message) -> None:
+        """Record a greeting, a reply or an event; if it is ASCII, byte for byte as received."""
         raw = bytes(message).strip()
-        if self._secret and (answered := message.get("id")) in list(self._secret) and "return" in message:
-            self._secret.discard(answered)
+        if self._secret and (command_id := message.get("id")) in list(self._secret) and "return" in message:
+            self._secret.discard(command_id)
             raw = json.dumps({**message, "return": MASK}).encode()
         elif not raw.isascii():
             raw = json.dumps(dict(message)).encode()
@@ -79,7 +79,7 @@ class Recorder:
         )
 
     def _write(self, data: bytes) -> None:
-        """Write a line in one piece, which a reader sees at once; a failure ends the record."""
+        """Write a whole line at once, without a buffer; a failure ends the record."""
         if self._descriptor is None:
             return
         try:
@@ -93,10 +93,10 @@ class Recorder:
 
 @contextmanager
 def recording(file: str | None) -> Iterator[Recorder | None]:
-    """Create a record, which is written until the end of the block; None: there is none.
+    """Create a record that is written until the end of the block; without a file return None.
 
     Args:
-        file: Its path; mode 0600.
+        file: Its path; it gets mode 0600.
 
     Raises:
         TargetExists: When there is anything of that name.

@@ -1,1 +1,1 @@
-"""One machine that the tests of a session share, and how it is put back between them."""
+"""Machines that the tests of a session share, and how they are reset between tests."""

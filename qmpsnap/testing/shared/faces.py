@@ -1,7 +1,7 @@
-"""What a test gets of a shared machine: blocking in a plain test, the real thing in an async one.
+"""The objects by which a test uses a shared machine: blocking in a plain test, real in an async test.
 
-Calls of a plain test run in the plugin's event loop. A coroutine gets a connection of its own in its own
-loop, whichever plugin runs that: a connection belongs to the loop that made it.
+The calls of a plain test run in the plugin's event loop. A coroutine gets its own connection in its own loop,
+whichever plugin runs that loop, because a connection can be used only in the loop that made it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OURS: Final = "qmpsnap."
 
 
 def call(portal: BlockingPortal, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function in the portal's loop; when the wait is interrupted, the call is cancelled."""
+    """Call a function in the portal's loop and wait; if the wait is interrupted, cancel the call."""
     future = portal.start_task_soon(function, *arguments)
     try:
         return future.result()
@@ -39,10 +39,10 @@ def call(portal: BlockingPortal, function: Callable[..., Any], *arguments: objec
 
 
 class Blocking:
-    """The same object with methods that block: `vm.snapshot("one")` where a coroutine awaits it.
+    """Wraps an object so that its methods block: `vm.snapshot("one")` where a coroutine would await it.
 
-    Context managers of it are used by `with`, and asynchronous iterators by `for`. Whatever is returned that
-    has coroutine methods of its own blocks, too.
+    Its async context managers work with `with`, and its async iterators with `for`. An object that it returns
+    and that has coroutine methods is wrapped, too.
     """
 
     def __init__(self, portal: BlockingPortal, get: Callable[[], object]) -> None:
@@ -54,14 +54,14 @@ class Blocking:
             raise AttributeError(name)
         value = getattr(self._get(), name)
         if not inspect.ismethod(value):
-            return _blocking(self._portal, value)
+            return _make_blocking(self._portal, value)
 
         def method(*arguments: object, **options: object) -> Any:
             async def run() -> object:
                 result = value(*arguments, **options)
                 return await result if inspect.isawaitable(result) else result
 
-            return _blocking(self._portal, call(self._portal, run))
+            return _make_blocking(self._portal, call(self._portal, run))
 
         method.__doc__ = value.__doc__
         return method
@@ -73,9 +73,9 @@ class Blocking:
         return f"<blocking {self._get()!r}>"
 
 
-def _blocking(portal: BlockingPortal, value: Any) -> Any:
+def _make_blocking(portal: BlockingPortal, value: Any) -> Any:
     if isinstance(value, AbstractAsyncContextManager):
-        return _entered(portal, value)
+        return _enter(portal, value)
     if isinstance(value, AsyncIterator):
         return _each(portal, value)
     if isinstance(value, Child | Children):
@@ -89,27 +89,27 @@ def _blocking(portal: BlockingPortal, value: Any) -> Any:
 
 
 @contextmanager
-def _entered(portal: BlockingPortal, manager: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
+def _enter(portal: BlockingPortal, manager: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
     with portal.wrap_async_context_manager(manager) as value:
-        yield _blocking(portal, value)
+        yield _make_blocking(portal, value)
 
 
 def _each(portal: BlockingPortal, iterator: AsyncIterator[Any]) -> Iterator[Any]:
     end = object()
     while (value := call(portal, anext, iterator, end)) is not end:
-        yield _blocking(portal, value)
+        yield _make_blocking(portal, value)
 
 
 class Face(Blocking, Generic[T]):
-    """Something of the shared machine, for one test.
+    """An object of the shared machine, such as its VM, for a single test.
 
-    Used directly it blocks. `here` gives the real one to a coroutine.
+    Used directly, it blocks. `here` gives a coroutine the real object.
 
     Args:
         portal: The plugin's event loop.
-        open: Opens one connection, in the loop that runs.
-        through: For a thing that takes one connection alone: makes what coroutines get, which uses the one in
-            the plugin's loop. None: they get a connection of their own.
+        open: Opens a connection in the running loop.
+        through: For an object that allows only one connection: makes an object for coroutines that uses the
+            connection in the plugin's loop. None: each coroutine gets its own connection.
     """
 
     def __init__(
@@ -119,48 +119,50 @@ class Face(Blocking, Generic[T]):
         *,
         through: Callable[[T], T] | None = None,
     ) -> None:
-        super().__init__(portal, self._opened)
+        super().__init__(portal, self._object)
         self._open = open
         self._through = through
         self._entered: tuple[AbstractContextManager[T], T] | None = None
         self._inside: dict[asyncio.AbstractEventLoop, T] = {}
 
-    def _opened(self) -> T:
+    def _object(self) -> T:
         if self._entered is None:
             manager = self._portal.wrap_async_context_manager(self._open())
             self._entered = manager, manager.__enter__()
         return self._entered[1]
 
     def close(self) -> None:
-        """Close what plain code has opened."""
+        """Close the connection that plain code has opened."""
         if self._entered is not None:
             (manager, _), self._entered = self._entered, None
             manager.__exit__(None, None, None)
 
     @asynccontextmanager
     async def here(self) -> AsyncIterator[T]:
-        """The real one, in the loop that runs; all who ask inside the block of the first share it."""
+        """Yield the real object in the running loop; callers within the block of the first share it."""
         if self._through is not None:
-            yield self._through(await anyio.to_thread.run_sync(self._opened))
+            yield self._through(await anyio.to_thread.run_sync(self._object))
             return
         loop = asyncio.get_running_loop()
         if loop in self._inside:
             yield self._inside[loop]
             return
-        async with self._open() as opened:
-            self._inside[loop] = opened
+        async with self._open() as connection:
+            self._inside[loop] = connection
             try:
-                yield opened
+                yield connection
             finally:
                 del self._inside[loop]
 
 
 @asynccontextmanager
-async def real(given: dict[str, object]) -> AsyncIterator[dict[str, object]]:
-    """The arguments of a coroutine, with the real thing for each `Face`."""
-    name, face = next(((name, value) for name, value in given.items() if isinstance(value, Face)), ("", None))
+async def real(fixtures: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+    """Yield the arguments of a coroutine, with each `Face` replaced by the real object."""
+    name, face = next(
+        ((name, value) for name, value in fixtures.items() if isinstance(value, Face)), ("", None)
+    )
     if face is None:
-        yield given
+        yield fixtures
         return
-    async with cast("Face[object]", face).here() as value, real({**given, name: value}) as rest:
+    async with cast("Face[object]", face).here() as value, real({**fixtures, name: value}) as rest:
         yield rest

@@ -1,4 +1,4 @@
-"""What is kept of a machine whose test failed."""
+"""Keeps the logs, messages and chains of a machine whose test failed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LOGS: Final = (CONSOLE_LOG, "qemu.log")
 
 
 async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
-    """Copy what tells how a test failed; nothing is raised when the machine does not answer.
+    """Copy the logs and messages of a failed test; nothing is raised when the machine does not answer.
 
-    - `console.log`: what the guest wrote to its console, of the whole boot.
+    - `console.log`: what the guest wrote to its console since it was booted.
     - `qemu.log`: what QEMU printed.
     - `qmp*.jsonl`: the QMP messages of each connection that the test had.
     - `chain-before`, `chain-after`: the chain of each disk when the test began, and now.
     - `state`: the run state, or why there is none.
-    - `overlays/`: copies of the images above the machine's own, backed by each other and by those.
+    - `overlays/`: copies of the overlays, backed by each other and by the test suite's images.
 
     Args:
         booted: The machine.
-        folder: The folder, which is created; what is there is replaced.
-        overlays: Whether images are copied, for which the guest is paused.
+        folder: The folder; it is created, and files in it are replaced.
+        overlays: Whether the overlays are copied, for which the guest is paused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "chain-before").write_text(booted.chains)
@@ -59,7 +59,7 @@ async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
 
 
 async def _copy_overlays(directory: Path, graph: Graph, folder: Path) -> None:
-    """Copy each layer that lies in the directory, and let the copies be backed by each other."""
+    """Copy each layer that lies in the directory; each copy is backed by the copy of the layer below."""
     folder.mkdir(exist_ok=True)
     for disk in graph.disks.values():
         for layer in reversed(disk.layers):

@@ -1,4 +1,4 @@
-"""Clears a shared machine of what a test left in its QEMU, and in its directory."""
+"""Removes from a shared machine whatever a test left in its QEMU and in its directory."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ _QUERIES: Final[Sequence[tuple[str, str, Mapping[str, str], str]]] = (
 
 
 async def read_standing(vm: VM, graph: Graph) -> Standing:
-    """Read what must be the same before each test, in addition to the graph, which was just read."""
-    parts = {kind: names_of(key, await vm.execute(command, given)) for kind, command, given, key in _QUERIES}
+    """Read the names that must be the same before each test; the graph was read just before."""
+    parts = {
+        kind: names_of(key, await vm.execute(command, arguments))
+        for kind, command, arguments, key in _QUERIES
+    }
     return Standing.of(graph, parts)
 
 
 async def resume(vm: VM) -> None:
-    """Let a paused guest run.
+    """Resume a paused guest.
 
     Raises:
-        Unsupported: When it cannot: it is off, or it panicked.
+        Unsupported: When it cannot run, because it is off or has panicked.
     """
     status = await vm.status()
     if status.running:
@@ -68,25 +71,25 @@ async def end_jobs(vm: VM) -> None:
                         await vm.execute("block-job-cancel", {"device": job["id"], "force": True})
                     else:
                         await vm.execute("job-cancel", {"id": job["id"]})
-            await anyio.sleep(0.01)  # a job of somebody else may have no event that we would get
+            await anyio.sleep(0.01)  # no event may reach us for the end of a job of another client
 
 
 async def drop_nodes(vm: VM, known: Collection[str]) -> Graph:
-    """Close each block node that is in no disk's chain and was not there before; return what is left."""
+    """Close each block node that is in no disk's chain and was not there before; return the graph."""
     while True:
         graph = await vm.graph()
         more = [name for name in graph.nodes.keys() - in_chains(graph) - set(known) if name[0] != "#"]
-        gone = 0
+        count = 0
         for name in more:
             with contextlib.suppress(QmpsnapError):
                 await vm.execute("blockdev-del", {"node-name": name})
-                gone += 1
-        if not gone:
-            return graph  # a node that another one is based on goes after that
+                count += 1
+        if not count:
+            return graph  # a node can be closed only after those that are based on it
 
 
 def record_now(directory: Path, name: str, *, active: Collection[str]) -> dict[Path, bytes]:
-    """The record of a snapshot after a revert to it, by its file; branches of earlier reverts are left out.
+    """Return the record of a snapshot after a revert, by file name, without branches of earlier reverts.
 
     Args:
         directory: The directory of the records.
@@ -105,7 +108,7 @@ def record_now(directory: Path, name: str, *, active: Collection[str]) -> dict[P
 
 
 def put_back_records(directory: Path, records: Mapping[Path, bytes]) -> None:
-    """Let the directory hold these records, as they were, and no other one."""
+    """Restore these records in the directory, and remove all others."""
     remove_more(directory, records)
     for path, content in records.items():
         if not path.exists() or path.read_bytes() != content:
@@ -113,7 +116,7 @@ def put_back_records(directory: Path, records: Mapping[Path, bytes]) -> None:
 
 
 def remove_more(directory: Path, keep: Collection[Path]) -> None:
-    """Remove each file below the directory that is not to be kept; sockets stay."""
+    """Remove each file below the directory but those to keep and the sockets."""
     for path in directory.rglob("*"):
         if path not in keep and (path.is_symlink() or path.is_file()):
             path.unlink(missing_ok=True)

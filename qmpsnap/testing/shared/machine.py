@@ -1,7 +1,7 @@
-"""A machine that boots once, and is put back before each test; lives in one event loop.
+"""A machine that boots once, and is reset before each test. It belongs to a single event loop.
 
-Its images are overlays in a private directory: those that it was described with are never written to. What
-cannot be put back exactly as it was is ended, and a new QEMU boots.
+Its images are overlays in a private directory; the images in its description are never written to. If it
+cannot be reset to exactly its first state, its QEMU is ended, and a new one boots.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
 MONITORS: Final = 4
-"""How many monitors each QEMU has: the first is ours, the others are for tests."""
+"""Number of monitors of each QEMU: the first is for the plugin, the others are for tests."""
 
 Ready = Callable[[VM, Path, int], Awaitable[None]]
 """Returns once the guest is ready.
 
-It gets the machine, the directory of its sockets and logs, and how many bytes of its console's log are older
-than this start.
+It is called with the machine, the directory of its sockets and logs, and the number of bytes that its
+console's log had before this start.
 """
 
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
@@ -45,13 +45,13 @@ _CONSOLE_LINES = 15
 
 @dataclass
 class Account:
-    """What was done, for the report.
+    """The boots and resets of a machine, for the report.
 
     Attributes:
-        reset: How the machine is put back by default, and why.
+        reset: How the machine is reset by default, and why.
         boots: Seconds of each boot.
         resets: Seconds of each reset.
-        again: Why it was booted anew, one line each.
+        again: Why it was booted again, a line for each time.
     """
 
     reset: str = ""
@@ -61,14 +61,14 @@ class Account:
 
 
 class SharedMachine:
-    """One machine that tests share, one after the other; enter it before use.
+    """A machine that tests use one after the other; use it in an `async with` block.
 
     Args:
         launcher: Starts it.
         bases: The images of its disks.
         directory: An empty directory of ours, with a short path.
-        ready: When the guest has booted.
-        reset: How it is put back unless a test says otherwise; None: the fastest way that works.
+        ready: Waits until the guest has booted.
+        reset: How it is reset unless a test demands another way; None: the fastest way that works.
         boot_limit: Seconds until the guest must be ready.
     """
 
@@ -108,16 +108,16 @@ class SharedMachine:
 
     @property
     def booted(self) -> Booted:
-        """The QEMU that runs; only after `begin`."""
+        """The QEMU that runs; available after `begin`."""
         if self._booted is None:
             raise GuestFailed("the machine was not started", script="")
         return self._booted
 
     async def begin(self, wanted: Reset | None = None, *, test: str = "") -> Booted:
-        """Put the machine in its first state, or boot it.
+        """Reset the machine to its first state, or boot it.
 
         Args:
-            wanted: How; None: the session's way.
+            wanted: How it is reset; None: the session's way.
             test: The test that is about to use it, for the report.
 
         Raises:
@@ -153,7 +153,7 @@ class SharedMachine:
         return booted
 
     async def _choose(self) -> Booted:
-        """Boot, and choose the fastest way that puts the machine back."""
+        """Boot, and choose the fastest way that resets the machine."""
         reasons: list[str] = []
         for mode in _TRIED:
             try:
@@ -248,18 +248,18 @@ class SharedMachine:
         *,
         task_status: TaskStatus[Booted],
     ) -> None:
-        """Own a QEMU from its start to its end: both are in one task."""
-        leave, ended, begun = anyio.Event(), anyio.Event(), False
+        """Own a QEMU from its start to its end, which must be in the same task."""
+        leave, ended, is_open = anyio.Event(), anyio.Event(), False
         try:
             async with machine:
                 (place,) = places
                 (place / RECORDS).mkdir(exist_ok=True)
                 async with connect(monitors(place)[0], state_dir=place / RECORDS, name="the machine") as vm:
-                    begun = True
+                    is_open = True
                     task_status.started(Booted(vm, place, mode, leave, ended))
                     await leave.wait()
         except _FAILURES:
-            if not begun:
+            if not is_open:
                 raise
         finally:
             ended.set()
@@ -279,7 +279,7 @@ class SharedMachine:
             await booted.ended.wait()
 
     async def _put_back(self, booted: Booted, mode: Reset) -> Booted:
-        """Put the machine back; when this fails, it is to be booted anew."""
+        """Reset the machine; if this fails, it has to be booted again."""
         if mode == "none":
             await booted.vm.status()
             return booted
@@ -287,12 +287,12 @@ class SharedMachine:
             return await self._clone()
         since = console_size(booted.directory) if mode == "disks" else 0
         await resets.put_back(booted)
-        if mode == "disks":  # with its memory the guest goes on as one that is ready
+        if mode == "disks":  # a guest that goes on with its memory is ready
             await self._await_ready(booted, since=since)
         return booted
 
     def last_lines(self, booted: Booted) -> str:
-        """The end of what the guest wrote to its console."""
+        """Return the last lines that the guest wrote to its console."""
         text = console_text(booted.directory)
         lines = [line for line in text.splitlines() if line.strip()][-_CONSOLE_LINES:]
         if not lines:
@@ -310,14 +310,14 @@ async def shared_machine(
     reset: Reset | None,
     boot_limit: float,
 ) -> AsyncIterator[SharedMachine]:
-    """A `SharedMachine` for the block; see there."""
+    """Yield a `SharedMachine`, whose arguments these are."""
     machine = SharedMachine(launcher, bases, directory, ready=ready, reset=reset, boot_limit=boot_limit)
     async with machine:
         yield machine
 
 
 def monitors(directory: Path) -> tuple[str, ...]:
-    """Paths of the monitors of a QEMU."""
+    """Return the paths of the monitors of a QEMU."""
     return tuple(str(directory / f"qmp{number}") for number in range(MONITORS))
 
 

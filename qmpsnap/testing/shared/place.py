@@ -20,23 +20,23 @@ from qmpsnap.run.safe_open import open_file
 from qmpsnap.run.scratch import scratch
 
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
-# QEMU (block/file-posix.c): a read lock on byte 200 + n says that permission n is not shared. 1 is to write,
-# 3 is to resize.
+# QEMU (block/file-posix.c): a read lock on byte 200 + n says that permission n is not shared. Permission 1
+# is to write, 3 is to resize.
 _NOT_SHARED: Final = (201, 203)
 
 
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A directory with a short path, for us alone; it is removed with the block, or when our process dies."""
+    """Create a private directory with a short path; it is removed with the block, or if our process dies."""
     with scratch() as path, removed_at_death(path):
         yield Path(path)
 
 
 @contextmanager
 def unwritable(files: Collection[str]) -> Iterator[None]:
-    """Let no QEMU write to the images: each one, ours too, is refused the lock for it.
+    """Prevent every QEMU, also ours, from writing to the images: it does not get the lock that it needs.
 
-    Where the file system has no locks, nothing is held.
+    On a file system without locks this does nothing.
     """
     with ExitStack() as stack:
         for file in files:
@@ -54,7 +54,7 @@ async def read_bases(disks: Mapping[str, str], formats: Mapping[str, str]) -> tu
     """Read the headers of the images that a machine's disks are based on.
 
     Raises:
-        Refused: When one is not usable; see `qmpsnap.offline`.
+        Refused: When an image cannot be used; see `qmpsnap.offline`.
     """
     chains = await in_thread(partial(read_chains, disks, formats=formats))
     return tuple(
@@ -67,9 +67,9 @@ class Base:
 
     Attributes:
         disk: The disk's name.
-        files: The image, and those beneath it.
+        files: Paths of the image and of the images beneath it.
         format: The image's format.
-        size_bytes: What the guest sees.
+        size_bytes: Size of the disk as the guest sees it.
     """
 
     def __init__(self, disk: str, files: tuple[str, ...], format: str, size_bytes: int) -> None:  # noqa: A002
@@ -81,7 +81,7 @@ class Base:
 
 async def overlay_each(bases: Collection[Base], directory: Path) -> dict[str, str]:
     """Create an empty overlay on each image; return their paths by disk."""
-    made: dict[str, str] = {}
+    files: dict[str, str] = {}
     for base in bases:
         file = str(directory / f"{base.disk}.qcow2")
         await Images().create_image(
@@ -92,5 +92,5 @@ async def overlay_each(bases: Collection[Base], directory: Path) -> dict[str, st
             backing=base.files[0],
             backing_format=base.format,
         )
-        made[base.disk] = file
-    return made
+        files[base.disk] = file
+    return files

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 
-_AT_ONCE: Final = 4  # machines; the one that was not used for longest ends for another one
+_AT_ONCE: Final = 4  # machines; the least recently used one ends when a further one is needed
 
 
 class Source:
-    """A machine as a test-suite gives it.
+    """A machine as a test suite describes it.
 
     Attributes:
         launcher: Starts it.
         disks: The image of each disk.
         formats: "raw" or "qcow2" of each image; needed unless its name ends in ".qcow2".
-        ready: When it is ready: text on its console, or a coroutine function that returns then and gets the
-            VM; None: when the agent of our own guest answers, if it is our guest.
+        ready: Text on the console of a guest that is ready, or a coroutine function that is called with the
+            VM and returns then; None: our own guest is ready when it answers, any other at once.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Pool:
     """All shared machines of this process; use it in a `with` block.
 
     Args:
-        reset: How machines are put back; None: the fastest way that works for each.
+        reset: How machines are reset; None: the fastest way that works for each.
         boot_limit: Seconds that a guest may take to be ready.
     """
 
@@ -90,16 +90,16 @@ class Pool:
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """What was done with each machine."""
+        """The boots and resets of each machine."""
         return tuple(self._accounts)
 
     def begin(self, key: object, source: Source, wanted: Reset | None, *, test: str) -> InUse:
-        """Put a machine in its first state for a test.
+        """Reset a machine to its first state for a test.
 
         Args:
-            key: What tells the machine from others; equal ones are the same machine.
-            source: Where it comes from, if it is not there yet.
-            wanted: How it is put back; None: the session's way.
+            key: Identifies the machine; equal keys are the same machine.
+            source: Its description, if it does not exist yet.
+            wanted: How it is reset; None: the session's way.
             test: The test's name, for the report.
         """
         owned = next((owned for owned in self._machines if owned.key == key), None)
@@ -136,7 +136,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class _Owned:
-    """A machine of ours, what tells it from others, and what ends it."""
+    """A machine of the pool, its key, and the event that ends it."""
 
     key: object
     machine: SharedMachine
@@ -148,7 +148,7 @@ class InUse:
 
     Attributes:
         vm: Its VM.
-        guest: Commands in it.
+        guest: Runs commands in its guest.
         directory: Sockets, logs and images of its QEMU.
     """
 
@@ -162,7 +162,7 @@ class InUse:
         self.guest: Final = Face[Guest](portal, self._open_guest, through=partial(_GuestThere, portal))
 
     def monitor(self) -> str:
-        """Path of a monitor that nobody uses.
+        """Return the path of a monitor that is not in use.
 
         Raises:
             GuestFailed: When there is none left.
@@ -204,37 +204,39 @@ class InUse:
     def _open_guest(self) -> AbstractAsyncContextManager[Guest]:
         port = self.directory / PORT_NAME
         if not port.exists():
-            raise GuestFailed(f"the machine has no agent of ours at {port}", script="")
+            raise GuestFailed(
+                f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""
+            )
         return open_guest(port, limit=30)
 
     # -- what is kept of a failed test -----------------------------------------------------------------
 
     def keep(self, folder: Path, *, overlays: bool) -> None:
-        """Copy what tells how a test failed into a folder, which is created."""
+        """Copy the logs and messages of a failed test into a folder, which is created."""
         call(self._portal, lambda: keep(self._booted, folder, overlays=overlays))
 
 
 class _GuestThere(Guest):
-    """Our guest for any event loop: its port takes one client, which is in the plugin's loop."""
+    """Our guest for coroutines of any event loop; its port has a single client, in the plugin's loop."""
 
     def __init__(self, portal: BlockingPortal, guest: Guest) -> None:
         super().__init__(guest._stream)  # noqa: SLF001 - the same guest
         self._portal = portal
-        self._there = guest
+        self._original = guest
 
     async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
-        ask = partial(self._there._ask, script, limit=limit, patience=patience, most=most)  # noqa: SLF001
+        ask = partial(self._original._ask, script, limit=limit, patience=patience, most=most)  # noqa: SLF001
         return await asyncio.wrap_future(self._portal.start_task_soon(ask))
 
 
-def _ready(given: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:
+def _ready(condition: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:
     async def ready(vm: VM, directory: Path, since: int) -> None:
-        if callable(given):
-            result: Any = given(vm)
+        if callable(condition):
+            result: Any = condition(vm)
             if inspect.isawaitable(result):
                 await result
-        elif given:
-            while given not in console_text(directory, since):  # noqa: ASYNC110 - a file has no event for us
+        elif condition:
+            while condition not in console_text(directory, since):  # noqa: ASYNC110 - a file has no event for us
                 await anyio.sleep(0.02)
         elif (directory / PORT_NAME).exists():
             async with open_guest(directory / PORT_NAME, limit=limit):

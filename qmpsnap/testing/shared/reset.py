@@ -1,4 +1,4 @@
-"""Puts a machine that runs back in its first state, exactly, or says that it cannot."""
+"""Resets a running machine to exactly its first state, or raises that it cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import anyio
 
 READY: Final = "qmpsnap-ready"
-"""Name of the checkpoint of the guest that has booted; of the disks alone, before it ran, `START`."""
+"""Name of the checkpoint of the booted guest; `START` is that of the snapshot of its disks before the
+boot."""
 
 START: Final = "qmpsnap-start"
 
@@ -33,9 +34,9 @@ class Booted:
     Attributes:
         vm: Our own connection to it.
         directory: Its sockets, logs and images.
-        mode: How it can be put back.
+        mode: How it can be reset.
         leave, ended: Set to let it end, and once it has.
-        standing: What must be the same after a reset; None: it is not put back.
+        standing: What must be the same after a reset; None: it is not reset.
         files: Files that a reset needs, with size and time of the last change (ns).
         records: The records that a reset needs, with their content.
         used: Whether a test has had it.
@@ -55,18 +56,18 @@ class Booted:
 
 
 async def keep_disks(booted: Booted) -> None:
-    """Keep the disks of a guest that has not run yet, and let it run."""
+    """Take a snapshot of the disks before the guest has run, and start the guest."""
     await booted.vm.snapshot(START)
     await booted.vm.cont()
 
 
 async def keep_memory(booted: Booted) -> None:
-    """Keep memory and disks of a guest that is ready."""
+    """Take a checkpoint of a guest that is ready."""
     await booted.vm.checkpoint(READY, mode="in-place", memory=booted.directory / "ready.vmstate.qcow2")
 
 
 async def note(booted: Booted) -> None:
-    """Note what the machine is to be after each reset."""
+    """Note the state that the machine must have after each reset."""
     graph = await booted.vm.graph()
     booted.standing = await leftovers.read_standing(booted.vm, graph)
     active = {Path(disk.active.file) for disk in graph.disks.values() if disk.layers}
@@ -75,11 +76,11 @@ async def note(booted: Booted) -> None:
 
 
 async def put_back(booted: Booted) -> None:
-    """Put the machine back; its guest runs then, but may have to boot.
+    """Reset the machine; its guest runs then, but may still be booting.
 
     Raises:
-        MachineDiffers: When it would not be, or is not, as it was at first.
-        QmpsnapError, OSError, TimeoutError: When it cannot be put back.
+        MachineDiffers: When the machine differs from its first state, or would differ after the reset.
+        QmpsnapError, OSError, TimeoutError: When it cannot be reset.
     """
     if booted.standing is None:
         raise MachineDiffers("it was not prepared for a reset", differences=())
@@ -92,9 +93,11 @@ async def put_back(booted: Booted) -> None:
     await vm.revert(name)
     graph = await leftovers.drop_nodes(vm, booted.standing.nodes)
     await leftovers.resume(vm)
-    found = [str(one) for one in differences(booted.standing, await leftovers.read_standing(vm, graph))]
-    if found:
-        raise MachineDiffers(f"after the reset it differs: {'; '.join(found)}", differences=found)
+    changes = [
+        str(change) for change in differences(booted.standing, await leftovers.read_standing(vm, graph))
+    ]
+    if changes:
+        raise MachineDiffers(f"after the reset it differs: {'; '.join(changes)}", differences=changes)
     active = {disk.active.file for disk in graph.disks.values() if disk.layers}
     booted.records = leftovers.record_now(records, name, active=active)
     leftovers.put_back_records(records, booted.records)
@@ -104,15 +107,15 @@ async def put_back(booted: Booted) -> None:
 
 
 def _check_files(booted: Booted, standing: Standing) -> None:
-    """Refuse when a layer that the reset needs was written to: its moment is lost."""
+    """Refuse if a layer that the reset needs was written to, and so no longer holds its moment."""
     layers = {Path(file) for files in standing.chains.values() for file in files}
     for path in booted.files.keys() & layers:
         if not path.exists() or _stamp(path) != booted.files[path]:
-            raise MachineDiffers(f"{path.name} was changed, which the reset needs", differences=[str(path)])
+            raise MachineDiffers(f"{path.name} was changed, and the reset needs it", differences=[str(path)])
 
 
 def console_text(directory: Path, since: int = 0) -> str:
-    """What the guest wrote to its console after the first bytes; "" if there is no log of it."""
+    """Return what the guest wrote to its console after the first `since` bytes; "" if there is no log."""
     try:
         return (directory / CONSOLE_LOG).read_bytes()[since:].decode(errors="replace")
     except OSError:
@@ -130,5 +133,5 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""What a test-suite may give as its machine, and what that means."""
+"""The descriptions of a machine that a test suite may give, and how each becomes a launcher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEMORY_MIB: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """What the command line or the ini file says of every described machine.
+    """The options of the command line or the ini file that change every described machine.
 
     Attributes:
         qemu: The system emulator, its directory, or "" for the machine's own.
@@ -40,7 +40,7 @@ class Overrides:
     memory_mib: int = 0
 
     def of(self, machine: Machine) -> Machine:
-        """The machine with what is overridden."""
+        """Return the machine with these options."""
         accel = cast("Accelerator | None", self.accel or None)
         return replace(
             machine,
@@ -51,40 +51,41 @@ class Overrides:
 
 
 def source_of(machine: object, disks: Mapping[str, object], ready: object, *, overrides: Overrides) -> Source:
-    """Return what the fixtures of a test-suite describe.
+    """Return the machine that the fixtures of a test suite describe.
 
     Args:
         machine: What qmpsnap_machine returned: a Machine, a command line, a launcher, or None for our own
             guest.
-        disks: What qmpsnap_disks returned, for all but a Machine: by disk a path, or a path and a format.
+        disks: What qmpsnap_disks returned, unless the machine is a Machine: for each disk a path, or a path
+            and a format.
         ready: What qmpsnap_ready returned; see `Source`.
-        overrides: What the options say.
+        overrides: The options.
 
     Raises:
-        BadArgument: When one is of no use.
-        Unsupported: When there is no such QEMU, or no kernel for our guest.
+        BadArgument: When an argument is invalid.
+        Unsupported: When QEMU, or the kernel of our guest, is not found.
     """
     if not (ready is None or isinstance(ready, str) or callable(ready)):
         refuse("qmpsnap_ready", ready, "return text, a coroutine function, or None")
-    given = _disks(disks)
+    disk_list = _disks(disks)
     if machine is None:
-        machine = guest_machine(disks=given, memory_mib=_MEMORY_MIB)
-    elif isinstance(machine, Machine) and given:
+        machine = guest_machine(disks=disk_list, memory_mib=_MEMORY_MIB)
+    elif isinstance(machine, Machine) and disk_list:
         refuse("qmpsnap_disks", disks, "a Machine names its own disks")
     if isinstance(machine, Machine):
-        given, launcher = machine.disks, described(overrides.of(machine))
+        disk_list, launcher = machine.disks, launcher_of_machine(overrides.of(machine))
     elif callable(machine):
         launcher = cast("Launcher", machine)
     elif isinstance(machine, list | tuple):
-        launcher = partial(_launched, machine)
+        launcher = partial(_launch, machine)
     else:
         refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine, a command line, or a launcher")
-    files = {disk.name: path_text("file", disk.file) for disk in given}
-    return Source(launcher, files, {disk.name: disk.format for disk in given}, ready)
+    files = {disk.name: path_text("file", disk.file) for disk in disk_list}
+    return Source(launcher, files, {disk.name: disk.format for disk in disk_list}, ready)
 
 
-def described(machine: Machine) -> Launcher:
-    """A launcher whose QEMUs have the log of the console, and a socket for each port, in their directory."""
+def launcher_of_machine(machine: Machine) -> Launcher:
+    """Return a launcher whose QEMUs put the console's log, and a socket for each port, in their directory."""
 
     def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
         place = Path(start.directory)
@@ -98,13 +99,13 @@ def described(machine: Machine) -> Launcher:
     return launcher
 
 
-def _launched(argv: Sequence[str], start: Start) -> AbstractAsyncContextManager[VM]:
+def _launch(argv: Sequence[str], start: Start) -> AbstractAsyncContextManager[VM]:
     return launch(argv, start=start)
 
 
-def _disks(given: Mapping[str, object]) -> Sequence[MachineDisk]:
+def _disks(files: Mapping[str, object]) -> Sequence[MachineDisk]:
     disks = []
-    for name, value in given.items():
+    for name, value in files.items():
         file, kind = value if isinstance(value, tuple) else (value, "qcow2")
         disks.append(MachineDisk(name=name, file=file, format=kind))
     return disks
@@ -119,11 +120,11 @@ def find_qemu(given: str) -> str:
     Raises:
         Unsupported: When there is none.
     """
-    found = shutil.which(f"{given}/{_QEMU}" if Path(given).is_dir() else given)
-    if found is None:
+    program = shutil.which(f"{given}/{_QEMU}" if Path(given).is_dir() else given)
+    if program is None:
         raise Unsupported(
             f"there is no QEMU {given!r}",
             feature="qemu",
             hint="install qemu-system-x86, or name a QEMU with --qmpsnap-qemu",
         )
-    return found
+    return program

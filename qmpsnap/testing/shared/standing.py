@@ -1,4 +1,4 @@
-"""What a shared machine looks like from outside, to be compared after a reset. Pure."""
+"""The state of a shared machine as QEMU shows it, for comparison after a reset. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qmpsnap.model.frozen import FrozenStruct
 from qmpsnap.model.graph import Graph, draw
 
 Reset = Literal["memory", "clone", "disks", "boot", "none"]
-"""How a machine is put back before a test.
+"""How a machine is reset before a test.
 
-- "memory": memory and disks go back in the running QEMU.
+- "memory": memory and disks are reverted in the running QEMU.
 - "clone": a new QEMU goes on from the memory and the disks of a template.
-- "disks": the disks go back in the running QEMU, and the guest is reset.
+- "disks": the disks are reverted in the running QEMU, and the guest is reset.
 - "boot": a new QEMU boots on fresh overlays.
 - "none": the machine stays as the previous test left it.
 """
@@ -36,7 +36,7 @@ class Standing(FrozenStruct, frozen=True):
 
     @classmethod
     def of(cls, graph: Graph, parts: Mapping[str, tuple[str, ...]]) -> Standing:
-        """Return the standing that a graph and other names show."""
+        """Return the state that a graph and other names describe."""
         return cls(
             chains={name: disk.files[1:] for name, disk in graph.disks.items()},
             nodes=tuple(sorted(name for name in graph.nodes.keys() - in_chains(graph) if name[0] != "#")),
@@ -45,7 +45,7 @@ class Standing(FrozenStruct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """What is not as it was: `what` it is, and the names that came and went."""
+    """A difference from the first state: `what` differs, and the names that are new or gone."""
 
     what: str
     more: tuple[str, ...]
@@ -58,7 +58,7 @@ class Difference(Struct, frozen=True):
 
 
 def in_chains(graph: Graph) -> frozenset[str]:
-    """The nodes of all disks: of each layer, its file, and the filters."""
+    """Return the nodes of all disks: those of each layer and its file, and the filters."""
     names: set[str] = set()
     for disk in graph.disks.values():
         names |= {disk.root, *(part.node for part in disk.filters)}
@@ -68,7 +68,7 @@ def in_chains(graph: Graph) -> frozenset[str]:
 
 
 def differences(before: Standing, after: Standing) -> tuple[Difference, ...]:
-    """What is in one and not in the other; empty when both are the same."""
+    """Return the differences between two states; none if they are equal."""
     pairs: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("disks", tuple(before.chains), tuple(after.chains)),
         *(
@@ -91,7 +91,7 @@ def _without(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]
 
 
 def pictures(graph: Graph) -> str:
-    """Each disk's chain, a line each."""
+    """Draw the chain of each disk, a line for each."""
     return "".join(f"{name}: {draw(disk.files)}\n" for name, disk in graph.disks.items())
 
 

@@ -1,4 +1,4 @@
-"""Command lines as people have them, and what another QEMU like theirs is started with."""
+"""Command lines as people write them, and how they are rewritten for another QEMU of the same machine."""
 
 # A row that is broken into its arguments says less than one that is long:
 # ruff: noqa: E501, ISC004
@@ -208,8 +208,8 @@ def test_line_is_rewritten(line: str, disks: str, expected: str) -> None:
 
 
 REFUSED = {
-    "-netdev tap,id=n,ifname=tap0,script=no": "the interface 'tap0' is the first one's",
-    "-netdev tap,id=hostnet0,fd=23,vhost=on": "its descriptor is the first one's",
+    "-netdev tap,id=n,ifname=tap0,script=no": "the interface 'tap0' belongs to the first QEMU",
+    "-netdev tap,id=hostnet0,fd=23,vhost=on": "its descriptor belongs to the first QEMU",
     "-netdev socket,id=n,listen=:1234": "its connection has two ends",
     "-nic socket,connect=:1234": "its connection has two ends",
     "-netdev stream,id=n,addr.type=unix,addr.path=/s": "its connection has two ends",
@@ -225,13 +225,13 @@ REFUSED = {
     "-tpmdev emulator,id=t,chardev=c": "a TPM",
     "-readconfig vm.cfg": "not known here",
     "-add-fd fd=3,set=2": "descriptor",
-    "-set drive.d0.file=x": "differently",
-    "-icount shift=auto,rr=record,rrfile=f": "recorded",
+    "-set drive.d0.file=x": "different",
+    "-icount shift=auto,rr=record,rrfile=f": "record",
     "-fsdev proxy,id=f,sock_fd=4": "one machine",
     "-object memory-backend-file,id=nv,mem-path=/nv,size=1G,share=on": "write to the same file",
-    "-device '{broken'": "no JSON",
-    "-device '{}x'": "no JSON",
-    "-drive file=a,index=x": "no number",
+    "-device '{broken'": "not JSON",
+    "-device '{}x'": "not JSON",
+    "-drive file=a,index=x": "not the number",
 }
 
 
@@ -245,8 +245,8 @@ def test_argument_for_one_process_is_refused_by_its_name(line: str, why: str) ->
 
 
 @pytest.mark.parametrize("line", ["-hda a", "-drive if=none,id=d0,file=a -device ide-hd,drive=d0,id=vda", ""])
-def test_disk_that_no_argument_is_known_to_be_is_refused(line: str) -> None:
-    with pytest.raises(Unsupported, match="known to be the disk 'd0'") as refused:
+def test_disk_without_an_argument_is_refused(line: str) -> None:
+    with pytest.raises(Unsupported, match="recognised as the disk 'd0'") as refused:
         rewritten(line, {"d0": "/n"})
     assert refused.value.feature == "d0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -49,7 +50,7 @@ class Thing:
 
     @asynccontextmanager
     async def fork(self):
-        children = Children(2, None)
+        children: Children[Any] = Children(2, None)
         children.tell(Child(1, Job()))
         children.tell(Child(0, error=QmpsnapError("no")))
         yield children

@@ -74,7 +74,7 @@ def test_described_machine_has_its_console_and_ports_in_the_directory(monkeypatc
     started = []
     monkeypatch.setattr(source, "launch", lambda argv, *, log: started.append((argv, str(log))))
     machine = Machine(qemu="/q", accel="tcg", ports=("org.x.0",))
-    source.described(machine)(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
+    source.launcher_of_machine(machine)(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
     ((argv, log),) = started
     assert log == "/d,1/qemu.log"
     assert "file,id=console,path=/d,,1/console.log" in argv
