@@ -133,7 +133,7 @@ async def test_another_one_of_a_command_line_has_that_file_in_place_of_its_own_m
 
 async def test_machine_says_what_only_one_qemu_can_have(qemu, tmp_path):
     machine = described(qemu, tmp_path, "vda", nics=[qmpsnap.Nic("tap,ifname=tap7")])
-    with pytest.raises(qmpsnap.Unsupported, match="'tap7' is the first one's"):
+    with pytest.raises(qmpsnap.Unsupported, match="'tap7' belongs to the first QEMU"):
         async with qmpsnap.launch(machine, start=qmpsnap.Start(disks={"vda": f"{tmp_path}/other"})):
             pass
 

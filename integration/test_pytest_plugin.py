@@ -345,7 +345,7 @@ def test_guide_s_conftest_and_tests_pass(one_suite):
     guide = (ROOT / "docs" / "howto" / "pytest.md").read_text()
     conftest, tests = (
         guide.partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
-        for heading in ("Say what the machine is", "Write tests")
+        for heading in ("Describe the machine", "Write tests")
     )
     images = one_suite.folder / "images"
     images.mkdir()
