@@ -97,7 +97,7 @@ async def children_are_woken(vm, place) -> None:
         found = [await stale(Guest(child.port(PORT_NAME))) for child in alive]
     assert len({number for number, _ in found}) == 2
     assert max(distance for _, distance in found) <= 3
-    assert [child.error.output for child in known if child.error is not None] == ["broken"]
+    assert [child.error.__cause__.output for child in known if child.error is not None] == ["broken"]
 
 
 WAYS = ("port", "agent", "console")
