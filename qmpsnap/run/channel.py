@@ -105,14 +105,38 @@ def listener(path: str) -> Iterator[socket.socket | None]:
                     os.unlink(path)
 
 
-class Port(ByteStream):
+class _Sending(ByteStream):
+    """The part of a stream that is the same for ports and the console: what goes to the guest."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes to the guest; return when the socket has all of them.
+
+        Raises:
+            BrokenResourceError: When QEMU has ended.
+        """
+        rest = memoryview(item)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._socket)
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+        await anyio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """Tell QEMU that nothing more is sent."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+
+class Port(_Sending):
     """A port of the guest, as a stream of bytes.
 
     What the guest writes waits in the socket until it is received; the guest's writes block when it is full.
     """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
         """Return what the guest has written, at least one byte.
@@ -132,24 +156,12 @@ class Port(ByteStream):
                     raise anyio.EndOfStream
                 return data
 
-    async def send(self, item: bytes) -> None:
-        """Send bytes to the guest; return when the socket has all of them.
-
-        Raises:
-            BrokenResourceError: When QEMU has ended.
-        """
-        await _send(self._socket, item)
-
-    async def send_eof(self) -> None:
-        """Tell QEMU that nothing more is sent."""
-        self._socket.shutdown(socket.SHUT_WR)
-
     async def aclose(self) -> None:
         """Close it; it cannot be opened again."""
         self._socket.close()
 
 
-class Console(ByteStream):
+class Console(_Sending):
     """The guest's serial console. It is always read, so that the guest never waits for us.
 
     Output is kept until `receive` or `wait_for` takes it, but at most the last 256 KiB.
@@ -159,8 +171,8 @@ class Console(ByteStream):
     """
 
     def __init__(self, sock: socket.socket, log: str = "") -> None:
+        super().__init__(sock)
         self.log: Final = log
-        self._socket = sock
         self._file = open_log(log) if log else -1
         self._tail = bytearray()
         self._unread = bytearray()
@@ -208,18 +220,6 @@ class Console(ByteStream):
                 raise anyio.EndOfStream
             await self._news.wait()
         return self._take(max_bytes)
-
-    async def send(self, item: bytes) -> None:
-        """Type bytes on the console.
-
-        Raises:
-            BrokenResourceError: When QEMU has ended.
-        """
-        await _send(self._socket, item)
-
-    async def send_eof(self) -> None:
-        """Tell QEMU that nothing more is typed."""
-        self._socket.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
         """Read the remaining output, and close the console; called when QEMU has ended."""
@@ -282,15 +282,3 @@ class Console(ByteStream):
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-async def _send(sock: socket.socket, item: bytes) -> None:
-    rest = memoryview(item)
-    while rest:
-        try:
-            rest = rest[sock.send(rest) :]
-        except BlockingIOError:
-            await anyio.wait_writable(sock)
-        except OSError as error:
-            raise anyio.BrokenResourceError from error
-    await anyio.lowlevel.checkpoint()
