@@ -31,6 +31,7 @@ from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import open_file
 from qmpsnap.run.session.change import settled
+from qmpsnap.testing.clients import Clients, take_commands
 
 __all__ = ["Replay", "replay"]
 
@@ -54,39 +55,26 @@ class Replay:
         self._record = record
         self._sessions = iter(record.sessions)
         self._left = len(record.sessions)
-        self._turn = asyncio.Lock()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._clients = Clients(self._talk)
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a client (for asyncio's server): it gets the next session, or after the last none."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio's server runs us in one
-        self._serving.add(task)
         try:
-            async with self._turn:
-                session = next(self._sessions, None)
-                if session is not None:
-                    self._left -= 1
-                    cut = self._record.cut and self._left == 0
-                    playing = _Session(session, reader, writer, self.refused, cut=cut)
-                    await playing.play(self._patience)
-        except (ConnectionError, ValueError, RecursionError, asyncio.CancelledError):
-            pass  # the client went, or sent no JSON, or the server ends
+            await self._clients.serve(reader, writer)
         finally:
-            self._serving.discard(task)
-            writer.transport.abort()
-            with suppress(ConnectionError, asyncio.CancelledError):
-                await writer.wait_closed()
             if self._left == 0:
                 self.played.set()
 
     async def end(self) -> None:
         """Disconnect every client."""
-        serving = set(self._serving)
-        for task in serving:
-            task.cancel()
-        if serving:
-            await asyncio.wait(serving)
+        await self._clients.end()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = next(self._sessions, None)
+        if session is not None:
+            self._left -= 1
+            cut = self._record.cut and self._left == 0
+            await _Session(session, reader, writer, self.refused, cut=cut).play(self._patience)
 
 
 class _Session:
@@ -200,16 +188,8 @@ class _Session:
         except TimeoutError:
             return False
         self._closed = not data
-        self._text = (self._text + data.decode()).lstrip()
-        decoder = json.JSONDecoder()
-        while self._text:
-            try:
-                command, length = decoder.raw_decode(self._text)
-            except json.JSONDecodeError:
-                break  # not all of it has come
-            self._text = self._text[length:].lstrip()
-            if isinstance(command, dict):
-                self._pending.append(mask_secrets(command))
+        commands, self._text = take_commands(self._text + data.decode())
+        self._pending += [mask_secrets(command) for command in commands if isinstance(command, dict)]
         return True
 
 

@@ -19,10 +19,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from qmpsnap.run.session.change import settled
+from qmpsnap.testing.clients import Clients, take_commands
 
 __all__ = ["GREETING", "Action", "Emit", "Fail", "Hangup", "QmpServer", "Raw", "Return", "Wait", "serve"]
 
@@ -95,9 +96,8 @@ class QmpServer:
         self.received: list[dict[str, object]] = []
         self._answers: dict[str, tuple[Action, ...] | Callable[[dict[str, object]], object]] = {}
         self._once: dict[str, list[tuple[Action, ...]]] = {}
-        self._turn = asyncio.Lock()
+        self._clients = Clients(self._talk)
         self._writer: asyncio.StreamWriter | None = None
-        self._serving: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Condition()
         self.answer("qmp_capabilities", Return())
         self.answer("query-commands", Return([]))
@@ -141,49 +141,29 @@ class QmpServer:
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client until it goes (for asyncio's server)."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio's server runs us in one
-        self._serving.add(task)
-        try:
-            async with self._turn:
-                self._writer = writer
-                await self._talk(reader, writer)
-        except (ConnectionError, asyncio.CancelledError, ValueError):
-            pass  # the client went, or the server ends: both are how this is meant to end
-        finally:
-            self._serving.discard(task)
-            self._writer = None if self._writer is writer else self._writer
-            writer.transport.abort()
-            with suppress(ConnectionError, asyncio.CancelledError):
-                await writer.wait_closed()
+        await self._clients.serve(reader, writer)
 
     async def end(self) -> None:
         """Disconnect every client."""
-        serving = set(self._serving)
-        for task in serving:
-            task.cancel()
-        if serving:
-            await asyncio.wait(serving)
+        await self._clients.end()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.greeting is not None:
-            writer.write(self.late + self.greeting)
-            self.late = b""
-        decoder = json.JSONDecoder()
-        received = ""
-        while data := await reader.read(1 << 20):
-            received += data.decode()
-            while received := received.lstrip():
-                # qemu.qmp ends no command with a newline: objects simply follow each other.
-                try:
-                    command, length = decoder.raw_decode(received)
-                except json.JSONDecodeError:
-                    break  # not all of it has come
-                received = received[length:]
-                self.received.append(command)
-                async with self._arrived:
-                    self._arrived.notify_all()
-                await self._act(command, writer)
+        self._writer = writer
+        try:
+            if self.greeting is not None:
+                writer.write(self.late + self.greeting)
+                self.late = b""
+            received = ""
+            while data := await reader.read(1 << 20):
+                commands, received = take_commands(received + data.decode())
+                for command in commands:
+                    assert isinstance(command, dict)  # noqa: S101 - a client under test sends objects
+                    self.received.append(command)
+                    async with self._arrived:
+                        self._arrived.notify_all()
+                    await self._act(command, writer)
+        finally:
+            self._writer = None
 
     async def _act(self, command: dict[str, object], writer: asyncio.StreamWriter) -> None:
         output = b""  # sent in one piece, as QEMU's output buffer does
