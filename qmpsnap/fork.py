@@ -15,10 +15,11 @@ import anyio
 
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.one_machine import M, OneMachine, Starter
+from qmpsnap.own_checkpoint import take, take_back
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
-from qmpsnap.template import Template, take, take_back, template_of
+from qmpsnap.template import Template, template_of
 from qmpsnap.waking import Waker
 
 _log = get_logger("qmpsnap.fork")

@@ -10,6 +10,7 @@ from functools import partial
 import anyio
 
 from qmpsnap.errors import NotFound, Unsupported
+from qmpsnap.model.arguments import refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
@@ -21,6 +22,18 @@ from qmpsnap.plan.intent import Load
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.scratch import Scratch
+
+
+def choose_launcher(given: Starter[M] | None, own: Starter[M] | None) -> Starter[M]:
+    """Return the caller's launcher, or else the machine's or template's own.
+
+    Raises:
+        BadArgument: When there is none, or it cannot be called.
+    """
+    launcher = own if given is None else given
+    if launcher is None or not callable(launcher):
+        refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
+    return launcher
 
 
 @asynccontextmanager

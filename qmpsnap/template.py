@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import os
 import posixpath
-import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Generic
+from typing import Generic
 
 import anyio
 
 from qmpsnap.errors import (
     Busy,
-    Changed,
     CommandFailed,
-    Incomplete,
-    Interrupted,
     InvalidTarget,
-    LinkLost,
     MachineDiffers,
-    NotFound,
     QmpsnapError,
-    Unsupported,
 )
-from qmpsnap.helper import kept_state, loaded, throwaway
-from qmpsnap.model.arguments import refuse
+from qmpsnap.helper import choose_launcher, kept_state, loaded, throwaway
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.hints import command
 from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.template import (
     MEMORY,
@@ -37,25 +28,19 @@ from qmpsnap.model.template import (
     TemplateDisk,
     TemplateLayer,
     TemplateRecord,
-    keeper_files,
 )
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
-from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Load, Mode, SaveDevices
-from qmpsnap.plan.plan import Plan
+from qmpsnap.own_checkpoint import take, take_back
+from qmpsnap.plan.intent import Load, SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
-from qmpsnap.run.images import Images
-from qmpsnap.run.log import get_logger
-from qmpsnap.run.memory_files import remove_state_file
+from qmpsnap.run.keepers import create_keepers, remove_keepers
 from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.run.view_lock import held, hold
 from qmpsnap.waking import ENDED, Waker, check_wake, woken
-
-_log = get_logger("qmpsnap.template")
-_UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
 class Template(Generic[M]):
@@ -112,9 +97,10 @@ class Template(Generic[M]):
 
         Args:
             launcher: Starts the QEMU; None: that of the template.
-            directory: Where that directory lies; None: in that for temporary files.
-            keep: A new directory that gets the overlays instead, and stays; None: none. An empty image beside
-                each layer stays, too: it shows that the layer is needed, also once the template is removed.
+            directory: Where that directory is created; None: among the system's temporary files.
+            keep: A new directory in which the overlays are created instead, and which stays. An empty image
+                beside each layer stays, too: it shows that the layer is needed, also once the template is
+                removed. None: no such directory.
             wake: Called with the machine once its guest runs.
 
         Yields:
@@ -127,7 +113,7 @@ class Template(Generic[M]):
             Refused, TargetError: As the launcher does.
             Incomplete: When `wake` fails; the machine has ended.
         """
-        start = self._launcher(launcher)
+        start = choose_launcher(launcher, self.launcher)
         check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
         keep_directory = "" if keep is None else absolute("keep", keep)
@@ -142,12 +128,12 @@ class Template(Generic[M]):
                 await made_in_thread(create, lambda _: remove_tree(keep_directory))
                 keepers: dict[str, str] = {}
                 stack.push_async_callback(_drop, keep_directory, keepers, up)
-                await _keep(record.views(), record.name, keepers, synced=True)
+                await create_keepers(record.views(), record.name, keepers, synced=True)
             disks, own = await stack.enter_async_context(
                 throwaway(record.views(), place, keep=keep_directory)
             )
-            given = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
-            vm = await stack.enter_async_context(start(given))
+            own_start = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
+            vm = await stack.enter_async_context(start(own_start))
             vm.records_in(posixpath.join(keep_directory or own, "records"))
             await refuse_other_memory(vm, memory)
             state = record.kept_state(self.directory)
@@ -167,7 +153,7 @@ class Template(Generic[M]):
         memory = posixpath.join(self.directory, MEMORY)
         if await in_thread(partial(held, memory, self.record.name)):
             raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
-        await _remove_keepers(self.record.keepers)
+        await remove_keepers(self.record.keepers)
         await in_thread(partial(template_files.remove_files, self.directory))
 
     def to_json(self) -> dict[str, object]:
@@ -196,12 +182,6 @@ class Template(Generic[M]):
             share=False,
             sealed=self.record.sealed,
         )
-
-    def _launcher(self, given: Starter[M] | None) -> Starter[M]:
-        launcher = self.launcher if given is None else given
-        if launcher is None or not callable(launcher):
-            refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
-        return launcher
 
 
 async def open_template(
@@ -253,99 +233,6 @@ async def freeze(
     return frozen
 
 
-async def take(vm: OneMachine, name: str) -> tuple[Plan, Done]:
-    """Take a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was.
-
-    After a failure or a cancellation it is deleted again: see `take_back`.
-
-    Returns:
-        Its plan, and its result.
-    """
-    if (await vm.status()).running:
-        with suppress(Unsupported):  # of such memory, or over such a monitor
-            return await _taken(vm, name, "background")
-    return await _taken(vm, name, "in-place")
-
-
-async def _taken(vm: OneMachine, name: str, mode: Mode) -> tuple[Plan, Done]:
-    plan = await vm.plan(Checkpoint(name, mode))
-    try:
-        return plan, await vm.run(plan)
-    except QmpsnapError as error:
-        if error.changed is Changed.YES and not isinstance(error, LinkLost):  # its overlays were put on
-            error.changed, error.left = Changed.NO, ()  # unless it stays
-            await take_back(vm, name, plan, error)
-        raise
-    except BaseException as error:  # once its overlays were there it may be complete nevertheless
-        await take_back(vm, name, plan, error)
-        raise
-
-
-async def take_back(vm: OneMachine, name: str, plan: Plan, error: BaseException | None = None) -> None:
-    """Delete a checkpoint that was taken for a template, so that the disks write to the files of before.
-
-    Within a time limit, and whatever cancels us meanwhile. What stays, because the machine has ended for
-    example, is an error of its own, or is noted in the one that there is.
-
-    Args:
-        vm: The machine.
-        name: The checkpoint's name.
-        plan: Its plan.
-        error: What failed, or the cancellation; None: nothing.
-
-    Raises:
-        Incomplete: When the checkpoint stays, and nothing else has failed.
-        Interrupted: When we were cancelled, and the checkpoint stays.
-    """
-    why = f"it took longer than {_UNDO_LIMIT:g} s"
-    with anyio.CancelScope(shield=True):
-        with anyio.move_on_after(_UNDO_LIMIT):
-            try:
-                await _merge_back(vm, name, plan)
-            except QmpsnapError as reason:
-                why = reason.message
-                _log.warning("checkpoint.left", vm=vm.name, moment=name, reason=str(reason))
-            else:
-                return
-    if error is None:
-        files = ", ".join(f"{disk} to {files[0]}" for disk, files in plan.chains_after.items())
-        raise Incomplete(
-            f"the checkpoint {name!r} could not be merged back: {why}; since then the disks have written to "
-            f"layers of their own: {files}",
-            remaining=(command("delete", name),),
-            hint="start the machine from these files; qmpsnap list shows them",
-        )
-    left = f"the checkpoint {name!r}: {command('delete', name)}"
-    if isinstance(error, anyio.get_cancelled_exc_class()):
-        raise Interrupted(
-            f"stopped as requested, but the checkpoint {name!r}, which had been taken, could not be deleted",
-            changed=Changed.YES,
-            left=(left,),
-            hint=command("delete", name),
-        ) from error
-    if isinstance(error, QmpsnapError):
-        error.changed = Changed.YES
-        error.left = (*error.left, left)
-
-
-async def _merge_back(vm: OneMachine, name: str, plan: Plan) -> None:
-    """Commit each overlay that is still active, which ends the moment, and remove its VM state."""
-    graph, moments = await vm.graph(), (await vm.moments()).named(name)
-    for disk, files in plan.chains_after.items():
-        if disk in graph.disks and graph.disks[disk].files[:2] == files[:2]:
-            commit = Commit(disk, top=files[0], base=files[1], folded="remove")
-            await vm.run(await vm.plan(commit))
-    if not any(moment.record is not None and moment.record.id == plan.operation_id for moment in moments):
-        return
-    try:
-        await vm.run(await vm.plan(Delete(name)))
-    except NotFound:
-        for record in (moment.record for moment in moments):
-            if record is not None and record.state is not None:
-                state = record.state
-                await in_thread(partial(remove_state_file, state.file, record.id, state.tag))
-
-
 async def template_of(
     vm: OneMachine,
     name: str,
@@ -374,7 +261,7 @@ async def template_of(
     unfinished = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
     kept: dict[str, str] = {}
     try:
-        unkept = await _keep(views, name, kept, synced=lasting) if keepers else ()
+        unkept = await create_keepers(views, name, kept, synced=lasting) if keepers else ()
         disks = await in_thread(partial(_disks, views))
         memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
         async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
@@ -396,7 +283,7 @@ async def template_of(
         await in_thread(partial(unfinished.finish, record))
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
-            await _remove_keepers(kept)
+            await remove_keepers(kept)
         raise
     finally:
         with anyio.CancelScope(shield=True):
@@ -439,44 +326,6 @@ async def _seals(vm: OneMachine) -> bool:
     return isinstance(answer, list) and any(
         isinstance(row, dict) and row.get("name") == "rom" for row in answer
     )
-
-
-async def _keep(
-    views: Iterable[DiskView], name: str, made: dict[str, str], *, synced: bool
-) -> tuple[str, ...]:
-    """Create an empty image that is based on each layer; return the layers for which that failed.
-
-    Args:
-        views: How each disk is read.
-        name: The template's name.
-        made: Receives each image with its layer.
-        synced: Whether they are synced to the disk.
-    """
-    images, token, unkept = Images(), secrets.token_hex(4), []
-    layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
-    for file, keeper in keeper_files(layers, name, token).items():
-        layer, view = layers[file]
-        made[keeper] = file
-        try:
-            await images.create_image(
-                keeper,
-                size_bytes=view.virtual_size,
-                format="qcow2",
-                like=file,
-                backing=file,
-                backing_format=layer.format,
-                synced=synced,
-            )
-        except InvalidTarget as error:
-            del made[keeper]
-            unkept.append(f"{file}: {error.message}")
-    return tuple(unkept)
-
-
-async def _remove_keepers(keepers: Mapping[str, str]) -> None:
-    images = Images()
-    for file, layer in keepers.items():
-        await images.remove_orphan(file, layer)
 
 
 def _disks(views: Sequence[DiskView]) -> Frozen[str, TemplateDisk]:
@@ -526,7 +375,7 @@ async def _drop(directory: str, keepers: Mapping[str, str], up: anyio.Event) -> 
     if not up.is_set():
         with anyio.CancelScope(shield=True):
             await in_thread(partial(remove_tree, directory))
-            await _remove_keepers(keepers)
+            await remove_keepers(keepers)
 
 
 def _hold(file: str, name: str) -> int | None:

@@ -17,6 +17,7 @@ import anyio
 from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.fork import Children, fork
+from qmpsnap.helper import choose_launcher
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import AtLeastOne, NewName, Speed, Text, check, refuse, texts
 from qmpsnap.model.graph import Graph
@@ -678,7 +679,7 @@ class VM:
         file = "" if memory is None else absolute("memory", memory)
         if launcher is not None and mode != "background":
             refuse("launcher", launcher, f"it is only for the mode 'background', not for {mode!r}")
-        start = self._launcher(launcher) if launcher is not None else self.launcher
+        start = choose_launcher(launcher, self.launcher) if launcher is not None else self.launcher
         store = mode == "background" and start is not None
         intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via, store)
         done = await self._do(intent, hooks, wait=wait)
@@ -716,7 +717,7 @@ class VM:
 
         QAPI: blockdev-add, snapshot-save, sent to the helper (block-core.json, migration.json).
         """
-        start = self._launcher(launcher)
+        start = choose_launcher(launcher, self.launcher)
         check_hooks(hooks)
         return await make_store(self, name, start, hooks)
 
@@ -810,7 +811,7 @@ class VM:
             Incomplete: When `wake` fails; the new QEMU has ended, and its overlays stay.
         """
         check_wake(wake)
-        start = self._launcher(launcher)
+        start = choose_launcher(launcher, self.launcher)
         plan = await self.plan(Revert(name, into="new"))
         stored = await has_store(self, name)
         try:
@@ -867,7 +868,7 @@ class VM:
             Refused, TargetError: As `checkpoint` and the launcher do.
         """
         place = absolute("directory", directory)
-        start = self._launcher(launcher)
+        start = choose_launcher(launcher, self.launcher)
         check("of", of, Text | None)
         if of is not None:
             if name is not None:
@@ -921,20 +922,13 @@ class VM:
             Incomplete: At the end of the block, when the checkpoint stays and the block has raised nothing;
                 it names the files that the machine is to be started from.
         """
-        start = self._launcher(launcher)
+        start = choose_launcher(launcher, self.launcher)
         check("count", count, AtLeastOne)
         check("of", of, Text | None)
         check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
         async with fork(self, count, start, of=of or "", directory=place, wake=wake) as children:
             yield children
-
-    def _launcher(self, given: Launcher | None) -> Launcher:
-        """Return the caller's launcher, or else that of this machine."""
-        launcher = self.launcher if given is None else given
-        if not callable(launcher):
-            refuse("launcher", launcher, "give a function that starts a QEMU from a qmpsnap.Start")
-        return launcher
 
     async def save(
         self,

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget
+from qmpsnap.own_checkpoint import take
+from tests.each import each
+from tests.run.operations import vm_of
+from tests.run.states import fake_of
+
+if TYPE_CHECKING:
+    from qmpsnap.model.step import Step
+    from qmpsnap.testing.fake import FakeTarget
+
+
+def cancelling_at(command: str, fake: FakeTarget, scope: anyio.CancelScope) -> None:
+    """Cancel the scope before the first step with this command."""
+
+    def cancels(step: Step) -> None:
+        if step.command == command:
+            scope.cancel()
+
+    fake.before = cancels
+
+
+BACKGROUND = [
+    "create-overlay",
+    "stop",
+    "transaction",
+    "migrate",
+    "await-migration",
+    "seal-memory",
+    "keep-moment",
+]
+IN_PLACE = ["create-store", "snapshot-save", "transaction", "seal-store"]
+
+
+@each(
+    ("command", "running", "old"),
+    [
+        *((command, True, old) for command in BACKGROUND for old in (True, False)),
+        *((command, False, True) for command in IN_PLACE),
+    ],
+)
+async def test_checkpoint_whose_taking_is_cancelled_is_deleted_again(
+    command: str, *, running: bool, old: bool
+) -> None:
+    fake = fake_of(running=running, old=old)
+    vm = vm_of(fake)
+    files, chains = fake.files.names, (await vm.graph()).chains()
+    with anyio.CancelScope() as scope:
+        cancelling_at(command, fake, scope)
+        await take(vm, "t1")
+    assert scope.cancelled_caught
+    assert ((await vm.graph()).chains(), fake.files.names) == (chains, files)
+    assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
+    assert (await vm.status()).running is running
+
+
+async def test_checkpoint_that_cannot_be_deleted_after_a_cancellation_is_named() -> None:
+    fake = fake_of(old=True)
+    vm = vm_of(fake)
+    refused = CommandFailed("no", command="block-commit", arguments={}, qmp_class="GenericError", desc="no")
+    fake.fail("block-commit", refused)
+    scope = anyio.CancelScope()
+    cancelling_at("seal-memory", fake, scope)
+    with pytest.raises(Interrupted, match="the checkpoint 't1', which had been taken") as caught, scope:
+        await take(vm, "t1")
+    assert (caught.value.changed, caught.value.hint) == (Changed.YES, "qmpsnap delete t1")
+    assert caught.value.left == ("the checkpoint 't1': qmpsnap delete t1",)
+    assert [moment.name for moment in (await vm.moments()).moments] == ["t1"]
+    await vm.delete("t1")
+
+
+async def test_checkpoint_that_fails_after_its_overlays_were_put_on_leaves_none() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    chains = (await vm.graph()).chains()
+    fake.fail("seal-memory", InvalidTarget("no room", file="/images/base.t1.memory"))
+    with pytest.raises(InvalidTarget) as caught:
+        await take(vm, "t1")
+    assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
+    assert (await vm.graph()).chains() == chains
