@@ -333,16 +333,19 @@ async def test_revert_that_fails_before_the_disks_move_leaves_the_guest_as_it_wa
 async def test_revert_that_fails_half_way_leaves_the_guest_standing_and_says_so(qemu, images, machine, via):
     made = images("base")
     with unlike_its_checkpoint(machine, made.active) as running:
-        running.write("vda", *WRITE)
         async with running.connect() as vm:
+            await vm.checkpoint("c2", mode="internal")
+            running.write("vda", *WRITE)
             with pytest.raises(TargetError) as caught:
                 await vm.revert("c1", via=via)
             assert (caught.value.changed, caught.value.exit_code) == (Changed.YES, 4)
             assert "cannot be trusted" in caught.value.message + caught.value.hint
             assert "system_reset" in caught.value.hint
             assert status(running) == "restore-vm"
-            assert [one.name for one in (await vm.moments()).moments] == ["c1"]
+            assert [one.name for one in (await vm.moments()).moments] == ["c1", "c2"]
             assert await vm.jobs.interrupted() == ()
+            await vm.revert("c2", via=via)
+            assert status(running) == "running"
     assert qemu.read(made.active) == content(1)
 
 

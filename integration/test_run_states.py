@@ -94,7 +94,7 @@ TABLE = {
     "suspended": dict.fromkeys(OPERATIONS, NO) | dict.fromkeys(STANDS[:3], "suspended") | {DISKS: "running"},
     "restore-vm": dict.fromkeys(OPERATIONS, NO)
     | dict.fromkeys(STANDS[:3], "restore-vm")
-    | {DISKS: "prelaunch", MEMORY: "restore-vm"},
+    | {DISKS: "prelaunch", MEMORY: "running"},
     "postmigrate": dict.fromkeys(OPERATIONS, NO) | {"checkpoint in-place": SAVED},
 }
 

@@ -136,6 +136,11 @@ class Machine(Struct, frozen=True):
         """Whether nobody has paused the guest: it is running, or suspended."""
         return self.running or self.asleep
 
+    @property
+    def runs_after_load(self) -> bool:
+        """Whether the guest is resumed when VM state is loaded: it is running, or was until a load failed."""
+        return self.unpaused or self.status == FOR_A_LOAD
+
     def plugged(self, disk: str) -> Device | None:
         """The device that was plugged in for a disk, which may contain the disk's own, or None."""
         device = self.devices.get(disk)

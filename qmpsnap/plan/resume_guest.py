@@ -301,7 +301,8 @@ def _reverted(
     if can_finish:
         steps += _moves(record, scene, [disk for disk in disks if disk not in moved])
         steps += _load(record, scene)
-        if record.origin is not None and record.origin.running:
+        failed_before = record.state is not None and scene.machine.status == FOR_A_LOAD
+        if failed_before or (record.origin is not None and record.origin.running):
             steps.append(cont())
     used = (
         set() if can_finish else {layer.node for disk in scene.graph.disks.values() for layer in disk.layers}

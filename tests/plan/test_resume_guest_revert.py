@@ -77,6 +77,17 @@ def test_resume_of_a_revert_loads_nothing_into_a_guest_that_wrote_since(mode: st
     assert tidied(rested(record, of, files), record)
 
 
+@pytest.mark.parametrize(("mode", "runs"), [("in-place", True), ("", False)])
+def test_resume_of_a_revert_resumes_a_guest_that_an_earlier_load_left_paused(
+    mode: str, *, runs: bool
+) -> None:
+    record, of, files = begun(mode)
+    record = replace(record, origin=Origin(running=False, process="1:1"))
+    files.records[-1] = record
+    assert (cont() in rested(record, of, files, status="restore-vm").steps) is runs
+    assert cont() not in rested(record, of, files, status="paused").steps
+
+
 @pytest.mark.parametrize("process", ["2:2", ""])
 def test_resume_of_a_revert_loads_nothing_into_another_qemu(process: str) -> None:
     record, of, files = begun("in-place")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qmpsnap.errors import AmbiguousName, BadName, NotInChain, Unsupported
 from qmpsnap.model.hints import quoted
+from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.moments import Moment
 from qmpsnap.model.names import check_name, digest, job_id
 from qmpsnap.model.record import Origin
@@ -16,7 +17,7 @@ from qmpsnap.plan.checks.disk import refuse_migrated
 from qmpsnap.plan.checks.encryption import refuse_memory_inside
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.commands.jobs import done_and_dismissed
-from qmpsnap.plan.commands.state import loadvm, savevm, snapshot_load, snapshot_save
+from qmpsnap.plan.commands.state import cont, loadvm, savevm, snapshot_load, snapshot_save
 from qmpsnap.plan.inside.loadable import bitmap_notes, refuse_data_file, refuse_left, refuse_unloadable
 from qmpsnap.plan.inside.snapshot import check_inside_name, refuse_taken
 from qmpsnap.plan.inside.taking import Taking, refuse_double, taking
@@ -26,7 +27,7 @@ from qmpsnap.plan.record_places import state_place
 from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import refuse_no_load, refuse_unsavable
-from qmpsnap.plan.vmstate.in_place import stale_notes
+from qmpsnap.plan.vmstate.in_place import load_notes
 
 
 def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
@@ -175,13 +176,16 @@ def _plan(
 ) -> Plan:
     machine = scene.machine
     place = state_place(scene, part.disks[0]) if _recordable(intent.name) else ""
-    notes = stale_notes(machine, intent.name) if step.loads else bitmap_notes(intent.name, part)
+    notes = load_notes(machine, intent.name) if step.loads else bitmap_notes(intent.name, part)
+    steps = done_and_dismissed(step) if step.on_state else (step,)
+    # QEMU resumes a guest that is running when it loads, not one that a failed load has paused.
+    go_on = (cont(),) if step.loads and machine.status == FOR_A_LOAD else ()
     plan = Plan(
         op=op,
         intent=intent,
         disks=part.names,
         stages=(
-            Stage(title, done_and_dismissed(step) if step.on_state else (step,), verify=True),
+            Stage(title, (*steps, *go_on), verify=True),
             Stage("remove the record", finished(operation_id, place), tidy=True),
         ),
         before=scene.graph,

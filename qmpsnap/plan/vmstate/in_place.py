@@ -64,9 +64,14 @@ def pause(state: KeptState | None, machine: Machine, token: str, scene: Scene) -
     return stop_for_load(f"qmpsnap/none/{digest('stop', token, avoid=names)}")
 
 
-def stale_notes(machine: Machine, name: str) -> tuple[str, ...]:
-    """What may be stale after a load into a paused guest: QEMU keeps the code that it has translated."""
-    if not machine.emulated or machine.running or machine.status == FOR_A_LOAD:
+def load_notes(machine: Machine, name: str) -> tuple[str, ...]:
+    """What to know before a load: that it resumes the guest after a failed load, or may leave stale code.
+
+    Stale code is what QEMU has translated: a load into a paused guest does not discard it.
+    """
+    if machine.status == FOR_A_LOAD:
+        return ("the guest is resumed: it was running until a load of VM state failed",)
+    if not machine.emulated or machine.running:
         return ()
     note = (
         "QEMU emulates the CPUs (TCG) and the guest is paused: if it was rebooted here since "

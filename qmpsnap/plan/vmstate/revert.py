@@ -49,7 +49,7 @@ from qmpsnap.plan.vmstate.common import (
     refuse_state,
     undone,
 )
-from qmpsnap.plan.vmstate.in_place import load_store, pause, refuse_store, stale_notes
+from qmpsnap.plan.vmstate.in_place import load_notes, load_store, pause, refuse_store
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
@@ -131,7 +131,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
                     *(branch.move(machine, prepare=state is None) for branch in new),
                     *_check(new),
                     *(load or (system_reset(),)),
-                    *((cont(),) if machine.unpaused else ()),
+                    *((cont(),) if _runs_after(state, machine) else ()),
                 ),
                 verify=True,
             ),
@@ -165,6 +165,10 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
         state=state,
         origin=Origin(machine.unpaused, machine.process),
     )
+
+
+def _runs_after(state: KeptState | None, machine: Machine) -> bool:
+    return machine.unpaused if state is None else machine.runs_after_load
 
 
 def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: GuestScene) -> None:
@@ -261,4 +265,4 @@ def _notes(
         if intent.discard and not branch.closes
     )
     left = (f"not reverted: {', '.join(intent.leave)}",) if intent.leave else ()
-    return (*((reset,) if state is None else stale_notes(machine, intent.name)), *stay, NOT_TOLD, *left)
+    return (*((reset,) if state is None else load_notes(machine, intent.name)), *stay, NOT_TOLD, *left)

@@ -22,7 +22,15 @@ from qmpsnap.model.job import JobStatus, parse_job_id
 from qmpsnap.model.record import Origin
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
-from qmpsnap.plan.commands.state import delvm, loadvm, savevm, snapshot_delete, snapshot_load, snapshot_save
+from qmpsnap.plan.commands.state import (
+    cont,
+    delvm,
+    loadvm,
+    savevm,
+    snapshot_delete,
+    snapshot_load,
+    snapshot_save,
+)
 from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Revert, Via
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_machine import COMMANDS, a_machine
@@ -96,6 +104,16 @@ def test_checkpoint_by_jobs_is_a_job_that_is_waited_for_and_dismissed(
     assert plan.after is not None
     for name in plan.disks:
         assert [one.name for one in plan.after.disks[name].active.snapshots] == inside
+
+
+@each("via", ["hmp", "jobs"])
+def test_revert_resumes_a_guest_that_an_earlier_load_left_paused(via: Via) -> None:
+    failed = a_machine(TWO, running=False, status="restore-vm")
+    plan = planned(replace(LOAD, via=via), TWO, files=unseen(TWO), machine=failed)
+    load, *_, last = plan.steps
+    assert last == cont()
+    assert cont() not in (*load.undo, *load.on_failure)  # a failure must not resume it
+    assert "the guest is resumed: it was running until a load of VM state failed" in plan.notes
 
 
 @each("via", ["hmp", "jobs"])
