@@ -61,7 +61,7 @@ async def test_record_cut_anywhere_replays_up_to_there(images, machine, tmp_path
     for number, cut in enumerate(cuts):
         part = tmp_path / f"part-{number}"
         part.write_bytes(data[:cut])
-        with pytest.raises((qmpsnap.LinkLost, qmpsnap.ConnectFailed, qmpsnap.Malformed)):
+        with pytest.raises((qmpsnap.LinkLost, qmpsnap.ConnectFailed, qmpsnap.InvalidTarget)):
             async with (
                 replay(part, tmp_path / "s") as server,
                 qmpsnap.connect(server.path, shared_fs=False) as vm,
@@ -88,4 +88,12 @@ def test_command_line_records_and_replays(qemu, images, machine, tmp_path):
         assert json.loads(again.stdout) == first.json
         assert server.stdout.read() == ""
         assert server.wait(10) == 0
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        server.stdout.readline()
+        asked = [*command, "-s", tmp_path / "s", "--shared-fs", "no", "qmp", "stop"]
+        assert subprocess.run(asked, capture_output=True, check=False).returncode == 4
+        assert "no stop {} here" in json.loads(server.stdout.read())["refused"]
+        assert server.wait(10) == 4
+    (tmp_path / "text").write_text("hello")
+    assert cli("replay", tmp_path / "text").code == 3
     assert not Path(tmp_path / "s").exists()

@@ -11,6 +11,7 @@ from qmpsnap.cli.options import FILE
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run_alone
 from qmpsnap.cli.signals import Signals
+from qmpsnap.errors import TargetError
 from qmpsnap.model.printable import printable
 from qmpsnap.testing.replay import replay as serve_record
 
@@ -33,7 +34,7 @@ def replay(file: str, path: str | None) -> None:
 
     Each client gets the recorded replies and events of the next session. A command that differs from the
     recorded one gets an error that says which was expected. Ends when the last session has been played, or by
-    Ctrl-C.
+    Ctrl-C; exits with 4 if a command was refused.
     """
     as_json = current_app().json
 
@@ -48,5 +49,8 @@ def replay(file: str, path: str | None) -> None:
                     task.cancel()
             return tuple(server.refused)
 
-    for refusal in run_alone(serve):
+    refused = run_alone(serve)
+    for refusal in refused:
         emit(json_line(refused=refusal) if as_json else f"refused: {printable(refusal)}")
+    if refused:
+        click.get_current_context().exit(TargetError.exit_code)

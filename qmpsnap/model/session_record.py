@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from qmpsnap.errors import Malformed
+from qmpsnap.errors import InvalidTarget
 
 _DEEPEST = "it is nested too deeply"
 
@@ -59,34 +59,36 @@ def read_record(data: bytes, *, file: str = "the record") -> SessionRecord:
         file: What it is called in errors.
 
     Raises:
-        Malformed: When it is not a record, or a line is invalid; the message has the line's number.
+        InvalidTarget: When it is not a record, or a line is invalid; the message has the line's number.
     """
     *lines, rest = data.split(b"\n")
     first, *more = lines or [b""]
-    _decode(first, _First, f"{file} is not a record of qmpsnap")
+    _decode(first, _First, f"{file} is not a record of qmpsnap", file=file)
     sessions: list[list[Entry]] = []
     for number, line in enumerate(more, 2):
-        entry = _decode(line, Entry, f"{file}, line {number}")
+        entry = _decode(line, Entry, f"{file}, line {number}", file=file)
         if entry.side == "qemu" and "QMP" in entry.message:
             sessions.append([entry])
         elif sessions:  # messages before a greeting were for an earlier client
             sessions[-1].append(entry)
     if not sessions:
-        raise Malformed(
-            f"{file} holds no session: it has no greeting", hint="check that QEMU could be reached"
+        raise InvalidTarget(
+            f"{file} holds no session: it has no greeting",
+            file=file,
+            hint="check that QEMU could be reached",
         )
     return SessionRecord(
         tuple(map(tuple, sessions)), cut=bool(rest) or bool(_commands_without_reply(sessions[-1]))
     )
 
 
-def _decode(line: bytes, kind: Any, what: str) -> Any:  # noqa: ANN401 - one of two structs
+def _decode(line: bytes, kind: Any, what: str, *, file: str) -> Any:  # noqa: ANN401 - one of two structs
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Malformed(f"{what}: {error}") from error
+        raise InvalidTarget(f"{what}: {error}", file=file) from error
     except RecursionError as error:
-        raise Malformed(f"{what}: {_DEEPEST}") from error
+        raise InvalidTarget(f"{what}: {_DEEPEST}", file=file) from error
 
 
 def _commands_without_reply(session: list[Entry]) -> list[str]:

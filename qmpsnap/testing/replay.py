@@ -206,8 +206,8 @@ async def replay(
             first.
 
     Raises:
-        Malformed: When the file is not a record, or a line of it is not as it must be.
-        InvalidTarget: When the file cannot be read, or the socket cannot be created.
+        InvalidTarget: When the file cannot be read, is not a record, or has an invalid line; when the socket
+            cannot be created.
     """
     name, place = absolute("file", file), absolute("path", path)
     try:

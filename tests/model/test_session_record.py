@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qmpsnap.errors import Malformed
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.session_record import read_record
 
 FIRST = {"qmpsnap": "record", "version": 1, "at": 1.5}
@@ -69,5 +69,5 @@ def test_read_record_leaves_out_what_is_cut(data, count):
     ids=range(12),
 )
 def test_read_record_refuses_what_is_no_record_and_names_the_line(data, why):
-    with pytest.raises(Malformed, match=why):
+    with pytest.raises(InvalidTarget, match=why):
         read_record(data, file="r")

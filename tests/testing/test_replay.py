@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import CommandFailed, ConnectFailed, InvalidTarget, LinkLost, Malformed
+from qmpsnap.errors import CommandFailed, ConnectFailed, InvalidTarget, LinkLost
 from qmpsnap.run.session import connect, recording
 from qmpsnap.testing.replay import replay
 from qmpsnap.testing.server import Emit, Return, serve
@@ -119,8 +119,8 @@ async def test_replay_bears_clients_that_send_no_qmp(record, tmp_path):
 async def test_replay_refuses_what_is_no_record_or_cannot_be_read(record, tmp_path):
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "fifo")
-    for file, error in (("text", Malformed), ("none", InvalidTarget), ("fifo", InvalidTarget)):
-        with pytest.raises(error):
+    for file in ("text", "none", "fifo"):
+        with pytest.raises(InvalidTarget):
             async with replay(tmp_path / file, tmp_path / "s"):
                 pytest.fail("served")
     with pytest.raises(InvalidTarget, match="cannot listen"):
