@@ -200,15 +200,24 @@ class ImageInUse(Refused):
         file: The image.
         pid: The process; None if it is not known, because of another user or a container for instance.
         program: The name of the program, or the loop device; "" if it is not known.
+        user: The user that the process runs as; "" if it is not known.
     """
 
     def __init__(
-        self, message: str, *, file: str, pid: int | None = None, program: str = "", hint: str = ""
+        self,
+        message: str,
+        *,
+        file: str,
+        pid: int | None = None,
+        program: str = "",
+        user: str = "",
+        hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.file = file
         self.pid = pid
         self.program = program
+        self.user = user
 
 
 class StillNeeded(Refused):

@@ -69,6 +69,11 @@ _HINTS = (
 )
 
 
+def is_lock_refused(description: str) -> bool:
+    """Whether an error message of QEMU's says that it did not get the lock of an image."""
+    return "Failed to get" in description and '" lock' in description
+
+
 def hint_for(description: str) -> str:
     """What to do about this error message of QEMU's, or ""."""
     return next((hint for words, hint in _HINTS if words in description), "")

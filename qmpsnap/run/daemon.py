@@ -16,6 +16,7 @@ import anyio
 
 from qmpsnap.errors import CommandFailed, ConnectFailed, ImageInUse, InvalidTarget, Malformed, QmpsnapError
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.hints import is_lock_refused
 from qmpsnap.model.image_chain import ImageChain, ImageLayer
 from qmpsnap.model.job import JobStatus
 from qmpsnap.model.open_images import OpenImages
@@ -24,6 +25,7 @@ from qmpsnap.model.parse_images import parse_images
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.images import open_layer
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.holders import Holder, users
 from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.migration import Migrations
@@ -139,7 +141,8 @@ class DaemonTarget(SessionTarget):
                 try:
                     await self.perform(step)
                 except CommandFailed as error:
-                    raise _not_opened(chain, layer, error) from error
+                    why = partial(_not_opened, chain, layer, error, daemon=self._process.pid)
+                    raise await in_thread(why) from error
                 below = str(step.arguments["node-name"])
             self._opened = self._opened.with_root(chain.disk, below or "")
         await in_thread(partial(refuse_exchanged, self._chains, self._process.pid))
@@ -185,14 +188,21 @@ class DaemonTarget(SessionTarget):
                 self._opened = self._opened.ended(job.id, well=not job.error)
 
 
-def _not_opened(chain: ImageChain, layer: ImageLayer, error: CommandFailed) -> ImageInUse | InvalidTarget:
+def _not_opened(
+    chain: ImageChain, layer: ImageLayer, error: CommandFailed, *, daemon: int
+) -> ImageInUse | InvalidTarget:
     """The error for a layer that could not be opened: in use if QEMU's image lock says so, else invalid."""
-    if "lock" in error.desc and "Failed to get" in error.desc:
-        return ImageInUse(
-            f"{layer.file}, a layer of {chain.disk}, is in use by another process: {error.desc}",
-            file=layer.file,
-            hint="if its machine is running, connect to the monitor (-s); else wait until that process ends",
+    if not is_lock_refused(error.desc):
+        return InvalidTarget(
+            f"{layer.file}, a layer of {chain.disk}, cannot be opened: {error.desc}", file=layer.file
         )
-    return InvalidTarget(
-        f"{layer.file}, a layer of {chain.disk}, cannot be opened: {error.desc}", file=layer.file
+    key = (layer.device, layer.inode)
+    holder = users([key], apart=(daemon,)).get(key, Holder())
+    return ImageInUse(
+        f"{layer.file}, a layer of {chain.disk}, is in use: {holder} has it open: {error.desc}",
+        file=layer.file,
+        pid=holder.pid,
+        program=holder.program,
+        user=holder.user,
+        hint="if its machine is running, connect to the monitor (-s); else wait until that process ends",
     )

@@ -1,4 +1,4 @@
-"""Finds out who has a file open for writing, from /proc, QEMU's image locks and the kernel's loop devices.
+"""Finds out who has a file open, from /proc, QEMU's image locks and the kernel's loop devices.
 
 Blocking. If the process belongs to another user, or runs in a container whose processes we do not see, only
 its lock is visible, but not which process holds it.
@@ -12,10 +12,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from msgspec import Struct
 
+from qmpsnap.model.host_process import HostProcess
+from qmpsnap.run.proc import host_process, pids
 from qmpsnap.run.safe_open import kernel_text
 
 FileId = tuple[int, int]
@@ -27,30 +29,72 @@ _WRITE, _RESIZE = 1, 3  # block-common.h: bits of BLK_PERM_WRITE and BLK_PERM_RE
 
 
 class Holder(Struct, frozen=True):
-    """Who has a file open for writing: a process, or the kernel.
+    """Who has a file open: a process, or the kernel.
 
     Attributes:
         pid: The process's id; None if only its lock is visible, and for the kernel.
         program: The name of its program, or for the kernel the loop device; "" if it is not known.
+        user: The user that the process runs as; "" if it is not known.
     """
 
     pid: int | None = None
     program: str = ""
+    user: str = ""
 
     def __str__(self) -> str:
         """The holder as a phrase for messages."""
         if self.pid is not None:
-            return f"process {self.pid} ({self.program or '?'})"
+            return str(HostProcess(self.pid, self.program, self.user))
         return f"the loop device {self.program}" if self.program else "another process"
 
 
-def writers(files: Collection[FileId]) -> dict[FileId, Holder]:
-    """The first holder that we see of each file that is open for writing."""
+def writers(files: Collection[FileId], *, apart: Collection[int | None] = ()) -> dict[FileId, Holder]:
+    """The first holder that we see of each file that is open for writing.
+
+    Args:
+        files: The files to look for.
+        apart: Ids of processes that do not count.
+    """
     holders = loops(files)
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        for key in written(pid, among=files):
-            holders.setdefault(key, Holder(pid, _program(pid)))
+    for pid in pids():
+        for key in written(pid, among=files) if pid not in apart else ():
+            holders.setdefault(key, _holder(pid))
     return holders
+
+
+def users(files: Collection[FileId], *, apart: Collection[int | None] = ()) -> dict[FileId, Holder]:
+    """The first process that we see of each file that is open, for reading or writing.
+
+    Args:
+        files: The files to look for.
+        apart: Ids of processes that do not count.
+    """
+    found: dict[FileId, Holder] = {}
+    for pid in pids():
+        if pid not in apart and len(found) < len(files):
+            for _, key in _open(pid):
+                if key in files and key not in found:
+                    found[key] = _holder(pid)
+    return found
+
+
+def _holder(pid: int) -> Holder:
+    process = host_process(pid)
+    return Holder(pid, process.program, process.user)
+
+
+def _open(pid: int) -> Iterator[tuple[str, FileId]]:
+    """The descriptors of a process, each with the file that it leads to; none if we may not look."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{number}")
+        except OSError:  # closed meanwhile
+            continue
+        yield number, (status.st_dev, status.st_ino)
 
 
 def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId, Holder]:
@@ -88,16 +132,10 @@ def written(pid: int, *, among: Collection[FileId] | None = None) -> set[FileId]
         among: Look only for these files; None: for all.
     """
     writable = set()
-    try:
-        numbers = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return set()
-    for number in numbers:
+    for number, key in _open(pid):
+        if among is not None and key not in among:
+            continue
         try:
-            status = os.stat(f"/proc/{pid}/fd/{number}")
-            key = (status.st_dev, status.st_ino)
-            if among is not None and key not in among:
-                continue
             lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
         except OSError:  # closed meanwhile
             continue
@@ -120,12 +158,3 @@ def _held(descriptor: int, byte: int) -> bool:
         return False
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
-
-
-def _program(pid: int) -> str:
-    """The first word of the process's command line, without the directory; "" if it cannot be read."""
-    try:
-        words = kernel_text(f"/proc/{pid}/cmdline").split("\0")
-    except OSError:
-        return ""
-    return words[0].rpartition("/")[2]

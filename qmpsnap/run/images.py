@@ -27,6 +27,7 @@ from qmpsnap.plan.intent import Folded
 from qmpsnap.run import cleanup
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread, sync_directory
+from qmpsnap.run.holders import Holder, users
 from qmpsnap.run.image_headers import descriptor_header, luks_header
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.process import start_program
@@ -182,7 +183,9 @@ class Images:
             except OSError as error:
                 raise unusable(file, error, "remove") from error
             if used:
-                raise InvalidTarget(f"{file!r} is open in another process; it stays", file=file)
+                key = (created.device, created.inode)
+                holder = (await in_thread(partial(users, [key]))).get(key, Holder())
+                raise InvalidTarget(f"{file!r} stays: {holder} has it open", file=file)
             return await self.remove_created(created)
         if not await in_thread(partial(os.path.lexists, file)):
             return False

@@ -102,6 +102,7 @@ def refuse_unusable(chains: Iterable[ImageChain]) -> None:
             file=files[key],
             pid=holder.pid,
             program=holder.program,
+            user=holder.user,
             hint="if a machine runs on it, give its QMP socket with -s",
         )
     for layer in layers:  # now that nobody writes to it

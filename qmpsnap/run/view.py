@@ -29,10 +29,12 @@ from qmpsnap.errors import (
     TargetExists,
     Unsupported,
 )
+from qmpsnap.model.hints import is_lock_refused
 from qmpsnap.model.view import DiskView
 from qmpsnap.plan.commands.reading import nbd_options, read_options
 from qmpsnap.run import memory_files
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.lock_holders import lock_holders
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.process import Process, start_program
@@ -236,8 +238,9 @@ async def _failed(process: Process, view: DiskView, program: str, *, fuse: bool)
         return _no_fuse(words)
     return ConnectFailed(
         f"{view.disk} as it was at {view.moment!r} cannot be opened: {program} {words}",
-        hint="another process writes to one of its layers; to find it: qmpsnap jobs, or fuser -v FILE"
-        if '" lock' in words
+        hint=await in_thread(partial(lock_holders, view.files, process.pid))
+        or "another process writes to one of its layers; to find it: qmpsnap jobs, or fuser -v FILE"
+        if is_lock_refused(words)
         else "",
     )
 

@@ -83,6 +83,6 @@ def test_a_lock_of_another_process_is_told_from_other_failures() -> None:
     def reply(desc: str) -> CommandFailed:
         return CommandFailed(desc, command="blockdev-add", arguments={}, qmp_class="GenericError", desc=desc)
 
-    locked = _not_opened(chain, layer, reply('Failed to get "write" lock'))
+    locked = _not_opened(chain, layer, reply('Failed to get "write" lock'), daemon=1)
     assert (type(locked), locked.file) == (ImageInUse, "/d/a")
-    assert type(_not_opened(chain, layer, reply("Image is corrupt"))) is InvalidTarget
+    assert type(_not_opened(chain, layer, reply("Image is corrupt"), daemon=1)) is InvalidTarget

@@ -81,5 +81,6 @@ def test_an_image_is_in_use_even_if_only_its_lock_is_seen(tmp_path):
         lock(held.fileno(), 101)
         with pytest.raises(ImageInUse, match="in use: another process has it open for writing") as caught:
             refuse_unusable(chains)
-    assert (caught.value.file, caught.value.pid, caught.value.program) == (str(file), None, "")
+    error = caught.value
+    assert (error.file, error.pid, error.program, error.user) == (str(file), None, "", "")
     refuse_unusable(chains)

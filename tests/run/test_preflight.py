@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
@@ -530,6 +531,7 @@ def test_refuse_unusable_names_the_process_that_writes(place, name):
         writer.communicate()
     assert (caught.value.file, caught.value.pid) == (str(place / name), writer.pid)
     assert caught.value.program.startswith("python")
+    assert caught.value.user == getpass.getuser()
     refuse_unusable(chains)
 
 

@@ -17,6 +17,7 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import settled
 from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
 from qmpsnap.run.session.recorder import Recorder
+from qmpsnap.run.session.silence import why_silent
 
 _NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
@@ -163,9 +164,10 @@ async def _greeted(
     with anyio.move_on_after(ends - anyio.current_time()):
         sock = await dial(address)
     if sock is None:
+        why = await why_silent(address)
         raise ConnectFailed(
-            f"no connection to {where} within {limit:g} s",
-            hint="other clients are waiting for the monitor, or the host does not answer",
+            f"no connection to {where} within {limit:g} s{why.fact}",
+            hint=why.hint or "other clients are waiting for the monitor, or the host does not answer",
         )
     try:
         peer, client = peer_of(sock, pid), Client(recorder)
@@ -173,9 +175,10 @@ async def _greeted(
             await _greet(client, sock, seconds=ends - anyio.current_time(), where=where)
         except TimeoutError:
             missing = "answer to our greeting" if client.greeting else "greeting"
+            why = await why_silent(address, peer.pid)
+            general = f"another client may be connected to the monitor, or {peer.process} is stopped or busy"
             raise ConnectFailed(
-                f"no {missing} from {where} within {limit:g} s",
-                hint=f"another client may be connected to the monitor, or {peer.process} is stopped or busy",
+                f"no {missing} from {where} within {limit:g} s{why.fact}", hint=why.hint or general
             ) from None
     except BaseException:
         sock.close()

@@ -20,8 +20,8 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import BadReplyError
 
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
-from qmpsnap.model.hints import hint_for
 from qmpsnap.run.current_operation import CURRENT_OPERATION
+from qmpsnap.run.lock_holders import refusal_hint
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import Change, Limits, settled
 from qmpsnap.run.session.client import Tap, first_line, reach
@@ -225,7 +225,7 @@ class Session:
                 arguments=arguments,
                 qmp_class=error.error_class,
                 desc=str(error),
-                hint=hint_for(str(error)),
+                hint=await refusal_hint(str(error), arguments, pid=self.peer_pid),
             ) from error
         except BadReplyError as error:
             text = f"QEMU's reply to {command!r} is not QMP: {error.error_message}"

@@ -1,0 +1,71 @@
+"""Finds out why a monitor does not greet: another client is connected to it, or QEMU is stopped."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from functools import partial
+
+from msgspec import Struct
+
+from qmpsnap.model.host_process import HostProcess
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.proc import is_stopped
+from qmpsnap.run.session.dial import Address
+from qmpsnap.run.sockets import clients_of, tcp_clients_of
+
+_OTHERS_CLIENT = "end that client, or give QEMU one more monitor: it serves one client at a time on each"
+
+
+class Silence(Struct, frozen=True):
+    """Why a monitor does not greet.
+
+    Attributes:
+        fact: The end of a message; "" if nothing is known.
+        hint: What to do about it; "" if nothing is known.
+    """
+
+    fact: str = ""
+    hint: str = ""
+
+
+async def why_silent(address: Address, pid: int | None = None) -> Silence:
+    """Find out why nobody greets at an address; our own connection to it has to be closed by now.
+
+    Args:
+        address: The monitor's address.
+        pid: QEMU's process; None: it is not known.
+    """
+    return await in_thread(partial(_why_silent, address, pid))
+
+
+def _why_silent(address: Address, pid: int | None) -> Silence:
+    clients = _clients(address)
+    if clients is not None:
+        return Silence(f": {_connected(clients)} connected to it", _OTHERS_CLIENT)
+    if pid is not None and is_stopped(pid):
+        return Silence(f": QEMU (process {pid}) is stopped", f"let it continue: kill -CONT {pid}")
+    return Silence()
+
+
+def _clients(address: Address) -> tuple[HostProcess | str, ...] | None:
+    if isinstance(address, socket.socket):
+        return None
+    if isinstance(address, str) and not address.startswith("tcp:"):
+        return clients_of(address)
+    port = address[1] if isinstance(address, tuple) else int(address.rpartition(":")[2])
+    return tcp_clients_of(port)
+
+
+def _connected(clients: Iterable[HostProcess | str]) -> str:
+    """The clients as the subject of a sentence, with its verb."""
+    named = [
+        "this process itself"
+        if isinstance(client, HostProcess) and client.pid == os.getpid()
+        else str(client)
+        for client in clients
+    ]
+    if not named:
+        return "a process that we may not see is"
+    return f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'}"

@@ -1,0 +1,41 @@
+"""Why a monitor does not greet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from contextlib import closing
+
+import pytest
+
+from qmpsnap.run.session.silence import Silence, why_silent
+
+
+async def test_why_silent_names_the_client_of_a_tcp_monitor():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        text = f"tcp:127.0.0.1:{address[1]}"
+        assert await why_silent(address) == await why_silent(text, os.getpid()) == Silence()
+        with closing(socket.create_connection(address)), closing(listener.accept()[0]):
+            found = await why_silent(address)
+            assert found == await why_silent(text)
+    assert found.fact == ": this process itself is connected to it"
+    assert "one client at a time" in found.hint
+
+
+@pytest.fixture
+def stopped():
+    """The id of a process that is stopped."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        yield child.pid
+        child.kill()
+
+
+async def test_why_silent_tells_that_qemu_is_stopped(stopped, tmp_path):
+    found = await why_silent(str(tmp_path / "none"), stopped)
+    assert found.fact == f": QEMU (process {stopped}) is stopped"
+    assert found.hint == f"let it continue: kill -CONT {stopped}"
