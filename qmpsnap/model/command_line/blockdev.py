@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from qmpsnap.errors import Unsupported
 from qmpsnap.model.command_line.options import Option, is_json, read_json, read_keys, write_keys
 
 Node = dict[str, object]
@@ -25,6 +26,7 @@ _ANY_NODE: Final = frozenset(
 _ANY_FILE: Final = _ANY_NODE | {"aio", "locking", "aio-max-batch", "drop-cache"}
 _FILES: Final = frozenset({"file", "host_device"})
 _DEEPEST: Final = 50
+_REFERRING: Final = frozenset({"-device", "-drive", "-machine", "-M", "-object", "-set", "-global"})
 _CHAIN: Final = ("file", "backing", "data-file")
 
 
@@ -45,31 +47,34 @@ def is_written(nodes: Mapping[str, Node], root: str) -> bool:
 def with_image(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
     """Return the options with other images, in qcow2, beneath some root nodes; filters stay.
 
-    Nodes of the old chain that nothing else uses any more are left out.
+    Nodes that no device uses, or that none uses any more, are left out: QEMU would open their images.
 
     Args:
         options: The options.
         images: Path of the image, by the root node's name.
 
     Raises:
-        Unsupported: When an option cannot be read.
+        Unsupported: When an option cannot be read, or two disks have the same image.
     """
-    read = dict(_read(options))
+    before, read = dict(_read(options)), dict(_read(options))
     nodes = {str(node.get("node-name", "")): node for node in read.values()}
-    before = _references(options, nodes)
+    replaced: dict[int, str] = {}
     for root, image in images.items():
-        _replace(nodes, nodes[root], image)
-    dropped: set[str] = set()
-    while (
-        unused := before
-        - dropped
-        - _references(options, {n: node for n, node in nodes.items() if n not in dropped})
-    ):
-        dropped |= unused
+        node = _below_filters(nodes, nodes[root])
+        if replaced.setdefault(id(node), image) != image:
+            raise Unsupported(
+                f"another disk has the same image as the node {root!r}: they cannot get images of their own",
+                feature=root,
+                hint="give launcher=, a function that starts such a QEMU from a qmpsnap.Start",
+            )
+        _replace(nodes, node, image)
+    while unused := nodes.keys() - _references(options, nodes):
+        for name in unused:
+            del nodes[name]
     return [
-        Option(option.name, _text(option, read[number])) if number in read else option
+        Option(option.name, _text(option, read[number])) if read.get(number) != before.get(number) else option
         for number, option in enumerate(options)
-        if number not in read or read[number].get("node-name") not in dropped
+        if number not in read or str(read[number].get("node-name", "")) in nodes
     ]
 
 
@@ -107,6 +112,8 @@ def _flatten(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from _flatten({str(number): item for number, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
 
@@ -115,13 +122,13 @@ def _references(options: Sequence[Option], nodes: Mapping[str, Node]) -> set[str
     """Return the names of the nodes to which a node or another option refers."""
     names = {text for node in nodes.values() for key, text in _flatten(node) if key != "node-name"}
     for option in options:
-        if option.name in {"-device", "-machine", "-M", "-object"}:
+        if option.name in _REFERRING:
             names |= {value for _, value in read_keys(option, "")}
     return names & set(nodes)
 
 
-def _replace(nodes: Mapping[str, Node], root: Node, image: str) -> None:
-    """Replace the first node that is not a filter by the image."""
+def _below_filters(nodes: Mapping[str, Node], root: Node) -> Node:
+    """Return the first node that is not a filter."""
     node = root
     for _ in range(len(nodes) + 1):  # the deepest chain without a cycle
         below = node.get("file")
@@ -131,21 +138,30 @@ def _replace(nodes: Mapping[str, Node], root: Node, image: str) -> None:
             node = nodes[below]
         elif isinstance(below, dict):
             node = below
-    is_format = node.get("driver") in _FORMATS
-    file = node.get("file") if is_format else None
+    return node
+
+
+def _replace(nodes: Mapping[str, Node], node: Node, image: str) -> None:
+    """Replace a node that is not a filter by the image."""
+    file = node.get("file") if node.get("driver") in _FORMATS else None
     old = nodes.get(file) if isinstance(file, str) else file
     options = {
         key: value
         for key, value in node.items()
         if key in _ANY_NODE or (node.get("driver") == "qcow2" and key not in {"driver", *_CHAIN})
     }
+    fresh: Node = {"driver": "file", "filename": image}
     if isinstance(old, dict):
         keep = _ANY_FILE if old.get("driver") in _FILES else _ANY_NODE
-        fresh = {"driver": "file", "filename": image, **{k: v for k, v in old.items() if k in keep}}
-        old.clear()
-        old.update(fresh)
-    child = (
-        file if isinstance(file, str) and file in nodes else (old or {"driver": "file", "filename": image})
-    )
+        fresh |= {key: value for key, value in old.items() if key in keep}
+    child: object = fresh
+    if isinstance(file, str) and isinstance(old, dict):
+        users = [text for other in nodes.values() for _, text in _flatten(other)].count(file)
+        if users == 2:  # its own name, and this node
+            old.clear()
+            old.update(fresh)
+            child = file
+        else:  # a part of a file that other nodes use, too
+            fresh.pop("node-name", None)
     node.clear()
     node.update({"driver": "qcow2", **options, "file": child})

@@ -38,6 +38,14 @@ _ON: Final = frozenset({"on", "yes", "true"})
 _OF_THE_IMAGE: Final = frozenset({"file", "format", "driver", "offset", "size", "backing", "data-file"})
 
 
+# Keys that a drive has whatever its image is. QEMU: qemu_common_drive_opts and legacy options (blockdev.c).
+_OF_A_DRIVE: Final = frozenset(
+    {"if", "bus", "unit", "index", "id", "media", "node-name", "snapshot", "readonly", "read-only", "aio"}
+    | {"auto-read-only", "cache", "discard", "detect-zeroes", "copy-on-read", "werror", "rerror"}
+    | {"throttling", "force-share", "stats-account-invalid", "stats-account-failed"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Drive:
     option: int  # its place in the command line
@@ -106,7 +114,7 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
                 feature=disk,
                 hint="give another image for it in Start.disks, or give launcher=",
             )
-    return with_image(changed, roots) if roots else changed
+    return with_image(changed, roots)
 
 
 def _is_written(options: Sequence[Option], place: int | str) -> bool:
@@ -117,16 +125,22 @@ def _is_written(options: Sequence[Option], place: int | str) -> bool:
             last(keys, "drive") == place and last(keys, "driver").endswith("-cd") for keys in readers
         )
     keys = _keys(options[place])
-    is_read_only = (
-        last(keys, "readonly") in _ON or last(keys, "read-only") in _ON or last(keys, "snapshot") in _ON
-    )
-    in_snapshot_mode = any(option.name == "-snapshot" for option in options)
-    is_image = any(key.partition(".")[0] == "file" for key, _ in keys)
-    return is_image and not is_read_only and not in_snapshot_mode and last(keys, "media") != "cdrom"
+    of_all = "on" if any(option.name == "-snapshot" for option in options) else "off"
+    is_read_only = last(keys, "readonly") in _ON or last(keys, "read-only") in _ON
+    is_temporary = last(keys, "snapshot", of_all) in _ON
+    return _has_medium(keys) and not (is_read_only or is_temporary or last(keys, "media") == "cdrom")
+
+
+def _has_medium(keys: Pairs) -> bool:
+    return any(key.partition(".")[0] in {"file", "filename", "driver"} for key, _ in keys)
 
 
 def _drive_with(option: Option, image: str) -> Option:
-    keys = [(key, value) for key, value in _keys(option) if key.partition(".")[0] not in _OF_THE_IMAGE]
+    keys = _keys(option)
+    if any(key.partition(".")[0] == "file" for key, _ in keys):
+        keys = [(key, value) for key, value in keys if key.partition(".")[0] not in _OF_THE_IMAGE]
+    else:  # `driver=nbd,path=...`: each key may be of that driver
+        keys = [(key, value) for key, value in keys if key.partition(".")[0] in _OF_A_DRIVE]
     return Option("-drive", write_keys([("file", image), ("format", "qcow2"), *keys]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from qmpsnap.model.command_line.options import Option, last, machine_key, read_keys
+from qmpsnap.model.command_line.options import Option, Pairs, last, machine_key, read_keys
 from qmpsnap.model.start import GuestMemory, Start
 
 _BACKENDS: Final = "memory-backend-"
@@ -40,13 +40,19 @@ def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], 
         elif start.memory is not None and name == backend:
             is_replaced = True
             changed.append(_object(start.memory, name))
-        elif last(keys, "qom-type") == "memory-backend-file" and last(keys, "share") in {"on", "yes", "true"}:
+        elif last(keys, "qom-type") == "memory-backend-file" and _is_written(keys):
             changed.append(_private(option, name, last(keys, "size"), is_main=name == backend))
         else:
             changed.append(option)
     if is_replaced:
         start = replace(start, memory=None)
     return changed, start.arguments
+
+
+def _is_written(keys: Pairs) -> bool:
+    """Whether the guest may write to the file: it is mapped shared, and not read-only."""
+    on = {"on", "yes", "true"}
+    return last(keys, "share") in on and last(keys, "readonly") not in on
 
 
 def _object(memory: GuestMemory, name: str) -> Option:

@@ -6,6 +6,7 @@ from typing import Final
 
 from qmpsnap.model.command_line.options import Option, keep_only, last, read_keys
 
+_FORWARDED: Final = frozenset({"hostfwd", "tcp-ports", "udp-ports"})  # of user; and of passt
 _ALONE: Final = frozenset({"l2tpv3", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
 
 
@@ -29,4 +30,4 @@ def network(option: Option) -> Option:
     )
     if kind in {"socket", "stream", "dgram"} and not is_group:
         option.refuse("its connection has two ends, and both are in use")
-    return keep_only(option, "type", lambda key: key != "hostfwd")
+    return keep_only(option, "type", lambda key: key not in _FORWARDED)

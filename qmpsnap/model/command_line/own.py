@@ -9,12 +9,13 @@ from typing import Final
 from qmpsnap.model.command_line.network import network
 from qmpsnap.model.command_line.options import Option, Pairs, last, read_keys, write_keys
 
+_ON: Final = frozenset({"on", "yes", "true"})
 _ADDRESS_BYTES: Final = 107  # of a unix socket's path
 _OF_LAUNCH: Final = ("qmp", "console.log", "qemu.log")  # names that `launch` uses in the directory
 
 _LEFT_OUT: Final = frozenset(
     {"-pidfile", "-daemonize", "-qmp", "-qmp-pretty", "-mon", "-gdb", "-s", "-incoming", "-loadvm"}
-    | {"-writeconfig", "-dump-vmstate"}
+    | {"-writeconfig", "-dump-vmstate", "-qtest", "-qtest-log", "-full-screen", "-curses", "-sdl"}
 )
 _REFUSED: Final[Mapping[str, str]] = {
     "-add-fd": "its descriptor belongs to the first QEMU",
@@ -75,8 +76,8 @@ class Own:
             "-set": _set,
             "-audio": _audio,
             "-audiodev": _audio,
-            "-fsdev": _proxy,
-            "-virtfs": _proxy,
+            "-fsdev": _share,
+            "-virtfs": _share,
         }
 
     def of(self, option: Option) -> Option | None:
@@ -113,6 +114,8 @@ class Own:
         """Return a serial port, which the guest always has, with a new file or socket, or unconnected."""
         text = option.value or ""
         kind, _, rest = text.removeprefix("mon:").partition(":")
+        if kind == "pty":
+            return Option(option.name, text.removesuffix(f":{rest}"))
         path = rest.partition(",")[0]
         if kind == "file" and (file := self._file(path)):
             return Option(option.name, f"file:{file}")
@@ -179,7 +182,7 @@ class Own:
 
 
 def _listens(keys: Pairs) -> bool:
-    return last(keys, "server") in {"on", "yes", "true"} and last(keys, "path") != ""
+    return last(keys, "server") in _ON and last(keys, "path") != ""
 
 
 def _chardev(kind: str, keys: Pairs) -> Option:
@@ -187,8 +190,12 @@ def _chardev(kind: str, keys: Pairs) -> Option:
 
 
 def _display(option: Option) -> Option:
-    keys = dict(read_keys(option, "type"))
-    return Option("-display", "none") if keys.get("type") == "spice-app" or "vnc" in keys else option
+    """Return no display in place of a window, a terminal or a server; with GL, one that nobody sees."""
+    keys = read_keys(option, "type")
+    if last(keys, "type") == "egl-headless":
+        return option
+    has_gl = last(keys, "gl", "off") not in {"off", "no", "false"}
+    return Option("-display", "egl-headless" if has_gl else "none")
 
 
 def _device(option: Option) -> Option:
@@ -200,6 +207,8 @@ def _device(option: Option) -> Option:
     for key, _ in keys:
         if key.endswith("fd"):
             option.refuse(f"the descriptor {key} belongs to the first QEMU")
+    if driver == "usb-mtp" and last(keys, "readonly", "on") not in _ON:
+        option.refuse("two guests would write to the same directory; readonly=on allows it")
     return option
 
 
@@ -223,7 +232,10 @@ def _audio(option: Option) -> Option:
     return Option(option.name, write_keys([("driver", "none"), *named], "driver"))
 
 
-def _proxy(option: Option) -> Option:
-    if last(read_keys(option, "driver"), "driver") == "proxy":
+def _share(option: Option) -> Option:
+    keys = read_keys(option, "driver")
+    if last(keys, "driver") == "proxy":
         option.refuse("its backend can serve only one machine")
+    if last(keys, "driver") == "local" and last(keys, "readonly") not in _ON:
+        option.refuse("two guests would write to the same directory; readonly=on allows it")
     return option

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qmpsnap.model.command_line.disks import with_images
 from qmpsnap.model.command_line.memory import with_memory
-from qmpsnap.model.command_line.options import split
+from qmpsnap.model.command_line.options import Option, split
 from qmpsnap.model.command_line.own import Own
 from qmpsnap.model.start import Start
 
@@ -15,7 +15,7 @@ def for_start(argv: Sequence[str], start: Start) -> list[str]:
     """Rewrite a command line for another QEMU, which may run beside the first.
 
     Its disks and its memory are those of the start. What only one process can have is replaced by a file in
-    the start's directory (sockets, logs), or left out (monitors, forwarded ports, pid files).
+    the start's directory (sockets, logs), or left out (monitors, forwarded ports, pid files, displays).
 
     Args:
         argv: The program, maybe after a wrapper such as `ip netns exec`, and its arguments.
@@ -30,4 +30,6 @@ def for_start(argv: Sequence[str], start: Start) -> list[str]:
     options, more = with_memory(options, start)
     own = Own(start.directory)
     rewritten = [other for option in options if (other := own.of(option)) is not None]
+    if not {"-display", "-nographic"} & {option.name for option in rewritten}:
+        rewritten.append(Option("-display", "none"))  # else it would open a window
     return [*program, *(word for option in rewritten for word in option.words), *more]
